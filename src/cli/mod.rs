@@ -1,0 +1,84 @@
+//! The command line: one file per subcommand, each with its `Args` and `run`.
+
+pub mod data;
+pub mod encode;
+pub mod eval;
+pub mod export;
+pub mod import;
+pub mod serve;
+pub mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Done.
+pub const DONE: u8 = 0;
+/// Failed.
+pub const FAILED: u8 = 1;
+/// Wrong usage (clap's own code).
+pub const USAGE: u8 = 2;
+/// Wrong configuration: retrying can't help (sysexits' EX_CONFIG).
+pub const CONFIG: u8 = 78;
+
+/// Makes, serves and keeps improving a small language model of your own.
+#[derive(Debug, Parser)]
+#[command(name = "bespoke", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model over the OpenAI API
+    Serve(serve::Args),
+    /// Turn a raw event into a memory, through the running daemon
+    Encode(encode::Args),
+    /// Train a model from a recipe
+    Train(train::Args),
+    /// Write a Hugging Face folder as a GGUF file
+    Export(export::Args),
+    /// Write a GGUF file as a Hugging Face folder
+    Import(import::Args),
+    /// Judge a model
+    #[command(subcommand)]
+    Eval(eval::Command),
+    /// Make and check training data
+    #[command(subcommand)]
+    Data(data::Command),
+}
+
+/// An error that is the configuration's fault: exit code 78.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongConfiguration(pub String);
+
+/// Parses the arguments, runs the command, prints what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Encode(args) => encode::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Eval(command) => eval::run(command),
+        Command::Data(command) => data::run(command),
+    };
+    match result {
+        Ok(()) => ExitCode::from(DONE),
+        Err(error) => {
+            report(&error);
+            ExitCode::from(if error.is::<WrongConfiguration>() { CONFIG } else { FAILED })
+        }
+    }
+}
+
+/// Prints an error with its chain of causes, one a line.
+fn report(error: &anyhow::Error) {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  caused by: {cause}");
+    }
+}

@@ -1,0 +1,1 @@
+//! The composition root: settings -> engine, API; owns start, reload and shutdown.

@@ -1,0 +1,15 @@
+//! bespoke: makes, serves and keeps improving a small language model of a person's own.
+//!
+//! The rooms of the house and the directions between them are drawn in `docs/architecture.md`.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod durable;
+pub mod engine;
+pub mod eval;
+pub mod gguf;
+pub mod hub;
+pub mod model;
+pub mod task;
+pub mod train;

@@ -1,0 +1,58 @@
+//! The trainable tensors of a decoder, by Hugging Face name, in a fixed order.
+
+use std::collections::HashMap;
+
+use candle_core::{Result, Tensor, Var};
+
+/// Named variables in the order of [`super::DecoderConfig::parameter_shapes`]: optimisers, checkpoints and hashes rely on it.
+#[derive(Debug, Clone, Default)]
+pub struct Parameters {
+    entries: Vec<(String, Var)>,
+    index: HashMap<String, usize>,
+}
+
+impl Parameters {
+    /// Adds a parameter at the end.
+    ///
+    /// # Errors
+    /// A name that is there already.
+    pub fn insert(&mut self, name: impl Into<String>, value: Var) -> Result<()> {
+        let name = name.into();
+        if self.index.insert(name.clone(), self.entries.len()).is_some() {
+            candle_core::bail!("parameter {name} is there twice");
+        }
+        self.entries.push((name, value));
+        Ok(())
+    }
+
+    /// The variable of this name.
+    ///
+    /// # Errors
+    /// No such parameter.
+    pub fn get(&self, name: &str) -> Result<&Var> {
+        match self.index.get(name) {
+            Some(&at) => Ok(&self.entries[at].1),
+            None => candle_core::bail!("parameter {name} is missing"),
+        }
+    }
+
+    /// All, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.entries.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// All as plain tensors, by name.
+    pub fn tensors(&self) -> HashMap<String, Tensor> {
+        self.iter().map(|(name, var)| (name.to_owned(), var.as_tensor().clone())).collect()
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
