@@ -1,1 +1,3 @@
-fn main(){}
+//! Placeholder until the engine bench lands.
+
+fn main() {}

@@ -1,1 +1,3 @@
-fn main(){}
+//! Placeholder until the generator bench lands.
+
+fn main() {}

@@ -1,1 +1,3 @@
-fn main(){}
+//! Placeholder until the train bench lands.
+
+fn main() {}

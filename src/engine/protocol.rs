@@ -13,10 +13,16 @@ pub trait Engine: Send + Sync + 'static {
     fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError>;
 
     /// Queues mean-pooled, L2-normalised embeddings, one per input, each `[n_embd]`.
-    fn embed(&self, inputs: Vec<Prompt>) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError>;
+    fn embed(
+        &self,
+        inputs: Vec<Prompt>,
+    ) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError>;
 
     /// Token ids of a prompt, exactly as [`Engine::generate`] would see them.
-    fn tokenize(&self, prompt: Prompt) -> Result<oneshot::Receiver<Result<Vec<u32>, EngineError>>, EngineError>;
+    fn tokenize(
+        &self,
+        prompt: Prompt,
+    ) -> Result<oneshot::Receiver<Result<Vec<u32>, EngineError>>, EngineError>;
 
     /// State and heartbeat of the engine's own thread.
     fn health(&self) -> watch::Receiver<Health>;
@@ -228,7 +234,9 @@ pub enum EngineError {
         context: u32,
     },
     /// Not even the shortest valid answer fits.
-    #[error("max_tokens is {given}; the shortest answer that validates against the schema needs {needed} tokens")]
+    #[error(
+        "max_tokens is {given}; the shortest answer that validates against the schema needs {needed} tokens"
+    )]
     BudgetTooSmall {
         /// Tokens of the shortest valid answer.
         needed: u32,

@@ -68,7 +68,9 @@ impl DecoderConfig {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];
         for layer in 0..self.layers {
-            let mut add = |name: &str, shape: Vec<usize>| shapes.push((format!("model.layers.{layer}.{name}.weight"), shape));
+            let mut add = |name: &str, shape: Vec<usize>| {
+                shapes.push((format!("model.layers.{layer}.{name}.weight"), shape));
+            };
             add("input_layernorm", vec![d]);
             add("self_attn.q_proj", vec![q, d]);
             add("self_attn.k_proj", vec![kv, d]);

@@ -12,6 +12,10 @@ pub const BOS: u32 = 1;
 /// End of a turn, and of generation.
 pub const END: u32 = 2;
 
+/// The conversation as the model reads it: markers stand directly at the text, so that no token spans both.
+pub const CHAT_TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}\
+    {% if add_generation_prompt %}<|assistant|>{% endif %}";
+
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
@@ -56,7 +60,9 @@ impl Tokenizer {
     }
 
     /// Wraps a tokenizer made in memory.
-    pub fn new(inner: tokenizers::Tokenizer) -> Self {
+    pub fn new(mut inner: tokenizers::Tokenizer) -> Self {
+        // Without this, special tokens are looked for in any text; a person's text must never become a marker.
+        inner.set_encode_special_tokens(true);
         Self { inner }
     }
 
@@ -72,11 +78,18 @@ impl Tokenizer {
 
     /// Ids of a text in which markers are only text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        // Special tokens are looked for in the text unless this is set; a person's text must never become a marker.
-        let mut inner = self.inner.clone();
-        inner.set_encode_special_tokens(true);
-        let encoding = inner.encode_fast(text, false).map_err(|e| TokenizerError::Text(e.to_string()))?;
+        let encoding =
+            self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Text(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Ids of a JSON answer, cut at the borders and escapes of its string values (see [`answer_pieces`]).
+    pub fn encode_answer(&self, json: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::new();
+        for piece in answer_pieces(json) {
+            ids.extend(self.encode(piece)?);
+        }
+        Ok(ids)
     }
 
     /// Text of ids, markers included.
@@ -99,9 +112,10 @@ impl Tokenizer {
     /// Id of a role's marker.
     fn marker(&self, role: &str) -> Result<u32, TokenizerError> {
         match role {
-            "system" | "user" | "assistant" | "tool" => {
-                self.inner.token_to_id(&format!("<|{role}|>")).ok_or_else(|| TokenizerError::Role(role.to_owned()))
-            }
+            "system" | "user" | "assistant" | "tool" => self
+                .inner
+                .token_to_id(&format!("<|{role}|>"))
+                .ok_or_else(|| TokenizerError::Role(role.to_owned())),
             _ => Err(TokenizerError::Role(role.to_owned())),
         }
     }
@@ -109,5 +123,107 @@ impl Tokenizer {
     /// Entries, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+}
+
+/// Cuts compact JSON into pieces that are tokenised apart: what stands between string values (keys, brackets and the
+/// opening quotation mark), each run of plain text inside a value, each escape sequence, and the closing mark.
+///
+/// So a value that is copied from an event has the event's own tokens, whatever punctuation stands around it.
+pub fn answer_pieces(json: &str) -> Vec<&str> {
+    let bytes = json.as_bytes();
+    let mut pieces = Vec::new();
+    let (mut from, mut at) = (0, 0);
+    while at < bytes.len() {
+        if bytes[at] != b'"' {
+            at += 1;
+            continue;
+        }
+        let end = string_end(bytes, at);
+        if bytes.get(end) == Some(&b':') {
+            at = end; // a key belongs to the run between values
+            continue;
+        }
+        pieces.push(&json[from..=at]);
+        let close = end - usize::from(end > at + 1 && bytes[end - 1] == b'"');
+        value_pieces(json, at + 1, close, &mut pieces);
+        pieces.push(&json[close..end]);
+        from = end;
+        at = end;
+    }
+    pieces.push(&json[from..]);
+    pieces.retain(|piece| !piece.is_empty());
+    pieces
+}
+
+/// Index after the closing mark of the string literal that opens at `open`, or the text's end.
+fn string_end(bytes: &[u8], open: usize) -> usize {
+    let mut at = open + 1;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' => at += 2,
+            b'"' => return at + 1,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// The runs and escapes of a literal's inside.
+fn value_pieces<'a>(json: &'a str, from: usize, to: usize, pieces: &mut Vec<&'a str>) {
+    let bytes = json.as_bytes();
+    let (mut from, mut at) = (from, from);
+    while at < to {
+        if bytes[at] != b'\\' {
+            at += 1;
+            continue;
+        }
+        pieces.push(&json[from..at]);
+        let long = if bytes.get(at + 1) == Some(&b'u') { 6 } else { 2 };
+        let mut end = (at + long).min(to);
+        while !json.is_char_boundary(end) {
+            end -= 1;
+        }
+        pieces.push(&json[at..end]);
+        from = end;
+        at = end;
+    }
+    pieces.push(&json[from..to]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_cut_at_values_and_escapes() {
+        let json = r#"{"a":"x\n\"y\"","b":["é",""],"n":0.5}"#;
+        let pieces = answer_pieces(json);
+        assert_eq!(
+            pieces,
+            [
+                r#"{"a":""#,
+                "x",
+                r"\n",
+                r#"\""#,
+                "y",
+                r#"\""#,
+                "\"",
+                r#","b":[""#,
+                "é",
+                "\"",
+                r#",""#,
+                "\"",
+                r#"],"n":0.5}"#
+            ]
+        );
+        assert_eq!(pieces.concat(), json);
+    }
+
+    #[test]
+    fn broken_json_is_cut_without_loss() {
+        for text in ["", "\"", "{\"a", "{\"a\":\"x\\", "\\", "{\"a\":\"\\u12é"] {
+            assert_eq!(answer_pieces(text).concat(), text, "{text:?}");
+        }
     }
 }

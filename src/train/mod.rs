@@ -1,1 +1,3 @@
-//! The train room.
+//! Training.
+
+pub mod vocabulary;

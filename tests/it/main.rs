@@ -1,1 +1,1 @@
-
+//! Integration tests: one file per story, each driving the real library or binary.
