@@ -1,0 +1,289 @@
+//! Causal attention inside documents, block by block: the `[heads, seq, seq]` matrix never exists.
+//!
+//! FlashAttention's recomputation (Dao et al. 2022, algorithms 2 and 4) at the scale of a CPU cache: a block of queries meets
+//! all keys before it in one matrix product, and the backward pass computes the probabilities again from the stored
+//! log-sum-exp. Each task is one key/value head of one document.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{Matrix, floats, lanes, with_floats};
+use crate::model::layout::{BatchLayout, Document};
+
+/// Queries in a block. Smaller blocks waste less above the diagonal, larger ones make better matrix products.
+const BLOCK: usize = 64;
+
+struct Attention {
+    documents: Arc<[Document]>,
+    seq: usize,
+    scale: f32,
+    /// log sum exp of each query's scaled scores, per task `[group, len]`; written by the forward pass.
+    log_sums: OnceLock<Vec<Vec<f32>>>,
+}
+
+/// Softmax attention of q `[batch, seq, heads, head_dim]` over k and v `[batch, seq, kv_heads, head_dim]`, each query over
+/// its own document's keys up to its own position. Gives `[batch, seq, heads, head_dim]`; zero for padding.
+///
+/// # Errors
+/// Shapes that do not agree with each other or the layout, operands that are not f32 in CPU memory.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, layout: &BatchLayout) -> Result<Tensor> {
+    let (batch, seq, heads, width) = q.dims4()?;
+    let kv_heads = k.dim(2)?;
+    let expected = (batch, seq, kv_heads, width);
+    if (batch, seq) != (layout.batch(), layout.seq())
+        || k.dims4()? != expected
+        || v.dims4()? != expected
+        || kv_heads == 0
+        || heads % kv_heads != 0
+    {
+        candle_core::bail!(
+            "attention: q {:?}, k {:?}, v {:?} in a layout of {} rows of {} tokens",
+            q.shape(),
+            k.shape(),
+            v.shape(),
+            layout.batch(),
+            layout.seq()
+        );
+    }
+    let op = Attention {
+        documents: layout.documents().clone(),
+        seq,
+        scale: 1.0 / (width as f32).sqrt(),
+        log_sums: OnceLock::new(),
+    };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+/// Heads `[batch, seq, heads, head_dim]` in a storage.
+#[derive(Clone, Copy)]
+struct Heads<'a> {
+    storage: &'a CpuStorage,
+    offset: usize,
+    heads: usize,
+    width: usize,
+}
+
+impl<'a> Heads<'a> {
+    fn new(storage: &'a CpuStorage, layout: &Layout) -> Self {
+        let dims = layout.dims();
+        Self { storage, offset: layout.start_offset(), heads: dims[2], width: dims[3] }
+    }
+
+    /// One head of `len` tokens from `token` on, `[len, head_dim]`.
+    fn block(&self, head: usize, token: usize, len: usize) -> Matrix<'a> {
+        let stride = self.heads * self.width;
+        Matrix {
+            storage: self.storage,
+            offset: self.offset + token * stride + head * self.width,
+            rows: len,
+            columns: self.width,
+            strides: [stride, 1],
+        }
+    }
+}
+
+/// One key/value head of one document, with its group of query heads.
+#[derive(Clone, Copy)]
+struct Task {
+    /// First token in the flattened batch.
+    token: usize,
+    len: usize,
+    kv_head: usize,
+}
+
+impl Attention {
+    fn tasks(&self, kv_heads: usize) -> Vec<Task> {
+        let of_document = |document: &Document| {
+            let (token, len) = (document.row * self.seq + document.start, document.len);
+            (0..kv_heads).map(move |kv_head| Task { token, len, kv_head })
+        };
+        self.documents.iter().flat_map(of_document).collect()
+    }
+
+    /// Context `[group, len, head_dim]` and log-sum-exps `[group, len]` of a task.
+    fn task_forward(&self, task: Task, q: Heads, k: Heads, v: Heads) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (group, width) = (q.heads / k.heads, q.width);
+        let mut context = Vec::with_capacity(group * task.len * width);
+        let mut log_sums = Vec::with_capacity(group * task.len);
+        for head in task.kv_head * group..(task.kv_head + 1) * group {
+            for from in (0..task.len).step_by(BLOCK) {
+                let queries = BLOCK.min(task.len - from);
+                let keys = from + queries;
+                let k_block = k.block(task.kv_head, task.token, keys);
+                let mut scores = q.block(head, task.token + from, queries).matmul(&k_block.t())?;
+                let mut inverse_sums = [0.0; BLOCK];
+                for (at, row) in scores.chunks_exact_mut(keys).enumerate() {
+                    let (seen, hidden) = row.split_at_mut(from + at + 1);
+                    hidden.fill(0.0);
+                    let top = lanes::max(seen) * self.scale;
+                    for score in seen.iter_mut() {
+                        *score = lanes::exp(lanes::fma(*score, self.scale, -top));
+                    }
+                    let sum = lanes::sum(seen);
+                    log_sums.push(top + sum.ln());
+                    inverse_sums[at] = 1.0 / sum;
+                }
+                let weights = CpuStorage::F32(scores);
+                let mixed = Matrix::dense(&weights, 0, queries, keys).matmul(&v.block(
+                    task.kv_head,
+                    task.token,
+                    keys,
+                ))?;
+                for (row, inverse) in mixed.chunks_exact(width).zip(inverse_sums) {
+                    context.extend(row.iter().map(|value| value * inverse));
+                }
+            }
+        }
+        Ok((context, log_sums))
+    }
+
+    /// Gradients of a task: q's `[group, len, head_dim]`, k's and v's `[len, head_dim]`.
+    #[allow(clippy::too_many_arguments)]
+    fn task_backward(
+        &self,
+        task: Task,
+        log_sums: &[f32],
+        deltas: &[f32],
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        grad: Heads,
+    ) -> Result<[Vec<f32>; 3]> {
+        let (group, width) = (q.heads / k.heads, q.width);
+        let mut dq = Vec::with_capacity(group * task.len * width);
+        let mut dk = vec![0.0; task.len * width];
+        let mut dv = vec![0.0; task.len * width];
+        for head in task.kv_head * group..(task.kv_head + 1) * group {
+            let log_sums = &log_sums[(head - task.kv_head * group) * task.len..];
+            for from in (0..task.len).step_by(BLOCK) {
+                let queries = BLOCK.min(task.len - from);
+                let keys = from + queries;
+                let q_block = q.block(head, task.token + from, queries);
+                let k_block = k.block(task.kv_head, task.token, keys);
+                let v_block = v.block(task.kv_head, task.token, keys);
+                let grad_block = grad.block(head, task.token + from, queries);
+                // P = exp(scores - log sum), dP = g V^T, dS = scale P (dP - g.o)
+                let mut weights = q_block.matmul(&k_block.t())?;
+                let mut d_scores = grad_block.matmul(&v_block.t())?;
+                let rows = weights.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys));
+                for (at, (weights, d_scores)) in rows.enumerate() {
+                    let seen = from + at + 1;
+                    weights[seen..].fill(0.0);
+                    d_scores[seen..].fill(0.0);
+                    let log_sum = log_sums[from + at];
+                    let delta = deltas[(task.token + from + at) * q.heads + head];
+                    for (weight, d_score) in weights[..seen].iter_mut().zip(&mut d_scores[..seen]) {
+                        *weight = lanes::exp(lanes::fma(*weight, self.scale, -log_sum));
+                        *d_score = (*d_score - delta) * *weight * self.scale;
+                    }
+                }
+                let (weights, d_scores) = (CpuStorage::F32(weights), CpuStorage::F32(d_scores));
+                let weights = Matrix::dense(&weights, 0, queries, keys);
+                let d_scores = Matrix::dense(&d_scores, 0, queries, keys);
+                dq.extend(d_scores.matmul(&k_block)?);
+                lanes::add(&mut dk, &d_scores.t().matmul(&q_block)?);
+                lanes::add(&mut dv, &weights.t().matmul(&grad_block)?);
+            }
+        }
+        Ok([dq, dk, dv])
+    }
+}
+
+/// Copies a task's heads `[count, len, head_dim]` to their places in `[batch, seq, heads, head_dim]`.
+fn place(into: &mut [f32], from: &[f32], task: Task, first_head: usize, heads: usize, width: usize) {
+    if task.len == 0 {
+        return;
+    }
+    for (head, rows) in from.chunks_exact(task.len * width).enumerate() {
+        for (at, row) in rows.chunks_exact(width).enumerate() {
+            let to = ((task.token + at) * heads + first_head + head) * width;
+            into[to..to + width].copy_from_slice(row);
+        }
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let heads = (Heads::new(q, q_layout), Heads::new(k, k_layout), Heads::new(v, v_layout));
+        let tasks = self.tasks(heads.1.heads);
+        let parts: Vec<(Vec<f32>, Vec<f32>)> = tasks
+            .par_iter()
+            .map(|&task| self.task_forward(task, heads.0, heads.1, heads.2))
+            .collect::<Result<_>>()?;
+        let (count, width) = (heads.0.heads, heads.0.width);
+        let group = count / heads.1.heads;
+        let mut context = vec![0.0; q_layout.shape().elem_count()];
+        let mut log_sums = Vec::with_capacity(parts.len());
+        for (&task, (part, sums)) in tasks.iter().zip(parts) {
+            place(&mut context, &part, task, task.kv_head * group, count, width);
+            log_sums.push(sums);
+        }
+        if self.log_sums.set(log_sums).is_err() {
+            candle_core::bail!("attention: one operation ran forward twice");
+        }
+        Ok((CpuStorage::F32(context), q_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        context: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Some(log_sums) = self.log_sums.get() else {
+            candle_core::bail!("attention: backward before forward");
+        };
+        let grad = grad.contiguous()?;
+        let (count, width) = (q.dim(2)?, q.dim(3)?);
+        // The inner product of context and its gradient, per query and head.
+        let deltas: Vec<f32> = with_floats([context, &grad], self.name(), |[context, grad]| {
+            let pairs = context.par_chunks(width).zip(grad.par_chunks(width));
+            Ok(pairs.with_min_len(256).map(|(context, grad)| lanes::dot(context, grad)).collect())
+        })?;
+        let guards = [q, k, v, &grad].map(Tensor::storage_and_layout);
+        let mut heads = Vec::with_capacity(4);
+        for (storage, layout) in &guards {
+            let candle_core::Storage::Cpu(storage) = &**storage else {
+                candle_core::bail!("attention: only tensors in CPU memory are supported");
+            };
+            floats(storage, layout, self.name())?;
+            heads.push(Heads::new(storage, layout));
+        }
+        let tasks = self.tasks(heads[1].heads);
+        let parts: Vec<[Vec<f32>; 3]> = tasks
+            .par_iter()
+            .zip(log_sums)
+            .map(|(&task, sums)| {
+                self.task_backward(task, sums, &deltas, heads[0], heads[1], heads[2], heads[3])
+            })
+            .collect::<Result<_>>()?;
+        let kv_heads = heads[1].heads;
+        let mut dq = vec![0.0; q.elem_count()];
+        let mut dk = vec![0.0; k.elem_count()];
+        let mut dv = vec![0.0; k.elem_count()];
+        for (&task, [q_part, k_part, v_part]) in tasks.iter().zip(&parts) {
+            place(&mut dq, q_part, task, task.kv_head * (count / kv_heads), count, width);
+            place(&mut dk, k_part, task, task.kv_head, kv_heads, width);
+            place(&mut dv, v_part, task, task.kv_head, kv_heads, width);
+        }
+        drop(guards);
+        let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
+        Ok((Some(tensor(dq, q)?), Some(tensor(dk, k)?), Some(tensor(dv, v)?)))
+    }
+}

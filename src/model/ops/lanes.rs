@@ -1,0 +1,106 @@
+//! Vectorisable inner loops: reductions over 16 independent lanes and an exponential without branches.
+
+/// Lanes of a reduction: two 256-bit or one 512-bit register.
+const LANES: usize = 16;
+
+/// `a * b + c`, fused where the build target has the instruction (without it `f32::mul_add` is a slow library call).
+#[inline(always)]
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(target_feature = "fma") { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Folds a slice in [`LANES`] independent accumulators, so that the compiler may use vector registers.
+#[inline(always)]
+fn fold2(a: &[f32], b: &[f32], start: f32, f: impl Fn(f32, f32, f32) -> f32) -> [f32; LANES] {
+    let mut lanes = [start; LANES];
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            lanes[lane] = f(lanes[lane], a[lane], b[lane]);
+        }
+    }
+    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *lane = f(*lane, a, b);
+    }
+    lanes
+}
+
+/// Inner product.
+#[inline]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    fold2(a, b, 0.0, |sum, a, b| fma(a, b, sum)).iter().sum()
+}
+
+/// Sum.
+#[inline]
+pub fn sum(a: &[f32]) -> f32 {
+    fold2(a, a, 0.0, |sum, a, _| sum + a).iter().sum()
+}
+
+/// Largest value; negative infinity for an empty slice.
+#[inline]
+pub fn max(a: &[f32]) -> f32 {
+    fold2(a, a, f32::NEG_INFINITY, |max, a, _| if a > max { a } else { max })
+        .into_iter()
+        .fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// `y += x`.
+#[inline]
+pub fn add(y: &mut [f32], x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += x;
+    }
+}
+
+/// `exp(x)` to about 2 ulp for x in -87..88; below, a number of the order of 1e-38.
+///
+/// Cephes' `expf`: x = n ln 2 + r, a polynomial in r, and n added to the exponent bits.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 rounds to an integer that then stands in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = fma(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = fma(n, -0.693_359_4, x);
+    let r = fma(n, 2.121_944_4e-4, r);
+    let mut p = 1.987_569_1e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = fma(p, r, coefficient);
+    }
+    let p = fma(p, r * r, r + 1.0);
+    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
+}
+
+/// Logistic function.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponential_is_exact_to_a_few_ulp() {
+        for i in -8700..8800 {
+            let x = i as f32 * 0.01;
+            let expected = f64::from(x).exp();
+            let relative = (f64::from(exp(x)) - expected).abs() / expected;
+            assert!(relative < 3e-7, "exp({x}): {} instead of {expected}", exp(x));
+        }
+        assert!(exp(f32::NEG_INFINITY) < 1e-37 && exp(-1000.0) >= 0.0);
+    }
+
+    #[test]
+    fn reductions_take_the_rest_into_account() {
+        let values: Vec<f32> = (0..37).map(|i| i as f32 - 30.0).collect();
+        assert!((sum(&values) - (-444.0)).abs() < 1e-3);
+        assert!((max(&values) - 6.0).abs() < 1e-6);
+        let expected: f32 = values.iter().map(|v| v * v).sum();
+        assert!((dot(&values, &values) - expected).abs() < 1e-2);
+    }
+}

@@ -1,0 +1,90 @@
+//! Fused operations of the decoder with exact backward passes: rayon-threaded on the CPU, f32, checked against plain Candle.
+//!
+//! Candle's own autograd walks the graph; each operation here is one node of it and reads its operands as plain slices.
+//! Threads are those of the rayon pool that the caller runs in, so a caller that splits a batch itself runs each part in a
+//! pool of its own and nothing here competes with it.
+
+pub mod attention;
+pub mod cross_entropy;
+mod lanes;
+pub mod linear;
+pub mod rms_norm;
+pub mod rotary;
+pub mod swiglu;
+
+pub use attention::attention;
+pub use cross_entropy::{CrossEntropy, linear_cross_entropy};
+pub use linear::linear;
+pub use rms_norm::rms_norm;
+pub use rotary::{RotaryTable, rotary};
+pub use swiglu::swiglu;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
+
+/// Rows that one rayon task works on: enough to pay for handing them over.
+const ROWS_PER_TASK: usize = 64;
+
+/// The contiguous f32 values behind a storage.
+fn floats<'a>(storage: &'a CpuStorage, layout: &Layout, op: &str) -> Result<&'a [f32]> {
+    let Some((from, to)) = layout.contiguous_offsets() else {
+        candle_core::bail!("{op}: operand of shape {:?} is not contiguous", layout.shape());
+    };
+    Ok(&storage.as_slice::<f32>()?[from..to])
+}
+
+/// Calls `f` with the contiguous f32 values of CPU tensors.
+fn with_floats<const N: usize, R>(
+    tensors: [&Tensor; N],
+    op: &str,
+    f: impl FnOnce([&[f32]; N]) -> Result<R>,
+) -> Result<R> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        let Storage::Cpu(storage) = &**storage else {
+            candle_core::bail!("{op}: only tensors in CPU memory are supported");
+        };
+        *slice = floats(storage, layout, op)?;
+    }
+    f(slices)
+}
+
+/// Row-major matrix inside a storage: where it begins and how far its rows and columns are apart.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    storage: &'a CpuStorage,
+    offset: usize,
+    rows: usize,
+    columns: usize,
+    strides: [usize; 2],
+}
+
+impl<'a> Matrix<'a> {
+    /// A dense matrix that fills its storage from `offset`.
+    fn dense(storage: &'a CpuStorage, offset: usize, rows: usize, columns: usize) -> Self {
+        Self { storage, offset, rows, columns, strides: [columns, 1] }
+    }
+
+    /// The transpose, without moving a value.
+    fn t(self) -> Self {
+        let [row, column] = self.strides;
+        Self { rows: self.columns, columns: self.rows, strides: [column, row], ..self }
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::new((self.rows, self.columns).into(), self.strides.to_vec(), self.offset)
+    }
+
+    /// `self x other`, dense.
+    fn matmul(&self, other: &Self) -> Result<Vec<f32>> {
+        let sizes = (1, self.rows, other.columns, self.columns);
+        match self.storage.matmul(other.storage, sizes, &self.layout(), &other.layout())? {
+            CpuStorage::F32(values) => Ok(values),
+            other => candle_core::bail!("matrix product gave {:?}, expected F32", other.dtype()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

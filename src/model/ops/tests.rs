@@ -1,0 +1,161 @@
+//! Every fused operation against the same formula in plain Candle: values and gradients.
+
+use std::sync::Arc;
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+
+use super::*;
+use crate::model::layout::{BatchLayout, Document};
+
+/// A fixed spread of values in -1..1 that differ from operand to operand.
+fn values(shape: &[usize], salt: usize) -> Var {
+    let count: usize = shape.iter().product();
+    let value = |i: usize| (((i * 7919 + salt * 104_729) % 1009) as f32 / 1009.0).mul_add(2.0, -1.0);
+    Var::from_vec((0..count).map(value).collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
+}
+
+fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
+    assert_eq!(found.dims(), expected.dims(), "{what}: shape");
+    let norm = expected.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    let difference = (found - expected).unwrap().abs().unwrap().flatten_all().unwrap();
+    let difference = difference.max(0).unwrap().to_scalar::<f32>().unwrap();
+    assert!(
+        difference <= tolerance * norm.max(1e-3),
+        "{what}: differs by {difference}, largest value {norm}"
+    );
+}
+
+/// Compares outputs, and the gradients of `sum(output * fixed weights)` for every operand.
+fn compare(
+    what: &str,
+    operands: &[&Var],
+    fused: impl Fn() -> Result<Tensor>,
+    plain: impl Fn() -> Result<Tensor>,
+) {
+    let (fused, plain) = (fused().unwrap(), plain().unwrap());
+    assert_close(what, &fused, &plain, 2e-5);
+    let weights = values(fused.dims(), 99).as_detached_tensor();
+    let gradients = |y: &Tensor| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let (fused, plain) = (gradients(&fused), gradients(&plain));
+    for (at, operand) in operands.iter().enumerate() {
+        let expected = plain.get(operand).unwrap();
+        assert_close(&format!("{what}: gradient {at}"), fused.get(operand).unwrap(), expected, 5e-5);
+    }
+}
+
+fn plain_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
+    x.broadcast_div(&(mean + eps)?.sqrt()?)?.broadcast_mul(weight)
+}
+
+#[test]
+fn linear_is_a_product_with_the_transpose() {
+    let (x, w) = (values(&[2, 5, 12], 1), values(&[7, 12], 2));
+    compare("linear", &[&x, &w], || linear(&x, &w), || x.broadcast_matmul(&w.t()?));
+    let narrow = values(&[7, 11], 3);
+    let error = linear(&x, &narrow).unwrap_err().to_string();
+    assert!(error.contains("12") && error.contains("11"), "{error}");
+}
+
+#[test]
+fn rms_norm_matches() {
+    let (x, w) = (values(&[3, 50, 36], 1), values(&[36], 2));
+    compare("rms norm", &[&x, &w], || rms_norm(&x, &w, 1e-6), || plain_norm(&x, &w, 1e-6));
+}
+
+#[test]
+fn swiglu_matches() {
+    let (gate, up) = (values(&[4, 33], 1), values(&[4, 33], 2));
+    let gate_wide = || &*gate * 8.0;
+    compare("swiglu", &[&gate, &up], || swiglu(&gate_wide()?, &up), || gate_wide()?.silu()? * &*up);
+}
+
+/// Half rotation, as `transformers` writes it: `x cos + rotate_half(x) sin`.
+fn plain_rotary(x: &Tensor, positions: &[u32], theta: f64) -> Result<Tensor> {
+    let (batch, seq, _, width) = x.dims4()?;
+    let half = width / 2;
+    let angle = |p: u32, i: usize| f64::from(p) * theta.powf(-2.0 * (i % half) as f64 / width as f64);
+    let angles: Vec<f64> = positions.iter().flat_map(|&p| (0..width).map(move |i| angle(p, i))).collect();
+    let angles = Tensor::from_vec(angles, (batch, seq, 1, width), x.device())?;
+    let (cos, sin) = (angles.cos()?.to_dtype(DType::F32)?, angles.sin()?.to_dtype(DType::F32)?);
+    let turned = Tensor::cat(&[&x.narrow(3, half, half)?.neg()?, &x.narrow(3, 0, half)?], 3)?;
+    x.broadcast_mul(&cos)? + turned.broadcast_mul(&sin)?
+}
+
+#[test]
+fn rotary_matches_with_and_without_norm() {
+    let (x, w) = (values(&[2, 70, 3, 8], 1), values(&[8], 2));
+    let positions: Arc<[u32]> = (0..140).map(|i| i % 41).collect();
+    let table = Arc::new(RotaryTable::new(41, 8, 10_000.0, None));
+    let plain = |x: &Tensor| plain_rotary(x, &positions, 10_000.0);
+    compare("rotary", &[&x], || rotary(&x, None, &table, &positions), || plain(&x));
+    compare(
+        "norm and rotary",
+        &[&x, &w],
+        || rotary(&x, Some((&w, 1e-6)), &table, &positions),
+        || plain(&plain_norm(&x, &w, 1e-6)?),
+    );
+    let far: Arc<[u32]> = vec![41; 140].into();
+    assert!(rotary(&x, None, &table, &far).unwrap_err().to_string().contains("41"));
+}
+
+/// Softmax over explicit scores, masked to each token's own document and its past.
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, documents: &[Document]) -> Result<Tensor> {
+    let (batch, seq, heads, width) = q.dims4()?;
+    let group = heads / k.dim(2)?;
+    let spread = |x: &Tensor| -> Result<Tensor> {
+        let parts: Vec<Tensor> = (0..heads).map(|h| x.narrow(2, h / group, 1)).collect::<Result<_>>()?;
+        Tensor::cat(&parts, 2)?.transpose(1, 2)?.contiguous()
+    };
+    let (mut mask, mut inside) = (vec![-1e9f32; batch * seq * seq], vec![0f32; batch * seq]);
+    for document in documents {
+        for i in 0..document.len {
+            let token = document.row * seq + document.start + i;
+            inside[token] = 1.0;
+            mask[token * seq + document.start..=token * seq + document.start + i].fill(0.0);
+        }
+    }
+    let mask = Tensor::from_vec(mask, (batch, 1, seq, seq), q.device())?;
+    let inside = Tensor::from_vec(inside, (batch, seq, 1, 1), q.device())?;
+    let q = q.transpose(1, 2)?.contiguous()?;
+    let scores = (q.matmul(&spread(k)?.t()?)? / (width as f64).sqrt())?.broadcast_add(&mask)?;
+    let scores = scores.broadcast_sub(&scores.max_keepdim(3)?.detach())?.exp()?;
+    let weights = scores.broadcast_div(&scores.sum_keepdim(3)?)?;
+    weights.matmul(&spread(v)?)?.transpose(1, 2)?.broadcast_mul(&inside)
+}
+
+#[test]
+fn attention_matches_inside_documents_longer_and_shorter_than_a_block() {
+    let (seq, heads, kv_heads, width) = (150, 4, 2, 8);
+    let q = values(&[2, seq, heads, width], 1);
+    let (k, v) = (values(&[2, seq, kv_heads, width], 2), values(&[2, seq, kv_heads, width], 3));
+    let document = |row, start, len| Document { row, start, len };
+    // Row 1 ends in padding.
+    let documents = vec![document(0, 0, 150), document(1, 0, 1), document(1, 1, 64), document(1, 65, 70)];
+    let layout = BatchLayout::packed(2, seq, documents.clone()).unwrap();
+    compare(
+        "attention",
+        &[&q, &k, &v],
+        || attention(&(&*q * 4.0)?, &k, &v, &layout),
+        || plain_attention(&(&*q * 4.0)?, &k, &v, &documents),
+    );
+}
+
+#[test]
+fn cross_entropy_matches_over_several_chunks() {
+    let (rows, vocab, width) = (700, 37, 16);
+    let (x, w) = (values(&[rows, width], 1), values(&[vocab, width], 2));
+    let targets: Vec<u32> = (0..rows as u32).map(|i| (i * 5) % vocab as u32).collect();
+    let ids = Tensor::new(&targets[..], &Device::Cpu).unwrap();
+    let fused = || Ok(linear_cross_entropy(&x, &w, targets.clone(), 0.01, true)?.loss);
+    let plain = || {
+        let logits = x.matmul(&w.t()?)?;
+        candle_nn::loss::cross_entropy(&logits, &ids)? * (rows as f64 * 0.01)
+    };
+    compare("cross-entropy", &[&x, &w], fused, plain);
+    let result = linear_cross_entropy(&x, &w, targets.clone(), 1.0, false).unwrap();
+    let best: Vec<u32> = x.matmul(&w.t().unwrap()).unwrap().argmax(1).unwrap().to_vec1().unwrap();
+    let hits: Vec<bool> = best.iter().zip(&targets).map(|(a, b)| a == b).collect();
+    assert_eq!(result.hits, hits);
+    assert!(result.loss.backward().is_err());
+}
