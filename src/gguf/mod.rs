@@ -1,1 +1,29 @@
-//! The gguf room.
+//! GGUF files: a reader that trusts nothing, a writer, and the rules that a file must pass before llama.cpp may see it.
+//!
+//! The format is ggml's `docs/gguf.md`, versions 2 and 3, little endian. Every count and length is compared with
+//! what is left of the file before memory is asked for, and every rule that a file can break has its own
+//! [`Rule`] variant. `docs/formats.md` lists them.
+
+mod check;
+mod error;
+mod reader;
+mod tensor;
+mod types;
+mod value;
+mod writer;
+
+pub use check::check_model;
+pub use error::{GgufError, Rule};
+pub use reader::{Gguf, TensorInfo};
+pub use types::GgmlType;
+pub use value::{Array, FromValue, Value, ValueType};
+pub use writer::Writer;
+
+/// Alignment of tensor data where `general.alignment` is not given.
+pub const DEFAULT_ALIGNMENT: u64 = 32;
+/// Longest key in bytes (the format's own limit).
+pub const MAX_KEY_BYTES: u64 = 65_535;
+/// Longest tensor name in bytes (ggml's `GGML_MAX_NAME` less the final zero).
+pub const MAX_TENSOR_NAME_BYTES: u64 = 63;
+/// Most dimensions of a tensor (ggml's `GGML_MAX_DIMS`).
+pub const MAX_DIMENSIONS: u32 = 4;
