@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, each with its `Args` and `run`.
 
+pub mod client;
 pub mod data;
 pub mod encode;
 pub mod eval;

@@ -1,1 +1,133 @@
-//! The config room.
+//! Configuration: what was written in a file and on the command line becomes what is meant.
+
+mod mistake;
+mod places;
+mod settings;
+mod written;
+
+pub use mistake::{ConfigError, Mistake};
+pub use places::{DEFAULT_CONFIG, default_model};
+pub use settings::{ModelSettings, Paths, SamplingDefaults, ServerSettings, Settings};
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// What the command line says; it wins over the file. Relative paths are taken from the working directory.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--listen`.
+    pub listen: Option<SocketAddr>,
+    /// `--model`.
+    pub model: Option<PathBuf>,
+    /// `--spokes`.
+    pub spokes: Option<PathBuf>,
+    /// `--state`.
+    pub state: Option<PathBuf>,
+}
+
+/// Reads the configuration.
+///
+/// `file` is what the person named; without it [`DEFAULT_CONFIG`] is read if it is there, and else everything has its
+/// default. Relative paths in the file are taken from the file's folder.
+///
+/// # Errors
+/// A named file that can't be read, and all mistakes in it at once.
+pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Settings, ConfigError> {
+    let path = match file {
+        Some(named) => Some(named.to_owned()),
+        None => Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()),
+    };
+    let Some(path) = path else {
+        return Settings::new(written::Written::default(), Path::new("."), overrides)
+            .map_err(|mistakes| ConfigError::Mistakes { path: PathBuf::from("defaults"), mistakes });
+    };
+    let text = fs_err::read_to_string(&path)
+        .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    parse(&text, folder, overrides).map_err(|mistakes| ConfigError::Mistakes { path, mistakes })
+}
+
+/// Text of a file -> settings; mistakes of form and of meaning are collected together.
+fn parse(text: &str, folder: &Path, overrides: Overrides) -> Result<Settings, Vec<Mistake>> {
+    let (written, mut mistakes) = written::read(text);
+    match Settings::new(written, folder, overrides) {
+        Ok(settings) if mistakes.is_empty() => return Ok(settings),
+        Ok(_) => {}
+        Err(more) => mistakes.extend(more),
+    }
+    for mistake in &mut mistakes {
+        mistake.locate(text);
+    }
+    mistakes.sort_by_key(|mistake| mistake.line);
+    Err(mistakes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn mistakes(text: &str) -> Vec<String> {
+        let mistakes = parse(text, Path::new("/etc"), Overrides::default()).unwrap_err();
+        mistakes.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let settings = parse("", Path::new("/etc"), Overrides::default()).unwrap();
+        assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8899");
+        assert_eq!(settings.server.body_limit.as_u64(), 2 << 20);
+        assert_eq!(settings.sampling.temperature, 0.0, "an absent temperature means greedy");
+        assert!(settings.paths.spokes.is_absolute() && settings.model.path.is_absolute());
+    }
+
+    #[test]
+    fn the_shipped_file_holds_exactly_the_defaults() {
+        let shipped = include_str!("../../config/bespoke.toml");
+        let uncommented: String = shipped
+            .lines()
+            .map(|line| line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line))
+            .fold(String::new(), |all, line| all + line + "\n");
+        let folder = std::path::absolute("config").unwrap();
+        let written = parse(&uncommented, &folder, Overrides::default()).unwrap();
+        let plain = parse(shipped, &folder, Overrides::default()).unwrap();
+        assert_eq!(plain.server, written.server);
+        assert_eq!(plain.sampling, written.sampling);
+        assert_eq!(plain.model.lanes, written.model.lanes);
+        assert_eq!(plain.model.queue, written.model.queue);
+    }
+
+    #[test]
+    fn the_command_line_wins_and_paths_are_relative_to_the_file() {
+        let text = "[server]\nlisten = '127.0.0.1:1'\nrequest_deadline = '90s'\n[model]\npath = 'm/x.gguf'\n[paths]\nspokes='s'";
+        let overrides = Overrides { listen: Some("127.0.0.1:2".parse().unwrap()), ..Overrides::default() };
+        let settings = parse(text, Path::new("/etc/bespoke"), overrides).unwrap();
+        assert_eq!(settings.server.listen.port(), 2);
+        assert_eq!(settings.server.request_deadline, Duration::from_secs(90));
+        assert_eq!(settings.model.path, Path::new("/etc/bespoke/m/x.gguf"));
+        assert_eq!(settings.model.id, "x");
+        assert_eq!(settings.paths.spokes, Path::new("/etc/bespoke/s"));
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once_with_their_lines() {
+        let text = "[server]\nlisten = 'here'\nbody_limt = '2 MiB'\ndrain = 'soon'\n\n[model]\nlanes = 'four'\nqueue = 0\n\n[sampling]\ntop_p = 1.5\n\n[extra]\nx = 1\n";
+        insta::assert_snapshot!(mistakes(text).join("\n"));
+    }
+
+    #[test]
+    fn broken_toml_names_its_line() {
+        let found = mistakes("[server]\nlisten = \n[model]\nlanes = 99999\n");
+        assert!(found[0].starts_with("line 2: "), "{found:?}");
+        assert!(
+            found.iter().any(|m| m.contains("model.lanes")),
+            "what can be read is still checked: {found:?}"
+        );
+    }
+
+    #[test]
+    fn a_named_file_that_is_missing_is_an_error() {
+        let error = load(Some(Path::new("/nowhere/bespoke.toml")), Overrides::default()).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/bespoke.toml"), "{error}");
+    }
+}

@@ -1,0 +1,176 @@
+//! Everything that can go wrong with a request, and the one place where it becomes a status and a body.
+
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use serde_json::{Value, json};
+
+use crate::engine::EngineError;
+
+/// Why a request isn't answered.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// The body isn't JSON; the message has line and column.
+    #[error("the body is not valid JSON: {0}")]
+    NotJson(String),
+    /// A field can't be used.
+    #[error("{field}: {message}")]
+    Field {
+        /// Path in the body, such as `messages[2].role`.
+        field: String,
+        /// What was found and what was expected.
+        message: String,
+    },
+    /// The body has a type that isn't JSON.
+    #[error("content-type: found {0}, expected application/json")]
+    ContentType(String),
+    /// The body is too long.
+    #[error("the body is longer than {limit} bytes")]
+    BodyTooLong {
+        /// The limit.
+        limit: u64,
+    },
+    /// The body broke off.
+    #[error("the body can't be read: {0}")]
+    Body(String),
+    /// Nothing lives at this path.
+    #[error("nothing lives at {0}")]
+    NoSuchPath(String),
+    /// Something lives at this path, but not for this method.
+    #[error("{path} can't be asked with {method}")]
+    WrongMethod {
+        /// The method.
+        method: String,
+        /// The path.
+        path: String,
+    },
+    /// The engine refuses or fails.
+    #[error("{error}")]
+    Engine {
+        /// Why.
+        error: EngineError,
+        /// The field that the prompt came from.
+        prompt: &'static str,
+    },
+    /// The model can't be used, whatever the request.
+    #[error("{0}")]
+    Model(String),
+    /// Weights are being read.
+    #[error("Loading model")]
+    Loading,
+    /// The request took too long.
+    #[error("no answer within {}", humantime::format_duration(*.0))]
+    Deadline(Duration),
+    /// A defect of ours.
+    #[error("the daemon has a defect here; its log says more")]
+    Panicked,
+}
+
+/// Seconds after which a client that found no room should ask again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+
+impl ApiError {
+    /// A field that can't be used.
+    pub(super) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), message: message.into() }
+    }
+
+    /// Status and llama-server's error type.
+    ///
+    /// mnemonic retries every 5xx and no 4xx: what can't succeed must be a 4xx, what may succeed later a 5xx.
+    fn class(&self) -> (StatusCode, &'static str) {
+        const INVALID: &str = "invalid_request_error";
+        match self {
+            Self::NotJson(_) | Self::Field { .. } | Self::Body(_) => (StatusCode::BAD_REQUEST, INVALID),
+            Self::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID),
+            Self::BodyTooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID),
+            Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "not_found_error"),
+            Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID),
+            Self::Model(_) | Self::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
+            Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
+            Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout_error"),
+            Self::Engine { error, .. } => match error {
+                EngineError::PromptTooLong { .. } => (StatusCode::BAD_REQUEST, "exceed_context_size_error"),
+                EngineError::BudgetTooSmall { .. } | EngineError::EmptyPrompt | EngineError::Schema(_) => {
+                    (StatusCode::BAD_REQUEST, INVALID)
+                }
+                EngineError::Overloaded { .. } | EngineError::Stopped => {
+                    (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error")
+                }
+                EngineError::Model(_) | EngineError::Internal(_) => {
+                    (StatusCode::INTERNAL_SERVER_ERROR, "server_error")
+                }
+            },
+        }
+    }
+
+    /// The body: `{"error": {...}}`, also sent inside a stream that has begun.
+    pub(super) fn body(&self) -> Value {
+        let (status, kind) = self.class();
+        let mut error = json!({"code": status.as_u16(), "message": self.message(), "type": kind});
+        if let Self::Engine { error: EngineError::PromptTooLong { tokens, context }, .. } = self {
+            error["n_prompt_tokens"] = json!(tokens);
+            error["n_ctx"] = json!(context);
+        }
+        json!({ "error": error })
+    }
+
+    /// The message, with the field in front where the engine found the fault and only this side knows the field.
+    fn message(&self) -> String {
+        match self {
+            Self::Engine { error, prompt } => match error {
+                EngineError::PromptTooLong { .. } | EngineError::EmptyPrompt => format!("{prompt}: {error}"),
+                EngineError::Schema(_) => format!("response_format: {error}"),
+                _ => error.to_string(),
+            },
+            other => other.to_string(),
+        }
+    }
+}
+
+/// The prompt came from `messages`, as in all requests but embeddings.
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        Self::Engine { error, prompt: "messages" }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, _) = self.class();
+        if status.is_server_error() {
+            tracing::warn!(status = status.as_u16(), error = %self, "request failed");
+        }
+        let mut response = (status, Json(self.body())).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_not_succeed_is_never_retried_and_a_full_queue_is() {
+        let status = |error: EngineError| ApiError::from(error).into_response().status().as_u16();
+        assert_eq!(status(EngineError::PromptTooLong { tokens: 9, context: 8 }), 400);
+        assert_eq!(status(EngineError::BudgetTooSmall { needed: 9, given: 8 }), 400);
+        assert_eq!(status(EngineError::Schema("x".into())), 400);
+        assert_eq!(status(EngineError::EmptyPrompt), 400);
+        let full = ApiError::from(EngineError::Overloaded { waiting: 3 }).into_response();
+        assert_eq!(full.status().as_u16(), 503);
+        assert!(full.headers().contains_key("retry-after"));
+    }
+
+    #[test]
+    fn a_long_prompt_tells_both_numbers() {
+        let body = ApiError::from(EngineError::PromptTooLong { tokens: 9, context: 8 }).body();
+        assert_eq!(body["error"]["n_prompt_tokens"], 9);
+        assert_eq!(body["error"]["n_ctx"], 8);
+        assert_eq!(body["error"]["type"], "exceed_context_size_error");
+    }
+}

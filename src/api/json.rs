@@ -1,0 +1,81 @@
+//! Request bodies: content type, length, JSON, and fields, each wrong in its own way.
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
+use axum::extract::{FromRequest, Request};
+use axum::http::header;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::state::App;
+
+/// A request body that is JSON; not yet looked at.
+#[derive(Debug)]
+pub(super) struct JsonBody(pub(super) Value);
+
+impl FromRequest<App> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        // A body of another type is refused even if it is JSON: a web page may send text/plain anywhere unasked.
+        let content_type = request.headers().get(header::CONTENT_TYPE);
+        let content_type = content_type.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        if !content_type.as_deref().is_some_and(is_json) {
+            return Err(ApiError::ContentType(content_type.unwrap_or_else(|| "none".to_owned())));
+        }
+        let limit = app.body_limit();
+        // The router's DefaultBodyLimit is this same limit.
+        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| match rejection {
+            BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+                ApiError::BodyTooLong { limit }
+            }
+            other => ApiError::Body(other.body_text()),
+        })?;
+        let value = serde_json::from_slice(&bytes).map_err(|error| ApiError::NotJson(error.to_string()))?;
+        Ok(Self(value))
+    }
+}
+
+fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+impl JsonBody {
+    /// The body as a request; a wrong field is named by its path.
+    pub(super) fn parse<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        if !self.0.is_object() {
+            return Err(ApiError::field("body", format!("found {}, expected an object", kind(&self.0))));
+        }
+        serde_path_to_error::deserialize(self.0).map_err(|error| {
+            let path = error.path().to_string();
+            let field = if path == "." { "body".to_owned() } else { path };
+            ApiError::field(field, error.into_inner().to_string())
+        })
+    }
+}
+
+/// What a value is, in words.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_few_names() {
+        assert!(is_json("application/json") && is_json("Application/JSON; charset=utf-8"));
+        assert!(is_json("application/vnd.api+json"));
+        assert!(!is_json("text/plain") && !is_json("text/json") && !is_json(""));
+    }
+}

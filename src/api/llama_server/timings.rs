@@ -1,0 +1,63 @@
+//! llama-server's `timings`: what an answer cost.
+
+use serde::Serialize;
+
+use crate::engine::Usage;
+
+/// The object that llama-server puts beside `usage`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(in crate::api) struct Timings {
+    cache_n: u32,
+    prompt_n: u32,
+    prompt_ms: f64,
+    prompt_per_token_ms: f64,
+    prompt_per_second: f64,
+    predicted_n: u32,
+    predicted_ms: f64,
+    predicted_per_token_ms: f64,
+    predicted_per_second: f64,
+}
+
+impl From<&Usage> for Timings {
+    fn from(usage: &Usage) -> Self {
+        // `prompt_n` counts what was decoded, not what the cache had.
+        let prompt_n = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
+        let predicted_n = usage.completion_tokens;
+        Self {
+            cache_n: usage.cached_tokens,
+            prompt_n,
+            prompt_ms: usage.prompt_ms,
+            prompt_per_token_ms: ratio(usage.prompt_ms, f64::from(prompt_n)),
+            prompt_per_second: ratio(f64::from(prompt_n) * 1e3, usage.prompt_ms),
+            predicted_n,
+            predicted_ms: usage.predicted_ms,
+            predicted_per_token_ms: ratio(usage.predicted_ms, f64::from(predicted_n)),
+            predicted_per_second: ratio(f64::from(predicted_n) * 1e3, usage.predicted_ms),
+        }
+    }
+}
+
+/// JSON has no infinity: what took no time has no speed.
+fn ratio(above: f64, below: f64) -> f64 {
+    if below > 0.0 { above / below } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_not_counted_as_work_and_nothing_is_infinite() {
+        let usage = Usage {
+            prompt_tokens: 110,
+            cached_tokens: 10,
+            prompt_ms: 50.0,
+            completion_tokens: 7,
+            ..Usage::default()
+        };
+        let timings = Timings::from(&usage);
+        assert_eq!((timings.cache_n, timings.prompt_n, timings.predicted_n), (10, 100, 7));
+        assert_eq!((timings.prompt_per_second, timings.prompt_per_token_ms), (2_000.0, 0.5));
+        assert_eq!(timings.predicted_per_second, 0.0);
+    }
+}

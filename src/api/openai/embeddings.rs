@@ -1,0 +1,91 @@
+//! `POST /v1/embeddings`: mean-pooled vectors of length 1, as numbers or as base64 of little-endian floats.
+
+use axum::extract::State;
+use axum::response::Json;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::api::error::ApiError;
+use crate::api::json::JsonBody;
+use crate::api::state::{App, answered};
+use crate::engine::Segment;
+
+/// Texts that one request may bring.
+const MOST_INPUTS: usize = 2048;
+
+#[derive(Debug, Deserialize)]
+struct Written {
+    input: Input,
+    #[serde(default)]
+    encoding_format: Option<Format>,
+    dimensions: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string or an array of strings (token ids are not taken)")]
+enum Input {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    #[default]
+    Float,
+    Base64,
+}
+
+/// Answers with one vector per text, in order.
+pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Result<Json<Value>, ApiError> {
+    let deadline = app.deadline();
+    let written: Written = body.parse()?;
+    let texts = match written.input {
+        Input::One(text) => vec![text],
+        Input::Many(texts) => texts,
+    };
+    if texts.is_empty() || texts.len() > MOST_INPUTS {
+        let message = format!("has {} texts, expected 1 to {MOST_INPUTS}", texts.len());
+        return Err(ApiError::field("input", message));
+    }
+    if let Some(index) = texts.iter().position(String::is_empty) {
+        return Err(ApiError::field(format!("input[{index}]"), "is empty, expected a text"));
+    }
+    let model = app.ready(deadline).await?;
+    if let Some(dimensions) = written.dimensions.filter(|&dimensions| dimensions != model.n_embd) {
+        let message =
+            format!("found {dimensions}; this model's vectors have {} and can't be cut", model.n_embd);
+        return Err(ApiError::field("dimensions", message));
+    }
+    let prompts = texts.into_iter().map(|text| vec![Segment::plain(text)]).collect();
+    let blame = |error| ApiError::Engine { error, prompt: "input" };
+    let receiver = app.engine().embed(prompts).map_err(blame)?;
+    let embeddings = answered(deadline.within(receiver).await?).map_err(blame)?;
+    let format = written.encoding_format.unwrap_or_default();
+    let data: Vec<Value> = embeddings
+        .vectors
+        .iter()
+        .enumerate()
+        .map(|(index, vector)| json!({"object": "embedding", "index": index, "embedding": format.of(vector)}))
+        .collect();
+    Ok(Json(json!({
+        "object": "list",
+        "model": app.model_id(),
+        "data": data,
+        "usage": {"prompt_tokens": embeddings.prompt_tokens, "total_tokens": embeddings.prompt_tokens},
+    })))
+}
+
+impl Format {
+    fn of(self, vector: &[f32]) -> Value {
+        match self {
+            Self::Float => json!(vector),
+            Self::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
+                Value::String(STANDARD.encode(bytes))
+            }
+        }
+    }
+}

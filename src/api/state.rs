@@ -1,0 +1,167 @@
+//! What every handler shares: the engine, the model's name and template, limits.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+use super::error::ApiError;
+use super::template::{ChatTemplate, TemplateError};
+use crate::config::SamplingDefaults;
+use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Segment};
+
+/// What the API is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of the model on the wire.
+    pub model_id: String,
+    /// Bytes of the largest request body.
+    pub body_limit: u64,
+    /// Longest that one request may take, queue included.
+    pub deadline: Duration,
+    /// Requests that may wait for the weights to be read.
+    pub queue: u32,
+    /// What a request means that doesn't say how tokens are chosen.
+    pub sampling: SamplingDefaults,
+}
+
+/// Shared by all handlers; cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Arc<dyn Engine>,
+    options: Options,
+    created: u64,
+    template: OnceLock<Result<ChatTemplate, TemplateError>>,
+    waiting_for_load: AtomicU32,
+}
+
+impl App {
+    /// An API over an engine.
+    pub fn new(engine: Arc<dyn Engine>, options: Options) -> Self {
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (template, waiting_for_load) = (OnceLock::new(), AtomicU32::new(0));
+        Self { inner: Arc::new(Inner { engine, options, created, template, waiting_for_load }) }
+    }
+
+    pub(super) fn engine(&self) -> &dyn Engine {
+        self.inner.engine.as_ref()
+    }
+
+    pub(super) fn model_id(&self) -> &str {
+        &self.inner.options.model_id
+    }
+
+    pub(super) fn body_limit(&self) -> u64 {
+        self.inner.options.body_limit
+    }
+
+    pub(super) fn sampling(&self) -> &SamplingDefaults {
+        &self.inner.options.sampling
+    }
+
+    /// When this daemon began to serve its model, in seconds since 1970.
+    pub(super) fn created(&self) -> u64 {
+        self.inner.created
+    }
+
+    /// When a request that arrives now must be answered.
+    pub(super) fn deadline(&self) -> Deadline {
+        let limit = self.inner.options.deadline;
+        Deadline { at: Instant::now() + limit, limit }
+    }
+
+    /// The model as it stands, if its weights are read.
+    pub(super) fn model(&self) -> Option<Arc<ModelInfo>> {
+        match &self.engine().health().borrow().state {
+            EngineState::Ready(model) => Some(Arc::clone(model)),
+            _ => None,
+        }
+    }
+
+    /// Waits until the weights are read. No more requests may wait here than the queue holds.
+    pub(super) async fn ready(&self, deadline: Deadline) -> Result<Arc<ModelInfo>, ApiError> {
+        if let Some(model) = self.model() {
+            return Ok(model);
+        }
+        let _place = Place::take(&self.inner.waiting_for_load, self.inner.options.queue)?;
+        let mut health = self.engine().health();
+        let loaded = health.wait_for(|health| !matches!(health.state, EngineState::Loading));
+        let health = deadline.within(loaded).await?.map_err(|_| EngineError::Stopped)?;
+        match &health.state {
+            EngineState::Ready(model) => Ok(Arc::clone(model)),
+            EngineState::Failed(reason) => Err(EngineError::Model(reason.clone()).into()),
+            EngineState::Loading | EngineState::Stopped => Err(EngineError::Stopped.into()),
+        }
+    }
+
+    /// The model's chat template; without one, ChatML if the model knows its tokens, else plain text.
+    pub(super) async fn template(
+        &self,
+        model: &ModelInfo,
+        deadline: Deadline,
+    ) -> Result<&ChatTemplate, ApiError> {
+        if self.inner.template.get().is_none() {
+            let template = match &model.chat_template {
+                Some(source) => ChatTemplate::new(source, &model.bos_token, &model.eos_token),
+                None if self.knows("<|im_start|>", deadline).await? => Ok(ChatTemplate::chat_ml()),
+                None => Ok(ChatTemplate::plain_text()),
+            };
+            // Two requests may get here at once; they made the same template.
+            let _ = self.inner.template.set(template);
+        }
+        let template = self.inner.template.get().expect("was set above");
+        template.as_ref().map_err(|error| ApiError::Model(error.to_string()))
+    }
+
+    /// Whether a text is a control token of the model: then it has other ids as markup than as text.
+    async fn knows(&self, token: &str, deadline: Deadline) -> Result<bool, ApiError> {
+        let markup = self.engine().tokenize(vec![Segment::markup(token)])?;
+        let plain = self.engine().tokenize(vec![Segment::plain(token)])?;
+        let both = async { Ok::<_, EngineError>((answered(markup.await)?, answered(plain.await)?)) };
+        let (markup, plain) = deadline.within(both).await??;
+        Ok(markup != plain)
+    }
+}
+
+/// An answer from the engine's thread; a thread that is gone has stopped.
+pub(super) fn answered<T>(
+    answer: Result<Result<T, EngineError>, tokio::sync::oneshot::error::RecvError>,
+) -> Result<T, EngineError> {
+    answer.unwrap_or(Err(EngineError::Stopped))
+}
+
+/// When a request must be answered, and how long that was from its arrival.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline {
+    pub(super) at: Instant,
+    pub(super) limit: Duration,
+}
+
+impl Deadline {
+    /// Waits for `future`, but not past the deadline.
+    pub(super) async fn within<T>(self, future: impl Future<Output = T>) -> Result<T, ApiError> {
+        tokio::time::timeout_at(self.at, future).await.map_err(|_| ApiError::Deadline(self.limit))
+    }
+}
+
+/// A place among those who wait; given back when dropped.
+struct Place<'a>(&'a AtomicU32);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicU32, limit: u32) -> Result<Self, EngineError> {
+        let before = waiting.fetch_add(1, Ordering::SeqCst);
+        let place = Self(waiting);
+        if before >= limit { Err(EngineError::Overloaded { waiting: before }) } else { Ok(place) }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}

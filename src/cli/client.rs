@@ -1,0 +1,159 @@
+//! The one HTTP client of the command line: JSON to the daemon and back, errors in words.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+use ureq::http::Response;
+use ureq::{Agent, Body};
+
+/// Where the daemon is unless somebody says otherwise.
+pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:8899";
+
+/// Longer than the daemon's own limit for a request, so that the daemon's error arrives rather than ours.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// Where the daemon is and how it knows us; for commands to flatten into their arguments.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Daemon {
+    /// Address of the daemon
+    #[arg(long, value_name = "URL", env = "BESPOKE_ENDPOINT", default_value = DEFAULT_ENDPOINT)]
+    pub endpoint: String,
+}
+
+impl Daemon {
+    /// A client for it, with the key in `BESPOKE_API_KEY` if there is one.
+    pub fn client(&self) -> Result<Client, ClientError> {
+        Client::new(&self.endpoint, std::env::var("BESPOKE_API_KEY").ok().filter(|key| !key.is_empty()))
+    }
+}
+
+/// A client of one daemon.
+#[derive(Debug, Clone)]
+pub struct Client {
+    endpoint: String,
+    key: Option<String>,
+    agent: Agent,
+}
+
+/// Why the daemon gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Not an address.
+    #[error("endpoint {0:?}: expected http://ADDRESS:PORT")]
+    Endpoint(String),
+    /// Nobody answers there.
+    #[error(
+        "no daemon answers at {endpoint}: {reason}\nhint: start one with `bespoke serve`, or name its address with --endpoint"
+    )]
+    Unreachable {
+        /// The address.
+        endpoint: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// The daemon says no.
+    #[error("{endpoint} answers {status}: {message}")]
+    Refused {
+        /// The address.
+        endpoint: String,
+        /// The HTTP status.
+        status: u16,
+        /// The daemon's message.
+        message: String,
+    },
+    /// The answer isn't what the daemon sends.
+    #[error("{url} doesn't answer as the daemon does: {reason}")]
+    Answer {
+        /// The address.
+        url: String,
+        /// What is wrong with the answer.
+        reason: String,
+    },
+}
+
+impl Client {
+    /// A client; `endpoint` may end in `/v1`, as other clients' settings do.
+    pub fn new(endpoint: &str, key: Option<String>) -> Result<Self, ClientError> {
+        let trimmed = endpoint.trim().trim_end_matches('/');
+        let trimmed = trimmed.strip_suffix("/v1").unwrap_or(trimmed).trim_end_matches('/');
+        let host = trimmed.strip_prefix("http://").unwrap_or_default();
+        if host.is_empty() {
+            return Err(ClientError::Endpoint(endpoint.to_owned()));
+        }
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            // The daemon is on this machine or near it: a proxy set for the web must not get its requests.
+            .proxy(None)
+            .timeout_connect(Some(Duration::from_secs(10)))
+            .timeout_global(Some(PATIENCE))
+            .build()
+            .new_agent();
+        Ok(Self { endpoint: trimmed.to_owned(), key, agent })
+    }
+
+    /// Sends JSON to a path such as `/v1/embeddings`.
+    pub fn post(&self, path: &str, body: &impl Serialize) -> Result<Value, ClientError> {
+        let mut request = self.agent.post(self.url(path));
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        self.read(path, request.send_json(body))
+    }
+
+    /// Asks for a path such as `/v1/models`.
+    pub fn get(&self, path: &str) -> Result<Value, ClientError> {
+        let mut request = self.agent.get(self.url(path));
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        self.read(path, request.call())
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.endpoint)
+    }
+
+    fn read(&self, path: &str, response: Result<Response<Body>, ureq::Error>) -> Result<Value, ClientError> {
+        let mut response = response.map_err(|error| self.unreachable(&error))?;
+        let status = response.status().as_u16();
+        let text = response.body_mut().read_to_string().map_err(|error| self.unreachable(&error))?;
+        let answer = serde_json::from_str::<Value>(&text);
+        if status >= 400 {
+            let message = answer.ok().and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
+            let message = message.unwrap_or_else(|| text.chars().take(200).collect());
+            return Err(ClientError::Refused { endpoint: self.endpoint.clone(), status, message });
+        }
+        answer.map_err(|error| ClientError::Answer { url: self.url(path), reason: error.to_string() })
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> ClientError {
+        let reason = match error {
+            ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                "connection refused".to_owned()
+            }
+            other => other.to_string(),
+        };
+        ClientError::Unreachable { endpoint: self.endpoint.clone(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_taken_with_and_without_v1() {
+        for endpoint in
+            ["http://127.0.0.1:1", "http://127.0.0.1:1/", "http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1/"]
+        {
+            assert_eq!(
+                Client::new(endpoint, None).unwrap().url("/v1/models"),
+                "http://127.0.0.1:1/v1/models"
+            );
+        }
+        for wrong in ["", "127.0.0.1:1", "https://host", "http://"] {
+            assert!(Client::new(wrong, None).is_err(), "{wrong}");
+        }
+    }
+}

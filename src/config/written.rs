@@ -1,0 +1,112 @@
+//! The configuration as it is written: TOML in, keys with their places out, nothing judged yet.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer};
+
+use super::mistake::Mistake;
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Written {
+    pub(super) server: Server,
+    pub(super) model: Model,
+    pub(super) sampling: Sampling,
+    pub(super) paths: Paths,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Server {
+    pub(super) listen: Option<Spanned<String>>,
+    pub(super) body_limit: Option<Spanned<String>>,
+    pub(super) request_deadline: Option<Spanned<String>>,
+    pub(super) drain: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Model {
+    pub(super) path: Option<Spanned<String>>,
+    pub(super) id: Option<Spanned<String>>,
+    pub(super) context: Option<Spanned<i64>>,
+    pub(super) lanes: Option<Spanned<i64>>,
+    pub(super) threads: Option<Spanned<i64>>,
+    pub(super) queue: Option<Spanned<i64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Sampling {
+    pub(super) temperature: Option<Spanned<f64>>,
+    pub(super) top_p: Option<Spanned<f64>>,
+    pub(super) top_k: Option<Spanned<i64>>,
+    pub(super) min_p: Option<Spanned<f64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Paths {
+    pub(super) spokes: Option<Spanned<String>>,
+    pub(super) state: Option<Spanned<String>>,
+}
+
+/// Reads what can be read and lists what can't.
+///
+/// serde stops at the first key that it doesn't like; so the key is noted, taken out, and the rest is read again.
+pub(super) fn read(text: &str) -> (Written, Vec<Mistake>) {
+    let (mut document, errors) = DeTable::parse_recoverable(text);
+    let mut mistakes: Vec<Mistake> =
+        errors.iter().map(|error| Mistake::new(error.span(), one_line(error.message()), None)).collect();
+    loop {
+        match Written::deserialize(Deserializer::from(document.clone())) {
+            Ok(written) => return (written, mistakes),
+            Err(error) => {
+                let span = error.span();
+                let key = span.as_ref().and_then(|span| remove(document.get_mut(), span));
+                let place = key.as_deref().map_or_else(String::new, |key| format!("{key}: "));
+                mistakes.push(Mistake::new(span, place + &one_line(error.message()), None));
+                if key.is_none() {
+                    // Nothing to take out: going on would find the same mistake for ever.
+                    return (Written::default(), mistakes);
+                }
+            }
+        }
+    }
+}
+
+/// Takes the innermost entry around `span` out of the table; its dotted key.
+fn remove(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
+    let around = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
+    let inside = |key: Range<usize>, value: &Spanned<DeValue<'_>>| {
+        around(key)
+            || around(value.span())
+            || value.get_ref().as_table().is_some_and(|table| holds(table, span))
+    };
+    let key = table.iter().find(|(key, value)| inside(key.span(), value)).map(|(key, _)| key.clone())?;
+    let name = key.get_ref().to_string();
+    if let Some(DeValue::Table(inner)) = table.get_mut(&key).map(Spanned::get_mut)
+        && let Some(rest) = remove(inner, span)
+    {
+        return Some(format!("{name}.{rest}"));
+    }
+    table.remove(&key);
+    Some(name)
+}
+
+/// Whether an entry of the table, at any depth, is around `span` (a table's own span is only its header).
+fn holds(table: &DeTable<'_>, span: &Range<usize>) -> bool {
+    let around = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
+    table.iter().any(|(key, value)| {
+        around(key.span())
+            || around(value.span())
+            || value.get_ref().as_table().is_some_and(|inner| holds(inner, span))
+    })
+}
+
+fn one_line(message: &str) -> String {
+    message.trim().replace('\n', ", ")
+}
