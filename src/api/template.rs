@@ -131,7 +131,7 @@ impl ChatTemplate {
         let mut all = Map::new();
         all.insert("enable_thinking".to_owned(), false.into());
         all.extend(parameters.clone());
-        // Of two contexts the first wins.
+        // Of two maps the later wins.
         let context = minijinja::value::merge_maps([Value::from_serialize(all), given]);
         let template = environment.get_template("chat").expect("was added when the template was made");
         template.render(context).map_err(|error| TemplateError::Refused(detail(&error)))
@@ -147,7 +147,7 @@ fn detail(error: &Error) -> String {
 /// its contents or changes their case loses it.
 fn sentinels(turns: &[Turn]) -> Vec<String> {
     let taken = |mark: &str| turns.iter().any(|turn| turn.content.contains(mark));
-    let mark = (0_u64..)
+    let mark = (0..=u64::MAX)
         .map(|nonce| format!("\u{E000}<Bespoke\"'{nonce}>"))
         .find(|mark| !taken(mark))
         .expect("finitely many marks can be in finitely many turns");
@@ -278,11 +278,11 @@ mod tests {
         let template = ChatTemplate::new("{{ enable_thinking }} {{ bos_token }}", "<s>", "").unwrap();
         let mut parameters = Map::new();
         let plain = template.render(&turns(&[]), &parameters).unwrap();
-        assert_eq!(plain, vec![Segment::markup("false <s>")]);
+        assert_eq!(plain, vec![Segment::markup("False <s>")]);
         parameters.insert("enable_thinking".into(), true.into());
         parameters.insert("bos_token".into(), "forged".into());
         let asked = template.render(&turns(&[]), &parameters).unwrap();
-        assert_eq!(asked, vec![Segment::markup("true <s>")]);
+        assert_eq!(asked, vec![Segment::markup("True <s>")]);
     }
 
     #[test]

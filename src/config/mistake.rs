@@ -47,8 +47,8 @@ impl Mistake {
     /// Finds the line of the span.
     pub(super) fn locate(&mut self, text: &str) {
         if let Some(span) = &self.span {
-            let before = &text.as_bytes()[..span.start.min(text.len())];
-            self.line = Some(before.iter().filter(|&&byte| byte == b'\n').count() + 1);
+            let before = text.get(..span.start).unwrap_or(text);
+            self.line = Some(before.matches('\n').count() + 1);
         }
     }
 }

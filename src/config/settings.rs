@@ -140,32 +140,39 @@ struct Check {
 }
 
 impl Check {
-    fn wrong<T>(
+    fn wrong(
         &mut self,
         key: &str,
         found: &Spanned<impl std::fmt::Debug>,
         expected: &str,
-        default: T,
-    ) -> T {
+        hint: Option<&str>,
+    ) {
         let message = format!("{key} = {:?}: expected {expected}", found.get_ref());
-        self.mistakes.push(Mistake::new(Some(found.span()), message, None));
-        default
+        self.mistakes.push(Mistake::new(Some(found.span()), message, hint));
     }
 
     fn address(&mut self, key: &str, found: Option<Spanned<String>>) -> SocketAddr {
         let default = SocketAddr::from(([127, 0, 0, 1], 8899));
         let Some(found) = found else { return default };
-        match found.get_ref().parse() {
-            Ok(address) => address,
-            Err(_) => self.wrong(key, &found, "ADDRESS:PORT, such as \"127.0.0.1:8899\"", default),
-        }
+        found.get_ref().parse().unwrap_or_else(|_| {
+            self.wrong(key, &found, "ADDRESS:PORT", Some("\"127.0.0.1:8899\" is for this machine alone"));
+            default
+        })
     }
 
     fn size(&mut self, key: &str, found: Option<Spanned<String>>, default: ByteSize) -> ByteSize {
         let Some(found) = found else { return default };
         match found.get_ref().parse::<ByteSize>() {
             Ok(size) if (1 << 10..=1 << 30).contains(&size.as_u64()) => size,
-            _ => self.wrong(key, &found, "a size from \"1 KiB\" to \"1 GiB\", such as \"2 MiB\"", default),
+            _ => {
+                self.wrong(
+                    key,
+                    &found,
+                    "a size from 1 KiB to 1 GiB",
+                    Some("write its unit too, as in \"2 MiB\""),
+                );
+                default
+            }
         }
     }
 
@@ -174,14 +181,21 @@ impl Check {
         let Some(found) = found else { return default };
         match humantime::parse_duration(found.get_ref()) {
             Ok(duration) if duration <= Duration::from_secs(86_400) => duration,
-            _ => self.wrong(key, &found, "a duration up to a day, such as \"30s\" or \"10m\"", default),
+            _ => {
+                let hint = "write its unit too, as in \"30s\" or \"10m\"";
+                self.wrong(key, &found, "a duration of a day at most", Some(hint));
+                default
+            }
         }
     }
 
     fn name(&mut self, key: &str, found: Option<Spanned<String>>, default: String) -> String {
         let Some(found) = found else { return default };
-        let fits = !found.get_ref().trim().is_empty() && !found.get_ref().contains(char::is_control);
-        if fits { found.into_inner() } else { self.wrong(key, &found, "a name", default) }
+        if found.get_ref().trim().is_empty() || found.get_ref().contains(char::is_control) {
+            self.wrong(key, &found, "a name", None);
+            return default;
+        }
+        found.into_inner()
     }
 
     fn whole(
@@ -194,12 +208,11 @@ impl Check {
         let Some(found) = found else { return default };
         match u32::try_from(*found.get_ref()) {
             Ok(number) if range.contains(&number) => number,
-            _ => self.wrong(
-                key,
-                &found,
-                &format!("a whole number from {} to {}", range.start(), range.end()),
-                default,
-            ),
+            _ => {
+                let expected = format!("a whole number from {} to {}", range.start(), range.end());
+                self.wrong(key, &found, &expected, None);
+                default
+            }
         }
     }
 
@@ -214,6 +227,7 @@ impl Check {
         if range.contains(found.get_ref()) {
             return *found.get_ref() as f32;
         }
-        self.wrong(key, &found, &format!("a number from {} to {}", range.start(), range.end()), default)
+        self.wrong(key, &found, &format!("a number from {} to {}", range.start(), range.end()), None);
+        default
     }
 }

@@ -107,6 +107,8 @@ fn holds(table: &DeTable<'_>, span: &Range<usize>) -> bool {
     })
 }
 
+/// serde's words for numbers are Rust's.
 fn one_line(message: &str) -> String {
-    message.trim().replace('\n', ", ")
+    let words = message.trim().replace('\n', ", ");
+    words.replace("expected i64", "expected a whole number").replace("expected f64", "expected a number")
 }

@@ -50,7 +50,7 @@ impl Chunks {
     fn tell(&mut self, output: Result<Output, ApiError>) {
         match output {
             Ok(Output::Answer(text)) => {
-                self.push(choice(Delta { content: Some(text), ..Delta::default() }, None))
+                self.push(choice(Delta { content: Some(text), ..Delta::default() }, None));
             }
             Ok(Output::Reasoning(text)) => {
                 self.push(choice(Delta { reasoning_content: Some(text), ..Delta::default() }, None));
