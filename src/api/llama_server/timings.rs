@@ -58,7 +58,10 @@ mod tests {
         let timings = Timings::from(&usage);
         assert_eq!((timings.cache_n, timings.prompt_n, timings.predicted_n), (10, 100, 7));
         let json = serde_json::to_value(timings).unwrap();
-        assert_eq!((&json["prompt_per_second"], &json["prompt_per_token_ms"]), (&2_000.0.into(), &0.5.into()));
+        assert_eq!(
+            (&json["prompt_per_second"], &json["prompt_per_token_ms"]),
+            (&2_000.0.into(), &0.5.into())
+        );
         assert_eq!(json["predicted_per_second"], 0.0);
     }
 }

@@ -1,0 +1,102 @@
+//! How much of a held-out text was seen in training: the share of its normalised 8-grams that occur there.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// Words of one gram.
+const GRAM: usize = 8;
+
+/// The 8-grams of training texts. A text of fewer words is one gram of its own.
+#[derive(Debug, Default)]
+pub struct Seen {
+    grams: HashSet<u64>,
+}
+
+/// Containment of held-out texts, summed up.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
+pub struct Overlap {
+    /// Texts looked at.
+    pub texts: usize,
+    /// Mean share of a text's grams that training had.
+    pub mean: f64,
+    /// Share of texts of which training had more than half.
+    pub above_half: f64,
+    /// Share of texts of [`GRAM`] words or more of which training had all.
+    pub contained: f64,
+    /// The largest shares, with their ids, largest first.
+    pub worst: Vec<(String, f64)>,
+}
+
+impl Seen {
+    /// Adds a training text.
+    pub fn add(&mut self, text: &str) {
+        self.grams.extend(grams(text));
+    }
+
+    /// Share of the text's grams that were added, 0 to 1; a text without a word has none.
+    pub fn share(&self, text: &str) -> f64 {
+        let grams = grams(text);
+        if grams.is_empty() {
+            return 0.0;
+        }
+        grams.iter().filter(|gram| self.grams.contains(gram)).count() as f64 / grams.len() as f64
+    }
+
+    /// Judges held-out texts, given as `(id, text)`.
+    pub fn overlap<'a>(&self, texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Overlap {
+        let mut shares: Vec<(String, f64, bool)> = texts
+            .into_iter()
+            .map(|(id, text)| (id.to_owned(), self.share(text), words(text).count() >= GRAM))
+            .collect();
+        let count = shares.len().max(1) as f64;
+        let part = |hit: &dyn Fn(&(String, f64, bool)) -> bool| {
+            shares.iter().filter(|text| hit(text)).count() as f64 / count
+        };
+        let (above_half, contained) = (part(&|text| text.1 > 0.5), part(&|text| text.2 && text.1 >= 1.0));
+        let mean = shares.iter().map(|text| text.1).sum::<f64>() / count;
+        let texts = shares.len();
+        shares.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let worst = shares
+            .into_iter()
+            .take(5)
+            .filter(|text| text.1 > 0.0)
+            .map(|(id, share, _)| (id, share))
+            .collect();
+        Overlap { texts, mean, above_half, contained, worst }
+    }
+}
+
+/// Lower-case runs of letters and digits.
+fn words(text: &str) -> impl Iterator<Item = String> + '_ {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase)
+}
+
+fn grams(text: &str) -> Vec<u64> {
+    let words: Vec<String> = words(text).collect();
+    let hash = |gram: &[String]| {
+        let mut hasher = DefaultHasher::new();
+        gram.hash(&mut hasher);
+        hasher.finish()
+    };
+    if words.len() < GRAM {
+        return if words.is_empty() { Vec::new() } else { vec![hash(&words)] };
+    }
+    words.windows(GRAM).map(hash).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_count_normalised_grams() {
+        let mut seen = Seen::default();
+        seen.add("one two three four five six seven eight nine ten");
+        assert!((seen.share("One, two; THREE four five six\nseven eight") - 1.0).abs() < 1e-12);
+        assert!((seen.share("one two three four five six seven eight eleven") - 0.5).abs() < 1e-12);
+        assert!(seen.share("one two three") < 1e-12, "short texts count only as a whole");
+        let overlap =
+            seen.overlap([("a", "two three four five six seven eight nine"), ("b", "nothing of it")]);
+        assert_eq!((overlap.texts, overlap.contained, overlap.worst.len()), (2, 0.5, 1));
+    }
+}

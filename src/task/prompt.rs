@@ -1,0 +1,72 @@
+//! The prompt of the encoding task: mnemonic's shape, a fixed head that repeats from event to event and then the event.
+
+use super::event::Event;
+use crate::model::tokenizer::Message;
+
+/// The instruction words of a prompt; everything in it but the event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wording {
+    /// The system message.
+    pub system: String,
+    /// The fixed head of the user message.
+    pub head: String,
+    /// How the event is framed.
+    pub frame: Frame,
+}
+
+/// How source, type and content of the event are labelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame {
+    /// `SOURCE: ..`, `TYPE: ..`, `CONTENT:` on lines of their own, as the daemon writes them.
+    Labelled,
+    /// `[source/type]` on a line of its own.
+    Bracketed,
+    /// `Source: .. Type: ..` on one line, then `Event:`.
+    Inline,
+}
+
+/// The system message that is served.
+const SYSTEM: &str = "You turn events into structured memories and answer with JSON only.";
+
+/// The head that is served. Short: each of its tokens is read for every event, in training too.
+const HEAD: &str = "\
+Encode the event below as one JSON object.
+Keep each name, number, path and version exactly as written. Say nothing that the event does not say. Keep short events short.
+Fields: gist (60 characters at most), summary, content, narrative, concepts, \
+structured_concepts {topics, entities, actions, causality}, significance (routine|notable|important|critical), \
+emotional_tone (neutral|satisfying|frustrating|exciting|concerning), outcome (success|failure|ongoing|unknown), salience (0 to 1).";
+
+impl Wording {
+    /// What `bespoke encode` and `bespoke eval run` send, and what the shipped model has read most often.
+    pub fn standard() -> Self {
+        Self { system: SYSTEM.to_owned(), head: HEAD.to_owned(), frame: Frame::Labelled }
+    }
+}
+
+/// The system and the user message that ask for the encoding of `event`.
+pub fn messages(event: &Event, wording: &Wording) -> Vec<Message> {
+    let Event { source, kind, content } = event;
+    let framed = match wording.frame {
+        Frame::Labelled => format!("SOURCE: {source}\nTYPE: {kind}\nCONTENT:\n{content}"),
+        Frame::Bracketed => format!("[{source}/{kind}]\n{content}"),
+        Frame::Inline => format!("Source: {source} Type: {kind}\nEvent:\n{content}"),
+    };
+    let user = if wording.head.is_empty() { framed } else { format!("{}\n\n{framed}", wording.head) };
+    let message = |role: &str, content: String| Message { role: role.to_owned(), content };
+    vec![message("system", wording.system.clone()), message("user", user)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_event_ends_the_prompt_in_the_daemons_form() {
+        let event = Event::new("git", "commit", "Fix it\n\n* now");
+        let asked = messages(&event, &Wording::standard());
+        assert_eq!(asked[0].role, "system");
+        assert!(asked[1].content.ends_with("\n\nSOURCE: git\nTYPE: commit\nCONTENT:\nFix it\n\n* now"));
+        let words = |text: &str| text.split_whitespace().count();
+        assert!(words(&asked[0].content) + words(HEAD) <= 120);
+    }
+}

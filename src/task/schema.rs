@@ -1,0 +1,201 @@
+//! The encoding: the ten fields of a memory, their types, and their JSON Schema on the wire.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// Name of the schema in `response_format.json_schema.name`.
+pub const SCHEMA_NAME: &str = "encoding_response";
+/// Values of `significance`, from least to most.
+pub const SIGNIFICANCE: [&str; 4] = ["routine", "notable", "important", "critical"];
+/// Values of `emotional_tone`.
+pub const EMOTIONAL_TONE: [&str; 5] = ["neutral", "satisfying", "frustrating", "exciting", "concerning"];
+/// Values of `outcome`.
+pub const OUTCOME: [&str; 4] = ["success", "failure", "ongoing", "unknown"];
+/// Characters that a gist may have at most.
+pub const GIST_LIMIT: usize = 60;
+/// Characters that a summary may have at most.
+pub const SUMMARY_LIMIT: usize = 400;
+
+/// A memory made from an event. Fields are written in this order; all are required.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encoding {
+    /// What it is about, at most [`GIST_LIMIT`] characters.
+    pub gist: String,
+    /// The essence, at most [`SUMMARY_LIMIT`] characters.
+    pub summary: String,
+    /// The facts, all of them.
+    pub content: String,
+    /// The event as one sentence.
+    pub narrative: String,
+    /// Search words.
+    pub concepts: Vec<String>,
+    /// What is in it, by kind.
+    pub structured_concepts: StructuredConcepts,
+    /// One of [`SIGNIFICANCE`].
+    pub significance: String,
+    /// One of [`EMOTIONAL_TONE`].
+    pub emotional_tone: String,
+    /// One of [`OUTCOME`].
+    pub outcome: String,
+    /// How much it matters, 0 to 1.
+    pub salience: f64,
+}
+
+/// Four lists of what an event contains.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StructuredConcepts {
+    /// Subjects.
+    pub topics: Vec<Topic>,
+    /// Named things.
+    pub entities: Vec<Entity>,
+    /// What was done.
+    pub actions: Vec<Action>,
+    /// Why things happened.
+    pub causality: Vec<Causality>,
+}
+
+/// A subject and its place in a hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Topic {
+    /// Its name.
+    pub label: String,
+    /// From the general to the special, separated by `/`.
+    pub path: String,
+}
+
+/// A named thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entity {
+    /// As the event writes it.
+    pub name: String,
+    /// What sort of thing it is.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Where it appears, or nothing.
+    pub context: String,
+}
+
+/// Something done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Action {
+    /// What was done.
+    pub verb: String,
+    /// To what.
+    pub object: String,
+    /// How, or nothing.
+    pub details: String,
+}
+
+/// A reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Causality {
+    /// The kind of reason.
+    pub relation: String,
+    /// The reason in the event's words.
+    pub description: String,
+}
+
+impl Encoding {
+    /// JSON without free whitespace: the text that a model is trained to write.
+    pub fn to_compact_json(&self) -> String {
+        serde_json::to_string(self).expect("strings and a finite number always serialise")
+    }
+}
+
+/// What a well-typed encoding gets wrong: values outside the fixed vocabularies (an empty one is allowed) and limits.
+pub fn encoding_faults(encoding: &Encoding) -> Vec<String> {
+    let mut faults = Vec::new();
+    let vocabularies: [(&str, &str, &[&str]); 3] = [
+        ("significance", &encoding.significance, &SIGNIFICANCE),
+        ("emotional_tone", &encoding.emotional_tone, &EMOTIONAL_TONE),
+        ("outcome", &encoding.outcome, &OUTCOME),
+    ];
+    for (key, value, allowed) in vocabularies {
+        if !value.is_empty() && !allowed.contains(&value) {
+            faults.push(format!("{key}: {value:?} is none of {}", allowed.join(", ")));
+        }
+    }
+    for (key, value, limit) in
+        [("gist", &encoding.gist, GIST_LIMIT), ("summary", &encoding.summary, SUMMARY_LIMIT)]
+    {
+        let length = value.chars().count();
+        if length > limit {
+            faults.push(format!("{key}: {length} characters, at most {limit} are allowed"));
+        }
+    }
+    if !(0.0..=1.0).contains(&encoding.salience) {
+        faults.push(format!("salience: {} is not between 0 and 1", encoding.salience));
+    }
+    faults
+}
+
+/// The JSON Schema of [`Encoding`] as the daemon sends it: every field required, no other allowed, no enums, no limits.
+pub fn encoding_schema() -> Value {
+    let text = || json!({"type": "string"});
+    let list = |items: Value| json!({"type": "array", "items": items});
+    let texts = |names: &[&str]| object(names.iter().map(|name| (*name, text())).collect());
+    object(vec![
+        ("gist", text()),
+        ("summary", text()),
+        ("content", text()),
+        ("narrative", text()),
+        ("concepts", list(text())),
+        (
+            "structured_concepts",
+            object(vec![
+                ("topics", list(texts(&["label", "path"]))),
+                ("entities", list(texts(&["name", "type", "context"]))),
+                ("actions", list(texts(&["verb", "object", "details"]))),
+                ("causality", list(texts(&["relation", "description"]))),
+            ]),
+        ),
+        ("significance", text()),
+        ("emotional_tone", text()),
+        ("outcome", text()),
+        ("salience", json!({"type": "number"})),
+    ])
+}
+
+/// An object schema: these properties in this order, all required, no others.
+fn object(properties: Vec<(&str, Value)>) -> Value {
+    let required: Vec<&str> = properties.iter().map(|(name, _)| *name).collect();
+    let properties: serde_json::Map<String, Value> =
+        properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{Event, gold};
+
+    #[test]
+    fn the_schema_takes_a_gold_and_nothing_else() {
+        let schema = jsonschema::validator_for(&encoding_schema()).unwrap();
+        let gold = gold::encode(&Event::new("git", "commit", "Fix worker_pool because the lock was held"));
+        let good = serde_json::to_value(&gold).unwrap();
+        assert!(schema.is_valid(&good));
+        let keys: Vec<&String> = good.as_object().unwrap().keys().collect();
+        let required = encoding_schema()["required"].clone();
+        assert_eq!(
+            serde_json::to_value(&keys).unwrap(),
+            required,
+            "fields are written in the schema's order"
+        );
+
+        for key in keys {
+            let mut lacking = good.clone();
+            lacking.as_object_mut().unwrap().shift_remove(key);
+            assert!(!schema.is_valid(&lacking), "{key} may be absent");
+        }
+        let mut deep = good.clone();
+        deep["structured_concepts"]["topics"][0]["extra"] = json!(1);
+        assert!(!schema.is_valid(&deep));
+    }
+}
