@@ -29,6 +29,7 @@ pub(super) enum Output {
 /// A stream of [`Output`]s that ends with [`Output::End`] or an error.
 #[derive(Debug)]
 pub(super) struct Generation {
+    id: String,
     events: mpsc::UnboundedReceiver<Event>,
     /// `None` once the generation is over.
     splitter: Option<Splitter>,
@@ -45,9 +46,17 @@ impl Generation {
             .prompt
             .last()
             .is_some_and(|last| last.markup && last.text.trim_end().ends_with("<think>"));
+        let id = request.id.clone();
         let events = app.engine().generate(request)?;
         let alarm = Box::pin(tokio::time::sleep_until(deadline.at));
-        Ok(Self { events, splitter: Some(Splitter::new(thinking)), told: VecDeque::new(), deadline, alarm })
+        Ok(Self {
+            id,
+            events,
+            splitter: Some(Splitter::new(thinking)),
+            told: VecDeque::new(),
+            deadline,
+            alarm,
+        })
     }
 
     fn take(&mut self, event: Event) -> Result<(), ApiError> {
@@ -59,10 +68,30 @@ impl Generation {
                 let held = self.splitter.take().and_then(Splitter::finish);
                 self.told.extend(held.map(Output::from));
                 self.told.push_back(Output::End(reason, usage));
+                tracing::info!(
+                    id = self.id,
+                    prompt = usage.prompt_tokens,
+                    cached = usage.cached_tokens,
+                    answer = usage.completion_tokens,
+                    forced = usage.forced_tokens,
+                    queued_ms = usage.queued_ms.round(),
+                    prompt_ms = usage.prompt_ms.round(),
+                    answer_ms = usage.predicted_ms.round(),
+                    ?reason,
+                    "answered"
+                );
             }
             Event::Failed(error) => return Err(error.into()),
         }
         Ok(())
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if self.splitter.is_some() {
+            tracing::info!(id = self.id, "the client left: generation is cancelled");
+        }
     }
 }
 

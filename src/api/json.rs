@@ -50,8 +50,17 @@ impl JsonBody {
         }
         serde_path_to_error::deserialize(self.0).map_err(|error| {
             let path = error.path().to_string();
-            let field = if path == "." { "body".to_owned() } else { path };
-            ApiError::field(field, error.into_inner().to_string())
+            let path = if path == "." { String::new() } else { path };
+            // serde blames the object that a field is missing from; the field itself is what a person looks for.
+            let message = error.into_inner().to_string();
+            if let Some(name) =
+                message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'))
+            {
+                let dot = if path.is_empty() { "" } else { "." };
+                return ApiError::field(format!("{path}{dot}{name}"), "is missing");
+            }
+            let field = if path.is_empty() { "body".to_owned() } else { path };
+            ApiError::field(field, message.replace("a sequence", "an array"))
         })
     }
 }

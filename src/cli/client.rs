@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use ureq::http::Response;
 use ureq::{Agent, Body};
+
+use crate::task::prompt::{Wording, messages};
+use crate::task::{Event, encoding_schema, schema::SCHEMA_NAME};
 
 /// Where the daemon is unless somebody says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:8899";
@@ -26,6 +29,17 @@ impl Daemon {
     pub fn client(&self) -> Result<Client, ClientError> {
         Client::new(&self.endpoint, std::env::var("BESPOKE_API_KEY").ok().filter(|key| !key.is_empty()))
     }
+}
+
+/// The chat request that asks for the encoding of an event.
+pub fn encoding_request(event: &Event) -> Value {
+    json!({
+        "messages": messages(event, &Wording::standard()),
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": SCHEMA_NAME, "strict": true, "schema": encoding_schema()},
+        },
+    })
 }
 
 /// A client of one daemon.
