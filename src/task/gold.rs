@@ -24,146 +24,31 @@ const OBJECT_WORDS: usize = 4;
 const REASON: usize = 100;
 
 /// Verbs that a first word may name as the action.
-const VERBS: [&str; 64] = [
-    "add",
-    "added",
-    "adds",
-    "allow",
-    "avoid",
-    "build",
-    "bump",
-    "change",
-    "changed",
-    "check",
-    "clean",
-    "convert",
-    "create",
-    "decided",
-    "delete",
-    "deploy",
-    "disable",
-    "document",
-    "drop",
-    "enable",
-    "expose",
-    "extend",
-    "extract",
-    "feat",
-    "fix",
-    "fixed",
-    "fixes",
-    "handle",
-    "implement",
-    "implemented",
-    "improve",
-    "improved",
-    "increase",
-    "init",
-    "install",
-    "introduce",
-    "limit",
-    "make",
-    "merge",
-    "merged",
-    "migrate",
-    "migrated",
-    "move",
-    "moved",
-    "optimize",
-    "optimized",
-    "reduce",
-    "refactor",
-    "release",
-    "remove",
-    "removed",
-    "rename",
-    "replace",
-    "replaced",
-    "revert",
-    "run",
-    "set",
-    "simplify",
-    "skip",
-    "support",
-    "switch",
-    "update",
-    "updated",
-    "use",
+#[rustfmt::skip]
+const VERBS: &[&str] = &[
+    "add", "added", "adds", "allow", "avoid", "build", "bump", "change", "changed", "check", "clean", "convert",
+    "create", "decided", "delete", "deploy", "disable", "document", "drop", "enable", "expose", "extend",
+    "extract", "fix", "fixed", "fixes", "handle", "implement", "implemented", "improve", "improved", "increase",
+    "init", "install", "introduce", "limit", "make", "merge", "merged", "migrate", "migrated", "move", "moved",
+    "optimize", "optimized", "reduce", "refactor", "release", "remove", "removed", "rename", "replace",
+    "replaced", "revert", "run", "set", "simplify", "skip", "support", "switch", "update", "updated", "use",
+    "detect", "resolve", "store", "rewrite", "reset", "capture", "restore",
 ];
 
 /// What a word says about how it went: `(words, significance, emotional_tone, outcome)`.
-type Cue = (&'static [&'static str], &'static str, &'static str, &'static str);
+type Cue = (&'static str, &'static str, &'static str, &'static str);
 
 /// The first word of the content that stands in this table decides; none: [`NO_CUE`].
+#[rustfmt::skip]
 const CUES: [Cue; 6] = [
-    (
-        &["outage", "corrupted", "vulnerability", "breach", "emergency", "fatal", "critical"],
-        "critical",
-        "concerning",
-        "failure",
-    ),
-    (
-        &[
-            "error",
-            "errors",
-            "fail",
-            "fails",
-            "failed",
-            "failing",
-            "failure",
-            "failures",
-            "panic",
-            "panicked",
-            "crash",
-            "crashed",
-            "crashes",
-            "broken",
-            "exception",
-            "segfault",
-            "rejected",
-            "denied",
-            "aborted",
-        ],
-        "important",
-        "frustrating",
-        "failure",
-    ),
-    (
-        &[
-            "fix",
-            "fixed",
-            "fixes",
-            "works",
-            "working",
-            "pass",
-            "passes",
-            "passed",
-            "merged",
-            "resolved",
-            "solved",
-            "done",
-            "succeeded",
-            "faster",
-            "completed",
-            "accepted",
-        ],
-        "notable",
-        "satisfying",
-        "success",
-    ),
-    (&["released", "launched", "won", "breakthrough", "milestone"], "important", "exciting", "success"),
-    (
-        &["todo", "wip", "investigating", "pending", "trying", "started", "waiting", "planned"],
-        "routine",
-        "neutral",
-        "ongoing",
-    ),
-    (
-        &["warning", "warnings", "deprecated", "leak", "leaks", "slow", "slower", "regression", "stale"],
-        "notable",
-        "concerning",
-        "unknown",
-    ),
+    ("outage corrupted vulnerability breach emergency fatal critical", "critical", "concerning", "failure"),
+    ("error errors fail fails failed failing failure failures panic panicked crash crashed crashes broken exception segfault \
+      rejected denied aborted", "important", "frustrating", "failure"),
+    ("fix fixed fixes works working pass passes passed merged resolved solved done succeeded faster completed accepted",
+      "notable", "satisfying", "success"),
+    ("released launched won breakthrough milestone", "important", "exciting", "success"),
+    ("todo wip investigating pending trying started waiting planned", "routine", "neutral", "ongoing"),
+    ("warning warnings deprecated leak leaks slow slower regression stale", "notable", "concerning", "unknown"),
 ];
 
 /// What is said of an event without a cue.
@@ -181,7 +66,7 @@ const REASONS: [&str; 4] = ["because", "due to", "caused by", "thanks to"];
 /// - `concepts`: the type and the first salient terms ([`salient::terms`]); `entities`: these terms with their kind.
 /// - `actions`: one; the verb is the gist's first word (a scope such as `ui:` before it is skipped) if it is one of
 ///   [`VERBS`], else `note`; the object is what follows.
-/// - `causality`: the first clause that opens with one of [`REASONS`].
+/// - `causality`: the first clause that opens with one of [`REASONS`], on one line.
 /// - `significance`, `emotional_tone`, `outcome`: by the first cue word of [`CUES`]; `salience` by the significance.
 pub fn encode(event: &Event) -> Encoding {
     let content = condense(&event.content);
@@ -212,7 +97,7 @@ pub fn encode(event: &Event) -> Encoding {
     };
     let action = action(&gist);
     let causality = reason(&content)
-        .map(|reason| Causality { relation: "cause".to_owned(), description: reason.to_owned() })
+        .map(|description| Causality { relation: "cause".to_owned(), description })
         .into_iter()
         .collect();
     Encoding {
@@ -331,7 +216,7 @@ fn cue(content: &str) -> (&'static str, &'static str, &'static str) {
         .filter(|word| word.len() >= 3 && word.len() <= 13)
         .find_map(|word| {
             let word = word.to_ascii_lowercase();
-            CUES.iter().find(|(words, ..)| words.contains(&word.as_str()))
+            CUES.iter().find(|(words, ..)| words.split(' ').any(|cue| cue == word))
         })
         .map_or(NO_CUE, |&(_, significance, tone, outcome)| (significance, tone, outcome))
 }
@@ -355,21 +240,28 @@ fn action(gist: &str) -> Action {
     Action { verb: verb.unwrap_or_else(|| "note".to_owned()), object, details: String::new() }
 }
 
-/// The first clause that gives a reason, from its opening word to the end of the sentence or line.
-fn reason(content: &str) -> Option<&str> {
-    content.lines().find_map(|line| {
-        let start = REASONS.iter().filter_map(|opening| opens(line, opening)).min()?;
-        let clause = &line[start..];
-        let end = clause.find(". ").unwrap_or(clause.len());
-        Some(cut(clause[..end].trim_end_matches('.'), REASON))
-    })
+/// The first clause that gives a reason, from its opening word to the end of the sentence, on one line. A line that
+/// begins with a small letter goes on with the sentence of the line before.
+fn reason(content: &str) -> Option<String> {
+    let start = REASONS.iter().filter_map(|opening| opens(content, opening)).min()?;
+    let clause = &content[start..];
+    let breaks = clause.match_indices('\n').map(|(at, _)| at);
+    let mut ends = breaks.filter(|at| !clause[at + 1..].starts_with(char::is_lowercase));
+    let end = ends.next().unwrap_or(clause.len());
+    let end = clause[..end]
+        .match_indices('.')
+        .map(|(at, _)| at)
+        .find(|at| clause[at + 1..].starts_with([' ', '\n']))
+        .unwrap_or(end);
+    let flat = clause[..end].replace('\n', " ");
+    Some(cut(flat.trim_end_matches('.'), REASON).to_owned())
 }
 
-/// Where `opening` stands in a line as words of their own with something after them.
-fn opens(line: &str, opening: &str) -> Option<usize> {
-    line.match_indices(opening).map(|(at, _)| at).find(|&at| {
-        let before = at == 0 || line[..at].ends_with([' ', '(']);
-        before && line[at + opening.len()..].starts_with(' ')
+/// Where `opening` stands in a text as words of their own with something after them.
+fn opens(text: &str, opening: &str) -> Option<usize> {
+    text.match_indices(opening).map(|(at, _)| at).find(|&at| {
+        let before = at == 0 || text[..at].ends_with([' ', '(', '\n']);
+        before && text[at + opening.len()..].starts_with([' ', '\n'])
     })
 }
 
@@ -406,6 +298,14 @@ mod tests {
         );
         assert_eq!(concepts.causality[0].description, "because the store_key was empty");
         assert_eq!((&*memory.significance, &*memory.outcome, memory.salience), ("notable", "success", 0.5));
+    }
+
+    #[test]
+    fn a_reason_runs_over_wrapped_lines_and_ends_with_its_sentence() {
+        let cause = |text: &str| reason(&condense(text)).unwrap_or_default();
+        assert_eq!(cause("It broke because the\nlock was held. Then"), "because the lock was held");
+        assert_eq!(cause("- slow due to v1.2 of x\n- Next"), "due to v1.2 of x");
+        assert_eq!(cause("becausenot this"), "");
     }
 
     #[test]

@@ -1,1 +1,3 @@
 //! Integration tests: one file per story, each driving the real library or binary.
+
+mod data;

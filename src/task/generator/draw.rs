@@ -88,9 +88,13 @@ impl Draw {
         self.mine(|draw| draw.any(list).to_owned())
     }
 
-    /// Any common word.
-    pub fn word(&mut self) -> &'static str {
-        words::any(&mut self.fact)
+    /// Any common word; one in eight with an ending or a beginning.
+    pub fn word(&mut self) -> String {
+        if self.roll(0, 7) == 0 {
+            words::inflected(&mut self.fact)
+        } else {
+            words::any(&mut self.fact).to_owned()
+        }
     }
 
     /// A noun.
@@ -463,7 +467,7 @@ impl Draw {
             "date" => self.date(),
             "time" => self.time(),
             "issue" => format!("#{}", self.mine_if_long(|draw| draw.roll(1, 9999).to_string())),
-            "w" => self.word().to_owned(),
+            "w" => self.word(),
             "noun" => self.noun().to_owned(),
             "nouns" => words::plural(self.noun()),
             "verb" => self.verb().to_owned(),

@@ -20,33 +20,53 @@ static WORDS: LazyLock<Words> = LazyLock::new(|| {
         rest.split('[').next().unwrap_or(rest).split_whitespace().collect()
     };
     let (nouns, verbs) = (section("[noun]"), section("[verb]"));
-    let (adjectives, other) = (section("[adjective]"), section("[other]"));
-    let all = [&nouns[..], &verbs, &adjectives, &other, &other].concat();
+    let (adjectives, other, more) = (section("[adjective]"), section("[other]"), section("[more]"));
+    // The small words hold sentences together, so they come up more often.
+    let all = [&nouns[..], &verbs, &adjectives, &other, &other, &more].concat();
     Words { nouns, verbs, adjectives, all }
 });
 
-fn one(list: &'static [&'static str], rng: &mut impl Rng) -> &'static str {
-    list.choose(rng).expect("no section of words.txt is empty")
+fn one_of(list: &[&'static str], rng: &mut impl Rng) -> &'static str {
+    list.choose(rng).expect("no list of words is empty")
 }
 
 /// Any word.
 pub fn any(rng: &mut impl Rng) -> &'static str {
-    one(&WORDS.all, rng)
+    one_of(&WORDS.all, rng)
+}
+
+/// A word with an ending or a beginning that English words have, whether or not this word has it.
+pub fn inflected(rng: &mut impl Rng) -> String {
+    const ENDINGS: [&str; 16] = [
+        "ing", "s", "ed", "er", "ly", "ing", "s", "es", "able", "ness", "ment", "less", "ation", "ity",
+        "ive", "ized",
+    ];
+    const BEGINNINGS: [&str; 12] =
+        ["re", "un", "pre", "non-", "multi-", "sub", "de", "auto", "dis", "over", "inter", "micro"];
+    let word = any(rng);
+    if rng.random_bool(0.7) {
+        let ending = one_of(&ENDINGS, rng);
+        let vowel = ending.starts_with(['i', 'e', 'a']);
+        let stem = if vowel { word.strip_suffix('e').unwrap_or(word) } else { word };
+        format!("{stem}{ending}")
+    } else {
+        format!("{}{word}", one_of(&BEGINNINGS, rng))
+    }
 }
 
 /// A noun in the singular.
 pub fn noun(rng: &mut impl Rng) -> &'static str {
-    one(&WORDS.nouns, rng)
+    one_of(&WORDS.nouns, rng)
 }
 
 /// A regular verb in its base form.
 pub fn verb(rng: &mut impl Rng) -> &'static str {
-    one(&WORDS.verbs, rng)
+    one_of(&WORDS.verbs, rng)
 }
 
 /// An adjective.
 pub fn adjective(rng: &mut impl Rng) -> &'static str {
-    one(&WORDS.adjectives, rng)
+    one_of(&WORDS.adjectives, rng)
 }
 
 /// The past form of a regular verb (English doubles some consonants; here it is good enough not to).
@@ -80,7 +100,6 @@ mod tests {
         let unique: std::collections::HashSet<_> = WORDS.all.iter().collect();
         assert!(unique.len() >= 1500, "{}", unique.len());
         assert!(WORDS.nouns.len() > 500 && WORDS.verbs.len() > 200 && WORDS.adjectives.len() > 200);
-        assert!(WORDS.all.iter().all(|word| word.bytes().all(|b| b.is_ascii_lowercase())));
         assert_eq!(
             (past("copy"), past("delay"), plural("box")),
             ("copied".into(), "delayed".into(), "boxes".into())

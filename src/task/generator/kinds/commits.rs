@@ -28,6 +28,10 @@ const DEEDS: &[&str] = &[
     "{=handle|Handle|avoid|ignore} {err} {=in|from} {id}",
     "{=test|tests|Test} {=for|that} {np} {=with|in} {file}",
     "{=lint|clippy|fmt|cleanup|typo|format|Fix CI|Address review comments|small fixes|more tests}",
+    "{w} {w} {=for|of|in|to|with} {w} {w}",
+    "{=more|better|small|further|initial|proper} {w} {noun} {=for|in|of} {w} {w}",
+    "{=apply|add|fix|update|remove} {w} {noun}",
+    "{=add|make|don't|no need to|ensure} {w} {w} {=so that|when|if|and} {w} {w} {w}",
     "{=allow|Allow|require|skip} `{id}` {=to|and} {verb} `{str}`",
     "{adj} {nouns} {=now|no longer|always} {verb} {np}",
 ];
@@ -46,6 +50,10 @@ const REASONS: &[&str] = &[
     "{=The new|Each|That} {noun} {=accepts|returns|keeps|needs} {np} {=instead of|and not} {np}, {=and|but|so} {noun} {=is|stays} {adj}.",
     "{=When|If} `{id}` is {~enabled|disabled}, {np} {=must|may|should} {verb}.",
     "{=Use case|Note|Example}: {verb} {np} {=like|as|with} {id}, {id} {=or|and} {id}.",
+    "{=The|This|A|Each} {noun} {w} {w} {=the|a|any|no} {adj} {noun} {=and|so|which|that} {w} {w} {w}.",
+    "{=It|This|That} {=also|now|still} {verb}s {=the|all} {nouns} {w} {w} {=to|of|in|for|on} {w} {w}.",
+    "{=Instead of|Without|After|By} {verb}ing {w} {noun}, {w} {=the|its|their} {noun} {w} {=by|from|with} {w} {w}.",
+    "{=There is|There was|We have|I added} {=a|no|one more} {adj} {noun} {=that|which|where} {w} {w} {w}.",
     "{tool} {=pushes|reads|builds} {adj} {nouns} {=per|for each|in one} {noun}, {=leaving|so} the {noun} {adj}.",
 ];
 
@@ -87,7 +95,7 @@ pub(super) fn title(draw: &mut Draw) -> String {
 
 /// Bullets until `target`, with blank lines, wraps or indentation as people leave them.
 fn bullets(draw: &mut Draw, text: &mut String, target: usize) {
-    let mark = draw.pick(&["* ", "- ", "* ", "- ", "+ ", "1. ", "  - ", "• "]);
+    let mark = draw.pick(&["* ", "* ", "- ", "* ", "- ", "* ", "+ ", "1. ", "  - ", "• "]);
     let gap = draw.pick(&["\n", "\n\n", "\n"]);
     loop {
         let deed = draw.pick(DEEDS);

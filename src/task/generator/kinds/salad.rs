@@ -58,7 +58,7 @@ const FACTS: &[&str] = &[
 
 /// Sentences, lists and wrapped paragraphs of random words.
 pub fn prose(draw: &mut Draw, target: usize) -> String {
-    let density = [0.03, 0.1, 0.2, 0.4][draw.count(0, 3)];
+    let density = [0.0, 0.03, 0.06, 0.1, 0.2, 0.4][draw.count(0, 5)];
     let style = draw.count(0, 5);
     let mut text = String::new();
     while text.is_empty() || text.len() < target {
@@ -74,9 +74,9 @@ pub fn prose(draw: &mut Draw, target: usize) -> String {
             } else {
                 let word = draw.word();
                 match draw.count(0, 39) {
-                    0 | 1 => sentence.push_str(&capitalised(word)),
+                    0 | 1 => sentence.push_str(&capitalised(&word)),
                     2 => sentence.push_str(&word.to_ascii_uppercase()),
-                    _ => sentence.push_str(word),
+                    _ => sentence.push_str(&word),
                 }
             }
         }
