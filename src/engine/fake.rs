@@ -1,0 +1,488 @@
+//! An engine without a model: scripted answers, for every test of what stands above the engine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::minimal::minimal_instance;
+use super::{
+    Constraint, Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, Health,
+    ModelInfo, Prompt, Usage,
+};
+
+/// How often a fake looks whether it was cancelled.
+const TICK: Duration = Duration::from_millis(2);
+
+/// What a [`FakeEngine`] answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Script {
+    /// The text of the last plain segment of the prompt.
+    Echo,
+    /// This text, word by word.
+    Text(String),
+    /// This text, a pause before each word.
+    Slow {
+        /// The text.
+        text: String,
+        /// The pause.
+        delay: Duration,
+    },
+    /// This error, in the place of the first event.
+    Fail(EngineError),
+    /// This text, then this error.
+    FailAfter(String, EngineError),
+    /// The prompt is accepted and nothing ever follows.
+    Never,
+}
+
+/// A scripted [`Engine`]. A token is a word with the white space behind it.
+///
+/// A constrained request is answered with a minimal valid instance of its schema, whatever the script's text is, except
+/// that a scripted text that is JSON is sent as it is.
+#[derive(Debug, Clone)]
+pub struct FakeEngine {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    script: Mutex<Script>,
+    requests: Mutex<Vec<Generate>>,
+    limit: AtomicU32,
+    running: AtomicU32,
+    cancelled: AtomicU32,
+    embedded: AtomicU64,
+    stopping: AtomicBool,
+    killed: AtomicBool,
+    health: watch::Sender<Health>,
+}
+
+impl FakeEngine {
+    /// An engine that is ready.
+    pub fn new(script: Script) -> Self {
+        let engine = Self::loading(script);
+        engine.set_state(EngineState::Ready(Arc::new(Self::info())));
+        engine
+    }
+
+    /// An engine that is still loading: requests wait until [`FakeEngine::set_state`].
+    pub fn loading(script: Script) -> Self {
+        let health = Health { state: EngineState::Loading, beat: 0, running: 0, waiting: 0 };
+        let inner = Arc::new(Inner {
+            script: Mutex::new(script),
+            requests: Mutex::default(),
+            limit: AtomicU32::new(u32::MAX),
+            running: AtomicU32::new(0),
+            cancelled: AtomicU32::new(0),
+            embedded: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
+            health: watch::Sender::new(health),
+        });
+        let weak = Arc::downgrade(&inner);
+        thread::spawn(move || {
+            while let Some(inner) = weak.upgrade() {
+                inner.health.send_modify(|health| {
+                    health.beat += 1;
+                    health.running = inner.running.load(Ordering::SeqCst);
+                });
+                drop(inner);
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        Self { inner }
+    }
+
+    /// Facts of the model that a fake pretends to be.
+    pub fn info() -> ModelInfo {
+        ModelInfo {
+            name: "fake".to_owned(),
+            architecture: "llama".to_owned(),
+            parameters: 1_000,
+            bytes: 4_000,
+            n_embd: 8,
+            n_ctx: 8_192,
+            n_ctx_train: 8_192,
+            n_vocab: 32_000,
+            chat_template: None,
+            bos_token: "<|bos|>".to_owned(),
+            eos_token: "<|end|>".to_owned(),
+        }
+    }
+
+    /// Refuses a request with [`EngineError::Overloaded`] while this many are unfinished.
+    #[must_use]
+    pub fn with_limit(self, unfinished: u32) -> Self {
+        self.inner.limit.store(unfinished, Ordering::SeqCst);
+        self
+    }
+
+    /// What the next requests are answered with.
+    pub fn set_script(&self, script: Script) {
+        *lock(&self.inner.script) = script;
+    }
+
+    /// Changes the state that [`Engine::health`] shows.
+    pub fn set_state(&self, state: EngineState) {
+        self.inner.health.send_modify(|health| health.state = state);
+    }
+
+    /// Requests whose receiver was dropped before their end.
+    pub fn cancelled(&self) -> u32 {
+        self.inner.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Unfinished requests.
+    pub fn running(&self) -> u32 {
+        self.inner.running.load(Ordering::SeqCst)
+    }
+
+    /// All requests so far, oldest first.
+    pub fn requests(&self) -> Vec<Generate> {
+        lock(&self.inner.requests).clone()
+    }
+}
+
+impl Engine for FakeEngine {
+    fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError> {
+        self.inner.refuse()?;
+        let unfinished = self.inner.running.fetch_add(1, Ordering::SeqCst);
+        if unfinished >= self.inner.limit.load(Ordering::SeqCst) {
+            self.inner.running.fetch_sub(1, Ordering::SeqCst);
+            return Err(EngineError::Overloaded { waiting: unfinished });
+        }
+        lock(&self.inner.requests).push(request.clone());
+        let script = lock(&self.inner.script).clone();
+        let (events, receiver) = mpsc::unbounded_channel();
+        let inner = Arc::clone(&self.inner);
+        thread::spawn(move || {
+            let end = inner.answer(&script, &request, &events);
+            inner.running.fetch_sub(1, Ordering::SeqCst);
+            match end {
+                Ok(last) => {
+                    let _ = events.send(last);
+                }
+                Err(Cancelled) => {
+                    inner.cancelled.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+        Ok(receiver)
+    }
+
+    fn embed(
+        &self,
+        inputs: Vec<Prompt>,
+    ) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError> {
+        self.inner.refuse()?;
+        let (reply, receiver) = oneshot::channel();
+        let inner = Arc::clone(&self.inner);
+        thread::spawn(move || {
+            if let Err(error) = inner.wait_until_ready(&|| reply.is_closed()) {
+                let _ = reply.send(Err(error.unwrap_or(EngineError::Stopped)));
+                return;
+            }
+            inner.embedded.fetch_add(inputs.len() as u64, Ordering::SeqCst);
+            let prompt_tokens = inputs.iter().map(|prompt| tokens(prompt).len() as u32).sum();
+            let answer = match inputs.iter().any(|prompt| tokens(prompt).is_empty()) {
+                true => Err(EngineError::EmptyPrompt),
+                false => Ok(Embeddings { vectors: inputs.iter().map(embedding).collect(), prompt_tokens }),
+            };
+            let _ = reply.send(answer);
+        });
+        Ok(receiver)
+    }
+
+    fn tokenize(
+        &self,
+        prompt: Prompt,
+    ) -> Result<oneshot::Receiver<Result<Vec<u32>, EngineError>>, EngineError> {
+        self.inner.refuse()?;
+        let (reply, receiver) = oneshot::channel();
+        let inner = Arc::clone(&self.inner);
+        thread::spawn(move || {
+            let ready = inner.wait_until_ready(&|| reply.is_closed());
+            let _ = reply.send(match ready {
+                Ok(()) => Ok(tokens(&prompt)),
+                Err(error) => Err(error.unwrap_or(EngineError::Stopped)),
+            });
+        });
+        Ok(receiver)
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health.subscribe()
+    }
+
+    fn stop(&self, drain: Duration) {
+        self.inner.stopping.store(true, Ordering::SeqCst);
+        let inner = Arc::clone(&self.inner);
+        thread::spawn(move || {
+            let deadline = Instant::now() + drain;
+            while inner.running.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+                thread::sleep(TICK);
+            }
+            inner.killed.store(true, Ordering::SeqCst);
+            inner.health.send_modify(|health| health.state = EngineState::Stopped);
+        });
+    }
+}
+
+/// The receiver of a request is gone.
+#[derive(Debug)]
+struct Cancelled;
+
+impl Inner {
+    /// What can be judged at once.
+    fn refuse(&self) -> Result<(), EngineError> {
+        if self.stopping.load(Ordering::SeqCst) {
+            return Err(EngineError::Stopped);
+        }
+        match &self.health.borrow().state {
+            EngineState::Failed(reason) => Err(EngineError::Model(reason.clone())),
+            EngineState::Stopped => Err(EngineError::Stopped),
+            EngineState::Loading | EngineState::Ready(_) => Ok(()),
+        }
+    }
+
+    /// Waits for the end of loading; `Err(None)` if the caller left, `Err(Some)` if no answer will come.
+    fn wait_until_ready(&self, left: &dyn Fn() -> bool) -> Result<(), Option<EngineError>> {
+        loop {
+            let state = self.health.borrow().state.clone();
+            match state {
+                EngineState::Ready(_) if self.killed.load(Ordering::SeqCst) => {
+                    return Err(Some(EngineError::Stopped));
+                }
+                EngineState::Ready(_) => return Ok(()),
+                EngineState::Failed(reason) => return Err(Some(EngineError::Model(reason))),
+                EngineState::Stopped => return Err(Some(EngineError::Stopped)),
+                EngineState::Loading if left() => return Err(None),
+                EngineState::Loading => thread::sleep(TICK),
+            }
+        }
+    }
+
+    /// Plays a script; the last event comes back instead of being sent, so that counters are right before it arrives.
+    fn answer(
+        &self,
+        script: &Script,
+        request: &Generate,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Result<Event, Cancelled> {
+        match self.wait_until_ready(&|| events.is_closed()) {
+            Ok(()) => {}
+            Err(Some(error)) => return Ok(Event::Failed(error)),
+            Err(None) => return Err(Cancelled),
+        }
+        let prompt_tokens = tokens(&request.prompt).len() as u32;
+        let context = Self::context();
+        if prompt_tokens == 0 {
+            return Ok(Event::Failed(EngineError::EmptyPrompt));
+        }
+        if prompt_tokens >= context {
+            return Ok(Event::Failed(EngineError::PromptTooLong { tokens: prompt_tokens, context }));
+        }
+        let budget = request.max_tokens.unwrap_or(u32::MAX).min(context - prompt_tokens);
+        let (text, delay, failure) = match script {
+            Script::Fail(error) => return Ok(Event::Failed(error.clone())),
+            Script::Never => {
+                let _ = events.send(Event::Started { prompt_tokens, cached_tokens: 0 });
+                return self.pause(Duration::MAX, events).map(|()| Event::Failed(EngineError::Stopped));
+            }
+            Script::Echo => {
+                let last = request.prompt.iter().rev().find(|segment| !segment.markup);
+                (last.map_or_else(String::new, |segment| segment.text.clone()), Duration::ZERO, None)
+            }
+            Script::Text(text) => (text.clone(), Duration::ZERO, None),
+            Script::Slow { text, delay } => (text.clone(), *delay, None),
+            Script::FailAfter(text, error) => (text.clone(), Duration::ZERO, Some(error.clone())),
+        };
+        let text = match constrained(request.constraint.as_ref(), text, budget) {
+            Ok(text) => text,
+            Err(error) => return Ok(Event::Failed(error)),
+        };
+        let _ = events.send(Event::Started { prompt_tokens, cached_tokens: 0 });
+        let (text, stopped) = cut_at_stop(text, &request.stop);
+        let start = Instant::now();
+        let mut completion_tokens = 0;
+        let mut reason = FinishReason::Stop;
+        for word in words(&text) {
+            if completion_tokens == budget {
+                reason = FinishReason::Length;
+                break;
+            }
+            if !delay.is_zero() {
+                self.pause(delay, events)?;
+            }
+            if self.killed.load(Ordering::SeqCst) {
+                return Ok(Event::Failed(EngineError::Stopped));
+            }
+            events.send(Event::Text(word.to_owned())).map_err(|_| Cancelled)?;
+            completion_tokens += 1;
+        }
+        if let Some(error) = failure {
+            return Ok(Event::Failed(error));
+        }
+        // The end-of-turn token counts, as it does in a real engine.
+        completion_tokens +=
+            u32::from(reason == FinishReason::Stop && !stopped && completion_tokens < budget);
+        let predicted_ms = start.elapsed().as_secs_f64() * 1e3;
+        let usage = Usage { prompt_tokens, completion_tokens, predicted_ms, ..Usage::default() };
+        Ok(Event::Finished { reason, usage })
+    }
+
+    /// Tokens of prompt and answer together.
+    fn context() -> u32 {
+        FakeEngine::info().n_ctx
+    }
+
+    /// Waits, unless the receiver goes or the engine is stopped.
+    fn pause(&self, length: Duration, events: &mpsc::UnboundedSender<Event>) -> Result<(), Cancelled> {
+        let start = Instant::now();
+        while start.elapsed() < length && !self.killed.load(Ordering::SeqCst) {
+            if events.is_closed() {
+                return Err(Cancelled);
+            }
+            thread::sleep(TICK.min(length));
+        }
+        Ok(())
+    }
+}
+
+/// The answer under a constraint: the scripted text if it is JSON, else a minimal instance.
+fn constrained(constraint: Option<&Constraint>, text: String, budget: u32) -> Result<String, EngineError> {
+    let instance = match constraint {
+        None => return Ok(text),
+        Some(_) if serde_json::from_str::<serde_json::Value>(&text).is_ok() => return Ok(text),
+        Some(Constraint::JsonObject) => serde_json::json!({}),
+        Some(Constraint::JsonSchema(schema)) => minimal_instance(schema).map_err(EngineError::Schema)?,
+    };
+    let text = instance.to_string();
+    let needed = words(&text).count() as u32;
+    if needed > budget {
+        return Err(EngineError::BudgetTooSmall { needed, given: budget });
+    }
+    Ok(text)
+}
+
+/// The text before the first stop text, and whether there was one.
+fn cut_at_stop(mut text: String, stop: &[String]) -> (String, bool) {
+    let first = stop.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s)).min();
+    if let Some(at) = first {
+        text.truncate(at);
+    }
+    (text, first.is_some())
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive(char::is_whitespace)
+}
+
+/// One id per word.
+fn tokens(prompt: &Prompt) -> Vec<u32> {
+    prompt
+        .iter()
+        .flat_map(|segment| words(&segment.text))
+        .map(|word| hash(word.as_bytes()) % 32_000)
+        .collect()
+}
+
+/// A vector that depends on the words and on nothing else.
+fn embedding(prompt: &Prompt) -> Vec<f32> {
+    let mut vector = vec![0.01_f32; FakeEngine::info().n_embd as usize];
+    for token in tokens(prompt) {
+        let width = vector.len();
+        vector[token as usize % width] += 1.0;
+    }
+    let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    vector.iter().map(|x| x / norm).collect()
+}
+
+/// FNV-1a.
+fn hash(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// A panic in a test thread must not hide behind a poisoned lock: the data are plain values.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Sampling, Segment};
+
+    fn request() -> Generate {
+        Generate {
+            id: "t".into(),
+            prompt: vec![Segment::markup("<|user|>"), Segment::plain("one two three")],
+            max_tokens: None,
+            sampling: Sampling::GREEDY,
+            stop: vec![],
+            constraint: None,
+        }
+    }
+
+    fn run(engine: &FakeEngine, request: Generate) -> (String, Event) {
+        let mut events = engine.generate(request).unwrap();
+        let mut text = String::new();
+        loop {
+            match events.blocking_recv().expect("ends with a last event") {
+                Event::Started { .. } => {}
+                Event::Text(more) => text += &more,
+                last => return (text, last),
+            }
+        }
+    }
+
+    #[test]
+    fn echo_obeys_the_limit_and_stop_texts() {
+        let engine = FakeEngine::new(Script::Echo);
+        let (text, last) = run(&engine, request());
+        assert_eq!(text, "one two three");
+        assert!(matches!(last, Event::Finished { reason: FinishReason::Stop, .. }), "{last:?}");
+        let (text, last) = run(&engine, Generate { max_tokens: Some(2), ..request() });
+        assert_eq!(text, "one two ");
+        assert!(matches!(last, Event::Finished { reason: FinishReason::Length, .. }), "{last:?}");
+        let (text, _) = run(&engine, Generate { stop: vec![" three".into()], ..request() });
+        assert_eq!(text, "one two");
+    }
+
+    #[test]
+    fn a_dropped_receiver_is_counted() {
+        let engine = FakeEngine::new(Script::Never);
+        let events = engine.generate(request()).unwrap();
+        assert_eq!(engine.running(), 1);
+        drop(events);
+        let start = Instant::now();
+        while engine.cancelled() == 0 && start.elapsed() < Duration::from_secs(5) {
+            thread::sleep(TICK);
+        }
+        assert_eq!((engine.cancelled(), engine.running()), (1, 0));
+    }
+
+    #[test]
+    fn a_full_engine_refuses_and_a_stopped_one_fails_what_runs() {
+        let engine = FakeEngine::new(Script::Never).with_limit(1);
+        let mut first = engine.generate(request()).unwrap();
+        assert_eq!(engine.generate(request()).unwrap_err(), EngineError::Overloaded { waiting: 1 });
+        engine.stop(Duration::ZERO);
+        assert_eq!(engine.generate(request()).unwrap_err(), EngineError::Stopped);
+        assert!(matches!(first.blocking_recv(), Some(Event::Started { .. })));
+        assert_eq!(first.blocking_recv(), Some(Event::Failed(EngineError::Stopped)));
+    }
+
+    #[test]
+    fn a_schema_is_answered_with_an_instance() {
+        let schema = serde_json::json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]});
+        let engine = FakeEngine::new(Script::Echo);
+        let (text, _) =
+            run(&engine, Generate { constraint: Some(Constraint::JsonSchema(schema)), ..request() });
+        assert_eq!(text, r#"{"ok":false}"#);
+    }
+}
