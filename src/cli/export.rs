@@ -1,10 +1,248 @@
-//! `bespoke export`.
+//! `bespoke export`: a Hugging Face folder becomes a GGUF file, and is only kept if llama.cpp computes with it what Candle does.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use candle_core::{Device, Tensor};
+
+use crate::durable::Staged;
+use crate::engine::ffi::{QuantType, quantise};
+use crate::engine::reference::Reference;
+use crate::model::gguf_file::{self, Precision};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{BatchLayout, Decoder, Model, NoTaps, hugging_face};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Folder with config.json, model.safetensors (or shards) and tokenizer.json
+    folder: PathBuf,
+    /// File to write
+    output: PathBuf,
+    /// How matrices are stored
+    #[arg(long = "type", value_name = "TYPE", default_value = "F32", ignore_case = true)]
+    kind: Kind,
+}
+
+/// How an export stores matrices, named as llama.cpp names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[clap(rename_all = "verbatim")]
+#[allow(non_camel_case_types, missing_docs)]
+pub enum Kind {
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    Q6_K,
+    Q5_K_M,
+    Q5_K_S,
+    Q5_1,
+    Q5_0,
+    Q4_K_M,
+    Q4_K_S,
+    Q4_1,
+    Q4_0,
+    IQ4_NL,
+    IQ4_XS,
+    Q3_K_L,
+    Q3_K_M,
+    Q3_K_S,
+    Q2_K,
+}
+
+/// Largest difference of a logit from Candle's that the F32 file may show, relative to the largest logit.
+const EXACT: f32 = 1e-3;
+
+/// How a type is made from the F32 file.
+enum Maker {
+    /// It is that file.
+    Nothing,
+    /// Our own writer.
+    Writer(Precision),
+    /// llama.cpp's quantiser, with its number of the type.
+    Quantiser(QuantType),
+}
+
+impl Kind {
+    /// How the type is made, and the root mean square difference of logits (relative to their root mean square) that it
+    /// may cost. Structure is proven on the F32 file; this bound only tells loss of precision from damage, where it
+    /// is 1 or more. The widths hold for random
+    /// weights, the worst case.
+    fn plan(self) -> (Maker, f32) {
+        let by = |file_type| Maker::Quantiser(QuantType(file_type));
+        match self {
+            Self::F32 => (Maker::Nothing, EXACT),
+            Self::F16 => (Maker::Writer(Precision::F16), 1e-2),
+            Self::BF16 => (Maker::Writer(Precision::Bf16), 5e-2),
+            Self::Q8_0 => (by(7), 0.1),
+            Self::Q6_K => (by(18), 0.1),
+            Self::Q5_K_M => (by(17), 0.5),
+            Self::Q5_K_S => (by(16), 0.5),
+            Self::Q5_1 => (by(9), 0.5),
+            Self::Q5_0 => (by(8), 0.5),
+            Self::Q4_K_M => (by(15), 0.8),
+            Self::Q4_K_S => (by(14), 0.8),
+            Self::Q4_1 => (by(3), 0.8),
+            Self::Q4_0 => (by(2), 0.8),
+            Self::IQ4_NL => (by(25), 0.8),
+            Self::IQ4_XS => (by(30), 0.8),
+            Self::Q3_K_L => (by(13), 0.8),
+            Self::Q3_K_M => (by(12), 0.8),
+            Self::Q3_K_S => (by(11), 0.8),
+            Self::Q2_K => (by(10), 0.8),
+        }
+    }
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+///
+/// # Errors
+/// A folder that can't be read or exported; a file with which llama.cpp computes something else.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let model = hugging_face::load(&args.folder)?;
+    let report = export(&model, &args.folder, &args.output, args.kind)?;
+    let bytes = fs_err::metadata(&args.output)?.len();
+    println!("{}: {} parameters, {bytes} bytes", args.output.display(), model.config.parameter_count());
+    let Report { tokens, exact, stored } = report;
+    println!("{tokens} token ids are equal in Candle and llama.cpp");
+    println!("logits as F32: max |difference| / max |logit| is {exact:.1e} (at most {EXACT:.0e})");
+    if args.kind != Kind::F32 {
+        let (_, bound) = args.kind.plan();
+        println!(
+            "logits as {:?}: RMS difference / RMS logit is {stored:.1e} (at most {bound:.0e})",
+            args.kind
+        );
+    }
+    Ok(())
+}
+
+/// How far Candle and llama.cpp agree.
+#[derive(Debug, Clone, Copy)]
+pub struct Report {
+    /// Tokens whose ids and logits were compared.
+    pub tokens: usize,
+    /// max |difference| / max |logit| with the weights as F32.
+    pub exact: f32,
+    /// RMS difference / RMS logit with the weights as stored.
+    pub stored: f32,
+}
+
+/// Writes `output` and checks it; what fails the check is never there under that name.
+///
+/// # Errors
+/// As [`run`].
+pub fn export(model: &Model, folder: &Path, output: &Path, kind: Kind) -> anyhow::Result<Report> {
+    let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let name = name.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
+    let stage = || Staged::new(output).with_context(|| output.display().to_string());
+    let write =
+        |to: &Path, precision| gguf_file::export(model, &name, &folder.join("tokenizer.json"), to, precision);
+    let full = stage()?;
+    write(full.path(), Precision::F32)?;
+    let parity = check(model, full.path()).context("the export was checked and not kept")?;
+    let Parity { tokens, max: exact, .. } = parity;
+    // Not `>`: a NaN must fail.
+    ensure!(
+        exact <= EXACT,
+        "the export was checked and not kept: logits of Candle and llama.cpp differ by {exact:.1e} of the largest logit, \
+         expected at most {EXACT:.0e}"
+    );
+    let (maker, bound) = kind.plan();
+    let last = match maker {
+        Maker::Nothing => {
+            full.commit().with_context(|| output.display().to_string())?;
+            return Ok(Report { tokens, exact, stored: parity.rms });
+        }
+        Maker::Writer(precision) => {
+            let last = stage()?;
+            write(last.path(), precision)?;
+            last
+        }
+        Maker::Quantiser(kind) => {
+            let last = stage()?;
+            quantise(full.path(), last.path(), kind)?;
+            last
+        }
+    };
+    let stored = check(model, last.path()).context("the export was checked and not kept")?.rms;
+    ensure!(
+        stored <= bound,
+        "the export was checked and not kept: logits of Candle and llama.cpp differ by {stored:.1e} of their root mean \
+         square, expected at most {bound:.0e} for {kind:?}"
+    );
+    last.commit().with_context(|| output.display().to_string())?;
+    Ok(Report { tokens, exact, stored })
+}
+
+/// A bit of everything that tokenisers treat apart: words, numbers, code, escapes, markers as text, scripts, spaces.
+const PROMPT: &str = "Fix: the parser's 2nd crash in src/main.rs:417 (error 0x3fA2, 99.5 %)\n\n  - {\"gist\":\"naïve\\n\"} \
+    <|user|> isn't a turn\t日本語 Ünïcode 👩‍💻   end \r\n";
+
+/// How far two rows of logits agree.
+#[derive(Debug, Clone, Copy)]
+pub struct Parity {
+    /// Tokens whose logits were compared.
+    pub tokens: usize,
+    /// max |difference| / max |expected|.
+    pub max: f32,
+    /// RMS difference / RMS expected.
+    pub rms: f32,
+}
+
+/// Compares ids and logits of one prompt.
+///
+/// # Errors
+/// Different ids; either side failing to compute.
+pub fn check(model: &Model, gguf: &Path) -> anyhow::Result<Parity> {
+    let reference = Reference::open(gguf)?;
+    let json = serde_json::to_vec(&model.text.tokenizer)?;
+    let inner =
+        tokenizers::Tokenizer::from_bytes(&json).map_err(|e| anyhow::anyhow!("tokenizer.json: {e}"))?;
+    let tokenizer = Tokenizer::new(inner);
+    for (id, token) in tokenizer.inner().get_added_tokens_decoder() {
+        let found = reference.tokenize(&token.content, true);
+        ensure!(found == [id], "llama.cpp reads token {:?} as {found:?}, expected [{id}]", token.content);
+    }
+    let mut ids = tokenizer.encode(PROMPT)?;
+    let found = reference.tokenize(PROMPT, false);
+    if ids != found {
+        let at = ids.iter().zip(&found).take_while(|(a, b)| a == b).count();
+        let ids_there = (ids.get(at), found.get(at));
+        bail!("from token {at} on, tokenizer.json and llama.cpp read the prompt differently: {ids_there:?}");
+    }
+    ids.truncate(model.config.max_position);
+    let theirs = reference.logits(&ids)?;
+    let ours = candle_logits(model, &ids)?;
+    let (max, rms) = relative_difference(&ours, &theirs)?;
+    Ok(Parity { tokens: ids.len(), max, rms })
+}
+
+/// Logits after each token by Candle, row-major `[ids, vocabulary]`.
+///
+/// # Errors
+/// Ids outside the vocabulary.
+pub fn candle_logits(model: &Model, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
+    let decoder = Decoder::new(model.config.clone(), &model.parameters)?;
+    let input = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)?;
+    let hidden = decoder.forward(&input, &BatchLayout::whole(1, ids.len()), &mut NoTaps)?;
+    decoder.logits(&hidden)?.flatten_all()?.to_vec1()
+}
+
+/// max |a - b| / max |a|, and the same of root mean squares; NaN if any of the values is.
+///
+/// # Errors
+/// Different lengths.
+pub fn relative_difference(expected: &[f32], found: &[f32]) -> anyhow::Result<(f32, f32)> {
+    ensure!(expected.len() == found.len(), "{} logits, expected {}", found.len(), expected.len());
+    let (mut max, mut square) = ([0f64; 2], [0f64; 2]);
+    for (&a, &b) in expected.iter().zip(found) {
+        for (at, value) in [a - b, a].map(f64::from).into_iter().enumerate() {
+            // f64::max drops NaN, which must not pass for agreement.
+            max[at] = if value.is_nan() { value } else { value.abs().max(max[at]) };
+            square[at] += value * value;
+        }
+    }
+    let rms = (square[0] / square[1]).sqrt();
+    let max = if rms.is_nan() { f64::NAN } else { max[0] / max[1] };
+    Ok((max as f32, rms as f32))
 }

@@ -62,8 +62,8 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Encode(args) => encode::run(args),
         Command::Train(args) => train::run(args),
-        Command::Export(args) => export::run(args),
-        Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Eval(command) => eval::run(command),
         Command::Data(command) => data::run(command),
     };

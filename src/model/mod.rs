@@ -2,15 +2,24 @@
 
 pub mod config;
 pub mod decoder;
+pub mod file_error;
+pub mod gguf_file;
+pub mod gguf_names;
+pub mod gguf_tokenizer;
+pub mod hugging_face;
+pub mod hugging_face_config;
 pub mod init;
 pub mod layout;
 pub mod ops;
 pub mod parameters;
+pub mod safetensors_file;
 pub mod taps;
 pub mod tokenizer;
 
 pub use config::{DecoderConfig, Family, RopeScaling};
 pub use decoder::Decoder;
+pub use file_error::FileError;
+pub use hugging_face::{Model, TextSide};
 pub use layout::{BatchLayout, Document};
 pub use parameters::Parameters;
 pub use taps::{NoTaps, Point, Projection, Taps};

@@ -1,3 +1,5 @@
 //! Integration tests: one file per story, each driving the real library or binary.
 
 mod data;
+mod export;
+mod tokenizer;

@@ -1,0 +1,114 @@
+//! What can be wrong with a model's files, whatever their format.
+
+use std::path::{Path, PathBuf};
+
+use crate::gguf::GgufError;
+
+/// Why a model can't be read from files or written to them.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The operating system says no.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        source: std::io::Error,
+    },
+    /// Not JSON, or not of the expected form.
+    #[error("{}: not valid JSON: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A key that is missing or has a value that can't be used.
+    #[error("{}: key {key:?} is {found}, expected {expected}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key, with the keys that lead to it.
+        key: String,
+        /// Its value, or `missing`.
+        found: String,
+        /// What is wanted.
+        expected: String,
+    },
+    /// Not a safetensors file.
+    #[error("{}: not a safetensors file: {message}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// A parameter that the configuration asks for is not there.
+    #[error("{}: tensor {tensor:?} is missing, expected shape {expected:?}", path.display())]
+    MissingTensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// The parameter.
+        tensor: String,
+        /// Its shape by the configuration.
+        expected: Vec<usize>,
+    },
+    /// A tensor that no parameter of the configuration is.
+    #[error("{}: tensor {tensor:?} of shape {found:?} is no parameter of this configuration", path.display())]
+    ExtraTensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
+    /// A parameter of another shape than the configuration says.
+    #[error("{}: tensor {tensor:?} has shape {found:?}, expected {expected:?}", path.display())]
+    Shape {
+        /// The file or folder.
+        path: PathBuf,
+        /// The parameter.
+        tensor: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// Its shape by the configuration.
+        expected: Vec<usize>,
+    },
+    /// A tensor stored in a way that is not read.
+    #[error("{}: tensor {tensor:?} is stored as {found}, expected {expected}", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// How it is stored.
+        found: String,
+        /// What is read.
+        expected: &'static str,
+    },
+    /// A broken rule of GGUF.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// Candle can't make or read a tensor.
+    #[error("tensor: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl FileError {
+    /// For `map_err` on calls about a file.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        |source| Self::Io { path: path.to_owned(), source }
+    }
+
+    /// A key with a value that can't be used.
+    pub fn key(
+        path: &Path,
+        key: impl Into<String>,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> Self {
+        let (key, found, expected) = (key.into(), found.into(), expected.into());
+        Self::Key { path: path.to_owned(), key, found, expected }
+    }
+}

@@ -1,0 +1,226 @@
+//! A Hugging Face folder: `config.json`, safetensors (one file or shards), `tokenizer.json`, chat template.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Var};
+use serde_json::{Map, Value, json};
+
+use super::file_error::FileError;
+use super::hugging_face_config::{self, TokenIds};
+use super::safetensors_file::{self, SafetensorsFile};
+use super::tokenizer::{BOS, CHAT_TEMPLATE, END, PAD, Tokenizer, TokenizerError};
+use super::{DecoderConfig, Parameters};
+
+/// A model as its files describe it.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// Shape and constants.
+    pub config: DecoderConfig,
+    /// Weights, as f32.
+    pub parameters: Parameters,
+    /// Tokenizer and what belongs to it.
+    pub text: TextSide,
+}
+
+/// How a model's text becomes tokens: what a GGUF holds of it, and the small files of a Hugging Face folder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextSide {
+    /// `tokenizer.json`.
+    pub tokenizer: Value,
+    /// Jinja template of a conversation.
+    pub chat_template: Option<String>,
+    /// Special token ids.
+    pub ids: TokenIds,
+}
+
+impl TextSide {
+    /// The text side of a post that was made here: its markers, its template.
+    ///
+    /// # Errors
+    /// The tokenizer can't be written as JSON.
+    pub fn of_post(tokenizer: &Tokenizer) -> Result<Self, TokenizerError> {
+        let json = tokenizer.to_json()?;
+        let tokenizer = serde_json::from_str(&json).map_err(|e| TokenizerError::Text(e.to_string()))?;
+        let ids = TokenIds { bos: Some(BOS), eos: vec![END], pad: Some(PAD) };
+        Ok(Self { tokenizer, chat_template: Some(CHAT_TEMPLATE.to_owned()), ids })
+    }
+}
+
+/// Reads a folder.
+///
+/// # Errors
+/// Names the file and the key or tensor, what was found and what was expected.
+pub fn load(folder: &Path) -> Result<Model, FileError> {
+    let (config, ids) = load_config(folder)?;
+    let parameters = load_parameters(folder, &config)?;
+    let tokenizer = Value::Object(read_object(&folder.join("tokenizer.json"))?);
+    let chat_template = load_chat_template(folder)?;
+    Ok(Model { config, parameters, text: TextSide { tokenizer, chat_template, ids } })
+}
+
+/// Reads `config.json` of a folder.
+///
+/// # Errors
+/// As [`hugging_face_config::parse`].
+pub fn load_config(folder: &Path) -> Result<(DecoderConfig, TokenIds), FileError> {
+    let path = folder.join("config.json");
+    hugging_face_config::parse(&path, &read_object(&path)?)
+}
+
+/// Reads the weights of a folder: exactly the parameters of `config`, in their order, as f32.
+///
+/// # Errors
+/// Files that are not there or not safetensors; a tensor that is missing, extra, or of another shape or type.
+pub fn load_parameters(folder: &Path, config: &DecoderConfig) -> Result<Parameters, FileError> {
+    let files = open_shards(folder)?;
+    let mut found: HashMap<String, (Vec<usize>, &SafetensorsFile)> = HashMap::new();
+    for file in &files {
+        for (name, shape) in file.shapes() {
+            if found.insert(name.clone(), (shape, file)).is_some() {
+                let message = format!("tensor {name:?} is also in another shard");
+                return Err(FileError::Safetensors { path: file.path().to_owned(), message });
+            }
+        }
+    }
+    let mut parameters = Parameters::default();
+    for (name, expected) in config.parameter_shapes() {
+        let Some((shape, file)) = found.remove(&name) else {
+            return Err(FileError::MissingTensor { path: folder.to_owned(), tensor: name, expected });
+        };
+        if shape != expected {
+            let path = file.path().to_owned();
+            return Err(FileError::Shape { path, tensor: name, found: shape, expected });
+        }
+        let values = file.f32(&name)?;
+        parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu)?)?;
+    }
+    refuse_rest(found, config, &parameters)?;
+    Ok(parameters)
+}
+
+/// Refuses tensors that are no parameters, but for two kinds that carry nothing of their own.
+fn refuse_rest(
+    rest: HashMap<String, (Vec<usize>, &SafetensorsFile)>,
+    config: &DecoderConfig,
+    parameters: &Parameters,
+) -> Result<(), FileError> {
+    // Sorted, so that the same folder always gives the same message.
+    let rest: BTreeMap<_, _> = rest.into_iter().collect();
+    for (name, (shape, file)) in rest {
+        // Old transformers versions stored this table, which follows from the configuration.
+        if name.ends_with(".rotary_emb.inv_freq") {
+            continue;
+        }
+        // A tied head may be stored as a copy of the embedding.
+        if config.tied && name == "lm_head.weight" {
+            let embedding = safetensors_file::f32_values(parameters.get("model.embed_tokens.weight")?)?;
+            let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
+            let head = file.f32(&name)?;
+            if head.len() == embedding.len() && head.iter().zip(&embedding).all(same) {
+                continue;
+            }
+        }
+        return Err(FileError::ExtraTensor { path: file.path().to_owned(), tensor: name, found: shape });
+    }
+    Ok(())
+}
+
+/// Opens `model.safetensors`, or all files that `model.safetensors.index.json` names.
+fn open_shards(folder: &Path) -> Result<Vec<SafetensorsFile>, FileError> {
+    let index = folder.join("model.safetensors.index.json");
+    if !index.exists() {
+        return Ok(vec![SafetensorsFile::open(&folder.join("model.safetensors"))?]);
+    }
+    let object = read_object(&index)?;
+    let Some(map) = object.get("weight_map").and_then(Value::as_object) else {
+        return Err(FileError::key(
+            &index,
+            "weight_map",
+            "missing or no object",
+            "tensor names to file names",
+        ));
+    };
+    let mut names = Vec::new();
+    for (tensor, file) in map {
+        // A name with a path in it could point anywhere.
+        let plain =
+            file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|base| base == *name));
+        let Some(name) = plain else {
+            return Err(FileError::key(
+                &index,
+                format!("weight_map.{tensor}"),
+                file.to_string(),
+                "a file name",
+            ));
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.into_iter().map(|name| SafetensorsFile::open(&folder.join(name))).collect()
+}
+
+/// The template of `chat_template.jinja`, or else that of `tokenizer_config.json`.
+fn load_chat_template(folder: &Path) -> Result<Option<String>, FileError> {
+    let path = folder.join("chat_template.jinja");
+    if path.exists() {
+        return fs_err::read_to_string(&path).map(Some).map_err(FileError::io(&path));
+    }
+    let path = folder.join("tokenizer_config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    match read_object(&path)?.remove("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(template)) => Ok(Some(template)),
+        Some(other) => Err(FileError::key(&path, "chat_template", other.to_string(), "a string")),
+    }
+}
+
+/// Writes a folder that transformers loads: `config.json`, `model.safetensors` (f32), `tokenizer.json`,
+/// `tokenizer_config.json`. Each file is replaced atomically.
+///
+/// # Errors
+/// Parameters that do not fit the configuration; the disk.
+pub fn save(folder: &Path, model: &Model) -> Result<(), FileError> {
+    for (name, expected) in model.config.parameter_shapes() {
+        let found = model.parameters.get(&name)?.dims().to_vec();
+        if found != expected {
+            return Err(FileError::Shape { path: folder.to_owned(), tensor: name, found, expected });
+        }
+    }
+    safetensors_file::write(&folder.join("model.safetensors"), &model.parameters)?;
+    write_json(folder.join("tokenizer.json"), &model.text.tokenizer)?;
+    write_json(folder.join("tokenizer_config.json"), &tokenizer_config(&model.text))?;
+    // Last: a folder with a configuration is complete.
+    write_json(folder.join("config.json"), &hugging_face_config::render(&model.config, &model.text.ids))
+}
+
+/// `tokenizer_config.json`: the special tokens by text, and the template.
+fn tokenizer_config(text: &TextSide) -> Value {
+    let added = text.tokenizer.get("added_tokens").and_then(Value::as_array);
+    let content = |id: u32| {
+        let token = added.into_iter().flatten().find(|token| token["id"].as_u64() == Some(id.into()));
+        token.map_or(Value::Null, |token| token["content"].clone())
+    };
+    json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": text.ids.bos.map(content),
+        "eos_token": text.ids.eos.first().map(|&id| content(id)),
+        "pad_token": text.ids.pad.map(content),
+        "clean_up_tokenization_spaces": false,
+        "chat_template": text.chat_template,
+    })
+}
+
+fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> {
+    let text =
+        serde_json::to_string_pretty(value).expect("a JSON value has no map keys that are not strings");
+    crate::durable::write(&path, (text + "\n").as_bytes()).map_err(FileError::io(&path))
+}
+
+fn read_object(path: &Path) -> Result<Map<String, Value>, FileError> {
+    let bytes = fs_err::read(path).map_err(FileError::io(path))?;
+    serde_json::from_slice(&bytes).map_err(|source| FileError::Json { path: path.to_owned(), source })
+}

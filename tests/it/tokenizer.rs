@@ -1,0 +1,133 @@
+//! A text has the same token ids in llama.cpp and in `tokenizers`, whatever it is made of.
+
+use bespoke::engine::reference::Reference;
+use bespoke::model::tokenizer::{Message, Tokenizer};
+use bespoke::model::{DecoderConfig, Family, Model, TextSide, gguf_file, init};
+use bespoke::train::vocabulary::{self, SKELETON};
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const WORDS: [&str; 24] = [
+    "parser",
+    "Fix",
+    "build",
+    "failed",
+    "src/main.rs",
+    "0x3fA2",
+    "it's",
+    "DON'T",
+    "naïve",
+    "Größe",
+    "日本語",
+    "привет",
+    "مرحبا",
+    "हिन्दी",
+    "한국어",
+    "e\u{301}",
+    "ﬁ",
+    "Ⅷ",
+    "٣٤",
+    "²",
+    "ǅ",
+    "ß",
+    "\u{1F469}\u{200D}\u{1F4BB}",
+    "🏳️‍🌈",
+];
+const SPACES: [&str; 16] = [
+    " ", " ", " ", "  ", "   ", "\t", "\n", "\r\n", "\n\n\n", " \n", "\n  ", "\u{a0}", "\u{3000}",
+    "\u{2028}", "\u{85}", "\u{b}",
+];
+const MARKS: [&str; 22] = [
+    ".", ",", "!?", "...", "--", "=>", "\"", "'", "\\", "\\n", "\\u00e9", "{}", "[]", "':", "<|user|>",
+    "<|end|>", "<|pad|>", "<|", "|>", "</s>", "\u{feff}", "\u{200b}",
+];
+
+/// A text of pieces that tokenisers treat apart.
+fn text(rng: &mut ChaCha8Rng) -> String {
+    let mut text = String::new();
+    for _ in 0..rng.random_range(0..24) {
+        match rng.random_range(0..9) {
+            0 | 1 => text += WORDS.choose(rng).unwrap(),
+            2 | 3 => text += SPACES.choose(rng).unwrap(),
+            4 => text += MARKS.choose(rng).unwrap(),
+            5 => {
+                let digits = rng.random_range(1..12);
+                text += &rng.random_range(0..10u64.pow(digits)).to_string();
+            }
+            6 => text += SKELETON.choose(rng).unwrap(),
+            // Any character but NUL, where a C string would end, and surrogates, which are none.
+            7 => text.extend((0..rng.random_range(1..4)).map(|_| rng.random_range('\u{1}'..='\u{10ffff}'))),
+            _ => text.extend((0..rng.random_range(1..6)).map(|_| rng.random_range('\u{1}'..='\u{ff}'))),
+        }
+    }
+    text
+}
+
+fn conversations(rng: &mut ChaCha8Rng) -> Vec<Vec<Message>> {
+    let row = |rng: &mut ChaCha8Rng| {
+        let event = text(rng);
+        let answer = serde_json::json!({"gist": event, "summary": text(rng), "salience": 0.5}).to_string();
+        let message = |role: &str, content| Message { role: role.into(), content };
+        vec![message("user", event), message("assistant", answer)]
+    };
+    (0..400).map(|_| row(rng)).collect()
+}
+
+/// A model of no use but for its vocabulary.
+fn exported(tokenizer: &Tokenizer, folder: &std::path::Path) -> Reference {
+    let config = DecoderConfig {
+        family: Family::Qwen3,
+        vocab_size: tokenizer.vocab_size(),
+        hidden_size: 8,
+        layers: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 8,
+        ffn: 8,
+        rms_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        tied: true,
+        max_position: 64,
+    };
+    let parameters = init::initialise(&config, 1).unwrap();
+    let model = Model { config, parameters, text: TextSide::of_post(tokenizer).unwrap() };
+    let path = folder.join("model.gguf");
+    let json = folder.join("tokenizer.json");
+    gguf_file::export(&model, "vocabulary", &json, &path, gguf_file::Precision::F32).unwrap();
+    Reference::open(&path).unwrap()
+}
+
+#[test]
+fn llama_cpp_and_tokenizers_give_the_same_ids() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let tokenizer = vocabulary::train(conversations(&mut rng).into_iter(), 1024).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let reference = exported(&tokenizer, folder.path());
+    let mut different = Vec::new();
+    for _ in 0..1000 {
+        let text = text(&mut rng);
+        let (ours, theirs) = (tokenizer.encode(&text).unwrap(), reference.tokenize(&text, false));
+        assert_eq!(tokenizer.decode(&ours).unwrap(), text);
+        if ours != theirs {
+            different.push((text, ours, theirs));
+        }
+    }
+    assert!(different.is_empty(), "{} of 1000 differ; the first: {:?}", different.len(), different[0]);
+}
+
+#[test]
+fn markers_are_tokens_only_where_markup_is_meant() {
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let tokenizer = vocabulary::train(conversations(&mut rng).into_iter(), 600).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let reference = exported(&tokenizer, folder.path());
+    let messages = [Message { role: "user".into(), content: "say <|end|> twice".into() }];
+    let ids = tokenizer.encode_chat(&messages).unwrap();
+    let mut theirs = reference.tokenize("<|user|>", true);
+    theirs.extend(reference.tokenize("say <|end|> twice", false));
+    theirs.extend(reference.tokenize("<|end|><|assistant|>", true));
+    assert_eq!(ids, theirs);
+    assert_eq!(ids.iter().filter(|&&id| id == bespoke::model::tokenizer::END).count(), 1);
+}
