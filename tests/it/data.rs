@@ -68,7 +68,7 @@ fn the_check_passes_clean_splits_and_refuses_leaks_and_broken_answers() {
     assert!(report["train"]["kinds"].as_object().unwrap().len() >= 14);
 
     let train = fs_err::read_to_string(folder.path().join("train.jsonl")).unwrap();
-    let leak: String = train.lines().take(100).map(|line| format!("{line}\n")).collect();
+    let leak = train.lines().take(100).collect::<Vec<_>>().join("\n");
     put(&folder, "leak.jsonl", &leak);
     let refused = bespoke(&folder, &["check", "train.jsonl", "leak.jsonl"]).code(1);
     assert!(stderr(&refused).contains("overlap"), "{}", stderr(&refused));
