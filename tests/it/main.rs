@@ -3,3 +3,4 @@
 mod data;
 mod export;
 mod tokenizer;
+mod train;

@@ -61,19 +61,19 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, layout: &BatchLayout) -> Re
 struct Heads<'a> {
     storage: &'a CpuStorage,
     offset: usize,
-    heads: usize,
+    count: usize,
     width: usize,
 }
 
 impl<'a> Heads<'a> {
     fn new(storage: &'a CpuStorage, layout: &Layout) -> Self {
         let dims = layout.dims();
-        Self { storage, offset: layout.start_offset(), heads: dims[2], width: dims[3] }
+        Self { storage, offset: layout.start_offset(), count: dims[2], width: dims[3] }
     }
 
     /// One head of `len` tokens from `token` on, `[len, head_dim]`.
     fn block(&self, head: usize, token: usize, len: usize) -> Matrix<'a> {
-        let stride = self.heads * self.width;
+        let stride = self.count * self.width;
         Matrix {
             storage: self.storage,
             offset: self.offset + token * stride + head * self.width,
@@ -104,7 +104,7 @@ impl Attention {
 
     /// Context `[group, len, head_dim]` and log-sum-exps `[group, len]` of a task.
     fn task_forward(&self, task: Task, q: Heads, k: Heads, v: Heads) -> Result<(Vec<f32>, Vec<f32>)> {
-        let (group, width) = (q.heads / k.heads, q.width);
+        let (group, width) = (q.count / k.count, q.width);
         let mut context = Vec::with_capacity(group * task.len * width);
         let mut log_sums = Vec::with_capacity(group * task.len);
         for head in task.kv_head * group..(task.kv_head + 1) * group {
@@ -151,7 +151,7 @@ impl Attention {
         v: Heads,
         grad: Heads,
     ) -> Result<[Vec<f32>; 3]> {
-        let (group, width) = (q.heads / k.heads, q.width);
+        let (group, width) = (q.count / k.count, q.width);
         let mut dq = Vec::with_capacity(group * task.len * width);
         let mut dk = vec![0.0; task.len * width];
         let mut dv = vec![0.0; task.len * width];
@@ -173,7 +173,7 @@ impl Attention {
                     weights[seen..].fill(0.0);
                     d_scores[seen..].fill(0.0);
                     let log_sum = log_sums[from + at];
-                    let delta = deltas[(task.token + from + at) * q.heads + head];
+                    let delta = deltas[(task.token + from + at) * q.count + head];
                     for (weight, d_score) in weights[..seen].iter_mut().zip(&mut d_scores[..seen]) {
                         *weight = lanes::exp(lanes::fma(*weight, self.scale, -log_sum));
                         *d_score = (*d_score - delta) * *weight * self.scale;
@@ -219,13 +219,13 @@ impl CustomOp3 for Attention {
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let heads = (Heads::new(q, q_layout), Heads::new(k, k_layout), Heads::new(v, v_layout));
-        let tasks = self.tasks(heads.1.heads);
+        let tasks = self.tasks(heads.1.count);
         let parts: Vec<(Vec<f32>, Vec<f32>)> = tasks
             .par_iter()
             .map(|&task| self.task_forward(task, heads.0, heads.1, heads.2))
             .collect::<Result<_>>()?;
-        let (count, width) = (heads.0.heads, heads.0.width);
-        let group = count / heads.1.heads;
+        let (count, width) = (heads.0.count, heads.0.width);
+        let group = count / heads.1.count;
         let mut context = vec![0.0; q_layout.shape().elem_count()];
         let mut log_sums = Vec::with_capacity(parts.len());
         for (&task, (part, sums)) in tasks.iter().zip(parts) {
@@ -265,7 +265,7 @@ impl CustomOp3 for Attention {
             floats(storage, layout, self.name())?;
             heads.push(Heads::new(storage, layout));
         }
-        let tasks = self.tasks(heads[1].heads);
+        let tasks = self.tasks(heads[1].count);
         let parts: Vec<[Vec<f32>; 3]> = tasks
             .par_iter()
             .zip(log_sums)
@@ -273,7 +273,7 @@ impl CustomOp3 for Attention {
                 self.task_backward(task, sums, &deltas, heads[0], heads[1], heads[2], heads[3])
             })
             .collect::<Result<_>>()?;
-        let kv_heads = heads[1].heads;
+        let kv_heads = heads[1].count;
         let mut dq = vec![0.0; q.elem_count()];
         let mut dk = vec![0.0; k.elem_count()];
         let mut dv = vec![0.0; k.elem_count()];

@@ -4,13 +4,13 @@
 const LANES: usize = 16;
 
 /// `a * b + c`, fused where the build target has the instruction (without it `f32::mul_add` is a slow library call).
-#[inline(always)]
+#[inline]
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(target_feature = "fma") { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// Folds a slice in [`LANES`] independent accumulators, so that the compiler may use vector registers.
-#[inline(always)]
+#[inline]
 fn fold2(a: &[f32], b: &[f32], start: f32, f: impl Fn(f32, f32, f32) -> f32) -> [f32; LANES] {
     let mut lanes = [start; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();
@@ -57,7 +57,7 @@ pub fn add(y: &mut [f32], x: &[f32]) {
 /// `exp(x)` to about 2 ulp for x in -87..88; below, a number of the order of 1e-38.
 ///
 /// Cephes' `expf`: x = n ln 2 + r, a polynomial in r, and n added to the exponent bits.
-#[inline(always)]
+#[inline]
 pub fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer that then stands in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
@@ -75,7 +75,7 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// Logistic function.
-#[inline(always)]
+#[inline]
 pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }

@@ -34,7 +34,7 @@ fn floats<'a>(storage: &'a CpuStorage, layout: &Layout, op: &str) -> Result<&'a 
 }
 
 /// Calls `f` with the contiguous f32 values of CPU tensors.
-fn with_floats<const N: usize, R>(
+pub(crate) fn with_floats<const N: usize, R>(
     tensors: [&Tensor; N],
     op: &str,
     f: impl FnOnce([&[f32]; N]) -> Result<R>,

@@ -1,0 +1,81 @@
+//! In-place updates of tensors in CPU memory: what an optimiser does a few million times a step, without temporaries.
+
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+
+/// `y = keep * y + add * x`.
+pub(super) fn blend(y: &Tensor, keep: f64, add: f64, x: &Tensor) -> Result<()> {
+    y.inplace_op2(x, &Elementwise2(move |y: &mut f32, x| *y = keep as f32 * *y + add as f32 * x))
+}
+
+/// `y = keep * y + add * x^2`.
+pub(super) fn blend_square(y: &Tensor, keep: f64, add: f64, x: &Tensor) -> Result<()> {
+    y.inplace_op2(x, &Elementwise2(move |y: &mut f32, x| *y = keep as f32 * *y + add as f32 * x * x))
+}
+
+/// `y = f(y, a, b)`, element by element.
+pub(super) fn update(y: &Tensor, a: &Tensor, b: &Tensor, f: impl Fn(f32, f32, f32) -> f32) -> Result<()> {
+    y.inplace_op3(a, b, &Elementwise3(f))
+}
+
+struct Elementwise2<F>(F);
+struct Elementwise3<F>(F);
+
+/// The part of a storage that a contiguous layout covers.
+fn range(layout: &Layout) -> Result<std::ops::Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(from..to),
+        None => candle_core::bail!("in-place update of a tensor that is not contiguous: {layout:?}"),
+    }
+}
+
+fn floats_mut(storage: &mut CpuStorage) -> Result<&mut [f32]> {
+    match storage {
+        CpuStorage::F32(values) => Ok(values),
+        other => {
+            candle_core::bail!("in-place update of {:?} values, expected F32", other.as_slice::<f32>().err())
+        }
+    }
+}
+
+fn same_length(lengths: &[usize]) -> Result<()> {
+    if lengths.windows(2).any(|pair| pair[0] != pair[1]) {
+        candle_core::bail!("in-place update of tensors with {lengths:?} values");
+    }
+    Ok(())
+}
+
+impl<F: Fn(&mut f32, f32)> InplaceOp2 for Elementwise2<F> {
+    fn name(&self) -> &'static str {
+        "in-place-2"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, yl: &Layout, x: &CpuStorage, xl: &Layout) -> Result<()> {
+        let y = &mut floats_mut(y)?[range(yl)?];
+        let x = &x.as_slice::<f32>()?[range(xl)?];
+        same_length(&[y.len(), x.len()])?;
+        y.iter_mut().zip(x).for_each(|(y, &x)| (self.0)(y, x));
+        Ok(())
+    }
+}
+
+impl<F: Fn(f32, f32, f32) -> f32> InplaceOp3 for Elementwise3<F> {
+    fn name(&self) -> &'static str {
+        "in-place-3"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        yl: &Layout,
+        a: &CpuStorage,
+        al: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<()> {
+        let y = &mut floats_mut(y)?[range(yl)?];
+        let (a, b) = (&a.as_slice::<f32>()?[range(al)?], &b.as_slice::<f32>()?[range(bl)?]);
+        same_length(&[y.len(), a.len(), b.len()])?;
+        y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = (self.0)(*y, a, b));
+        Ok(())
+    }
+}

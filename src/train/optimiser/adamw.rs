@@ -1,0 +1,114 @@
+//! AdamW (Loshchilov & Hutter 2019, algorithm 2) with both moments as plain tensors.
+
+use candle_core::{Result, Tensor};
+
+use crate::train::in_place::{blend, blend_square, update};
+
+/// Constants of AdamW.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled decay of the weights, times the learning rate; norms (vectors) do not decay.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { lr: 3e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// AdamW over named parameters.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    steps: u64,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    weight: Tensor,
+    first: Tensor,
+    second: Tensor,
+}
+
+impl AdamW {
+    /// Zero moments for parameters that share their storage with the model.
+    pub(super) fn new(config: AdamWConfig, parameters: Vec<(String, Tensor)>) -> Result<Self> {
+        let entry = |(name, weight): (String, Tensor)| {
+            Ok(Entry { first: weight.zeros_like()?, second: weight.zeros_like()?, name, weight })
+        };
+        Ok(Self { config, steps: 0, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
+    }
+
+    pub(super) fn step(&mut self, gradients: &[Tensor], factor: f64) -> Result<()> {
+        self.steps += 1;
+        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
+        let lr = lr * factor;
+        let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
+        let (bias1, bias2) = (1.0 - beta1.powi(steps), 1.0 - beta2.powi(steps));
+        for (entry, gradient) in self.entries.iter().zip(gradients) {
+            blend(&entry.first, beta1, 1.0 - beta1, gradient)?;
+            blend_square(&entry.second, beta2, 1.0 - beta2, gradient)?;
+            let decay = if entry.weight.rank() > 1 { lr * weight_decay } else { 0.0 };
+            let (rate, keep) = ((lr / bias1) as f32, (1.0 - decay) as f32);
+            let (inverse_bias2, eps) = ((1.0 / bias2) as f32, eps as f32);
+            update(&entry.weight, &entry.first, &entry.second, |weight, first, second| {
+                keep * weight - rate * first / ((second * inverse_bias2).sqrt() + eps)
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn state(&self) -> impl Iterator<Item = (String, Tensor)> {
+        self.entries.iter().flat_map(|entry| {
+            [
+                (format!("adamw.first.{}", entry.name), entry.first.clone()),
+                (format!("adamw.second.{}", entry.name), entry.second.clone()),
+            ]
+        })
+    }
+
+    pub(super) fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn two_steps_match_numbers_computed_by_hand() {
+        let weight = Var::from_vec(vec![1.0f32, -2.0], (1, 2), &Device::Cpu).unwrap();
+        let config = AdamWConfig { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.5 };
+        let mut adamw = AdamW::new(config, vec![("w".into(), weight.as_tensor().clone())]).unwrap();
+        let gradient = |values: [f32; 2]| [Tensor::new(&[values], &Device::Cpu).unwrap()];
+        // Step 1: m/bias = g and sqrt(v/bias) = |g|, so w = 0.95 w - 0.1 sign(g).
+        adamw.step(&gradient([0.5, -1.0]), 1.0).unwrap();
+        assert_close(&weight, [0.85, -1.8]);
+        // Step 2, g = (0.5, 2): m = 0.9 * 0.1 g1 + 0.1 g2 = (0.095, 0.11), bias1 = 0.19;
+        // v = 0.99 * 0.01 g1^2 + 0.01 g2^2 = (0.004975, 0.0499), bias2 = 0.0199; rate halved by the factor.
+        adamw.step(&gradient([0.5, 2.0]), 0.5).unwrap();
+        let expected = |w: f64, m: f64, v: f64| 0.975 * w - 0.05 * (m / 0.19) / (v / 0.0199).sqrt();
+        assert_close(&weight, [expected(0.85, 0.095, 0.004_975), expected(-1.8, 0.11, 0.0499)]);
+    }
+
+    fn assert_close(weight: &Var, expected: [f64; 2]) {
+        let found = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-5, "{found}, expected {expected}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Promises of training that span its files: packing, masks, learning, and continuing.
+
+use std::path::Path;
+
+use candle_core::{Device, IndexOp, Tensor};
+
+use super::batch::{Inputs, PackedRow, batch, eval_rows};
+use super::checkpoint::Checkpoint;
+use super::gradient::Workers;
+use super::optimiser::{AdamWConfig, MuonConfig, Optimiser};
+use super::recipe::{LongRows, Recipe, Stage};
+use super::source::{Sample, Source};
+use super::{TrainError, clip, log, r#loop, vocabulary};
+use crate::model::tokenizer::{END, Message, Tokenizer};
+use crate::model::{Decoder, DecoderConfig, Family, NoTaps, Parameters, init};
+
+/// Conversations that ask for a copy of short words.
+struct Copies;
+
+impl Source for Copies {
+    fn conversation(&self, index: u64, _: Option<usize>) -> Result<Vec<Message>, TrainError> {
+        let words = (0..=index % 5).map(|i| format!("w{} ", (index * 31 + i * 17) % 97));
+        let text = words.collect::<Vec<_>>().concat();
+        let message = |role: &str, content: String| Message { role: role.into(), content };
+        Ok(vec![message("user", text.clone()), message("assistant", format!("{{\"gist\":\"{text}\"}}"))])
+    }
+
+    fn rows(&self) -> Option<u64> {
+        None
+    }
+}
+
+fn tokenizer() -> Tokenizer {
+    vocabulary::train((0..200).map(|i| Copies.conversation(i, None).unwrap()), 320).unwrap()
+}
+
+fn model(family: Family, tied: bool, vocab_size: usize) -> (Decoder, Parameters) {
+    let config = DecoderConfig {
+        family,
+        vocab_size,
+        hidden_size: 24,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        ffn: 40,
+        rms_eps: 1e-6,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        tied,
+        max_position: 128,
+    };
+    let parameters = init::initialise(&config, 3).unwrap();
+    (Decoder::new(config, &parameters).unwrap(), parameters)
+}
+
+const STAGE: Stage = Stage { until_step: u64::MAX, max_event_chars: None, seq_len: 96, batch: 4 };
+
+fn packed(step: u64) -> Vec<PackedRow> {
+    batch(&Copies, &tokenizer(), STAGE, step, LongRows::Skip).unwrap().rows
+}
+
+#[test]
+fn only_tokens_of_the_answer_are_learnt() {
+    let tokenizer = tokenizer();
+    let messages = Copies.conversation(3, None).unwrap();
+    let sample = Sample::new(&tokenizer, &messages).unwrap();
+    let answer = tokenizer.encode_answer(&messages[1].content).unwrap();
+    assert_eq!(sample.ids[sample.answer..], [&answer[..], &[END]].concat());
+    for row in packed(1) {
+        let mut learnt = row.targets.iter();
+        for (start, len) in row.documents {
+            let inside: Vec<u32> =
+                learnt.by_ref().take_while(|(at, _)| (*at as usize) < start + len - 1).map(|t| t.1).collect();
+            let text = tokenizer.decode(&inside).unwrap();
+            let read = tokenizer.decode(&row.ids[start..start + len]).unwrap();
+            assert!(text.starts_with("{\"gist\"") && read.ends_with(&text), "{text} in {read}");
+        }
+    }
+}
+
+#[test]
+fn batches_depend_on_the_step_alone_and_long_rows_are_counted_or_refused() {
+    assert_eq!(packed(7), packed(7));
+    assert_ne!(packed(7), packed(8));
+    assert!(packed(1).iter().all(|row| row.ids.len() == 96 && row.documents.len() > 1));
+    let short = Stage { seq_len: 26, ..STAGE };
+    let made = batch(&Copies, &tokenizer(), short, 1, LongRows::Skip).unwrap();
+    assert!(made.too_long > 0 && made.rows.iter().all(|row| row.tokens() <= 26));
+    let error = batch(&Copies, &tokenizer(), short, 1, LongRows::Error).unwrap_err().to_string();
+    assert!(error.contains("seq_len is 26"), "{error}");
+}
+
+#[test]
+fn a_document_does_not_feel_its_neighbours() {
+    let (decoder, _) = model(Family::Qwen3, true, 320);
+    let row = packed(1).remove(0);
+    let hidden = |row: &PackedRow| {
+        let inputs = Inputs::new(std::slice::from_ref(row)).unwrap();
+        decoder.forward(&inputs.ids, &inputs.layout, &mut NoTaps).unwrap().i(0).unwrap()
+    };
+    let before = hidden(&row);
+    let mut changed = row.clone();
+    let (start, len) = row.documents[0];
+    changed.ids[start..start + len].iter_mut().for_each(|id| *id = (*id + 1) % 320);
+    let after = hidden(&changed);
+    let part = |tensor: &Tensor, (start, len): (usize, usize)| {
+        tensor.i(start..start + len).unwrap().to_vec2::<f32>().unwrap()
+    };
+    assert_ne!(part(&before, row.documents[0]), part(&after, row.documents[0]));
+    for &document in &row.documents[1..] {
+        assert_eq!(part(&before, document), part(&after, document));
+        // Nor the place where it stands.
+        let (start, len) = document;
+        let alone = PackedRow {
+            ids: row.ids[start..start + len].to_vec(),
+            documents: vec![(0, len)],
+            targets: vec![],
+        };
+        let (here, there) = (part(&before, document), part(&hidden(&alone), (0, len)));
+        for (a, b) in here.iter().flatten().zip(there.iter().flatten()) {
+            assert!((a - b).abs() < 1e-5, "{a} in a row, {b} alone");
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences_through_the_whole_decoder() {
+    for (family, tied) in [(Family::Qwen3, true), (Family::Llama, false)] {
+        let (decoder, parameters) = model(family, tied, 320);
+        let workers = Workers::new(2).unwrap();
+        let rows = packed(2);
+        let whole = workers.run(&decoder, Some(&parameters), &rows, 10_000).unwrap();
+        let parts = workers.run(&decoder, Some(&parameters), &rows, 96).unwrap();
+        let norm = clip::global_norm(&whole.gradients).unwrap();
+        assert!((whole.loss - parts.loss).abs() < 1e-5, "{} {}", whole.loss, parts.loss);
+        for ((name, var), (gradient, of_parts)) in
+            parameters.iter().zip(whole.gradients.iter().zip(&parts.gradients))
+        {
+            let apart = [(gradient - of_parts).unwrap()];
+            assert!(clip::global_norm(&apart).unwrap() < 1e-5 * norm, "{name}: parts differ");
+            // Along the gradient itself the loss must rise by its squared norm.
+            let length = clip::global_norm(std::slice::from_ref(gradient)).unwrap();
+            let original = var.as_tensor().copy().unwrap();
+            let size = 3e-3; // small: the first norm makes the loss bend sharply in the embedding
+            let loss_at = |sign: f64| {
+                var.set(&(&original + (gradient * (sign * size / length)).unwrap()).unwrap()).unwrap();
+                workers.run(&decoder, None, &rows, 10_000).unwrap().loss
+            };
+            let slope = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * size);
+            var.set(&original).unwrap();
+            assert!(
+                (slope - length).abs() < 0.02 * length + 1e-4,
+                "{name}: slope {slope}, gradient {length}"
+            );
+        }
+    }
+}
+
+#[test]
+fn one_batch_is_learnt_by_heart() {
+    let (decoder, parameters) = model(Family::Qwen3, true, 320);
+    let workers = Workers::new(2).unwrap();
+    let mut optimiser =
+        Optimiser::new(&parameters, MuonConfig::default(), AdamWConfig { lr: 1e-2, ..Default::default() })
+            .unwrap();
+    let rows = packed(3);
+    let mut last = (f64::INFINITY, 0.0);
+    for _ in 0..150 {
+        let outcome = workers.run(&decoder, Some(&parameters), &rows, 192).unwrap();
+        last = (outcome.loss, outcome.accuracy());
+        optimiser.step(outcome.gradients, 1.0).unwrap();
+    }
+    assert!(last.0 < 0.05 && last.1 > 0.99, "loss {}, accuracy {}", last.0, last.1);
+}
+
+/// Writes the data of a small run and gives its recipe.
+fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
+    let row = |i| {
+        let messages = Copies.conversation(i, None).unwrap();
+        serde_json::json!({ "messages": messages }).to_string() + "\n"
+    };
+    let data = folder.join("rows.jsonl");
+    crate::durable::write(&data, (0..60).map(row).collect::<String>().as_bytes()).unwrap();
+    let path = folder.join("recipe.toml");
+    let text = format!(
+        "[model]\nfamily = \"qwen3\"\nhidden_size = 16\nlayers = 1\nheads = 2\nkv_heads = 1\nhead_dim = 8\n\
+         ffn = 24\nmax_position = 96\n[train]\nsteps = 6\nbatch = 2\nseq_len = 96\nseed = 1\ncheckpoint_every = 2\n\
+         eval_every = 3\nema = 0.9\n[data]\ntrain = [{data:?}]\neval = [{data:?}]\nvocabulary = 320\neval_rows = 10\n"
+    );
+    crate::durable::write(&path, text.as_bytes()).unwrap();
+    let overrides: Vec<String> = overrides.iter().map(|&s| s.to_owned()).collect();
+    Recipe::load(&path, &overrides).unwrap()
+}
+
+#[test]
+fn a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let recipe = small_run(folder.path(), &[]);
+    r#loop::train(&recipe, &one, false).unwrap();
+    r#loop::train(&recipe, &two, false).unwrap();
+    // Back to step 4, as if the run had died in step 5.
+    fs_err::remove_dir_all(two.join("checkpoints/6")).unwrap();
+    fs_err::remove_file(two.join("model.safetensors")).unwrap();
+    r#loop::train(&recipe, &two, true).unwrap();
+    for name in
+        ["model.safetensors", "checkpoints/6/moments.safetensors", "checkpoints/6/weights.safetensors"]
+    {
+        assert!(fs_err::read(one.join(name)).unwrap() == fs_err::read(two.join(name)).unwrap(), "{name}");
+    }
+    let steps = |out: &Path| -> Vec<(u64, f64)> {
+        log::read(&out.join("log.jsonl")).unwrap().iter().map(|step| (step.step, step.loss)).collect()
+    };
+    assert_eq!(steps(&one), steps(&two));
+    assert_eq!(steps(&one).len(), 6);
+    assert!(fs_err::read_to_string(one.join("loss.svg")).unwrap().contains("<polyline"));
+}
+
+#[test]
+fn a_damaged_or_foreign_checkpoint_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let recipe = small_run(folder.path(), &["train.steps=2"]);
+    r#loop::train(&recipe, &out, false).unwrap();
+    let other = small_run(folder.path(), &["train.steps=2", "train.clip=0.5"]);
+    let error = Checkpoint::newest(&out.join("checkpoints"), &other).unwrap_err().to_string();
+    assert!(error.contains("clip = 1.0") && error.contains("clip = 0.5"), "{error}");
+    let path = out.join("checkpoints/2/weights.safetensors");
+    let mut bytes = fs_err::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    crate::durable::write(&path, &bytes).unwrap();
+    let error = Checkpoint::newest(&out.join("checkpoints"), &recipe).unwrap_err().to_string();
+    assert!(error.contains("weights.safetensors has SHA-256"), "{error}");
+}
+
+#[test]
+fn held_out_rows_keep_their_order_and_drop_none_that_fit() {
+    let made = eval_rows(&Copies, &tokenizer(), STAGE, 20).unwrap();
+    assert_eq!(made.rows.iter().map(|row| row.documents.len()).sum::<usize>(), 20);
+    assert_eq!(made.too_long, 0);
+    assert!(Tensor::new(&made.rows[0].ids[..], &Device::Cpu).unwrap().dims() == [96]);
+}
