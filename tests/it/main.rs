@@ -2,5 +2,6 @@
 
 mod data;
 mod export;
+mod gguf_hostile;
 mod tokenizer;
 mod train;
