@@ -188,9 +188,10 @@ impl Engine for FakeEngine {
             }
             inner.embedded.fetch_add(inputs.len() as u64, Ordering::SeqCst);
             let prompt_tokens = inputs.iter().map(|prompt| tokens(prompt).len() as u32).sum();
-            let answer = match inputs.iter().any(|prompt| tokens(prompt).is_empty()) {
-                true => Err(EngineError::EmptyPrompt),
-                false => Ok(Embeddings { vectors: inputs.iter().map(embedding).collect(), prompt_tokens }),
+            let answer = if inputs.iter().any(|prompt| tokens(prompt).is_empty()) {
+                Err(EngineError::EmptyPrompt)
+            } else {
+                Ok(Embeddings { vectors: inputs.iter().map(embedding).collect(), prompt_tokens })
             };
             let _ = reply.send(answer);
         });
