@@ -1,7 +1,12 @@
 //! Integration tests: one file per story, each driving the real library or binary.
 
+mod bad_input;
+mod daemon;
 mod data;
+mod encode;
 mod export;
 mod gguf_hostile;
+mod mnemonic;
+mod serve;
 mod tokenizer;
 mod train;
