@@ -185,7 +185,7 @@ fn a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused() {
     type Damage = fn(&mut serde_json::Value);
     let cases: [(&str, Damage); 7] = [
         ("pre_tokenizer", |json| {
-            json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "\\w+".into()
+            json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "\\w+".into();
         }),
         ("normalizer", |json| json["normalizer"] = serde_json::json!({"type": "Lowercase"})),
         ("model.ignore_merges", |json| json["model"]["ignore_merges"] = true.into()),
