@@ -58,7 +58,7 @@ fn step(criterion: &mut Criterion) {
     group.bench_function("gradients", |b| b.iter(|| gradients(Some(&parameters)).loss));
     let mut optimiser = Optimiser::new(&parameters, MuonConfig::default(), AdamWConfig::default()).unwrap();
     let found = gradients(Some(&parameters)).gradients;
-    group.bench_function("optimiser", |b| b.iter(|| optimiser.step(found.clone(), 1e-6).unwrap()));
+    group.bench_function("optimiser", |b| b.iter(|| optimiser.step(&found, 1e-6, &workers).unwrap()));
     group.finish();
 }
 

@@ -66,25 +66,41 @@ impl Workers {
         let parts: Vec<&[PackedRow]> = rows.chunks((micro_tokens / seq).max(1)).collect();
         let targets: usize = rows.iter().map(|row| row.targets.len()).sum();
         let scale = 1.0 / targets.max(1) as f32;
-        let next = AtomicUsize::new(0);
         let sum = Mutex::new(OrderedSum::default());
-        let work = || -> Result<(), TrainError> {
+        self.each(parts.len(), |index| {
+            let part = part(decoder, parameters, parts[index], scale)?;
+            sum.lock().expect("no thread panics while it adds").add(index, part)
+        })?;
+        Ok(sum.into_inner().expect("no thread panics while it adds").total)
+    }
+
+    /// Does pieces 0..count of work, each on one thread, as threads become free.
+    ///
+    /// # Errors
+    /// The first error of any thread; the other threads finish what they can.
+    pub fn each<E: Send>(
+        &self,
+        count: usize,
+        piece: impl Fn(usize) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<(), E> {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(rows) = parts.get(index) else { return Ok(()) };
-                let part = part(decoder, parameters, rows, scale);
-                sum.lock().expect("no thread panics while it adds").add(index, part?)?;
+                if index >= count {
+                    return Ok(());
+                }
+                piece(index)?;
             }
         };
         std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                self.pools.iter().take(parts.len()).map(|pool| scope.spawn(|| pool.install(work))).collect();
+            let pools = self.pools.iter().take(count);
+            let threads: Vec<_> = pools.map(|pool| scope.spawn(|| pool.install(work))).collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             threads.into_iter().try_for_each(join)
-        })?;
-        Ok(sum.into_inner().expect("no thread panics while it adds").total)
+        })
     }
 }
 

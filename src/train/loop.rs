@@ -84,7 +84,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool) -> Result<(), TrainError
                 return Err(TrainError::NotFinite { step, loss, norm });
             }
             let lr = schedule.factor(step);
-            optimiser.step(outcome.gradients, lr)?;
+            optimiser.step(&outcome.gradients, lr, &workers)?;
             if let Some(averaged) = &averaged {
                 average(averaged, &parameters, recipe.train.ema, step)?;
             }

@@ -169,7 +169,7 @@ fn one_batch_is_learnt_by_heart() {
     for _ in 0..150 {
         let outcome = workers.run(&decoder, Some(&parameters), &rows, 192).unwrap();
         last = (outcome.loss, outcome.accuracy());
-        optimiser.step(outcome.gradients, 1.0).unwrap();
+        optimiser.step(&outcome.gradients, 1.0, &workers).unwrap();
     }
     assert!(last.0 < 0.05 && last.1 > 0.99, "loss {}, accuracy {}", last.0, last.1);
 }

@@ -12,14 +12,15 @@ use rayon::prelude::*;
 use super::{Matrix, floats, lanes, with_floats};
 use crate::model::layout::{BatchLayout, Document};
 
-/// Queries in a block. Smaller blocks waste less above the diagonal, larger ones make better matrix products.
+/// Queries in a block, of each head of a group. Smaller blocks waste less above the diagonal, larger ones make better
+/// matrix products.
 const BLOCK: usize = 64;
 
 struct Attention {
     documents: Arc<[Document]>,
     seq: usize,
     scale: f32,
-    /// log sum exp of each query's scaled scores, per task `[group, len]`; written by the forward pass.
+    /// log sum exp of each query's scaled scores, per task `[len, group]`; written by the forward pass.
     log_sums: OnceLock<Vec<Vec<f32>>>,
 }
 
@@ -71,6 +72,19 @@ impl<'a> Heads<'a> {
         Self { storage, offset: layout.start_offset(), count: dims[2], width: dims[3] }
     }
 
+    /// Copies `count` heads of `len` tokens from `token` on: `[count, len, head_dim]`.
+    fn gather(&self, head: usize, count: usize, token: usize, len: usize) -> Result<Vec<f32>> {
+        let values = self.storage.as_slice::<f32>()?;
+        let mut rows = Vec::with_capacity(count * len * self.width);
+        for head in head..head + count {
+            for token in token..token + len {
+                let from = self.offset + (token * self.count + head) * self.width;
+                rows.extend_from_slice(&values[from..from + self.width]);
+            }
+        }
+        Ok(rows)
+    }
+
     /// One head of `len` tokens from `token` on, `[len, head_dim]`.
     fn block(&self, head: usize, token: usize, len: usize) -> Matrix<'a> {
         let stride = self.count * self.width;
@@ -102,105 +116,102 @@ impl Attention {
         self.documents.iter().flat_map(of_document).collect()
     }
 
-    /// Context `[group, len, head_dim]` and log-sum-exps `[group, len]` of a task.
+    /// Context `[len, group, head_dim]` and log-sum-exps `[len, group]` of a task.
     fn task_forward(&self, task: Task, q: Heads, k: Heads, v: Heads) -> Result<(Vec<f32>, Vec<f32>)> {
         let (group, width) = (q.count / k.count, q.width);
-        let mut context = Vec::with_capacity(group * task.len * width);
-        let mut log_sums = Vec::with_capacity(group * task.len);
-        for head in task.kv_head * group..(task.kv_head + 1) * group {
-            for from in (0..task.len).step_by(BLOCK) {
-                let queries = BLOCK.min(task.len - from);
-                let keys = from + queries;
-                let k_block = k.block(task.kv_head, task.token, keys);
-                let mut scores = q.block(head, task.token + from, queries).matmul(&k_block.t())?;
-                let mut inverse_sums = [0.0; BLOCK];
-                for (at, row) in scores.chunks_exact_mut(keys).enumerate() {
-                    let (seen, hidden) = row.split_at_mut(from + at + 1);
-                    hidden.fill(0.0);
-                    let top = lanes::max(seen) * self.scale;
-                    for score in seen.iter_mut() {
-                        *score = lanes::exp(lanes::fma(*score, self.scale, -top));
-                    }
-                    let sum = lanes::sum(seen);
-                    log_sums.push(top + sum.ln());
-                    inverse_sums[at] = 1.0 / sum;
+        let mut context = vec![0.0; task.len * group * width];
+        let mut log_sums = vec![0.0; task.len * group];
+        for from in (0..task.len).step_by(BLOCK) {
+            let queries = BLOCK.min(task.len - from);
+            let (keys, rows) = (from + queries, group * queries);
+            let q_rows =
+                CpuStorage::F32(q.gather(task.kv_head * group, group, task.token + from, queries)?);
+            let k_block = k.block(task.kv_head, task.token, keys);
+            let mut scores = Matrix::dense(&q_rows, 0, rows, width).matmul(&k_block.t())?;
+            let mut inverse_sums = Vec::with_capacity(rows);
+            for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+                let (at, head) = (from + row % queries, row / queries);
+                let (seen, hidden) = scores.split_at_mut(at + 1);
+                hidden.fill(0.0);
+                let top = lanes::max(seen) * self.scale;
+                for score in seen.iter_mut() {
+                    *score = lanes::exp(lanes::fma(*score, self.scale, -top));
                 }
-                let weights = CpuStorage::F32(scores);
-                let mixed = Matrix::dense(&weights, 0, queries, keys).matmul(&v.block(
-                    task.kv_head,
-                    task.token,
-                    keys,
-                ))?;
-                for (row, inverse) in mixed.chunks_exact(width).zip(inverse_sums) {
-                    context.extend(row.iter().map(|value| value * inverse));
+                let sum = lanes::sum(seen);
+                log_sums[at * group + head] = top + sum.ln();
+                inverse_sums.push(1.0 / sum);
+            }
+            let weights = CpuStorage::F32(scores);
+            let v_block = v.block(task.kv_head, task.token, keys);
+            let mixed = Matrix::dense(&weights, 0, rows, keys).matmul(&v_block)?;
+            for (row, (mixed, inverse)) in mixed.chunks_exact(width).zip(inverse_sums).enumerate() {
+                let to = ((from + row % queries) * group + row / queries) * width;
+                for (to, value) in context[to..to + width].iter_mut().zip(mixed) {
+                    *to = value * inverse;
                 }
             }
         }
         Ok((context, log_sums))
     }
 
-    /// Gradients of a task: q's `[group, len, head_dim]`, k's and v's `[len, head_dim]`.
-    #[allow(clippy::too_many_arguments)]
+    /// Gradients of a task: q's `[len, group, head_dim]`, k's and v's `[len, head_dim]`; `deltas` are the inner products of
+    /// each context and its gradient, `[tokens, heads]`.
     fn task_backward(
         &self,
         task: Task,
         log_sums: &[f32],
         deltas: &[f32],
-        q: Heads,
-        k: Heads,
-        v: Heads,
-        grad: Heads,
+        [q, k, v, grad]: [Heads; 4],
     ) -> Result<[Vec<f32>; 3]> {
         let (group, width) = (q.count / k.count, q.width);
-        let mut dq = Vec::with_capacity(group * task.len * width);
+        let first_head = task.kv_head * group;
+        let mut dq = vec![0.0; task.len * group * width];
         let mut dk = vec![0.0; task.len * width];
         let mut dv = vec![0.0; task.len * width];
-        for head in task.kv_head * group..(task.kv_head + 1) * group {
-            let log_sums = &log_sums[(head - task.kv_head * group) * task.len..];
-            for from in (0..task.len).step_by(BLOCK) {
-                let queries = BLOCK.min(task.len - from);
-                let keys = from + queries;
-                let q_block = q.block(head, task.token + from, queries);
-                let k_block = k.block(task.kv_head, task.token, keys);
-                let v_block = v.block(task.kv_head, task.token, keys);
-                let grad_block = grad.block(head, task.token + from, queries);
-                // P = exp(scores - log sum), dP = g V^T, dS = scale P (dP - g.o)
-                let mut weights = q_block.matmul(&k_block.t())?;
-                let mut d_scores = grad_block.matmul(&v_block.t())?;
-                let rows = weights.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys));
-                for (at, (weights, d_scores)) in rows.enumerate() {
-                    let seen = from + at + 1;
-                    weights[seen..].fill(0.0);
-                    d_scores[seen..].fill(0.0);
-                    let log_sum = log_sums[from + at];
-                    let delta = deltas[(task.token + from + at) * q.count + head];
-                    for (weight, d_score) in weights[..seen].iter_mut().zip(&mut d_scores[..seen]) {
-                        *weight = lanes::exp(lanes::fma(*weight, self.scale, -log_sum));
-                        *d_score = (*d_score - delta) * *weight * self.scale;
-                    }
+        for from in (0..task.len).step_by(BLOCK) {
+            let queries = BLOCK.min(task.len - from);
+            let (keys, rows) = (from + queries, group * queries);
+            let q_rows = CpuStorage::F32(q.gather(first_head, group, task.token + from, queries)?);
+            let g_rows = CpuStorage::F32(grad.gather(first_head, group, task.token + from, queries)?);
+            let q_rows = Matrix::dense(&q_rows, 0, rows, width);
+            let g_rows = Matrix::dense(&g_rows, 0, rows, width);
+            let k_block = k.block(task.kv_head, task.token, keys);
+            let v_block = v.block(task.kv_head, task.token, keys);
+            // P = exp(scores - log sum), dP = g V^T, dS = scale P (dP - g.o)
+            let mut weights = q_rows.matmul(&k_block.t())?;
+            let mut d_scores = g_rows.matmul(&v_block.t())?;
+            let both = weights.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys));
+            for (row, (weights, d_scores)) in both.enumerate() {
+                let (at, head) = (from + row % queries, row / queries);
+                weights[at + 1..].fill(0.0);
+                d_scores[at + 1..].fill(0.0);
+                let log_sum = log_sums[at * group + head];
+                let delta = deltas[(task.token + at) * q.count + first_head + head];
+                for (weight, d_score) in weights[..=at].iter_mut().zip(&mut d_scores[..=at]) {
+                    *weight = lanes::exp(lanes::fma(*weight, self.scale, -log_sum));
+                    *d_score = (*d_score - delta) * *weight * self.scale;
                 }
-                let (weights, d_scores) = (CpuStorage::F32(weights), CpuStorage::F32(d_scores));
-                let weights = Matrix::dense(&weights, 0, queries, keys);
-                let d_scores = Matrix::dense(&d_scores, 0, queries, keys);
-                dq.extend(d_scores.matmul(&k_block)?);
-                lanes::add(&mut dk, &d_scores.t().matmul(&q_block)?);
-                lanes::add(&mut dv, &weights.t().matmul(&grad_block)?);
             }
+            let (weights, d_scores) = (CpuStorage::F32(weights), CpuStorage::F32(d_scores));
+            let weights = Matrix::dense(&weights, 0, rows, keys);
+            let d_scores = Matrix::dense(&d_scores, 0, rows, keys);
+            for (row, values) in d_scores.matmul(&k_block)?.chunks_exact(width).enumerate() {
+                let to = ((from + row % queries) * group + row / queries) * width;
+                dq[to..to + width].copy_from_slice(values);
+            }
+            lanes::add(&mut dk, &d_scores.t().matmul(&q_rows)?);
+            lanes::add(&mut dv, &weights.t().matmul(&g_rows)?);
         }
         Ok([dq, dk, dv])
     }
 }
 
-/// Copies a task's heads `[count, len, head_dim]` to their places in `[batch, seq, heads, head_dim]`.
+/// Copies a task's heads `[len, count, head_dim]` to their places in `[batch, seq, heads, head_dim]`.
 fn place(into: &mut [f32], from: &[f32], task: Task, first_head: usize, heads: usize, width: usize) {
-    if task.len == 0 {
-        return;
-    }
-    for (head, rows) in from.chunks_exact(task.len * width).enumerate() {
-        for (at, row) in rows.chunks_exact(width).enumerate() {
-            let to = ((task.token + at) * heads + first_head + head) * width;
-            into[to..to + width].copy_from_slice(row);
-        }
+    let count = from.len() / task.len;
+    for (at, rows) in from.chunks_exact(count).enumerate() {
+        let to = ((task.token + at) * heads + first_head) * width;
+        into[to..to + count].copy_from_slice(rows);
     }
 }
 
@@ -265,13 +276,12 @@ impl CustomOp3 for Attention {
             floats(storage, layout, self.name())?;
             heads.push(Heads::new(storage, layout));
         }
+        let heads = [heads[0], heads[1], heads[2], heads[3]];
         let tasks = self.tasks(heads[1].count);
         let parts: Vec<[Vec<f32>; 3]> = tasks
             .par_iter()
             .zip(log_sums)
-            .map(|(&task, sums)| {
-                self.task_backward(task, sums, &deltas, heads[0], heads[1], heads[2], heads[3])
-            })
+            .map(|(&task, sums)| self.task_backward(task, sums, &deltas, heads))
             .collect::<Result<_>>()?;
         let kv_heads = heads[1].count;
         let mut dq = vec![0.0; q.elem_count()];

@@ -51,23 +51,26 @@ impl AdamW {
         Ok(Self { config, steps: 0, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
     }
 
-    pub(super) fn step(&mut self, gradients: &[Tensor], factor: f64) -> Result<()> {
+    /// Begins a step: the bias corrections depend on how many there were.
+    pub(super) fn count_step(&mut self) {
         self.steps += 1;
+    }
+
+    /// Moves parameter `index`.
+    pub(super) fn step(&self, index: usize, gradient: &Tensor, factor: f64) -> Result<()> {
         let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
         let lr = lr * factor;
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let (bias1, bias2) = (1.0 - beta1.powi(steps), 1.0 - beta2.powi(steps));
-        for (entry, gradient) in self.entries.iter().zip(gradients) {
-            blend(&entry.first, beta1, 1.0 - beta1, gradient)?;
-            blend_square(&entry.second, beta2, 1.0 - beta2, gradient)?;
-            let decay = if entry.weight.rank() > 1 { lr * weight_decay } else { 0.0 };
-            let (rate, keep) = ((lr / bias1) as f32, (1.0 - decay) as f32);
-            let (inverse_bias2, eps) = ((1.0 / bias2) as f32, eps as f32);
-            update(&entry.weight, &entry.first, &entry.second, |weight, first, second| {
-                keep * weight - rate * first / ((second * inverse_bias2).sqrt() + eps)
-            })?;
-        }
-        Ok(())
+        let entry = &self.entries[index];
+        blend(&entry.first, beta1, 1.0 - beta1, gradient)?;
+        blend_square(&entry.second, beta2, 1.0 - beta2, gradient)?;
+        let decay = if entry.weight.rank() > 1 { lr * weight_decay } else { 0.0 };
+        let (rate, keep) = ((lr / bias1) as f32, (1.0 - decay) as f32);
+        let (inverse_bias2, eps) = ((1.0 / bias2) as f32, eps as f32);
+        update(&entry.weight, &entry.first, &entry.second, |weight, first, second| {
+            keep * weight - rate * first / ((second * inverse_bias2).sqrt() + eps)
+        })
     }
 
     pub(super) fn state(&self) -> impl Iterator<Item = (String, Tensor)> {
@@ -94,13 +97,15 @@ mod tests {
         let weight = Var::from_vec(vec![1.0f32, -2.0], (1, 2), &Device::Cpu).unwrap();
         let config = AdamWConfig { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.5 };
         let mut adamw = AdamW::new(config, vec![("w".into(), weight.as_tensor().clone())]).unwrap();
-        let gradient = |values: [f32; 2]| [Tensor::new(&[values], &Device::Cpu).unwrap()];
+        let gradient = |values: [f32; 2]| Tensor::new(&[values], &Device::Cpu).unwrap();
         // Step 1: m/bias = g and sqrt(v/bias) = |g|, so w = 0.95 w - 0.1 sign(g).
-        adamw.step(&gradient([0.5, -1.0]), 1.0).unwrap();
+        adamw.count_step();
+        adamw.step(0, &gradient([0.5, -1.0]), 1.0).unwrap();
         assert_close(&weight, [0.85, -1.8]);
         // Step 2, g = (0.5, 2): m = 0.9 * 0.1 g1 + 0.1 g2 = (0.095, 0.11), bias1 = 0.19;
         // v = 0.99 * 0.01 g1^2 + 0.01 g2^2 = (0.004975, 0.0499), bias2 = 0.0199; rate halved by the factor.
-        adamw.step(&gradient([0.5, 2.0]), 0.5).unwrap();
+        adamw.count_step();
+        adamw.step(0, &gradient([0.5, 2.0]), 0.5).unwrap();
         let expected = |w: f64, m: f64, v: f64| 0.975 * w - 0.05 * (m / 0.19) / (v / 0.0199).sqrt();
         assert_close(&weight, [expected(0.85, 0.095, 0.004_975), expected(-1.8, 0.11, 0.0499)]);
     }

@@ -10,26 +10,28 @@ use candle_core::{Result, Tensor};
 pub use adamw::{AdamW, AdamWConfig};
 pub use muon::{Muon, MuonConfig};
 
+use super::gradient::Workers;
 use crate::model::Parameters;
 
 /// Both optimisers over one set of parameters.
 #[derive(Debug)]
 pub struct Optimiser {
     /// For each parameter, in order, who moves it.
-    roles: Vec<Role>,
+    places: Vec<Place>,
     muon: Muon,
     adamw: AdamW,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Muon,
-    AdamW,
+/// Who moves a parameter, and its index there.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Muon(usize),
+    AdamW(usize),
 }
 
 /// Whether a parameter is a matrix of a block, which Muon moves.
-fn role(name: &str, dims: &[usize]) -> Role {
-    if dims.len() == 2 && name.starts_with("model.layers.") { Role::Muon } else { Role::AdamW }
+fn is_block_matrix(name: &str, dims: &[usize]) -> bool {
+    dims.len() == 2 && name.starts_with("model.layers.")
 }
 
 impl Optimiser {
@@ -38,29 +40,34 @@ impl Optimiser {
     /// # Errors
     /// Memory that is not there.
     pub fn new(parameters: &Parameters, muon: MuonConfig, adamw: AdamWConfig) -> Result<Self> {
-        let roles: Vec<Role> = parameters.iter().map(|(name, var)| role(name, var.dims())).collect();
-        let of = |wanted: Role| {
-            let named = parameters.iter().zip(&roles).filter(move |(_, role)| **role == wanted);
-            named.map(|((name, var), _)| (name.to_owned(), var.as_tensor().clone())).collect::<Vec<_>>()
-        };
-        let (muon, adamw) = (Muon::new(muon, of(Role::Muon))?, AdamW::new(adamw, of(Role::AdamW))?);
-        Ok(Self { roles, muon, adamw })
+        let (mut matrices, mut rest, mut places) = (vec![], vec![], vec![]);
+        for (name, var) in parameters.iter() {
+            let entry = (name.to_owned(), var.as_tensor().clone());
+            if is_block_matrix(name, var.dims()) {
+                places.push(Place::Muon(matrices.len()));
+                matrices.push(entry);
+            } else {
+                places.push(Place::AdamW(rest.len()));
+                rest.push(entry);
+            }
+        }
+        Ok(Self { places, muon: Muon::new(muon, matrices)?, adamw: AdamW::new(adamw, rest)? })
     }
 
-    /// Moves every parameter; `gradients` are in the order of the parameters, `factor` scales both learning rates.
+    /// Moves every parameter, each on one thread; `gradients` are in the order of the parameters, `factor` scales both
+    /// learning rates.
     ///
     /// # Errors
     /// Gradients that differ in number or shape from the parameters.
-    pub fn step(&mut self, gradients: Vec<Tensor>, factor: f64) -> Result<()> {
-        if gradients.len() != self.roles.len() {
-            candle_core::bail!("{} gradients for {} parameters", gradients.len(), self.roles.len());
+    pub fn step(&mut self, gradients: &[Tensor], factor: f64, workers: &Workers) -> Result<()> {
+        if gradients.len() != self.places.len() {
+            candle_core::bail!("{} gradients for {} parameters", gradients.len(), self.places.len());
         }
-        let (mut matrices, mut rest) = (vec![], vec![]);
-        for (gradient, role) in gradients.into_iter().zip(&self.roles) {
-            if *role == Role::Muon { matrices.push(gradient) } else { rest.push(gradient) }
-        }
-        self.muon.step(&matrices, factor)?;
-        self.adamw.step(&rest, factor)
+        self.adamw.count_step();
+        workers.each(gradients.len(), |at| match self.places[at] {
+            Place::Muon(index) => self.muon.step(index, &gradients[at], factor),
+            Place::AdamW(index) => self.adamw.step(index, &gradients[at], factor),
+        })
     }
 
     /// All state, by name.

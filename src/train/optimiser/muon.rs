@@ -5,7 +5,6 @@
 //! for a weight `[rows, columns]` = `[out, in]`, as in the author's reference implementation.
 
 use candle_core::{Result, Tensor};
-use rayon::prelude::*;
 
 use crate::train::in_place::blend;
 
@@ -53,18 +52,18 @@ impl Muon {
         Ok(Self { config, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
     }
 
-    /// Matrices are independent of each other, so each is one task of the current rayon pool.
-    pub(super) fn step(&mut self, gradients: &[Tensor], factor: f64) -> Result<()> {
+    /// Moves matrix `index`; matrices are independent of each other.
+    pub(super) fn step(&self, index: usize, gradient: &Tensor, factor: f64) -> Result<()> {
         let MuonConfig { lr, momentum, weight_decay } = self.config;
         let lr = lr * factor;
-        self.entries.par_iter().zip(gradients).try_for_each(|(entry, gradient)| {
-            blend(&entry.momentum, momentum, 1.0 - momentum, gradient)?;
-            let direction = ((&entry.momentum * momentum)? + (gradient * (1.0 - momentum))?)?;
-            let step = orthogonalise(&direction)?;
-            let (rows, columns) = entry.weight.dims2()?;
-            let scale = (rows as f64 / columns as f64).max(1.0).sqrt();
-            blend(&entry.weight, 1.0 - lr * weight_decay, -lr * scale, &step)
-        })
+        let entry = &self.entries[index];
+        blend(&entry.momentum, momentum, 1.0 - momentum, gradient)?;
+        let direction = entry.momentum.copy()?;
+        blend(&direction, momentum, 1.0 - momentum, gradient)?;
+        let step = orthogonalise(&direction)?;
+        let (rows, columns) = entry.weight.dims2()?;
+        let scale = (rows as f64 / columns as f64).max(1.0).sqrt();
+        blend(&entry.weight, 1.0 - lr * weight_decay, -lr * scale, &step)
     }
 
     pub(super) fn state(&self) -> impl Iterator<Item = (String, Tensor)> {
@@ -83,8 +82,11 @@ fn orthogonalise(matrix: &Tensor) -> Result<Tensor> {
     let (a, b, c) = QUINTIC;
     for _ in 0..ITERATIONS {
         let gram = x.matmul(&x.t()?)?;
-        let mixed = ((&gram * b)? + (gram.matmul(&gram)? * c)?)?;
-        x = ((&x * a)? + mixed.matmul(&x)?)?;
+        let mixed = gram.matmul(&gram)?;
+        blend(&mixed, c, b, &gram)?;
+        let next = mixed.matmul(&x)?;
+        blend(&next, 1.0, a, &x)?;
+        x = next;
     }
     if tall { x.t()?.contiguous() } else { Ok(x) }
 }
@@ -121,16 +123,15 @@ mod tests {
     #[test]
     fn a_step_is_scaled_by_the_shape_and_uses_nesterov_momentum() {
         let weight = Var::zeros((4, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let mut muon =
-            Muon::new(MuonConfig::default(), vec![("w".into(), weight.as_tensor().clone())]).unwrap();
-        let gradient = |values: [f32; 4]| [Tensor::from_slice(&values, (4, 1), &Device::Cpu).unwrap()];
+        let muon = Muon::new(MuonConfig::default(), vec![("w".into(), weight.as_tensor().clone())]).unwrap();
+        let gradient = |values: [f32; 4]| Tensor::from_slice(&values, (4, 1), &Device::Cpu).unwrap();
         // A column is its own singular vector: step = lr * sqrt(4) * quintic(1) * direction.
-        muon.step(&gradient([0.0, 2.0, 0.0, 0.0]), 0.5).unwrap();
+        muon.step(0, &gradient([0.0, 2.0, 0.0, 0.0]), 0.5).unwrap();
         let size = 0.01 * 2.0 * iterate(1.0);
         let found = |at: usize| f64::from(weight.flatten_all().unwrap().to_vec1::<f32>().unwrap()[at]);
         assert!((found(1) + size).abs() < 1e-5 && found(0).abs() < 1e-9, "{} {size}", found(1));
         // Then m = 0.95 * 0.1 e1 + 0.05 e0, direction 0.95 m + 0.05 e0 = 0.0975 e0 + 0.09025 e1.
-        muon.step(&gradient([1.0, 0.0, 0.0, 0.0]), 0.5).unwrap();
+        muon.step(0, &gradient([1.0, 0.0, 0.0, 0.0]), 0.5).unwrap();
         let share = 0.0975 / 0.0975f64.hypot(0.09025);
         assert!((found(0) + size * share).abs() < 1e-5, "{} {}", found(0), size * share);
     }
