@@ -259,7 +259,7 @@ fn print(report: &Report, args: &Check) {
         add(&format!("kind {name}"), count(train), count(eval));
     }
     println!("{table}");
-    let Overlap { mean, above_half, contained, worst, .. } = &report.overlap;
+    let Overlap { mean, above_half, contained, short, short_repeated, worst, .. } = &report.overlap;
     println!(
         "8-grams of {} found in {}: mean {:.3} %, more than half in {:.3} % of the rows, all in {:.3} %",
         args.eval.display(),
@@ -267,6 +267,10 @@ fn print(report: &Report, args: &Check) {
         mean * 100.0,
         above_half * 100.0,
         contained * 100.0
+    );
+    println!(
+        "{short} rows have fewer than eight words; {:.1} % of them occur in training",
+        short_repeated * 100.0
     );
     for (id, share) in worst {
         println!("  {id}: {:.1} %", share * 100.0);

@@ -2,11 +2,13 @@
 
 use super::event::Event;
 use super::salient;
-use super::schema::{Action, Causality, Encoding, Entity, StructuredConcepts, Topic};
+use super::schema::{Action, Causality, Encoding, Entity, GIST_LIMIT, StructuredConcepts, Topic};
 
 /// Gists end at the last word within this many characters: below [`super::schema::GIST_LIMIT`], because a model that
 /// counts tokens counts characters only roughly.
 pub const GIST_TARGET: usize = 50;
+/// Gists that would be shorter than this may go on to [`super::schema::GIST_LIMIT`].
+const GIST_LEAST: usize = 20;
 /// Summaries end at the last sentence or word within this many characters.
 pub const SUMMARY_TARGET: usize = 160;
 /// A sentence may end a summary from here on; before, the summary goes on to the last word that fits.
@@ -169,7 +171,9 @@ fn gist(content: &str) -> String {
     let heading = line.trim_start_matches('#');
     let line = heading.strip_prefix(' ').unwrap_or(line);
     let line = line.strip_prefix("* ").or_else(|| line.strip_prefix("- ")).unwrap_or(line);
-    cut(line, GIST_TARGET).to_owned()
+    let gist = cut(line, GIST_TARGET);
+    // A long path after one short word: better the path than the word alone.
+    if gist.chars().count() < GIST_LEAST { cut(line, GIST_LIMIT).to_owned() } else { gist.to_owned() }
 }
 
 /// The beginning of a condensed text on one line, cut at a sentence or else at a word.
@@ -313,6 +317,12 @@ mod tests {
         assert_eq!(cut("one two three", 7), "one two");
         assert_eq!(cut("one two three", 9), "one two");
         assert_eq!(cut("éééééé", 3), "ééé");
+        let path = "Edited a/very/long/path/to/some/file/deep/inside.toml now";
+        assert_eq!(gist(path), "Edited a/very/long/path/to/some/file/deep/inside.toml now");
+        assert_eq!(
+            gist("Edited the settings of all the daemons in the house today"),
+            "Edited the settings of all the daemons in the"
+        );
         let long =
             format!("{} The end is here now. And then it goes on for some more time", "word ".repeat(25));
         assert!(summary(&condense(&long)).ends_with("The end is here now."));

@@ -15,14 +15,18 @@ pub struct Seen {
 /// Containment of held-out texts, summed up.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct Overlap {
-    /// Texts looked at.
+    /// Texts of eight words or more; the shares are of these.
     pub texts: usize,
     /// Mean share of a text's grams that training had.
     pub mean: f64,
     /// Share of texts of which training had more than half.
     pub above_half: f64,
-    /// Share of texts of [`GRAM`] words or more of which training had all.
+    /// Share of texts of which training had all.
     pub contained: f64,
+    /// Texts of fewer words ("ok", "it works now"), which have no gram and are compared whole.
+    pub short: usize,
+    /// Share of these that training had.
+    pub short_repeated: f64,
     /// The largest shares, with their ids, largest first.
     pub worst: Vec<(String, f64)>,
 }
@@ -44,25 +48,20 @@ impl Seen {
 
     /// Judges held-out texts, given as `(id, text)`.
     pub fn overlap<'a>(&self, texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Overlap {
-        let mut shares: Vec<(String, f64, bool)> = texts
-            .into_iter()
-            .map(|(id, text)| (id.to_owned(), self.share(text), words(text).count() >= GRAM))
-            .collect();
+        let (mut shares, mut short): (Vec<(String, f64)>, Vec<f64>) = (Vec::new(), Vec::new());
+        for (id, text) in texts {
+            let share = self.share(text);
+            if words(text).count() < GRAM { short.push(share) } else { shares.push((id.to_owned(), share)) }
+        }
         let count = shares.len().max(1) as f64;
-        let part = |hit: &dyn Fn(&(String, f64, bool)) -> bool| {
-            shares.iter().filter(|text| hit(text)).count() as f64 / count
-        };
-        let (above_half, contained) = (part(&|text| text.1 > 0.5), part(&|text| text.2 && text.1 >= 1.0));
-        let mean = shares.iter().map(|text| text.1).sum::<f64>() / count;
+        let part = |least: f64| shares.iter().filter(|(_, share)| *share >= least).count() as f64 / count;
+        let (above_half, contained) = (part(0.5 + f64::EPSILON), part(1.0));
+        let mean = shares.iter().map(|(_, share)| share).sum::<f64>() / count;
+        let short_repeated = short.iter().sum::<f64>() / short.len().max(1) as f64;
         let texts = shares.len();
         shares.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let worst = shares
-            .into_iter()
-            .take(5)
-            .filter(|text| text.1 > 0.0)
-            .map(|(id, share, _)| (id, share))
-            .collect();
-        Overlap { texts, mean, above_half, contained, worst }
+        let worst = shares.into_iter().take(5).filter(|(_, share)| *share > 0.0).collect();
+        Overlap { texts, mean, above_half, contained, short: short.len(), short_repeated, worst }
     }
 }
 
@@ -95,8 +94,14 @@ mod tests {
         assert!((seen.share("One, two; THREE four five six\nseven eight") - 1.0).abs() < 1e-12);
         assert!((seen.share("one two three four five six seven eight eleven") - 0.5).abs() < 1e-12);
         assert!(seen.share("one two three") < 1e-12, "short texts count only as a whole");
-        let overlap =
-            seen.overlap([("a", "two three four five six seven eight nine"), ("b", "nothing of it")]);
+        seen.add("It works now!");
+        let overlap = seen.overlap([
+            ("a", "two three four five six seven eight nine"),
+            ("b", "nothing of it"),
+            ("c", "it works now"),
+            ("d", "eight words of which not one gram was seen"),
+        ]);
         assert_eq!((overlap.texts, overlap.contained, overlap.worst.len()), (2, 0.5, 1));
+        assert_eq!((overlap.short, overlap.short_repeated), (2, 0.5));
     }
 }
