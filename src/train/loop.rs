@@ -7,7 +7,7 @@ use std::time::Instant;
 use candle_core::Var;
 
 use super::batch::{Batch, batch, eval_rows};
-use super::checkpoint::{Checkpoint, State, Tensors, to_safetensors};
+use super::checkpoint::{Checkpoint, State, Tensors};
 use super::evaluate::evaluate;
 use super::gradient::Workers;
 use super::in_place::blend;
@@ -18,12 +18,12 @@ use super::source::Sources;
 use super::{TrainError, clip, curve, log, vocabulary};
 use crate::durable;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Decoder, DecoderConfig, Parameters, init};
+use crate::model::{Decoder, DecoderConfig, Model, Parameters, TextSide, hugging_face, init};
 
 /// Batches that are made ahead of the step that needs them.
 const AHEAD: usize = 2;
 
-/// Trains what the recipe says and writes `model.safetensors`, `config.json`, `tokenizer.json`, `log.jsonl`, `loss.svg` and
+/// Trains what the recipe says and writes a Hugging Face folder, `log.jsonl`, `loss.svg` and
 /// `checkpoints/` into `out`. With `resume`, goes on from the newest checkpoint if there is one.
 ///
 /// # Errors
@@ -133,7 +133,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool) -> Result<(), TrainError
                     moments: optimiser.state(),
                 };
                 checkpoint.save(&checkpoints, recipe)?;
-                write_model(out, &config, judged)?;
+                write_model(out, &config, &tokenizer, judged)?;
             }
         }
         Ok(())
@@ -186,31 +186,16 @@ fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> R
     Ok(tokenizer)
 }
 
-/// Writes the model's weights and configuration.
-fn write_model(out: &Path, config: &DecoderConfig, parameters: &Parameters) -> Result<(), TrainError> {
-    let path = out.join("model.safetensors");
-    durable::write(&path, &to_safetensors(&parameters.tensors())?).map_err(TrainError::file(path))?;
-    let path = out.join("config.json");
-    let text = serde_json::to_vec_pretty(&hugging_face_config(config)).expect("numbers have a JSON form");
-    durable::write(&path, &text).map_err(TrainError::file(path))
-}
-
-/// The `config.json` that `transformers` reads.
-fn hugging_face_config(config: &DecoderConfig) -> serde_json::Value {
-    use crate::model::Family;
-    use crate::model::tokenizer::{BOS, END, PAD};
-    let (architecture, model_type) = match config.family {
-        Family::Llama => ("LlamaForCausalLM", "llama"),
-        Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
-    };
-    serde_json::json!({
-        "architectures": [architecture], "model_type": model_type, "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size, "intermediate_size": config.ffn, "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim,
-        "rms_norm_eps": config.rms_eps, "rope_theta": config.rope_theta, "tie_word_embeddings": config.tied,
-        "max_position_embeddings": config.max_position, "hidden_act": "silu", "attention_bias": false,
-        "mlp_bias": false, "bos_token_id": BOS, "eos_token_id": END, "pad_token_id": PAD, "torch_dtype": "float32"
-    })
+/// Writes the Hugging Face folder of the model as it stands.
+fn write_model(
+    out: &Path,
+    config: &DecoderConfig,
+    tokenizer: &Tokenizer,
+    parameters: &Parameters,
+) -> Result<(), TrainError> {
+    let (config, parameters) = (config.clone(), parameters.clone());
+    let model = Model { config, parameters, text: TextSide::of_post(tokenizer)? };
+    Ok(hugging_face::save(out, &model)?)
 }
 
 /// Parameters of their own with the same values.

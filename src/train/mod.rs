@@ -31,6 +31,9 @@ pub enum TrainError {
         /// What is wrong, each naming its key.
         mistakes: Vec<String>,
     },
+    /// The model's folder can't be written.
+    #[error(transparent)]
+    Folder(#[from] crate::model::FileError),
     /// A row of training data can't be used.
     #[error("{place}: {message}")]
     Row {
