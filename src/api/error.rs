@@ -91,7 +91,9 @@ impl ApiError {
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
             Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout_error"),
             Self::Engine { error, .. } => match error {
-                EngineError::PromptTooLong { .. } => (StatusCode::BAD_REQUEST, "exceed_context_size_error"),
+                EngineError::PromptTooLong { .. } | EngineError::InputTooLong { .. } => {
+                    (StatusCode::BAD_REQUEST, "exceed_context_size_error")
+                }
                 EngineError::BudgetTooSmall { .. } | EngineError::EmptyPrompt | EngineError::Schema(_) => {
                     (StatusCode::BAD_REQUEST, INVALID)
                 }
@@ -109,7 +111,12 @@ impl ApiError {
     pub(super) fn body(&self) -> Value {
         let (status, kind) = self.class();
         let mut error = json!({"code": status.as_u16(), "message": self.message(), "type": kind});
-        if let Self::Engine { error: EngineError::PromptTooLong { tokens, context }, .. } = self {
+        if let Self::Engine {
+            error:
+                EngineError::PromptTooLong { tokens, context } | EngineError::InputTooLong { tokens, context, .. },
+            ..
+        } = self
+        {
             error["n_prompt_tokens"] = json!(tokens);
             error["n_ctx"] = json!(context);
         }
@@ -120,7 +127,9 @@ impl ApiError {
     fn message(&self) -> String {
         match self {
             Self::Engine { error, prompt } => match error {
-                EngineError::PromptTooLong { .. } | EngineError::EmptyPrompt => format!("{prompt}: {error}"),
+                EngineError::PromptTooLong { .. }
+                | EngineError::InputTooLong { .. }
+                | EngineError::EmptyPrompt => format!("{prompt}: {error}"),
                 EngineError::Schema(_) => format!("response_format: {error}"),
                 _ => error.to_string(),
             },

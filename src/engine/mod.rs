@@ -1,11 +1,22 @@
 //! The engine: whatever turns prompts into tokens, behind one small trait.
 
 pub mod backend;
+mod batching;
+mod constraint;
+mod embedding;
 pub mod fake;
 pub mod ffi;
+mod llama;
 mod minimal;
 pub mod protocol;
 pub mod reference;
+mod run;
+mod sampling;
+mod scheduler;
+mod text;
+mod vocabulary;
+mod worker;
 
 pub use fake::{FakeEngine, Script};
+pub use llama::{LlamaEngine, LlamaSettings};
 pub use protocol::*;

@@ -233,6 +233,16 @@ pub enum EngineError {
         /// The limit.
         context: u32,
     },
+    /// A text to embed does not fit the context.
+    #[error("text {index} has {tokens} tokens; the context holds {context}")]
+    InputTooLong {
+        /// Which of the texts, from 0.
+        index: u32,
+        /// Its length.
+        tokens: u32,
+        /// The limit.
+        context: u32,
+    },
     /// Not even the shortest valid answer fits.
     #[error(
         "max_tokens is {given}; the shortest answer that validates against the schema needs {needed} tokens"

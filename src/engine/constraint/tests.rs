@@ -1,0 +1,254 @@
+//! Constraints over a made-up vocabulary, and answers of a "model" whose logits are random.
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::engine::run::{Run, Step};
+use crate::engine::vocabulary::tests::vocabulary;
+use crate::engine::vocabulary::{Token, Vocabulary};
+use crate::engine::{Event, FinishReason, Generate, Sampling, Usage};
+
+/// Skeleton tokens as in our own vocabulary, some that begin with the closing quotation mark, and words.
+const TEXTS: [&str; 16] = [
+    r#"{"gist":""#,
+    r#","summary":""#,
+    r#"","summary":""#,
+    r#"":""#,
+    r#"},{""#,
+    "[[[[",
+    r#"":{""#,
+    "true",
+    "false",
+    "null",
+    "the ",
+    "error ",
+    "ab",
+    "12",
+    "\\n",
+    "é",
+];
+
+fn words() -> Vocabulary {
+    vocabulary(&TEXTS)
+}
+
+/// As in our own vocabulary: no token but these begins with a quotation mark.
+const SKELETON: [&str; 3] = [r#"{"gist":""#, r#","summary":""#, r#"","summary":""#];
+
+fn grammars(words: &Vocabulary) -> Grammars {
+    Grammars::new(&words.token_env()).unwrap()
+}
+
+/// Answers with random logits; `wild` makes structure likely, to lead the answer into corners.
+fn answer(
+    grammars: &mut Grammars,
+    words: &Vocabulary,
+    schema: &Value,
+    budget: usize,
+    seed: u64,
+) -> Result<(String, FinishReason, Usage), EngineError> {
+    let session = grammars.begin(&Constraint::JsonSchema(schema.clone()))?;
+    let sampling = Sampling { temperature: 1.0, seed: Some(seed), ..Sampling::GREEDY };
+    let request = Generate {
+        id: String::new(),
+        prompt: vec![],
+        max_tokens: None,
+        sampling,
+        stop: vec![],
+        constraint: None,
+    };
+    let (events, mut receiver) = mpsc::unbounded_channel();
+    let mut run = Run::new(&request, events, Some(session), budget, Usage::default())?;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut step = run.start(words);
+    let mut steps = 0;
+    while step != Step::Ended {
+        steps += 1;
+        assert!(steps <= budget, "a step adds at least a token");
+        let logits: Vec<f32> = (0..274).map(|_| rng.random_range(-3.0..3.0)).collect();
+        step = run.next(&logits, words);
+    }
+    let mut text = String::new();
+    loop {
+        match receiver.try_recv().expect("a last event comes") {
+            Event::Started { .. } => {}
+            Event::Text(more) => text += &more,
+            Event::Finished { reason, usage } => return Ok((text, reason, usage)),
+            Event::Failed(error) => panic!("{schema} with {budget} tokens: {error}"),
+        }
+    }
+}
+
+fn random_schema(rng: &mut ChaCha8Rng, depth: usize) -> Value {
+    let leaf = depth >= 3;
+    match rng.random_range(0..if leaf { 9 } else { 13 }) {
+        0 => json!({"type": "string"}),
+        1 => {
+            json!({"type": "string", "minLength": rng.random_range(0..6), "maxLength": rng.random_range(6..12)})
+        }
+        2 => json!({"enum": ["routine", "notable", "x", 7, null]}),
+        3 => json!({"type": "number"}),
+        4 => json!({"type": "integer", "minimum": rng.random_range(-20..2000), "maximum": 5000}),
+        5 => json!({"type": ["boolean", "null"]}),
+        6 => {
+            json!({"type": "string", "pattern": *["^[0-9]{4}-[0-9]{2}$", "^(ab)*c$", "^a+$"].choose(rng).unwrap()})
+        }
+        7 => json!({"const": {"a": [1, "two"]}}),
+        8 => json!({"type": "object", "additionalProperties": {"type": "integer"}}),
+        9 => {
+            json!({"type": "array", "items": random_schema(rng, depth + 1), "minItems": rng.random_range(0..3)})
+        }
+        10 => json!({"anyOf": [random_schema(rng, depth + 1), random_schema(rng, depth + 1)]}),
+        _ => {
+            let names = ["gist", "summary", "a", "long \"name\"", "é"];
+            let count = rng.random_range(0..=names.len());
+            let properties: Map<String, Value> = names[..count]
+                .iter()
+                .map(|name| ((*name).to_owned(), random_schema(rng, depth + 1)))
+                .collect();
+            let required: Vec<_> = names[..count].iter().filter(|_| rng.random_bool(0.7)).collect();
+            json!({"type": "object", "properties": properties, "required": required,
+                   "additionalProperties": if rng.random_bool(0.2) { json!({"type": "number"}) } else { json!(false) }})
+        }
+    }
+}
+
+#[test]
+fn every_answer_is_valid_within_any_budget_or_refused_beforehand() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let (mut closed, mut whole, mut refused) = (0, 0, 0);
+    for case in 0..300 {
+        let schema = random_schema(&mut rng, 0);
+        let budget = *[1, 4, 12, 40, 120].choose(&mut rng).unwrap() + rng.random_range(0..8);
+        match answer(&mut grammars, &words, &schema, budget, case) {
+            Ok((text, reason, usage)) => {
+                let value: Value = serde_json::from_str(&text)
+                    .unwrap_or_else(|e| panic!("{e}: {text:?} of {schema} with {budget} tokens"));
+                assert!(jsonschema::is_valid(&schema, &value), "{value} of {schema} with {budget} tokens");
+                assert!(usage.completion_tokens as usize <= budget);
+                if reason == FinishReason::Stop { whole += 1 } else { closed += 1 }
+            }
+            Err(EngineError::BudgetTooSmall { needed, given }) => {
+                assert!(given as usize == budget && needed > given);
+                refused += 1;
+                // What it says it needs is enough.
+                answer(&mut grammars, &words, &schema, needed as usize, case).unwrap();
+            }
+            Err(error) => panic!("{schema}: {error}"),
+        }
+    }
+    assert!(closed > 30 && whole > 30 && refused > 10, "{closed} closed, {whole} whole, {refused} refused");
+}
+
+#[test]
+fn forced_text_uses_the_longest_tokens_and_the_model_may_still_choose_them() {
+    let words = vocabulary(&SKELETON);
+    let mut grammars = grammars(&words);
+    let schema = json!({"type": "object", "properties": {"gist": {"type": "string"}, "summary": {"type": "string"}},
+                        "required": ["gist", "summary"], "additionalProperties": false});
+    let mut session = grammars.begin(&Constraint::JsonSchema(schema)).unwrap();
+    assert_eq!(session.forced().unwrap(), [256]);
+    let mask = session.mask().unwrap();
+    assert!(mask.is_allowed(258), "the token that begins with the closing quotation mark");
+    assert!(!mask.is_allowed(259) && !mask.is_allowed(260), "no end, no control token");
+    session.accept(u32::from(b'"')).unwrap();
+    assert_eq!(session.forced().unwrap(), [257]);
+    session.accept(u32::from(b'"')).unwrap();
+    assert_eq!(session.forced().unwrap(), [u32::from(b'}')]);
+    assert!(session.ended().unwrap());
+}
+
+#[test]
+fn shortest_closings_are_found() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    for (schema, tokens) in [
+        (
+            json!({"type": "object", "properties": {"gist": {"type": "string"}, "summary": {"type": "string"}},
+                "required": ["gist", "summary"], "additionalProperties": false}),
+            3 + 1,
+        ),
+        (json!({"type": "array", "items": {"type": "string"}}), 2),
+        (json!({"enum": ["routine", "x"]}), 3),
+        (json!({"type": "integer", "minimum": 100}), 3),
+        (json!({"type": "string", "pattern": "^(the )*ab$"}), 3),
+        (json!({"type": "boolean"}), 1),
+    ] {
+        let mut session = grammars.begin(&Constraint::JsonSchema(schema.clone())).unwrap();
+        assert_eq!(session.closing().unwrap().len(), tokens, "{schema}");
+    }
+}
+
+#[test]
+fn numbers_stay_within_what_a_double_holds() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    let schema =
+        json!({"type": "array", "items": {"type": ["number", "integer"], "minimum": 0}, "minItems": 2});
+    for seed in 0..20 {
+        let (text, _, _) = answer(&mut grammars, &words, &schema, 60, seed).unwrap();
+        let numbers: Vec<f64> = serde_json::from_str(&text).unwrap();
+        assert!(numbers.iter().all(|n| (0.0..=1e15).contains(n)), "{text}");
+    }
+}
+
+#[test]
+fn strings_hold_no_control_characters() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    let mut session = grammars.begin(&Constraint::JsonSchema(json!({"type": "string"}))).unwrap();
+    session.accept(u32::from(b'"')).unwrap();
+    let mask = session.mask().unwrap();
+    for byte in (0..0x20).chain([0xff, 0xc0, 0x80]) {
+        assert!(!mask.is_allowed(byte), "{byte:#x}");
+    }
+    session.accept(u32::from(b'\\')).unwrap();
+    let mask = session.mask().unwrap();
+    assert!(
+        mask.is_allowed(u32::from(b'n'))
+            && !mask.is_allowed(u32::from(b'u'))
+            && !mask.is_allowed(u32::from(b'b'))
+    );
+}
+
+#[test]
+fn schemas_that_cannot_be_used_are_named() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    let nested = (0..200).fold(json!({}), |inner, _| json!({"items": inner}));
+    let recursive = json!({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"],
+                           "additionalProperties": false});
+    for (schema, expected) in [
+        (nested, "nests deeper"),
+        (recursive, ""),
+        (json!({"type": "strin"}), ""),
+        (json!(false), ""),
+        (json!({"enum": ["x".repeat(300_000)]}), "bytes"),
+        (json!({"type": "string", "pattern": "("}), ""),
+    ] {
+        match grammars.begin(&Constraint::JsonSchema(schema.clone())) {
+            Err(EngineError::Schema(message)) => assert!(message.contains(expected), "{message}"),
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => panic!("{schema} was taken"),
+        }
+    }
+}
+
+#[test]
+fn a_json_object_is_any_object() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    let mut session = grammars.begin(&Constraint::JsonObject).unwrap();
+    assert_eq!(session.closing().unwrap().len(), 2);
+    for seed in 0..20 {
+        let (text, _, _) = answer(&mut grammars, &words, &any_object(), 30, seed).unwrap();
+        assert!(serde_json::from_str::<Map<String, Value>>(&text).is_ok(), "{text}");
+    }
+    assert!(matches!(words.token(272), Token::End));
+}

@@ -1,0 +1,123 @@
+//! Token bytes to text: whole UTF-8 characters only, stop texts withheld while they may still complete.
+
+/// The text of an answer as it grows.
+#[derive(Debug, Clone, Default)]
+pub struct AnswerText {
+    stops: Vec<String>,
+    /// Bytes of a character that is not whole yet.
+    partial: Vec<u8>,
+    /// Text that may turn out to be the beginning of a stop text.
+    held: String,
+    stopped: bool,
+}
+
+impl AnswerText {
+    /// An empty answer that ends before the first of these (empty ones are ignored).
+    pub fn new(stops: &[String]) -> Self {
+        Self { stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), ..Self::default() }
+    }
+
+    /// Adds a token's bytes; gives the text that is certain now. Bytes that are not UTF-8 become U+FFFD.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        self.partial.extend_from_slice(bytes);
+        self.take_characters();
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
+            self.stopped = true;
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let tail = self.held.split_off(self.held.len() - keep);
+        std::mem::replace(&mut self.held, tail)
+    }
+
+    /// Whether a stop text has been met.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// The text that was withheld; what is left of a broken character is dropped.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Moves whole characters from `partial` to `held`.
+    fn take_characters(&mut self) {
+        let mut done = 0;
+        loop {
+            match std::str::from_utf8(&self.partial[done..]) {
+                Ok(text) => {
+                    self.held.push_str(text);
+                    done = self.partial.len();
+                }
+                Err(error) => {
+                    let valid = done + error.valid_up_to();
+                    self.held.push_str(&String::from_utf8_lossy(&self.partial[done..valid]));
+                    done = valid;
+                    if let Some(broken) = error.error_len() {
+                        self.held.push(char::REPLACEMENT_CHARACTER);
+                        done += broken;
+                        continue;
+                    }
+                }
+            }
+            break;
+        }
+        self.partial.drain(..done);
+    }
+}
+
+/// Bytes of the longest end of `text` that is a beginning of `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let longest = stop.len().min(text.len());
+    (1..=longest).rev().find(|&n| text.as_bytes().ends_with(&stop.as_bytes()[..n])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn run(stops: &[&str], pieces: &[&[u8]]) -> (Vec<String>, bool) {
+        let stops: Vec<_> = stops.iter().map(ToString::to_string).collect();
+        let mut text = AnswerText::new(&stops);
+        let mut out: Vec<_> = pieces.iter().map(|piece| text.push(piece)).collect();
+        out.push(text.finish());
+        (out, text.stopped())
+    }
+
+    #[test]
+    fn characters_come_whole() {
+        let euro = "€".as_bytes();
+        assert_eq!(run(&[], &[&euro[..1], &euro[1..2], &euro[2..], b"x"]).0, ["", "", "€", "x", ""]);
+        assert_eq!(run(&[], &[b"a\xFFb", &euro[..2]]).0, ["a\u{FFFD}b", "", ""]);
+    }
+
+    #[test]
+    fn stop_texts_are_withheld_while_they_may_complete() {
+        assert_eq!(
+            run(&["END"], &[b"aE", b"N", b"D tail"]),
+            (["a", "", "", ""].map(String::from).into(), true)
+        );
+        assert_eq!(
+            run(&["END"], &[b"aE", b"N", b"x"]),
+            (["a", "", "ENx", ""].map(String::from).into(), false)
+        );
+        assert_eq!(run(&["END"], &[b"aEN"]), (["a", "EN"].map(String::from).into(), false));
+        assert_eq!(run(&["b", "ab"], &[b"xab"]).0[0], "x");
+    }
+
+    proptest! {
+        #[test]
+        fn cutting_changes_nothing(text in "[aeé€X]{0,30}", cut in 1usize..5, stop in "[aeX]{1,3}") {
+            let pieces: Vec<_> = text.as_bytes().chunks(cut).collect();
+            let (out, stopped) = run(&[&stop], &pieces);
+            let expected = text.find(&stop).map_or(text.as_str(), |at| &text[..at]);
+            prop_assert_eq!(out.concat(), expected);
+            prop_assert_eq!(stopped, text.contains(&stop));
+        }
+    }
+}

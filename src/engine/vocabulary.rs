@@ -1,0 +1,195 @@
+//! A model's vocabulary as the engine needs it: bytes of each token, which ones end an answer, a trie over them.
+
+use std::sync::Arc;
+
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::token_type::LlamaTokenAttr;
+use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
+
+use super::{EngineError, Prompt, Segment};
+
+/// What a token is to the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Token {
+    /// Text (which may be part of a character).
+    Text(Vec<u8>),
+    /// Ends an answer.
+    End,
+    /// A marker without text; never part of an answer.
+    Control,
+}
+
+/// All tokens by id.
+#[derive(Debug, Clone)]
+pub struct Vocabulary {
+    tokens: Vec<Token>,
+    /// Names of tokens that are not text, for the trie.
+    names: Vec<Vec<u8>>,
+    end: u32,
+}
+
+impl Vocabulary {
+    /// The vocabulary of a loaded model.
+    pub fn of(model: &LlamaModel) -> Self {
+        let vocab = model.vocab();
+        let mut tokens = Vec::new();
+        let mut names = Vec::new();
+        for id in vocab.tokens() {
+            let attributes = vocab.attr(id);
+            let hidden = attributes.contains(LlamaTokenAttr::Control)
+                || attributes.contains(LlamaTokenAttr::Unknown)
+                || attributes.contains(LlamaTokenAttr::Unused);
+            let piece = vocab.token_to_piece(id, true, None);
+            tokens.push(if vocab.is_eog(id) {
+                Token::End
+            } else if hidden || piece.is_empty() {
+                Token::Control
+            } else {
+                Token::Text(piece.clone())
+            });
+            names.push(piece);
+        }
+        let end =
+            [vocab.eot(), vocab.eos()].into_iter().find(|id| id.0 >= 0).map_or(0, |id| id.0.cast_unsigned());
+        Self { tokens, names, end }
+    }
+
+    /// What a token is; ids out of range are control tokens.
+    pub fn token(&self, id: u32) -> &Token {
+        self.tokens.get(id as usize).unwrap_or(&Token::Control)
+    }
+
+    /// A token's part of the text: nothing for those that are not text.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        match self.token(id) {
+            Token::Text(bytes) => bytes,
+            Token::End | Token::Control => &[],
+        }
+    }
+
+    /// Whether an answer may hold this token, or end with it.
+    pub fn speakable(&self, id: u32) -> bool {
+        *self.token(id) != Token::Control
+    }
+
+    /// The trie over all tokens, with greedy (longest token first) tokenisation.
+    pub fn token_env(&self) -> TokEnv {
+        let words: Vec<Vec<u8>> = self
+            .tokens
+            .iter()
+            .zip(&self.names)
+            .map(|(token, name)| match token {
+                Token::Text(bytes) => bytes.clone(),
+                // The marker byte keeps them out of reach of any text.
+                Token::End | Token::Control => [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_slice()].concat(),
+            })
+            .collect();
+        let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, self.end), &words);
+        let mut ends = vec![self.end];
+        ends.extend(
+            (0..self.tokens.len() as u32).filter(|&id| id != self.end && *self.token(id) == Token::End),
+        );
+        Arc::new(Greedy { trie: trie.with_eos_tokens(&ends) })
+    }
+}
+
+/// Longest token first. Declared canonical, so that forced bytes become tokens without the model being asked.
+struct Greedy {
+    trie: TokTrie,
+}
+
+impl TokenizerEnv for Greedy {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
+        self.trie.greedy_tokenize(bytes)
+    }
+}
+
+/// The fewest tokens that spell `bytes`; `None` if no sequence does.
+pub fn fewest_tokens(trie: &TokTrie, bytes: &[u8]) -> Option<Vec<TokenId>> {
+    // best[n]: tokens of the shortest spelling of the first n bytes, and its last token with its beginning.
+    let mut best: Vec<Option<(usize, TokenId, usize)>> = vec![None; bytes.len() + 1];
+    best[0] = Some((0, 0, 0));
+    for from in 0..bytes.len() {
+        let Some((count, _, _)) = best[from] else { continue };
+        let mut node = trie.root();
+        for to in from..bytes.len() {
+            let Some(child) = trie.child_at_byte(node, bytes[to]) else { break };
+            node = child;
+            if let Some(token) = node.token_id()
+                && best[to + 1].is_none_or(|(other, _, _)| count + 1 < other)
+            {
+                best[to + 1] = Some((count + 1, token, from));
+            }
+        }
+    }
+    let mut tokens = Vec::new();
+    let mut at = bytes.len();
+    while at > 0 {
+        let (_, token, from) = best[at]?;
+        tokens.push(token);
+        at = from;
+    }
+    tokens.reverse();
+    Some(tokens)
+}
+
+/// Token ids of a prompt. Control tokens are only found in markup; where the model wants a beginning-of-sequence token
+/// and the prompt has none, it is added.
+///
+/// # Errors
+/// A prompt without tokens.
+pub fn tokenize(model: &LlamaModel, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
+    let vocab = model.vocab();
+    let mut ids: Vec<LlamaToken> = Vec::new();
+    // Neighbours of a kind are one text: cutting it would change its tokens.
+    for run in prompt.chunk_by(|a, b| a.markup == b.markup) {
+        let text: String = run.iter().map(|segment: &Segment| segment.text.as_str()).collect();
+        if !text.is_empty() {
+            ids.extend(vocab.tokenize(text.as_bytes(), false, run[0].markup));
+        }
+    }
+    if ids.is_empty() {
+        return Err(EngineError::EmptyPrompt);
+    }
+    if vocab.should_add_bos() && vocab.bos().0 >= 0 && ids[0] != vocab.bos() {
+        ids.insert(0, vocab.bos());
+    }
+    Ok(ids.into_iter().map(|id| id.0.cast_unsigned()).collect())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// All bytes, then the given texts, then an end token and a control token.
+    pub(crate) fn vocabulary(texts: &[&str]) -> Vocabulary {
+        let mut tokens: Vec<Token> = (0..=255u8).map(|byte| Token::Text(vec![byte])).collect();
+        tokens.extend(texts.iter().map(|text| Token::Text(text.as_bytes().to_vec())));
+        let end = tokens.len() as u32;
+        tokens.extend([Token::End, Token::Control]);
+        let names = (0..tokens.len()).map(|id| format!("<|{id}|>").into_bytes()).collect();
+        Vocabulary { tokens, names, end }
+    }
+
+    #[test]
+    fn the_fewest_tokens_beat_the_longest_first() {
+        let env = vocabulary(&["ab", "bcd"]).token_env();
+        assert_eq!(env.tok_trie().greedy_tokenize(b"abcd"), [256, 99, 100]);
+        assert_eq!(fewest_tokens(env.tok_trie(), b"abcd").unwrap(), [97, 257]);
+        assert_eq!(fewest_tokens(env.tok_trie(), b"").unwrap(), [0u32; 0]);
+    }
+
+    #[test]
+    fn markers_have_no_text_and_are_out_of_reach() {
+        let vocabulary = vocabulary(&[]);
+        assert!(vocabulary.bytes(256).is_empty() && vocabulary.bytes(257).is_empty());
+        assert!(vocabulary.speakable(256) && !vocabulary.speakable(257) && !vocabulary.speakable(9_999));
+        let env = vocabulary.token_env();
+        assert_eq!(env.tok_trie().eos_tokens(), [256]);
+        assert!(env.tokenize("<|256|>").iter().all(|&id| id < 256));
+    }
+}

@@ -1,0 +1,317 @@
+//! The engine's thread: owns model and contexts, takes commands between batches, keeps the heartbeat.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::backend::backend;
+use super::batching::Lanes;
+use super::constraint::Grammars;
+use super::embedding::Embedder;
+use super::llama::{LlamaSettings, Ticket};
+use super::run::Run;
+use super::vocabulary::{Vocabulary, tokenize};
+use super::{Embeddings, EngineError, EngineState, Event, Generate, Health, ModelInfo, Prompt, Usage};
+use crate::gguf::{Gguf, check_model};
+
+/// Longest time between two heartbeats of an idle engine, and shortest between two of a busy one.
+const BEAT: Duration = Duration::from_millis(200);
+
+/// What the thread is asked.
+pub enum Command {
+    /// Answer.
+    Generate {
+        /// The request.
+        request: Box<Generate>,
+        /// Where events go.
+        events: mpsc::UnboundedSender<Event>,
+        /// Held until the end.
+        ticket: Ticket,
+        /// When it was sent.
+        queued: Instant,
+    },
+    /// Embed.
+    Embed {
+        /// The texts.
+        inputs: Vec<Prompt>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Embeddings, EngineError>>,
+        /// Held until the end.
+        ticket: Ticket,
+    },
+    /// Tokenise.
+    Tokenize {
+        /// The text.
+        prompt: Prompt,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Vec<u32>, EngineError>>,
+    },
+    /// End.
+    Stop {
+        /// How long running requests may go on.
+        drain: Duration,
+    },
+}
+
+/// A request that waits for a lane.
+struct Waiting {
+    request: Box<Generate>,
+    events: mpsc::UnboundedSender<Event>,
+    ticket: Ticket,
+    queued: Instant,
+}
+
+/// Body of the engine's thread.
+pub fn run(settings: &LlamaSettings, commands: &Receiver<Command>, health: &watch::Sender<Health>) {
+    let set_state = |state| health.send_modify(|health| health.state = state);
+    match serve(settings, commands, health) {
+        Ok(()) => set_state(EngineState::Stopped),
+        Err(reason) => {
+            tracing::error!(path = %settings.path.display(), reason, "the engine failed");
+            set_state(EngineState::Failed(reason.clone()));
+            // What was sent before the failure was known.
+            while let Ok(command) = commands.try_recv() {
+                refuse(command, &EngineError::Model(reason.clone()));
+            }
+        }
+    }
+}
+
+fn refuse(command: Command, error: &EngineError) {
+    match command {
+        Command::Generate { events, .. } => drop(events.send(Event::Failed(error.clone()))),
+        Command::Embed { reply, .. } => drop(reply.send(Err(error.clone()))),
+        Command::Tokenize { reply, .. } => drop(reply.send(Err(error.clone()))),
+        Command::Stop { .. } => {}
+    }
+}
+
+/// Loads the model and serves until told to stop; the error is why it can't.
+fn serve(
+    settings: &LlamaSettings,
+    commands: &Receiver<Command>,
+    health: &watch::Sender<Health>,
+) -> Result<(), String> {
+    let began = Instant::now();
+    let model = load(&settings.path)?;
+    let info = describe(&model, settings)?;
+    let vocabulary = Vocabulary::of(&model);
+    let grammars = Grammars::new(&vocabulary.token_env()).map_err(|e| e.to_string())?;
+    let lanes = Lanes::new(&model, settings, info.n_ctx)?;
+    tracing::info!(
+        name = info.name,
+        context = info.n_ctx,
+        lanes = settings.lanes,
+        ms = began.elapsed().as_millis(),
+        "model loaded"
+    );
+    let context = info.n_ctx;
+    health.send_modify(|health| health.state = EngineState::Ready(Arc::new(info)));
+    let mut worker = Worker {
+        settings,
+        model: &model,
+        context,
+        vocabulary,
+        grammars,
+        lanes,
+        embedder: None,
+        waiting: VecDeque::new(),
+        stop_at: None,
+        health,
+        last_beat: Instant::now(),
+    };
+    worker.serve(commands);
+    Ok(())
+}
+
+/// Loads a file that our own reader has passed.
+fn load(path: &Path) -> Result<LlamaModel, String> {
+    let file = Gguf::open(path).map_err(|e| e.to_string())?;
+    check_model(&file).map_err(|e| e.to_string())?;
+    if path.to_str().is_none() {
+        return Err(format!("{}: a path that isn't UTF-8 can't be given to llama.cpp", path.display()));
+    }
+    LlamaModel::load_from_file(backend(), path, &LlamaModelParams::default())
+        .map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
+}
+
+fn describe(model: &LlamaModel, settings: &LlamaSettings) -> Result<ModelInfo, String> {
+    let text = |key: &str| model.meta_val_str(key).ok().filter(|text| !text.is_empty());
+    let vocab = model.vocab();
+    let marker = |id: LlamaToken| match id.0 {
+        0.. => String::from_utf8_lossy(&vocab.token_to_piece(id, true, None)).into_owned(),
+        _ => String::new(),
+    };
+    let stem = || settings.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let n_ctx_train = model.n_ctx_train();
+    Ok(ModelInfo {
+        name: text("general.name").unwrap_or_else(stem),
+        architecture: text("general.architecture").unwrap_or_default(),
+        parameters: model.n_params(),
+        bytes: fs_err::metadata(&settings.path).map_err(|e| e.to_string())?.len(),
+        n_embd: model.n_embd().unsigned_abs(),
+        n_ctx: settings.context.unwrap_or(n_ctx_train).max(2),
+        n_ctx_train,
+        n_vocab: model.n_vocab().unsigned_abs(),
+        chat_template: text("tokenizer.chat_template"),
+        bos_token: marker(vocab.bos()),
+        eos_token: marker(vocab.eos()),
+    })
+}
+
+/// Parameters that all contexts of a model share.
+pub fn context_params(settings: &LlamaSettings, tokens: u32, batch: u32) -> LlamaContextParams {
+    let threads = settings.threads.clamp(1, 1024) as i32;
+    LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(tokens))
+        .with_n_batch(batch)
+        .with_n_ubatch(batch)
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads)
+        .with_no_perf(true)
+}
+
+struct Worker<'a> {
+    settings: &'a LlamaSettings,
+    model: &'a LlamaModel,
+    context: u32,
+    vocabulary: Vocabulary,
+    grammars: Grammars,
+    lanes: Lanes<'a>,
+    embedder: Option<Embedder<'a>>,
+    waiting: VecDeque<Waiting>,
+    /// When what still runs is failed; set by the stop command.
+    stop_at: Option<Instant>,
+    health: &'a watch::Sender<Health>,
+    last_beat: Instant,
+}
+
+impl Worker<'_> {
+    fn serve(&mut self, commands: &Receiver<Command>) {
+        loop {
+            let idle = self.lanes.running() == 0 && self.waiting.is_empty();
+            if idle && self.stop_at.is_some() {
+                return;
+            }
+            if idle {
+                match commands.recv_timeout(BEAT) {
+                    Ok(command) => self.take(command),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+            loop {
+                match commands.try_recv() {
+                    Ok(command) => self.take(command),
+                    Err(TryRecvError::Empty) => break,
+                    // Nobody holds the engine any more, so nobody can read an answer either.
+                    Err(TryRecvError::Disconnected) => return self.fail_all(),
+                }
+            }
+            if self.stop_at.is_some_and(|at| Instant::now() >= at) {
+                return self.fail_all();
+            }
+            self.waiting.retain(|waiting| !waiting.events.is_closed());
+            self.lanes.drop_cancelled();
+            self.admit();
+            self.lanes.step(&self.vocabulary, &mut self.grammars);
+            self.beat();
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        if self.stop_at.is_some() {
+            return refuse(command, &EngineError::Stopped);
+        }
+        match command {
+            Command::Generate { request, events, ticket, queued } => {
+                self.waiting.push_back(Waiting { request, events, ticket, queued });
+            }
+            Command::Tokenize { prompt, reply } => drop(reply.send(tokenize(self.model, &prompt))),
+            Command::Embed { inputs, reply, ticket } => {
+                if !reply.is_closed() {
+                    let _ = reply.send(self.embed(&inputs));
+                }
+                drop(ticket);
+            }
+            Command::Stop { drain } => self.stop_at = Some(Instant::now() + drain),
+        }
+    }
+
+    fn embed(&mut self, inputs: &[Prompt]) -> Result<Embeddings, EngineError> {
+        if self.embedder.is_none() {
+            self.embedder = Some(Embedder::new(self.model, self.settings, self.context)?);
+        }
+        let embedder = self.embedder.as_mut().expect("it was made above");
+        embedder.embed(self.model, inputs)
+    }
+
+    /// Gives waiting requests to free lanes, oldest first.
+    fn admit(&mut self) {
+        while self.lanes.has_free()
+            && let Some(Waiting { request, events, ticket, queued }) = self.waiting.pop_front()
+        {
+            let sender = events.clone();
+            if let Err(error) = self.admit_one(&request, events, ticket, queued) {
+                let _ = sender.send(Event::Failed(error));
+            }
+        }
+    }
+
+    fn admit_one(
+        &mut self,
+        request: &Generate,
+        events: mpsc::UnboundedSender<Event>,
+        ticket: Ticket,
+        queued: Instant,
+    ) -> Result<(), EngineError> {
+        let prompt = tokenize(self.model, &request.prompt)?;
+        let tokens = prompt.len() as u32;
+        if tokens >= self.context {
+            return Err(EngineError::PromptTooLong { tokens, context: self.context });
+        }
+        let room = self.context - tokens;
+        let budget = request.max_tokens.map_or(room, |given| given.min(room)) as usize;
+        let session = request.constraint.as_ref().map(|c| self.grammars.begin(c)).transpose()?;
+        let lane = self.lanes.reserve(&prompt);
+        let queued_ms = queued.elapsed().as_secs_f64() * 1e3;
+        let cached_tokens = lane.cached as u32;
+        let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
+        let run = Run::new(request, events, session, budget, usage)?;
+        self.lanes.start(&lane, prompt, run, ticket, &self.vocabulary);
+        Ok(())
+    }
+
+    fn fail_all(&mut self) {
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.events.send(Event::Failed(EngineError::Stopped));
+        }
+        self.lanes.fail_all(&EngineError::Stopped);
+    }
+
+    fn beat(&mut self) {
+        let (running, waiting) = (self.lanes.running(), self.waiting.len() as u32);
+        let known = {
+            let health = self.health.borrow();
+            (health.running, health.waiting)
+        };
+        if known == (running, waiting) && self.last_beat.elapsed() < BEAT / 2 {
+            return;
+        }
+        self.last_beat = Instant::now();
+        self.health.send_modify(|health| {
+            health.beat += 1;
+            health.running = running;
+            health.waiting = waiting;
+        });
+    }
+}
