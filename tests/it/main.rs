@@ -4,6 +4,7 @@ mod bad_input;
 mod daemon;
 mod data;
 mod encode;
+mod engine;
 mod export;
 mod gguf_hostile;
 mod mnemonic;

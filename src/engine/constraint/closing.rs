@@ -101,7 +101,9 @@ impl Search<'_, '_> {
                 },
                 place => match self.shortest_exit(place) {
                     Some(exit) => {
-                        exit.iter().for_each(|&byte| self.step(byte, &mut scanner));
+                        for byte in exit {
+                            self.step(byte, &mut scanner);
+                        }
                         if place != Place::Number {
                             continue;
                         }

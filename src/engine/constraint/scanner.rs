@@ -56,7 +56,7 @@ impl Scanner {
             (Place::String, b'"') => Place::Between,
             (Place::String, b'\\') => Place::Escape,
             (Place::Escape, b'u') => Place::Unicode(4),
-            (Place::String | Place::Escape, _) | (Place::Unicode(0 | 1), _) => Place::String,
+            (Place::String | Place::Escape | Place::Unicode(0 | 1), _) => Place::String,
             (Place::Unicode(left), _) => Place::Unicode(left - 1),
             (Place::Literal(left), _) if left > 1 => Place::Literal(left - 1),
             (Place::Literal(_), _) => Place::Between,
@@ -67,7 +67,9 @@ impl Scanner {
 
     /// Goes on by several bytes.
     pub fn push_all(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.push(byte));
+        for &byte in bytes {
+            self.push(byte);
+        }
     }
 
     fn between(&mut self, byte: u8) -> Place {

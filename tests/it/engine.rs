@@ -1,0 +1,266 @@
+//! The engine on a random model: batching, caches, cancelling, closing, embeddings, files that are no model.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bespoke::engine::{
+    Constraint, Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, LlamaEngine,
+    LlamaSettings, Sampling, Segment, Usage,
+};
+use bespoke::model::{gguf_file, hugging_face};
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+const CONTEXT: u32 = 256;
+
+/// A random model of 320 tokens, its file living as long as the folder.
+struct Served {
+    engine: LlamaEngine,
+    _folder: tempfile::TempDir,
+}
+
+fn settings(path: &Path) -> LlamaSettings {
+    LlamaSettings { path: path.to_owned(), context: None, lanes: 4, queue: 2, threads: 2 }
+}
+
+fn serve(change: impl FnOnce(&mut LlamaSettings)) -> Served {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("random.gguf");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf/qwen3_tied");
+    let model = hugging_face::load(&source).unwrap();
+    let tokenizer = source.join("tokenizer.json");
+    gguf_file::export(&model, "random", &tokenizer, &path, gguf_file::Precision::F32).unwrap();
+    let mut settings = settings(&path);
+    change(&mut settings);
+    let engine = LlamaEngine::start(settings);
+    let state = settled(&engine);
+    assert!(matches!(&state, EngineState::Ready(info) if info.n_ctx_train == CONTEXT), "{state:?}");
+    Served { engine, _folder: folder }
+}
+
+/// The state after loading.
+fn settled(engine: &LlamaEngine) -> EngineState {
+    let started = Instant::now();
+    loop {
+        let state = engine.health().borrow().state.clone();
+        if !matches!(state, EngineState::Loading) {
+            return state;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "still loading");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn request(text: &str) -> Generate {
+    Generate {
+        id: "test".to_owned(),
+        prompt: vec![Segment::markup("<|user|>"), Segment::plain(text), Segment::markup("<|end|><|assistant|>")],
+        max_tokens: Some(40),
+        sampling: Sampling::GREEDY,
+        stop: vec![],
+        constraint: None,
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Answer {
+    text: String,
+    reason: FinishReason,
+    usage: Usage,
+}
+
+fn collect(mut events: UnboundedReceiver<Event>) -> Result<Answer, EngineError> {
+    let mut text = String::new();
+    loop {
+        match events.blocking_recv().expect("a last event comes") {
+            Event::Started { .. } => {}
+            Event::Text(more) => text += &more,
+            Event::Finished { reason, usage } => return Ok(Answer { text, reason, usage }),
+            Event::Failed(error) => return Err(error),
+        }
+    }
+}
+
+fn ask(engine: &LlamaEngine, request: Generate) -> Result<Answer, EngineError> {
+    collect(engine.generate(request)?)
+}
+
+#[test]
+fn a_greedy_answer_is_the_same_alone_in_a_batch_and_from_the_cache() {
+    let Served { engine, .. } = &serve(|_| {});
+    let texts = ["the build failed", "we chose sqlite", "17 tests passed", "a recipe for bread"];
+    let alone: Vec<_> = texts.iter().map(|text| ask(engine, request(text)).unwrap()).collect();
+    assert!(alone.iter().all(|answer| answer.usage.completion_tokens > 0));
+    let together: Vec<_> = texts.iter().map(|text| engine.generate(request(text)).unwrap()).collect();
+    for (events, alone) in together.into_iter().zip(&alone) {
+        assert_eq!(collect(events).unwrap().text, alone.text);
+    }
+    let again = ask(engine, request(texts[0])).unwrap();
+    assert_eq!(again.text, alone[0].text);
+    assert_eq!(again.usage.cached_tokens, again.usage.prompt_tokens - 1, "all but the token whose logits are needed");
+    assert_ne!(alone[0].text, alone[1].text, "the prompt matters");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_answer_in_any_company() {
+    let Served { engine, .. } = &serve(|_| {});
+    let seeded = |seed| {
+        let sampling = Sampling { temperature: 1.0, top_p: 0.95, seed: Some(seed), ..Sampling::GREEDY };
+        Generate { sampling, ..request("roll the dice") }
+    };
+    let alone = ask(engine, seeded(5)).unwrap().text;
+    let company: Vec<_> = [5, 6, 7].map(|seed| engine.generate(seeded(seed)).unwrap()).into();
+    let texts: Vec<_> = company.into_iter().map(|events| collect(events).unwrap().text).collect();
+    assert_eq!(texts[0], alone);
+    assert_ne!(texts[1], alone);
+}
+
+#[test]
+fn limits_and_stop_texts_end_an_answer() {
+    let Served { engine, .. } = &serve(|_| {});
+    let whole = ask(engine, request("say much")).unwrap();
+    let short = ask(engine, Generate { max_tokens: Some(3), ..request("say much") }).unwrap();
+    assert_eq!((short.reason, short.usage.completion_tokens), (FinishReason::Length, 3));
+    assert!(whole.text.starts_with(&short.text));
+    let stop: String = whole.text.chars().skip(4).take(2).collect();
+    let cut = ask(engine, Generate { stop: vec![stop.clone()], ..request("say much") }).unwrap();
+    assert_eq!(cut.reason, FinishReason::Stop);
+    assert_eq!(cut.text, whole.text[..whole.text.find(&stop).unwrap()]);
+    let endless = ask(engine, Generate { max_tokens: None, ..request("say much") }).unwrap();
+    let used = endless.usage.prompt_tokens + endless.usage.completion_tokens;
+    assert!(used == CONTEXT || endless.reason == FinishReason::Stop, "{used} tokens");
+    let long = ask(engine, request(&"word ".repeat(300))).unwrap_err();
+    assert!(matches!(long, EngineError::PromptTooLong { context: CONTEXT, .. }), "{long}");
+    let empty = Generate { prompt: vec![Segment::plain("")], ..request("") };
+    assert_eq!(ask(engine, empty).unwrap_err(), EngineError::EmptyPrompt);
+}
+
+#[test]
+fn content_cannot_forge_a_marker() {
+    let Served { engine, .. } = &serve(|_| {});
+    let ids = |segment| engine.tokenize(vec![segment]).unwrap().blocking_recv().unwrap().unwrap();
+    assert_eq!(ids(Segment::markup("<|user|>")), [4]);
+    let plain = ids(Segment::plain("<|user|>"));
+    assert!(plain.len() > 1 && plain.iter().all(|&id| id > 6), "{plain:?}");
+}
+
+#[test]
+fn a_dropped_receiver_frees_its_lane_within_a_step_and_the_queue_is_bounded() {
+    let Served { engine, .. } = &serve(|settings| settings.lanes = 1);
+    let endless = || {
+        // An array of strings that is closed only when the tokens run out.
+        let schema = json!({"type": "array", "items": {"type": "string", "minLength": 200}, "minItems": 1});
+        Generate { max_tokens: None, constraint: Some(Constraint::JsonSchema(schema)), ..request("go on") }
+    };
+    let mut first = engine.generate(endless()).unwrap();
+    assert!(matches!(first.blocking_recv(), Some(Event::Started { .. })));
+    let (second, third) = (engine.generate(endless()).unwrap(), engine.generate(request("hi")).unwrap());
+    assert_eq!(engine.generate(request("no room")).unwrap_err(), EngineError::Overloaded { waiting: 2 });
+    // The one in the lane and one in the queue leave; the last must be answered.
+    drop(first);
+    drop(second);
+    let answer = collect(third).unwrap();
+    assert!(answer.usage.completion_tokens > 0);
+    let health = engine.health();
+    let started = Instant::now();
+    while health.borrow().running + health.borrow().waiting > 0 {
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", *health.borrow());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn constrained_answers_validate_within_any_budget() {
+    let Served { engine, .. } = &serve(|_| {});
+    let encoding = json!({"type": "object", "properties": {
+        "gist": {"type": "string"}, "concepts": {"type": "array", "items": {"type": "string"}},
+        "actions": {"type": "array", "items": {"type": "object", "properties": {"verb": {"type": "string"}, "object": {"type": "string"}},
+            "required": ["verb", "object"], "additionalProperties": false}},
+        "significance": {"enum": ["routine", "notable"]}, "salience": {"type": "number"}},
+        "required": ["gist", "concepts", "actions", "significance", "salience"], "additionalProperties": false});
+    let schemas = [
+        encoding,
+        json!({"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}),
+        json!({"type": "array", "items": {"type": "integer", "minimum": 10, "maximum": 99}, "minItems": 2}),
+        json!({"anyOf": [{"type": "null"}, {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"], "additionalProperties": false}]}),
+    ];
+    let mut refused = 0;
+    let cases = (0..300).map(|case| {
+        let schema = &schemas[case % schemas.len()];
+        let sampling = Sampling { temperature: 1.5, seed: Some(case as u64), ..Sampling::GREEDY };
+        let max_tokens = Some([2, 9, 30, 60, 75, 100, 120][case / 4 % 7] + case as u32 % 5);
+        let constraint = Some(Constraint::JsonSchema(schema.clone()));
+        (schema, Generate { max_tokens, sampling, constraint, ..request("encode this") })
+    });
+    for pair in cases.collect::<Vec<_>>().chunks(4) {
+        let running: Vec<_> = pair.iter().map(|(_, request)| engine.generate(request.clone()).unwrap()).collect();
+        for (events, (schema, request)) in running.into_iter().zip(pair) {
+            match collect(events) {
+                Ok(answer) => {
+                    let value: Value = serde_json::from_str(&answer.text).unwrap();
+                    assert!(jsonschema::is_valid(schema, &value), "{value} of {schema}");
+                    assert!(answer.usage.completion_tokens <= request.max_tokens.unwrap());
+                }
+                Err(EngineError::BudgetTooSmall { needed, given }) => {
+                    assert!(needed > given && Some(given) == request.max_tokens);
+                    refused += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    assert!((20..200).contains(&refused), "{refused} refused");
+}
+
+#[test]
+fn embeddings_have_length_one_and_name_a_text_that_is_too_long() {
+    let Served { engine, .. } = &serve(|_| {});
+    let embed = |texts: &[&str]| -> Result<Embeddings, EngineError> {
+        let inputs = texts.iter().map(|text| vec![Segment::plain(*text)]).collect();
+        engine.embed(inputs).unwrap().blocking_recv().unwrap()
+    };
+    let found = embed(&["one text", "another", "one text"]).unwrap();
+    for vector in &found.vectors {
+        let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert!(vector.len() == 32 && (norm - 1.0).abs() < 1e-5, "{} numbers, length {norm}", vector.len());
+    }
+    assert_eq!(found.vectors[0], found.vectors[2]);
+    assert_ne!(found.vectors[0], found.vectors[1]);
+    let long = embed(&["fine", &"word ".repeat(300)]).unwrap_err();
+    assert!(matches!(long, EngineError::InputTooLong { index: 1, context: CONTEXT, .. }), "{long}");
+    // Generating still works beside it.
+    assert!(ask(engine, request("hello")).is_ok());
+}
+
+#[test]
+fn a_file_that_is_no_model_fails_with_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notes.gguf");
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"), &path).unwrap();
+    let engine = LlamaEngine::start(settings(&path));
+    let early = engine.generate(request("hello"));
+    let EngineState::Failed(reason) = settled(&engine) else { panic!("a text file was served") };
+    assert!(reason.contains("notes.gguf") && reason.contains("magic"), "{reason}");
+    // Whether it was sent before or after the failure was known, it is answered with it.
+    let error = early.and_then(collect).unwrap_err();
+    assert_eq!(error, EngineError::Model(reason.clone()));
+    assert_eq!(ask(&engine, request("hello")).unwrap_err(), EngineError::Model(reason));
+    let missing = LlamaEngine::start(settings(&folder.path().join("none.gguf")));
+    let EngineState::Failed(reason) = settled(&missing) else { panic!("nothing was served") };
+    assert!(reason.contains("none.gguf"), "{reason}");
+}
+
+#[test]
+fn stopping_drains_what_runs_and_refuses_what_comes() {
+    let Served { engine, .. } = &serve(|_| {});
+    let running = engine.generate(request("finish this")).unwrap();
+    engine.stop(Duration::from_secs(30));
+    assert!(collect(running).is_ok());
+    let late = engine.generate(request("too late")).and_then(collect);
+    assert_eq!(late.unwrap_err(), EngineError::Stopped);
+    let started = Instant::now();
+    while !matches!(engine.health().borrow().state, EngineState::Stopped) {
+        assert!(started.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
