@@ -1,7 +1,7 @@
 //! The composition root: settings -> checked model, bound listener, engine, API; runs them and ends them in order.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use tokio::sync::{oneshot, watch};
 
 use crate::api::{self, App, Options};
 use crate::config::Settings;
-use crate::engine::{Engine, EngineState, Health};
+use crate::engine::{Engine, EngineState, Health, LlamaEngine, LlamaSettings};
+use crate::gguf::{self, Gguf};
 
 /// How much longer than the engine's own drain connections may take to send what they have.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -55,6 +56,24 @@ pub struct Hub {
 }
 
 impl Hub {
+    /// Checks the model file, binds the address, then starts the engine: a mistake leaves nothing half-started.
+    ///
+    /// # Errors
+    /// [`HubError::Model`], [`HubError::Listen`].
+    pub async fn build(settings: &Settings) -> Result<Self, HubError> {
+        check_model_file(&settings.model.path)?;
+        let (listener, address) = bind(settings.server.listen).await?;
+        let model = &settings.model;
+        let engine = Arc::new(LlamaEngine::start(LlamaSettings {
+            path: model.path.clone(),
+            context: model.context,
+            lanes: model.lanes,
+            queue: model.queue,
+            threads: model.threads,
+        }));
+        Ok(Self::join(settings, engine, listener, address))
+    }
+
     /// Binds the address and puts an API over `engine`. Must be called within a Tokio runtime.
     ///
     /// # Errors
@@ -128,6 +147,12 @@ impl Hub {
         }
         outcome
     }
+}
+
+/// The safe reader goes over the file before any C++ parser may see it.
+fn check_model_file(path: &Path) -> Result<(), HubError> {
+    let checked = Gguf::open(path).and_then(|file| gguf::check_model(&file));
+    checked.map_err(|error| HubError::Model { path: error.path, reason: error.rule.to_string() })
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), HubError> {

@@ -1,10 +1,175 @@
-//! `bespoke serve`.
+//! `bespoke serve`: the daemon in the foreground.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use super::WrongConfiguration;
+use super::client::encoding_request;
+use crate::config::{self, Overrides};
+use crate::engine::{EngineState, Health, ModelInfo};
+use crate::hub::{Hub, HubError};
+use crate::task::Event;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Configuration [default: config/bespoke.toml, if it is there]
+    #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8899]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// The GGUF file to serve [default: models/bespoke-tiny.gguf]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Folder in which spokes are dropped [default: spokes]
+    #[arg(long, value_name = "DIR")]
+    spokes: Option<PathBuf>,
+    /// Folder for what the daemon must not forget [default: ~/.local/state/bespoke]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+///
+/// # Errors
+/// [`WrongConfiguration`] for a configuration or model file that no restart can help.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    start_log();
+    let Args { config, listen, model, spokes, state } = args;
+    let overrides = Overrides { listen, model, spokes, state };
+    let settings =
+        config::load(config.as_deref(), overrides).map_err(|error| WrongConfiguration(error.to_string()))?;
+    // HTTP needs little; the cores belong to the engine.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("can't start the threads that serve HTTP")?;
+    let outcome = runtime.block_on(async {
+        // Before anything else: a signal during the start must not be lost.
+        let stop = Stop::new().context("can't listen for signals")?;
+        let hub = Hub::build(&settings).await.map_err(in_words)?;
+        eprintln!("listening on http://{}", hub.address());
+        let announcement = announce(hub.address(), settings.model.id.clone(), hub.health());
+        tokio::spawn(announcement);
+        notify(NotifyState::Ready);
+        hub.run_until(stop.signalled()).await.map_err(in_words)
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+/// The log goes to stderr; `RUST_LOG` chooses what is in it.
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
+
+fn in_words(error: HubError) -> anyhow::Error {
+    match error {
+        HubError::Model { .. } => WrongConfiguration(error.to_string()).into(),
+        HubError::Listen { .. } | HubError::Engine(_) | HubError::Serve(_) => error.into(),
+    }
+}
+
+/// Tells systemd, if it started us.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd can't be told the state");
+    }
+}
+
+/// Once the model is ready, prints a command to try.
+async fn announce(address: SocketAddr, id: String, mut health: watch::Receiver<Health>) {
+    let ready = health.wait_for(|health| !matches!(health.state, EngineState::Loading)).await;
+    if let Ok(EngineState::Ready(model)) = ready.map(|health| health.state.clone()) {
+        eprintln!("{}", invitation(address, &id, &model));
+    }
+}
+
+fn invitation(address: SocketAddr, id: &str, model: &ModelInfo) -> String {
+    let event = Event::new(
+        "terminal",
+        "error",
+        "Deploy of billing-api 2.4.1 failed at 14:05: migration 0042_add_index timed out after 30s. Rolled back to 2.4.0.",
+    );
+    // In single quotes the shell changes nothing; a single quote itself has to leave them for a moment.
+    let body = encoding_request(&event).to_string().replace('\'', r"'\''");
+    let millions = model.parameters as f64 / 1e6;
+    format!(
+        "{id} is ready: {millions:.1}M parameters, context {context}. Try:\n\n\
+         curl -s http://{reachable}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
+        context = model.n_ctx,
+        reachable = reachable(address),
+    )
+}
+
+/// An address that a client on this machine can use for one that listens everywhere.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Ready at the first signal; the second ends the process, whatever still runs.
+    async fn signalled(mut self) {
+        self.next().await;
+        eprintln!("stopping: running requests may end; a second signal stops at once");
+        notify(NotifyState::Stopping);
+        tokio::spawn(async move {
+            self.next().await;
+            std::process::exit(i32::from(super::FAILED));
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::FakeEngine;
+
+    #[test]
+    fn the_invitation_survives_the_shell() {
+        let text = invitation("0.0.0.0:8899".parse().unwrap(), "tiny", &FakeEngine::info());
+        let command = text.lines().find(|line| line.starts_with("curl ")).unwrap();
+        assert!(command.contains("http://127.0.0.1:8899/"), "{command}");
+        let printed = std::process::Command::new("sh")
+            .args(["-c", &command.replacen("curl", "printf '%s\\n'", 1)])
+            .output()
+            .unwrap();
+        let arguments = String::from_utf8(printed.stdout).unwrap();
+        let body: serde_json::Value = serde_json::from_str(arguments.lines().last().unwrap()).unwrap();
+        assert_eq!(body["response_format"]["json_schema"]["name"], "encoding_response");
+        assert!(body["messages"][1]["content"].as_str().unwrap().contains("0042_add_index"));
+    }
 }

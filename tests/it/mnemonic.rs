@@ -139,7 +139,9 @@ fn trap_5_models_answers_before_the_weights_are_loaded_and_completions_wait() {
 fn trap_5_no_more_requests_wait_for_the_load_than_the_queue_holds() {
     let daemon = Daemon::with(FakeEngine::loading(Script::Echo), |settings| settings.model.queue = 1);
     let mut connections: Vec<_> = (0..2).map(|_| daemon.chat_connection(json!({}))).collect();
-    connections.iter().for_each(|connection| connection.set_nonblocking(true).unwrap());
+    for connection in &connections {
+        connection.set_nonblocking(true).unwrap();
+    }
     let mut heads = [String::new(), String::new()];
     wait_until("one of the two is refused", || {
         for (connection, head) in connections.iter_mut().zip(&mut heads) {

@@ -1,5 +1,8 @@
-//! Serving: streams, templates, stopping.
+//! Serving: streams, templates, stopping, and the real binary with the shipped model.
 
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,4 +130,114 @@ fn weights_that_can_not_be_loaded_end_the_daemon() {
     let error = daemon.ended().unwrap_err();
     assert!(matches!(&error, HubError::Model { .. }), "{error}");
     assert!(error.to_string().contains("blk.0.attn_q.weight"), "{error}");
+}
+
+/// The real binary; killed when dropped.
+struct Bespoke {
+    child: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Bespoke {
+    fn serve(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_bespoke"))
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (tell, lines) = std::sync::mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        Self { child, lines }
+    }
+
+    /// The next line on stderr that begins with `start`, or everything that came before the end.
+    fn line(&self, start: &str) -> String {
+        let mut seen = Vec::new();
+        while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(60)) {
+            if line.starts_with(start) {
+                return line;
+            }
+            seen.push(line);
+        }
+        panic!("no line begins with {start:?}: {seen:#?}")
+    }
+
+    fn terminate(&mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Bespoke {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_shipped_model_is_served_and_its_own_invitation_works() {
+    if !Path::new("models/bespoke-tiny.gguf").exists() {
+        eprintln!("skipped: models/bespoke-tiny.gguf is not there yet");
+        return;
+    }
+    let mut bespoke = Bespoke::serve(&[]);
+    let listening = bespoke.line("listening on ");
+    let address = listening.strip_prefix("listening on ").unwrap();
+    let models =
+        ureq::get(format!("{address}/v1/models")).call().unwrap().body_mut().read_to_string().unwrap();
+    assert!(models.contains("bespoke-tiny"), "{models}");
+    let invitation = bespoke.line("curl ");
+    let quoted = invitation.split_once("-d ").unwrap().1;
+    let body = Command::new("sh").args(["-c", &format!("printf %s {quoted}")]).output().unwrap().stdout;
+    let mut answer = ureq::post(format!("{address}/v1/chat/completions"))
+        .header("content-type", "application/json")
+        .send(body)
+        .unwrap();
+    let answer: Value = serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap();
+    let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    let memory: bespoke::task::Encoding = serde_json::from_str(content).unwrap();
+    assert!(memory.content.contains("0042_add_index"), "{content}");
+    assert_eq!(bespoke.terminate(), Some(0));
+}
+
+#[test]
+fn a_file_that_is_no_model_is_exit_78_and_nothing_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes, word) in [
+        ("text.gguf", &b"this is a letter to a friend, not a model"[..], "GGUF"),
+        ("empty.gguf", &b""[..], "empty.gguf"),
+        ("cut.gguf", &b"GGUF\x03\0\0\0\x05\0\0\0"[..], "cut.gguf"),
+    ] {
+        let path = folder.path().join(name);
+        bespoke::durable::write(&path, bytes).unwrap();
+        let output = serve(&["--model", path.to_str().unwrap()]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{stderr}");
+        assert!(stderr.contains(name) && stderr.contains(word), "{stderr}");
+        assert!(!stderr.contains("listening"), "{stderr}");
+    }
+    let missing = serve(&["--model", "/nowhere/model.gguf"]);
+    assert_eq!(missing.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere/model.gguf"));
+}
+
+#[test]
+fn a_wrong_configuration_is_exit_78_with_all_mistakes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bespoke.toml");
+    bespoke::durable::write(&path, b"[server]\nlisten = 1\n[model]\nlanes = 0\n").unwrap();
+    let output = serve(&["--config", path.to_str().unwrap()]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{stderr}");
+    assert!(stderr.contains("line 2: server.listen") && stderr.contains("line 4: model.lanes"), "{stderr}");
+    assert_eq!(serve(&["--listen", "nonsense"]).status.code(), Some(2));
+}
+
+/// `bespoke serve` for cases in which it ends by itself.
+fn serve(arguments: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_bespoke")).arg("serve").args(arguments).output().unwrap()
 }
