@@ -1,1 +1,13 @@
-//! The eval room.
+//! Judging an encoding: seven string metrics, a stress test, and reports over many of them. No model is needed.
+//!
+//! The definitions and the decisions where they leave room are in `docs/evaluation.md`.
+
+pub mod cross;
+pub mod echo;
+pub mod entities;
+pub mod metrics;
+pub mod report;
+pub mod rows;
+pub mod schema;
+
+pub use metrics::{Judgement, Scores, judge};

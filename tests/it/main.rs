@@ -5,6 +5,7 @@ mod daemon;
 mod data;
 mod encode;
 mod engine;
+mod eval;
 mod export;
 mod gguf_hostile;
 mod mnemonic;
