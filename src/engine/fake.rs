@@ -472,9 +472,9 @@ mod tests {
         let engine = FakeEngine::new(Script::Never).with_limit(1);
         let mut first = engine.generate(request()).unwrap();
         assert_eq!(engine.generate(request()).unwrap_err(), EngineError::Overloaded { waiting: 1 });
+        assert!(matches!(first.blocking_recv(), Some(Event::Started { .. })));
         engine.stop(Duration::ZERO);
         assert_eq!(engine.generate(request()).unwrap_err(), EngineError::Stopped);
-        assert!(matches!(first.blocking_recv(), Some(Event::Started { .. })));
         assert_eq!(first.blocking_recv(), Some(Event::Failed(EngineError::Stopped)));
     }
 

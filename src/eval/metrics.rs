@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(judgement.fabricated, ["77"]);
         assert!(judgement.missing_numbers.is_empty());
         assert!(judgement.breaches.contains(&"salience: found string, expected number".to_owned()));
-        assert!((judgement.scores.fr - 0.5).abs() < 1e-12, "{:?}", judgement);
+        assert!((judgement.scores.fr - 0.5).abs() < 1e-12, "{judgement:?}");
     }
 
     #[test]

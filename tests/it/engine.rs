@@ -54,7 +54,11 @@ fn settled(engine: &LlamaEngine) -> EngineState {
 fn request(text: &str) -> Generate {
     Generate {
         id: "test".to_owned(),
-        prompt: vec![Segment::markup("<|user|>"), Segment::plain(text), Segment::markup("<|end|><|assistant|>")],
+        prompt: vec![
+            Segment::markup("<|user|>"),
+            Segment::plain(text),
+            Segment::markup("<|end|><|assistant|>"),
+        ],
         max_tokens: Some(40),
         sampling: Sampling::GREEDY,
         stop: vec![],
@@ -97,7 +101,11 @@ fn a_greedy_answer_is_the_same_alone_in_a_batch_and_from_the_cache() {
     }
     let again = ask(engine, request(texts[0])).unwrap();
     assert_eq!(again.text, alone[0].text);
-    assert_eq!(again.usage.cached_tokens, again.usage.prompt_tokens - 1, "all but the token whose logits are needed");
+    assert_eq!(
+        again.usage.cached_tokens,
+        again.usage.prompt_tokens - 1,
+        "all but the token whose logits are needed"
+    );
     assert_ne!(alone[0].text, alone[1].text, "the prompt matters");
 }
 
@@ -193,7 +201,8 @@ fn constrained_answers_validate_within_any_budget() {
         (schema, Generate { max_tokens, sampling, constraint, ..request("encode this") })
     });
     for pair in cases.collect::<Vec<_>>().chunks(4) {
-        let running: Vec<_> = pair.iter().map(|(_, request)| engine.generate(request.clone()).unwrap()).collect();
+        let running: Vec<_> =
+            pair.iter().map(|(_, request)| engine.generate(request.clone()).unwrap()).collect();
         for (events, (schema, request)) in running.into_iter().zip(pair) {
             match collect(events) {
                 Ok(answer) => {
