@@ -65,7 +65,9 @@ impl LlamaEngine {
     }
 
     fn send(&self, command: Command) -> Result<(), EngineError> {
-        match &self.health.borrow().state {
+        // Held until the command is sent: the thread answers what was sent before it changes the state for good.
+        let health = self.health.borrow();
+        match &health.state {
             EngineState::Failed(reason) => return Err(EngineError::Model(reason.clone())),
             EngineState::Stopped => return Err(EngineError::Stopped),
             EngineState::Loading | EngineState::Ready(_) => {}

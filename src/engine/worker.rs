@@ -74,15 +74,22 @@ struct Waiting {
 pub fn run(settings: &LlamaSettings, commands: &Receiver<Command>, health: &watch::Sender<Health>) {
     let set_state = |state| health.send_modify(|health| health.state = state);
     match serve(settings, commands, health) {
-        Ok(()) => set_state(EngineState::Stopped),
+        Ok(()) => {
+            set_state(EngineState::Stopped);
+            refuse_rest(commands, &EngineError::Stopped);
+        }
         Err(reason) => {
             tracing::error!(path = %settings.path.display(), reason, "the engine failed");
             set_state(EngineState::Failed(reason.clone()));
-            // What was sent before the failure was known.
-            while let Ok(command) = commands.try_recv() {
-                refuse(command, &EngineError::Model(reason.clone()));
-            }
+            refuse_rest(commands, &EngineError::Model(reason));
         }
+    }
+}
+
+/// Answers what was sent before the state changed for good; nothing follows it (see `LlamaEngine::send`).
+fn refuse_rest(commands: &Receiver<Command>, error: &EngineError) {
+    while let Ok(command) = commands.try_recv() {
+        refuse(command, error);
     }
 }
 

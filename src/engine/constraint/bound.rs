@@ -10,7 +10,7 @@ const STRING: usize = 8;
 /// The digits that `-`, `1.` or `1e+` lack.
 const NUMBER: usize = 4;
 /// Keywords whose effect is counted here, or that have none on the length of a closing.
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 17] = [
     "type",
     "properties",
     "required",
@@ -26,6 +26,8 @@ const KNOWN: [&str; 15] = [
     "$id",
     "$comment",
     "maxLength",
+    "minimum",
+    "maximum",
 ];
 
 /// Bytes of a value of a schema.
@@ -65,7 +67,12 @@ fn size(schema: &Value, depth: usize) -> Option<Size> {
     for kind in kinds {
         let one = match kind {
             "string" => Size { whole: STRING, rest: STRING },
-            "number" | "integer" => Size { whole: NUMBER, rest: NUMBER },
+            // A limit can make a number go on until it has the limit's own digits.
+            "number" | "integer" => {
+                let digits = |limit| keys.get(limit).map_or(0, &fixed);
+                let longest = NUMBER + digits("minimum").max(digits("maximum"));
+                Size { whole: longest, rest: longest }
+            }
             "boolean" | "null" => Size { whole: 5, rest: 5 },
             "array" => Size {
                 whole: 2,
