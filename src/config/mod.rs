@@ -77,7 +77,8 @@ mod tests {
         let settings = parse("", Path::new("/etc"), Overrides::default()).unwrap();
         assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8899");
         assert_eq!(settings.server.body_limit.as_u64(), 2 << 20);
-        let greedy = SamplingDefaults { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0 };
+        let greedy =
+            SamplingDefaults { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, task_limits: true };
         assert_eq!(settings.sampling, greedy, "an absent temperature means greedy");
         assert!(settings.paths.spokes.is_absolute() && settings.model.path.is_absolute());
     }

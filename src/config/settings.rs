@@ -67,6 +67,9 @@ pub struct SamplingDefaults {
     pub top_k: u32,
     /// 0 keeps all.
     pub min_p: f32,
+    /// Whether an answer to a task that is known by the name of its schema is held to the limits that its prompt states,
+    /// which the schema itself does not.
+    pub task_limits: bool,
 }
 
 /// Folders.
@@ -110,6 +113,7 @@ impl Settings {
                 top_p: check.number("sampling.top_p", sampling.top_p, 0.000_1..=1.0, 1.0),
                 top_k: check.whole("sampling.top_k", sampling.top_k, 0..=1 << 20, 0),
                 min_p: check.number("sampling.min_p", sampling.min_p, 0.0..=1.0, 0.0),
+                task_limits: sampling.task_limits.unwrap_or(true),
             },
             paths: Paths {
                 spokes: overrides

@@ -45,6 +45,7 @@ pub(super) struct Sampling {
     pub(super) top_p: Option<Spanned<f64>>,
     pub(super) top_k: Option<Spanned<i64>>,
     pub(super) min_p: Option<Spanned<f64>>,
+    pub(super) task_limits: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

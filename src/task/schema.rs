@@ -162,6 +162,30 @@ pub fn encoding_schema() -> Value {
     ])
 }
 
+/// Adds what the prompt says of an encoding and [`encoding_schema`] does not, where `schema` leaves it open: the length of
+/// gist and summary, the three vocabularies, the range of the salience. Every value of the result is one of `schema`.
+pub fn add_limits(schema: &mut Value) {
+    let words = |words: &[&str]| ("enum", json!(words.iter().chain(&[""]).collect::<Vec<_>>()));
+    let limits = [
+        ("gist", "string", vec![("maxLength", json!(GIST_LIMIT))]),
+        ("summary", "string", vec![("maxLength", json!(SUMMARY_LIMIT))]),
+        ("significance", "string", vec![words(&SIGNIFICANCE)]),
+        ("emotional_tone", "string", vec![words(&EMOTIONAL_TONE)]),
+        ("outcome", "string", vec![words(&OUTCOME)]),
+        ("salience", "number", vec![("minimum", json!(0)), ("maximum", json!(1))]),
+    ];
+    for (field, kind, keywords) in limits {
+        let Some(Value::Object(property)) = schema.pointer_mut(&format!("/properties/{field}")) else {
+            continue;
+        };
+        // A schema that says more than the type means what it says.
+        let open = property.keys().all(|key| matches!(key.as_str(), "type" | "title" | "description"));
+        if open && property.get("type").and_then(Value::as_str) == Some(kind) {
+            property.extend(keywords.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        }
+    }
+}
+
 /// An object schema: these properties in this order, all required, no others.
 fn object(properties: Vec<(&str, Value)>) -> Value {
     let required: Vec<&str> = properties.iter().map(|(name, _)| *name).collect();
@@ -194,6 +218,26 @@ mod tests {
             lacking.as_object_mut().unwrap().shift_remove(key);
             assert!(!schema.is_valid(&lacking), "{key} may be absent");
         }
+        let mut limited = encoding_schema();
+        add_limits(&mut limited);
+        let limited = jsonschema::validator_for(&limited).unwrap();
+        assert!(limited.is_valid(&good));
+        for (key, beyond) in [
+            ("gist", json!("é".repeat(GIST_LIMIT + 1))),
+            ("summary", json!("é".repeat(SUMMARY_LIMIT + 1))),
+            ("significance", json!("huge")),
+            ("emotional_tone", json!("angry")),
+            ("outcome", json!("done")),
+            ("salience", json!(1.5)),
+        ] {
+            let mut beyond_it = good.clone();
+            beyond_it[key] = beyond;
+            assert!(schema.is_valid(&beyond_it) && !limited.is_valid(&beyond_it), "{key}");
+        }
+        let mut own = json!({"type": "object", "properties": {"gist": {"type": "string", "maxLength": 90}, "salience": {"type": "string"}}});
+        let before = own.clone();
+        add_limits(&mut own);
+        assert_eq!(own, before, "what a schema says itself stays");
         let mut deep = good.clone();
         deep["structured_concepts"]["topics"][0]["extra"] = json!(1);
         assert!(!schema.is_valid(&deep));

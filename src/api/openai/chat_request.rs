@@ -12,6 +12,7 @@ use crate::api::json::JsonBody;
 use crate::api::template::Turn;
 use crate::config::SamplingDefaults;
 use crate::engine::{Constraint, Sampling};
+use crate::task::schema::{SCHEMA_NAME, add_limits};
 
 /// As written. Fields that are not here and not in [`unsupported`] change nothing and are ignored: `model` (there is
 /// one), `user`, `metadata`, `store`, `tools` (answered with text), `reasoning_effort` (thinking is off unless
@@ -68,6 +69,7 @@ enum FormatKind {
 
 #[derive(Debug, Deserialize)]
 struct NamedSchema {
+    name: Option<String>,
     schema: Option<Value>,
 }
 
@@ -111,7 +113,9 @@ impl ChatRequest {
             max_tokens,
             sampling,
             stop: written.stop.texts()?,
-            constraint: written.response_format.map_or(Ok(None), ResponseFormat::constraint)?,
+            constraint: written
+                .response_format
+                .map_or(Ok(None), |format| format.constraint(defaults.task_limits))?,
             template_parameters: written.chat_template_kwargs.unwrap_or_default(),
         })
     }
@@ -164,7 +168,8 @@ impl Stop {
 }
 
 impl ResponseFormat {
-    fn constraint(self) -> Result<Option<Constraint>, ApiError> {
+    /// With `task_limits`, the schema of a task that is known by its name gets the limits that its prompt states.
+    fn constraint(self, task_limits: bool) -> Result<Option<Constraint>, ApiError> {
         let (field, schema) = match self.kind {
             FormatKind::Text => return Ok(None),
             FormatKind::JsonObject => match self.schema {
@@ -173,13 +178,14 @@ impl ResponseFormat {
             },
             FormatKind::JsonSchema => {
                 let field = "response_format.json_schema.schema";
-                let named = self.json_schema.and_then(|named| named.schema);
-                (
-                    field,
-                    named
-                        .or(self.schema)
-                        .ok_or_else(|| ApiError::field(field, "is missing, expected a JSON schema"))?,
-                )
+                let (name, named) = self.json_schema.map_or((None, None), |named| (named.name, named.schema));
+                let mut schema = named
+                    .or(self.schema)
+                    .ok_or_else(|| ApiError::field(field, "is missing, expected a JSON schema"))?;
+                if task_limits && name.as_deref() == Some(SCHEMA_NAME) {
+                    add_limits(&mut schema);
+                }
+                (field, schema)
             }
         };
         if schema.is_object() || schema.is_boolean() {
@@ -195,7 +201,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const GREEDY: SamplingDefaults = SamplingDefaults { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0 };
+    const GREEDY: SamplingDefaults =
+        SamplingDefaults { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, task_limits: true };
 
     /// A request with these fields beside its one message.
     fn parse(fields: Value) -> Result<ChatRequest, String> {
@@ -243,6 +250,23 @@ mod tests {
         assert_eq!(of(json!({"type": "json_object", "schema": schema})), wanted);
         assert_eq!(of(json!({"type": "json_object"})), Ok(Some(Constraint::JsonObject)));
         assert_eq!(of(json!({"type": "text"})), Ok(None));
+    }
+
+    #[test]
+    fn an_encoding_is_held_to_its_limits_unless_configured_otherwise() {
+        let schema = json!({"type": "object", "properties": {"gist": {"type": "string"}}});
+        let gist = |name: &str, task_limits| {
+            let format = json!({"type": "json_schema", "json_schema": {"name": name, "schema": schema}});
+            let body = json!({"messages": [{"role": "user", "content": "x"}], "response_format": format});
+            let defaults = SamplingDefaults { task_limits, ..GREEDY };
+            match ChatRequest::parse(JsonBody(body), &defaults).unwrap().constraint {
+                Some(Constraint::JsonSchema(schema)) => schema["properties"]["gist"]["maxLength"].as_u64(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(gist("encoding_response", true), Some(60));
+        assert_eq!(gist("encoding_response", false), None);
+        assert_eq!(gist("another", true), None);
     }
 
     #[test]
