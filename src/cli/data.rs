@@ -240,9 +240,7 @@ fn problems(train: &FileReport, eval: &FileReport, overlap: &Overlap) -> Vec<Str
 }
 
 fn print(report: &Report, args: &Check) {
-    let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["", "train", "eval"]);
+    let mut table = super::table::plain(&["", "train", "eval"]);
     let (train, eval) = (&report.train, &report.eval);
     let mut add = |name: &str, a: String, b: String| {
         table.add_row([name.to_owned(), a, b]);

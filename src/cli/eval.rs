@@ -1,11 +1,14 @@
-//! `bespoke eval`: judge answers, a model, and two models against each other.
+//! `bespoke eval`: judge answers, and a model through its daemon.
 
+mod run;
 mod score;
 mod table;
 
 /// Subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// Send events to the daemon and judge its answers
+    Run(run::Args),
     /// Score answers that a model gave before: rows {id, raw_input, output}
     Score(score::Args),
 }
@@ -13,6 +16,7 @@ pub enum Command {
 /// Runs the command.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Run(args) => run::run(&args),
         Command::Score(args) => score::run(&args),
     }
 }

@@ -7,6 +7,7 @@ pub mod eval;
 pub mod export;
 pub mod import;
 pub mod serve;
+pub mod table;
 pub mod train;
 
 use std::process::ExitCode;

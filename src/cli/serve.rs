@@ -1,6 +1,6 @@
 //! `bespoke serve`: the daemon in the foreground.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,8 +69,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// The log goes to stderr; `RUST_LOG` chooses what is in it.
 fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    // llama.cpp writes a page for each model at level info; `RUST_LOG=info` shows it.
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "info,llama-cpp-2=error".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
 }
 
 fn in_words(error: HubError) -> anyhow::Error {

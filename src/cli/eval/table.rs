@@ -1,20 +1,10 @@
 //! How judgements look on a terminal.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::Table;
 
+use crate::cli::table::plain;
 use crate::eval::metrics::is_minimal;
 use crate::eval::report::{Judged, Summary};
-
-/// A table with a line under its header and right-aligned numbers behind the first column.
-pub fn plain(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(header);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
 
 /// One row per answer.
 pub fn scores(judged: &[Judged]) -> Table {

@@ -1,0 +1,232 @@
+//! `bespoke eval run`: events through the daemon, as `bespoke encode` sends them, and their answers judged.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::score::judged;
+use super::table;
+use crate::cli::client::{Client, Daemon, encoding_request};
+use crate::durable;
+use crate::eval::report::{Judged, Summary};
+use crate::eval::rows::{self, Pair, Probe};
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// Rows {id, raw_input} with optional source, type and must (texts that the answer has to contain); `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    events: PathBuf,
+    /// Tokens of an answer at most [default: what the context has room for]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// Requests under way at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    concurrency: u16,
+    /// Save the answers as rows for `bespoke eval score`
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// End with exit code 1 if EPR, NP, TED, SC or a row's `must` miss their targets
+    #[arg(long)]
+    gate: bool,
+}
+
+/// What the daemon said to one event.
+struct Answer {
+    output: String,
+    finish_reason: String,
+    completion_tokens: u64,
+    latency: Duration,
+}
+
+/// The run as a whole.
+#[derive(Debug, Serialize)]
+struct Report {
+    #[serde(flatten)]
+    summary: Summary,
+    /// Answers that ended because tokens ran out.
+    ended_by_length: usize,
+    latency_p50_s: f64,
+    latency_p95_s: f64,
+    /// Tokens of all answers over the wall-clock time of the run.
+    tokens_per_second: f64,
+    /// Rows that lack a text of their `must`.
+    must_missed: Vec<Missed>,
+}
+
+#[derive(Debug, Serialize)]
+struct Missed {
+    id: Value,
+    lacks: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Events that can't be read, a daemon that does not answer or refuses an event, a missed gate.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let probes = rows::read_probes(&args.events)?;
+    let client = args.daemon.client()?;
+    let begun = Instant::now();
+    let answers = ask_all(&client, &probes, args)?;
+    let elapsed = begun.elapsed();
+    if let Some(path) = &args.out {
+        durable::write(path, &saved(&probes, &answers)).with_context(|| path.display().to_string())?;
+    }
+    let judged: Vec<Judged> = probes.iter().zip(&answers).map(pair).map(judged).collect();
+    let report = Report::new(&probes, &answers, &judged, elapsed);
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print(&report);
+    }
+    if args.gate {
+        let mut missed = report.summary.missed();
+        missed.extend(
+            report.must_missed.iter().map(|m| format!("{} lacks {:?}", table::id_text(&m.id), m.lacks)),
+        );
+        anyhow::ensure!(missed.is_empty(), "the gate is closed: {}", missed.join("; "));
+    }
+    Ok(())
+}
+
+/// Asks for all answers, in the order of the events; the first error ends the run.
+fn ask_all(client: &Client, probes: &[Probe], args: &Args) -> anyhow::Result<Vec<Answer>> {
+    let bar = ProgressBar::new(probes.len() as u64).with_style(
+        ProgressStyle::with_template("{bar:30} {pos}/{len} events, {eta} left").expect("a constant"),
+    );
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let answers: Mutex<Vec<Option<anyhow::Result<Answer>>>> =
+        Mutex::new(probes.iter().map(|_| None).collect());
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(probe) = probes.get(index) else { return };
+            if failed.load(Ordering::Relaxed) {
+                return;
+            }
+            let answer = ask(client, probe, args.max_tokens)
+                .with_context(|| format!("event {}", table::id_text(&probe.id)));
+            failed.fetch_or(answer.is_err(), Ordering::Relaxed);
+            answers.lock().expect("no thread panics while it stores")[index] = Some(answer);
+            bar.inc(1);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..args.concurrency {
+            scope.spawn(work);
+        }
+    });
+    bar.finish_and_clear();
+    // What no thread took stands behind the error that stopped them.
+    answers.into_inner().expect("no thread panics while it stores").into_iter().flatten().collect()
+}
+
+fn ask(client: &Client, probe: &Probe, max_tokens: Option<u32>) -> anyhow::Result<Answer> {
+    let mut request = encoding_request(&probe.event);
+    if let Some(tokens) = max_tokens {
+        request["max_tokens"] = json!(tokens);
+    }
+    let begun = Instant::now();
+    let answer = client.post("/v1/chat/completions", &request)?;
+    let choice = &answer["choices"][0];
+    let text = |value: &Value, key: &str| {
+        value.as_str().map(str::to_owned).with_context(|| format!("the daemon's answer has no {key}"))
+    };
+    Ok(Answer {
+        output: text(&choice["message"]["content"], "choices[0].message.content")?,
+        finish_reason: text(&choice["finish_reason"], "choices[0].finish_reason")?,
+        completion_tokens: answer["usage"]["completion_tokens"]
+            .as_u64()
+            .context("the daemon's answer has no usage.completion_tokens")?,
+        latency: begun.elapsed(),
+    })
+}
+
+fn pair((probe, answer): (&Probe, &Answer)) -> Pair {
+    Pair { id: probe.id.clone(), event: probe.event.clone(), output: answer.output.clone(), prompt: None }
+}
+
+fn saved(probes: &[Probe], answers: &[Answer]) -> Vec<u8> {
+    let mut lines = String::new();
+    for (Probe { id, event, .. }, answer) in probes.iter().zip(answers) {
+        let row = json!({
+            "id": id, "raw_input": event.content, "source": event.source, "type": event.kind,
+            "output": answer.output, "finish_reason": answer.finish_reason,
+            "completion_tokens": answer.completion_tokens,
+        });
+        lines += &row.to_string();
+        lines.push('\n');
+    }
+    lines.into_bytes()
+}
+
+impl Report {
+    fn new(probes: &[Probe], answers: &[Answer], judged: &[Judged], elapsed: Duration) -> Self {
+        let mut latencies: Vec<Duration> = answers.iter().map(|answer| answer.latency).collect();
+        latencies.sort_unstable();
+        let tokens: u64 = answers.iter().map(|answer| answer.completion_tokens).sum();
+        Self {
+            summary: Summary::new(judged),
+            ended_by_length: answers.iter().filter(|answer| answer.finish_reason == "length").count(),
+            latency_p50_s: quantile(&latencies, 0.50).as_secs_f64(),
+            latency_p95_s: quantile(&latencies, 0.95).as_secs_f64(),
+            tokens_per_second: tokens as f64 / elapsed.as_secs_f64().max(1e-9),
+            must_missed: probes.iter().zip(answers).filter_map(missed).collect(),
+        }
+    }
+}
+
+fn missed((probe, answer): (&Probe, &Answer)) -> Option<Missed> {
+    let output = answer.output.to_lowercase();
+    let lacks: Vec<String> =
+        probe.must.iter().filter(|term| !output.contains(&term.to_lowercase())).cloned().collect();
+    (!lacks.is_empty()).then(|| Missed { id: probe.id.clone(), lacks })
+}
+
+/// The smallest value that at least `share` of the sorted values do not exceed (nearest rank).
+fn quantile(sorted: &[Duration], share: f64) -> Duration {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
+fn print(report: &Report) {
+    println!("{}", table::summary(&report.summary));
+    println!("ended because tokens ran out: {} of {}", report.ended_by_length, report.summary.rows);
+    println!(
+        "latency p50 {:.2} s, p95 {:.2} s; {:.0} tokens/s",
+        report.latency_p50_s, report.latency_p95_s, report.tokens_per_second
+    );
+    for worst in &report.summary.worst {
+        println!("worst {}: EPR {:.3}; {}", table::id_text(&worst.id), worst.epr, worst.reasons.join("; "));
+    }
+    for missed in &report.must_missed {
+        println!("{} lacks {:?}", table::id_text(&missed.id), missed.lacks);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_by_nearest_rank() {
+        let values: Vec<Duration> = (1..=20).map(Duration::from_secs).collect();
+        assert_eq!(quantile(&values, 0.50), Duration::from_secs(10));
+        assert_eq!(quantile(&values, 0.95), Duration::from_secs(19));
+        assert_eq!(quantile(&values[..1], 0.95), Duration::from_secs(1));
+        assert_eq!(quantile(&[], 0.5), Duration::ZERO);
+    }
+}
