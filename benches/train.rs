@@ -1,4 +1,4 @@
-//! Training speed: a whole step of the default recipe's model, and its parts. Run with `cargo bench --bench train`.
+//! Training speed: a whole step of the default recipe's model and of one with 10M parameters, and its parts. Run with `cargo bench --bench train`.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ const BATCH: usize = 8;
 /// Tokens that one thread takes at a time.
 const MICRO: usize = 1024;
 
-fn config() -> DecoderConfig {
+fn default_model() -> DecoderConfig {
     DecoderConfig {
         family: Family::Qwen3,
         vocab_size: 4096,
@@ -33,6 +33,10 @@ fn config() -> DecoderConfig {
     }
 }
 
+fn ten_million() -> DecoderConfig {
+    DecoderConfig { hidden_size: 384, heads: 6, ffn: 896, ..default_model() }
+}
+
 /// Rows of two conversations, of which 45 % of the tokens are answers.
 fn rows() -> Vec<PackedRow> {
     let row = |seed: u32| {
@@ -45,13 +49,12 @@ fn rows() -> Vec<PackedRow> {
     (0..BATCH as u32).map(row).collect()
 }
 
-fn step(criterion: &mut Criterion) {
-    let config = config();
+fn step(criterion: &mut Criterion, name: &str, config: DecoderConfig) {
     let parameters = init::initialise(&config, 1).unwrap();
     let decoder = Decoder::new(config, &parameters).unwrap();
     let workers = Workers::new(0).unwrap();
     let rows = rows();
-    let mut group = criterion.benchmark_group("step");
+    let mut group = criterion.benchmark_group(name);
     group.sample_size(10).throughput(Throughput::Elements((BATCH * SEQ) as u64));
     let gradients = |with: Option<&Parameters>| workers.run(&decoder, with, &rows, MICRO).unwrap();
     group.bench_function("forward", |b| b.iter(|| gradients(None).loss));
@@ -59,7 +62,18 @@ fn step(criterion: &mut Criterion) {
     let mut optimiser = Optimiser::new(&parameters, MuonConfig::default(), AdamWConfig::default()).unwrap();
     let found = gradients(Some(&parameters)).gradients;
     group.bench_function("optimiser", |b| b.iter(|| optimiser.step(&found, 1e-6, &workers).unwrap()));
+    group.bench_function("whole step", |b| {
+        b.iter(|| {
+            let found = gradients(Some(&parameters)).gradients;
+            optimiser.step(&found, 1e-6, &workers).unwrap();
+        });
+    });
     group.finish();
+}
+
+fn steps(criterion: &mut Criterion) {
+    step(criterion, "step of the default model (5.8M)", default_model());
+    step(criterion, "step of a model of 10M", ten_million());
 }
 
 fn values(shape: &[usize]) -> Var {
@@ -103,5 +117,5 @@ fn operations(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, step, operations);
+criterion_group!(benches, steps, operations);
 criterion_main!(benches);
