@@ -42,7 +42,7 @@ fn an_event_comes_back_as_json_when_piped() {
     let request = &daemon.engine.requests()[0];
     // The client sends the schema of the wire; the daemon adds the limits that the prompt states.
     let mut schema = bespoke::task::encoding_schema();
-    bespoke::task::add_limits(&mut schema);
+    bespoke::task::schema::add_limits(&mut schema);
     assert_eq!(request.constraint, Some(Constraint::JsonSchema(schema)));
     let prompt: String = request.prompt.iter().map(|segment| segment.text.as_str()).collect();
     assert!(prompt.contains("SOURCE: git\nTYPE: commit\nCONTENT:\nFix the parser (#12)"), "{prompt}");
