@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bespoke::engine::{
-    Constraint, Engine, EngineState, Event, Generate, LlamaEngine, LlamaSettings, Sampling, Segment, Usage,
+    Constraint, Engine, EngineState, Event, Generate, LlamaEngine, LlamaSettings, Segment, Usage,
 };
 use bespoke::task::prompt::{Wording, messages};
 use bespoke::task::schema::add_limits;
@@ -46,14 +46,7 @@ fn encoding(event: &str, max_tokens: u32, constrained: bool) -> Generate {
         add_limits(&mut schema);
         Constraint::JsonSchema(schema)
     });
-    Generate {
-        id: "bench".to_owned(),
-        prompt,
-        max_tokens: Some(max_tokens),
-        sampling: Sampling::GREEDY,
-        stop: vec![],
-        constraint,
-    }
+    Generate { max_tokens: Some(max_tokens), constraint, ..Generate::new("bench", prompt) }
 }
 
 fn end(mut events: UnboundedReceiver<Event>) -> Usage {
@@ -61,7 +54,7 @@ fn end(mut events: UnboundedReceiver<Event>) -> Usage {
         match events.blocking_recv().expect("a last event comes") {
             Event::Finished { usage, .. } => return usage,
             Event::Failed(error) => panic!("{error}"),
-            Event::Started { .. } | Event::Text(_) => {}
+            Event::Started { .. } | Event::Tokens(_) | Event::Text(_) => {}
         }
     }
 }

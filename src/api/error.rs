@@ -94,10 +94,11 @@ impl ApiError {
                 EngineError::PromptTooLong { .. } | EngineError::InputTooLong { .. } => {
                     (StatusCode::BAD_REQUEST, "exceed_context_size_error")
                 }
-                EngineError::BudgetTooSmall { .. } | EngineError::EmptyPrompt | EngineError::Schema(_) => {
-                    (StatusCode::BAD_REQUEST, INVALID)
-                }
-                EngineError::Overloaded { .. } | EngineError::Stopped => {
+                EngineError::BudgetTooSmall { .. }
+                | EngineError::EmptyPrompt
+                | EngineError::NoSuchToken { .. }
+                | EngineError::Schema(_) => (StatusCode::BAD_REQUEST, INVALID),
+                EngineError::Overloaded { .. } | EngineError::QueueTokens { .. } | EngineError::Stopped => {
                     (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error")
                 }
                 EngineError::Model(_) | EngineError::Internal(_) => {
@@ -129,7 +130,8 @@ impl ApiError {
             Self::Engine { error, prompt } => match error {
                 EngineError::PromptTooLong { .. }
                 | EngineError::InputTooLong { .. }
-                | EngineError::EmptyPrompt => format!("{prompt}: {error}"),
+                | EngineError::EmptyPrompt
+                | EngineError::NoSuchToken { .. } => format!("{prompt}: {error}"),
                 EngineError::Schema(_) => format!("response_format: {error}"),
                 _ => error.to_string(),
             },

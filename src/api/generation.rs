@@ -62,7 +62,7 @@ impl Generation {
     fn take(&mut self, event: Event) -> Result<(), ApiError> {
         let Some(splitter) = &mut self.splitter else { return Ok(()) };
         match event {
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Tokens(_) => {}
             Event::Text(text) => self.told.extend(splitter.push(&text).into_iter().map(Output::from)),
             Event::Finished { reason, usage } => {
                 let held = self.splitter.take().and_then(Splitter::finish);

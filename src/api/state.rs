@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::error::ApiError;
 use super::template::{ChatTemplate, TemplateError};
 use crate::config::SamplingDefaults;
-use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Segment};
+use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Segment};
 
 /// What the API is told.
 #[derive(Debug, Clone)]
@@ -120,8 +120,8 @@ impl App {
 
     /// Whether a text is a control token of the model: then it has other ids as markup than as text.
     async fn knows(&self, token: &str, deadline: Deadline) -> Result<bool, ApiError> {
-        let markup = self.engine().tokenize(vec![Segment::markup(token)])?;
-        let plain = self.engine().tokenize(vec![Segment::plain(token)])?;
+        let ids = |segment| self.engine().query(Query::Tokenize { prompt: vec![segment], whole: false });
+        let (markup, plain) = (ids(Segment::markup(token))?, ids(Segment::plain(token))?);
         let both = async { Ok::<_, EngineError>((answered(markup.await)?, answered(plain.await)?)) };
         let (markup, plain) = deadline.within(both).await??;
         Ok(markup != plain)

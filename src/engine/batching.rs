@@ -5,7 +5,6 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
-use super::EngineError;
 use super::backend::backend;
 use super::constraint::Grammars;
 use super::llama::{LlamaSettings, Ticket};
@@ -13,6 +12,7 @@ use super::run::{Run, Step};
 use super::scheduler::{Capacity, Free, Work, best_lane, plan};
 use super::vocabulary::Vocabulary;
 use super::worker::context_params;
+use super::{EngineError, LaneState};
 
 /// Tokens of a batch; of these, prompt tokens when another lane decodes.
 const CAPACITY: Capacity = Capacity { batch: 512, prefill_beside: 128 };
@@ -65,6 +65,21 @@ impl<'a> Lanes<'a> {
         })?;
         let lanes = (0..lanes).map(|_| Lane::default()).collect();
         Ok(Self { context: made, batch: LlamaBatch::new(CAPACITY.batch, 1), lanes, clock: 0 })
+    }
+
+    /// What each lane does.
+    pub fn states(&self) -> Vec<LaneState> {
+        let state = |(lane, state): (u32, &Lane)| LaneState {
+            lane,
+            request: state.running.as_ref().map(|running| running.run.id().to_owned()),
+            prompt_tokens: state.running.as_ref().map_or(0, |running| running.run.usage().prompt_tokens),
+            completion_tokens: state
+                .running
+                .as_ref()
+                .map_or(0, |running| running.run.usage().completion_tokens),
+            cached_tokens: state.cached.len() as u32,
+        };
+        (0..).zip(&self.lanes).map(state).collect()
     }
 
     /// Requests in lanes.

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::minimal::minimal_instance;
 use super::{
     Constraint, Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, Health,
-    ModelInfo, Prompt, Usage,
+    LaneState, ModelInfo, Prompt, Query, Reply, Totals, Usage,
 };
 
 /// How often a fake looks whether it was cancelled.
@@ -71,7 +71,13 @@ impl FakeEngine {
 
     /// An engine that is still loading: requests wait until [`FakeEngine::set_state`].
     pub fn loading(script: Script) -> Self {
-        let health = Health { state: EngineState::Loading, beat: 0, running: 0, waiting: 0 };
+        let health = Health {
+            state: EngineState::Loading,
+            beat: 0,
+            running: 0,
+            waiting: 0,
+            totals: Totals::default(),
+        };
         let inner = Arc::new(Inner {
             script: Mutex::new(script),
             requests: Mutex::default(),
@@ -198,17 +204,14 @@ impl Engine for FakeEngine {
         Ok(receiver)
     }
 
-    fn tokenize(
-        &self,
-        prompt: Prompt,
-    ) -> Result<oneshot::Receiver<Result<Vec<u32>, EngineError>>, EngineError> {
+    fn query(&self, query: Query) -> Result<oneshot::Receiver<Result<Reply, EngineError>>, EngineError> {
         self.inner.refuse()?;
         let (reply, receiver) = oneshot::channel();
         let inner = Arc::clone(&self.inner);
         thread::spawn(move || {
             let ready = inner.wait_until_ready(&|| reply.is_closed());
             let _ = reply.send(match ready {
-                Ok(()) => Ok(tokens(&prompt)),
+                Ok(()) => Ok(inner.reply(&query)),
                 Err(error) => Err(error.unwrap_or(EngineError::Stopped)),
             });
         });
@@ -336,6 +339,19 @@ impl Inner {
         Ok(Event::Finished { reason, usage })
     }
 
+    fn reply(&self, query: &Query) -> Reply {
+        match query {
+            Query::Tokenize { prompt, .. } => Reply::Tokens(tokens(prompt)),
+            Query::Pieces(ids) => {
+                Reply::Pieces(ids.iter().map(|id| format!("<{id}>").into_bytes()).collect())
+            }
+            Query::Lanes => Reply::Lanes(vec![LaneState {
+                request: lock(&self.requests).last().map(|request| request.id.clone()),
+                ..LaneState::default()
+            }]),
+        }
+    }
+
     /// Tokens of prompt and answer together.
     fn context() -> u32 {
         FakeEngine::info().n_ctx
@@ -361,6 +377,8 @@ fn constrained(constraint: Option<&Constraint>, text: String, budget: u32) -> Re
         Some(_) if serde_json::from_str::<serde_json::Value>(&text).is_ok() => return Ok(text),
         Some(Constraint::JsonObject) => serde_json::json!({}),
         Some(Constraint::JsonSchema(schema)) => minimal_instance(schema).map_err(EngineError::Schema)?,
+        // A fake has no grammar; the script is trusted to fit.
+        Some(Constraint::Regex(_) | Constraint::Gbnf(_) | Constraint::Lark(_)) => return Ok(text),
     };
     let text = instance.to_string();
     let needed = words(&text).count() as u32;
@@ -387,8 +405,10 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 fn tokens(prompt: &Prompt) -> Vec<u32> {
     prompt
         .iter()
-        .flat_map(|segment| words(&segment.text))
-        .map(|word| hash(word.as_bytes()) % 32_000)
+        .flat_map(|segment| {
+            let ids = words(&segment.text).map(|word| hash(word.as_bytes()) % 32_000);
+            ids.chain(segment.ids.iter().copied())
+        })
         .collect()
 }
 
@@ -416,17 +436,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Sampling, Segment};
+    use crate::engine::Segment;
 
     fn request() -> Generate {
-        Generate {
-            id: "t".into(),
-            prompt: vec![Segment::markup("<|user|>"), Segment::plain("one two three")],
-            max_tokens: None,
-            sampling: Sampling::GREEDY,
-            stop: vec![],
-            constraint: None,
-        }
+        Generate::new("t", vec![Segment::markup("<|user|>"), Segment::plain("one two three")])
     }
 
     fn run(engine: &FakeEngine, request: Generate) -> (String, Event) {
@@ -434,7 +447,7 @@ mod tests {
         let mut text = String::new();
         loop {
             match events.blocking_recv().expect("ends with a last event") {
-                Event::Started { .. } => {}
+                Event::Started { .. } | Event::Tokens(_) => {}
                 Event::Text(more) => text += &more,
                 last => return (text, last),
             }

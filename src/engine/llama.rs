@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::worker::{self, Command};
-use super::{Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, Prompt};
+use super::{
+    Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, Prompt, Query, Reply, Totals,
+};
 
 /// What a [`LlamaEngine`] is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +56,13 @@ impl LlamaEngine {
     /// The system can't start a thread.
     pub fn start(settings: LlamaSettings) -> Self {
         let (commands, receiver) = commands::channel();
-        let loading = Health { state: EngineState::Loading, beat: 0, running: 0, waiting: 0 };
+        let loading = Health {
+            state: EngineState::Loading,
+            beat: 0,
+            running: 0,
+            waiting: 0,
+            totals: Totals::default(),
+        };
         let (sender, health) = watch::channel(loading);
         let (lanes, queue) = (settings.lanes.max(1), settings.queue);
         thread::Builder::new()
@@ -103,12 +111,9 @@ impl Engine for LlamaEngine {
         Ok(receiver)
     }
 
-    fn tokenize(
-        &self,
-        prompt: Prompt,
-    ) -> Result<oneshot::Receiver<Result<Vec<u32>, EngineError>>, EngineError> {
+    fn query(&self, query: Query) -> Result<oneshot::Receiver<Result<Reply, EngineError>>, EngineError> {
         let (reply, receiver) = oneshot::channel();
-        self.send(Command::Tokenize { prompt, reply })?;
+        self.send(Command::Query { query, reply })?;
         Ok(receiver)
     }
 

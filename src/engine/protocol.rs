@@ -18,11 +18,8 @@ pub trait Engine: Send + Sync + 'static {
         inputs: Vec<Prompt>,
     ) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError>;
 
-    /// Token ids of a prompt, exactly as [`Engine::generate`] would see them.
-    fn tokenize(
-        &self,
-        prompt: Prompt,
-    ) -> Result<oneshot::Receiver<Result<Vec<u32>, EngineError>>, EngineError>;
+    /// Asks something small: token ids of a text, texts of token ids, what the lanes do.
+    fn query(&self, query: Query) -> Result<oneshot::Receiver<Result<Reply, EngineError>>, EngineError>;
 
     /// State and heartbeat of the engine's own thread.
     fn health(&self) -> watch::Receiver<Health>;
@@ -42,17 +39,67 @@ pub struct Segment {
     pub text: String,
     /// Whether control-token text in it means control tokens.
     pub markup: bool,
+    /// Tokens behind the text, for callers who have tokenised themselves.
+    #[serde(default)]
+    pub ids: Vec<u32>,
 }
 
 impl Segment {
     /// Text from the template.
     pub fn markup(text: impl Into<String>) -> Self {
-        Self { text: text.into(), markup: true }
+        Self { text: text.into(), markup: true, ids: Vec::new() }
     }
     /// Text from a person.
     pub fn plain(text: impl Into<String>) -> Self {
-        Self { text: text.into(), markup: false }
+        Self { text: text.into(), markup: false, ids: Vec::new() }
     }
+    /// Tokens as they are.
+    pub fn ids(ids: Vec<u32>) -> Self {
+        Self { text: String::new(), markup: false, ids }
+    }
+}
+
+/// A small question to the engine's thread; answered between two batches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    /// Ids of a text: with `whole`, exactly as [`Engine::generate`] would see it (a beginning-of-sequence token is added
+    /// where the model wants one, and an empty prompt is an error); else just the ids of the text.
+    Tokenize {
+        /// The text.
+        prompt: Prompt,
+        /// Whether it is a whole prompt.
+        whole: bool,
+    },
+    /// The bytes of each of these tokens, control tokens by their names.
+    Pieces(Vec<u32>),
+    /// What each lane does.
+    Lanes,
+}
+
+/// The answer to a [`Query`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Query::Tokenize`].
+    Tokens(Vec<u32>),
+    /// To [`Query::Pieces`].
+    Pieces(Vec<Vec<u8>>),
+    /// To [`Query::Lanes`].
+    Lanes(Vec<LaneState>),
+}
+
+/// What a lane does.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LaneState {
+    /// Its number, from 0.
+    pub lane: u32,
+    /// Id of the request that it answers.
+    pub request: Option<String>,
+    /// Tokens of that request's prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of its answer so far.
+    pub completion_tokens: u32,
+    /// Tokens whose keys and values it holds.
+    pub cached_tokens: u32,
 }
 
 /// A request for text.
@@ -66,10 +113,39 @@ pub struct Generate {
     pub max_tokens: Option<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Added to the logits of these tokens before anything else; -100 and less bans a token.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
     /// What shape the answer must have.
     pub constraint: Option<Constraint>,
+    /// End-of-turn tokens are not chosen: the answer has `max_tokens` tokens.
+    pub ignore_end: bool,
+    /// With a number, an [`Event::Tokens`] precedes each text, with this many of the likeliest tokens for each.
+    pub report: Option<u32>,
+    /// Whether keys and values of earlier requests may be used.
+    pub cache: bool,
+    /// Whether tokens are drafted by looking the last ones up in the prompt and the answer; changes speed only.
+    pub draft: bool,
+}
+
+impl Generate {
+    /// A greedy request with nothing special about it.
+    pub fn new(id: impl Into<String>, prompt: Prompt) -> Self {
+        Self {
+            id: id.into(),
+            prompt,
+            max_tokens: None,
+            sampling: Sampling::GREEDY,
+            logit_bias: Vec::new(),
+            stop: Vec::new(),
+            constraint: None,
+            ignore_end: false,
+            report: None,
+            cache: true,
+            draft: true,
+        }
+    }
 }
 
 /// How tokens are chosen. Temperature 0 is greedy and needs no seed.
@@ -85,11 +161,32 @@ pub struct Sampling {
     pub min_p: f32,
     /// The same seed and prompt give the same answer; `None` draws one.
     pub seed: Option<u64>,
+    /// What is taken from the logits of tokens that were used.
+    pub penalties: Penalties,
+}
+
+/// What is taken from the logits of tokens that were used, before anything else looks at them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Penalties {
+    /// Positive logits are divided by it, negative ones multiplied; 1 changes nothing (llama.cpp's `repeat_penalty`).
+    pub repeat: f32,
+    /// Subtracted once from each token that was used (OpenAI's `presence_penalty`).
+    pub presence: f32,
+    /// Subtracted for each time that a token was used (OpenAI's `frequency_penalty`).
+    pub frequency: f32,
+    /// How many of the last tokens count as used, prompt included; `None`: all tokens of the answer, none of the prompt.
+    pub last: Option<u32>,
+}
+
+impl Penalties {
+    /// Changes nothing.
+    pub const NONE: Self = Self { repeat: 1.0, presence: 0.0, frequency: 0.0, last: None };
 }
 
 impl Sampling {
     /// Always the likeliest token.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: None };
+    pub const GREEDY: Self =
+        Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: None, penalties: Penalties::NONE };
 }
 
 /// What shape an answer must have.
@@ -100,6 +197,12 @@ pub enum Constraint {
     JsonSchema(serde_json::Value),
     /// Any JSON object.
     JsonObject,
+    /// Text that matches this regular expression (Rust's syntax) as a whole. Not closed when tokens run out.
+    Regex(String),
+    /// Text of this grammar in llama.cpp's GBNF, rule `root`. Not closed when tokens run out.
+    Gbnf(String),
+    /// Text of this grammar in llguidance's dialect of Lark, rule `start`. Not closed when tokens run out.
+    Lark(String),
 }
 
 /// What an engine says about a running generation. `Started`, then `Text` any number of times, then one of the last two.
@@ -112,6 +215,8 @@ pub enum Event {
         /// Of these, taken from a cache.
         cached_tokens: u32,
     },
+    /// The tokens of the next text, if the request asked for a report.
+    Tokens(Vec<TokenReport>),
     /// More text, always whole UTF-8 characters.
     Text(String),
     /// The end, in peace.
@@ -123,6 +228,28 @@ pub enum Event {
     },
     /// The end, in trouble.
     Failed(EngineError),
+}
+
+/// A token of an answer and how likely it was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenReport {
+    /// The token.
+    pub token: TokenLikelihood,
+    /// Whether the constraint left no choice; its likelihood is 1 then.
+    pub forced: bool,
+    /// The likeliest tokens at its place, best first, as many as the request wants.
+    pub top: Vec<TokenLikelihood>,
+}
+
+/// A token and the natural logarithm of its probability by the model's own softmax (temperature 1, nothing masked).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLikelihood {
+    /// Its id.
+    pub id: u32,
+    /// Its text, which may be part of a character; of a control token, its name.
+    pub bytes: Vec<u8>,
+    /// At most 0.
+    pub logprob: f32,
 }
 
 /// Why a generation ended.
@@ -146,6 +273,10 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Of these, dictated by the constraint and not sampled.
     pub forced_tokens: u32,
+    /// Tokens that were drafted (guessed and decoded together).
+    pub drafted_tokens: u32,
+    /// Of these, the ones that were right.
+    pub accepted_tokens: u32,
     /// Milliseconds from the first prompt token decoded to the last.
     pub prompt_ms: f64,
     /// Milliseconds from then to the last token of the answer.
@@ -174,6 +305,39 @@ pub struct Health {
     pub running: u32,
     /// Requests waiting for a lane.
     pub waiting: u32,
+    /// What has been done so far.
+    pub totals: Totals,
+}
+
+/// Counters since the start, and what the cache holds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Calls of `llama_decode`.
+    pub decodes: u64,
+    /// Lanes that took part, summed over these calls.
+    pub busy_lanes: u64,
+    /// Prompt tokens decoded.
+    pub prompt_tokens: u64,
+    /// Seconds in calls that decoded prompt tokens only or beside others.
+    pub prompt_seconds: f64,
+    /// Prompt tokens that a cache had.
+    pub cached_tokens: u64,
+    /// Tokens of answers.
+    pub predicted_tokens: u64,
+    /// Seconds in calls that decoded no prompt token.
+    pub predicted_seconds: f64,
+    /// Tokens of answers that a constraint dictated.
+    pub forced_tokens: u64,
+    /// Tokens drafted.
+    pub drafted_tokens: u64,
+    /// Of these, the ones that were right.
+    pub accepted_tokens: u64,
+    /// Places for keys and values that hold something (counted for each sequence that holds it).
+    pub cache_used: u64,
+    /// All places for keys and values.
+    pub cache_size: u64,
+    /// Sequences whose keys and values were dropped to make room for others.
+    pub cache_evictions: u64,
 }
 
 /// What an engine is doing.
@@ -225,6 +389,14 @@ pub enum EngineError {
         /// How many.
         waiting: u32,
     },
+    /// The texts of the waiting requests are at their limit.
+    #[error("the queue is full: the requests that wait have about {tokens} tokens; at most {limit} may wait")]
+    QueueTokens {
+        /// Tokens that would wait, estimated.
+        tokens: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// The prompt leaves no room for an answer.
     #[error("the prompt has {tokens} tokens; the context holds {context}, answer included")]
     PromptTooLong {
@@ -256,6 +428,14 @@ pub enum EngineError {
     /// The prompt has no token.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// A token id outside the vocabulary.
+    #[error("{id} is no token id: the vocabulary has {vocabulary} entries")]
+    NoSuchToken {
+        /// The id.
+        id: u32,
+        /// Entries of the vocabulary.
+        vocabulary: u32,
+    },
     /// llguidance does not take the schema.
     #[error("the schema can't be compiled: {0}")]
     Schema(String),

@@ -12,6 +12,7 @@ use super::{EngineError, Event, FinishReason, Generate, Usage};
 
 /// A request in a lane.
 pub struct Run {
+    id: String,
     events: mpsc::UnboundedSender<Event>,
     sampler: Sampler,
     session: Option<Session>,
@@ -64,6 +65,7 @@ impl Run {
         let text = AnswerText::new(stops);
         let sampler = Sampler::new(request.sampling);
         Ok(Self {
+            id: request.id.clone(),
             events,
             sampler,
             session,
@@ -86,6 +88,16 @@ impl Run {
         }
         let added = self.constrained(None);
         self.add(added, vocabulary)
+    }
+
+    /// The request's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What it has cost so far.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// Whether nobody waits for the answer any more.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token_type::LlamaTokenAttr;
 use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
@@ -66,6 +65,20 @@ impl Vocabulary {
             Token::Text(bytes) => bytes,
             Token::End | Token::Control => &[],
         }
+    }
+
+    /// The bytes of these tokens, of those that are not text their names.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<Vec<u8>>, EngineError> {
+        let vocabulary = self.tokens.len() as u32;
+        let piece = |&id: &u32| match self.tokens.get(id as usize) {
+            Some(Token::Text(bytes)) => Ok(bytes.clone()),
+            Some(Token::End | Token::Control) => Ok(self.names[id as usize].clone()),
+            None => Err(EngineError::NoSuchToken { id, vocabulary }),
+        };
+        ids.iter().map(piece).collect()
     }
 
     /// Whether an answer may hold this token, or end with it.
@@ -141,24 +154,43 @@ pub fn fewest_tokens(trie: &TokTrie, bytes: &[u8]) -> Option<Vec<TokenId>> {
 /// and the prompt has none, it is added.
 ///
 /// # Errors
-/// A prompt without tokens.
+/// A prompt without tokens, or with a token id outside the vocabulary.
 pub fn tokenize(model: &LlamaModel, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
-    let vocab = model.vocab();
-    let mut ids: Vec<LlamaToken> = Vec::new();
-    // Neighbours of a kind are one text: cutting it would change its tokens.
-    for run in prompt.chunk_by(|a, b| a.markup == b.markup) {
-        let text: String = run.iter().map(|segment: &Segment| segment.text.as_str()).collect();
-        if !text.is_empty() {
-            ids.extend(vocab.tokenize(text.as_bytes(), false, run[0].markup));
-        }
-    }
+    let mut ids = token_ids(model, prompt)?;
     if ids.is_empty() {
         return Err(EngineError::EmptyPrompt);
     }
-    if vocab.should_add_bos() && vocab.bos().0 >= 0 && ids[0] != vocab.bos() {
-        ids.insert(0, vocab.bos());
+    let vocab = model.vocab();
+    let bos = vocab.bos().0;
+    if vocab.should_add_bos() && bos >= 0 && ids[0] != bos.cast_unsigned() {
+        ids.insert(0, bos.cast_unsigned());
     }
-    Ok(ids.into_iter().map(|id| id.0.cast_unsigned()).collect())
+    Ok(ids)
+}
+
+/// Token ids of a prompt's pieces, nothing added.
+///
+/// # Errors
+/// A token id outside the vocabulary.
+pub fn token_ids(model: &LlamaModel, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
+    let vocab = model.vocab();
+    let vocabulary = model.n_vocab().unsigned_abs();
+    let mut ids: Vec<u32> = Vec::new();
+    // Neighbours of a kind are one text: cutting it would change its tokens.
+    for run in prompt.chunk_by(|a, b| a.markup == b.markup && a.ids.is_empty()) {
+        let text: String = run.iter().map(|segment: &Segment| segment.text.as_str()).collect();
+        if !text.is_empty() {
+            let found = vocab.tokenize(text.as_bytes(), false, run[0].markup);
+            ids.extend(found.into_iter().map(|id| id.0.cast_unsigned()));
+        }
+        for &id in run.iter().flat_map(|segment| &segment.ids) {
+            if id >= vocabulary {
+                return Err(EngineError::NoSuchToken { id, vocabulary });
+            }
+            ids.push(id);
+        }
+    }
+    Ok(ids)
 }
 
 #[cfg(test)]

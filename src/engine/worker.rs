@@ -19,8 +19,10 @@ use super::constraint::Grammars;
 use super::embedding::Embedder;
 use super::llama::{LlamaSettings, Ticket};
 use super::run::Run;
-use super::vocabulary::{Vocabulary, tokenize};
-use super::{Embeddings, EngineError, EngineState, Event, Generate, Health, ModelInfo, Prompt, Usage};
+use super::vocabulary::{Vocabulary, token_ids, tokenize};
+use super::{
+    Embeddings, EngineError, EngineState, Event, Generate, Health, ModelInfo, Prompt, Query, Reply, Usage,
+};
 use crate::gguf::{Gguf, check_model};
 
 /// Longest time between two heartbeats of an idle engine, and shortest between two of a busy one.
@@ -48,12 +50,12 @@ pub enum Command {
         /// Held until the end.
         ticket: Ticket,
     },
-    /// Tokenise.
-    Tokenize {
-        /// The text.
-        prompt: Prompt,
+    /// Answer a small question.
+    Query {
+        /// The question.
+        query: Query,
         /// Where the answer goes.
-        reply: oneshot::Sender<Result<Vec<u32>, EngineError>>,
+        reply: oneshot::Sender<Result<Reply, EngineError>>,
     },
     /// End.
     Stop {
@@ -97,7 +99,7 @@ fn refuse(command: Command, error: &EngineError) {
     match command {
         Command::Generate { events, .. } => drop(events.send(Event::Failed(error.clone()))),
         Command::Embed { reply, .. } => drop(reply.send(Err(error.clone()))),
-        Command::Tokenize { reply, .. } => drop(reply.send(Err(error.clone()))),
+        Command::Query { reply, .. } => drop(reply.send(Err(error.clone()))),
         Command::Stop { .. } => {}
     }
 }
@@ -243,7 +245,7 @@ impl Worker<'_> {
             Command::Generate { request, events, ticket, queued } => {
                 self.waiting.push_back(Waiting { request, events, ticket, queued });
             }
-            Command::Tokenize { prompt, reply } => drop(reply.send(tokenize(self.model, &prompt))),
+            Command::Query { query, reply } => drop(reply.send(self.query(&query))),
             Command::Embed { inputs, reply, ticket } => {
                 if !reply.is_closed() {
                     let _ = reply.send(self.embed(&inputs));
@@ -252,6 +254,15 @@ impl Worker<'_> {
             }
             Command::Stop { drain } => self.stop_at = Some(Instant::now() + drain),
         }
+    }
+
+    fn query(&self, query: &Query) -> Result<Reply, EngineError> {
+        Ok(match query {
+            Query::Tokenize { prompt, whole: true } => Reply::Tokens(tokenize(self.model, prompt)?),
+            Query::Tokenize { prompt, whole: false } => Reply::Tokens(token_ids(self.model, prompt)?),
+            Query::Pieces(ids) => Reply::Pieces(self.vocabulary.pieces(ids)?),
+            Query::Lanes => Reply::Lanes(self.lanes.states()),
+        })
     }
 
     fn embed(&mut self, inputs: &[Prompt]) -> Result<Embeddings, EngineError> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bespoke::engine::{
     Constraint, Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, LlamaEngine,
-    LlamaSettings, Sampling, Segment, Usage,
+    LlamaSettings, Query, Reply, Sampling, Segment, Usage,
 };
 use bespoke::model::{gguf_file, hugging_face};
 use serde_json::{Value, json};
@@ -52,18 +52,9 @@ fn settled(engine: &LlamaEngine) -> EngineState {
 }
 
 fn request(text: &str) -> Generate {
-    Generate {
-        id: "test".to_owned(),
-        prompt: vec![
-            Segment::markup("<|user|>"),
-            Segment::plain(text),
-            Segment::markup("<|end|><|assistant|>"),
-        ],
-        max_tokens: Some(40),
-        sampling: Sampling::GREEDY,
-        stop: vec![],
-        constraint: None,
-    }
+    let prompt =
+        vec![Segment::markup("<|user|>"), Segment::plain(text), Segment::markup("<|end|><|assistant|>")];
+    Generate { max_tokens: Some(40), ..Generate::new("test", prompt) }
 }
 
 #[derive(Debug, PartialEq)]
@@ -77,7 +68,7 @@ fn collect(mut events: UnboundedReceiver<Event>) -> Result<Answer, EngineError> 
     let mut text = String::new();
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Tokens(_) => {}
             Event::Text(more) => text += &more,
             Event::Finished { reason, usage } => return Ok(Answer { text, reason, usage }),
             Event::Failed(error) => return Err(error),
@@ -146,7 +137,13 @@ fn limits_and_stop_texts_end_an_answer() {
 #[test]
 fn content_cannot_forge_a_marker() {
     let Served { engine, .. } = &serve(|_| {});
-    let ids = |segment| engine.tokenize(vec![segment]).unwrap().blocking_recv().unwrap().unwrap();
+    let ids = |segment| {
+        let query = Query::Tokenize { prompt: vec![segment], whole: true };
+        match engine.query(query).unwrap().blocking_recv().unwrap().unwrap() {
+            Reply::Tokens(ids) => ids,
+            other => panic!("{other:?}"),
+        }
+    };
     assert_eq!(ids(Segment::markup("<|user|>")), [4]);
     let plain = ids(Segment::plain("<|user|>"));
     assert!(plain.len() > 1 && plain.iter().all(|&id| id > 6), "{plain:?}");

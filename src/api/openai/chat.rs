@@ -29,12 +29,11 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
         })?;
     let id = format!("chatcmpl-{:032x}", rand::random::<u128>());
     let generate = Generate {
-        id: id.clone(),
-        prompt,
         max_tokens: request.max_tokens,
         sampling: request.sampling,
         stop: request.stop,
         constraint: request.constraint,
+        ..Generate::new(id.clone(), prompt)
     };
     let mut generation = Generation::start(&app, generate, deadline)?;
     // Whatever goes wrong before the first output is a plain status, streaming or not.

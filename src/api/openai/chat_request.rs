@@ -11,7 +11,7 @@ use crate::api::error::ApiError;
 use crate::api::json::JsonBody;
 use crate::api::template::Turn;
 use crate::config::SamplingDefaults;
-use crate::engine::{Constraint, Sampling};
+use crate::engine::{Constraint, Penalties, Sampling};
 use crate::task::schema::{SCHEMA_NAME, add_limits};
 
 /// As written. Fields that are not here and not in [`unsupported`] change nothing and are ignored: `model` (there is
@@ -105,6 +105,7 @@ impl ChatRequest {
             min_p: number("min_p", written.min_p, 0.0..=1.0, defaults.min_p)?,
             // llama-server's -1, and any other negative number, draws one.
             seed: written.seed.and_then(|seed| u64::try_from(seed).ok()),
+            penalties: Penalties::NONE,
         };
         Ok(Self {
             turns: turns(written.messages),
@@ -224,7 +225,8 @@ mod tests {
     fn sampling_is_taken_as_written() {
         let request =
             parse(json!({"temperature": 0.3, "top_p": 0.9, "top_k": -1, "min_p": 0.05, "seed": 7})).unwrap();
-        let expected = Sampling { temperature: 0.3, top_p: 0.9, top_k: 0, min_p: 0.05, seed: Some(7) };
+        let expected =
+            Sampling { temperature: 0.3, top_p: 0.9, min_p: 0.05, seed: Some(7), ..Sampling::GREEDY };
         assert_eq!(request.sampling, expected);
         assert_eq!(parse(json!({"seed": -1})).unwrap().sampling.seed, None);
     }

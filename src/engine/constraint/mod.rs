@@ -74,6 +74,9 @@ impl Grammars {
         let schema = match constraint {
             Constraint::JsonSchema(schema) => schema.clone(),
             Constraint::JsonObject => any_object(),
+            Constraint::Regex(_) | Constraint::Gbnf(_) | Constraint::Lark(_) => {
+                return Err(EngineError::Schema("only JSON Schemas are taken".to_owned()));
+            }
         };
         let text = schema.to_string();
         if text.len() > MAX_SCHEMA_BYTES {

@@ -53,14 +53,7 @@ fn answer(
 ) -> Result<(String, FinishReason, Usage), EngineError> {
     let session = grammars.begin(&Constraint::JsonSchema(schema.clone()))?;
     let sampling = Sampling { temperature: 1.0, seed: Some(seed), ..Sampling::GREEDY };
-    let request = Generate {
-        id: String::new(),
-        prompt: vec![],
-        max_tokens: None,
-        sampling,
-        stop: vec![],
-        constraint: None,
-    };
+    let request = Generate { sampling, ..Generate::new("", vec![]) };
     let (events, mut receiver) = mpsc::unbounded_channel();
     let mut run = Run::new(&request, events, Some(session), budget, Usage::default())?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -75,7 +68,7 @@ fn answer(
     let mut text = String::new();
     loop {
         match receiver.try_recv().expect("a last event comes") {
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Tokens(_) => {}
             Event::Text(more) => text += &more,
             Event::Finished { reason, usage } => return Ok((text, reason, usage)),
             Event::Failed(error) => panic!("{schema} with {budget} tokens: {error}"),
