@@ -1,5 +1,6 @@
 //! Configuration: what was written in a file and on the command line becomes what is meant.
 
+mod check;
 mod mistake;
 mod places;
 mod settings;
@@ -7,7 +8,7 @@ mod written;
 
 pub use mistake::{ConfigError, Mistake};
 pub use places::{DEFAULT_CONFIG, default_model};
-pub use settings::{ModelSettings, Paths, SamplingDefaults, ServerSettings, Settings};
+pub use settings::{LogFormat, LogSettings, ModelSettings, Paths, SamplingDefaults, ServerSettings, Settings};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,8 @@ mod tests {
         assert_eq!(plain.sampling, written.sampling);
         assert_eq!(plain.model.lanes, written.model.lanes);
         assert_eq!(plain.model.queue, written.model.queue);
+        assert_eq!(plain.model.queue_tokens, written.model.queue_tokens);
+        assert_eq!(plain.log, written.log);
     }
 
     #[test]
@@ -114,6 +117,13 @@ mod tests {
     #[test]
     fn all_mistakes_are_reported_at_once_with_their_lines() {
         let text = "[server]\nlisten = 'here'\nbody_limt = '2 MiB'\ndrain = 'soon'\n\n[model]\nlanes = 'four'\nqueue = 0\n\n[sampling]\ntop_p = 1.5\n\n[extra]\nx = 1\n";
+        insta::assert_snapshot!(mistakes(text).join("\n"));
+    }
+
+    #[test]
+    fn mistakes_of_limits_logs_and_names_are_found_too() {
+        let text = "[server]\nslow_reader = '0s'\nhead_limit = '1 KiB'\nhosts = ['a b', 'box.lan:80', '[::1]']\n\
+                    cors_origins = ['localhost', 'http://ok:1']\nconnections = 0\n[log]\naccess = 'loud'\nformat = 'xml'\n";
         insta::assert_snapshot!(mistakes(text).join("\n"));
     }
 

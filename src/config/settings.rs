@@ -1,7 +1,6 @@
 //! The configuration as it is meant: validated, with defaults filled in, paths absolute.
 
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use bytesize::ByteSize;
 use toml::Spanned;
 
 use super::Overrides;
+use super::check::Check;
 use super::mistake::Mistake;
 use super::places::{absolute, default_model, default_state};
 use super::written::Written;
@@ -20,6 +20,8 @@ pub struct Settings {
     pub server: ServerSettings,
     /// The model and how it is run.
     pub model: ModelSettings,
+    /// What is written about what happens.
+    pub log: LogSettings,
     /// What a request means that doesn't say how tokens are chosen.
     pub sampling: SamplingDefaults,
     /// Folders.
@@ -37,6 +39,44 @@ pub struct ServerSettings {
     pub request_deadline: Duration,
     /// Longest that running requests may go on after a stop signal.
     pub drain: Duration,
+    /// Connections at the same time; a further one is answered 503 and closed.
+    pub connections: u32,
+    /// Largest head (request line and headers) of a request.
+    pub head_limit: ByteSize,
+    /// Longest that a head may take to arrive, and again a body.
+    pub slow_sender: Duration,
+    /// Longest that a client may take nothing of what is sent to it.
+    pub slow_reader: Duration,
+    /// Longest that a connection may be kept without a request.
+    pub keep_alive: Duration,
+    /// Longest that a ready engine may show no sign of life; zero: for ever.
+    pub watchdog: Duration,
+    /// File of API keys.
+    pub keys_file: Option<PathBuf>,
+    /// Names, beside this machine's own, under which clients may address the daemon.
+    pub hosts: Vec<String>,
+    /// Origins whose web pages may ask.
+    pub cors_origins: Vec<String>,
+}
+
+/// What is written about what happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogSettings {
+    /// How the log is written.
+    pub format: LogFormat,
+    /// How a line about each request is written; `None`: it isn't.
+    pub access: Option<LogFormat>,
+    /// Whether prompts and answers may be in the log.
+    pub prompts: bool,
+}
+
+/// How a log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// The model and how it is run.
@@ -54,6 +94,8 @@ pub struct ModelSettings {
     pub threads: u32,
     /// Requests that may wait.
     pub queue: u32,
+    /// Tokens of the requests that wait, estimated, prompts and answers.
+    pub queue_tokens: u64,
 }
 
 /// What a request means that doesn't say how tokens are chosen. mnemonic leaves a temperature of 0 out: absent is greedy.
@@ -85,7 +127,7 @@ impl Settings {
     /// Judges what was written; relative paths in it are taken from `folder`.
     pub(super) fn new(written: Written, folder: &Path, overrides: Overrides) -> Result<Self, Vec<Mistake>> {
         let mut check = Check { mistakes: Vec::new() };
-        let Written { server, model, sampling, paths } = written;
+        let Written { server, model, log, sampling, paths } = written;
         let from_file = |path: Spanned<String>| absolute(&folder.join(path.into_inner()));
         let path = overrides.model.as_deref().map(absolute).or_else(|| model.path.map(from_file));
         let path = path.unwrap_or_else(default_model);
@@ -94,9 +136,28 @@ impl Settings {
         let settings = Self {
             server: ServerSettings {
                 listen: overrides.listen.unwrap_or_else(|| check.address("server.listen", server.listen)),
-                body_limit: check.size("server.body_limit", server.body_limit, ByteSize::mib(2)),
+                body_limit: check.size(
+                    "server.body_limit",
+                    server.body_limit,
+                    ByteSize::mib(2),
+                    1 << 10..=1 << 30,
+                ),
                 request_deadline: check.duration("server.request_deadline", server.request_deadline, 600),
                 drain: check.duration("server.drain", server.drain, 30),
+                connections: check.whole("server.connections", server.connections, 1..=65_536, 512),
+                head_limit: check.size(
+                    "server.head_limit",
+                    server.head_limit,
+                    ByteSize::kib(32),
+                    8 << 10..=1 << 20,
+                ),
+                slow_sender: check.pause("server.slow_sender", server.slow_sender, 10),
+                slow_reader: check.pause("server.slow_reader", server.slow_reader, 30),
+                keep_alive: check.pause("server.keep_alive", server.keep_alive, 75),
+                watchdog: check.duration("server.watchdog", server.watchdog, 30),
+                keys_file: server.keys_file.map(from_file),
+                hosts: check.hosts("server.hosts", server.hosts),
+                cors_origins: check.origins("server.cors_origins", server.cors_origins),
             },
             model: ModelSettings {
                 id: check.name("model.id", model.id, stem),
@@ -107,6 +168,14 @@ impl Settings {
                 lanes: check.whole("model.lanes", model.lanes, 1..=256, 4),
                 threads: check.whole("model.threads", model.threads, 1..=1024, processors()),
                 queue: check.whole("model.queue", model.queue, 1..=100_000, 64),
+                queue_tokens: check
+                    .whole("model.queue_tokens", model.queue_tokens, 1..=u32::MAX, 1 << 18)
+                    .into(),
+            },
+            log: LogSettings {
+                format: check.format("log.format", log.format),
+                access: check.access("log.access", log.access),
+                prompts: log.prompts.unwrap_or(false),
             },
             sampling: SamplingDefaults {
                 temperature: check.number("sampling.temperature", sampling.temperature, 0.0..=2.0, 0.0),
@@ -136,102 +205,4 @@ impl Settings {
 
 fn processors() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
-}
-
-/// Collects mistakes; a wrong value becomes its default, so that the next one can be judged too.
-struct Check {
-    mistakes: Vec<Mistake>,
-}
-
-impl Check {
-    fn wrong(
-        &mut self,
-        key: &str,
-        found: &Spanned<impl std::fmt::Debug>,
-        expected: &str,
-        hint: Option<&str>,
-    ) {
-        let message = format!("{key} = {:?}: expected {expected}", found.get_ref());
-        self.mistakes.push(Mistake::new(Some(found.span()), message, hint));
-    }
-
-    fn address(&mut self, key: &str, found: Option<Spanned<String>>) -> SocketAddr {
-        let default = SocketAddr::from(([127, 0, 0, 1], 8899));
-        let Some(found) = found else { return default };
-        found.get_ref().parse().unwrap_or_else(|_| {
-            self.wrong(key, &found, "ADDRESS:PORT", Some("\"127.0.0.1:8899\" is for this machine alone"));
-            default
-        })
-    }
-
-    fn size(&mut self, key: &str, found: Option<Spanned<String>>, default: ByteSize) -> ByteSize {
-        let Some(found) = found else { return default };
-        match found.get_ref().parse::<ByteSize>() {
-            Ok(size) if (1 << 10..=1 << 30).contains(&size.as_u64()) => size,
-            _ => {
-                self.wrong(
-                    key,
-                    &found,
-                    "a size from 1 KiB to 1 GiB",
-                    Some("write its unit too, as in \"2 MiB\""),
-                );
-                default
-            }
-        }
-    }
-
-    fn duration(&mut self, key: &str, found: Option<Spanned<String>>, default_secs: u64) -> Duration {
-        let default = Duration::from_secs(default_secs);
-        let Some(found) = found else { return default };
-        match humantime::parse_duration(found.get_ref()) {
-            Ok(duration) if duration <= Duration::from_secs(86_400) => duration,
-            _ => {
-                let hint = "write its unit too, as in \"30s\" or \"10m\"";
-                self.wrong(key, &found, "a duration of a day at most", Some(hint));
-                default
-            }
-        }
-    }
-
-    fn name(&mut self, key: &str, found: Option<Spanned<String>>, default: String) -> String {
-        let Some(found) = found else { return default };
-        if found.get_ref().trim().is_empty() || found.get_ref().contains(char::is_control) {
-            self.wrong(key, &found, "a name", None);
-            return default;
-        }
-        found.into_inner()
-    }
-
-    fn whole(
-        &mut self,
-        key: &str,
-        found: Option<Spanned<i64>>,
-        range: RangeInclusive<u32>,
-        default: u32,
-    ) -> u32 {
-        let Some(found) = found else { return default };
-        match u32::try_from(*found.get_ref()) {
-            Ok(number) if range.contains(&number) => number,
-            _ => {
-                let expected = format!("a whole number from {} to {}", range.start(), range.end());
-                self.wrong(key, &found, &expected, None);
-                default
-            }
-        }
-    }
-
-    fn number(
-        &mut self,
-        key: &str,
-        found: Option<Spanned<f64>>,
-        range: RangeInclusive<f64>,
-        default: f32,
-    ) -> f32 {
-        let Some(found) = found else { return default };
-        if range.contains(found.get_ref()) {
-            return *found.get_ref() as f32;
-        }
-        self.wrong(key, &found, &format!("a number from {} to {}", range.start(), range.end()), None);
-        default
-    }
 }

@@ -14,6 +14,7 @@ use super::mistake::Mistake;
 pub(super) struct Written {
     pub(super) server: Server,
     pub(super) model: Model,
+    pub(super) log: Log,
     pub(super) sampling: Sampling,
     pub(super) paths: Paths,
 }
@@ -25,6 +26,23 @@ pub(super) struct Server {
     pub(super) body_limit: Option<Spanned<String>>,
     pub(super) request_deadline: Option<Spanned<String>>,
     pub(super) drain: Option<Spanned<String>>,
+    pub(super) connections: Option<Spanned<i64>>,
+    pub(super) head_limit: Option<Spanned<String>>,
+    pub(super) slow_sender: Option<Spanned<String>>,
+    pub(super) slow_reader: Option<Spanned<String>>,
+    pub(super) keep_alive: Option<Spanned<String>>,
+    pub(super) watchdog: Option<Spanned<String>>,
+    pub(super) keys_file: Option<Spanned<String>>,
+    pub(super) hosts: Option<Vec<Spanned<String>>>,
+    pub(super) cors_origins: Option<Vec<Spanned<String>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Log {
+    pub(super) format: Option<Spanned<String>>,
+    pub(super) access: Option<Spanned<String>>,
+    pub(super) prompts: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -36,6 +54,7 @@ pub(super) struct Model {
     pub(super) lanes: Option<Spanned<i64>>,
     pub(super) threads: Option<Spanned<i64>>,
     pub(super) queue: Option<Spanned<i64>>,
+    pub(super) queue_tokens: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

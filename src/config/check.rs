@@ -1,0 +1,194 @@
+//! Judges single values; what is wrong is noted and the default goes on in its place.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use toml::Spanned;
+
+use super::mistake::Mistake;
+use super::settings::LogFormat;
+
+/// Collects mistakes; a wrong value becomes its default, so that the next one can be judged too.
+pub(super) struct Check {
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+impl Check {
+    fn wrong(
+        &mut self,
+        key: &str,
+        found: &Spanned<impl std::fmt::Debug>,
+        expected: &str,
+        hint: Option<&str>,
+    ) {
+        let message = format!("{key} = {:?}: expected {expected}", found.get_ref());
+        self.mistakes.push(Mistake::new(Some(found.span()), message, hint));
+    }
+
+    pub(super) fn address(&mut self, key: &str, found: Option<Spanned<String>>) -> SocketAddr {
+        let default = SocketAddr::from(([127, 0, 0, 1], 8899));
+        let Some(found) = found else { return default };
+        found.get_ref().parse().unwrap_or_else(|_| {
+            self.wrong(key, &found, "ADDRESS:PORT", Some("\"127.0.0.1:8899\" is for this machine alone"));
+            default
+        })
+    }
+
+    pub(super) fn size(
+        &mut self,
+        key: &str,
+        found: Option<Spanned<String>>,
+        default: ByteSize,
+        range: RangeInclusive<u64>,
+    ) -> ByteSize {
+        let Some(found) = found else { return default };
+        match found.get_ref().parse::<ByteSize>() {
+            Ok(size) if range.contains(&size.as_u64()) => size,
+            _ => {
+                let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
+                let expected = format!("a size from {} to {}", least.display().iec(), most.display().iec());
+                self.wrong(key, &found, &expected, Some("write its unit too, as in \"2 MiB\""));
+                default
+            }
+        }
+    }
+
+    pub(super) fn duration(&mut self, key: &str, found: Option<Spanned<String>>, default_secs: u64) -> Duration {
+        let default = Duration::from_secs(default_secs);
+        let Some(found) = found else { return default };
+        match humantime::parse_duration(found.get_ref()) {
+            Ok(duration) if duration <= Duration::from_secs(86_400) => duration,
+            _ => {
+                let hint = "write its unit too, as in \"30s\" or \"10m\"";
+                self.wrong(key, &found, "a duration of a day at most", Some(hint));
+                default
+            }
+        }
+    }
+
+    /// A duration that zero would make useless.
+    pub(super) fn pause(&mut self, key: &str, found: Option<Spanned<String>>, default_secs: u64) -> Duration {
+        let place = found.clone();
+        let duration = self.duration(key, found, default_secs);
+        match place {
+            Some(found) if duration.is_zero() => {
+                self.wrong(key, &found, "more than no time at all", Some("as in \"10s\""));
+                Duration::from_secs(default_secs)
+            }
+            _ => duration,
+        }
+    }
+
+    pub(super) fn format(&mut self, key: &str, found: Option<Spanned<String>>) -> LogFormat {
+        let Some(found) = found else { return LogFormat::Text };
+        match found.get_ref().as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            _ => {
+                self.wrong(key, &found, "\"text\" or \"json\"", None);
+                LogFormat::Text
+            }
+        }
+    }
+
+    pub(super) fn access(&mut self, key: &str, found: Option<Spanned<String>>) -> Option<LogFormat> {
+        let Some(found) = found else { return Some(LogFormat::Text) };
+        match found.get_ref().as_str() {
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            "off" => None,
+            _ => {
+                self.wrong(key, &found, "\"text\", \"json\" or \"off\"", None);
+                None
+            }
+        }
+    }
+
+    /// Names as they stand in a Host header, in small letters, without a port.
+    pub(super) fn hosts(&mut self, key: &str, found: Option<Vec<Spanned<String>>>) -> Vec<String> {
+        let mut hosts = Vec::new();
+        for found in found.into_iter().flatten() {
+            let host = found.get_ref().to_ascii_lowercase();
+            let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            let fits = match address {
+                Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+                None => {
+                    !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+                }
+            };
+            if fits {
+                hosts.push(host);
+            } else {
+                let hint = "as in \"bespoke.lan\", \"192.168.1.20\" or \"[fd00::1]\"";
+                self.wrong(key, &found, "a name or address without a port", Some(hint));
+            }
+        }
+        hosts
+    }
+
+    /// Origins as browsers send them.
+    pub(super) fn origins(&mut self, key: &str, found: Option<Vec<Spanned<String>>>) -> Vec<String> {
+        let mut origins = Vec::new();
+        for found in found.into_iter().flatten() {
+            let origin = found.get_ref().as_str();
+            let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            let fits = |authority: &str| {
+                !authority.is_empty()
+                    && authority.chars().all(|c| {
+                        c.is_ascii_digit() || c.is_ascii_lowercase() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']')
+                    })
+            };
+            if origin == "*" || authority.is_some_and(fits) {
+                origins.push(found.into_inner());
+            } else {
+                let hint = "as in \"http://localhost:3000\", without a path; \"*\" is all of them";
+                self.wrong(key, &found, "an origin", Some(hint));
+            }
+        }
+        origins
+    }
+
+    pub(super) fn name(&mut self, key: &str, found: Option<Spanned<String>>, default: String) -> String {
+        let Some(found) = found else { return default };
+        if found.get_ref().trim().is_empty() || found.get_ref().contains(char::is_control) {
+            self.wrong(key, &found, "a name", None);
+            return default;
+        }
+        found.into_inner()
+    }
+
+    pub(super) fn whole(
+        &mut self,
+        key: &str,
+        found: Option<Spanned<i64>>,
+        range: RangeInclusive<u32>,
+        default: u32,
+    ) -> u32 {
+        let Some(found) = found else { return default };
+        match u32::try_from(*found.get_ref()) {
+            Ok(number) if range.contains(&number) => number,
+            _ => {
+                let expected = format!("a whole number from {} to {}", range.start(), range.end());
+                self.wrong(key, &found, &expected, None);
+                default
+            }
+        }
+    }
+
+    pub(super) fn number(
+        &mut self,
+        key: &str,
+        found: Option<Spanned<f64>>,
+        range: RangeInclusive<f64>,
+        default: f32,
+    ) -> f32 {
+        let Some(found) = found else { return default };
+        if range.contains(found.get_ref()) {
+            return *found.get_ref() as f32;
+        }
+        self.wrong(key, &found, &format!("a number from {} to {}", range.start(), range.end()), None);
+        default
+    }
+}
