@@ -62,6 +62,21 @@ pub enum ApiError {
     /// The request took too long.
     #[error("no answer within {}", humantime::format_duration(*.0))]
     Deadline(Duration),
+    /// The body took too long to arrive.
+    #[error("the body did not arrive within {}", humantime::format_duration(*.0))]
+    SlowBody(Duration),
+    /// No key, or none that is in force.
+    #[error("Invalid API Key")]
+    Unauthenticated,
+    /// The key is good, but not for this.
+    #[error("this needs a key with the scope admin")]
+    Forbidden,
+    /// The request is addressed to somebody else.
+    #[error("host: nobody is called {0:?} here; server.hosts names those who are")]
+    WrongHost(String),
+    /// There are too many connections.
+    #[error("there are {0} connections already, as many as there may be")]
+    Connections(u32),
     /// A defect of ours.
     #[error("the daemon has a defect here; its log says more")]
     Panicked,
@@ -88,7 +103,11 @@ impl ApiError {
             Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "not_found_error"),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID),
             Self::Model(_) | Self::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
-            Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
+            Self::Loading | Self::Connections(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
+            Self::SlowBody(_) => (StatusCode::REQUEST_TIMEOUT, INVALID),
+            Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "authentication_error"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "permission_error"),
+            Self::WrongHost(_) => (StatusCode::MISDIRECTED_REQUEST, INVALID),
             Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout_error"),
             Self::Engine { error, .. } => match error {
                 EngineError::PromptTooLong { .. } | EngineError::InputTooLong { .. } => {
@@ -156,6 +175,9 @@ impl IntoResponse for ApiError {
         let mut response = (status, Json(self.body())).into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

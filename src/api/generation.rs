@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc;
@@ -11,6 +12,7 @@ use tokio::time::Sleep;
 use tokio_stream::Stream;
 
 use super::error::ApiError;
+use super::observe::Progress;
 use super::reasoning::{Piece, Splitter};
 use super::state::{App, Deadline};
 use crate::engine::{EngineError, Event, FinishReason, Generate, Usage};
@@ -33,6 +35,8 @@ pub(super) struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
     /// `None` once the generation is over.
     splitter: Option<Splitter>,
+    progress: Progress,
+    log_texts: bool,
     told: VecDeque<Output>,
     deadline: Deadline,
     alarm: Pin<Box<Sleep>>,
@@ -47,12 +51,21 @@ impl Generation {
             .last()
             .is_some_and(|last| last.markup && last.text.trim_end().ends_with("<think>"));
         let id = request.id.clone();
+        let log_texts = app.log_texts();
+        if log_texts {
+            let prompt: String = request.prompt.iter().map(|segment| segment.text.as_str()).collect();
+            tracing::info!(id, prompt, "asked");
+        }
+        tracing::debug!(id, "queued");
         let events = app.engine().generate(request)?;
+        let progress = Progress::begin(Arc::clone(app.metrics()));
         let alarm = Box::pin(tokio::time::sleep_until(deadline.at));
         Ok(Self {
             id,
             events,
             splitter: Some(Splitter::new(thinking)),
+            progress,
+            log_texts,
             told: VecDeque::new(),
             deadline,
             alarm,
@@ -62,13 +75,23 @@ impl Generation {
     fn take(&mut self, event: Event) -> Result<(), ApiError> {
         let Some(splitter) = &mut self.splitter else { return Ok(()) };
         match event {
-            Event::Started { .. } | Event::Tokens(_) => {}
-            Event::Text(text) => self.told.extend(splitter.push(&text).into_iter().map(Output::from)),
+            Event::Started { prompt_tokens, cached_tokens } => {
+                self.progress.started(prompt_tokens, cached_tokens);
+            }
+            Event::Tokens(_) => {}
+            Event::Text(text) => {
+                self.progress.text();
+                if self.log_texts {
+                    tracing::info!(id = self.id, text, "told");
+                }
+                self.told.extend(splitter.push(&text).into_iter().map(Output::from));
+            }
             Event::Finished { reason, usage } => {
                 let held = self.splitter.take().and_then(Splitter::finish);
                 self.told.extend(held.map(Output::from));
                 self.told.push_back(Output::End(reason, usage));
-                tracing::info!(
+                self.progress.finished(&usage);
+                tracing::debug!(
                     id = self.id,
                     prompt = usage.prompt_tokens,
                     cached = usage.cached_tokens,
@@ -90,7 +113,7 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         if self.splitter.is_some() {
-            tracing::info!(id = self.id, "the client left: generation is cancelled");
+            tracing::debug!(id = self.id, "the client left: generation is cancelled");
         }
     }
 }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::error::ApiError;
+use super::observe::Record;
 use super::state::App;
 
 /// A request body that is JSON; not yet looked at.
@@ -26,13 +27,18 @@ impl FromRequest<App> for JsonBody {
         }
         let limit = app.body_limit();
         // The router's DefaultBodyLimit is this same limit.
-        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| match rejection {
+        let bytes = tokio::time::timeout(app.slow_sender(), Bytes::from_request(request, app));
+        let bytes = bytes.await.map_err(|_| ApiError::SlowBody(app.slow_sender()))?;
+        let bytes = bytes.map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
                 ApiError::BodyTooLong { limit }
             }
             other => ApiError::Body(other.body_text()),
         })?;
-        let value = serde_json::from_slice(&bytes).map_err(|error| ApiError::NotJson(error.to_string()))?;
+        let value: Value =
+            serde_json::from_slice(&bytes).map_err(|error| ApiError::NotJson(error.to_string()))?;
+        let name = value.pointer("/response_format/json_schema/name");
+        Record::current().set_schema_name(name.and_then(Value::as_str));
         Ok(Self(value))
     }
 }

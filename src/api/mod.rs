@@ -1,38 +1,113 @@
 //! The HTTP side: OpenAI's API, in the dialect of llama-server, over whatever engine there is.
 
+pub mod auth;
+pub mod connection;
 pub mod error;
 mod generation;
 mod json;
 mod llama_server;
+mod metrics;
+mod observe;
 mod openai;
+mod openapi;
+mod pulse;
 mod reasoning;
 mod state;
 mod template;
 
 pub use error::ApiError;
+pub use pulse::Pulse;
 pub use state::{App, Options};
 pub use template::{ChatTemplate, TemplateError, Turn};
 
+use std::sync::LazyLock;
+
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{Method, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
-/// All routes.
+use self::auth::{Access, Scope};
+
+/// One thing that can be asked.
+struct Route {
+    method: Method,
+    path: &'static str,
+    access: Access,
+    handler: MethodRouter<App>,
+}
+
+/// All of them. Each stands in `openapi/` too; a test compares the two.
+fn routes() -> Vec<Route> {
+    const OPEN: Access = Access::Open;
+    const ASK: Access = Access::Key(Scope::Inference);
+    let route = |method, path, access, handler| Route { method, path, access, handler };
+    vec![
+        route(Method::POST, "/v1/chat/completions", ASK, post(openai::chat::complete)),
+        route(Method::POST, "/v1/embeddings", ASK, post(openai::embeddings::embed)),
+        route(Method::GET, "/v1/models", ASK, get(openai::models::list)),
+        route(Method::GET, "/health", OPEN, get(llama_server::health)),
+        route(Method::GET, "/metrics", ASK, get(metrics::show)),
+        route(Method::GET, "/openapi.json", OPEN, get(openapi::show)),
+    ]
+}
+
+/// Who may use a route, for each of them.
+static ACCESS: LazyLock<Vec<(Method, &str, Access)>> =
+    LazyLock::new(|| routes().into_iter().map(|route| (route.method, route.path, route.access)).collect());
+
+/// Who may use a route, if it exists. axum answers HEAD with what GET would say.
+fn access(method: &Method, path: &str) -> Option<Access> {
+    let method = if method == Method::HEAD { &Method::GET } else { method };
+    ACCESS.iter().find(|(of, at, _)| of == method && *at == path).map(|(_, _, access)| *access)
+}
+
+/// All routes, and around them what holds for each.
 pub fn router(app: App) -> Router {
     let body_limit = usize::try_from(app.body_limit()).unwrap_or(usize::MAX);
-    Router::new()
-        .route("/v1/chat/completions", post(openai::chat::complete))
-        .route("/v1/embeddings", post(openai::embeddings::embed))
-        .route("/v1/models", get(openai::models::list))
-        .route("/health", get(llama_server::health))
+    let mut router = Router::new();
+    for route in routes() {
+        router = router.route(route.path, route.handler);
+    }
+    let router = router
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(body_limit))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(app.clone(), auth::check_key));
+    let router = match cors(app.cors_origins()) {
+        Some(layer) => router.layer(layer),
+        None => router,
+    };
+    router
+        .layer(from_fn_with_state(app.clone(), auth::check_host))
+        .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
+}
+
+/// What lets web pages of these origins ask. Without any there is nothing: browsers keep other pages out by themselves.
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    const SHOWN: [&str; 2] = ["x-request-id", "retry-after"];
+    const TAKEN: [HeaderName; 2] = [header::AUTHORIZATION, header::CONTENT_TYPE];
+    const OURS: [&str; 2] = ["x-api-key", "x-request-id"];
+    if origins.is_empty() {
+        return None;
+    }
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
+    let layer = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(TAKEN.into_iter().chain(OURS.map(HeaderName::from_static)).collect::<Vec<_>>())
+        .expose_headers(SHOWN.map(HeaderName::from_static));
+    Some(layer)
 }
 
 async fn no_such_path(uri: Uri) -> ApiError {

@@ -6,9 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use super::auth::{Hosts, KeyRing};
 use super::error::ApiError;
+use super::metrics::Metrics;
+use super::pulse::Pulse;
 use super::template::{ChatTemplate, TemplateError};
-use crate::config::SamplingDefaults;
+use crate::config::{LogFormat, LogSettings, SamplingDefaults};
 use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Segment};
 
 /// What the API is told.
@@ -24,6 +27,16 @@ pub struct Options {
     pub queue: u32,
     /// What a request means that doesn't say how tokens are chosen.
     pub sampling: SamplingDefaults,
+    /// Longest that a body may take to arrive.
+    pub slow_sender: Duration,
+    /// What is written about requests.
+    pub log: LogSettings,
+    /// Names under which clients may address the daemon.
+    pub hosts: Hosts,
+    /// Keys that are needed.
+    pub keys: Arc<KeyRing>,
+    /// Origins whose web pages may ask.
+    pub cors_origins: Vec<String>,
 }
 
 /// Shared by all handlers; cheap to clone.
@@ -35,6 +48,8 @@ pub struct App {
 struct Inner {
     engine: Arc<dyn Engine>,
     options: Options,
+    pulse: Arc<Pulse>,
+    metrics: Arc<Metrics>,
     created: u64,
     template: OnceLock<Result<ChatTemplate, TemplateError>>,
     waiting_for_load: AtomicU32,
@@ -42,10 +57,45 @@ struct Inner {
 
 impl App {
     /// An API over an engine.
-    pub fn new(engine: Arc<dyn Engine>, options: Options) -> Self {
+    pub fn new(engine: Arc<dyn Engine>, pulse: Arc<Pulse>, options: Options) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (template, waiting_for_load) = (OnceLock::new(), AtomicU32::new(0));
-        Self { inner: Arc::new(Inner { engine, options, created, template, waiting_for_load }) }
+        let metrics = Arc::default();
+        let inner = Inner { engine, options, pulse, metrics, created, template, waiting_for_load };
+        Self { inner: Arc::new(inner) }
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
+    }
+
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.inner.pulse
+    }
+
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.inner.options.hosts
+    }
+
+    pub(super) fn key_ring(&self) -> &KeyRing {
+        &self.inner.options.keys
+    }
+
+    pub(super) fn cors_origins(&self) -> &[String] {
+        &self.inner.options.cors_origins
+    }
+
+    pub(super) fn access_log(&self) -> Option<LogFormat> {
+        self.inner.options.log.access
+    }
+
+    /// Whether prompts and answers may be in the log.
+    pub(super) fn log_texts(&self) -> bool {
+        self.inner.options.log.prompts
+    }
+
+    pub(super) fn slow_sender(&self) -> Duration {
+        self.inner.options.slow_sender
     }
 
     pub(super) fn engine(&self) -> &dyn Engine {

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,7 +13,8 @@ use tokio::sync::watch;
 
 use super::WrongConfiguration;
 use super::client::encoding_request;
-use crate::config::{self, Overrides};
+use crate::api::auth::KeyRing;
+use crate::config::{self, LogFormat, Overrides};
 use crate::engine::{EngineState, Health, ModelInfo};
 use crate::hub::{Hub, HubError};
 use crate::task::Event;
@@ -42,11 +44,11 @@ pub struct Args {
 /// # Errors
 /// [`WrongConfiguration`] for a configuration or model file that no restart can help.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    start_log();
     let Args { config, listen, model, spokes, state } = args;
     let overrides = Overrides { listen, model, spokes, state };
     let settings =
         config::load(config.as_deref(), overrides).map_err(|error| WrongConfiguration(error.to_string()))?;
+    start_log(settings.log.format);
     // HTTP needs little; the cores belong to the engine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -56,10 +58,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let outcome = runtime.block_on(async {
         // Before anything else: a signal during the start must not be lost.
         let stop = Stop::new().context("can't listen for signals")?;
-        let hub = Hub::build(&settings).await.map_err(in_words)?;
+        let reload = signal(SignalKind::hangup()).context("can't listen for signals")?;
+        let hub = Hub::build(&settings).map_err(in_words)?;
         eprintln!("listening on http://{}", hub.address());
         let announcement = announce(hub.address(), settings.model.id.clone(), hub.health());
         tokio::spawn(announcement);
+        tokio::spawn(reload_keys(reload, hub.keys()));
+        if let Some(limit) = sd_notify::watchdog_enabled() {
+            tokio::spawn(feed_watchdog(limit, hub.health()));
+        }
         notify(NotifyState::Ready);
         hub.run_until(stop.signalled()).await.map_err(in_words)
     });
@@ -68,21 +75,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// The log goes to stderr; `RUST_LOG` chooses what is in it.
-fn start_log() {
+fn start_log(format: LogFormat) {
     // llama.cpp writes a page for each model at level info; `RUST_LOG=info` shows it.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| "info,llama-cpp-2=error".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
 }
 
 fn in_words(error: HubError) -> anyhow::Error {
     match error {
-        HubError::Model { .. } => WrongConfiguration(error.to_string()).into(),
-        HubError::Listen { .. } | HubError::Engine(_) | HubError::Serve(_) => error.into(),
+        HubError::Model { .. } | HubError::Keys(_) | HubError::Unprotected(_) => {
+            WrongConfiguration(error.to_string()).into()
+        }
+        HubError::Listen { .. } | HubError::Silent(_) | HubError::Engine(_) | HubError::Serve(_) => error.into(),
     }
 }
 
@@ -90,6 +99,33 @@ fn in_words(error: HubError) -> anyhow::Error {
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "systemd can't be told the state");
+    }
+}
+
+/// Reads the keys again at each SIGHUP.
+async fn reload_keys(mut hangup: Signal, keys: Arc<KeyRing>) {
+    while hangup.recv().await.is_some() {
+        if let Err(error) = keys.reload() {
+            tracing::error!(%error, "the keys stay as they were");
+        }
+    }
+}
+
+/// Passes the engine's heartbeat on to systemd, which kills us without it. While weights are read there is none, and
+/// at the end there is none any more: systemd has time limits of its own for both.
+async fn feed_watchdog(limit: Duration, health: watch::Receiver<Health>) {
+    let mut ticks = tokio::time::interval((limit / 4).max(Duration::from_millis(1)));
+    let mut last = None;
+    loop {
+        ticks.tick().await;
+        let (beat, ready) = {
+            let health = health.borrow();
+            (health.beat, matches!(health.state, EngineState::Ready(_)))
+        };
+        if !ready || last != Some(beat) {
+            notify(NotifyState::Watchdog);
+        }
+        last = Some(beat);
     }
 }
 

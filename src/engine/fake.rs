@@ -17,6 +17,9 @@ use super::{
 /// How often a fake looks whether it was cancelled.
 const TICK: Duration = Duration::from_millis(2);
 
+/// Requests that a fake remembers.
+const KEPT: usize = 1_000;
+
 /// What a [`FakeEngine`] answers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Script {
@@ -147,7 +150,7 @@ impl FakeEngine {
         self.inner.running.load(Ordering::SeqCst)
     }
 
-    /// All requests so far, oldest first.
+    /// The last 1,000 requests, oldest first.
     pub fn requests(&self) -> Vec<Generate> {
         lock(&self.inner.requests).clone()
     }
@@ -161,7 +164,12 @@ impl Engine for FakeEngine {
             self.inner.running.fetch_sub(1, Ordering::SeqCst);
             return Err(EngineError::Overloaded { waiting: unfinished });
         }
-        lock(&self.inner.requests).push(request.clone());
+        let mut requests = lock(&self.inner.requests);
+        if requests.len() == KEPT {
+            requests.remove(0);
+        }
+        requests.push(request.clone());
+        drop(requests);
         let script = lock(&self.inner.script).clone();
         let (events, receiver) = mpsc::unbounded_channel();
         let inner = Arc::clone(&self.inner);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc as commands;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ pub struct LlamaSettings {
     pub lanes: u32,
     /// Requests that may wait.
     pub queue: u32,
+    /// Tokens of the requests that wait, estimated, prompts and answers; one may always wait alone.
+    pub queue_tokens: u64,
     /// CPU threads.
     pub threads: u32,
 }
@@ -34,19 +36,47 @@ pub struct LlamaSettings {
 pub struct LlamaEngine {
     commands: commands::Sender<Command>,
     health: watch::Receiver<Health>,
-    unfinished: Arc<AtomicU32>,
+    load: Arc<Load>,
     lanes: u32,
     queue: u32,
+    queue_tokens: u64,
+    context: Option<u32>,
 }
 
-/// Counts a request from its acceptance to its end, however it ends.
+/// What has been accepted and isn't over.
+#[derive(Debug, Default)]
+struct Load {
+    unfinished: AtomicU32,
+    /// Tokens of the requests that wait.
+    tokens: AtomicU64,
+}
+
+/// Counts a request from its acceptance to its end, however it ends, and its tokens as long as it waits.
 #[derive(Debug)]
-pub struct Ticket(Arc<AtomicU32>);
+pub struct Ticket {
+    load: Arc<Load>,
+    tokens: u64,
+}
+
+impl Ticket {
+    /// The request waits no longer.
+    pub fn admitted(&mut self) {
+        self.load.tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::SeqCst);
+    }
+}
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.admitted();
+        self.load.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// Tokens that a text probably has; counting them is the engine's work, and this is asked before any work.
+const BYTES_PER_TOKEN: u64 = 3;
+
+fn tokens(prompt: &Prompt) -> u64 {
+    prompt.iter().map(|segment| segment.text.len() as u64 / BYTES_PER_TOKEN + segment.ids.len() as u64).sum()
 }
 
 impl LlamaEngine {
@@ -64,12 +94,13 @@ impl LlamaEngine {
             totals: Totals::default(),
         };
         let (sender, health) = watch::channel(loading);
-        let (lanes, queue) = (settings.lanes.max(1), settings.queue);
+        let (lanes, queue, queue_tokens) = (settings.lanes.max(1), settings.queue, settings.queue_tokens);
+        let context = settings.context;
         thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || worker::run(&settings, &receiver, &sender))
             .expect("the system starts a thread");
-        Self { commands, health, unfinished: Arc::default(), lanes, queue }
+        Self { commands, health, load: Arc::default(), lanes, queue, queue_tokens, context }
     }
 
     fn send(&self, command: Command) -> Result<(), EngineError> {
@@ -83,19 +114,37 @@ impl LlamaEngine {
         self.commands.send(command).map_err(|_| EngineError::Stopped)
     }
 
-    fn ticket(&self) -> Result<Ticket, EngineError> {
-        let before = self.unfinished.fetch_add(1, Ordering::SeqCst);
-        let ticket = Ticket(Arc::clone(&self.unfinished));
-        if before >= self.lanes.saturating_add(self.queue) {
-            return Err(EngineError::Overloaded { waiting: before - self.lanes });
+    /// Accepts a request of about so many tokens, if it has a place to wait.
+    fn ticket(&self, tokens: u64) -> Result<Ticket, EngineError> {
+        let unfinished = self.load.unfinished.fetch_add(1, Ordering::SeqCst);
+        let waiting = self.load.tokens.fetch_add(tokens, Ordering::SeqCst);
+        let ticket = Ticket { load: Arc::clone(&self.load), tokens };
+        if unfinished >= self.lanes.saturating_add(self.queue) {
+            return Err(EngineError::Overloaded { waiting: unfinished - self.lanes });
+        }
+        let (tokens, limit) = (waiting + tokens, self.queue_tokens);
+        // The lanes may be free: what waits alone waits for a moment only.
+        if waiting > 0 && tokens > limit {
+            return Err(EngineError::QueueTokens { tokens, limit });
         }
         Ok(ticket)
+    }
+
+    /// Tokens that a request will probably use: no more than the context holds.
+    fn estimate(&self, request: &Generate) -> u64 {
+        let context = self.context.or_else(|| match &self.health.borrow().state {
+            EngineState::Ready(model) => Some(model.n_ctx),
+            _ => None,
+        });
+        let context = context.map_or(u64::MAX, u64::from);
+        let answer = request.max_tokens.map_or(context, u64::from);
+        tokens(&request.prompt).saturating_add(answer).min(context).min(u64::from(u32::MAX))
     }
 }
 
 impl Engine for LlamaEngine {
     fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError> {
-        let ticket = self.ticket()?;
+        let ticket = self.ticket(self.estimate(&request))?;
         let (events, receiver) = mpsc::unbounded_channel();
         self.send(Command::Generate { request: Box::new(request), events, ticket, queued: Instant::now() })?;
         Ok(receiver)
@@ -105,7 +154,7 @@ impl Engine for LlamaEngine {
         &self,
         inputs: Vec<Prompt>,
     ) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError> {
-        let ticket = self.ticket()?;
+        let ticket = self.ticket(inputs.iter().map(tokens).sum())?;
         let (reply, receiver) = oneshot::channel();
         self.send(Command::Embed { inputs, reply, ticket })?;
         Ok(receiver)

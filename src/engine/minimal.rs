@@ -4,6 +4,8 @@ use serde_json::{Map, Value, json};
 
 /// Schemas nest at most this deep.
 const DEPTH: usize = 64;
+/// Characters of a text, and items of an array, that an instance may be forced to have.
+const LENGTH: u64 = 10_000;
 
 /// A value that validates against the common keywords of `schema`: const, enum, type, properties, required, items,
 /// minItems, minLength, minimum, local `$ref`, anyOf/oneOf/allOf (first branch).
@@ -47,15 +49,18 @@ fn instance(root: &Value, schema: &Value, depth: usize) -> Result<Value, String>
         None if keys.contains_key("items") => Some("array"),
         None => Some("null"),
     };
-    let number = |key: &str| keys.get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
+    let number = |key: &str| match keys.get(key).and_then(Value::as_u64).unwrap_or(0) {
+        length @ ..=LENGTH => Ok(length as usize),
+        length => Err(format!("{key} is {length}; at most {LENGTH} are written here")),
+    };
     match kind {
-        Some("string") => Ok(Value::String("x".repeat(number("minLength")))),
+        Some("string") => Ok(Value::String("x".repeat(number("minLength")?))),
         Some("integer" | "number") => Ok(keys.get("minimum").cloned().unwrap_or(json!(0))),
         Some("boolean") => Ok(json!(false)),
         Some("null") => Ok(Value::Null),
         Some("array") => {
             let item = keys.get("items").unwrap_or(&Value::Bool(true));
-            (0..number("minItems"))
+            (0..number("minItems")?)
                 .map(|_| instance(root, item, depth + 1))
                 .collect::<Result<_, _>>()
                 .map(Value::Array)

@@ -276,8 +276,9 @@ impl Worker<'_> {
     /// Gives waiting requests to free lanes, oldest first.
     fn admit(&mut self) {
         while self.lanes.has_free()
-            && let Some(Waiting { request, events, ticket, queued }) = self.waiting.pop_front()
+            && let Some(Waiting { request, events, mut ticket, queued }) = self.waiting.pop_front()
         {
+            ticket.admitted();
             let sender = events.clone();
             if let Err(error) = self.admit_one(&request, events, ticket, queued) {
                 let _ = sender.send(Event::Failed(error));

@@ -12,3 +12,16 @@ pub mod wording;
 
 pub use event::Event;
 pub use schema::{Encoding, encoding_schema};
+
+/// Names of the schemas by which a client's tasks are told apart: mnemonic's.
+pub const TASKS: [&str; 9] = [
+    schema::SCHEMA_NAME,
+    "classification_response",
+    "episode_synthesis",
+    "gate_response",
+    "merge_gist",
+    "pattern_response",
+    "principle_response",
+    "axiom_response",
+    "insight_response",
+];

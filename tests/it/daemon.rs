@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bespoke::config::{self, Overrides, Settings};
-use bespoke::engine::{FakeEngine, Script};
+use bespoke::engine::{Engine, FakeEngine, Script};
 use bespoke::hub::{Hub, HubError};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -26,9 +26,15 @@ pub struct Answer {
     pub status: u16,
     pub retry_after: Option<String>,
     pub text: String,
+    headers: Vec<(String, String)>,
 }
 
 impl Answer {
+    /// A header, by its name in small letters.
+    pub fn header(&self, name: &str) -> Option<String> {
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
@@ -56,17 +62,28 @@ impl Daemon {
 
     /// A daemon whose settings `change` has seen.
     pub fn with(engine: FakeEngine, change: impl FnOnce(&mut Settings)) -> Self {
+        let served = Arc::new(engine.clone());
+        Self::serving(served, engine, change)
+    }
+
+    /// A daemon over any engine; `engine` is what its scripted part, if it has one, is seen by.
+    pub fn serving(
+        served: Arc<dyn Engine>,
+        engine: FakeEngine,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let listen = Some("127.0.0.1:0".parse().unwrap());
         let mut settings = config::load(None, Overrides { listen, ..Overrides::default() }).unwrap();
+        // Tests read answers, not logs.
+        settings.log.access = None;
         change(&mut settings);
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, address) = std::sync::mpsc::channel();
-        let served = Arc::new(engine.clone());
         let thread = thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async move {
-                let hub = Hub::assemble(&settings, served).await?;
+                let hub = Hub::assemble(&settings, served)?;
                 tell.send(hub.address()).unwrap();
                 hub.run_until(async {
                     let _ = stopped.await;
@@ -99,6 +116,34 @@ impl Daemon {
         }
     }
 
+    /// A GET with these headers.
+    pub fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let request = self.agent.get(self.url(path));
+        answer(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).call())
+    }
+
+    /// A POST with these headers.
+    pub fn post_with(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let request = self.agent.post(self.url(path));
+        answer(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send(body))
+    }
+
+    /// Sends bytes as they are and reads to the end.
+    pub fn raw(&self, request: &str) -> String {
+        let mut connection = self.connection();
+        connection.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// A connection over which nothing has been sent.
+    pub fn connection(&self) -> TcpStream {
+        let connection = TcpStream::connect(self.address).unwrap();
+        connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        connection
+    }
+
     /// A chat request with this user message and these further fields.
     pub fn chat(&self, content: &str, fields: Value) -> Answer {
         self.post("/v1/chat/completions", &chat(content, fields))
@@ -107,10 +152,9 @@ impl Daemon {
     /// A connection that has sent a chat request and read nothing.
     pub fn chat_connection(&self, fields: Value) -> TcpStream {
         let body = chat("x", fields).to_string();
-        let mut connection = TcpStream::connect(self.address).unwrap();
-        connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut connection = self.connection();
         let head = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         connection.write_all((head + &body).as_bytes()).unwrap();
@@ -182,5 +226,8 @@ fn answer(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> An
     let mut response = response.expect("the daemon answers");
     let retry_after = response.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
     let status = response.status().as_u16();
-    Answer { status, retry_after, text: response.body_mut().read_to_string().unwrap() }
+    let text = |value: &ureq::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers =
+        response.headers().iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
+    Answer { status, retry_after, text: response.body_mut().read_to_string().unwrap(), headers }
 }

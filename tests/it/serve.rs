@@ -1,8 +1,7 @@
 //! Serving: streams, templates, stopping, and the real binary with the shipped model.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use bespoke::hub::HubError;
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, events, read_until, wait_until};
+use crate::program::Program;
 
 #[test]
 fn a_stream_has_role_deltas_end_usage_and_done() {
@@ -132,61 +132,14 @@ fn weights_that_can_not_be_loaded_end_the_daemon() {
     assert!(error.to_string().contains("blk.0.attn_q.weight"), "{error}");
 }
 
-/// The real binary; killed when dropped.
-struct Bespoke {
-    child: Child,
-    lines: std::sync::mpsc::Receiver<String>,
-}
-
-impl Bespoke {
-    fn serve(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bespoke"))
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(arguments)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (tell, lines) = std::sync::mpsc::channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
-        Self { child, lines }
-    }
-
-    /// The next line on stderr that begins with `start`, or everything that came before the end.
-    fn line(&self, start: &str) -> String {
-        let mut seen = Vec::new();
-        while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(60)) {
-            if line.starts_with(start) {
-                return line;
-            }
-            seen.push(line);
-        }
-        panic!("no line begins with {start:?}: {seen:#?}")
-    }
-
-    fn terminate(&mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Bespoke {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn the_shipped_model_is_served_and_its_own_invitation_works() {
     if !Path::new("models/bespoke-tiny.gguf").exists() {
         eprintln!("skipped: models/bespoke-tiny.gguf is not there yet");
         return;
     }
-    let mut bespoke = Bespoke::serve(&[]);
-    let listening = bespoke.line("listening on ");
-    let address = listening.strip_prefix("listening on ").unwrap();
+    let mut bespoke = Program::serve(&[], &[]);
+    let address = bespoke.url();
     let models =
         ureq::get(format!("{address}/v1/models")).call().unwrap().body_mut().read_to_string().unwrap();
     assert!(models.contains("bespoke-tiny"), "{models}");

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
 use crate::api::json::JsonBody;
+use crate::api::observe::Record;
 use crate::api::state::{App, answered};
 use crate::engine::Segment;
 
@@ -63,6 +64,7 @@ pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Res
     let blame = |error| ApiError::Engine { error, prompt: "input" };
     let receiver = app.engine().embed(prompts).map_err(blame)?;
     let embeddings = answered(deadline.within(receiver).await?).map_err(blame)?;
+    Record::current().set_prompt(embeddings.prompt_tokens, 0);
     let format = written.encoding_format.unwrap_or_default();
     let data: Vec<Value> = embeddings
         .vectors

@@ -1,0 +1,160 @@
+//! Connections: accepted up to a limit, spoken HTTP/1.1 with, waited for with bounded patience, ended in order.
+
+mod patience;
+
+pub use patience::Patience;
+
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::Request;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use self::patience::{Activity, Busy, Patient};
+use super::error::ApiError;
+
+/// What connections may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How many there may be.
+    pub connections: u32,
+    /// Bytes of a request's head, and of what is kept for a reader that is slower than its answer.
+    pub head: usize,
+    /// How long they are waited for.
+    pub patience: Patience,
+}
+
+/// Pause after a failure to accept, most likely for want of file descriptors.
+const BREATH: Duration = Duration::from_millis(100);
+/// Connections beyond the limit that are told so at the same time; yet others are just closed.
+const TOLD: usize = 64;
+/// Longest that a connection beyond the limit is listened to.
+const TELLING: Duration = Duration::from_secs(1);
+
+/// Serves `router` on `listener` until `closing` says so or its sender is gone; then takes no more connections, closes
+/// idle ones, and returns when the others have got their answers. Dropping the future ends all connections.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, mut closing: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(limits.connections as usize));
+    let told = Arc::new(Semaphore::new(TOLD));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            () = told_to_close(&mut closing) => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "no connection can be accepted");
+                tokio::time::sleep(BREATH).await;
+                continue;
+            }
+        };
+        // Small events must not wait for a full packet.
+        let _ = stream.set_nodelay(true);
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            let connection = talk(stream, router.clone(), limits, closing.clone());
+            connections.spawn(async move {
+                connection.await;
+                drop(place);
+            });
+        } else if let Ok(place) = Arc::clone(&told).try_acquire_owned() {
+            connections.spawn(async move {
+                let _ = tokio::time::timeout(TELLING, refuse(stream, limits.connections)).await;
+                drop(place);
+            });
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Waits for the word to close; a sender that is gone gives it too.
+async fn told_to_close(closing: &mut watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+
+/// Answers the requests of one connection.
+async fn talk(stream: TcpStream, router: Router, limits: Limits, mut closing: watch::Receiver<bool>) {
+    let activity = Activity::new();
+    let stream = TokioIo::new(Patient::new(stream, limits.patience, activity.clone()));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let busy = activity.begin();
+        let response = router.call(request);
+        async move {
+            let response = response.await?;
+            Ok::<_, Infallible>(response.map(|body| Held { body, _busy: busy }))
+        }
+    });
+    let mut http = http1::Builder::new();
+    // `Patient` has its own clock for heads; hyper's would count the pause between two requests as part of the second.
+    http.header_read_timeout(None).max_buf_size(limits.head);
+    let mut connection = pin!(http.serve_connection(stream, service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = told_to_close(&mut closing) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke off");
+    }
+}
+
+/// Says that there are too many connections.
+async fn refuse(mut stream: TcpStream, limit: u32) {
+    let body = ApiError::Connections(limit).body().to_string();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 2\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    if stream.write_all(answer.as_bytes()).await.is_err() || stream.shutdown().await.is_err() {
+        return;
+    }
+    // Closing with something unread would take the answer back.
+    let mut unread = [0; 4096];
+    while stream.read(&mut unread).await.is_ok_and(|length| length > 0) {}
+}
+
+/// A body whose request counts as being answered as long as it is there.
+struct Held {
+    body: Body,
+    _busy: Busy,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,289 @@
+//! `GET /metrics`: all there is to count, in Prometheus' text format; llama-server's names where it has one.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use prometheus::core::Collector;
+use prometheus::{
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+    TextEncoder,
+};
+
+use super::state::App;
+use crate::engine::{Health, Totals, Usage};
+
+/// Bounds of what takes from a millisecond to minutes.
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+/// Bounds of what takes from a tenth of a millisecond to seconds.
+const GAPS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+/// Bounds of numbers of tokens.
+const TOKENS: &[f64] =
+    &[16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0];
+
+/// Counters, gauges and histograms of one daemon.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    client_gone: IntCounter,
+    queue_seconds: Histogram,
+    first_token_seconds: Histogram,
+    inter_token_seconds: Histogram,
+    prompt_tokens: HistogramVec,
+    output_tokens: HistogramVec,
+    cached_tokens: IntCounter,
+    forced_tokens: IntCounter,
+    drafted_tokens: IntCounter,
+    accepted_tokens: IntCounter,
+    /// What the engine counts; taken over when somebody asks, one at a time.
+    engine: Mutex<FromEngine>,
+}
+
+/// Counters are reset and set anew each time: the engine's own are the truth.
+#[derive(Debug)]
+struct FromEngine {
+    counters: Vec<(Counter, fn(&Totals) -> f64)>,
+    gauges: Vec<(Gauge, fn(&Health) -> f64)>,
+    beat_age: Gauge,
+}
+
+/// llama-server's counters, by its names and with its words, and ours of the cache.
+const COUNTERS: &[(&str, &str, fn(&Totals) -> f64)] = &[
+    ("llamacpp:prompt_tokens_total", "Number of prompt tokens processed.", |t| t.prompt_tokens as f64),
+    ("llamacpp:prompt_seconds_total", "Prompt process time", |t| t.prompt_seconds),
+    ("llamacpp:tokens_predicted_total", "Number of generation tokens processed.", |t| t.predicted_tokens as f64),
+    ("llamacpp:tokens_predicted_seconds_total", "Predict process time", |t| t.predicted_seconds),
+    ("llamacpp:n_decode_total", "Total number of llama_decode() calls", |t| t.decodes as f64),
+    ("bespoke_cache_evictions_total", "Sequences whose keys and values were dropped for others.", |t| {
+        t.cache_evictions as f64
+    }),
+];
+
+/// The same for gauges.
+const GAUGES: &[(&str, &str, fn(&Health) -> f64)] = &[
+    ("llamacpp:prompt_tokens_seconds", "Average prompt throughput in tokens/s.", |h| {
+        ratio(h.totals.prompt_tokens as f64, h.totals.prompt_seconds)
+    }),
+    ("llamacpp:predicted_tokens_seconds", "Average generation throughput in tokens/s.", |h| {
+        ratio(h.totals.predicted_tokens as f64, h.totals.predicted_seconds)
+    }),
+    ("llamacpp:requests_processing", "Number of requests processing.", |h| f64::from(h.running)),
+    ("llamacpp:requests_deferred", "Number of requests deferred.", |h| f64::from(h.waiting)),
+    ("llamacpp:n_busy_slots_per_decode", "Average number of busy slots per llama_decode() call", |h| {
+        ratio(h.totals.busy_lanes as f64, h.totals.decodes as f64)
+    }),
+    ("bespoke_cache_used_tokens", "Places for keys and values that hold something.", |h| {
+        h.totals.cache_used as f64
+    }),
+    ("bespoke_cache_size_tokens", "Places for keys and values.", |h| h.totals.cache_size as f64),
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let registry = Registry::new();
+        let counter = |name, help| kept(&registry, IntCounter::new(name, help));
+        let histogram = |name, help, bounds: &[f64]| {
+            kept(&registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(bounds.to_vec())))
+        };
+        let by_task = |name, help| {
+            kept(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(TOKENS.to_vec()), &["task"]))
+        };
+        let build = Gauge::with_opts(
+            Opts::new("bespoke_build_info", "Always 1; the version is its label.")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
+        );
+        kept(&registry, build).set(1.0);
+        let requests = IntCounterVec::new(
+            Opts::new("bespoke_requests_total", "Requests by route and status; 499: the client left first."),
+            &["route", "status"],
+        );
+        let engine = FromEngine {
+            counters: COUNTERS
+                .iter()
+                .map(|&(name, help, value)| (kept(&registry, Counter::new(name, help)), value))
+                .collect(),
+            gauges: GAUGES
+                .iter()
+                .map(|&(name, help, value)| (kept(&registry, Gauge::new(name, help)), value))
+                .collect(),
+            beat_age: kept(
+                &registry,
+                Gauge::new("bespoke_engine_beat_age_seconds", "Seconds since the engine's last sign of life."),
+            ),
+        };
+        Self {
+            requests: kept(&registry, requests),
+            client_gone: counter("bespoke_client_gone_total", "Answers that were given up before their end."),
+            queue_seconds: histogram("bespoke_queue_seconds", "Time in the queue.", SECONDS),
+            first_token_seconds: histogram(
+                "bespoke_time_to_first_token_seconds",
+                "Time from the queueing of a request to the first text of its answer.",
+                SECONDS,
+            ),
+            inter_token_seconds: histogram(
+                "bespoke_inter_token_seconds",
+                "Time between two texts of an answer (a text is one token, or several that came at once).",
+                GAPS,
+            ),
+            prompt_tokens: by_task("bespoke_prompt_tokens", "Tokens of a prompt."),
+            output_tokens: by_task("bespoke_output_tokens", "Tokens of an answer."),
+            cached_tokens: counter("bespoke_cached_tokens_total", "Prompt tokens that a cache had."),
+            forced_tokens: counter("bespoke_forced_tokens_total", "Tokens that a constraint dictated."),
+            drafted_tokens: counter("bespoke_drafted_tokens_total", "Tokens that were drafted."),
+            accepted_tokens: counter("bespoke_accepted_tokens_total", "Drafted tokens that were right."),
+            engine: Mutex::new(engine),
+            registry,
+        }
+    }
+}
+
+/// Registers a metric.
+fn kept<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+    let metric = metric.expect("names and labels are constants that a test has seen");
+    registry.register(Box::new(metric.clone())).expect("each name is registered once");
+    metric
+}
+
+impl Metrics {
+    /// A request has ended.
+    pub(super) fn request(&self, route: &str, status: u16, gone: bool) {
+        self.requests.with_label_values(&[route, &status.to_string()]).inc();
+        if gone {
+            self.client_gone.inc();
+        }
+    }
+
+    /// The first text of an answer has come.
+    pub(super) fn first_text(&self, after: Duration) {
+        self.first_token_seconds.observe(after.as_secs_f64());
+    }
+
+    /// More text has come.
+    pub(super) fn more_text(&self, after: Duration) {
+        self.inter_token_seconds.observe(after.as_secs_f64());
+    }
+
+    /// An answer is whole. `task` is one of few.
+    pub(super) fn answered(&self, task: &str, usage: &Usage) {
+        self.queue_seconds.observe(usage.queued_ms / 1e3);
+        self.prompt_tokens.with_label_values(&[task]).observe(f64::from(usage.prompt_tokens));
+        self.output_tokens.with_label_values(&[task]).observe(f64::from(usage.completion_tokens));
+        self.cached_tokens.inc_by(u64::from(usage.cached_tokens));
+        self.forced_tokens.inc_by(u64::from(usage.forced_tokens));
+        self.drafted_tokens.inc_by(u64::from(usage.drafted_tokens));
+        self.accepted_tokens.inc_by(u64::from(usage.accepted_tokens));
+    }
+
+    /// Everything, with what the engine says now.
+    fn text(&self, health: &Health, beat_age: Duration) -> Result<String, prometheus::Error> {
+        let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        for (counter, value) in &engine.counters {
+            counter.reset();
+            counter.inc_by(value(&health.totals));
+        }
+        for (gauge, value) in &engine.gauges {
+            gauge.set(value(health));
+        }
+        engine.beat_age.set(beat_age.as_secs_f64());
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// What has taken no time has no speed.
+fn ratio(above: f64, below: f64) -> f64 {
+    if below > 0.0 { above / below } else { 0.0 }
+}
+
+/// Answers with all metrics.
+pub(super) async fn show(State(app): State<App>) -> impl IntoResponse {
+    let health = app.engine().health().borrow().clone();
+    let text = app.metrics().text(&health, app.pulse().age()).unwrap_or_else(|error| {
+        tracing::error!(%error, "metrics can't be written");
+        String::new()
+    });
+    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineState;
+
+    fn health() -> Health {
+        let totals = Totals {
+            decodes: 4,
+            busy_lanes: 10,
+            prompt_tokens: 100,
+            prompt_seconds: 0.5,
+            predicted_tokens: 30,
+            predicted_seconds: 1.5,
+            cache_used: 7,
+            cache_size: 64,
+            cache_evictions: 2,
+            ..Totals::default()
+        };
+        Health { state: EngineState::Loading, beat: 1, running: 3, waiting: 2, totals }
+    }
+
+    #[test]
+    fn llama_servers_names_have_the_engines_numbers_however_often_they_are_asked_for() {
+        let metrics = Metrics::default();
+        metrics.text(&health(), Duration::ZERO).unwrap();
+        let text = metrics.text(&health(), Duration::from_millis(1_500)).unwrap();
+        for line in [
+            "llamacpp:prompt_tokens_total 100",
+            "llamacpp:prompt_seconds_total 0.5",
+            "llamacpp:tokens_predicted_total 30",
+            "llamacpp:tokens_predicted_seconds_total 1.5",
+            "llamacpp:n_decode_total 4",
+            "llamacpp:prompt_tokens_seconds 200",
+            "llamacpp:predicted_tokens_seconds 20",
+            "llamacpp:requests_processing 3",
+            "llamacpp:requests_deferred 2",
+            "llamacpp:n_busy_slots_per_decode 2.5",
+            "# TYPE llamacpp:prompt_tokens_total counter",
+            "# TYPE llamacpp:requests_deferred gauge",
+            "bespoke_cache_used_tokens 7",
+            "bespoke_cache_size_tokens 64",
+            "bespoke_cache_evictions_total 2",
+            "bespoke_engine_beat_age_seconds 1.5",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn answers_are_counted_by_task() {
+        let metrics = Metrics::default();
+        let usage = Usage {
+            prompt_tokens: 20,
+            cached_tokens: 5,
+            completion_tokens: 9,
+            forced_tokens: 4,
+            drafted_tokens: 3,
+            accepted_tokens: 2,
+            queued_ms: 12.0,
+            ..Usage::default()
+        };
+        metrics.answered("gate_response", &usage);
+        metrics.request("/v1/x", 200, true);
+        let text = metrics.text(&health(), Duration::ZERO).unwrap();
+        for line in [
+            "bespoke_prompt_tokens_sum{task=\"gate_response\"} 20",
+            "bespoke_output_tokens_sum{task=\"gate_response\"} 9",
+            "bespoke_queue_seconds_sum 0.012",
+            "bespoke_cached_tokens_total 5",
+            "bespoke_forced_tokens_total 4",
+            "bespoke_drafted_tokens_total 3",
+            "bespoke_accepted_tokens_total 2",
+            "bespoke_client_gone_total 1",
+            "bespoke_requests_total{route=\"/v1/x\",status=\"200\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What is known of one request beyond its HTTP: gathered where it becomes known, told when the answer has ended.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::engine::Usage;
+use crate::task::TASKS;
+
+tokio::task_local! {
+    // Handlers pass nothing on and need to know nothing: whoever has something to tell finds the record of its request.
+    static CURRENT: Arc<Record>;
+}
+
+/// Facts of one request, shared by everything that works on it.
+#[derive(Debug, Default)]
+pub(in crate::api) struct Record(Mutex<Facts>);
+
+/// The facts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Facts {
+    /// Name of the task: one of those that are known, or "other".
+    pub(super) task: Option<&'static str>,
+    /// Name of the key that was shown.
+    pub(super) key: Option<String>,
+    pub(super) prompt_tokens: Option<u32>,
+    pub(super) cached_tokens: Option<u32>,
+    pub(super) completion_tokens: Option<u32>,
+}
+
+/// The task of requests whose schema has another name, or none.
+pub(in crate::api) const OTHER: &str = "other";
+
+impl Record {
+    /// That of the request that is being handled; an unheard one outside of any.
+    pub(in crate::api) fn current() -> Arc<Self> {
+        CURRENT.try_with(Arc::clone).unwrap_or_default()
+    }
+
+    /// Handles a request with this record as the current one.
+    pub(super) async fn scope<T>(self: Arc<Self>, future: impl Future<Output = T>) -> T {
+        CURRENT.scope(self, future).await
+    }
+
+    pub(super) fn facts(&self) -> Facts {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Notes the name of the request's schema. Only known names are kept: a client must not fill a metric with its own.
+    pub(in crate::api) fn set_schema_name(&self, name: Option<&str>) {
+        let known = name.and_then(|name| TASKS.iter().find(|task| **task == name).copied());
+        self.change(|facts| facts.task = Some(known.unwrap_or(OTHER)));
+    }
+
+    /// Notes who asked.
+    pub(in crate::api) fn set_key(&self, name: String) {
+        self.change(|facts| facts.key = Some(name));
+    }
+
+    /// Notes the prompt.
+    pub(in crate::api) fn set_prompt(&self, tokens: u32, cached: u32) {
+        self.change(|facts| (facts.prompt_tokens, facts.cached_tokens) = (Some(tokens), Some(cached)));
+    }
+
+    /// Notes what the answer cost.
+    pub(in crate::api) fn set_usage(&self, usage: &Usage) {
+        self.set_prompt(usage.prompt_tokens, usage.cached_tokens);
+        self.change(|facts| facts.completion_tokens = Some(usage.completion_tokens));
+    }
+
+    /// The task, for a metric.
+    pub(in crate::api) fn task(&self) -> &'static str {
+        self.facts().task.unwrap_or(OTHER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_tasks_have_a_name() {
+        let record = Record::default();
+        assert_eq!(record.task(), OTHER);
+        record.set_schema_name(Some("encoding_response"));
+        assert_eq!(record.task(), "encoding_response");
+        record.set_schema_name(Some("made up by a client"));
+        assert_eq!(record.task(), OTHER);
+    }
+}

@@ -1,0 +1,130 @@
+//! `GET /openapi.json`: what can be asked, as an OpenAPI 3.1 document, put together from one file per room.
+
+use std::sync::LazyLock;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use serde_json::Value;
+
+use super::state::App;
+
+/// Head of the document: version, security, and the parts that all rooms share.
+const HEAD: &str = include_str!("head.json");
+/// Paths and schemas, room by room.
+const ROOMS: [&str; 3] = [include_str!("openai.json"), include_str!("llama_server.json"), include_str!("operation.json")];
+
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+    let read = |text| serde_json::from_str::<Value>(text).expect("constants that a test reads");
+    let mut document = read(HEAD);
+    for room in ROOMS.map(read) {
+        for place in ["/paths", "/components/schemas"] {
+            let parts = room.pointer(place).and_then(Value::as_object).cloned().unwrap_or_default();
+            let whole = document.pointer_mut(place).and_then(Value::as_object_mut);
+            whole.expect("the head has both places").extend(parts);
+        }
+    }
+    document
+});
+
+/// The document, with the limit of bodies that is in force.
+pub(super) async fn show(State(app): State<App>) -> impl IntoResponse {
+    let mut document = DOCUMENT.clone();
+    if let Some(info) = document.get_mut("info").and_then(Value::as_object_mut) {
+        info.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
+        info.insert("x-body-limit".to_owned(), app.body_limit().into());
+    }
+    ([(header::CONTENT_TYPE, "application/json")], document.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::auth::{Access, Scope};
+
+    /// Method and path of each operation in a document.
+    fn operations(document: &Value) -> Vec<(String, String)> {
+        let paths = document["paths"].as_object().expect("a document has paths");
+        let of = |(path, item): (&String, &Value)| -> Vec<(String, String)> {
+            let methods = item.as_object().into_iter().flat_map(serde_json::Map::keys);
+            methods.map(|method| (method.to_uppercase(), path.clone())).collect()
+        };
+        paths.iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        let mut described = operations(&DOCUMENT);
+        let routes = crate::api::routes();
+        let mut there: Vec<_> =
+            routes.iter().map(|route| (route.method.to_string(), route.path.to_owned())).collect();
+        described.sort();
+        there.sort();
+        assert_eq!(described, there);
+    }
+
+    #[test]
+    fn who_may_ask_is_described_as_it_is() {
+        for route in crate::api::routes() {
+            let operation = &DOCUMENT["paths"][route.path][route.method.as_str().to_lowercase()];
+            let scope = match route.access {
+                Access::Open => "open",
+                Access::Key(Scope::Inference) => "inference",
+                Access::Key(Scope::Admin) => "admin",
+            };
+            assert_eq!(operation["x-scope"], scope, "{} {}", route.method, route.path);
+            assert_eq!(operation["security"] == serde_json::json!([]), scope == "open", "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn references_lead_somewhere_and_request_schemas_are_schemas() {
+        fn references(value: &Value, found: &mut Vec<String>) {
+            match value {
+                Value::Object(fields) => {
+                    found.extend(fields.get("$ref").and_then(Value::as_str).map(str::to_owned));
+                    fields.values().for_each(|value| references(value, found));
+                }
+                Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+                _ => {}
+            }
+        }
+        let mut found = Vec::new();
+        references(&DOCUMENT, &mut found);
+        assert!(!found.is_empty());
+        for reference in found {
+            let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} is not local"));
+            assert!(DOCUMENT.pointer(pointer).is_some(), "{reference} leads nowhere");
+        }
+        for (name, schema) in DOCUMENT["components"]["schemas"].as_object().unwrap() {
+            let whole = serde_json::json!({"allOf": [schema], "components": DOCUMENT["components"]});
+            jsonschema::draft202012::new(&whole).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+
+    /// The bodies that the tests of chat requests accept must be right by the document too, and the wrong ones wrong.
+    #[test]
+    fn the_schema_of_a_chat_request_agrees_with_what_is_taken() {
+        let whole = serde_json::json!({
+            "$ref": "#/components/schemas/ChatRequest", "components": DOCUMENT["components"]
+        });
+        let schema = jsonschema::draft202012::new(&whole).unwrap();
+        let message = serde_json::json!([{"role": "user", "content": "x"}]);
+        for (fields, right) in [
+            (serde_json::json!({}), true),
+            (serde_json::json!({"temperature": 0.3, "stop": ["a"], "stream": null, "user": "me"}), true),
+            (serde_json::json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}), true),
+            (serde_json::json!({"max_tokens": -1}), true),
+            (serde_json::json!({"messages": []}), false),
+            (serde_json::json!({"temperature": 3}), false),
+            (serde_json::json!({"stop": ["a", ""]}), false),
+            (serde_json::json!({"max_tokens": 0}), false),
+            (serde_json::json!({"stream": "yes"}), false),
+            (serde_json::json!({"response_format": {"type": "xml"}}), false),
+        ] {
+            let mut body = serde_json::json!({"messages": message});
+            body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            assert_eq!(schema.is_valid(&body), right, "{fields}");
+        }
+    }
+}

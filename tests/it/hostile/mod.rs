@@ -1,0 +1,150 @@
+//! Hostile requests, made from the API's own description: none may be a 5xx, none may hang, and memory stays as it was.
+//!
+//! `make test` sends 500. `BESPOKE_HOSTILE=10000 cargo test --test it hostile` sends that many, and as many again to the
+//! real binary with the shipped model; `BESPOKE_SEED` chooses others.
+
+mod request;
+mod value;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bespoke::engine::{FakeEngine, Script};
+use serde_json::Value;
+
+use self::request::Hostile;
+use crate::daemon::Daemon;
+use crate::memory::resident;
+use crate::program::{MODEL, Program};
+
+/// Requests that a plain test sends.
+const FEW: usize = 500;
+/// Clients that send at the same time.
+const CLIENTS: usize = 4;
+/// Longest that an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What memory may grow by from the first fifth of the requests to the last.
+const GROWTH: u64 = 32 << 20;
+
+fn asked(name: &str) -> Option<usize> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+#[test]
+fn hostile_requests_are_refused_and_nothing_breaks() {
+    let count = asked("BESPOKE_HOSTILE");
+    let daemon = Daemon::with(FakeEngine::new(Script::Echo), |settings| {
+        settings.server.slow_sender = Duration::from_secs(1);
+    });
+    let document = daemon.get("/openapi.json").ok();
+    attack(&document, daemon.address, count.unwrap_or(FEW), count.map(|_| std::process::id()));
+    assert_eq!(daemon.chat("still there", serde_json::json!({})).content(), "still there");
+}
+
+#[test]
+fn hostile_requests_do_not_break_the_real_engine() {
+    let Some(count) = asked("BESPOKE_HOSTILE") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("bespoke.toml");
+    let model = std::path::absolute(Path::new(MODEL)).unwrap();
+    // A small context: what is asked for without a limit must be answered in time, too.
+    let text = format!(
+        "[server]\nslow_sender = '1s'\n[model]\npath = '{}'\ncontext = 256\n[log]\naccess = 'off'\n",
+        model.display()
+    );
+    bespoke::durable::write(&config, text.as_bytes()).unwrap();
+    let mut program = Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "warn")]);
+    let url = program.url();
+    program.line("is ready");
+    let document: Value =
+        serde_json::from_str(&ureq::get(format!("{url}/openapi.json")).call().unwrap().body_mut().read_to_string().unwrap())
+            .unwrap();
+    let address = url.strip_prefix("http://").unwrap().parse().unwrap();
+    attack(&document, address, count, Some(program.id()));
+    assert_eq!(program.terminate(), Some(0));
+}
+
+/// Sends `count` requests; with a process, watches its memory.
+fn attack(document: &Value, address: SocketAddr, count: usize, process: Option<u32>) {
+    let seed = asked("BESPOKE_SEED").unwrap_or(7) as u64;
+    let (next, worst) = (AtomicUsize::new(0), Mutex::new(Duration::ZERO));
+    let statuses = Mutex::new(std::collections::BTreeMap::<u16, usize>::new());
+    let warm = Mutex::new(None);
+    let faults = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::SeqCst);
+                    if index >= count || faults.lock().unwrap().len() >= 5 {
+                        return;
+                    }
+                    if index == count / 5
+                        && let Some(process) = process
+                    {
+                        *warm.lock().unwrap() = Some(resident(process));
+                    }
+                    let hostile = Hostile::new(document, seed + index as u64);
+                    let start = Instant::now();
+                    let status = send(address, &hostile);
+                    let took = start.elapsed();
+                    let mut longest = worst.lock().unwrap();
+                    *longest = took.max(*longest);
+                    match status {
+                        Ok(status) if status < 500 => *statuses.lock().unwrap().entry(status).or_default() += 1,
+                        other => faults.lock().unwrap().push(format!(
+                            "seed {}: {other:?} after {took:?} for {}",
+                            seed + index as u64,
+                            hostile.shown()
+                        )),
+                    }
+                }
+            });
+        }
+    });
+    let faults = faults.into_inner().unwrap();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    let statuses = statuses.into_inner().unwrap();
+    eprintln!("{count} hostile requests: {statuses:?} (0: closed), longest {:?}", worst.lock().unwrap());
+    assert!(statuses.len() >= 6, "the requests are all alike: {statuses:?}");
+    if let (Some(process), Some(warm)) = (process, *warm.lock().unwrap()) {
+        let end = resident(process);
+        eprintln!("memory: {} KiB after a fifth, {} KiB at the end", warm >> 10, end >> 10);
+        assert!(end <= warm + GROWTH, "memory grew from {warm} to {end} bytes");
+    }
+}
+
+/// The status of the answer; 0 if the connection was closed without one.
+fn send(address: SocketAddr, hostile: &Hostile) -> Result<u16, String> {
+    let mut connection = TcpStream::connect(address).map_err(|error| format!("can't connect: {error}"))?;
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    connection.set_write_timeout(Some(PATIENCE)).unwrap();
+    // A daemon that has seen enough closes before it has read everything.
+    let _ = connection.write_all(&hostile.bytes);
+    if hostile.leaves {
+        return Ok(0);
+    }
+    let start = Instant::now();
+    let mut answer = Vec::new();
+    let mut buffer = [0; 16_384];
+    loop {
+        match connection.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => answer.extend_from_slice(&buffer[..length]),
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => break,
+            Err(error) => return Err(format!("no end of the answer: {error}")),
+        }
+        if start.elapsed() > PATIENCE {
+            return Err("the answer does not end".to_owned());
+        }
+    }
+    let text = String::from_utf8_lossy(&answer);
+    if text.contains("\"type\":\"server_error\"") {
+        return Err(format!("a server error: {text}"));
+    }
+    Ok(text.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse().ok()).unwrap_or(0))
+}

@@ -1,0 +1,174 @@
+//! What can be seen from outside: metrics, request ids, the access log, the API's own description.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bespoke::engine::{FakeEngine, Script};
+use serde_json::{Value, json};
+
+use crate::daemon::{Daemon, chat, read_until, wait_until};
+use crate::program::{MODEL, Program};
+
+/// The value of a metric, labels and all.
+fn metric(text: &str, name: &str) -> f64 {
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    found.unwrap_or_else(|| panic!("{name} is not in:\n{text}")).parse().unwrap()
+}
+
+fn task(name: &str) -> Value {
+    let schema = json!({"type": "object"});
+    json!({"response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}})
+}
+
+#[test]
+fn metrics_count_what_was_answered() {
+    let daemon = Daemon::script(Script::Text("{\"a\": 1}".into()));
+    daemon.chat("one two", task("encoding_response")).ok();
+    daemon.chat("one two", task("made-up-by-a-client-7")).ok();
+    daemon.chat("one", json!({"stream": true}));
+    assert_eq!(daemon.chat("x", json!({"temperature": 9})).status, 400);
+    daemon.get("/nowhere");
+    let answer = daemon.get("/metrics");
+    assert!(answer.header("content-type").unwrap().starts_with("text/plain"), "{:?}", answer.header("content-type"));
+    let text = answer.text;
+    for name in [
+        "prompt_tokens_total", "prompt_seconds_total", "tokens_predicted_total", "tokens_predicted_seconds_total",
+        "n_decode_total", "prompt_tokens_seconds", "predicted_tokens_seconds", "requests_processing",
+        "requests_deferred", "n_busy_slots_per_decode",
+    ] {
+        metric(&text, &format!("llamacpp:{name}"));
+    }
+    let chat = "bespoke_requests_total{route=\"/v1/chat/completions\",status=";
+    assert_eq!(metric(&text, &format!("{chat}\"200\"}}")), 3.0);
+    assert_eq!(metric(&text, &format!("{chat}\"400\"}}")), 1.0);
+    assert_eq!(metric(&text, "bespoke_requests_total{route=\"other\",status=\"404\"}"), 1.0);
+    assert_eq!(metric(&text, "bespoke_prompt_tokens_count{task=\"encoding_response\"}"), 1.0);
+    assert_eq!(metric(&text, "bespoke_output_tokens_count{task=\"other\"}"), 2.0);
+    assert!(!text.contains("made-up"), "a client must not make labels");
+    assert_eq!(metric(&text, "bespoke_queue_seconds_count"), 3.0);
+    assert_eq!(metric(&text, "bespoke_time_to_first_token_seconds_count"), 3.0);
+    assert!(metric(&text, "bespoke_inter_token_seconds_count") >= 1.0);
+    assert!(metric(&text, "bespoke_engine_beat_age_seconds") < 20.0);
+    assert_eq!(metric(&text, &format!("bespoke_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))), 1.0);
+}
+
+#[test]
+fn metrics_tell_who_left_and_what_runs() {
+    let daemon = Daemon::script(Script::Never);
+    let leaver = daemon.chat_connection(json!({}));
+    let _stays = daemon.chat_connection(json!({}));
+    wait_until("both run", || daemon.engine.running() == 2);
+    drop(leaver);
+    wait_until("one is gone", || daemon.engine.cancelled() == 1);
+    wait_until("it is counted", || metric(&daemon.get("/metrics").text, "bespoke_client_gone_total") == 1.0);
+    wait_until("one is processed", || {
+        metric(&daemon.get("/metrics").text, "llamacpp:requests_processing") == 1.0
+    });
+    let text = daemon.get("/metrics").text;
+    assert_eq!(metric(&text, "bespoke_requests_total{route=\"/v1/chat/completions\",status=\"499\"}"), 1.0);
+}
+
+#[test]
+fn a_sane_request_id_comes_back_and_others_are_replaced() {
+    let daemon = Daemon::script(Script::Echo);
+    let id = |given: &[(&str, &str)]| daemon.get_with("/v1/models", given).header("x-request-id").unwrap();
+    assert_eq!(id(&[("x-request-id", "trace-7")]), "trace-7");
+    let (first, second) = (id(&[]), id(&[("x-request-id", "no good")]));
+    assert!(first.len() == 32 && second.len() == 32 && first != second, "{first} {second}");
+    for path in ["/nowhere", "/v1/chat/completions"] {
+        assert!(daemon.get(path).header("x-request-id").is_some(), "errors have one too");
+    }
+}
+
+#[test]
+fn the_document_describes_the_routes_that_answer() {
+    let daemon = Daemon::script(Script::Echo);
+    let document = daemon.get("/openapi.json").ok();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1."));
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in ["get", "post", "delete", "put"] {
+            let request = format!("{} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", method.to_uppercase());
+            let unknown = daemon.raw(&request).starts_with("HTTP/1.1 405");
+            assert_eq!(unknown, item.get(method).is_none(), "{method} {path}");
+        }
+    }
+    // Answers are as described, errors too.
+    let valid = |pointer: &str, instance: &Value| {
+        let schema = json!({"$ref": format!("#{pointer}"), "components": document["components"]});
+        let schema = jsonschema::draft202012::new(&schema).unwrap();
+        let mistakes: Vec<String> = schema.iter_errors(instance).map(|error| error.to_string()).collect();
+        assert!(mistakes.is_empty(), "{pointer}: {mistakes:?} in {instance}");
+    };
+    valid("/components/schemas/ChatReply", &daemon.chat("x", json!({})).ok());
+    valid("/components/schemas/Models", &daemon.get("/v1/models").ok());
+    valid("/components/schemas/EmbeddingReply", &daemon.post("/v1/embeddings", &json!({"input": "x"})).ok());
+    valid("/components/schemas/Error", &daemon.chat("x", json!({"n": 2})).json());
+}
+
+#[test]
+fn the_access_log_has_a_line_when_an_answer_has_ended() {
+    if !Path::new(MODEL).exists() {
+        eprintln!("skipped: {MODEL} is not there");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("bespoke.toml");
+    let model = std::path::absolute(MODEL).unwrap();
+    let text = format!(
+        "[log]\nformat = 'json'\naccess = 'json'\nprompts = true\n[model]\npath = '{}'\n", model.display()
+    );
+    bespoke::durable::write(&config, text.as_bytes()).unwrap();
+    let mut program = Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "info")]);
+    let url = program.url();
+    let mut fields = task("gate_response");
+    fields["max_tokens"] = json!(20);
+    fields["stream"] = json!(true);
+    let agent = ureq::Agent::config_builder().proxy(None).build().new_agent();
+    let mut answer = agent
+        .post(format!("{url}/v1/chat/completions"))
+        .header("content-type", "application/json")
+        .header("x-request-id", "mine-1")
+        .send(chat("a very private matter", fields).to_string())
+        .unwrap();
+    let length = answer.body_mut().read_to_string().unwrap().len();
+    // Prompts are in the log when asked for, within the request's span.
+    let asked: Value = serde_json::from_str(&program.line("a very private matter")).unwrap();
+    assert_eq!(asked["span"]["id"], "mine-1", "{asked}");
+    let line: Value = serde_json::from_str(&program.line("\"path\":\"/v1/chat/completions\"")).unwrap();
+    assert_eq!((&line["id"], &line["status"], &line["method"]), (&json!("mine-1"), &json!(200), &json!("POST")));
+    assert_eq!((&line["task"], &line["client_gone"]), (&json!("gate_response"), &json!(false)));
+    assert_eq!(line["bytes"], length);
+    assert!(line["prompt_tokens"].as_u64() > Some(3) && line["completion_tokens"].as_u64() > Some(0), "{line}");
+    assert!(line["cached_tokens"].is_u64() && line["ms"].as_f64() > Some(0.0) && line["key"].is_null(), "{line}");
+
+    // One that leaves in the middle.
+    let mut connection = std::net::TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
+    let schema = json!({"type": "string", "minLength": 6_000, "maxLength": 6_000});
+    let body = chat("y", json!({"stream": true, "max_tokens": 1_500, "response_format":
+        {"type": "json_schema", "json_schema": {"schema": schema}}}))
+    .to_string();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    std::io::Write::write_all(&mut connection, head.as_bytes()).unwrap();
+    read_until(&mut connection, "data: ");
+    drop(connection);
+    let line: Value = serde_json::from_str(&program.line("\"client_gone\":true")).unwrap();
+    assert_eq!((&line["status"], &line["task"]), (&json!(200), &json!("other")));
+    assert_eq!(program.terminate(), Some(0));
+    let rest = program.lines(Duration::from_secs(1));
+    assert!(rest.iter().all(|line| line.starts_with('{') || line.starts_with("stopping")), "{rest:#?}");
+}
+
+#[test]
+fn head_and_errors_are_not_taken_for_clients_that_left() {
+    let daemon = Daemon::over(FakeEngine::new(Script::Echo));
+    let answer = daemon.raw("HEAD /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+    daemon.get("/nowhere");
+    daemon.chat("x", json!({})).ok();
+    daemon.chat("x", json!({"stream": true}));
+    assert_eq!(metric(&daemon.get("/metrics").text, "bespoke_client_gone_total"), 0.0);
+}

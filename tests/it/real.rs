@@ -1,0 +1,55 @@
+//! A daemon over llama.cpp and the shipped model, its engine within reach of the test.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bespoke::config::Settings;
+use bespoke::engine::{
+    Engine, EngineState, FakeEngine, LaneState, LlamaEngine, LlamaSettings, Query, Reply, Script,
+};
+
+use crate::daemon::{Daemon, wait_until};
+use crate::program::MODEL;
+
+/// The daemon and its engine.
+pub struct Real {
+    pub engine: Arc<LlamaEngine>,
+    pub daemon: Daemon,
+}
+
+impl Real {
+    /// With two lanes, whatever the machine; `None` (and a word) where the model is missing.
+    pub fn serve(engine: impl FnOnce(&mut LlamaSettings), daemon: impl FnOnce(&mut Settings)) -> Option<Self> {
+        if !Path::new(MODEL).exists() {
+            eprintln!("skipped: {MODEL} is not there");
+            return None;
+        }
+        let mut settings = LlamaSettings {
+            path: MODEL.into(),
+            context: Some(2048),
+            lanes: 2,
+            queue: 64,
+            queue_tokens: u64::MAX,
+            threads: 2,
+        };
+        engine(&mut settings);
+        let engine = Arc::new(LlamaEngine::start(settings));
+        wait_until("the model is loaded", || matches!(engine.health().borrow().state, EngineState::Ready(_)));
+        let served: Arc<dyn Engine> = Arc::<LlamaEngine>::clone(&engine);
+        let daemon = Daemon::serving(served, FakeEngine::new(Script::Echo), daemon);
+        Some(Self { engine, daemon })
+    }
+
+    /// What the lanes do.
+    pub fn lanes(&self) -> Vec<LaneState> {
+        match self.engine.query(Query::Lanes).unwrap().blocking_recv().unwrap().unwrap() {
+            Reply::Lanes(lanes) => lanes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// How many of them answer a request.
+    pub fn busy(&self) -> usize {
+        self.lanes().iter().filter(|lane| lane.request.is_some()).count()
+    }
+}
