@@ -55,7 +55,9 @@ struct FromEngine {
 const COUNTERS: &[(&str, &str, fn(&Totals) -> f64)] = &[
     ("llamacpp:prompt_tokens_total", "Number of prompt tokens processed.", |t| t.prompt_tokens as f64),
     ("llamacpp:prompt_seconds_total", "Prompt process time", |t| t.prompt_seconds),
-    ("llamacpp:tokens_predicted_total", "Number of generation tokens processed.", |t| t.predicted_tokens as f64),
+    ("llamacpp:tokens_predicted_total", "Number of generation tokens processed.", |t| {
+        t.predicted_tokens as f64
+    }),
     ("llamacpp:tokens_predicted_seconds_total", "Predict process time", |t| t.predicted_seconds),
     ("llamacpp:n_decode_total", "Total number of llama_decode() calls", |t| t.decodes as f64),
     ("bespoke_cache_evictions_total", "Sequences whose keys and values were dropped for others.", |t| {
@@ -90,7 +92,10 @@ impl Default for Metrics {
             kept(&registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(bounds.to_vec())))
         };
         let by_task = |name, help| {
-            kept(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(TOKENS.to_vec()), &["task"]))
+            kept(
+                &registry,
+                HistogramVec::new(HistogramOpts::new(name, help).buckets(TOKENS.to_vec()), &["task"]),
+            )
         };
         let build = Gauge::with_opts(
             Opts::new("bespoke_build_info", "Always 1; the version is its label.")
@@ -112,7 +117,10 @@ impl Default for Metrics {
                 .collect(),
             beat_age: kept(
                 &registry,
-                Gauge::new("bespoke_engine_beat_age_seconds", "Seconds since the engine's last sign of life."),
+                Gauge::new(
+                    "bespoke_engine_beat_age_seconds",
+                    "Seconds since the engine's last sign of life.",
+                ),
             ),
         };
         Self {

@@ -53,7 +53,7 @@ impl Pulse {
                 Ok(Ok(())) => {}
                 // An engine that is gone is noticed by whoever watches its state.
                 Ok(Err(_)) => std::future::pending().await,
-                Err(_) if self.age() >= limit => return,
+                Err(_) if ready && self.age() >= limit => return,
                 Err(_) => {}
             }
         }

@@ -91,7 +91,9 @@ fn in_words(error: HubError) -> anyhow::Error {
         HubError::Model { .. } | HubError::Keys(_) | HubError::Unprotected(_) => {
             WrongConfiguration(error.to_string()).into()
         }
-        HubError::Listen { .. } | HubError::Silent(_) | HubError::Engine(_) | HubError::Serve(_) => error.into(),
+        HubError::Listen { .. } | HubError::Silent(_) | HubError::Engine(_) | HubError::Serve(_) => {
+            error.into()
+        }
     }
 }
 

@@ -55,7 +55,12 @@ impl Check {
         }
     }
 
-    pub(super) fn duration(&mut self, key: &str, found: Option<Spanned<String>>, default_secs: u64) -> Duration {
+    pub(super) fn duration(
+        &mut self,
+        key: &str,
+        found: Option<Spanned<String>>,
+        default_secs: u64,
+    ) -> Duration {
         let default = Duration::from_secs(default_secs);
         let Some(found) = found else { return default };
         match humantime::parse_duration(found.get_ref()) {
@@ -115,7 +120,8 @@ impl Check {
             let fits = match address {
                 Some(address) => address.parse::<Ipv6Addr>().is_ok(),
                 None => {
-                    !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+                    !host.is_empty()
+                        && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
                 }
             };
             if fits {
@@ -137,7 +143,9 @@ impl Check {
             let fits = |authority: &str| {
                 !authority.is_empty()
                     && authority.chars().all(|c| {
-                        c.is_ascii_digit() || c.is_ascii_lowercase() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']')
+                        c.is_ascii_digit()
+                            || c.is_ascii_lowercase()
+                            || matches!(c, '.' | '-' | '_' | ':' | '[' | ']')
                     })
             };
             if origin == "*" || authority.is_some_and(fits) {

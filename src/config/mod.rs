@@ -8,7 +8,9 @@ mod written;
 
 pub use mistake::{ConfigError, Mistake};
 pub use places::{DEFAULT_CONFIG, default_model};
-pub use settings::{LogFormat, LogSettings, ModelSettings, Paths, SamplingDefaults, ServerSettings, Settings};
+pub use settings::{
+    LogFormat, LogSettings, ModelSettings, Paths, SamplingDefaults, ServerSettings, Settings,
+};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -67,11 +67,7 @@ impl Daemon {
     }
 
     /// A daemon over any engine; `engine` is what its scripted part, if it has one, is seen by.
-    pub fn serving(
-        served: Arc<dyn Engine>,
-        engine: FakeEngine,
-        change: impl FnOnce(&mut Settings),
-    ) -> Self {
+    pub fn serving(served: Arc<dyn Engine>, engine: FakeEngine, change: impl FnOnce(&mut Settings)) -> Self {
         let listen = Some("127.0.0.1:0".parse().unwrap());
         let mut settings = config::load(None, Overrides { listen, ..Overrides::default() }).unwrap();
         // Tests read answers, not logs.
@@ -125,7 +121,9 @@ impl Daemon {
     /// A POST with these headers.
     pub fn post_with(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let request = self.agent.post(self.url(path));
-        answer(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send(body))
+        answer(
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send(body),
+        )
     }
 
     /// Sends bytes as they are and reads to the end.

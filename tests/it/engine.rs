@@ -20,7 +20,14 @@ struct Served {
 }
 
 fn settings(path: &Path) -> LlamaSettings {
-    LlamaSettings { path: path.to_owned(), context: None, lanes: 4, queue: 2, queue_tokens: u64::MAX, threads: 1 }
+    LlamaSettings {
+        path: path.to_owned(),
+        context: None,
+        lanes: 4,
+        queue: 2,
+        queue_tokens: u64::MAX,
+        threads: 1,
+    }
 }
 
 fn serve(change: impl FnOnce(&mut LlamaSettings)) -> Served {

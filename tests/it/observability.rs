@@ -29,12 +29,23 @@ fn metrics_count_what_was_answered() {
     assert_eq!(daemon.chat("x", json!({"temperature": 9})).status, 400);
     daemon.get("/nowhere");
     let answer = daemon.get("/metrics");
-    assert!(answer.header("content-type").unwrap().starts_with("text/plain"), "{:?}", answer.header("content-type"));
+    assert!(
+        answer.header("content-type").unwrap().starts_with("text/plain"),
+        "{:?}",
+        answer.header("content-type")
+    );
     let text = answer.text;
     for name in [
-        "prompt_tokens_total", "prompt_seconds_total", "tokens_predicted_total", "tokens_predicted_seconds_total",
-        "n_decode_total", "prompt_tokens_seconds", "predicted_tokens_seconds", "requests_processing",
-        "requests_deferred", "n_busy_slots_per_decode",
+        "prompt_tokens_total",
+        "prompt_seconds_total",
+        "tokens_predicted_total",
+        "tokens_predicted_seconds_total",
+        "n_decode_total",
+        "prompt_tokens_seconds",
+        "predicted_tokens_seconds",
+        "requests_processing",
+        "requests_deferred",
+        "n_busy_slots_per_decode",
     ] {
         metric(&text, &format!("llamacpp:{name}"));
     }
@@ -49,7 +60,10 @@ fn metrics_count_what_was_answered() {
     assert_eq!(metric(&text, "bespoke_time_to_first_token_seconds_count"), 3.0);
     assert!(metric(&text, "bespoke_inter_token_seconds_count") >= 1.0);
     assert!(metric(&text, "bespoke_engine_beat_age_seconds") < 20.0);
-    assert_eq!(metric(&text, &format!("bespoke_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))), 1.0);
+    assert_eq!(
+        metric(&text, &format!("bespoke_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))),
+        1.0
+    );
 }
 
 #[test]
@@ -88,7 +102,10 @@ fn the_document_describes_the_routes_that_answer() {
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in ["get", "post", "delete", "put"] {
-            let request = format!("{} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", method.to_uppercase());
+            let request = format!(
+                "{} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                method.to_uppercase()
+            );
             let unknown = daemon.raw(&request).starts_with("HTTP/1.1 405");
             assert_eq!(unknown, item.get(method).is_none(), "{method} {path}");
         }
@@ -116,7 +133,8 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
     let config = folder.path().join("bespoke.toml");
     let model = std::path::absolute(MODEL).unwrap();
     let text = format!(
-        "[log]\nformat = 'json'\naccess = 'json'\nprompts = true\n[model]\npath = '{}'\n", model.display()
+        "[log]\nformat = 'json'\naccess = 'json'\nprompts = true\n[model]\npath = '{}'\n",
+        model.display()
     );
     bespoke::durable::write(&config, text.as_bytes()).unwrap();
     let mut program = Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "info")]);
@@ -136,18 +154,27 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
     let asked: Value = serde_json::from_str(&program.line("a very private matter")).unwrap();
     assert_eq!(asked["span"]["id"], "mine-1", "{asked}");
     let line: Value = serde_json::from_str(&program.line("\"path\":\"/v1/chat/completions\"")).unwrap();
-    assert_eq!((&line["id"], &line["status"], &line["method"]), (&json!("mine-1"), &json!(200), &json!("POST")));
+    assert_eq!(
+        (&line["id"], &line["status"], &line["method"]),
+        (&json!("mine-1"), &json!(200), &json!("POST"))
+    );
     assert_eq!((&line["task"], &line["client_gone"]), (&json!("gate_response"), &json!(false)));
     assert_eq!(line["bytes"], length);
-    assert!(line["prompt_tokens"].as_u64() > Some(3) && line["completion_tokens"].as_u64() > Some(0), "{line}");
-    assert!(line["cached_tokens"].is_u64() && line["ms"].as_f64() > Some(0.0) && line["key"].is_null(), "{line}");
+    assert!(
+        line["prompt_tokens"].as_u64() > Some(3) && line["completion_tokens"].as_u64() > Some(0),
+        "{line}"
+    );
+    assert!(
+        line["cached_tokens"].is_u64() && line["ms"].as_f64() > Some(0.0) && line["key"].is_null(),
+        "{line}"
+    );
 
     // One that leaves in the middle.
     let mut connection = std::net::TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
-    let schema = json!({"type": "string", "minLength": 6_000, "maxLength": 6_000});
-    let body = chat("y", json!({"stream": true, "max_tokens": 1_500, "response_format":
-        {"type": "json_schema", "json_schema": {"schema": schema}}}))
-    .to_string();
+    connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut fields = crate::load::long();
+    fields["stream"] = json!(true);
+    let body = chat("y", fields).to_string();
     let head = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()

@@ -19,7 +19,10 @@ pub struct Real {
 
 impl Real {
     /// With two lanes, whatever the machine; `None` (and a word) where the model is missing.
-    pub fn serve(engine: impl FnOnce(&mut LlamaSettings), daemon: impl FnOnce(&mut Settings)) -> Option<Self> {
+    pub fn serve(
+        engine: impl FnOnce(&mut LlamaSettings),
+        daemon: impl FnOnce(&mut Settings),
+    ) -> Option<Self> {
         if !Path::new(MODEL).exists() {
             eprintln!("skipped: {MODEL} is not there");
             return None;

@@ -142,9 +142,8 @@ fn a_request_under_a_strangers_name_is_refused() {
         let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
         assert!(message.contains(host) && message.contains("server.hosts"), "{message}");
     }
-    let absolute = daemon.raw(
-        "GET http://evil.example/v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
-    );
+    let absolute = daemon
+        .raw("GET http://evil.example/v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     assert!(absolute.starts_with("HTTP/1.1 421"), "{absolute}");
     let nameless = daemon.raw("GET /health HTTP/1.0\r\n\r\n");
     assert!(nameless.contains(" 200 OK"), "{nameless}");
@@ -191,7 +190,8 @@ fn keys_are_read_again_at_sighup_and_no_secret_is_logged() {
     let model = std::path::absolute(MODEL).unwrap();
     let text = format!("[server]\nkeys_file = 'keys'\n[model]\npath = '{}'\n", model.display());
     bespoke::durable::write(&config, text.as_bytes()).unwrap();
-    let mut program = Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "debug,hyper=info")]);
+    let mut program =
+        Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "debug,hyper=info")]);
     let url = program.url();
     let ask = |key: &str| {
         let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();

@@ -31,7 +31,8 @@ fn soak_every_lane_comes_back_and_memory_stays() {
     let count = asked.as_ref().map_or(FEW, |value| value.parse().expect("BESPOKE_SOAK is a number"));
     let Some(real) = Real::serve(|engine| engine.lanes = 4, |_| {}) else { return };
     let address = real.daemon.address;
-    let (next, whole, left, retried) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let (next, whole, left, retried) =
+        (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     let warm = Mutex::new(None);
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -48,7 +49,8 @@ fn soak_every_lane_comes_back_and_memory_stays() {
                     let random = &mut ChaCha8Rng::seed_from_u64(index as u64);
                     let leaves = random.random_ratio(1, 10);
                     loop {
-                        match ask(address, &body(random), leaves.then(|| random.random_range(0..150)), random) {
+                        match ask(address, &body(random), leaves.then(|| random.random_range(0..150)), random)
+                        {
                             Asked::Whole => whole.fetch_add(1, Ordering::SeqCst),
                             Asked::Left => left.fetch_add(1, Ordering::SeqCst),
                             Asked::Full => {
@@ -77,7 +79,9 @@ fn soak_every_lane_comes_back_and_memory_stays() {
     let warm = warm.into_inner().unwrap().unwrap();
     eprintln!(
         "{count} requests in {:?}: {whole} whole, {left} left, {retried} told to come again; memory {} KiB after a fifth, {} KiB at the end",
-        start.elapsed(), warm >> 10, end >> 10
+        start.elapsed(),
+        warm >> 10,
+        end >> 10
     );
     // Other tests run beside a short one and have memory of their own.
     if asked.is_some() {
@@ -93,8 +97,10 @@ enum Asked {
 
 /// A short request: prose, JSON or JSON of a schema, streamed or not.
 fn body(random: &mut ChaCha8Rng) -> Value {
-    const WORDS: [&str; 8] = ["deploy", "failed", "at 14:05", "billing-api", "rolled back", "timeout", "cache", "index"];
-    let content: Vec<&str> = (0..random.random_range(1..40)).map(|_| *WORDS.choose(random).unwrap()).collect();
+    const WORDS: [&str; 8] =
+        ["deploy", "failed", "at 14:05", "billing-api", "rolled back", "timeout", "cache", "index"];
+    let content: Vec<&str> =
+        (0..random.random_range(1..40)).map(|_| *WORDS.choose(random).unwrap()).collect();
     let schema = json!({"type": "object", "required": ["gist"], "properties": {"gist": {"type": "string", "maxLength": 40}}});
     let format = match random.random_range(0..3) {
         0 => Value::Null,

@@ -54,12 +54,22 @@ mod tests {
     #[test]
     fn a_loopback_listener_takes_this_machines_names_and_the_given_ones() {
         let ours = hosts("127.0.0.1:8899", &["box.lan"]);
-        for host in ["localhost", "LocalHost:8899", "127.0.0.1", "127.8.9.1:80", "[::1]:8899", "[::1]", "box.lan:1"] {
+        for host in
+            ["localhost", "LocalHost:8899", "127.0.0.1", "127.8.9.1:80", "[::1]:8899", "[::1]", "box.lan:1"]
+        {
             assert!(ours.takes(host), "{host}");
         }
         for host in [
-            "evil.example", "evil.example:8899", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1",
-            "[::2]", "", ":80", "localhost@evil", "2130706433",
+            "evil.example",
+            "evil.example:8899",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "10.0.0.1",
+            "[::2]",
+            "",
+            ":80",
+            "localhost@evil",
+            "2130706433",
         ] {
             assert!(!ours.takes(host), "{host}");
         }

@@ -114,7 +114,9 @@ impl Keys {
     /// The key with this text. Takes as long whichever it is, and whether there is one.
     pub fn find(&self, presented: &str) -> Option<&Key> {
         let digest: [u8; 32] = Sha256::digest(presented).into();
-        self.0.iter().fold(None, |found, key| if key.digest.ct_eq(&digest).into() { Some(key) } else { found })
+        self.0
+            .iter()
+            .fold(None, |found, key| if key.digest.ct_eq(&digest).into() { Some(key) } else { found })
     }
 
     fn read(path: &Path) -> Result<Self, KeysError> {

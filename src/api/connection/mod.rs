@@ -46,7 +46,12 @@ const TELLING: Duration = Duration::from_secs(1);
 
 /// Serves `router` on `listener` until `closing` says so or its sender is gone; then takes no more connections, closes
 /// idle ones, and returns when the others have got their answers. Dropping the future ends all connections.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, mut closing: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    mut closing: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(limits.connections as usize));
     let told = Arc::new(Semaphore::new(TOLD));
     let mut connections = JoinSet::new();

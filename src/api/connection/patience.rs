@@ -2,9 +2,9 @@
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -37,11 +37,18 @@ enum Phase {
 
 /// Shared by a connection and whoever answers its requests.
 #[derive(Debug, Clone)]
-pub(super) struct Activity(Arc<AtomicU8>);
+pub(super) struct Activity(Arc<Doing>);
+
+#[derive(Debug)]
+struct Doing {
+    phase: AtomicU8,
+    /// Whoever reads: hyper reads on by itself only when something comes, but a pause must be timed from its beginning.
+    reader: Mutex<Option<Waker>>,
+}
 
 impl Activity {
     pub(super) fn new() -> Self {
-        Self(Arc::new(AtomicU8::new(Phase::Fresh as u8)))
+        Self(Arc::new(Doing { phase: AtomicU8::new(Phase::Fresh as u8), reader: Mutex::default() }))
     }
 
     /// A request has come in whole, as far as its head goes; it is being answered until what is returned is dropped.
@@ -51,16 +58,20 @@ impl Activity {
     }
 
     fn set(&self, phase: Phase) {
-        self.0.store(phase as u8, Ordering::SeqCst);
+        self.0.phase.store(phase as u8, Ordering::SeqCst);
     }
 
     fn phase(&self) -> Phase {
-        match self.0.load(Ordering::SeqCst) {
+        match self.0.phase.load(Ordering::SeqCst) {
             0 => Phase::Fresh,
             1 => Phase::Head,
             2 => Phase::Busy,
             _ => Phase::Idle,
         }
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.0.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,6 +82,9 @@ pub(super) struct Busy(Activity);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.set(Phase::Idle);
+        if let Some(reader) = self.0.reader().take() {
+            reader.wake();
+        }
     }
 }
 
@@ -97,6 +111,7 @@ impl<S> Patient<S> {
         let limit = match phase {
             Phase::Busy => {
                 self.reading = None;
+                *self.activity.reader() = Some(context.waker().clone());
                 return Poll::Pending;
             }
             Phase::Fresh | Phase::Head => self.patience.head,
@@ -122,7 +137,8 @@ impl<S> Patient<S> {
             return written;
         }
         let limit = self.patience.reader;
-        let alarm = self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
+        let alarm =
+            self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
         ready!(alarm.as_mut().poll(context));
         tracing::info!("a reader took nothing for {limit:?}: its connection is closed");
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the reader takes nothing")))

@@ -76,8 +76,11 @@ impl<'a> Line<'a> {
     fn text(&self) -> String {
         let Self { time, id, method, path, status, bytes, ms, .. } = self;
         let mut line = format!("{time} access {method} {path} {status} {bytes}B {ms:.1}ms id={id}");
-        let numbers =
-            [("prompt", self.prompt_tokens), ("cached", self.cached_tokens), ("completion", self.completion_tokens)];
+        let numbers = [
+            ("prompt", self.prompt_tokens),
+            ("cached", self.cached_tokens),
+            ("completion", self.completion_tokens),
+        ];
         for (name, number) in numbers {
             if let Some(number) = number {
                 let _ = write!(line, " {name}={number}");

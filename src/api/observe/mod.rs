@@ -63,7 +63,9 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
 fn request_id(headers: &HeaderMap) -> String {
     let sane = |id: &&str| {
         (1..=LONGEST_ID).contains(&id.len())
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':'))
+            && id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':'))
     };
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(sane);
     given.map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned)

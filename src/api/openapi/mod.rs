@@ -12,7 +12,8 @@ use super::state::App;
 /// Head of the document: version, security, and the parts that all rooms share.
 const HEAD: &str = include_str!("head.json");
 /// Paths and schemas, room by room.
-const ROOMS: [&str; 3] = [include_str!("openai.json"), include_str!("llama_server.json"), include_str!("operation.json")];
+const ROOMS: [&str; 3] =
+    [include_str!("openai.json"), include_str!("llama_server.json"), include_str!("operation.json")];
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     let read = |text| serde_json::from_str::<Value>(text).expect("constants that a test reads");
@@ -113,7 +114,10 @@ mod tests {
         for (fields, right) in [
             (serde_json::json!({}), true),
             (serde_json::json!({"temperature": 0.3, "stop": ["a"], "stream": null, "user": "me"}), true),
-            (serde_json::json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}), true),
+            (
+                serde_json::json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}),
+                true,
+            ),
             (serde_json::json!({"max_tokens": -1}), true),
             (serde_json::json!({"messages": []}), false),
             (serde_json::json!({"temperature": 3}), false),

@@ -31,7 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const GROWTH: u64 = 32 << 20;
 
 fn asked(name: &str) -> Option<usize> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    std::env::var(name)
+        .ok()
+        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
 #[test]
@@ -60,9 +62,10 @@ fn hostile_requests_do_not_break_the_real_engine() {
     let mut program = Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "warn")]);
     let url = program.url();
     program.line("is ready");
-    let document: Value =
-        serde_json::from_str(&ureq::get(format!("{url}/openapi.json")).call().unwrap().body_mut().read_to_string().unwrap())
-            .unwrap();
+    let document: Value = serde_json::from_str(
+        &ureq::get(format!("{url}/openapi.json")).call().unwrap().body_mut().read_to_string().unwrap(),
+    )
+    .unwrap();
     let address = url.strip_prefix("http://").unwrap().parse().unwrap();
     attack(&document, address, count, Some(program.id()));
     assert_eq!(program.terminate(), Some(0));
@@ -95,7 +98,9 @@ fn attack(document: &Value, address: SocketAddr, count: usize, process: Option<u
                     let mut longest = worst.lock().unwrap();
                     *longest = took.max(*longest);
                     match status {
-                        Ok(status) if status < 500 => *statuses.lock().unwrap().entry(status).or_default() += 1,
+                        Ok(status) if status < 500 => {
+                            *statuses.lock().unwrap().entry(status).or_default() += 1
+                        }
                         other => faults.lock().unwrap().push(format!(
                             "seed {}: {other:?} after {took:?} for {}",
                             seed + index as u64,
@@ -146,5 +151,9 @@ fn send(address: SocketAddr, hostile: &Hostile) -> Result<u16, String> {
     if text.contains("\"type\":\"server_error\"") {
         return Err(format!("a server error: {text}"));
     }
-    Ok(text.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse().ok()).unwrap_or(0))
+    Ok(text
+        .strip_prefix("HTTP/1.")
+        .and_then(|rest| rest.get(2..5))
+        .and_then(|code| code.parse().ok())
+        .unwrap_or(0))
 }

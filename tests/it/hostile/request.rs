@@ -31,24 +31,28 @@ impl Hostile {
         for _ in 0..random.random_range(0..4) {
             spoil(&mut body, random);
         }
-        let mut bytes = if schema.is_some() || random.random_bool(0.1) { body.to_string().into_bytes() } else { Vec::new() };
+        let mut bytes = if schema.is_some() || random.random_bool(0.1) {
+            body.to_string().into_bytes()
+        } else {
+            Vec::new()
+        };
         if !bytes.is_empty() && random.random_bool(0.3) {
             spoil_text(&mut bytes, random);
         }
         let mut method = method.to_uppercase();
         let mut path = path.clone();
         if random.random_ratio(1, 15) {
-            method = (*["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "HEAD", "BREW", "get"].choose(random).unwrap()).into();
+            method = (*["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "HEAD", "BREW", "get"]
+                .choose(random)
+                .unwrap())
+            .into();
         }
         if random.random_ratio(1, 15) {
             path = odd_path(&path, random);
         }
         let leaves = random.random_ratio(1, 50);
-        let bytes = if random.random_ratio(1, 25) {
-            garbage(random)
-        } else {
-            http(&method, &path, &bytes, random)
-        };
+        let bytes =
+            if random.random_ratio(1, 25) { garbage(random) } else { http(&method, &path, &bytes, random) };
         Self { bytes, leaves }
     }
 
@@ -62,7 +66,9 @@ impl Hostile {
 fn limit(body: &mut Value, random: &mut ChaCha8Rng) {
     let Some(fields) = body.as_object_mut() else { return };
     for name in ["max_tokens", "max_completion_tokens", "n_predict"] {
-        if fields.get(name).and_then(Value::as_i64).is_none_or(|given| given > MOST_TOKENS as i64) && random.random_bool(0.9) {
+        if fields.get(name).and_then(Value::as_i64).is_none_or(|given| given > MOST_TOKENS as i64)
+            && random.random_bool(0.9)
+        {
             fields.insert(name.to_owned(), random.random_range(1..=MOST_TOKENS).into());
         }
     }
@@ -109,11 +115,19 @@ fn odd_path(path: &str, random: &mut ChaCha8Rng) -> String {
 /// The request as HTTP, sometimes with a wrong or odd head.
 fn http(method: &str, path: &str, body: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
     const TYPES: [&str; 9] = [
-        "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/json; charset=utf-16",
-        "application/problem+json", "", "json", "application/json, text/html", "\u{e9}",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/json; charset=utf-16",
+        "application/problem+json",
+        "",
+        "json",
+        "application/json, text/html",
+        "\u{e9}",
     ];
     let odd = random.random_bool(0.2);
-    let content_type = if odd && random.random_bool(0.5) { TYPES.choose(random).unwrap() } else { "application/json" };
+    let content_type =
+        if odd && random.random_bool(0.5) { TYPES.choose(random).unwrap() } else { "application/json" };
     let mut length = body.len().to_string();
     let mut more = String::new();
     let mut host = "localhost".to_owned();
@@ -148,7 +162,8 @@ fn garbage(random: &mut ChaCha8Rng) -> Vec<u8> {
         1 => b"GET /health\r\n\r\n".to_vec(),
         2 => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
         3 => b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
-        4 => b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nZZZ\r\n".to_vec(),
+        4 => b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nZZZ\r\n"
+            .to_vec(),
         _ => b"GET /health HTTP/9.9\r\nhost: localhost\r\n\r\n".to_vec(),
     }
 }

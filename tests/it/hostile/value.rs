@@ -40,8 +40,13 @@ pub fn right(document: &Value, schema: &Value, random: &mut ChaCha8Rng, depth: u
         "string" => json!(text(random, schema["minLength"].as_u64().unwrap_or(0) as usize)),
         "integer" => integer(schema, random),
         "number" => {
-            let (least, most) = (schema["minimum"].as_f64().unwrap_or(-1e9), schema["maximum"].as_f64().unwrap_or(1e9));
-            json!(*[least, most, f64::midpoint(least, most), random.random_range(least..=most)].choose(random).unwrap())
+            let (least, most) =
+                (schema["minimum"].as_f64().unwrap_or(-1e9), schema["maximum"].as_f64().unwrap_or(1e9));
+            json!(
+                *[least, most, f64::midpoint(least, most), random.random_range(least..=most)]
+                    .choose(random)
+                    .unwrap()
+            )
         }
         "boolean" => json!(random.random::<bool>()),
         _ => Value::Null,
@@ -63,14 +68,30 @@ fn object(document: &Value, schema: &Value, random: &mut ChaCha8Rng, depth: usiz
 fn integer(schema: &Value, random: &mut ChaCha8Rng) -> Value {
     let least = schema["minimum"].as_i64().unwrap_or(i64::MIN);
     let most = schema["maximum"].as_i64().unwrap_or(i64::MAX);
-    json!(*[least, most, least.saturating_add(1).min(most), random.random_range(least..=most)].choose(random).unwrap())
+    json!(
+        *[least, most, least.saturating_add(1).min(most), random.random_range(least..=most)]
+            .choose(random)
+            .unwrap()
+    )
 }
 
 /// Text with something odd in it.
 pub fn text(random: &mut ChaCha8Rng, least: usize) -> String {
     const ODD: [&str; 14] = [
-        "x", "", "a few plain words", "\u{0}", "\u{feff}", "<|user|>", "<think>", "</think>\u{e000}", "\"}\\", "{% raw %}{{ 7*7 }}",
-        "日本語 🦀", "\u{202e}", "e\u{301}\u{301}\u{301}\u{301}", "\r\n\r\nHTTP/1.1 200 OK",
+        "x",
+        "",
+        "a few plain words",
+        "\u{0}",
+        "\u{feff}",
+        "<|user|>",
+        "<think>",
+        "</think>\u{e000}",
+        "\"}\\",
+        "{% raw %}{{ 7*7 }}",
+        "日本語 🦀",
+        "\u{202e}",
+        "e\u{301}\u{301}\u{301}\u{301}",
+        "\r\n\r\nHTTP/1.1 200 OK",
     ];
     let mut text = (*ODD.choose(random).unwrap()).to_owned();
     if random.random_ratio(1, 40) {
@@ -84,9 +105,8 @@ pub fn text(random: &mut ChaCha8Rng, least: usize) -> String {
 
 /// A schema for an answer, mostly one that asks for trouble.
 fn json_schema(random: &mut ChaCha8Rng) -> Value {
-    let deep = (0..random.random_range(1..100)).fold(json!({"type": "null"}), |inner, _| {
-        json!({"type": "array", "items": inner, "minItems": 1})
-    });
+    let deep = (0..random.random_range(1..100))
+        .fold(json!({"type": "null"}), |inner, _| json!({"type": "array", "items": inner, "minItems": 1}));
     let choices = [
         json!({"type": "object"}),
         json!({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": false}),
@@ -176,8 +196,19 @@ pub fn spoil(value: &mut Value, random: &mut ChaCha8Rng) {
 /// A field that is in no schema, or in those of other servers.
 fn unheard(random: &mut ChaCha8Rng) -> String {
     const NAMES: [&str; 13] = [
-        "n", "logprobs", "top_logprobs", "logit_bias", "grammar", "json_schema", "tool_choice", "modalities", "__proto__",
-        "presence_penalty", "ignore_eos", "samplers", "functions",
+        "n",
+        "logprobs",
+        "top_logprobs",
+        "logit_bias",
+        "grammar",
+        "json_schema",
+        "tool_choice",
+        "modalities",
+        "__proto__",
+        "presence_penalty",
+        "ignore_eos",
+        "samplers",
+        "functions",
     ];
     if random.random_bool(0.8) { (*NAMES.choose(random).unwrap()).to_owned() } else { text(random, 0) }
 }
