@@ -21,10 +21,19 @@ impl Hostile {
     /// The one with this number.
     pub fn new(document: &Value, seed: u64) -> Self {
         let random = &mut ChaCha8Rng::seed_from_u64(seed);
-        let paths: Vec<(&String, &Value)> = document["paths"].as_object().unwrap().iter().collect();
-        let (path, item) = *paths.choose(random).unwrap();
-        let operations: Vec<(&String, &Value)> = item.as_object().unwrap().iter().collect();
-        let (method, operation) = *operations.choose(random).unwrap();
+        let operations: Vec<(&String, &String, &Value)> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, item)| {
+                item.as_object().unwrap().iter().map(move |(method, what)| (path, method, what))
+            })
+            .collect();
+        let (with, without): (Vec<_>, Vec<_>) =
+            operations.into_iter().partition(|(_, _, operation)| operation.get("requestBody").is_some());
+        // Most can go wrong where there is a body.
+        let (path, method, operation) =
+            *if random.random_bool(0.85) { with } else { without }.choose(random).unwrap();
         let schema = operation.pointer("/requestBody/content/application~1json/schema");
         let mut body = schema.map_or(Value::Null, |schema| right(document, schema, random, 0));
         limit(&mut body, random);
