@@ -43,16 +43,19 @@ pub struct Metrics {
     engine: Mutex<FromEngine>,
 }
 
+/// How a value is read.
+type Of<T> = fn(&T) -> f64;
+
 /// Counters are reset and set anew each time: the engine's own are the truth.
 #[derive(Debug)]
 struct FromEngine {
-    counters: Vec<(Counter, fn(&Totals) -> f64)>,
-    gauges: Vec<(Gauge, fn(&Health) -> f64)>,
+    counters: Vec<(Counter, Of<Totals>)>,
+    gauges: Vec<(Gauge, Of<Health>)>,
     beat_age: Gauge,
 }
 
 /// llama-server's counters, by its names and with its words, and ours of the cache.
-const COUNTERS: &[(&str, &str, fn(&Totals) -> f64)] = &[
+const COUNTERS: &[(&str, &str, Of<Totals>)] = &[
     ("llamacpp:prompt_tokens_total", "Number of prompt tokens processed.", |t| t.prompt_tokens as f64),
     ("llamacpp:prompt_seconds_total", "Prompt process time", |t| t.prompt_seconds),
     ("llamacpp:tokens_predicted_total", "Number of generation tokens processed.", |t| {
@@ -66,7 +69,7 @@ const COUNTERS: &[(&str, &str, fn(&Totals) -> f64)] = &[
 ];
 
 /// The same for gauges.
-const GAUGES: &[(&str, &str, fn(&Health) -> f64)] = &[
+const GAUGES: &[(&str, &str, Of<Health>)] = &[
     ("llamacpp:prompt_tokens_seconds", "Average prompt throughput in tokens/s.", |h| {
         ratio(h.totals.prompt_tokens as f64, h.totals.prompt_seconds)
     }),

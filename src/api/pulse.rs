@@ -50,11 +50,10 @@ impl Pulse {
             }
             let left = limit.saturating_sub(self.age());
             match tokio::time::timeout(left, health.changed()).await {
-                Ok(Ok(())) => {}
                 // An engine that is gone is noticed by whoever watches its state.
                 Ok(Err(_)) => std::future::pending().await,
                 Err(_) if ready && self.age() >= limit => return,
-                Err(_) => {}
+                Ok(Ok(())) | Err(_) => {}
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::real::Real;
 fn until_closed(connection: &mut TcpStream) -> (Duration, String) {
     let start = Instant::now();
     let mut seen = Vec::new();
-    let mut buffer = [0; 65_536];
+    let mut buffer = vec![0; 65_536];
     loop {
         match connection.read(&mut buffer) {
             Ok(length) if length > 0 => seen.extend_from_slice(&buffer[..length]),

@@ -15,6 +15,13 @@ fn metric(text: &str, name: &str) -> f64 {
     found.unwrap_or_else(|| panic!("{name} is not in:\n{text}")).parse().unwrap()
 }
 
+/// The value of a metric that counts.
+fn count(text: &str, name: &str) -> u64 {
+    let value = metric(text, name);
+    assert!(value >= 0.0 && value.fract().abs() < f64::EPSILON, "{name} is {value}");
+    value as u64
+}
+
 fn task(name: &str) -> Value {
     let schema = json!({"type": "object"});
     json!({"response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}})
@@ -50,20 +57,17 @@ fn metrics_count_what_was_answered() {
         metric(&text, &format!("llamacpp:{name}"));
     }
     let chat = "bespoke_requests_total{route=\"/v1/chat/completions\",status=";
-    assert_eq!(metric(&text, &format!("{chat}\"200\"}}")), 3.0);
-    assert_eq!(metric(&text, &format!("{chat}\"400\"}}")), 1.0);
-    assert_eq!(metric(&text, "bespoke_requests_total{route=\"other\",status=\"404\"}"), 1.0);
-    assert_eq!(metric(&text, "bespoke_prompt_tokens_count{task=\"encoding_response\"}"), 1.0);
-    assert_eq!(metric(&text, "bespoke_output_tokens_count{task=\"other\"}"), 2.0);
+    assert_eq!(count(&text, &format!("{chat}\"200\"}}")), 3);
+    assert_eq!(count(&text, &format!("{chat}\"400\"}}")), 1);
+    assert_eq!(count(&text, "bespoke_requests_total{route=\"other\",status=\"404\"}"), 1);
+    assert_eq!(count(&text, "bespoke_prompt_tokens_count{task=\"encoding_response\"}"), 1);
+    assert_eq!(count(&text, "bespoke_output_tokens_count{task=\"other\"}"), 2);
     assert!(!text.contains("made-up"), "a client must not make labels");
-    assert_eq!(metric(&text, "bespoke_queue_seconds_count"), 3.0);
-    assert_eq!(metric(&text, "bespoke_time_to_first_token_seconds_count"), 3.0);
+    assert_eq!(count(&text, "bespoke_queue_seconds_count"), 3);
+    assert_eq!(count(&text, "bespoke_time_to_first_token_seconds_count"), 3);
     assert!(metric(&text, "bespoke_inter_token_seconds_count") >= 1.0);
     assert!(metric(&text, "bespoke_engine_beat_age_seconds") < 20.0);
-    assert_eq!(
-        metric(&text, &format!("bespoke_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))),
-        1.0
-    );
+    assert_eq!(count(&text, &format!("bespoke_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))), 1);
 }
 
 #[test]
@@ -74,12 +78,12 @@ fn metrics_tell_who_left_and_what_runs() {
     wait_until("both run", || daemon.engine.running() == 2);
     drop(leaver);
     wait_until("one is gone", || daemon.engine.cancelled() == 1);
-    wait_until("it is counted", || metric(&daemon.get("/metrics").text, "bespoke_client_gone_total") == 1.0);
+    wait_until("it is counted", || count(&daemon.get("/metrics").text, "bespoke_client_gone_total") == 1);
     wait_until("one is processed", || {
-        metric(&daemon.get("/metrics").text, "llamacpp:requests_processing") == 1.0
+        count(&daemon.get("/metrics").text, "llamacpp:requests_processing") == 1
     });
     let text = daemon.get("/metrics").text;
-    assert_eq!(metric(&text, "bespoke_requests_total{route=\"/v1/chat/completions\",status=\"499\"}"), 1.0);
+    assert_eq!(count(&text, "bespoke_requests_total{route=\"/v1/chat/completions\",status=\"499\"}"), 1);
 }
 
 #[test]
@@ -197,5 +201,5 @@ fn head_and_errors_are_not_taken_for_clients_that_left() {
     daemon.get("/nowhere");
     daemon.chat("x", json!({})).ok();
     daemon.chat("x", json!({"stream": true}));
-    assert_eq!(metric(&daemon.get("/metrics").text, "bespoke_client_gone_total"), 0.0);
+    assert_eq!(count(&daemon.get("/metrics").text, "bespoke_client_gone_total"), 0);
 }

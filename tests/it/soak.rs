@@ -152,6 +152,7 @@ fn ask(address: SocketAddr, body: &Value, leave: Option<u64>, random: &mut ChaCh
         return Asked::Full;
     }
     assert!(answer.starts_with("HTTP/1.1 200"), "{body} got {answer}");
-    assert!(!answer.contains("\"error\""), "{body} got {answer}");
+    assert!(!answer.contains("data: {\"error\""), "{body} got {answer}");
+    assert_eq!(answer.contains("data: [DONE]"), body["stream"] == true, "{body} got {answer}");
     Asked::Whole
 }

@@ -7,7 +7,7 @@ pub use hosts::Hosts;
 pub use keys::{Key, KeyRing, Keys, KeysError, Scope};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -32,7 +32,7 @@ pub(super) async fn check_host(
 ) -> Result<Response, ApiError> {
     // An absolute target wins over the header. A client without either (HTTP/1.0) is no browser.
     let target = request.uri().authority().map(|authority| authority.as_str().as_bytes());
-    let header = request.headers().get(header::HOST).map(|value| value.as_bytes());
+    let header = request.headers().get(header::HOST).map(HeaderValue::as_bytes);
     for host in [target, header].into_iter().flatten() {
         let host = String::from_utf8_lossy(host);
         if !app.hosts().takes(&host) {

@@ -99,7 +99,7 @@ fn attack(document: &Value, address: SocketAddr, count: usize, process: Option<u
                     *longest = (took, seed + index as u64).max(*longest);
                     match status {
                         Ok(status) if status < 500 => {
-                            *statuses.lock().unwrap().entry(status).or_default() += 1
+                            *statuses.lock().unwrap().entry(status).or_default() += 1;
                         }
                         other => faults.lock().unwrap().push(format!(
                             "seed {}: {other:?} after {took:?} for {}",
