@@ -176,6 +176,20 @@ fn one_that_leaves_is_noticed_while_others_are_answered() {
     }
 }
 
+#[test]
+fn a_stream_past_its_deadline_ends_with_an_error_and_is_cancelled() {
+    let slow = Script::Slow { text: "word ".repeat(5_000), delay: Duration::from_millis(20) };
+    let daemon = Daemon::with(FakeEngine::new(slow), |settings| {
+        settings.server.request_deadline = Duration::from_millis(400);
+    });
+    let answer = daemon.chat("x", json!({"stream": true}));
+    assert_eq!(answer.status, 200);
+    let data = crate::daemon::events(&answer.text);
+    assert!(data[data.len() - 2].contains("timeout_error"), "{data:?}");
+    assert_eq!(data.last().unwrap(), "[DONE]");
+    wait_until("it is cancelled", || daemon.engine.cancelled() == 1);
+}
+
 /// Fields that keep the shipped model busy for seconds: with nothing but small letters it finds no end.
 pub fn long() -> serde_json::Value {
     json!({"max_tokens": 1_900, "response_format": {"type": "json_schema", "json_schema": {

@@ -33,7 +33,8 @@ impl Real {
             lanes: 2,
             queue: 64,
             queue_tokens: u64::MAX,
-            threads: 2,
+            // Threads of several engines that wait for each other by spinning would slow all tests down.
+            threads: 1,
         };
         engine(&mut settings);
         let engine = Arc::new(LlamaEngine::start(settings));
