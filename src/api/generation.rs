@@ -46,6 +46,8 @@ pub(super) struct Generation {
     told: VecDeque<Output>,
     reports: Reports,
     progress: Progress,
+    /// Whether tokens are reported; if not, each text counts for one.
+    counted: bool,
     fields: Fields,
     deadline: Deadline,
     alarm: Pin<Box<Sleep>>,
@@ -60,7 +62,7 @@ impl Generation {
         fields: Fields,
         deadline: Deadline,
     ) -> Result<Self, ApiError> {
-        let id = request.id.clone();
+        let (id, counted) = (request.id.clone(), request.report.is_some());
         let events = app.engine().generate(request).map_err(|error| fields.blame(error))?;
         let alarm = Box::pin(tokio::time::sleep_until(deadline.at));
         Ok(Self {
@@ -70,13 +72,14 @@ impl Generation {
             told: VecDeque::new(),
             reports: Reports::default(),
             progress: Progress::start(),
+            counted,
             fields,
             deadline,
             alarm,
         })
     }
 
-    /// What has been done so far: tokens as far as they were reported, times as seen from here.
+    /// What has been done so far: tokens as they were reported, or else texts; times as seen from here.
     pub(super) fn progress(&self) -> Usage {
         self.progress.usage()
     }
@@ -94,6 +97,7 @@ impl Generation {
             }
             Event::Text(text) => {
                 self.progress.first.get_or_insert_with(Instant::now);
+                self.progress.usage.completion_tokens += u32::from(!self.counted);
                 for piece in splitter.push(&text) {
                     self.told.push_back(self.reports.output(piece));
                 }

@@ -111,9 +111,12 @@ fn an_answer_in_a_shape_may_be_a_call_instead() {
 
 #[test]
 fn a_promised_call_is_opened_and_opened_thinking_is_closed() {
-    let template =
-        ChatTemplate::new("{% for m in messages %}{{ m.content }}{% endfor %}<|a|><think>\n", "", "")
-            .unwrap();
+    let template = ChatTemplate::new(
+        "{% for m in messages %}{{ m.content }}{% endfor %}<|a|>{{ '<think>\\n' }}",
+        "",
+        "",
+    )
+    .unwrap();
     let fields = json!({"tools": [tool("f", &json!({}))], "tool_choice": "required"});
     let (conversation, manner) = (parse(fields.clone()).unwrap(), constrained(fields).unwrap());
     let prompt = text(conversation.prompt_for(&template, &manner).unwrap());

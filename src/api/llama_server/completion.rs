@@ -43,8 +43,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     let many = prompts.len() > 1;
     let model = app.ready(deadline).await?;
     let id = format!("completion-{:032x}", rand::random::<u128>());
-    // Tokens of a chunk are counted, and so they are reported in every stream.
-    let report = probabilities.or((return_tokens || manner.stream).then_some(0));
+    let report = probabilities.or(return_tokens.then_some(0));
     let requests = manner.requests(&app, &model, deadline, &id, prompts, report).await?;
     let answers = requests
         .iter()
