@@ -123,7 +123,7 @@ impl Scanner<'_> {
                     continue;
                 }
                 b'{' | b'[' => depth += 1,
-                b'}' | b']' if depth == 0 => return,
+                b'}' | b']' | b',' | b' ' | b'\n' | b'\r' | b'\t' if depth == 0 => return,
                 b'}' | b']' => {
                     depth -= 1;
                     if depth == 0 {
@@ -131,7 +131,6 @@ impl Scanner<'_> {
                         return;
                     }
                 }
-                b',' | b' ' | b'\n' | b'\r' | b'\t' if depth == 0 => return,
                 _ => {}
             }
             self.at += 1;

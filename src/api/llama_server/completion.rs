@@ -60,7 +60,6 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
         .collect();
     let reply = NativeReply {
         model: app.model_id().to_owned(),
-        array: requests.len() > 1,
         timings_per_token: manner.timings_per_token,
         probabilities,
         return_tokens,
@@ -99,8 +98,6 @@ fn settings(request: &Generate, manner: &Manner) -> Value {
 /// Answers in the making.
 struct NativeReply {
     model: String,
-    /// Whether the whole reply is an array.
-    array: bool,
     timings_per_token: bool,
     probabilities: Option<u32>,
     return_tokens: bool,
@@ -192,7 +189,7 @@ impl Dialect for NativeReply {
             .enumerate()
             .map(|(index, whole)| self.finished(index, &whole.text, &whole.tokens, whole.ended()))
             .collect();
-        if self.array { replies.into() } else { replies.pop().unwrap_or_default() }
+        if replies.len() > 1 { replies.into() } else { replies.pop().unwrap_or_default() }
     }
 
     fn error(error: &ApiError) -> Value {

@@ -69,6 +69,7 @@ pub(in crate::api) enum Endpoint {
 
 /// As meant: the manner in which a prompt is to be answered.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag on the wire and means itself alone")]
 pub(in crate::api) struct Manner {
     pub(in crate::api) stream: bool,
     pub(in crate::api) include_usage: bool,
