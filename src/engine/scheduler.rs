@@ -11,6 +11,8 @@ pub struct Work {
     pub pending: usize,
     /// Whether these belong to the prompt.
     pub prefill: bool,
+    /// Tokens that are guessed to follow; of use only behind all that is pending.
+    pub drafted: usize,
 }
 
 /// A share of the next batch.
@@ -20,6 +22,8 @@ pub struct Slice {
     pub lane: usize,
     /// How many of its pending tokens.
     pub tokens: usize,
+    /// How many of its drafted tokens behind them.
+    pub drafted: usize,
 }
 
 /// Limits of a batch.
@@ -31,7 +35,8 @@ pub struct Capacity {
     pub prefill_beside: usize,
 }
 
-/// Divides the next batch: first all lanes that decode, oldest first, then prompts, oldest first, with what is left.
+/// Divides the next batch: first all lanes that decode, oldest first, then prompts, oldest first, with what is left; then
+/// drafts, shortest first, so that none takes the place of several.
 pub fn plan(work: &[Work], capacity: Capacity) -> Vec<Slice> {
     let mut order: Vec<_> = work.iter().filter(|work| work.pending > 0).collect();
     order.sort_by_key(|work| (work.prefill, work.age));
@@ -48,33 +53,18 @@ pub fn plan(work: &[Work], capacity: Capacity) -> Vec<Slice> {
         if work.prefill {
             left_for_prompts -= tokens;
         }
-        slices.push(Slice { lane: work.lane, tokens });
+        slices.push(Slice { lane: work.lane, tokens, drafted: 0 });
+    }
+    let mut drafts: Vec<_> = work.iter().filter(|work| work.drafted > 0).collect();
+    drafts.sort_by_key(|work| (work.drafted, work.age));
+    for work in drafts {
+        let slice = slices.iter_mut().find(|slice| slice.lane == work.lane && slice.tokens == work.pending);
+        if let Some(slice) = slice {
+            slice.drafted = work.drafted.min(left);
+            left -= slice.drafted;
+        }
     }
     slices
-}
-
-/// A lane that no request uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Free<'a> {
-    /// The lane.
-    pub lane: usize,
-    /// Tokens whose keys and values it holds.
-    pub cached: &'a [u32],
-    /// When its last request ended; smaller is longer ago.
-    pub last_used: u64,
-}
-
-/// The free lane that shares the longest prefix with a prompt, and that prefix's length; of equals, the one that loses
-/// least, then the one unused for longest.
-pub fn best_lane(free: &[Free<'_>], prompt: &[u32]) -> Option<(usize, usize)> {
-    let shared = |cached: &[u32]| cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    free.iter()
-        .map(|lane| (shared(lane.cached), lane))
-        .max_by_key(|(shared, lane)| {
-            let lost = lane.cached.len() - shared;
-            (*shared, std::cmp::Reverse(lost), std::cmp::Reverse(lane.last_used))
-        })
-        .map(|(shared, lane)| (lane.lane, shared))
 }
 
 #[cfg(test)]
@@ -84,8 +74,10 @@ mod tests {
     const CAPACITY: Capacity = Capacity { batch: 10, prefill_beside: 4 };
 
     fn table(work: &[(usize, u64, usize, bool)]) -> Vec<(usize, usize)> {
-        let work: Vec<_> =
-            work.iter().map(|&(lane, age, pending, prefill)| Work { lane, age, pending, prefill }).collect();
+        let work: Vec<_> = work
+            .iter()
+            .map(|&(lane, age, pending, prefill)| Work { lane, age, pending, prefill, drafted: 0 })
+            .collect();
         plan(&work, CAPACITY).into_iter().map(|slice| (slice.lane, slice.tokens)).collect()
     }
 
@@ -114,12 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_shared_prefix_wins_then_the_smallest_loss_then_age() {
-        let free = |lane, cached, last_used| Free { lane, cached, last_used };
-        let prompt = [1, 2, 3, 4];
-        assert_eq!(best_lane(&[], &prompt), None);
-        assert_eq!(best_lane(&[free(0, &[1, 2], 5), free(1, &[1, 2, 3, 9], 4)], &prompt), Some((1, 3)));
-        assert_eq!(best_lane(&[free(0, &[9, 9], 1), free(1, &[], 9)], &prompt), Some((1, 0)));
-        assert_eq!(best_lane(&[free(0, &[8], 5), free(1, &[9], 4)], &prompt), Some((1, 0)));
+    fn drafts_take_what_is_left_behind_whole_lanes() {
+        let work = |lane, pending, drafted| Work { lane, age: lane as u64, pending, prefill: false, drafted };
+        let drafted = |work: &[Work]| -> Vec<_> {
+            plan(work, CAPACITY).iter().map(|slice| (slice.lane, slice.tokens, slice.drafted)).collect()
+        };
+        assert_eq!(drafted(&[work(0, 1, 4), work(1, 2, 0)]), [(0, 1, 4), (1, 2, 0)]);
+        assert_eq!(drafted(&[work(0, 1, 9), work(1, 1, 3)]), [(0, 1, 5), (1, 1, 3)], "the shorter one first");
+        assert_eq!(drafted(&[work(0, 12, 3)]), [(0, 10, 0)], "not behind a part");
     }
 }

@@ -6,6 +6,7 @@ mod data;
 mod encode;
 mod engine;
 mod eval;
+mod exactness;
 mod export;
 mod gguf_hostile;
 mod mnemonic;
