@@ -24,7 +24,7 @@ fn start(lanes: u32) -> LlamaEngine {
         lanes,
         queue: lanes,
         threads,
-        cached_sequences: 8,
+        cached_sequences: 0,
         draft: true,
         force: true,
     });

@@ -110,7 +110,7 @@ impl Settings {
                     .map(|given| check.whole("model.context", Some(given), 16..=1 << 20, 16)),
                 lanes: check.whole("model.lanes", model.lanes, 1..=256, 4),
                 threads: check.whole("model.threads", model.threads, 1..=1024, processors()),
-                cached_sequences: check.whole("model.cached_sequences", model.cached_sequences, 0..=128, 8),
+                cached_sequences: check.whole("model.cached_sequences", model.cached_sequences, 0..=128, 0),
                 draft: model.draft.unwrap_or(true),
                 queue: check.whole("model.queue", model.queue, 1..=100_000, 64),
             },

@@ -1,22 +1,22 @@
-//! Lanes: requests that are decoded together, each in a sequence of llama.cpp's unified cache. There are more sequences
-//! than lanes: what the others hold is known to later requests (see [`super::cache`]).
+//! Lanes: requests that are decoded together, each in a sequence of llama.cpp. There may be more sequences than lanes: what
+//! the others hold is known to later requests (see [`super::cache`]).
 
 use std::time::Instant;
 
 use llama_cpp_2::model::LlamaModel;
 
-use super::cache::{self, Held, Origin, Placement, place, shared};
+use super::cache::{Handing, Held, Origin, Placement, place, shared};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings};
 use super::llama::{LlamaSettings, Ticket};
 use super::run::{Run, Step};
-use super::scheduler::{Capacity, Slice, Work, plan};
+use super::scheduler::{BATCH, Prices, Slice, Work, plan};
 use super::vocabulary::Vocabulary;
 use super::{EngineError, LaneState, Totals};
 
-/// Tokens of a batch; of these, prompt tokens when another lane decodes.
-const CAPACITY: Capacity = Capacity { batch: 512, prefill_beside: 128 };
+/// Bytes of keys and values copied in a second, as a cautious guess.
+const COPIED_PER_SECOND: f64 = 2e9;
 
 /// All lanes and the context that they share.
 pub struct Lanes<'a> {
@@ -25,13 +25,17 @@ pub struct Lanes<'a> {
     sequences: Vec<Sequence>,
     /// Requests that run at the same time.
     lanes: usize,
-    /// Places for keys and values.
-    size: usize,
+    /// Places of each sequence.
+    places: usize,
+    /// Seconds to copy a sequence.
+    copying: f64,
     /// Whether a prefix of a sequence can be used without the rest.
     partial: bool,
     clock: u64,
     chances: Chances,
     cost: Cost,
+    /// Seconds of a prompt's token, fading.
+    prompt_token: f64,
     totals: Totals,
 }
 
@@ -51,8 +55,6 @@ struct Running {
     planned: Vec<u32>,
     /// Tokens that are to be decoded.
     pending: Vec<u32>,
-    /// Places that it may take up to its end.
-    reserved: usize,
     /// A sequence that is about to hold this many tokens of the prompt.
     follow: Option<(usize, usize)>,
     drafts: bool,
@@ -65,8 +67,6 @@ pub struct Entry {
     pub prompt: Vec<u32>,
     /// Its answer.
     pub run: Run,
-    /// Tokens of the answer at most.
-    pub budget: usize,
     /// Whether tokens are drafted.
     pub drafts: bool,
     /// Held until the end.
@@ -84,29 +84,28 @@ impl<'a> Lanes<'a> {
         if lanes > MAX_SEQUENCES {
             return Err(format!("model.lanes is {lanes}; llama.cpp has at most {MAX_SEQUENCES} sequences"));
         }
-        let context_settings = ContextSettings {
-            tokens: context.saturating_mul(lanes),
-            batch: CAPACITY.batch as u32,
-            sequences,
-            threads: settings.threads,
-        };
-        let made = Context::new(model, context_settings).map_err(|e| {
-            format!(
-                "{lanes} lanes with {context} tokens each: {e}; model.context and model.lanes set its size"
-            )
+        let settings =
+            ContextSettings { tokens: context, batch: BATCH as u32, sequences, threads: settings.threads };
+        let made = Context::new(model, settings).map_err(|e| {
+            format!("{e}; model.context, model.lanes and model.cached_sequences set its size")
         })?;
-        let size = made.tokens();
+        let places = made.tokens();
+        let head = f64::from(model.n_head_kv()) / f64::from(model.n_head().max(1));
+        // Keys and values in f16.
+        let place = 4.0 * f64::from(model.n_layer()) * f64::from(model.n_embd()) * head;
         Ok(Self {
             context: made,
             batch: Batch::default(),
             sequences: (0..sequences).map(|_| Sequence::default()).collect(),
             lanes: lanes as usize,
-            size,
+            places,
+            copying: place * places as f64 / COPIED_PER_SECOND,
             partial: !(model.is_recurrent() || model.is_hybrid()),
             clock: 0,
             chances: Chances::default(),
             cost: Cost::default(),
-            totals: Totals { cache_size: size as u64, ..Totals::default() },
+            prompt_token: 1e-3,
+            totals: Totals { cache_size: places as u64 * u64::from(sequences), ..Totals::default() },
         })
     }
 
@@ -146,7 +145,9 @@ impl<'a> Lanes<'a> {
     /// Where a prompt would go; call only when a lane is free. Without `cache`, nothing counts as known.
     pub fn placement(&self, prompt: &[u32], origin: Origin, cache: bool) -> Placement {
         let held = self.held();
-        let found = place(&held, if cache { prompt } else { &[] }, origin, self.partial);
+        let least = (self.copying / self.prompt_token) as usize;
+        let handing = Handing { partial: self.partial, least };
+        let found = place(&held, if cache { prompt } else { &[] }, origin, handing);
         found.expect("there are at least as many sequences as lanes")
     }
 
@@ -156,17 +157,15 @@ impl<'a> Lanes<'a> {
 
     /// Puts a request into its lane.
     pub fn start(&mut self, placement: Placement, origin: Origin, entry: Entry, words: &Vocabulary) {
-        let Entry { prompt, mut run, budget, drafts, ticket } = entry;
-        let reserved = prompt.len() + budget;
+        let Entry { prompt, mut run, drafts, ticket } = entry;
         let Step::Decode(dictated) = run.start(words) else { return };
         let Placement { target, known, source, follow } = placement;
+        self.totals.cache_evictions += u64::from(known == 0 && !self.sequences[target].cached.is_empty());
         if target == source {
             self.forget(target, known);
         } else {
-            self.forget(target, 0);
             self.copy(source, target, known);
         }
-        self.make_room(target, reserved);
         self.clock += 1;
         let age = self.clock;
         let sequence = &mut self.sequences[target];
@@ -175,24 +174,7 @@ impl<'a> Lanes<'a> {
         planned.extend(dictated);
         let pending = planned[sequence.cached.len()..].to_vec();
         sequence.origin = origin;
-        sequence.running =
-            Some(Running { run, age, planned, pending, reserved, follow, drafts, _ticket: ticket });
-    }
-
-    /// Empties idle sequences until there is room for what all running ones may need, and `reserved` in `target`.
-    fn make_room(&mut self, target: usize, reserved: usize) {
-        let places = |(index, sequence): (usize, &Sequence)| match &sequence.running {
-            Some(running) => running.reserved,
-            None if index == target => 0,
-            None => sequence.cached.len(),
-        };
-        let used = self.sequences.iter().enumerate().map(places).sum();
-        let mut held = self.held();
-        held.retain(|held| held.sequence != target);
-        for victim in cache::evict(&held, used, reserved, self.size) {
-            self.forget(victim, 0);
-            self.totals.cache_evictions += 1;
-        }
+        sequence.running = Some(Running { run, age, planned, pending, follow, drafts, _ticket: ticket });
     }
 
     /// Removes keys and values behind the first `keep` tokens of a sequence, or all where the model can't do that.
@@ -211,15 +193,15 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Lets `to`, whose tokens are a prefix of those of `from`, share the first `length` tokens of `from`.
+    /// Gives `to` the first `length` tokens of `from` instead of what it holds.
     fn copy(&mut self, from: usize, to: usize, length: usize) {
-        let known = self.sequences[to].cached.len();
-        if known >= length {
-            return;
+        if length == 0 {
+            return self.forget(to, 0);
         }
-        self.context.share(from as u32, to as u32, known as u32, length as u32);
-        let tokens = self.sequences[from].cached[known..length].to_vec();
-        self.sequences[to].cached.extend(tokens);
+        self.context.copy(from as u32, to as u32);
+        let tokens = self.sequences[from].cached.clone();
+        self.sequences[to].cached = tokens;
+        self.forget(to, length);
     }
 
     /// Ends requests that nobody waits for.
@@ -267,7 +249,7 @@ impl<'a> Lanes<'a> {
                 continue;
             }
             let before = self.sequences[index].cached.len();
-            if self.sequences[leader].origin == self.sequences[index].origin {
+            if known > before && self.sequences[leader].origin == self.sequences[index].origin {
                 self.copy(leader, index, known);
             }
             let cached = self.sequences[index].cached.len();
@@ -279,94 +261,101 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Guesses for the lanes that decode, as long as they are worth their price.
-    fn drafts(&self) -> Vec<Draft> {
-        let decoding = |sequence: &Sequence| {
-            let running = sequence.running.as_ref()?;
-            (sequence.cached.len() >= running.planned.len()).then_some(running.pending.len())
+    /// What is guessed to follow in a lane.
+    fn draft(&self, sequence: &Sequence) -> Draft {
+        let Some(running) = sequence.running.as_ref().filter(|running| running.drafts && self.partial) else {
+            return Draft::default();
         };
-        let certain: usize = self.sequences.iter().filter_map(decoding).sum();
-        let threshold = self.cost.threshold(certain);
-        let draft = |sequence: &Sequence| {
-            let drafts = decoding(sequence).is_some() && self.partial;
-            let Some(running) = sequence.running.as_ref().filter(|running| drafts && running.drafts) else {
-                return Draft::default();
-            };
-            let text: Vec<u32> = sequence.cached.iter().chain(&running.pending).copied().collect();
-            let mut draft = drafting::look_up(&text, drafting::MOST.min(running.run.left()));
-            draft.tokens.truncate(self.chances.worthwhile(&draft, threshold));
-            draft
-        };
-        self.sequences.iter().map(draft).collect()
+        if sequence.cached.len() + running.pending.len() < running.planned.len() + 1 {
+            return Draft::default();
+        }
+        let text: Vec<u32> = sequence.cached.iter().chain(&running.pending).copied().collect();
+        drafting::look_up(&text, drafting::MOST.min(running.run.left()))
     }
 
-    /// Decodes one batch and lets the lanes whose tokens are all decoded go on.
+    /// Decodes one batch for each group of lanes and lets those go on whose tokens are all decoded.
     pub fn step(&mut self, vocabulary: &Vocabulary, grammars: &mut Grammars) {
         self.catch_up();
-        let drafts = self.drafts();
+        let drafts: Vec<Draft> = self.sequences.iter().map(|sequence| self.draft(sequence)).collect();
         let work: Vec<_> = (0..)
             .zip(&self.sequences)
             .filter_map(|(lane, sequence)| {
                 let running = sequence.running.as_ref().filter(|running| running.follow.is_none())?;
-                let prefill = sequence.cached.len() < running.planned.len();
-                let drafted = drafts[lane].tokens.len();
-                Some(Work { lane, age: running.age, pending: running.pending.len(), prefill, drafted })
+                Some(Work {
+                    lane,
+                    age: running.age,
+                    pending: running.pending.len(),
+                    guesses: self.chances.of(&drafts[lane]),
+                    // Padding can't be taken back from a recurrent state.
+                    room: if self.partial { self.places - sequence.cached.len() } else { 1 },
+                })
             })
             .collect();
-        let slices = plan(&work, CAPACITY);
-        if slices.is_empty() {
-            return;
+        let (call, token) = self.cost.line();
+        let prices = Prices { call, token, prompt_token: self.prompt_token };
+        for slices in plan(&work, prices) {
+            self.call(&slices, &drafts, vocabulary, grammars);
         }
-        let ready = self.fill(&slices, &drafts);
-        let prefill: usize = slices
-            .iter()
-            .filter(|slice| work.iter().any(|work| work.lane == slice.lane && work.prefill))
-            .map(|slice| slice.tokens)
-            .sum();
+    }
+
+    fn call(&mut self, slices: &[Slice], drafts: &[Draft], vocabulary: &Vocabulary, grammars: &mut Grammars) {
+        let (ready, prompt) = self.fill(slices, drafts);
         let began = Instant::now();
         if let Err(error) = self.context.decode(&self.batch) {
             tracing::error!(%error, tokens = self.batch.len(), "decoding failed");
-            self.fail(&slices, &error.to_string());
+            self.fail(slices, &error.to_string());
             return;
         }
-        self.count(slices.len(), prefill, began.elapsed().as_secs_f64());
-        for (lane, row, drafted) in ready {
-            let draft = Draft { tokens: drafts[lane].tokens[..drafted].to_vec(), ..drafts[lane] };
+        self.count(slices.len(), prompt, began.elapsed().as_secs_f64());
+        for slice in slices.iter().filter(|slice| slice.padding > 0) {
+            let keep = self.sequences[slice.lane].cached.len();
+            self.context.forget(slice.lane as u32, keep as u32);
+        }
+        for (lane, row, guessed) in ready {
+            let draft = Draft { tokens: drafts[lane].tokens[..guessed].to_vec(), ..drafts[lane] };
             self.go_on(lane, row, &draft, vocabulary, grammars);
         }
     }
 
     /// Puts the slices into the batch; gives the lanes that can go on behind it, each with the row of its first logits and
-    /// its guesses.
-    fn fill(&mut self, slices: &[Slice], drafts: &[Draft]) -> Vec<(usize, usize, usize)> {
+    /// its guesses, and the number of prompt tokens.
+    fn fill(&mut self, slices: &[Slice], drafts: &[Draft]) -> (Vec<(usize, usize, usize)>, usize) {
         self.batch.clear();
-        let mut ready = Vec::new();
-        for &Slice { lane, tokens, drafted } in slices {
+        let (mut ready, mut prompt) = (Vec::new(), 0);
+        for &Slice { lane, certain, guessed, padding } in slices {
             let Sequence { cached, running: Some(running), .. } = &mut self.sequences[lane] else { continue };
-            let whole = tokens == running.pending.len();
-            let guesses = drafts[lane].tokens.iter().take(drafted).copied();
-            for (index, token) in running.pending.drain(..tokens).chain(guesses).enumerate() {
-                let logits = whole && index + 1 >= tokens;
-                if whole && index + 1 == tokens {
-                    ready.push((lane, self.batch.len(), drafted));
+            prompt += running.planned.len().saturating_sub(cached.len()).min(certain);
+            let whole = certain == running.pending.len();
+            let guesses = drafts[lane].tokens.iter().take(guessed).copied();
+            for (index, token) in running.pending.drain(..certain).chain(guesses).enumerate() {
+                if whole && index + 1 == certain {
+                    ready.push((lane, self.batch.len(), guessed));
                 }
-                self.batch.push(token, cached.len() as u32, lane as u32, logits);
+                self.batch.push(token, cached.len() as u32, lane as u32, whole && index + 1 >= certain);
                 cached.push(token);
             }
+            // Any token will do; nothing is read from it, and it is forgotten at once.
+            let last = cached.last().copied().unwrap_or(0);
+            for index in 0..padding {
+                self.batch.push(last, (cached.len() + index) as u32, lane as u32, false);
+            }
         }
-        ready
+        (ready, prompt)
     }
 
-    fn count(&mut self, lanes: usize, prefill: usize, seconds: f64) {
+    fn count(&mut self, lanes: usize, prompt: usize, seconds: f64) {
         let tokens = self.batch.len();
         self.totals.decodes += 1;
         self.totals.busy_lanes += lanes as u64;
-        self.totals.prompt_tokens += prefill as u64;
-        if prefill == 0 {
+        self.totals.prompt_tokens += prompt as u64;
+        if prompt == 0 {
             self.totals.predicted_seconds += seconds;
             self.cost.learn(tokens, seconds);
         } else {
             self.totals.prompt_seconds += seconds;
+        }
+        if prompt > drafting::MOST {
+            self.prompt_token += 0.3 * (seconds / prompt as f64 - self.prompt_token);
         }
     }
 

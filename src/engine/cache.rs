@@ -1,8 +1,7 @@
 //! Where a request goes and what of its prompt is known already: a pure function of what the sequences hold.
 //!
-//! A sequence keeps the keys and values of its last request. With a unified cache a prefix can be shared by any number
-//! of sequences at no cost, so the common head of many prompts is computed once: copied from whoever has it, or waited
-//! for if somebody is computing it right now.
+//! A sequence keeps the keys and values of its last request; the common head of many prompts is computed once: used in
+//! place, copied from whoever has it, or waited for if somebody is computing it right now.
 
 use std::cmp::Reverse;
 
@@ -50,11 +49,21 @@ pub fn shared(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// Where a prompt goes; `None` if no sequence is idle. `partial`: whether a prefix of a sequence can be used without the
-/// rest (it can't in recurrent models, where only a sequence that is a prefix as a whole can be continued).
+/// How keys and values can be handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handing {
+    /// Whether a prefix of a sequence can be used without the rest. It can't in recurrent models, where only a sequence
+    /// that is a prefix as a whole can be continued.
+    pub partial: bool,
+    /// Tokens that are computed as fast as a sequence is copied: fewer are not worth a copy.
+    pub least: usize,
+}
+
+/// Where a prompt goes; `None` if no sequence is idle.
 ///
 /// The last token of the prompt is never taken as known: its logits begin the answer.
-pub fn place(held: &[Held<'_>], prompt: &[u32], origin: Origin, partial: bool) -> Option<Placement> {
+pub fn place(held: &[Held<'_>], prompt: &[u32], origin: Origin, handing: Handing) -> Option<Placement> {
+    let Handing { partial, least } = handing;
     let usable = prompt.len().saturating_sub(1);
     let known = |held: &Held<'_>| {
         let length = shared(held.tokens, prompt).min(usable);
@@ -68,43 +77,38 @@ pub fn place(held: &[Held<'_>], prompt: &[u32], origin: Origin, partial: bool) -
         .map(|held| (known(held), held))
         .max_by_key(|(known, held)| (*known, held.planned.is_none(), Reverse(held.tokens.len())));
     let (known, source) = source?;
-    let oldest = held
-        .iter()
-        .filter(|held| held.planned.is_none())
+    // Sequences that run are computed together if they are neighbours: the fewer gaps the better.
+    let busy = |sequence: usize| held.iter().any(|held| held.sequence == sequence && held.planned.is_some());
+    let gaps = |sequence: usize| {
+        let beside = |other: Option<usize>| usize::from(other.is_some_and(busy));
+        2 - beside(sequence.checked_sub(1)) - beside(Some(sequence + 1))
+    };
+    let idle = || held.iter().filter(|held| held.planned.is_none());
+    let fewest = idle().map(|held| gaps(held.sequence)).min()?;
+    let oldest = idle()
+        .filter(|held| gaps(held.sequence) == fewest)
         .min_by_key(|held| (!held.tokens.is_empty(), held.last_used))?;
-    // In place if little is lost by it; else what the source holds is kept for who may come back to it.
-    let in_place = source.planned.is_none() && known > 0 && (!partial || 3 * known >= source.tokens.len());
+    // In place if little is lost by it; else what the source holds is kept for who may come back to it. A recurrent state
+    // can't be copied in part, so it is continued where it is.
+    let cheap = gaps(source.sequence) == fewest && 3 * known >= source.tokens.len();
+    let in_place = source.planned.is_none() && known > 0 && (!partial || cheap);
     let target = if in_place { source.sequence } else { oldest.sequence };
+    let known = if target == source.sequence || known >= least { known } else { 0 };
     let follow = held
         .iter()
         .filter(|held| partial && held.origin == origin)
         .filter_map(|held| Some((held.sequence, shared(held.planned?, prompt).min(usable))))
         .max_by_key(|&(_, length)| length)
-        .filter(|&(_, length)| length >= known + WORTH_WAITING);
+        .filter(|&(_, length)| length >= known + WORTH_WAITING.max(least));
     Some(Placement { target, known, source: source.sequence, follow })
-}
-
-/// Idle sequences to empty, longest unused first, until `needed` more places are free; all of them if that is not enough.
-/// `used` counts what all sequences hold or will hold, `size` is what there is.
-pub fn evict(held: &[Held<'_>], used: usize, needed: usize, size: usize) -> Vec<usize> {
-    let mut idle: Vec<_> =
-        held.iter().filter(|held| held.planned.is_none() && !held.tokens.is_empty()).collect();
-    idle.sort_by_key(|held| held.last_used);
-    let mut over = (used + needed).saturating_sub(size);
-    let mut victims = Vec::new();
-    for held in idle {
-        if over == 0 {
-            break;
-        }
-        over = over.saturating_sub(held.tokens.len());
-        victims.push(held.sequence);
-    }
-    victims
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ANY: Handing = Handing { partial: true, least: 0 };
+    const WHOLE: Handing = Handing { partial: false, least: 0 };
 
     fn idle(sequence: usize, tokens: &[u32], last_used: u64) -> Held<'_> {
         Held { sequence, origin: 0, tokens, planned: None, last_used }
@@ -137,36 +141,40 @@ mod tests {
                 vec![running(0, &prompt[..4], &long), idle(1, &[], 4)],
                 Some(Placement { target: 1, known: 4, source: 0, follow: Some((0, 20)) }),
             ),
+            (
+                "beside those that run",
+                vec![running(0, &other, &other), idle(1, &other, 9), idle(2, &other, 1), idle(3, &[], 1)],
+                at(1, 0, 3),
+            ),
             ("does not wait for little", vec![running(0, &prompt[..5], head), idle(1, &[], 4)], at(1, 5, 0)),
         ] {
-            assert_eq!(place(&held, &prompt, 0, true), expected, "{case}");
+            assert_eq!(place(&held, &prompt, 0, ANY), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn little_is_computed_rather_than_copied() {
+        let prompt: Vec<u32> = (0..40).collect();
+        let held = [running(0, &prompt[..20], &prompt[..20]), idle(1, &[], 4)];
+        let known = |least| place(&held, &prompt, 0, Handing { least, ..ANY }).unwrap().known;
+        assert_eq!((known(20), known(21)), (20, 0));
     }
 
     #[test]
     fn other_origins_share_nothing() {
         let prompt: Vec<u32> = (0..40).collect();
         let held = [Held { origin: 8, ..idle(0, &prompt, 1) }, idle(1, &[], 1)];
-        assert_eq!(place(&held, &prompt, 0, true).unwrap().known, 0);
-        assert_eq!(place(&held, &prompt, 8, true).unwrap(), at(0, 39, 0).unwrap());
+        assert_eq!(place(&held, &prompt, 0, ANY).unwrap().known, 0);
+        assert_eq!(place(&held, &prompt, 8, ANY).unwrap(), at(0, 39, 0).unwrap());
         let held = [Held { origin: 8, ..running(0, &[], &prompt) }, idle(1, &[], 1)];
-        assert_eq!(place(&held, &prompt, 0, true).unwrap().follow, None);
+        assert_eq!(place(&held, &prompt, 0, ANY).unwrap().follow, None);
     }
 
     #[test]
     fn a_recurrent_state_is_continued_as_a_whole_or_not_at_all() {
         let prompt: Vec<u32> = (0..40).collect();
         let beyond: Vec<u32> = prompt[..20].iter().copied().chain([7]).collect();
-        assert_eq!(place(&[idle(0, &beyond, 1), idle(1, &[], 1)], &prompt, 0, false), at(1, 0, 1));
-        assert_eq!(place(&[idle(0, &prompt[..20], 1), idle(1, &[], 1)], &prompt, 0, false), at(0, 20, 0));
-    }
-
-    #[test]
-    fn the_longest_unused_make_room() {
-        let (a, b) = ([1; 10], [2; 10]);
-        let held = [idle(0, &a, 5), idle(1, &b, 4), running(2, &a, &a), idle(3, &[], 0)];
-        assert_eq!(evict(&held, 30, 5, 40), [0usize; 0]);
-        assert_eq!(evict(&held, 30, 15, 40), [1]);
-        assert_eq!(evict(&held, 30, 25, 40), [1, 0]);
+        assert_eq!(place(&[idle(0, &beyond, 1), idle(1, &[], 1)], &prompt, 0, WHOLE), at(1, 0, 1));
+        assert_eq!(place(&[idle(0, &prompt[..20], 1), idle(1, &[], 1)], &prompt, 0, WHOLE), at(0, 20, 0));
     }
 }

@@ -2,7 +2,7 @@
 //! together with them, and kept as far as the model would have chosen it (Saxena 2023, "prompt lookup decoding").
 //!
 //! How many tokens are worth guessing is measured, not set: [`Chances`] learns how often a guess is right by the length of
-//! the match, [`Cost`] how long a batch takes by its size.
+//! the match, [`Cost`] how long a batch takes by its size; [`super::scheduler`] weighs one against the other.
 
 /// Longest match that is looked for; longer ones are as good.
 const LONGEST: usize = 16;
@@ -78,16 +78,16 @@ impl Chances {
         good / all
     }
 
-    /// How many of a draft's tokens are worth decoding, if one is worth it when it is right with at least this probability.
-    pub fn worthwhile(&self, draft: &Draft, threshold: f64) -> usize {
+    /// For each token of a draft, the probability that it and all before it are right.
+    pub fn of(&self, draft: &Draft) -> Vec<f64> {
         let mut probability = 1.0;
         (0..draft.tokens.len())
-            .take_while(|&i| {
+            .map(|index| {
                 // A guess that was right makes the match longer.
-                probability *= self.right(draft.matched + i);
-                probability >= threshold
+                probability *= self.right(draft.matched + index);
+                probability
             })
-            .count()
+            .collect()
     }
 }
 
@@ -120,7 +120,7 @@ impl Cost {
     }
 
     /// Seconds of a batch without any token, and of each token more.
-    fn line(&self) -> (f64, f64) {
+    pub fn line(&self) -> (f64, f64) {
         let [w, n, nn, t, nt] = self.sums;
         if w == 0.0 {
             return (0.0, 0.0);
@@ -136,14 +136,6 @@ impl Cost {
     fn batch(&self, tokens: f64) -> f64 {
         let (fixed, slope) = self.line();
         if self.sums[0] == 0.0 { f64::INFINITY } else { fixed + slope * tokens }
-    }
-
-    /// The probability from which a guess pays, in a batch that decodes `tokens` that are certain: what it costs, over what
-    /// a token costs without guesses.
-    pub fn threshold(&self, tokens: usize) -> f64 {
-        let (fixed, slope) = self.line();
-        let n = tokens.max(1) as f64;
-        (slope / (slope + fixed / n).max(1e-12)).clamp(0.02, 1.0)
     }
 }
 
@@ -165,32 +157,33 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_is_as_long_as_it_is_likely_right() {
+    fn chances_are_learnt_by_the_length_of_the_match() {
         let mut chances = Chances::default();
         for _ in 0..400 {
             chances.learn(2, false);
             chances.learn(8, true);
         }
-        let draft = |matched| Draft { tokens: vec![0; 8], matched };
-        assert_eq!(chances.worthwhile(&draft(2), 0.3), 0);
-        assert!(chances.worthwhile(&draft(8), 0.3) >= 1);
         assert!(chances.right(8) > 0.95 && chances.right(2) < 0.05);
-        assert_eq!(Chances::default().worthwhile(&draft(4), 0.2), 2, "0.5, 0.25, 0.125");
+        let draft = Draft { tokens: vec![0; 3], matched: 4 };
+        assert_eq!(Chances::default().of(&draft), [0.5, 0.25, 0.125]);
     }
 
     #[test]
-    fn guesses_are_cheap_where_the_batch_has_a_fixed_price() {
-        let mut reads_all_weights = Cost::default();
-        let mut computes = Cost::default();
+    fn the_line_is_found_under_noise_and_without_spread() {
+        let (mut reads_all_weights, mut computes) = (Cost::default(), Cost::default());
         for n in (1..20).cycle().take(2_000) {
             reads_all_weights.learn(n, 80e-3 + 1e-3 * n as f64);
             computes.learn(n, 1e-5 + 5e-3 * n as f64);
         }
-        assert!((reads_all_weights.threshold(1) - 1.0 / 81.0).abs() < 0.02);
-        assert!(reads_all_weights.threshold(16) > 0.15);
-        assert!(computes.threshold(1) > 0.9);
+        let (call, token) = reads_all_weights.line();
+        assert!((call - 80e-3).abs() < 5e-3 && (token - 1e-3).abs() < 5e-4, "{call} {token}");
+        let (call, token) = computes.line();
+        assert!(call.abs() < 5e-3 && (token - 5e-3).abs() < 5e-4, "{call} {token}");
         let mut one_size = Cost::default();
         (0..2_000).for_each(|_| one_size.learn(1, 1e-2));
-        assert!((0.02..0.5).contains(&one_size.threshold(1)));
+        let (call, token) = one_size.line();
+        assert!(call > 0.0 && token > 0.0 && call + token < 2e-2, "{call} {token}");
+        reads_all_weights.learn(1, 10.0);
+        assert!(reads_all_weights.line().0 < 0.1, "an outlier counts little");
     }
 }

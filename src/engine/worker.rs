@@ -307,7 +307,7 @@ impl Worker<'_> {
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
         let run = Run::new(request, &prompt, events, session, budget, usage)?;
         let run = if self.settings.force { run } else { run.without_force() };
-        let entry = Entry { prompt, run, budget, drafts: request.draft && self.settings.draft, ticket };
+        let entry = Entry { prompt, run, drafts: request.draft && self.settings.draft, ticket };
         self.lanes.start(placement, NO_SPOKE, entry, &self.vocabulary);
         Ok(())
     }

@@ -26,7 +26,7 @@ fn engine(lanes: u32, fast: bool) -> LlamaEngine {
         queue: 1_000,
         // One: two wait for each other where another program runs beside them.
         threads: 1,
-        cached_sequences: if fast { 8 } else { 0 },
+        cached_sequences: if fast { 2 } else { 0 },
         draft: fast,
         force: fast,
     });

@@ -12,11 +12,11 @@ use crate::engine::backend::backend;
 /// What a context is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextSettings {
-    /// Places for keys and values, shared by all sequences.
+    /// Places for keys and values of each sequence.
     pub tokens: u32,
     /// Largest batch.
     pub batch: u32,
-    /// Sequences.
+    /// Sequences, each a stream of its own in the cache.
     pub sequences: u32,
     /// CPU threads.
     pub threads: u32,
@@ -24,8 +24,11 @@ pub struct ContextSettings {
 
 /// llama.cpp makes no context, for a reason that it logs; most likely for want of memory.
 #[derive(Debug, thiserror::Error)]
-#[error("llama.cpp made no context of {tokens} tokens; its log (target llama-cpp-2) says why")]
+#[error(
+    "llama.cpp made no context of {sequences} sequences with {tokens} tokens each; its log (target llama-cpp-2) says why"
+)]
 pub struct ContextError {
+    sequences: u32,
     tokens: u32,
 }
 
@@ -77,7 +80,7 @@ impl Batch {
     }
 }
 
-/// A context of a model, with one cache for all sequences.
+/// A context of a model, its cache divided into one stream for each sequence.
 #[derive(Debug)]
 pub struct Context<'a> {
     raw: NonNull<sys::llama_context>,
@@ -107,21 +110,24 @@ impl<'a> Context<'a> {
         let count = settings.threads.clamp(1, 512) as i32;
         // SAFETY: returns a plain struct by value.
         let mut params = unsafe { sys::llama_context_default_params() };
-        params.n_ctx = settings.tokens;
+        // llama.cpp pads each stream to 256; the product must not be cut down to fit.
+        let stream = settings.tokens.next_multiple_of(256);
+        params.n_ctx = stream.saturating_mul(settings.sequences);
         params.n_batch = settings.batch;
         params.n_ubatch = settings.batch;
         params.n_seq_max = settings.sequences;
         params.n_threads = count;
         params.n_threads_batch = count;
         params.no_perf = true;
-        params.kv_unified = true;
+        params.kv_unified = false;
         // SAFETY: the model outlives the context ('a); the parameters are taken by value and point to nothing.
         let raw = unsafe { sys::llama_init_from_model(pointer(model), params) };
-        let raw = NonNull::new(raw).ok_or(ContextError { tokens: settings.tokens })?;
+        let raw = NonNull::new(raw)
+            .ok_or(ContextError { sequences: settings.sequences, tokens: settings.tokens })?;
         let threads = if count > 1 { Self::start_threads(raw, count) } else { None };
         let vocabulary = model.n_vocab().unsigned_abs() as usize;
         // SAFETY: the context lives.
-        let tokens = unsafe { sys::llama_n_ctx(raw.as_ptr()) };
+        let tokens = unsafe { sys::llama_n_ctx(raw.as_ptr()) } / settings.sequences;
         let limits = ContextSettings { tokens, ..settings };
         Ok(Self { raw, threads, vocabulary, rows: Vec::new(), limits, model: PhantomData })
     }
@@ -136,7 +142,7 @@ impl<'a> Context<'a> {
         Some(threads)
     }
 
-    /// Places for keys and values.
+    /// Places for keys and values of each sequence.
     pub fn tokens(&self) -> usize {
         self.limits.tokens as usize
     }
@@ -207,14 +213,16 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Lets a sequence share the keys and values of another at positions `begin..end`.
-    pub fn share(&mut self, from: u32, to: u32, begin: u32, end: u32) {
-        assert!(from < self.limits.sequences && to < self.limits.sequences, "no such sequence");
-        // SAFETY: the context lives, and both sequences are its own.
+    /// Gives a sequence the keys and values of another; what it had is gone. Streams can only be copied as a whole.
+    pub fn copy(&mut self, from: u32, to: u32) {
+        assert!(
+            from < self.limits.sequences && to < self.limits.sequences && from != to,
+            "no such sequences"
+        );
+        // SAFETY: the context lives, and both sequences are its own; -1 means all positions.
         unsafe {
             let memory = sys::llama_get_memory(self.raw.as_ptr());
-            let (from, to) = (from.cast_signed(), to.cast_signed());
-            sys::llama_memory_seq_cp(memory, from, to, begin.cast_signed(), end.cast_signed());
+            sys::llama_memory_seq_cp(memory, from.cast_signed(), to.cast_signed(), -1, -1);
         }
     }
 }
