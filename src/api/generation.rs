@@ -74,6 +74,8 @@ impl Generation {
                     cached = usage.cached_tokens,
                     answer = usage.completion_tokens,
                     forced = usage.forced_tokens,
+                    drafted = usage.drafted_tokens,
+                    accepted = usage.accepted_tokens,
                     queued_ms = usage.queued_ms.round(),
                     prompt_ms = usage.prompt_ms.round(),
                     answer_ms = usage.predicted_ms.round(),

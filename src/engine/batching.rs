@@ -11,7 +11,7 @@ use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings};
 use super::llama::{LlamaSettings, Ticket};
 use super::run::{Run, Step};
-use super::scheduler::{BATCH, Prices, Slice, Work, plan};
+use super::scheduler::{BATCH, Price, Slice, Work, plan};
 use super::vocabulary::Vocabulary;
 use super::{EngineError, LaneState, Totals};
 
@@ -34,8 +34,6 @@ pub struct Lanes<'a> {
     clock: u64,
     chances: Chances,
     cost: Cost,
-    /// Seconds of a prompt's token, fading.
-    prompt_token: f64,
     totals: Totals,
 }
 
@@ -104,7 +102,6 @@ impl<'a> Lanes<'a> {
             clock: 0,
             chances: Chances::default(),
             cost: Cost::default(),
-            prompt_token: 1e-3,
             totals: Totals { cache_size: places as u64 * u64::from(sequences), ..Totals::default() },
         })
     }
@@ -145,7 +142,7 @@ impl<'a> Lanes<'a> {
     /// Where a prompt would go; call only when a lane is free. Without `cache`, nothing counts as known.
     pub fn placement(&self, prompt: &[u32], origin: Origin, cache: bool) -> Placement {
         let held = self.held();
-        let least = (self.copying / self.prompt_token) as usize;
+        let least = (self.copying / self.cost.prompt_token()) as usize;
         let handing = Handing { partial: self.partial, least };
         let found = place(&held, if cache { prompt } else { &[] }, origin, handing);
         found.expect("there are at least as many sequences as lanes")
@@ -291,9 +288,12 @@ impl<'a> Lanes<'a> {
                 })
             })
             .collect();
-        let (call, token) = self.cost.line();
-        let prices = Prices { call, token, prompt_token: self.prompt_token };
-        for slices in plan(&work, prices) {
+        if self.totals.decodes % 512 == 1 {
+            let chances = [2, 3, 4, 6, 8, 16].map(|length| self.chances.right(length));
+            let milliseconds = [1, 2, 4, 8, 16].map(|tokens| self.cost.batch(tokens) * 1e3);
+            tracing::debug!(?milliseconds, ?chances, "what batches cost and how often guesses are right");
+        }
+        for slices in plan(&work, &self.cost) {
             self.call(&slices, &drafts, vocabulary, grammars);
         }
     }
@@ -355,7 +355,7 @@ impl<'a> Lanes<'a> {
             self.totals.prompt_seconds += seconds;
         }
         if prompt > drafting::MOST {
-            self.prompt_token += 0.3 * (seconds / prompt as f64 - self.prompt_token);
+            self.cost.learn_prompt(prompt, seconds);
         }
     }
 

@@ -4,6 +4,8 @@
 //! How many tokens are worth guessing is measured, not set: [`Chances`] learns how often a guess is right by the length of
 //! the match, [`Cost`] how long a batch takes by its size; [`super::scheduler`] weighs one against the other.
 
+use super::scheduler::Price;
+
 /// Longest match that is looked for; longer ones are as good.
 const LONGEST: usize = 16;
 /// Shortest match that is used.
@@ -91,51 +93,62 @@ impl Chances {
     }
 }
 
-/// Seconds of a batch by its tokens, as a line that is fitted to the latest batches.
+/// Seconds of a batch by its tokens: what the quicker ones of each size took. Other programs make a batch slower, never
+/// faster, so the mean would tell of them.
 #[derive(Debug, Clone)]
 pub struct Cost {
-    // Fading sums of 1, n, n², t, n·t.
-    sums: [f64; 5],
+    /// By the number of tokens; 0 where nothing is known yet.
+    seconds: [f64; SIZES + 1],
+    /// Of a prompt's token.
+    prompt_token: f64,
+}
+
+/// Largest batch whose price is kept.
+const SIZES: usize = 64;
+
+/// A low expectile: follows a quick value at once and a slow one slowly.
+fn follow(price: &mut f64, seconds: f64) {
+    if *price == 0.0 {
+        *price = seconds;
+    } else {
+        *price += (seconds - *price) * if seconds < *price { 0.5 } else { 0.02 };
+    }
 }
 
 impl Default for Cost {
-    /// Before anything is known, a second token costs a tenth of the first.
+    /// Before anything is known, guesses look cheap: they are tried, and their price is learnt.
     fn default() -> Self {
-        let mut cost = Self { sums: [0.0; 5] };
-        cost.learn(1, 1e-3);
-        cost.learn(11, 2e-3);
-        cost
+        Self { seconds: [0.0; SIZES + 1], prompt_token: 0.0 }
     }
 }
 
 impl Cost {
     /// Learns how long a batch of this many tokens took.
     pub fn learn(&mut self, tokens: usize, seconds: f64) {
-        let n = tokens as f64;
-        // An outlier (another program took the processor) must not turn the line round.
-        let seconds = seconds.min(4.0 * self.batch(n).max(1e-4));
-        for (sum, value) in self.sums.iter_mut().zip([1.0, n, n * n, seconds, n * seconds]) {
-            *sum = *sum * (1.0 - 1.0 / MEMORY) + value;
+        if let Some(price) = self.seconds.get_mut(tokens) {
+            follow(price, seconds);
         }
     }
 
-    /// Seconds of a batch without any token, and of each token more.
-    pub fn line(&self) -> (f64, f64) {
-        let [w, n, nn, t, nt] = self.sums;
-        if w == 0.0 {
-            return (0.0, 0.0);
-        }
-        let spread = w * nn - n * n;
-        // Batches of one size say nothing about a slope.
-        let slope = if spread > 1e-9 * nn * w { (w * nt - n * t) / spread } else { 0.05 * t / n };
-        // Neither less than nothing nor more than all of it.
-        let slope = slope.clamp(0.02 * t / n, t / n);
-        ((t - slope * n) / w, slope)
+    /// Learns how long a batch of this many tokens of prompts took.
+    pub fn learn_prompt(&mut self, tokens: usize, seconds: f64) {
+        follow(&mut self.prompt_token, seconds / tokens.max(1) as f64);
+    }
+}
+
+impl Price for Cost {
+    /// A cautious guess before the first prompt.
+    fn prompt_token(&self) -> f64 {
+        if self.prompt_token == 0.0 { 1e-3 } else { self.prompt_token }
     }
 
-    fn batch(&self, tokens: f64) -> f64 {
-        let (fixed, slope) = self.line();
-        if self.sums[0] == 0.0 { f64::INFINITY } else { fixed + slope * tokens }
+    /// Seconds of a batch. Where its size has not been seen, the next smaller one's and, for each token more, a prompt's
+    /// token: that is the least they can cost, so that a size is tried before it is judged.
+    fn batch(&self, tokens: usize) -> f64 {
+        let known = (1..=tokens.min(SIZES)).rev().find(|&size| self.seconds[size] > 0.0);
+        let (size, seconds) =
+            known.map_or((1, 10.0 * self.prompt_token()), |size| (size, self.seconds[size]));
+        seconds + self.prompt_token() * tokens.saturating_sub(size) as f64
     }
 }
 
@@ -169,21 +182,22 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_found_under_noise_and_without_spread() {
-        let (mut reads_all_weights, mut computes) = (Cost::default(), Cost::default());
-        for n in (1..20).cycle().take(2_000) {
-            reads_all_weights.learn(n, 80e-3 + 1e-3 * n as f64);
-            computes.learn(n, 1e-5 + 5e-3 * n as f64);
+    fn prices_are_those_of_an_undisturbed_machine_and_unknown_sizes_look_cheap() {
+        let mut cost = Cost::default();
+        cost.learn_prompt(500, 0.05);
+        for round in 0..600 {
+            // Every third batch is disturbed.
+            let noise = if round % 3 == 0 { 5.0 } else { 1.0 };
+            cost.learn(1, 1e-3 * noise);
+            cost.learn(4, 2e-3 * noise);
         }
-        let (call, token) = reads_all_weights.line();
-        assert!((call - 80e-3).abs() < 5e-3 && (token - 1e-3).abs() < 5e-4, "{call} {token}");
-        let (call, token) = computes.line();
-        assert!(call.abs() < 5e-3 && (token - 5e-3).abs() < 5e-4, "{call} {token}");
-        let mut one_size = Cost::default();
-        (0..2_000).for_each(|_| one_size.learn(1, 1e-2));
-        let (call, token) = one_size.line();
-        assert!(call > 0.0 && token > 0.0 && call + token < 2e-2, "{call} {token}");
-        reads_all_weights.learn(1, 10.0);
-        assert!(reads_all_weights.line().0 < 0.1, "an outlier counts little");
+        assert!((cost.batch(1) - 1e-3).abs() < 2e-4, "{}", cost.batch(1));
+        assert!((cost.batch(4) - 2e-3).abs() < 4e-4, "{}", cost.batch(4));
+        assert!((cost.batch(2) - cost.batch(1) - 1e-4).abs() < 1e-9);
+        assert!((cost.batch(6) - cost.batch(4) - 2e-4).abs() < 1e-9);
+        assert!(cost.batch(500) > cost.batch(64));
+        // A machine that is slower for good is believed in the end.
+        (0..200).for_each(|_| cost.learn(1, 3e-3));
+        assert!(cost.batch(1) > 2.8e-3);
     }
 }

@@ -16,6 +16,14 @@ const ALONE: f64 = 0.4;
 /// Smallest share of a prompt, however slow the machine is.
 const SHARE: usize = 32;
 
+/// What calls cost.
+pub trait Price {
+    /// Seconds of a batch of this many tokens.
+    fn batch(&self, tokens: usize) -> f64;
+    /// Seconds of each token of a prompt.
+    fn prompt_token(&self) -> f64;
+}
+
 /// What a lane has to decode.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Work {
@@ -44,29 +52,18 @@ pub struct Slice {
     pub padding: usize,
 }
 
-/// What calls cost, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Prices {
-    /// Of any call.
-    pub call: f64,
-    /// Of each token of a small batch.
-    pub token: f64,
-    /// Of each token of a prompt.
-    pub prompt_token: f64,
-}
-
 /// The calls of the next step: one for each group of neighbours that decode, then one for the oldest prompt.
-pub fn plan(work: &[Work], prices: Prices) -> Vec<Vec<Slice>> {
+pub fn plan(work: &[Work], cost: &impl Price) -> Vec<Vec<Slice>> {
     let mut decoding: Vec<&Work> = work.iter().filter(|work| work.pending <= LONG).collect();
     decoding.sort_by_key(|work| work.lane);
     let mut calls: Vec<Vec<Slice>> = decoding
         .chunk_by(|a, b| a.lane + 1 == b.lane)
         .flat_map(|group| group.chunks(BATCH))
-        .map(|group| rectangle(group, prices))
+        .map(|group| rectangle(group, cost))
         .collect();
     if let Some(prompt) = work.iter().filter(|work| work.pending > LONG).min_by_key(|work| work.age) {
         let seconds = if decoding.is_empty() { ALONE } else { BESIDE };
-        let affordable = (seconds / prices.prompt_token.max(1e-9)) as usize;
+        let affordable = (seconds / cost.prompt_token().max(1e-9)) as usize;
         let certain = prompt.pending.min(affordable.clamp(SHARE, BATCH));
         calls.push(vec![Slice { lane: prompt.lane, certain, guessed: 0, padding: 0 }]);
     }
@@ -74,7 +71,7 @@ pub fn plan(work: &[Work], prices: Prices) -> Vec<Vec<Slice>> {
 }
 
 /// Equally many tokens for each lane: the number with which most tokens are won per second.
-fn rectangle(group: &[&Work], prices: Prices) -> Vec<Slice> {
+fn rectangle(group: &[&Work], cost: &impl Price) -> Vec<Slice> {
     let lanes = group.len();
     let won = |work: &Work, width: usize| {
         let certain = work.pending.min(width);
@@ -82,7 +79,7 @@ fn rectangle(group: &[&Work], prices: Prices) -> Vec<Slice> {
     };
     let rate = |width: usize| {
         let tokens: f64 = group.iter().map(|work| won(work, width)).sum();
-        tokens / (prices.call + prices.token * (lanes * width) as f64).max(1e-12)
+        tokens / cost.batch(lanes * width).max(1e-12)
     };
     let widest = group.iter().map(|work| work.pending + work.guesses.len()).max().unwrap_or(1);
     let room = group.iter().map(|work| work.room).min().unwrap_or(1);
@@ -104,17 +101,30 @@ fn rectangle(group: &[&Work], prices: Prices) -> Vec<Slice> {
 mod tests {
     use super::*;
 
+    struct Line {
+        call: f64,
+    }
+
+    impl Price for Line {
+        fn batch(&self, tokens: usize) -> f64 {
+            self.call + 1e-3 * tokens as f64
+        }
+        fn prompt_token(&self) -> f64 {
+            1e-3
+        }
+    }
+
     /// A call costs as much as ten tokens.
-    const MEMORY_BOUND: Prices = Prices { call: 10e-3, token: 1e-3, prompt_token: 1e-3 };
-    const COMPUTE_BOUND: Prices = Prices { call: 1e-6, token: 1e-3, prompt_token: 1e-3 };
+    const MEMORY_BOUND: Line = Line { call: 10e-3 };
+    const COMPUTE_BOUND: Line = Line { call: 1e-6 };
 
     fn work(lane: usize, pending: usize, guesses: &[f64]) -> Work {
         Work { lane, age: 100 - lane as u64, pending, guesses: guesses.to_vec(), room: 1_000 }
     }
 
-    fn table(work: &[Work], prices: Prices) -> Vec<Vec<(usize, usize, usize, usize)>> {
+    fn table(work: &[Work], line: &Line) -> Vec<Vec<(usize, usize, usize, usize)>> {
         let slice = |slice: &Slice| (slice.lane, slice.certain, slice.guessed, slice.padding);
-        plan(work, prices).iter().map(|call| call.iter().map(slice).collect()).collect()
+        plan(work, line).iter().map(|call| call.iter().map(slice).collect()).collect()
     }
 
     #[test]
@@ -143,15 +153,15 @@ mod tests {
             ("alone it may take longer", vec![work(1, 600, &[])], vec![vec![(1, 400, 0, 0)]]),
             ("the end of a prompt is no prompt", vec![work(1, 16, &[])], vec![vec![(1, 16, 0, 0)]]),
         ] {
-            assert_eq!(table(&lanes, MEMORY_BOUND), expected, "{case}");
+            assert_eq!(table(&lanes, &MEMORY_BOUND), expected, "{case}");
         }
     }
 
     #[test]
     fn guesses_that_cost_what_they_bring_are_left_out() {
-        assert_eq!(table(&[work(0, 1, &[0.9])], COMPUTE_BOUND), [[(0, 1, 0, 0)]]);
+        assert_eq!(table(&[work(0, 1, &[0.9])], &COMPUTE_BOUND), [[(0, 1, 0, 0)]]);
         assert_eq!(
-            table(&[work(0, 1, &[]), work(1, 9, &[])], COMPUTE_BOUND),
+            table(&[work(0, 1, &[]), work(1, 9, &[])], &COMPUTE_BOUND),
             [[(0, 1, 0, 0), (1, 1, 0, 0)]],
             "padding has to pay too"
         );
@@ -160,13 +170,13 @@ mod tests {
     #[test]
     fn no_stream_is_filled_beyond_its_end() {
         let full = Work { room: 2, ..work(0, 1, &[]) };
-        assert_eq!(table(&[full, work(1, 9, &[])], MEMORY_BOUND), [[(0, 1, 0, 1), (1, 2, 0, 0)]]);
+        assert_eq!(table(&[full, work(1, 9, &[])], &MEMORY_BOUND), [[(0, 1, 0, 1), (1, 2, 0, 0)]]);
     }
 
     #[test]
     fn many_lanes_keep_within_the_batch() {
         let lanes: Vec<Work> = (0..256).map(|lane| work(lane, 1, &[0.99; 8])).collect();
-        let tokens: usize = plan(&lanes, MEMORY_BOUND)[0]
+        let tokens: usize = plan(&lanes, &MEMORY_BOUND)[0]
             .iter()
             .map(|slice| slice.certain + slice.guessed + slice.padding)
             .sum();
