@@ -119,7 +119,7 @@ mod tests {
     const COMPUTE_BOUND: Line = Line { call: 1e-6 };
 
     fn work(lane: usize, pending: usize, guesses: &[f64]) -> Work {
-        Work { lane, age: 100 - lane as u64, pending, guesses: guesses.to_vec(), room: 1_000 }
+        Work { lane, age: 1_000 - lane as u64, pending, guesses: guesses.to_vec(), room: 1_000 }
     }
 
     fn table(work: &[Work], line: &Line) -> Vec<Vec<(usize, usize, usize, usize)>> {

@@ -82,9 +82,9 @@ impl Vocabulary {
     /// An id outside the vocabulary.
     pub fn pieces(&self, ids: &[u32]) -> Result<Vec<Vec<u8>>, EngineError> {
         let vocabulary = self.tokens.len() as u32;
-        let piece = |&id: &u32| match id < vocabulary {
-            true => Ok(self.name(id).to_vec()),
-            false => Err(EngineError::NoSuchToken { id, vocabulary }),
+        let piece = |&id: &u32| {
+            let known = (id < vocabulary).then(|| self.name(id).to_vec());
+            known.ok_or(EngineError::NoSuchToken { id, vocabulary })
         };
         ids.iter().map(piece).collect()
     }

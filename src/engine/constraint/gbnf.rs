@@ -113,9 +113,9 @@ fn write_item(item: &Item, names: &BTreeMap<&str, String>) -> String {
         What::Text(text) if text.is_empty() => "\"\"".to_owned(),
         What::Text(text) => format!("/{}/", text.chars().map(character).collect::<String>()),
         What::Class { negated, ranges } => {
-            let ranges: String =
+            let ranges: Vec<String> =
                 ranges.iter().map(|&(from, to)| format!("{}-{}", character(from), character(to))).collect();
-            format!("/[{}{ranges}]/", if *negated { "^" } else { "" })
+            format!("/[{}{}]/", if *negated { "^" } else { "" }, ranges.concat())
         }
         What::Any => "/(?s:.)/".to_owned(),
         What::Rule(name) => names[name.as_str()].clone(),
