@@ -1,6 +1,7 @@
 //! Integration tests: one file per story, each driving the real library or binary.
 
 mod bad_input;
+mod bench;
 mod daemon;
 mod data;
 mod encode;

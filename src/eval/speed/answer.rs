@@ -80,7 +80,7 @@ impl Answer {
                 pieces += 1;
                 match last {
                     None => answer.first = now,
-                    Some(last) => answer.gaps.push(now - last),
+                    Some(last) => answer.gaps.push(now.saturating_sub(last)),
                 }
                 last = Some(now);
             }
