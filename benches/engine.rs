@@ -18,7 +18,16 @@ const EVENT: &str = "Deploy of billing-api 2.4.1 to eu-west-3 failed at 14:05: m
 fn start(lanes: u32) -> LlamaEngine {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    let engine = LlamaEngine::start(LlamaSettings { path, context: None, lanes, queue: lanes, threads });
+    let engine = LlamaEngine::start(LlamaSettings {
+        path,
+        context: None,
+        lanes,
+        queue: lanes,
+        threads,
+        cached_sequences: 0,
+        draft: true,
+        force: true,
+    });
     let mut health = engine.health();
     loop {
         match &health.borrow_and_update().state {

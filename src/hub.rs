@@ -70,6 +70,9 @@ impl Hub {
             lanes: model.lanes,
             queue: model.queue,
             threads: model.threads,
+            cached_sequences: model.cached_sequences,
+            draft: model.draft,
+            force: true,
         }));
         Ok(Self::join(settings, engine, listener, address))
     }

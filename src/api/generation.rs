@@ -93,11 +93,15 @@ impl Generation {
             }
             Event::Tokens(tokens) => {
                 self.progress.usage.completion_tokens += tokens.len() as u32;
-                self.reports.add(tokens);
+                self.reports.waiting.extend(tokens);
             }
             Event::Text(text) => {
                 self.progress.first.get_or_insert_with(Instant::now);
-                self.progress.usage.completion_tokens += u32::from(!self.counted);
+                if self.counted {
+                    self.reports.written.extend_from_slice(text.as_bytes());
+                } else {
+                    self.progress.usage.completion_tokens += 1;
+                }
                 for piece in splitter.push(&text) {
                     self.told.push_back(self.reports.output(piece));
                 }
@@ -112,6 +116,8 @@ impl Generation {
                     cached = usage.cached_tokens,
                     answer = usage.completion_tokens,
                     forced = usage.forced_tokens,
+                    drafted = usage.drafted_tokens,
+                    accepted = usage.accepted_tokens,
                     queued_ms = usage.queued_ms.round(),
                     prompt_ms = usage.prompt_ms.round(),
                     answer_ms = usage.predicted_ms.round(),
@@ -133,35 +139,37 @@ impl Drop for Generation {
     }
 }
 
-/// Tokens that no text has taken yet, each with the bytes that came before it.
+/// Tokens that no text has taken yet.
 #[derive(Debug, Default)]
 struct Reports {
-    waiting: VecDeque<(usize, TokenReport)>,
-    bytes: usize,
+    waiting: VecDeque<TokenReport>,
+    /// Everything that was written, tags included, and how much of it is of tokens that were taken.
+    written: Vec<u8>,
+    at: usize,
 }
 
 impl Reports {
-    fn add(&mut self, tokens: Vec<TokenReport>) {
-        for token in tokens {
-            let length = token.token.bytes.len();
-            self.waiting.push_back((self.bytes, token));
-            self.bytes += length;
-        }
+    /// Bytes of the text that a token stands for: none of a control token, which is reported by its name.
+    fn width(&self, report: &TokenReport) -> usize {
+        let bytes = &report.token.bytes;
+        let there = self.written.get(self.at..).unwrap_or_default();
+        if there.iter().zip(bytes).all(|(there, byte)| there == byte) { bytes.len() } else { 0 }
     }
 
     fn output(&mut self, piece: Piece) -> Output {
         let mut tokens = Vec::new();
         let end = piece.at + piece.text.len();
-        // Thinking leaves a token that reaches out of it to the answer.
-        let begins = |(at, token): &(usize, TokenReport)| match piece.kind {
-            Kind::Answer => *at < end,
-            Kind::Reasoning => at + token.token.bytes.len() <= end,
-        };
-        while self.waiting.front().is_some_and(begins) {
-            let Some((at, token)) = self.waiting.pop_front() else { break };
+        while let Some(report) = self.waiting.pop_front() {
+            let (at, next) = (self.at, self.at + self.width(&report));
+            // Thinking leaves a token that reaches out of it to the answer.
+            if at >= end || (piece.kind == Kind::Reasoning && next > end) {
+                self.waiting.push_front(report);
+                break;
+            }
+            self.at = next;
             // What ends before the piece begins was a tag, or white space behind one.
-            if at >= piece.at || at + token.token.bytes.len() > piece.at {
-                tokens.push(token);
+            if at >= piece.at || next > piece.at {
+                tokens.push(report);
             }
         }
         match piece.kind {
@@ -234,12 +242,9 @@ mod tests {
         let mut reports = Reports::default();
         let likelihood =
             |text: &&str| TokenLikelihood { id: 0, bytes: text.as_bytes().to_vec(), logprob: 0.0 };
-        reports.add(
-            tokens
-                .iter()
-                .map(|text| TokenReport { token: likelihood(text), forced: false, top: vec![] })
-                .collect(),
-        );
+        let report = |text| TokenReport { token: likelihood(text), forced: false, top: vec![] };
+        reports.waiting.extend(tokens.iter().map(report));
+        reports.written = texts.concat().into_bytes();
         let mut splitter = Splitter::new(false);
         let mut pieces: Vec<Piece> = texts.iter().flat_map(|text| splitter.push(text)).collect();
         pieces.extend(splitter.finish());
@@ -266,6 +271,9 @@ mod tests {
         );
         // A stop text cut `END` off the second token, and the third was never sent.
         assert_eq!(matched(&["ab", "cEN", "D"], &["abc"]), expected(&[("abc", &["ab", "cEN"])]));
+        // A control token is known by a name that no text has.
+        let named = matched(&["a", "<|user|>", "b"], &["a", "b"]);
+        assert_eq!(named, expected(&[("a", &["a"]), ("b", &["<|user|>", "b"])]));
         // Tags, thinking and the white space behind them have no tokens in the answer.
         let thought = matched(
             &["<think>", "mm", "</think>", "\n\n", "yes", "."],

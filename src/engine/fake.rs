@@ -397,11 +397,11 @@ impl Inner {
 /// The answer under a constraint: the scripted text if it is JSON, else a minimal instance.
 fn constrained(constraint: Option<&Constraint>, text: String, budget: u32) -> Result<String, EngineError> {
     let instance = match constraint {
-        // A fake has no grammar; the script is trusted to fit.
-        None | Some(Constraint::Regex(_) | Constraint::Gbnf(_) | Constraint::Lark(_)) => return Ok(text),
         Some(_) if serde_json::from_str::<serde_json::Value>(&text).is_ok() => return Ok(text),
         Some(Constraint::JsonObject) => serde_json::json!({}),
         Some(Constraint::JsonSchema(schema)) => minimal_instance(schema).map_err(EngineError::Schema)?,
+        // A fake has no grammar; the script is trusted to fit.
+        None | Some(Constraint::Regex(_) | Constraint::Gbnf(_) | Constraint::Lark(_)) => return Ok(text),
     };
     let text = instance.to_string();
     let needed = words(&text).count() as u32;

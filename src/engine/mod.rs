@@ -2,7 +2,9 @@
 
 pub mod backend;
 mod batching;
+mod cache;
 mod constraint;
+mod drafting;
 mod embedding;
 pub mod fake;
 pub mod ffi;

@@ -20,7 +20,16 @@ struct Served {
 }
 
 fn settings(path: &Path) -> LlamaSettings {
-    LlamaSettings { path: path.to_owned(), context: None, lanes: 4, queue: 2, threads: 1 }
+    LlamaSettings {
+        path: path.to_owned(),
+        context: None,
+        lanes: 4,
+        queue: 2,
+        threads: 1,
+        cached_sequences: 4,
+        draft: true,
+        force: true,
+    }
 }
 
 fn serve(change: impl FnOnce(&mut LlamaSettings)) -> Served {

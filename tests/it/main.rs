@@ -2,12 +2,14 @@
 
 mod async_openai;
 mod bad_input;
+mod bench;
 mod completions;
 mod daemon;
 mod data;
 mod encode;
 mod engine;
 mod eval;
+mod exactness;
 mod export;
 mod gguf_hostile;
 mod likelihood;
