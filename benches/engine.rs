@@ -25,6 +25,9 @@ fn start(lanes: u32) -> LlamaEngine {
         queue: lanes,
         queue_tokens: u64::MAX,
         threads,
+        cached_sequences: 0,
+        draft: true,
+        force: true,
     });
     let mut health = engine.health();
     loop {

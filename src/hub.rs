@@ -91,6 +91,9 @@ impl Hub {
             queue: model.queue,
             queue_tokens: model.queue_tokens,
             threads: model.threads,
+            cached_sequences: model.cached_sequences,
+            draft: model.draft,
+            force: true,
         }));
         Ok(Self::join(settings, engine, door))
     }

@@ -11,5 +11,6 @@ pub mod eval;
 pub mod gguf;
 pub mod hub;
 pub mod model;
+pub mod svg;
 pub mod task;
 pub mod train;

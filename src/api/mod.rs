@@ -1,10 +1,14 @@
 //! The HTTP side: OpenAI's API, in the dialect of llama-server, over whatever engine there is.
 
 pub mod auth;
+mod confidence;
 pub mod connection;
+mod conversation;
 pub mod error;
 mod generation;
+mod generations;
 mod json;
+mod likelihood;
 mod llama_server;
 mod metrics;
 mod observe;
@@ -12,20 +16,23 @@ mod openai;
 mod openapi;
 mod pulse;
 mod reasoning;
+mod request;
 mod state;
+mod stream;
 mod template;
 
-pub use error::ApiError;
+pub use error::{ApiError, Fields};
 pub use pulse::Pulse;
 pub use state::{App, Options};
-pub use template::{ChatTemplate, TemplateError, Turn};
+pub use template::{Call, ChatTemplate, TemplateError, Turn};
 
 use std::sync::LazyLock;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -45,12 +52,24 @@ struct Route {
 fn routes() -> Vec<Route> {
     const OPEN: Access = Access::Open;
     const ASK: Access = Access::Key(Scope::Inference);
+    const ADMIN: Access = Access::Key(Scope::Admin);
     let route = |method, path, access, handler| Route { method, path, access, handler };
     vec![
         route(Method::POST, "/v1/chat/completions", ASK, post(openai::chat::complete)),
+        route(Method::POST, "/v1/completions", ASK, post(openai::completion::complete)),
         route(Method::POST, "/v1/embeddings", ASK, post(openai::embeddings::embed)),
         route(Method::GET, "/v1/models", ASK, get(openai::models::list)),
+        route(Method::GET, "/v1/models/{*id}", ASK, get(openai::models::one)),
         route(Method::GET, "/health", OPEN, get(llama_server::health)),
+        route(Method::POST, "/completion", ASK, post(llama_server::completion::complete)),
+        route(Method::POST, "/completions", ASK, post(llama_server::completion::complete)),
+        route(Method::POST, "/tokenize", ASK, post(llama_server::tokens::tokenize)),
+        route(Method::POST, "/detokenize", ASK, post(llama_server::tokens::detokenize)),
+        route(Method::POST, "/apply-template", ASK, post(llama_server::tokens::apply_template)),
+        route(Method::GET, "/props", ASK, get(llama_server::props::props)),
+        route(Method::GET, "/slots", ASK, get(llama_server::props::slots)),
+        route(Method::GET, "/lora-adapters", ASK, get(llama_server::props::adapters)),
+        route(Method::POST, "/lora-adapters", ADMIN, post(llama_server::props::set_adapters)),
         route(Method::GET, "/metrics", ASK, get(metrics::show)),
         route(Method::GET, "/openapi.json", OPEN, get(openapi::show)),
     ]
@@ -85,6 +104,7 @@ pub fn router(app: App) -> Router {
     };
     router
         .layer(from_fn_with_state(app.clone(), auth::check_host))
+        .layer(from_fn(errors_in_their_form))
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
 }
@@ -108,6 +128,20 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         .allow_headers(TAKEN.into_iter().chain(OURS.map(HeaderName::from_static)).collect::<Vec<_>>())
         .expose_headers(SHOWN.map(HeaderName::from_static));
     Some(layer)
+}
+
+/// Under `/v1/` errors have OpenAI's form, elsewhere llama-server's.
+async fn errors_in_their_form(request: Request, next: Next) -> Response {
+    let openai = request.uri().path().starts_with("/v1/");
+    let mut response = next.run(request).await;
+    match response.extensions_mut().remove::<ApiError>() {
+        Some(error) if openai => {
+            let (mut parts, _) = response.into_parts();
+            parts.headers.remove(header::CONTENT_LENGTH);
+            Response::from_parts(parts, Body::from(error.openai_body().to_string()))
+        }
+        _ => response,
+    }
 }
 
 async fn no_such_path(uri: Uri) -> ApiError {

@@ -1,14 +1,15 @@
 //! The one HTTP client of the command line: JSON to the daemon and back, errors in words.
 
+use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-use crate::task::prompt::{Wording, messages};
-use crate::task::{Event, encoding_schema, schema::SCHEMA_NAME};
+use crate::task::Event;
+use crate::task::prompt::{self, Wording};
 
 /// Where the daemon is unless somebody says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:8899";
@@ -27,19 +28,13 @@ pub struct Daemon {
 impl Daemon {
     /// A client for it, with the key in `BESPOKE_API_KEY` if there is one.
     pub fn client(&self) -> Result<Client, ClientError> {
-        Client::new(&self.endpoint, std::env::var("BESPOKE_API_KEY").ok().filter(|key| !key.is_empty()))
+        Client::with_key_of_environment(&self.endpoint)
     }
 }
 
 /// The chat request that asks for the encoding of an event.
 pub fn encoding_request(event: &Event) -> Value {
-    json!({
-        "messages": messages(event, &Wording::standard()),
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": SCHEMA_NAME, "strict": true, "schema": encoding_schema()},
-        },
-    })
+    prompt::request(event, &Wording::standard())
 }
 
 /// A client of one daemon.
@@ -106,13 +101,41 @@ impl Client {
         Ok(Self { endpoint: trimmed.to_owned(), key, agent })
     }
 
+    /// A client with the key in `BESPOKE_API_KEY`, if there is one.
+    pub fn with_key_of_environment(endpoint: &str) -> Result<Self, ClientError> {
+        Self::new(endpoint, std::env::var("BESPOKE_API_KEY").ok().filter(|key| !key.is_empty()))
+    }
+
+    /// The address, without `/v1`.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     /// Sends JSON to a path such as `/v1/embeddings`.
     pub fn post(&self, path: &str, body: &impl Serialize) -> Result<Value, ClientError> {
+        self.read(path, self.send(path, body))
+    }
+
+    /// Sends JSON and gives the answer's lines as they come: server-sent events.
+    pub fn stream<B: Serialize>(&self, path: &str, body: &B) -> Result<impl BufRead + use<B>, ClientError> {
+        match self.send(path, body) {
+            Ok(response) if response.status().as_u16() < 400 => {
+                Ok(BufReader::new(response.into_body().into_reader()))
+            }
+            other => {
+                let said = self.read(path, other)?;
+                let reason = format!("expected a stream, found {said}");
+                Err(ClientError::Answer { url: self.url(path), reason })
+            }
+        }
+    }
+
+    fn send(&self, path: &str, body: &impl Serialize) -> Result<Response<Body>, ureq::Error> {
         let mut request = self.agent.post(self.url(path));
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        self.read(path, request.send_json(body))
+        request.send_json(body)
     }
 
     /// Asks for a path such as `/v1/models`.

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, each with its `Args` and `run`.
 
+pub mod bench;
 pub mod client;
 pub mod data;
 pub mod encode;
@@ -46,6 +47,9 @@ enum Command {
     /// Judge a model
     #[command(subcommand)]
     Eval(eval::Command),
+    /// Measure speed
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Make and check training data
     #[command(subcommand)]
     Data(data::Command),
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Eval(command) => eval::run(command),
+        Command::Bench(command) => bench::run(command),
         Command::Data(command) => data::run(command),
     };
     match result {

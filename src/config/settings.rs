@@ -92,6 +92,10 @@ pub struct ModelSettings {
     pub lanes: u32,
     /// CPU threads.
     pub threads: u32,
+    /// Sequences beside those of the lanes whose keys and values are kept for later requests.
+    pub cached_sequences: u32,
+    /// Whether tokens are drafted by prompt lookup, for requests that don't say.
+    pub draft: bool,
     /// Requests that may wait.
     pub queue: u32,
     /// Tokens of the requests that wait, estimated, prompts and answers.
@@ -167,6 +171,8 @@ impl Settings {
                     .map(|given| check.whole("model.context", Some(given), 16..=1 << 20, 16)),
                 lanes: check.whole("model.lanes", model.lanes, 1..=256, 4),
                 threads: check.whole("model.threads", model.threads, 1..=1024, processors()),
+                cached_sequences: check.whole("model.cached_sequences", model.cached_sequences, 0..=128, 0),
+                draft: model.draft.unwrap_or(true),
                 queue: check.whole("model.queue", model.queue, 1..=100_000, 64),
                 queue_tokens: check
                     .whole("model.queue_tokens", model.queue_tokens, 1..=u32::MAX, 1 << 18)

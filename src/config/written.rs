@@ -53,6 +53,8 @@ pub(super) struct Model {
     pub(super) context: Option<Spanned<i64>>,
     pub(super) lanes: Option<Spanned<i64>>,
     pub(super) threads: Option<Spanned<i64>>,
+    pub(super) cached_sequences: Option<Spanned<i64>>,
+    pub(super) draft: Option<bool>,
     pub(super) queue: Option<Spanned<i64>>,
     pub(super) queue_tokens: Option<Spanned<i64>>,
 }

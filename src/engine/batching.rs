@@ -1,34 +1,47 @@
-//! Lanes: llama.cpp sequences that are decoded together, each with the keys and values of its last request kept.
+//! Lanes: requests that are decoded together, each in a sequence of llama.cpp. There may be more sequences than lanes: what
+//! the others hold is known to later requests (see [`super::cache`]).
 
-use llama_cpp_2::context::LlamaContext;
-use llama_cpp_2::llama_batch::LlamaBatch;
+use std::time::Instant;
+
 use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::token::LlamaToken;
 
-use super::backend::backend;
+use super::cache::{Handing, Held, Origin, Placement, place, shared};
 use super::constraint::Grammars;
+use super::drafting::{self, Chances, Cost, Draft};
+use super::ffi::{Batch, Context, ContextSettings};
 use super::llama::{LlamaSettings, Ticket};
 use super::run::{Run, Step};
-use super::scheduler::{Capacity, Free, Work, best_lane, plan};
+use super::scheduler::{BATCH, Price, Slice, Work, plan};
 use super::vocabulary::Vocabulary;
-use super::worker::context_params;
-use super::{EngineError, LaneState};
+use super::{EngineError, LaneState, Totals};
 
-/// Tokens of a batch; of these, prompt tokens when another lane decodes.
-const CAPACITY: Capacity = Capacity { batch: 512, prefill_beside: 128 };
+/// Bytes of keys and values copied in a second, as a cautious guess.
+const COPIED_PER_SECOND: f64 = 2e9;
 
 /// All lanes and the context that they share.
 pub struct Lanes<'a> {
-    context: LlamaContext<'a>,
-    batch: LlamaBatch<'static>,
-    lanes: Vec<Lane>,
+    context: Context<'a>,
+    batch: Batch,
+    sequences: Vec<Sequence>,
+    /// Requests that run at the same time.
+    lanes: usize,
+    /// Places of each sequence.
+    places: usize,
+    /// Seconds to copy a sequence.
+    copying: f64,
+    /// Whether a prefix of a sequence can be used without the rest.
+    partial: bool,
     clock: u64,
+    chances: Chances,
+    cost: Cost,
+    totals: Totals,
 }
 
 #[derive(Default)]
-struct Lane {
+struct Sequence {
     /// Tokens whose keys and values are in the context.
     cached: Vec<u32>,
+    origin: Origin,
     last_used: u64,
     running: Option<Running>,
 }
@@ -36,18 +49,26 @@ struct Lane {
 struct Running {
     run: Run,
     age: u64,
+    /// The prompt, dictated beginning of the answer included.
+    planned: Vec<u32>,
     /// Tokens that are to be decoded.
     pending: Vec<u32>,
-    /// Length of the prompt, dictated beginning of the answer included.
-    prompt: usize,
+    /// A sequence that is about to hold this many tokens of the prompt.
+    follow: Option<(usize, usize)>,
+    drafts: bool,
     _ticket: Ticket,
 }
 
-/// A lane for a request: its index and how much of the prompt it holds.
-pub struct Reserved {
-    lane: usize,
-    /// Tokens of the prompt that need no decoding.
-    pub cached: usize,
+/// A request as it enters a lane.
+pub struct Entry {
+    /// What is to be decoded.
+    pub prompt: Vec<u32>,
+    /// Its answer.
+    pub run: Run,
+    /// Whether tokens are drafted.
+    pub drafts: bool,
+    /// Held until the end.
+    pub ticket: Ticket,
 }
 
 impl<'a> Lanes<'a> {
@@ -57,168 +78,351 @@ impl<'a> Lanes<'a> {
     /// llama.cpp can't, most likely for want of memory.
     pub fn new(model: &'a LlamaModel, settings: &LlamaSettings, context: u32) -> Result<Self, String> {
         let lanes = settings.lanes.max(1);
-        let params = context_params(settings, context.saturating_mul(lanes), CAPACITY.batch as u32)
-            .with_n_seq_max(lanes)
-            .with_kv_unified(true);
-        let made = model.new_context(backend(), params).map_err(|e| {
-            format!("no context of {lanes} lanes with {context} tokens each: {e}; model.context and model.lanes set its size")
+        let sequences = lanes.saturating_add(settings.cached_sequences).min(MAX_SEQUENCES);
+        if lanes > MAX_SEQUENCES {
+            return Err(format!("model.lanes is {lanes}; llama.cpp has at most {MAX_SEQUENCES} sequences"));
+        }
+        let settings =
+            ContextSettings { tokens: context, batch: BATCH as u32, sequences, threads: settings.threads };
+        let made = Context::new(model, settings).map_err(|e| {
+            format!("{e}; model.context, model.lanes and model.cached_sequences set its size")
         })?;
-        let lanes = (0..lanes).map(|_| Lane::default()).collect();
-        Ok(Self { context: made, batch: LlamaBatch::new(CAPACITY.batch, 1), lanes, clock: 0 })
+        let places = made.tokens();
+        let head = f64::from(model.n_head_kv()) / f64::from(model.n_head().max(1));
+        // Keys and values in f16.
+        let place = 4.0 * f64::from(model.n_layer()) * f64::from(model.n_embd()) * head;
+        Ok(Self {
+            context: made,
+            batch: Batch::default(),
+            sequences: (0..sequences).map(|_| Sequence::default()).collect(),
+            lanes: lanes as usize,
+            places,
+            copying: place * places as f64 / COPIED_PER_SECOND,
+            partial: !(model.is_recurrent() || model.is_hybrid()),
+            clock: 0,
+            chances: Chances::default(),
+            cost: Cost::default(),
+            totals: Totals { cache_size: places as u64 * u64::from(sequences), ..Totals::default() },
+        })
     }
 
-    /// What each lane does.
+    /// What each lane does: first those that run, then what is known to the next requests.
     pub fn states(&self) -> Vec<LaneState> {
-        let state = |(lane, state): (u32, &Lane)| LaneState {
-            lane,
-            request: state.running.as_ref().map(|running| running.run.id().to_owned()),
-            prompt_tokens: state.running.as_ref().map_or(0, |running| running.run.usage().prompt_tokens),
-            completion_tokens: state
-                .running
-                .as_ref()
-                .map_or(0, |running| running.run.usage().completion_tokens),
-            cached_tokens: state.cached.len() as u32,
+        let mut order: Vec<_> = self.sequences.iter().collect();
+        order.sort_by_key(|sequence| (sequence.running.is_none(), std::cmp::Reverse(sequence.last_used)));
+        let state = |(lane, sequence): (u32, &Sequence)| {
+            let run = sequence.running.as_ref().map(|running| &running.run);
+            LaneState {
+                lane,
+                request: run.map(|run| run.id().to_owned()),
+                prompt_tokens: run.map_or(0, |run| run.usage().prompt_tokens),
+                completion_tokens: run.map_or(0, |run| run.usage().completion_tokens),
+                cached_tokens: sequence.cached.len() as u32,
+            }
         };
-        (0..).zip(&self.lanes).map(state).collect()
+        (0..).zip(order.into_iter().take(self.lanes)).map(state).collect()
+    }
+
+    /// What has been done so far.
+    pub fn totals(&self) -> Totals {
+        let cache_used = self.sequences.iter().map(|sequence| sequence.cached.len() as u64).sum();
+        Totals { cache_used, ..self.totals }
     }
 
     /// Requests in lanes.
-    pub fn running(&self) -> u32 {
-        self.lanes.iter().filter(|lane| lane.running.is_some()).count() as u32
+    pub fn running(&self) -> usize {
+        self.sequences.iter().filter(|sequence| sequence.running.is_some()).count()
     }
 
     /// Whether another request can be taken.
     pub fn has_free(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.running.is_none())
+        self.running() < self.lanes
     }
 
-    /// The free lane that knows most of a prompt; call only when there is one.
-    pub fn reserve(&self, prompt: &[u32]) -> Reserved {
-        let free: Vec<_> = (0..)
-            .zip(&self.lanes)
-            .filter(|(_, lane)| lane.running.is_none())
-            .map(|(index, lane)| Free { lane: index, cached: &lane.cached, last_used: lane.last_used })
-            .collect();
-        let (lane, shared) = best_lane(&free, prompt).expect("the caller has seen a free lane");
-        // The last token is decoded again in any case: its logits begin the answer.
-        Reserved { lane, cached: shared.min(prompt.len() - 1) }
+    /// Where a prompt would go; call only when a lane is free. Without `cache`, nothing counts as known.
+    pub fn placement(&self, prompt: &[u32], origin: Origin, cache: bool) -> Placement {
+        let held = self.held();
+        let least = (self.copying / self.cost.prompt_token()) as usize;
+        let handing = Handing { partial: self.partial, least };
+        let found = place(&held, if cache { prompt } else { &[] }, origin, handing);
+        found.expect("there are at least as many sequences as lanes")
+    }
+
+    fn held(&self) -> Vec<Held<'_>> {
+        self.sequences.iter().enumerate().map(held).collect()
     }
 
     /// Puts a request into its lane.
-    pub fn start(
-        &mut self,
-        reserved: &Reserved,
-        prompt: Vec<u32>,
-        mut run: Run,
-        ticket: Ticket,
-        words: &Vocabulary,
-    ) {
+    pub fn start(&mut self, placement: Placement, origin: Origin, entry: Entry, words: &Vocabulary) {
+        let Entry { prompt, mut run, drafts, ticket } = entry;
         let Step::Decode(dictated) = run.start(words) else { return };
-        self.forget(reserved.lane, reserved.cached);
+        let Placement { target, known, source, follow } = placement;
+        self.totals.cache_evictions += u64::from(known == 0 && !self.sequences[target].cached.is_empty());
+        if target == source {
+            self.forget(target, known);
+        } else {
+            self.copy(source, target, known);
+        }
         self.clock += 1;
-        let lane = &mut self.lanes[reserved.lane];
-        let known = lane.cached.len();
-        let mut pending = prompt;
-        pending.extend(dictated);
-        let prompt = pending.len();
-        pending.drain(..known);
-        lane.running = Some(Running { run, age: self.clock, pending, prompt, _ticket: ticket });
+        let age = self.clock;
+        let sequence = &mut self.sequences[target];
+        self.totals.cached_tokens += sequence.cached.len() as u64;
+        let mut planned = prompt;
+        planned.extend(dictated);
+        let pending = planned[sequence.cached.len()..].to_vec();
+        sequence.origin = origin;
+        sequence.running = Some(Running { run, age, planned, pending, follow, drafts, _ticket: ticket });
     }
 
-    /// Removes keys and values behind the first `keep` tokens of a lane, or all where the model can't do that.
-    fn forget(&mut self, lane: usize, keep: usize) {
-        let sequence = lane as u32;
-        let from = u32::try_from(keep).unwrap_or(u32::MAX);
-        let partly =
-            keep > 0 && self.context.clear_kv_cache_seq(Some(sequence), Some(from), None).unwrap_or(false);
-        if partly {
-            self.lanes[lane].cached.truncate(keep);
+    /// Removes keys and values behind the first `keep` tokens of a sequence, or all where the model can't do that.
+    fn forget(&mut self, sequence: usize, keep: usize) {
+        let cached = &mut self.sequences[sequence].cached;
+        if keep == cached.len() {
+            return;
+        }
+        let id = sequence as u32;
+        if keep > 0 && self.context.forget(id, keep as u32) {
+            cached.truncate(keep);
         } else {
             // Removing a whole sequence can't fail.
-            let _ = self.context.clear_kv_cache_seq(Some(sequence), None, None);
-            self.lanes[lane].cached.clear();
+            self.context.forget(id, 0);
+            cached.clear();
         }
+    }
+
+    /// Gives `to` the first `length` tokens of `from` instead of what it holds.
+    fn copy(&mut self, from: usize, to: usize, length: usize) {
+        if length == 0 {
+            return self.forget(to, 0);
+        }
+        self.context.copy(from as u32, to as u32);
+        let tokens = self.sequences[from].cached.clone();
+        self.sequences[to].cached = tokens;
+        self.forget(to, length);
     }
 
     /// Ends requests that nobody waits for.
     pub fn drop_cancelled(&mut self) {
-        for lane in 0..self.lanes.len() {
-            if self.lanes[lane].running.as_ref().is_some_and(|running| running.run.cancelled()) {
-                self.take(lane);
+        for index in 0..self.sequences.len() {
+            if self.sequences[index].running.as_ref().is_some_and(|running| running.run.cancelled()) {
+                self.take(index);
             }
         }
     }
 
     /// Ends all requests with an error.
     pub fn fail_all(&mut self, error: &EngineError) {
-        for lane in 0..self.lanes.len() {
-            if let Some(running) = self.take(lane) {
+        for index in 0..self.sequences.len() {
+            if let Some(running) = self.take(index) {
                 running.run.fail(error.clone());
             }
         }
     }
 
     /// Frees a lane; what it has decoded stays known.
-    fn take(&mut self, lane: usize) -> Option<Running> {
+    fn take(&mut self, index: usize) -> Option<Running> {
         self.clock += 1;
-        self.lanes[lane].last_used = self.clock;
-        self.lanes[lane].running.take()
+        self.sequences[index].last_used = self.clock;
+        let running = self.sequences[index].running.take()?;
+        let usage = running.run.usage();
+        self.totals.predicted_tokens += u64::from(usage.completion_tokens);
+        self.totals.forced_tokens += u64::from(usage.forced_tokens);
+        self.totals.drafted_tokens += u64::from(usage.drafted_tokens);
+        self.totals.accepted_tokens += u64::from(usage.accepted_tokens);
+        Some(running)
     }
 
-    /// Decodes one batch and lets the lanes whose tokens are all decoded go on.
+    /// Takes over what the followed sequences know by now.
+    fn catch_up(&mut self) {
+        for index in 0..self.sequences.len() {
+            let Some(running) = &self.sequences[index].running else { continue };
+            let Some((leader, length)) = running.follow else { continue };
+            let known = shared(&self.sequences[leader].cached, &running.planned[..length]);
+            let waits = known < length
+                && self.sequences[leader].running.as_ref().is_some_and(|other| {
+                    other.age < running.age && other.planned.get(..length) == Some(&running.planned[..length])
+                });
+            if waits {
+                continue;
+            }
+            let before = self.sequences[index].cached.len();
+            if known > before && self.sequences[leader].origin == self.sequences[index].origin {
+                self.copy(leader, index, known);
+            }
+            let cached = self.sequences[index].cached.len();
+            let running = self.sequences[index].running.as_mut().expect("seen above");
+            running.follow = None;
+            running.pending.drain(..cached - before);
+            running.run.count_cached((cached - before) as u32);
+            self.totals.cached_tokens += (cached - before) as u64;
+        }
+    }
+
+    /// What is guessed to follow in a lane.
+    fn draft(&self, sequence: &Sequence) -> Draft {
+        let Some(running) = sequence.running.as_ref().filter(|running| running.drafts && self.partial) else {
+            return Draft::default();
+        };
+        if sequence.cached.len() + running.pending.len() < running.planned.len() + 1 {
+            return Draft::default();
+        }
+        let text: Vec<u32> = sequence.cached.iter().chain(&running.pending).copied().collect();
+        drafting::look_up(&text, drafting::MOST.min(running.run.left()))
+    }
+
+    /// Decodes one batch for each group of lanes and lets those go on whose tokens are all decoded.
     pub fn step(&mut self, vocabulary: &Vocabulary, grammars: &mut Grammars) {
+        self.catch_up();
+        let drafts: Vec<Draft> = self.sequences.iter().map(|sequence| self.draft(sequence)).collect();
         let work: Vec<_> = (0..)
-            .zip(&self.lanes)
-            .filter_map(|(lane, state)| {
-                let running = state.running.as_ref()?;
-                let prefill = state.cached.len() < running.prompt;
-                Some(Work { lane, age: running.age, pending: running.pending.len(), prefill })
+            .zip(&self.sequences)
+            .filter_map(|(lane, sequence)| {
+                let running = sequence.running.as_ref().filter(|running| running.follow.is_none())?;
+                Some(Work {
+                    lane,
+                    age: running.age,
+                    pending: running.pending.len(),
+                    guesses: self.chances.of(&drafts[lane]),
+                    // Padding can't be taken back from a recurrent state.
+                    room: if self.partial { self.places - sequence.cached.len() } else { 1 },
+                })
             })
             .collect();
-        let slices = plan(&work, CAPACITY);
-        if slices.is_empty() {
+        if self.totals.decodes % 512 == 1 {
+            let chances = [2, 3, 4, 6, 8, 16].map(|length| self.chances.right(length));
+            let milliseconds = [1, 2, 4, 8, 16].map(|tokens| self.cost.batch(tokens) * 1e3);
+            tracing::debug!(?milliseconds, ?chances, "what batches cost and how often guesses are right");
+        }
+        for slices in plan(&work, &self.cost) {
+            self.call(&slices, &drafts, vocabulary, grammars);
+        }
+    }
+
+    fn call(&mut self, slices: &[Slice], drafts: &[Draft], vocabulary: &Vocabulary, grammars: &mut Grammars) {
+        let (ready, prompt) = self.fill(slices, drafts);
+        let began = Instant::now();
+        if let Err(error) = self.context.decode(&self.batch) {
+            tracing::error!(%error, tokens = self.batch.len(), "decoding failed");
+            self.fail(slices, &error.to_string());
             return;
         }
+        self.count(slices.len(), prompt, began.elapsed().as_secs_f64());
+        for slice in slices.iter().filter(|slice| slice.padding > 0) {
+            let keep = self.sequences[slice.lane].cached.len();
+            self.context.forget(slice.lane as u32, keep as u32);
+        }
+        for (lane, row, guessed) in ready {
+            let draft = Draft { tokens: drafts[lane].tokens[..guessed].to_vec(), ..drafts[lane] };
+            self.go_on(lane, row, &draft, vocabulary, grammars);
+        }
+    }
+
+    /// Puts the slices into the batch; gives the lanes that can go on behind it, each with the row of its first logits and
+    /// its guesses, and the number of prompt tokens.
+    fn fill(&mut self, slices: &[Slice], drafts: &[Draft]) -> (Vec<(usize, usize, usize)>, usize) {
         self.batch.clear();
-        let mut ready = Vec::new();
-        for slice in &slices {
-            let Lane { cached, running: Some(running), .. } = &mut self.lanes[slice.lane] else { continue };
-            let whole = slice.tokens == running.pending.len();
-            for (index, token) in running.pending.drain(..slice.tokens).enumerate() {
-                let last = whole && index + 1 == slice.tokens;
-                if last {
-                    ready.push((slice.lane, self.batch.n_tokens()));
+        let (mut ready, mut prompt) = (Vec::new(), 0);
+        for &Slice { lane, certain, guessed, padding } in slices {
+            let Sequence { cached, running: Some(running), .. } = &mut self.sequences[lane] else { continue };
+            prompt += running.planned.len().saturating_sub(cached.len()).min(certain);
+            let whole = certain == running.pending.len();
+            let guesses = drafts[lane].tokens.iter().take(guessed).copied();
+            for (index, token) in running.pending.drain(..certain).chain(guesses).enumerate() {
+                if whole && index + 1 == certain {
+                    ready.push((lane, self.batch.len(), guessed));
                 }
-                let position = cached.len() as i32;
-                self.batch
-                    .add(LlamaToken(token.cast_signed()), position, &[slice.lane as i32], last)
-                    .expect("the plan keeps within the batch");
+                self.batch.push(token, cached.len() as u32, lane as u32, whole && index + 1 >= certain);
                 cached.push(token);
             }
-        }
-        if let Err(error) = self.context.decode(&mut self.batch) {
-            tracing::error!(%error, tokens = self.batch.n_tokens(), "decoding failed");
-            for slice in slices {
-                self.forget(slice.lane, 0);
-                if let Some(running) = self.take(slice.lane) {
-                    running.run.fail(EngineError::Internal(format!("llama.cpp can't decode: {error}")));
-                }
+            // Any token will do; nothing is read from it, and it is forgotten at once.
+            let last = cached.last().copied().unwrap_or(0);
+            for index in 0..padding {
+                self.batch.push(last, (cached.len() + index) as u32, lane as u32, false);
             }
-            return;
         }
-        for (lane, row) in ready {
-            let Some(running) = &mut self.lanes[lane].running else { continue };
-            match running.run.next(self.context.get_logits_ith(row), vocabulary) {
-                Step::Decode(tokens) => running.pending = tokens,
-                Step::Ended => {
-                    if let Some(ended) = self.take(lane)
-                        && ended.run.failed()
-                        && let Some(session) = ended.run.session()
-                    {
-                        grammars.forget(session);
-                    }
-                }
+        (ready, prompt)
+    }
+
+    fn count(&mut self, lanes: usize, prompt: usize, seconds: f64) {
+        let tokens = self.batch.len();
+        self.totals.decodes += 1;
+        self.totals.busy_lanes += lanes as u64;
+        self.totals.prompt_tokens += prompt as u64;
+        if prompt == 0 {
+            self.totals.predicted_seconds += seconds;
+            self.cost.learn(tokens, seconds);
+        } else {
+            self.totals.prompt_seconds += seconds;
+        }
+        if prompt > drafting::MOST {
+            self.cost.learn_prompt(prompt, seconds);
+        }
+    }
+
+    fn fail(&mut self, slices: &[Slice], reason: &str) {
+        for slice in slices {
+            self.forget(slice.lane, 0);
+            if let Some(running) = self.take(slice.lane) {
+                running.run.fail(EngineError::Internal(format!("llama.cpp can't decode: {reason}")));
             }
+        }
+    }
+
+    /// Lets the model choose behind the last certain token, and behind each guess that it would have chosen itself: the
+    /// answer is the one without guesses.
+    fn go_on(
+        &mut self,
+        lane: usize,
+        row: usize,
+        draft: &Draft,
+        vocabulary: &Vocabulary,
+        grammars: &mut Grammars,
+    ) {
+        let guesses = &draft.tokens;
+        let Some(running) = &mut self.sequences[lane].running else { return };
+        running.run.count_draft(guesses.len() as u32, 0);
+        let mut right = 0;
+        let ended = loop {
+            let logits = self.context.logits(row + right);
+            let Step::Decode(tokens) = running.run.next(logits, vocabulary) else { break true };
+            let agreed = shared(&guesses[right..], &tokens);
+            running.run.count_draft(0, agreed as u32);
+            for index in right..right + agreed {
+                self.chances.learn(draft.matched + index, true);
+            }
+            right += agreed;
+            if agreed < tokens.len() {
+                if right < guesses.len() {
+                    self.chances.learn(draft.matched + right, false);
+                }
+                running.pending = tokens[agreed..].to_vec();
+                break false;
+            }
+        };
+        let wrong = guesses.len() - right;
+        if wrong > 0 {
+            let keep = self.sequences[lane].cached.len() - wrong;
+            self.forget(lane, keep);
+        }
+        if ended
+            && let Some(ended) = self.take(lane)
+            && ended.run.failed()
+            && let Some(session) = ended.run.session()
+        {
+            grammars.forget(session);
         }
     }
 }
+
+fn held((sequence, held): (usize, &Sequence)) -> Held<'_> {
+    Held {
+        sequence,
+        origin: held.origin,
+        tokens: &held.cached,
+        planned: held.running.as_ref().map(|running| running.planned.as_slice()),
+        last_used: held.last_used,
+    }
+}
+
+/// `LLAMA_MAX_SEQ` of llama.cpp.
+const MAX_SEQUENCES: u32 = 256;

@@ -29,6 +29,12 @@ pub struct LlamaSettings {
     pub queue_tokens: u64,
     /// CPU threads.
     pub threads: u32,
+    /// Sequences beside those of the lanes whose keys and values are kept for later requests.
+    pub cached_sequences: u32,
+    /// Whether tokens are drafted, for requests that don't say.
+    pub draft: bool,
+    /// Whether tokens that a constraint dictates are taken without asking the model. Off only to measure what it brings.
+    pub force: bool,
 }
 
 /// llama.cpp behind [`Engine`]. Dropping it stops its thread without draining.

@@ -2,7 +2,9 @@
 
 pub mod backend;
 mod batching;
+mod cache;
 mod constraint;
+mod drafting;
 mod embedding;
 pub mod fake;
 pub mod ffi;
@@ -17,6 +19,6 @@ mod text;
 mod vocabulary;
 mod worker;
 
-pub use fake::{FakeEngine, Script};
+pub use fake::{FakeEngine, Script, ScriptedToken};
 pub use llama::{LlamaEngine, LlamaSettings};
 pub use protocol::*;

@@ -8,7 +8,7 @@ use super::constraint::Session;
 use super::sampling::Sampler;
 use super::text::AnswerText;
 use super::vocabulary::{Token, Vocabulary};
-use super::{EngineError, Event, FinishReason, Generate, Usage};
+use super::{EngineError, Event, FinishReason, Generate, TokenLikelihood, TokenReport, Usage};
 
 /// A request in a lane.
 pub struct Run {
@@ -19,6 +19,13 @@ pub struct Run {
     text: AnswerText,
     /// Tokens that may still be produced.
     left: usize,
+    /// Likeliest tokens to report for each token, if a report is wanted.
+    report: Option<u32>,
+    /// What is known of the token that is being chosen.
+    likelihoods: Option<Likelihoods>,
+    ignore_end: bool,
+    /// Whether dictated tokens are taken without asking the model.
+    force: bool,
     usage: Usage,
     begun: Instant,
     prompt_done: Option<Instant>,
@@ -43,19 +50,20 @@ enum Added {
 }
 
 impl Run {
-    /// Begins an answer of at most `budget` tokens (at least 1); [`Usage`] has what is known of the prompt.
+    /// Begins an answer to `prompt` of at most `budget` tokens (at least 1); [`Usage`] has what is known of the prompt.
     ///
     /// # Errors
     /// [`EngineError::BudgetTooSmall`]; a constraint that gives up. No event has been sent then.
     pub fn new(
         request: &Generate,
+        prompt: &[u32],
         events: mpsc::UnboundedSender<Event>,
         mut session: Option<Session>,
         budget: usize,
         usage: Usage,
     ) -> Result<Self, EngineError> {
         if let Some(session) = &mut session {
-            let needed = session.closing()?.len();
+            let needed = if session.closes() { session.closing()?.len() } else { 0 };
             if needed > budget {
                 return Err(EngineError::BudgetTooSmall { needed: needed as u32, given: budget as u32 });
             }
@@ -63,7 +71,7 @@ impl Run {
         // A stop text inside a constrained answer would cut it in two: the constraint alone says where it ends.
         let stops = if session.is_some() { &[][..] } else { &request.stop };
         let text = AnswerText::new(stops);
-        let sampler = Sampler::new(request.sampling);
+        let sampler = Sampler::new(request.sampling, &request.logit_bias, prompt);
         Ok(Self {
             id: request.id.clone(),
             events,
@@ -71,11 +79,21 @@ impl Run {
             session,
             text,
             left: budget,
+            report: request.report,
+            likelihoods: None,
+            ignore_end: request.ignore_end,
+            force: true,
             usage,
             begun: Instant::now(),
             prompt_done: None,
             failed: false,
         })
+    }
+
+    /// Asks the model also for tokens that the constraint dictates.
+    #[must_use]
+    pub fn without_force(self) -> Self {
+        Self { force: false, ..self }
     }
 
     /// Says that the request is accepted, and gives the tokens that the constraint dictates before any choice; they are
@@ -98,6 +116,22 @@ impl Run {
     /// What it has cost so far.
     pub fn usage(&self) -> &Usage {
         &self.usage
+    }
+
+    /// Tokens that may still be produced.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// More of the prompt was known than was thought at first.
+    pub fn count_cached(&mut self, tokens: u32) {
+        self.usage.cached_tokens += tokens;
+    }
+
+    /// Guesses that were decoded, and guesses that turned out right.
+    pub fn count_draft(&mut self, drafted: u32, accepted: u32) {
+        self.usage.drafted_tokens += drafted;
+        self.usage.accepted_tokens += accepted;
     }
 
     /// Whether nobody waits for the answer any more.
@@ -123,6 +157,7 @@ impl Run {
     /// Goes on with the logits behind the last decoded token.
     pub fn next(&mut self, logits: &[f32], vocabulary: &Vocabulary) -> Step {
         self.prompt_done.get_or_insert_with(Instant::now);
+        self.likelihoods = self.report.map(|top| Likelihoods::of(logits, top));
         let added = if self.session.is_some() {
             self.choose_constrained(logits, vocabulary)
         } else {
@@ -132,7 +167,9 @@ impl Run {
     }
 
     fn choose_free(&mut self, logits: &[f32], vocabulary: &Vocabulary) -> Result<Added, EngineError> {
-        let token = self.sampler.choose(logits, |token| vocabulary.speakable(token)).ok_or_else(no_token)?;
+        let ends = !self.ignore_end;
+        let allowed = |token| vocabulary.speakable(token) && (ends || *vocabulary.token(token) != Token::End);
+        let token = self.sampler.choose(logits, allowed).ok_or_else(no_token)?;
         let tokens = vec![token];
         Ok(if *vocabulary.token(token) == Token::End {
             Added::Last { tokens, sampled: 1, reason: FinishReason::Stop }
@@ -161,16 +198,24 @@ impl Run {
     fn constrained(&mut self, chosen: Option<u32>) -> Result<Added, EngineError> {
         let session = self.session.as_mut().expect("only called with one");
         // With more than `bound` tokens left behind the choice, any state can be closed.
-        let near = self.left <= session.bound().saturating_add(1);
+        let near = session.closes() && self.left <= session.bound().saturating_add(1);
         let escape = if near { Some(session.closing()?.to_vec()) } else { None };
         let mut tokens = Vec::new();
         if let Some(token) = chosen {
             session.accept(token)?;
             tokens.push(token);
         }
-        tokens.extend(session.forced()?);
+        if self.force {
+            tokens.extend(session.forced()?);
+        }
         let sampled = usize::from(chosen.is_some());
         let ended = session.ended()?;
+        if !session.closes() && !ended && tokens.len() >= self.left {
+            // A grammar that isn't JSON is cut where the tokens end, as every free text is.
+            tokens.truncate(self.left);
+            let sampled = sampled.min(tokens.len());
+            return Ok(Added::Last { tokens, sampled, reason: FinishReason::Length });
+        }
         let fits = match self.left.checked_sub(tokens.len()) {
             None => false,
             Some(_) if ended => true,
@@ -181,6 +226,27 @@ impl Run {
             _ if ended => Added::Last { tokens, sampled, reason: FinishReason::Stop },
             _ => Added::Tokens { tokens, sampled },
         })
+    }
+
+    /// Sends the likelihoods of what was added, if they are wanted.
+    fn tell(&mut self, tokens: &[u32], sampled: usize, vocabulary: &Vocabulary) {
+        if self.report.is_none() || tokens.is_empty() {
+            return;
+        }
+        let likelihoods = self.likelihoods.take();
+        let report = |(index, &id): (usize, &u32)| match &likelihoods {
+            Some(likelihoods) if index < sampled => TokenReport {
+                token: likelihoods.token(id, vocabulary),
+                forced: false,
+                top: likelihoods.top.iter().map(|&id| likelihoods.token(id, vocabulary)).collect(),
+            },
+            _ => {
+                let token = TokenLikelihood { id, bytes: vocabulary.name(id).to_vec(), logprob: 0.0 };
+                TokenReport { top: vec![], forced: true, token }
+            }
+        };
+        let reports = tokens.iter().enumerate().map(report).collect();
+        let _ = self.events.send(Event::Tokens(reports));
     }
 
     /// Sends the text of what was added, and the last event if it was the last.
@@ -195,6 +261,8 @@ impl Run {
             }
         };
         self.left -= tokens.len().min(self.left);
+        self.sampler.used(&tokens);
+        self.tell(&tokens, sampled, vocabulary);
         self.usage.completion_tokens += tokens.len() as u32;
         self.usage.forced_tokens += (tokens.len() - sampled) as u32;
         let mut text: String = tokens.iter().map(|&token| self.text.push(vocabulary.bytes(token))).collect();
@@ -215,6 +283,38 @@ impl Run {
         self.usage.predicted_ms = milliseconds(prompt_done, now);
         let _ = self.events.send(Event::Finished { reason, usage: self.usage });
         Step::Ended
+    }
+}
+
+/// Probabilities of all tokens at one place.
+struct Likelihoods {
+    logits: Vec<f32>,
+    /// Logarithm of the sum of all exponentials.
+    total: f32,
+    top: Vec<u32>,
+}
+
+impl Likelihoods {
+    fn of(logits: &[f32], top: u32) -> Self {
+        let best = logits.iter().copied().filter(|logit| !logit.is_nan()).fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 =
+            logits.iter().map(|&logit| f64::from(logit - best).exp()).filter(|e| !e.is_nan()).sum();
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        let top = (top as usize).min(order.len());
+        let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        if top > 0 && top < order.len() {
+            order.select_nth_unstable_by(top - 1, by_logit);
+        }
+        order.truncate(top);
+        order.sort_by(by_logit);
+        Self { logits: logits.to_vec(), total: best + sum.ln() as f32, top: order }
+    }
+
+    fn token(&self, id: u32, vocabulary: &Vocabulary) -> TokenLikelihood {
+        let logit = self.logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        // JSON has no infinity.
+        let logprob = (logit - self.total).clamp(-1e4, 0.0);
+        TokenLikelihood { id, bytes: vocabulary.name(id).to_vec(), logprob }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Choosing a token from logits: greedy, or temperature with top-k, min-p and top-p, from a seeded generator.
 
+use std::collections::{HashMap, VecDeque};
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::Sampling;
+use super::{Penalties, Sampling};
 
 /// Tokens whose probability is below e^-30 of the best one's are never drawn; leaving them out spares sorting them.
 const NEGLIGIBLE: f64 = -30.0;
@@ -12,14 +14,73 @@ const NEGLIGIBLE: f64 = -30.0;
 #[derive(Debug, Clone)]
 pub struct Sampler {
     settings: Sampling,
+    bias: Vec<(u32, f32)>,
+    /// Tokens that count as used, oldest first.
+    history: VecDeque<u32>,
+    /// How often each of them occurs there.
+    counts: HashMap<u32, u32>,
     rng: ChaCha8Rng,
 }
 
+/// A bias of this or less bans a token.
+const BANNED: f32 = -100.0;
+
 impl Sampler {
-    /// A sampler; without a seed, one is drawn.
-    pub fn new(settings: Sampling) -> Self {
+    /// A sampler for the answer to `prompt`; without a seed, one is drawn.
+    pub fn new(settings: Sampling, bias: &[(u32, f32)], prompt: &[u32]) -> Self {
         let seed = settings.seed.unwrap_or_else(rand::random);
-        Self { settings, rng: ChaCha8Rng::seed_from_u64(seed) }
+        let mut sampler = Self {
+            settings,
+            bias: bias.to_vec(),
+            history: VecDeque::new(),
+            counts: HashMap::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+        };
+        if let Some(last) = settings.penalties.last {
+            sampler.used(&prompt[prompt.len().saturating_sub(last as usize)..]);
+        }
+        sampler
+    }
+
+    /// Learns which tokens follow.
+    pub fn used(&mut self, tokens: &[u32]) {
+        if self.settings.penalties == Penalties::NONE {
+            return;
+        }
+        for &token in tokens {
+            self.history.push_back(token);
+            *self.counts.entry(token).or_default() += 1;
+            if self.settings.penalties.last.is_some_and(|last| self.history.len() > last as usize)
+                && let Some(oldest) = self.history.pop_front()
+                && let Some(count) = self.counts.get_mut(&oldest)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(&oldest);
+                }
+            }
+        }
+    }
+
+    /// Logits with bias and penalties, if there are any.
+    fn adjusted(&self, logits: &[f32]) -> Option<Vec<f32>> {
+        if self.bias.is_empty() && self.counts.is_empty() {
+            return None;
+        }
+        let mut logits = logits.to_vec();
+        for &(token, bias) in &self.bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = if bias <= BANNED { f32::NEG_INFINITY } else { *logit + bias };
+            }
+        }
+        let Penalties { repeat, presence, frequency, .. } = self.settings.penalties;
+        for (&token, &count) in &self.counts {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = if *logit > 0.0 { *logit / repeat } else { *logit * repeat };
+                *logit -= presence + frequency * count as f32;
+            }
+        }
+        Some(logits)
     }
 
     /// The next token, among those that `allowed` admits: by temperature, then top-k, min-p, top-p, then a draw.
@@ -27,6 +88,13 @@ impl Sampler {
     ///
     /// Draws one random number whatever the logits are, so that the n-th token depends on the n-th number.
     pub fn choose(&mut self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
+        match self.adjusted(logits) {
+            Some(logits) => self.choose_adjusted(&logits, allowed),
+            None => self.choose_adjusted(logits, allowed),
+        }
+    }
+
+    fn choose_adjusted(&mut self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
         let candidates = (0u32..).zip(logits).filter(|&(token, logit)| !logit.is_nan() && allowed(token));
         // NaN is out, so this is a total order; of equals, the first.
         let best = candidates.clone().reduce(|best, next| if next.1 > best.1 { next } else { best })?;
@@ -75,18 +143,53 @@ mod tests {
     }
 
     fn draws(settings: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(settings);
+        let mut sampler = Sampler::new(settings, &[], &[]);
         (0..n).map(|_| sampler.choose(logits, |_| true).unwrap()).collect()
     }
 
     #[test]
     fn greedy_takes_the_best_admitted_and_survives_nan() {
-        let mut greedy = Sampler::new(Sampling::GREEDY);
+        let mut greedy = Sampler::new(Sampling::GREEDY, &[], &[]);
         let logits = [1.0, f32::NAN, 3.0, 3.0, f32::NEG_INFINITY];
         assert_eq!(greedy.choose(&logits, |_| true), Some(2));
         assert_eq!(greedy.choose(&logits, |t| t != 2), Some(3));
         assert_eq!(greedy.choose(&logits, |t| t == 4), Some(4));
         assert_eq!(greedy.choose(&logits, |t| t == 1), None);
+    }
+
+    #[test]
+    fn bias_and_penalties_change_the_choice() {
+        let choose = |sampler: &mut Sampler, logits: &[f32]| sampler.choose(logits, |_| true).unwrap();
+        let logits = [1.0, 0.9, -1.0];
+        let biased = |bias: &[(u32, f32)]| choose(&mut Sampler::new(Sampling::GREEDY, bias, &[]), &logits);
+        assert_eq!((biased(&[]), biased(&[(0, -100.0)]), biased(&[(2, 5.0), (99, 1.0)])), (0, 1, 2));
+
+        let penalised = |penalties, prompt: &[u32], used: &[u32]| {
+            let mut sampler = Sampler::new(Sampling { penalties, ..Sampling::GREEDY }, &[], prompt);
+            sampler.used(used);
+            choose(&mut sampler, &logits)
+        };
+        let none = Penalties::NONE;
+        assert_eq!(penalised(Penalties { presence: 0.2, ..none }, &[0], &[]), 0, "the prompt doesn't count");
+        assert_eq!(penalised(Penalties { presence: 0.2, ..none }, &[], &[0]), 1);
+        assert_eq!(penalised(Penalties { frequency: 0.06, ..none }, &[], &[0]), 0);
+        assert_eq!(penalised(Penalties { frequency: 0.06, ..none }, &[], &[0, 0]), 1);
+        assert_eq!(penalised(Penalties { repeat: 1.2, last: Some(2), ..none }, &[0], &[]), 1);
+        assert_eq!(penalised(Penalties { repeat: 1.2, last: Some(2), ..none }, &[0], &[2, 2]), 0, "long ago");
+        assert_eq!(
+            choose(
+                &mut {
+                    let repeat = Penalties { repeat: 9.0, ..none };
+                    let mut sampler =
+                        Sampler::new(Sampling { penalties: repeat, ..Sampling::GREEDY }, &[], &[]);
+                    sampler.used(&[1]);
+                    sampler
+                },
+                &[-3.0, -1.0]
+            ),
+            0,
+            "a negative logit is multiplied"
+        );
     }
 
     #[test]

@@ -1,125 +1,185 @@
-//! Who is decoded next: a pure function of what the lanes have to decode. Chunked prefill beside decoding, oldest first.
+//! What is decoded next: a pure function of what the lanes have to decode and of what batches cost.
+//!
+//! Each lane is a stream of its own in llama.cpp's cache, so that attention reads a lane's own keys only. A batch is then
+//! computed in one pass only if its lanes are neighbours and have equally many tokens; any other batch is cut into several
+//! passes, each of which reads all weights. So batches are made rectangular here: neighbours, each with the same number of
+//! tokens, filled up with guesses and, where a lane has none, with padding that is forgotten at once.
+
+/// Lanes with more certain tokens than this are prompts: they get calls of their own.
+const LONG: usize = 16;
+/// Tokens of one call, at most.
+pub const BATCH: usize = 512;
+/// Seconds that a prompt's share of a step may take beside lanes that decode: bounds how long these wait.
+const BESIDE: f64 = 0.1;
+/// Seconds of a prompt's share when nobody else decodes: bounds how late a cancellation is noticed.
+const ALONE: f64 = 0.4;
+/// Smallest share of a prompt, however slow the machine is.
+const SHARE: usize = 32;
+
+/// What calls cost.
+pub trait Price {
+    /// Seconds of a batch of this many tokens.
+    fn batch(&self, tokens: usize) -> f64;
+    /// Seconds of each token of a prompt.
+    fn prompt_token(&self) -> f64;
+}
 
 /// What a lane has to decode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Work {
     /// The lane.
     pub lane: usize,
     /// Order of arrival; smaller is older.
     pub age: u64,
-    /// Tokens that are not decoded yet.
+    /// Tokens that are certain and not decoded yet, at least 1.
     pub pending: usize,
-    /// Whether these belong to the prompt.
-    pub prefill: bool,
+    /// The probability that all guesses up to this one are right, for each guess behind the certain tokens.
+    pub guesses: Vec<f64>,
+    /// Places that its stream has left.
+    pub room: usize,
 }
 
-/// A share of the next batch.
+/// A lane's share of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slice {
     /// The lane.
     pub lane: usize,
-    /// How many of its pending tokens.
-    pub tokens: usize,
+    /// Certain tokens.
+    pub certain: usize,
+    /// Guesses behind them.
+    pub guessed: usize,
+    /// Tokens behind these that only make the batch rectangular.
+    pub padding: usize,
 }
 
-/// Limits of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// Tokens of a batch.
-    pub batch: usize,
-    /// Tokens of prompts in a batch in which another lane decodes: bounds how long that lane waits.
-    pub prefill_beside: usize,
-}
-
-/// Divides the next batch: first all lanes that decode, oldest first, then prompts, oldest first, with what is left.
-pub fn plan(work: &[Work], capacity: Capacity) -> Vec<Slice> {
-    let mut order: Vec<_> = work.iter().filter(|work| work.pending > 0).collect();
-    order.sort_by_key(|work| (work.prefill, work.age));
-    let decoding = order.iter().any(|work| !work.prefill);
-    let mut left = capacity.batch;
-    let mut left_for_prompts = if decoding { capacity.prefill_beside } else { capacity.batch };
-    let mut slices = Vec::new();
-    for work in order {
-        let tokens = work.pending.min(left).min(if work.prefill { left_for_prompts } else { left });
-        if tokens == 0 {
-            continue;
-        }
-        left -= tokens;
-        if work.prefill {
-            left_for_prompts -= tokens;
-        }
-        slices.push(Slice { lane: work.lane, tokens });
+/// The calls of the next step: one for each group of neighbours that decode, then one for the oldest prompt.
+pub fn plan(work: &[Work], cost: &impl Price) -> Vec<Vec<Slice>> {
+    let mut decoding: Vec<&Work> = work.iter().filter(|work| work.pending <= LONG).collect();
+    decoding.sort_by_key(|work| work.lane);
+    let mut calls: Vec<Vec<Slice>> = decoding
+        .chunk_by(|a, b| a.lane + 1 == b.lane)
+        .flat_map(|group| group.chunks(BATCH))
+        .map(|group| rectangle(group, cost))
+        .collect();
+    if let Some(prompt) = work.iter().filter(|work| work.pending > LONG).min_by_key(|work| work.age) {
+        let seconds = if decoding.is_empty() { ALONE } else { BESIDE };
+        let affordable = (seconds / cost.prompt_token().max(1e-9)) as usize;
+        let certain = prompt.pending.min(affordable.clamp(SHARE, BATCH));
+        calls.push(vec![Slice { lane: prompt.lane, certain, guessed: 0, padding: 0 }]);
     }
-    slices
+    calls
 }
 
-/// A lane that no request uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Free<'a> {
-    /// The lane.
-    pub lane: usize,
-    /// Tokens whose keys and values it holds.
-    pub cached: &'a [u32],
-    /// When its last request ended; smaller is longer ago.
-    pub last_used: u64,
-}
-
-/// The free lane that shares the longest prefix with a prompt, and that prefix's length; of equals, the one that loses
-/// least, then the one unused for longest.
-pub fn best_lane(free: &[Free<'_>], prompt: &[u32]) -> Option<(usize, usize)> {
-    let shared = |cached: &[u32]| cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    free.iter()
-        .map(|lane| (shared(lane.cached), lane))
-        .max_by_key(|(shared, lane)| {
-            let lost = lane.cached.len() - shared;
-            (*shared, std::cmp::Reverse(lost), std::cmp::Reverse(lane.last_used))
-        })
-        .map(|(shared, lane)| (lane.lane, shared))
+/// Equally many tokens for each lane: the number with which most tokens are won per second.
+fn rectangle(group: &[&Work], cost: &impl Price) -> Vec<Slice> {
+    let lanes = group.len();
+    let won = |work: &Work, width: usize| {
+        let certain = work.pending.min(width);
+        certain as f64 + work.guesses.iter().take(width - certain).sum::<f64>()
+    };
+    let rate = |width: usize| {
+        let tokens: f64 = group.iter().map(|work| won(work, width)).sum();
+        tokens / cost.batch(lanes * width).max(1e-12)
+    };
+    let widest = group.iter().map(|work| work.pending + work.guesses.len()).max().unwrap_or(1);
+    let room = group.iter().map(|work| work.room).min().unwrap_or(1);
+    let limit = widest.min(room).min(BATCH / lanes).max(1);
+    // Of equals the smaller.
+    let width = (1..=limit)
+        .map(|width| (width, rate(width)))
+        .fold((1, 0.0), |best, next| if next.1 > best.1 * (1.0 + 1e-9) { next } else { best })
+        .0;
+    let slice = |work: &&Work| {
+        let certain = work.pending.min(width);
+        let guessed = work.guesses.len().min(width - certain);
+        Slice { lane: work.lane, certain, guessed, padding: width - certain - guessed }
+    };
+    group.iter().map(slice).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CAPACITY: Capacity = Capacity { batch: 10, prefill_beside: 4 };
+    struct Line {
+        call: f64,
+    }
 
-    fn table(work: &[(usize, u64, usize, bool)]) -> Vec<(usize, usize)> {
-        let work: Vec<_> =
-            work.iter().map(|&(lane, age, pending, prefill)| Work { lane, age, pending, prefill }).collect();
-        plan(&work, CAPACITY).into_iter().map(|slice| (slice.lane, slice.tokens)).collect()
+    impl Price for Line {
+        fn batch(&self, tokens: usize) -> f64 {
+            self.call + 1e-3 * tokens as f64
+        }
+        fn prompt_token(&self) -> f64 {
+            1e-3
+        }
+    }
+
+    /// A call costs as much as ten tokens.
+    const MEMORY_BOUND: Line = Line { call: 10e-3 };
+    const COMPUTE_BOUND: Line = Line { call: 1e-6 };
+
+    fn work(lane: usize, pending: usize, guesses: &[f64]) -> Work {
+        Work { lane, age: 1_000 - lane as u64, pending, guesses: guesses.to_vec(), room: 1_000 }
+    }
+
+    fn table(work: &[Work], line: &Line) -> Vec<Vec<(usize, usize, usize, usize)>> {
+        let slice = |slice: &Slice| (slice.lane, slice.certain, slice.guessed, slice.padding);
+        plan(work, line).iter().map(|call| call.iter().map(slice).collect()).collect()
     }
 
     #[test]
-    fn batches_are_divided_by_kind_and_age() {
-        for (case, work, expected) in [
+    fn calls_are_rectangles_of_neighbours_and_a_share_of_the_oldest_prompt() {
+        for (case, lanes, expected) in [
             ("nothing", vec![], vec![]),
-            ("done lanes have no share", vec![(0, 1, 0, false)], vec![]),
-            ("a lone prompt fills the batch", vec![(0, 1, 25, true)], vec![(0, 10)]),
-            ("prompts: oldest first", vec![(0, 2, 25, true), (1, 1, 7, true)], vec![(1, 7), (0, 3)]),
-            ("decoding first", vec![(0, 1, 25, true), (1, 2, 1, false)], vec![(1, 1), (0, 4)]),
+            ("one lane", vec![work(0, 1, &[])], vec![vec![(0, 1, 0, 0)]]),
+            ("what is certain goes at once", vec![work(0, 6, &[])], vec![vec![(0, 6, 0, 0)]]),
+            ("a likely guess pays", vec![work(0, 1, &[0.9, 0.8])], vec![vec![(0, 1, 2, 0)]]),
+            ("an unlikely one doesn't", vec![work(0, 1, &[0.05])], vec![vec![(0, 1, 0, 0)]]),
             (
-                "prompts share what is left beside decoding",
-                vec![(0, 1, 3, true), (1, 2, 1, false), (2, 3, 9, true)],
-                vec![(1, 1), (0, 3), (2, 1)],
+                "neighbours go together, others apart",
+                vec![work(3, 1, &[]), work(0, 1, &[]), work(1, 1, &[])],
+                vec![vec![(0, 1, 0, 0), (1, 1, 0, 0)], vec![(3, 1, 0, 0)]],
             ),
-            ("forced tokens go in one piece", vec![(0, 1, 6, false), (1, 2, 1, false)], vec![(0, 6), (1, 1)]),
             (
-                "the batch is a limit for decoding too",
-                vec![(0, 2, 8, false), (1, 1, 8, false)],
-                vec![(1, 8), (0, 2)],
+                "a lane without guesses is padded",
+                vec![work(0, 1, &[0.9]), work(1, 1, &[]), work(2, 2, &[])],
+                vec![vec![(0, 1, 1, 0), (1, 1, 0, 1), (2, 2, 0, 0)]],
             ),
+            (
+                "prompts: the oldest, a share that does not hold up the others for long",
+                vec![work(0, 1, &[]), work(1, 600, &[]), work(2, 700, &[])],
+                vec![vec![(0, 1, 0, 0)], vec![(2, 100, 0, 0)]],
+            ),
+            ("alone it may take longer", vec![work(1, 600, &[])], vec![vec![(1, 400, 0, 0)]]),
+            ("the end of a prompt is no prompt", vec![work(1, 16, &[])], vec![vec![(1, 16, 0, 0)]]),
         ] {
-            assert_eq!(table(&work), expected, "{case}");
+            assert_eq!(table(&lanes, &MEMORY_BOUND), expected, "{case}");
         }
     }
 
     #[test]
-    fn the_longest_shared_prefix_wins_then_the_smallest_loss_then_age() {
-        let free = |lane, cached, last_used| Free { lane, cached, last_used };
-        let prompt = [1, 2, 3, 4];
-        assert_eq!(best_lane(&[], &prompt), None);
-        assert_eq!(best_lane(&[free(0, &[1, 2], 5), free(1, &[1, 2, 3, 9], 4)], &prompt), Some((1, 3)));
-        assert_eq!(best_lane(&[free(0, &[9, 9], 1), free(1, &[], 9)], &prompt), Some((1, 0)));
-        assert_eq!(best_lane(&[free(0, &[8], 5), free(1, &[9], 4)], &prompt), Some((1, 0)));
+    fn guesses_that_cost_what_they_bring_are_left_out() {
+        assert_eq!(table(&[work(0, 1, &[0.9])], &COMPUTE_BOUND), [[(0, 1, 0, 0)]]);
+        assert_eq!(
+            table(&[work(0, 1, &[]), work(1, 9, &[])], &COMPUTE_BOUND),
+            [[(0, 1, 0, 0), (1, 1, 0, 0)]],
+            "padding has to pay too"
+        );
+    }
+
+    #[test]
+    fn no_stream_is_filled_beyond_its_end() {
+        let full = Work { room: 2, ..work(0, 1, &[]) };
+        assert_eq!(table(&[full, work(1, 9, &[])], &MEMORY_BOUND), [[(0, 1, 0, 1), (1, 2, 0, 0)]]);
+    }
+
+    #[test]
+    fn many_lanes_keep_within_the_batch() {
+        let lanes: Vec<Work> = (0..256).map(|lane| work(lane, 1, &[0.99; 8])).collect();
+        let tokens: usize = plan(&lanes, &MEMORY_BOUND)[0]
+            .iter()
+            .map(|slice| slice.certain + slice.guessed + slice.padding)
+            .sum();
+        assert!(tokens <= BATCH, "{tokens}");
     }
 }

@@ -67,16 +67,24 @@ impl Vocabulary {
         }
     }
 
+    /// A token's bytes; of one that is not text, its name.
+    pub fn name(&self, id: u32) -> &[u8] {
+        match self.tokens.get(id as usize) {
+            Some(Token::Text(bytes)) => bytes,
+            Some(Token::End | Token::Control) => &self.names[id as usize],
+            None => &[],
+        }
+    }
+
     /// The bytes of these tokens, of those that are not text their names.
     ///
     /// # Errors
     /// An id outside the vocabulary.
     pub fn pieces(&self, ids: &[u32]) -> Result<Vec<Vec<u8>>, EngineError> {
         let vocabulary = self.tokens.len() as u32;
-        let piece = |&id: &u32| match self.tokens.get(id as usize) {
-            Some(Token::Text(bytes)) => Ok(bytes.clone()),
-            Some(Token::End | Token::Control) => Ok(self.names[id as usize].clone()),
-            None => Err(EngineError::NoSuchToken { id, vocabulary }),
+        let piece = |&id: &u32| {
+            let known = (id < vocabulary).then(|| self.name(id).to_vec());
+            known.ok_or(EngineError::NoSuchToken { id, vocabulary })
         };
         ids.iter().map(piece).collect()
     }

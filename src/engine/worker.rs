@@ -14,7 +14,8 @@ use llama_cpp_2::token::LlamaToken;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backend::backend;
-use super::batching::Lanes;
+use super::batching::{Entry, Lanes};
+use super::cache::NO_SPOKE;
 use super::constraint::Grammars;
 use super::embedding::Embedder;
 use super::llama::{LlamaSettings, Ticket};
@@ -301,12 +302,14 @@ impl Worker<'_> {
         let room = self.context - tokens;
         let budget = request.max_tokens.map_or(room, |given| given.min(room)) as usize;
         let session = request.constraint.as_ref().map(|c| self.grammars.begin(c)).transpose()?;
-        let lane = self.lanes.reserve(&prompt);
+        let placement = self.lanes.placement(&prompt, NO_SPOKE, request.cache);
         let queued_ms = queued.elapsed().as_secs_f64() * 1e3;
-        let cached_tokens = lane.cached as u32;
+        let cached_tokens = placement.known as u32;
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
-        let run = Run::new(request, events, session, budget, usage)?;
-        self.lanes.start(&lane, prompt, run, ticket, &self.vocabulary);
+        let run = Run::new(request, &prompt, events, session, budget, usage)?;
+        let run = if self.settings.force { run } else { run.without_force() };
+        let entry = Entry { prompt, run, drafts: request.draft && self.settings.draft, ticket };
+        self.lanes.start(placement, NO_SPOKE, entry, &self.vocabulary);
         Ok(())
     }
 
@@ -318,7 +321,7 @@ impl Worker<'_> {
     }
 
     fn beat(&mut self) {
-        let (running, waiting) = (self.lanes.running(), self.waiting.len() as u32);
+        let (running, waiting) = (self.lanes.running() as u32, self.waiting.len() as u32);
         let known = {
             let health = self.health.borrow();
             (health.running, health.waiting)
@@ -331,6 +334,7 @@ impl Worker<'_> {
             health.beat += 1;
             health.running = running;
             health.waiting = waiting;
+            health.totals = self.lanes.totals();
         });
     }
 }

@@ -9,5 +9,6 @@ pub mod metrics;
 pub mod report;
 pub mod rows;
 pub mod schema;
+pub mod speed;
 
 pub use metrics::{Judgement, Scores, judge};

@@ -64,7 +64,7 @@ pub fn export(
 ) -> Result<(), FileError> {
     let config = &model.config;
     let mut writer = Writer::new();
-    write_config(config, name, precision, &mut writer);
+    write_config(config, name, precision.file_type(), &mut writer);
     gguf_tokenizer::write(&model.text, config.vocab_size, tokenizer, &mut writer)?;
     let mut sources = Vec::new();
     if let Some(scaling) = &config.rope_scaling {
@@ -107,13 +107,14 @@ fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
     }
 }
 
-fn write_config(config: &DecoderConfig, name: &str, precision: Precision, writer: &mut Writer) {
+/// Writes what a decoder is; `file_type` is llama.cpp's `LLAMA_FTYPE_*`.
+pub(super) fn write_config(config: &DecoderConfig, name: &str, file_type: u32, writer: &mut Writer) {
     let architecture = match config.family {
         Family::Llama => "llama",
         Family::Qwen3 => "qwen3",
     };
     writer.set("general.architecture", architecture).set("general.type", "model").set("general.name", name);
-    writer.set("general.file_type", precision.file_type());
+    writer.set("general.file_type", file_type);
     let counts = [
         ("vocab_size", config.vocab_size),
         ("context_length", config.max_position),

@@ -13,6 +13,7 @@ pub mod layout;
 pub mod ops;
 pub mod parameters;
 pub mod safetensors_file;
+pub mod stand_in;
 pub mod taps;
 pub mod tokenizer;
 

@@ -1,6 +1,9 @@
 //! The prompt of the encoding task: mnemonic's shape, a fixed head that repeats from event to event and then the event.
 
+use serde_json::{Value, json};
+
 use super::event::Event;
+use super::schema::{SCHEMA_NAME, encoding_schema};
 use crate::model::tokenizer::Message;
 
 /// The instruction words of a prompt; everything in it but the event.
@@ -54,6 +57,17 @@ pub fn messages(event: &Event, wording: &Wording) -> Vec<Message> {
     let user = if wording.head.is_empty() { framed } else { format!("{}\n\n{framed}", wording.head) };
     let message = |role: &str, content: String| Message { role: role.to_owned(), content };
     vec![message("system", wording.system.clone()), message("user", user)]
+}
+
+/// The body of a chat request for the encoding of `event`, as clients of the daemon send it.
+pub fn request(event: &Event, wording: &Wording) -> Value {
+    json!({
+        "messages": messages(event, wording),
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": SCHEMA_NAME, "strict": true, "schema": encoding_schema()},
+        },
+    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::log::Step;
+use crate::svg;
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 420.0;
@@ -26,10 +27,7 @@ pub fn svg(steps: &[Step]) -> String {
     let x = |tokens_now: f64| left + inner * tokens_now / tokens;
     let y = |loss: f64| top + depth * (high - loss.max(1e-9).log10()) / (high - low);
 
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
-         font-size=\"13\">\n<title>Loss over tokens</title>\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
-    );
+    let mut out = svg::open(WIDTH, HEIGHT, "Loss over tokens");
     let mut add = |line: std::fmt::Arguments| writeln!(out, "{line}").expect("a String takes every text");
     for exponent in -4..=1 {
         for digit in [1.0, 2.0, 5.0] {
@@ -49,7 +47,7 @@ pub fn svg(steps: &[Step]) -> String {
             ));
         }
     }
-    let spacing = nice_step(tokens / 6.0);
+    let spacing = svg::nice_step(tokens / 6.0);
     for tick in 0..=(tokens / spacing) as usize {
         let (value, at) = (tick as f64 * spacing, x(tick as f64 * spacing));
         let base = HEIGHT - bottom;
@@ -96,12 +94,6 @@ fn smoothed(steps: &[Step]) -> Vec<(f64, f64)> {
         (run[run.len() / 2].tokens as f64 / 1e6, loss)
     };
     steps.chunks(steps.len().div_ceil(400).max(1)).map(mean).collect()
-}
-
-/// 1, 2 or 5 times a power of ten, at least `least`.
-fn nice_step(least: f64) -> f64 {
-    let power = 10f64.powf(least.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= least).unwrap_or(power)
 }
 
 #[cfg(test)]

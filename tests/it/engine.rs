@@ -27,6 +27,9 @@ fn settings(path: &Path) -> LlamaSettings {
         queue: 2,
         queue_tokens: u64::MAX,
         threads: 1,
+        cached_sequences: 4,
+        draft: true,
+        force: true,
     }
 }
 

@@ -1,22 +1,31 @@
 //! Integration tests: one file per story, each driving the real library or binary.
 
+mod async_openai;
 mod bad_input;
+mod bench;
+mod completions;
 mod daemon;
 mod data;
 mod encode;
 mod engine;
 mod eval;
+mod exactness;
 mod export;
 mod gguf_hostile;
 mod hostile;
+mod likelihood;
+mod llama_server;
 mod load;
+mod manner;
 mod memory;
 mod mnemonic;
 mod observability;
+mod openai_client;
 mod program;
 mod real;
 mod security;
 mod serve;
 mod soak;
 mod tokenizer;
+mod tools;
 mod train;

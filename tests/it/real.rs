@@ -35,6 +35,9 @@ impl Real {
             queue_tokens: u64::MAX,
             // Threads of several engines that wait for each other by spinning would slow all tests down.
             threads: 1,
+            cached_sequences: 4,
+            draft: true,
+            force: true,
         };
         engine(&mut settings);
         let engine = Arc::new(LlamaEngine::start(settings));

@@ -1,11 +1,11 @@
 //! Every request gets an id, a span, a line in the access log and its place in the metrics, whether or not it ends well.
 
 mod access_log;
-mod progress;
 mod record;
+mod witness;
 
-pub(super) use progress::Progress;
 pub(super) use record::Record;
+pub(super) use witness::Witness;
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -53,12 +53,17 @@ mod tests {
         paths.iter().flat_map(of).collect()
     }
 
+    /// A route's path as OpenAPI writes it: it knows no parameter that spans slashes.
+    fn plain(path: &str) -> String {
+        path.replace("{*", "{")
+    }
+
     #[test]
     fn every_route_is_described_and_nothing_else() {
         let mut described = operations(&DOCUMENT);
         let routes = crate::api::routes();
         let mut there: Vec<_> =
-            routes.iter().map(|route| (route.method.to_string(), route.path.to_owned())).collect();
+            routes.iter().map(|route| (route.method.to_string(), plain(route.path))).collect();
         described.sort();
         there.sort();
         assert_eq!(described, there);
@@ -67,7 +72,7 @@ mod tests {
     #[test]
     fn who_may_ask_is_described_as_it_is() {
         for route in crate::api::routes() {
-            let operation = &DOCUMENT["paths"][route.path][route.method.as_str().to_lowercase()];
+            let operation = &DOCUMENT["paths"][plain(route.path)][route.method.as_str().to_lowercase()];
             let scope = match route.access {
                 Access::Open => "open",
                 Access::Key(Scope::Inference) => "inference",

@@ -16,6 +16,7 @@ use crate::cli::client::{Client, Daemon, encoding_request};
 use crate::durable;
 use crate::eval::report::{Judged, Summary};
 use crate::eval::rows::{self, Pair, Probe};
+use crate::eval::speed::statistics::percentile;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -175,14 +176,14 @@ fn saved(probes: &[Probe], answers: &[Answer]) -> Vec<u8> {
 
 impl Report {
     fn new(probes: &[Probe], answers: &[Answer], judged: &[Judged], elapsed: Duration) -> Self {
-        let mut latencies: Vec<Duration> = answers.iter().map(|answer| answer.latency).collect();
-        latencies.sort_unstable();
+        let mut latencies: Vec<f64> = answers.iter().map(|answer| answer.latency.as_secs_f64()).collect();
+        latencies.sort_by(f64::total_cmp);
         let tokens: u64 = answers.iter().map(|answer| answer.completion_tokens).sum();
         Self {
             summary: Summary::new(judged),
             ended_by_length: answers.iter().filter(|answer| answer.finish_reason == "length").count(),
-            latency_p50_s: quantile(&latencies, 0.50).as_secs_f64(),
-            latency_p95_s: quantile(&latencies, 0.95).as_secs_f64(),
+            latency_p50_s: percentile(&latencies, 50.0),
+            latency_p95_s: percentile(&latencies, 95.0),
             tokens_per_second: tokens as f64 / elapsed.as_secs_f64().max(1e-9),
             must_missed: probes.iter().zip(answers).filter_map(missed).collect(),
         }
@@ -194,12 +195,6 @@ fn missed((probe, answer): (&Probe, &Answer)) -> Option<Missed> {
     let lacks: Vec<String> =
         probe.must.iter().filter(|term| !output.contains(&term.to_lowercase())).cloned().collect();
     (!lacks.is_empty()).then(|| Missed { id: probe.id.clone(), lacks })
-}
-
-/// The smallest value that at least `share` of the sorted values do not exceed (nearest rank).
-fn quantile(sorted: &[Duration], share: f64) -> Duration {
-    let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
 fn print(report: &Report) {
@@ -214,19 +209,5 @@ fn print(report: &Report) {
     }
     for missed in &report.must_missed {
         println!("{} lacks {:?}", table::id_text(&missed.id), missed.lacks);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_are_values_by_nearest_rank() {
-        let values: Vec<Duration> = (1..=20).map(Duration::from_secs).collect();
-        assert_eq!(quantile(&values, 0.50), Duration::from_secs(10));
-        assert_eq!(quantile(&values, 0.95), Duration::from_secs(19));
-        assert_eq!(quantile(&values[..1], 0.95), Duration::from_secs(1));
-        assert_eq!(quantile(&[], 0.5), Duration::ZERO);
     }
 }

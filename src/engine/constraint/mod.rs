@@ -1,7 +1,9 @@
-//! Answers that must have a shape: JSON Schema through llguidance, forced tokens, and a valid end within any budget.
+//! Answers that must have a shape: JSON Schema and grammars through llguidance, forced tokens, and for JSON a valid end
+//! within any budget.
 
 mod bound;
 mod closing;
+mod gbnf;
 mod scanner;
 
 use std::collections::HashMap;
@@ -42,7 +44,8 @@ struct Kept {
 #[derive(Clone)]
 struct Grammar {
     parser: TokenParser,
-    closing: Vec<u32>,
+    /// A way to the end from the beginning; `None` for grammars that aren't JSON, which are not closed.
+    closing: Option<Vec<u32>>,
     bound: usize,
 }
 
@@ -71,19 +74,17 @@ impl Grammars {
     /// # Errors
     /// [`EngineError::Schema`]: llguidance does not take the schema, it is too large, or no instance of it was found.
     pub fn begin(&mut self, constraint: &Constraint) -> Result<Session, EngineError> {
-        let schema = match constraint {
-            Constraint::JsonSchema(schema) => schema.clone(),
-            Constraint::JsonObject => any_object(),
-            Constraint::Regex(_) | Constraint::Gbnf(_) | Constraint::Lark(_) => {
-                return Err(EngineError::Schema("only JSON Schemas are taken".to_owned()));
-            }
+        let text = match constraint {
+            Constraint::JsonSchema(schema) => schema.to_string(),
+            Constraint::JsonObject => String::new(),
+            Constraint::Regex(text) | Constraint::Gbnf(text) | Constraint::Lark(text) => text.clone(),
         };
-        let text = schema.to_string();
         if text.len() > MAX_SCHEMA_BYTES {
             let message = format!("it has {} bytes; at most {MAX_SCHEMA_BYTES} are taken", text.len());
             return Err(EngineError::Schema(message));
         }
-        let key: [u8; 32] = Sha256::digest(&text).into();
+        let kind = std::mem::discriminant(constraint);
+        let key: [u8; 32] = Sha256::digest(format!("{kind:?}{text}")).into();
         self.clock += 1;
         if !self.kept.contains_key(&key) {
             if self.kept.len() >= KEPT
@@ -91,19 +92,43 @@ impl Grammars {
             {
                 self.kept.remove(&oldest);
             }
-            let grammar = compile(&self.factory, schema);
+            let grammar = match constraint {
+                Constraint::JsonSchema(schema) => compile(&self.factory, schema.clone()),
+                Constraint::JsonObject => compile(&self.factory, any_object()),
+                Constraint::Regex(text) => grammar(&self.factory, TopLevelGrammar::from_regex(text)),
+                Constraint::Gbnf(text) => gbnf::to_lark(text)
+                    .map_err(EngineError::Schema)
+                    .and_then(|lark| grammar(&self.factory, TopLevelGrammar::from_lark(lark))),
+                Constraint::Lark(text) => grammar(&self.factory, TopLevelGrammar::from_lark(text.clone())),
+            };
             self.kept.insert(key, Kept { grammar, used: 0 });
         }
         let kept = self.kept.get_mut(&key).expect("it was put there if it was missing");
         kept.used = self.clock;
         let Grammar { parser, closing, bound } = kept.grammar.clone()?;
-        Ok(Session { key, parser, scanner: Scanner::START, bound, closing: Some(closing) })
+        let closes = closing.is_some();
+        Ok(Session { key, parser, scanner: Scanner::START, bound, closes, closing })
     }
 
     /// Drops a grammar whose parser failed: its shared lexer may be full or broken.
     pub fn forget(&mut self, session: &Session) {
         self.kept.remove(&session.key);
     }
+}
+
+/// A grammar that need not be JSON.
+fn grammar(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Grammar, EngineError> {
+    let parser = parser(factory, grammar)?;
+    Ok(Grammar { parser, closing: None, bound: usize::MAX })
+}
+
+fn parser(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<TokenParser, EngineError> {
+    guarded(|| {
+        let mut parser = factory.create_parser(grammar)?;
+        parser.start_without_prompt();
+        Ok(parser)
+    })
+    .map_err(EngineError::Schema)
 }
 
 fn compile(factory: &ParserFactory, mut schema: Value) -> Result<Grammar, EngineError> {
@@ -124,17 +149,11 @@ fn compile(factory: &ParserFactory, mut schema: Value) -> Result<Grammar, Engine
         "x-guidance".to_owned(),
         json!({"whitespace_flexible": false, "item_separator": ",", "key_separator": ":", "json_allowed_escapes": "nrt\\\""}),
     );
-    let grammar = TopLevelGrammar::from_json_schema(schema);
-    let mut parser = guarded(|| {
-        let mut parser = factory.create_parser(grammar)?;
-        parser.start_without_prompt();
-        Ok(parser)
-    })
-    .map_err(EngineError::Schema)?;
+    let mut parser = parser(factory, TopLevelGrammar::from_json_schema(schema))?;
     let closing = guarded(|| Ok(close(&mut parser, Scanner::START)))
         .map_err(EngineError::Schema)?
         .ok_or_else(|| EngineError::Schema("no value that validates against it was found".to_owned()))?;
-    Ok(Grammar { parser, closing, bound })
+    Ok(Grammar { parser, closing: Some(closing), bound })
 }
 
 /// Any object, its numbers within limits.
@@ -213,11 +232,17 @@ pub struct Session {
     parser: TokenParser,
     scanner: Scanner,
     bound: usize,
+    closes: bool,
     /// A way to the end from here, if it was looked for.
     closing: Option<Vec<u32>>,
 }
 
 impl Session {
+    /// Whether the answer is closed when tokens run out; if not, `bound` and `closing` must not be asked.
+    pub fn closes(&self) -> bool {
+        self.closes
+    }
+
     /// While at least this many tokens are left, the answer can be closed without looking how.
     pub fn bound(&self) -> usize {
         self.bound

@@ -55,7 +55,7 @@ fn answer(
     let sampling = Sampling { temperature: 1.0, seed: Some(seed), ..Sampling::GREEDY };
     let request = Generate { sampling, ..Generate::new("", vec![]) };
     let (events, mut receiver) = mpsc::unbounded_channel();
-    let mut run = Run::new(&request, events, Some(session), budget, Usage::default())?;
+    let mut run = Run::new(&request, &[], events, Some(session), budget, Usage::default())?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut step = run.start(words);
     let mut steps = 0;

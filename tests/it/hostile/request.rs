@@ -49,7 +49,7 @@ impl Hostile {
             spoil_text(&mut bytes, random);
         }
         let mut method = method.to_uppercase();
-        let mut path = path.clone();
+        let mut path = path.replace("{id}", &text(random, 0).replace([' ', '\r', '\n', '\0'], "/"));
         if random.random_ratio(1, 15) {
             method = (*["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "HEAD", "BREW", "get"]
                 .choose(random)

@@ -16,6 +16,15 @@ pub fn right(document: &Value, schema: &Value, random: &mut ChaCha8Rng, depth: u
         }
         return right(document, &document.pointer(&reference[1..]).unwrap().clone(), random, depth);
     }
+    if let Some(parts) = schema["allOf"].as_array() {
+        let mut whole = Map::new();
+        for part in parts {
+            if let Value::Object(fields) = right(document, part, random, depth) {
+                whole.extend(fields);
+            }
+        }
+        return Value::Object(whole);
+    }
     if let Some(one) = schema["anyOf"].as_array().and_then(|branches| branches.choose(random)) {
         return right(document, one, random, depth);
     }
@@ -32,6 +41,10 @@ pub fn right(document: &Value, schema: &Value, random: &mut ChaCha8Rng, depth: u
     };
     match kind {
         "object" => object(document, schema, random, depth),
+        "array" if schema["prefixItems"].is_array() => {
+            let items = schema["prefixItems"].as_array().into_iter().flatten();
+            items.map(|item| right(document, item, random, depth + 1)).collect()
+        }
         "array" => {
             let least = schema["minItems"].as_u64().unwrap_or(0) as usize;
             let count = if depth > DEPTH { least } else { least + random.random_range(0..3) };

@@ -10,7 +10,7 @@ use crate::engine::Usage;
 
 /// One generation as it is watched.
 #[derive(Debug)]
-pub(in crate::api) struct Progress {
+pub(in crate::api) struct Witness {
     metrics: Arc<Metrics>,
     record: Arc<Record>,
     begun: Instant,
@@ -18,7 +18,7 @@ pub(in crate::api) struct Progress {
     last: Option<Instant>,
 }
 
-impl Progress {
+impl Witness {
     /// Of the current request's generation, which begins now.
     pub(in crate::api) fn begin(metrics: Arc<Metrics>) -> Self {
         Self { metrics, record: Record::current(), begun: Instant::now(), last: None }

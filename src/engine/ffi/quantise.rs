@@ -1,10 +1,9 @@
-//! The only unsafe code: what llama.cpp offers and the safe binding lacks.
-#![allow(unsafe_code)]
+//! llama.cpp's quantiser.
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use super::backend::backend;
+use crate::engine::backend::backend;
 use crate::gguf::{Gguf, GgufError, check_model};
 
 /// Why a file was not quantised.

@@ -1,0 +1,23 @@
+//! `bespoke bench`: how fast an endpoint answers, and a model to measure with.
+
+mod drive;
+mod model;
+mod serve;
+mod table;
+
+/// Subcommands.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Measure an endpoint of the OpenAI API, alone or against another one
+    Serve(serve::Args),
+    /// Write a stand-in: a model with the shape of a real one and random weights
+    Model(model::Args),
+}
+
+/// Runs the command.
+pub fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Model(args) => model::run(&args),
+    }
+}

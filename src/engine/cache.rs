@@ -1,0 +1,191 @@
+//! Where a request goes and what of its prompt is known already: a pure function of what the sequences hold.
+//!
+//! A sequence keeps the keys and values of its last request; the common head of many prompts is computed once: used in
+//! place, copied from whoever has it, or waited for if somebody is computing it right now.
+
+use std::cmp::Reverse;
+
+/// A prefix that another sequence is about to have is worth waiting for if it is longer than what there is by this many
+/// tokens.
+const WORTH_WAITING: usize = 16;
+
+/// What a sequence holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held<'a> {
+    /// The sequence.
+    pub sequence: usize,
+    /// What its keys and values were computed with, beside the tokens.
+    pub origin: Origin,
+    /// Tokens whose keys and values it holds.
+    pub tokens: &'a [u32],
+    /// The prompt that is being decoded there; `None` if the sequence is idle.
+    pub planned: Option<&'a [u32]>,
+    /// When its last request ended; smaller is longer ago.
+    pub last_used: u64,
+}
+
+/// What keys and values depend on beside the tokens: the generation of each spoke that was in use. Nothing is shared
+/// between different origins.
+pub type Origin = u64;
+
+/// The post alone.
+pub const NO_SPOKE: Origin = 0;
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// An idle sequence.
+    pub target: usize,
+    /// Tokens of the prompt that are known, from which sequence (which may be the target itself).
+    pub known: usize,
+    /// Where these are.
+    pub source: usize,
+    /// A sequence that will know more soon, and how much.
+    pub follow: Option<(usize, usize)>,
+}
+
+/// Length of the common prefix.
+pub fn shared(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// How keys and values can be handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handing {
+    /// Whether a prefix of a sequence can be used without the rest. It can't in recurrent models, where only a sequence
+    /// that is a prefix as a whole can be continued.
+    pub partial: bool,
+    /// Tokens that are computed as fast as a sequence is copied: fewer are not worth a copy.
+    pub least: usize,
+}
+
+/// Where a prompt goes; `None` if no sequence is idle.
+///
+/// The last token of the prompt is never taken as known: its logits begin the answer.
+pub fn place(held: &[Held<'_>], prompt: &[u32], origin: Origin, handing: Handing) -> Option<Placement> {
+    let Handing { partial, least } = handing;
+    let usable = prompt.len().saturating_sub(1);
+    let known = |held: &Held<'_>| {
+        let length = shared(held.tokens, prompt).min(usable);
+        let whole = length == held.tokens.len();
+        let same = held.origin == origin;
+        if same && (partial || (whole && held.planned.is_none())) { length } else { 0 }
+    };
+    // Of equals, an idle one (it may be used in place), then the one that loses least.
+    let source = held
+        .iter()
+        .map(|held| (known(held), held))
+        .max_by_key(|(known, held)| (*known, held.planned.is_none(), Reverse(held.tokens.len())));
+    let (known, source) = source?;
+    // Sequences that run are computed together if they are neighbours: the fewer gaps the better.
+    let busy = |sequence: usize| held.iter().any(|held| held.sequence == sequence && held.planned.is_some());
+    let gaps = |sequence: usize| {
+        let beside = |other: Option<usize>| usize::from(other.is_some_and(busy));
+        2 - beside(sequence.checked_sub(1)) - beside(Some(sequence + 1))
+    };
+    let idle = || held.iter().filter(|held| held.planned.is_none());
+    let fewest = idle().map(|held| gaps(held.sequence)).min()?;
+    let oldest = idle()
+        .filter(|held| gaps(held.sequence) == fewest)
+        .min_by_key(|held| (!held.tokens.is_empty(), held.last_used))?;
+    // In place if little is lost by it; else what the source holds is kept for who may come back to it. A recurrent state
+    // can't be copied in part, so it is continued where it is.
+    let cheap = gaps(source.sequence) == fewest && 3 * known >= source.tokens.len();
+    let in_place = source.planned.is_none() && known > 0 && (!partial || cheap);
+    let target = if in_place { source.sequence } else { oldest.sequence };
+    let known = if target == source.sequence || known >= least { known } else { 0 };
+    let follow = held
+        .iter()
+        .filter(|held| partial && held.origin == origin)
+        .filter_map(|held| Some((held.sequence, shared(held.planned?, prompt).min(usable))))
+        .max_by_key(|&(_, length)| length)
+        .filter(|&(_, length)| length >= known + WORTH_WAITING.max(least));
+    Some(Placement { target, known, source: source.sequence, follow })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANY: Handing = Handing { partial: true, least: 0 };
+    const WHOLE: Handing = Handing { partial: false, least: 0 };
+
+    fn idle(sequence: usize, tokens: &[u32], last_used: u64) -> Held<'_> {
+        Held { sequence, origin: 0, tokens, planned: None, last_used }
+    }
+
+    fn running<'a>(sequence: usize, tokens: &'a [u32], planned: &'a [u32]) -> Held<'a> {
+        Held { planned: Some(planned), ..idle(sequence, tokens, 0) }
+    }
+
+    fn at(target: usize, known: usize, source: usize) -> Placement {
+        Placement { target, known, source, follow: None }
+    }
+
+    #[test]
+    fn prompts_go_where_most_is_known_and_least_is_lost() {
+        let prompt: Vec<u32> = (0..40).collect();
+        let head = &prompt[..20];
+        let other = [9; 30];
+        let long: Vec<u32> = head.iter().copied().chain([7; 100]).collect();
+        for (case, held, expected) in [
+            ("nothing is idle", vec![running(0, &[], &other)], None),
+            ("an empty one", vec![idle(0, &other, 5), idle(1, &[], 9)], Some(at(1, 0, 1))),
+            ("the longest unused", vec![idle(0, &other, 5), idle(1, &other, 4)], Some(at(1, 0, 1))),
+            ("in place", vec![idle(0, head, 5), idle(1, &[], 0)], Some(at(0, 20, 0))),
+            ("copied, if much were lost", vec![idle(0, &long, 5), idle(1, &other, 4)], Some(at(1, 20, 0))),
+            (
+                "copied from a running one",
+                vec![running(0, head, head), idle(1, &other, 4)],
+                Some(at(1, 20, 0)),
+            ),
+            ("all known but the last", vec![idle(0, &prompt, 1)], Some(at(0, 39, 0))),
+            (
+                "waits for one that computes it",
+                vec![running(0, &prompt[..4], &long), idle(1, &[], 4)],
+                Some(Placement { target: 1, known: 4, source: 0, follow: Some((0, 20)) }),
+            ),
+            (
+                "beside those that run",
+                vec![running(0, &other, &other), idle(1, &other, 9), idle(2, &other, 1), idle(3, &[], 1)],
+                Some(at(1, 0, 3)),
+            ),
+            (
+                "does not wait for little",
+                vec![running(0, &prompt[..5], head), idle(1, &[], 4)],
+                Some(at(1, 5, 0)),
+            ),
+        ] {
+            assert_eq!(place(&held, &prompt, 0, ANY), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn little_is_computed_rather_than_copied() {
+        let prompt: Vec<u32> = (0..40).collect();
+        let held = [running(0, &prompt[..20], &prompt[..20]), idle(1, &[], 4)];
+        let known = |least| place(&held, &prompt, 0, Handing { least, ..ANY }).unwrap().known;
+        assert_eq!((known(20), known(21)), (20, 0));
+    }
+
+    #[test]
+    fn other_origins_share_nothing() {
+        let prompt: Vec<u32> = (0..40).collect();
+        let held = [Held { origin: 8, ..idle(0, &prompt, 1) }, idle(1, &[], 1)];
+        assert_eq!(place(&held, &prompt, 0, ANY).unwrap().known, 0);
+        assert_eq!(place(&held, &prompt, 8, ANY).unwrap(), at(0, 39, 0));
+        let held = [Held { origin: 8, ..running(0, &[], &prompt) }, idle(1, &[], 1)];
+        assert_eq!(place(&held, &prompt, 0, ANY).unwrap().follow, None);
+    }
+
+    #[test]
+    fn a_recurrent_state_is_continued_as_a_whole_or_not_at_all() {
+        let prompt: Vec<u32> = (0..40).collect();
+        let beyond: Vec<u32> = prompt[..20].iter().copied().chain([7]).collect();
+        assert_eq!(place(&[idle(0, &beyond, 1), idle(1, &[], 1)], &prompt, 0, WHOLE), Some(at(1, 0, 1)));
+        assert_eq!(
+            place(&[idle(0, &prompt[..20], 1), idle(1, &[], 1)], &prompt, 0, WHOLE),
+            Some(at(0, 20, 0))
+        );
+    }
+}

@@ -1,0 +1,240 @@
+//! A llama.cpp context with its own threads: the safe binding starts and ends threads at each call, and reaches neither
+//! adapters nor callbacks while a context lives.
+
+use std::marker::PhantomData;
+use std::ptr::{NonNull, null_mut};
+
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_sys_2 as sys;
+
+use crate::engine::backend::backend;
+
+/// What a context is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextSettings {
+    /// Places for keys and values of each sequence.
+    pub tokens: u32,
+    /// Largest batch.
+    pub batch: u32,
+    /// Sequences, each a stream of its own in the cache.
+    pub sequences: u32,
+    /// CPU threads.
+    pub threads: u32,
+}
+
+/// llama.cpp makes no context, for a reason that it logs; most likely for want of memory.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "llama.cpp made no context of {sequences} sequences with {tokens} tokens each; its log (target llama-cpp-2) says why"
+)]
+pub struct ContextError {
+    sequences: u32,
+    tokens: u32,
+}
+
+/// A batch was not decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// There are no places left for keys and values.
+    #[error("no places are left for the keys and values of the batch")]
+    Full,
+    /// Another code of `llama_decode`.
+    #[error("llama_decode returned {0}")]
+    Code(i32),
+}
+
+/// Tokens to decode.
+#[derive(Debug, Default)]
+pub struct Batch {
+    tokens: Vec<i32>,
+    positions: Vec<i32>,
+    sequences: Vec<i32>,
+    logits: Vec<i8>,
+}
+
+impl Batch {
+    /// Removes all tokens.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.sequences.clear();
+        self.logits.clear();
+    }
+
+    /// Adds a token at a position of a sequence; with `logits`, [`Context::logits`] has a row for it.
+    pub fn push(&mut self, token: u32, position: u32, sequence: u32, logits: bool) {
+        self.tokens.push(token.cast_signed());
+        self.positions.push(position.cast_signed());
+        self.sequences.push(sequence.cast_signed());
+        self.logits.push(i8::from(logits));
+    }
+
+    /// Tokens in it.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+}
+
+/// A context of a model, its cache divided into one stream for each sequence.
+#[derive(Debug)]
+pub struct Context<'a> {
+    raw: NonNull<sys::llama_context>,
+    /// Threads that live as long as the context; `None` for a single one.
+    threads: Option<NonNull<sys::ggml_threadpool>>,
+    vocabulary: usize,
+    /// Rows of the last batch that have logits.
+    rows: Vec<bool>,
+    limits: ContextSettings,
+    model: PhantomData<&'a LlamaModel>,
+}
+
+/// The pointer within the binding's wrapper.
+fn pointer(model: &LlamaModel) -> *mut sys::llama_model {
+    const { assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>()) };
+    // SAFETY: LlamaModel is a transparent wrapper of a pointer that is not null; the version is pinned.
+    unsafe { std::mem::transmute_copy(model) }
+}
+
+impl<'a> Context<'a> {
+    /// Makes a context.
+    ///
+    /// # Errors
+    /// llama.cpp can't.
+    pub fn new(model: &'a LlamaModel, settings: ContextSettings) -> Result<Self, ContextError> {
+        backend();
+        let count = settings.threads.clamp(1, 512) as i32;
+        // SAFETY: returns a plain struct by value.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        // llama.cpp pads each stream to 256; the product must not be cut down to fit.
+        let stream = settings.tokens.next_multiple_of(256);
+        params.n_ctx = stream.saturating_mul(settings.sequences);
+        params.n_batch = settings.batch;
+        params.n_ubatch = settings.batch;
+        params.n_seq_max = settings.sequences;
+        params.n_threads = count;
+        params.n_threads_batch = count;
+        params.no_perf = true;
+        params.kv_unified = false;
+        // SAFETY: the model outlives the context ('a); the parameters are taken by value and point to nothing.
+        let raw = unsafe { sys::llama_init_from_model(pointer(model), params) };
+        let raw = NonNull::new(raw)
+            .ok_or(ContextError { sequences: settings.sequences, tokens: settings.tokens })?;
+        let threads = if count > 1 { Self::start_threads(raw, count) } else { None };
+        let vocabulary = model.n_vocab().unsigned_abs() as usize;
+        // SAFETY: the context lives.
+        let tokens = unsafe { sys::llama_n_ctx(raw.as_ptr()) } / settings.sequences;
+        let limits = ContextSettings { tokens, ..settings };
+        Ok(Self { raw, threads, vocabulary, rows: Vec::new(), limits, model: PhantomData })
+    }
+
+    fn start_threads(raw: NonNull<sys::llama_context>, count: i32) -> Option<NonNull<sys::ggml_threadpool>> {
+        // SAFETY: a plain struct by value.
+        let mut params = unsafe { sys::ggml_threadpool_params_default(count) };
+        // SAFETY: the parameters are read during the call only.
+        let threads = NonNull::new(unsafe { sys::ggml_threadpool_new(&raw mut params) })?;
+        // SAFETY: both live; the threads are freed after the context (see Drop).
+        unsafe { sys::llama_attach_threadpool(raw.as_ptr(), threads.as_ptr(), threads.as_ptr()) };
+        Some(threads)
+    }
+
+    /// Places for keys and values of each sequence.
+    pub fn tokens(&self) -> usize {
+        self.limits.tokens as usize
+    }
+
+    /// Computes a batch; its keys and values are kept.
+    ///
+    /// # Errors
+    /// llama.cpp can't: nothing of the batch may be relied on then.
+    ///
+    /// # Panics
+    /// A batch that is empty or larger than the context was made for, or a sequence that it does not have.
+    pub fn decode(&mut self, batch: &Batch) -> Result<(), DecodeError> {
+        let count = batch.len();
+        assert!((1..=self.limits.batch as usize).contains(&count), "{count} tokens in a batch");
+        let sequences = self.limits.sequences.cast_signed();
+        assert!(batch.sequences.iter().all(|id| (0..sequences).contains(id)), "no such sequence");
+        let vocabulary = self.vocabulary as i32;
+        assert!(batch.tokens.iter().all(|id| (0..vocabulary).contains(id)), "no such token");
+        let mut one_each = vec![1i32; count];
+        let mut lists: Vec<*mut i32> =
+            batch.sequences.iter().map(|id| std::ptr::from_ref(id).cast_mut()).collect();
+        let raw = sys::llama_batch {
+            n_tokens: count as i32,
+            token: batch.tokens.as_ptr().cast_mut(),
+            embd: null_mut(),
+            pos: batch.positions.as_ptr().cast_mut(),
+            n_seq_id: one_each.as_mut_ptr(),
+            seq_id: lists.as_mut_ptr(),
+            logits: batch.logits.as_ptr().cast_mut(),
+        };
+        self.rows.clear();
+        // SAFETY: all arrays have `count` elements and live until the call returns; llama.cpp only reads them. Tokens and
+        // sequences are in range.
+        let code = unsafe { sys::llama_decode(self.raw.as_ptr(), raw) };
+        match code {
+            0 => {
+                self.rows.extend(batch.logits.iter().map(|&wanted| wanted != 0));
+                Ok(())
+            }
+            1 => Err(DecodeError::Full),
+            other => Err(DecodeError::Code(other)),
+        }
+    }
+
+    /// Logits `[vocabulary]` behind a token of the last batch, by its place there.
+    ///
+    /// # Panics
+    /// The token was added without logits, or the batch failed.
+    pub fn logits(&self, place: usize) -> &[f32] {
+        assert!(self.rows.get(place) == Some(&true), "no logits at {place}");
+        // SAFETY: the last batch had logits at this place; the row has as many numbers as the vocabulary, and the next
+        // decode needs `&mut self`.
+        unsafe {
+            let row = sys::llama_get_logits_ith(self.raw.as_ptr(), place as i32);
+            assert!(!row.is_null(), "llama.cpp has no logits at {place}");
+            std::slice::from_raw_parts(row, self.vocabulary)
+        }
+    }
+
+    /// Removes a sequence's keys and values from a position on; says whether it could (a recurrent state can only be
+    /// removed as a whole).
+    pub fn forget(&mut self, sequence: u32, from: u32) -> bool {
+        assert!(sequence < self.limits.sequences, "no such sequence");
+        // SAFETY: the context lives, and the sequence is one of its own. An end of -1 means all positions.
+        unsafe {
+            let memory = sys::llama_get_memory(self.raw.as_ptr());
+            sys::llama_memory_seq_rm(memory, sequence.cast_signed(), from.cast_signed(), -1)
+        }
+    }
+
+    /// Gives a sequence the keys and values of another; what it had is gone. Streams can only be copied as a whole.
+    pub fn copy(&mut self, from: u32, to: u32) {
+        assert!(
+            from < self.limits.sequences && to < self.limits.sequences && from != to,
+            "no such sequences"
+        );
+        // SAFETY: the context lives, and both sequences are its own; -1 means all positions.
+        unsafe {
+            let memory = sys::llama_get_memory(self.raw.as_ptr());
+            sys::llama_memory_seq_cp(memory, from.cast_signed(), to.cast_signed(), -1, -1);
+        }
+    }
+}
+
+impl Drop for Context<'_> {
+    fn drop(&mut self) {
+        // SAFETY: nothing else holds either pointer; the context goes first because it uses the threads.
+        unsafe {
+            sys::llama_free(self.raw.as_ptr());
+            if let Some(threads) = self.threads {
+                sys::ggml_threadpool_free(threads.as_ptr());
+            }
+        }
+    }
+}

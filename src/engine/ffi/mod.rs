@@ -1,0 +1,8 @@
+//! The only unsafe code: what llama.cpp offers and the safe binding lacks.
+#![allow(unsafe_code)]
+
+mod context;
+mod quantise;
+
+pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError};
+pub use quantise::{QuantType, QuantiseError, quantise};

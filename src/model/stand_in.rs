@@ -1,0 +1,167 @@
+//! Stand-ins: models with the shape of a real one and random weights, to measure speed where nobody can fetch the real one.
+//!
+//! Speed follows from shapes and types, not from values, so a stand-in is as fast as the model that it stands for. What
+//! it says is noise.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use half::f16;
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::gguf_file::write_config;
+use super::gguf_names::gguf_name;
+use super::{DecoderConfig, Family, FileError};
+use crate::gguf::{Array, GgmlType, Gguf, GgufError, Value, Writer, check_model};
+
+/// llama.cpp's `LLAMA_FTYPE_MOSTLY_Q8_0`.
+const FILE_TYPE: u32 = 7;
+/// llama.cpp's type of an ordinary token.
+const NORMAL: i32 = 1;
+/// Bytes of a Q8_0 block: an f16 scale and 32 signed bytes.
+const BLOCK: usize = 34;
+/// Scale of every block: the bytes are uniform with a standard deviation of 256 / sqrt(12), so that weights have one of 0.02.
+const SCALE: f32 = 0.02 / 73.9;
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+
+/// Which model is stood in for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shape {
+    /// Qwen2.5-1.5B: 1.54 billion parameters, 1.6 GB.
+    #[value(name = "1.5b")]
+    Post,
+    /// A model for tests: 0.4 million parameters.
+    Tiny,
+}
+
+impl Shape {
+    /// The decoder of this shape.
+    pub fn config(self) -> DecoderConfig {
+        match self {
+            Self::Post => DecoderConfig {
+                family: Family::Qwen3,
+                vocab_size: 151_936,
+                hidden_size: 1536,
+                layers: 28,
+                heads: 12,
+                kv_heads: 2,
+                head_dim: 128,
+                ffn: 8960,
+                rms_eps: 1e-6,
+                rope_theta: 1e6,
+                rope_scaling: None,
+                tied: true,
+                max_position: 32_768,
+            },
+            Self::Tiny => DecoderConfig {
+                // More than the shipped tokenizer has, so that this shape needs filler tokens too.
+                vocab_size: 4_352,
+                hidden_size: 64,
+                layers: 2,
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 32,
+                ffn: 128,
+                max_position: 2048,
+                ..Self::Post.config()
+            },
+        }
+    }
+}
+
+/// Writes the stand-in of a shape; the seed decides every byte. One tensor at a time is in memory.
+///
+/// The tokenizer is that of the model file `tokenizer`, with filler tokens up to the size of the vocabulary. No merge makes
+/// them, so a text has the same tokens as with that file; they appear in answers alone.
+///
+/// # Errors
+/// A file that is no model or has more tokens than the shape; the disk.
+pub fn write(shape: Shape, seed: u64, tokenizer: &Path, target: &Path) -> Result<(), FileError> {
+    let source = Gguf::open(tokenizer)?;
+    check_model(&source)?;
+    let config = shape.config();
+    let mut writer = Writer::new();
+    write_config(
+        &config,
+        &format!("stand-in-{}m", config.parameter_count() / 1_000_000),
+        FILE_TYPE,
+        &mut writer,
+    );
+    writer.set("general.quantization_version", 2u32);
+    write_tokenizer(&source, config.vocab_size, &mut writer)?;
+    for (ours, shape) in config.parameter_shapes() {
+        let theirs = gguf_name(&ours).expect("every parameter of a decoder has a name in llama.cpp");
+        let dims: Vec<u64> = shape.iter().rev().map(|&dim| dim as u64).collect();
+        writer.tensor(theirs, &dims, if dims.len() == 1 { GgmlType::F32 } else { GgmlType::Q8_0 });
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    writer.write::<GgufError>(target, |tensor| {
+        Ok(match tensor.kind {
+            GgmlType::Q8_0 => random_blocks(&mut rng, tensor.bytes as usize),
+            // Vectors are the norms' weights.
+            _ => 1f32.to_le_bytes().repeat(tensor.bytes as usize / 4),
+        })
+    })?;
+    Ok(())
+}
+
+/// `bytes` bytes of Q8_0 blocks.
+fn random_blocks(rng: &mut impl RngCore, bytes: usize) -> Vec<u8> {
+    let scale = f16::from_f32(SCALE).to_le_bytes();
+    let mut blocks = vec![0; bytes];
+    rng.fill_bytes(&mut blocks);
+    for block in blocks.chunks_exact_mut(BLOCK) {
+        block[..2].copy_from_slice(&scale);
+        for byte in &mut block[2..] {
+            // -128 is in no file that ggml quantises, and its kernels negate bytes in place.
+            if *byte == 0x80 {
+                *byte = 0x81;
+            }
+        }
+    }
+    blocks
+}
+
+fn write_tokenizer(source: &Gguf, vocabulary: usize, writer: &mut Writer) -> Result<(), FileError> {
+    match source.get::<&str>("tokenizer.ggml.model")? {
+        "gpt2" => {}
+        other => {
+            let (key, found) = ("tokenizer.ggml.model", format!("{other:?}"));
+            return Err(FileError::key(source.path(), key, found, "\"gpt2\": filler tokens have no scores"));
+        }
+    }
+    for (key, value) in source.metadata() {
+        let value = match (key.as_str(), value) {
+            (TOKENS, Value::Array(Array::String(tokens))) => filled(source, tokens, vocabulary)?.into(),
+            (TOKEN_TYPES, Value::Array(Array::I32(types))) => {
+                let mut types = types.clone();
+                types.resize(vocabulary, NORMAL);
+                types.into()
+            }
+            (key, value) if key.starts_with("tokenizer.") => value.clone(),
+            _ => continue,
+        };
+        writer.set(key.clone(), value);
+    }
+    Ok(())
+}
+
+/// The tokens and, behind them, words of four letters that are not among them, every other one with the space before it.
+fn filled(source: &Gguf, tokens: &[String], vocabulary: usize) -> Result<Vec<String>, FileError> {
+    if tokens.len() > vocabulary {
+        let (found, expected) = (format!("{} entries", tokens.len()), format!("at most {vocabulary}"));
+        return Err(FileError::key(source.path(), TOKENS, found, expected));
+    }
+    let taken: HashSet<&String> = tokens.iter().collect();
+    let words = (0u32..).flat_map(|number| {
+        let letter = |place: u32| char::from(b'a' + (number / 26u32.pow(place) % 26) as u8);
+        let word: String = [0, 1, 2, 3].map(letter).iter().collect();
+        // "Ġ" is how byte-level BPE writes a space.
+        [format!("Ġ{word}"), word]
+    });
+    let filler = words.filter(|word| !taken.contains(word)).take(vocabulary - tokens.len());
+    Ok(tokens.iter().cloned().chain(filler).collect())
+}
