@@ -37,6 +37,17 @@ pub enum ApiError {
     /// Nothing lives at this path.
     #[error("nothing lives at {0}")]
     NoSuchPath(String),
+    /// No model has this name.
+    #[error("no model is named {wanted:?}; this daemon serves {served:?}")]
+    NoSuchModel {
+        /// The name.
+        wanted: String,
+        /// The model's name.
+        served: String,
+    },
+    /// All lanes are busy, and the client asked for an error in this case.
+    #[error("no slot is free")]
+    NoFreeSlot,
     /// Something lives at this path, but not for this method.
     #[error("{path} can't be asked with {method}")]
     WrongMethod {
@@ -50,8 +61,8 @@ pub enum ApiError {
     Engine {
         /// Why.
         error: EngineError,
-        /// The field that the prompt came from.
-        prompt: &'static str,
+        /// The fields that the engine's part of the request came from.
+        fields: Fields,
     },
     /// The model can't be used, whatever the request.
     #[error("{0}")]
@@ -65,6 +76,25 @@ pub enum ApiError {
     /// A defect of ours.
     #[error("the daemon has a defect here; its log says more")]
     Panicked,
+}
+
+/// Where in a body the engine's part of a request came from: it finds faults whose field only this side knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fields {
+    /// The prompt.
+    pub prompt: &'static str,
+    /// The constraint.
+    pub constraint: &'static str,
+}
+
+impl Fields {
+    /// A conversation with a response format.
+    pub const CHAT: Self = Self { prompt: "messages", constraint: "response_format" };
+
+    /// A fault of the engine, with these fields.
+    pub(super) fn blame(self, error: EngineError) -> ApiError {
+        ApiError::Engine { error, fields: self }
+    }
 }
 
 /// Seconds after which a client that found no room should ask again.
@@ -85,10 +115,10 @@ impl ApiError {
             Self::NotJson(_) | Self::Field { .. } | Self::Body(_) => (StatusCode::BAD_REQUEST, INVALID),
             Self::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID),
             Self::BodyTooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID),
-            Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "not_found_error"),
+            Self::NoSuchPath(_) | Self::NoSuchModel { .. } => (StatusCode::NOT_FOUND, "not_found_error"),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID),
             Self::Model(_) | Self::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
-            Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
+            Self::Loading | Self::NoFreeSlot => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
             Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout_error"),
             Self::Engine { error, .. } => match error {
                 EngineError::PromptTooLong { .. } | EngineError::InputTooLong { .. } => {
@@ -108,7 +138,7 @@ impl ApiError {
         }
     }
 
-    /// The body: `{"error": {...}}`, also sent inside a stream that has begun.
+    /// The body in llama-server's form: `{"error": {...}}`, also sent inside a stream that has begun.
     pub(super) fn body(&self) -> Value {
         let (status, kind) = self.class();
         let mut error = json!({"code": status.as_u16(), "message": self.message(), "type": kind});
@@ -124,15 +154,39 @@ impl ApiError {
         json!({ "error": error })
     }
 
+    /// The body in OpenAI's form, whose typed clients take no number for `code`: the field is `param`.
+    pub(super) fn openai_body(&self) -> Value {
+        let mut body = self.body();
+        let param = match self {
+            Self::Field { field, .. } => Some(field.as_str()),
+            Self::Engine { error, fields } => match error {
+                EngineError::PromptTooLong { .. }
+                | EngineError::InputTooLong { .. }
+                | EngineError::EmptyPrompt
+                | EngineError::NoSuchToken { .. } => Some(fields.prompt),
+                EngineError::Schema(_) => Some(fields.constraint),
+                EngineError::BudgetTooSmall { .. } => Some("max_tokens"),
+                _ => None,
+            },
+            _ => None,
+        };
+        body["error"]["param"] = json!(param);
+        body["error"]["code"] = Value::Null;
+        body
+    }
+
     /// The message, with the field in front where the engine found the fault and only this side knows the field.
     fn message(&self) -> String {
         match self {
-            Self::Engine { error, prompt } => match error {
+            Self::Engine { error, fields: Fields { prompt, constraint } } => match error {
                 EngineError::PromptTooLong { .. }
                 | EngineError::InputTooLong { .. }
                 | EngineError::EmptyPrompt
                 | EngineError::NoSuchToken { .. } => format!("{prompt}: {error}"),
-                EngineError::Schema(_) => format!("response_format: {error}"),
+                EngineError::Schema(reason) if matches!(*constraint, "grammar" | "regex") => {
+                    format!("{constraint}: it can't be compiled: {reason}")
+                }
+                EngineError::Schema(_) => format!("{constraint}: {error}"),
                 _ => error.to_string(),
             },
             other => other.to_string(),
@@ -140,10 +194,10 @@ impl ApiError {
     }
 }
 
-/// The prompt came from `messages`, as in all requests but embeddings.
+/// For faults that no field is to blame for.
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
-        Self::Engine { error, prompt: "messages" }
+        Fields::CHAT.blame(error)
     }
 }
 
@@ -157,6 +211,8 @@ impl IntoResponse for ApiError {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
+        // For the layer that knows the path, and with it the form.
+        response.extensions_mut().insert(self);
         response
     }
 }

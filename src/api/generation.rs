@@ -7,23 +7,33 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 
-use super::error::ApiError;
-use super::reasoning::{Piece, Splitter};
+use super::error::{ApiError, Fields};
+use super::reasoning::{Kind, Piece, Splitter};
 use super::state::{App, Deadline};
-use crate::engine::{EngineError, Event, FinishReason, Generate, Usage};
+use crate::engine::{EngineError, Event, FinishReason, Generate, TokenReport, Usage};
 
 /// What a generation brings.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Output {
     /// Text of the answer.
-    Answer(String),
+    Answer(Part),
     /// Text of the thinking before it.
     Reasoning(String),
     /// The end: always the last, if no error is.
     End(FinishReason, Usage),
+}
+
+/// Text of an answer and the tokens that begin in it, if the request asked for a report.
+///
+/// Tokens and text are matched by their bytes. Where a stop text or the end of the thinking cuts a token in two, the
+/// token is among those of the answer; tokens of which no byte is sent are dropped.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Part {
+    pub(super) text: String,
+    pub(super) tokens: Vec<TokenReport>,
 }
 
 /// A stream of [`Output`]s that ends with [`Output::End`] or an error.
@@ -34,39 +44,71 @@ pub(super) struct Generation {
     /// `None` once the generation is over.
     splitter: Option<Splitter>,
     told: VecDeque<Output>,
+    reports: Reports,
+    progress: Progress,
+    /// Whether tokens are reported; if not, each text counts for one.
+    counted: bool,
+    fields: Fields,
     deadline: Deadline,
     alarm: Pin<Box<Sleep>>,
 }
 
 impl Generation {
-    /// Queues the request.
-    pub(super) fn start(app: &App, request: Generate, deadline: Deadline) -> Result<Self, ApiError> {
-        // A template may have opened the block in the assistant's name.
-        let thinking = request
-            .prompt
-            .last()
-            .is_some_and(|last| last.markup && last.text.trim_end().ends_with("<think>"));
-        let id = request.id.clone();
-        let events = app.engine().generate(request)?;
+    /// Queues the request. `splitter` tells thinking from answer.
+    pub(super) fn start(
+        app: &App,
+        request: Generate,
+        splitter: Splitter,
+        fields: Fields,
+        deadline: Deadline,
+    ) -> Result<Self, ApiError> {
+        let (id, counted) = (request.id.clone(), request.report.is_some());
+        let events = app.engine().generate(request).map_err(|error| fields.blame(error))?;
         let alarm = Box::pin(tokio::time::sleep_until(deadline.at));
         Ok(Self {
             id,
             events,
-            splitter: Some(Splitter::new(thinking)),
+            splitter: Some(splitter),
             told: VecDeque::new(),
+            reports: Reports::default(),
+            progress: Progress::start(),
+            counted,
+            fields,
             deadline,
             alarm,
         })
     }
 
+    /// What has been done so far: tokens as they were reported, or else texts; times as seen from here.
+    pub(super) fn progress(&self) -> Usage {
+        self.progress.usage()
+    }
+
     fn take(&mut self, event: Event) -> Result<(), ApiError> {
         let Some(splitter) = &mut self.splitter else { return Ok(()) };
         match event {
-            Event::Started { .. } | Event::Tokens(_) => {}
-            Event::Text(text) => self.told.extend(splitter.push(&text).into_iter().map(Output::from)),
+            Event::Started { prompt_tokens, cached_tokens } => {
+                self.progress.usage.prompt_tokens = prompt_tokens;
+                self.progress.usage.cached_tokens = cached_tokens;
+            }
+            Event::Tokens(tokens) => {
+                self.progress.usage.completion_tokens += tokens.len() as u32;
+                self.reports.waiting.extend(tokens);
+            }
+            Event::Text(text) => {
+                self.progress.first.get_or_insert_with(Instant::now);
+                if self.counted {
+                    self.reports.written.extend_from_slice(text.as_bytes());
+                } else {
+                    self.progress.usage.completion_tokens += 1;
+                }
+                for piece in splitter.push(&text) {
+                    self.told.push_back(self.reports.output(piece));
+                }
+            }
             Event::Finished { reason, usage } => {
                 let held = self.splitter.take().and_then(Splitter::finish);
-                self.told.extend(held.map(Output::from));
+                self.told.extend(held.map(|piece| self.reports.output(piece)));
                 self.told.push_back(Output::End(reason, usage));
                 tracing::info!(
                     id = self.id,
@@ -83,7 +125,7 @@ impl Generation {
                     "answered"
                 );
             }
-            Event::Failed(error) => return Err(error.into()),
+            Event::Failed(error) => return Err(self.fields.blame(error)),
         }
         Ok(())
     }
@@ -97,12 +139,65 @@ impl Drop for Generation {
     }
 }
 
-impl From<Piece> for Output {
-    fn from(piece: Piece) -> Self {
-        match piece {
-            Piece::Answer(text) => Self::Answer(text),
-            Piece::Reasoning(text) => Self::Reasoning(text),
+/// Tokens that no text has taken yet.
+#[derive(Debug, Default)]
+struct Reports {
+    waiting: VecDeque<TokenReport>,
+    /// Everything that was written, tags included, and how much of it is of tokens that were taken.
+    written: Vec<u8>,
+    at: usize,
+}
+
+impl Reports {
+    /// Bytes of the text that a token stands for: none of a control token, which is reported by its name.
+    fn width(&self, report: &TokenReport) -> usize {
+        let bytes = &report.token.bytes;
+        let there = self.written.get(self.at..).unwrap_or_default();
+        if there.iter().zip(bytes).all(|(there, byte)| there == byte) { bytes.len() } else { 0 }
+    }
+
+    fn output(&mut self, piece: Piece) -> Output {
+        let mut tokens = Vec::new();
+        let end = piece.at + piece.text.len();
+        while let Some(report) = self.waiting.pop_front() {
+            let (at, next) = (self.at, self.at + self.width(&report));
+            // Thinking leaves a token that reaches out of it to the answer.
+            if at >= end || (piece.kind == Kind::Reasoning && next > end) {
+                self.waiting.push_front(report);
+                break;
+            }
+            self.at = next;
+            // What ends before the piece begins was a tag, or white space behind one.
+            if at >= piece.at || next > piece.at {
+                tokens.push(report);
+            }
         }
+        match piece.kind {
+            Kind::Answer => Output::Answer(Part { text: piece.text, tokens }),
+            Kind::Reasoning => Output::Reasoning(piece.text),
+        }
+    }
+}
+
+/// How far a generation is.
+#[derive(Debug)]
+struct Progress {
+    began: Instant,
+    /// When its first text came.
+    first: Option<Instant>,
+    usage: Usage,
+}
+
+impl Progress {
+    fn start() -> Self {
+        Self { began: Instant::now(), first: None, usage: Usage::default() }
+    }
+
+    fn usage(&self) -> Usage {
+        let now = Instant::now();
+        let first = self.first.unwrap_or(now);
+        let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
+        Usage { prompt_ms: ms(self.began, first), predicted_ms: ms(first, now), ..self.usage }
     }
 }
 
@@ -134,5 +229,60 @@ impl Stream for Generation {
                 return Poll::Ready(Some(Err(error)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::TokenLikelihood;
+
+    /// Texts of the tokens that each piece of the answer gets.
+    fn matched(tokens: &[&str], texts: &[&str]) -> Vec<(String, Vec<String>)> {
+        let mut reports = Reports::default();
+        let likelihood =
+            |text: &&str| TokenLikelihood { id: 0, bytes: text.as_bytes().to_vec(), logprob: 0.0 };
+        let report = |text| TokenReport { token: likelihood(text), forced: false, top: vec![] };
+        reports.waiting.extend(tokens.iter().map(report));
+        reports.written = texts.concat().into_bytes();
+        let mut splitter = Splitter::new(false);
+        let mut pieces: Vec<Piece> = texts.iter().flat_map(|text| splitter.push(text)).collect();
+        pieces.extend(splitter.finish());
+        let text = |token: TokenReport| String::from_utf8(token.token.bytes).unwrap();
+        pieces
+            .into_iter()
+            .filter_map(|piece| match reports.output(piece) {
+                Output::Answer(part) => Some((part.text, part.tokens.into_iter().map(text).collect())),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn expected(pairs: &[(&str, &[&str])]) -> Vec<(String, Vec<String>)> {
+        let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        pairs.iter().map(|&(text, tokens)| (text.to_owned(), owned(tokens))).collect()
+    }
+
+    #[test]
+    fn tokens_follow_the_text_that_they_begin_in() {
+        assert_eq!(
+            matched(&["ab", "c", "d"], &["abc", "d"]),
+            expected(&[("abc", &["ab", "c"]), ("d", &["d"])])
+        );
+        // A stop text cut `END` off the second token, and the third was never sent.
+        assert_eq!(matched(&["ab", "cEN", "D"], &["abc"]), expected(&[("abc", &["ab", "cEN"])]));
+        // A control token is known by a name that no text has.
+        let named = matched(&["a", "<|user|>", "b"], &["a", "b"]);
+        assert_eq!(named, expected(&[("a", &["a"]), ("b", &["<|user|>", "b"])]));
+        // Tags, thinking and the white space behind them have no tokens in the answer.
+        let thought = matched(
+            &["<think>", "mm", "</think>", "\n\n", "yes", "."],
+            &["<think>mm</thi", "nk>\n\nyes", "."],
+        );
+        assert_eq!(thought, expected(&[("yes", &["yes"]), (".", &["."])]));
+        assert_eq!(
+            matched(&["<think>m</think>\ny", "es"], &["<think>m</think>\nyes"]),
+            expected(&[("yes", &["<think>m</think>\ny", "es"])])
+        );
     }
 }

@@ -43,12 +43,13 @@ fn is_json(content_type: &str) -> bool {
 }
 
 impl JsonBody {
-    /// The body as a request; a wrong field is named by its path.
-    pub(super) fn parse<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+    /// The fields that `T` knows; a wrong one is named by its path. A body can be read as several types: each takes its
+    /// own fields.
+    pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         if !self.0.is_object() {
             return Err(ApiError::field("body", format!("found {}, expected an object", kind(&self.0))));
         }
-        serde_path_to_error::deserialize(self.0).map_err(|error| {
+        serde_path_to_error::deserialize(&self.0).map_err(|error| {
             let path = error.path().to_string();
             let path = if path == "." { String::new() } else { path };
             // serde blames the object that a field is missing from; the field itself is what a person looks for.
@@ -63,6 +64,12 @@ impl JsonBody {
             ApiError::field(field, message.replace("a sequence", "an array"))
         })
     }
+}
+
+/// The value for a message: cut, if it is long.
+pub(super) fn short(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 40 { text } else { text.chars().take(39).chain(['…']).collect() }
 }
 
 /// What a value is, in words.

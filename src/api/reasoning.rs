@@ -1,12 +1,21 @@
 //! Keeps a model's thinking out of its answer: a `<think>...</think>` block at the start is told apart as it streams.
 
+/// Whose text a piece is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Thinking.
+    Reasoning,
+    /// The answer.
+    Answer,
+}
+
 /// A piece of what a model wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Piece {
-    /// Thinking.
-    Reasoning(String),
-    /// The answer.
-    Answer(String),
+pub(super) struct Piece {
+    pub(super) kind: Kind,
+    pub(super) text: String,
+    /// Bytes that the model wrote before it, tags and dropped white space included.
+    pub(super) at: usize,
 }
 
 /// Splits a stream of text.
@@ -14,6 +23,8 @@ pub(super) enum Piece {
 pub(super) struct Splitter {
     state: State,
     held: String,
+    /// Bytes that came before `held`.
+    at: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +45,16 @@ const CLOSE: &str = "</think>";
 impl Splitter {
     /// `thinking`: the prompt has opened the block already.
     pub(super) fn new(thinking: bool) -> Self {
-        Self { state: if thinking { State::Thinking } else { State::Start }, held: String::new() }
+        Self::from(if thinking { State::Thinking } else { State::Start })
+    }
+
+    /// Everything is answer, for prompts that no template made.
+    pub(super) fn raw() -> Self {
+        Self::from(State::Answering)
+    }
+
+    fn from(state: State) -> Self {
+        Self { state, held: String::new(), at: 0 }
     }
 
     /// More text; what of it can be told.
@@ -45,8 +65,8 @@ impl Splitter {
             match self.state {
                 State::Start => {
                     let seen = self.held.trim_start();
-                    if let Some(rest) = seen.strip_prefix(OPEN) {
-                        self.held = rest.to_owned();
+                    if seen.starts_with(OPEN) {
+                        self.take(self.held.len() - seen.len() + OPEN.len());
                         self.state = State::Thinking;
                     } else if OPEN.starts_with(seen) {
                         return pieces;
@@ -56,28 +76,23 @@ impl Splitter {
                 }
                 State::Thinking => {
                     let Some(at) = self.held.find(CLOSE) else {
-                        let keep = partial_suffix(&self.held, CLOSE);
-                        let told: String = self.held.drain(..self.held.len() - keep).collect();
-                        add(&mut pieces, Piece::Reasoning, told);
+                        let told = self.held.len() - partial_suffix(&self.held, CLOSE);
+                        pieces.extend(self.piece(Kind::Reasoning, told));
                         return pieces;
                     };
-                    let rest = self.held.split_off(at);
-                    add(
-                        &mut pieces,
-                        Piece::Reasoning,
-                        std::mem::replace(&mut self.held, rest[CLOSE.len()..].to_owned()),
-                    );
+                    pieces.extend(self.piece(Kind::Reasoning, at));
+                    self.take(CLOSE.len());
                     self.state = State::Between;
                 }
                 State::Between => {
-                    self.held = self.held.trim_start().to_owned();
+                    self.take(self.held.len() - self.held.trim_start().len());
                     if self.held.is_empty() {
                         return pieces;
                     }
                     self.state = State::Answering;
                 }
                 State::Answering => {
-                    add(&mut pieces, Piece::Answer, std::mem::take(&mut self.held));
+                    pieces.extend(self.piece(Kind::Answer, self.held.len()));
                     return pieces;
                 }
             }
@@ -85,20 +100,25 @@ impl Splitter {
     }
 
     /// The end of the text: what was held back because it might have become a tag.
-    pub(super) fn finish(self) -> Option<Piece> {
-        let wrap = if self.state == State::Thinking { Piece::Reasoning } else { Piece::Answer };
-        Some(self.held).filter(|held| !held.is_empty()).map(wrap)
+    pub(super) fn finish(mut self) -> Option<Piece> {
+        let kind = if self.state == State::Thinking { Kind::Reasoning } else { Kind::Answer };
+        self.piece(kind, self.held.len())
     }
-}
 
-fn add(pieces: &mut Vec<Piece>, wrap: fn(String) -> Piece, text: String) {
-    if !text.is_empty() {
-        pieces.push(wrap(text));
+    fn piece(&mut self, kind: Kind, length: usize) -> Option<Piece> {
+        let at = self.at;
+        let text = self.take(length);
+        (!text.is_empty()).then_some(Piece { kind, text, at })
+    }
+
+    fn take(&mut self, length: usize) -> String {
+        self.at += length;
+        self.held.drain(..length).collect()
     }
 }
 
 /// Length of the longest end of `text` that is a beginning of `tag`.
-fn partial_suffix(text: &str, tag: &str) -> usize {
+pub(super) fn partial_suffix(text: &str, tag: &str) -> usize {
     (1..tag.len()).rev().find(|&length| text.ends_with(&tag[..length])).unwrap_or(0)
 }
 
@@ -115,13 +135,14 @@ mod tests {
             pieces.extend(splitter.push(&chunk.iter().collect::<String>()));
         }
         pieces.extend(splitter.finish());
-        pieces.into_iter().fold(
-            Default::default(),
-            |(reasoning, answer): (String, String), piece| match piece {
-                Piece::Reasoning(text) => (reasoning + &text, answer),
-                Piece::Answer(text) => (reasoning, answer + &text),
-            },
-        )
+        pieces.into_iter().fold(Default::default(), |(reasoning, answer): (String, String), piece| {
+            let place = text.get(piece.at..piece.at + piece.text.len());
+            assert_eq!(place, Some(piece.text.as_str()), "a piece knows its place");
+            match piece.kind {
+                Kind::Reasoning => (reasoning + &piece.text, answer),
+                Kind::Answer => (reasoning, answer + &piece.text),
+            }
+        })
     }
 
     #[test]

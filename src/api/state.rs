@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::error::ApiError;
 use super::template::{ChatTemplate, TemplateError};
 use crate::config::SamplingDefaults;
-use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Segment};
+use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Reply, Segment};
 
 /// What the API is told.
 #[derive(Debug, Clone)]
@@ -75,6 +75,22 @@ impl App {
         Deadline { at: Instant::now() + limit, limit }
     }
 
+    /// The model, for questions that don't wait for its weights.
+    pub(super) fn model_now(&self) -> Result<Arc<ModelInfo>, ApiError> {
+        match &self.engine().health().borrow().state {
+            EngineState::Ready(model) => Ok(Arc::clone(model)),
+            EngineState::Loading => Err(ApiError::Loading),
+            EngineState::Failed(reason) => Err(EngineError::Model(reason.clone()).into()),
+            EngineState::Stopped => Err(EngineError::Stopped.into()),
+        }
+    }
+
+    /// Asks the engine's thread.
+    pub(super) async fn query(&self, query: Query, deadline: Deadline) -> Result<Reply, ApiError> {
+        let answer = self.engine().query(query)?;
+        Ok(answered(deadline.within(answer).await?)?)
+    }
+
     /// The model as it stands, if its weights are read.
     pub(super) fn model(&self) -> Option<Arc<ModelInfo>> {
         match &self.engine().health().borrow().state {
@@ -120,11 +136,8 @@ impl App {
 
     /// Whether a text is a control token of the model: then it has other ids as markup than as text.
     async fn knows(&self, token: &str, deadline: Deadline) -> Result<bool, ApiError> {
-        let ids = |segment| self.engine().query(Query::Tokenize { prompt: vec![segment], whole: false });
-        let (markup, plain) = (ids(Segment::markup(token))?, ids(Segment::plain(token))?);
-        let both = async { Ok::<_, EngineError>((answered(markup.await)?, answered(plain.await)?)) };
-        let (markup, plain) = deadline.within(both).await??;
-        Ok(markup != plain)
+        let ids = |segment| self.query(Query::Tokenize { prompt: vec![segment], whole: false }, deadline);
+        Ok(ids(Segment::markup(token)).await? != ids(Segment::plain(token)).await?)
     }
 }
 

@@ -1,5 +1,8 @@
 //! An engine without a model: scripted answers, for every test of what stands above the engine.
 
+mod script;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,38 +11,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::script::{Script, ScriptedToken};
 use super::minimal::minimal_instance;
 use super::{
     Constraint, Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, Health,
-    LaneState, ModelInfo, Prompt, Query, Reply, Totals, Usage,
+    LaneState, ModelInfo, Prompt, Query, Reply, TokenLikelihood, TokenReport, Totals, Usage,
 };
 
 /// How often a fake looks whether it was cancelled.
 const TICK: Duration = Duration::from_millis(2);
 
-/// What a [`FakeEngine`] answers.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Script {
-    /// The text of the last plain segment of the prompt.
-    Echo,
-    /// This text, word by word.
-    Text(String),
-    /// This text, a pause before each word.
-    Slow {
-        /// The text.
-        text: String,
-        /// The pause.
-        delay: Duration,
-    },
-    /// This error, in the place of the first event.
-    Fail(EngineError),
-    /// This text, then this error.
-    FailAfter(String, EngineError),
-    /// The prompt is accepted and nothing ever follows.
-    Never,
-}
-
-/// A scripted [`Engine`]. A token is a word with the white space behind it.
+/// A scripted [`Engine`]. A token is a word with the white space behind it; a report gives each a probability of one half
+/// and, for the likeliest at its place, words that halve it further.
 ///
 /// A constrained request is answered with a minimal valid instance of its schema, whatever the script's text is, except
 /// that a scripted text that is JSON is sent as it is.
@@ -52,6 +35,9 @@ pub struct FakeEngine {
 struct Inner {
     script: Mutex<Script>,
     requests: Mutex<Vec<Generate>>,
+    /// Words by the ids under which they were seen.
+    words: Mutex<HashMap<u32, String>>,
+    usage: Mutex<Usage>,
     limit: AtomicU32,
     running: AtomicU32,
     cancelled: AtomicU32,
@@ -81,6 +67,8 @@ impl FakeEngine {
         let inner = Arc::new(Inner {
             script: Mutex::new(script),
             requests: Mutex::default(),
+            words: Mutex::default(),
+            usage: Mutex::default(),
             limit: AtomicU32::new(u32::MAX),
             running: AtomicU32::new(0),
             cancelled: AtomicU32::new(0),
@@ -124,6 +112,13 @@ impl FakeEngine {
     #[must_use]
     pub fn with_limit(self, unfinished: u32) -> Self {
         self.inner.limit.store(unfinished, Ordering::SeqCst);
+        self
+    }
+
+    /// What answers cost beside what is counted here: cached, forced, drafted, accepted, times.
+    #[must_use]
+    pub fn with_usage(self, usage: Usage) -> Self {
+        *lock(&self.inner.usage) = usage;
         self
     }
 
@@ -287,6 +282,10 @@ impl Inner {
         if prompt_tokens == 0 {
             return Ok(Event::Failed(EngineError::EmptyPrompt));
         }
+        let vocabulary = FakeEngine::info().n_vocab;
+        if let Some(id) = tokens(&request.prompt).into_iter().find(|&id| id >= vocabulary) {
+            return Ok(Event::Failed(EngineError::NoSuchToken { id, vocabulary }));
+        }
         if prompt_tokens >= context {
             return Ok(Event::Failed(EngineError::PromptTooLong { tokens: prompt_tokens, context }));
         }
@@ -298,18 +297,26 @@ impl Inner {
                 return self.pause(Duration::MAX, events).map(|()| Event::Failed(EngineError::Stopped));
             }
             Script::Echo => {
-                let last = request.prompt.iter().rev().find(|segment| !segment.markup);
+                let plain = request.prompt.iter().rev().find(|segment| !segment.markup);
+                let last = plain.or(request.prompt.last());
                 (last.map_or_else(String::new, |segment| segment.text.clone()), Duration::ZERO, None)
             }
             Script::Text(text) => (text.clone(), Duration::ZERO, None),
             Script::Slow { text, delay } => (text.clone(), *delay, None),
+            Script::Tokens(tokens) => {
+                let cached_tokens = lock(&self.usage).cached_tokens;
+                let _ = events.send(Event::Started { prompt_tokens, cached_tokens });
+                tell_tokens(request.report, tokens, events)?;
+                return Ok(self.finished(FinishReason::Stop, prompt_tokens, tokens.len() as u32, 0.0));
+            }
             Script::FailAfter(text, error) => (text.clone(), Duration::ZERO, Some(error.clone())),
         };
         let text = match constrained(request.constraint.as_ref(), text, budget) {
             Ok(text) => text,
             Err(error) => return Ok(Event::Failed(error)),
         };
-        let _ = events.send(Event::Started { prompt_tokens, cached_tokens: 0 });
+        let cached_tokens = lock(&self.usage).cached_tokens;
+        let _ = events.send(Event::Started { prompt_tokens, cached_tokens });
         let (text, stopped) = cut_at_stop(text, &request.stop);
         let start = Instant::now();
         let mut completion_tokens = 0;
@@ -325,6 +332,10 @@ impl Inner {
             if self.killed.load(Ordering::SeqCst) {
                 return Ok(Event::Failed(EngineError::Stopped));
             }
+            if let Some(top) = request.report {
+                let report = reported(word.as_bytes(), 0.5, false, top);
+                events.send(Event::Tokens(vec![report])).map_err(|_| Cancelled)?;
+            }
             events.send(Event::Text(word.to_owned())).map_err(|_| Cancelled)?;
             completion_tokens += 1;
         }
@@ -335,15 +346,28 @@ impl Inner {
         completion_tokens +=
             u32::from(reason == FinishReason::Stop && !stopped && completion_tokens < budget);
         let predicted_ms = start.elapsed().as_secs_f64() * 1e3;
-        let usage = Usage { prompt_tokens, completion_tokens, predicted_ms, ..Usage::default() };
-        Ok(Event::Finished { reason, usage })
+        Ok(self.finished(reason, prompt_tokens, completion_tokens, predicted_ms))
+    }
+
+    fn finished(&self, reason: FinishReason, prompt_tokens: u32, completion_tokens: u32, ms: f64) -> Event {
+        let usage = *lock(&self.usage);
+        let predicted_ms = ms + usage.predicted_ms;
+        Event::Finished { reason, usage: Usage { prompt_tokens, completion_tokens, predicted_ms, ..usage } }
     }
 
     fn reply(&self, query: &Query) -> Reply {
         match query {
-            Query::Tokenize { prompt, .. } => Reply::Tokens(tokens(prompt)),
+            Query::Tokenize { prompt, .. } => {
+                let mut seen = lock(&self.words);
+                for word in prompt.iter().flat_map(|segment| words(&segment.text)) {
+                    seen.insert(word_id(word), word.to_owned());
+                }
+                Reply::Tokens(tokens(prompt))
+            }
             Query::Pieces(ids) => {
-                Reply::Pieces(ids.iter().map(|id| format!("<{id}>").into_bytes()).collect())
+                let seen = lock(&self.words);
+                let piece = |id| seen.get(id).cloned().unwrap_or_else(|| format!("<{id}>")).into_bytes();
+                Reply::Pieces(ids.iter().map(piece).collect())
             }
             Query::Lanes => Reply::Lanes(vec![LaneState {
                 request: lock(&self.requests).last().map(|request| request.id.clone()),
@@ -400,12 +424,50 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split_inclusive(char::is_whitespace)
 }
 
+/// Plays tokens; text follows when its characters are whole.
+fn tell_tokens(
+    report: Option<u32>,
+    tokens: &[ScriptedToken],
+    events: &mpsc::UnboundedSender<Event>,
+) -> Result<(), Cancelled> {
+    let (mut held, mut reports) = (Vec::new(), Vec::new());
+    for token in tokens {
+        held.extend_from_slice(&token.bytes);
+        reports.extend(report.map(|top| reported(&token.bytes, token.probability, token.forced, top)));
+        let Ok(text) = String::from_utf8(held.clone()) else { continue };
+        held.clear();
+        if report.is_some() {
+            events.send(Event::Tokens(std::mem::take(&mut reports))).map_err(|_| Cancelled)?;
+        }
+        events.send(Event::Text(text)).map_err(|_| Cancelled)?;
+    }
+    Ok(())
+}
+
+/// A report in which the token itself is the likeliest and the others are made up.
+fn reported(bytes: &[u8], probability: f32, forced: bool, top: u32) -> TokenReport {
+    let likelihood = |bytes: &[u8], probability: f32| TokenLikelihood {
+        id: hash(bytes) % 32_000,
+        bytes: bytes.to_vec(),
+        logprob: probability.ln(),
+    };
+    let others = (1..top)
+        .map(|rank| likelihood(format!("other{rank} ").as_bytes(), probability / 2f32.powi(rank as i32)));
+    let token = likelihood(bytes, probability);
+    let top = std::iter::once(token.clone()).take(top as usize).chain(others).collect();
+    TokenReport { token, forced, top }
+}
+
+fn word_id(word: &str) -> u32 {
+    hash(word.as_bytes()) % 32_000
+}
+
 /// One id per word.
 fn tokens(prompt: &Prompt) -> Vec<u32> {
     prompt
         .iter()
         .flat_map(|segment| {
-            let ids = words(&segment.text).map(|word| hash(word.as_bytes()) % 32_000);
+            let ids = words(&segment.text).map(word_id);
             ids.chain(segment.ids.iter().copied())
         })
         .collect()

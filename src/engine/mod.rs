@@ -19,6 +19,6 @@ mod text;
 mod vocabulary;
 mod worker;
 
-pub use fake::{FakeEngine, Script};
+pub use fake::{FakeEngine, Script, ScriptedToken};
 pub use llama::{LlamaEngine, LlamaSettings};
 pub use protocol::*;

@@ -156,6 +156,13 @@ pub fn events(stream: &str) -> Vec<String> {
     stream.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
 }
 
+/// Chunks of a stream, without its end mark.
+pub fn chunks(stream: &str) -> Vec<Value> {
+    let data = events(stream);
+    let chunks = data.iter().filter(|data| *data != "[DONE]");
+    chunks.map(|data| serde_json::from_str(data).unwrap_or_else(|error| panic!("{error}: {data}"))).collect()
+}
+
 /// Reads until `text` has come.
 pub fn read_until(connection: &mut TcpStream, text: &str) -> String {
     let mut seen = String::new();

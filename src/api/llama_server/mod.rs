@@ -1,6 +1,9 @@
-//! What clients of llama-server read: health and timings.
+//! What clients of llama-server ask and read.
 
+pub(super) mod completion;
+pub(super) mod props;
 pub(super) mod timings;
+pub(super) mod tokens;
 
 use axum::extract::State;
 use axum::response::Json;
@@ -8,14 +11,8 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::state::App;
-use crate::engine::{EngineError, EngineState};
 
 /// `GET /health`: 200 when completions are answered at once, 503 while weights are read.
 pub(super) async fn health(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    match &app.engine().health().borrow().state {
-        EngineState::Ready(_) => Ok(Json(json!({"status": "ok"}))),
-        EngineState::Loading => Err(ApiError::Loading),
-        EngineState::Failed(reason) => Err(EngineError::Model(reason.clone()).into()),
-        EngineState::Stopped => Err(EngineError::Stopped.into()),
-    }
+    app.model_now().map(|_| Json(json!({"status": "ok"})))
 }

@@ -16,6 +16,10 @@ pub(in crate::api) struct Timings {
     predicted_ms: f64,
     predicted_per_token_ms: f64,
     predicted_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n_accepted: Option<u32>,
 }
 
 impl From<&Usage> for Timings {
@@ -23,6 +27,7 @@ impl From<&Usage> for Timings {
         // `prompt_n` counts what was decoded, not what the cache had.
         let prompt_n = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
         let predicted_n = usage.completion_tokens;
+        let drafted = usage.drafted_tokens > 0;
         Self {
             cache_n: usage.cached_tokens,
             prompt_n,
@@ -33,6 +38,8 @@ impl From<&Usage> for Timings {
             predicted_ms: usage.predicted_ms,
             predicted_per_token_ms: ratio(usage.predicted_ms, f64::from(predicted_n)),
             predicted_per_second: ratio(f64::from(predicted_n) * 1e3, usage.predicted_ms),
+            draft_n: drafted.then_some(usage.drafted_tokens),
+            draft_n_accepted: drafted.then_some(usage.accepted_tokens),
         }
     }
 }
@@ -63,5 +70,9 @@ mod tests {
             (&2_000.0.into(), &0.5.into())
         );
         assert_eq!(json["predicted_per_second"], 0.0);
+        assert!(json.get("draft_n").is_none());
+        let drafted = Usage { drafted_tokens: 4, accepted_tokens: 3, ..Usage::default() };
+        let json = serde_json::to_value(Timings::from(&drafted)).unwrap();
+        assert_eq!((&json["draft_n"], &json["draft_n_accepted"]), (&4.into(), &3.into()));
     }
 }

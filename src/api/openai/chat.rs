@@ -1,66 +1,86 @@
 //! `POST /v1/chat/completions`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use axum::extract::State;
-use axum::response::{IntoResponse, Json, Response};
-use tokio_stream::StreamExt;
+use axum::response::Response;
+use serde::Deserialize;
 
-use super::chat_reply::{Answer, Choice, Envelope, Reply};
-use super::chat_request::ChatRequest;
-use super::chat_stream;
-use crate::api::error::ApiError;
-use crate::api::generation::{Generation, Output};
+use super::chat_reply::ChatReply;
+use super::envelope::Envelope;
+use crate::api::conversation::{Conversation, opens_thinking};
+use crate::api::error::{ApiError, Fields};
+use crate::api::generations::Generations;
 use crate::api::json::JsonBody;
+use crate::api::reasoning::Splitter;
+use crate::api::request::{Endpoint, Manner};
 use crate::api::state::App;
-use crate::api::template::TemplateError;
-use crate::engine::{EngineError, Generate};
+use crate::api::stream;
+use crate::engine::Constraint;
+
+/// Alternatives that may be reported for each token.
+pub(super) const MOST_ALTERNATIVES: u32 = 20;
+
+/// The part of a body that is chat's own, as written.
+#[derive(Debug, Deserialize)]
+struct Written {
+    logprobs: Option<bool>,
+    top_logprobs: Option<u32>,
+    confidence: Option<bool>,
+}
+
+/// What is to be said of an answer's tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    /// `logprobs`, with so many alternatives.
+    pub(super) logprobs: Option<u32>,
+    /// Ours: how sure the model was of each field.
+    pub(super) confidence: bool,
+}
+
+impl Said {
+    fn parse(body: &JsonBody, manner: &Manner) -> Result<Self, ApiError> {
+        let written: Written = body.parse()?;
+        let logprobs = match (written.logprobs.unwrap_or(false), written.top_logprobs) {
+            (_, Some(top)) if top > MOST_ALTERNATIVES => {
+                let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
+                return Err(ApiError::field("top_logprobs", message));
+            }
+            (false, Some(top)) if top > 0 => {
+                return Err(ApiError::field("top_logprobs", "needs logprobs: true"));
+            }
+            (true, top) => Some(top.unwrap_or(0)),
+            (false, _) => None,
+        };
+        let confidence = written.confidence.unwrap_or(false);
+        let json = matches!(manner.constraint, Some(Constraint::JsonSchema(_) | Constraint::JsonObject));
+        if confidence && !json {
+            let message = "needs an answer in JSON: send response_format with a JSON schema";
+            return Err(ApiError::field("confidence", message));
+        }
+        Ok(Self { logprobs, confidence })
+    }
+
+    fn report(self) -> Option<u32> {
+        self.logprobs.or(self.confidence.then_some(0))
+    }
+}
 
 /// Answers a conversation. What can be judged without the model is judged before waiting for it.
 pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
-    let request = ChatRequest::parse(body, app.sampling())?;
+    let mut manner = Manner::parse(&body, Endpoint::Chat, app.sampling())?;
+    let said = Said::parse(&body, &manner)?;
+    let conversation = Conversation::parse(&body)?;
+    conversation.constrain(&mut manner)?;
     let model = app.ready(deadline).await?;
     let template = app.template(&model, deadline).await?;
-    let prompt =
-        template.render(&request.turns, &request.template_parameters).map_err(|error| match error {
-            TemplateError::Refused(_) => ApiError::field("messages", error.to_string()),
-            TemplateError::Syntax(_) => ApiError::Model(error.to_string()),
-        })?;
-    let id = format!("chatcmpl-{:032x}", rand::random::<u128>());
-    let generate = Generate {
-        max_tokens: request.max_tokens,
-        sampling: request.sampling,
-        stop: request.stop,
-        constraint: request.constraint,
-        ..Generate::new(id.clone(), prompt)
-    };
-    let mut generation = Generation::start(&app, generate, deadline)?;
-    // Whatever goes wrong before the first output is a plain status, streaming or not.
-    let first = generation.next().await.unwrap_or_else(|| Err(EngineError::Stopped.into()))?;
-    let object = if request.stream { "chat.completion.chunk" } else { "chat.completion" };
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let envelope = Envelope { id, object, created, model: app.model_id().to_owned() };
-    if request.stream {
-        return Ok(chat_stream::respond(envelope, first, generation, request.include_usage));
-    }
-    let reply = collect(envelope, first, generation).await?;
-    Ok(Json(reply).into_response())
-}
-
-/// Waits for the end of the answer.
-async fn collect(envelope: Envelope, first: Output, mut generation: Generation) -> Result<Reply, ApiError> {
-    let mut message = Answer { role: "assistant", content: String::new(), reasoning_content: String::new() };
-    let mut output = first;
-    loop {
-        match output {
-            Output::Answer(text) => message.content.push_str(&text),
-            Output::Reasoning(text) => message.reasoning_content.push_str(&text),
-            Output::End(finish_reason, usage) => {
-                let choices = [Choice { index: 0, message, finish_reason }];
-                return Ok(Reply { envelope, choices, usage: (&usage).into(), timings: (&usage).into() });
-            }
-        }
-        output = generation.next().await.unwrap_or_else(|| Err(EngineError::Stopped.into()))?;
-    }
+    let prompt = conversation.prompt_for(template, &manner)?;
+    let thinking = opens_thinking(&prompt);
+    let object = if manner.stream { "chat.completion.chunk" } else { "chat.completion" };
+    let envelope = Envelope::new(&app, "chatcmpl", object);
+    let requests = manner.requests(&app, &model, deadline, &envelope.id, vec![prompt], said.report()).await?;
+    let requests = requests.into_iter().map(|request| (request, Splitter::new(thinking))).collect();
+    let fields = Fields { prompt: "messages", constraint: manner.constraint_field };
+    let generations = Generations::start(&app, requests, fields, deadline)?;
+    let reply = ChatReply::new(envelope, &manner, said, conversation.listener().as_ref());
+    stream::respond(reply, generations, manner.stream).await
 }

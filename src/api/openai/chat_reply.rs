@@ -1,96 +1,227 @@
 //! Chat replies: the whole answer, and the chunks of a streamed one.
+//!
+//! With tools, what may be a call is held back until it is known, and a call is sent whole. Tokens of `logprobs` follow
+//! the text that they belong to, or come with the next chunk if that text is held back; tokens of calls are among them.
 
-use serde::Serialize;
+use serde_json::{Map, Value, json};
 
-use crate::api::llama_server::timings::Timings;
-use crate::engine::{FinishReason, Usage};
+use super::chat::Said;
+use super::envelope::{Envelope, timings, usage};
+use crate::api::confidence::confidence;
+use crate::api::conversation::calls::{self, Listener};
+use crate::api::generation::{Output, Part};
+use crate::api::generations::{Whole, total};
+use crate::api::likelihood;
+use crate::api::request::Manner;
+use crate::api::stream::Dialect;
+use crate::engine::{FinishReason, TokenReport, Usage};
 
-/// What every reply and chunk of one request carries.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Envelope {
-    pub(super) id: String,
-    pub(super) object: &'static str,
-    /// Seconds since 1970.
-    pub(super) created: u64,
-    pub(super) model: String,
+/// A chat reply in the making.
+#[derive(Debug)]
+pub(super) struct ChatReply {
+    envelope: Envelope,
+    include_usage: bool,
+    timings_per_token: bool,
+    said: Said,
+    choices: Vec<Choice>,
+    usages: Vec<Usage>,
 }
 
-/// A whole answer.
-#[derive(Debug, Serialize)]
-pub(super) struct Reply {
-    #[serde(flatten)]
-    pub(super) envelope: Envelope,
-    pub(super) choices: [Choice; 1],
-    pub(super) usage: UsageReport,
-    pub(super) timings: Timings,
+/// A streamed choice so far.
+#[derive(Debug, Clone, Default)]
+struct Choice {
+    listener: Option<Listener>,
+    calls: usize,
+    /// Tokens that no chunk has carried yet.
+    tokens: Vec<TokenReport>,
+    /// The whole answer and its tokens, for the confidence.
+    answer: String,
+    all: Vec<TokenReport>,
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct Choice {
-    pub(super) index: u32,
-    pub(super) message: Answer,
-    pub(super) finish_reason: FinishReason,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct Answer {
-    pub(super) role: &'static str,
-    pub(super) content: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(super) reasoning_content: String,
-}
-
-/// A piece of a streamed answer.
-#[derive(Debug, Serialize)]
-pub(super) struct Chunk<'a> {
-    #[serde(flatten)]
-    pub(super) envelope: &'a Envelope,
-    /// One, or none in the chunk that carries the usage.
-    pub(super) choices: Vec<ChunkChoice>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) usage: Option<UsageReport>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) timings: Option<Timings>,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct ChunkChoice {
-    pub(super) index: u32,
-    pub(super) delta: Delta,
-    pub(super) finish_reason: Option<FinishReason>,
-}
-
-#[derive(Debug, Default, Serialize)]
-pub(super) struct Delta {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) content: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) reasoning_content: Option<String>,
-}
-
-/// OpenAI's `usage`.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct UsageReport {
-    prompt_tokens: u32,
-    completion_tokens: u32,
-    total_tokens: u32,
-    prompt_tokens_details: PromptDetails,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-struct PromptDetails {
-    cached_tokens: u32,
-}
-
-impl From<&Usage> for UsageReport {
-    fn from(usage: &Usage) -> Self {
+impl ChatReply {
+    pub(super) fn new(envelope: Envelope, manner: &Manner, said: Said, listener: Option<&Listener>) -> Self {
+        let choice = Choice { listener: listener.cloned(), ..Choice::default() };
+        let n = manner.n as usize;
         Self {
-            prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
-            total_tokens: usage.prompt_tokens + usage.completion_tokens,
-            prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens },
+            envelope,
+            include_usage: manner.include_usage,
+            timings_per_token: manner.timings_per_token,
+            said,
+            choices: vec![choice; n],
+            usages: vec![Usage::default(); n],
         }
+    }
+
+    fn chunk(
+        &self,
+        index: usize,
+        delta: Value,
+        finish: Option<&str>,
+        logprobs: Option<Value>,
+        done: Option<Usage>,
+    ) -> Value {
+        let mut choice = json!({"index": index, "delta": delta, "finish_reason": finish});
+        if let Some(logprobs) = logprobs {
+            choice["logprobs"] = logprobs;
+        }
+        let mut chunk = self.envelope.around(vec![choice]);
+        if let Some(done) = done {
+            chunk["timings"] = timings(&done);
+        }
+        chunk
+    }
+
+    /// Chunks for what a choice has said.
+    fn told(&mut self, index: usize, said: Vec<calls::Said>, progress: Option<Usage>) -> Vec<Value> {
+        let progress = progress.filter(|_| self.timings_per_token);
+        let mut chunks = Vec::new();
+        for piece in said {
+            let delta = match piece {
+                calls::Said::Text(text) => json!({ "content": text }),
+                calls::Said::Call { name, arguments } => {
+                    let mut call = tool_call(&name, &arguments);
+                    call.insert("index".to_owned(), self.choices[index].calls.into());
+                    self.choices[index].calls += 1;
+                    json!({ "tool_calls": [call] })
+                }
+            };
+            let logprobs = self.take_logprobs(index);
+            chunks.push(self.chunk(index, delta, None, logprobs, progress));
+        }
+        chunks
+    }
+
+    fn take_logprobs(&mut self, index: usize) -> Option<Value> {
+        let tokens = std::mem::take(&mut self.choices[index].tokens);
+        self.said.logprobs.map(|top| json!({"content": likelihood::chat(&tokens, top)}))
+    }
+
+    fn answer(&mut self, index: usize, part: Part, progress: Option<Usage>) -> Vec<Value> {
+        let choice = &mut self.choices[index];
+        if self.said.confidence {
+            choice.answer.push_str(&part.text);
+            choice.all.extend(part.tokens.iter().cloned());
+        }
+        choice.tokens.extend(part.tokens);
+        let said = match &mut choice.listener {
+            Some(listener) => listener.push(&part.text),
+            None => vec![calls::Said::Text(part.text)],
+        };
+        self.told(index, said, progress)
+    }
+
+    fn finish(&mut self, index: usize, reason: FinishReason, done: Usage) -> Vec<Value> {
+        self.usages[index] = done;
+        let held = self.choices[index].listener.take().map_or_else(Vec::new, Listener::finish);
+        let mut chunks = self.told(index, held, None);
+        let left = !self.choices[index].tokens.is_empty();
+        let logprobs = if left { self.take_logprobs(index) } else { None };
+        let finish = finish_reason(reason, self.choices[index].calls > 0);
+        let mut last = self.chunk(index, json!({}), Some(finish), logprobs, Some(done));
+        if self.said.confidence {
+            let Choice { answer, all, .. } = &self.choices[index];
+            last["choices"][0]["confidence"] = confidence(answer, all);
+        }
+        chunks.push(last);
+        chunks
+    }
+
+    fn choice(&self, index: usize, listener: Option<Listener>, whole: &Whole) -> Value {
+        let (mut content, mut calls) = (String::new(), Vec::new());
+        match listener {
+            None => content.push_str(&whole.text),
+            Some(mut listener) => {
+                for said in listener.push(&whole.text).into_iter().chain(listener.finish()) {
+                    match said {
+                        calls::Said::Text(text) => content.push_str(&text),
+                        calls::Said::Call { name, arguments } => calls.push(tool_call(&name, &arguments)),
+                    }
+                }
+            }
+        }
+        let finish = finish_reason(whole.ended().0, !calls.is_empty());
+        let mut message = json!({"role": "assistant", "content": content});
+        if !calls.is_empty() {
+            if content.is_empty() {
+                message["content"] = Value::Null;
+            }
+            message["tool_calls"] = calls.into();
+        }
+        if !whole.reasoning.is_empty() {
+            message["reasoning_content"] = whole.reasoning.clone().into();
+        }
+        let mut choice = json!({"index": index, "message": message, "finish_reason": finish});
+        if let Some(top) = self.said.logprobs {
+            choice["logprobs"] = json!({"content": likelihood::chat(&whole.tokens, top)});
+        }
+        if self.said.confidence {
+            choice["confidence"] = confidence(&whole.text, &whole.tokens);
+        }
+        choice
+    }
+}
+
+impl Dialect for ChatReply {
+    const DONE: bool = true;
+
+    fn reply(mut self, answers: Vec<Whole>) -> Value {
+        let usages: Vec<Usage> = answers.iter().map(|whole| whole.ended().1).collect();
+        let total = total(&usages, answers.len());
+        let listeners: Vec<Option<Listener>> =
+            self.choices.iter_mut().map(|choice| choice.listener.take()).collect();
+        let choices = answers
+            .iter()
+            .zip(listeners)
+            .enumerate()
+            .map(|(index, (whole, listener))| self.choice(index, listener, whole))
+            .collect();
+        let mut reply = self.envelope.around(choices);
+        reply["usage"] = usage(&total);
+        reply["timings"] = timings(&total);
+        reply
+    }
+
+    fn begin(&mut self) -> Vec<Value> {
+        let role = json!({"role": "assistant", "content": ""});
+        (0..self.choices.len()).map(|index| self.chunk(index, role.clone(), None, None, None)).collect()
+    }
+
+    fn output(&mut self, index: usize, output: Output, progress: Option<Usage>) -> Vec<Value> {
+        match output {
+            Output::Answer(part) => self.answer(index, part, progress),
+            Output::Reasoning(text) => {
+                let progress = progress.filter(|_| self.timings_per_token);
+                vec![self.chunk(index, json!({ "reasoning_content": text }), None, None, progress)]
+            }
+            Output::End(reason, usage) => self.finish(index, reason, usage),
+        }
+    }
+
+    fn end(&mut self) -> Vec<Value> {
+        if !self.include_usage {
+            return Vec::new();
+        }
+        let mut last = self.envelope.around(Vec::new());
+        last["usage"] = usage(&total(&self.usages, self.usages.len()));
+        vec![last]
+    }
+}
+
+fn tool_call(name: &str, arguments: &str) -> Map<String, Value> {
+    let id = format!("call_{:024x}", rand::random::<u128>() >> 32);
+    let mut call = Map::new();
+    call.insert("id".to_owned(), id.into());
+    call.insert("type".to_owned(), "function".into());
+    call.insert("function".to_owned(), json!({"name": name, "arguments": arguments}));
+    call
+}
+
+/// What was cut off is said to be, also if there are calls in it.
+fn finish_reason(reason: FinishReason, calls: bool) -> &'static str {
+    match reason {
+        FinishReason::Length => "length",
+        FinishReason::Stop if calls => "tool_calls",
+        FinishReason::Stop => "stop",
     }
 }

@@ -7,27 +7,20 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::api::error::ApiError;
+use crate::api::error::{ApiError, Fields};
 use crate::api::json::JsonBody;
+use crate::api::request::prompt;
 use crate::api::state::{App, answered};
 use crate::engine::Segment;
 
 /// Texts that one request may bring.
 const MOST_INPUTS: usize = 2048;
 
+/// As written, but for `input`. Fields that are not here change nothing and are ignored: `model`, `user`.
 #[derive(Debug, Deserialize)]
 struct Written {
-    input: Input,
-    #[serde(default)]
     encoding_format: Option<Format>,
     dimensions: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a string or an array of strings (token ids are not taken)")]
-enum Input {
-    One(String),
-    Many(Vec<String>),
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -42,15 +35,13 @@ enum Format {
 pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Result<Json<Value>, ApiError> {
     let deadline = app.deadline();
     let written: Written = body.parse()?;
-    let texts = match written.input {
-        Input::One(text) => vec![text],
-        Input::Many(texts) => texts,
-    };
-    if texts.is_empty() || texts.len() > MOST_INPUTS {
-        let message = format!("has {} texts, expected 1 to {MOST_INPUTS}", texts.len());
+    let prompts = prompt::parse("input", body.0.get("input"), Segment::plain)?;
+    if prompts.len() > MOST_INPUTS {
+        let message = format!("has {} texts, expected 1 to {MOST_INPUTS}", prompts.len());
         return Err(ApiError::field("input", message));
     }
-    if let Some(index) = texts.iter().position(String::is_empty) {
+    let empty = |prompt: &Vec<Segment>| prompt.iter().all(|part| part.text.is_empty() && part.ids.is_empty());
+    if let Some(index) = prompts.iter().position(empty) {
         return Err(ApiError::field(format!("input[{index}]"), "is empty, expected a text"));
     }
     let model = app.ready(deadline).await?;
@@ -59,8 +50,7 @@ pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Res
             format!("found {dimensions}; this model's vectors have {} and can't be cut", model.n_embd);
         return Err(ApiError::field("dimensions", message));
     }
-    let prompts = texts.into_iter().map(|text| vec![Segment::plain(text)]).collect();
-    let blame = |error| ApiError::Engine { error, prompt: "input" };
+    let blame = |error| Fields { prompt: "input", ..Fields::CHAT }.blame(error);
     let receiver = app.engine().embed(prompts).map_err(blame)?;
     let embeddings = answered(deadline.within(receiver).await?).map_err(blame)?;
     let format = written.encoding_format.unwrap_or_default();

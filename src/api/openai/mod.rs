@@ -1,10 +1,8 @@
-//! OpenAI's API: chat completions, embeddings, models.
+//! OpenAI's API: chat and text completions, embeddings, models.
 
 pub(super) mod chat;
-mod chat_message;
 mod chat_reply;
-mod chat_request;
-mod chat_stream;
+pub(super) mod completion;
 pub(super) mod embeddings;
+pub(super) mod envelope;
 pub(super) mod models;
-mod unsupported;

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::api::template::Turn;
+use crate::api::template::{Call, Turn};
 
 /// One message, as written.
 #[derive(Debug, Deserialize)]
@@ -13,8 +14,9 @@ pub(super) struct Message {
     role: Role,
     #[serde(default)]
     content: Content,
-    #[serde(default)]
     tool_calls: Option<Vec<ToolCall>>,
+    tool_call_id: Option<String>,
+    name: Option<String>,
 }
 
 /// Who speaks.
@@ -31,17 +33,35 @@ enum Role {
     Tool,
 }
 
-/// A call that the assistant made in an earlier turn. It is shown to the model as the JSON that it was.
-#[derive(Debug, Deserialize, Serialize)]
+/// A call that the assistant made in an earlier turn.
+#[derive(Debug, Deserialize)]
 struct ToolCall {
+    id: Option<String>,
     function: Function,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 struct Function {
     name: String,
-    /// JSON, as a string.
-    arguments: String,
+    arguments: Arguments,
+}
+
+/// JSON in a string, as OpenAI has it; an object is taken as well.
+#[derive(Debug)]
+struct Arguments(Value);
+
+impl<'de> Deserialize<'de> for Arguments {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            // What isn't JSON was said by a model all the same; it is shown as the text that it is.
+            Value::String(text) => Ok(Self(serde_json::from_str(&text).unwrap_or(Value::String(text)))),
+            object @ Value::Object(_) => Ok(Self(object)),
+            other => {
+                let found = crate::api::json::kind(&other);
+                Err(de::Error::custom(format!("found {found}, expected a string of JSON")))
+            }
+        }
+    }
 }
 
 /// A content: text, parts of text, or `null` (allowed in every message: mnemonic sends it).
@@ -119,20 +139,25 @@ impl Message {
             Role::Assistant => "assistant",
             Role::Tool => "tool",
         };
-        let mut content = self.content.0;
-        for call in self.tool_calls.into_iter().flatten() {
-            let call = serde_json::to_string(&call.function).expect("two strings are always JSON");
-            let gap = if content.is_empty() { "" } else { "\n" };
-            content = content + gap + &call;
+        let calls = self.tool_calls.into_iter().flatten().map(|call| Call {
+            id: call.id.unwrap_or_default(),
+            name: call.function.name,
+            arguments: call.function.arguments.0,
+        });
+        Turn {
+            role,
+            content: self.content.0,
+            calls: calls.collect(),
+            call_id: self.tool_call_id,
+            name: self.name,
         }
-        Turn { role, content }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn parse(messages: Value) -> Result<Vec<Turn>, String> {
         let messages: Result<Vec<Message>, _> = serde_path_to_error::deserialize(messages);
@@ -165,11 +190,17 @@ mod tests {
     }
 
     #[test]
-    fn earlier_tool_calls_are_shown_as_json() {
-        let turns = parse(json!([{"role": "assistant", "content": null, "tool_calls": [
-            {"id": "1", "type": "function", "function": {"name": "recall", "arguments": "{\"q\":\"x\"}"}}
-        ]}]));
-        assert_eq!(turns.unwrap()[0].content, r#"{"name":"recall","arguments":"{\"q\":\"x\"}"}"#);
+    fn earlier_calls_keep_their_arguments_as_values() {
+        let call = |arguments: Value| {
+            let call = json!({"id": "1", "type": "function", "function": {"name": "recall", "arguments": arguments}});
+            parse(json!([{"role": "assistant", "content": null, "tool_calls": [call]}]))
+                .map(|turns| turns[0].calls[0].arguments.clone())
+        };
+        assert_eq!(call(json!("{\"q\":\"x\"}")), Ok(json!({"q": "x"})));
+        assert_eq!(call(json!({"q": "x"})), Ok(json!({"q": "x"})));
+        assert_eq!(call(json!("no JSON")), Ok(json!("no JSON")));
+        let wrong = call(json!(5)).unwrap_err();
+        assert!(wrong.starts_with("[0].tool_calls[0].function.arguments: found a number"), "{wrong}");
     }
 
     #[test]

@@ -1,0 +1,152 @@
+//! A conversation: messages, the tools that may be called, and how a template makes a prompt of them.
+
+pub(super) mod calls;
+mod message;
+mod tools;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use self::calls::Listener;
+use self::message::{Message, turns};
+use self::tools::{Choice, Tools};
+use super::error::ApiError;
+use super::json::JsonBody;
+use super::request::{Manner, both};
+use super::template::{ChatTemplate, TemplateError, Turn};
+use crate::engine::{Constraint, Prompt, Segment};
+
+/// As written.
+#[derive(Debug, Deserialize)]
+struct Written {
+    messages: Vec<Message>,
+    reasoning_effort: Option<Effort>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+}
+
+/// How much a model may think before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Effort {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+}
+
+/// As meant.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    turns: Vec<Turn>,
+    tools: Tools,
+    parameters: Map<String, Value>,
+}
+
+impl Conversation {
+    /// Judges the part of a body that makes the prompt.
+    pub(super) fn parse(body: &JsonBody) -> Result<Self, ApiError> {
+        let written: Written = body.parse()?;
+        if written.messages.is_empty() {
+            return Err(ApiError::field("messages", "is empty, expected at least one message"));
+        }
+        let mut parameters = Map::new();
+        if let Some(effort) = written.reasoning_effort {
+            parameters.insert("enable_thinking".to_owned(), (effort != Effort::None).into());
+            parameters.insert("reasoning_effort".to_owned(), effort.name().into());
+        }
+        // What is said to the template itself is the more exact word.
+        parameters.extend(written.chat_template_kwargs.unwrap_or_default());
+        Ok(Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters })
+    }
+
+    /// Adds to the manner of the answer what a promised call needs.
+    pub(super) fn constrain(&self, manner: &mut Manner) -> Result<(), ApiError> {
+        let call = match &self.tools.choice {
+            Choice::None => return Ok(()),
+            Choice::Auto if manner.constraint.is_none() => {
+                if !self.tools.parallel {
+                    manner.stop.push(calls::CLOSE.to_owned());
+                }
+                return Ok(());
+            }
+            Choice::Auto => match &manner.constraint {
+                // The answer is in its shape, or it is a call.
+                Some(Constraint::JsonSchema(answer)) => {
+                    let mut branches = vec![tools::rooted(answer.clone(), "#/anyOf/0")];
+                    branches.extend(self.tools.call_schemas("#/anyOf", 1));
+                    json!({"anyOf": branches})
+                }
+                Some(Constraint::JsonObject) => return Ok(()),
+                _ => return Err(both(manner.constraint_field, "tools")),
+            },
+            Choice::Must(_) if manner.constraint.is_some() => {
+                return Err(both(manner.constraint_field, "tool_choice"));
+            }
+            Choice::Must(_) if manner.ignore_end => return Err(both("ignore_eos", "tool_choice")),
+            Choice::Must(_) => self.tools.call_schema(),
+        };
+        if manner.constraint.is_none() {
+            manner.constraint_field = "tools";
+        }
+        manner.constraint = Some(Constraint::JsonSchema(call));
+        Ok(())
+    }
+
+    /// The prompt, up to where the answer begins.
+    pub(super) fn prompt(&self, template: &ChatTemplate) -> Result<Prompt, ApiError> {
+        let rendered = if template.knows_tools() {
+            template.render(&self.turns, self.tools.shown(), &self.parameters)
+        } else {
+            template.render(&self.tools.told(&self.turns), &[], &self.parameters)
+        };
+        rendered.map_err(|error| match error {
+            TemplateError::Refused(_) => ApiError::field("messages", error.to_string()),
+            TemplateError::Syntax(_) => ApiError::Model(error.to_string()),
+        })
+    }
+
+    /// The prompt for an answer that must have a shape from its first character on: thinking that the template has opened
+    /// is closed, and a promised call is opened.
+    pub(super) fn prompt_for(&self, template: &ChatTemplate, manner: &Manner) -> Result<Prompt, ApiError> {
+        let mut prompt = self.prompt(template)?;
+        if manner.constraint.is_some() && opens_thinking(&prompt) {
+            prompt.push(Segment::markup("\n</think>\n\n"));
+        }
+        if matches!(self.tools.choice, Choice::Must(_)) {
+            prompt.push(Segment::markup(format!("{}\n", calls::OPEN)));
+        }
+        Ok(prompt)
+    }
+
+    /// Who finds calls in an answer; nobody, if none can be there.
+    pub(super) fn listener(&self) -> Option<Listener> {
+        match &self.tools.choice {
+            Choice::None => None,
+            Choice::Auto => Some(Listener::new(self.tools.names(), self.tools.parallel)),
+            Choice::Must(names) => Some(Listener::opened(names.clone())),
+        }
+    }
+}
+
+/// Whether the template has opened a block of thinking in the assistant's name.
+pub(super) fn opens_thinking(prompt: &Prompt) -> bool {
+    prompt.last().is_some_and(|last| last.markup && last.text.trim_end().ends_with("<think>"))
+}
+
+impl Effort {
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Minimal => "minimal",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Xhigh => "xhigh",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! Several generations of one request side by side: `n` answers, or answers to several prompts.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio_stream::{Stream, StreamExt};
+
+use super::error::{ApiError, Fields};
+use super::generation::{Generation, Output};
+use super::reasoning::Splitter;
+use super::state::{App, Deadline};
+use crate::engine::{EngineError, FinishReason, Generate, TokenReport, Usage};
+
+/// A stream of the outputs of all, each with the index of its generation. An error of one ends them all.
+#[derive(Debug)]
+pub(super) struct Generations {
+    /// `None` where one has ended.
+    all: Vec<Option<Generation>>,
+    /// Who is looked at first next time, so that none starves the others.
+    next: usize,
+}
+
+/// A whole answer.
+#[derive(Debug, Default)]
+pub(super) struct Whole {
+    pub(super) text: String,
+    pub(super) reasoning: String,
+    pub(super) tokens: Vec<TokenReport>,
+    /// How it ended.
+    pub(super) end: Option<(FinishReason, Usage)>,
+}
+
+impl Generations {
+    /// Queues all of them, or none.
+    pub(super) fn start(
+        app: &App,
+        requests: Vec<(Generate, Splitter)>,
+        fields: Fields,
+        deadline: Deadline,
+    ) -> Result<Self, ApiError> {
+        let all = requests
+            .into_iter()
+            .map(|(request, splitter)| Generation::start(app, request, splitter, fields, deadline).map(Some));
+        Ok(Self { all: all.collect::<Result<_, _>>()?, next: 0 })
+    }
+
+    /// The first output. Whatever goes wrong before it is a plain status, streaming or not.
+    pub(super) async fn first(&mut self) -> Result<(usize, Output), ApiError> {
+        self.next().await.unwrap_or_else(|| Err(EngineError::Stopped.into()))
+    }
+
+    /// How far one is.
+    pub(super) fn progress(&self, index: usize) -> Option<Usage> {
+        self.all.get(index)?.as_ref().map(Generation::progress)
+    }
+
+    /// Waits for the end of all.
+    pub(super) async fn collect(mut self) -> Result<Vec<Whole>, ApiError> {
+        let mut wholes: Vec<Whole> = self.all.iter().map(|_| Whole::default()).collect();
+        while let Some(output) = self.next().await {
+            let (index, output) = output?;
+            let whole = &mut wholes[index];
+            match output {
+                Output::Answer(part) => {
+                    whole.text.push_str(&part.text);
+                    whole.tokens.extend(part.tokens);
+                }
+                Output::Reasoning(text) => whole.reasoning.push_str(&text),
+                Output::End(reason, usage) => whole.end = Some((reason, usage)),
+            }
+        }
+        Ok(wholes)
+    }
+}
+
+impl Whole {
+    /// Why it ended and what it cost. [`Generations::collect`] returns no answer without an end.
+    pub(super) fn ended(&self) -> (FinishReason, Usage) {
+        self.end.unwrap_or((FinishReason::Stop, Usage::default()))
+    }
+}
+
+/// What several answers cost together, `per_prompt` of them to each prompt: a prompt counts once, times overlap.
+pub(super) fn total(usages: &[Usage], per_prompt: usize) -> Usage {
+    let mut total = Usage::default();
+    for (index, usage) in usages.iter().enumerate() {
+        if index % per_prompt.max(1) == 0 {
+            total.prompt_tokens += usage.prompt_tokens;
+            total.cached_tokens += usage.cached_tokens;
+        }
+        total.completion_tokens += usage.completion_tokens;
+        total.forced_tokens += usage.forced_tokens;
+        total.drafted_tokens += usage.drafted_tokens;
+        total.accepted_tokens += usage.accepted_tokens;
+        total.prompt_ms = total.prompt_ms.max(usage.prompt_ms);
+        total.predicted_ms = total.predicted_ms.max(usage.predicted_ms);
+        total.queued_ms = total.queued_ms.max(usage.queued_ms);
+    }
+    total
+}
+
+impl Stream for Generations {
+    type Item = Result<(usize, Output), ApiError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let count = self.all.len();
+        let mut waiting = false;
+        for step in 0..count {
+            let index = (self.next + step) % count;
+            let Some(generation) = &mut self.all[index] else { continue };
+            match Pin::new(generation).poll_next(context) {
+                Poll::Pending => waiting = true,
+                Poll::Ready(Some(Ok(output))) => {
+                    // The last one stays until its end is told, so that its progress can be asked.
+                    self.next = index + 1;
+                    return Poll::Ready(Some(Ok((index, output))));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.all.clear();
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Poll::Ready(None) => self.all[index] = None,
+            }
+        }
+        if waiting { Poll::Pending } else { Poll::Ready(None) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_counts_once_and_times_overlap() {
+        let usage = |prompt_tokens, completion_tokens, predicted_ms| Usage {
+            prompt_tokens,
+            completion_tokens,
+            predicted_ms,
+            ..Usage::default()
+        };
+        let two_prompts = [usage(5, 1, 10.0), usage(5, 2, 30.0), usage(7, 3, 20.0), usage(7, 4, 5.0)];
+        assert_eq!(total(&two_prompts, 2), usage(12, 10, 30.0));
+    }
+}

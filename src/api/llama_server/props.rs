@@ -1,0 +1,98 @@
+//! `GET /props`, `/slots` and `/lora-adapters`: what the daemon is and does, as dashboards and scripts read it.
+
+use axum::extract::State;
+use axum::http::Uri;
+use axum::response::Json;
+use serde_json::{Value, json};
+
+use crate::api::error::ApiError;
+use crate::api::json::{JsonBody, short};
+use crate::api::state::App;
+use crate::engine::{LaneState, Query, Reply};
+
+/// Facts of the model and the settings of a request that says nothing. The path of the model's file stays private: its
+/// name stands in the place.
+pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+    let deadline = app.deadline();
+    let model = app.model_now()?;
+    let defaults = app.sampling();
+    let params = json!({
+        "n_predict": -1,
+        "seed": -1,
+        "temperature": defaults.temperature,
+        "top_k": defaults.top_k,
+        "top_p": defaults.top_p,
+        "min_p": defaults.min_p,
+        "repeat_penalty": 1.0,
+        "repeat_last_n": 64,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop": [],
+        "ignore_eos": false,
+        "samplers": ["penalties", "top_k", "top_p", "min_p", "temperature"],
+    });
+    let lanes = lanes(&app).await?;
+    Ok(Json(json!({
+        "default_generation_settings": {
+            "id": 0, "id_task": -1, "n_ctx": model.n_ctx, "speculative": true, "is_processing": false, "params": params,
+        },
+        "total_slots": lanes.len(),
+        "model_alias": app.model_id(),
+        "model_path": model.name,
+        "modalities": {"vision": false, "audio": false},
+        "chat_template": app.template(&model, deadline).await?.source(),
+        "bos_token": model.bos_token,
+        "eos_token": model.eos_token,
+        "build_info": concat!("bespoke-", env!("CARGO_PKG_VERSION")),
+    })))
+}
+
+/// What each lane does; texts of prompts and answers are private. With `?fail_on_no_slot=1`, 503 if all are busy.
+pub(in crate::api) async fn slots(State(app): State<App>, uri: Uri) -> Result<Json<Value>, ApiError> {
+    let model = app.model_now()?;
+    let lanes = lanes(&app).await?;
+    let strict = uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "fail_on_no_slot=1"));
+    if strict && lanes.iter().all(|lane| lane.request.is_some()) {
+        return Err(ApiError::NoFreeSlot);
+    }
+    let slot = |lane: &LaneState| {
+        json!({
+            "id": lane.lane,
+            "id_task": lane.request.as_deref().map_or(Value::from(-1), Value::from),
+            "n_ctx": model.n_ctx,
+            "speculative": true,
+            "is_processing": lane.request.is_some(),
+            "n_prompt_tokens": lane.prompt_tokens,
+            "n_prompt_tokens_cache": lane.cached_tokens,
+            "next_token": {"has_next_token": lane.request.is_some(), "n_decoded": lane.completion_tokens},
+        })
+    };
+    Ok(Json(lanes.iter().map(slot).collect()))
+}
+
+async fn lanes(app: &App) -> Result<Vec<LaneState>, ApiError> {
+    match app.query(Query::Lanes, app.deadline()).await? {
+        Reply::Lanes(lanes) => Ok(lanes),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// The adapters that are loaded: none.
+pub(in crate::api) async fn adapters() -> Json<Value> {
+    Json(json!([]))
+}
+
+/// Sets the scales of adapters; each must be there.
+pub(in crate::api) async fn set_adapters(body: JsonBody) -> Result<Json<Value>, ApiError> {
+    let Value::Array(entries) = &body.0 else {
+        return Err(ApiError::field("body", format!("found {}, expected an array", short(&body.0))));
+    };
+    match entries.first() {
+        None => Ok(Json(json!({"success": true}))),
+        Some(entry) => {
+            let id = entry.get("id").ok_or_else(|| ApiError::field("[0].id", "is missing"))?;
+            let message = format!("no adapter has the id {}; none is loaded", short(id));
+            Err(ApiError::field("[0].id", message))
+        }
+    }
+}

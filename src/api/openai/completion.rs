@@ -1,0 +1,167 @@
+//! `POST /v1/completions`: text goes on. Prompts are markup: who writes one writes the control tokens as well.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::chat::MOST_ALTERNATIVES;
+use super::envelope::{Envelope, timings, usage};
+use crate::api::error::{ApiError, Fields};
+use crate::api::generation::Output;
+use crate::api::generations::{Generations, Whole, total};
+use crate::api::json::JsonBody;
+use crate::api::likelihood::Legacy;
+use crate::api::reasoning::Splitter;
+use crate::api::request::{Endpoint, Manner, prompt};
+use crate::api::state::{App, Deadline};
+use crate::api::stream::{self, Dialect};
+use crate::engine::{FinishReason, Prompt, Query, Reply, Segment, Usage};
+
+/// The part of a body that is this endpoint's own, as written.
+#[derive(Debug, Deserialize)]
+struct Written {
+    logprobs: Option<u32>,
+    echo: Option<bool>,
+}
+
+/// Continues prompts.
+pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let deadline = app.deadline();
+    let manner = Manner::parse(&body, Endpoint::Text, app.sampling())?;
+    let Written { logprobs, echo } = body.parse()?;
+    if let Some(top) = logprobs.filter(|&top| top > MOST_ALTERNATIVES) {
+        let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
+        return Err(ApiError::field("logprobs", message));
+    }
+    let echo = echo.unwrap_or(false);
+    if echo && logprobs.is_some() {
+        let message = "can't be combined with logprobs: probabilities are reported for answers only";
+        return Err(ApiError::field("echo", message));
+    }
+    let prompts = prompt::parse("prompt", body.0.get("prompt"), Segment::markup)?;
+    let model = app.ready(deadline).await?;
+    let mut echoed = Vec::new();
+    if echo {
+        for prompt in &prompts {
+            echoed.push(text(&app, prompt, deadline).await?);
+        }
+    }
+    let envelope = Envelope::new(&app, "cmpl", "text_completion");
+    let requests = manner.requests(&app, &model, deadline, &envelope.id, prompts, logprobs).await?;
+    let requests: Vec<_> = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
+    let reply = TextReply {
+        envelope,
+        include_usage: manner.include_usage,
+        timings_per_token: manner.timings_per_token,
+        per_prompt: manner.n as usize,
+        logprobs,
+        echoed,
+        places: vec![Legacy::default(); requests.len()],
+        usages: vec![Usage::default(); requests.len()],
+    };
+    let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
+    let generations = Generations::start(&app, requests, fields, deadline)?;
+    stream::respond(reply, generations, manner.stream).await
+}
+
+/// The text of a prompt.
+async fn text(app: &App, prompt: &Prompt, deadline: Deadline) -> Result<String, ApiError> {
+    let mut bytes = Vec::new();
+    for segment in prompt {
+        bytes.extend_from_slice(segment.text.as_bytes());
+        if !segment.ids.is_empty() {
+            let query = app.engine().query(Query::Pieces(segment.ids.clone()))?;
+            let fields = Fields { prompt: "prompt", ..Fields::CHAT };
+            let answer = crate::api::state::answered(deadline.within(query).await?);
+            if let Reply::Pieces(pieces) = answer.map_err(|error| fields.blame(error))? {
+                bytes.extend(pieces.into_iter().flatten());
+            }
+        }
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A text completion in the making.
+struct TextReply {
+    envelope: Envelope,
+    include_usage: bool,
+    timings_per_token: bool,
+    /// Answers to each prompt.
+    per_prompt: usize,
+    logprobs: Option<u32>,
+    /// Texts of the prompts, if they are part of the answers.
+    echoed: Vec<String>,
+    places: Vec<Legacy>,
+    usages: Vec<Usage>,
+}
+
+impl TextReply {
+    fn echoed(&self, index: usize) -> &str {
+        self.echoed.get(index / self.per_prompt).map_or("", String::as_str)
+    }
+
+    fn chunk(&self, index: usize, text: &str, logprobs: Value, finish: Option<FinishReason>) -> Value {
+        let choice = json!({"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish});
+        self.envelope.around(vec![choice])
+    }
+}
+
+impl Dialect for TextReply {
+    const DONE: bool = true;
+
+    fn reply(mut self, answers: Vec<Whole>) -> Value {
+        let mut choices = Vec::with_capacity(answers.len());
+        let mut usages = Vec::with_capacity(answers.len());
+        for (index, whole) in answers.iter().enumerate() {
+            let (reason, usage) = whole.ended();
+            usages.push(usage);
+            let logprobs = self.logprobs.map(|top| self.places[index].more(&whole.tokens, top));
+            let text = format!("{}{}", self.echoed(index), whole.text);
+            choices
+                .push(json!({"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}));
+        }
+        let total = total(&usages, self.per_prompt);
+        let mut reply = self.envelope.around(choices);
+        reply["usage"] = usage(&total);
+        reply["timings"] = timings(&total);
+        reply
+    }
+
+    fn begin(&mut self) -> Vec<Value> {
+        if self.echoed.is_empty() {
+            return Vec::new();
+        }
+        (0..self.usages.len()).map(|index| self.chunk(index, self.echoed(index), Value::Null, None)).collect()
+    }
+
+    fn output(&mut self, index: usize, output: Output, progress: Option<Usage>) -> Vec<Value> {
+        let mut chunk = match output {
+            Output::Answer(part) => {
+                let logprobs = self.logprobs.map(|top| self.places[index].more(&part.tokens, top));
+                self.chunk(index, &part.text, logprobs.into(), None)
+            }
+            // A raw splitter finds none.
+            Output::Reasoning(_) => return Vec::new(),
+            Output::End(reason, usage) => {
+                self.usages[index] = usage;
+                let mut last = self.chunk(index, "", Value::Null, Some(reason));
+                last["timings"] = timings(&usage);
+                return vec![last];
+            }
+        };
+        if let Some(progress) = progress.filter(|_| self.timings_per_token) {
+            chunk["timings"] = timings(&progress);
+        }
+        vec![chunk]
+    }
+
+    fn end(&mut self) -> Vec<Value> {
+        if !self.include_usage {
+            return Vec::new();
+        }
+        let mut last = self.envelope.around(Vec::new());
+        last["usage"] = usage(&total(&self.usages, self.per_prompt));
+        vec![last]
+    }
+}

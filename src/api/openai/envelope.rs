@@ -1,0 +1,50 @@
+//! What replies and chunks of chat and of text completions have in common.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::api::llama_server::timings::Timings;
+use crate::api::state::App;
+use crate::engine::Usage;
+
+/// What every reply and chunk of one request carries.
+#[derive(Debug, Clone)]
+pub(super) struct Envelope {
+    pub(super) id: String,
+    object: &'static str,
+    /// Seconds since 1970.
+    created: u64,
+    model: String,
+}
+
+impl Envelope {
+    /// For a request that arrives now; `prefix` is that of its id.
+    pub(super) fn new(app: &App, prefix: &str, object: &'static str) -> Self {
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let id = format!("{prefix}-{:032x}", rand::random::<u128>());
+        Self { id, object, created, model: app.model_id().to_owned() }
+    }
+
+    /// A reply or chunk with these choices.
+    pub(super) fn around(&self, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id, "object": self.object, "created": self.created, "model": self.model, "choices": choices,
+        })
+    }
+}
+
+/// OpenAI's `usage`.
+pub(super) fn usage(usage: &Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    })
+}
+
+/// llama-server's `timings`.
+pub(in crate::api) fn timings(usage: &Usage) -> Value {
+    serde_json::to_value(Timings::from(usage)).unwrap_or_default()
+}

@@ -1,0 +1,112 @@
+//! `logit_bias`: OpenAI's object of token ids, and llama-server's lists of ids or texts.
+
+use serde_json::Value;
+
+use crate::api::error::ApiError;
+use crate::api::json::{kind, short};
+use crate::api::state::{App, Deadline};
+use crate::engine::{ModelInfo, Query, Reply, Segment};
+
+/// A bias of this much and less bans a token.
+const BAN: f32 = -100.0;
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Bias {
+    /// Where it is in the body.
+    path: String,
+    target: Target,
+    bias: f32,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Target {
+    Token(u32),
+    /// Every token of a text.
+    Text(String),
+}
+
+/// Judges the field.
+pub(super) fn parse(body: &Value) -> Result<Vec<Bias>, ApiError> {
+    match body.get("logit_bias") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Object(entries)) => entries
+            .iter()
+            .map(|(key, bias)| {
+                let path = format!("logit_bias.{key}");
+                let target = match key.parse() {
+                    Ok(id) => Target::Token(id),
+                    Err(_) => Target::Text(key.clone()),
+                };
+                let bias = weight(&path, bias)?;
+                if !(-100.0..=100.0).contains(&bias) {
+                    return Err(ApiError::field(path, format!("found {bias}, expected -100 to 100")));
+                }
+                Ok(Bias { path, target, bias })
+            })
+            .collect(),
+        Some(Value::Array(entries)) => entries
+            .iter()
+            .enumerate()
+            .map(|(index, entry)| {
+                let path = format!("logit_bias[{index}]");
+                let Some([token, bias]) = entry.as_array().map(Vec::as_slice) else {
+                    let message =
+                        format!("found {}, expected [token id or text, bias or false]", short(entry));
+                    return Err(ApiError::field(path, message));
+                };
+                let target = match token {
+                    Value::String(text) => Target::Text(text.clone()),
+                    other => Target::Token(other.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(
+                        || {
+                            ApiError::field(
+                                format!("{path}[0]"),
+                                format!("found {}, expected a token id or a text", short(other)),
+                            )
+                        },
+                    )?),
+                };
+                let bias = weight(&format!("{path}[1]"), bias)?;
+                Ok(Bias { path: format!("{path}[0]"), target, bias })
+            })
+            .collect(),
+        Some(other) => {
+            let message = format!("found {}, expected an object or an array", kind(other));
+            Err(ApiError::field("logit_bias", message))
+        }
+    }
+}
+
+/// `false` is llama-server's "never".
+fn weight(path: &str, bias: &Value) -> Result<f32, ApiError> {
+    match bias {
+        Value::Bool(false) => Ok(BAN),
+        Value::Number(number) => Ok(number.as_f64().unwrap_or(0.0) as f32),
+        other => Err(ApiError::field(path, format!("found {}, expected a number or false", short(other)))),
+    }
+}
+
+/// Token ids and biases: texts are tokenised, ids must exist.
+pub(super) async fn resolve(
+    biases: &[Bias],
+    app: &App,
+    model: &ModelInfo,
+    deadline: Deadline,
+) -> Result<Vec<(u32, f32)>, ApiError> {
+    let mut resolved = Vec::with_capacity(biases.len());
+    for Bias { path, target, bias } in biases {
+        match target {
+            Target::Token(id) if *id >= model.n_vocab => {
+                let message = format!("{id} is no token id: the vocabulary has {} entries", model.n_vocab);
+                return Err(ApiError::field(path, message));
+            }
+            Target::Token(id) => resolved.push((*id, *bias)),
+            Target::Text(text) => {
+                let query = Query::Tokenize { prompt: vec![Segment::plain(text)], whole: false };
+                let Reply::Tokens(ids) = app.query(query, deadline).await? else { continue };
+                resolved.extend(ids.into_iter().map(|id| (id, *bias)));
+            }
+        }
+    }
+    Ok(resolved)
+}

@@ -1,0 +1,118 @@
+//! The fields that say what shape an answer must have; at most one of them.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::api::error::ApiError;
+use crate::api::json::{JsonBody, kind};
+use crate::engine::Constraint;
+use crate::task::schema::{SCHEMA_NAME, add_limits};
+
+#[derive(Debug, Deserialize)]
+struct Written {
+    response_format: Option<ResponseFormat>,
+    /// llama-server's: a schema in the body itself.
+    json_schema: Option<Value>,
+    /// llama-server's: GBNF, or llguidance's Lark behind its marker.
+    grammar: Option<String>,
+    /// Ours.
+    regex: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ResponseFormat {
+    #[serde(rename = "type")]
+    kind: FormatKind,
+    json_schema: Option<NamedSchema>,
+    /// llama-server's short form, with `json_object`.
+    schema: Option<Value>,
+    /// Ours, with `regex`.
+    pattern: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FormatKind {
+    Text,
+    JsonObject,
+    JsonSchema,
+    Regex,
+}
+
+#[derive(Debug, Deserialize)]
+struct NamedSchema {
+    name: Option<String>,
+    schema: Option<Value>,
+}
+
+/// How llama-server tells a grammar in llguidance's dialect from GBNF.
+const LARK_MARK: &str = "%llguidance";
+
+/// The constraint and the field that it came from. With `task_limits`, the schema of a task that is known by its name
+/// gets the limits that its prompt states.
+pub(super) fn parse(
+    body: &JsonBody,
+    task_limits: bool,
+) -> Result<Option<(&'static str, Constraint)>, ApiError> {
+    let written: Written = body.parse()?;
+    let format = written.response_format.map_or(Ok(None), |format| format.constraint(task_limits))?;
+    let schema = match written.json_schema {
+        None | Some(Value::Null) => None,
+        Some(schema) => Some(json_schema("json_schema", schema)?),
+    };
+    // An empty grammar is none, as in llama-server.
+    let grammar = written.grammar.filter(|grammar| !grammar.trim().is_empty()).map(|grammar| {
+        if grammar.starts_with(LARK_MARK) { Constraint::Lark(grammar) } else { Constraint::Gbnf(grammar) }
+    });
+    let regex = written.regex.map(Constraint::Regex);
+    let all = [("response_format", format), ("json_schema", schema), ("grammar", grammar), ("regex", regex)];
+    let mut given =
+        all.into_iter().filter_map(|(field, constraint)| constraint.map(|constraint| (field, constraint)));
+    let first = given.next();
+    match (&first, given.next()) {
+        (Some((one, _)), Some((other, _))) => Err(both(one, other)),
+        _ => Ok(first),
+    }
+}
+
+/// Two constraints for one answer.
+pub(in crate::api) fn both(one: &str, other: &str) -> ApiError {
+    ApiError::field(other, format!("can't be combined with {one}: an answer can follow one of them"))
+}
+
+fn json_schema(field: &str, schema: Value) -> Result<Constraint, ApiError> {
+    if schema.is_object() || schema.is_boolean() {
+        return Ok(Constraint::JsonSchema(schema));
+    }
+    let found = kind(&schema);
+    Err(ApiError::field(field, format!("found {found}, expected a JSON schema, which is an object")))
+}
+
+impl ResponseFormat {
+    fn constraint(self, task_limits: bool) -> Result<Option<Constraint>, ApiError> {
+        match self.kind {
+            FormatKind::Text => Ok(None),
+            FormatKind::JsonObject => match self.schema {
+                None | Some(Value::Null) => Ok(Some(Constraint::JsonObject)),
+                Some(schema) => json_schema("response_format.schema", schema).map(Some),
+            },
+            FormatKind::JsonSchema => {
+                let field = "response_format.json_schema.schema";
+                let (name, named) = self.json_schema.map_or((None, None), |named| (named.name, named.schema));
+                let mut schema = named
+                    .or(self.schema)
+                    .ok_or_else(|| ApiError::field(field, "is missing, expected a JSON schema"))?;
+                if task_limits && name.as_deref() == Some(SCHEMA_NAME) {
+                    add_limits(&mut schema);
+                }
+                json_schema(field, schema).map(Some)
+            }
+            FormatKind::Regex => {
+                let pattern = self.pattern.ok_or_else(|| {
+                    ApiError::field("response_format.pattern", "is missing, expected a regular expression")
+                })?;
+                Ok(Some(Constraint::Regex(pattern)))
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What chat, text completion and `/completion` can all ask: how tokens are chosen, how many, when to stop, what shape.
+
+mod bias;
+mod constraint;
+pub(in crate::api) mod prompt;
+mod sampling;
+mod unsupported;
+
+use serde::Deserialize;
+
+use super::error::{ApiError, Fields};
+use super::json::JsonBody;
+use super::state::{App, Deadline};
+use crate::config::SamplingDefaults;
+use crate::engine::{Constraint, Generate, ModelInfo, Prompt, Sampling};
+
+use self::bias::Bias;
+pub(in crate::api) use self::constraint::both;
+
+/// Answers that one request may ask for.
+const MOST_ANSWERS: i64 = 16;
+
+/// As written. Fields that are not here, not with the kind of request and not in [`unsupported`] change nothing about
+/// the answer and are ignored: `model` (there is one), `user`, `metadata`, `store`, `id_slot` and others.
+#[derive(Debug, Deserialize)]
+struct Written {
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    timings_per_token: Option<bool>,
+    n: Option<i64>,
+    best_of: Option<i64>,
+    max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
+    n_predict: Option<i64>,
+    #[serde(default)]
+    stop: Stop,
+    ignore_eos: Option<bool>,
+    cache_prompt: Option<bool>,
+    draft: Option<bool>,
+    #[serde(rename = "speculative.n_max")]
+    speculative: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+/// `null`, one text, or several.
+#[derive(Debug, Default, Deserialize)]
+#[serde(untagged, expecting = "expected a string or an array of strings")]
+enum Stop {
+    #[default]
+    None,
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Which of the three is asked: each has fields that the others refuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::api) enum Endpoint {
+    /// `POST /v1/chat/completions`.
+    Chat,
+    /// `POST /v1/completions`.
+    Text,
+    /// `POST /completion`, llama-server's own.
+    Native,
+}
+
+/// As meant: the manner in which a prompt is to be answered.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag on the wire and means itself alone")]
+pub(in crate::api) struct Manner {
+    pub(in crate::api) stream: bool,
+    pub(in crate::api) include_usage: bool,
+    pub(in crate::api) timings_per_token: bool,
+    /// Answers to each prompt.
+    pub(in crate::api) n: u32,
+    pub(in crate::api) max_tokens: Option<u32>,
+    pub(in crate::api) sampling: Sampling,
+    pub(in crate::api) stop: Vec<String>,
+    pub(in crate::api) constraint: Option<Constraint>,
+    /// The field that the constraint came from.
+    pub(in crate::api) constraint_field: &'static str,
+    pub(in crate::api) ignore_end: bool,
+    bias: Vec<Bias>,
+    cache: bool,
+    draft: bool,
+}
+
+impl Manner {
+    /// Judges the part of a body that all kinds of request have in common.
+    pub(in crate::api) fn parse(
+        body: &JsonBody,
+        endpoint: Endpoint,
+        defaults: &SamplingDefaults,
+    ) -> Result<Self, ApiError> {
+        unsupported::refuse(&body.0, endpoint)?;
+        let written: Written = body.parse()?;
+        let n = match written.n {
+            None => 1,
+            Some(n @ 1..=MOST_ANSWERS) => n as u32,
+            Some(n) => {
+                return Err(ApiError::field("n", format!("found {n}, expected 1 to {MOST_ANSWERS}")));
+            }
+        };
+        if let Some(best_of) = written.best_of.filter(|&best_of| best_of != i64::from(n)) {
+            let message = format!("{best_of} is not supported here: only as many as n, {n}, are generated");
+            return Err(ApiError::field("best_of", message));
+        }
+        let budgets = [
+            ("max_completion_tokens", written.max_completion_tokens),
+            ("max_tokens", written.max_tokens),
+            ("n_predict", written.n_predict),
+        ];
+        let given = budgets.into_iter().find_map(|(field, given)| given.map(|given| (field, given)));
+        let max_tokens = given.map_or(Ok(None), |(field, given)| budget(field, given))?;
+        let constraint = constraint::parse(body, defaults.task_limits)?;
+        let ignore_end = written.ignore_eos.unwrap_or(false);
+        if ignore_end && let Some((field, _)) = &constraint {
+            let message =
+                format!("can't be combined with {field}: such an answer ends where its shape is complete");
+            return Err(ApiError::field("ignore_eos", message));
+        }
+        let (constraint_field, constraint) = match constraint {
+            Some((field, constraint)) => (field, Some(constraint)),
+            None => (Fields::CHAT.constraint, None),
+        };
+        Ok(Self {
+            stream: written.stream.unwrap_or(false),
+            include_usage: written.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+            timings_per_token: written.timings_per_token.unwrap_or(false),
+            n,
+            max_tokens,
+            sampling: sampling::parse(body, defaults)?,
+            stop: written.stop.texts()?,
+            constraint,
+            constraint_field,
+            ignore_end,
+            bias: bias::parse(&body.0)?,
+            cache: written.cache_prompt.unwrap_or(true),
+            draft: written.draft.unwrap_or(true) && written.speculative != Some(0),
+        })
+    }
+
+    /// The engine's requests: `n` for each prompt, seeds counting up from the given one. `report` asks for probabilities.
+    pub(in crate::api) async fn requests(
+        &self,
+        app: &App,
+        model: &ModelInfo,
+        deadline: Deadline,
+        id: &str,
+        prompts: Vec<Prompt>,
+        report: Option<u32>,
+    ) -> Result<Vec<Generate>, ApiError> {
+        // Tokens can only be counted as they come if they are reported.
+        let counted = (self.stream && self.timings_per_token).then_some(0);
+        let template = Generate {
+            max_tokens: self.max_tokens,
+            logit_bias: bias::resolve(&self.bias, app, model, deadline).await?,
+            stop: self.stop.clone(),
+            constraint: self.constraint.clone(),
+            ignore_end: self.ignore_end,
+            report: report.or(counted),
+            cache: self.cache,
+            draft: self.draft,
+            ..Generate::new("", Prompt::new())
+        };
+        let many = prompts.len() > 1 || self.n > 1;
+        let mut requests = Vec::with_capacity(prompts.len() * self.n as usize);
+        for prompt in prompts {
+            for answer in 0..self.n {
+                let seed = self.sampling.seed.map(|seed| seed.wrapping_add(u64::from(answer)));
+                let index = requests.len();
+                let id = if many { format!("{id}-{index}") } else { id.to_owned() };
+                let sampling = Sampling { seed, ..self.sampling };
+                requests.push(Generate { id, sampling, prompt: prompt.clone(), ..template.clone() });
+            }
+        }
+        Ok(requests)
+    }
+}
+
+/// -1 is llama-server's "no limit".
+fn budget(field: &str, given: i64) -> Result<Option<u32>, ApiError> {
+    match given {
+        -1 => Ok(None),
+        1.. => Ok(Some(u32::try_from(given).unwrap_or(u32::MAX))),
+        _ => Err(ApiError::field(field, format!("found {given}, expected at least 1"))),
+    }
+}
+
+impl Stop {
+    fn texts(self) -> Result<Vec<String>, ApiError> {
+        let texts = match self {
+            Self::None => Vec::new(),
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        };
+        match texts.iter().position(String::is_empty) {
+            Some(index) => Err(ApiError::field(format!("stop[{index}]"), "is empty, expected a text")),
+            None => Ok(texts),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! Prompts and inputs as OpenAI and llama-server write them: a text, token ids, or several of these.
+
+use serde_json::Value;
+
+use crate::api::error::ApiError;
+use crate::api::json::{kind, short};
+use crate::engine::{Prompt, Segment};
+
+const EXPECTED: &str =
+    "expected a string, an array of strings, an array of token ids, or an array of such arrays";
+
+/// The prompts in a field. `text` makes a segment of a text: as markup or as plain text.
+///
+/// An array of numbers, or of numbers and strings, is one prompt; an array of strings or arrays is one for each.
+pub(in crate::api) fn parse(
+    field: &str,
+    value: Option<&Value>,
+    text: fn(String) -> Segment,
+) -> Result<Vec<Prompt>, ApiError> {
+    let value = value.ok_or_else(|| ApiError::field(field, "is missing"))?;
+    match value {
+        Value::String(_) => Ok(vec![one(field, value, text)?]),
+        Value::Array(items) if items.is_empty() => {
+            Err(ApiError::field(field, format!("is empty, {EXPECTED}")))
+        }
+        Value::Array(items) if items.iter().any(Value::is_number) => Ok(vec![one(field, value, text)?]),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .map(|(index, item)| one(&format!("{field}[{index}]"), item, text))
+            .collect(),
+        other => Err(ApiError::field(field, format!("found {}, {EXPECTED}", kind(other)))),
+    }
+}
+
+/// One prompt: a string, or an array of token ids and strings.
+pub(in crate::api) fn one(
+    field: &str,
+    value: &Value,
+    text: fn(String) -> Segment,
+) -> Result<Prompt, ApiError> {
+    match value {
+        Value::String(string) => Ok(vec![text(string.clone())]),
+        Value::Array(items) if items.is_empty() => {
+            Err(ApiError::field(field, "is empty, expected token ids"))
+        }
+        Value::Array(items) => {
+            let mut prompt = Prompt::new();
+            for (index, item) in items.iter().enumerate() {
+                if let Value::String(string) = item {
+                    prompt.push(text(string.clone()));
+                    continue;
+                }
+                let id = token_id(&format!("{field}[{index}]"), item)?;
+                match prompt.last_mut() {
+                    Some(last) if !last.ids.is_empty() => last.ids.push(id),
+                    _ => prompt.push(Segment::ids(vec![id])),
+                }
+            }
+            Ok(prompt)
+        }
+        other => {
+            Err(ApiError::field(field, format!("found {}, expected a string or token ids", kind(other))))
+        }
+    }
+}
+
+/// A token id; whether the vocabulary has it is the engine's to say.
+pub(in crate::api) fn token_id(field: &str, value: &Value) -> Result<u32, ApiError> {
+    let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+    id.ok_or_else(|| ApiError::field(field, format!("found {}, expected a token id", short(value))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parsed(value: Value) -> Result<Vec<Prompt>, String> {
+        parse("prompt", Some(&value), Segment::plain).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn all_shapes_are_taken() {
+        let (text, ids) = (|text: &str| Segment::plain(text), Segment::ids);
+        assert_eq!(parsed(json!("a")), Ok(vec![vec![text("a")]]));
+        assert_eq!(parsed(json!(["a", "b"])), Ok(vec![vec![text("a")], vec![text("b")]]));
+        assert_eq!(parsed(json!([1, 2])), Ok(vec![vec![ids(vec![1, 2])]]));
+        assert_eq!(parsed(json!([[1, 2], [3]])), Ok(vec![vec![ids(vec![1, 2])], vec![ids(vec![3])]]));
+        let mixed = vec![ids(vec![1]), text("a"), ids(vec![2, 3])];
+        assert_eq!(parsed(json!([1, "a", 2, 3])), Ok(vec![mixed.clone()]));
+        assert_eq!(parsed(json!(["a", [1, "a", 2, 3]])), Ok(vec![vec![text("a")], mixed]));
+    }
+
+    #[test]
+    fn mistakes_name_their_place() {
+        for (value, start) in [
+            (json!([]), "prompt: is empty"),
+            (json!(5), "prompt: found a number"),
+            (json!({"a": 1}), "prompt: found an object"),
+            (json!(["a", null]), "prompt[1]: found null, expected a string or token ids"),
+            (json!([1, -1]), "prompt[1]: found -1, expected a token id"),
+            (json!([[1], []]), "prompt[1]: is empty"),
+            (json!([[1], [2, 1.5]]), "prompt[1][1]: found 1.5"),
+        ] {
+            let error = parsed(value.clone()).unwrap_err();
+            assert!(error.starts_with(start), "{value}: {error}");
+        }
+    }
+}

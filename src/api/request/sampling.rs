@@ -1,0 +1,92 @@
+//! The fields that say how tokens are chosen.
+
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+
+use crate::api::error::ApiError;
+use crate::api::json::JsonBody;
+use crate::config::SamplingDefaults;
+use crate::engine::{Penalties, Sampling};
+
+/// Tokens that `repeat_penalty` looks back at unless `repeat_last_n` says otherwise: llama-server's number.
+const LAST: u32 = 64;
+
+#[derive(Debug, Deserialize)]
+struct Written {
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<i64>,
+    min_p: Option<f64>,
+    seed: Option<i64>,
+    repeat_penalty: Option<f64>,
+    /// vLLM's name of the same.
+    repetition_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    repeat_last_n: Option<i64>,
+}
+
+pub(super) fn parse(body: &JsonBody, defaults: &SamplingDefaults) -> Result<Sampling, ApiError> {
+    let written: Written = body.parse()?;
+    Ok(Sampling {
+        temperature: number("temperature", written.temperature, 0.0..=2.0, defaults.temperature)?,
+        top_p: number("top_p", written.top_p, 0.0..=1.0, defaults.top_p)?,
+        top_k: top_k(written.top_k, defaults.top_k)?,
+        min_p: number("min_p", written.min_p, 0.0..=1.0, defaults.min_p)?,
+        // llama-server's -1, and any other negative number, draws one.
+        seed: written.seed.and_then(|seed| u64::try_from(seed).ok()),
+        penalties: written.penalties()?,
+    })
+}
+
+impl Written {
+    fn penalties(&self) -> Result<Penalties, ApiError> {
+        let (field, repeat) = match (self.repeat_penalty, self.repetition_penalty) {
+            (None, Some(given)) => ("repetition_penalty", Some(given)),
+            (given, _) => ("repeat_penalty", given),
+        };
+        let repeat = number(field, repeat, 0.01..=100.0, 1.0)?;
+        // OpenAI's penalties look at the whole answer, llama-server's at the last tokens, prompt included.
+        let silent = (repeat - 1.0).abs() < f32::EPSILON;
+        let last = match self.repeat_last_n {
+            None => (!silent).then_some(LAST),
+            Some(-1) => Some(u32::MAX),
+            Some(given) => Some(u32::try_from(given).map_err(|_| {
+                ApiError::field(
+                    "repeat_last_n",
+                    format!("found {given}, expected -1 (all), 0 (none) or more"),
+                )
+            })?),
+        };
+        Ok(Penalties {
+            repeat,
+            presence: number("presence_penalty", self.presence_penalty, -2.0..=2.0, 0.0)?,
+            frequency: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0, 0.0)?,
+            last,
+        })
+    }
+}
+
+/// Zero and less keep all, as in llama-server.
+fn top_k(given: Option<i64>, default: u32) -> Result<u32, ApiError> {
+    let Some(given) = given else { return Ok(default) };
+    u32::try_from(given.max(0))
+        .map_err(|_| ApiError::field("top_k", format!("found {given}, expected less than 2^32")))
+}
+
+fn number(
+    field: &str,
+    given: Option<f64>,
+    range: RangeInclusive<f64>,
+    default: f32,
+) -> Result<f32, ApiError> {
+    match given {
+        None => Ok(default),
+        Some(given) if range.contains(&given) => Ok(given as f32),
+        Some(given) => {
+            let expected = format!("expected a number from {} to {}", range.start(), range.end());
+            Err(ApiError::field(field, format!("found {given}, {expected}")))
+        }
+    }
+}

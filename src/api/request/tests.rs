@@ -1,0 +1,164 @@
+//! What all kinds of request have in common: each field becomes what it means, or an error that names it.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::engine::Penalties;
+
+const GREEDY: SamplingDefaults =
+    SamplingDefaults { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, task_limits: true };
+
+fn parse_with(fields: Value, defaults: &SamplingDefaults) -> Result<Manner, String> {
+    Manner::parse(&JsonBody(fields), Endpoint::Chat, defaults).map_err(|error| error.to_string())
+}
+
+fn parse(fields: Value) -> Result<Manner, String> {
+    parse_with(fields, &GREEDY)
+}
+
+#[test]
+fn silence_means_the_defaults() {
+    let manner =
+        parse(json!({"temperature": null, "stop": null, "seed": null, "response_format": null, "n": null}))
+            .unwrap();
+    assert_eq!(manner.sampling, Sampling::GREEDY);
+    assert_eq!((manner.max_tokens, manner.stream, manner.constraint, manner.n), (None, false, None, 1));
+    assert!(manner.stop.is_empty() && manner.bias.is_empty() && manner.cache && manner.draft);
+}
+
+#[test]
+fn sampling_is_taken_as_written() {
+    let manner =
+        parse(json!({"temperature": 0.3, "top_p": 0.9, "top_k": -1, "min_p": 0.05, "seed": 7})).unwrap();
+    let expected = Sampling { temperature: 0.3, top_p: 0.9, min_p: 0.05, seed: Some(7), ..Sampling::GREEDY };
+    assert_eq!(manner.sampling, expected);
+    assert_eq!(parse(json!({"seed": -1})).unwrap().sampling.seed, None);
+}
+
+#[test]
+fn penalties_look_back_as_far_as_their_authors_mean() {
+    let of = |fields| parse(fields).unwrap().sampling.penalties;
+    let openai = of(json!({"presence_penalty": 0.5, "frequency_penalty": -1}));
+    assert_eq!(openai, Penalties { presence: 0.5, frequency: -1.0, ..Penalties::NONE });
+    let llama = of(json!({"repeat_penalty": 1.1}));
+    assert_eq!(llama, Penalties { repeat: 1.1, last: Some(64), ..Penalties::NONE });
+    assert_eq!(of(json!({"repetition_penalty": 1.1})), llama);
+    assert_eq!(of(json!({"repeat_penalty": 1.1, "repeat_last_n": 9})).last, Some(9));
+    assert_eq!(of(json!({"presence_penalty": 1, "repeat_last_n": -1})).last, Some(u32::MAX));
+    assert_eq!(of(json!({"repeat_penalty": 1})), Penalties::NONE);
+}
+
+#[test]
+fn the_newest_name_of_the_budget_wins() {
+    let of = |fields| parse(fields).map(|manner| manner.max_tokens);
+    assert_eq!(of(json!({"max_tokens": 5, "max_completion_tokens": 7, "n_predict": 9})), Ok(Some(7)));
+    assert_eq!(of(json!({"max_tokens": 5, "n_predict": 9})), Ok(Some(5)));
+    assert_eq!(of(json!({"n_predict": 9})), Ok(Some(9)));
+    assert_eq!(of(json!({"max_tokens": -1})), Ok(None));
+    assert!(of(json!({"n_predict": 0})).unwrap_err().starts_with("n_predict: found 0"));
+}
+
+#[test]
+fn shapes_become_constraints() {
+    let schema = json!({"type": "object"});
+    let of = |fields: Value| {
+        parse(fields).map(|manner| manner.constraint.map(|constraint| (manner.constraint_field, constraint)))
+    };
+    let format = |format: Value| of(json!({"response_format": format}));
+    let wanted = Ok(Some(("response_format", Constraint::JsonSchema(schema.clone()))));
+    let named =
+        json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}});
+    assert_eq!(format(named), wanted);
+    assert_eq!(format(json!({"type": "json_object", "schema": schema})), wanted);
+    let object = Ok(Some(("response_format", Constraint::JsonObject)));
+    assert_eq!(format(json!({"type": "json_object"})), object);
+    assert_eq!(format(json!({"type": "text"})), Ok(None));
+    let regex = Constraint::Regex("a+".into());
+    assert_eq!(
+        format(json!({"type": "regex", "pattern": "a+"})),
+        Ok(Some(("response_format", regex.clone())))
+    );
+    assert_eq!(of(json!({"regex": "a+"})), Ok(Some(("regex", regex))));
+    assert_eq!(of(json!({"json_schema": schema})), Ok(Some(("json_schema", Constraint::JsonSchema(schema)))));
+    let gbnf = "root ::= \"a\"";
+    assert_eq!(of(json!({"grammar": gbnf})), Ok(Some(("grammar", Constraint::Gbnf(gbnf.into())))));
+    let lark = "%llguidance {}\nstart: \"a\"";
+    assert_eq!(of(json!({"grammar": lark})), Ok(Some(("grammar", Constraint::Lark(lark.into())))));
+    assert_eq!(of(json!({"grammar": ""})), Ok(None));
+}
+
+#[test]
+fn an_encoding_is_held_to_its_limits_unless_configured_otherwise() {
+    let schema = json!({"type": "object", "properties": {"gist": {"type": "string"}}});
+    let gist = |name: &str, task_limits| {
+        let format = json!({"type": "json_schema", "json_schema": {"name": name, "schema": schema}});
+        let defaults = SamplingDefaults { task_limits, ..GREEDY };
+        let manner = parse_with(json!({"response_format": format}), &defaults).unwrap();
+        let Some(Constraint::JsonSchema(sent)) = manner.constraint else { panic!("no schema") };
+        sent["properties"]["gist"].get("maxLength").cloned()
+    };
+    assert!(gist("encoding_response", true).is_some());
+    assert_eq!(gist("encoding_response", false), None);
+    assert_eq!(gist("another", true), None);
+}
+
+#[test]
+fn the_rest_is_taken_as_written() {
+    let manner = parse(json!({
+        "ignore_eos": true, "cache_prompt": false, "draft": false, "n": 3, "best_of": 3, "timings_per_token": true,
+    }))
+    .unwrap();
+    assert!(manner.ignore_end && !manner.cache && !manner.draft && manner.timings_per_token);
+    assert_eq!(manner.n, 3);
+    assert!(!parse(json!({"speculative.n_max": 0})).unwrap().draft);
+    assert!(parse(json!({"speculative.n_max": 4})).unwrap().draft);
+    let biases = parse(json!({"logit_bias": [[5, false], ["word", 1.5]]})).unwrap().bias;
+    assert_eq!(biases.len(), 2);
+}
+
+#[test]
+fn mistakes_name_their_field() {
+    for (fields, start) in [
+        (json!({"temperature": 3}), "temperature: found 3"),
+        (json!({"top_p": "much"}), "top_p: invalid type"),
+        (json!({"stop": ["a", ""]}), "stop[1]: is empty"),
+        (json!({"stop": 5}), "stop: expected a string"),
+        (json!({"stream": "yes"}), "stream: invalid type"),
+        (json!({"n": 17}), "n: found 17, expected 1 to 16"),
+        (json!({"n": 0}), "n: found 0"),
+        (json!({"best_of": 2}), "best_of: 2 is not supported"),
+        (json!({"presence_penalty": 3}), "presence_penalty: found 3"),
+        (json!({"repeat_penalty": 0}), "repeat_penalty: found 0"),
+        (json!({"repetition_penalty": -1}), "repetition_penalty: found -1"),
+        (json!({"repeat_last_n": -2}), "repeat_last_n: found -2"),
+        (json!({"logit_bias": {"5": 101}}), "logit_bias.5: found 101"),
+        (json!({"logit_bias": {"5": "no"}}), "logit_bias.5: found \"no\""),
+        (json!({"logit_bias": [[5]]}), "logit_bias[0]: found [5]"),
+        (json!({"logit_bias": [[5, 1], [-5, 1]]}), "logit_bias[1][0]: found -5"),
+        (json!({"logit_bias": [[5, true]]}), "logit_bias[0][1]: found true"),
+        (json!({"logit_bias": "x"}), "logit_bias: found a string"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type: unknown variant `xml`"),
+        (json!({"response_format": {"type": "regex"}}), "response_format.pattern: is missing"),
+        (
+            json!({"response_format": {"type": "json_schema"}}),
+            "response_format.json_schema.schema: is missing",
+        ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": "string"}}}),
+            "response_format.json_schema.schema: found a string",
+        ),
+        (json!({"json_schema": "{}"}), "json_schema: found a string"),
+        (json!({"grammar": 5}), "grammar: invalid type"),
+        (
+            json!({"grammar": "root ::= \"a\"", "response_format": {"type": "json_object"}}),
+            "grammar: can't be combined with response_format",
+        ),
+        (json!({"regex": "a", "json_schema": {}}), "regex: can't be combined with json_schema"),
+        (json!({"ignore_eos": true, "regex": "a"}), "ignore_eos: can't be combined with regex"),
+        (json!({"speculative.n_max": -1}), "speculative.n_max"),
+        (json!({"cache_prompt": 1}), "cache_prompt: invalid type"),
+    ] {
+        let error = parse(fields.clone()).unwrap_err();
+        assert!(error.starts_with(start), "{fields}: {error}");
+    }
+}

@@ -1,0 +1,110 @@
+//! From running generations to an answer, whole or streamed, in whichever of the three dialects was asked.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Json, Response};
+use serde_json::Value;
+use tokio_stream::Stream;
+
+use super::error::ApiError;
+use super::generation::Output;
+use super::generations::{Generations, Whole};
+use crate::engine::Usage;
+
+/// Comments keep the connection open through proxies while nothing else is sent.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How one kind of request is answered.
+pub(super) trait Dialect: Send + Unpin + 'static {
+    /// Whether a stream ends with `[DONE]`.
+    const DONE: bool;
+
+    /// The whole answer.
+    fn reply(self, answers: Vec<Whole>) -> Value;
+
+    /// Chunks that precede all others.
+    fn begin(&mut self) -> Vec<Value>;
+
+    /// Chunks for an output; `progress` is how far its generation is.
+    fn output(&mut self, index: usize, output: Output, progress: Option<Usage>) -> Vec<Value>;
+
+    /// Chunks behind all others.
+    fn end(&mut self) -> Vec<Value>;
+
+    /// An error after the first chunk.
+    fn error(error: &ApiError) -> Value {
+        error.openai_body()
+    }
+}
+
+/// Answers with what the generations bring.
+pub(super) async fn respond<D: Dialect>(
+    mut dialect: D,
+    mut generations: Generations,
+    stream: bool,
+) -> Result<Response, ApiError> {
+    if !stream {
+        return Ok(Json(dialect.reply(generations.collect().await?)).into_response());
+    }
+    let (index, first) = generations.first().await?;
+    let ready = dialect.begin().iter().map(event).collect();
+    let mut chunks = Chunks { dialect, generations: Some(generations), ready };
+    chunks.tell(index, first);
+    Ok(Sse::new(chunks).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+/// The generations as server-sent events.
+struct Chunks<D> {
+    dialect: D,
+    /// `None` once everything is in `ready`.
+    generations: Option<Generations>,
+    ready: VecDeque<Event>,
+}
+
+impl<D: Dialect> Chunks<D> {
+    fn tell(&mut self, index: usize, output: Output) {
+        let progress = self.generations.as_ref().and_then(|generations| generations.progress(index));
+        self.ready.extend(self.dialect.output(index, output, progress).iter().map(event));
+    }
+
+    fn end(&mut self, last: &[Value]) {
+        self.ready.extend(last.iter().map(event));
+        if D::DONE {
+            self.ready.push_back(Event::default().data("[DONE]"));
+        }
+        self.generations = None;
+    }
+}
+
+fn event(data: &Value) -> Event {
+    Event::default().json_data(data).expect("a JSON value is always JSON")
+}
+
+impl<D: Dialect> Stream for Chunks<D> {
+    type Item = Result<Event, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            let Some(generations) = &mut self.generations else { return Poll::Ready(None) };
+            match ready!(Pin::new(generations).poll_next(context)) {
+                Some(Ok((index, output))) => self.tell(index, output),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "a stream broke off");
+                    self.end(&[D::error(&error)]);
+                }
+                None => {
+                    let last = self.dialect.end();
+                    self.end(&last);
+                }
+            }
+        }
+    }
+}

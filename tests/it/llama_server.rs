@@ -1,0 +1,137 @@
+//! llama-server's smaller routes: tokens, templates, properties, slots, adapters; and the models of OpenAI.
+
+use std::sync::Arc;
+
+use bespoke::engine::{EngineState, FakeEngine, ModelInfo, Script, Segment};
+use serde_json::{Value, json};
+
+use crate::daemon::{Daemon, wait_until};
+
+#[test]
+fn texts_become_tokens_and_tokens_become_texts() {
+    let daemon = Daemon::script(Script::Echo);
+    let ids = daemon.post("/tokenize", &json!({"content": "one two three"})).ok()["tokens"].clone();
+    assert_eq!(ids.as_array().unwrap().len(), 3);
+    assert_eq!(daemon.post("/detokenize", &json!({"tokens": ids})).ok(), json!({"content": "one two three"}));
+    let pieces = daemon.post("/tokenize", &json!({"content": "one two", "with_pieces": true})).ok();
+    assert_eq!(pieces["tokens"][0], json!({"id": ids[0], "piece": "one "}));
+    let mixed = daemon.post("/tokenize", &json!({"content": [7, "one "], "add_special": true})).ok();
+    assert_eq!(mixed["tokens"], json!([7, ids[0]]));
+    assert_eq!(daemon.post("/tokenize", &json!({"content": ""})).ok(), json!({"tokens": []}));
+    assert_eq!(daemon.post("/detokenize", &json!({"tokens": []})).ok(), json!({"content": ""}));
+}
+
+#[test]
+fn the_template_is_applied_as_for_a_chat() {
+    let daemon = Daemon::script(Script::Echo);
+    let tools = json!([{"type": "function", "function": {"name": "recall"}}]);
+    let messages = json!([{"role": "developer", "content": "S"}, {"role": "user", "content": "U"}]);
+    let body = json!({"messages": messages, "tools": tools});
+    let applied = daemon.post("/apply-template", &body).ok()["prompt"].clone();
+    daemon.post("/v1/chat/completions", &body).ok();
+    let asked: String =
+        daemon.engine.requests()[0].prompt.iter().map(|segment| segment.text.as_str()).collect();
+    assert_eq!(applied, asked);
+    assert!(asked.contains("recall") && asked.contains('U'));
+}
+
+#[test]
+fn props_tell_the_model_and_the_defaults() {
+    let engine = FakeEngine::loading(Script::Echo);
+    let daemon = Daemon::with(engine, |settings| settings.sampling.top_k = 40);
+    assert_eq!(daemon.get("/props").status, 503);
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    let info = ModelInfo { chat_template: Some(template.into()), ..FakeEngine::info() };
+    daemon.engine.set_state(EngineState::Ready(Arc::new(info)));
+    let props = daemon.get("/props").ok();
+    let defaults = &props["default_generation_settings"];
+    assert_eq!(defaults["n_ctx"], FakeEngine::info().n_ctx);
+    assert_eq!(defaults["params"]["top_k"], 40);
+    assert_eq!((&props["total_slots"], &props["chat_template"]), (&json!(1), &json!(template)));
+    assert_eq!((&props["bos_token"], &props["eos_token"]), (&json!("<|bos|>"), &json!("<|end|>")));
+    assert!(props["build_info"].as_str().unwrap().starts_with("bespoke-"));
+    assert_eq!(daemon.post("/props", &json!({"chat_template": "x"})).status, 405, "nothing can be set");
+}
+
+#[test]
+fn slots_tell_what_is_done_and_no_texts() {
+    let daemon = Daemon::script(Script::Never);
+    let idle = daemon.get("/slots").ok();
+    assert_eq!((&idle[0]["id"], &idle[0]["is_processing"]), (&json!(0), &json!(false)));
+    assert_eq!(daemon.get("/slots?fail_on_no_slot=1").status, 200);
+    let _held = daemon.chat_connection(json!({}));
+    wait_until("it runs", || daemon.engine.running() == 1);
+    let busy = daemon.get("/slots").ok();
+    assert_eq!((&busy[0]["is_processing"], &busy[0]["n_ctx"]), (&json!(true), &json!(8_192)));
+    assert!(busy[0].get("prompt").is_none());
+    assert_eq!(daemon.get("/slots?fail_on_no_slot=1").status, 503);
+}
+
+#[test]
+fn no_adapter_is_loaded_and_none_can_be_set() {
+    let daemon = Daemon::script(Script::Echo);
+    assert_eq!(daemon.get("/lora-adapters").ok(), json!([]));
+    assert_eq!(daemon.post("/lora-adapters", &json!([])).ok(), json!({"success": true}));
+    let answer = daemon.post("/lora-adapters", &json!([{"id": 3, "scale": 0.5}]));
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.json()["error"]["message"], "[0].id: no adapter has the id 3; none is loaded");
+}
+
+#[test]
+fn a_model_can_be_asked_for_by_its_name() {
+    let daemon =
+        Daemon::with(FakeEngine::new(Script::Echo), |settings| settings.model.id = "team/small".into());
+    let listed = daemon.get("/v1/models").ok()["data"][0].clone();
+    assert_eq!(daemon.get("/v1/models/team/small").ok(), listed);
+    let other = daemon.get("/v1/models/gpt-4");
+    assert_eq!(other.status, 404);
+    let error = &other.json()["error"];
+    assert_eq!(error["type"], "not_found_error");
+    assert_eq!(error["message"], "no model is named \"gpt-4\"; this daemon serves \"team/small\"");
+}
+
+#[test]
+fn embeddings_take_token_ids() {
+    let daemon = Daemon::script(Script::Echo);
+    let embed = |input: Value| {
+        daemon.post("/v1/embeddings", &json!({"input": input, "user": "me"})).ok()["data"].clone()
+    };
+    let ids = daemon.post("/tokenize", &json!({"content": "two words"})).ok()["tokens"].clone();
+    assert_eq!(embed(ids.clone()), embed(json!("two words")));
+    assert_eq!(embed(json!([ids, [7]])).as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn mistakes_name_their_field() {
+    let daemon = Daemon::script(Script::Echo);
+    for (path, body, start) in [
+        ("/tokenize", json!({}), "content: is missing"),
+        ("/tokenize", json!({"content": 5}), "content: found a number"),
+        ("/tokenize", json!({"content": "x", "with_pieces": "yes"}), "with_pieces: invalid type"),
+        ("/detokenize", json!({}), "tokens: is missing"),
+        ("/detokenize", json!({"tokens": "5"}), "tokens: found a string"),
+        ("/detokenize", json!({"tokens": [1, "a"]}), "tokens[1]: found \"a\""),
+        ("/detokenize", json!({"tokens": [1, 32_000]}), "tokens[1]: 32000 is no token id"),
+        ("/apply-template", json!({}), "messages: is missing"),
+        (
+            "/apply-template",
+            json!({"messages": [{"role": "robot"}]}),
+            "messages[0].role: unknown variant `robot`",
+        ),
+        ("/lora-adapters", json!({"id": 1}), "body: found {\"id\":1}, expected an array"),
+        ("/lora-adapters", json!([{"scale": 1}]), "[0].id: is missing"),
+        ("/v1/embeddings", json!({"input": [1, -1]}), "input[1]: found -1"),
+    ] {
+        let answer = daemon.post(path, &body);
+        assert_eq!(answer.status, 400, "{path} {body}: {}", answer.text);
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.starts_with(start), "{path} {body}: {message}");
+    }
+}
+
+#[test]
+fn prompts_in_text_form_reach_the_engine_as_markup_only_where_asked() {
+    let daemon = Daemon::script(Script::Echo);
+    daemon.post("/completion", &json!({"prompt": "<|user|>"})).ok();
+    assert_eq!(daemon.engine.requests()[0].prompt, [Segment::markup("<|user|>")]);
+}
