@@ -1,7 +1,9 @@
 //! Embeddings: a second context of the served model, with mean pooling.
 
+use std::num::NonZeroU32;
+
 use llama_cpp_2::context::LlamaContext;
-use llama_cpp_2::context::params::LlamaPoolingType;
+use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
@@ -9,7 +11,6 @@ use llama_cpp_2::token::LlamaToken;
 use super::backend::backend;
 use super::llama::LlamaSettings;
 use super::vocabulary::tokenize;
-use super::worker::context_params;
 use super::{Embeddings, EngineError, Prompt};
 
 /// The context; a text must fit it as a whole, because pooling sees one batch.
@@ -24,7 +25,14 @@ impl<'a> Embedder<'a> {
     /// # Errors
     /// llama.cpp can't, most likely for want of memory.
     pub fn new(model: &'a LlamaModel, settings: &LlamaSettings, limit: u32) -> Result<Self, EngineError> {
-        let params = context_params(settings, limit, limit)
+        let threads = settings.threads.clamp(1, 1024) as i32;
+        let params = LlamaContextParams::default()
+            .with_n_ctx(NonZeroU32::new(limit))
+            .with_n_batch(limit)
+            .with_n_ubatch(limit)
+            .with_n_threads(threads)
+            .with_n_threads_batch(threads)
+            .with_no_perf(true)
             .with_embeddings(true)
             .with_pooling_type(LlamaPoolingType::Mean);
         let context = model.new_context(backend(), params).map_err(|e| {

@@ -299,8 +299,9 @@ impl Likelihoods {
         let best = logits.iter().copied().filter(|logit| !logit.is_nan()).fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 =
             logits.iter().map(|&logit| f64::from(logit - best).exp()).filter(|e| !e.is_nan()).sum();
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let top = (top as usize).min(order.len());
+        let top = (top as usize).min(logits.len());
+        let all = if top == 0 { 0 } else { logits.len() as u32 };
+        let mut order: Vec<u32> = (0..all).collect();
         let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
         if top > 0 && top < order.len() {
             order.select_nth_unstable_by(top - 1, by_logit);

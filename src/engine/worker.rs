@@ -1,13 +1,11 @@
 //! The engine's thread: owns model and contexts, takes commands between batches, keeps the heartbeat.
 
 use std::collections::VecDeque;
-use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
@@ -176,18 +174,6 @@ fn describe(model: &LlamaModel, settings: &LlamaSettings) -> Result<ModelInfo, S
         bos_token: marker(vocab.bos()),
         eos_token: marker(vocab.eos()),
     })
-}
-
-/// Parameters that all contexts of a model share.
-pub fn context_params(settings: &LlamaSettings, tokens: u32, batch: u32) -> LlamaContextParams {
-    let threads = settings.threads.clamp(1, 1024) as i32;
-    LlamaContextParams::default()
-        .with_n_ctx(NonZeroU32::new(tokens))
-        .with_n_batch(batch)
-        .with_n_ubatch(batch)
-        .with_n_threads(threads)
-        .with_n_threads_batch(threads)
-        .with_no_perf(true)
 }
 
 struct Worker<'a> {

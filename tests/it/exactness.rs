@@ -127,7 +127,10 @@ fn fast_answers_are_the_plain_ones_token_for_token() {
     assert!(near.iter().all(|&(_, _, margin)| margin < 0.05), "{near:?}");
     assert!(near.len() * 10 <= events.len(), "{near:?}");
     assert!(forced > 0 && accepted > 0 && cached > 0, "nothing was fast");
-    assert!(plain.iter().all(|answer| answer.usage.forced_tokens + answer.usage.drafted_tokens == 0));
+    assert!(plain.iter().all(|answer| answer.usage.drafted_tokens == 0));
+    // The closing of an answer that ran out of tokens is dictated too, whatever is off.
+    let whole = plain.iter().filter(|answer| answer.reason == FinishReason::Stop);
+    assert!(whole.map(|answer| answer.usage.forced_tokens).all(|forced| forced == 0));
 }
 
 #[test]

@@ -51,7 +51,17 @@ fn answer(
     budget: usize,
     seed: u64,
 ) -> Result<(String, FinishReason, Usage), EngineError> {
-    let session = grammars.begin(&Constraint::JsonSchema(schema.clone()))?;
+    answer_to(grammars, words, &Constraint::JsonSchema(schema.clone()), budget, seed)
+}
+
+fn answer_to(
+    grammars: &mut Grammars,
+    words: &Vocabulary,
+    constraint: &Constraint,
+    budget: usize,
+    seed: u64,
+) -> Result<(String, FinishReason, Usage), EngineError> {
+    let session = grammars.begin(constraint)?;
     let sampling = Sampling { temperature: 1.0, seed: Some(seed), ..Sampling::GREEDY };
     let request = Generate { sampling, ..Generate::new("", vec![]) };
     let (events, mut receiver) = mpsc::unbounded_channel();
@@ -71,7 +81,7 @@ fn answer(
             Event::Started { .. } | Event::Tokens(_) => {}
             Event::Text(more) => text += &more,
             Event::Finished { reason, usage } => return Ok((text, reason, usage)),
-            Event::Failed(error) => panic!("{schema} with {budget} tokens: {error}"),
+            Event::Failed(error) => panic!("{constraint:?} with {budget} tokens: {error}"),
         }
     }
 }
@@ -244,4 +254,50 @@ fn a_json_object_is_any_object() {
         assert!(serde_json::from_str::<Map<String, Value>>(&text).is_ok(), "{text}");
     }
     assert!(matches!(words.token(272), Token::End));
+}
+
+#[test]
+fn grammars_hold_the_answer_and_are_cut_where_the_tokens_end() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    let gbnf = |text: &str| Constraint::Gbnf(text.to_owned());
+    for (constraint, pattern) in [
+        (Constraint::Regex("[0-9]{4}-[0-9]{2}".to_owned()), "^[0-9]{4}-[0-9]{2}$"),
+        (Constraint::Lark("start: \"yes\" | \"no\" [0-9]\n".replace("[0-9]", "/[0-9]/")), "^(yes|no[0-9])$"),
+        (
+            gbnf("root ::= (\"yes\" | \"no\") tail?\ntail ::= [a-c]{2,3} # at most three\n"),
+            "^(yes|no)([a-c]{2,3})?$",
+        ),
+        (gbnf("root ::= \"\\\"\" [^\"]{1,3} \"\\u00e9\""), "(?s)^\"[^\"]{1,3}\u{e9}$"),
+        (gbnf("root ::= item{2}\nitem ::= \"(\" item? \")\""), r"^[()]*$"),
+    ] {
+        let pattern = regex::Regex::new(pattern).unwrap();
+        let mut whole = 0;
+        for seed in 0..20 {
+            let (text, reason, usage) = answer_to(&mut grammars, &words, &constraint, 60, seed).unwrap();
+            assert!(usage.completion_tokens <= 60);
+            if reason == FinishReason::Stop {
+                assert!(pattern.is_match(&text), "{text:?} of {constraint:?}");
+                let (mut open, mut lowest) = (0i32, 0);
+                for c in text.chars() {
+                    open += i32::from(c == '(') - i32::from(c == ')');
+                    lowest = lowest.min(open);
+                }
+                assert!(
+                    (open, lowest) == (0, 0)
+                        || !matches!(&constraint, Constraint::Gbnf(g) if g.contains("item")),
+                    "{text}"
+                );
+                whole += 1;
+            }
+        }
+        assert!(whole > 0, "{constraint:?} never came to an end");
+    }
+    let endless = gbnf("root ::= [a-z]+");
+    let (text, reason, usage) =
+        answer_to(&mut grammars, &words, &gbnf("root ::= [a-z]{90,99}"), 7, 1).unwrap();
+    assert_eq!((reason, usage.completion_tokens), (FinishReason::Length, 7), "{text}");
+    assert!(grammars.begin(&endless).is_ok());
+    let wrong = grammars.begin(&gbnf("root ::= nothing")).err();
+    assert!(matches!(wrong, Some(EngineError::Schema(message)) if message.contains("nothing")));
 }

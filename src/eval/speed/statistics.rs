@@ -9,6 +9,12 @@ pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
     sorted.get(rank.saturating_sub(1).min(last)).copied().unwrap_or_default()
 }
 
+fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut sorted: Vec<f64> = values.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
 /// What is reported of a distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Percentiles {
@@ -23,8 +29,7 @@ pub struct Percentiles {
 impl Percentiles {
     /// Of these values in any order; `None` of none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let mut sorted: Vec<f64> = values.into_iter().collect();
-        sorted.sort_by(f64::total_cmp);
+        let sorted = sorted(values);
         let at = |percent| percentile(&sorted, percent);
         (!sorted.is_empty()).then(|| Self { p50: at(50.0), p90: at(90.0), p99: at(99.0) })
     }
@@ -44,8 +49,7 @@ pub struct Spread {
 impl Spread {
     /// Of these values in any order; `None` of none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let mut sorted: Vec<f64> = values.into_iter().collect();
-        sorted.sort_by(f64::total_cmp);
+        let sorted = sorted(values);
         let (&min, &max) = (sorted.first()?, sorted.last()?);
         let middle = sorted.len() / 2;
         let median = if sorted.len().is_multiple_of(2) {
