@@ -54,7 +54,7 @@ fn without_a_key_only_health_and_the_document_are_told() {
     let answer = daemon.chat("x", json!({}));
     assert_eq!(
         answer.json(),
-        json!({"error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}})
+        json!({"error": {"code": null, "message": "Invalid API Key", "param": null, "type": "authentication_error"}})
     );
     assert_eq!(answer.header("www-authenticate").as_deref(), Some("Bearer"));
     assert!(daemon.engine.requests().is_empty());

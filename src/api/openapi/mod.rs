@@ -12,8 +12,12 @@ use super::state::App;
 /// Head of the document: version, security, and the parts that all rooms share.
 const HEAD: &str = include_str!("head.json");
 /// Paths and schemas, room by room.
-const ROOMS: [&str; 3] =
-    [include_str!("openai.json"), include_str!("llama_server.json"), include_str!("operation.json")];
+const ROOMS: [&str; 4] = [
+    include_str!("request.json"),
+    include_str!("openai.json"),
+    include_str!("llama_server.json"),
+    include_str!("operation.json"),
+];
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     let read = |text| serde_json::from_str::<Value>(text).expect("constants that a test reads");
