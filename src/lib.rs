@@ -14,3 +14,4 @@ pub mod model;
 pub mod svg;
 pub mod task;
 pub mod train;
+mod vector;

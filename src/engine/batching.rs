@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use llama_cpp_2::model::LlamaModel;
 
+use super::attention;
 use super::cache::{Handing, Held, Origin, Placement, place, shared};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
@@ -82,8 +83,13 @@ impl<'a> Lanes<'a> {
         if lanes > MAX_SEQUENCES {
             return Err(format!("model.lanes is {lanes}; llama.cpp has at most {MAX_SEQUENCES} sequences"));
         }
-        let settings =
-            ContextSettings { tokens: context, batch: BATCH as u32, sequences, threads: settings.threads };
+        let settings = ContextSettings {
+            tokens: context,
+            batch: BATCH as u32,
+            sequences,
+            threads: settings.threads,
+            own_attention: attention::FAST,
+        };
         let made = Context::new(model, settings).map_err(|e| {
             format!("{e}; model.context, model.lanes and model.cached_sequences set its size")
         })?;

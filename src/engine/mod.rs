@@ -1,5 +1,6 @@
 //! The engine: whatever turns prompts into tokens, behind one small trait.
 
+mod attention;
 pub mod backend;
 mod batching;
 mod cache;

@@ -7,6 +7,7 @@ use std::ptr::{NonNull, null_mut};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_sys_2 as sys;
 
+use super::rewrite::Rewriter;
 use crate::engine::backend::backend;
 
 /// What a context is made with.
@@ -20,6 +21,8 @@ pub struct ContextSettings {
     pub sequences: u32,
     /// CPU threads.
     pub threads: u32,
+    /// Whether attention of few rows is computed by [`crate::engine::attention`] instead of llama.cpp's kernel.
+    pub own_attention: bool,
 }
 
 /// llama.cpp makes no context, for a reason that it logs; most likely for want of memory.
@@ -90,6 +93,8 @@ pub struct Context<'a> {
     /// Rows of the last batch that have logits.
     rows: Vec<bool>,
     limits: ContextSettings,
+    /// llama.cpp holds a pointer to it.
+    _rewriter: Option<Box<Rewriter>>,
     model: PhantomData<&'a LlamaModel>,
 }
 
@@ -120,6 +125,12 @@ impl<'a> Context<'a> {
         params.n_threads_batch = count;
         params.no_perf = true;
         params.kv_unified = false;
+        let layers = model.n_layer() as usize;
+        let mut rewriter = settings.own_attention.then(|| Box::new(Rewriter::new(layers, count as usize)));
+        if let Some(rewriter) = &mut rewriter {
+            params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
+            (params.cb_eval, params.cb_eval_user_data) = rewriter.callback();
+        }
         // SAFETY: the model outlives the context ('a); the parameters are taken by value and point to nothing.
         let raw = unsafe { sys::llama_init_from_model(pointer(model), params) };
         let raw = NonNull::new(raw)
@@ -129,7 +140,15 @@ impl<'a> Context<'a> {
         // SAFETY: the context lives.
         let tokens = unsafe { sys::llama_n_ctx(raw.as_ptr()) } / settings.sequences;
         let limits = ContextSettings { tokens, ..settings };
-        Ok(Self { raw, threads, vocabulary, rows: Vec::new(), limits, model: PhantomData })
+        Ok(Self {
+            raw,
+            threads,
+            vocabulary,
+            rows: Vec::new(),
+            limits,
+            _rewriter: rewriter,
+            model: PhantomData,
+        })
     }
 
     fn start_threads(raw: NonNull<sys::llama_context>, count: i32) -> Option<NonNull<sys::ggml_threadpool>> {

@@ -3,6 +3,7 @@
 
 mod context;
 mod quantise;
+mod rewrite;
 
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError};
 pub use quantise::{QuantType, QuantiseError, quantise};

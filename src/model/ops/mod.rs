@@ -6,7 +6,6 @@
 
 pub mod attention;
 pub mod cross_entropy;
-mod lanes;
 pub mod linear;
 pub mod rms_norm;
 pub mod rotary;
@@ -19,6 +18,7 @@ pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
 pub use swiglu::swiglu;
 
+use crate::vector as lanes;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 
