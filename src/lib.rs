@@ -11,6 +11,7 @@ pub mod eval;
 pub mod gguf;
 pub mod hub;
 pub mod model;
+pub mod spoke;
 pub mod svg;
 pub mod task;
 pub mod train;
