@@ -149,12 +149,14 @@ impl ApiError {
                 | EngineError::EmptyPrompt
                 | EngineError::NoSuchToken { .. }
                 | EngineError::Schema(_) => (StatusCode::BAD_REQUEST, INVALID),
-                EngineError::Overloaded { .. } | EngineError::QueueTokens { .. } | EngineError::Stopped => {
-                    (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error")
-                }
-                EngineError::Model(_) | EngineError::Internal(_) => {
-                    (StatusCode::INTERNAL_SERVER_ERROR, "server_error")
-                }
+                EngineError::Overloaded { .. }
+                | EngineError::QueueTokens { .. }
+                | EngineError::SpokeNotLoaded { .. }
+                | EngineError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
+                EngineError::Model(_)
+                | EngineError::Internal(_)
+                | EngineError::Spoke(_)
+                | EngineError::SpokesUnsupported => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
             },
         }
     }
