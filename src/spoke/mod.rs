@@ -2,6 +2,7 @@
 //!
 //! A file that someone dropped is hostile until [`inspect`] says otherwise: only then may llama.cpp see a byte of it.
 
+pub mod budget;
 mod facts;
 pub mod folder;
 mod generation;
@@ -11,6 +12,9 @@ mod limits;
 mod open;
 pub mod post;
 mod refusal;
+pub mod registry;
+pub mod slot;
+pub mod store;
 
 pub use facts::{Adapter, FelixFacts, Format, Kind, LayerNorms, LoraFacts, Spoke};
 pub use generation::{Digest, Generation};

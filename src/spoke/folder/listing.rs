@@ -28,6 +28,16 @@ pub struct Fingerprint {
     pub inode: u64,
 }
 
+impl Fingerprint {
+    /// Becomes that of itself and another file together.
+    fn join(&mut self, part: &Self) {
+        self.size = self.size.saturating_add(part.size);
+        self.modified = self.modified.max(part.modified);
+        self.changed = self.changed.max(part.changed);
+        self.inode = self.inode.rotate_left(7) ^ part.inode;
+    }
+}
+
 /// The entries that count.
 #[derive(Debug, Default)]
 pub struct Listing {
@@ -68,7 +78,17 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
 pub fn look(folder: &Path, entry: &str) -> Option<Fingerprint> {
     let path = folder.join(entry);
     let metadata = fs_err::symlink_metadata(&path).ok()?;
-    if metadata.is_dir() { look_inside(&path, &metadata) } else { Some(of(&metadata)) }
+    if metadata.is_dir() {
+        return look_inside(&path, &metadata);
+    }
+    let mut print = of(&metadata);
+    // A safetensors file may have its configuration beside it.
+    if let Some(stem) = entry.strip_suffix(".safetensors")
+        && let Ok(beside) = fs_err::symlink_metadata(folder.join(format!("{stem}.json")))
+    {
+        print.join(&of(&beside));
+    }
+    Some(print)
 }
 
 fn of(metadata: &Metadata) -> Fingerprint {
@@ -81,7 +101,11 @@ fn of(metadata: &Metadata) -> Fingerprint {
     }
 }
 
-/// A folder with an adapter's configuration in it is one spoke; any other is a person's own order of things.
+/// Files that make a folder a spoke, whole or not.
+const PARTS: [&str; 4] =
+    ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "spoke.safetensors"];
+
+/// A folder with files of an adapter in it is one spoke; any other is a person's own order of things.
 fn look_inside(folder: &Path, metadata: &Metadata) -> Option<Fingerprint> {
     let mut whole = Fingerprint { size: 0, ..of(metadata) };
     let mut is_spoke = false;
@@ -89,13 +113,9 @@ fn look_inside(folder: &Path, metadata: &Metadata) -> Option<Fingerprint> {
         fs_err::read_dir(folder).ok()?.take(MOST_PARTS).flatten().map(|e| e.file_name()).collect();
     names.sort();
     for name in names {
-        is_spoke |= name == "adapter_config.json" || name.to_string_lossy().starts_with("adapter_model.");
+        is_spoke |= PARTS.iter().any(|part| name == *part);
         let Ok(metadata) = fs_err::symlink_metadata(folder.join(&name)) else { continue };
-        let part = of(&metadata);
-        whole.size = whole.size.saturating_add(part.size);
-        whole.modified = whole.modified.max(part.modified);
-        whole.changed = whole.changed.max(part.changed);
-        whole.inode = whole.inode.rotate_left(7) ^ part.inode;
+        whole.join(&of(&metadata));
     }
     is_spoke.then_some(whole)
 }
@@ -137,6 +157,17 @@ mod tests {
         let after = look(root.path(), "a.gguf").unwrap();
         assert_eq!((before.size, before.modified, before.inode), (after.size, after.modified, after.inode));
         assert_ne!(before, after);
+    }
+
+    #[test]
+    fn a_safetensors_file_changes_with_the_configuration_beside_it() {
+        let root = tempfile::tempdir().unwrap();
+        durable::write(&root.path().join("a.safetensors"), b"x").unwrap();
+        let alone = look(root.path(), "a.safetensors").unwrap();
+        durable::write(&root.path().join("a.json"), b"{}").unwrap();
+        let both = look(root.path(), "a.safetensors").unwrap();
+        assert_eq!((alone.size, both.size), (1, 3));
+        assert_eq!(list(root.path()).unwrap().entries.len(), 1);
     }
 
     #[test]

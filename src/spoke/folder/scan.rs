@@ -1,8 +1,9 @@
 //! From looks at the folder to changes: pure, with the time as an argument.
 //!
 //! An entry is *moving* from when it appears or changes until it has looked the same for the settle time; then it *rests*.
-//! Looks are cheap but not free, so only moving entries are looked at between two listings, those first that have been
-//! still for longest.
+//! One that isn't there any more is *missing* for as long before it is gone: who replaces a file by deleting it first must
+//! not take the old one out of service. Looks are cheap but not free, so between two listings only moving and missing
+//! entries are looked at, those first that have been so for longest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -25,8 +26,24 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     print: Fingerprint,
-    /// Since when it has looked like this; `None` once it rests.
-    since: Option<Instant>,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Moving(Instant),
+    Resting,
+    Missing { since: Instant, rested: bool },
+}
+
+impl Phase {
+    /// Since when it has been one that time changes.
+    fn since(self) -> Option<Instant> {
+        match self {
+            Self::Moving(since) | Self::Missing { since, .. } => Some(since),
+            Self::Resting => None,
+        }
+    }
 }
 
 /// What is known of the folder.
@@ -36,19 +53,19 @@ pub struct Scan {
     most: usize,
     entries: BTreeMap<String, Entry>,
     surplus: BTreeSet<String>,
-    /// The moving ones among the entries.
-    moving: BTreeSet<(Instant, String)>,
+    /// The moving and the missing ones among the entries.
+    turning: BTreeSet<(Instant, String)>,
 }
 
 impl Scan {
     /// Knows nothing; will follow at most `most` entries.
     pub fn new(settle: Duration, most: usize) -> Self {
-        Self { settle, most, entries: BTreeMap::new(), surplus: BTreeSet::new(), moving: BTreeSet::new() }
+        Self { settle, most, entries: BTreeMap::new(), surplus: BTreeSet::new(), turning: BTreeSet::new() }
     }
 
     /// An entry that was followed to its rest before this process began: no news as long as it looks like this.
     pub fn remember(&mut self, name: String, print: Fingerprint) {
-        self.put(name, print, None);
+        self.put(name, print, Phase::Resting);
     }
 
     /// The entry is to be followed anew: if it is still there, it will move and rest again.
@@ -59,9 +76,9 @@ impl Scan {
     /// The whole folder, as it looks now.
     pub fn listed(&mut self, now: Instant, listing: BTreeMap<String, Fingerprint>) -> Vec<Change> {
         let known = self.entries.keys().chain(&self.surplus);
-        let gone: Vec<String> = known.filter(|name| !listing.contains_key(*name)).cloned().collect();
+        let missing: Vec<String> = known.filter(|name| !listing.contains_key(*name)).cloned().collect();
         let mut changes = Vec::new();
-        for name in gone {
+        for name in missing {
             changes.extend(self.looked(now, &name, None, false));
         }
         for (name, print) in listing {
@@ -78,53 +95,79 @@ impl Scan {
         print: Option<Fingerprint>,
         finished: bool,
     ) -> Option<Change> {
-        let Some(print) = print else {
-            let known = self.remove(name) | self.surplus.remove(name);
-            return known.then(|| Change::Gone(name.to_owned()));
-        };
-        let since = match self.entries.get(name) {
-            Some(entry) if entry.print == print => {
-                let rested = |since| finished || now.duration_since(since) >= self.settle;
-                return entry.since.is_some_and(rested).then(|| {
-                    self.put(name.to_owned(), print.clone(), None);
-                    Change::Rested(name.to_owned(), print)
-                });
-            }
+        let Some(print) = print else { return self.missed(now, name) };
+        let entry = self.entries.get(name).cloned();
+        match entry {
+            Some(entry) if entry.print == print => self.same(now, name, entry, finished),
             None if self.entries.len() >= self.most => {
-                return self.surplus.insert(name.to_owned()).then(|| Change::Surplus(name.to_owned()));
+                self.surplus.insert(name.to_owned()).then(|| Change::Surplus(name.to_owned()))
             }
-            // Looked at once more at the next turn, and resting then.
-            _ if finished => now.checked_sub(self.settle).unwrap_or(now),
-            _ => now,
-        };
-        self.surplus.remove(name);
-        self.put(name.to_owned(), print, Some(since));
-        Some(Change::Moved(name.to_owned()))
+            _ => {
+                self.surplus.remove(name);
+                // What is finished is looked at once more at the next turn, and rests then.
+                let since = if finished { now.checked_sub(self.settle).unwrap_or(now) } else { now };
+                self.put(name.to_owned(), print, Phase::Moving(since));
+                Some(Change::Moved(name.to_owned()))
+            }
+        }
     }
 
-    /// Moving entries that may rest now, at most `most` of them.
+    fn same(&mut self, now: Instant, name: &str, entry: Entry, finished: bool) -> Option<Change> {
+        let Entry { print, phase } = entry;
+        match phase {
+            Phase::Moving(since) if finished || now.duration_since(since) >= self.settle => {
+                self.put(name.to_owned(), print.clone(), Phase::Resting);
+                Some(Change::Rested(name.to_owned(), print))
+            }
+            Phase::Moving(_) | Phase::Resting => None,
+            Phase::Missing { rested, .. } => {
+                let phase = if rested { Phase::Resting } else { Phase::Moving(now) };
+                self.put(name.to_owned(), print, phase);
+                None
+            }
+        }
+    }
+
+    fn missed(&mut self, now: Instant, name: &str) -> Option<Change> {
+        if self.surplus.remove(name) {
+            return Some(Change::Gone(name.to_owned()));
+        }
+        let Entry { print, phase } = self.entries.get(name)?.clone();
+        let rested = match phase {
+            Phase::Missing { since, .. } if now.duration_since(since) >= self.settle => {
+                self.remove(name);
+                return Some(Change::Gone(name.to_owned()));
+            }
+            Phase::Missing { .. } => return None,
+            Phase::Resting => true,
+            Phase::Moving(_) => false,
+        };
+        self.put(name.to_owned(), print, Phase::Missing { since: now, rested });
+        None
+    }
+
+    /// Moving and missing entries whose time has come, at most `most` of them: they are to be looked at.
     pub fn due(&self, now: Instant, most: usize) -> Vec<String> {
-        let due = self.moving.iter().take_while(|(since, _)| now.duration_since(*since) >= self.settle);
+        let due = self.turning.iter().take_while(|(since, _)| now.duration_since(*since) >= self.settle);
         due.take(most).map(|(_, name)| name.clone()).collect()
     }
 
-    /// When the next moving entry may rest.
+    /// When the next of them is due.
     pub fn next_due(&self) -> Option<Instant> {
-        self.moving.first().map(|(since, _)| *since + self.settle)
+        self.turning.first().map(|(since, _)| *since + self.settle)
     }
 
-    fn put(&mut self, name: String, print: Fingerprint, since: Option<Instant>) {
+    fn put(&mut self, name: String, print: Fingerprint, phase: Phase) {
         self.remove(&name);
-        self.moving.extend(since.map(|since| (since, name.clone())));
-        self.entries.insert(name, Entry { print, since });
+        self.turning.extend(phase.since().map(|since| (since, name.clone())));
+        self.entries.insert(name, Entry { print, phase });
     }
 
-    fn remove(&mut self, name: &str) -> bool {
-        let Some(entry) = self.entries.remove(name) else { return false };
-        if let Some(since) = entry.since {
-            self.moving.remove(&(since, name.to_owned()));
+    fn remove(&mut self, name: &str) {
+        let Some(entry) = self.entries.remove(name) else { return };
+        if let Some(since) = entry.phase.since() {
+            self.turning.remove(&(since, name.to_owned()));
         }
-        true
     }
 }
 
@@ -227,20 +270,40 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_is_told_once_and_what_comes_back_is_new() {
+    fn what_stays_away_is_gone_and_what_comes_back_in_time_is_not() {
         let changes = play(
             9,
             &[
-                (0, List(&[("a", 1), ("b", 1)])),
+                (0, List(&[("a", 1), ("b", 1), ("c", 1)])),
                 (600, Due(&[])),
                 (700, Look("a", None, false)),
-                (701, Look("a", None, false)),
+                (701, List(&[])),
                 (702, Look("never there", None, false)),
-                (800, List(&[])),
-                (900, List(&[("b", 1)])),
+                // The same file is back where it was; another one stands where the old one was.
+                (800, Look("a", Some(1), false)),
+                (900, Look("b", Some(2), true)),
+                (901, Due(&[])),
+                (1_300, Look("c", None, false)),
+                (1_301, Look("c", None, false)),
+                (1_400, List(&[("a", 1), ("b", 2)])),
+                (1_500, List(&[("a", 1), ("b", 2), ("c", 1)])),
             ],
         );
-        assert_eq!(changes, ["0: +a +b", "600: =a1 =b1", "700: -a", "701: ", "702: ", "800: -b", "900: +b"]);
+        let expected = [
+            "0: +a +b +c",
+            "600: =a1 =b1 =c1",
+            "700: ",
+            "701: ",
+            "702: ",
+            "800: ",
+            "900: +b",
+            "901: =b2",
+            "1300: -c",
+            "1301: ",
+            "1400: ",
+            "1500: +c",
+        ];
+        assert_eq!(changes, expected);
     }
 
     #[test]
@@ -251,10 +314,11 @@ mod tests {
                 (0, List(&[("a", 1), ("b", 1), ("c", 1)])),
                 (1, List(&[("a", 1), ("b", 1), ("c", 1)])),
                 (2, List(&[("b", 1), ("c", 1)])),
-                (3, List(&[("b", 1)])),
+                (600, List(&[("b", 1), ("c", 1)])),
+                (700, List(&[("b", 1)])),
             ],
         );
-        assert_eq!(changes, ["0: +a !b !c", "1: ", "2: -a +b", "3: -c"]);
+        assert_eq!(changes, ["0: +a !b !c", "1: ", "2: ", "600: -a +b", "700: -c"]);
     }
 
     #[test]

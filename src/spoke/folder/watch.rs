@@ -54,6 +54,9 @@ impl Noticed {
             if counts(name) {
                 let whole = parts.next().is_none() && renamed(at);
                 self.names.insert(name.to_owned(), whole);
+            } else if let Some(stem) = name.strip_suffix(".json") {
+                // Perhaps the configuration of the file that it stands beside.
+                self.names.insert(format!("{stem}.safetensors"), false);
             }
         }
         if self.names.len() > MOST {
@@ -145,6 +148,7 @@ mod tests {
             (name(RenameMode::Both), &["/s/old.gguf", "/s/new.gguf"]),
             (EventKind::Create(CreateKind::File), &["/s/peft/adapter_model.safetensors"]),
             (name(RenameMode::To), &["/s/peft/adapter_config.json"]),
+            (name(RenameMode::To), &["/s/side.json"]),
         ]);
         let expected = [
             ("a.gguf", false),
@@ -152,6 +156,7 @@ mod tests {
             ("new.gguf", true),
             ("old.gguf", false),
             ("peft", false),
+            ("side.safetensors", false),
             ("x.gguf", true),
         ];
         assert_eq!(found.names, expected.map(|(name, whole)| (name.to_owned(), whole)).into());
