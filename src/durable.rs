@@ -33,6 +33,11 @@ impl Staged {
         self.temporary.as_file_mut()
     }
 
+    /// As [`Staged::commit`], under another name in the same folder: one that depends on the content, such as its hash.
+    pub fn commit_as(self, target: &Path) -> io::Result<()> {
+        Self { target: target.to_owned(), ..self }.commit()
+    }
+
     /// Syncs the content, gives the file its name and syncs the folder, in this order.
     pub fn commit(self) -> io::Result<()> {
         // Reopened by path: a C library may have replaced the file behind the name.

@@ -4,6 +4,7 @@
 //! away can't miss each other: either the request has the old generation and keeps it, or it asks for the new one.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -25,8 +26,26 @@ pub struct Slot {
     /// The pinned file, in the form that the engine loads.
     pub path: PathBuf,
     inner: Mutex<Inner>,
-    /// Rung when its last lease ends.
-    bell: Arc<Notify>,
+    bell: Arc<Bell>,
+}
+
+/// Rung when the last lease of a spoke ends, if that matters to anybody: most ends of requests don't.
+#[derive(Debug, Default)]
+pub struct Bell {
+    wanted: AtomicBool,
+    rung: Notify,
+}
+
+impl Bell {
+    /// Whether somebody waits for any spoke to become idle.
+    pub fn set_wanted(&self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::SeqCst);
+    }
+
+    /// Waits until it is rung.
+    pub async fn heard(&self) {
+        self.rung.notified().await;
+    }
 }
 
 #[derive(Debug, Default)]
@@ -50,13 +69,13 @@ pub enum Refused {
 }
 
 impl Slot {
-    /// One that isn't in memory. `bell` is rung whenever its last lease ends.
+    /// One that isn't in memory.
     pub fn new(
         generation: Generation,
         name: String,
         facts: Facts,
         path: PathBuf,
-        bell: Arc<Notify>,
+        bell: Arc<Bell>,
     ) -> Arc<Self> {
         Arc::new(Self { generation, name, facts, path, inner: Mutex::default(), bell })
     }
@@ -143,9 +162,10 @@ impl Drop for Lease {
         let mut inner = self.slot.lock();
         inner.leases -= 1;
         let last = inner.leases == 0;
+        let matters = inner.retired || self.slot.bell.wanted.load(Ordering::SeqCst);
         drop(inner);
-        if last {
-            self.slot.bell.notify_one();
+        if last && matters {
+            self.slot.bell.rung.notify_one();
         }
     }
 }
@@ -180,16 +200,24 @@ pub(in crate::spoke) mod tests {
     }
 
     #[tokio::test]
-    async fn the_bell_rings_when_the_last_lease_ends() {
+    async fn the_bell_rings_when_the_last_lease_ends_and_somebody_cares() {
         let slot = slot("a", Kind::Lora);
         slot.loaded(7);
-        let leases = [slot.lease().unwrap(), slot.lease().unwrap()];
         let bell = Arc::clone(&slot.bell);
-        let [one, two] = leases;
+        let rung = async || {
+            tokio::time::timeout(std::time::Duration::from_millis(20), bell.heard()).await.is_ok()
+        };
+        drop(slot.lease().unwrap());
+        assert!(!rung().await, "nobody cares");
+        let [one, two] = [slot.lease().unwrap(), slot.lease().unwrap()];
+        slot.retire();
         drop(one);
-        let rung = tokio::time::timeout(std::time::Duration::from_millis(20), bell.notified());
-        assert!(rung.await.is_err());
+        assert!(!rung().await, "it is still in use");
         drop(two);
-        tokio::time::timeout(std::time::Duration::from_secs(5), bell.notified()).await.unwrap();
+        assert!(rung().await);
+        slot.revive();
+        bell.set_wanted(true);
+        drop(slot.lease().unwrap());
+        assert!(rung().await);
     }
 }
