@@ -2,17 +2,28 @@
 //!
 //! A file that someone dropped is hostile until [`inspect`] says otherwise: only then may llama.cpp see a byte of it.
 
+mod archive;
+mod container;
+mod convert;
+mod dropped;
 mod facts;
+pub mod felix;
 mod generation;
 mod inspect;
+mod keys;
 mod limits;
-mod open;
+mod lora;
+mod metadata;
+mod peft;
+mod pin;
 pub mod post;
 mod refusal;
 
+pub use convert::{Split, convert, load_felix, split, to_served};
 pub use facts::{Adapter, FelixFacts, Format, Kind, LayerNorms, LoraFacts, Spoke};
 pub use generation::{Digest, Generation};
 pub use inspect::inspect;
 pub use limits::Limits;
+pub use pin::{Pinned, pin};
 pub use post::Post;
 pub use refusal::{Reason, Refusal};
