@@ -33,11 +33,6 @@ impl Staged {
         self.temporary.as_file_mut()
     }
 
-    /// As [`Staged::commit`], under another name in the same folder: one that depends on the content, such as its hash.
-    pub fn commit_as(self, target: &Path) -> io::Result<()> {
-        Self { target: target.to_owned(), ..self }.commit()
-    }
-
     /// Syncs the content, gives the file its name and syncs the folder, in this order.
     pub fn commit(self) -> io::Result<()> {
         // Reopened by path: a C library may have replaced the file behind the name.
@@ -68,6 +63,17 @@ pub fn write(target: &Path, bytes: &[u8]) -> io::Result<()> {
 pub fn append(target: &Path) -> io::Result<std::fs::File> {
     fs_err::create_dir_all(parent(target))?;
     std::fs::OpenOptions::new().create(true).append(true).open(target)
+}
+
+/// Makes a folder and those that lead to it.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
+    fs_err::create_dir_all(folder)
+}
+
+/// Gives a finished, synced file its final name, replacing an older one, and syncs the folder.
+pub fn rename_file(from: &Path, to: &Path) -> io::Result<()> {
+    fs_err::rename(from, to)?;
+    sync_folder(parent(to))
 }
 
 /// Gives a finished temporary folder its final name, replacing an older one, and syncs the parent.

@@ -40,6 +40,8 @@ pub enum Rule {
     Truncated { what: String, at: u64, needed: u64, length: u64 },
     #[error("claims {found} {what}; the {left} bytes that are left can hold at most {most}")]
     Count { what: String, found: u64, most: u64, left: u64 },
+    #[error("has a header longer than {limit} bytes: {what} needs {needed} bytes from byte {at} on")]
+    HeaderLimit { what: String, at: u64, needed: u64, limit: u64 },
     #[error("key number {index} is {found} bytes long, expected 1 to {MAX_KEY_BYTES}")]
     KeyLength { index: u64, found: u64 },
     #[error("tensor name number {index} is {found} bytes long, expected 1 to {MAX_TENSOR_NAME_BYTES}")]
@@ -115,6 +117,7 @@ impl Rule {
             Self::BigEndian => "big_endian",
             Self::Truncated { .. } => "truncated",
             Self::Count { .. } => "count",
+            Self::HeaderLimit { .. } => "header_limit",
             Self::KeyLength { .. } => "key_length",
             Self::TensorNameLength { .. } => "tensor_name_length",
             Self::NotUtf8 { .. } => "not_utf8",

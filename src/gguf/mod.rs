@@ -12,7 +12,7 @@ mod types;
 mod value;
 mod writer;
 
-pub use check::check_model;
+pub use check::{check_contiguous, check_model};
 pub use error::{GgufError, Rule};
 pub use reader::{Gguf, TensorInfo};
 pub use types::GgmlType;

@@ -99,7 +99,8 @@ enum Source {
     Values(Vec<f32>),
 }
 
-fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
+/// The stored bytes of values of a type of floats: F16, BF16 or else F32.
+pub(crate) fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
     match kind {
         GgmlType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         GgmlType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),

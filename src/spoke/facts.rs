@@ -95,22 +95,15 @@ pub enum Adapter {
     Felix(FelixFacts),
 }
 
-/// A LoRA: `W + scale(r) B A` for each target.
+/// A LoRA: `W + alpha / r B A` for each target.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoraFacts {
-    /// Numerator of the scale; 0 makes the scale 1 (llama.cpp's reading). A PEFT adapter's is given as its conversion has it.
+    /// Numerator of the scale `alpha / r`, never 0. A PEFT adapter's is given as its conversion has it.
     pub alpha: f32,
     /// Ranks that occur.
     pub ranks: BTreeSet<u64>,
     /// Names of the changed tensors, as the post has them.
     pub targets: BTreeSet<String>,
-}
-
-impl LoraFacts {
-    /// What B A is multiplied with at this rank.
-    pub fn scale(&self, rank: u64) -> f32 {
-        if self.alpha == 0.0 { 1.0 } else { self.alpha / rank as f32 }
-    }
 }
 
 /// A Felix spoke: `h + sigmoid(b) / S * sum_s W_up[s] silu(W_down[s] norm(h))` behind each of its blocks.
@@ -129,8 +122,8 @@ pub struct FelixFacts {
 /// Size of what a spoke does in one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LayerNorms {
-    /// The block.
-    pub layer: u32,
+    /// The block; none for the embedding and the output matrix.
+    pub layer: Option<u32>,
     /// Frobenius norm of the matrices that read: A, or W_down.
     pub down: f64,
     /// Frobenius norm of the matrices that write, as they act: scale B, or sigmoid(b) / S W_up. 0 means no effect.

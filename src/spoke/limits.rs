@@ -11,8 +11,8 @@ pub struct Limits {
     pub max_rank: u64,
     /// Tensors.
     pub max_tensors: u64,
-    /// Keys with values.
-    pub max_keys: u64,
+    /// Bytes of keys and descriptions that stand before the data.
+    pub max_header_bytes: u64,
 }
 
 impl Default for Limits {
@@ -23,7 +23,7 @@ impl Default for Limits {
             max_resident_bytes: 4 << 30,
             max_rank: 1024,
             max_tensors: 16_384,
-            max_keys: 1024,
+            max_header_bytes: 8 << 20,
         }
     }
 }

@@ -2,23 +2,35 @@
 //!
 //! A file that someone dropped is hostile until [`inspect`] says otherwise: only then may llama.cpp see a byte of it.
 
+mod archive;
 pub mod budget;
+mod container;
+mod convert;
+mod dropped;
 mod facts;
+pub mod felix;
 pub mod folder;
 mod generation;
 mod inspect;
+mod keys;
 pub mod life;
 mod limits;
-mod open;
+mod lora;
+mod metadata;
+mod peft;
+mod pin;
 pub mod post;
+pub mod quarantine;
 mod refusal;
 pub mod registry;
 pub mod slot;
 pub mod store;
 
+pub use convert::{Split, convert, load_felix, split, to_served};
 pub use facts::{Adapter, FelixFacts, Format, Kind, LayerNorms, LoraFacts, Spoke};
 pub use generation::{Digest, Generation};
 pub use inspect::inspect;
 pub use limits::Limits;
+pub use pin::{Pinned, pin};
 pub use post::Post;
 pub use refusal::{Reason, Refusal};

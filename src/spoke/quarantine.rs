@@ -154,7 +154,10 @@ mod tests {
         assert_eq!(there(&path), ["reason.json", "spoke"]);
         let reason: serde_json::Value =
             serde_json::from_slice(&fs_err::read(path.join("reason.json")).unwrap()).unwrap();
-        assert_eq!(reason["reason"], json!({"code": "pickle", "message": "is a pickle", "hint": "convert it"}));
+        assert_eq!(
+            reason["reason"],
+            json!({"code": "pickle", "message": "is a pickle", "hint": "convert it"})
+        );
         assert_eq!((&reason["name"], &reason["entry"]), (&json!("a"), &json!("a.pt")));
         // Once more, and under a name that would lead elsewhere.
         assert_eq!(refuse(root.path(), "a", b"content", 1 << 20), path);

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::Digest;
-use crate::gguf::{GgmlType, GgufError, Rule};
+use crate::gguf::{GgufError, Rule};
+use crate::model::FileError;
 
 /// A rule that a file breaks, and the file.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,36 @@ impl Refusal {
 impl From<GgufError> for Refusal {
     fn from(error: GgufError) -> Self {
         Self { path: error.path, reason: Reason::Gguf(error.rule) }
+    }
+}
+
+/// The path is dropped: whoever reads a file knows it.
+impl From<GgufError> for Reason {
+    fn from(error: GgufError) -> Self {
+        Self::Gguf(error.rule)
+    }
+}
+
+/// The path is dropped: whoever reads a file knows it.
+impl From<FileError> for Reason {
+    fn from(error: FileError) -> Self {
+        let wide = |shape: Vec<usize>| shape.into_iter().map(|dim| dim as u64).collect();
+        match error {
+            FileError::Io { source, .. } => source.into(),
+            FileError::Gguf(error) => error.into(),
+            FileError::Json { source, .. } => source.into(),
+            FileError::Safetensors { message, .. } => Self::Safetensors { message },
+            FileError::Key { key, found, expected, .. } => Rule::BadValue { key, found, expected }.into(),
+            FileError::MissingTensor { tensor, expected, .. } => {
+                Rule::MissingTensor { tensor, expected: wide(expected) }.into()
+            }
+            FileError::ExtraTensor { tensor, .. } => Self::UnexpectedTensor { tensor },
+            FileError::Shape { tensor, found, expected, .. } => {
+                Self::Dimensions { tensor, found: wide(found), expected: wide(expected) }
+            }
+            FileError::Dtype { tensor, found, .. } => Self::TensorType { tensor, found },
+            FileError::Tensor(error) => Self::NotConvertible { why: error.to_string() },
+        }
     }
 }
 
@@ -76,8 +107,16 @@ pub enum Reason {
     UnknownTarget { tensor: String, target: String },
     #[error("tensor {tensor:?} is no part of a spoke of this kind")]
     UnexpectedTensor { tensor: String },
-    #[error("tensor {tensor:?} has no partner {partner:?}")]
-    Unpaired { tensor: String, partner: String },
+    #[error("tensor {tensor:?} has no partner: a change of {target:?} takes A and B")]
+    Unpaired { tensor: String, target: String },
+    #[error("changes nothing: it has no pair of A and B")]
+    NoPairs,
+    #[error("changes nothing: it has no layer")]
+    NoLayers,
+    #[error("has a spoke behind block {found}, and the post has {layers}")]
+    UnknownLayer { found: u32, layers: u32 },
+    #[error("does not say {key:?}, neither in its own metadata nor in a JSON file beside it")]
+    NoConfig { key: String },
     #[error("tensor {tensor:?} has dimensions {found:?}, expected {expected:?}")]
     Dimensions { tensor: String, found: Vec<u64>, expected: Vec<u64> },
     #[error("tensor {tensor:?} has rank {found}, and its partner {partner:?} has {expected}")]
@@ -86,14 +125,37 @@ pub enum Reason {
     RankLimit { what: String, found: u64, limit: u64 },
     #[error("tensor {tensor:?} has {found} slices in its third dimension, expected 1 (no experts)")]
     Experts { tensor: String, found: u64 },
-    #[error("tensor {tensor:?} has type {found}, expected {expected}")]
-    TensorType { tensor: String, found: GgmlType, expected: &'static str },
+    #[error("tensor {tensor:?} has type {found}, expected F32, F16, BF16 or Q8_0")]
+    TensorType { tensor: String, found: String },
+    #[error("tensor {tensor:?} changes {target:?} of dimensions {found:?}, expected a matrix")]
+    NotAMatrix { tensor: String, target: String, found: Vec<u64> },
+    #[error("tensor {tensor:?} changes the embedding, which is the output matrix of this post too")]
+    TiedEmbedding { tensor: String },
     #[error("tensor {tensor:?} holds {found} at element {at}, expected finite numbers")]
     NotFinite { tensor: String, at: u64, found: f32 },
+    #[error("tensor {tensor:?} holds {found} at element {at}, expected numbers between -{bound} and {bound}")]
+    OutOfRange { tensor: String, at: u64, found: f32, bound: f32 },
     #[error("has {found} {what}, expected at most {limit}")]
     TooMany { what: &'static str, found: u64, limit: u64 },
     #[error("takes {found} bytes in memory, expected at most {limit}")]
     Resident { found: u64, limit: u64 },
+    #[error("is not a safetensors file: {message}")]
+    Safetensors { message: String },
+    #[error("is not valid JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("is not a zip file that can be read: {message}")]
+    Zip { message: String },
+    #[error("has no {part:?}")]
+    MissingPart { part: &'static str },
+    /// A spoke of a kind that can't be served. Each has its own code.
+    #[error("{what}, which {why}")]
+    Unsupported { code: &'static str, what: String, why: &'static str, hint: &'static str },
+    #[error("has no spoke in it: key {key:?} is missing")]
+    NotMerged { key: String },
+    #[error("can't be converted: {why}")]
+    NotConvertible { why: String },
+    #[error("can't be converted without the post: {why}")]
+    PostNeeded { why: &'static str },
 }
 
 impl Reason {
@@ -121,6 +183,9 @@ impl Reason {
             Self::UnknownTarget { .. } => "unknown_target",
             Self::UnexpectedTensor { .. } => "unexpected_tensor",
             Self::Unpaired { .. } => "unpaired_tensor",
+            Self::NoPairs | Self::NoLayers => "empty_spoke",
+            Self::UnknownLayer { .. } => "unknown_layer",
+            Self::NoConfig { .. } => "no_config",
             Self::Dimensions { .. } => "dimensions",
             Self::RankMismatch { .. } => "rank_mismatch",
             Self::RankLimit { .. } => "rank_limit",
@@ -128,7 +193,18 @@ impl Reason {
             Self::TensorType { .. } => "tensor_type",
             Self::NotFinite { .. } => "not_finite",
             Self::TooMany { .. } => "too_many",
+            Self::OutOfRange { .. } => "out_of_range",
+            Self::NotAMatrix { .. } => "not_a_matrix",
+            Self::TiedEmbedding { .. } => "tied_embedding",
             Self::Resident { .. } => "too_large_in_memory",
+            Self::Safetensors { .. } => "malformed_safetensors",
+            Self::Json(_) => "malformed_json",
+            Self::Zip { .. } => "malformed_zip",
+            Self::MissingPart { .. } => "missing_file",
+            Self::Unsupported { code, .. } => code,
+            Self::NotMerged { .. } => "not_merged",
+            Self::NotConvertible { .. } => "not_convertible",
+            Self::PostNeeded { .. } => "post_needed",
         }
     }
 
@@ -146,6 +222,7 @@ impl Reason {
             Self::Post { .. } => {
                 "train the spoke again on this post, or serve the post that it was trained on"
             }
+            Self::Unsupported { hint, .. } => hint,
             _ => return None,
         };
         Some(text.to_owned())

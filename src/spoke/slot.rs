@@ -204,9 +204,8 @@ pub(in crate::spoke) mod tests {
         let slot = slot("a", Kind::Lora);
         slot.loaded(7);
         let bell = Arc::clone(&slot.bell);
-        let rung = async || {
-            tokio::time::timeout(std::time::Duration::from_millis(20), bell.heard()).await.is_ok()
-        };
+        let rung =
+            async || tokio::time::timeout(std::time::Duration::from_millis(20), bell.heard()).await.is_ok();
         drop(slot.lease().unwrap());
         assert!(!rung().await, "nobody cares");
         let [one, two] = [slot.lease().unwrap(), slot.lease().unwrap()];
