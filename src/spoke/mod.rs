@@ -20,6 +20,7 @@ mod metadata;
 mod peft;
 mod pin;
 pub mod post;
+pub mod probe;
 pub mod quarantine;
 mod refusal;
 pub mod registry;
