@@ -9,6 +9,7 @@ pub mod database;
 pub mod durable;
 pub mod engine;
 pub mod eval;
+pub mod fail;
 pub mod gguf;
 pub mod hub;
 pub mod model;

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::Generation;
 use super::life::{STATES, State, Why};
@@ -105,6 +105,8 @@ pub struct Registry {
     /// By the number of the life.
     rows: RwLock<BTreeMap<u64, Row>>,
     news: broadcast::Sender<Transition>,
+    /// Whether what served before the start is known.
+    restored: watch::Sender<bool>,
     counts: Counts,
 }
 
@@ -114,6 +116,7 @@ impl Default for Registry {
             serving: ArcSwap::default(),
             rows: RwLock::default(),
             news: broadcast::Sender::new(BACKLOG),
+            restored: watch::Sender::new(false),
             counts: Counts::default(),
         }
     }
@@ -194,6 +197,22 @@ impl Registry {
         self.counts.resident.store(bytes, Ordering::Relaxed);
     }
 
+    /// What served before the start is known now.
+    pub fn set_restored(&self) {
+        self.restored.send_replace(true);
+    }
+
+    /// Waits until what served before the start is known.
+    pub async fn restored(&self) {
+        // The sender is our own.
+        let _ = self.restored.subscribe().wait_for(|restored| *restored).await;
+    }
+
+    /// Whether the folder could be read when it was last looked at.
+    pub fn is_readable(&self) -> bool {
+        self.counts.unreadable.load(Ordering::Relaxed) == 0
+    }
+
     /// Whether the folder can be read.
     pub fn set_readable(&self, readable: bool) {
         self.counts.unreadable.store(u64::from(!readable), Ordering::Relaxed);
@@ -220,7 +239,7 @@ impl Registry {
             load_seconds: seconds(&counts.load_micros),
             evictions: of(&counts.evictions),
             resident_bytes: of(&counts.resident),
-            folder_readable: of(&counts.unreadable) == 0,
+            folder_readable: self.is_readable(),
         }
     }
 }

@@ -5,7 +5,7 @@ mod read;
 mod tables;
 mod write;
 
-pub use read::{File, Name, Stored};
+pub use read::{File, Known, Name, Stored};
 pub use write::{Examined, Transition, Write};
 
 use serde::{Deserialize, Serialize};

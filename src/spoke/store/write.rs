@@ -51,6 +51,8 @@ pub enum Write {
     Examined(Examined),
     /// A name has this generation now, or none. `given`: it didn't come by the folder.
     Current {
+        /// The name's number.
+        id: i64,
         /// The name.
         name: String,
         /// What serves.
@@ -61,7 +63,14 @@ pub enum Write {
     /// A generation is out of a name's history.
     Unhistory(String, Generation),
     /// Whether a name is disabled.
-    Disabled(String, bool),
+    Disabled {
+        /// The name's number.
+        id: i64,
+        /// The name.
+        name: String,
+        /// Whether it is.
+        disabled: bool,
+    },
     /// How an entry of the folder ended.
     File {
         /// The entry.
@@ -79,6 +88,8 @@ pub enum Write {
     NoFile(String),
     /// A content may be loaded again.
     Unban(Generation),
+    /// Nothing has this content any more: what was found out about it is forgotten.
+    Unexamined(Generation),
 }
 
 impl Store {
@@ -124,11 +135,11 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
             let post = here.post.to_string();
             sql.execute(insert, (generation.to_string(), json(facts), json(verdict), post, here.version))?;
         }
-        Write::Current { name, generation, given } => {
+        Write::Current { id, name, generation, given } => {
             let current = generation.map(|generation| generation.to_string());
-            let set = "INSERT INTO spoke_name (name, current, given) VALUES (?1, ?2, ?3)
+            let set = "INSERT INTO spoke_name (id, name, current, given) VALUES (?1, ?2, ?3, ?4)
                 ON CONFLICT (name) DO UPDATE SET current = excluded.current, given = excluded.given";
-            sql.execute(set, (name, &current, given))?;
+            sql.execute(set, (id, name, &current, given))?;
             if let Some(current) = current {
                 // Behind all others, also if it was there before.
                 let delete = "DELETE FROM spoke_history WHERE name = ?1 AND generation = ?2";
@@ -141,10 +152,10 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
             let delete = "DELETE FROM spoke_history WHERE name = ?1 AND generation = ?2";
             sql.execute(delete, (name, generation.to_string()))?;
         }
-        Write::Disabled(name, disabled) => {
-            let set = "INSERT INTO spoke_name (name, disabled) VALUES (?1, ?2)
+        Write::Disabled { id, name, disabled } => {
+            let set = "INSERT INTO spoke_name (id, name, disabled) VALUES (?1, ?2, ?3)
                 ON CONFLICT (name) DO UPDATE SET disabled = excluded.disabled";
-            sql.execute(set, (name, disabled))?;
+            sql.execute(set, (id, name, disabled))?;
         }
         Write::File { entry, name, print, generation, state } => {
             let insert = "INSERT OR REPLACE INTO spoke_file (entry, name, print, generation, state)
@@ -154,6 +165,9 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
         }
         Write::NoFile(entry) => {
             sql.execute("DELETE FROM spoke_file WHERE entry = ?1", [entry])?;
+        }
+        Write::Unexamined(generation) => {
+            sql.execute("DELETE FROM spoke_generation WHERE generation = ?1", [generation.to_string()])?;
         }
         Write::Unban(generation) => {
             let generation = generation.to_string();
