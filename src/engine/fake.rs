@@ -100,6 +100,14 @@ impl FakeEngine {
         Self { inner }
     }
 
+    /// The engine that the environment asks for in a test of the whole program: `BESPOKE_FAKE_ENGINE` is the pause before
+    /// each word in milliseconds; the answers say which spokes they ran with. Not in a release build.
+    #[cfg(debug_assertions)]
+    pub fn from_environment() -> Option<Self> {
+        let pause = std::env::var("BESPOKE_FAKE_ENGINE").ok()?.parse().ok()?;
+        Some(Self::new(Script::Spokes(Duration::from_millis(pause))))
+    }
+
     /// Facts of the model that a fake pretends to be.
     pub fn info() -> ModelInfo {
         ModelInfo {

@@ -1,6 +1,6 @@
 //! What serves now and what is known of every file: snapshots that requests read without waiting for anybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -21,6 +21,8 @@ const BACKLOG: usize = 1_024;
 pub struct Serving {
     /// By name.
     pub names: BTreeMap<String, Served>,
+    /// Names that served once and don't now.
+    pub past: BTreeSet<String>,
 }
 
 /// What serves under a name.
@@ -259,9 +261,9 @@ mod tests {
     fn a_snapshot_stays_as_it_is_while_others_take_its_place() {
         let registry = Registry::default();
         let served = |text| Served { id: 3, slot: slot(text, Kind::Lora), before: vec![] };
-        registry.publish(Serving { names: [("a".to_owned(), served("one"))].into() });
+        registry.publish(Serving { names: [("a".to_owned(), served("one"))].into(), ..Serving::default() });
         let before = registry.serving();
-        registry.publish(Serving { names: [("a".to_owned(), served("two"))].into() });
+        registry.publish(Serving { names: [("a".to_owned(), served("two"))].into(), ..Serving::default() });
         assert_eq!(before.names["a"].slot.name, "one");
         assert_eq!(registry.serving().names["a"].slot.name, "two");
         assert_eq!((registry.serving().by_id(3), registry.serving().by_id(4)), (Some("a"), None));

@@ -164,7 +164,7 @@ impl Keeper {
         let task = life.facts.as_ref().and_then(|facts| facts.task.as_deref());
         let gates = &self.settings.gates;
         let gate = gates.get(&life.name).or_else(|| gates.get(task?)).cloned();
-        let (gate, questioner) = match (gate, self.spokes.questioner.get().cloned()) {
+        let (gate, questioner) = match (gate, self.spokes.questioner()) {
             (None, _) => return self.happen(id, Event::Passes),
             (Some(_), None) => {
                 let why = Why::new("gate_unreadable", "nobody is there to ask the gate's questions");

@@ -15,7 +15,7 @@ pub use asks::{Ask, Trouble};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -86,7 +86,8 @@ pub struct Spokes {
     registry: Arc<Registry>,
     asks: mpsc::UnboundedSender<Ask>,
     stop: Arc<watch::Sender<bool>>,
-    questioner: Arc<OnceLock<Arc<dyn Questioner>>>,
+    stopping: Arc<watch::Sender<bool>>,
+    questioner: Arc<Mutex<Option<Arc<dyn Questioner>>>>,
 }
 
 impl Spokes {
@@ -102,8 +103,9 @@ impl Spokes {
         let registry = Arc::<Registry>::default();
         let (asks, asked) = mpsc::unbounded_channel();
         let stop = Arc::new(watch::Sender::new(false));
-        let questioner = Arc::new(OnceLock::new());
-        let spokes = Self { registry, asks, stop, questioner };
+        let stopping = Arc::new(watch::Sender::new(false));
+        let questioner = Arc::default();
+        let spokes = Self { registry, asks, stop, stopping, questioner };
         let begin = turn::Keeper::open(settings, state, engine, &spokes)?;
         let stopped = spokes.stop.subscribe();
         thread::Builder::new()
@@ -118,10 +120,13 @@ impl Spokes {
         &self.registry
     }
 
-    /// Who judges spokes that a gate is set for; told once, when there is somebody.
+    /// Who asks the questions of gates.
     pub fn set_questioner(&self, questioner: Arc<dyn Questioner>) {
-        // A second one would be a defect of the hub's; the first stays.
-        let _ = self.questioner.set(questioner);
+        *self.questioner.lock().unwrap_or_else(PoisonError::into_inner) = Some(questioner);
+    }
+
+    fn questioner(&self) -> Option<Arc<dyn Questioner>> {
+        self.questioner.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Leases of these, all or none; loads what isn't in memory.
@@ -180,16 +185,28 @@ impl Spokes {
         self.ask(|reply| Ask::Journal { behind, most, reply }).await
     }
 
-    /// Waits until the keeper ends.
-    pub async fn stopped(&self) {
-        let mut stop = self.stop.subscribe();
-        // An error would mean that nobody can stop it any more.
-        let _ = stop.wait_for(|stop| *stop).await;
+    /// The daemon begins to stop: streams of news end; whoever still asks for leases gets them.
+    pub fn begin_to_stop(&self) {
+        self.stopping.send_replace(true);
     }
 
-    /// Ends the thread; streams of news end too.
+    /// Waits for that.
+    pub async fn stopping(&self) {
+        // The sender is our own.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
+    /// Ends the thread.
     pub fn stop(&self) {
-        let _ = self.stop.send(true);
+        self.begin_to_stop();
+        self.stop.send_replace(true);
+        // Whoever asks there has us in turn.
+        *self.questioner.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Waits until the thread has ended and the state is another's to use.
+    pub async fn ended(&self) {
+        self.asks.closed().await;
     }
 
     async fn ask<T>(

@@ -1,5 +1,6 @@
 //! Names: who has them, who had them, and how they change hands.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -117,16 +118,18 @@ impl Keeper {
 
     /// What new requests get, from now on; generations that no name has any more are retired.
     pub(super) fn publish(&mut self) {
-        let mut names = std::collections::BTreeMap::new();
+        let (mut names, mut past) = (BTreeMap::new(), BTreeSet::new());
         for (name, named) in &self.names {
             let slot = named.current.and_then(|generation| self.slots.get(&generation));
             if let Some(slot) = slot.filter(|_| !named.disabled) {
                 slot.revive();
                 let served = Served { id: named.id, slot: Arc::clone(slot), before: named.before() };
                 names.insert(name.clone(), served);
+            } else {
+                past.insert(name.clone());
             }
         }
-        self.registry.publish(Serving { names });
+        self.registry.publish(Serving { names, past });
         // In this order: whoever is turned away by a retired one finds the new one.
         for slot in self.slots.values() {
             if !self.is_needed(slot.generation) {

@@ -125,12 +125,12 @@ impl Keeper {
     }
 
     /// Body of the thread.
-    pub(super) fn run(mut self, asked: mpsc::UnboundedReceiver<Ask>, stop: watch::Receiver<bool>) {
+    pub(super) fn run(mut self, mut asked: mpsc::UnboundedReceiver<Ask>, stop: watch::Receiver<bool>) {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
         match runtime {
             Ok(runtime) => {
-                runtime.block_on(self.turns(asked, stop));
+                runtime.block_on(self.turns(&mut asked, stop));
                 // A copy or an inspection that still runs must not keep the process from ending.
                 runtime.shutdown_background();
             }
@@ -138,9 +138,12 @@ impl Keeper {
                 tracing::error!(%error, "spokes can't be kept: the files in the folder are left alone")
             }
         }
+        // In this order: whoever sees that nobody listens any more finds the state unlocked.
+        drop(self);
+        drop(asked);
     }
 
-    async fn turns(&mut self, mut asked: mpsc::UnboundedReceiver<Ask>, mut stop: watch::Receiver<bool>) {
+    async fn turns(&mut self, asked: &mut mpsc::UnboundedReceiver<Ask>, mut stop: watch::Receiver<bool>) {
         self.read_post().await;
         if let Err(error) = self.restore() {
             tracing::error!(%error, "what served before can't be read: it begins with the files in the folder");
