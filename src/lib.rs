@@ -5,6 +5,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod digest;
 pub mod durable;
 pub mod engine;
 pub mod eval;

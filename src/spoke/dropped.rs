@@ -194,6 +194,11 @@ impl Parts {
         Ok(Self { folder: Some(path.to_owned()), files })
     }
 
+    /// Whether it is one file, whose content is its identity.
+    pub fn is_single(&self) -> bool {
+        self.folder.is_none() && self.files.len() == 1
+    }
+
     /// Bytes of all parts.
     ///
     /// # Errors
