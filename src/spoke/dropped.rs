@@ -25,7 +25,7 @@ pub(super) const FELIX_WEIGHTS: &str = "spoke.safetensors";
 pub(super) const FELIX_CONFIG: &str = "spoke.json";
 
 /// Longest JSON part that is read.
-const MAX_JSON_BYTES: u64 = 1 << 20;
+pub(super) const MAX_JSON_BYTES: u64 = 1 << 20;
 const REGULAR: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
