@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod database;
+pub mod digest;
 pub mod durable;
 pub mod engine;
 pub mod eval;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use super::dropped::{PEFT_CONFIG, PEFT_WEIGHTS, Part};
+use super::dropped::{MAX_JSON_BYTES, PEFT_CONFIG, PEFT_WEIGHTS, Part};
 use super::{Limits, Reason, Refusal};
 
 /// Bytes that may be read to learn what an archive holds; a folder of PEFT takes a few hundred.
@@ -41,14 +41,14 @@ pub(super) fn open(archive: Part, limits: &Limits) -> Result<(Part, Part), Refus
         let message = format!("{:?} and {:?} are in different folders", names[config], names[weights]);
         return Err(refuse(Reason::Zip { message }));
     }
-    let mut unpack = |index: usize| {
+    let mut unpack = |index: usize, limit: u64| {
         let part = path.join(&names[index]);
-        match unpack(&mut archive, index, limits.max_bytes) {
+        match unpack(&mut archive, index, limit) {
             Ok(file) => Ok(Part { path: part, file }),
             Err(reason) => Err(Refusal::new(&part, reason)),
         }
     };
-    Ok((unpack(config)?, unpack(weights)?))
+    Ok((unpack(config, MAX_JSON_BYTES)?, unpack(weights, limits.max_bytes)?))
 }
 
 /// Where the file of this name is, in whatever folder.

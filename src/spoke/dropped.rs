@@ -25,7 +25,7 @@ pub(super) const FELIX_WEIGHTS: &str = "spoke.safetensors";
 pub(super) const FELIX_CONFIG: &str = "spoke.json";
 
 /// Longest JSON part that is read.
-const MAX_JSON_BYTES: u64 = 1 << 20;
+pub(super) const MAX_JSON_BYTES: u64 = 1 << 20;
 const REGULAR: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
@@ -192,6 +192,11 @@ impl Parts {
             return Err(refuse(Reason::NotAFile { found: "directory" }));
         }
         Ok(Self { folder: Some(path.to_owned()), files })
+    }
+
+    /// Whether it is one file, whose content is its identity.
+    pub fn is_single(&self) -> bool {
+        self.folder.is_none() && self.files.len() == 1
     }
 
     /// Bytes of all parts.

@@ -6,7 +6,7 @@ use crate::gguf::{Gguf, Rule};
 /// `general.type` of every spoke.
 pub(super) const ADAPTER: &str = "adapter";
 /// Keys of a spoke's origin.
-pub(super) const POST: &str = super::post::ORIGIN_KEY;
+pub(super) const POST: &str = crate::gguf::ORIGIN_KEY;
 pub(super) const TOKENIZER: &str = "bespoke.tokenizer.sha256";
 pub(super) const PROMPT: &str = "bespoke.prompt.id";
 pub(super) const TASK: &str = "bespoke.task";

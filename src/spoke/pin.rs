@@ -31,21 +31,14 @@ pub fn pin(path: &Path, folder: &Path, limits: &Limits) -> Result<Pinned, Refusa
     let disk = |error: io::Error| Refusal::new(folder, error);
     durable::make_folder(folder).map_err(disk)?;
     let stage = tempfile::Builder::new().prefix(".pinning-").tempdir_in(folder).map_err(disk)?;
-    let single = parts.folder.is_none() && parts.files.len() == 1;
-    let mut whole = Sha256::new();
-    let mut content = None;
+    let single = parts.is_single();
+    let mut digests = Vec::new();
     for (name, part) in parts.files {
         let (digest, bytes) = copy_part(part, &stage.path().join(name), limits)?;
-        whole.update(name);
-        whole.update([0]);
-        whole.update(bytes.to_le_bytes());
-        whole.update(digest.0);
-        content.get_or_insert((name, digest));
+        digests.push((name, digest, bytes));
     }
-    let (generation, from) = match content {
-        Some((name, digest)) if single => (Generation(digest), stage.path().join(name)),
-        _ => (Generation(Digest(whole.finalize().into())), stage.path().to_owned()),
-    };
+    let from = if single { stage.path().join(digests[0].0) } else { stage.path().to_owned() };
+    let generation = combined(single, &digests);
     let target = folder.join(generation.to_string());
     let placed =
         if single { durable::rename_file(&from, &target) } else { durable::rename_folder(&from, &target) };
@@ -55,6 +48,37 @@ pub fn pin(path: &Path, folder: &Path, limits: &Limits) -> Result<Pinned, Refusa
         let _ = stage.keep();
     }
     Ok(Pinned { generation, path: target })
+}
+
+/// The generation of a dropped file or folder, as [`pin`] gives it.
+///
+/// # Errors
+/// What the file is instead; the disk.
+pub fn generation(path: &Path, limits: &Limits) -> Result<Generation, Refusal> {
+    let parts = Parts::open(path, limits)?;
+    let single = parts.is_single();
+    let mut digests = Vec::new();
+    for (name, Part { path, file }) in parts.files {
+        let refuse = |error: io::Error| Refusal::new(&path, error);
+        let bytes = file.metadata().map_err(refuse)?.len();
+        digests.push((name, Digest::of_reader(file).map_err(refuse)?, bytes));
+    }
+    Ok(combined(single, &digests))
+}
+
+/// One identity for all parts: names, lengths and hashes.
+fn combined(single: bool, parts: &[(&str, Digest, u64)]) -> Generation {
+    if let ([(_, digest, _)], true) = (parts, single) {
+        return Generation(*digest);
+    }
+    let mut whole = Sha256::new();
+    for (name, digest, bytes) in parts {
+        whole.update(name);
+        whole.update([0]);
+        whole.update(bytes.to_le_bytes());
+        whole.update(digest.0);
+    }
+    Generation(Digest(whole.finalize().into()))
 }
 
 /// Copies one file.

@@ -6,10 +6,7 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::{Digest, Refusal};
-use crate::gguf::{Array, GgmlType, Gguf, GgufError, TensorInfo, Value, check_model};
-
-/// Key under which an export records the hash of the tensors that it was made from; a quantised copy keeps it.
-pub const ORIGIN_KEY: &str = "bespoke.post.sha256";
+use crate::gguf::{Array, GgmlType, Gguf, GgufError, ORIGIN_KEY, Rule, TensorInfo, Value, check_model};
 
 /// A post, without its weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,8 +74,8 @@ impl Post {
             rms_eps: file.find(&key("attention.layer_norm_rms_epsilon"))?,
             heads,
             tensors: file.tensors().iter().map(tensor).collect(),
-            sha256: hash_tensors(file)?,
-            origin: file.find::<&str>(ORIGIN_KEY)?.and_then(|text| text.parse().ok()),
+            sha256: file.content_hash()?,
+            origin: file.find::<&str>(ORIGIN_KEY)?.map(|text| recorded(file, text)).transpose()?,
             tokenizer: hash_tokenizer(file),
         })
     }
@@ -99,24 +96,10 @@ impl Post {
     }
 }
 
-/// The hash of a tensor's description, put before its data: nothing can move from one field into the next.
-pub(crate) fn hash_description(hasher: &mut Sha256, name: &str, dims: &[u64], kind: GgmlType) {
-    hasher.update((name.len() as u64).to_le_bytes());
-    hasher.update(name);
-    hasher.update((dims.len() as u64).to_le_bytes());
-    dims.iter().for_each(|dim| hasher.update(dim.to_le_bytes()));
-    hasher.update(kind.id().to_le_bytes());
-}
-
-fn hash_tensors(file: &Gguf) -> Result<Digest, GgufError> {
-    let mut tensors: Vec<_> = file.tensors().iter().collect();
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut hasher = Sha256::new();
-    for tensor in tensors {
-        hash_description(&mut hasher, &tensor.name, &tensor.dims, tensor.kind);
-        hasher.update(file.tensor_bytes(tensor)?);
-    }
-    Ok(Digest(hasher.finalize().into()))
+fn recorded(file: &Gguf, text: &str) -> Result<Digest, GgufError> {
+    let (key, found) = (ORIGIN_KEY.to_owned(), format!("{text:?}"));
+    let expected = "a SHA-256 in 64 hexadecimal digits".to_owned();
+    text.parse().map_err(|_| file.error(Rule::BadValue { key, found, expected }))
 }
 
 /// Every `tokenizer.ggml` key with its value. The chat template is no part: it changes no token.

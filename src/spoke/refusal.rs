@@ -12,8 +12,7 @@ use crate::model::FileError;
 pub struct Refusal {
     /// The file or folder.
     pub path: PathBuf,
-    /// The rule.
-    #[source]
+    /// The rule. Not a source: the message has it.
     pub reason: Reason,
 }
 

@@ -13,9 +13,10 @@ use crate::spoke::felix::{Trained, TrainedLayer};
 use crate::spoke::keys::{self, ADAPTER, Origin};
 use crate::spoke::{Post, Reason, Refusal, metadata};
 
-/// Writes this program's file: matrices as F16, which the engine computes with.
+/// Writes this program's file: matrices as F16, which the engine computes with. `eps` is written if it is known.
 pub(super) fn to_gguf(
     trained: &Trained,
+    eps: Option<f32>,
     origin: &Origin,
     post: Option<&Post>,
     source: &Path,
@@ -27,7 +28,7 @@ pub(super) fn to_gguf(
     let mut writer = Writer::new();
     writer.set("general.type", ADAPTER).set("general.architecture", architecture);
     writer.set("adapter.type", "felix").set(keys::SPOKES, trained.spokes).set(keys::RANK, trained.rank);
-    if let Some(eps) = trained.eps.or(post.and_then(|post| post.rms_eps)) {
+    if let Some(eps) = eps {
         writer.set(keys::EPS, eps);
     }
     set_origin(&mut writer, origin);
@@ -53,7 +54,12 @@ pub(super) fn to_gguf(
 }
 
 /// Writes safetensors as training does: one pair of matrices for each bottleneck, F32.
-pub(super) fn to_safetensors(trained: &Trained, origin: &Origin, target: &Path) -> Result<(), Refusal> {
+pub(super) fn to_safetensors(
+    trained: &Trained,
+    eps: Option<f32>,
+    origin: &Origin,
+    target: &Path,
+) -> Result<(), Refusal> {
     let (spokes, rank) = (trained.spokes as usize, trained.rank as usize);
     let mut tensors = Vec::new();
     for (&at, layer) in &trained.layers {
@@ -77,7 +83,7 @@ pub(super) fn to_safetensors(trained: &Trained, origin: &Origin, target: &Path) 
         ("num_spokes".to_owned(), trained.spokes.to_string()),
         ("spoke_rank".to_owned(), trained.rank.to_string()),
     ]);
-    texts.extend(trained.eps.map(|eps| ("rms_eps".to_owned(), eps.to_string())));
+    texts.extend(eps.map(|eps| ("rms_eps".to_owned(), eps.to_string())));
     metadata::write_origin(&mut texts, origin);
     let written = safetensors_file::write_tensors(target, &tensors, texts);
     written.map_err(|error| Refusal::new(target, error))

@@ -17,7 +17,8 @@ use crate::spoke::lora::{self, EMBEDDING, Pair, Side};
 use crate::spoke::peft::{self, Peft};
 use crate::spoke::{Limits, Post, Reason, Refusal, metadata};
 
-/// Writes llama.cpp's file from PEFT's.
+/// Writes llama.cpp's file from PEFT's, as F32 whatever it was: for BF16 matrices llama.cpp rounds what it multiplies them
+/// with to eight bits, which moves logits by half a percent.
 pub(super) fn to_gguf(
     container: &Container,
     config: &Json,
@@ -32,10 +33,8 @@ pub(super) fn to_gguf(
     set_origin(&mut writer, &origin);
     let mut sources = Vec::new();
     for (pair, factor) in &pairs {
-        // What is multiplied would be rounded once more.
-        let b_kind = if *factor == 1.0 { pair.b.kind } else { GgmlType::F32 };
-        writer.tensor(format!("{}.lora_a", pair.target), &pair.a.dims[..2], pair.a.kind);
-        writer.tensor(format!("{}.lora_b", pair.target), &pair.b.dims[..2], b_kind);
+        writer.tensor(format!("{}.lora_a", pair.target), &pair.a.dims[..2], GgmlType::F32);
+        writer.tensor(format!("{}.lora_b", pair.target), &pair.b.dims[..2], GgmlType::F32);
         sources.extend([(pair, Side::A, 1.0), (pair, Side::B, *factor)]);
     }
     let mut sources = sources.into_iter();

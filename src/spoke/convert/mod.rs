@@ -10,8 +10,9 @@ pub use merged::{Split, split};
 
 use super::container::Container;
 use super::dropped::{Dropped, Parts};
-use super::felix::Folded;
+use super::felix::Trained;
 use super::felix::files::{gguf_layout, safetensors_layout};
+use super::felix::layout::Layout;
 use super::felix::weights;
 use super::keys::{self, AdapterType, Origin};
 use super::{Format, Limits, Post, Reason, Refusal, Spoke, inspect};
@@ -47,11 +48,14 @@ pub fn convert(
         (_, Format::FelixGguf | Format::FelixSafetensors)
             if matches!(found.format, Format::FelixGguf | Format::FelixSafetensors) =>
         {
-            let (trained, origin) = read_felix(&dropped, post, limits)?;
+            let (container, layout, origin) = open_felix(&dropped, post, limits)?;
+            let eps = layout.shape.eps.or(post.and_then(|post| post.rms_eps));
+            // A number that nobody knows is not written either.
+            let trained = weights::read(&container, &layout, eps.unwrap_or_default())?;
             if to == Format::FelixGguf {
-                felix::to_gguf(&trained, &origin, post, source, target)?;
+                felix::to_gguf(&trained, eps, &origin, post, source, target)?;
             } else {
-                felix::to_safetensors(&trained, &origin, target)?;
+                felix::to_safetensors(&trained, eps, &origin, target)?;
             }
         }
         _ => return Err(Refusal::new(source, Reason::NotConvertible { why: obstacle(found.format, to) })),
@@ -76,49 +80,47 @@ pub fn to_served(source: &Path, target: &Path, post: &Post, limits: &Limits) -> 
     convert(source, target, to, Some(post), limits)
 }
 
-/// A Felix spoke as the engine computes with it, from either of its forms. The file is inspected first.
+/// A Felix spoke as it was trained, from either of its forms. The file is inspected first.
 ///
 /// # Errors
 /// Why it is no Felix spoke for this post.
-pub fn load_felix(path: &Path, post: &Post, limits: &Limits) -> Result<Folded, Refusal> {
+pub fn load_felix(path: &Path, post: &Post, limits: &Limits) -> Result<Trained, Refusal> {
     inspect(path, Some(post), limits)?;
     let dropped = Dropped::of(Parts::open(path, limits)?, limits)?;
-    let (trained, _) = read_felix(&dropped, Some(post), limits)?;
+    let (container, layout, _) = open_felix(&dropped, Some(post), limits)?;
     let missing = || Refusal::new(path, Reason::NoConfig { key: keys::EPS.to_owned() });
-    let eps = trained.eps.or(post.rms_eps).ok_or_else(missing)?;
-    Ok(trained.fold(eps))
+    weights::read(&container, &layout, layout.shape.eps.or(post.rms_eps).ok_or_else(missing)?)
 }
 
-/// A Felix spoke as it was trained, from either of its forms.
+/// What a Felix spoke's file holds, but for the numbers.
 ///
 /// # Errors
-/// Another kind of spoke.
-fn read_felix(
-    dropped: &Dropped,
+/// Another kind of spoke; as the inspection.
+fn open_felix<'a>(
+    dropped: &'a Dropped,
     post: Option<&Post>,
     limits: &Limits,
-) -> Result<(super::felix::Trained, Origin), Refusal> {
+) -> Result<(Container<'a>, Layout, Origin), Refusal> {
     let not_felix = |path: &Path| {
         let why = "it is no Felix spoke".to_owned();
         Refusal::new(path, Reason::NotConvertible { why })
     };
-    let (container, layout, origin) = match dropped {
+    match dropped {
         Dropped::Gguf(file) => {
             let container = Container::Gguf(file);
             let (adapter, origin) = keys::read(file)?;
             if adapter != AdapterType::Felix {
                 return Err(not_felix(file.path()));
             }
-            (container, gguf_layout(&container, file, post, limits)?, origin)
+            Ok((container, gguf_layout(&container, file, post, limits)?, origin))
         }
         Dropped::Safetensors { weights, config } => {
             let container = Container::Safetensors(weights);
             let (layout, origin) = safetensors_layout(&container, config.as_ref(), post, limits)?;
-            (container, layout, origin)
+            Ok((container, layout, origin))
         }
-        Dropped::Peft { config, .. } => return Err(not_felix(&config.path)),
-    };
-    Ok((weights::read(&container, &layout)?, origin))
+        Dropped::Peft { config, .. } => Err(not_felix(&config.path)),
+    }
 }
 
 /// Why one format can't become another.

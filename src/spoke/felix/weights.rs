@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::{Device, Tensor};
 use half::f16;
 
 use super::layout::{LayerTensors, Layout, Matrix};
+use crate::model::felix::{Felix, FelixLayer};
 use crate::spoke::container::Container;
 use crate::spoke::{LayerNorms, Reason, Refusal};
 
@@ -23,8 +25,8 @@ pub struct Trained {
     pub rank: u32,
     /// Width d of the residual stream.
     pub hidden: usize,
-    /// Epsilon of the norm, if the file says it; else the post's.
-    pub eps: Option<f32>,
+    /// Epsilon of the norm.
+    pub eps: f32,
     /// Layers by block.
     pub layers: BTreeMap<u32, TrainedLayer>,
 }
@@ -74,10 +76,10 @@ pub struct FoldedLayer {
 }
 
 impl Trained {
-    /// The form for serving; `post_eps` is what the post's norms use, for files that say nothing.
+    /// The form for serving.
     ///
     /// Numbers past f16 become infinite; files with such are refused by the inspection.
-    pub fn fold(&self, post_eps: f32) -> Folded {
+    pub fn fold(&self) -> Folded {
         let rows = self.spokes as usize * self.rank as usize;
         let fold = |layer: &TrainedLayer| {
             let gain = layer.gain(self.spokes);
@@ -92,18 +94,28 @@ impl Trained {
             }
         };
         let layers = self.layers.iter().map(|(&at, layer)| (at, fold(layer))).collect();
-        Folded { rows, hidden: self.hidden, eps: self.eps.unwrap_or(post_eps), layers }
+        Folded { rows, hidden: self.hidden, eps: self.eps, layers }
     }
 
-    /// Size of the weights, by layer.
-    pub fn norms(&self) -> Vec<LayerNorms> {
-        let size = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let norms = |(&at, layer): (&u32, &TrainedLayer)| LayerNorms {
-            layer: Some(at),
-            down: size(&layer.w_down),
-            up: size(&layer.w_up) * f64::from(layer.gain(self.spokes)),
+    /// The spoke as taps of the Candle decoder.
+    ///
+    /// # Errors
+    /// Matrices whose lengths don't fit the shape.
+    pub fn taps(&self) -> candle_core::Result<Felix> {
+        let (spokes, hidden) = (self.spokes as usize, self.hidden);
+        let rows = spokes * self.rank as usize;
+        let tensor = |values: &[f32], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu);
+        let layer = |(&at, layer): (&u32, &TrainedLayer)| {
+            let taps = FelixLayer {
+                gate_bias: tensor(&[layer.gate_bias], &[1])?,
+                w_down: tensor(&layer.w_down, &[rows, hidden])?,
+                w_up: tensor(&layer.w_up, &[hidden, rows])?,
+                norm: layer.norm.as_ref().map(|norm| tensor(norm, &[hidden])).transpose()?,
+            };
+            Ok((at as usize, taps))
         };
-        self.layers.iter().map(norms).collect()
+        let layers = self.layers.iter().map(layer).collect::<candle_core::Result<_>>()?;
+        Felix::new(layers, spokes, hidden, self.eps.into())
     }
 }
 
@@ -137,11 +149,11 @@ fn gate(container: &Container, layer: &LayerTensors) -> Result<f32, Refusal> {
     Err(container.refuse(Reason::NotFinite { tensor, at: 0, found }))
 }
 
-/// Reads the weights that a layout describes.
+/// Reads the weights that a layout describes; `eps` is for files that don't say it.
 ///
 /// # Errors
 /// A gate that is not finite; the file can't be read.
-pub(in crate::spoke) fn read(container: &Container, layout: &Layout) -> Result<Trained, Refusal> {
+pub(in crate::spoke) fn read(container: &Container, layout: &Layout, eps: f32) -> Result<Trained, Refusal> {
     let mut layers = BTreeMap::new();
     for (&at, layer) in &layout.layers {
         let w_down = {
@@ -160,7 +172,7 @@ pub(in crate::spoke) fn read(container: &Container, layout: &Layout) -> Result<T
         layers.insert(at, TrainedLayer { gate_bias: gate(container, layer)?, norm, w_down, w_up });
     }
     let shape = layout.shape;
-    let (spokes, rank, eps) = (shape.spokes, shape.rank, shape.eps);
+    let (spokes, rank, eps) = (shape.spokes, shape.rank, shape.eps.unwrap_or(eps));
     Ok(Trained { spokes, rank, hidden: layout.hidden as usize, eps, layers })
 }
 
@@ -193,12 +205,12 @@ mod tests {
             w_down: (0..12).map(|v| v as f32).collect(),
             w_up: (0..12).map(|v| v as f32).collect(),
         };
-        Trained { spokes: 2, rank: 2, hidden: 3, eps: None, layers: [(5, layer)].into() }
+        Trained { spokes: 2, rank: 2, hidden: 3, eps: 1e-5, layers: [(5, layer)].into() }
     }
 
     #[test]
     fn folding_transposes_the_second_matrix_and_takes_the_gate_in() {
-        let folded = trained().fold(1e-5);
+        let folded = trained().fold();
         assert_eq!((folded.rows, folded.hidden), (4, 3));
         let layer = &folded.layers[&5];
         // Gate 0.5, two bottlenecks: a quarter. W_up is [3, 4]: its first column is 0, 4, 8.
