@@ -9,6 +9,7 @@ pub mod export;
 pub mod import;
 pub mod serve;
 pub mod spoke;
+pub mod spokes;
 pub mod table;
 pub mod train;
 
@@ -47,7 +48,9 @@ enum Command {
     Export(export::Args),
     /// Write a GGUF file as a Hugging Face folder
     Import(import::Args),
-    /// Look at spokes and convert them
+    /// List the spokes of the running daemon
+    Spokes(spokes::Args),
+    /// Look at spokes, convert them, and change what is served
     #[command(subcommand)]
     Spoke(spoke::Command),
     /// Judge a model
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Spokes(args) => spokes::run(&args),
         Command::Spoke(command) => spoke::run(command),
         Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),

@@ -139,7 +139,7 @@ impl Keeper {
         for waiter in life.waiters {
             self.answers.push((waiter, Err(Trouble::Gone(life.name.clone()))));
         }
-        self.registry.set_row(id, None);
+        self.show(id);
         self.sweep_due = true;
     }
 
@@ -210,12 +210,21 @@ impl Keeper {
         });
     }
 
-    /// Shows a life as it is now.
+    /// A life is to be shown as it is at the end of the turn, once that is written down.
     pub(super) fn show(&self, id: LifeId) {
-        let Some(life) = self.lives.get(&id) else { return };
-        let slot = life.generation.filter(|_| life.state == State::Serving);
-        let slot = slot.and_then(|generation| self.slots.get(&generation).cloned());
-        self.registry.set_row(id, Some(Row { slot, ..life.row() }));
+        self.unshown.borrow_mut().insert(id);
+    }
+
+    /// Shows what has changed.
+    pub(super) fn show_all(&mut self) {
+        for id in std::mem::take(self.unshown.get_mut()) {
+            let row = self.lives.get(&id).map(|life| {
+                let slot = life.generation.filter(|_| life.state == State::Serving);
+                let slot = slot.and_then(|generation| self.slots.get(&generation).cloned());
+                Row { slot, ..life.row() }
+            });
+            self.registry.set_row(id, row);
+        }
     }
 
     /// Answers those who wait for a life, once nothing is under way any more.

@@ -71,6 +71,8 @@ pub(super) struct Keeper {
     pub(super) effects: VecDeque<(LifeId, Effect)>,
     /// What is to be written at the end of the turn. Notes are taken where only a look is had.
     pub(super) writes: RefCell<Vec<Write>>,
+    /// Lives that have changed since they were last shown.
+    pub(super) unshown: RefCell<BTreeSet<LifeId>>,
     /// What is to be said once it is written.
     pub(super) answers: Vec<(Waiter, Result<Row, Trouble>)>,
     /// Whether names have changed hands since they were last published.
@@ -117,6 +119,7 @@ impl Keeper {
             done: mpsc::unbounded_channel(),
             effects: VecDeque::new(),
             writes: RefCell::default(),
+            unshown: RefCell::default(),
             answers: Vec::new(),
             names_changed: false,
             sweep_due: true,
@@ -228,6 +231,7 @@ impl Keeper {
         if std::mem::take(&mut self.names_changed) {
             self.publish();
         }
+        self.show_all();
         for (waiter, answer) in std::mem::take(&mut self.answers) {
             // Whoever asked may have left.
             let _ = waiter.send(answer);
