@@ -168,7 +168,9 @@ impl ApiError {
     fn class(&self) -> (StatusCode, &'static str) {
         const INVALID: &str = "invalid_request_error";
         match self {
-            Self::NotJson(_) | Self::Field { .. } | Self::Body(_) => (StatusCode::BAD_REQUEST, INVALID),
+            Self::NotJson(_) | Self::Field { .. } | Self::Body(_) | Self::SpokeRefused(_) => {
+                (StatusCode::BAD_REQUEST, INVALID)
+            }
             Self::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID),
             Self::BodyTooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID),
             Self::NoSuchPath(_)
@@ -176,15 +178,13 @@ impl ApiError {
             | Self::NotServing { .. }
             | Self::NoSuchSpoke(_) => (StatusCode::NOT_FOUND, "not_found_error"),
             Self::SpokeConflict(_) => (StatusCode::CONFLICT, INVALID),
-            Self::SpokeRefused(_) => (StatusCode::BAD_REQUEST, INVALID),
-            Self::SpokeUnderWay { .. } | Self::SpokeFailed(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error")
-            }
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID),
             Self::Model(_) | Self::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
-            Self::Loading | Self::NoFreeSlot | Self::Connections(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error")
-            }
+            Self::Loading
+            | Self::NoFreeSlot
+            | Self::Connections(_)
+            | Self::SpokeUnderWay { .. }
+            | Self::SpokeFailed(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
             Self::SlowBody(_) => (StatusCode::REQUEST_TIMEOUT, INVALID),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "authentication_error"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "permission_error"),

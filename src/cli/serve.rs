@@ -89,16 +89,19 @@ fn start_log(format: LogFormat) {
 
 fn in_words(error: HubError) -> anyhow::Error {
     match error {
-        HubError::Model { .. } | HubError::Keys(_) | HubError::Unprotected(_) => {
+        HubError::Model { .. }
+        | HubError::Keys(_)
+        | HubError::Unprotected(_)
+        | HubError::Folder { .. }
+        | HubError::State(DatabaseError::Newer { .. } | DatabaseError::Io { .. }) => {
             WrongConfiguration(error.to_string()).into()
         }
-        HubError::Folder { .. } | HubError::State(DatabaseError::Newer { .. } | DatabaseError::Io { .. }) => {
-            WrongConfiguration(error.to_string()).into()
-        }
-        HubError::State(_) | HubError::Spokes(_) => error.into(),
-        HubError::Listen { .. } | HubError::Silent(_) | HubError::Engine(_) | HubError::Serve(_) => {
-            error.into()
-        }
+        HubError::State(_)
+        | HubError::Spokes(_)
+        | HubError::Listen { .. }
+        | HubError::Silent(_)
+        | HubError::Engine(_)
+        | HubError::Serve(_) => error.into(),
     }
 }
 

@@ -98,12 +98,12 @@ struct Missed {
 
 impl Missed {
     fn below(name: &'static str, found: f64, least: Option<f64>) -> Option<Self> {
-        // What is no number is below everything.
-        let expected = least.filter(|least| !(found >= *least))?;
+        // What is no number reaches nothing.
+        let expected = least.filter(|least| found < *least || found.is_nan())?;
         Some(Self { name, found, bound: "at least", expected })
     }
     fn above(name: &'static str, found: f64, most: Option<f64>) -> Option<Self> {
-        let expected = most.filter(|most| !(found <= *most))?;
+        let expected = most.filter(|most| found > *most || found.is_nan())?;
         Some(Self { name, found, bound: "at most", expected })
     }
 }

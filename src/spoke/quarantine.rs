@@ -102,6 +102,24 @@ pub fn sweep(staged: &Path, needed: &BTreeSet<PathBuf>) -> io::Result<()> {
     outcome
 }
 
+/// Removes what a crash left half-made among refused contents.
+///
+/// # Errors
+/// The system's.
+pub fn sweep_half_made(folder: &Path) -> io::Result<()> {
+    let entries = match fs_err::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            fs_err::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Bytes of a file, or of the files of a folder.
 fn size(path: &Path) -> io::Result<u64> {
     let metadata = fs_err::symlink_metadata(path)?;
@@ -189,5 +207,9 @@ mod tests {
         sweep(root.path(), &[path("kept"), path("kept-folder"), path("gone already")].into()).unwrap();
         assert_eq!(there(root.path()), ["kept", "kept-folder"]);
         sweep(&path("nowhere"), &BTreeSet::new()).unwrap();
+        fs_err::create_dir(path(".staged-half.tmp")).unwrap();
+        sweep_half_made(root.path()).unwrap();
+        assert_eq!(there(root.path()), ["kept", "kept-folder"]);
+        sweep_half_made(&path("nowhere")).unwrap();
     }
 }

@@ -128,9 +128,12 @@ fn killed_anywhere_in_a_swap_it_comes_back_with_a_good_generation() {
         living.serves("victim", old);
         living.serves("other", other);
         drop(living);
-        let living = mortal.start(&format!("{point}@victim"));
+        let is_load = matches!(point, "spoke.loading" | "spoke.loaded");
+        // What served is loaded at the start; the swap is to be hit.
+        let time = if is_load { 2 } else { 1 };
+        let living = mortal.start(&format!("{point}@victim#{time}"));
         living.serves("other", other);
-        // Restoring loads too; only the swap is to be hit.
+        wait_until("it answers", || living.answers("victim").is_some());
         let new = mortal.drop_file("victim.gguf", &lora(3));
         living.dies();
 
@@ -138,7 +141,7 @@ fn killed_anywhere_in_a_swap_it_comes_back_with_a_good_generation() {
         let living = mortal.start("");
         wait_until("it answers", || living.answers("victim").is_some() && living.answers("other").is_some());
         assert!(began.elapsed() < BACK, "{point}: {:?}", began.elapsed());
-        if matches!(point, "spoke.loading" | "spoke.loaded") {
+        if is_load {
             // A new content is suspected of having killed us.
             wait_until("it is quarantined", || living.is_quarantined(new, "crashed"));
             living.serves("victim", old);

@@ -298,7 +298,12 @@ fn rolling_back_goes_one_generation_further_each_time() {
     let none = back("rollback");
     assert_eq!(none.status, 409, "{}", none.text);
     assert_eq!(served.told(json!({"model": "encoding"})), alone(all[0]));
+    // A restart changes nothing about it.
+    let served = served.restart(|_| {});
+    assert_eq!(served.told(json!({"model": "encoding"})), alone(all[0]));
+    served.row("encoding", "retired");
     // The file is still there; it serves again when somebody says so.
+    let back = |verb: &str| served.daemon.post(&format!("/v1/spokes/encoding:{verb}"), &json!({}));
     assert_eq!(back("enable").ok()["generation"], json!(all[2]));
     assert_eq!(served.told(json!({"model": "encoding"})), alone(all[2]));
     wait_until("the others are freed", || served.daemon.engine.loaded() == [all[2]]);

@@ -207,14 +207,12 @@ fn adapters(field: &str, written: &Value) -> Result<Vec<(Id, f32)>, ApiError> {
             })?),
         };
         let scale = entry.get("scale").map_or(Some(1.0), Value::as_f64);
-        match scale.filter(|scale| scale.abs() <= LARGEST) {
-            Some(scale) => Ok((id, scale as f32)),
-            None => {
-                let found = entry.get("scale").map_or("nothing", kind);
-                let message = format!("found {found}, expected a number from -{LARGEST} to {LARGEST}");
-                Err(ApiError::field(place(index, "scale"), message))
-            }
-        }
+        let scale = scale.filter(|scale| scale.abs() <= LARGEST).ok_or_else(|| {
+            let found = entry.get("scale").map_or("nothing", kind);
+            let message = format!("found {found}, expected a number from -{LARGEST} to {LARGEST}");
+            ApiError::field(place(index, "scale"), message)
+        })?;
+        Ok((id, scale as f32))
     };
     entries.iter().enumerate().map(adapter).collect()
 }

@@ -68,7 +68,7 @@ async fn follow(spokes: &Spokes, after: Option<i64>, tell: &mpsc::Sender<Result<
                 continue;
             }
         }
-        loop {
+        let lost = loop {
             match news.recv().await {
                 Ok(line) if last.is_none_or(|last| line.id > last) => {
                     last = Some(line.id);
@@ -77,12 +77,11 @@ async fn follow(spokes: &Spokes, after: Option<i64>, tell: &mpsc::Sender<Result<
                     }
                 }
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => break,
+                Err(RecvError::Lagged(lost)) => break lost,
                 Err(RecvError::Closed) => return,
             }
-        }
-        // Nothing was told yet that it could go on from.
-        last.get_or_insert(i64::MAX);
+        };
+        tracing::debug!(lost, "a reader of news about spokes is slow: it goes on from the journal");
     }
 }
 

@@ -21,8 +21,9 @@ use crate::spoke::keeper::Trouble;
 fn blame(field: &str) -> impl Fn(Trouble) -> ApiError + '_ {
     move |trouble| match trouble {
         Trouble::NoSuch(name) => ApiError::NoSuchSpoke(name),
-        Trouble::Conflict(_) => ApiError::SpokeConflict(trouble.to_string()),
-        Trouble::Gone(_) | Trouble::Retired => ApiError::SpokeConflict(trouble.to_string()),
+        Trouble::Conflict(_) | Trouble::Gone(_) | Trouble::Retired => {
+            ApiError::SpokeConflict(trouble.to_string())
+        }
         Trouble::Refused(why) => ApiError::SpokeRefused(why),
         Trouble::TooLarge { .. } => ApiError::field(field, trouble.to_string()),
         Trouble::Stopped => crate::engine::EngineError::Stopped.into(),

@@ -53,7 +53,13 @@ enum Failed {
     /// It was written to meanwhile.
     Changed,
     /// It is no spoke for this post. The copy, if there is one.
-    Refused(Option<Pinned>, Why),
+    Refused(Box<(Option<Pinned>, Why)>),
+}
+
+impl Failed {
+    fn refused(pinned: Option<Pinned>, why: Why) -> Self {
+        Self::Refused(Box::new((pinned, why)))
+    }
 }
 
 impl Keeper {
@@ -141,7 +147,7 @@ impl Keeper {
             let work = move || inspected(&from, &staged, &limits, post);
             let outcome = tokio::task::spawn_blocking(work).await;
             Outcome::Inspected(outcome.unwrap_or_else(|error| {
-                Err(Failed::Refused(None, Why::new("inspector_failed", error.to_string())))
+                Err(Failed::refused(None, Why::new("inspector_failed", error.to_string())))
             }))
         });
     }
@@ -151,7 +157,8 @@ impl Keeper {
         let verdict = life.generation.and_then(|generation| self.known.get(&generation)?.verdict);
         match (verdict, self.settings.probe.clone()) {
             (Some(Verdict::Same), _) => self.happen(id, Event::Same),
-            (Some(Verdict::Differs), _) | (None, None) => self.happen(id, Event::Differs),
+            (Some(Verdict::Differs), _) => self.happen(id, Event::Differs),
+            (None, None) => self.examined(id, Verdict::Differs, 0),
             (None, Some(probe)) => {
                 let file = life.served.clone().expect("what passed inspection has a form that is loaded");
                 self.spawn(id, async move { Outcome::Probed(probe.run(&file).await) });
@@ -216,7 +223,8 @@ impl Keeper {
                 }
                 return;
             }
-            Err(Failed::Refused(pinned, why)) => {
+            Err(Failed::Refused(refused)) => {
+                let (pinned, why) = *refused;
                 if let Some(pinned) = pinned {
                     life.generation = Some(pinned.generation);
                     life.pinned = Some(pinned.path);
@@ -242,11 +250,9 @@ impl Keeper {
     }
 
     fn was_probed(&mut self, id: LifeId, outcome: Result<Finding, Why>) {
-        let life = self.lives.get(&id).expect("looked up by the caller");
-        let (finding, generation) = match (outcome, life.generation) {
-            (Ok(finding), Some(generation)) => (finding, generation),
-            (Ok(_), None) => return,
-            (Err(why), _) => return self.happen(id, Event::Refused(why)),
+        let finding = match outcome {
+            Ok(finding) => finding,
+            Err(why) => return self.happen(id, Event::Refused(why)),
         };
         let verdict = match finding.verdict {
             Probed::Differs => Verdict::Differs,
@@ -256,8 +262,15 @@ impl Keeper {
                 return self.happen(id, Event::Refused(why));
             }
         };
-        let mut facts = life.facts.clone().expect("what is probed was inspected");
-        facts.resident_bytes = facts.resident_bytes.max(finding.resident_bytes);
+        self.examined(id, verdict, finding.resident_bytes);
+    }
+
+    /// What is known of a content now; it is remembered for this post and this program.
+    fn examined(&mut self, id: LifeId, verdict: Verdict, resident_bytes: u64) {
+        let life = &self.lives[&id];
+        let generation = life.generation.expect("what is examined has a content");
+        let mut facts = life.facts.clone().expect("what is examined was inspected");
+        facts.resident_bytes = facts.resident_bytes.max(resident_bytes);
         self.writes.get_mut().push(Write::Examined(Examined { generation, facts: facts.clone(), verdict }));
         self.known.insert(generation, Known { facts, verdict: Some(verdict), proven: false });
         self.happen(id, if verdict == Verdict::Differs { Event::Differs } else { Event::Same });
@@ -288,7 +301,7 @@ fn inspected(
     limits: &Limits,
     post: Result<Arc<Post>, Why>,
 ) -> Result<Inspected, Failed> {
-    let post = post.map_err(|why| Failed::Refused(None, why))?;
+    let post = post.map_err(|why| Failed::refused(None, why))?;
     let copied = |refusal: Refusal| {
         let ours = refusal.path.starts_with(staged);
         let why = Why::from(refusal);
@@ -298,7 +311,7 @@ fn inspected(
         } else {
             why
         };
-        Failed::Refused(None, why)
+        Failed::refused(None, why)
     };
     let pinned = match from {
         From::Copy(path) => {
@@ -306,7 +319,7 @@ fn inspected(
             let generation: Generation = name
                 .trim_end_matches(".gguf")
                 .parse()
-                .map_err(|_| Failed::Refused(None, Why::new("no_copy", "its copy has lost its name")))?;
+                .map_err(|_| Failed::refused(None, Why::new("no_copy", "its copy has lost its name")))?;
             Pinned { generation, path: path.clone() }
         }
         From::Path(path) => pin(path, staged, limits).map_err(copied)?,
@@ -319,7 +332,7 @@ fn inspected(
             pinned.map_err(copied)?
         }
     };
-    let refused = |refusal: Refusal| Failed::Refused(Some(pinned.clone()), refusal.into());
+    let refused = |refusal: Refusal| Failed::refused(Some(pinned.clone()), refusal.into());
     let mut spoke = inspect(&pinned.path, Some(&post), limits).map_err(refused)?;
     let served = if spoke.format.is_served() {
         pinned.path.clone()

@@ -79,15 +79,13 @@ impl Keeper {
             // What could not be written down is not so: who has a name still has it.
             return;
         }
-        for slot in self.slots.values().filter(|slot| !self.is_needed(slot.generation)) {
+        let needed = self.needed();
+        let unneeded = self.slots.values().filter(|slot| !needed.contains(&slot.generation));
+        let mut over = Vec::new();
+        for slot in unneeded {
             slot.retire();
+            over.extend(slot.is_over().then_some(slot.generation));
         }
-        let over: Vec<Generation> = self
-            .slots
-            .values()
-            .filter(|slot| slot.is_over() && !self.is_needed(slot.generation))
-            .map(|slot| slot.generation)
-            .collect();
         for generation in over {
             if let Some(slot) = self.slots.remove(&generation)
                 && slot.evict()
@@ -128,7 +126,7 @@ impl Keeper {
             Err(error) => Err(error),
         };
         fail::point("spoke.loaded", &slot.name);
-        let version = loaded.is_ok().then_some(self.here.version);
+        let version = loaded.is_ok().then_some(self.here.version.as_str());
         if let Err(error) = self.store.end_loading(generation, version) {
             tracing::error!(%error, name = slot.name, "the end of a load can't be written down");
         }
@@ -211,13 +209,12 @@ impl Keeper {
             if holding.reply.is_closed() {
                 continue;
             }
-            match self.hold(&holding, stop).await {
-                Some(answer) => drop(holding.reply.send(answer)),
-                None => {
-                    self.holdings.push_front(holding);
-                    break;
-                }
-            }
+            let Some(answer) = self.hold(&holding, stop).await else {
+                self.holdings.push_front(holding);
+                break;
+            };
+            // Whoever asked may have left meanwhile: the leases end with the message.
+            let _ = holding.reply.send(answer);
         }
         self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
     }

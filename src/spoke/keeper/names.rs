@@ -10,7 +10,7 @@ use super::turn::Keeper;
 use crate::spoke::Generation;
 use crate::spoke::life::{Effect, Event, State, Why};
 use crate::spoke::registry::{Served, Serving};
-use crate::spoke::store::{Verdict, Write};
+use crate::spoke::store::Write;
 
 /// A name that has served.
 #[derive(Debug, Clone, Default)]
@@ -131,19 +131,17 @@ impl Keeper {
         }
         self.registry.publish(Serving { names, past });
         // In this order: whoever is turned away by a retired one finds the new one.
-        for slot in self.slots.values() {
-            if !self.is_needed(slot.generation) {
-                slot.retire();
-            }
+        let needed = self.needed();
+        for slot in self.slots.values().filter(|slot| !needed.contains(&slot.generation)) {
+            slot.retire();
         }
     }
 
-    /// Whether a name has a generation, or a life is about to.
-    pub(super) fn is_needed(&self, generation: Generation) -> bool {
-        self.names.values().any(|named| named.current == Some(generation) && !named.disabled)
-            || self.lives.values().any(|life| {
-                life.generation == Some(generation) && matches!(life.state, State::Probed | State::Gated)
-            })
+    /// Generations that a name has, or a life is about to give to one.
+    pub(super) fn needed(&self) -> BTreeSet<Generation> {
+        let named = self.names.values().filter(|named| !named.disabled).filter_map(|named| named.current);
+        let soon = |life: &&Life| matches!(life.state, State::Probed | State::Gated);
+        named.chain(self.lives.values().filter(soon).filter_map(|life| life.generation)).collect()
     }
 
     /// Leads a generation that has served under a name before back to it.
@@ -171,7 +169,7 @@ impl Keeper {
         life.served = self.served_copy(generation);
         life.pinned = Some(pinned);
         life.displaces = displaces;
-        let ready = life.served.is_some() && known.verdict == Some(Verdict::Differs);
+        let ready = life.served.is_some() && known.verdict.is_some();
         // What was examined elsewhere is examined again, from its copy.
         life.state = if ready { State::Retired(replaced()) } else { State::Settled };
         let id = self.resume(life);

@@ -8,8 +8,9 @@ use super::turn::Keeper;
 use crate::database::DatabaseError;
 use crate::spoke::Generation;
 use crate::spoke::life::{Effect, Event, State, Why};
+use crate::spoke::quarantine;
 use crate::spoke::slot::Slot;
-use crate::spoke::store::{File, Stored, Verdict};
+use crate::spoke::store::{File, Stored};
 
 /// Deaths in a row on a content that this program has loaded before: the first may be a power cut.
 const STRIKES: u32 = 2;
@@ -63,6 +64,9 @@ impl Keeper {
         for (entry, file) in files {
             self.restore_file(&entry, file, same_place);
         }
+        if let Err(error) = quarantine::sweep_half_made(&self.state.path().join("spokes/quarantine")) {
+            tracing::warn!(%error, "what a crash left half-made can't be removed");
+        }
         self.store.set_note(HERE, &here)?;
         self.write_down();
         Ok(())
@@ -85,7 +89,7 @@ impl Keeper {
         life.served.clone_from(&served);
         life.facts = known.as_ref().map(|known| known.facts.clone());
         let own = file.filter(|file| file.generation == Some(generation) && file.state == State::Serving);
-        let at_home = known.as_ref().is_some_and(|known| known.verdict == Some(Verdict::Differs));
+        let at_home = known.as_ref().is_some_and(|known| known.verdict.is_some());
         let banned = self.banned.get(&generation).cloned();
         match (known, served) {
             (Some(known), Some(path)) if at_home || banned.is_some() => {
@@ -167,13 +171,12 @@ impl Keeper {
         for id in std::mem::take(&mut self.orphans) {
             let Some(life) = self.lives.get(&id) else { continue };
             let owner = self.lives.values().find(|other| other.name == life.name && other.entry().is_some());
-            match owner.map(|owner| owner.source.clone()) {
-                Some(source) => self.lives.get_mut(&id).expect("looked up above").source = source,
-                None => {
-                    self.happen(id, Event::Withdrawn(Why::new("deleted", "its file was deleted")));
-                    self.withdraw(id);
-                    self.forget(id);
-                }
+            if let Some(source) = owner.map(|owner| owner.source.clone()) {
+                self.lives.get_mut(&id).expect("looked up above").source = source;
+            } else {
+                self.happen(id, Event::Withdrawn(Why::new("deleted", "its file was deleted")));
+                self.withdraw(id);
+                self.forget(id);
             }
         }
     }

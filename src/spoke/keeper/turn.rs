@@ -98,7 +98,7 @@ impl Keeper {
             registry: Arc::clone(spokes.registry()),
             spokes: spokes.clone(),
             bell: Arc::default(),
-            here: Here { post: Digest([0; 32]), version: env!("CARGO_PKG_VERSION") },
+            here: Here { post: Digest([0; 32]), version: version(settings.probe.is_some()) },
             post: None,
             watcher: None,
             listed_at: None,
@@ -138,7 +138,7 @@ impl Keeper {
                 runtime.shutdown_background();
             }
             Err(error) => {
-                tracing::error!(%error, "spokes can't be kept: the files in the folder are left alone")
+                tracing::error!(%error, "spokes can't be kept: the files in the folder are left alone");
             }
         }
         // In this order: whoever sees that nobody listens any more finds the state unlocked.
@@ -275,6 +275,11 @@ impl Keeper {
             tracing::warn!(%error, "copies of spokes that nobody needs can't be removed");
         }
     }
+}
+
+/// This program, and whether it tries contents before it loads them: one that wasn't tried is, once that is wanted.
+fn version(probes: bool) -> String {
+    format!("{}{}", env!("CARGO_PKG_VERSION"), if probes { "" } else { " without probes" })
 }
 
 /// Waits until the engine has read its weights.

@@ -8,14 +8,12 @@ use crate::engine::{
 };
 use crate::spoke::life::Why;
 
-/// What is read: prose, and the beginning of an answer in JSON, which small models were made for here.
-const TEXTS: [&str; 3] = [
-    "Deploy of billing-api 2.4.1 failed at 14:05: migration 0042 timed out after 30s. Rolled back to",
-    "SOURCE: terminal\nTYPE: error\nCONTENT:\ncargo test: 3 failed in src/cache.rs\n\n{\"gist\":\"",
-    "The first thing that we noticed was",
-];
+/// What is read: an event and the beginning of an answer, which small models were made for here. One text and a few
+/// tokens: each is read by a post that may be large, on cores that serve others.
+const TEXTS: [&str; 1] =
+    ["SOURCE: terminal\nTYPE: error\nCONTENT:\n3 tests failed in src/cache.rs\n\n{\"gist\":\""];
 /// Tokens of each answer.
-const TOKENS: u32 = 8;
+const TOKENS: u32 = 4;
 /// Likeliest tokens that are compared at each place.
 const TOP: u32 = 5;
 /// Logarithms of probabilities that are closer than this are the same: the order of a sum may differ, a spoke must not.
@@ -175,7 +173,7 @@ mod tests {
         assert_eq!(verdict(report(-1.0, -1.0), report(-1.0 + 5e-5, -1.0)), (Verdict::Same, true, false));
         assert_eq!(verdict(report(-1.0, -1.0), report(-1.0, -1.001)), (Verdict::Differs, true, true));
         assert_eq!(verdict(report(-1.0, -1.0), report(-1.0, f32::NAN)).0, Verdict::Refused);
-        assert_eq!(verdict(report(-1.0, -1.0), report(f32::NEG_INFINITY, -1.0)).1, false);
+        assert!(!verdict(report(-1.0, -1.0), report(f32::NEG_INFINITY, -1.0)).1);
         assert_eq!(compare(&[vec![report(-1.0, -1.0)]], &[vec![]], 0).verdict, Verdict::Differs);
     }
 }

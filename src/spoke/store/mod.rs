@@ -187,8 +187,8 @@ impl Store {
 pub struct Here {
     /// Identity of the post.
     pub post: Digest,
-    /// Version of this program.
-    pub version: &'static str,
+    /// Version of this program, and how it examines.
+    pub version: String,
 }
 
 #[cfg(test)]

@@ -136,7 +136,7 @@ impl Store {
                 let known = Known {
                     facts: from_json(row, 1)?,
                     verdict: (of == post && by == here.version).then_some(verdict),
-                    proven: proven.as_deref() == Some(here.version),
+                    proven: proven.as_deref() == Some(&*here.version),
                 };
                 Ok((parsed(row, 0)?, known))
             })?;

@@ -14,8 +14,8 @@ fn generation(text: &str) -> Generation {
     Generation::of_reader(text.as_bytes()).unwrap()
 }
 
-fn here(version: &'static str) -> Here {
-    Here { post: generation("post").0, version }
+fn here(version: &str) -> Here {
+    Here { post: generation("post").0, version: version.to_owned() }
 }
 
 fn examined(text: &str) -> Write {

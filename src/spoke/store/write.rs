@@ -133,7 +133,7 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
                 ON CONFLICT (generation) DO UPDATE SET facts = excluded.facts, verdict = excluded.verdict,
                     post = excluded.post, version = excluded.version";
             let post = here.post.to_string();
-            sql.execute(insert, (generation.to_string(), json(facts), json(verdict), post, here.version))?;
+            sql.execute(insert, (generation.to_string(), json(facts), json(verdict), post, &here.version))?;
         }
         Write::Current { id, name, generation, given } => {
             let current = generation.map(|generation| generation.to_string());
