@@ -26,6 +26,7 @@ mod real;
 mod security;
 mod serve;
 mod soak;
+mod spoke_cli;
 mod spoke_corpus;
 mod spoke_files;
 mod spoke_hostile;

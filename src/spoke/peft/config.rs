@@ -285,13 +285,14 @@ mod tests {
     fn scales_follow_rank_alpha_and_their_patterns() {
         let config = parse(json!({})).unwrap();
         let module = "model.layers.0.self_attn.q_proj";
-        assert_eq!((config.rank(module), config.scale(module)), (4, 2.0));
-        assert_eq!(parse(json!({"use_rslora": true})).unwrap().scale(module), 4.0);
+        let numbers = |config: &Config, module| (config.rank(module), config.scale(module).to_string());
+        assert_eq!(numbers(&config, module), (4, "2".into()));
+        assert_eq!(numbers(&parse(json!({"use_rslora": true})).unwrap(), module), (4, "4".into()));
         let config =
             parse(json!({"rank_pattern": {"q_proj": 16}, "alpha_pattern": {"layers.0.*": 32.0}})).unwrap();
-        assert_eq!((config.rank(module), config.scale(module)), (16, 2.0));
-        assert_eq!(config.rank("model.layers.0.self_attn.xq_proj"), 4);
-        assert_eq!(config.scale("model.layers.1.self_attn.k_proj"), 2.0);
+        assert_eq!(numbers(&config, module), (16, "2".into()));
+        assert_eq!(numbers(&config, "model.layers.0.self_attn.xq_proj").0, 4);
+        assert_eq!(numbers(&config, "model.layers.1.self_attn.k_proj"), (4, "2".into()));
     }
 
     fn many(count: usize, text: &str) -> Value {
