@@ -207,12 +207,12 @@ fn patterns<T>(
     Ok(patterns)
 }
 
-/// Whether an option is in use.
+/// Whether an option is in use. An object of options is if one of them is: `runtime_config` and the like rest.
 fn in_use(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::Array(items) => !items.is_empty(),
-        Value::Object(entries) => !entries.is_empty(),
+        Value::Object(entries) => entries.values().any(in_use),
         _ => true,
     }
 }
@@ -248,20 +248,14 @@ fn refuse_options(object: &Map<String, Value>) -> Result<(), Reason> {
         !KNOWN.contains(&key.as_str()) && REFUSED.iter().all(|refused| refused.0 != key.as_str())
     };
     match object.iter().find(|(key, value)| unknown(key) && in_use(value)) {
-        // `runtime_config`, `ensure_weight_tying` and the like: harmless while they are at rest.
-        Some((key, value)) if !at_rest(value) => Err(Reason::Unsupported {
+        Some((key, value)) => Err(Reason::Unsupported {
             code: "peft_option",
             what: format!("key {key:?} is {value}"),
             why: "is not known here and may change what is computed",
             hint: "train a plain LoRA",
         }),
-        _ => Ok(()),
+        None => Ok(()),
     }
-}
-
-/// An object of options of which none is in use.
-fn at_rest(value: &Value) -> bool {
-    value.as_object().is_some_and(|entries| !entries.values().any(in_use))
 }
 
 #[cfg(test)]
