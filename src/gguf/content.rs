@@ -16,7 +16,9 @@ impl TensorHasher {
         self.0.update((name.len() as u64).to_le_bytes());
         self.0.update(name);
         self.0.update((dims.len() as u64).to_le_bytes());
-        dims.iter().for_each(|dim| self.0.update(dim.to_le_bytes()));
+        for dim in dims {
+            self.0.update(dim.to_le_bytes());
+        }
         self.0.update(kind.id().to_le_bytes());
         self.0.update((bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);

@@ -192,11 +192,11 @@ impl View for &NewTensor {
 pub fn write_tensors(
     target: &Path,
     tensors: &[NewTensor],
-    metadata: HashMap<String, String>,
+    metadata: impl IntoIterator<Item = (String, String)>,
 ) -> Result<(), FileError> {
     let staged = Staged::new(target).map_err(FileError::io(target))?;
     let views = tensors.iter().map(|tensor| (&tensor.name, tensor));
-    safetensors::serialize_to_file(views, Some(metadata), staged.path())
+    safetensors::serialize_to_file(views, Some(metadata.into_iter().collect()), staged.path())
         .map_err(|e| FileError::Safetensors { path: target.to_owned(), message: e.to_string() })?;
     staged.commit().map_err(FileError::io(target))
 }

@@ -124,14 +124,11 @@ impl<'a> Container<'a> {
         let (mut at, mut sum) = (0, 0.0);
         self.scan(tensor, |part| {
             for &found in part {
-                // Not `>`: a NaN must not pass.
-                if !(found.abs() <= bound) {
-                    let tensor = tensor.name.clone();
-                    return Err(if found.is_finite() {
-                        Reason::OutOfRange { tensor, at, found, bound }
-                    } else {
-                        Reason::NotFinite { tensor, at, found }
-                    });
+                if !found.is_finite() {
+                    return Err(Reason::NotFinite { tensor: tensor.name.clone(), at, found });
+                }
+                if found.abs() > bound {
+                    return Err(Reason::OutOfRange { tensor: tensor.name.clone(), at, found, bound });
                 }
                 sum += f64::from(found) * f64::from(found);
                 at += 1;

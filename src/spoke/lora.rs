@@ -135,10 +135,11 @@ fn pair(target: String, a: Stored, b: Stored, post: Option<&Post>, limits: &Limi
         return Err(Reason::TiedEmbedding { tensor: a.name });
     }
     let [inputs, outputs, ..] = dims;
-    let expected = match embedding {
+    let expected = if embedding {
         // Rows of the embedding are looked up, so A has one for each token.
-        true => [(&a, [rank, outputs]), (&b, [rank, inputs])],
-        false => [(&a, [inputs, rank]), (&b, [rank, outputs])],
+        [(&a, [rank, outputs]), (&b, [rank, inputs])]
+    } else {
+        [(&a, [inputs, rank]), (&b, [rank, outputs])]
     };
     for (half, expected) in expected {
         if half.dims[..2] != expected {

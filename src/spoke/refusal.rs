@@ -210,17 +210,38 @@ impl Reason {
     /// What the owner of the file can do about it.
     pub fn hint(&self) -> Option<String> {
         let text = match self {
-            Self::Link => "put the file itself into the folder",
+            Self::Link => "put the file itself there",
+            Self::UnknownFormat { .. } => {
+                "a spoke is a GGUF file, a safetensors file, a PEFT folder or its zip archive"
+            }
             Self::Pickle { .. } => {
-                "convert it where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), \
-                 \"spoke.safetensors\", metadata={...})"
+                "load it where you trust it and save it as safetensors: safetensors.torch.save_file for a Felix spoke, \
+                 save_pretrained with safe_serialization=True for PEFT"
+            }
+            Self::Gguf(Rule::Truncated { .. } | Rule::OutsideFile { .. }) => {
+                "it is incomplete: copy it again, best under another name that is changed when it is whole"
             }
             Self::NotAnAdapter { .. } => {
                 "a file that is post and spoke in one is split by `bespoke spoke import`"
             }
-            Self::Post { .. } => {
-                "train the spoke again on this post, or serve the post that it was trained on"
+            Self::MissingPart { .. } => {
+                "a PEFT adapter is a folder of adapter_config.json and adapter_model.safetensors"
             }
+            Self::NoConfig { .. } => {
+                "write num_spokes and spoke_rank into the file's __metadata__, or into a file of the same name that ends \
+                 in .json"
+            }
+            Self::Architecture { .. } | Self::UnknownTarget { .. } | Self::UnknownLayer { .. } => {
+                "it was trained on another model: serve that one, or train it on this one"
+            }
+            Self::Post { .. } | Self::Tokenizer { .. } => {
+                "train it again on this post, or serve the post that it was trained on"
+            }
+            Self::TiedEmbedding { .. } => "train without the embedding among the targets",
+            Self::NotFinite { .. } => "its training has diverged: take an earlier checkpoint",
+            Self::TensorType { .. } => "store it as F32, F16 or BF16",
+            Self::PostNeeded { .. } => "give the post with --post MODEL.gguf",
+            Self::NotMerged { .. } => "a model without a spoke in it needs no splitting",
             Self::Unsupported { hint, .. } => hint,
             _ => return None,
         };

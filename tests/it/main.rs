@@ -28,6 +28,7 @@ mod real;
 mod security;
 mod serve;
 mod soak;
+mod spoke_cli;
 mod spoke_corpus;
 mod spoke_files;
 mod spoke_hostile;

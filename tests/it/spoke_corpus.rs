@@ -216,7 +216,7 @@ fn pairs() -> Vec<Refused> {
         ("a-without-b.gguf", lora().drop_tensor(B).bytes(), "unpaired_tensor"),
         ("b-without-a.gguf", lora().drop_tensor(A).bytes(), "unpaired_tensor"),
         ("rank-mismatch.gguf", dims(B, &[3, 16]).bytes(), "rank_mismatch"),
-        ("rank-2000.gguf", only("output.weight", &[16, 2000], &[2000, 32]), "rank_limit"),
+        ("rank-1025.gguf", rank_1025(), "rank_limit"),
         ("inputs-off.gguf", dims(A, &[17, 2]).bytes(), "dimensions"),
         ("outputs-off.gguf", dims(B, &[2, 15]).bytes(), "dimensions"),
         ("experts-a.gguf", dims(A, &[16, 2, 4]).bytes(), "expert_dimension"),
@@ -247,6 +247,14 @@ fn pairs() -> Vec<Refused> {
         ("embedding-unflipped.gguf", only("token_embd.weight", &[16, 2], &[2, 32]), "rank_mismatch"),
         ("embedding-rows-off.gguf", only("token_embd.weight", &[2, 31], &[2, 16]), "dimensions"),
     ]
+}
+
+fn rank_1025() -> Vec<u8> {
+    let mut file = lora();
+    file.tensors.clear();
+    file.half("blk.0.attn_k.weight.lora_a", &[16, 1025], number)
+        .half("blk.0.attn_k.weight.lora_b", &[1025, 8], number)
+        .bytes()
 }
 
 fn only_q4_0() -> Vec<u8> {

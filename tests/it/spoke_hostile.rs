@@ -232,7 +232,9 @@ fn llama_cpp_survives_every_damaged_lora_that_passes() {
     let passed = std::cell::Cell::new(0);
     let mut run = |(file, edits): (usize, Vec<(usize, u8)>)| {
         let mut bytes = files[file].clone();
-        edits.into_iter().for_each(|(at, value)| bytes[at] = value);
+        for (at, value) in edits {
+            bytes[at] = value;
+        }
         durable::write(&path, &bytes)?;
         if inspect(&path, &post).is_ok() {
             passed.set(passed.get() + 1);

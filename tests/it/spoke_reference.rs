@@ -64,10 +64,13 @@ fn merge(post: &Path, lora: &Path, target: &Path) {
             let rank = a_info.dims[usize::from(!embedding)] as usize;
             for row in 0..outputs {
                 for column in 0..inputs {
-                    let product = |k: usize| match embedding {
-                        // A row for each token, then B.
-                        true => a[row * rank + k] * b[column * rank + k],
-                        false => b[row * rank + k] * a[k * inputs + column],
+                    // The embedding's A has a row for each token.
+                    let product = |k: usize| {
+                        if embedding {
+                            a[row * rank + k] * b[column * rank + k]
+                        } else {
+                            b[row * rank + k] * a[k * inputs + column]
+                        }
                     };
                     weights[row * inputs + column] +=
                         alpha / rank as f32 * (0..rank).map(product).sum::<f32>();

@@ -46,8 +46,8 @@ pub(super) fn to_gguf(
             Side::A => container.values(&pair.a)?,
             Side::B => {
                 let mut values = container.values(&pair.b)?;
-                if factor != 1.0 {
-                    values.iter_mut().for_each(|value| *value *= factor);
+                for value in &mut values {
+                    *value *= factor;
                 }
                 match rotated_heads(&pair.target, post).map_err(|reason| container.refuse(reason))? {
                     Some((heads, head_dim)) => interleave(&values, heads, head_dim),
@@ -148,7 +148,9 @@ fn peft_config(alpha: f32, pairs: &[Pair], post: Option<&Post>) -> Value {
         name.strip_suffix(".weight").unwrap_or(&name).to_owned()
     };
     let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
-    pairs.iter().for_each(|pair| *counts.entry(pair.rank).or_default() += 1);
+    for pair in pairs {
+        *counts.entry(pair.rank).or_default() += 1;
+    }
     let rank = counts.into_iter().max_by_key(|(_, count)| *count).map_or(1, |(rank, _)| rank);
     let others = pairs.iter().filter(|pair| pair.rank != rank);
     let rank_pattern: serde_json::Map<_, _> = others.map(|pair| (module(pair), json!(pair.rank))).collect();

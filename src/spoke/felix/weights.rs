@@ -181,7 +181,9 @@ fn beside(parts: &[Vec<f32>], rank: usize) -> Vec<f32> {
     let rows = parts.first().map_or(0, |part| part.len() / rank);
     let mut out = Vec::with_capacity(rows * rank * parts.len());
     for row in 0..rows {
-        parts.iter().for_each(|part| out.extend_from_slice(&part[row * rank..][..rank]));
+        for part in parts {
+            out.extend_from_slice(&part[row * rank..][..rank]);
+        }
     }
     out
 }
@@ -218,7 +220,7 @@ mod tests {
             layer.w_up.chunks(3).map(|row| row.iter().map(|v| v.to_f32()).collect()).collect();
         assert_eq!(rows[0], [0.0, 1.0, 2.0]);
         assert_eq!(rows[3], [0.75, 1.75, 2.75]);
-        assert_eq!(layer.w_down[4].to_f32(), 4.0);
+        assert_eq!(layer.w_down[4], f16::from_f32(4.0));
     }
 
     #[test]

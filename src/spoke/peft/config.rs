@@ -207,12 +207,12 @@ fn patterns<T>(
     Ok(patterns)
 }
 
-/// Whether an option is in use.
+/// Whether an option is in use. An object of options is if one of them is: `runtime_config` and the like rest.
 fn in_use(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::Array(items) => !items.is_empty(),
-        Value::Object(entries) => !entries.is_empty(),
+        Value::Object(entries) => entries.values().any(in_use),
         _ => true,
     }
 }
@@ -248,20 +248,14 @@ fn refuse_options(object: &Map<String, Value>) -> Result<(), Reason> {
         !KNOWN.contains(&key.as_str()) && REFUSED.iter().all(|refused| refused.0 != key.as_str())
     };
     match object.iter().find(|(key, value)| unknown(key) && in_use(value)) {
-        // `runtime_config`, `ensure_weight_tying` and the like: harmless while they are at rest.
-        Some((key, value)) if !at_rest(value) => Err(Reason::Unsupported {
+        Some((key, value)) => Err(Reason::Unsupported {
             code: "peft_option",
             what: format!("key {key:?} is {value}"),
             why: "is not known here and may change what is computed",
             hint: "train a plain LoRA",
         }),
-        _ => Ok(()),
+        None => Ok(()),
     }
-}
-
-/// An object of options of which none is in use.
-fn at_rest(value: &Value) -> bool {
-    value.as_object().is_some_and(|entries| !entries.values().any(in_use))
 }
 
 #[cfg(test)]
@@ -285,13 +279,14 @@ mod tests {
     fn scales_follow_rank_alpha_and_their_patterns() {
         let config = parse(json!({})).unwrap();
         let module = "model.layers.0.self_attn.q_proj";
-        assert_eq!((config.rank(module), config.scale(module)), (4, 2.0));
-        assert_eq!(parse(json!({"use_rslora": true})).unwrap().scale(module), 4.0);
+        let numbers = |config: &Config, module| (config.rank(module), config.scale(module).to_string());
+        assert_eq!(numbers(&config, module), (4, "2".into()));
+        assert_eq!(numbers(&parse(json!({"use_rslora": true})).unwrap(), module), (4, "4".into()));
         let config =
             parse(json!({"rank_pattern": {"q_proj": 16}, "alpha_pattern": {"layers.0.*": 32.0}})).unwrap();
-        assert_eq!((config.rank(module), config.scale(module)), (16, 2.0));
-        assert_eq!(config.rank("model.layers.0.self_attn.xq_proj"), 4);
-        assert_eq!(config.scale("model.layers.1.self_attn.k_proj"), 2.0);
+        assert_eq!(numbers(&config, module), (16, "2".into()));
+        assert_eq!(numbers(&config, "model.layers.0.self_attn.xq_proj").0, 4);
+        assert_eq!(numbers(&config, "model.layers.1.self_attn.k_proj"), (4, "2".into()));
     }
 
     fn many(count: usize, text: &str) -> Value {

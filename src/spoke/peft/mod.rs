@@ -12,6 +12,7 @@ use super::keys::{Origin, bad};
 use super::lora::{self, Half, Pair, Side};
 use super::metadata::Metadata;
 use super::{Format, Limits, Post, Reason, Refusal, Spoke};
+use crate::gguf::GgmlType;
 use config::Config;
 use names::Module;
 
@@ -48,6 +49,9 @@ impl Peft {
         for stored in container.tensors(limits)? {
             let Module { module, target, side } = names::read(&stored.name).map_err(refuse)?;
             let mut half = Half { target, side, stored };
+            // As the conversion writes it.
+            half.stored.kind = GgmlType::F32;
+            half.stored.bytes = half.stored.dims.iter().product::<u64>().saturating_mul(4);
             if half.target == lora::EMBEDDING && side == Side::A {
                 // PEFT keeps a column for each token, llama.cpp a row.
                 half.stored.dims.swap(0, 1);
@@ -69,7 +73,9 @@ impl Peft {
         if !alpha.is_finite() || alpha == 0.0 {
             return Err(Refusal::new(path, bad("lora_alpha", alpha, "a number that f32 holds")));
         }
-        let factor = |own: f64| if own as f32 == alpha { 1.0 } else { (own / f64::from(alpha)) as f32 };
+        let factor = |own: f64| {
+            if (own as f32).to_bits() == alpha.to_bits() { 1.0 } else { (own / f64::from(alpha)) as f32 }
+        };
         let pairs = pairs.into_iter().map(|(pair, own)| (pair, factor(own))).collect();
         Ok(Self { alpha, pairs, origin })
     }

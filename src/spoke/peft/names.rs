@@ -59,7 +59,7 @@ pub(in crate::spoke) fn read(name: &str) -> Result<Module, Reason> {
                 "is a magnitude of DoRA",
                 "train with use_dora=False, or merge it into the model",
             )
-        } else if name.ends_with(".bias") {
+        } else if name.rsplit('.').next() == Some("bias") {
             unsupported("bias", "is a bias, which no runtime of LoRA computes", "train with bias=\"none\"")
         } else {
             unsupported(
