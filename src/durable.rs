@@ -65,6 +65,17 @@ pub fn append(target: &Path) -> io::Result<std::fs::File> {
     std::fs::OpenOptions::new().create(true).append(true).open(target)
 }
 
+/// Makes a folder and those that lead to it.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
+    fs_err::create_dir_all(folder)
+}
+
+/// Gives a finished, synced file its final name, replacing an older one, and syncs the folder.
+pub fn rename_file(from: &Path, to: &Path) -> io::Result<()> {
+    fs_err::rename(from, to)?;
+    sync_folder(parent(to))
+}
+
 /// Gives a finished temporary folder its final name, replacing an older one, and syncs the parent.
 pub fn rename_folder(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs_err::read_dir(from)? {

@@ -11,15 +11,22 @@ use tokio::sync::watch;
 
 use crate::api::auth::{Hosts, KeyRing, KeysError};
 use crate::api::connection::{self, Limits, Patience};
-use crate::api::{self, App, Options, Pulse};
-use crate::config::Settings;
+use crate::api::{self, App, Options, Pulse, SpokeOptions};
+use crate::config::{GateSettings, Settings};
+use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::{Engine, EngineState, Health, LlamaEngine, LlamaSettings};
 use crate::gguf::{self, Gguf};
+use crate::spoke;
+use crate::spoke::gate::{Bounds, Gate};
+use crate::spoke::keeper::{KeeperError, KeeperSettings, Spokes};
+use crate::spoke::probe::ChildProbe;
 
 /// How much longer than the engine's own drain connections may take to send what they have.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes that the kernel keeps of an answer for its reader: what a slow reader costs, and how late it is noticed.
 const SEND_BUFFER: u32 = 128 << 10;
+/// Memory that a probe may take beside three times the post's: contexts, buffers, a copy of the weights in another order.
+const PROBE_MEMORY: u64 = 2 << 30;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
 
@@ -47,6 +54,20 @@ pub enum HubError {
         "{0} can be reached by others, and no key would be asked of them\nhint: name a file of keys with server.keys_file, or listen on 127.0.0.1"
     )]
     Unprotected(SocketAddr),
+    /// The state folder can't be used.
+    #[error(transparent)]
+    State(#[from] DatabaseError),
+    /// The folder of spokes can't be made.
+    #[error("{path}: {source}\nhint: paths.spokes and --spokes name the folder of spokes", path = path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// There can be no spokes.
+    #[error("spokes can't be kept: {0}")]
+    Spokes(KeeperError),
     /// The keys can't be used.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -73,17 +94,33 @@ pub struct Hub {
     keys: Arc<KeyRing>,
     pulse: Arc<Pulse>,
     watchdog: Duration,
+    spokes: Kept,
+}
+
+/// The keeper of spokes; its thread ends with the hub, however that ends.
+struct Kept(Spokes);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 impl Hub {
-    /// Checks the model file, binds the address, then starts the engine: a mistake leaves nothing half-started.
+    /// Checks the model file and the state folder, binds the address, then starts the engine: a mistake leaves nothing
+    /// half-started.
     ///
     /// # Errors
-    /// [`HubError::Model`], [`HubError::Keys`], [`HubError::Unprotected`], [`HubError::Listen`].
+    /// [`HubError`], all but those of a daemon that runs.
     pub fn build(settings: &Settings) -> Result<Self, HubError> {
         check_model_file(&settings.model.path)?;
         let door = Door::open(settings)?;
+        let state = open_state(settings)?;
         let model = &settings.model;
+        #[cfg(debug_assertions)]
+        if let Some(fake) = crate::engine::FakeEngine::from_environment() {
+            return Self::join(settings, Arc::new(fake), door, state);
+        }
         let engine = Arc::new(LlamaEngine::start(LlamaSettings {
             path: model.path.clone(),
             context: model.context,
@@ -95,18 +132,24 @@ impl Hub {
             draft: model.draft,
             force: true,
         }));
-        Ok(Self::join(settings, engine, door))
+        Self::join(settings, engine, door, state)
     }
 
     /// Binds the address and puts an API over `engine`. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// [`HubError::Keys`], [`HubError::Unprotected`], [`HubError::Listen`].
+    /// As [`Hub::build`].
     pub fn assemble(settings: &Settings, engine: Arc<dyn Engine>) -> Result<Self, HubError> {
-        Ok(Self::join(settings, engine, Door::open(settings)?))
+        let door = Door::open(settings)?;
+        Self::join(settings, engine, door, open_state(settings)?)
     }
 
-    fn join(settings: &Settings, engine: Arc<dyn Engine>, door: Door) -> Self {
+    fn join(
+        settings: &Settings,
+        engine: Arc<dyn Engine>,
+        door: Door,
+        state: StateDirectory,
+    ) -> Result<Self, HubError> {
         let Door { listener, address, keys } = door;
         let server = &settings.server;
         let options = Options {
@@ -120,6 +163,12 @@ impl Hub {
             hosts: Hosts::new(address, &server.hosts),
             keys: Arc::clone(&keys),
             cors_origins: server.cors_origins.clone(),
+            spokes: SpokeOptions {
+                default: settings.spokes.default.clone(),
+                tasks: settings.spokes.tasks.clone(),
+                unknown_model: settings.spokes.unknown_model,
+                retired: settings.spokes.retired,
+            },
         };
         if options.model_id.to_ascii_lowercase().contains("qwen3") {
             tracing::warn!(
@@ -128,7 +177,11 @@ impl Hub {
             );
         }
         let pulse = Pulse::new(engine.health());
-        let router = api::router(App::new(Arc::clone(&engine), Arc::clone(&pulse), options));
+        let spokes = Spokes::start(keeper_settings(settings), state, Arc::clone(&engine));
+        let spokes = spokes.map_err(HubError::Spokes)?;
+        let app = App::new(Arc::clone(&engine), spokes.clone(), Arc::clone(&pulse), options);
+        spokes.set_questioner(api::questioner(&app));
+        let router = api::router(app);
         let limits = Limits {
             connections: server.connections,
             head: usize::try_from(server.head_limit.as_u64()).unwrap_or(usize::MAX),
@@ -139,7 +192,8 @@ impl Hub {
             },
         };
         let (model, drain, watchdog) = (settings.model.path.clone(), server.drain, server.watchdog);
-        Self { listener, address, router, engine, model, drain, limits, keys, pulse, watchdog }
+        let spokes = Kept(spokes);
+        Ok(Self { listener, address, router, engine, model, drain, limits, keys, pulse, watchdog, spokes })
     }
 
     /// The address in use: with its real port where port 0 was asked for.
@@ -176,13 +230,67 @@ impl Hub {
         };
         // A dead engine answers nothing more: its clients are let go at once, so that a new one can be there soon.
         let drain = if outcome.is_ok() { self.drain } else { Duration::ZERO };
+        self.spokes.0.begin_to_stop();
         self.engine.stop(drain);
         let _ = closing.send(true);
         if tokio::time::timeout(drain + LAST_WORDS, &mut server).await.is_err() {
             tracing::warn!("connections were still open at the end of the drain; they are closed now");
             server.abort();
         }
+        self.spokes.0.stop();
+        if tokio::time::timeout(LAST_WORDS, self.spokes.0.ended()).await.is_err() {
+            tracing::warn!("the keeper of spokes is still busy; what it has not written down it does again");
+        }
         outcome
+    }
+}
+
+/// Locks the state folder, and makes the folder of spokes where somebody named one. A default one that isn't there is no
+/// mistake: nobody wants spokes yet.
+fn open_state(settings: &Settings) -> Result<StateDirectory, HubError> {
+    let state = StateDirectory::open(&settings.paths.state)?;
+    let folder = &settings.paths.spokes;
+    if settings.paths.spokes_named {
+        fs_err::create_dir_all(folder).map_err(|source| HubError::Folder { path: folder.clone(), source })?;
+    }
+    Ok(state)
+}
+
+/// What the keeper of spokes is told.
+fn keeper_settings(settings: &Settings) -> KeeperSettings {
+    let (spokes, model) = (&settings.spokes, &settings.model);
+    let post_bytes = fs_err::metadata(&model.path).map_or(0, |metadata| metadata.len());
+    let probe = ChildProbe {
+        program: spokes.probe_program.clone(),
+        model: model.path.clone(),
+        limit: spokes.probe_limit,
+        memory: spokes.probe_memory.map_or(PROBE_MEMORY + 3 * post_bytes, |memory| memory.as_u64()),
+    };
+    let gate = |(name, gate): (&String, &GateSettings)| {
+        let bounds = Bounds { epr: gate.epr, np: gate.np, sc: gate.sc, fr: gate.fr };
+        (name.clone(), Gate { probes: gate.probes.clone(), bounds, limit: gate.limit })
+    };
+    KeeperSettings {
+        folder: settings.paths.spokes.clone(),
+        events: spokes.events,
+        reconcile: spokes.reconcile,
+        poll: spokes.poll,
+        settle: spokes.settle,
+        most: spokes.most as usize,
+        keep: spokes.keep as usize,
+        memory: spokes.memory.as_u64(),
+        limits: spoke::Limits {
+            max_bytes: spokes.file_limit.as_u64(),
+            max_resident_bytes: spokes.memory.as_u64(),
+            max_rank: spokes.rank_limit.into(),
+            ..spoke::Limits::default()
+        },
+        probe: spokes.probe.then_some(probe),
+        gates: spokes.gates.iter().map(gate).collect(),
+        quarantine: spokes.quarantine.as_u64(),
+        move_refused: spokes.move_refused,
+        model: model.path.clone(),
+        model_id: model.id.clone(),
     }
 }
 

@@ -5,12 +5,16 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod database;
+pub mod digest;
 pub mod durable;
 pub mod engine;
 pub mod eval;
+pub mod fail;
 pub mod gguf;
 pub mod hub;
 pub mod model;
+pub mod spoke;
 pub mod svg;
 pub mod task;
 pub mod train;

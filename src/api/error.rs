@@ -6,7 +6,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use serde_json::{Value, json};
 
+use super::state::App;
 use crate::engine::EngineError;
+use crate::spoke::life::Why;
 
 /// Why a request isn't answered.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -38,13 +40,43 @@ pub enum ApiError {
     #[error("nothing lives at {0}")]
     NoSuchPath(String),
     /// No model has this name.
-    #[error("no model is named {wanted:?}; this daemon serves {served:?}")]
+    #[error("no model is named {wanted:?}; this daemon serves {served}")]
     NoSuchModel {
         /// The name.
         wanted: String,
-        /// The model's name.
+        /// Names that there are.
         served: String,
     },
+    /// A spoke of this name is known and doesn't serve.
+    #[error("the spoke {name:?} does not serve: {why}; this daemon serves {served}")]
+    NotServing {
+        /// The name.
+        name: String,
+        /// Its state, and why.
+        why: String,
+        /// Names that there are.
+        served: String,
+    },
+    /// A spoke of this name will serve, perhaps.
+    #[error("the spoke {name:?} is {state}: it is not known yet whether it can serve")]
+    SpokeUnderWay {
+        /// The name.
+        name: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// A spoke can't be loaded back into memory.
+    #[error("the spoke can't be loaded: {0}")]
+    SpokeFailed(Why),
+    /// No spoke has this name.
+    #[error("no spoke is named {0:?}")]
+    NoSuchSpoke(String),
+    /// A spoke isn't in a state in which this can be done.
+    #[error("{0}")]
+    SpokeConflict(String),
+    /// A content can't serve.
+    #[error("the spoke is refused ({code}): {0}{hint}", code = .0.code, hint = advice(.0))]
+    SpokeRefused(Why),
     /// All lanes are busy, and the client asked for an error in this case.
     #[error("no slot is free")]
     NoFreeSlot,
@@ -93,6 +125,10 @@ pub enum ApiError {
     Panicked,
 }
 
+fn advice(why: &Why) -> String {
+    why.hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"))
+}
+
 /// Where in a body the engine's part of a request came from: it finds faults whose field only this side knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fields {
@@ -121,21 +157,34 @@ impl ApiError {
         Self::Field { field: field.into(), message: message.into() }
     }
 
+    /// A name that nothing has.
+    pub(super) fn no_such_model(wanted: &str, app: &App) -> Self {
+        Self::NoSuchModel { wanted: wanted.to_owned(), served: app.served_models() }
+    }
+
     /// Status and llama-server's error type.
     ///
     /// mnemonic retries every 5xx and no 4xx: what can't succeed must be a 4xx, what may succeed later a 5xx.
     fn class(&self) -> (StatusCode, &'static str) {
         const INVALID: &str = "invalid_request_error";
         match self {
-            Self::NotJson(_) | Self::Field { .. } | Self::Body(_) => (StatusCode::BAD_REQUEST, INVALID),
+            Self::NotJson(_) | Self::Field { .. } | Self::Body(_) | Self::SpokeRefused(_) => {
+                (StatusCode::BAD_REQUEST, INVALID)
+            }
             Self::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID),
             Self::BodyTooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID),
-            Self::NoSuchPath(_) | Self::NoSuchModel { .. } => (StatusCode::NOT_FOUND, "not_found_error"),
+            Self::NoSuchPath(_)
+            | Self::NoSuchModel { .. }
+            | Self::NotServing { .. }
+            | Self::NoSuchSpoke(_) => (StatusCode::NOT_FOUND, "not_found_error"),
+            Self::SpokeConflict(_) => (StatusCode::CONFLICT, INVALID),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID),
             Self::Model(_) | Self::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
-            Self::Loading | Self::NoFreeSlot | Self::Connections(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error")
-            }
+            Self::Loading
+            | Self::NoFreeSlot
+            | Self::Connections(_)
+            | Self::SpokeUnderWay { .. }
+            | Self::SpokeFailed(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
             Self::SlowBody(_) => (StatusCode::REQUEST_TIMEOUT, INVALID),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "authentication_error"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "permission_error"),
@@ -149,12 +198,14 @@ impl ApiError {
                 | EngineError::EmptyPrompt
                 | EngineError::NoSuchToken { .. }
                 | EngineError::Schema(_) => (StatusCode::BAD_REQUEST, INVALID),
-                EngineError::Overloaded { .. } | EngineError::QueueTokens { .. } | EngineError::Stopped => {
-                    (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error")
-                }
-                EngineError::Model(_) | EngineError::Internal(_) => {
-                    (StatusCode::INTERNAL_SERVER_ERROR, "server_error")
-                }
+                EngineError::Overloaded { .. }
+                | EngineError::QueueTokens { .. }
+                | EngineError::SpokeNotLoaded { .. }
+                | EngineError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
+                EngineError::Model(_)
+                | EngineError::Internal(_)
+                | EngineError::Spoke(_)
+                | EngineError::SpokesUnsupported => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
             },
         }
     }

@@ -14,6 +14,7 @@ use tokio_stream::Stream;
 use super::error::{ApiError, Fields};
 use super::observe::Witness;
 use super::reasoning::{Kind, Piece, Splitter};
+use super::spokes::Chosen;
 use super::state::{App, Deadline};
 use crate::engine::{EngineError, Event, FinishReason, Generate, TokenReport, Usage};
 
@@ -55,6 +56,8 @@ pub(super) struct Generation {
     fields: Fields,
     deadline: Deadline,
     alarm: Pin<Box<Sleep>>,
+    /// Behind `events`, so that the engine knows of a client that left before its spokes may go.
+    held: Option<Arc<Chosen>>,
 }
 
 impl Generation {
@@ -63,6 +66,7 @@ impl Generation {
         app: &App,
         request: Generate,
         splitter: Splitter,
+        held: Arc<Chosen>,
         fields: Fields,
         deadline: Deadline,
     ) -> Result<Self, ApiError> {
@@ -89,6 +93,7 @@ impl Generation {
             fields,
             deadline,
             alarm,
+            held: Some(held),
         })
     }
 
@@ -125,6 +130,7 @@ impl Generation {
                 }
             }
             Event::Finished { reason, usage } => {
+                self.held = None;
                 let held = self.splitter.take().and_then(Splitter::finish);
                 self.told.extend(held.map(|piece| self.reports.output(piece)));
                 self.told.push_back(Output::End(reason, usage));
@@ -245,6 +251,7 @@ impl Stream for Generation {
                 self.splitter = None;
                 self.told.clear();
                 self.events.close();
+                self.held = None;
                 return Poll::Ready(Some(Err(error)));
             }
         }

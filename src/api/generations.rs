@@ -1,6 +1,7 @@
 //! Several generations of one request side by side: `n` answers, or answers to several prompts.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio_stream::{Stream, StreamExt};
@@ -8,6 +9,7 @@ use tokio_stream::{Stream, StreamExt};
 use super::error::{ApiError, Fields};
 use super::generation::{Generation, Output};
 use super::reasoning::Splitter;
+use super::spokes::Chosen;
 use super::state::{App, Deadline};
 use crate::engine::{EngineError, FinishReason, Generate, TokenReport, Usage};
 
@@ -31,16 +33,19 @@ pub(super) struct Whole {
 }
 
 impl Generations {
-    /// Queues all of them, or none.
+    /// Queues all of them, or none; each holds the spokes until its end.
     pub(super) fn start(
         app: &App,
         requests: Vec<(Generate, Splitter)>,
+        spokes: &Arc<Chosen>,
         fields: Fields,
         deadline: Deadline,
     ) -> Result<Self, ApiError> {
-        let all = requests
-            .into_iter()
-            .map(|(request, splitter)| Generation::start(app, request, splitter, fields, deadline).map(Some));
+        let all = requests.into_iter().map(|(request, splitter)| {
+            let request = Generate { spokes: spokes.set().clone(), ..request };
+            let held = Arc::clone(spokes);
+            Generation::start(app, request, splitter, held, fields, deadline).map(Some)
+        });
         Ok(Self { all: all.collect::<Result<_, _>>()?, next: 0 })
     }
 

@@ -8,12 +8,14 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
-    TextEncoder,
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use super::state::App;
 use crate::engine::{Health, Totals, Usage};
+use crate::spoke::life::STATES;
+use crate::spoke::registry::Totals as SpokeTotals;
 
 /// Bounds of what takes from a millisecond to minutes.
 const SECONDS: &[f64] =
@@ -39,19 +41,24 @@ pub struct Metrics {
     forced_tokens: IntCounter,
     drafted_tokens: IntCounter,
     accepted_tokens: IntCounter,
-    /// What the engine counts; taken over when somebody asks, one at a time.
-    engine: Mutex<FromEngine>,
+    spoke_requests: IntCounterVec,
+    /// What the engine and the keeper of spokes count; taken over when somebody asks, one at a time.
+    others: Mutex<FromOthers>,
 }
 
 /// How a value is read.
 type Of<T> = fn(&T) -> f64;
 
-/// Counters are reset and set anew each time: the engine's own are the truth.
+/// Counters are reset and set anew each time: those of the engine and of the keeper are the truth.
 #[derive(Debug)]
-struct FromEngine {
+struct FromOthers {
     counters: Vec<(Counter, Of<Totals>)>,
     gauges: Vec<(Gauge, Of<Health>)>,
     beat_age: Gauge,
+    spoke_counters: Vec<(Counter, Of<SpokeTotals>)>,
+    spoke_gauges: Vec<(Gauge, Of<SpokeTotals>)>,
+    transitions: IntCounterVec,
+    spokes: IntGaugeVec,
 }
 
 /// llama-server's counters, by its names and with its words, and ours of the cache.
@@ -87,6 +94,28 @@ const GAUGES: &[(&str, &str, Of<Health>)] = &[
     ("bespoke_cache_size_tokens", "Places for keys and values.", |h| h.totals.cache_size as f64),
 ];
 
+/// What the keeper of spokes counts.
+const SPOKE_COUNTERS: &[(&str, &str, Of<SpokeTotals>)] = &[
+    ("bespoke_spoke_swaps_total", "Names that got another generation of a new file.", |s| s.swaps as f64),
+    ("bespoke_spoke_swap_seconds_total", "Time from the last change of a file to its swap.", |s| {
+        s.swap_seconds
+    }),
+    ("bespoke_spoke_loads_total", "Loads of spokes into the engine.", |s| s.loads as f64),
+    ("bespoke_spoke_load_failures_total", "Loads that failed.", |s| s.load_failures as f64),
+    ("bespoke_spoke_load_seconds_total", "Time that loads took.", |s| s.load_seconds),
+    ("bespoke_spoke_evictions_total", "Spokes that made room in memory for others.", |s| s.evictions as f64),
+];
+
+/// The same for gauges.
+const SPOKE_GAUGES: &[(&str, &str, Of<SpokeTotals>)] = &[
+    ("bespoke_spoke_resident_bytes", "Memory of the spokes that are loaded.", |s| s.resident_bytes as f64),
+    (
+        "bespoke_spoke_folder_readable",
+        "1 if the folder of spokes could be read when it was last looked at.",
+        |s| f64::from(u8::from(s.folder_readable)),
+    ),
+];
+
 impl Default for Metrics {
     fn default() -> Self {
         let registry = Registry::new();
@@ -109,7 +138,11 @@ impl Default for Metrics {
             Opts::new("bespoke_requests_total", "Requests by route and status; 499: the client left first."),
             &["route", "status"],
         );
-        let engine = FromEngine {
+        let by_state = |name, help, label| (Opts::new(name, help), [label]);
+        let (transitions, to) =
+            by_state("bespoke_spoke_transitions_total", "Spokes that came to a state.", "to");
+        let (spokes, state) = by_state("bespoke_spokes", "Spokes by state.", "state");
+        let others = FromOthers {
             counters: COUNTERS
                 .iter()
                 .map(|&(name, help, value)| (kept(&registry, Counter::new(name, help)), value))
@@ -125,7 +158,21 @@ impl Default for Metrics {
                     "Seconds since the engine's last sign of life.",
                 ),
             ),
+            spoke_counters: SPOKE_COUNTERS
+                .iter()
+                .map(|&(name, help, value)| (kept(&registry, Counter::new(name, help)), value))
+                .collect(),
+            spoke_gauges: SPOKE_GAUGES
+                .iter()
+                .map(|&(name, help, value)| (kept(&registry, Gauge::new(name, help)), value))
+                .collect(),
+            transitions: kept(&registry, IntCounterVec::new(transitions, &to)),
+            spokes: kept(&registry, IntGaugeVec::new(spokes, &state)),
         };
+        let spoke_requests = IntCounterVec::new(
+            Opts::new("bespoke_spoke_requests_total", "Requests that ran with a spoke, by its name."),
+            &["spoke"],
+        );
         Self {
             requests: kept(&registry, requests),
             client_gone: counter("bespoke_client_gone_total", "Answers that were given up before their end."),
@@ -146,7 +193,8 @@ impl Default for Metrics {
             forced_tokens: counter("bespoke_forced_tokens_total", "Tokens that a constraint dictated."),
             drafted_tokens: counter("bespoke_drafted_tokens_total", "Tokens that were drafted."),
             accepted_tokens: counter("bespoke_accepted_tokens_total", "Drafted tokens that were right."),
-            engine: Mutex::new(engine),
+            spoke_requests: kept(&registry, spoke_requests),
+            others: Mutex::new(others),
             registry,
         }
     }
@@ -166,6 +214,11 @@ impl Metrics {
         if gone {
             self.client_gone.inc();
         }
+    }
+
+    /// A request runs with a spoke. Only names that serve come here, so there are few.
+    pub(super) fn spoke_used(&self, name: &str) {
+        self.spoke_requests.with_label_values(&[name]).inc();
     }
 
     /// The first text of an answer has come.
@@ -189,17 +242,34 @@ impl Metrics {
         self.accepted_tokens.inc_by(u64::from(usage.accepted_tokens));
     }
 
-    /// Everything, with what the engine says now.
-    fn text(&self, health: &Health, beat_age: Duration) -> Result<String, prometheus::Error> {
-        let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        for (counter, value) in &engine.counters {
+    /// Everything, with what the engine and the keeper of spokes say now.
+    fn text(
+        &self,
+        health: &Health,
+        beat_age: Duration,
+        spokes: &SpokeTotals,
+    ) -> Result<String, prometheus::Error> {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        for (counter, value) in &others.counters {
             counter.reset();
             counter.inc_by(value(&health.totals));
         }
-        for (gauge, value) in &engine.gauges {
+        for (gauge, value) in &others.gauges {
             gauge.set(value(health));
         }
-        engine.beat_age.set(beat_age.as_secs_f64());
+        others.beat_age.set(beat_age.as_secs_f64());
+        for (counter, value) in &others.spoke_counters {
+            counter.reset();
+            counter.inc_by(value(spokes));
+        }
+        for (gauge, value) in &others.spoke_gauges {
+            gauge.set(value(spokes));
+        }
+        others.transitions.reset();
+        for (at, state) in STATES.into_iter().enumerate() {
+            others.transitions.with_label_values(&[state]).inc_by(spokes.transitions[at]);
+            others.spokes.with_label_values(&[state]).set(spokes.lives[at] as i64);
+        }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
@@ -212,7 +282,8 @@ fn ratio(above: f64, below: f64) -> f64 {
 /// Answers with all metrics.
 pub(super) async fn show(State(app): State<App>) -> impl IntoResponse {
     let health = app.engine().health().borrow().clone();
-    let text = app.metrics().text(&health, app.pulse().age()).unwrap_or_else(|error| {
+    let spokes = app.spokes().registry().totals();
+    let text = app.metrics().text(&health, app.pulse().age(), &spokes).unwrap_or_else(|error| {
         tracing::error!(%error, "metrics can't be written");
         String::new()
     });
@@ -240,11 +311,16 @@ mod tests {
         Health { state: EngineState::Loading, beat: 1, running: 3, waiting: 2, totals }
     }
 
+    fn spokes() -> SpokeTotals {
+        let transitions = std::array::from_fn(|at| at as u64);
+        SpokeTotals { transitions, swaps: 3, swap_seconds: 1.5, resident_bytes: 7, ..SpokeTotals::default() }
+    }
+
     #[test]
     fn llama_servers_names_have_the_engines_numbers_however_often_they_are_asked_for() {
         let metrics = Metrics::default();
-        metrics.text(&health(), Duration::ZERO).unwrap();
-        let text = metrics.text(&health(), Duration::from_millis(1_500)).unwrap();
+        metrics.text(&health(), Duration::ZERO, &spokes()).unwrap();
+        let text = metrics.text(&health(), Duration::from_millis(1_500), &spokes()).unwrap();
         for line in [
             "llamacpp:prompt_tokens_total 100",
             "llamacpp:prompt_seconds_total 0.5",
@@ -262,6 +338,12 @@ mod tests {
             "bespoke_cache_size_tokens 64",
             "bespoke_cache_evictions_total 2",
             "bespoke_engine_beat_age_seconds 1.5",
+            "bespoke_spoke_swaps_total 3",
+            "bespoke_spoke_swap_seconds_total 1.5",
+            "bespoke_spoke_resident_bytes 7",
+            "bespoke_spoke_folder_readable 0",
+            "bespoke_spoke_transitions_total{to=\"serving\"} 5",
+            "bespoke_spokes{state=\"quarantined\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
         }
@@ -282,7 +364,7 @@ mod tests {
         };
         metrics.answered("gate_response", &usage);
         metrics.request("/v1/x", 200, true);
-        let text = metrics.text(&health(), Duration::ZERO).unwrap();
+        let text = metrics.text(&health(), Duration::ZERO, &spokes()).unwrap();
         for line in [
             "bespoke_prompt_tokens_sum{task=\"gate_response\"} 20",
             "bespoke_output_tokens_sum{task=\"gate_response\"} 9",

@@ -17,13 +17,15 @@ mod openapi;
 mod pulse;
 mod reasoning;
 mod request;
+mod spokes;
 mod state;
 mod stream;
 mod template;
 
 pub use error::{ApiError, Fields};
 pub use pulse::Pulse;
-pub use state::{App, Options};
+pub use spokes::questioner;
+pub use state::{App, Options, SpokeOptions};
 pub use template::{Call, ChatTemplate, TemplateError, Turn};
 
 use std::sync::LazyLock;
@@ -68,8 +70,13 @@ fn routes() -> Vec<Route> {
         route(Method::POST, "/apply-template", ASK, post(llama_server::tokens::apply_template)),
         route(Method::GET, "/props", ASK, get(llama_server::props::props)),
         route(Method::GET, "/slots", ASK, get(llama_server::props::slots)),
-        route(Method::GET, "/lora-adapters", ASK, get(llama_server::props::adapters)),
-        route(Method::POST, "/lora-adapters", ADMIN, post(llama_server::props::set_adapters)),
+        route(Method::GET, "/lora-adapters", ASK, get(llama_server::adapters::adapters)),
+        route(Method::POST, "/lora-adapters", ADMIN, post(llama_server::adapters::set_adapters)),
+        route(Method::GET, "/v1/spokes", ASK, get(spokes::list)),
+        route(Method::GET, "/v1/spokes/events", ASK, get(spokes::events)),
+        route(Method::POST, "/v1/spokes/{change}", ADMIN, post(spokes::change)),
+        route(Method::POST, "/v1/load_lora_adapter", ADMIN, post(spokes::load)),
+        route(Method::POST, "/v1/unload_lora_adapter", ADMIN, post(spokes::unload)),
         route(Method::GET, "/metrics", ASK, get(metrics::show)),
         route(Method::GET, "/openapi.json", OPEN, get(openapi::show)),
     ]
@@ -111,7 +118,7 @@ pub fn router(app: App) -> Router {
 
 /// What lets web pages of these origins ask. Without any there is nothing: browsers keep other pages out by themselves.
 fn cors(origins: &[String]) -> Option<CorsLayer> {
-    const SHOWN: [&str; 2] = ["x-request-id", "retry-after"];
+    const SHOWN: [&str; 3] = ["x-request-id", "retry-after", spokes::HEADER];
     const TAKEN: [HeaderName; 2] = [header::AUTHORIZATION, header::CONTENT_TYPE];
     const OURS: [&str; 2] = ["x-api-key", "x-request-id"];
     if origins.is_empty() {

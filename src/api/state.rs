@@ -1,18 +1,22 @@
 //! What every handler shares: the engine, the model's name and template, limits.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::auth::{Hosts, KeyRing};
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::pulse::Pulse;
+use super::spokes::Default;
 use super::template::{ChatTemplate, TemplateError};
-use crate::config::{LogFormat, LogSettings, SamplingDefaults};
+use crate::config::{LogFormat, LogSettings, Otherwise, SamplingDefaults};
 use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Reply, Segment};
+use crate::spoke::keeper::Spokes;
 
 /// What the API is told.
 #[derive(Debug, Clone)]
@@ -37,6 +41,21 @@ pub struct Options {
     pub keys: Arc<KeyRing>,
     /// Origins whose web pages may ask.
     pub cors_origins: Vec<String>,
+    /// Which request gets which spoke.
+    pub spokes: SpokeOptions,
+}
+
+/// Which request gets which spoke.
+#[derive(Debug, Clone)]
+pub struct SpokeOptions {
+    /// That of requests that choose none.
+    pub default: Option<String>,
+    /// By the names of the schemas of tasks.
+    pub tasks: BTreeMap<String, String>,
+    /// For a model with a name that nothing has ever had.
+    pub unknown_model: Otherwise,
+    /// For a spoke that was retired.
+    pub retired: Otherwise,
 }
 
 /// Shared by all handlers; cheap to clone.
@@ -53,16 +72,62 @@ struct Inner {
     created: u64,
     template: OnceLock<Result<ChatTemplate, TemplateError>>,
     waiting_for_load: AtomicU32,
+    spokes: Spokes,
+    default_spokes: ArcSwap<Default>,
 }
 
 impl App {
     /// An API over an engine.
-    pub fn new(engine: Arc<dyn Engine>, pulse: Arc<Pulse>, options: Options) -> Self {
+    pub fn new(engine: Arc<dyn Engine>, spokes: Spokes, pulse: Arc<Pulse>, options: Options) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (template, waiting_for_load) = (OnceLock::new(), AtomicU32::new(0));
-        let metrics = Arc::default();
-        let inner = Inner { engine, options, pulse, metrics, created, template, waiting_for_load };
+        let metrics = Arc::<Metrics>::default();
+        let default: Default = options.spokes.default.iter().map(|name| (name.clone(), 1.0)).collect();
+        let default_spokes = ArcSwap::from_pointee(default);
+        let inner = Inner {
+            engine,
+            options,
+            pulse,
+            metrics,
+            created,
+            template,
+            waiting_for_load,
+            spokes,
+            default_spokes,
+        };
         Self { inner: Arc::new(inner) }
+    }
+
+    pub(super) fn spokes(&self) -> &Spokes {
+        &self.inner.spokes
+    }
+
+    /// Scales of the spokes of requests that choose none.
+    pub(super) fn default_spokes(&self) -> Arc<Default> {
+        self.inner.default_spokes.load_full()
+    }
+
+    pub(super) fn set_default_spokes(&self, set: Default) {
+        self.inner.default_spokes.store(Arc::new(set));
+    }
+
+    pub(super) fn spokes_of_tasks(&self) -> &BTreeMap<String, String> {
+        &self.inner.options.spokes.tasks
+    }
+
+    pub(super) fn unknown_model(&self) -> Otherwise {
+        self.inner.options.spokes.unknown_model
+    }
+
+    pub(super) fn retired_spoke(&self) -> Otherwise {
+        self.inner.options.spokes.retired
+    }
+
+    /// Names that a request may have for `model`.
+    pub(super) fn served_models(&self) -> String {
+        let serving = self.spokes().registry().serving();
+        let all = std::iter::once(self.model_id()).chain(serving.names.keys().map(String::as_str));
+        all.map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
     }
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {

@@ -116,6 +116,14 @@ impl Client {
         self.read(path, self.send(path, body))
     }
 
+    /// Sends JSON to a path that answers in plain words.
+    pub fn tell(&self, path: &str, body: &impl Serialize) -> Result<(), ClientError> {
+        match self.send(path, body) {
+            Ok(response) if response.status().as_u16() < 400 => Ok(()),
+            other => self.read(path, other).map(drop),
+        }
+    }
+
     /// Sends JSON and gives the answer's lines as they come: server-sent events.
     pub fn stream<B: Serialize>(&self, path: &str, body: &B) -> Result<impl BufRead + use<B>, ClientError> {
         match self.send(path, body) {

@@ -8,12 +8,16 @@ pub mod eval;
 pub mod export;
 pub mod import;
 pub mod serve;
+pub mod spoke;
+pub mod spokes;
 pub mod table;
 pub mod train;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::spoke::Refusal;
 
 /// Done.
 pub const DONE: u8 = 0;
@@ -44,6 +48,11 @@ enum Command {
     Export(export::Args),
     /// Write a GGUF file as a Hugging Face folder
     Import(import::Args),
+    /// List the spokes of the running daemon
+    Spokes(spokes::Args),
+    /// Look at spokes, convert them, and change what is served
+    #[command(subcommand)]
+    Spoke(spoke::Command),
     /// Judge a model
     #[command(subcommand)]
     Eval(eval::Command),
@@ -69,6 +78,8 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Spokes(args) => spokes::run(&args),
+        Command::Spoke(command) => spoke::run(command),
         Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Data(command) => data::run(command),
@@ -82,10 +93,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints an error with its chain of causes, one a line.
+/// Prints an error with its chain of causes, one a line, and advice where there is some.
 fn report(error: &anyhow::Error) {
     eprintln!("error: {error}");
     for cause in error.chain().skip(1) {
         eprintln!("  caused by: {cause}");
+    }
+    if let Some(refusal) = error.downcast_ref::<Refusal>() {
+        eprintln!("  code: {}", refusal.code());
+        if let Some(hint) = refusal.hint() {
+            eprintln!("\nhint: {hint}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use super::WrongConfiguration;
 use super::client::encoding_request;
 use crate::api::auth::KeyRing;
 use crate::config::{self, LogFormat, Overrides};
+use crate::database::DatabaseError;
 use crate::engine::{EngineState, Health, ModelInfo};
 use crate::hub::{Hub, HubError};
 use crate::task::Event;
@@ -88,12 +89,19 @@ fn start_log(format: LogFormat) {
 
 fn in_words(error: HubError) -> anyhow::Error {
     match error {
-        HubError::Model { .. } | HubError::Keys(_) | HubError::Unprotected(_) => {
+        HubError::Model { .. }
+        | HubError::Keys(_)
+        | HubError::Unprotected(_)
+        | HubError::Folder { .. }
+        | HubError::State(DatabaseError::Newer { .. } | DatabaseError::Io { .. }) => {
             WrongConfiguration(error.to_string()).into()
         }
-        HubError::Listen { .. } | HubError::Silent(_) | HubError::Engine(_) | HubError::Serve(_) => {
-            error.into()
-        }
+        HubError::State(_)
+        | HubError::Spokes(_)
+        | HubError::Listen { .. }
+        | HubError::Silent(_)
+        | HubError::Engine(_)
+        | HubError::Serve(_) => error.into(),
     }
 }
 

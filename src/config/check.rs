@@ -16,7 +16,38 @@ pub(super) struct Check {
 }
 
 impl Check {
-    fn wrong(
+    /// Something must be there and isn't.
+    pub(super) fn missing(&mut self, key: &str, expected: &str) {
+        self.mistakes.push(Mistake::new(None, format!("{key} is missing: expected {expected}"), None));
+    }
+
+    /// One of several words.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &str,
+        found: Option<Spanned<String>>,
+        words: &[(&str, T)],
+        default: T,
+    ) -> T {
+        let Some(found) = found else { return default };
+        if let Some((_, meant)) = words.iter().find(|(word, _)| word == found.get_ref()) {
+            return *meant;
+        }
+        let words: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+        self.wrong(key, &found, &words.join(" or "), None);
+        default
+    }
+
+    /// A number from 0 to 1.
+    pub(super) fn share(&mut self, key: &str, found: Spanned<f64>) -> f64 {
+        if (0.0..=1.0).contains(found.get_ref()) {
+            return found.into_inner();
+        }
+        self.wrong(key, &found, "a number from 0 to 1", None);
+        0.0
+    }
+
+    pub(super) fn wrong(
         &mut self,
         key: &str,
         found: &Spanned<impl std::fmt::Debug>,
@@ -61,7 +92,10 @@ impl Check {
         found: Option<Spanned<String>>,
         default_secs: u64,
     ) -> Duration {
-        let default = Duration::from_secs(default_secs);
+        self.any_time(key, found, Duration::from_secs(default_secs))
+    }
+
+    fn any_time(&mut self, key: &str, found: Option<Spanned<String>>, default: Duration) -> Duration {
         let Some(found) = found else { return default };
         match humantime::parse_duration(found.get_ref()) {
             Ok(duration) if duration <= Duration::from_secs(86_400) => duration,
@@ -75,12 +109,17 @@ impl Check {
 
     /// A duration that zero would make useless.
     pub(super) fn pause(&mut self, key: &str, found: Option<Spanned<String>>, default_secs: u64) -> Duration {
+        self.time(key, found, Duration::from_secs(default_secs))
+    }
+
+    /// The same with a default of any length.
+    pub(super) fn time(&mut self, key: &str, found: Option<Spanned<String>>, default: Duration) -> Duration {
         let place = found.clone();
-        let duration = self.duration(key, found, default_secs);
+        let duration = self.any_time(key, found, default);
         match place {
             Some(found) if duration.is_zero() => {
                 self.wrong(key, &found, "more than no time at all", Some("as in \"10s\""));
-                Duration::from_secs(default_secs)
+                default
             }
             _ => duration,
         }

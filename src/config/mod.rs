@@ -4,6 +4,7 @@ mod check;
 mod mistake;
 mod places;
 mod settings;
+mod spokes;
 mod written;
 
 pub use mistake::{ConfigError, Mistake};
@@ -11,6 +12,7 @@ pub use places::{DEFAULT_CONFIG, default_model};
 pub use settings::{
     LogFormat, LogSettings, ModelSettings, Paths, SamplingDefaults, ServerSettings, Settings,
 };
+pub use spokes::{GateSettings, Otherwise, SpokeSettings};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -102,6 +104,25 @@ mod tests {
         assert_eq!(plain.model.queue, written.model.queue);
         assert_eq!(plain.model.queue_tokens, written.model.queue_tokens);
         assert_eq!(plain.log, written.log);
+        assert_eq!(plain.spokes, written.spokes);
+        assert_eq!(plain.spokes, parse("", &folder, Overrides::default()).unwrap().spokes);
+    }
+
+    #[test]
+    fn tasks_and_gates_are_tables_of_names() {
+        let text = "[spokes.tasks]\nencoding_response = 'encoding'\n[spokes.gate.encoding]\nprobes = 'p.jsonl'\nepr = 0.9\n";
+        let spokes = parse(text, Path::new("/etc"), Overrides::default()).unwrap().spokes;
+        assert_eq!(spokes.tasks["encoding_response"], "encoding");
+        let gate = &spokes.gates["encoding"];
+        assert_eq!((gate.probes.as_path(), gate.epr, gate.fr), (Path::new("/etc/p.jsonl"), Some(0.9), None));
+    }
+
+    #[test]
+    fn mistakes_about_spokes_are_found_all_at_once() {
+        let text = "[spokes]\nwatch = 'sometimes'\nsettle = '0s'\nmost = 0\nmemory = '3'\ndefault = 'two words'\n\
+                    unknown_model = 'guess'\nprobes = true\n[spokes.tasks]\nencode = 'a:b'\n\
+                    [spokes.gate.encoding]\nepr = 2.0\n[spokes.gate.other]\nprobes = 'p'\n";
+        insta::assert_snapshot!(mistakes(text).join("\n"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::Overrides;
 use super::check::Check;
 use super::mistake::Mistake;
 use super::places::{absolute, default_model, default_state};
+use super::spokes::SpokeSettings;
 use super::written::Written;
 
 /// Everything that the daemon is told.
@@ -24,6 +25,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// What a request means that doesn't say how tokens are chosen.
     pub sampling: SamplingDefaults,
+    /// Spokes.
+    pub spokes: SpokeSettings,
     /// Folders.
     pub paths: Paths,
 }
@@ -123,6 +126,8 @@ pub struct SamplingDefaults {
 pub struct Paths {
     /// Where spokes are dropped.
     pub spokes: PathBuf,
+    /// Whether somebody named this folder: then it is made if it isn't there.
+    pub spokes_named: bool,
     /// Where the daemon keeps what it must not forget.
     pub state: PathBuf,
 }
@@ -131,7 +136,8 @@ impl Settings {
     /// Judges what was written; relative paths in it are taken from `folder`.
     pub(super) fn new(written: Written, folder: &Path, overrides: Overrides) -> Result<Self, Vec<Mistake>> {
         let mut check = Check { mistakes: Vec::new() };
-        let Written { server, model, log, sampling, paths } = written;
+        let Written { server, model, log, sampling, spokes, paths } = written;
+        let spokes_named = overrides.spokes.is_some() || paths.spokes.is_some();
         let from_file = |path: Spanned<String>| absolute(&folder.join(path.into_inner()));
         let path = overrides.model.as_deref().map(absolute).or_else(|| model.path.map(from_file));
         let path = path.unwrap_or_else(default_model);
@@ -190,7 +196,9 @@ impl Settings {
                 min_p: check.number("sampling.min_p", sampling.min_p, 0.0..=1.0, 0.0),
                 task_limits: sampling.task_limits.unwrap_or(true),
             },
+            spokes: SpokeSettings::new(spokes, folder, &mut check),
             paths: Paths {
+                spokes_named,
                 spokes: overrides
                     .spokes
                     .as_deref()

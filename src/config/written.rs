@@ -1,5 +1,6 @@
 //! The configuration as it is written: TOML in, keys with their places out, nothing judged yet.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::Deserialize;
@@ -16,6 +17,7 @@ pub(super) struct Written {
     pub(super) model: Model,
     pub(super) log: Log,
     pub(super) sampling: Sampling,
+    pub(super) spokes: Spokes,
     pub(super) paths: Paths,
 }
 
@@ -74,6 +76,41 @@ pub(super) struct Sampling {
 pub(super) struct Paths {
     pub(super) spokes: Option<Spanned<String>>,
     pub(super) state: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Spokes {
+    pub(super) watch: Option<Spanned<String>>,
+    pub(super) reconcile: Option<Spanned<String>>,
+    pub(super) poll: Option<Spanned<String>>,
+    pub(super) settle: Option<Spanned<String>>,
+    pub(super) most: Option<Spanned<i64>>,
+    pub(super) keep: Option<Spanned<i64>>,
+    pub(super) memory: Option<Spanned<String>>,
+    pub(super) file_limit: Option<Spanned<String>>,
+    pub(super) rank_limit: Option<Spanned<i64>>,
+    pub(super) probe: Option<bool>,
+    pub(super) probe_limit: Option<Spanned<String>>,
+    pub(super) probe_memory: Option<Spanned<String>>,
+    pub(super) quarantine: Option<Spanned<String>>,
+    pub(super) move_refused: Option<bool>,
+    pub(super) default: Option<Spanned<String>>,
+    pub(super) unknown_model: Option<Spanned<String>>,
+    pub(super) retired: Option<Spanned<String>>,
+    pub(super) tasks: BTreeMap<String, Spanned<String>>,
+    pub(super) gate: BTreeMap<String, Gate>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Gate {
+    pub(super) probes: Option<Spanned<String>>,
+    pub(super) epr: Option<Spanned<f64>>,
+    pub(super) np: Option<Spanned<f64>>,
+    pub(super) sc: Option<Spanned<f64>>,
+    pub(super) fr: Option<Spanned<f64>>,
+    pub(super) limit: Option<Spanned<String>>,
 }
 
 /// Reads what can be read and lists what can't.

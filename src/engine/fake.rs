@@ -1,6 +1,8 @@
 //! An engine without a model: scripted answers, for every test of what stands above the engine.
 
 mod script;
+mod spokes;
+mod words;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,11 +14,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::script::{Script, ScriptedToken};
-use super::minimal::minimal_instance;
+use self::spokes::{Spokes, Use};
+use self::words::{constrained, cut_at_stop, embedding, reported, tokens, word_id, words};
 use super::{
-    Constraint, Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, Health,
-    LaneState, ModelInfo, Prompt, Query, Reply, TokenLikelihood, TokenReport, Totals, Usage,
+    Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, Health, LaneState,
+    LoadedSpoke, ModelInfo, Prompt, Query, Reply, SpokeChange, Totals, Usage,
 };
+use crate::spoke::Generation;
 
 /// How often a fake looks whether it was cancelled.
 const TICK: Duration = Duration::from_millis(2);
@@ -41,6 +45,7 @@ struct Inner {
     /// Words by the ids under which they were seen.
     words: Mutex<HashMap<u32, String>>,
     usage: Mutex<Usage>,
+    spokes: Arc<Spokes>,
     limit: AtomicU32,
     running: AtomicU32,
     cancelled: AtomicU32,
@@ -72,6 +77,7 @@ impl FakeEngine {
             requests: Mutex::default(),
             words: Mutex::default(),
             usage: Mutex::default(),
+            spokes: Arc::default(),
             limit: AtomicU32::new(u32::MAX),
             running: AtomicU32::new(0),
             cancelled: AtomicU32::new(0),
@@ -92,6 +98,14 @@ impl FakeEngine {
             }
         });
         Self { inner }
+    }
+
+    /// The engine that the environment asks for in a test of the whole program: `BESPOKE_FAKE_ENGINE` is the pause before
+    /// each word in milliseconds; the answers say which spokes they ran with. Not in a release build.
+    #[cfg(debug_assertions)]
+    pub fn from_environment() -> Option<Self> {
+        let pause = std::env::var("BESPOKE_FAKE_ENGINE").ok()?.parse().ok()?;
+        Some(Self::new(Script::Spokes(Duration::from_millis(pause))))
     }
 
     /// Facts of the model that a fake pretends to be.
@@ -145,6 +159,11 @@ impl FakeEngine {
         self.inner.running.load(Ordering::SeqCst)
     }
 
+    /// Spokes that are loaded, in ascending order.
+    pub fn loaded(&self) -> Vec<Generation> {
+        self.inner.spokes.loaded()
+    }
+
     /// The last 1,000 requests, oldest first.
     pub fn requests(&self) -> Vec<Generate> {
         lock(&self.inner.requests).clone()
@@ -168,8 +187,14 @@ impl Engine for FakeEngine {
         let script = lock(&self.inner.script).clone();
         let (events, receiver) = mpsc::unbounded_channel();
         let inner = Arc::clone(&self.inner);
+        // Now and not on its thread: what is sent after this request must find its spokes in use.
+        let spokes = self.inner.spokes.begin(&request.spokes);
         thread::spawn(move || {
-            let end = inner.answer(&script, &request, &events);
+            let end = match &spokes {
+                Ok(spokes) => inner.answer(&script, &request, spokes, &events),
+                Err(error) => Ok(Event::Failed(error.clone())),
+            };
+            drop(spokes);
             inner.running.fetch_sub(1, Ordering::SeqCst);
             match end {
                 Ok(last) => {
@@ -218,6 +243,30 @@ impl Engine for FakeEngine {
                 Err(error) => Err(error.unwrap_or(EngineError::Stopped)),
             });
         });
+        Ok(receiver)
+    }
+
+    fn spoke(
+        &self,
+        change: SpokeChange,
+    ) -> Result<oneshot::Receiver<Result<LoadedSpoke, EngineError>>, EngineError> {
+        self.inner.refuse()?;
+        let (reply, receiver) = oneshot::channel();
+        let inner = Arc::clone(&self.inner);
+        let ready = matches!(self.inner.health.borrow().state, EngineState::Ready(_));
+        match change {
+            SpokeChange::Load(spoke) if ready => drop(reply.send(inner.spokes.load(&spoke))),
+            SpokeChange::Load(spoke) => drop(thread::spawn(move || {
+                let ready = inner.wait_until_ready(&|| reply.is_closed());
+                let ready = ready.map_err(|error| error.unwrap_or(EngineError::Stopped));
+                reply.send(ready.and_then(|()| inner.spokes.load(&spoke)))
+            })),
+            // Marked before anything else is told: a load that follows takes it back.
+            SpokeChange::Unload(generation) => {
+                inner.spokes.mark(generation);
+                thread::spawn(move || reply.send(Ok(inner.spokes.freed(generation))));
+            }
+        }
         Ok(receiver)
     }
 
@@ -278,6 +327,7 @@ impl Inner {
         &self,
         script: &Script,
         request: &Generate,
+        spokes: &Use,
         events: &mpsc::UnboundedSender<Event>,
     ) -> Result<Event, Cancelled> {
         match self.wait_until_ready(&|| events.is_closed()) {
@@ -310,6 +360,7 @@ impl Inner {
                 (last.map_or_else(String::new, |segment| segment.text.clone()), Duration::ZERO, None)
             }
             Script::Text(text) => (text.clone(), Duration::ZERO, None),
+            Script::Spokes(delay) => (spokes.told(), *delay, None),
             Script::Slow { text, delay } => (text.clone(), *delay, None),
             Script::Tokens(tokens) => {
                 let cached_tokens = lock(&self.usage).cached_tokens;
@@ -402,36 +453,6 @@ impl Inner {
     }
 }
 
-/// The answer under a constraint: the scripted text if it is JSON, else a minimal instance.
-fn constrained(constraint: Option<&Constraint>, text: String, budget: u32) -> Result<String, EngineError> {
-    let instance = match constraint {
-        Some(_) if serde_json::from_str::<serde_json::Value>(&text).is_ok() => return Ok(text),
-        Some(Constraint::JsonObject) => serde_json::json!({}),
-        Some(Constraint::JsonSchema(schema)) => minimal_instance(schema).map_err(EngineError::Schema)?,
-        // A fake has no grammar; the script is trusted to fit.
-        None | Some(Constraint::Regex(_) | Constraint::Gbnf(_) | Constraint::Lark(_)) => return Ok(text),
-    };
-    let text = instance.to_string();
-    let needed = words(&text).count() as u32;
-    if needed > budget {
-        return Err(EngineError::BudgetTooSmall { needed, given: budget });
-    }
-    Ok(text)
-}
-
-/// The text before the first stop text, and whether there was one.
-fn cut_at_stop(mut text: String, stop: &[String]) -> (String, bool) {
-    let first = stop.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s)).min();
-    if let Some(at) = first {
-        text.truncate(at);
-    }
-    (text, first.is_some())
-}
-
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split_inclusive(char::is_whitespace)
-}
-
 /// Plays tokens; text follows when its characters are whole.
 fn tell_tokens(
     report: Option<u32>,
@@ -452,51 +473,6 @@ fn tell_tokens(
     Ok(())
 }
 
-/// A report in which the token itself is the likeliest and the others are made up.
-fn reported(bytes: &[u8], probability: f32, forced: bool, top: u32) -> TokenReport {
-    let likelihood = |bytes: &[u8], probability: f32| TokenLikelihood {
-        id: hash(bytes) % 32_000,
-        bytes: bytes.to_vec(),
-        logprob: probability.ln(),
-    };
-    let others = (1..top)
-        .map(|rank| likelihood(format!("other{rank} ").as_bytes(), probability / 2f32.powi(rank as i32)));
-    let token = likelihood(bytes, probability);
-    let top = std::iter::once(token.clone()).take(top as usize).chain(others).collect();
-    TokenReport { token, forced, top }
-}
-
-fn word_id(word: &str) -> u32 {
-    hash(word.as_bytes()) % 32_000
-}
-
-/// One id per word.
-fn tokens(prompt: &Prompt) -> Vec<u32> {
-    prompt
-        .iter()
-        .flat_map(|segment| {
-            let ids = words(&segment.text).map(word_id);
-            ids.chain(segment.ids.iter().copied())
-        })
-        .collect()
-}
-
-/// A vector that depends on the words and on nothing else.
-fn embedding(prompt: &Prompt) -> Vec<f32> {
-    let mut vector = vec![0.01_f32; FakeEngine::info().n_embd as usize];
-    for token in tokens(prompt) {
-        let width = vector.len();
-        vector[token as usize % width] += 1.0;
-    }
-    let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
-    vector.iter().map(|x| x / norm).collect()
-}
-
-/// FNV-1a.
-fn hash(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
 /// A panic in a test thread must not hide behind a poisoned lock: the data are plain values.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -505,7 +481,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Segment;
+    use crate::engine::{Constraint, Segment};
 
     fn request() -> Generate {
         Generate::new("t", vec![Segment::markup("<|user|>"), Segment::plain("one two three")])

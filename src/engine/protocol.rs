@@ -6,6 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::spoke::{LoadedSpoke, SpokeChange, SpokeSet};
+use crate::spoke::Generation;
+
 /// An engine: owns a model and answers requests for it. Cheap to share; every method returns at once.
 pub trait Engine: Send + Sync + 'static {
     /// Queues a generation. Dropping the receiver cancels it: generation stops before its next token.
@@ -20,6 +23,16 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Asks something small: token ids of a text, texts of token ids, what the lanes do.
     fn query(&self, query: Query) -> Result<oneshot::Receiver<Result<Reply, EngineError>>, EngineError>;
+
+    /// Loads a spoke or frees one, between two batches. A request that names a generation which isn't loaded when its turn
+    /// comes fails with [`EngineError::SpokeNotLoaded`].
+    fn spoke(
+        &self,
+        change: SpokeChange,
+    ) -> Result<oneshot::Receiver<Result<LoadedSpoke, EngineError>>, EngineError> {
+        let _ = change;
+        Err(EngineError::SpokesUnsupported)
+    }
 
     /// State and heartbeat of the engine's own thread.
     fn health(&self) -> watch::Receiver<Health>;
@@ -109,6 +122,9 @@ pub struct Generate {
     pub id: String,
     /// What the model reads.
     pub prompt: Prompt,
+    /// What it runs with beside the post.
+    #[serde(default)]
+    pub spokes: SpokeSet,
     /// Tokens to produce at most; `None` fills what the context has left.
     pub max_tokens: Option<u32>,
     /// How tokens are chosen.
@@ -135,6 +151,7 @@ impl Generate {
         Self {
             id: id.into(),
             prompt,
+            spokes: SpokeSet::new(),
             max_tokens: None,
             sampling: Sampling::GREEDY,
             logit_bias: Vec::new(),
@@ -439,6 +456,18 @@ pub enum EngineError {
     /// llguidance does not take the schema.
     #[error("the schema can't be compiled: {0}")]
     Schema(String),
+    /// The request runs with a spoke that isn't loaded.
+    #[error("the spoke {} is not loaded", generation.short())]
+    SpokeNotLoaded {
+        /// Which content.
+        generation: Generation,
+    },
+    /// A spoke can't be loaded, for this reason.
+    #[error("the spoke can't be loaded: {0}")]
+    Spoke(String),
+    /// This engine has no spokes.
+    #[error("spokes are not supported by this engine")]
+    SpokesUnsupported,
     /// The model file can't be served.
     #[error("{0}")]
     Model(String),

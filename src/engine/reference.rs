@@ -5,8 +5,8 @@ use std::path::Path;
 
 use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
 use llama_cpp_2::llama_batch::LlamaBatch;
-use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
 
 use super::backend::backend;
@@ -60,6 +60,23 @@ impl Reference {
     /// # Errors
     /// No ids, ids outside the vocabulary, not enough memory.
     pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>, ReferenceError> {
+        self.compute(ids, None)
+    }
+
+    /// The same with a LoRA file that an inspection has passed. The adapter stays in memory as long as the process.
+    ///
+    /// # Errors
+    /// As [`Reference::logits`]; a refusal of llama.cpp.
+    pub fn logits_with(&mut self, lora: &Path, ids: &[u32]) -> Result<Vec<f32>, ReferenceError> {
+        let wrong = |message: &dyn ToString| ReferenceError::Load {
+            path: lora.to_owned(),
+            message: message.to_string(),
+        };
+        let mut adapter = self.model.lora_adapter_init(lora).map_err(|e| wrong(&e))?;
+        self.compute(ids, Some(&mut adapter))
+    }
+
+    fn compute(&self, ids: &[u32], lora: Option<&mut LlamaLoraAdapter>) -> Result<Vec<f32>, ReferenceError> {
         let wrong = |message: &dyn ToString| ReferenceError::Compute(message.to_string());
         let length = NonZeroU32::new(ids.len() as u32).ok_or_else(|| wrong(&"no tokens"))?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as i32);
@@ -73,6 +90,9 @@ impl Reference {
             .with_n_threads(threads)
             .with_n_threads_batch(threads);
         let mut context = self.model.new_context(backend(), params).map_err(|e| wrong(&e))?;
+        if let Some(adapter) = lora {
+            context.lora_adapter_set(adapter, 1.0).map_err(|e| wrong(&e))?;
+        }
         let mut batch = LlamaBatch::new(ids.len(), 1);
         for (position, &id) in ids.iter().enumerate() {
             let token = LlamaToken(id.cast_signed());

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::metrics::{self, Judgement, is_minimal};
+use super::metrics::{self, Judgement, is_minimal, judge};
+use super::rows::Pair;
 use crate::task::Event;
 
 /// EPR must be above this.
@@ -26,6 +27,15 @@ pub struct Judged {
     pub output: String,
     /// Its scores and their reasons.
     pub judgement: Judgement,
+}
+
+impl From<Pair> for Judged {
+    fn from(pair: Pair) -> Self {
+        let prompt = pair.prompt_texts();
+        let prompt: Vec<&str> = prompt.iter().map(String::as_str).collect();
+        let judgement = judge(&pair.event.content, &pair.output, &prompt);
+        Self { id: pair.id, event: pair.event, output: pair.output, judgement }
+    }
 }
 
 /// Means over answers. An answer that does not parse counts as 0 in each of them, and as 1 where 0 is good.

@@ -24,6 +24,23 @@ pub fn check_model(file: &Gguf) -> Result<(), GgufError> {
     })
 }
 
+/// Checks that tensors stand one after the other, without holes: ggml insists on it in every file.
+///
+/// # Errors
+/// The first tensor that stands elsewhere.
+pub fn check_contiguous(file: &Gguf) -> Result<(), GgufError> {
+    let mut expected = 0;
+    for tensor in file.tensors() {
+        if tensor.offset != expected {
+            let (tensor, found) = (tensor.name.clone(), tensor.offset);
+            return Err(file.error(Rule::NotContiguous { tensor, found, expected }));
+        }
+        // Can't wrap: the reader has checked that the tensor ends inside the file.
+        expected = (tensor.offset + tensor.bytes).next_multiple_of(file.alignment());
+    }
+    Ok(())
+}
+
 /// A rule that is not tied to a path yet, or an error of the reader.
 enum Wrong {
     Rule(Rule),
@@ -111,20 +128,14 @@ impl<'a> Check<'a> {
 
     /// Tensors stand one after the other, and are of types that llama.cpp computes with.
     fn tensors_as_loaded(&self) -> Checked {
-        let mut expected = 0;
+        check_contiguous(self.file)?;
         for tensor in self.file.tensors() {
-            let name = || tensor.name.clone();
-            if tensor.offset != expected {
-                return Err(Rule::NotContiguous { tensor: name(), found: tensor.offset, expected }.into());
-            }
-            // Can't wrap: the reader has checked that the tensor ends inside the file.
-            expected = (tensor.offset + tensor.bytes).next_multiple_of(self.file.alignment());
             let expected = match tensor.dims.len() {
                 1 if tensor.kind != super::GgmlType::F32 => "F32 (llama.cpp multiplies vectors in f32 only)",
                 _ if !tensor.kind.is_weight() => "a type of weights",
                 _ => continue,
             };
-            return Err(Rule::TensorType { tensor: name(), found: tensor.kind, expected }.into());
+            return Err(Rule::TensorType { tensor: tensor.name.clone(), found: tensor.kind, expected }.into());
         }
         Ok(())
     }

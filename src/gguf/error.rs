@@ -40,6 +40,8 @@ pub enum Rule {
     Truncated { what: String, at: u64, needed: u64, length: u64 },
     #[error("claims {found} {what}; the {left} bytes that are left can hold at most {most}")]
     Count { what: String, found: u64, most: u64, left: u64 },
+    #[error("has a header longer than {limit} bytes: {what} needs {needed} bytes from byte {at} on")]
+    HeaderLimit { what: String, at: u64, needed: u64, limit: u64 },
     #[error("key number {index} is {found} bytes long, expected 1 to {MAX_KEY_BYTES}")]
     KeyLength { index: u64, found: u64 },
     #[error("tensor name number {index} is {found} bytes long, expected 1 to {MAX_TENSOR_NAME_BYTES}")]
@@ -102,4 +104,50 @@ pub enum Rule {
     Split { found: u16 },
     #[error("tensor {tensor:?} was given {found} bytes, expected {expected}")]
     DataLength { tensor: String, found: u64, expected: u64 },
+}
+
+impl Rule {
+    /// The rule's name on the wire, in snake_case; it never changes.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "unreadable",
+            Self::NotAFile { .. } => "not_a_file",
+            Self::Magic { .. } => "not_gguf",
+            Self::Version { .. } => "gguf_version",
+            Self::BigEndian => "big_endian",
+            Self::Truncated { .. } => "truncated",
+            Self::Count { .. } => "count",
+            Self::HeaderLimit { .. } => "header_limit",
+            Self::KeyLength { .. } => "key_length",
+            Self::TensorNameLength { .. } => "tensor_name_length",
+            Self::NotUtf8 { .. } => "not_utf8",
+            Self::ZeroByte { .. } => "zero_byte",
+            Self::DuplicateKey { .. } => "duplicate_key",
+            Self::DuplicateTensor { .. } => "duplicate_tensor",
+            Self::UnknownValueType { .. } => "unknown_value_type",
+            Self::NestedArray { .. } => "nested_array",
+            Self::BadBool { .. } => "bad_bool",
+            Self::MissingKey { .. } => "missing_key",
+            Self::WrongType { .. } => "wrong_type",
+            Self::BadValue { .. } => "bad_value",
+            Self::Alignment { .. } => "alignment",
+            Self::Rank { .. } => "dimension_count",
+            Self::EmptyDimension { .. } => "empty_dimension",
+            Self::UnknownTensorType { .. } => "unknown_tensor_type",
+            Self::RowNotBlocks { .. } => "row_not_blocks",
+            Self::SizeOverflow { .. } => "size_overflow",
+            Self::Misaligned { .. } => "misaligned",
+            Self::OutsideFile { .. } => "outside_file",
+            Self::Overlap { .. } => "overlap",
+            Self::MissingTensor { .. } => "missing_tensor",
+            Self::UnexpectedTensor { .. } => "unexpected_tensor",
+            Self::Dimensions { .. } => "dimensions",
+            Self::TensorType { .. } => "tensor_type",
+            Self::NotContiguous { .. } => "not_contiguous",
+            Self::ArrayLength { .. } => "array_length",
+            Self::DuplicateToken { .. } => "duplicate_token",
+            Self::Split { .. } => "split",
+            Self::DataLength { .. } => "data_length",
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! [`Rule`] variant. `docs/formats.md` lists them.
 
 mod check;
+mod content;
 mod error;
 mod reader;
 mod tensor;
@@ -12,13 +13,16 @@ mod types;
 mod value;
 mod writer;
 
-pub use check::check_model;
+pub use check::{check_contiguous, check_model};
+pub use content::TensorHasher;
 pub use error::{GgufError, Rule};
 pub use reader::{Gguf, TensorInfo};
 pub use types::GgmlType;
 pub use value::{Array, FromValue, Value, ValueType};
 pub use writer::Writer;
 
+/// Key under which an export records the hash of the F32 tensors that it was made from; quantised copies keep it.
+pub const ORIGIN_KEY: &str = "bespoke.post.sha256";
 /// Alignment of tensor data where `general.alignment` is not given.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
 /// Longest key in bytes (the format's own limit).

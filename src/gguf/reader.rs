@@ -74,9 +74,21 @@ impl Gguf {
             };
             return Err(Rule::NotAFile { found });
         }
-        let file = std::fs::File::open(path)?;
+        Self::from_file_inner(path, std::fs::File::open(path)?, u64::MAX)
+    }
+
+    /// Takes a file that is open already and checks its header, which may have at most `max_header` bytes. `path` is for
+    /// errors.
+    ///
+    /// # Errors
+    /// The first [`Rule`] of the format that the file breaks.
+    pub fn from_file(path: &Path, file: std::fs::File, max_header: u64) -> Result<Self, GgufError> {
+        Self::from_file_inner(path, file, max_header).map_err(|rule| GgufError::new(path, rule))
+    }
+
+    fn from_file_inner(path: &Path, file: std::fs::File, max_header: u64) -> Result<Self, Rule> {
         let length = file.metadata()?.len();
-        let mut source = Source { reader: BufReader::new(&file), at: 0, length };
+        let mut source = Source { reader: BufReader::new(&file), at: 0, length, max_header };
         let header = Header::read(&mut source)?;
         let Header { metadata, keys, tensors, names, data_start, alignment } = header;
         Ok(Self { path: path.to_owned(), metadata, keys, tensors, names, data_start, alignment, file })
@@ -87,7 +99,8 @@ impl Gguf {
     /// # Errors
     /// As [`Gguf::open`].
     pub fn check_bytes(bytes: &[u8]) -> Result<(), Rule> {
-        Header::read(&mut Source { reader: bytes, at: 0, length: bytes.len() as u64 }).map(drop)
+        Header::read(&mut Source { reader: bytes, at: 0, length: bytes.len() as u64, max_header: u64::MAX })
+            .map(drop)
     }
 
     /// The file.
@@ -150,14 +163,25 @@ impl Gguf {
     /// # Errors
     /// The file can't be read, or has shrunk since it was opened.
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> Result<Vec<u8>, GgufError> {
-        let at = self.data_start + tensor.offset;
         let mut bytes = vec![0; tensor.bytes as usize];
-        match self.file.read_exact_at(&mut bytes, at) {
-            Ok(()) => Ok(bytes),
+        self.fill_from_tensor(tensor, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fills `into` with stored bytes of a tensor, from byte `from` of it on; the two must lie in the tensor.
+    pub(super) fn fill_from_tensor(
+        &self,
+        tensor: &TensorInfo,
+        from: u64,
+        into: &mut [u8],
+    ) -> Result<(), GgufError> {
+        let at = self.data_start + tensor.offset + from;
+        match self.file.read_exact_at(into, at) {
+            Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(self.error(Rule::Truncated {
                 what: format!("tensor {:?}", tensor.name),
                 at,
-                needed: tensor.bytes,
+                needed: into.len() as u64,
                 length: self.file.metadata().map_or(0, |m| m.len()),
             })),
             Err(error) => Err(self.error(error.into())),
@@ -365,6 +389,8 @@ struct Source<R> {
     reader: R,
     at: u64,
     length: u64,
+    /// Bytes that may be read at all: less than `length` where a header must not fill the memory.
+    max_header: u64,
 }
 
 impl<R: Read> Source<R> {
@@ -375,11 +401,24 @@ impl<R: Read> Source<R> {
     /// Refuses a count whose smallest content does not fit into the rest of the file.
     fn check_count(&self, found: u64, each: u64, what: impl FnOnce() -> String) -> Result<(), Rule> {
         let (left, most) = (self.left(), self.left() / each);
-        if found > most { Err(Rule::Count { what: what(), found, most, left }) } else { Ok(()) }
+        if found > most {
+            return Err(Rule::Count { what: what(), found, most, left });
+        }
+        self.check_header(found * each, what)
+    }
+
+    /// Refuses to go on where a header would become longer than it may.
+    fn check_header(&self, needed: u64, what: impl FnOnce() -> String) -> Result<(), Rule> {
+        let limit = self.max_header;
+        if self.at.checked_add(needed).is_some_and(|end| end <= limit) {
+            return Ok(());
+        }
+        Err(Rule::HeaderLimit { what: what(), at: self.at, needed, limit })
     }
 
     fn fill(&mut self, into: &mut [u8], what: impl FnOnce() -> String) -> Result<(), Rule> {
         let needed = into.len() as u64;
+        self.check_header(needed, || "the header".into())?;
         let result = if needed > self.left() {
             Err(ErrorKind::UnexpectedEof.into())
         } else {
@@ -427,6 +466,7 @@ impl<R: Read> Source<R> {
         if length > self.left() {
             return Err(Rule::Truncated { what: what(), at: self.at, needed: length, length: self.length });
         }
+        self.check_header(length, &what)?;
         let start = self.at;
         let mut bytes = vec![0; length as usize];
         self.fill(&mut bytes, &what)?;

@@ -15,6 +15,30 @@ impl Gguf {
         let convert = decoder(tensor).map_err(|rule| self.error(rule))?;
         Ok(convert(&self.tensor_bytes(tensor)?))
     }
+
+    /// Hands the elements of a tensor to `see` as f32, row-major, a part at a time: memory stays small for any tensor.
+    ///
+    /// # Errors
+    /// A type other than F32, F16, BF16, Q8_0; the file can't be read; what `see` says.
+    pub fn scan_f32<E: From<GgufError>>(
+        &self,
+        tensor: &TensorInfo,
+        mut see: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let convert = decoder(tensor).map_err(|rule| self.error(rule))?;
+        // Whole blocks, about a quarter of a megabyte.
+        let part = tensor.kind.block_bytes() * ((1 << 18) / tensor.kind.block_bytes());
+        let mut buffer = vec![0; tensor.bytes.min(part) as usize];
+        let mut from = 0;
+        while from < tensor.bytes {
+            let count = (tensor.bytes - from).min(part);
+            let bytes = &mut buffer[..count as usize];
+            self.fill_from_tensor(tensor, from, bytes)?;
+            see(&convert(bytes))?;
+            from += count;
+        }
+        Ok(())
+    }
 }
 
 /// Stored bytes to elements.

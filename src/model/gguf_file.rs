@@ -10,7 +10,8 @@ use super::gguf_names::{deinterleave, gguf_name, interleave, interleaved_heads};
 use super::hugging_face::Model;
 use super::safetensors_file::f32_values;
 use super::{DecoderConfig, Family, Parameters, RopeScaling, gguf_tokenizer};
-use crate::gguf::{GgmlType, Gguf, Rule, Writer, check_model};
+use crate::digest::Digest;
+use crate::gguf::{GgmlType, Gguf, ORIGIN_KEY, Rule, TensorHasher, Writer, check_model};
 
 /// How the matrices of an export are stored. Vectors are always f32: llama.cpp multiplies them in nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,31 +67,37 @@ pub fn export(
     let mut writer = Writer::new();
     write_config(config, name, precision.file_type(), &mut writer);
     gguf_tokenizer::write(&model.text, config.vocab_size, tokenizer, &mut writer)?;
-    let mut sources = Vec::new();
-    if let Some(scaling) = &config.rope_scaling {
-        writer.tensor(ROPE_FREQS, &[config.head_dim as u64 / 2], GgmlType::F32);
-        sources.push(Source::Values(rope_factors(config, scaling)));
+    writer.set(ORIGIN_KEY, content_hash(model)?.to_string());
+    let tensors = tensors(config);
+    for Tensor { name, dims, .. } in &tensors {
+        writer.tensor(name, dims, if dims.len() == 1 { GgmlType::F32 } else { precision.kind() });
     }
-    for (ours, shape) in config.parameter_shapes() {
-        let theirs = gguf_name(&ours).expect("every parameter of a decoder has a name in llama.cpp");
-        let dims: Vec<u64> = shape.iter().rev().map(|&dim| dim as u64).collect();
-        writer.tensor(theirs, &dims, if dims.len() == 1 { GgmlType::F32 } else { precision.kind() });
-        sources.push(Source::Parameter(ours));
-    }
-    let mut sources = sources.into_iter();
+    let mut tensors = tensors.into_iter();
     writer.write(target, |tensor| {
-        let values = match sources.next().expect("each tensor was announced with its source") {
-            Source::Values(values) => values,
-            Source::Parameter(name) => {
-                let values = f32_values(model.parameters.get(&name)?)?;
-                match interleaved_heads(config, &name) {
-                    Some(heads) => interleave(&values, heads, config.head_dim),
-                    None => values,
-                }
-            }
-        };
-        Ok(encode(&values, tensor.kind))
+        let source = tensors.next().expect("each tensor was announced with its source").source;
+        Ok(encode(&source.values(model)?, tensor.kind))
     })
+}
+
+/// The hash of a model's tensors as its F32 file has them: what a spoke that is trained on it names.
+///
+/// # Errors
+/// Parameters that do not fit.
+pub fn content_hash(model: &Model) -> Result<Digest, FileError> {
+    let mut tensors = tensors(&model.config);
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut hasher = TensorHasher::default();
+    for Tensor { name, dims, source } in tensors {
+        hasher.add(&name, &dims, GgmlType::F32, &encode(&source.values(model)?, GgmlType::F32));
+    }
+    Ok(hasher.finish())
+}
+
+/// A tensor of a file to be, in ggml's terms.
+struct Tensor {
+    name: String,
+    dims: Vec<u64>,
+    source: Source,
 }
 
 /// Where a tensor's values come from.
@@ -99,7 +106,39 @@ enum Source {
     Values(Vec<f32>),
 }
 
-fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
+impl Source {
+    /// The values in llama.cpp's order.
+    fn values(self, model: &Model) -> Result<Vec<f32>, FileError> {
+        match self {
+            Self::Values(values) => Ok(values),
+            Self::Parameter(name) => {
+                let values = f32_values(model.parameters.get(&name)?)?;
+                Ok(match interleaved_heads(&model.config, &name) {
+                    Some(heads) => interleave(&values, heads, model.config.head_dim),
+                    None => values,
+                })
+            }
+        }
+    }
+}
+
+/// The tensors of a decoder, in the order in which they are written.
+fn tensors(config: &DecoderConfig) -> Vec<Tensor> {
+    let scaling = config.rope_scaling.iter().map(|scaling| Tensor {
+        name: ROPE_FREQS.to_owned(),
+        dims: vec![config.head_dim as u64 / 2],
+        source: Source::Values(rope_factors(config, scaling)),
+    });
+    let parameter = |(ours, shape): (String, Vec<usize>)| Tensor {
+        name: gguf_name(&ours).expect("every parameter of a decoder has a name in llama.cpp"),
+        dims: shape.iter().rev().map(|&dim| dim as u64).collect(),
+        source: Source::Parameter(ours),
+    };
+    scaling.chain(config.parameter_shapes().into_iter().map(parameter)).collect()
+}
+
+/// The stored bytes of values of a type of floats: F16, BF16 or else F32.
+pub(crate) fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
     match kind {
         GgmlType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         GgmlType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),

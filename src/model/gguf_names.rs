@@ -31,13 +31,45 @@ pub fn gguf_name(name: &str) -> Option<String> {
     Some(format!("blk.{layer}.{theirs}.weight"))
 }
 
+/// The inverse of [`gguf_name`].
+pub fn hugging_face_name(name: &str) -> Option<String> {
+    match name {
+        "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
+        "output_norm.weight" => return Some("model.norm.weight".into()),
+        "output.weight" => return Some("lm_head.weight".into()),
+        _ => {}
+    }
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let part = part.strip_suffix(".weight")?;
+    let (ours, _) = BLOCK.iter().find(|(_, theirs)| *theirs == part)?;
+    Some(format!("model.layers.{layer}.{ours}.weight"))
+}
+
 /// Number of heads whose rows are ordered otherwise in a GGUF, for the parameters where that is so.
 ///
 /// Hugging Face rotates dimension j of a head with j + half; llama.cpp's `llama` graph rotates 2j with 2j + 1.
 pub fn interleaved_heads(config: &DecoderConfig, name: &str) -> Option<usize> {
-    match config.family {
-        Family::Llama if name.ends_with(".self_attn.q_proj.weight") => Some(config.heads),
-        Family::Llama if name.ends_with(".self_attn.k_proj.weight") => Some(config.kv_heads),
+    match (config.family, rotated(name)?) {
+        (Family::Llama, Rotated::Query) => Some(config.heads),
+        (Family::Llama, Rotated::Key) => Some(config.kv_heads),
+        _ => None,
+    }
+}
+
+/// Parameters whose rows rotary positions turn in pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotated {
+    /// `q_proj`
+    Query,
+    /// `k_proj`
+    Key,
+}
+
+/// Whether the parameter with this Hugging Face name is one of them.
+pub fn rotated(name: &str) -> Option<Rotated> {
+    match name {
+        _ if name.ends_with(".self_attn.q_proj.weight") => Some(Rotated::Query),
+        _ if name.ends_with(".self_attn.k_proj.weight") => Some(Rotated::Key),
         _ => None,
     }
 }
@@ -81,6 +113,10 @@ mod tests {
     fn every_parameter_has_a_name() {
         assert_eq!(gguf_name("model.layers.7.mlp.up_proj.weight").unwrap(), "blk.7.ffn_up.weight");
         assert_eq!(gguf_name("lm_head.weight").unwrap(), "output.weight");
+        for name in ["model.layers.7.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight"] {
+            assert_eq!(hugging_face_name(&gguf_name(name).unwrap()).unwrap(), name);
+        }
+        assert_eq!(hugging_face_name("blk.7.attn_q.bias"), None);
         assert_eq!(gguf_name("model.layers.7.mlp.up_proj.bias"), None);
         assert_eq!(gguf_name("model.layers.7.other.weight"), None);
     }

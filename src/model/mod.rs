@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod decoder;
+pub mod felix;
 pub mod file_error;
 pub mod gguf_file;
 pub mod gguf_names;

@@ -2,13 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Tensor, Var};
 use half::{bf16, f16};
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, View};
 
 use super::Parameters;
@@ -17,6 +16,9 @@ use crate::durable::Staged;
 
 /// Longest header that is read (the format's own limit).
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Bytes of a tensor that are read at once; whole elements of every type.
+const PART: usize = 1 << 18;
 
 /// An open file. Only the header is in memory.
 #[derive(Debug)]
@@ -28,30 +30,38 @@ pub struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Opens a file and checks its header: every tensor's range lies in the file and has the length of its shape.
+    /// Opens a file and checks its header: tensors fill the data section one after the other, each with the length of its
+    /// shape.
+    ///
+    /// # Errors
+    /// A file that can't be read, or breaks one of these rules.
     pub fn open(path: &Path) -> Result<Self, FileError> {
+        let file = std::fs::File::open(path).map_err(FileError::io(path))?;
+        Self::from_file(path, file, MAX_HEADER_BYTES)
+    }
+
+    /// Takes a file that is open already; its header may have at most `max_header` bytes. `path` is for errors.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::open`].
+    pub fn from_file(path: &Path, file: std::fs::File, max_header: u64) -> Result<Self, FileError> {
         let wrong = |message: String| FileError::Safetensors { path: path.to_owned(), message };
-        let mut file = std::fs::File::open(path).map_err(FileError::io(path))?;
         let length = file.metadata().map_err(FileError::io(path))?.len();
         let mut size = [0; 8];
-        file.read_exact(&mut size).map_err(|e| wrong(format!("the header's length: {e}")))?;
+        file.read_exact_at(&mut size, 0).map_err(|e| wrong(format!("the header's length: {e}")))?;
         let size = u64::from_le_bytes(size);
-        if size > MAX_HEADER_BYTES || size + 8 > length {
+        if size > max_header.min(MAX_HEADER_BYTES) || size + 8 > length {
             return Err(wrong(format!("a header of {size} bytes in a file of {length}")));
         }
         let mut header = vec![0; size as usize];
-        file.read_exact(&mut header).map_err(FileError::io(path))?;
+        file.read_exact_at(&mut header, 8).map_err(FileError::io(path))?;
+        // Holes, overlaps and wrong lengths are found here.
         let header: Metadata =
             serde_json::from_slice(&header).map_err(|e| wrong(format!("the header: {e}")))?;
-        let data_start = size + 8;
-        for (name, info) in header.tensors() {
-            let (from, to) = info.data_offsets;
-            let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |n, &dim| n.checked_mul(dim));
-            let fits = to >= from && bits == (to - from).checked_mul(8) && to as u64 <= length - data_start;
-            if !fits {
-                let shape = &info.shape;
-                return Err(wrong(format!("tensor {name:?} of shape {shape:?} is at bytes {from} to {to}")));
-            }
+        let (data_start, data) = (size + 8, header.data_len() as u64);
+        if data != length - data_start {
+            let found = length - data_start;
+            return Err(wrong(format!("the header describes {data} bytes of data, and {found} are there")));
         }
         Ok(Self { path: path.to_owned(), file, data_start, header })
     }
@@ -66,28 +76,67 @@ impl SafetensorsFile {
         self.header.tensors().into_iter().map(|(name, info)| (name, info.shape.clone()))
     }
 
+    /// Shape and type of a tensor, if it is there.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.header.info(name)
+    }
+
+    /// The texts under `__metadata__`.
+    pub fn metadata(&self) -> Option<&HashMap<String, String>> {
+        self.header.metadata().as_ref()
+    }
+
     /// The elements of a tensor as f32, row-major.
     ///
     /// # Errors
     /// No such tensor; a type other than F32, F16, BF16.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>, FileError> {
+        let mut values = Vec::new();
+        self.scan_f32(name, |part| {
+            values.extend_from_slice(part);
+            Ok::<_, FileError>(())
+        })?;
+        Ok(values)
+    }
+
+    /// Hands the elements of a tensor to `see` as f32, row-major, a part at a time.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::f32`]; what `see` says.
+    pub fn scan_f32<E: From<FileError>>(
+        &self,
+        name: &str,
+        mut see: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let path = || self.path.clone();
         let Some(info) = self.header.info(name) else {
-            return Err(FileError::MissingTensor { path: path(), tensor: name.to_owned(), expected: vec![] });
+            return Err(
+                FileError::MissingTensor { path: path(), tensor: name.to_owned(), expected: vec![] }.into()
+            );
         };
-        let (from, to) = info.data_offsets;
-        let mut bytes = vec![0; to - from];
-        let at = self.data_start + from as u64;
-        self.file.read_exact_at(&mut bytes, at).map_err(FileError::io(&self.path))?;
-        Ok(match info.dtype {
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
+        let convert: fn(&[u8]) -> Vec<f32> = match info.dtype {
+            Dtype::F32 => |bytes| bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            Dtype::F16 => {
+                |bytes| bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect()
+            }
+            Dtype::BF16 => {
+                |bytes| bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect()
+            }
             other => {
                 let (tensor, found) = (name.to_owned(), format!("{other:?}"));
-                return Err(FileError::Dtype { path: path(), tensor, found, expected: "F32, F16 or BF16" });
+                let expected = "F32, F16 or BF16";
+                return Err(FileError::Dtype { path: path(), tensor, found, expected }.into());
             }
-        })
+        };
+        let (from, to) = info.data_offsets;
+        let mut buffer = vec![0; PART.min(to - from)];
+        for start in (from..to).step_by(PART) {
+            let bytes = &mut buffer[..PART.min(to - start)];
+            let at = self.data_start + start as u64;
+            self.file.read_exact_at(bytes, at).map_err(FileError::io(&self.path))?;
+            see(&convert(bytes))?;
+        }
+        Ok(())
     }
 }
 
@@ -108,6 +157,48 @@ impl View for Stored<'_> {
     fn data_len(&self) -> usize {
         self.0.elem_count() * size_of::<f32>()
     }
+}
+
+/// A tensor to be written, in memory.
+#[derive(Debug, Clone)]
+pub struct NewTensor {
+    /// Name.
+    pub name: String,
+    /// Shape, row-major.
+    pub shape: Vec<usize>,
+    /// Elements; F32.
+    pub values: Vec<f32>,
+}
+
+impl View for &NewTensor {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into()
+    }
+    fn data_len(&self) -> usize {
+        self.values.len() * size_of::<f32>()
+    }
+}
+
+/// Writes tensors with texts under `__metadata__`, atomically.
+///
+/// # Errors
+/// The disk.
+pub fn write_tensors(
+    target: &Path,
+    tensors: &[NewTensor],
+    metadata: impl IntoIterator<Item = (String, String)>,
+) -> Result<(), FileError> {
+    let staged = Staged::new(target).map_err(FileError::io(target))?;
+    let views = tensors.iter().map(|tensor| (&tensor.name, tensor));
+    safetensors::serialize_to_file(views, Some(metadata.into_iter().collect()), staged.path())
+        .map_err(|e| FileError::Safetensors { path: target.to_owned(), message: e.to_string() })?;
+    staged.commit().map_err(FileError::io(target))
 }
 
 /// The elements of an f32 tensor, row-major.

@@ -10,6 +10,7 @@ use bespoke::config::{self, Overrides, Settings};
 use bespoke::engine::{Engine, FakeEngine, Script};
 use bespoke::hub::{Hub, HubError};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 /// A running daemon; stopped when dropped.
@@ -18,6 +19,8 @@ pub struct Daemon {
     pub address: SocketAddr,
     agent: ureq::Agent,
     stop: Option<oneshot::Sender<()>>,
+    /// State and spokes, unless the settings were told others.
+    _folder: TempDir,
     thread: Option<JoinHandle<Result<(), HubError>>>,
 }
 
@@ -72,6 +75,11 @@ impl Daemon {
         let mut settings = config::load(None, Overrides { listen, ..Overrides::default() }).unwrap();
         // Tests read answers, not logs.
         settings.log.access = None;
+        let folder = tempfile::tempdir().unwrap();
+        settings.paths.state = folder.path().join("state");
+        settings.paths.spokes = folder.path().join("spokes");
+        settings.paths.spokes_named = true;
+        settings.spokes.probe_program = env!("CARGO_BIN_EXE_bespoke").into();
         change(&mut settings);
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, address) = std::sync::mpsc::channel();
@@ -89,7 +97,7 @@ impl Daemon {
         });
         let address = address.recv().expect("the daemon starts");
         let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();
-        Self { engine, address, agent, stop: Some(stop), thread: Some(thread) }
+        Self { engine, address, agent, stop: Some(stop), _folder: folder, thread: Some(thread) }
     }
 
     pub fn url(&self, path: &str) -> String {

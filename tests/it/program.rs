@@ -5,6 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 /// The model that the repository ships, which a daemon without a configuration serves.
 pub const MODEL: &str = "models/bespoke-tiny.gguf";
 
@@ -12,12 +14,16 @@ pub const MODEL: &str = "models/bespoke-tiny.gguf";
 pub struct Program {
     child: Child,
     lines: Receiver<String>,
+    _folder: TempDir,
 }
 
 impl Program {
     pub fn serve(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        // Tests run beside each other, and beside a daemon of whoever runs them.
+        let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_bespoke"))
             .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("STATE_DIRECTORY", folder.path().join("state"))
             .args(arguments)
             .envs(environment.iter().copied())
             .stderr(Stdio::piped())
@@ -26,7 +32,7 @@ impl Program {
         let (tell, lines) = channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
-        Self { child, lines }
+        Self { child, lines, _folder: folder }
     }
 
     /// The next line on stderr that holds `text`, or everything that came before the end.

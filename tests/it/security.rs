@@ -91,6 +91,8 @@ fn an_address_for_others_needs_keys() {
         let mut settings = bespoke::config::load(None, bespoke::config::Overrides::default()).unwrap();
         settings.server.listen = everywhere;
         settings.server.keys_file = keys;
+        let state = tempfile::tempdir().unwrap();
+        settings.paths.state = state.path().to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _entered = runtime.enter();
         let engine = std::sync::Arc::new(FakeEngine::new(Script::Echo));

@@ -13,6 +13,7 @@ use crate::api::likelihood;
 use crate::api::openai::envelope::timings;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner, prompt};
+use crate::api::spokes::{Choice, Chosen};
 use crate::api::state::App;
 use crate::api::stream::{self, Dialect};
 use crate::engine::{FinishReason, Generate, Segment, TokenReport, Usage};
@@ -31,6 +32,7 @@ struct Written {
 pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
     let manner = Manner::parse(&body, Endpoint::Native, app.sampling())?;
+    let choice = Choice::parse(&body)?;
     let Written { n_probs, return_tokens } = body.parse()?;
     let probabilities = n_probs.filter(|&top| top > 0);
     if let Some(top) = probabilities.filter(|&top| top > MOST_ALTERNATIVES) {
@@ -44,6 +46,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     let model = app.ready(deadline).await?;
     let id = format!("completion-{:032x}", rand::random::<u128>());
     let report = probabilities.or(return_tokens.then_some(0));
+    let spokes = Chosen::take(&app, choice, deadline).await?;
     let requests = manner.requests(&app, &model, deadline, &id, prompts, report).await?;
     let answers = requests
         .iter()
@@ -60,6 +63,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
         .collect();
     let reply = NativeReply {
         model: app.model_id().to_owned(),
+        spokes: spokes.field(),
         timings_per_token: manner.timings_per_token,
         probabilities,
         return_tokens,
@@ -68,8 +72,8 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     };
     let requests = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
     let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
-    let generations = Generations::start(&app, requests, fields, deadline)?;
-    stream::respond(reply, generations, manner.stream).await
+    let generations = Generations::start(&app, requests, &spokes, fields, deadline)?;
+    Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
 }
 
 /// The settings as they were understood.
@@ -98,6 +102,8 @@ fn settings(request: &Generate, manner: &Manner) -> Value {
 /// Answers in the making.
 struct NativeReply {
     model: String,
+    /// The spokes that answer.
+    spokes: Option<Value>,
     timings_per_token: bool,
     probabilities: Option<u32>,
     return_tokens: bool,
@@ -152,6 +158,9 @@ impl NativeReply {
             "tokens_cached": usage.cached_tokens,
             "timings": timings(&usage),
         });
+        if let Some(spokes) = &self.spokes {
+            reply["spokes"] = spokes.clone();
+        }
         if let Some(top) = self.probabilities.filter(|_| !tokens.is_empty()) {
             reply["completion_probabilities"] = likelihood::llama_server(tokens, top);
         }

@@ -1,5 +1,6 @@
 //! What clients of llama-server ask and read.
 
+pub(super) mod adapters;
 pub(super) mod completion;
 pub(super) mod props;
 pub(super) mod timings;

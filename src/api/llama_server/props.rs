@@ -1,4 +1,4 @@
-//! `GET /props`, `/slots` and `/lora-adapters`: what the daemon is and does, as dashboards and scripts read it.
+//! `GET /props` and `/slots`: what the daemon is and does, as dashboards and scripts read it.
 
 use axum::extract::State;
 use axum::http::Uri;
@@ -6,7 +6,6 @@ use axum::response::Json;
 use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
-use crate::api::json::{JsonBody, short};
 use crate::api::state::App;
 use crate::engine::{LaneState, Query, Reply};
 
@@ -74,25 +73,5 @@ async fn lanes(app: &App) -> Result<Vec<LaneState>, ApiError> {
     match app.query(Query::Lanes, app.deadline()).await? {
         Reply::Lanes(lanes) => Ok(lanes),
         _ => Ok(Vec::new()),
-    }
-}
-
-/// The adapters that are loaded: none.
-pub(in crate::api) async fn adapters() -> Json<Value> {
-    Json(json!([]))
-}
-
-/// Sets the scales of adapters; each must be there.
-pub(in crate::api) async fn set_adapters(body: JsonBody) -> Result<Json<Value>, ApiError> {
-    let Value::Array(entries) = &body.0 else {
-        return Err(ApiError::field("body", format!("found {}, expected an array", short(&body.0))));
-    };
-    match entries.first() {
-        None => Ok(Json(json!({"success": true}))),
-        Some(entry) => {
-            let id = entry.get("id").ok_or_else(|| ApiError::field("[0].id", "is missing"))?;
-            let message = format!("no adapter has the id {}; none is loaded", short(id));
-            Err(ApiError::field("[0].id", message))
-        }
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Line<'a> {
     pub(super) task: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) spokes: Option<String>,
     /// Whether the answer was given up before its end.
     pub(super) client_gone: bool,
 }
@@ -42,7 +44,7 @@ impl<'a> Line<'a> {
     pub(super) fn new(id: &'a str, method: &'a str, path: &'a str, facts: Facts) -> Self {
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let path = path.char_indices().nth(LONGEST).map_or(path, |(end, _)| &path[..end]);
-        let Facts { task, key, prompt_tokens, cached_tokens, completion_tokens } = facts;
+        let Facts { task, key, prompt_tokens, cached_tokens, completion_tokens, spokes } = facts;
         Self {
             time,
             id,
@@ -56,6 +58,7 @@ impl<'a> Line<'a> {
             completion_tokens,
             task,
             key,
+            spokes,
             client_gone: false,
         }
     }
@@ -86,7 +89,10 @@ impl<'a> Line<'a> {
                 let _ = write!(line, " {name}={number}");
             }
         }
-        for (name, text) in [("task", self.task), ("key", self.key.as_deref())] {
+        // Names of spokes and generations have no spaces; several of them do.
+        let spokes = self.spokes.as_ref().map(|spokes| spokes.replace(' ', ","));
+        for (name, text) in [("task", self.task), ("key", self.key.as_deref()), ("spokes", spokes.as_deref())]
+        {
             if let Some(text) = text {
                 let _ = write!(line, " {name}={text}");
             }
@@ -112,6 +118,7 @@ mod tests {
             prompt_tokens: Some(7),
             cached_tokens: Some(2),
             completion_tokens: None,
+            spokes: Some("a@0a1b*1 b@2c3d*0.5".to_owned()),
         };
         let mut line = Line::new("abc", "POST", path, facts);
         line.time = "now".to_owned();
@@ -125,7 +132,7 @@ mod tests {
         let line = line("/v1/x");
         assert_eq!(
             line.format(LogFormat::Text),
-            "now access POST /v1/x 200 12B 1.5ms id=abc prompt=7 cached=2 task=encoding_response key=0a1b2c3d client_gone"
+            "now access POST /v1/x 200 12B 1.5ms id=abc prompt=7 cached=2 task=encoding_response key=0a1b2c3d spokes=a@0a1b*1,b@2c3d*0.5 client_gone"
         );
         let json: serde_json::Value = serde_json::from_str(&line.format(LogFormat::Json)).unwrap();
         assert_eq!((&json["ms"], &json["client_gone"]), (&1.5.into(), &true.into()));

@@ -24,6 +24,8 @@ pub(super) struct Facts {
     pub(super) prompt_tokens: Option<u32>,
     pub(super) cached_tokens: Option<u32>,
     pub(super) completion_tokens: Option<u32>,
+    /// Which spokes answered, in short.
+    pub(super) spokes: Option<String>,
 }
 
 /// The task of requests whose schema has another name, or none.
@@ -57,6 +59,11 @@ impl Record {
     /// Notes who asked.
     pub(in crate::api) fn set_key(&self, name: String) {
         self.change(|facts| facts.key = Some(name));
+    }
+
+    /// Notes which spokes answer.
+    pub(in crate::api) fn set_spokes(&self, spokes: String) {
+        self.change(|facts| facts.spokes = Some(spokes));
     }
 
     /// Notes the prompt.

@@ -12,6 +12,7 @@ use crate::api::generations::Generations;
 use crate::api::json::JsonBody;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner};
+use crate::api::spokes::{Choice, Chosen};
 use crate::api::state::App;
 use crate::api::stream;
 use crate::engine::Constraint;
@@ -64,23 +65,30 @@ impl Said {
     }
 }
 
-/// Answers a conversation. What can be judged without the model is judged before waiting for it.
+/// Answers a conversation.
 pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let choice = Choice::parse(&body)?;
+    answer(&app, &body, choice).await
+}
+
+/// Answers with these spokes. What can be judged without the model is judged before waiting for it.
+pub(in crate::api) async fn answer(app: &App, body: &JsonBody, choice: Choice) -> Result<Response, ApiError> {
     let deadline = app.deadline();
-    let mut manner = Manner::parse(&body, Endpoint::Chat, app.sampling())?;
-    let said = Said::parse(&body, &manner)?;
-    let conversation = Conversation::parse(&body)?;
+    let mut manner = Manner::parse(body, Endpoint::Chat, app.sampling())?;
+    let said = Said::parse(body, &manner)?;
+    let conversation = Conversation::parse(body)?;
     conversation.constrain(&mut manner)?;
     let model = app.ready(deadline).await?;
     let template = app.template(&model, deadline).await?;
     let prompt = conversation.prompt_for(template, &manner)?;
     let thinking = opens_thinking(&prompt);
     let object = if manner.stream { "chat.completion.chunk" } else { "chat.completion" };
-    let envelope = Envelope::new(&app, "chatcmpl", object);
-    let requests = manner.requests(&app, &model, deadline, &envelope.id, vec![prompt], said.report()).await?;
+    let spokes = Chosen::take(app, choice, deadline).await?;
+    let envelope = Envelope::new(app, "chatcmpl", object, &spokes);
+    let requests = manner.requests(app, &model, deadline, &envelope.id, vec![prompt], said.report()).await?;
     let requests = requests.into_iter().map(|request| (request, Splitter::new(thinking))).collect();
     let fields = Fields { prompt: "messages", constraint: manner.constraint_field };
-    let generations = Generations::start(&app, requests, fields, deadline)?;
+    let generations = Generations::start(app, requests, &spokes, fields, deadline)?;
     let reply = ChatReply::new(envelope, &manner, said, conversation.listener().as_ref());
-    stream::respond(reply, generations, manner.stream).await
+    Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
 }

@@ -14,6 +14,7 @@ use crate::api::json::JsonBody;
 use crate::api::likelihood::Legacy;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner, prompt};
+use crate::api::spokes::{Choice, Chosen};
 use crate::api::state::{App, Deadline};
 use crate::api::stream::{self, Dialect};
 use crate::engine::{FinishReason, Prompt, Query, Reply, Segment, Usage};
@@ -29,6 +30,7 @@ struct Written {
 pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
     let manner = Manner::parse(&body, Endpoint::Text, app.sampling())?;
+    let choice = Choice::parse(&body)?;
     let Written { logprobs, echo } = body.parse()?;
     if let Some(top) = logprobs.filter(|&top| top > MOST_ALTERNATIVES) {
         let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
@@ -47,7 +49,8 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
             echoed.push(text(&app, prompt, deadline).await?);
         }
     }
-    let envelope = Envelope::new(&app, "cmpl", "text_completion");
+    let spokes = Chosen::take(&app, choice, deadline).await?;
+    let envelope = Envelope::new(&app, "cmpl", "text_completion", &spokes);
     let requests = manner.requests(&app, &model, deadline, &envelope.id, prompts, logprobs).await?;
     let requests: Vec<_> = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
     let reply = TextReply {
@@ -61,8 +64,8 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
         usages: vec![Usage::default(); requests.len()],
     };
     let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
-    let generations = Generations::start(&app, requests, fields, deadline)?;
-    stream::respond(reply, generations, manner.stream).await
+    let generations = Generations::start(&app, requests, &spokes, fields, deadline)?;
+    Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
 }
 
 /// The text of a prompt.

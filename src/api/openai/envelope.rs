@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::api::llama_server::timings::Timings;
+use crate::api::spokes::Chosen;
 use crate::api::state::App;
 use crate::engine::Usage;
 
@@ -16,21 +17,27 @@ pub(super) struct Envelope {
     /// Seconds since 1970.
     created: u64,
     model: String,
+    /// The spokes that answer.
+    spokes: Option<Value>,
 }
 
 impl Envelope {
     /// For a request that arrives now; `prefix` is that of its id.
-    pub(super) fn new(app: &App, prefix: &str, object: &'static str) -> Self {
+    pub(super) fn new(app: &App, prefix: &str, object: &'static str, spokes: &Chosen) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let id = format!("{prefix}-{:032x}", rand::random::<u128>());
-        Self { id, object, created, model: app.model_id().to_owned() }
+        Self { id, object, created, model: app.model_id().to_owned(), spokes: spokes.field() }
     }
 
     /// A reply or chunk with these choices.
     pub(super) fn around(&self, choices: Vec<Value>) -> Value {
-        json!({
+        let mut reply = json!({
             "id": self.id, "object": self.object, "created": self.created, "model": self.model, "choices": choices,
-        })
+        });
+        if let Some(spokes) = &self.spokes {
+            reply["spokes"] = spokes.clone();
+        }
+        reply
     }
 }
 

@@ -6,13 +6,17 @@ use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
 use crate::api::state::App;
+use crate::spoke::registry::Served;
 
-/// The one model there is.
+/// The post, and the spokes on it.
 pub(in crate::api) async fn list(State(app): State<App>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [model(&app)]}))
+    let serving = app.spokes().registry().serving();
+    let spokes = serving.names.iter().map(|(name, served)| spoke(&app, name, served));
+    let data: Vec<Value> = std::iter::once(model(&app)).chain(spokes).collect();
+    Json(json!({"object": "list", "data": data}))
 }
 
-/// `GET /v1/models/{id}`: the same entry, if it has this name.
+/// `GET /v1/models/{id}`: the same entry, if there is one of this name.
 pub(in crate::api) async fn one(
     State(app): State<App>,
     Path(wanted): Path<String>,
@@ -20,7 +24,32 @@ pub(in crate::api) async fn one(
     if wanted == app.model_id() {
         return Ok(Json(model(&app)));
     }
-    Err(ApiError::NoSuchModel { wanted, served: app.model_id().to_owned() })
+    let serving = app.spokes().registry().serving();
+    let behind = |prefix: &str| wanted.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(':'));
+    let name = behind(app.model_id()).or_else(|| behind("bespoke")).unwrap_or(&wanted);
+    match serving.names.get(name) {
+        Some(served) => Ok(Json(spoke(&app, name, served))),
+        None => Err(ApiError::no_such_model(&wanted, &app)),
+    }
+}
+
+/// The entry of a spoke.
+fn spoke(app: &App, name: &str, served: &Served) -> Value {
+    let facts = &served.slot.facts;
+    json!({
+        "id": name,
+        "object": "model",
+        "created": app.created(),
+        "owned_by": "bespoke",
+        "parent": app.model_id(),
+        "meta": {
+            "generation": served.slot.generation,
+            "kind": facts.kind,
+            "rank": facts.rank,
+            "size": facts.bytes,
+            "task": facts.task,
+        },
+    })
 }
 
 /// Its entry, with its facts once they are known.

@@ -12,10 +12,11 @@ use super::state::App;
 /// Head of the document: version, security, and the parts that all rooms share.
 const HEAD: &str = include_str!("head.json");
 /// Paths and schemas, room by room.
-const ROOMS: [&str; 4] = [
+const ROOMS: [&str; 5] = [
     include_str!("request.json"),
     include_str!("openai.json"),
     include_str!("llama_server.json"),
+    include_str!("spokes.json"),
     include_str!("operation.json"),
 ];
 

@@ -46,7 +46,6 @@ const EVERYWHERE: &[(&str, Harmless, &str)] = &[
     ("post_sampling_probs", Nothing, "probabilities are those of the model, before sampling"),
     ("t_max_predict_ms", UpTo(0.0), "use max_tokens"),
     ("n_indent", Nothing, OFF),
-    ("lora", Nothing, "no adapter is loaded"),
     ("image_data", Nothing, "only text is read"),
     ("response_fields", Nothing, "whole answers are sent"),
     ("guided_json", Nothing, SCHEMA),
@@ -148,7 +147,6 @@ mod tests {
             (Endpoint::Chat, json!({"parse_tool_calls": false})),
             (Endpoint::Text, json!({"suffix": "end"})),
             (Endpoint::Text, json!({"tools": [{}]})),
-            (Endpoint::Native, json!({"lora": [{"id": 0, "scale": 1}]})),
             (Endpoint::Native, json!({"logprobs": 3})),
         ];
         for (endpoint, body) in refused {

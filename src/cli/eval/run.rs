@@ -10,7 +10,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::score::judged;
 use super::table;
 use crate::cli::client::{Client, Daemon, encoding_request};
 use crate::durable;
@@ -85,7 +84,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.out {
         durable::write(path, &saved(&probes, &answers)).with_context(|| path.display().to_string())?;
     }
-    let judged: Vec<Judged> = probes.iter().zip(&answers).map(pair).map(judged).collect();
+    let judged: Vec<Judged> = probes.iter().zip(&answers).map(pair).map(Judged::from).collect();
     let report = Report::new(&probes, &answers, &judged, elapsed);
     if args.json {
         println!("{}", serde_json::to_string(&report)?);

@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::table;
+use crate::eval::Scores;
 use crate::eval::report::{Judged, Summary};
-use crate::eval::rows::{self, Pair};
-use crate::eval::{Scores, judge};
+use crate::eval::rows;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ struct ScoredRow<'a> {
 /// A row that can't be read.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let pairs = rows::read_pairs(&args.pairs)?;
-    let judged: Vec<Judged> = pairs.into_iter().map(judged).collect();
+    let judged: Vec<Judged> = pairs.into_iter().map(Judged::from).collect();
     let mut out = BufWriter::new(std::io::stdout().lock());
     let written = if args.json { write_rows(&judged, &mut out) } else { write_table(&judged, &mut out) };
     match written.and_then(|()| out.flush()) {
@@ -44,14 +44,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("stdout: can't be written"),
     }
-}
-
-/// Judges a pair.
-pub fn judged(pair: Pair) -> Judged {
-    let prompt = pair.prompt_texts();
-    let prompt: Vec<&str> = prompt.iter().map(String::as_str).collect();
-    let judgement = judge(&pair.event.content, &pair.output, &prompt);
-    Judged { id: pair.id, event: pair.event, output: pair.output, judgement }
 }
 
 fn write_rows(judged: &[Judged], out: &mut impl Write) -> std::io::Result<()> {

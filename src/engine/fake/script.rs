@@ -20,6 +20,9 @@ pub enum Script {
         /// The pause.
         delay: Duration,
     },
+    /// What it ran with: `post`, or the first digits of each spoke and its scale, as in `0123456789ab*1`; a pause before
+    /// each.
+    Spokes(Duration),
     /// This error, in the place of the first event.
     Fail(EngineError),
     /// These tokens; a budget, stop texts and a constraint change nothing about them.

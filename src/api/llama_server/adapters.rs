@@ -1,0 +1,33 @@
+//! `GET` and `POST /lora-adapters`: what serves, in llama-server's form, and what requests get that choose nothing.
+
+use axum::extract::State;
+use axum::response::Json;
+use serde_json::{Value, json};
+
+use crate::api::error::ApiError;
+use crate::api::json::JsonBody;
+use crate::api::spokes::defaults;
+use crate::api::state::App;
+
+/// All that serve. Where their files are stays private: their names stand in the place.
+pub(in crate::api) async fn adapters(State(app): State<App>) -> Json<Value> {
+    let defaults = app.default_spokes();
+    let serving = app.spokes().registry().serving();
+    let mut all: Vec<_> = serving.names.iter().collect();
+    all.sort_by_key(|(_, served)| served.id);
+    let adapter = |(name, served): (&String, &crate::spoke::registry::Served)| {
+        let scale = defaults.get(name).copied().unwrap_or(0.0);
+        json!({"id": served.id, "path": name, "scale": scale, "generation": served.slot.generation})
+    };
+    Json(all.into_iter().map(adapter).collect())
+}
+
+/// Sets the scales of requests that choose nothing; what isn't named gets 0. Holds until the next start.
+pub(in crate::api) async fn set_adapters(
+    State(app): State<App>,
+    body: JsonBody,
+) -> Result<Json<Value>, ApiError> {
+    let set = defaults(&body, &app.spokes().registry().serving())?;
+    app.set_default_spokes(set);
+    Ok(Json(json!({"success": true})))
+}

@@ -1,0 +1,32 @@
+//! `POST /v1/spokes/NAME:rollback`, `:enable`, `:disable`.
+
+use axum::extract::{Path, State};
+use axum::response::Json;
+use serde_json::Value;
+
+use super::{blame, list};
+use crate::api::error::ApiError;
+use crate::api::state::App;
+
+/// Changes what serves under a name; answers when it is done and on disk.
+pub(in crate::api) async fn change(
+    State(app): State<App>,
+    Path(change): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let deadline = app.deadline();
+    let unknown = || ApiError::NoSuchPath(format!("/v1/spokes/{change}"));
+    let (name, verb) = change.rsplit_once(':').ok_or_else(unknown)?;
+    let spokes = app.spokes();
+    let row = match verb {
+        "rollback" => deadline.within(spokes.roll_back(name)).await?,
+        "enable" => deadline.within(spokes.enable(name)).await?,
+        "disable" => deadline.within(spokes.disable(name)).await?,
+        _ => return Err(unknown()),
+    };
+    let row = row.map_err(blame("name"))?;
+    // As it is now: it may have got more than that from the swap.
+    let rows = spokes.registry().rows();
+    let now =
+        rows.iter().find(|now| now.name == row.name && now.generation == row.generation).unwrap_or(&row);
+    Ok(Json(list::entry(now, &spokes.registry().serving())))
+}

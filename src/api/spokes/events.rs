@@ -1,0 +1,91 @@
+//! `GET /v1/spokes/events`: transitions as they happen, as server-sent events whose ids are those of the journal.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::api::error::ApiError;
+use crate::api::state::App;
+use crate::spoke::keeper::Spokes;
+use crate::spoke::store::Transition;
+
+/// Comments keep the connection open through proxies while nothing happens.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Lines of the journal that are read at a time.
+const PAGE: usize = 256;
+/// Events that are on their way to a slow reader; whoever is slower reads the journal later.
+const UNDER_WAY: usize = 64;
+
+/// From now on, or from behind the id in `Last-Event-ID` or `?after=`.
+pub(in crate::api) async fn events(
+    State(app): State<App>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, ApiError> {
+    let header = headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default());
+    let query = uri.query().into_iter().flat_map(|query| query.split('&'));
+    let after = query.filter_map(|pair| pair.strip_prefix("after=")).next_back().or(header);
+    let after = after.map(|text| {
+        let wrong = || ApiError::field("after", format!("found {text:?}, expected the id of an event"));
+        text.parse::<i64>().map_err(|_| wrong())
+    });
+    let after = after.transpose()?;
+    let (tell, told) = mpsc::channel(UNDER_WAY);
+    let spokes = app.spokes().clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = follow(&spokes, after, &tell) => {}
+            () = spokes.stopping() => {}
+            () = tell.closed() => {}
+        }
+    });
+    Ok(Sse::new(ReceiverStream::new(told)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+/// Tells until nobody listens.
+async fn follow(spokes: &Spokes, after: Option<i64>, tell: &mpsc::Sender<Result<Event, Infallible>>) {
+    let mut news = spokes.registry().news();
+    let mut last = after;
+    loop {
+        if let Some(behind) = last {
+            // Whatever the journal has beyond that; what is told meanwhile comes again as news and is passed over.
+            let Ok(lines) = spokes.journal(behind, PAGE).await else { return };
+            let more = lines.len() == PAGE;
+            for line in lines {
+                last = Some(line.id);
+                if tell.send(Ok(event(&line))).await.is_err() {
+                    return;
+                }
+            }
+            if more {
+                continue;
+            }
+        }
+        let lost = loop {
+            match news.recv().await {
+                Ok(line) if last.is_none_or(|last| line.id > last) => {
+                    last = Some(line.id);
+                    if tell.send(Ok(event(&line))).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(_) => {}
+                Err(RecvError::Lagged(lost)) => break lost,
+                Err(RecvError::Closed) => return,
+            }
+        };
+        tracing::debug!(lost, "a reader of news about spokes is slow: it goes on from the journal");
+    }
+}
+
+fn event(line: &Transition) -> Event {
+    let event = Event::default().event("transition").id(line.id.to_string());
+    event.json_data(line).expect("texts and numbers are always JSON")
+}

@@ -1,0 +1,50 @@
+//! The gate's questions: asked as a client would ask them, but for the spoke, which has no name yet.
+
+use std::sync::Arc;
+
+use axum::body::to_bytes;
+use serde_json::Value;
+
+use super::Choice;
+use crate::api::json::JsonBody;
+use crate::api::openai::chat;
+use crate::api::state::App;
+use crate::spoke::gate::{Answer, Questioner};
+use crate::spoke::life::Why;
+use crate::spoke::slot::Lease;
+use crate::task::Event;
+use crate::task::prompt::{Wording, request};
+
+/// Bytes of an answer that are read.
+const LONGEST: usize = 8 << 20;
+
+/// Asks through the handlers of this API.
+#[derive(Clone)]
+pub struct Asker(App);
+
+impl std::fmt::Debug for Asker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Asker")
+    }
+}
+
+/// Whoever asks the questions of gates.
+pub fn questioner(app: &App) -> Arc<dyn Questioner> {
+    Arc::new(Asker(app.clone()))
+}
+
+impl Questioner for Asker {
+    fn encode(&self, event: &Event, spoke: Arc<Lease>) -> Answer {
+        let (app, body) = (self.0.clone(), JsonBody(request(event, &Wording::standard())));
+        Box::pin(async move {
+            let failed = |message: String| Why::new("gate_failed", message);
+            let answer = chat::answer(&app, &body, Choice::only(spoke)).await;
+            let answer = answer.map_err(|error| failed(error.to_string()))?;
+            let bytes =
+                to_bytes(answer.into_body(), LONGEST).await.map_err(|error| failed(error.to_string()))?;
+            let answer: Value = serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string()))?;
+            let content = answer["choices"][0]["message"]["content"].as_str();
+            content.map(str::to_owned).ok_or_else(|| failed("an answer has no content".to_owned()))
+        })
+    }
+}

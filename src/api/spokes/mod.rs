@@ -1,0 +1,31 @@
+//! Spokes over HTTP: which one a request gets, what there is, what changes, and what may be changed.
+
+mod change;
+mod choose;
+mod events;
+mod gate;
+mod list;
+mod vllm;
+
+pub(super) use change::change;
+pub(super) use choose::{Choice, Chosen, Default, HEADER, defaults};
+pub(super) use events::events;
+pub use gate::questioner;
+pub(super) use list::list;
+pub(super) use vllm::{load, unload};
+
+use super::error::ApiError;
+use crate::spoke::keeper::Trouble;
+
+/// The field of a request that a trouble is about.
+fn blame(field: &str) -> impl Fn(Trouble) -> ApiError + '_ {
+    move |trouble| match trouble {
+        Trouble::NoSuch(name) => ApiError::NoSuchSpoke(name),
+        Trouble::Conflict(_) | Trouble::Gone(_) | Trouble::Retired => {
+            ApiError::SpokeConflict(trouble.to_string())
+        }
+        Trouble::Refused(why) => ApiError::SpokeRefused(why),
+        Trouble::TooLarge { .. } => ApiError::field(field, trouble.to_string()),
+        Trouble::Stopped => crate::engine::EngineError::Stopped.into(),
+    }
+}

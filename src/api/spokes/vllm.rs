@@ -1,0 +1,47 @@
+//! `POST /v1/load_lora_adapter` and `/v1/unload_lora_adapter`: vLLM's way to load a spoke from a path of this machine.
+
+use std::path::PathBuf;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::blame;
+use crate::api::error::ApiError;
+use crate::api::json::JsonBody;
+use crate::api::state::App;
+
+#[derive(Debug, Deserialize)]
+struct Written {
+    lora_name: String,
+    lora_path: Option<String>,
+    load_inplace: Option<bool>,
+}
+
+/// Leads the file through the same life as one that was dropped; answers when it serves.
+pub(in crate::api) async fn load(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let deadline = app.deadline();
+    let Written { lora_name, lora_path, load_inplace } = body.parse()?;
+    let path = lora_path.ok_or_else(|| ApiError::field("lora_path", "is missing"))?;
+    let path = PathBuf::from(path);
+    if !path.is_absolute() {
+        return Err(ApiError::field("lora_path", "expected an absolute path on the daemon's machine"));
+    }
+    let loaded = app.spokes().load(&lora_name, path, load_inplace.unwrap_or(false));
+    deadline.within(loaded).await?.map_err(blame("lora_path"))?;
+    Ok(said(format!("Success: LoRA adapter '{lora_name}' added successfully.")))
+}
+
+/// Takes it out of service; one that came by the folder is switched off.
+pub(in crate::api) async fn unload(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let deadline = app.deadline();
+    let Written { lora_name, .. } = body.parse()?;
+    deadline.within(app.spokes().unload(&lora_name)).await?.map_err(blame("lora_name"))?;
+    Ok(said(format!("Success: LoRA adapter '{lora_name}' removed successfully.")))
+}
+
+/// vLLM answers in plain words.
+fn said(text: String) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+}

@@ -1,0 +1,50 @@
+//! `bespoke spoke`: look at a spoke's file, write it in another format, and change what the daemon serves.
+
+mod add;
+mod change;
+mod convert;
+mod import;
+mod probe;
+mod rm;
+mod show;
+
+/// Subcommands.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Say what a spoke's file holds, and whether it fits a post
+    Show(show::Args),
+    /// Write a spoke in another format
+    Convert(convert::Args),
+    /// Split a file that is post and Felix spoke in one
+    Import(import::Args),
+    /// Put a spoke into the daemon's folder and say what becomes of it
+    Add(add::Args),
+    /// Take a spoke out of the daemon's folder
+    Rm(rm::Args),
+    /// Serve the generation that served before
+    Rollback(change::Args),
+    /// Serve a name again that was switched off, or a file that was refused or rolled back
+    Enable(change::Args),
+    /// Stop to serve a name, whatever is in the folder
+    Disable(change::Args),
+    /// Try a spoke on a post, as the daemon does before it loads it
+    Probe(probe::Args),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Why a file is no spoke, or can't be converted; the disk; the daemon.
+pub fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Show(args) => show::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Add(args) => add::run(&args),
+        Command::Rm(args) => rm::run(&args),
+        Command::Rollback(args) => change::run(&args, "rollback"),
+        Command::Enable(args) => change::run(&args, "enable"),
+        Command::Disable(args) => change::run(&args, "disable"),
+        Command::Probe(args) => probe::run(&args),
+    }
+}

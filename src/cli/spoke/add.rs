@@ -1,0 +1,207 @@
+//! `bespoke spoke add`: a file into the folder of spokes, whole and at once, and what becomes of it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+use crate::cli::client::{Client, ClientError, Daemon};
+use crate::config::{self, Overrides};
+use crate::durable::{self, Staged};
+use crate::spoke::folder::{check_name, counts, spoke_name};
+use crate::spoke::{Generation, Limits, generation};
+
+/// Longest that the daemon is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often it is asked.
+const PACE: Duration = Duration::from_millis(200);
+
+/// Where the folder of spokes is.
+#[derive(Debug, clap::Args)]
+pub struct Place {
+    /// Configuration of the daemon [default: config/bespoke.toml, if it is there]
+    #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
+    config: Option<PathBuf>,
+    /// The folder of spokes [default: that of the configuration]
+    #[arg(long, value_name = "DIR")]
+    spokes: Option<PathBuf>,
+}
+
+impl Place {
+    /// The folder.
+    pub(super) fn folder(&self) -> anyhow::Result<PathBuf> {
+        let overrides = Overrides { spokes: self.spokes.clone(), ..Overrides::default() };
+        let settings = config::load(self.config.as_deref(), overrides)
+            .map_err(|error| crate::cli::WrongConfiguration(error.to_string()))?;
+        Ok(settings.paths.spokes)
+    }
+}
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    daemon: Daemon,
+    /// A spoke: a GGUF, safetensors or zip file, or a folder of PEFT's
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The name to serve it under [default: the file's own]
+    #[arg(long = "as", value_name = "NAME")]
+    name: Option<String>,
+    /// Don't wait for the daemon
+    #[arg(long)]
+    no_wait: bool,
+    /// Print what became of it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A file that can't be copied or has no name for a spoke; a daemon that refuses it.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let folder = args.place.folder()?;
+    let entry = entry(&args.file, args.name.as_deref())?;
+    let generation = generation(&args.file, &Limits { max_bytes: u64::MAX, ..Limits::default() })?;
+    let target = folder.join(&entry);
+    copy(&args.file, &target).with_context(|| format!("can't copy to {}", target.display()))?;
+    eprintln!("copied to {}", target.display());
+    if args.no_wait {
+        return Ok(());
+    }
+    let row = match followed(&args.daemon.client()?, &entry, generation) {
+        Ok(row) => row,
+        Err(error) if error.downcast_ref().is_some_and(|e| matches!(e, ClientError::Unreachable { .. })) => {
+            eprintln!("{error}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    tell(&row, args.json);
+    let message = || row["reason"]["message"].as_str().unwrap_or("it does not serve").to_owned();
+    ensure!(row["state"] == "serving", "{}", message());
+    Ok(())
+}
+
+/// Says what a spoke is now.
+pub(super) fn tell(row: &Value, json: bool) {
+    if json {
+        println!("{row}");
+        return;
+    }
+    let text = |key: &str| row[key].as_str().unwrap_or_default();
+    let generation: String = text("generation").chars().take(12).collect();
+    println!("{}: {} {generation}", text("name"), text("state"));
+    if let Some(hint) = row["reason"]["hint"].as_str() {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// The entry that the folder gets.
+fn entry(file: &Path, name: Option<&str>) -> anyhow::Result<String> {
+    let own = file.file_name().and_then(|name| name.to_str());
+    let own = own.with_context(|| format!("{}: has no name in UTF-8", file.display()))?;
+    let entry = match name {
+        None => own.to_owned(),
+        Some(name) => {
+            let ending = &own[spoke_name(own).map_or(own.len(), str::len)..];
+            format!("{name}{ending}")
+        }
+    };
+    let served = spoke_name(&entry).and_then(|name| check_name(name).map(|()| name));
+    served.map_err(|message| anyhow::anyhow!("{entry:?}: {message}; --as gives it another name"))?;
+    ensure!(counts(&entry), "{entry:?}: the daemon leaves such files alone; --as gives it another name");
+    Ok(entry)
+}
+
+/// Copies so that nobody ever sees a part of it.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    if !from.is_dir() {
+        // The configuration of a safetensors file first: the file is looked at as soon as it is there.
+        let (from_beside, to_beside) = (from.with_extension("json"), to.with_extension("json"));
+        if from.extension().is_some_and(|end| end == "safetensors") && from_beside.is_file() {
+            copy_file(&from_beside, &to_beside)?;
+        }
+        return copy_file(from, to);
+    }
+    let parent = to.parent().unwrap_or(Path::new("."));
+    durable::make_folder(parent)?;
+    let stage = tempfile::Builder::new().prefix(".adding-").suffix(".tmp").tempdir_in(parent)?;
+    for part in fs_err::read_dir(from)? {
+        let part = part?;
+        if part.file_type()?.is_file() {
+            copy_file(&part.path(), &stage.path().join(part.file_name()))?;
+        }
+    }
+    durable::rename_folder(&stage.keep(), to)
+}
+
+fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {
+    let mut staged = Staged::new(to)?;
+    std::io::copy(&mut fs_err::File::open(from)?, &mut staged)?;
+    staged.commit()
+}
+
+/// The row of this content once nothing is under way any more.
+fn followed(client: &Client, entry: &str, generation: Generation) -> anyhow::Result<Value> {
+    let generation = generation.to_string();
+    let began = Instant::now();
+    let mut shown = String::new();
+    while began.elapsed() < PATIENCE {
+        let answer = client.get("/v1/spokes")?;
+        let rows = answer["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let own = rows.iter().filter(|row| row["file"] == entry);
+        // Until it is copied, its content isn't known.
+        let row = own.clone().find(|row| row["generation"] == *generation).or_else(|| {
+            own.into_iter().find(|row| row["generation"].is_null() && row["state"] != "quarantined")
+        });
+        if let Some(row) = row {
+            let state = row["state"].as_str().unwrap_or_default();
+            if matches!(state, "serving" | "inert" | "quarantined" | "retired") {
+                return Ok(row.clone());
+            }
+            if shown != state {
+                state.clone_into(&mut shown);
+                eprintln!("{state}");
+            }
+        }
+        std::thread::sleep(PACE);
+    }
+    bail!("{}: the daemon does not say what became of it; is this its folder of spokes?", client.endpoint())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_name_keeps_the_ending() {
+        let of = |file: &str, name| entry(Path::new(file), name).unwrap();
+        assert_eq!(of("/x/a.gguf", None), "a.gguf");
+        assert_eq!(of("/x/a b.safetensors", Some("c")), "c");
+        assert_eq!(of("/x/run-7.GGUF", Some("encoding")), "encoding.GGUF");
+        assert_eq!(of("/x/peft-folder", Some("encoding")), "encoding");
+        for (file, name) in
+            [("/x/two words.gguf", None), ("/x/a.gguf", Some("b:c")), ("/x/a.tmp", None), ("/", None)]
+        {
+            assert!(entry(Path::new(file), name).is_err(), "{file}");
+        }
+    }
+
+    #[test]
+    fn folders_are_copied_with_their_files_and_nothing_is_left_beside() {
+        let root = tempfile::tempdir().unwrap();
+        let from = root.path().join("from");
+        durable::write(&from.join("adapter_config.json"), b"{}").unwrap();
+        durable::write(&from.join("deep/er"), b"x").unwrap();
+        let to = root.path().join("spokes/peft");
+        copy(&from, &to).unwrap();
+        copy(&from, &to).unwrap();
+        assert_eq!(fs_err::read(to.join("adapter_config.json")).unwrap(), b"{}");
+        assert_eq!(fs_err::read_dir(root.path().join("spokes")).unwrap().count(), 1);
+    }
+}

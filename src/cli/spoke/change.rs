@@ -1,0 +1,29 @@
+//! `bespoke spoke rollback`, `enable` and `disable`: what serves under a name is changed by the daemon.
+
+use serde_json::json;
+
+use super::add::tell;
+use crate::cli::client::Daemon;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// The name that it is served under
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Print what serves then as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command; `verb` is the daemon's word for it.
+///
+/// # Errors
+/// The daemon refuses: nothing has this name, or there is nothing to change.
+pub fn run(args: &Args, verb: &str) -> anyhow::Result<()> {
+    let row = args.daemon.client()?.post(&format!("/v1/spokes/{}:{verb}", args.name), &json!({}))?;
+    tell(&row, args.json);
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! `bespoke spoke import`: a file that is post and Felix spoke in one becomes two.
+
+use std::path::PathBuf;
+
+use super::show::format;
+use crate::spoke::{self, Limits, Split};
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// GGUF file with the keys {arch}.num_spokes and {arch}.spoke_rank
+    #[arg(value_name = "MERGED.gguf")]
+    file: PathBuf,
+    /// Where to write the post
+    #[arg(long, value_name = "FILE")]
+    post_out: PathBuf,
+    /// Where to write the spoke
+    #[arg(long, value_name = "FILE")]
+    spoke_out: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A file without a spoke in it, or whose rest is no model; the disk.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let Split { post, spoke } =
+        spoke::split(&args.file, &args.post_out, &args.spoke_out, &Limits::default())?;
+    let (architecture, layers, sha256) = (&post.architecture, post.layers, post.identity());
+    println!("{}: a {architecture} of {layers} blocks, content {sha256}", args.post_out.display());
+    let blocks = spoke.layers.len();
+    println!("{}: {} behind {blocks} blocks", args.spoke_out.display(), format(spoke.format));
+    Ok(())
+}

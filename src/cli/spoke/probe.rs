@@ -1,0 +1,105 @@
+//! `bespoke spoke probe`: does it run on this post, is all that it computes finite, does it change anything? The daemon
+//! has each content tried so, in a child process, before it loads it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+
+use crate::config::default_model;
+use crate::engine::{Engine, LlamaEngine, LlamaSettings, LoadSpoke};
+use crate::spoke::life::Why;
+use crate::spoke::probe::{Confinement, Finding, Verdict, trial};
+use crate::spoke::{Limits, Post, generation, inspect, to_served};
+
+/// Tokens of the probe's context: its texts are short.
+const CONTEXT: u32 = 256;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A spoke in any format
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The post [default: models/bespoke-tiny.gguf]
+    #[arg(long, value_name = "MODEL.gguf")]
+    model: Option<PathBuf>,
+    /// Memory that this process may take for itself
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<u64>,
+    /// Print one line of JSON, also for a spoke that is refused
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A file that is no spoke for this post, or does not work with it; a post that can't be run.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    Confinement { memory: args.memory }.enter().context("this process can't be held to its memory")?;
+    let finding = probe(args)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&finding)?);
+        return Ok(());
+    }
+    let verdict = match finding.verdict {
+        Verdict::Differs => "it works and changes answers",
+        Verdict::Same => "it works and changes nothing",
+        Verdict::Refused => "it does not work",
+    };
+    println!("{}: {verdict} ({} tokens compared)", args.file.display(), finding.tokens);
+    if let Some(why) = &finding.why {
+        eprintln!("{why}");
+        if let Some(hint) = &why.hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+    ensure!(finding.verdict != Verdict::Refused, "{} is refused", args.file.display());
+    Ok(())
+}
+
+fn probe(args: &Args) -> anyhow::Result<Finding> {
+    let model = args.model.clone().unwrap_or_else(default_model);
+    let limits = Limits { max_bytes: u64::MAX, max_resident_bytes: u64::MAX, ..Limits::default() };
+    let found = match inspect(&args.file, None, &limits) {
+        Ok(found) => found,
+        // Whoever asks for JSON asks what is wrong; whoever doesn't gets it as an error.
+        Err(refusal) if args.json => return Ok(Finding::refused(Why::from(refusal))),
+        Err(refusal) => return Err(refusal.into()),
+    };
+    let work = tempfile::tempdir()?;
+    let path = if found.format.is_served() {
+        args.file.clone()
+    } else {
+        let served = work.path().join("spoke.gguf");
+        to_served(&args.file, &served, &Post::open(&model)?, &limits)?;
+        served
+    };
+    let spoke = LoadSpoke {
+        generation: generation(&args.file, &limits)?,
+        kind: found.kind(),
+        path,
+        name: "probe".to_owned(),
+    };
+    Ok(trial(engine(model).as_ref(), spoke)?)
+}
+
+/// An engine of this process's own, as small as it can be.
+fn engine(path: PathBuf) -> Arc<dyn Engine> {
+    #[cfg(debug_assertions)]
+    if let Some(fake) = crate::engine::FakeEngine::from_environment() {
+        return Arc::new(fake);
+    }
+    Arc::new(LlamaEngine::start(LlamaSettings {
+        path,
+        context: Some(CONTEXT),
+        lanes: 1,
+        queue: 4,
+        queue_tokens: u64::MAX,
+        threads: std::thread::available_parallelism().map_or(1, |count| count.get() as u32).min(2),
+        cached_sequences: 0,
+        draft: false,
+        force: true,
+    }))
+}

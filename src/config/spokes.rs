@@ -1,0 +1,164 @@
+//! The section `[spokes]`: how the folder is followed, what a spoke may cost, and which request gets which.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use toml::Spanned;
+
+use super::check::Check;
+use super::places::absolute;
+use super::written;
+use crate::spoke::folder::check_name;
+
+/// Everything about spokes but where their folder is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpokeSettings {
+    /// Whether the system's word on changes is listened to; if not, the folder is looked at every [`Self::poll`].
+    pub events: bool,
+    /// How often the whole folder is looked at, whatever the system says.
+    pub reconcile: Duration,
+    /// The same without the system's word.
+    pub poll: Duration,
+    /// How long a file must look the same before it is read.
+    pub settle: Duration,
+    /// Spokes in the folder that are followed.
+    pub most: u32,
+    /// Generations that are kept for each name beside the one that serves.
+    pub keep: u32,
+    /// Memory of all spokes together.
+    pub memory: ByteSize,
+    /// Largest file.
+    pub file_limit: ByteSize,
+    /// Largest rank.
+    pub rank_limit: u32,
+    /// Whether contents are tried in a child process before they are loaded.
+    pub probe: bool,
+    /// Longest that this may take.
+    pub probe_limit: Duration,
+    /// Memory that the child may take for itself; by the post's size unless given.
+    pub probe_memory: Option<ByteSize>,
+    /// The program that is the child: this one, unless a test has another.
+    pub probe_program: PathBuf,
+    /// Disk that refused contents may take together.
+    pub quarantine: ByteSize,
+    /// Whether refused files are taken out of the folder.
+    pub move_refused: bool,
+    /// What a request gets that chooses nothing.
+    pub default: Option<String>,
+    /// What a request gets whose model has a name that nothing has ever had.
+    pub unknown_model: Otherwise,
+    /// What a request gets whose spoke was retired.
+    pub retired: Otherwise,
+    /// Spokes by the names of the schemas of tasks.
+    pub tasks: BTreeMap<String, String>,
+    /// What spokes must reach, by their names or by that of the task that they were trained for.
+    pub gates: BTreeMap<String, GateSettings>,
+}
+
+/// What is done where a spoke isn't there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// The request is refused.
+    Refuse,
+    /// The post alone answers.
+    Post,
+}
+
+/// What a spoke must reach before it serves: means over a probe set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GateSettings {
+    /// Rows as `bespoke eval run` reads them.
+    pub probes: PathBuf,
+    /// Entity preservation, at least.
+    pub epr: Option<f64>,
+    /// Number preservation, at least.
+    pub np: Option<f64>,
+    /// Schema compliance, at least.
+    pub sc: Option<f64>,
+    /// Fabrication, at most.
+    pub fr: Option<f64>,
+    /// Longest that all answers may take together.
+    pub limit: Duration,
+}
+
+/// This program, also after its file was replaced by a newer one.
+const OURSELVES: &str = "/proc/self/exe";
+
+impl SpokeSettings {
+    /// Judges what was written.
+    pub(super) fn new(written: written::Spokes, folder: &Path, check: &mut Check) -> Self {
+        let seconds = Duration::from_secs;
+        let name = |check: &mut Check, key: &str, found: Spanned<String>| match check_name(found.get_ref()) {
+            Ok(()) => Some(found.into_inner()),
+            Err(message) => {
+                check.wrong(key, &found, "the name of a spoke", Some(&message));
+                None
+            }
+        };
+        let mut tasks = BTreeMap::new();
+        for (task, spoke) in written.tasks {
+            let spoke = name(check, &format!("spokes.tasks.{task}"), spoke);
+            tasks.extend(spoke.map(|spoke| (task, spoke)));
+        }
+        let gates = written.gate.into_iter();
+        let gates =
+            gates.filter_map(|(of, gate)| Some((of.clone(), gate_settings(&of, gate, folder, check)?)));
+        Self {
+            gates: gates.collect(),
+            events: check.choice("spokes.watch", written.watch, &[("events", true), ("poll", false)], true),
+            reconcile: check.time("spokes.reconcile", written.reconcile, seconds(30)),
+            poll: check.time("spokes.poll", written.poll, seconds(2)),
+            settle: check.time("spokes.settle", written.settle, Duration::from_millis(500)),
+            most: check.whole("spokes.most", written.most, 1..=100_000, 1_000),
+            keep: check.whole("spokes.keep", written.keep, 0..=100, 3),
+            memory: check.size("spokes.memory", written.memory, ByteSize::gib(2), 1 << 20..=1 << 42),
+            file_limit: check.size(
+                "spokes.file_limit",
+                written.file_limit,
+                ByteSize::gib(2),
+                1 << 10..=1 << 40,
+            ),
+            rank_limit: check.whole("spokes.rank_limit", written.rank_limit, 1..=65_536, 1_024),
+            probe: written.probe.unwrap_or(true),
+            probe_limit: check.time("spokes.probe_limit", written.probe_limit, seconds(20)),
+            probe_memory: written.probe_memory.map(|given| {
+                check.size("spokes.probe_memory", Some(given), ByteSize::gib(1), 1 << 26..=1 << 42)
+            }),
+            probe_program: PathBuf::from(OURSELVES),
+            quarantine: check.size("spokes.quarantine", written.quarantine, ByteSize::gib(2), 0..=1 << 42),
+            move_refused: written.move_refused.unwrap_or(false),
+            default: written.default.and_then(|found| name(check, "spokes.default", found)),
+            unknown_model: check.otherwise("spokes.unknown_model", written.unknown_model, Otherwise::Post),
+            retired: check.otherwise("spokes.retired", written.retired, Otherwise::Refuse),
+            tasks,
+        }
+    }
+}
+
+fn gate_settings(of: &str, written: written::Gate, folder: &Path, check: &mut Check) -> Option<GateSettings> {
+    let mut bound = |name: &str, found: Option<Spanned<f64>>| {
+        found.map(|found| check.share(&format!("spokes.gate.{of}.{name}"), found))
+    };
+    let (epr, np) = (bound("epr", written.epr), bound("np", written.np));
+    let (sc, fr) = (bound("sc", written.sc), bound("fr", written.fr));
+    let limit = check.time(&format!("spokes.gate.{of}.limit"), written.limit, Duration::from_secs(600));
+    let Some(probes) = written.probes else {
+        check
+            .missing(&format!("spokes.gate.{of}.probes"), "a file of rows, as `bespoke eval run` reads them");
+        return None;
+    };
+    if [epr, np, sc, fr].iter().all(Option::is_none) {
+        check.missing(&format!("spokes.gate.{of}"), "at least one bound: epr, np, sc or fr");
+        return None;
+    }
+    let probes = absolute(&folder.join(probes.into_inner()));
+    Some(GateSettings { probes, epr, np, sc, fr, limit })
+}
+
+impl Check {
+    fn otherwise(&mut self, key: &str, found: Option<Spanned<String>>, default: Otherwise) -> Otherwise {
+        self.choice(key, found, &[("refuse", Otherwise::Refuse), ("post", Otherwise::Post)], default)
+    }
+}

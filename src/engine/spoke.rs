@@ -1,0 +1,50 @@
+//! What an engine is told of spokes: which to load and to free, and which a request runs with.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spoke::{Generation, Kind};
+
+/// What one request runs with beside the post: each generation once, in ascending order; empty is the post alone.
+/// Any number of LoRAs, and at most one Felix spoke.
+pub type SpokeSet = Vec<ScaledSpoke>;
+
+/// A spoke and how strongly it acts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ScaledSpoke {
+    /// Which content.
+    pub generation: Generation,
+    /// What its part is multiplied with; 1 is as it was trained.
+    pub scale: f32,
+}
+
+/// A change of what an engine holds. Changes, and requests between them, are followed in the order in which they were sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SpokeChange {
+    /// Load a spoke. One that is loaded stays as it is, also if it was about to be freed.
+    Load(LoadSpoke),
+    /// Free a spoke as soon as no request that was sent before runs with it, and answer then. One that isn't loaded is free.
+    Unload(Generation),
+}
+
+/// A spoke to load.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadSpoke {
+    /// Its content's hash; what requests name.
+    pub generation: Generation,
+    /// How it acts.
+    pub kind: Kind,
+    /// A file in the form that the engine loads ([`Format::is_served`](crate::spoke::Format::is_served)), inspected, and
+    /// not changed by anybody any more.
+    pub path: PathBuf,
+    /// For logs.
+    pub name: String,
+}
+
+/// What became of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedSpoke {
+    /// Bytes of memory that the spoke takes now, or that were freed.
+    pub resident_bytes: u64,
+}

@@ -1,0 +1,70 @@
+//! Fail points: places where a test may have the process killed, as by `kill -9`. They do nothing in a release build.
+//!
+//! `BESPOKE_FAIL` lists them, separated by commas: `NAME`, or `NAME@DETAIL` to die only where the detail is this, and
+//! behind either `#N` to die at the Nth time only.
+
+/// Dies here if the environment says so.
+#[inline]
+pub fn point(name: &str, detail: &str) {
+    #[cfg(debug_assertions)]
+    armed::pass(name, detail);
+    #[cfg(not(debug_assertions))]
+    let _ = (name, detail);
+}
+
+#[cfg(debug_assertions)]
+mod armed {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    struct Point {
+        name: String,
+        detail: Option<String>,
+        time: u64,
+        passed: AtomicU64,
+    }
+
+    static POINTS: LazyLock<Vec<Point>> =
+        LazyLock::new(|| std::env::var("BESPOKE_FAIL").map_or_else(|_| Vec::new(), |text| parse(&text)));
+
+    fn parse(text: &str) -> Vec<Point> {
+        let point = |text: &str| {
+            let (place, time) = text.split_once('#').unwrap_or((text, "1"));
+            let (name, detail) = match place.split_once('@') {
+                Some((name, detail)) => (name, Some(detail.to_owned())),
+                None => (place, None),
+            };
+            let time = time.parse().unwrap_or(1);
+            Point { name: name.to_owned(), detail, time, passed: AtomicU64::new(0) }
+        };
+        text.split(',').map(point).collect()
+    }
+
+    fn is_hit(points: &[Point], name: &str, detail: &str) -> bool {
+        points.iter().any(|point| {
+            point.name == name
+                && point.detail.as_deref().is_none_or(|wanted| wanted == detail)
+                && point.passed.fetch_add(1, Ordering::SeqCst) + 1 == point.time
+        })
+    }
+
+    pub(super) fn pass(name: &str, detail: &str) {
+        if is_hit(&POINTS, name, detail) {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn points_are_told_apart_by_name_detail_and_time() {
+            let points = parse("a,b@x,c#3");
+            assert!(is_hit(&points, "a", "whatever") && !is_hit(&points, "a", ""));
+            assert!(!is_hit(&points, "b", "y") && is_hit(&points, "b", "x"));
+            assert_eq!([1, 2, 3, 4].map(|_| is_hit(&points, "c", "")), [false, false, true, false]);
+            assert!(!is_hit(&points, "d", ""));
+        }
+    }
+}

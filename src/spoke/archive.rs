@@ -1,0 +1,112 @@
+//! A zip archive of a PEFT folder: the two parts unpacked within bounds, everything else left alone.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use zip::ZipArchive;
+use zip::result::ZipError;
+
+use super::dropped::{MAX_JSON_BYTES, PEFT_CONFIG, PEFT_WEIGHTS, Part};
+use super::{Limits, Reason, Refusal};
+
+/// Bytes that may be read to learn what an archive holds; a folder of PEFT takes a few hundred.
+const MAX_DIRECTORY_BYTES: u64 = 1 << 20;
+
+/// The configuration and the weights of a PEFT folder. The weights are unpacked into a file without a name.
+///
+/// # Errors
+/// No such archive; a part that is missing, there twice, or larger than the limit; a checkpoint of PyTorch.
+pub(super) fn open(archive: Part, limits: &Limits) -> Result<(Part, Part), Refusal> {
+    let Part { path, file } = archive;
+    let refuse = |reason: Reason| Refusal::new(&path, reason);
+    let budget = Arc::new(AtomicU64::new(MAX_DIRECTORY_BYTES));
+    let reader = Budget { file, left: budget.clone() };
+    let mut archive = ZipArchive::new(reader).map_err(|error| refuse(wrong(&error)))?;
+    // From here on every read is bounded by what it unpacks; packed bytes hardly exceed unpacked ones.
+    budget.store(limits.max_bytes.saturating_mul(2).saturating_add(MAX_DIRECTORY_BYTES), Ordering::Relaxed);
+    let names: Vec<String> =
+        archive.file_names_raw().map(|name| String::from_utf8_lossy(name).into()).collect();
+    if names.iter().any(|name| name == "data.pkl" || name.ends_with("/data.pkl")) {
+        return Err(refuse(Reason::Pickle { found: "PyTorch's" }));
+    }
+    if archive.has_duplicate_names() {
+        return Err(refuse(Reason::Zip { message: "a name is there twice".into() }));
+    }
+    let config = find(&names, PEFT_CONFIG).map_err(refuse)?;
+    let folder = &names[config][..names[config].len() - PEFT_CONFIG.len()];
+    let weights = find(&names, PEFT_WEIGHTS).map_err(refuse)?;
+    if names[weights] != format!("{folder}{PEFT_WEIGHTS}") {
+        let message = format!("{:?} and {:?} are in different folders", names[config], names[weights]);
+        return Err(refuse(Reason::Zip { message }));
+    }
+    let mut unpack = |index: usize, limit: u64| {
+        let part = path.join(&names[index]);
+        match unpack(&mut archive, index, limit) {
+            Ok(file) => Ok(Part { path: part, file }),
+            Err(reason) => Err(Refusal::new(&part, reason)),
+        }
+    };
+    Ok((unpack(config, MAX_JSON_BYTES)?, unpack(weights, limits.max_bytes)?))
+}
+
+/// Where the file of this name is, in whatever folder.
+fn find(names: &[String], part: &'static str) -> Result<usize, Reason> {
+    let mut found = names.iter().enumerate().filter(|(_, name)| name.rsplit('/').next() == Some(part));
+    match (found.next(), found.next()) {
+        (None, _) => Err(Reason::MissingPart { part }),
+        (Some((index, _)), None) => Ok(index),
+        (Some((_, a)), Some((_, b))) => {
+            Err(Reason::Zip { message: format!("{a:?} and {b:?} are both there") })
+        }
+    }
+}
+
+fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64) -> Result<File, Reason> {
+    let entry = archive.by_index(index).map_err(|error| wrong(&error))?;
+    if entry.is_symlink() {
+        return Err(Reason::Link);
+    }
+    if entry.size() > limit {
+        return Err(Reason::TooLarge { found: entry.size(), limit });
+    }
+    let mut file = tempfile::tempfile()?;
+    // The size that the archive claims is not the size that it has.
+    let unpacked = io::copy(&mut entry.take(limit + 1), &mut file);
+    match unpacked.map_err(|error| Reason::Zip { message: error.to_string() })? {
+        0 => return Err(Reason::Empty),
+        found if found > limit => return Err(Reason::TooLarge { found, limit }),
+        _ => {}
+    }
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file)
+}
+
+fn wrong(error: &ZipError) -> Reason {
+    Reason::Zip { message: error.to_string() }
+}
+
+/// A file from which only so many bytes can be read: nobody has to trust the lengths that it holds.
+struct Budget {
+    file: File,
+    left: Arc<AtomicU64>,
+}
+
+impl Read for Budget {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(into)?;
+        let left = self.left.load(Ordering::Relaxed);
+        let Some(left) = left.checked_sub(count as u64) else {
+            return Err(io::Error::other("its directory is larger than that of any spoke"));
+        };
+        self.left.store(left, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+impl Seek for Budget {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}

@@ -1,0 +1,173 @@
+//! A file of named tensors, whatever its format: descriptions in ggml's order, elements as f32.
+
+use std::path::Path;
+
+use safetensors::Dtype;
+
+use super::{Limits, Reason, Refusal};
+use crate::gguf::{GgmlType, Gguf, MAX_DIMENSIONS, Rule, TensorInfo, check_contiguous};
+use crate::model::safetensors_file::SafetensorsFile;
+
+/// An open file whose header has passed the rules of its format.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Container<'a> {
+    Gguf(&'a Gguf),
+    Safetensors(&'a SafetensorsFile),
+}
+
+/// Description of a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Stored {
+    /// Name in the file.
+    pub name: String,
+    /// Four dimensions in ggml's order (row length first); missing ones are 1.
+    pub dims: [u64; 4],
+    /// F32, F16, BF16 or Q8_0.
+    pub kind: GgmlType,
+    /// Length of the data.
+    pub bytes: u64,
+}
+
+impl Stored {
+    /// The description of a tensor in a GGUF file.
+    ///
+    /// # Errors
+    /// A type that is not computed with.
+    pub fn of(info: &TensorInfo) -> Result<Self, Reason> {
+        let kind = computed(&info.name, Some(info.kind), &info.kind)?;
+        Ok(Self { name: info.name.clone(), dims: four(&info.dims), kind, bytes: info.bytes })
+    }
+}
+
+impl<'a> Container<'a> {
+    /// The file.
+    pub fn path(&self) -> &'a Path {
+        match self {
+            Self::Gguf(file) => file.path(),
+            Self::Safetensors(file) => file.path(),
+        }
+    }
+
+    /// A broken rule of this file.
+    pub fn refuse(&self, reason: impl Into<Reason>) -> Refusal {
+        Refusal::new(self.path(), reason)
+    }
+
+    /// All tensors, by name.
+    ///
+    /// # Errors
+    /// Too many; a type that is not computed with; more dimensions than four, or one of size 0.
+    pub fn tensors(&self, limits: &Limits) -> Result<Vec<Stored>, Refusal> {
+        let mut all = self.described(limits).map_err(|reason| self.refuse(reason))?;
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    fn described(&self, limits: &Limits) -> Result<Vec<Stored>, Reason> {
+        let few = |found: usize| match found as u64 {
+            found if found > limits.max_tensors => {
+                Err(Reason::TooMany { what: "tensors", found, limit: limits.max_tensors })
+            }
+            _ => Ok(()),
+        };
+        match self {
+            Self::Gguf(file) => {
+                few(file.tensors().len())?;
+                check_contiguous(file).map_err(|error| error.rule)?;
+                file.tensors().iter().map(Stored::of).collect()
+            }
+            Self::Safetensors(file) => {
+                let names: Vec<_> = file.shapes().collect();
+                few(names.len())?;
+                names.into_iter().map(|(name, shape)| from_safetensors(file, name, &shape)).collect()
+            }
+        }
+    }
+
+    /// Hands the elements of a tensor to `see`, a part at a time.
+    ///
+    /// # Errors
+    /// The file can't be read; what `see` says.
+    pub fn scan(
+        &self,
+        tensor: &Stored,
+        see: impl FnMut(&[f32]) -> Result<(), Reason>,
+    ) -> Result<(), Refusal> {
+        let scanned = match self {
+            Self::Gguf(file) => match file.tensor(&tensor.name) {
+                Some(info) => file.scan_f32(info, see),
+                None => Err(Rule::MissingTensor { tensor: tensor.name.clone(), expected: Vec::new() }.into()),
+            },
+            Self::Safetensors(file) => file.scan_f32(&tensor.name, see),
+        };
+        scanned.map_err(|reason| self.refuse(reason))
+    }
+
+    /// The elements of a tensor, row-major.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn values(&self, tensor: &Stored) -> Result<Vec<f32>, Refusal> {
+        let mut values = Vec::new();
+        self.scan(tensor, |part| {
+            values.extend_from_slice(part);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    /// The sum of the squares of a tensor's elements.
+    ///
+    /// # Errors
+    /// An element that is no finite number, or larger than `bound`; the file can't be read.
+    pub fn square_sum(&self, tensor: &Stored, bound: f32) -> Result<f64, Refusal> {
+        let (mut at, mut sum) = (0, 0.0);
+        self.scan(tensor, |part| {
+            for &found in part {
+                if !found.is_finite() {
+                    return Err(Reason::NotFinite { tensor: tensor.name.clone(), at, found });
+                }
+                if found.abs() > bound {
+                    return Err(Reason::OutOfRange { tensor: tensor.name.clone(), at, found, bound });
+                }
+                sum += f64::from(found) * f64::from(found);
+                at += 1;
+            }
+            Ok(())
+        })?;
+        Ok(sum)
+    }
+}
+
+fn from_safetensors(file: &SafetensorsFile, name: String, shape: &[usize]) -> Result<Stored, Reason> {
+    let dims: Vec<u64> = shape.iter().rev().map(|&dim| dim as u64).collect();
+    if dims.len() > MAX_DIMENSIONS as usize {
+        return Err(Rule::Rank { tensor: name, found: dims.len() as u32 }.into());
+    }
+    if dims.contains(&0) {
+        return Err(Rule::EmptyDimension { tensor: name, dims }.into());
+    }
+    let info = file.info(&name).expect("the name is one of this file's");
+    let kind = match info.dtype {
+        Dtype::F32 => Some(GgmlType::F32),
+        Dtype::F16 => Some(GgmlType::F16),
+        Dtype::BF16 => Some(GgmlType::BF16),
+        _ => None,
+    };
+    let kind = computed(&name, kind, &format!("{:?}", info.dtype))?;
+    let (from, to) = info.data_offsets;
+    Ok(Stored { name, dims: four(&dims), kind, bytes: (to - from) as u64 })
+}
+
+/// The type, if this program and llama.cpp both compute with spokes of it.
+fn computed(name: &str, kind: Option<GgmlType>, found: &dyn std::fmt::Display) -> Result<GgmlType, Reason> {
+    match kind {
+        Some(kind @ (GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q8_0)) => Ok(kind),
+        _ => Err(Reason::TensorType { tensor: name.to_owned(), found: found.to_string() }),
+    }
+}
+
+/// Dimensions as ggml keeps them. The caller has checked that there are at most four.
+pub(super) fn four(dims: &[u64]) -> [u64; 4] {
+    std::array::from_fn(|at| dims.get(at).copied().unwrap_or(1))
+}

@@ -1,0 +1,90 @@
+//! Felix spokes to this program's GGUF and to safetensors with the names of training.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::set_origin;
+use crate::gguf::{GgmlType, Writer};
+use crate::model::gguf_file::encode;
+use crate::model::safetensors_file::{self, NewTensor};
+use crate::spoke::felix::names::{Naming, Role};
+use crate::spoke::felix::weights::apart;
+use crate::spoke::felix::{Trained, TrainedLayer};
+use crate::spoke::keys::{self, ADAPTER, Origin};
+use crate::spoke::{Post, Reason, Refusal, metadata};
+
+/// Writes this program's file: matrices as F16, which the engine computes with. `eps` is written if it is known.
+pub(super) fn to_gguf(
+    trained: &Trained,
+    eps: Option<f32>,
+    origin: &Origin,
+    post: Option<&Post>,
+    source: &Path,
+    target: &Path,
+) -> Result<(), Refusal> {
+    let architecture = origin.architecture.as_deref().or(post.map(|post| post.architecture.as_str()));
+    let why = "it does not say for which architecture it is";
+    let architecture = architecture.ok_or_else(|| Refusal::new(source, Reason::PostNeeded { why }))?;
+    let mut writer = Writer::new();
+    writer.set("general.type", ADAPTER).set("general.architecture", architecture);
+    writer.set("adapter.type", "felix").set(keys::SPOKES, trained.spokes).set(keys::RANK, trained.rank);
+    if let Some(eps) = eps {
+        writer.set(keys::EPS, eps);
+    }
+    set_origin(&mut writer, origin);
+    let (hidden, rows) = (trained.hidden as u64, u64::from(trained.spokes) * u64::from(trained.rank));
+    let mut sources: Vec<&[f32]> = Vec::new();
+    for (&at, layer) in &trained.layers {
+        let mut add = |role, dims: &[u64], kind, values| {
+            writer.tensor(Naming::Gguf.name(at, role), dims, kind);
+            sources.push(values);
+        };
+        if let Some(norm) = &layer.norm {
+            add(Role::Norm, &[hidden], GgmlType::F32, norm);
+        }
+        add(Role::Gate, &[1], GgmlType::F32, std::slice::from_ref(&layer.gate_bias));
+        add(Role::DownFused, &[hidden, rows], GgmlType::F16, &layer.w_down);
+        add(Role::UpFused, &[rows, hidden], GgmlType::F16, &layer.w_up);
+    }
+    let mut sources = sources.into_iter();
+    writer.write(target, |tensor| {
+        let values = sources.next().expect("each tensor was announced with its source");
+        Ok::<_, Refusal>(encode(values, tensor.kind))
+    })
+}
+
+/// Writes safetensors as training does: one pair of matrices for each bottleneck, F32.
+pub(super) fn to_safetensors(
+    trained: &Trained,
+    eps: Option<f32>,
+    origin: &Origin,
+    target: &Path,
+) -> Result<(), Refusal> {
+    let (spokes, rank) = (trained.spokes as usize, trained.rank as usize);
+    let mut tensors = Vec::new();
+    for (&at, layer) in &trained.layers {
+        let TrainedLayer { gate_bias, norm, w_down, w_up } = layer;
+        let mut add = |role, shape: Vec<usize>, values: Vec<f32>| {
+            tensors.push(NewTensor { name: Naming::Trained.name(at, role), shape, values });
+        };
+        add(Role::Gate, vec![], vec![*gate_bias]);
+        if let Some(norm) = norm {
+            add(Role::Norm, vec![trained.hidden], norm.clone());
+        }
+        let ups = apart(w_up, spokes, rank).into_iter();
+        let downs = w_down.chunks_exact(rank * trained.hidden);
+        for (s, (down, up)) in downs.zip(ups).enumerate() {
+            add(Role::Down(s as u32), vec![rank, trained.hidden], down.to_vec());
+            add(Role::Up(s as u32), vec![trained.hidden, rank], up);
+        }
+    }
+    let mut texts = HashMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("num_spokes".to_owned(), trained.spokes.to_string()),
+        ("spoke_rank".to_owned(), trained.rank.to_string()),
+    ]);
+    texts.extend(eps.map(|eps| ("rms_eps".to_owned(), eps.to_string())));
+    metadata::write_origin(&mut texts, origin);
+    let written = safetensors_file::write_tensors(target, &tensors, texts);
+    written.map_err(|error| Refusal::new(target, error))
+}

@@ -1,0 +1,197 @@
+//! PEFT's adapters to llama.cpp's LoRA files and back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::set_origin;
+use crate::gguf::{GgmlType, Gguf, Writer};
+use crate::model::gguf_file::encode;
+use crate::model::gguf_names::{Rotated, deinterleave, hugging_face_name, interleave, rotated};
+use crate::model::safetensors_file::{self, NewTensor};
+use crate::spoke::container::Container;
+use crate::spoke::dropped::{Json, PEFT_CONFIG, PEFT_WEIGHTS};
+use crate::spoke::keys::{self, ADAPTER};
+use crate::spoke::lora::{self, EMBEDDING, Pair, Side};
+use crate::spoke::peft::{self, Peft};
+use crate::spoke::{Limits, Post, Reason, Refusal, metadata};
+
+/// Writes llama.cpp's file from PEFT's, as F32 whatever it was: for BF16 matrices llama.cpp rounds what it multiplies them
+/// with to eight bits, which moves logits by half a percent.
+pub(super) fn to_gguf(
+    container: &Container,
+    config: &Json,
+    post: &Post,
+    limits: &Limits,
+    target: &Path,
+) -> Result<(), Refusal> {
+    let Peft { alpha, pairs, origin } = Peft::read(container, config, Some(post), limits)?;
+    let mut writer = Writer::new();
+    writer.set("general.type", ADAPTER).set("general.architecture", post.architecture.as_str());
+    writer.set("adapter.type", "lora").set(keys::ALPHA, alpha);
+    set_origin(&mut writer, &origin);
+    let mut sources = Vec::new();
+    for (pair, factor) in &pairs {
+        writer.tensor(format!("{}.lora_a", pair.target), &pair.a.dims[..2], GgmlType::F32);
+        writer.tensor(format!("{}.lora_b", pair.target), &pair.b.dims[..2], GgmlType::F32);
+        sources.extend([(pair, Side::A, 1.0), (pair, Side::B, *factor)]);
+    }
+    let mut sources = sources.into_iter();
+    writer.write(target, |tensor| {
+        let (pair, side, factor) = sources.next().expect("each tensor was announced with its source");
+        let values = match side {
+            // PEFT keeps a column for each token, llama.cpp a row.
+            Side::A if pair.target == EMBEDDING => transpose(&container.values(&pair.a)?, pair.rank as usize),
+            Side::A => container.values(&pair.a)?,
+            Side::B => {
+                let mut values = container.values(&pair.b)?;
+                for value in &mut values {
+                    *value *= factor;
+                }
+                match rotated_heads(&pair.target, post).map_err(|reason| container.refuse(reason))? {
+                    Some((heads, head_dim)) => interleave(&values, heads, head_dim),
+                    None => values,
+                }
+            }
+        };
+        Ok::<_, Refusal>(encode(&values, tensor.kind))
+    })
+}
+
+/// `[rows, columns]` to `[columns, rows]`.
+fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
+    let columns = values.len() / rows;
+    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
+}
+
+/// Heads and their width where llama.cpp orders the rows of a matrix otherwise than Hugging Face.
+fn rotated_heads(target: &str, post: &Post) -> Result<Option<(usize, usize)>, Reason> {
+    if post.architecture != "llama" {
+        return Ok(None);
+    }
+    let Some(part) = hugging_face_name(target).and_then(|name| rotated(&name)) else { return Ok(None) };
+    let rows = post.tensors.get(target).map_or(0, |tensor| tensor.dims[1]);
+    let heads = post.heads.map(|(query, key)| if part == Rotated::Query { query } else { key });
+    match heads {
+        Some(heads) if heads > 0 && rows.is_multiple_of(2 * heads) => {
+            Ok(Some((heads as usize, (rows / heads) as usize)))
+        }
+        _ => Err(Reason::NotConvertible {
+            why: format!("{rows} rows of {target:?} are no heads of even width"),
+        }),
+    }
+}
+
+/// Writes PEFT's folder from llama.cpp's file.
+pub(super) fn to_peft(
+    file: &Gguf,
+    post: Option<&Post>,
+    limits: &Limits,
+    target: &Path,
+) -> Result<(), Refusal> {
+    let container = Container::Gguf(file);
+    let refuse = |reason: Reason| container.refuse(reason);
+    if let Some(post) = post {
+        peft::names::check_family(post).map_err(refuse)?;
+    }
+    let (_, origin) = keys::read(file)?;
+    let (alpha, pairs) = lora::read(&container, file, post, limits)?;
+    let llama = origin.architecture.as_deref() == Some("llama");
+    let mut tensors = Vec::new();
+    for pair in &pairs {
+        let name = |side| {
+            let none = || Reason::UnknownTarget { tensor: pair.a.name.clone(), target: pair.target.clone() };
+            peft::names::write(&pair.target, side).ok_or_else(|| refuse(none()))
+        };
+        let mut a = container.values(&pair.a)?;
+        let mut a_dims = [pair.a.dims[0], pair.a.dims[1]];
+        if pair.target == EMBEDDING {
+            a = transpose(&a, a_dims[1] as usize);
+            a_dims.swap(0, 1);
+        }
+        let mut b = container.values(&pair.b)?;
+        if llama && hugging_face_name(&pair.target).is_some_and(|name| rotated(&name).is_some()) {
+            let why = "rows of q and k are ordered by the post's heads";
+            let post = post.ok_or_else(|| refuse(Reason::PostNeeded { why }))?;
+            if let Some((heads, head_dim)) = rotated_heads(&pair.target, post).map_err(refuse)? {
+                b = deinterleave(&b, heads, head_dim);
+            }
+        }
+        tensors.push(NewTensor { name: name(Side::A)?, shape: shape(a_dims), values: a });
+        tensors.push(NewTensor {
+            name: name(Side::B)?,
+            shape: shape([pair.b.dims[0], pair.b.dims[1]]),
+            values: b,
+        });
+    }
+    let mut texts = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    metadata::write_origin(&mut texts, &origin);
+    let weights = target.join(PEFT_WEIGHTS);
+    let written = safetensors_file::write_tensors(&weights, &tensors, texts);
+    written.map_err(|error| Refusal::new(&weights, error))?;
+    // Last: a folder with a configuration is complete.
+    let path = target.join(PEFT_CONFIG);
+    let text = format!("{:#}\n", peft_config(alpha, &pairs, post));
+    crate::durable::write(&path, text.as_bytes()).map_err(|error| Refusal::new(&path, error))
+}
+
+/// Row-major shape of two dimensions in ggml's order.
+fn shape(dims: [u64; 2]) -> Vec<usize> {
+    vec![dims[1] as usize, dims[0] as usize]
+}
+
+/// `adapter_config.json`: one alpha, the most common rank, and a table of the other ranks.
+fn peft_config(alpha: f32, pairs: &[Pair], post: Option<&Post>) -> Value {
+    let module = |pair: &Pair| {
+        let name = hugging_face_name(&pair.target).expect("every target has been written under its name");
+        name.strip_suffix(".weight").unwrap_or(&name).to_owned()
+    };
+    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    for pair in pairs {
+        *counts.entry(pair.rank).or_default() += 1;
+    }
+    let rank = counts.into_iter().max_by_key(|(_, count)| *count).map_or(1, |(rank, _)| rank);
+    let others = pairs.iter().filter(|pair| pair.rank != rank);
+    let rank_pattern: serde_json::Map<_, _> = others.map(|pair| (module(pair), json!(pair.rank))).collect();
+    // PEFT's field is an integer; most alphas are.
+    let alpha = if alpha.fract() == 0.0 && alpha.abs() < 1e9 { json!(alpha as i64) } else { json!(alpha) };
+    json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": null,
+        "inference_mode": true,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": {},
+        "target_modules": target_modules(pairs.iter().map(module).collect(), post),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": false,
+        "init_lora_weights": true,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "modules_to_save": null,
+        "use_dora": false,
+        "use_rslora": false,
+    })
+}
+
+/// Short names where every layer has the module, whole ones otherwise: a short name stands for all layers.
+fn target_modules(modules: BTreeSet<String>, post: Option<&Post>) -> Vec<String> {
+    let mut by_end: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for module in modules {
+        let end = module.rsplit('.').next().unwrap_or(&module).to_owned();
+        by_end.entry(end).or_default().push(module);
+    }
+    let whole = |(end, names): (String, Vec<String>)| {
+        let single = names.len() == 1 && !names[0].starts_with("model.layers.");
+        if single || post.is_some_and(|post| names.len() as u64 == u64::from(post.layers)) {
+            vec![end]
+        } else {
+            names
+        }
+    };
+    by_end.into_iter().flat_map(whole).collect()
+}

@@ -1,0 +1,156 @@
+//! Spokes from one format to another, as far as mathematics allows. What is written is inspected before it counts.
+
+mod felix;
+mod lora;
+mod merged;
+
+use std::path::Path;
+
+pub use merged::{Split, split};
+
+use super::container::Container;
+use super::dropped::{Dropped, Parts};
+use super::felix::Trained;
+use super::felix::files::{gguf_layout, safetensors_layout};
+use super::felix::layout::Layout;
+use super::felix::weights;
+use super::keys::{self, AdapterType, Origin};
+use super::{Format, Limits, Post, Reason, Refusal, Spoke, inspect};
+use crate::gguf::Writer;
+
+/// Writes a spoke in another format and inspects the result.
+///
+/// PEFT adapters and llama.cpp's LoRA files become one another; so do the two forms of Felix spokes. A PEFT adapter needs
+/// the post, whose architecture decides how rows are ordered; so does the way back from a `llama`.
+///
+/// # Errors
+/// Why the source is no spoke; why it can't have that format; the disk.
+pub fn convert(
+    source: &Path,
+    target: &Path,
+    to: Format,
+    post: Option<&Post>,
+    limits: &Limits,
+) -> Result<Spoke, Refusal> {
+    let found = inspect(source, post, limits)?;
+    let dropped = Dropped::of(Parts::open(source, limits)?, limits)?;
+    match (&dropped, to) {
+        (Dropped::Peft { config, weights, .. }, Format::LoraGguf) => {
+            let container = Container::Safetensors(weights);
+            let needed = || {
+                container.refuse(Reason::PostNeeded { why: "its names and rows are ordered by the post's" })
+            };
+            lora::to_gguf(&container, config, post.ok_or_else(needed)?, limits, target)?;
+        }
+        (Dropped::Gguf(file), Format::PeftFolder) if found.format == Format::LoraGguf => {
+            lora::to_peft(file, post, limits, target)?;
+        }
+        (_, Format::FelixGguf | Format::FelixSafetensors)
+            if matches!(found.format, Format::FelixGguf | Format::FelixSafetensors) =>
+        {
+            let (container, layout, origin) = open_felix(&dropped, post, limits)?;
+            let eps = layout.shape.eps.or(post.and_then(|post| post.rms_eps));
+            // A number that nobody knows is not written either.
+            let trained = weights::read(&container, &layout, eps.unwrap_or_default())?;
+            if to == Format::FelixGguf {
+                felix::to_gguf(&trained, eps, &origin, post, source, target)?;
+            } else {
+                felix::to_safetensors(&trained, eps, &origin, target)?;
+            }
+        }
+        _ => return Err(Refusal::new(source, Reason::NotConvertible { why: obstacle(found.format, to) })),
+    }
+    inspect(target, post, limits)
+}
+
+/// Writes the form that the engine loads; a spoke that has it already is copied byte by byte.
+///
+/// # Errors
+/// As [`convert`].
+pub fn to_served(source: &Path, target: &Path, post: &Post, limits: &Limits) -> Result<Spoke, Refusal> {
+    let found = inspect(source, Some(post), limits)?;
+    let to = match found.format {
+        Format::PeftFolder | Format::PeftZip => Format::LoraGguf,
+        Format::FelixSafetensors => Format::FelixGguf,
+        Format::LoraGguf | Format::FelixGguf => {
+            super::pin::copy(source, target, limits)?;
+            return inspect(target, Some(post), limits);
+        }
+    };
+    convert(source, target, to, Some(post), limits)
+}
+
+/// A Felix spoke as it was trained, from either of its forms. The file is inspected first.
+///
+/// # Errors
+/// Why it is no Felix spoke for this post.
+pub fn load_felix(path: &Path, post: &Post, limits: &Limits) -> Result<Trained, Refusal> {
+    inspect(path, Some(post), limits)?;
+    let dropped = Dropped::of(Parts::open(path, limits)?, limits)?;
+    let (container, layout, _) = open_felix(&dropped, Some(post), limits)?;
+    let missing = || Refusal::new(path, Reason::NoConfig { key: keys::EPS.to_owned() });
+    weights::read(&container, &layout, layout.shape.eps.or(post.rms_eps).ok_or_else(missing)?)
+}
+
+/// What a Felix spoke's file holds, but for the numbers.
+///
+/// # Errors
+/// Another kind of spoke; as the inspection.
+fn open_felix<'a>(
+    dropped: &'a Dropped,
+    post: Option<&Post>,
+    limits: &Limits,
+) -> Result<(Container<'a>, Layout, Origin), Refusal> {
+    let not_felix = |path: &Path| {
+        let why = "it is no Felix spoke".to_owned();
+        Refusal::new(path, Reason::NotConvertible { why })
+    };
+    match dropped {
+        Dropped::Gguf(file) => {
+            let container = Container::Gguf(file);
+            let (adapter, origin) = keys::read(file)?;
+            if adapter != AdapterType::Felix {
+                return Err(not_felix(file.path()));
+            }
+            Ok((container, gguf_layout(&container, file, post, limits)?, origin))
+        }
+        Dropped::Safetensors { weights, config } => {
+            let container = Container::Safetensors(weights);
+            let (layout, origin) = safetensors_layout(&container, config.as_ref(), post, limits)?;
+            Ok((container, layout, origin))
+        }
+        Dropped::Peft { config, .. } => Err(not_felix(&config.path)),
+    }
+}
+
+/// Why one format can't become another.
+fn obstacle(from: Format, to: Format) -> String {
+    use Format::{FelixGguf, FelixSafetensors, LoraGguf, PeftFolder, PeftZip};
+    match (from, to) {
+        (FelixGguf | FelixSafetensors, LoraGguf | PeftFolder | PeftZip) => {
+            "a Felix spoke has a SiLU between its two matrices and acts behind a whole block: no change of a weight matrix \
+             does the same"
+                .to_owned()
+        }
+        (LoraGguf | PeftFolder | PeftZip, FelixGguf | FelixSafetensors) => {
+            "a LoRA is linear and acts inside a block: no bottleneck with a SiLU behind the block does the same".to_owned()
+        }
+        (_, PeftZip) => "archives are read and not written; write a folder and pack it".to_owned(),
+        _ => "it has that format already".to_owned(),
+    }
+}
+
+/// Writes where a spoke comes from.
+fn set_origin(writer: &mut Writer, origin: &Origin) {
+    let digests = [(keys::POST, origin.post), (keys::TOKENIZER, origin.tokenizer)];
+    for (key, digest) in digests {
+        if let Some(digest) = digest {
+            writer.set(key, digest.to_string());
+        }
+    }
+    for (key, text) in [(keys::PROMPT, &origin.prompt), (keys::TASK, &origin.task)] {
+        if let Some(text) = text {
+            writer.set(key, text.as_str());
+        }
+    }
+}

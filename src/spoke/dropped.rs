@@ -1,0 +1,271 @@
+//! What someone dropped: its parts opened once (no links, regular files, capped), told apart by their first bytes.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use serde_json::{Map, Value};
+
+use super::{Format, Limits, Reason, Refusal, archive};
+use crate::gguf::Gguf;
+use crate::model::safetensors_file::SafetensorsFile;
+
+/// Parts of a PEFT folder.
+pub(super) const PEFT_CONFIG: &str = "adapter_config.json";
+pub(super) const PEFT_WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT calls the same weights as a pickle.
+const PEFT_PICKLE: &str = "adapter_model.bin";
+/// Parts of a Felix spoke whose configuration is a file of its own, in a folder.
+pub(super) const FELIX_WEIGHTS: &str = "spoke.safetensors";
+pub(super) const FELIX_CONFIG: &str = "spoke.json";
+
+/// Longest JSON part that is read.
+pub(super) const MAX_JSON_BYTES: u64 = 1 << 20;
+const REGULAR: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOCTTY);
+
+/// A part that is open. A file that is replaced by rename meanwhile stays the one that was opened.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub path: PathBuf,
+    pub file: File,
+}
+
+impl Part {
+    fn refuse(&self, reason: impl Into<Reason>) -> Refusal {
+        Refusal::new(&self.path, reason)
+    }
+
+    pub fn bytes(&self) -> Result<u64, Refusal> {
+        Ok(self.file.metadata().map_err(|error| self.refuse(error))?.len())
+    }
+
+    fn gguf(self, limits: &Limits) -> Result<Gguf, Refusal> {
+        Ok(Gguf::from_file(&self.path, self.file, limits.max_header_bytes)?)
+    }
+
+    fn safetensors(self, limits: &Limits) -> Result<SafetensorsFile, Refusal> {
+        let opened = SafetensorsFile::from_file(&self.path, self.file, limits.max_header_bytes);
+        opened.map_err(|error| Refusal::new(&self.path, error))
+    }
+
+    fn json(mut self) -> Result<Json, Refusal> {
+        let found = self.bytes()?;
+        if found > MAX_JSON_BYTES {
+            return Err(self.refuse(Reason::TooLarge { found, limit: MAX_JSON_BYTES }));
+        }
+        let mut text = Vec::new();
+        let read = (&mut self.file).take(MAX_JSON_BYTES).read_to_end(&mut text);
+        read.map_err(|error| self.refuse(error))?;
+        let object = serde_json::from_slice(&text).map_err(|error| self.refuse(error))?;
+        Ok(Json { path: self.path, object })
+    }
+}
+
+/// A part that is a JSON object.
+#[derive(Debug)]
+pub(super) struct Json {
+    pub path: PathBuf,
+    pub object: Map<String, Value>,
+}
+
+/// A spoke's parts, by what they are.
+#[derive(Debug)]
+pub(super) enum Dropped {
+    /// A GGUF file of any kind.
+    Gguf(Gguf),
+    /// A safetensors file, and the JSON file beside it where there is one.
+    Safetensors { weights: SafetensorsFile, config: Option<Json> },
+    /// PEFT's two files, from a folder or an archive.
+    Peft { format: Format, config: Json, weights: SafetensorsFile },
+}
+
+impl Dropped {
+    /// Tells what the parts are.
+    ///
+    /// # Errors
+    /// What they are instead of a spoke, and every rule of its container that a part breaks.
+    pub fn of(parts: Parts, limits: &Limits) -> Result<Self, Refusal> {
+        match parts.folder {
+            None => Self::of_file(parts, limits),
+            Some(_) => Self::of_folder(parts, limits),
+        }
+    }
+
+    fn of_file(parts: Parts, limits: &Limits) -> Result<Self, Refusal> {
+        let mut parts = parts.files.into_iter();
+        let (_, main) = parts.next().expect("a file is a part");
+        match sniff(&main.file).map_err(|reason| main.refuse(reason))? {
+            Content::Gguf => Ok(Self::Gguf(main.gguf(limits)?)),
+            Content::Safetensors => {
+                let config = parts.next().map(|(_, part)| part.json()).transpose()?;
+                Ok(Self::Safetensors { weights: main.safetensors(limits)?, config })
+            }
+            Content::Zip => {
+                let (config, weights) = archive::open(main, limits)?;
+                let format = Format::PeftZip;
+                Ok(Self::Peft { format, config: config.json()?, weights: weights.safetensors(limits)? })
+            }
+        }
+    }
+
+    fn of_folder(parts: Parts, limits: &Limits) -> Result<Self, Refusal> {
+        let mut parts = parts.files.into_iter();
+        let mut next = || parts.next().map(|(_, part)| part);
+        let (weights, config) = (next().expect("a folder has parts"), next());
+        if weights.path.file_name() == Some(OsStr::new(FELIX_WEIGHTS)) {
+            let config = config.map(Part::json).transpose()?;
+            return Ok(Self::Safetensors { weights: weights.safetensors(limits)?, config });
+        }
+        let config = config.expect("a PEFT folder has two parts").json()?;
+        Ok(Self::Peft { format: Format::PeftFolder, config, weights: weights.safetensors(limits)? })
+    }
+}
+
+/// The files of a spoke, open, the weights first. Each has the name under which a copy of it is found again.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// The folder, if it is one.
+    pub folder: Option<PathBuf>,
+    pub files: Vec<(&'static str, Part)>,
+}
+
+impl Parts {
+    /// Opens a file (with the JSON file beside it where a safetensors file needs one) or the known files of a folder.
+    ///
+    /// # Errors
+    /// What it is instead; a folder of another kind; more bytes than the limit.
+    pub fn open(path: &Path, limits: &Limits) -> Result<Self, Refusal> {
+        let refuse = |reason: Reason| Refusal::new(path, reason);
+        let kind = std::fs::symlink_metadata(path).map_err(|error| refuse(error.into()))?.file_type();
+        if kind.is_dir() {
+            return Self::of_folder(path, limits);
+        }
+        let main =
+            Part { path: path.to_owned(), file: open_at(CWD, path, limits.max_bytes).map_err(refuse)? };
+        let mut files = vec![(FELIX_WEIGHTS, main)];
+        let side = path.with_extension("json");
+        if side != path && matches!(sniff(&files[0].1.file), Ok(Content::Safetensors)) {
+            match open_at(CWD, &side, MAX_JSON_BYTES) {
+                Ok(file) => files.push((FELIX_CONFIG, Part { path: side, file })),
+                Err(Reason::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(reason) => return Err(Refusal::new(&side, reason)),
+            }
+        }
+        Ok(Self { folder: None, files })
+    }
+
+    fn of_folder(path: &Path, limits: &Limits) -> Result<Self, Refusal> {
+        let refuse = |reason: Reason| Refusal::new(path, reason);
+        // The folder's own handle: it may be replaced by a link while its parts are opened.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+            Errno::LOOP | Errno::NOTDIR => refuse(Reason::Link),
+            error => refuse(Reason::Io(error.into())),
+        })?;
+        let part = |name: &'static str, limit| match open_at(&folder, Path::new(name), limit) {
+            Ok(file) => Ok(Some((name, Part { path: path.join(name), file }))),
+            Err(Reason::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(reason) => Err(Refusal::new(&path.join(name), reason)),
+        };
+        let mut files = Vec::new();
+        if let Some(config) = part(PEFT_CONFIG, MAX_JSON_BYTES)? {
+            let Some(weights) = part(PEFT_WEIGHTS, limits.max_bytes)? else {
+                return Err(match part(PEFT_PICKLE, limits.max_bytes)? {
+                    Some((_, pickle)) => pickle.refuse(Reason::Pickle { found: "PyTorch's" }),
+                    None => refuse(Reason::MissingPart { part: PEFT_WEIGHTS }),
+                });
+            };
+            files.extend([weights, config]);
+        } else if let Some(weights) = part(FELIX_WEIGHTS, limits.max_bytes)? {
+            files.push(weights);
+            files.extend(part(FELIX_CONFIG, MAX_JSON_BYTES)?);
+        } else {
+            return Err(refuse(Reason::NotAFile { found: "directory" }));
+        }
+        Ok(Self { folder: Some(path.to_owned()), files })
+    }
+
+    /// Whether it is one file, whose content is its identity.
+    pub fn is_single(&self) -> bool {
+        self.folder.is_none() && self.files.len() == 1
+    }
+
+    /// Bytes of all parts.
+    ///
+    /// # Errors
+    /// The operating system says no.
+    pub fn bytes(&self) -> Result<u64, Refusal> {
+        self.files.iter().map(|(_, part)| part.bytes()).sum()
+    }
+}
+
+/// Opens a regular file without following a link in its last part, and without waiting for anyone.
+fn open_at(folder: impl rustix::fd::AsFd, path: &Path, limit: u64) -> Result<File, Reason> {
+    // Looked at before opening: opening a device can have an effect.
+    let looked = rustix::fs::statat(&folder, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+    let mode = looked.map_err(|error| Reason::Io(error.into()))?.st_mode;
+    match rustix::fs::FileType::from_raw_mode(mode) {
+        rustix::fs::FileType::RegularFile => {}
+        rustix::fs::FileType::Symlink => return Err(Reason::Link),
+        rustix::fs::FileType::Directory => return Err(Reason::NotAFile { found: "directory" }),
+        rustix::fs::FileType::Fifo => return Err(Reason::NotAFile { found: "FIFO" }),
+        rustix::fs::FileType::Socket => return Err(Reason::NotAFile { found: "socket" }),
+        _ => return Err(Reason::NotAFile { found: "device" }),
+    }
+    let handle: OwnedFd =
+        rustix::fs::openat(folder, path, REGULAR, Mode::empty()).map_err(|error| match error {
+            Errno::LOOP => Reason::Link,
+            error => Reason::Io(error.into()),
+        })?;
+    let file = File::from(handle);
+    // Looked at again behind the handle: it may have been replaced between the two.
+    let metadata = file.metadata()?;
+    let kind = metadata.file_type();
+    if !kind.is_file() {
+        return Err(Reason::NotAFile { found: if kind.is_fifo() { "FIFO" } else { "device" } });
+    }
+    match metadata.len() {
+        0 => Err(Reason::Empty),
+        found if found > limit => Err(Reason::TooLarge { found, limit }),
+        _ => Ok(file),
+    }
+}
+
+/// What a file holds, by its first bytes.
+enum Content {
+    Gguf,
+    Safetensors,
+    Zip,
+}
+
+fn sniff(file: &File) -> Result<Content, Reason> {
+    let mut head = [0; 9];
+    let mut count = 0;
+    while count < head.len() {
+        match file.read_at(&mut head[count..], count as u64)? {
+            0 => break,
+            more => count += more,
+        }
+    }
+    match &head[..count] {
+        [b'G', b'G', b'U', b'F', ..] => Ok(Content::Gguf),
+        [b'P', b'K', 3, 4, ..] => Ok(Content::Zip),
+        // The length of the header, then its opening brace.
+        [.., 0, 0, 0, b'{'] if count == 9 => Ok(Content::Safetensors),
+        // Protocol 2 to 5; PyTorch's old files begin with such a number.
+        [0x80, 2..=5, ..] => Err(Reason::Pickle { found: "Python's" }),
+        head => {
+            let found = head.escape_ascii().to_string();
+            Err(Reason::UnknownFormat { found: format!("\"{found}\"") })
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What others ask of the keeper.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::lives::{Life, Source};
+use super::turn::Keeper;
+use super::{Row, Transition};
+use crate::spoke::folder::check_name;
+use crate::spoke::life::{Event, State, Why};
+use crate::spoke::slot::{Lease, Slot};
+
+type Reply<T> = oneshot::Sender<Result<T, Trouble>>;
+
+/// Something that only the keeper's thread can do.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the methods of Spokes say what each is")]
+pub enum Ask {
+    Hold { slots: Vec<Arc<Slot>>, reply: Reply<Vec<Lease>> },
+    RollBack { name: String, reply: Reply<Row> },
+    Enable { name: String, reply: Reply<Row> },
+    Disable { name: String, reply: Reply<Row> },
+    Load { name: String, path: PathBuf, replace: bool, reply: Reply<Row> },
+    Unload { name: String, reply: Reply<()> },
+    Journal { behind: i64, most: usize, reply: Reply<Vec<Transition>> },
+}
+
+/// Leases that somebody waits for.
+#[derive(Debug)]
+pub(super) struct Holding {
+    pub(super) slots: Vec<Arc<Slot>>,
+    pub(super) reply: Reply<Vec<Lease>>,
+}
+
+/// Why something that was asked isn't done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// Nothing has this name.
+    #[error("no spoke is named {0:?}")]
+    NoSuch(String),
+    /// It isn't in a state in which this can be done.
+    #[error("{0}")]
+    Conflict(String),
+    /// The content can't serve.
+    #[error("{0}")]
+    Refused(Why),
+    /// The file went away before its end was known.
+    #[error("the file of {0:?} changed or was deleted meanwhile")]
+    Gone(String),
+    /// More than may be in memory.
+    #[error("the spokes take {needed} bytes in memory, and all together may take {limit}")]
+    TooLarge {
+        /// Bytes of those that were asked for.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The generation gave way to another: to be looked up again.
+    #[error("another generation serves now")]
+    Retired,
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopped,
+}
+
+impl From<Trouble> for Why {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Refused(why) => why,
+            other => Self::new("not_loaded", other.to_string()),
+        }
+    }
+}
+
+impl Keeper {
+    pub(super) fn asked(&mut self, ask: Ask) {
+        match ask {
+            Ask::Hold { slots, reply } => self.holdings.push_back(Holding { slots, reply }),
+            Ask::RollBack { name, reply } => self.roll_back(&name, reply),
+            Ask::Enable { name, reply } => self.enable(&name, reply),
+            Ask::Disable { name, reply } => self.disable(&name, reply),
+            Ask::Load { name, path, replace, reply } => self.load_given(name, path, replace, reply),
+            Ask::Unload { name, reply } => self.unload_given(&name, reply),
+            Ask::Journal { behind, most, reply } => {
+                self.write_down();
+                let journal = self.store.journal(behind, most);
+                let failed = |error| Trouble::Conflict(format!("the journal can't be read: {error}"));
+                // Whoever asked may have left.
+                let _ = reply.send(journal.map_err(failed));
+            }
+        }
+    }
+
+    fn load_given(&mut self, name: String, path: PathBuf, replace: bool, reply: Reply<Row>) {
+        let refuse = |why: Why| Err(Trouble::Refused(why));
+        let life = self.names.get(&name).and_then(|named| named.life).and_then(|life| self.lives.get(&life));
+        let by_file = self.lives.values().any(|life| {
+            life.name == name
+                && life.entry().is_some()
+                && !matches!(life.state, State::Quarantined(_) | State::Inert)
+        });
+        let outcome = if let Err(message) = check_name(&name) {
+            refuse(Why::new("bad_name", message))
+        } else if name == self.settings.model_id {
+            refuse(Why::new("name_taken", "the post itself has this name"))
+        } else if by_file {
+            refuse(Why::new("name_taken", format!("a file of the folder has the name {name:?}")))
+        } else if life.is_some() && !replace {
+            Err(Trouble::Conflict(format!("{name:?} is loaded already; load_inplace replaces it")))
+        } else {
+            let mut life = Life::new(name.clone(), Source::Given(path));
+            life.seen = Some(std::time::Instant::now());
+            let id = self.begin(life);
+            // What somebody names is finished.
+            self.happen(id, Event::Rested);
+            Ok(id)
+        };
+        self.wait_for(outcome, reply);
+    }
+
+    fn unload_given(&mut self, name: &str, reply: Reply<()>) {
+        let named = self.names.get(name).and_then(|named| named.life);
+        let life = named.and_then(|id| self.lives.get(&id).map(|life| (id, life.entry().is_some())));
+        let (row, answer) = oneshot::channel();
+        match life {
+            None => self.answers.push((row, Err(Trouble::NoSuch(name.to_owned())))),
+            Some((_, true)) => self.disable(name, row),
+            Some((id, false)) => {
+                self.happen(id, Event::Withdrawn(Why::new("unloaded", "it was unloaded by request")));
+                self.withdraw(id);
+                self.wait_for(Ok(id), row);
+                self.forget(id);
+            }
+        }
+        tokio::spawn(async move {
+            let done = answer.await.unwrap_or(Err(Trouble::Stopped));
+            reply.send(done.map(drop))
+        });
+    }
+}

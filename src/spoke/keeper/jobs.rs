@@ -1,0 +1,345 @@
+//! What takes time and the keeper's thread must not wait for: copies, inspections, probes, gates. One at a time.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::lives::{LifeId, Source};
+use super::names::served_form;
+use super::turn::Keeper;
+use crate::spoke::folder::{self, Fingerprint};
+use crate::spoke::gate;
+use crate::spoke::life::{Event, State, Why};
+use crate::spoke::probe::{Finding, Verdict as Probed};
+use crate::spoke::store::{Examined, Facts, Known, Verdict, Write};
+use crate::spoke::{Generation, Limits, Pinned, Post, Refusal, inspect, pin, to_served};
+
+/// What is to be done for a life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Pin it, inspect the copy, and bring that into the form that the engine loads.
+    Inspect,
+    /// Try it in a child.
+    Probe,
+    /// Let it answer the questions of its gate.
+    Judge,
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub(super) struct Done {
+    id: LifeId,
+    /// Of the life when the task began.
+    attempt: u64,
+    outcome: Outcome,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    /// The post's facts, or why there are none.
+    Inspected(Result<Inspected, Failed>),
+    Probed(Result<Finding, Why>),
+    Judged(Result<(), Why>),
+}
+
+#[derive(Debug)]
+struct Inspected {
+    pinned: Pinned,
+    served: PathBuf,
+    facts: Facts,
+}
+
+#[derive(Debug)]
+enum Failed {
+    /// It was written to meanwhile.
+    Changed,
+    /// It is no spoke for this post. The copy, if there is one.
+    Refused(Box<(Option<Pinned>, Why)>),
+}
+
+impl Failed {
+    fn refused(pinned: Option<Pinned>, why: Why) -> Self {
+        Self::Refused(Box::new((pinned, why)))
+    }
+}
+
+impl Keeper {
+    /// Reads the post's facts. Its identity is remembered: a large post takes a while to hash.
+    pub(super) async fn read_post(&mut self) {
+        let path = self.settings.model.clone();
+        let print = path
+            .parent()
+            .zip(path.file_name())
+            .and_then(|(folder, name)| folder::look(folder, name.to_str()?));
+        let key = serde_json::json!([path, print]).to_string();
+        let noted = self.store.note(&key).ok().flatten().and_then(|text| text.parse().ok());
+        if let Some(identity) = noted {
+            self.here.post = identity;
+            return;
+        }
+        self.post = Some(open_post(path).await);
+        if let Some(Ok(post)) = &self.post {
+            self.here.post = post.sha256;
+            let kept = self.store.set_note(&key, &post.sha256.to_string());
+            if let Err(error) = kept {
+                tracing::warn!(%error, "the post's identity can't be remembered");
+            }
+        }
+    }
+
+    /// Puts a task into the queue. What somebody waits for or already has a name comes first.
+    pub(super) fn enqueue(&mut self, id: LifeId, task: Task) {
+        let life = &self.lives[&id];
+        let first = !life.waiters.is_empty() || self.names.contains_key(&life.name) || task != Task::Inspect;
+        if first {
+            self.queue.push_front((id, task));
+        } else {
+            self.queue.push_back((id, task));
+        }
+    }
+
+    /// Begins the next task, if none is under way.
+    pub(super) fn start_job(&mut self) {
+        while self.running.is_none()
+            && let Some((id, task)) = self.queue.pop_front()
+        {
+            let Some(life) = self.lives.get(&id) else { continue };
+            let still = match task {
+                Task::Inspect => life.state == State::Settled,
+                Task::Probe => life.state == State::Inspected,
+                Task::Judge => life.state == State::Probed,
+            };
+            if still {
+                match task {
+                    Task::Inspect => self.inspect(id),
+                    Task::Probe => self.probe(id),
+                    Task::Judge => self.judge(id),
+                }
+            }
+        }
+    }
+
+    fn spawn(&mut self, id: LifeId, work: impl Future<Output = Outcome> + 'static + Send) {
+        self.running = Some(id);
+        let (attempt, done) = (self.lives[&id].attempt, self.done.0.clone());
+        tokio::spawn(async move {
+            let outcome = work.await;
+            // The keeper may have stopped.
+            let _ = done.send(Done { id, attempt, outcome });
+        });
+    }
+
+    fn inspect(&mut self, id: LifeId) {
+        let life = &self.lives[&id];
+        let from = match (&life.pinned, &life.source, &life.print) {
+            (Some(pinned), _, None) => From::Copy(pinned.clone()),
+            (_, Source::Given(path), _) => From::Path(path.clone()),
+            (_, Source::Entry(entry), print) => {
+                From::Entry(self.settings.folder.clone(), entry.clone(), print.clone())
+            }
+        };
+        let (staged, limits) = (self.staged(), self.settings.limits.clone());
+        let (known, path) = (self.post.clone(), self.settings.model.clone());
+        self.spawn(id, async move {
+            let post = match known {
+                Some(post) => post,
+                None => open_post(path).await,
+            };
+            let work = move || inspected(&from, &staged, &limits, post);
+            let outcome = tokio::task::spawn_blocking(work).await;
+            Outcome::Inspected(outcome.unwrap_or_else(|error| {
+                Err(Failed::refused(None, Why::new("inspector_failed", error.to_string())))
+            }))
+        });
+    }
+
+    fn probe(&mut self, id: LifeId) {
+        let life = &self.lives[&id];
+        let verdict = life.generation.and_then(|generation| self.known.get(&generation)?.verdict);
+        match (verdict, self.settings.probe.clone()) {
+            (Some(Verdict::Same), _) => self.happen(id, Event::Same),
+            (Some(Verdict::Differs), _) => self.happen(id, Event::Differs),
+            (None, None) => self.examined(id, Verdict::Differs, 0),
+            (None, Some(probe)) => {
+                let file = life.served.clone().expect("what passed inspection has a form that is loaded");
+                self.spawn(id, async move { Outcome::Probed(probe.run(&file).await) });
+            }
+        }
+    }
+
+    fn judge(&mut self, id: LifeId) {
+        let life = &self.lives[&id];
+        let task = life.facts.as_ref().and_then(|facts| facts.task.as_deref());
+        let gates = &self.settings.gates;
+        let gate = gates.get(&life.name).or_else(|| gates.get(task?)).cloned();
+        let (gate, questioner) = match (gate, self.spokes.questioner()) {
+            (None, _) => return self.happen(id, Event::Passes),
+            (Some(_), None) => {
+                let why = Why::new("gate_unreadable", "nobody is there to ask the gate's questions");
+                return self.happen(id, Event::Refused(why));
+            }
+            (Some(gate), Some(questioner)) => (gate, questioner),
+        };
+        let slot = self.slot_for(id);
+        let spokes = self.spokes.clone();
+        self.spawn(id, async move {
+            let held = spokes.hold(vec![slot]).await;
+            Outcome::Judged(match held.map(|mut leases| leases.pop()) {
+                Ok(Some(lease)) => gate::judge(&gate, questioner.as_ref(), lease).await,
+                Ok(None) => Err(Why::new("gate_failed", "there is no lease")),
+                Err(trouble) => Err(trouble.into()),
+            })
+        });
+    }
+
+    /// A task has ended.
+    pub(super) fn finished(&mut self, done: Done) {
+        self.running = None;
+        let Done { id, attempt, outcome } = done;
+        // The file may have changed meanwhile, or be gone.
+        let Some(life) = self.lives.get(&id).filter(|life| life.attempt == attempt) else { return };
+        match (&life.state, outcome) {
+            (State::Settled, Outcome::Inspected(outcome)) => self.was_inspected(id, outcome),
+            (State::Inspected, Outcome::Probed(outcome)) => self.was_probed(id, outcome),
+            (State::Probed, Outcome::Judged(Ok(()))) => self.happen(id, Event::Passes),
+            (State::Probed, Outcome::Judged(Err(why))) => self.happen(id, Event::Refused(why)),
+            // Somebody switched its name off, or on.
+            _ => {}
+        }
+    }
+
+    fn was_inspected(&mut self, id: LifeId, outcome: Result<Inspected, Failed>) {
+        let life = self.lives.get_mut(&id).expect("looked up by the caller");
+        let Inspected { pinned, served, facts } = match outcome {
+            Ok(inspected) => inspected,
+            Err(Failed::Changed) => {
+                life.attempt += 1;
+                let entry = life.entry().map(str::to_owned);
+                self.happen(id, Event::Changed);
+                if let Some(entry) = entry {
+                    self.scan.forget(&entry);
+                    let print = folder::look(&self.settings.folder, &entry);
+                    // It is there as a life already; only its rest is news.
+                    let _ = self.scan.looked(std::time::Instant::now(), &entry, print, false);
+                }
+                return;
+            }
+            Err(Failed::Refused(refused)) => {
+                let (pinned, why) = *refused;
+                if let Some(pinned) = pinned {
+                    life.generation = Some(pinned.generation);
+                    life.pinned = Some(pinned.path);
+                }
+                return self.happen(id, Event::Refused(why));
+            }
+        };
+        let generation = pinned.generation;
+        life.generation = Some(generation);
+        life.pinned = Some(pinned.path);
+        life.served = Some(served);
+        life.facts = Some(facts);
+        let name = life.name.clone();
+        if let Some(why) = self.banned.get(&generation).cloned() {
+            return self.happen(id, Event::Refused(why));
+        }
+        let named = self.names.get(&name);
+        if named.is_some_and(|named| named.current == Some(generation) && !named.disabled) {
+            self.happen(id, Event::Known);
+            return self.inherit(id);
+        }
+        self.happen(id, Event::Fits);
+    }
+
+    fn was_probed(&mut self, id: LifeId, outcome: Result<Finding, Why>) {
+        let finding = match outcome {
+            Ok(finding) => finding,
+            Err(why) => return self.happen(id, Event::Refused(why)),
+        };
+        let verdict = match finding.verdict {
+            Probed::Differs => Verdict::Differs,
+            Probed::Same => Verdict::Same,
+            Probed::Refused => {
+                let why = finding.why.unwrap_or_else(|| Why::new("probe_failed", "it gave no reason"));
+                return self.happen(id, Event::Refused(why));
+            }
+        };
+        self.examined(id, verdict, finding.resident_bytes);
+    }
+
+    /// What is known of a content now; it is remembered for this post and this program.
+    fn examined(&mut self, id: LifeId, verdict: Verdict, resident_bytes: u64) {
+        let life = &self.lives[&id];
+        let generation = life.generation.expect("what is examined has a content");
+        let mut facts = life.facts.clone().expect("what is examined was inspected");
+        facts.resident_bytes = facts.resident_bytes.max(resident_bytes);
+        self.writes.get_mut().push(Write::Examined(Examined { generation, facts: facts.clone(), verdict }));
+        self.known.insert(generation, Known { facts, verdict: Some(verdict), proven: false });
+        self.happen(id, if verdict == Verdict::Differs { Event::Differs } else { Event::Same });
+    }
+}
+
+/// Where a content is read from.
+enum From {
+    Entry(PathBuf, String, Option<Fingerprint>),
+    Path(PathBuf),
+    Copy(PathBuf),
+}
+
+async fn open_post(path: PathBuf) -> Result<Arc<Post>, Why> {
+    let opened = tokio::task::spawn_blocking(move || Post::open(&path)).await;
+    let unreadable =
+        |message: String| Why::new("post_unreadable", format!("the post can't be read: {message}"));
+    match opened {
+        Ok(Ok(post)) => Ok(Arc::new(post)),
+        Ok(Err(refusal)) => Err(unreadable(refusal.reason.to_string())),
+        Err(error) => Err(unreadable(error.to_string())),
+    }
+}
+
+fn inspected(
+    from: &From,
+    staged: &Path,
+    limits: &Limits,
+    post: Result<Arc<Post>, Why>,
+) -> Result<Inspected, Failed> {
+    let post = post.map_err(|why| Failed::refused(None, why))?;
+    let copied = |refusal: Refusal| {
+        let ours = refusal.path.starts_with(staged);
+        let why = Why::from(refusal);
+        let why = if ours {
+            Why::new("not_copied", format!("the copy {why}"))
+                .hint("is there room in the state directory? It is tried again")
+        } else {
+            why
+        };
+        Failed::refused(None, why)
+    };
+    let pinned = match from {
+        From::Copy(path) => {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let generation: Generation = name
+                .trim_end_matches(".gguf")
+                .parse()
+                .map_err(|_| Failed::refused(None, Why::new("no_copy", "its copy has lost its name")))?;
+            Pinned { generation, path: path.clone() }
+        }
+        From::Path(path) => pin(path, staged, limits).map_err(copied)?,
+        From::Entry(folder, entry, print) => {
+            let pinned = pin(&folder.join(entry), staged, limits);
+            // Whatever came of it, it came of something that is another thing now.
+            if folder::look(folder, entry) != *print {
+                return Err(Failed::Changed);
+            }
+            pinned.map_err(copied)?
+        }
+    };
+    let refused = |refusal: Refusal| Failed::refused(Some(pinned.clone()), refusal.into());
+    let mut spoke = inspect(&pinned.path, Some(&post), limits).map_err(refused)?;
+    let served = if spoke.format.is_served() {
+        pinned.path.clone()
+    } else {
+        let served = served_form(&pinned.path);
+        spoke = to_served(&pinned.path, &served, &post, limits).map_err(refused)?;
+        served
+    };
+    Ok(Inspected { facts: Facts::from(&spoke), served, pinned })
+}

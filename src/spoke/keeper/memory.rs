@@ -1,0 +1,289 @@
+//! What is in memory: leases for requests, loads into the engine, and who goes when another needs room.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::asks::{Holding, Trouble};
+use super::lives::LifeId;
+use super::names::disabled;
+use super::turn::Keeper;
+use crate::engine::{EngineError, LoadSpoke, SpokeChange};
+use crate::fail;
+use crate::spoke::Generation;
+use crate::spoke::budget::{self, Resident, Room};
+use crate::spoke::life::{Event, State, Why};
+use crate::spoke::slot::{Lease, Refused, Slot};
+
+/// How a load ended.
+enum Load {
+    Done,
+    /// The content is to blame.
+    Refused(Why),
+    /// The engine or the process is ending; nothing is known about the content.
+    Ended,
+}
+
+impl Keeper {
+    /// The slot of a life that was inspected.
+    pub(super) fn slot_for(&mut self, id: LifeId) -> Arc<Slot> {
+        let life = &self.lives[&id];
+        let generation = life.generation.expect("what was inspected has a content");
+        let facts = life.facts.clone().expect("what was inspected has facts");
+        let path = life.served.clone().expect("what was inspected has a form that is loaded");
+        let slot = self
+            .slots
+            .entry(generation)
+            .or_insert_with(|| Slot::new(generation, life.name.clone(), facts, path, Arc::clone(&self.bell)));
+        slot.revive();
+        Arc::clone(slot)
+    }
+
+    fn residents(&self) -> Vec<Resident> {
+        self.slots.values().filter_map(|slot| slot.resident()).collect()
+    }
+
+    fn tell_residents(&self) {
+        self.registry.set_resident(self.residents().iter().map(|resident| resident.bytes).sum());
+    }
+
+    /// Lets these go; whether all of them did.
+    fn evict(&self, gone: &[Generation]) -> bool {
+        let mut all = true;
+        for generation in gone {
+            let Some(slot) = self.slots.get(generation) else { continue };
+            if slot.evict() {
+                self.unload(*generation);
+                self.registry.evicted();
+                tracing::info!(
+                    name = slot.name,
+                    generation = generation.short(),
+                    "spoke makes room for another"
+                );
+            } else {
+                all = false;
+            }
+        }
+        all
+    }
+
+    fn unload(&self, generation: Generation) {
+        // When it is freed is the engine's affair; a stopped engine has freed everything.
+        let _ = self.engine.spoke(SpokeChange::Unload(generation));
+    }
+
+    /// Takes out of memory what no name has and no request runs with.
+    pub(super) fn free_unneeded(&mut self) {
+        if self.names_changed {
+            // What could not be written down is not so: who has a name still has it.
+            return;
+        }
+        let needed = self.needed();
+        let unneeded = self.slots.values().filter(|slot| !needed.contains(&slot.generation));
+        let mut over = Vec::new();
+        for slot in unneeded {
+            slot.retire();
+            over.extend(slot.is_over().then_some(slot.generation));
+        }
+        for generation in over {
+            if let Some(slot) = self.slots.remove(&generation)
+                && slot.evict()
+            {
+                self.unload(generation);
+                tracing::debug!(name = slot.name, generation = generation.short(), "spoke is out of memory");
+            }
+            self.sweep_due = true;
+        }
+        self.tell_residents();
+    }
+
+    /// Loads a slot; the journal knows of it while it lasts, so that a content that kills the process does so once.
+    async fn load(&mut self, slot: &Slot, stop: &watch::Receiver<bool>) -> Load {
+        let generation = slot.generation;
+        if let Err(error) = self.store.begin_loading(generation, &slot.name) {
+            return Load::Refused(Why::new(
+                "not_written",
+                format!("the load can't be written down: {error}"),
+            ));
+        }
+        fail::point("spoke.loading", &slot.name);
+        let spoke =
+            LoadSpoke { generation, kind: slot.facts.kind, path: slot.path.clone(), name: slot.name.clone() };
+        let began = Instant::now();
+        let loaded = match self.engine.spoke(SpokeChange::Load(spoke)) {
+            Ok(reply) => {
+                let mut stop = stop.clone();
+                tokio::select! {
+                    reply = reply => match reply {
+                        Ok(loaded) => loaded,
+                        // The engine died on it: the line in the journal stays.
+                        Err(_) => return Load::Ended,
+                    },
+                    _ = stop.wait_for(|stop| *stop) => Err(EngineError::Stopped),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        fail::point("spoke.loaded", &slot.name);
+        let version = loaded.is_ok().then_some(self.here.version.as_str());
+        if let Err(error) = self.store.end_loading(generation, version) {
+            tracing::error!(%error, name = slot.name, "the end of a load can't be written down");
+        }
+        self.registry.load_ended(began.elapsed(), loaded.is_ok());
+        match loaded {
+            Ok(loaded) => {
+                slot.loaded(loaded.resident_bytes);
+                if let Some(known) = self.known.get_mut(&generation) {
+                    known.proven = true;
+                }
+                self.tell_residents();
+                tracing::info!(
+                    name = slot.name,
+                    generation = generation.short(),
+                    bytes = loaded.resident_bytes,
+                    ms = began.elapsed().as_millis() as u64,
+                    "spoke is in memory"
+                );
+                Load::Done
+            }
+            Err(EngineError::Stopped) => Load::Ended,
+            Err(error) => Load::Refused(error.into()),
+        }
+    }
+
+    /// Loads a life that may serve.
+    pub(super) async fn load_life(&mut self, id: LifeId, stop: &watch::Receiver<bool>) {
+        let name = self.lives[&id].name.clone();
+        let named = self.names.get(&name);
+        if named.is_some_and(|named| named.disabled) {
+            return self.happen(id, Event::Withdrawn(disabled()));
+        }
+        if !self.engine_is_ready() {
+            self.cramped.push_back(id);
+            return;
+        }
+        let displaced = named.and_then(|named| named.current);
+        let slot = self.slot_for(id);
+        if slot.resident().is_some() {
+            return self.happen(id, Event::Loaded);
+        }
+        // What it takes the place of goes anyway; for a moment both are there.
+        let mut residents = self.residents();
+        residents.retain(|resident| Some(resident.generation) != displaced);
+        let (needed, limit) = (slot.facts.resident_bytes, self.settings.memory);
+        match budget::room(&residents, &[], needed, limit) {
+            Room::After(gone) if self.evict(&gone) => match self.load(&slot, stop).await {
+                Load::Done => self.happen(id, Event::Loaded),
+                Load::Refused(why) => self.happen(id, Event::Refused(why)),
+                Load::Ended => {}
+            },
+            Room::After(_) | Room::Later => self.cramped.push_back(id),
+            Room::Never => {
+                let why = Why::new(
+                    "too_large_together",
+                    format!("it takes {needed} bytes in memory, and all spokes together may take {limit}"),
+                )
+                .hint("spokes.memory is the limit");
+                self.happen(id, Event::Refused(why));
+            }
+        }
+    }
+
+    /// Tries again to load what had no room.
+    pub(super) async fn serve_cramped(&mut self, stop: &watch::Receiver<bool>) {
+        for id in std::mem::take(&mut self.cramped) {
+            if self.lives.get(&id).is_some_and(|life| life.state == State::Gated) {
+                self.load_life(id, stop).await;
+            }
+        }
+        while let Some((id, effect)) = self.effects.pop_front() {
+            Box::pin(self.effect(id, effect, stop)).await;
+        }
+        self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
+    }
+
+    /// Answers those who ask for leases, in the order in which they came.
+    pub(super) async fn serve_holdings(&mut self, stop: &watch::Receiver<bool>) {
+        while let Some(holding) = self.holdings.pop_front() {
+            if holding.reply.is_closed() {
+                continue;
+            }
+            let Some(answer) = self.hold(&holding, stop).await else {
+                self.holdings.push_front(holding);
+                break;
+            };
+            // Whoever asked may have left meanwhile: the leases end with the message.
+            let _ = holding.reply.send(answer);
+        }
+        self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
+    }
+
+    /// Leases, or why there are none; nothing yet if others have to go first.
+    async fn hold(
+        &mut self,
+        holding: &Holding,
+        stop: &watch::Receiver<bool>,
+    ) -> Option<Result<Vec<Lease>, Trouble>> {
+        loop {
+            let leases: Result<Vec<Lease>, Refused> = holding.slots.iter().map(Slot::lease).collect();
+            match leases {
+                Ok(leases) => return Some(Ok(leases)),
+                Err(Refused::Retired) => return Some(Err(Trouble::Retired)),
+                Err(Refused::Absent) => {}
+            }
+            let absent: Vec<&Arc<Slot>> =
+                holding.slots.iter().filter(|slot| slot.resident().is_none()).collect();
+            let kept: Vec<Generation> = holding.slots.iter().map(|slot| slot.generation).collect();
+            let needed = absent.iter().map(|slot| slot.facts.resident_bytes).sum();
+            let limit = self.settings.memory;
+            match budget::room(&self.residents(), &kept, needed, limit) {
+                Room::Never => return Some(Err(Trouble::TooLarge { needed, limit })),
+                Room::Later => return None,
+                Room::After(gone) => {
+                    if !self.evict(&gone) {
+                        continue;
+                    }
+                }
+            }
+            for slot in absent {
+                match self.load(slot, stop).await {
+                    Load::Done => {}
+                    Load::Ended => return Some(Err(Trouble::Stopped)),
+                    Load::Refused(why) => {
+                        self.was_refused(slot.generation, &why);
+                        return Some(Err(Trouble::Refused(why)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A content that served can't be loaded any more: whatever lives by it is over.
+    fn was_refused(&mut self, generation: Generation, why: &Why) {
+        let of =
+            |life: &&super::lives::Life| life.generation == Some(generation) && life.state == State::Serving;
+        let lives: Vec<LifeId> = self.lives.iter().filter(|(_, life)| of(life)).map(|(id, _)| *id).collect();
+        for id in lives {
+            self.happen(id, Event::Refused(why.clone()));
+        }
+    }
+
+    /// Loads what served before the restart, one at a turn, as long as there is room.
+    pub(super) async fn serve_preload(&mut self, stop: &watch::Receiver<bool>) {
+        let Some(generation) = self.preload.pop_front() else { return };
+        let Some(slot) = self.slots.get(&generation).cloned() else { return };
+        if slot.resident().is_some() {
+            return;
+        }
+        let needed = slot.facts.resident_bytes;
+        let room = budget::room(&self.residents(), &[], needed, self.settings.memory);
+        if room != Room::After(Vec::new()) {
+            return;
+        }
+        match self.load(&slot, stop).await {
+            Load::Done | Load::Ended => {}
+            Load::Refused(why) => self.was_refused(generation, &why),
+        }
+    }
+}

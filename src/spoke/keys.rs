@@ -1,0 +1,163 @@
+//! The keys of an adapter's GGUF file: each that anyone reads has its type, and where the spoke comes from.
+
+use super::{Digest, Post, Reason, Refusal};
+use crate::gguf::{Gguf, Rule};
+
+/// `general.type` of every spoke.
+pub(super) const ADAPTER: &str = "adapter";
+/// Keys of a spoke's origin.
+pub(super) const POST: &str = crate::gguf::ORIGIN_KEY;
+pub(super) const TOKENIZER: &str = "bespoke.tokenizer.sha256";
+pub(super) const PROMPT: &str = "bespoke.prompt.id";
+pub(super) const TASK: &str = "bespoke.task";
+/// llama.cpp's numerator of the scale.
+pub(super) const ALPHA: &str = "adapter.lora.alpha";
+/// Shape of a Felix spoke.
+pub(super) const SPOKES: &str = "felix.num_spokes";
+pub(super) const RANK: &str = "felix.spoke_rank";
+pub(super) const EPS: &str = "felix.rms_eps";
+
+/// Texts that llama.cpp or people read. A wrong type of some of them ends llama.cpp's process.
+const TEXTS: [&str; 14] = [
+    "general.type",
+    "general.architecture",
+    "general.name",
+    "general.author",
+    "general.version",
+    "general.description",
+    "general.license",
+    "general.basename",
+    "adapter.type",
+    "adapter.lora.task_name",
+    "adapter.lora.prompt_prefix",
+    PROMPT,
+    TASK,
+    "tokenizer.chat_template",
+];
+
+/// Where a spoke comes from, as far as it says.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Origin {
+    pub architecture: Option<String>,
+    pub post: Option<Digest>,
+    pub tokenizer: Option<Digest>,
+    pub prompt: Option<String>,
+    pub task: Option<String>,
+}
+
+impl Origin {
+    /// Compares with the post that the spoke is to run on.
+    ///
+    /// # Errors
+    /// Which of architecture, post and tokenizer differs.
+    pub fn check(&self, post: Option<&Post>) -> Result<(), Reason> {
+        let Some(post) = post else { return Ok(()) };
+        if let Some(found) = self.architecture.as_ref().filter(|&found| *found != post.architecture) {
+            return Err(Reason::Architecture { found: found.clone(), expected: post.architecture.clone() });
+        }
+        if let Some(found) = self.post.filter(|found| !post.is(found)) {
+            return Err(Reason::Post { found, expected: post.identity() });
+        }
+        match self.tokenizer.filter(|found| *found != post.tokenizer) {
+            Some(found) => Err(Reason::Tokenizer { found, expected: post.tokenizer }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The kinds of adapter files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AdapterType {
+    Lora,
+    Felix,
+}
+
+/// Reads and checks the keys of an adapter.
+///
+/// # Errors
+/// A key that is missing, has another type or value than it must, or is not known where that matters.
+pub(super) fn read(file: &Gguf) -> Result<(AdapterType, Origin), Refusal> {
+    let refuse = |reason: Reason| Refusal::new(file.path(), reason);
+    for key in TEXTS {
+        file.find::<&str>(key)?;
+    }
+    match file.find::<&str>("general.type")? {
+        Some(ADAPTER) => {}
+        found => return Err(refuse(Reason::NotAnAdapter { found: found.unwrap_or("missing").to_owned() })),
+    }
+    let architecture = file.get::<&str>("general.architecture")?;
+    for key in ["general.file_type", "general.quantization_version"] {
+        file.find::<u32>(key)?;
+    }
+    let (adapter, known): (_, &[&str]) = match file.get::<&str>("adapter.type")? {
+        "lora" => (
+            AdapterType::Lora,
+            &["adapter.type", ALPHA, "adapter.lora.task_name", "adapter.lora.prompt_prefix"],
+        ),
+        "felix" => (AdapterType::Felix, &["adapter.type", SPOKES, RANK, EPS]),
+        found => return Err(refuse(Reason::AdapterType { found: found.to_owned() })),
+    };
+    for (key, _) in file.metadata() {
+        if key.starts_with("adapter.alora.") {
+            return Err(refuse(Reason::Unsupported {
+                code: "activated_lora",
+                what: format!("key {key:?} makes it an activated LoRA"),
+                why: "takes effect from some tokens on only",
+                hint: "train a plain LoRA",
+            }));
+        }
+        if (key.starts_with("adapter.") || key.starts_with("felix.")) && !known.contains(&key.as_str()) {
+            return Err(refuse(Reason::UnknownKey { key: key.clone() }));
+        }
+    }
+    let origin = Origin {
+        architecture: Some(architecture.to_owned()),
+        post: digest(file, POST)?,
+        tokenizer: digest(file, TOKENIZER)?,
+        prompt: file.find::<&str>(PROMPT)?.map(str::to_owned),
+        task: file.find::<&str>(TASK)?.map(str::to_owned),
+    };
+    Ok((adapter, origin))
+}
+
+fn digest(file: &Gguf, key: &str) -> Result<Option<Digest>, Refusal> {
+    let parse = |text: &str| {
+        text.parse().map_err(|_| bad(key, format!("{text:?}"), "a SHA-256 in 64 hexadecimal digits"))
+    };
+    let digest = file.find::<&str>(key)?.map(parse).transpose();
+    digest.map_err(|rule| Refusal::new(file.path(), rule))
+}
+
+/// Checks an adapter's own token list, where it carries one, against the post.
+///
+/// # Errors
+/// Another number of tokens.
+pub(super) fn check_tokens(file: &Gguf, post: Option<&Post>) -> Result<(), Refusal> {
+    let key = "tokenizer.ggml.tokens";
+    let tokens = file.find::<&[String]>(key)?;
+    match (tokens, post) {
+        (Some(tokens), Some(post)) if tokens.len() as u64 != post.vocabulary => {
+            let (found, expected) = (tokens.len() as u64, post.vocabulary);
+            let rule = Rule::ArrayLength { key: key.into(), found, expected, why: "the post's vocabulary" };
+            Err(Refusal::new(file.path(), rule))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The value of a key that must be a finite number other than 0.
+///
+/// # Errors
+/// Missing; another type; NaN, infinite or 0.
+pub(super) fn finite(file: &Gguf, key: &str) -> Result<f32, Refusal> {
+    let found: f32 = file.get(key)?;
+    if found.is_finite() && found != 0.0 {
+        return Ok(found);
+    }
+    Err(Refusal::new(file.path(), bad(key, found, "a finite number other than 0")))
+}
+
+/// A key with a value that can't be used.
+pub(super) fn bad(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Rule {
+    Rule::BadValue { key: key.into(), found: found.to_string(), expected: expected.into() }
+}

@@ -1,0 +1,119 @@
+//! Copies of dropped files, named by their content: what is judged is what is used.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use super::dropped::{Part, Parts};
+use super::{Digest, Generation, Limits, Reason, Refusal};
+use crate::durable::{self, Staged};
+
+/// A copy that nobody else writes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// Hash of the content.
+    pub generation: Generation,
+    /// The copy: a file, or a folder where the spoke has several parts.
+    pub path: PathBuf,
+}
+
+/// Copies a dropped file or folder to `folder`, under its generation. Nothing but the copy needs to be trusted afterwards.
+///
+/// The generation of one file is the SHA-256 of its content; that of several parts is the SHA-256 of their names, lengths
+/// and contents.
+///
+/// # Errors
+/// What the file is instead; more bytes than the limit, also when it grows meanwhile; the disk.
+pub fn pin(path: &Path, folder: &Path, limits: &Limits) -> Result<Pinned, Refusal> {
+    let parts = Parts::open(path, limits)?;
+    let disk = |error: io::Error| Refusal::new(folder, error);
+    durable::make_folder(folder).map_err(disk)?;
+    let stage = tempfile::Builder::new().prefix(".pinning-").tempdir_in(folder).map_err(disk)?;
+    let single = parts.is_single();
+    let mut digests = Vec::new();
+    for (name, part) in parts.files {
+        let (digest, bytes) = copy_part(part, &stage.path().join(name), limits)?;
+        digests.push((name, digest, bytes));
+    }
+    let from = if single { stage.path().join(digests[0].0) } else { stage.path().to_owned() };
+    let generation = combined(single, &digests);
+    let target = folder.join(generation.to_string());
+    let placed =
+        if single { durable::rename_file(&from, &target) } else { durable::rename_folder(&from, &target) };
+    placed.map_err(disk)?;
+    if !single {
+        // Its name is gone: nothing is left to remove.
+        let _ = stage.keep();
+    }
+    Ok(Pinned { generation, path: target })
+}
+
+/// The generation of a dropped file or folder, as [`pin`] gives it.
+///
+/// # Errors
+/// What the file is instead; the disk.
+pub fn generation(path: &Path, limits: &Limits) -> Result<Generation, Refusal> {
+    let parts = Parts::open(path, limits)?;
+    let single = parts.is_single();
+    let mut digests = Vec::new();
+    for (name, Part { path, file }) in parts.files {
+        let refuse = |error: io::Error| Refusal::new(&path, error);
+        let bytes = file.metadata().map_err(refuse)?.len();
+        digests.push((name, Digest::of_reader(file).map_err(refuse)?, bytes));
+    }
+    Ok(combined(single, &digests))
+}
+
+/// One identity for all parts: names, lengths and hashes.
+fn combined(single: bool, parts: &[(&str, Digest, u64)]) -> Generation {
+    if let ([(_, digest, _)], true) = (parts, single) {
+        return Generation(*digest);
+    }
+    let mut whole = Sha256::new();
+    for (name, digest, bytes) in parts {
+        whole.update(name);
+        whole.update([0]);
+        whole.update(bytes.to_le_bytes());
+        whole.update(digest.0);
+    }
+    Generation(Digest(whole.finalize().into()))
+}
+
+/// Copies one file.
+pub(super) fn copy(source: &Path, target: &Path, limits: &Limits) -> Result<Digest, Refusal> {
+    let parts = Parts::open(source, limits)?;
+    let (_, part) = parts.files.into_iter().next().expect("what was opened has a part");
+    Ok(copy_part(part, target, limits)?.0)
+}
+
+fn copy_part(part: Part, target: &Path, limits: &Limits) -> Result<(Digest, u64), Refusal> {
+    let Part { path, file } = part;
+    let refuse = |reason: Reason| Refusal::new(&path, reason);
+    let disk = |error: io::Error| Refusal::new(target, error);
+    let mut staged = Staged::new(target).map_err(disk)?;
+    // It may have grown since its size was looked at.
+    let mut reader = Hashing { file: file.take(limits.max_bytes + 1), hasher: Sha256::new() };
+    let found = io::copy(&mut reader, &mut staged).map_err(|error| refuse(error.into()))?;
+    if found > limits.max_bytes {
+        return Err(refuse(Reason::TooLarge { found, limit: limits.max_bytes }));
+    }
+    staged.flush().map_err(disk)?;
+    staged.commit().map_err(disk)?;
+    Ok((Digest(reader.hasher.finalize().into()), found))
+}
+
+/// A file, and the hash of what was read of it.
+struct Hashing {
+    file: io::Take<File>,
+    hasher: Sha256,
+}
+
+impl Read for Hashing {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(into)?;
+        self.hasher.update(&into[..count]);
+        Ok(count)
+    }
+}

@@ -1,0 +1,125 @@
+//! The facts of the served post that a spoke is judged against.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use super::{Digest, Refusal};
+use crate::gguf::{Array, GgmlType, Gguf, GgufError, ORIGIN_KEY, Rule, TensorInfo, Value, check_model};
+
+/// A post, without its weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Post {
+    /// llama.cpp's name of the architecture.
+    pub architecture: String,
+    /// Width D of the residual stream.
+    pub hidden_size: u64,
+    /// Number of decoder blocks.
+    pub layers: u32,
+    /// Tokens of the vocabulary.
+    pub vocabulary: u64,
+    /// Epsilon of its RMS norms, where the architecture has one.
+    pub rms_eps: Option<f32>,
+    /// Query heads and key/value heads, where the architecture has one number of each.
+    pub heads: Option<(u64, u64)>,
+    /// Every tensor, by name.
+    pub tensors: BTreeMap<String, PostTensor>,
+    /// Content hash of its tensors: names, dimensions, types and data, in the order of names.
+    pub sha256: Digest,
+    /// Content hash of the tensors that this file was made from, if recorded: equal for all quantisations of one model.
+    pub origin: Option<Digest>,
+    /// Identity of its tokenizer: kind, tokens, merges, scores, special ids.
+    pub tokenizer: Digest,
+}
+
+/// A tensor of a post.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PostTensor {
+    /// Dimensions in ggml's order.
+    pub dims: Vec<u64>,
+    /// How it is stored.
+    pub kind: GgmlType,
+}
+
+impl Post {
+    /// Reads the facts from a GGUF file; every weight is read once for the hash.
+    ///
+    /// # Errors
+    /// A file that is no model, or can't be read.
+    pub fn open(path: &Path) -> Result<Self, Refusal> {
+        let file = Gguf::open(path)?;
+        check_model(&file)?;
+        Ok(Self::of(&file)?)
+    }
+
+    /// The facts of a file that passed [`check_model`].
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn of(file: &Gguf) -> Result<Self, GgufError> {
+        let architecture: &str = file.get("general.architecture")?;
+        let key = |name: &str| format!("{architecture}.{name}");
+        // A list of numbers, one a layer, stands here in some architectures: then there is no one number.
+        let number = |name: &str| file.find::<u32>(&key(name)).unwrap_or_default();
+        let heads = number("attention.head_count")
+            .map(|heads| (heads.into(), number("attention.head_count_kv").unwrap_or(heads).into()));
+        let tensor =
+            |info: &TensorInfo| (info.name.clone(), PostTensor { dims: info.dims.clone(), kind: info.kind });
+        Ok(Self {
+            architecture: architecture.to_owned(),
+            hidden_size: file.get::<u32>(&key("embedding_length"))?.into(),
+            layers: file.get(&key("block_count"))?,
+            vocabulary: file.get::<&[String]>("tokenizer.ggml.tokens")?.len() as u64,
+            rms_eps: file.find(&key("attention.layer_norm_rms_epsilon"))?,
+            heads,
+            tensors: file.tensors().iter().map(tensor).collect(),
+            sha256: file.content_hash()?,
+            origin: file.find::<&str>(ORIGIN_KEY)?.map(|text| recorded(file, text)).transpose()?,
+            tokenizer: hash_tokenizer(file),
+        })
+    }
+
+    /// Whether this is the post that a spoke names.
+    pub fn is(&self, named: &Digest) -> bool {
+        self.sha256 == *named || self.origin.as_ref() == Some(named)
+    }
+
+    /// What a spoke for this post should name: the origin where there is one.
+    pub fn identity(&self) -> Digest {
+        self.origin.unwrap_or(self.sha256)
+    }
+
+    /// Whether the output matrix is the embedding matrix.
+    pub fn is_tied(&self) -> bool {
+        !self.tensors.contains_key("output.weight")
+    }
+}
+
+fn recorded(file: &Gguf, text: &str) -> Result<Digest, GgufError> {
+    let (key, found) = (ORIGIN_KEY.to_owned(), format!("{text:?}"));
+    let expected = "a SHA-256 in 64 hexadecimal digits".to_owned();
+    text.parse().map_err(|_| file.error(Rule::BadValue { key, found, expected }))
+}
+
+/// Every `tokenizer.ggml` key with its value. The chat template is no part: it changes no token.
+fn hash_tokenizer(file: &Gguf) -> Digest {
+    let mut keys: Vec<_> =
+        file.metadata().iter().filter(|(key, _)| key.starts_with("tokenizer.ggml.")).collect();
+    keys.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut hasher = Sha256::new();
+    for (key, value) in keys {
+        let mut put = |text: &str| {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        };
+        put(key);
+        match value {
+            Value::String(text) => put(text),
+            Value::Array(Array::String(texts)) => texts.iter().for_each(|text| put(text)),
+            // Numbers: what Rust prints for them tells any two apart.
+            other => put(&format!("{other:?}")),
+        }
+    }
+    Digest(hasher.finalize().into())
+}

@@ -1,0 +1,168 @@
+//! The parent's side of a probe: starts the child, bounds its time, reads its one line, and says what its end means.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+
+use super::Finding;
+use crate::spoke::life::Why;
+
+/// Bytes of a child's answer, and of what it says about itself, that are read.
+const LONGEST: u64 = 64 << 10;
+
+/// How contents are probed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildProbe {
+    /// The program: this one.
+    pub program: PathBuf,
+    /// The post.
+    pub model: PathBuf,
+    /// Longest that it may take.
+    pub limit: Duration,
+    /// Bytes of memory that it may take for itself.
+    pub memory: u64,
+}
+
+impl ChildProbe {
+    /// Probes a file in the form that the engine loads.
+    ///
+    /// # Errors
+    /// The system can't start the child: nothing is known about the file.
+    pub async fn run(&self, file: &Path) -> Result<Finding, Why> {
+        let mut child = Command::new(&self.program)
+            .args(["spoke", "probe", "--json", "--memory", &self.memory.to_string(), "--model"])
+            .arg(&self.model)
+            .arg("--")
+            .arg(file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| self.not_started(&error))?;
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        let all = async { tokio::join!(child.wait(), read(out), read(err)) };
+        let Ok((status, out, err)) = tokio::time::timeout(self.limit, all).await else {
+            // Dropped with the future, and with that killed.
+            let limit = humantime::format_duration(self.limit);
+            let why = Why::new("probe_too_slow", format!("the probe took longer than {limit}"))
+                .hint("spokes.probe_limit gives it more time");
+            return Ok(Finding::refused(why));
+        };
+        let status = status.map_err(|error| self.not_started(&error))?;
+        Ok(self.understood(status, &out, &err))
+    }
+
+    fn not_started(&self, error: &std::io::Error) -> Why {
+        Why::new("not_probed", format!("{}: {error}", self.program.display()))
+            .hint("the daemon must be able to start its own program")
+    }
+
+    /// What a child that has ended says by its answer and by the way of its end.
+    fn understood(&self, status: ExitStatus, out: &str, err: &str) -> Finding {
+        let last = err.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+        if let Some(signal) = status.signal() {
+            let memory = bytesize::ByteSize(self.memory);
+            let why = Why::new(
+                "probe_died",
+                format!("the process that tried it died by signal {signal}{}", named(signal)),
+            )
+            .hint(format!("its last words: {last}; it may take {memory} (spokes.probe_memory)"));
+            return Finding::refused(why);
+        }
+        let answer = out.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        match serde_json::from_str(answer) {
+            Ok(finding) if status.success() => finding,
+            _ => {
+                let code = status.code().unwrap_or(-1);
+                Finding::refused(Why::new(
+                    "probe_failed",
+                    format!("the process that tried it ended with {code}: {last}"),
+                ))
+            }
+        }
+    }
+}
+
+fn named(signal: i32) -> &'static str {
+    match signal {
+        4 => " (illegal instruction)",
+        6 => " (abort)",
+        7 => " (bus error)",
+        8 => " (arithmetic)",
+        9 => " (kill)",
+        11 => " (segmentation fault)",
+        _ => "",
+    }
+}
+
+/// What comes through a pipe, at most so much; the rest is read and forgotten, so that the writer doesn't wait for us.
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {
+    let Some(mut pipe) = pipe else { return String::new() };
+    let mut kept = Vec::new();
+    // A pipe that breaks has said what it had to say.
+    let _ = (&mut pipe).take(LONGEST).read_to_end(&mut kept).await;
+    let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Verdict;
+    use super::*;
+
+    /// A child that a shell plays.
+    async fn scripted(script: &str, limit: Duration) -> Finding {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("child");
+        crate::durable::write(&program, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+        fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let probe = ChildProbe { program, model: "post.gguf".into(), limit, memory: 1 << 30 };
+        probe.run(Path::new("/staged/spoke")).await.unwrap()
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn code(finding: &Finding) -> &str {
+        finding.why.as_ref().map_or("", |why| why.code.as_ref())
+    }
+
+    #[tokio::test]
+    async fn the_last_line_is_the_finding() {
+        let line = r#"{"verdict":"differs","finite":true,"differs":true,"tokens":24,"resident_bytes":9}"#;
+        let script = format!("echo noise >&2; echo 'noise too'; echo '{line}'; echo");
+        let finding = scripted(&script, LONG).await;
+        assert_eq!((finding.verdict, finding.tokens, finding.resident_bytes), (Verdict::Differs, 24, 9));
+        let asked = scripted(r#"echo "$*" >&2; exit 3"#, LONG).await;
+        let why = asked.why.unwrap();
+        assert_eq!(
+            why.message,
+            "the process that tried it ended with 3: spoke probe --json --memory 1073741824 --model post.gguf -- /staged/spoke"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_child_that_dies_hangs_or_babbles_is_a_reason_and_no_harm() {
+        let died = scripted("echo 'GGML_ASSERT failed' >&2; kill -SEGV $$", LONG).await;
+        assert_eq!(code(&died), "probe_died");
+        let why = died.why.unwrap();
+        assert!(why.message.contains("signal 11 (segmentation fault)"), "{why}");
+        assert!(why.hint.unwrap().contains("GGML_ASSERT failed"));
+        assert_eq!(code(&scripted("exec sleep 60", Duration::from_millis(200)).await), "probe_too_slow");
+        assert_eq!(code(&scripted("echo no json", LONG).await), "probe_failed");
+        assert_eq!(code(&scripted("exit 0", LONG).await), "probe_failed");
+        let babble = "i=0; while [ $i -lt 5000 ]; do echo 0123456789012345678901234567890123456789 >&2; i=$((i+1)); done; exit 1";
+        assert_eq!(code(&scripted(babble, LONG).await), "probe_failed");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_says_nothing_about_the_file() {
+        let probe = ChildProbe { program: "/nowhere".into(), model: "m".into(), limit: LONG, memory: 1 };
+        assert_eq!(probe.run(Path::new("x")).await.unwrap_err().code, "not_probed");
+    }
+}

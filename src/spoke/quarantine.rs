@@ -1,0 +1,215 @@
+//! Where refused contents are kept with their reasons, and what becomes of copies that nobody needs any more.
+//!
+//! A refused content stands in a folder of its own, `NAME-HASH/`, with `reason.json` beside it. The file that somebody
+//! dropped stays where it was dropped. The oldest go when all together take more than they may.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::json;
+
+use super::Generation;
+use super::folder::check_name;
+use super::life::Why;
+use crate::durable;
+
+/// Name of the file with the reason.
+const REASON: &str = "reason.json";
+
+/// A content that is refused.
+#[derive(Debug)]
+pub struct Refused<'a> {
+    /// Name of the spoke.
+    pub name: &'a str,
+    /// Entry of the folder that it came by.
+    pub entry: Option<&'a str>,
+    /// Its content.
+    pub generation: Generation,
+    /// The pinned copy.
+    pub pinned: &'a Path,
+    /// Why.
+    pub why: &'a Why,
+}
+
+/// Puts a refused content and its reason into `folder`, whose contents may take `limit` bytes together; where it is now.
+/// A content that alone takes more is left out, its reason isn't.
+///
+/// # Errors
+/// The system's.
+pub fn keep(folder: &Path, refused: &Refused<'_>, limit: u64) -> io::Result<PathBuf> {
+    let Refused { name, entry, generation, pinned, why } = refused;
+    let name = if check_name(name).is_ok() { name } else { "unnamed" };
+    let target = folder.join(format!("{name}-{}", &generation.to_string()[..8]));
+    fs_err::create_dir_all(folder)?;
+    let temporary = tempfile::Builder::new().prefix(".staged-").suffix(".tmp").tempdir_in(folder)?;
+    if size(pinned)? <= limit {
+        link(pinned, &temporary.path().join("spoke"))?;
+    }
+    let reason = json!({
+        "name": name, "entry": entry, "generation": generation, "reason": why,
+        "at": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+    });
+    durable::write(&temporary.path().join(REASON), format!("{reason:#}\n").as_bytes())?;
+    durable::rename_folder(&temporary.keep(), &target)?;
+    make_room(folder, &target, limit)?;
+    Ok(target)
+}
+
+/// Removes the oldest until the rest fits; never the one that was just put there.
+fn make_room(folder: &Path, newest: &Path, limit: u64) -> io::Result<()> {
+    let mut all = Vec::new();
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            let kept = fs_err::metadata(path.join(REASON)).and_then(|metadata| metadata.modified());
+            all.push((kept.unwrap_or(SystemTime::UNIX_EPOCH), size(&path)?, path));
+        }
+    }
+    all.sort();
+    let mut total: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
+    for (_, bytes, path) in all {
+        if total <= limit {
+            break;
+        }
+        if path != newest {
+            fs_err::remove_dir_all(&path)?;
+            total -= bytes;
+        }
+    }
+    Ok(())
+}
+
+/// Removes copies that are not among `needed`, and what a crash left half-made.
+///
+/// # Errors
+/// The system's; what could be removed is.
+pub fn sweep(staged: &Path, needed: &BTreeSet<PathBuf>) -> io::Result<()> {
+    let entries = match fs_err::read_dir(staged) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let mut outcome = Ok(());
+    for entry in entries {
+        let path = entry?.path();
+        if !needed.contains(&path) {
+            let removed =
+                if path.is_dir() { fs_err::remove_dir_all(&path) } else { fs_err::remove_file(&path) };
+            outcome = outcome.and(removed);
+        }
+    }
+    outcome
+}
+
+/// Removes what a crash left half-made among refused contents.
+///
+/// # Errors
+/// The system's.
+pub fn sweep_half_made(folder: &Path) -> io::Result<()> {
+    let entries = match fs_err::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            fs_err::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a file, or of the files of a folder.
+fn size(path: &Path) -> io::Result<u64> {
+    let metadata = fs_err::symlink_metadata(path)?;
+    if !metadata.is_dir() {
+        return Ok(metadata.len());
+    }
+    fs_err::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
+}
+
+/// The same content under another name: another name may need the copy where it is.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    if !from.is_dir() {
+        return fs_err::hard_link(from, to);
+    }
+    fs_err::create_dir(to)?;
+    for entry in fs_err::read_dir(from)? {
+        let entry = entry?;
+        fs_err::hard_link(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refuse(root: &Path, name: &str, content: &[u8], limit: u64) -> PathBuf {
+        let generation = Generation::of_reader(content).unwrap();
+        let pinned = root.join("staged").join(generation.to_string());
+        durable::write(&pinned, content).unwrap();
+        let why = Why::new("pickle", "is a pickle").hint("convert it");
+        let refused = Refused { name, entry: Some("a.pt"), generation, pinned: &pinned, why: &why };
+        keep(&root.join("quarantine"), &refused, limit).unwrap()
+    }
+
+    fn there(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs_err::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_refused_content_stands_beside_its_reason() {
+        let root = tempfile::tempdir().unwrap();
+        let path = refuse(root.path(), "a", b"content", 1 << 20);
+        assert_eq!(path.file_name().unwrap(), "a-ed7002b4");
+        assert_eq!(there(&path), ["reason.json", "spoke"]);
+        let reason: serde_json::Value =
+            serde_json::from_slice(&fs_err::read(path.join("reason.json")).unwrap()).unwrap();
+        assert_eq!(
+            reason["reason"],
+            json!({"code": "pickle", "message": "is a pickle", "hint": "convert it"})
+        );
+        assert_eq!((&reason["name"], &reason["entry"]), (&json!("a"), &json!("a.pt")));
+        // Once more, and under a name that would lead elsewhere.
+        assert_eq!(refuse(root.path(), "a", b"content", 1 << 20), path);
+        assert!(refuse(root.path(), "../b", b"content", 1 << 20).ends_with("quarantine/unnamed-ed7002b4"));
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_is_no_room() {
+        let root = tempfile::tempdir().unwrap();
+        let quarantine = root.path().join("quarantine");
+        for (n, name) in ["one", "two", "three"].into_iter().enumerate() {
+            refuse(root.path(), name, &[n as u8; 1_000], 2_900);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let left: Vec<String> = there(&quarantine);
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(!left.iter().any(|name| name.starts_with("one-")), "{left:?}");
+        let alone = refuse(root.path(), "large", &[9; 5_000], 2_900);
+        assert_eq!(there(&alone), ["reason.json"]);
+    }
+
+    #[test]
+    fn copies_that_nobody_needs_are_swept_away() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for name in ["kept", "not", ".staged-x.tmp", "folder/part", "kept-folder/part"] {
+            durable::write(&path(name), b"x").unwrap();
+        }
+        sweep(root.path(), &[path("kept"), path("kept-folder"), path("gone already")].into()).unwrap();
+        assert_eq!(there(root.path()), ["kept", "kept-folder"]);
+        sweep(&path("nowhere"), &BTreeSet::new()).unwrap();
+        fs_err::create_dir(path(".staged-half.tmp")).unwrap();
+        sweep_half_made(root.path()).unwrap();
+        assert_eq!(there(root.path()), ["kept", "kept-folder"]);
+        sweep_half_made(&path("nowhere")).unwrap();
+    }
+}

@@ -1,0 +1,195 @@
+//! What must not be forgotten about spokes: which generation serves under which name, what came before, what was judged,
+//! and the journal. In the daemon's SQLite file; several changes become one transaction.
+
+mod read;
+mod tables;
+mod write;
+
+pub use read::{File, Known, Name, Stored};
+pub use write::{Examined, Transition, Write};
+
+use serde::{Deserialize, Serialize};
+
+use super::life::Why;
+use super::{Adapter, Digest, Generation, Kind, Spoke};
+use crate::database::{Database, DatabaseError};
+
+/// Transitions that the journal keeps.
+const JOURNAL: i64 = 100_000;
+
+/// What is known of a content that was inspected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Its kind.
+    pub kind: Kind,
+    /// The largest rank in it; of a Felix spoke, that of each of its bottlenecks.
+    pub rank: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Bytes of memory that its weights take.
+    pub resident_bytes: u64,
+    /// Blocks of the post that it changes.
+    pub layers: u64,
+    /// Task that it was trained for, if it says so.
+    pub task: Option<String>,
+}
+
+impl From<&Spoke> for Facts {
+    fn from(spoke: &Spoke) -> Self {
+        let rank = match &spoke.adapter {
+            Adapter::Lora(lora) => lora.ranks.last().copied().unwrap_or(0),
+            Adapter::Felix(felix) => felix.rank.into(),
+        };
+        Self {
+            kind: spoke.kind(),
+            rank,
+            bytes: spoke.file_bytes,
+            resident_bytes: spoke.resident_bytes,
+            layers: spoke.layers.len() as u64,
+            task: spoke.task.clone(),
+        }
+    }
+}
+
+/// How a content was judged: by inspection and probe, for one post, by one version of this program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It changes what the post says.
+    Differs,
+    /// It doesn't.
+    Same,
+}
+
+/// A load that was begun and of which no end is known: the process died on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// What was being loaded.
+    pub generation: Generation,
+    /// Under which name.
+    pub name: String,
+    /// How often in a row it ended so, this time included.
+    pub strikes: u32,
+}
+
+/// The tables of this room.
+#[derive(Debug)]
+pub struct Store {
+    database: Database,
+}
+
+impl Store {
+    /// Takes over the connection and brings the tables up to date.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn open(mut database: Database) -> Result<Self, DatabaseError> {
+        database.prepare("spokes", tables::STEPS)?;
+        Ok(Self { database })
+    }
+
+    /// Notes, on disk, that a load into this process begins: should it kill us, we will know.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn begin_loading(&mut self, generation: Generation, name: &str) -> Result<(), DatabaseError> {
+        self.database.run(|connection| {
+            let note =
+                "INSERT INTO spoke_loading (generation, name, under_way, strikes) VALUES (?1, ?2, 1, 0)
+                ON CONFLICT (generation) DO UPDATE SET under_way = 1, name = excluded.name";
+            connection.execute(note, (generation.to_string(), name)).map(drop)
+        })
+    }
+
+    /// Notes that the process has survived the load. `version`: the program's, if it succeeded.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn end_loading(
+        &mut self,
+        generation: Generation,
+        version: Option<&str>,
+    ) -> Result<(), DatabaseError> {
+        self.database.run(|connection| {
+            let transaction = connection.transaction()?;
+            let generation = generation.to_string();
+            transaction.execute("DELETE FROM spoke_loading WHERE generation = ?1", [&generation])?;
+            if let Some(version) = version {
+                let proven = "UPDATE spoke_generation SET proven = ?2 WHERE generation = ?1";
+                transaction.execute(proven, (&generation, version))?;
+            }
+            transaction.commit()
+        })
+    }
+
+    /// Loads on which the process died; counts them. To be called once, at the start.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn count_unfinished(&mut self) -> Result<Vec<Unfinished>, DatabaseError> {
+        self.database.run(|connection| {
+            let transaction = connection.transaction()?;
+            let unfinished = {
+                let mut query = transaction.prepare(
+                    "UPDATE spoke_loading SET under_way = 0, strikes = strikes + 1 WHERE under_way = 1
+                     RETURNING generation, name, strikes",
+                )?;
+                let rows = query.query_map([], |row| {
+                    Ok(Unfinished {
+                        generation: read::parsed(row, 0)?,
+                        name: row.get(1)?,
+                        strikes: row.get(2)?,
+                    })
+                })?;
+                rows.collect::<rusqlite::Result<Vec<_>>>()?
+            };
+            transaction.commit()?;
+            Ok(unfinished)
+        })
+    }
+
+    /// Notes that a content is never to be loaded again, unless somebody wants it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn ban(&mut self, generation: Generation, why: &Why) -> Result<(), DatabaseError> {
+        self.database.run(|connection| {
+            let ban = "INSERT OR REPLACE INTO spoke_banned (generation, why) VALUES (?1, ?2)";
+            connection.execute(ban, (generation.to_string(), read::json(why))).map(drop)
+        })
+    }
+
+    /// A text that is kept under a key.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn note(&mut self, key: &str) -> Result<Option<String>, DatabaseError> {
+        self.database.run(|connection| {
+            let mut query = connection.prepare("SELECT value FROM spoke_note WHERE key = ?1")?;
+            query.query_map([key], |row| row.get(0))?.next().transpose()
+        })
+    }
+
+    /// Keeps a text under a key.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn set_note(&mut self, key: &str, value: &str) -> Result<(), DatabaseError> {
+        self.database.run(|connection| {
+            let keep = "INSERT OR REPLACE INTO spoke_note (key, value) VALUES (?1, ?2)";
+            connection.execute(keep, (key, value)).map(drop)
+        })
+    }
+}
+
+/// Where and by what contents were examined: a verdict from elsewhere is none here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Here {
+    /// Identity of the post.
+    pub post: Digest,
+    /// Version of this program, and how it examines.
+    pub version: String,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! The tables, version by version.
+
+/// Each step leads from one version to the next; none is ever changed once released.
+pub(super) const STEPS: &[&str] = &["
+-- One row per name that has ever served; `id` is what llama-server's API calls the spoke.
+CREATE TABLE spoke_name (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    current TEXT,
+    disabled INTEGER NOT NULL DEFAULT 0,
+    given INTEGER NOT NULL DEFAULT 0
+) STRICT;
+-- What has served under a name, for going back.
+CREATE TABLE spoke_history (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    generation TEXT NOT NULL,
+    UNIQUE (name, generation)
+) STRICT;
+-- Contents that passed inspection and probe; facts are JSON.
+CREATE TABLE spoke_generation (
+    generation TEXT PRIMARY KEY,
+    facts TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    post TEXT NOT NULL,
+    version TEXT NOT NULL,
+    proven TEXT
+) STRICT;
+-- How entries of the folder ended; print, state: JSON.
+CREATE TABLE spoke_file (
+    entry TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    print TEXT NOT NULL,
+    generation TEXT,
+    state TEXT NOT NULL
+) STRICT;
+CREATE TABLE spoke_loading (
+    generation TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    under_way INTEGER NOT NULL,
+    strikes INTEGER NOT NULL
+) STRICT;
+CREATE TABLE spoke_banned (
+    generation TEXT PRIMARY KEY,
+    why TEXT NOT NULL
+) STRICT;
+-- The journal; `at`: milliseconds since 1970, `why`: JSON.
+CREATE TABLE spoke_transition (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    generation TEXT,
+    was TEXT,
+    is_now TEXT NOT NULL,
+    why TEXT
+) STRICT;
+CREATE TABLE spoke_note (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT;
+"];

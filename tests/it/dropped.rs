@@ -1,0 +1,96 @@
+//! Spokes for tests: small LoRA and Felix files that fit the shipped model, and a child that plays the probe.
+
+use std::path::{Path, PathBuf};
+
+use bespoke::durable;
+use bespoke::gguf::{GgmlType, GgufError, Writer};
+use bespoke::spoke::{Generation, Post};
+
+use crate::program::MODEL;
+
+/// A LoRA on one matrix of the shipped model; another seed is another content.
+pub fn lora(seed: u32) -> Vec<u8> {
+    let post = post();
+    let (name, tensor) = post
+        .tensors
+        .iter()
+        .find(|(name, tensor)| name.ends_with("attn_q.weight") && tensor.dims.len() == 2)
+        .expect("the shipped model has attention");
+    let (inputs, outputs, rank) = (tensor.dims[0], tensor.dims[1], 4);
+    let mut writer = Writer::new();
+    writer
+        .set("general.type", "adapter")
+        .set("general.architecture", post.architecture.as_str())
+        .set("adapter.type", "lora")
+        .set("adapter.lora.alpha", 8.0_f32)
+        .tensor(format!("{name}.lora_a"), &[inputs, rank], GgmlType::F32)
+        .tensor(format!("{name}.lora_b"), &[rank, outputs], GgmlType::F32);
+    written(&writer, seed)
+}
+
+/// A Felix spoke on the first block of the shipped model.
+pub fn felix(seed: u32) -> Vec<u8> {
+    let post = post();
+    let (width, rank) = (post.hidden_size, 4);
+    let mut writer = Writer::new();
+    writer
+        .set("general.type", "adapter")
+        .set("general.architecture", post.architecture.as_str())
+        .set("adapter.type", "felix")
+        .set("felix.num_spokes", 1_u32)
+        .set("felix.spoke_rank", rank as u32)
+        .set("felix.rms_eps", 1e-5_f32)
+        .tensor("blk.0.spoke.gate_bias", &[1], GgmlType::F32)
+        .tensor("blk.0.spoke.w_down_fused.weight", &[width, rank], GgmlType::F32)
+        .tensor("blk.0.spoke.w_up_fused.weight", &[rank, width], GgmlType::F32);
+    written(&writer, seed)
+}
+
+fn post() -> Post {
+    Post::open(Path::new(MODEL)).expect("the shipped model is there")
+}
+
+/// The file with small numbers that the seed chooses.
+fn written(writer: &Writer, seed: u32) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spoke.gguf");
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    writer
+        .write::<GgufError>(&path, |tensor| {
+            let numbers = (0..tensor.bytes / 4).flat_map(|_| {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                ((state as f32 / u32::MAX as f32 - 0.5) / 100.0).to_le_bytes()
+            });
+            Ok(numbers.collect())
+        })
+        .unwrap();
+    std::fs::read(&path).unwrap()
+}
+
+/// The identity of a content.
+pub fn generation(content: &[u8]) -> Generation {
+    Generation::of_reader(content).unwrap()
+}
+
+/// Puts a file into a folder as a careful program does: whole, by a rename.
+pub fn put(folder: &Path, entry: &str, content: &[u8]) {
+    durable::write(&folder.join(entry), content).unwrap();
+}
+
+/// A program that answers as the probe's child does, in a shell's words.
+pub fn child(folder: &Path, script: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = folder.join("probe-child");
+    durable::write(&path, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// What a child says of a spoke that works.
+pub const DIFFERS: &str =
+    r#"echo '{"verdict":"differs","finite":true,"differs":true,"tokens":24,"resident_bytes":0}'"#;
+/// And of one that does nothing.
+pub const SAME: &str =
+    r#"echo '{"verdict":"same","finite":true,"differs":false,"tokens":24,"resident_bytes":0}'"#;
