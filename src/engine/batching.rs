@@ -1,29 +1,34 @@
 //! Lanes: requests that are decoded together, each in a sequence of llama.cpp. There may be more sequences than lanes: what
 //! the others hold is known to later requests (see [`super::cache`]).
 
-use std::time::Instant;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use llama_cpp_2::model::LlamaModel;
 
 use super::attention;
-use super::cache::{Handing, Held, Origin, Placement, place, shared};
+use super::cache::{Handing, Held, NO_SPOKE, Origin, Placement, place, shared};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings};
 use super::llama::{LlamaSettings, Ticket};
 use super::run::{Run, Step};
 use super::scheduler::{BATCH, Price, Slice, Work, plan};
+use super::spokes::SpokeUse;
 use super::vocabulary::Vocabulary;
 use super::{EngineError, LaneState, Totals};
 
 /// Bytes of keys and values copied in a second, as a cautious guess.
 const COPIED_PER_SECOND: f64 = 2e9;
 
+/// How long one set of spokes is computed while others wait.
+const TURN: Duration = Duration::from_millis(50);
+
 /// All lanes and the context that they share.
 pub struct Lanes<'a> {
     context: Context<'a>,
     batch: Batch,
-    sequences: Vec<Sequence>,
+    sequences: Vec<Sequence<'a>>,
     /// Requests that run at the same time.
     lanes: usize,
     /// Places of each sequence.
@@ -33,21 +38,25 @@ pub struct Lanes<'a> {
     /// Whether a prefix of a sequence can be used without the rest.
     partial: bool,
     clock: u64,
+    /// Whose requests are computed now, until when, and when each other one last had its turn.
+    turn: Origin,
+    turn_ends: Instant,
+    turns: HashMap<Origin, u64>,
     chances: Chances,
     cost: Cost,
     totals: Totals,
 }
 
 #[derive(Default)]
-struct Sequence {
+struct Sequence<'a> {
     /// Tokens whose keys and values are in the context.
     cached: Vec<u32>,
     origin: Origin,
     last_used: u64,
-    running: Option<Running>,
+    running: Option<Running<'a>>,
 }
 
-struct Running {
+struct Running<'a> {
     run: Run,
     age: u64,
     /// The prompt, dictated beginning of the answer included.
@@ -56,16 +65,19 @@ struct Running {
     pending: Vec<u32>,
     /// A sequence that is about to hold this many tokens of the prompt.
     follow: Option<(usize, usize)>,
+    spokes: SpokeUse<'a>,
     drafts: bool,
     _ticket: Ticket,
 }
 
 /// A request as it enters a lane.
-pub struct Entry {
+pub struct Entry<'a> {
     /// What is to be decoded.
     pub prompt: Vec<u32>,
     /// Its answer.
     pub run: Run,
+    /// What it runs with beside the post.
+    pub spokes: SpokeUse<'a>,
     /// Whether tokens are drafted.
     pub drafts: bool,
     /// Held until the end.
@@ -106,6 +118,9 @@ impl<'a> Lanes<'a> {
             copying: place * places as f64 / COPIED_PER_SECOND,
             partial: !(model.is_recurrent() || model.is_hybrid()),
             clock: 0,
+            turn: NO_SPOKE,
+            turn_ends: Instant::now(),
+            turns: HashMap::new(),
             chances: Chances::default(),
             cost: Cost::default(),
             totals: Totals { cache_size: places as u64 * u64::from(sequences), ..Totals::default() },
@@ -116,7 +131,7 @@ impl<'a> Lanes<'a> {
     pub fn states(&self) -> Vec<LaneState> {
         let mut order: Vec<_> = self.sequences.iter().collect();
         order.sort_by_key(|sequence| (sequence.running.is_none(), std::cmp::Reverse(sequence.last_used)));
-        let state = |(lane, sequence): (u32, &Sequence)| {
+        let state = |(lane, sequence): (u32, &Sequence<'a>)| {
             let run = sequence.running.as_ref().map(|running| &running.run);
             LaneState {
                 lane,
@@ -159,8 +174,8 @@ impl<'a> Lanes<'a> {
     }
 
     /// Puts a request into its lane.
-    pub fn start(&mut self, placement: Placement, origin: Origin, entry: Entry, words: &Vocabulary) {
-        let Entry { prompt, mut run, drafts, ticket } = entry;
+    pub fn start(&mut self, placement: Placement, entry: Entry<'a>, words: &Vocabulary) {
+        let Entry { prompt, mut run, spokes, drafts, ticket } = entry;
         let Step::Decode(dictated) = run.start(words) else { return };
         let Placement { target, known, source, follow } = placement;
         self.totals.cache_evictions += u64::from(known == 0 && !self.sequences[target].cached.is_empty());
@@ -176,8 +191,9 @@ impl<'a> Lanes<'a> {
         let mut planned = prompt;
         planned.extend(dictated);
         let pending = planned[sequence.cached.len()..].to_vec();
-        sequence.origin = origin;
-        sequence.running = Some(Running { run, age, planned, pending, follow, drafts, _ticket: ticket });
+        sequence.origin = spokes.origin;
+        sequence.running =
+            Some(Running { run, age, planned, pending, follow, spokes, drafts, _ticket: ticket });
     }
 
     /// Removes keys and values behind the first `keep` tokens of a sequence, or all where the model can't do that.
@@ -226,7 +242,7 @@ impl<'a> Lanes<'a> {
     }
 
     /// Frees a lane; what it has decoded stays known.
-    fn take(&mut self, index: usize) -> Option<Running> {
+    fn take(&mut self, index: usize) -> Option<Running<'a>> {
         self.clock += 1;
         self.sequences[index].last_used = self.clock;
         let running = self.sequences[index].running.take()?;
@@ -265,7 +281,7 @@ impl<'a> Lanes<'a> {
     }
 
     /// What is guessed to follow in a lane.
-    fn draft(&self, sequence: &Sequence) -> Draft {
+    fn draft(&self, sequence: &Sequence<'a>) -> Draft {
         let Some(running) = sequence.running.as_ref().filter(|running| running.drafts && self.partial) else {
             return Draft::default();
         };
@@ -276,14 +292,53 @@ impl<'a> Lanes<'a> {
         drafting::look_up(&text, drafting::MOST.min(running.run.left()))
     }
 
+    /// Computes with no adapters.
+    pub fn detach(&mut self) {
+        if let Err(error) = self.context.set_adapters(&[]) {
+            tracing::error!(%error, "adapters can't be taken off");
+        }
+    }
+
+    /// The spokes whose requests are computed now: those that run are so in turn, each for a while, because a change of
+    /// adapters makes llama.cpp plan anew.
+    fn turn(&mut self) -> Option<SpokeUse<'a>> {
+        let running = || self.sequences.iter().filter_map(|sequence| sequence.running.as_ref());
+        let origins: Vec<(Origin, u64)> =
+            running().filter(|r| r.follow.is_none()).map(|r| (r.spokes.origin, r.age)).collect();
+        let now = Instant::now();
+        let goes_on = now < self.turn_ends && origins.iter().any(|(origin, _)| *origin == self.turn);
+        let alone = origins.iter().all(|(origin, _)| *origin == self.turn);
+        if !goes_on && !alone {
+            // Whoever has waited longest; of those that never had a turn, the oldest request.
+            let (next, _) = origins
+                .iter()
+                .filter(|(origin, _)| *origin != self.turn)
+                .min_by_key(|(origin, age)| (self.turns.get(origin).copied().unwrap_or(0), *age))?;
+            self.turn = *next;
+            self.turn_ends = now + TURN;
+            self.clock += 1;
+            self.turns.insert(self.turn, self.clock);
+            // Sets that nobody runs with any more are forgotten.
+            self.turns.retain(|origin, _| origins.iter().any(|(other, _)| other == origin));
+        }
+        running().find(|r| r.spokes.origin == self.turn).map(|r| r.spokes.clone())
+    }
+
     /// Decodes one batch for each group of lanes and lets those go on whose tokens are all decoded.
     pub fn step(&mut self, vocabulary: &Vocabulary, grammars: &mut Grammars) {
         self.catch_up();
+        let Some(spokes) = self.turn() else { return };
+        if let Err(error) = self.context.set_adapters(&spokes.adapters()) {
+            return self.fail_turn(&error.to_string());
+        }
         let drafts: Vec<Draft> = self.sequences.iter().map(|sequence| self.draft(sequence)).collect();
         let work: Vec<_> = (0..)
             .zip(&self.sequences)
             .filter_map(|(lane, sequence)| {
-                let running = sequence.running.as_ref().filter(|running| running.follow.is_none())?;
+                let running = sequence.running.as_ref()?;
+                if running.follow.is_some() || running.spokes.origin != self.turn {
+                    return None;
+                }
                 Some(Work {
                     lane,
                     age: running.age,
@@ -365,6 +420,18 @@ impl<'a> Lanes<'a> {
         }
     }
 
+    /// Ends the requests whose turn it is.
+    fn fail_turn(&mut self, reason: &str) {
+        for index in 0..self.sequences.len() {
+            let running = self.sequences[index].running.as_ref();
+            if running.is_some_and(|running| running.spokes.origin == self.turn)
+                && let Some(running) = self.take(index)
+            {
+                running.run.fail(EngineError::Internal(format!("llama.cpp can't set adapters: {reason}")));
+            }
+        }
+    }
+
     fn fail(&mut self, slices: &[Slice], reason: &str) {
         for slice in slices {
             self.forget(slice.lane, 0);
@@ -420,7 +487,7 @@ impl<'a> Lanes<'a> {
     }
 }
 
-fn held((sequence, held): (usize, &Sequence)) -> Held<'_> {
+fn held<'s>((sequence, held): (usize, &'s Sequence<'_>)) -> Held<'s> {
     Held {
         sequence,
         origin: held.origin,

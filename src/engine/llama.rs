@@ -11,7 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::worker::{self, Command};
 use super::{
-    Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, Prompt, Query, Reply, Totals,
+    Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, LoadedSpoke, Prompt, Query, Reply,
+    SpokeChange, Totals,
 };
 
 /// What a [`LlamaEngine`] is told.
@@ -169,6 +170,15 @@ impl Engine for LlamaEngine {
     fn query(&self, query: Query) -> Result<oneshot::Receiver<Result<Reply, EngineError>>, EngineError> {
         let (reply, receiver) = oneshot::channel();
         self.send(Command::Query { query, reply })?;
+        Ok(receiver)
+    }
+
+    fn spoke(
+        &self,
+        change: SpokeChange,
+    ) -> Result<oneshot::Receiver<Result<LoadedSpoke, EngineError>>, EngineError> {
+        let (reply, receiver) = oneshot::channel();
+        self.send(Command::Spoke { change, reply })?;
         Ok(receiver)
     }
 

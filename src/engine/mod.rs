@@ -17,6 +17,7 @@ mod run;
 mod sampling;
 mod scheduler;
 mod spoke;
+mod spokes;
 mod text;
 mod vocabulary;
 mod worker;

@@ -13,14 +13,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backend::backend;
 use super::batching::{Entry, Lanes};
-use super::cache::NO_SPOKE;
 use super::constraint::Grammars;
 use super::embedding::Embedder;
 use super::llama::{LlamaSettings, Ticket};
 use super::run::Run;
+use super::spokes::{Answer, SpokeUse, Spokes};
 use super::vocabulary::{Vocabulary, token_ids, tokenize};
 use super::{
-    Embeddings, EngineError, EngineState, Event, Generate, Health, ModelInfo, Prompt, Query, Reply, Usage,
+    Embeddings, EngineError, EngineState, Event, Generate, Health, ModelInfo, Prompt, Query, Reply,
+    SpokeChange, Usage,
 };
 use crate::gguf::{Gguf, check_model};
 
@@ -56,6 +57,13 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<Reply, EngineError>>,
     },
+    /// Load or free a spoke.
+    Spoke {
+        /// Which.
+        change: SpokeChange,
+        /// Where the answer goes.
+        reply: Answer,
+    },
     /// End.
     Stop {
         /// How long running requests may go on.
@@ -64,8 +72,9 @@ pub enum Command {
 }
 
 /// A request that waits for a lane.
-struct Waiting {
+struct Waiting<'a> {
     request: Box<Generate>,
+    spokes: SpokeUse<'a>,
     events: mpsc::UnboundedSender<Event>,
     ticket: Ticket,
     queued: Instant,
@@ -99,6 +108,7 @@ fn refuse(command: Command, error: &EngineError) {
         Command::Generate { events, .. } => drop(events.send(Event::Failed(error.clone()))),
         Command::Embed { reply, .. } => drop(reply.send(Err(error.clone()))),
         Command::Query { reply, .. } => drop(reply.send(Err(error.clone()))),
+        Command::Spoke { reply, .. } => drop(reply.send(Err(error.clone()))),
         Command::Stop { .. } => {}
     }
 }
@@ -132,6 +142,7 @@ fn serve(
         grammars,
         lanes,
         embedder: None,
+        spokes: Spokes::new(&model),
         waiting: VecDeque::new(),
         stop_at: None,
         health,
@@ -184,14 +195,15 @@ struct Worker<'a> {
     grammars: Grammars,
     lanes: Lanes<'a>,
     embedder: Option<Embedder<'a>>,
-    waiting: VecDeque<Waiting>,
+    spokes: Spokes<'a>,
+    waiting: VecDeque<Waiting<'a>>,
     /// When what still runs is failed; set by the stop command.
     stop_at: Option<Instant>,
     health: &'a watch::Sender<Health>,
     last_beat: Instant,
 }
 
-impl Worker<'_> {
+impl<'a> Worker<'a> {
     fn serve(&mut self, commands: &Receiver<Command>) {
         loop {
             let idle = self.lanes.running() == 0 && self.waiting.is_empty();
@@ -220,6 +232,7 @@ impl Worker<'_> {
             self.lanes.drop_cancelled();
             self.admit();
             self.lanes.step(&self.vocabulary, &mut self.grammars);
+            self.free_spokes();
             self.beat();
         }
     }
@@ -230,8 +243,15 @@ impl Worker<'_> {
         }
         match command {
             Command::Generate { request, events, ticket, queued } => {
-                self.waiting.push_back(Waiting { request, events, ticket, queued });
+                // Now and not at its turn: an unload that follows waits for it.
+                match self.spokes.begin(&request.spokes) {
+                    Ok(spokes) => {
+                        self.waiting.push_back(Waiting { request, spokes, events, ticket, queued });
+                    }
+                    Err(error) => drop(events.send(Event::Failed(error))),
+                }
             }
+            Command::Spoke { change, reply } => self.spokes.change(change, reply),
             Command::Query { query, reply } => drop(reply.send(self.query(&query))),
             Command::Embed { inputs, reply, ticket } => {
                 if !reply.is_closed() {
@@ -263,11 +283,11 @@ impl Worker<'_> {
     /// Gives waiting requests to free lanes, oldest first.
     fn admit(&mut self) {
         while self.lanes.has_free()
-            && let Some(Waiting { request, events, mut ticket, queued }) = self.waiting.pop_front()
+            && let Some(Waiting { request, spokes, events, mut ticket, queued }) = self.waiting.pop_front()
         {
             ticket.admitted();
             let sender = events.clone();
-            if let Err(error) = self.admit_one(&request, events, ticket, queued) {
+            if let Err(error) = self.admit_one(&request, spokes, events, ticket, queued) {
                 let _ = sender.send(Event::Failed(error));
             }
         }
@@ -276,6 +296,7 @@ impl Worker<'_> {
     fn admit_one(
         &mut self,
         request: &Generate,
+        spokes: SpokeUse<'a>,
         events: mpsc::UnboundedSender<Event>,
         ticket: Ticket,
         queued: Instant,
@@ -288,15 +309,24 @@ impl Worker<'_> {
         let room = self.context - tokens;
         let budget = request.max_tokens.map_or(room, |given| given.min(room)) as usize;
         let session = request.constraint.as_ref().map(|c| self.grammars.begin(c)).transpose()?;
-        let placement = self.lanes.placement(&prompt, NO_SPOKE, request.cache);
+        let placement = self.lanes.placement(&prompt, spokes.origin, request.cache);
         let queued_ms = queued.elapsed().as_secs_f64() * 1e3;
         let cached_tokens = placement.known as u32;
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
         let run = Run::new(request, &prompt, events, session, budget, usage)?;
         let run = if self.settings.force { run } else { run.without_force() };
-        let entry = Entry { prompt, run, drafts: request.draft && self.settings.draft, ticket };
-        self.lanes.start(placement, NO_SPOKE, entry, &self.vocabulary);
+        let entry = Entry { prompt, run, spokes, drafts: request.draft && self.settings.draft, ticket };
+        self.lanes.start(placement, entry, &self.vocabulary);
         Ok(())
+    }
+
+    /// Frees what nobody runs with any more.
+    fn free_spokes(&mut self) {
+        let idle = self.spokes.idle();
+        if !idle.is_empty() {
+            self.lanes.detach();
+            self.spokes.free(idle);
+        }
     }
 
     fn fail_all(&mut self) {

@@ -34,6 +34,7 @@ mod spoke_files;
 mod spoke_hostile;
 mod spoke_reference;
 mod spokes;
+mod staleness;
 mod swap;
 mod tokenizer;
 mod tools;

@@ -3,10 +3,12 @@
 
 use std::marker::PhantomData;
 use std::ptr::{NonNull, null_mut};
+use std::rc::Rc;
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_sys_2 as sys;
 
+use super::adapter::Adapter;
 use super::rewrite::Rewriter;
 use crate::engine::backend::backend;
 
@@ -95,11 +97,13 @@ pub struct Context<'a> {
     limits: ContextSettings,
     /// llama.cpp holds a pointer to it.
     _rewriter: Option<Box<Rewriter>>,
+    /// What the next batches are computed with.
+    adapters: Vec<(Rc<Adapter<'a>>, f32)>,
     model: PhantomData<&'a LlamaModel>,
 }
 
 /// The pointer within the binding's wrapper.
-fn pointer(model: &LlamaModel) -> *mut sys::llama_model {
+pub(super) fn pointer(model: &LlamaModel) -> *mut sys::llama_model {
     const { assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>()) };
     // SAFETY: LlamaModel is a transparent wrapper of a pointer that is not null; the version is pinned.
     unsafe { std::mem::transmute_copy(model) }
@@ -147,6 +151,7 @@ impl<'a> Context<'a> {
             rows: Vec::new(),
             limits,
             _rewriter: rewriter,
+            adapters: Vec::new(),
             model: PhantomData,
         })
     }
@@ -164,6 +169,32 @@ impl<'a> Context<'a> {
     /// Places for keys and values of each sequence.
     pub fn tokens(&self) -> usize {
         self.limits.tokens as usize
+    }
+
+    /// Computes what follows with these adapters, each multiplied with a scale, instead of those before. A change makes
+    /// llama.cpp plan its graph anew, which takes a few milliseconds.
+    ///
+    /// # Errors
+    /// llama.cpp can't: nothing has changed then.
+    pub fn set_adapters(&mut self, adapters: &[(Rc<Adapter<'a>>, f32)]) -> Result<(), DecodeError> {
+        let same = |(a, b): (&(Rc<Adapter<'a>>, f32), &(Rc<Adapter<'a>>, f32))| {
+            Rc::ptr_eq(&a.0, &b.0) && a.1.to_bits() == b.1.to_bits()
+        };
+        if adapters.len() == self.adapters.len() && adapters.iter().zip(&self.adapters).all(same) {
+            return Ok(());
+        }
+        let mut raw: Vec<_> = adapters.iter().map(|(adapter, _)| adapter.raw()).collect();
+        let mut scales: Vec<f32> = adapters.iter().map(|(_, scale)| *scale).collect();
+        // SAFETY: the context lives, the adapters are of its model and are kept below; both arrays have the given length and
+        // are read during the call only.
+        let code = unsafe {
+            sys::llama_set_adapters_lora(self.raw.as_ptr(), raw.as_mut_ptr(), raw.len(), scales.as_mut_ptr())
+        };
+        if code != 0 {
+            return Err(DecodeError::Code(code));
+        }
+        self.adapters = adapters.to_vec();
+        Ok(())
     }
 
     /// Computes a batch; its keys and values are kept.

@@ -1,0 +1,153 @@
+//! Keys and values belong to the spokes that they were computed with: whatever ran before or runs beside, an answer is that
+//! of a fresh engine. llama-server reuses the cache of another adapter here in each of the three ways that come first.
+
+use std::path::Path;
+
+use bespoke::durable;
+use bespoke::engine::{
+    Engine, EngineError, EngineState, Event, Generate, LlamaEngine, LlamaSettings, LoadSpoke, LoadedSpoke,
+    ScaledSpoke, Segment, SpokeChange, SpokeSet,
+};
+use bespoke::spoke::{Generation, Kind};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::dropped::{generation, lora};
+use crate::program::MODEL;
+
+/// The numbers of a test's LoRA are small; so strongly it turns an answer over.
+const STRONG: f32 = 4000.0;
+
+fn engine(lanes: u32) -> LlamaEngine {
+    let engine = LlamaEngine::start(LlamaSettings {
+        path: MODEL.into(),
+        context: None,
+        lanes,
+        queue: 1_000,
+        queue_tokens: u64::MAX,
+        threads: 1,
+        cached_sequences: 2,
+        draft: true,
+        force: true,
+    });
+    let mut health = engine.health();
+    while matches!(health.borrow_and_update().state, EngineState::Loading) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    engine
+}
+
+fn load(engine: &LlamaEngine, generation: Generation, path: &Path) -> Result<LoadedSpoke, EngineError> {
+    let spoke = LoadSpoke { generation, kind: Kind::Lora, path: path.to_owned(), name: "test".to_owned() };
+    engine.spoke(SpokeChange::Load(spoke)).unwrap().blocking_recv().unwrap()
+}
+
+fn ask(engine: &LlamaEngine, spokes: &SpokeSet) -> UnboundedReceiver<Event> {
+    let event = "Retry uploads after 503: uploader/retry.rs waits 2, 4 and 8 s (#418). ".repeat(6);
+    let prompt = vec![
+        Segment::markup("<|user|>"),
+        Segment::plain(event),
+        Segment::markup("<|end|>"),
+        Segment::markup("<|assistant|>"),
+    ];
+    let request = Generate {
+        max_tokens: Some(24),
+        report: Some(3),
+        spokes: spokes.clone(),
+        ..Generate::new("staleness", prompt)
+    };
+    engine.generate(request).unwrap()
+}
+
+/// Each token's id and its logarithmic probability, which follows from the logits of the whole vocabulary; and how much of
+/// the prompt was known.
+fn answer(mut events: UnboundedReceiver<Event>) -> Result<(Vec<(u32, f32)>, u32), EngineError> {
+    let mut tokens = Vec::new();
+    loop {
+        match events.blocking_recv().expect("a last event comes") {
+            Event::Tokens(more) => tokens.extend(more.iter().map(|t| (t.token.id, t.token.logprob))),
+            Event::Finished { usage, .. } => return Ok((tokens, usage.cached_tokens)),
+            Event::Failed(error) => return Err(error),
+            Event::Started { .. } | Event::Text(_) => {}
+        }
+    }
+}
+
+fn same(a: &[(u32, f32)], b: &[(u32, f32)]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.0 == b.0 && (a.1 - b.1).abs() < 0.01)
+}
+
+#[test]
+fn no_answer_depends_on_what_another_spoke_has_computed() {
+    let folder = tempfile::tempdir().unwrap();
+    let files: Vec<_> = (1..=2)
+        .map(|seed| {
+            let (content, path) = (lora(seed), folder.path().join(format!("{seed}.gguf")));
+            durable::write(&path, &content).unwrap();
+            (generation(&content), path)
+        })
+        .collect();
+    let [(a, _), (b, _)] = &files[..] else { unreachable!() };
+    let spoke = |generation: &Generation, scale| ScaledSpoke { generation: *generation, scale };
+    let mut both = vec![spoke(a, STRONG), spoke(b, STRONG)];
+    both.sort_by_key(|spoke| spoke.generation);
+    let sets: [SpokeSet; 5] =
+        [vec![], vec![spoke(a, STRONG)], vec![spoke(b, STRONG)], vec![spoke(a, STRONG / 2.0)], both];
+    let loaded = |lanes| {
+        let engine = engine(lanes);
+        for (generation, path) in &files {
+            assert!(load(&engine, *generation, path).unwrap().resident_bytes > 0);
+        }
+        engine
+    };
+
+    let fresh: Vec<_> = sets.iter().map(|set| answer(ask(&loaded(1), set)).unwrap().0).collect();
+    for (i, a) in fresh.iter().enumerate() {
+        for (j, b) in fresh.iter().enumerate().skip(i + 1) {
+            assert!(!same(a, b), "sets {i} and {j} answer alike: the test could not tell them apart");
+        }
+    }
+
+    // One after the other on one lane and its kept sequences: every set behind every other one, itself too.
+    let engine = loaded(1);
+    let mut known = 0;
+    for first in 0..sets.len() {
+        for second in 0..sets.len() {
+            for set in [first, second] {
+                let (tokens, cached) = answer(ask(&engine, &sets[set])).unwrap();
+                assert!(same(&tokens, &fresh[set]), "set {set} in {first}, {second}: {tokens:?}");
+                known += cached;
+            }
+        }
+    }
+    assert!(known > 0, "nothing was taken from the cache, so nothing could be stale");
+
+    // All at once, several times over, on fewer lanes than requests.
+    let engine = loaded(4);
+    let running: Vec<_> = (0..20).map(|i| (i % 5, ask(&engine, &sets[i % 5]))).collect();
+    for (set, events) in running {
+        let (tokens, _) = answer(events).unwrap();
+        assert!(same(&tokens, &fresh[set]), "set {set} beside others: {tokens:?}");
+    }
+
+    // Freed and loaded again: what it had computed is still its own, and nobody else's.
+    let unload = |generation| engine.spoke(SpokeChange::Unload(generation)).unwrap().blocking_recv().unwrap();
+    assert!(unload(*a).unwrap().resident_bytes > 0);
+    let refused = answer(ask(&engine, &sets[1])).unwrap_err();
+    assert_eq!(refused, EngineError::SpokeNotLoaded { generation: *a });
+    for set in [0, 2] {
+        assert!(
+            same(&answer(ask(&engine, &sets[set])).unwrap().0, &fresh[set]),
+            "set {set} without the other"
+        );
+    }
+    load(&engine, *a, &files[0].1).unwrap();
+    for set in [1, 0, 4] {
+        assert!(same(&answer(ask(&engine, &sets[set])).unwrap().0, &fresh[set]), "set {set} after a reload");
+    }
+
+    // Unloaded while it answers: it answers to its end.
+    let running = ask(&engine, &sets[1]);
+    let freed = engine.spoke(SpokeChange::Unload(*a)).unwrap();
+    assert!(same(&answer(running).unwrap().0, &fresh[1]));
+    assert!(freed.blocking_recv().unwrap().unwrap().resident_bytes > 0);
+}
