@@ -135,8 +135,7 @@ pub fn export(model: &Model, folder: &Path, output: &Path, kind: Kind) -> anyhow
     let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let name = name.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
     let stage = || Staged::new(output).with_context(|| output.display().to_string());
-    let write =
-        |to: &Path, precision| gguf_file::export(model, &name, &folder.join("tokenizer.json"), to, precision);
+    let write = |to: &Path, precision| gguf_file::export(model, &name, folder, to, precision);
     let full = stage()?;
     write(full.path(), Precision::F32)?;
     let parity = check(model, full.path()).context("the export was checked and not kept")?;

@@ -49,6 +49,7 @@ fn model(family: Family, tied: bool, vocab_size: usize) -> (Decoder, Parameters)
         rope_scaling: None,
         tied,
         max_position: 128,
+        features: family.features(2, 4, 8),
     };
     let parameters = init::initialise(&config, 3).unwrap();
     (Decoder::new(config, &parameters).unwrap(), parameters)
