@@ -11,6 +11,7 @@ mod engine;
 mod eval;
 mod exactness;
 mod export;
+mod families;
 mod gguf_hostile;
 mod hostile;
 mod likelihood;
