@@ -9,6 +9,7 @@ pub mod gguf_file;
 pub mod gguf_tokenizer;
 pub mod hugging_face;
 pub mod hugging_face_config;
+mod hugging_face_text;
 pub mod init;
 pub mod layout;
 pub mod ops;

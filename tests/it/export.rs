@@ -174,9 +174,14 @@ fn what_does_not_fit_is_refused_with_both_values() {
     assert!(message.contains("model.layers.2.") && message.contains("no parameter"), "{message}");
 
     let folder = copy("qwen3_tied");
+    edit(folder.path(), "config.json", |config| config["mlp_bias"] = true.into());
+    let message = failure(folder.path());
+    assert!(message.contains("key \"mlp_bias\" is true, expected false"), "{message}");
+
+    let folder = copy("qwen3_tied");
     edit(folder.path(), "config.json", |config| config["attention_bias"] = true.into());
     let message = failure(folder.path());
-    assert!(message.contains("key \"attention_bias\" is true, expected false"), "{message}");
+    assert!(message.contains("self_attn.q_proj.bias\" is missing, expected shape [64]"), "{message}");
 }
 
 #[test]

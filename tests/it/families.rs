@@ -1,12 +1,16 @@
 //! Every architecture against transformers (logits, the gradient of every parameter) and against llama.cpp (its converter's keys and
 //! tensors, its logits); fixtures by tests/tools/family_reference.py.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bespoke::cli::export::{candle_logits, relative_difference};
+use bespoke::engine::reference::Reference;
+use bespoke::gguf::{Array, Gguf, Value};
 use bespoke::model::safetensors_file::{SafetensorsFile, f32_values};
-use bespoke::model::{BatchLayout, Decoder, Model, NoTaps, hugging_face};
+use bespoke::model::{BatchLayout, Decoder, Family, Model, NoTaps, gguf_file, hugging_face};
 use candle_core::{Device, Tensor};
+use serde_json::json;
 
 /// Where the fixtures are; another folder, made with other seeds, may be tried through the environment.
 fn root() -> PathBuf {
@@ -108,7 +112,8 @@ fn the_gradient_of_every_parameter_is_that_of_transformers() {
         let (loss, gradients) = gradients(&model, &expected.ids, &case);
         let loss_there = expected.values("loss")[0];
         assert!((loss - loss_there).abs() <= 1e-4 * loss_there.abs(), "{case}: loss {loss}, {loss_there}");
-        let there: Vec<_> = gradients.iter().map(|(name, _)| expected.values(&format!("gradient.{name}"))).collect();
+        let there: Vec<_> =
+            gradients.iter().map(|(name, _)| expected.values(&format!("gradient.{name}"))).collect();
         let scale = there.iter().map(|values| largest(values)).fold(0.0, f32::max);
         for ((name, found), expected) in gradients.iter().zip(&there) {
             assert_eq!(found.len(), expected.len(), "{case}: {name}");
@@ -119,5 +124,167 @@ fn the_gradient_of_every_parameter_is_that_of_transformers() {
             assert!(difference <= bound, "{case}: {name}: {difference:e}, at most {bound:e}");
             assert!(found.iter().all(|value| value.is_finite()), "{case}: {name}");
         }
+    }
+}
+
+/// Why a case makes no GGUF file, if it doesn't.
+fn refused(case: &str) -> Option<&'static str> {
+    match case {
+        "qwen2_window" => Some("sliding_window"),
+        "qwen3_biases" | "qwen35_biases" => Some("attention_bias"),
+        "gemma2_no_caps" => Some("tie_word_embeddings"),
+        _ => None,
+    }
+}
+
+fn export(case: &str, precision: gguf_file::Precision) -> (tempfile::TempDir, PathBuf) {
+    let folder = complete(case);
+    let model = hugging_face::load(folder.path()).unwrap();
+    let target = folder.path().join("model.gguf");
+    gguf_file::export(&model, case, folder.path(), &target, precision).unwrap();
+    (folder, target)
+}
+
+#[test]
+fn llama_cpp_computes_what_transformers_does() {
+    for case in cases().iter().filter(|case| refused(case).is_none()) {
+        let (_folder, gguf) = export(case, gguf_file::Precision::F32);
+        let expected = Expected::open(case);
+        let found = Reference::open(&gguf).unwrap().logits(&expected.ids).unwrap();
+        let difference = relative_difference(&expected.values("logits"), &found).unwrap().0;
+        assert!(difference <= 1e-3, "{case}: {difference:e}");
+    }
+}
+
+#[test]
+fn what_llama_cpp_does_not_compute_is_refused_by_name() {
+    for case in cases() {
+        let Some(key) = refused(&case) else { continue };
+        let folder = complete(&case);
+        let model = hugging_face::load(folder.path()).unwrap();
+        let target = folder.path().join("model.gguf");
+        let error = gguf_file::export(&model, &case, folder.path(), &target, gguf_file::Precision::F32);
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("config.json") && message.contains(key), "{case}: {message}");
+        assert!(message.contains("llama.cpp") && !target.exists(), "{case}: {message}");
+    }
+}
+
+/// A metadata value as JSON, floats as llama.cpp's own reader prints them, and its type in the converter's words.
+fn described(value: &Value) -> (Vec<&'static str>, serde_json::Value) {
+    macro_rules! list {
+        ($kind:literal, $values:expr) => {
+            (vec!["ARRAY", $kind], json!($values))
+        };
+    }
+    match value {
+        Value::U32(n) => (vec!["UINT32"], json!(n)),
+        Value::F32(n) => (vec!["FLOAT32"], json!(f64::from(*n))),
+        Value::Bool(flag) => (vec!["BOOL"], json!(flag)),
+        Value::String(text) => (vec!["STRING"], json!(text)),
+        Value::Array(Array::I32(values)) => list!("INT32", values),
+        Value::Array(Array::F32(values)) => list!("FLOAT32", values),
+        Value::Array(Array::Bool(values)) => list!("BOOL", values),
+        Value::Array(Array::String(values)) => list!("STRING", values),
+        other => panic!("a type that no key of the converter has: {}", other.type_name()),
+    }
+}
+
+fn json_of(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn keys_types_and_tensors_are_those_of_llama_cpps_converter() {
+    let mut compared = 0;
+    for case in cases().iter().filter(|case| refused(case).is_none()) {
+        let reference = root().join(case).join("gguf.json");
+        if !reference.exists() {
+            continue;
+        }
+        compared += 1;
+        let reference = json_of(&reference);
+        let lists = json_of(&tokenizer(case).join("gguf.json"));
+        let (_folder, path) = export(case, gguf_file::Precision::F32);
+        let file = Gguf::open(&path).unwrap();
+        let mut ours: BTreeMap<&str, &Value> =
+            file.metadata().iter().map(|(key, value)| (key.as_str(), value)).collect();
+        for (key, there) in reference["f32"]["keys"].as_object().unwrap() {
+            let found = ours.remove(key.as_str()).unwrap_or_else(|| panic!("{case}: {key} is missing"));
+            let (kind, value) = described(found);
+            assert_eq!(json!(kind), there["type"], "{case}: {key}");
+            let expected =
+                lists.get(key).filter(|_| there["value"]["length"].is_u64()).unwrap_or(&there["value"]);
+            // The name is the folder's; of SentencePiece's tokens the texts of runs of spaces are ours, and so are scores.
+            let spaces = case.starts_with("gemma2") && key.starts_with("tokenizer.ggml.");
+            // The converter writes sections with which llama.cpp ends the process where heads are small.
+            let sections = key == "qwen35.rope.dimension_sections" && case == "qwen35_usual";
+            if sections {
+                assert_eq!(value, json!([1, 0, 0, 0]));
+            } else if key != "general.name" && !(spaces && expected.as_array().is_some()) {
+                assert_eq!(&value, expected, "{case}: {key}");
+            } else if let Some(expected) = expected.as_array() {
+                assert_eq!(value.as_array().unwrap().len(), expected.len(), "{case}: {key}");
+            }
+        }
+        // What an import needs and llama.cpp passes over.
+        ours.retain(|key, _| !key.starts_with("bespoke."));
+        // The converter has no way to say where windows are.
+        ours.remove("gemma2.attention.sliding_window_pattern");
+        if case == "gemma2_scalar" {
+            ours.remove("gemma2.rope.freq_base");
+        }
+        assert!(ours.is_empty(), "{case}: further keys: {:?}", ours.keys());
+
+        let dims = |file: &Gguf| -> BTreeMap<String, serde_json::Value> {
+            let describe = |tensor: &bespoke::gguf::TensorInfo| json!([tensor.kind.to_string(), tensor.dims]);
+            file.tensors().iter().map(|tensor| (tensor.name.clone(), describe(tensor))).collect()
+        };
+        assert_eq!(json!(dims(&file)), reference["f32"]["tensors"], "{case}");
+        let (_folder, path) = export(case, gguf_file::Precision::F16);
+        let half = Gguf::open(&path).unwrap();
+        let kinds: BTreeMap<_, _> = half.tensors().iter().map(|t| (&t.name, t.kind.to_string())).collect();
+        assert_eq!(json!(kinds), reference["f16"]["tensors"], "{case}");
+        let kind: u32 = half.get("general.file_type").unwrap();
+        assert_eq!(json!(kind), reference["f16"]["general.file_type"]);
+    }
+    assert!(compared >= 8, "only {compared} cases have a reference");
+}
+
+/// How far a parameter may be off after the way to a GGUF file and back: what `1 + w` and `exp` lose in f32.
+fn lost(name: &str) -> f32 {
+    if name.contains("norm") || name.ends_with("A_log") || name.ends_with("q_proj.weight") {
+        3e-7
+    } else {
+        0.0
+    }
+}
+
+#[test]
+fn the_way_to_gguf_and_back_changes_nothing() {
+    for case in cases().iter().filter(|case| refused(case).is_none()) {
+        let (folder, path) = export(case, gguf_file::Precision::F32);
+        let before = hugging_face::load(folder.path()).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        hugging_face::save(out.path(), &gguf_file::import(&path).unwrap()).unwrap();
+        let after = hugging_face::load(out.path()).unwrap();
+        let mut config = after.config.clone();
+        // A file of this kind always has some; text does not depend on them.
+        config.features.rotary_sections.clone_from(&before.config.features.rotary_sections);
+        assert_eq!(config, before.config, "{case}");
+        assert_eq!(after.text.ids, before.text.ids, "{case}");
+        assert_eq!(after.text.chat_template, before.text.chat_template, "{case}");
+        let exact = matches!(before.config.family, Family::Llama | Family::Qwen2 | Family::Qwen3);
+        for (name, var) in before.parameters.iter() {
+            let (a, b) = (f32_values(var).unwrap(), f32_values(after.parameters.get(name).unwrap()).unwrap());
+            let bound = if exact { 0.0 } else { lost(name) * largest(&a).max(1.0) };
+            let difference = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(difference <= bound, "{case}: {name}: {difference:e}");
+        }
+        // What is computed, too.
+        let expected = Expected::open(case);
+        let found = candle_logits(&after, &expected.ids).unwrap();
+        let difference = relative_difference(&expected.values("logits"), &found).unwrap().0;
+        assert!(difference <= 1e-4, "{case}: {difference:e}");
     }
 }

@@ -169,7 +169,13 @@ def write_tokenizer(kind, folder, out):
     assert tokenizer.get_vocab_size() <= VOCABULARY + 45, tokenizer.get_vocab_size()
     tokenizer.save(str(out / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos, "pad_token": pad,
-              "chat_template": template(kind)} | ({"unk_token": "<unk>"} if kind == "gemma2" else {})
+              "chat_template": template(kind)}
+    if kind == "gemma2":
+        config["unk_token"] = "<unk>"
+        # The converter reads a sentencepiece model, and what is added to it from here.
+        added = json.loads(tokenizer.to_str())["added_tokens"]
+        config["added_tokens_decoder"] = {
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added}
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return tokenizer, (bos, eos, pad)
 

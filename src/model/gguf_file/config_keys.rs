@@ -15,7 +15,7 @@ const NO_CAP: f64 = (1u64 << 30) as f64;
 /// llama.cpp's rotary base where a file has none.
 const DEFAULT_THETA: f64 = 10_000.0;
 /// Sections of Qwen 3.5's rotary pairs where a configuration has none.
-const DEFAULT_SECTIONS: [i32; 4] = [11, 11, 10, 0];
+const DEFAULT_SECTIONS: [usize; 3] = [11, 11, 10];
 /// What scores are divided by the square root of, if llama.cpp would divide by something else: an export folds the ratio
 /// into the query weights, and an import needs to know.
 const QUERY_SCALAR_KEY: &str = "bespoke.attention.query_scalar";
@@ -87,10 +87,8 @@ fn gemma2(config: &DecoderConfig, writer: &mut Writer) {
 
 fn qwen3_5(config: &DecoderConfig, writer: &mut Writer) {
     let features = &config.features;
-    let mut sections = DEFAULT_SECTIONS.to_vec();
-    if let Some(found) = &features.rotary_sections {
-        sections = found.iter().map(|&n| n as i32).chain(std::iter::repeat(0)).take(4).collect();
-    }
+    let sections = features.rotary_sections.as_deref().unwrap_or(&DEFAULT_SECTIONS);
+    let sections = fitting_sections(sections, features.rotary_dim / 2, config.head_dim);
     writer.set("qwen35.rope.dimension_sections", sections);
     if let Some(shape) = features.delta_net() {
         for (name, value) in [
@@ -107,6 +105,16 @@ fn qwen3_5(config: &DecoderConfig, writer: &mut Writer) {
         features.mixers.iter().map(|mixer| matches!(mixer, Mixer::DeltaNet(_))).collect();
     writer.set("qwen35.attention.recurrent_layers", recurrent);
     writer.set("qwen35.full_attention_interval", 4u32);
+}
+
+/// Sections that give every rotary pair its token's position. Pair p takes the position of section p mod 3, if that is longer
+/// than p / 3; else one that text does not have. llama.cpp ends the process where they are wider than a head together.
+fn fitting_sections(found: &[usize], pairs: usize, head_dim: usize) -> Vec<i32> {
+    let needed: Vec<usize> = (0..3).map(|section| (pairs + 2 - section) / 3).collect();
+    let covers = needed.iter().enumerate().all(|(at, needed)| found.get(at).is_some_and(|n| n >= needed));
+    let fits = covers && found.iter().sum::<usize>() <= head_dim;
+    let chosen = if fits { found } else { &needed };
+    chosen.iter().map(|&n| n as i32).chain(std::iter::repeat(0)).take(4).collect()
 }
 
 /// The number of parameters in short, as model files are labelled: two digits at least, and a letter.
@@ -314,7 +322,16 @@ impl Keys<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::size_label;
+    use super::{fitting_sections, size_label};
+
+    #[test]
+    fn sections_cover_the_pairs_and_fit_a_head() {
+        assert_eq!(fitting_sections(&[11, 11, 10], 32, 256), [11, 11, 10, 0]);
+        assert_eq!(fitting_sections(&[11, 11, 10], 1, 8), [1, 0, 0, 0]);
+        assert_eq!(fitting_sections(&[11, 11, 10], 2, 16), [1, 1, 0, 0]);
+        assert_eq!(fitting_sections(&[2, 1, 1], 4, 16), [2, 1, 1, 0]);
+        assert_eq!(fitting_sections(&[1, 1, 1], 4, 16), [2, 1, 1, 0]);
+    }
 
     #[test]
     fn sizes_are_labelled_as_other_files_are() {

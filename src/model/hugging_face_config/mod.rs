@@ -25,6 +25,8 @@ pub struct TokenIds {
     pub eos: Vec<u32>,
     /// Padding.
     pub pad: Option<u32>,
+    /// What stands for text that has no token. Only `tokenizer_config.json` names it.
+    pub unk: Option<u32>,
 }
 
 /// Reads the object of a `config.json`.
@@ -121,7 +123,7 @@ fn token_ids(keys: &Keys) -> Result<TokenIds, FileError> {
         None => Some(vec![]),
     };
     let eos = eos.ok_or_else(|| keys.wrong("eos_token_id", "a token id or a list of them"))?;
-    Ok(TokenIds { bos: one("bos_token_id")?, eos, pad: one("pad_token_id")? })
+    Ok(TokenIds { bos: one("bos_token_id")?, eos, pad: one("pad_token_id")?, unk: None })
 }
 
 #[cfg(test)]
@@ -160,7 +162,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let ids = TokenIds { bos: Some(1), eos: vec![2, 3], pad: None };
+        let ids = TokenIds { bos: Some(1), eos: vec![2, 3], pad: None, unk: None };
         for family in Family::ALL {
             let config = DecoderConfig { family, features: family.features(2, 4, 16), ..config() };
             assert_eq!(read(&render(&config, &ids)).unwrap(), (config, ids.clone()));
