@@ -8,9 +8,14 @@ use bespoke::cli::export::{candle_logits, relative_difference};
 use bespoke::engine::reference::Reference;
 use bespoke::gguf::{Array, Gguf, Value};
 use bespoke::model::safetensors_file::{SafetensorsFile, f32_values};
-use bespoke::model::{BatchLayout, Decoder, Family, Model, NoTaps, gguf_file, hugging_face};
+use bespoke::model::tokenizer::Tokenizer;
+use bespoke::model::{BatchLayout, Decoder, Family, Model, NoTaps, TextSide, gguf_file, hugging_face};
 use candle_core::{Device, Tensor};
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::json;
+use tokenizers::Normalizer;
 
 /// Where the fixtures are; another folder, made with other seeds, may be tried through the environment.
 fn root() -> PathBuf {
@@ -287,4 +292,86 @@ fn the_way_to_gguf_and_back_changes_nothing() {
         let difference = relative_difference(&expected.values("logits"), &found).unwrap().0;
         assert!(difference <= 1e-4, "{case}: {difference:e}");
     }
+}
+
+/// One case of each kind of tokenizer, and text that its markers and added tokens are part of.
+const TOKENIZERS: [(&str, &[&str]); 4] = [
+    ("llama_plain", &["<|eot_id|>", "<|begin_of_text|>", "1234567", "'Re"]),
+    ("qwen2_gqa", &["<|im_end|>", "<think>", "<|fim_prefix|>", "e\u{301}", "\u{1100}\u{1161}"]),
+    ("qwen35_long", &["<|im_start|>", "<think>", "<|fim_prefix|>", "हिन्दी", "e\u{301}x"]),
+    (
+        "gemma2_usual",
+        &["<end_of_turn>", "<unused0>", "<mask>", "\n\n\n\n\n", "       ", "the", "\t", "<0x41>"],
+    ),
+];
+
+/// A text as the tokenizer's normaliser leaves it: llama.cpp has no Unicode normal forms, and reads what is in one alike.
+fn normal_form(tokenizer: &Tokenizer, text: &str) -> String {
+    match tokenizer.inner().get_normalizer() {
+        Some(tokenizers::NormalizerWrapper::NFC(form)) => {
+            let mut normal = tokenizers::NormalizedString::from(text);
+            form.normalize(&mut normal).unwrap();
+            normal.get().to_owned()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+fn loaded(text: &TextSide) -> Tokenizer {
+    let bytes = serde_json::to_vec(&text.tokenizer).unwrap();
+    Tokenizer::new(tokenizers::Tokenizer::from_bytes(bytes).unwrap())
+}
+
+/// Awkward texts with these pieces in between.
+fn texts(rng: &mut ChaCha8Rng, pieces: &[&str], count: usize) -> Vec<String> {
+    let one = |rng: &mut ChaCha8Rng| {
+        let piece = |rng: &mut ChaCha8Rng| pieces.choose(rng).unwrap().to_string();
+        (0..rng.random_range(1..4)).map(|_| crate::tokenizer::text(rng) + &piece(rng)).collect::<String>()
+    };
+    (0..count).map(|_| one(rng)).collect()
+}
+
+fn assert_same_ids(what: &str, text: &TextSide, gguf: &Path, pieces: &[&str]) {
+    let reference = Reference::open(gguf).unwrap();
+    let (ours, back) = (loaded(text), loaded(&gguf_file::import(gguf).unwrap().text));
+    let mut plain = tokenizers::Tokenizer::from_bytes(serde_json::to_vec(&text.tokenizer).unwrap()).unwrap();
+    plain.set_encode_special_tokens(false);
+    let mut rng = ChaCha8Rng::seed_from_u64(21);
+    for text in texts(&mut rng, pieces, 400) {
+        let normal = normal_form(&ours, &text);
+        let ids = ours.encode(&text).unwrap();
+        assert_eq!(ids, reference.tokenize(&normal, false), "{what}: llama.cpp reads {text:?} otherwise");
+        assert_eq!(ids, back.encode(&text).unwrap(), "{what}: the import reads {text:?} otherwise");
+        // As tokenizers itself reads markers in a text.
+        let marked = plain.encode_fast(text.as_str(), false).unwrap().get_ids().to_vec();
+        assert_eq!(marked, reference.tokenize(&normal, true), "{what}: markers in {text:?}");
+    }
+    let around = |tokenizer: &Tokenizer| tokenizer.inner().encode("x", true).unwrap().get_ids().to_vec();
+    assert_eq!(around(&ours), around(&back), "{what}");
+}
+
+#[test]
+fn awkward_texts_have_the_same_tokens_everywhere() {
+    for (case, pieces) in TOKENIZERS {
+        let (folder, gguf) = export(case, gguf_file::Precision::F32);
+        let text = hugging_face::load(folder.path()).unwrap().text;
+        assert_same_ids(case, &text, &gguf, pieces);
+    }
+}
+
+#[test]
+fn pieces_with_merges_of_their_own_keep_them() {
+    // A vocabulary of Gemma's form whose merges are those of a trainer, one way to each token.
+    let (case, pieces) = TOKENIZERS[3];
+    let folder = complete(case);
+    let mut model = hugging_face::load(folder.path()).unwrap();
+    let merges = model.text.tokenizer["model"]["merges"].as_array_mut().unwrap();
+    let mut seen = std::collections::HashSet::new();
+    merges
+        .retain(|merge| seen.insert(format!("{}{}", merge[0].as_str().unwrap(), merge[1].as_str().unwrap())));
+    let gguf = folder.path().join("model.gguf");
+    gguf_file::export(&model, case, folder.path(), &gguf, gguf_file::Precision::F32).unwrap();
+    let file = Gguf::open(&gguf).unwrap();
+    assert_eq!(file.get::<&str>("tokenizer.ggml.model").unwrap(), "gemma4");
+    assert_same_ids("merges", &model.text, &gguf, pieces);
 }

@@ -52,7 +52,7 @@ const MARKS: [&str; 22] = [
 static NEW: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"[\p{Age:16.0}--\p{Age:15.1}]").unwrap());
 
 /// A text of pieces that tokenisers treat apart.
-fn text(rng: &mut ChaCha8Rng) -> String {
+pub fn text(rng: &mut ChaCha8Rng) -> String {
     let mut text = String::new();
     for _ in 0..rng.random_range(0..24) {
         match rng.random_range(0..9) {
