@@ -15,6 +15,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::model::FileError;
+
 /// Done.
 pub const DONE: u8 = 0;
 /// Failed.
@@ -82,10 +84,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints an error with its chain of causes, one a line.
+/// Prints an error with its chain of causes, one a line, and what can be done about it.
 fn report(error: &anyhow::Error) {
     eprintln!("error: {error}");
     for cause in error.chain().skip(1) {
         eprintln!("  caused by: {cause}");
+    }
+    let hint = error.chain().find_map(|cause| cause.downcast_ref::<FileError>()?.hint());
+    if let Some(hint) = hint {
+        eprintln!("\nhint: {hint}");
     }
 }

@@ -10,7 +10,7 @@ use super::file_error::FileError;
 use super::hugging_face_config::{self, TokenIds};
 use super::safetensors_file::{self, SafetensorsFile};
 use super::tokenizer::{BOS, CHAT_TEMPLATE, END, PAD, Tokenizer, TokenizerError};
-use super::{DecoderConfig, Parameters, hugging_face_text};
+use super::{DecoderConfig, Family, Parameters, hugging_face_text};
 
 /// A model as its files describe it.
 #[derive(Debug, Clone)]
@@ -100,7 +100,7 @@ pub fn load_parameters(folder: &Path, config: &DecoderConfig) -> Result<Paramete
     Ok(parameters)
 }
 
-/// Refuses tensors that are no parameters, but for two kinds that carry nothing of their own.
+/// Refuses tensors that are no parameters, but for kinds that have no part in what is computed.
 fn refuse_rest(
     rest: HashMap<String, (Vec<usize>, &SafetensorsFile)>,
     config: &DecoderConfig,
@@ -111,6 +111,10 @@ fn refuse_rest(
     for (name, (shape, file)) in rest {
         // Old transformers versions stored this table, which follows from the configuration.
         if name.ends_with(".rotary_emb.inv_freq") {
+            continue;
+        }
+        // Predicts tokens beyond the next one, beside the model proper; transformers passes over it too.
+        if config.family == Family::Qwen3_5 && (name.starts_with("mtp.") || name.starts_with("model.mtp.")) {
             continue;
         }
         // A tied head may be stored as a copy of the embedding.

@@ -2,15 +2,16 @@
 (logits and the gradient of every parameter, f32, CPU), and what llama.cpp's converter makes of them.
 
 Run from the repository root with torch, transformers, tokenizers, sentencepiece and safetensors installed:
-    python tests/tools/family_reference.py [--converter LLAMA_CPP] [--out FOLDER] [--seed N] [CASE...]
+    python tests/tools/family_reference.py [--converter LLAMA_CPP] [--out FOLDER] [--seed N] [--random N] [CASE...]
 
-LLAMA_CPP is a checkout of llama.cpp (convert_hf_to_gguf.py, conversion/, gguf-py/); without it, gguf.json is left as it is. Other seeds
-and folders make held-out cases. The values depend on the package versions, which the metadata of expected.safetensors records.
+LLAMA_CPP is a checkout of llama.cpp (convert_hf_to_gguf.py, conversion/, gguf-py/); without it, gguf.json is left as it is. `--random N`
+makes N random configurations of each family instead; `BESPOKE_FAMILIES_DIR=FOLDER cargo test --test it families` tries them. The values depend on the package versions, which the metadata of expected.safetensors records.
 """
 
 import argparse
 import json
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,48 @@ CLASSES = {
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, "gemma2"),
     "qwen3_5": (transformers.Qwen3_5TextConfig, transformers.Qwen3_5ForCausalLM, "qwen35"),
 }
+
+
+def random_case(family, dice):
+    """A configuration of a family, every choice by chance."""
+    heads = dice.choice([1, 2, 3, 4])
+    layers = dice.randint(1, 4)
+    changes = dict(
+        num_attention_heads=heads, num_key_value_heads=dice.choice([n for n in range(1, heads + 1) if heads % n == 0]),
+        hidden_size=heads * dice.choice([4, 6, 8, 10]), intermediate_size=dice.choice([8, 20, 33]), num_hidden_layers=layers,
+        rms_norm_eps=dice.choice([1e-6, 1e-5]), tie_word_embeddings=dice.random() < 0.5,
+        max_position_embeddings=dice.choice([96, 256]))
+    if family != "qwen2":
+        changes["head_dim"] = dice.choice([4, 6, 8, 16])
+    theta = dice.choice([100.0, 1e4, 1e6])
+    rope = dict(rope_type="default", rope_theta=theta)
+    if family == "llama":
+        if dice.random() < 0.5:
+            rope = dict(LLAMA3_ROPE, rope_theta=theta, factor=dice.choice([2.0, 8.0, 32.0]))
+        changes |= dict(attention_bias=dice.random() < 0.4, mlp_bias=dice.random() < 0.4)
+    if family in ["qwen2", "qwen3"] and dice.random() < 0.4:
+        changes |= dict(use_sliding_window=True, sliding_window=dice.randint(1, 20), max_window_layers=dice.randint(0, layers))
+    if family == "qwen3":
+        changes["attention_bias"] = dice.random() < 0.3
+    if family == "gemma2":
+        changes |= dict(sliding_window=dice.randint(1, 20), query_pre_attn_scalar=dice.choice([changes["head_dim"], 24, 256]),
+                        attn_logit_softcapping=dice.choice([None, 1.0, 50.0]), final_logit_softcapping=dice.choice([None, 2.0, 30.0]),
+                        tie_word_embeddings=dice.random() < 0.8)
+        if dice.random() < 0.5:
+            changes["layer_types"] = [dice.choice(["full_attention", "sliding_attention"]) for _ in range(layers)]
+    if family == "qwen3_5":
+        keys = dice.choice([1, 2, 3])
+        width = dice.choice([3, 4, 8])
+        changes |= dict(
+            linear_num_key_heads=keys, linear_num_value_heads=keys * dice.choice([1, 2, 3]), linear_key_head_dim=width,
+            linear_value_head_dim=width if dice.random() < 0.7 else 5, linear_conv_kernel_dim=dice.choice([2, 3, 4]),
+            attention_bias=dice.random() < 0.2, head_dim=dice.choice([8, 16]),
+            layer_types=["linear_attention"] + [dice.choice(["full_attention", "linear_attention"]) for _ in range(layers - 1)])
+        rope |= dict(partial_rotary_factor=dice.choice([0.25, 0.5, 1.0]))
+        if dice.random() < 0.5:
+            rope["mrope_section"] = [1, 1, 0]
+    changes["rope_parameters"] = rope
+    return family, changes, dice.choice([2, 11, 40, 90])
 
 
 def byte_level(kind):
@@ -212,7 +255,7 @@ def make(name, out, seed, kinds):
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     tokens = torch.randint(7, values["vocab_size"], (1, length), generator=generator)
-    logits = model(tokens).logits[0]
+    logits = model(tokens, use_cache=False).logits[0]
     loss = torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:])
     loss.backward()
     tensors = {
@@ -290,8 +333,16 @@ def main():
     parser.add_argument("--converter", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("--random", type=int, default=0)
+    parser.add_argument("cases", nargs="*")
     args = parser.parse_args()
+    if args.random:
+        dice = random.Random(args.seed)
+        prefixes = {"qwen3_5": "qwen35"}
+        random_cases = {f"{prefixes.get(family, family)}_random{n}": random_case(family, dice)
+                        for family in CLASSES for n in range(args.random)}
+        CASES.clear()
+        CASES.update(random_cases)
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         kinds, folders = {}, {}
@@ -304,7 +355,7 @@ def main():
             shared.mkdir(parents=True, exist_ok=True)
             for name in ["tokenizer.json", "tokenizer_config.json"]:
                 shutil.copy(folders[kind] / name, shared / name)
-        for name in args.cases:
+        for name in args.cases or CASES:
             make(name, args.out, args.seed, kinds)
             if args.converter:
                 convert(name, args.out, folders, args.converter.resolve())

@@ -250,7 +250,7 @@ impl Keys<'_> {
 
     fn gemma2(&self, layers: usize, features: &mut Features) -> Result<(), FileError> {
         let cap = |name: &str, usual: Option<f64>| -> Result<Option<f64>, FileError> {
-            Ok(self.float(name)?.or(usual).filter(|cap| *cap < NO_CAP))
+            Ok(self.float(name)?.or(usual).filter(|cap| (*cap as f32) < NO_CAP as f32))
         };
         features.attention_cap = cap("attn_logit_softcapping", features.attention_cap)?;
         features.logit_cap = cap("final_logit_softcapping", features.logit_cap)?;

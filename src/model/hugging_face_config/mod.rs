@@ -39,7 +39,9 @@ pub fn parse(path: &Path, object: &Map<String, Value>) -> Result<(DecoderConfig,
     let (hidden_size, heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
     // Defaults that follow from other keys; those of one model size are never meant.
     let plain = matches!(family, Family::Llama | Family::Qwen2);
-    let kv_heads = keys.count_or("num_key_value_heads", (family == Family::Llama).then_some(heads))?;
+    let null = object.get("num_key_value_heads") == Some(&Value::Null);
+    let kv_heads =
+        keys.count_or("num_key_value_heads", (family == Family::Llama || null).then_some(heads))?;
     let even = plain && hidden_size.is_multiple_of(heads);
     let head_dim = keys.count_or("head_dim", even.then(|| hidden_size / heads))?;
     if heads % kv_heads != 0 {
