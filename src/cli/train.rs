@@ -78,8 +78,12 @@ fn plan(recipe: &Recipe) -> String {
 /// DeltaNet block counts as its matrices: its state costs little beside them.
 fn flops_per_token(config: &DecoderConfig, seq_len: usize) -> f64 {
     let embedding = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
-    let vectors: usize =
-        config.parameter_shapes().iter().filter_map(|(_, shape)| (shape.len() == 1).then(|| shape[0])).sum();
+    let vectors: usize = config
+        .parameter_shapes()
+        .iter()
+        .filter(|(_, shape)| shape.len() == 1)
+        .map(|(_, shape)| shape[0])
+        .sum();
     let matrices = config.parameter_count() as f64 - (embedding + vectors) as f64;
     let attending = config.features.mixers.iter().filter(|mixer| matches!(mixer, Mixer::Attention { .. }));
     let attention = 2.0 * (attending.count() * config.heads * config.head_dim * seq_len) as f64;

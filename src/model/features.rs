@@ -88,6 +88,7 @@ impl DeltaNetShape {
 
 /// The differences between architectures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // independent of each other: any combination is a decoder
 pub struct Features {
     /// What norms of blocks, heads and the end multiply by.
     pub norm: NormWeight,
@@ -168,7 +169,7 @@ impl Family {
             Self::Qwen2 => Features { attention_bias: AttentionBias::QueryKeyValue, ..llama },
             Self::Qwen3 => Features { qk_norm: true, ..llama },
             Self::Gemma2 => {
-                let window = |layer: usize| (layer % 2 == 0).then_some(DEFAULT_WINDOW);
+                let window = |layer: usize| layer.is_multiple_of(2).then_some(DEFAULT_WINDOW);
                 Features {
                     norm: NormWeight::OnePlus,
                     post_norms: true,

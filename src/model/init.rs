@@ -21,12 +21,11 @@ pub fn initialise(config: &DecoderConfig, seed: u64) -> Result<Parameters> {
     let mut parameters = Parameters::default();
     for (name, shape) in config.parameter_shapes() {
         let count = shape.iter().product();
-        let values = match shape.as_slice() {
-            [_] => vector(config, &name, count, &mut rng),
-            _ => {
-                let std = standard_deviation(config, &name, &shape);
-                (0..count).map(|_| (normal(&mut rng) * std) as f32).collect()
-            }
+        let values = if shape.len() == 1 {
+            vector(config, &name, count, &mut rng)
+        } else {
+            let std = standard_deviation(config, &name, &shape);
+            (0..count).map(|_| (normal(&mut rng) * std) as f32).collect()
         };
         parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu)?)?;
     }
@@ -49,9 +48,10 @@ fn vector(config: &DecoderConfig, name: &str, count: usize, rng: &mut ChaCha8Rng
     if name.ends_with("A_log") {
         return (0..count).map(|_| rng.random_range(0.01..16.0f64).ln() as f32).collect();
     }
-    let bias = name.ends_with(".bias");
-    let gated_norm = name.ends_with("linear_attn.norm.weight") || name.ends_with("dt_bias");
-    let zero = bias || config.features.norm == NormWeight::OnePlus && !gated_norm;
+    let bias = name.rsplit('.').next() == Some("bias");
+    // The norm inside a DeltaNet multiplies by its weight in every architecture.
+    let one = name.ends_with("linear_attn.norm.weight") || name.ends_with("dt_bias");
+    let zero = bias || config.features.norm == NormWeight::OnePlus && !one;
     vec![if zero { 0.0 } else { 1.0 }; count]
 }
 

@@ -287,16 +287,11 @@ impl Keys<'_> {
             value_dim: self.count("ssm.inner_size")? / value_heads,
             kernel: self.count("ssm.conv_kernel")?,
         };
-        let recurrent = match self.flags("attention.recurrent_layers", layers)? {
-            Some(recurrent) => recurrent,
-            None => {
-                let interval = self.optional("full_attention_interval")?.unwrap_or(4);
-                (1..=layers).map(|n| n % interval != 0).collect()
-            }
-        };
-        let mixer = |recurrent: bool| match recurrent {
-            true => Mixer::DeltaNet(shape),
-            false => Mixer::Attention { window: None },
+        let interval = self.optional("full_attention_interval")?.unwrap_or(4);
+        let recurrent = self.flags("attention.recurrent_layers", layers)?;
+        let recurrent = recurrent.unwrap_or_else(|| (1..=layers).map(|n| n % interval != 0).collect());
+        let mixer = |recurrent: bool| {
+            if recurrent { Mixer::DeltaNet(shape) } else { Mixer::Attention { window: None } }
         };
         features.mixers = recurrent.into_iter().map(mixer).collect();
         Ok(())
@@ -313,10 +308,10 @@ impl Keys<'_> {
             Some(Value::Array(Array::U32(numbers))) => numbers.iter().map(|&n| n != 0).collect(),
             Some(other) => return Err(self.wrong(name, other.type_name(), "array of bool")),
         };
-        match flags.len() == layers {
-            true => Ok(Some(flags)),
-            false => Err(self.wrong(name, format!("{} entries", flags.len()), "one per block")),
+        if flags.len() != layers {
+            return Err(self.wrong(name, format!("{} entries", flags.len()), "one per block"));
         }
+        Ok(Some(flags))
     }
 }
 

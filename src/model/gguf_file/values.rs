@@ -97,23 +97,15 @@ fn delta_tile(shape: DeltaNetShape, part: &str, last: &str, hidden: usize) -> Op
 }
 
 impl Step {
-    fn apply(self, mut values: Vec<f32>) -> Vec<f32> {
+    fn apply(self, values: Vec<f32>) -> Vec<f32> {
+        let each = |f: &dyn Fn(f32) -> f32| values.iter().map(|&value| f(value)).collect();
         match self {
             Self::Interleave { heads, head_dim } => {
                 reorder(&values, heads, head_dim, |row| (row % 2) * (head_dim / 2) + row / 2)
             }
-            Self::AddOne => {
-                values.iter_mut().for_each(|value| *value += 1.0);
-                values
-            }
-            Self::MinusExp => {
-                values.iter_mut().for_each(|value| *value = -value.exp());
-                values
-            }
-            Self::Scale(factor) => {
-                values.iter_mut().for_each(|value| *value *= factor);
-                values
-            }
+            Self::AddOne => each(&|value| value + 1.0),
+            Self::MinusExp => each(&|value| -value.exp()),
+            Self::Scale(factor) => each(&|value| value * factor),
             Self::Tile { skip, key_heads, per_key, block } => {
                 tile(&values, skip, block, key_heads * per_key, |to| {
                     (to % key_heads) * per_key + to / key_heads
@@ -122,23 +114,15 @@ impl Step {
         }
     }
 
-    fn undo(self, mut values: Vec<f32>) -> Vec<f32> {
+    fn undo(self, values: Vec<f32>) -> Vec<f32> {
+        let each = |f: &dyn Fn(f32) -> f32| values.iter().map(|&value| f(value)).collect();
         match self {
             Self::Interleave { heads, head_dim } => {
                 reorder(&values, heads, head_dim, |row| (row % (head_dim / 2)) * 2 + row / (head_dim / 2))
             }
-            Self::AddOne => {
-                values.iter_mut().for_each(|value| *value -= 1.0);
-                values
-            }
-            Self::MinusExp => {
-                values.iter_mut().for_each(|value| *value = (-*value).ln());
-                values
-            }
-            Self::Scale(factor) => {
-                values.iter_mut().for_each(|value| *value /= factor);
-                values
-            }
+            Self::AddOne => each(&|value| value - 1.0),
+            Self::MinusExp => each(&|value| (-value).ln()),
+            Self::Scale(factor) => each(&|value| value / factor),
             Self::Tile { skip, key_heads, per_key, block } => {
                 tile(&values, skip, block, key_heads * per_key, |to| {
                     (to % per_key) * key_heads + to / per_key

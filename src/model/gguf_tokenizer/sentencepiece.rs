@@ -60,21 +60,17 @@ pub(super) fn write(json: Json, mut vocabulary: Vocabulary, writer: &mut Writer)
             }
         }
     }
-    match scores(&vocabulary, &merges) {
-        Some(scores) => {
-            writer.set("tokenizer.ggml.model", "llama").set("tokenizer.ggml.pre", "default");
-            writer.set("tokenizer.ggml.scores", scores);
+    if let Some(scores) = scores(&vocabulary, &merges) {
+        writer.set("tokenizer.ggml.model", "llama").set("tokenizer.ggml.pre", "default");
+        writer.set("tokenizer.ggml.scores", scores);
+    } else {
+        let mixed = |part: &str| part.contains('\n') && part.chars().any(|c| c != '\n');
+        if let Some((left, right)) = merges.iter().find(|(left, right)| mixed(&format!("{left}{right}"))) {
+            let found = json!([left, right]);
+            return Err(json.wrong("model.merges", &found, "line breaks apart from other text"));
         }
-        None => {
-            let mixed = |part: &str| part.contains('\n') && part.chars().any(|c| c != '\n');
-            if let Some((left, right)) = merges.iter().find(|(left, right)| mixed(&format!("{left}{right}")))
-            {
-                let found = json!([left, right]);
-                return Err(json.wrong("model.merges", &found, "line breaks apart from other text"));
-            }
-            writer.set("tokenizer.ggml.model", "gemma4");
-            writer.set("tokenizer.ggml.merges", string_merges(&merges));
-        }
+        writer.set("tokenizer.ggml.model", "gemma4");
+        writer.set("tokenizer.ggml.merges", string_merges(&merges));
     }
     writer.set("tokenizer.ggml.tokens", vocabulary.texts);
     writer.set("tokenizer.ggml.token_type", vocabulary.types);

@@ -234,7 +234,7 @@ fn delta_net(keys: &Keys) -> Result<DeltaNetShape, FileError> {
         value_dim: keys.count("linear_value_head_dim")?,
         kernel: keys.count("linear_conv_kernel_dim")?,
     };
-    if shape.value_heads % shape.key_heads != 0 {
+    if !shape.value_heads.is_multiple_of(shape.key_heads) {
         let expected = format!("a multiple of {} (linear_num_key_heads)", shape.key_heads);
         return Err(keys.wrong("linear_num_value_heads", expected));
     }

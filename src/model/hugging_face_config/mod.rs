@@ -80,10 +80,10 @@ fn rope(keys: &Keys, family: Family) -> Result<(f64, Option<RopeScaling>), FileE
     let top = keys.optional_positive("rope_theta")?;
     let whole = |keys: &Keys| {
         let share = keys.get("partial_rotary_factor");
-        match share.is_some_and(|share| family != Family::Qwen3_5 && share.as_f64() != Some(1.0)) {
-            true => Err(keys.wrong("partial_rotary_factor", "1 or nothing: whole heads are rotated")),
-            false => Ok(()),
+        if share.is_some_and(|share| family != Family::Qwen3_5 && share.as_f64() != Some(1.0)) {
+            return Err(keys.wrong("partial_rotary_factor", "1 or nothing: whole heads are rotated"));
         }
+        Ok(())
     };
     whole(keys)?;
     let Some(keys) = keys.inner("rope_parameters")?.or(keys.inner("rope_scaling")?) else {

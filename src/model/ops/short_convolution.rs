@@ -111,7 +111,9 @@ impl CustomOp2 for ShortConvolution {
         let places = self.places(channels);
         let one = |place: &std::ops::Range<usize>| {
             let mut y = convolve(&x[place.clone()], &taps, channels);
-            y.iter_mut().for_each(|u| *u *= sigmoid(*u));
+            for u in &mut y {
+                *u *= sigmoid(*u);
+            }
             y
         };
         let parts: Vec<Vec<f32>> = places.par_iter().map(one).collect();

@@ -83,7 +83,9 @@ fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
 fn scale_rows(rows: &mut [f32], factors: &[f32]) {
     let width = rows.len() / factors.len();
     for (row, factor) in rows.chunks_exact_mut(width).zip(factors) {
-        row.iter_mut().for_each(|value| *value *= factor);
+        for value in row.iter_mut() {
+            *value *= factor;
+        }
     }
 }
 
@@ -164,7 +166,9 @@ impl<'a> Chunk<'a> {
         let (written, p) = (CpuStorage::F32(self.written), CpuStorage::F32(self.p));
         let written = Matrix::dense(&written, 0, len, width);
         lanes::add(&mut read, &Matrix::dense(&p, 0, len, len).matmul(&written)?);
-        state.iter_mut().for_each(|value| *value *= forgotten);
+        for value in &mut state {
+            *value *= forgotten;
+        }
         let fading = CpuStorage::F32(fading);
         lanes::add(&mut state, &Matrix::dense(&fading, 0, len, key_width).t().matmul(&written)?);
         Ok((read, state))
@@ -217,7 +221,9 @@ impl<'a> Chunk<'a> {
         let mut d_q = d_read_m.matmul(&state_t)?;
         let mut d_k = d_errors.matmul(&state_t)?;
         scale_rows(&mut d_q, &self.kept);
-        d_k.iter_mut().for_each(|value| *value = -*value);
+        for value in &mut d_k {
+            *value = -*value;
+        }
         scale_rows(&mut d_k, &self.kept);
         let q_rows = &q.storage.as_slice::<f32>()?[q.offset..][..len * key_width];
         let k_rows = &k.storage.as_slice::<f32>()?[k.offset..][..len * key_width];

@@ -48,7 +48,7 @@ pub fn delta_rule(
         || decay.dims3()? != heads
         || strength.dims3()? != heads
         || shape.key_heads == 0
-        || shape.value_heads % shape.key_heads != 0
+        || !shape.value_heads.is_multiple_of(shape.key_heads)
     {
         let (mixed, decay, strength) = (mixed.shape(), decay.shape(), strength.shape());
         candle_core::bail!(
@@ -97,7 +97,9 @@ fn normalised(rows: &[f32], width: usize, length: f32) -> Vec<f32> {
     let mut out = rows.to_vec();
     for row in out.chunks_exact_mut(width) {
         let factor = length / (lanes::dot(row, row) + EPS).sqrt();
-        row.iter_mut().for_each(|value| *value *= factor);
+        for value in row.iter_mut() {
+            *value *= factor;
+        }
     }
     out
 }
