@@ -173,6 +173,7 @@ impl Check<'_> {
         if interval == 0 {
             return Err(bad_value(key("full_attention_interval"), 0, "more than 0"));
         }
+        let further = self.optional::<u32>(&key("nextn_predict_layers"))?.unwrap_or(0);
         let name = key("attention.recurrent_layers");
         let flags = match self.value(&name) {
             None => (1..=blocks).map(|n| n % interval != 0).collect(),
@@ -186,6 +187,11 @@ impl Check<'_> {
             return Err(
                 Rule::ArrayLength { key, found, expected: blocks.into(), why: "one per block" }.into()
             );
+        }
+        // Its cache for the kind that is missing would be no memory at all, which llama.cpp asserts there is.
+        let own = flags.len() - (further as usize).min(flags.len());
+        if flags[..own].iter().all(|flag| *flag) || !flags[..own].iter().any(|flag| *flag) {
+            return Err(bad_value(name, "one kind of blocks", "recurrent blocks and others"));
         }
         Ok(Recurrent { state, keys, values, kernel, blocks: flags })
     }

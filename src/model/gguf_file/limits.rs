@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::model::features::{AttentionBias, Family};
+use crate::model::features::{AttentionBias, Family, Mixer};
 use crate::model::{DecoderConfig, FileError};
 
 /// Refuses a decoder that llama.cpp would compute otherwise, or not load. `path` is its `config.json`.
@@ -45,9 +45,10 @@ pub(super) fn check(config: &DecoderConfig, path: &Path) -> Result<(), FileError
             }
         }
         Family::Qwen3_5 => {
-            let Some(shape) = features.delta_net() else {
-                let expected = "at least one \"linear_attention\": llama.cpp's graph is a hybrid";
-                return refuse("layer_types", "\"full_attention\" alone".into(), expected);
+            let attends = features.mixers.iter().any(|mixer| matches!(mixer, Mixer::Attention { .. }));
+            let (Some(shape), true) = (features.delta_net(), attends) else {
+                let expected = "\"full_attention\" and \"linear_attention\", each at least once: llama.cpp's graph is a hybrid";
+                return refuse("layer_types", "one kind alone".into(), expected);
             };
             if shape.key_dim != shape.value_dim {
                 let expected =
