@@ -11,7 +11,7 @@ use crate::model::{DecoderConfig, FileError};
 /// The key, its value, and what llama.cpp's graph of this architecture has instead.
 pub(super) fn check(config: &DecoderConfig, path: &Path) -> Result<(), FileError> {
     let refuse = |key: &str, found: String, expected: &str| {
-        Err(FileError::key(path, key, found, format!("{expected} for a GGUF file")))
+        Err(FileError::key(path, key, found, format!("for a GGUF file {expected}")))
     };
     let features = &config.features;
     let family = config.family;
