@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use bespoke::model::ops::{RotaryTable, attention, linear, linear_cross_entropy, rms_norm, rotary, swiglu};
+use bespoke::model::ops::{
+    RotaryTable, Scoring, attention, linear, linear_cross_entropy, rms_norm, rotary, swiglu,
+};
 use bespoke::model::{BatchLayout, Decoder, DecoderConfig, Document, Family, Parameters, init};
 use bespoke::train::batch::PackedRow;
 use bespoke::train::gradient::Workers;
@@ -30,6 +32,7 @@ fn default_model() -> DecoderConfig {
         rope_scaling: None,
         tied: true,
         max_position: 2048,
+        features: Family::Qwen3.features(6, 4, 64),
     }
 }
 
@@ -107,12 +110,12 @@ fn operations(criterion: &mut Criterion) {
     measure("norm and rotary", &|| rotary(&q, Some((&head_norm, 1e-6)), &table, &positions).unwrap());
     let document = |i: usize| Document { row: i / 2, start: i % 2 * 256, len: 256 };
     let layout = BatchLayout::packed(2, SEQ, (0..4).map(document).collect()).unwrap();
-    measure("attention", &|| attention(&q, &kv, &kv, &layout).unwrap());
+    measure("attention", &|| attention(&q, &kv, &kv, Scoring::of_width(64), &layout).unwrap());
     let head = values(&[4096, 256]);
     let answers = x.narrow(0, 0, 460).unwrap();
     let targets: Vec<u32> = (0..460).collect();
     measure("head and cross-entropy", &|| {
-        linear_cross_entropy(&answers, &head, targets.clone(), 1.0, true).unwrap().loss
+        linear_cross_entropy(&answers, &head, targets.clone(), 1.0, None, true).unwrap().loss
     });
     group.finish();
 }

@@ -80,6 +80,13 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// Hyperbolic tangent, to about 1e-7 of 1.
+#[inline]
+pub fn tanh(x: f32) -> f32 {
+    let e = exp(2.0 * x.clamp(-20.0, 20.0));
+    (e - 1.0) / (e + 1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +100,14 @@ mod tests {
             assert!(relative < 3e-7, "exp({x}): {} instead of {expected}", exp(x));
         }
         assert!(exp(f32::NEG_INFINITY) < 1e-37 && exp(-1000.0) >= 0.0);
+    }
+
+    #[test]
+    fn the_hyperbolic_tangent_is_exact_to_1e_7() {
+        for i in -3000..3000 {
+            let x = i as f32 * 0.01;
+            assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 2e-7, "tanh({x}): {}", tanh(x));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::model::{gguf_file, hugging_face};
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// GGUF file of architecture llama or qwen3 with F32, F16, BF16 or Q8_0 weights
+    /// GGUF file of architecture llama, qwen2, qwen3, gemma2 or qwen35 with F32, F16, BF16 or Q8_0 weights
     file: PathBuf,
     /// Folder to write
     output: PathBuf,

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::model::FileError;
 use crate::spoke::Refusal;
 
 /// Done.
@@ -93,16 +94,19 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints an error with its chain of causes, one a line, and advice where there is some.
+/// Prints an error with its chain of causes, one a line, and what can be done about it.
 fn report(error: &anyhow::Error) {
     eprintln!("error: {error}");
     for cause in error.chain().skip(1) {
         eprintln!("  caused by: {cause}");
     }
-    if let Some(refusal) = error.downcast_ref::<Refusal>() {
+    let refusal = error.downcast_ref::<Refusal>();
+    if let Some(refusal) = refusal {
         eprintln!("  code: {}", refusal.code());
-        if let Some(hint) = refusal.hint() {
-            eprintln!("\nhint: {hint}");
-        }
+    }
+    let of_file = || error.chain().find_map(|cause| cause.downcast_ref::<FileError>()?.hint());
+    let hint = refusal.and_then(|refusal| refusal.hint().map(|hint| hint.to_string()));
+    if let Some(hint) = hint.or_else(|| of_file().map(|hint| hint.to_string())) {
+        eprintln!("\nhint: {hint}");
     }
 }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use super::WrongConfiguration;
-use crate::model::{DecoderConfig, Family};
+use crate::model::DecoderConfig;
+use crate::model::features::Mixer;
 use crate::train::recipe::{Recipe, Stage};
 use crate::train::{TrainError, r#loop};
 
@@ -73,12 +74,18 @@ fn plan(recipe: &Recipe) -> String {
     )
 }
 
-/// Forward and backward cost of one token: 6 per weight of a matrix, and attention over half the row on average.
+/// Forward and backward cost of one token: 6 per weight of a matrix, and attention over half the row on average. A
+/// DeltaNet block counts as its matrices: its state costs little beside them.
 fn flops_per_token(config: &DecoderConfig, seq_len: usize) -> f64 {
     let embedding = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
-    let norms = if config.family == Family::Qwen3 { 2 * config.head_dim } else { 0 };
-    let norms = config.layers * (norms + 2 * config.hidden_size) + config.hidden_size;
-    let matrices = config.parameter_count() as f64 - (embedding + norms) as f64;
-    let attention = 2.0 * (config.layers * config.heads * config.head_dim * seq_len) as f64;
+    let vectors: usize = config
+        .parameter_shapes()
+        .iter()
+        .filter(|(_, shape)| shape.len() == 1)
+        .map(|(_, shape)| shape[0])
+        .sum();
+    let matrices = config.parameter_count() as f64 - (embedding + vectors) as f64;
+    let attending = config.features.mixers.iter().filter(|mixer| matches!(mixer, Mixer::Attention { .. }));
+    let attention = 2.0 * (attending.count() * config.heads * config.head_dim * seq_len) as f64;
     6.0 * matrices + 3.0 * attention
 }

@@ -1,16 +1,8 @@
-//! What a decoder of the Llama family looks like: the numbers of a Hugging Face `config.json`, validated.
+//! What a decoder looks like: the numbers of a Hugging Face `config.json`, validated, and the parameters that follow from them.
 
 use serde::{Deserialize, Serialize};
 
-/// Architectures with a llama.cpp counterpart of the same graph.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// `LlamaForCausalLM`; llama.cpp `llama` (rotary pairs interleaved in its files).
-    Llama,
-    /// `Qwen3ForCausalLM`; llama.cpp `qwen3`: RMS norm on each head of q and k before rotation.
-    Qwen3,
-}
+use super::features::{AttentionBias, DeltaNetShape, Family, Features, Mixer};
 
 /// Shape and constants of a decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,7 +21,7 @@ pub struct DecoderConfig {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Width F of the SwiGLU intermediate.
+    /// Width F of the feed-forward intermediate.
     pub ffn: usize,
     /// Epsilon of every RMS norm.
     pub rms_eps: f64,
@@ -41,6 +33,8 @@ pub struct DecoderConfig {
     pub tied: bool,
     /// Positions that the model was trained for.
     pub max_position: usize,
+    /// What sets its architecture apart.
+    pub features: Features,
 }
 
 /// Llama-3's piecewise scaling of rotary frequencies.
@@ -57,39 +51,76 @@ pub struct RopeScaling {
 }
 
 impl DecoderConfig {
-    /// Whether q and k are normalised per head before rotation.
-    pub fn qk_norm(&self) -> bool {
-        self.family == Family::Qwen3
-    }
-
     /// Names (Hugging Face) and shapes of all parameters, in their fixed order: embedding, blocks, final norm, head.
     pub fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, f) = (self.hidden_size, self.ffn);
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let d = self.hidden_size;
         let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];
-        for layer in 0..self.layers {
+        for (layer, &mixer) in self.features.mixers.iter().enumerate() {
             let mut add = |name: &str, shape: Vec<usize>| {
-                shapes.push((format!("model.layers.{layer}.{name}.weight"), shape));
+                shapes.push((format!("model.layers.{layer}.{name}"), shape));
             };
-            add("input_layernorm", vec![d]);
-            add("self_attn.q_proj", vec![q, d]);
-            add("self_attn.k_proj", vec![kv, d]);
-            add("self_attn.v_proj", vec![kv, d]);
-            add("self_attn.o_proj", vec![d, q]);
-            if self.qk_norm() {
-                add("self_attn.q_norm", vec![self.head_dim]);
-                add("self_attn.k_norm", vec![self.head_dim]);
+            add("input_layernorm.weight", vec![d]);
+            match mixer {
+                Mixer::Attention { .. } => self.attention_shapes(&mut add),
+                Mixer::DeltaNet(shape) => self.delta_net_shapes(shape, &mut add),
             }
-            add("post_attention_layernorm", vec![d]);
-            add("mlp.gate_proj", vec![f, d]);
-            add("mlp.up_proj", vec![f, d]);
-            add("mlp.down_proj", vec![d, f]);
+            add("post_attention_layernorm.weight", vec![d]);
+            if self.features.post_norms {
+                add("pre_feedforward_layernorm.weight", vec![d]);
+            }
+            for (name, outputs, inputs) in
+                [("gate_proj", self.ffn, d), ("up_proj", self.ffn, d), ("down_proj", d, self.ffn)]
+            {
+                add(&format!("mlp.{name}.weight"), vec![outputs, inputs]);
+                if self.features.ffn_bias {
+                    add(&format!("mlp.{name}.bias"), vec![outputs]);
+                }
+            }
+            if self.features.post_norms {
+                add("post_feedforward_layernorm.weight", vec![d]);
+            }
         }
         shapes.push(("model.norm.weight".to_owned(), vec![d]));
         if !self.tied {
             shapes.push(("lm_head.weight".to_owned(), vec![self.vocab_size, d]));
         }
         shapes
+    }
+
+    fn attention_shapes(&self, add: &mut impl FnMut(&str, Vec<usize>)) {
+        let d = self.hidden_size;
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let gated = if self.features.output_gate { 2 * q } else { q };
+        let bias = self.features.attention_bias;
+        let projections = [
+            ("q_proj", gated, d, bias != AttentionBias::None),
+            ("k_proj", kv, d, bias != AttentionBias::None),
+            ("v_proj", kv, d, bias != AttentionBias::None),
+            ("o_proj", d, q, bias == AttentionBias::All),
+        ];
+        for (name, outputs, inputs, bias) in projections {
+            add(&format!("self_attn.{name}.weight"), vec![outputs, inputs]);
+            if bias {
+                add(&format!("self_attn.{name}.bias"), vec![outputs]);
+            }
+        }
+        if self.features.qk_norm {
+            add("self_attn.q_norm.weight", vec![self.head_dim]);
+            add("self_attn.k_norm.weight", vec![self.head_dim]);
+        }
+    }
+
+    fn delta_net_shapes(&self, shape: DeltaNetShape, add: &mut impl FnMut(&str, Vec<usize>)) {
+        let d = self.hidden_size;
+        add("linear_attn.dt_bias", vec![shape.value_heads]);
+        add("linear_attn.A_log", vec![shape.value_heads]);
+        add("linear_attn.conv1d.weight", vec![shape.channels(), 1, shape.kernel]);
+        add("linear_attn.norm.weight", vec![shape.value_dim]);
+        add("linear_attn.out_proj.weight", vec![d, shape.values()]);
+        add("linear_attn.in_proj_qkv.weight", vec![shape.channels(), d]);
+        add("linear_attn.in_proj_z.weight", vec![shape.values(), d]);
+        add("linear_attn.in_proj_b.weight", vec![shape.value_heads, d]);
+        add("linear_attn.in_proj_a.weight", vec![shape.value_heads, d]);
     }
 
     /// Number of parameters (a tied head counts once).

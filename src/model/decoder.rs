@@ -1,12 +1,13 @@
-//! The one forward pass: decoders of the Llama family, with taps.
+//! The one forward pass, of every architecture, with taps.
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
+use super::block::{Block, Norm, Weights};
 use super::layout::BatchLayout;
-use super::ops::{RotaryTable, attention, linear, rms_norm, rotary, swiglu};
-use super::taps::{Point, Projection, Taps};
+use super::ops::{CrossEntropy, RotaryTable, linear, linear_cross_entropy};
+use super::taps::{Point, Taps};
 use super::{DecoderConfig, Parameters};
 
 /// A decoder over shared parameters: changing a [`Parameters`] variable in place changes the decoder.
@@ -15,74 +16,43 @@ pub struct Decoder {
     config: DecoderConfig,
     embedding: Tensor,
     blocks: Vec<Block>,
-    norm: Tensor,
+    norm: Norm,
     head: Tensor,
-    rotary: Arc<RotaryTable>,
-}
-
-#[derive(Debug, Clone)]
-struct Block {
-    attention_norm: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    query_norm: Option<Tensor>,
-    key_norm: Option<Tensor>,
-    ffn_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
 }
 
 impl Decoder {
     /// Builds a decoder on parameters named and shaped as in [`DecoderConfig::parameter_shapes`].
     ///
     /// # Errors
-    /// A parameter that is missing or has another shape.
+    /// A parameter that is missing or has another shape; another number of mixers than of layers.
     pub fn new(config: DecoderConfig, parameters: &Parameters) -> Result<Self> {
+        let mixers = config.features.mixers.len();
+        if mixers != config.layers {
+            candle_core::bail!("{mixers} mixers for a decoder of {} layers", config.layers);
+        }
         for (name, shape) in config.parameter_shapes() {
             let found = parameters.get(&name)?.dims();
             if found != shape {
                 candle_core::bail!("parameter {name} has shape {found:?}, expected {shape:?}");
             }
         }
-        let get = |name: &str| -> Result<Tensor> { Ok(parameters.get(name)?.as_tensor().clone()) };
-        let blocks = (0..config.layers)
-            .map(|layer| {
-                let get = |name: &str| get(&format!("model.layers.{layer}.{name}.weight"));
-                let norm = |name: &str| config.qk_norm().then(|| get(name)).transpose();
-                Ok(Block {
-                    attention_norm: get("input_layernorm")?,
-                    query: get("self_attn.q_proj")?,
-                    key: get("self_attn.k_proj")?,
-                    value: get("self_attn.v_proj")?,
-                    output: get("self_attn.o_proj")?,
-                    query_norm: norm("self_attn.q_norm")?,
-                    key_norm: norm("self_attn.k_norm")?,
-                    ffn_norm: get("post_attention_layernorm")?,
-                    gate: get("mlp.gate_proj")?,
-                    up: get("mlp.up_proj")?,
-                    down: get("mlp.down_proj")?,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let embedding = get("model.embed_tokens.weight")?;
-        let head = if config.tied { embedding.clone() } else { get("lm_head.weight")? };
-        let rotary = RotaryTable::new(
+        let rotary = Arc::new(RotaryTable::new(
             config.max_position,
-            config.head_dim,
+            config.features.rotary_dim,
             config.rope_theta,
             config.rope_scaling.as_ref(),
-        );
-        Ok(Self {
-            norm: get("model.norm.weight")?,
-            rotary: Arc::new(rotary),
-            config,
-            embedding,
-            blocks,
-            head,
-        })
+        ));
+        let blocks = (0..config.layers)
+            .map(|layer| {
+                let weights = Weights::new(parameters, format!("model.layers.{layer}."));
+                Block::new(&config, layer, &weights, &rotary)
+            })
+            .collect::<Result<_>>()?;
+        let weights = Weights::new(parameters, "");
+        let embedding = weights.get("model.embed_tokens.weight")?;
+        let head = if config.tied { embedding.clone() } else { weights.get("lm_head.weight")? };
+        let norm = weights.norm("model.norm", config.features.norm, config.rms_eps)?;
+        Ok(Self { config, embedding, blocks, norm, head })
     }
 
     /// Shape and constants.
@@ -103,16 +73,13 @@ impl Decoder {
         let (batch, seq) = ids.dims2()?;
         let embedded = self.embedding.index_select(&ids.flatten_all()?, 0)?;
         let mut x = embedded.reshape((batch, seq, self.config.hidden_size))?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            x = taps.tap(Point::Residual, layer, x)?;
-            let mixed = self.attend(block, layer, &x, layout, taps)?;
-            x = (x + taps.tap(Point::AttentionOutput, layer, mixed)?)?;
-            let fed = self.feed(block, layer, &x, taps)?;
-            x = (x + taps.tap(Point::FfnOutput, layer, fed)?)?;
-            x = taps.tap(Point::BlockOutput, layer, x)?;
+        if self.config.features.scaled_embedding {
+            x = (x * (self.config.hidden_size as f64).sqrt())?;
         }
-        let x = rms_norm(&x, &self.norm, self.config.rms_eps)?;
-        taps.tap(Point::FinalNorm, self.config.layers, x)
+        for block in &self.blocks {
+            x = block.forward(x, layout, taps)?;
+        }
+        taps.tap(Point::FinalNorm, self.config.layers, self.norm.forward(&x)?)
     }
 
     /// Logits `[..., V]` of hidden states `[..., D]`.
@@ -120,43 +87,26 @@ impl Decoder {
     /// # Errors
     /// Another width than D.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        linear(hidden, &self.head)
+        let logits = linear(hidden, &self.head)?;
+        match self.config.features.logit_cap {
+            None => Ok(logits),
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+        }
     }
 
-    fn attend(
+    /// `scale` times the sum of the losses of hidden states `[rows, D]` at their target tokens, without logits of all rows
+    /// in memory; a gradient only if asked for (see [`linear_cross_entropy`]).
+    ///
+    /// # Errors
+    /// Another width than D, another number of targets than rows, a target outside the vocabulary.
+    pub fn loss(
         &self,
-        block: &Block,
-        layer: usize,
-        x: &Tensor,
-        layout: &BatchLayout,
-        taps: &mut dyn Taps,
-    ) -> Result<Tensor> {
-        let DecoderConfig { heads, kv_heads, head_dim, rms_eps, .. } = self.config;
-        let (batch, seq, _) = x.dims3()?;
-        let x = taps.tap(Point::AttentionNorm, layer, rms_norm(x, &block.attention_norm, rms_eps)?)?;
-        let mut project = |projection, weight: &Tensor, heads: usize| {
-            taps.project(projection, layer, &x, linear(&x, weight)?)?.reshape((batch, seq, heads, head_dim))
-        };
-        let q = project(Projection::Query, &block.query, heads)?;
-        let k = project(Projection::Key, &block.key, kv_heads)?;
-        let v = project(Projection::Value, &block.value, kv_heads)?;
-        let turn = |x: &Tensor, norm: &Option<Tensor>| {
-            rotary(x, norm.as_ref().map(|weight| (weight, rms_eps)), &self.rotary, layout.positions())
-        };
-        let (q, k) = (turn(&q, &block.query_norm)?, turn(&k, &block.key_norm)?);
-        let context = taps.tap(Point::AttentionContext, layer, attention(&q, &k, &v, layout)?)?;
-        let context = context.reshape((batch, seq, heads * head_dim))?;
-        let output = linear(&context, &block.output)?;
-        taps.project(Projection::Output, layer, &context, output)
-    }
-
-    fn feed(&self, block: &Block, layer: usize, x: &Tensor, taps: &mut dyn Taps) -> Result<Tensor> {
-        let x = rms_norm(x, &block.ffn_norm, self.config.rms_eps)?;
-        let x = taps.tap(Point::FfnNorm, layer, x)?;
-        let gate = taps.project(Projection::Gate, layer, &x, linear(&x, &block.gate)?)?;
-        let up = taps.project(Projection::Up, layer, &x, linear(&x, &block.up)?)?;
-        let inner = taps.tap(Point::FfnIntermediate, layer, swiglu(&gate, &up)?)?;
-        let output = linear(&inner, &block.down)?;
-        taps.project(Projection::Down, layer, &inner, output)
+        hidden: &Tensor,
+        targets: Vec<u32>,
+        scale: f32,
+        with_gradient: bool,
+    ) -> Result<CrossEntropy> {
+        let cap = self.config.features.logit_cap.map(|cap| cap as f32);
+        linear_cross_entropy(hidden, &self.head, targets, scale, cap, with_gradient)
     }
 }

@@ -101,6 +101,31 @@ impl FileError {
         |source| Self::Io { path: path.to_owned(), source }
     }
 
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Key { key, expected, .. } => match key.as_str() {
+                _ if expected.contains("llama.cpp") => Some(
+                    "the folder can be trained and judged as it is; only a GGUF file can't be made of it",
+                ),
+                "vision_config" | "audio_config" | "text_config" => Some(
+                    "save the text model alone, in transformers: \
+                     AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)",
+                ),
+                "architectures" | "model_type" => Some("docs/formats.md lists the architectures"),
+                _ => None,
+            },
+            Self::MissingTensor { .. } | Self::ExtraTensor { .. } | Self::Shape { .. } => {
+                Some("the configuration and the weights are not of one model, or one of them was changed")
+            }
+            Self::Dtype { .. } => Some("store the weights as BF16, F16 or F32"),
+            Self::Safetensors { .. } | Self::Json { .. } => {
+                Some("the file is damaged, or its download incomplete")
+            }
+            Self::Io { .. } | Self::Gguf(_) | Self::Tensor(_) => None,
+        }
+    }
+
     /// A key with a value that can't be used.
     pub fn key(
         path: &Path,

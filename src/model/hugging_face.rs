@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Var};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::file_error::FileError;
 use super::hugging_face_config::{self, TokenIds};
 use super::safetensors_file::{self, SafetensorsFile};
 use super::tokenizer::{BOS, CHAT_TEMPLATE, END, PAD, Tokenizer, TokenizerError};
-use super::{DecoderConfig, Parameters};
+use super::{DecoderConfig, Family, Parameters, hugging_face_text};
 
 /// A model as its files describe it.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct TextSide {
     pub tokenizer: Value,
     /// Jinja template of a conversation.
     pub chat_template: Option<String>,
+    /// Further templates, by name (for tools, for retrieval).
+    pub named_templates: Vec<(String, String)>,
     /// Special token ids.
     pub ids: TokenIds,
 }
@@ -42,8 +44,9 @@ impl TextSide {
     pub fn of_post(tokenizer: &Tokenizer) -> Result<Self, TokenizerError> {
         let json = tokenizer.to_json()?;
         let tokenizer = serde_json::from_str(&json).map_err(|e| TokenizerError::Text(e.to_string()))?;
-        let ids = TokenIds { bos: Some(BOS), eos: vec![END], pad: Some(PAD) };
-        Ok(Self { tokenizer, chat_template: Some(CHAT_TEMPLATE.to_owned()), ids })
+        let ids = TokenIds { bos: Some(BOS), eos: vec![END], pad: Some(PAD), unk: None };
+        let chat_template = Some(CHAT_TEMPLATE.to_owned());
+        Ok(Self { tokenizer, chat_template, named_templates: vec![], ids })
     }
 }
 
@@ -54,9 +57,7 @@ impl TextSide {
 pub fn load(folder: &Path) -> Result<Model, FileError> {
     let (config, ids) = load_config(folder)?;
     let parameters = load_parameters(folder, &config)?;
-    let tokenizer = Value::Object(read_object(&folder.join("tokenizer.json"))?);
-    let chat_template = load_chat_template(folder)?;
-    Ok(Model { config, parameters, text: TextSide { tokenizer, chat_template, ids } })
+    Ok(Model { config, parameters, text: hugging_face_text::load(folder, ids)? })
 }
 
 /// Reads `config.json` of a folder.
@@ -99,7 +100,7 @@ pub fn load_parameters(folder: &Path, config: &DecoderConfig) -> Result<Paramete
     Ok(parameters)
 }
 
-/// Refuses tensors that are no parameters, but for two kinds that carry nothing of their own.
+/// Refuses tensors that are no parameters, but for kinds that have no part in what is computed.
 fn refuse_rest(
     rest: HashMap<String, (Vec<usize>, &SafetensorsFile)>,
     config: &DecoderConfig,
@@ -110,6 +111,10 @@ fn refuse_rest(
     for (name, (shape, file)) in rest {
         // Old transformers versions stored this table, which follows from the configuration.
         if name.ends_with(".rotary_emb.inv_freq") {
+            continue;
+        }
+        // Predicts tokens beyond the next one, beside the model proper; transformers passes over it too.
+        if config.family == Family::Qwen3_5 && (name.starts_with("mtp.") || name.starts_with("model.mtp.")) {
             continue;
         }
         // A tied head may be stored as a copy of the embedding.
@@ -161,23 +166,6 @@ fn open_shards(folder: &Path) -> Result<Vec<SafetensorsFile>, FileError> {
     names.into_iter().map(|name| SafetensorsFile::open(&folder.join(name))).collect()
 }
 
-/// The template of `chat_template.jinja`, or else that of `tokenizer_config.json`.
-fn load_chat_template(folder: &Path) -> Result<Option<String>, FileError> {
-    let path = folder.join("chat_template.jinja");
-    if path.exists() {
-        return fs_err::read_to_string(&path).map(Some).map_err(FileError::io(&path));
-    }
-    let path = folder.join("tokenizer_config.json");
-    if !path.exists() {
-        return Ok(None);
-    }
-    match read_object(&path)?.remove("chat_template") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(template)) => Ok(Some(template)),
-        Some(other) => Err(FileError::key(&path, "chat_template", other.to_string(), "a string")),
-    }
-}
-
 /// Writes a folder that transformers loads: `config.json`, `model.safetensors` (f32), `tokenizer.json`,
 /// `tokenizer_config.json`. Each file is replaced atomically.
 ///
@@ -191,36 +179,18 @@ pub fn save(folder: &Path, model: &Model) -> Result<(), FileError> {
         }
     }
     safetensors_file::write(&folder.join("model.safetensors"), &model.parameters)?;
-    write_json(folder.join("tokenizer.json"), &model.text.tokenizer)?;
-    write_json(folder.join("tokenizer_config.json"), &tokenizer_config(&model.text))?;
+    hugging_face_text::save(folder, &model.text)?;
     // Last: a folder with a configuration is complete.
     write_json(folder.join("config.json"), &hugging_face_config::render(&model.config, &model.text.ids))
 }
 
-/// `tokenizer_config.json`: the special tokens by text, and the template.
-fn tokenizer_config(text: &TextSide) -> Value {
-    let added = text.tokenizer.get("added_tokens").and_then(Value::as_array);
-    let content = |id: u32| {
-        let token = added.into_iter().flatten().find(|token| token["id"].as_u64() == Some(id.into()));
-        token.map_or(Value::Null, |token| token["content"].clone())
-    };
-    json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": text.ids.bos.map(content),
-        "eos_token": text.ids.eos.first().map(|&id| content(id)),
-        "pad_token": text.ids.pad.map(content),
-        "clean_up_tokenization_spaces": false,
-        "chat_template": text.chat_template,
-    })
-}
-
-fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> {
+pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> {
     let text =
         serde_json::to_string_pretty(value).expect("a JSON value has no map keys that are not strings");
     crate::durable::write(&path, (text + "\n").as_bytes()).map_err(FileError::io(&path))
 }
 
-fn read_object(path: &Path) -> Result<Map<String, Value>, FileError> {
+pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FileError> {
     let bytes = fs_err::read(path).map_err(FileError::io(path))?;
     serde_json::from_slice(&bytes).map_err(|source| FileError::Json { path: path.to_owned(), source })
 }

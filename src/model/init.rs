@@ -4,13 +4,15 @@ use candle_core::{Device, Result, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::features::NormWeight;
 use super::{DecoderConfig, Parameters};
 
 /// Standard deviation of the embedding, as in GPT-2.
 const EMBEDDING_STD: f64 = 0.02;
 
-/// Parameters drawn from a seed: norms 1, embedding and head N(0, 0.02), matrices N(0, 1 / in), and those that write to the
-/// residual stream a further `sqrt(2 layers)` smaller, so that its variance does not grow with depth (GPT-2).
+/// Parameters drawn from a seed: norms multiply by 1, biases are 0, embedding and head N(0, 0.02), matrices N(0, 1 / in), and
+/// those that write to the residual stream a further `sqrt(2 layers)` smaller, so that its variance does not grow with depth
+/// (GPT-2). A DeltaNet forgets as transformers lets it begin: rates from nearly 0 to 16, a bias of 1.
 ///
 /// # Errors
 /// Shapes that do not fit memory.
@@ -19,23 +21,38 @@ pub fn initialise(config: &DecoderConfig, seed: u64) -> Result<Parameters> {
     let mut parameters = Parameters::default();
     for (name, shape) in config.parameter_shapes() {
         let count = shape.iter().product();
-        let std = match shape.as_slice() {
-            [_] => None,
-            _ if name.starts_with("model.embed_tokens") || name.starts_with("lm_head") => Some(EMBEDDING_STD),
-            [.., inputs] => {
-                let writes = name.contains("o_proj") || name.contains("down_proj");
-                let depth = if writes { 2.0 * config.layers as f64 } else { 1.0 };
-                Some(1.0 / (*inputs as f64 * depth).sqrt())
-            }
-            [] => None,
-        };
-        let values = match std {
-            Some(std) => (0..count).map(|_| (normal(&mut rng) * std) as f32).collect(),
-            None => vec![1.0; count],
+        let values = if shape.len() == 1 {
+            vector(config, &name, count, &mut rng)
+        } else {
+            let std = standard_deviation(config, &name, &shape);
+            (0..count).map(|_| (normal(&mut rng) * std) as f32).collect()
         };
         parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu)?)?;
     }
     Ok(parameters)
+}
+
+/// Spread of a matrix.
+fn standard_deviation(config: &DecoderConfig, name: &str, shape: &[usize]) -> f64 {
+    if name.starts_with("model.embed_tokens") || name.starts_with("lm_head") {
+        return EMBEDDING_STD;
+    }
+    let writes = ["o_proj", "out_proj", "down_proj"].iter().any(|part| name.contains(part));
+    let depth = if writes { 2.0 * config.layers as f64 } else { 1.0 };
+    let inputs = shape.last().copied().unwrap_or(1);
+    1.0 / (inputs as f64 * depth).sqrt()
+}
+
+/// Values of a norm, a bias, or a rate of decay.
+fn vector(config: &DecoderConfig, name: &str, count: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    if name.ends_with("A_log") {
+        return (0..count).map(|_| rng.random_range(0.01..16.0f64).ln() as f32).collect();
+    }
+    let bias = name.rsplit('.').next() == Some("bias");
+    // The norm inside a DeltaNet multiplies by its weight in every architecture.
+    let one = name.ends_with("linear_attn.norm.weight") || name.ends_with("dt_bias");
+    let zero = bias || config.features.norm == NormWeight::OnePlus && !one;
+    vec![if zero { 0.0 } else { 1.0 }; count]
 }
 
 /// A standard normal value (Box-Muller).

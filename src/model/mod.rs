@@ -1,14 +1,16 @@
 //! The Candle decoder family: one forward pass with taps, its parameters, and its files.
 
+mod block;
 pub mod config;
 pub mod decoder;
+pub mod features;
 pub mod felix;
 pub mod file_error;
 pub mod gguf_file;
-pub mod gguf_names;
 pub mod gguf_tokenizer;
 pub mod hugging_face;
 pub mod hugging_face_config;
+mod hugging_face_text;
 pub mod init;
 pub mod layout;
 pub mod ops;
@@ -18,8 +20,9 @@ pub mod stand_in;
 pub mod taps;
 pub mod tokenizer;
 
-pub use config::{DecoderConfig, Family, RopeScaling};
+pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::Decoder;
+pub use features::{Family, Features};
 pub use file_error::FileError;
 pub use hugging_face::{Model, TextSide};
 pub use layout::{BatchLayout, Document};

@@ -10,8 +10,8 @@ use half::f16;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::gguf_file::write_config;
-use super::gguf_names::gguf_name;
+use super::gguf_file::names::{gguf_dims, gguf_name};
+use super::gguf_file::{stored_as, write_config};
 use super::{DecoderConfig, Family, FileError};
 use crate::gguf::{Array, GgmlType, Gguf, GgufError, Value, Writer, check_model};
 
@@ -55,6 +55,7 @@ impl Shape {
                 rope_scaling: None,
                 tied: true,
                 max_position: 32_768,
+                features: Family::Qwen3.features(28, 12, 128),
             },
             Self::Tiny => DecoderConfig {
                 // More than the shipped tokenizer has, so that this shape needs filler tokens too.
@@ -66,6 +67,7 @@ impl Shape {
                 head_dim: 32,
                 ffn: 128,
                 max_position: 2048,
+                features: Family::Qwen3.features(2, 4, 32),
                 ..Self::Post.config()
             },
         }
@@ -90,12 +92,10 @@ pub fn write(shape: Shape, seed: u64, tokenizer: &Path, target: &Path) -> Result
         FILE_TYPE,
         &mut writer,
     );
-    writer.set("general.quantization_version", 2u32);
     write_tokenizer(&source, config.vocab_size, &mut writer)?;
     for (ours, shape) in config.parameter_shapes() {
-        let theirs = gguf_name(&ours).expect("every parameter of a decoder has a name in llama.cpp");
-        let dims: Vec<u64> = shape.iter().rev().map(|&dim| dim as u64).collect();
-        writer.tensor(theirs, &dims, if dims.len() == 1 { GgmlType::F32 } else { GgmlType::Q8_0 });
+        let theirs = gguf_name(config.family, &ours).expect("every parameter has a name in llama.cpp");
+        writer.tensor(theirs, &gguf_dims(&shape), stored_as(&shape, GgmlType::Q8_0));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     writer.write::<GgufError>(target, |tensor| {

@@ -7,17 +7,18 @@ use candle_core::{Result, Tensor};
 pub enum Point {
     /// The residual stream that enters a block, `[B, S, D]`.
     Residual,
-    /// Output of the norm before attention, `[B, S, D]`.
+    /// Output of the norm before attention or DeltaNet, `[B, S, D]`.
     AttentionNorm,
-    /// Attention context of every head, before the output projection, `[B, S, H, head_dim]`.
+    /// Context of every head, gated where the architecture has a gate, before the output projection,
+    /// `[B, S, H, head_dim]`; of a DeltaNet block `[B, S, value heads, value width]`.
     AttentionContext,
-    /// What attention adds to the residual stream, `[B, S, D]`.
+    /// What attention or DeltaNet adds to the residual stream, after its own norm if it has one, `[B, S, D]`.
     AttentionOutput,
     /// Output of the norm before the feed-forward part, `[B, S, D]`.
     FfnNorm,
-    /// SwiGLU intermediate, `[B, S, F]`.
+    /// Gated product between the projections up and down, `[B, S, F]`.
     FfnIntermediate,
-    /// What the feed-forward part adds to the residual stream, `[B, S, D]`.
+    /// What the feed-forward part adds to the residual stream, after its own norm if it has one, `[B, S, D]`.
     FfnOutput,
     /// The residual stream that leaves a block, `[B, S, D]`.
     BlockOutput,
@@ -28,7 +29,7 @@ pub enum Point {
 /// A weight matrix of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Projection {
-    /// `self_attn.q_proj`
+    /// `self_attn.q_proj`; with output gates, each head's query and gate
     Query,
     /// `self_attn.k_proj`
     Key,
@@ -36,6 +37,16 @@ pub enum Projection {
     Value,
     /// `self_attn.o_proj`
     Output,
+    /// `linear_attn.in_proj_qkv`: q, k and v before the short convolution
+    DeltaMixed,
+    /// `linear_attn.in_proj_z`: gate of the output
+    DeltaGate,
+    /// `linear_attn.in_proj_b`: how much a token writes
+    DeltaStrength,
+    /// `linear_attn.in_proj_a`: how much a token forgets
+    DeltaTime,
+    /// `linear_attn.out_proj`
+    DeltaOutput,
     /// `mlp.gate_proj`
     Gate,
     /// `mlp.up_proj`

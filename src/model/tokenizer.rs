@@ -63,6 +63,14 @@ impl Tokenizer {
     pub fn new(mut inner: tokenizers::Tokenizer) -> Self {
         // Without this, special tokens are looked for in any text; a person's text must never become a marker.
         inner.set_encode_special_tokens(true);
+        // Some files mark the markers of their templates as ordinary; llama.cpp takes them for what they look like.
+        let markers: Vec<_> = inner
+            .get_added_tokens_decoder()
+            .into_values()
+            .filter(|token| !token.special && looks_special(&token.content))
+            .map(|token| tokenizers::AddedToken { special: true, ..token })
+            .collect();
+        inner.add_special_tokens(&markers);
         Self { inner }
     }
 
@@ -124,6 +132,15 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
+}
+
+/// Whether an added token is a marker by its looks, although its file does not say so (the rule of llama.cpp's converter).
+pub fn looks_special(token: &str) -> bool {
+    let between = |open: &str, close: &str| token.starts_with(open) && token.ends_with(close);
+    matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
+        || between("<|", "|>")
+        || between("<｜", "｜>")
+        || between("<unused", ">")
 }
 
 /// Cuts compact JSON into pieces that are tokenised apart: what stands between string values (keys, brackets and the

@@ -12,7 +12,6 @@ use candle_core::Tensor;
 use super::TrainError;
 use super::batch::{Inputs, PackedRow};
 use super::in_place::blend;
-use crate::model::ops::linear_cross_entropy;
 use crate::model::{Decoder, NoTaps, Parameters};
 
 /// What a batch gave.
@@ -143,7 +142,7 @@ fn part(
     // Logits are needed only where an answer's token is predicted.
     let hidden = hidden.flatten(0, 1)?.index_select(&inputs.predicting, 0)?; // [targets, D]
     let with_gradient = parameters.is_some();
-    let result = linear_cross_entropy(&hidden, decoder.head(), inputs.targets, scale, with_gradient)?;
+    let result = decoder.loss(&hidden, inputs.targets, scale, with_gradient)?;
     let loss = f64::from(result.loss.to_scalar::<f32>()?);
     let gradients = match parameters {
         None => vec![],

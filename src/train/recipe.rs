@@ -344,6 +344,7 @@ impl Recipe {
             rope_scaling: None,
             tied: model.tied,
             max_position: model.max_position,
+            features: model.family.features(model.layers, model.heads, model.head_dim),
         }
     }
 

@@ -98,8 +98,7 @@ fn llama_cpp_computes_what_transformers_does_and_the_way_back_is_exact() {
         // The tokenizer is rebuilt, not copied: it must read every text alike, control tokens included.
         assert!(check(&after, &gguf).unwrap().max <= 1e-3);
         let again = out.path().join("again.gguf");
-        gguf_file::export(&after, "model", &back.join("tokenizer.json"), &again, gguf_file::Precision::F32)
-            .unwrap();
+        gguf_file::export(&after, "model", &back, &again, gguf_file::Precision::F32).unwrap();
         let (first, second) = (Gguf::open(&gguf).unwrap(), Gguf::open(&again).unwrap());
         let rest = |file: &Gguf| {
             file.metadata().iter().filter(|(key, _)| key != "general.name").cloned().collect::<Vec<_>>()
@@ -175,9 +174,14 @@ fn what_does_not_fit_is_refused_with_both_values() {
     assert!(message.contains("model.layers.2.") && message.contains("no parameter"), "{message}");
 
     let folder = copy("qwen3_tied");
+    edit(folder.path(), "config.json", |config| config["mlp_bias"] = true.into());
+    let message = failure(folder.path());
+    assert!(message.contains("key \"mlp_bias\" is true, expected false"), "{message}");
+
+    let folder = copy("qwen3_tied");
     edit(folder.path(), "config.json", |config| config["attention_bias"] = true.into());
     let message = failure(folder.path());
-    assert!(message.contains("key \"attention_bias\" is true, expected false"), "{message}");
+    assert!(message.contains("self_attn.q_proj.bias\" is missing, expected shape [64]"), "{message}");
 }
 
 #[test]
@@ -207,7 +211,7 @@ fn a_file_with_which_llama_cpp_computes_something_else_is_noticed() {
     let (folder, out) = (fixture("llama_tied"), tempfile::tempdir().unwrap());
     let mut model = hugging_face::load(&folder).unwrap();
     let gguf = out.path().join("model.gguf");
-    gguf_file::export(&model, "x", &folder.join("tokenizer.json"), &gguf, gguf_file::Precision::F32).unwrap();
+    gguf_file::export(&model, "x", &folder, &gguf, gguf_file::Precision::F32).unwrap();
     assert!(check(&model, &gguf).unwrap().max <= 1e-3);
     // A small mistake: a rotary base 5 % off.
     model.config.rope_theta = 10_500.0;

@@ -13,6 +13,7 @@ mod engine;
 mod eval;
 mod exactness;
 mod export;
+mod families;
 mod gguf_hostile;
 mod hostile;
 mod likelihood;

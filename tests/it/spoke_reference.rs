@@ -21,7 +21,7 @@ pub fn post(name: &str, folder: &Path) -> (PathBuf, Post) {
     let source = Path::new("tests/fixtures/hf").join(name);
     let path = folder.join(format!("{name}.gguf"));
     let model = hugging_face::load(&source).unwrap();
-    gguf_file::export(&model, name, &source.join("tokenizer.json"), &path, Precision::F32).unwrap();
+    gguf_file::export(&model, name, &source, &path, Precision::F32).unwrap();
     let post = Post::open(&path).unwrap();
     (path, post)
 }

@@ -52,7 +52,7 @@ const MARKS: [&str; 22] = [
 static NEW: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"[\p{Age:16.0}--\p{Age:15.1}]").unwrap());
 
 /// A text of pieces that tokenisers treat apart.
-fn text(rng: &mut ChaCha8Rng) -> String {
+pub fn text(rng: &mut ChaCha8Rng) -> String {
     let mut text = String::new();
     for _ in 0..rng.random_range(0..24) {
         match rng.random_range(0..9) {
@@ -102,12 +102,12 @@ fn exported_text(text: TextSide, vocab_size: usize, folder: &std::path::Path) ->
         rope_scaling: None,
         tied: true,
         max_position: 64,
+        features: Family::Qwen3.features(1, 1, 8),
     };
     let parameters = init::initialise(&config, 1).unwrap();
     let model = Model { config, parameters, text };
     let path = folder.join("model.gguf");
-    let json = folder.join("tokenizer.json");
-    gguf_file::export(&model, "vocabulary", &json, &path, gguf_file::Precision::F32).unwrap();
+    gguf_file::export(&model, "vocabulary", folder, &path, gguf_file::Precision::F32).unwrap();
     Reference::open(&path).unwrap()
 }
 

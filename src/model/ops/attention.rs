@@ -16,20 +16,60 @@ use crate::model::layout::{BatchLayout, Document};
 /// matrix products.
 const BLOCK: usize = 64;
 
+/// How queries and keys become scores, and which of them count.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scoring {
+    /// Factor of the inner products.
+    pub scale: f32,
+    /// Soft cap c: a score s becomes `c tanh(s / c)` (Gemma 2).
+    pub cap: Option<f32>,
+    /// How many tokens a query sees, the last of them at its own position; `None` is all before it.
+    pub window: Option<usize>,
+}
+
+impl Scoring {
+    /// The usual one: scores divided by the root of the width of a head.
+    pub fn of_width(width: usize) -> Self {
+        Self { scale: 1.0 / (width as f32).sqrt(), cap: None, window: None }
+    }
+
+    /// Bends a row of inner products under the cap, if there is one; gives the factor that still makes them scores.
+    #[inline]
+    fn cap_row(&self, row: &mut [f32]) -> f32 {
+        let Some(cap) = self.cap else { return self.scale };
+        for score in row {
+            *score = lanes::tanh(*score * (self.scale / cap));
+        }
+        cap
+    }
+
+    /// First key that the query at a position sees.
+    fn first_key(&self, at: usize) -> usize {
+        self.window.map_or(0, |window| (at + 1).saturating_sub(window))
+    }
+}
+
 struct Attention {
     documents: Arc<[Document]>,
     seq: usize,
-    scale: f32,
+    scoring: Scoring,
     /// log sum exp of each query's scaled scores, per task `[len, group]`; written by the forward pass.
     log_sums: OnceLock<Vec<Vec<f32>>>,
 }
 
 /// Softmax attention of q `[batch, seq, heads, head_dim]` over k and v `[batch, seq, kv_heads, head_dim]`, each query over
-/// its own document's keys up to its own position. Gives `[batch, seq, heads, head_dim]`; zero for padding.
+/// its own document's keys up to its own position, as `scoring` says. Gives `[batch, seq, heads, head_dim]`; zero for
+/// padding.
 ///
 /// # Errors
-/// Shapes that do not agree with each other or the layout, operands that are not f32 in CPU memory.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, layout: &BatchLayout) -> Result<Tensor> {
+/// Shapes that do not agree with each other or the layout, operands that are not f32 in CPU memory, an empty window.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scoring: Scoring,
+    layout: &BatchLayout,
+) -> Result<Tensor> {
     let (batch, seq, heads, width) = q.dims4()?;
     let kv_heads = k.dim(2)?;
     let expected = (batch, seq, kv_heads, width);
@@ -38,9 +78,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, layout: &BatchLayout) -> Re
         || v.dims4()? != expected
         || kv_heads == 0
         || heads % kv_heads != 0
+        || scoring.window == Some(0)
     {
         candle_core::bail!(
-            "attention: q {:?}, k {:?}, v {:?} in a layout of {} rows of {} tokens",
+            "attention: q {:?}, k {:?}, v {:?} in a layout of {} rows of {} tokens, {scoring:?}",
             q.shape(),
             k.shape(),
             v.shape(),
@@ -48,12 +89,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, layout: &BatchLayout) -> Re
             layout.seq()
         );
     }
-    let op = Attention {
-        documents: layout.documents().clone(),
-        seq,
-        scale: 1.0 / (width as f32).sqrt(),
-        log_sums: OnceLock::new(),
-    };
+    let op = Attention { documents: layout.documents().clone(), seq, scoring, log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -123,26 +159,31 @@ impl Attention {
         let mut log_sums = vec![0.0; task.len * group];
         for from in (0..task.len).step_by(BLOCK) {
             let queries = BLOCK.min(task.len - from);
-            let (keys, rows) = (from + queries, group * queries);
+            // Keys before the first query's window are no part of the block.
+            let first = self.scoring.first_key(from);
+            let (keys, rows) = (from + queries - first, group * queries);
             let q_rows =
                 CpuStorage::F32(q.gather(task.kv_head * group, group, task.token + from, queries)?);
-            let k_block = k.block(task.kv_head, task.token, keys);
+            let k_block = k.block(task.kv_head, task.token + first, keys);
             let mut scores = Matrix::dense(&q_rows, 0, rows, width).matmul(&k_block.t())?;
             let mut inverse_sums = Vec::with_capacity(rows);
             for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
                 let (at, head) = (from + row % queries, row / queries);
-                let (seen, hidden) = scores.split_at_mut(at + 1);
+                let (seen, hidden) = scores.split_at_mut(at + 1 - first);
                 hidden.fill(0.0);
-                let top = lanes::max(seen) * self.scale;
+                let (before, seen) = seen.split_at_mut(self.scoring.first_key(at) - first);
+                before.fill(0.0);
+                let scale = self.scoring.cap_row(seen);
+                let top = lanes::max(seen) * scale;
                 for score in seen.iter_mut() {
-                    *score = lanes::exp(lanes::fma(*score, self.scale, -top));
+                    *score = lanes::exp(lanes::fma(*score, scale, -top));
                 }
                 let sum = lanes::sum(seen);
                 log_sums[at * group + head] = top + sum.ln();
                 inverse_sums.push(1.0 / sum);
             }
             let weights = CpuStorage::F32(scores);
-            let v_block = v.block(task.kv_head, task.token, keys);
+            let v_block = v.block(task.kv_head, task.token + first, keys);
             let mixed = Matrix::dense(&weights, 0, rows, keys).matmul(&v_block)?;
             for (row, (mixed, inverse)) in mixed.chunks_exact(width).zip(inverse_sums).enumerate() {
                 let to = ((from + row % queries) * group + row / queries) * width;
@@ -170,26 +211,44 @@ impl Attention {
         let mut dv = vec![0.0; task.len * width];
         for from in (0..task.len).step_by(BLOCK) {
             let queries = BLOCK.min(task.len - from);
-            let (keys, rows) = (from + queries, group * queries);
+            let first = self.scoring.first_key(from);
+            let (keys, rows) = (from + queries - first, group * queries);
             let q_rows = CpuStorage::F32(q.gather(first_head, group, task.token + from, queries)?);
             let g_rows = CpuStorage::F32(grad.gather(first_head, group, task.token + from, queries)?);
             let q_rows = Matrix::dense(&q_rows, 0, rows, width);
             let g_rows = Matrix::dense(&g_rows, 0, rows, width);
-            let k_block = k.block(task.kv_head, task.token, keys);
-            let v_block = v.block(task.kv_head, task.token, keys);
-            // P = exp(scores - log sum), dP = g V^T, dS = scale P (dP - g.o)
+            let k_block = k.block(task.kv_head, task.token + first, keys);
+            let v_block = v.block(task.kv_head, task.token + first, keys);
+            // P = exp(scores - log sum), dP = g V^T, dS = scale P (dP - g.o); under a cap c, times 1 - (S / c)^2
             let mut weights = q_rows.matmul(&k_block.t())?;
             let mut d_scores = g_rows.matmul(&v_block.t())?;
             let both = weights.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys));
             for (row, (weights, d_scores)) in both.enumerate() {
                 let (at, head) = (from + row % queries, row / queries);
-                weights[at + 1..].fill(0.0);
-                d_scores[at + 1..].fill(0.0);
+                let seen = self.scoring.first_key(at) - first..at + 1 - first;
+                for hidden in [0..seen.start, seen.end..keys] {
+                    weights[hidden.clone()].fill(0.0);
+                    d_scores[hidden].fill(0.0);
+                }
                 let log_sum = log_sums[at * group + head];
                 let delta = deltas[(task.token + at) * q.count + first_head + head];
-                for (weight, d_score) in weights[..=at].iter_mut().zip(&mut d_scores[..=at]) {
-                    *weight = lanes::exp(lanes::fma(*weight, self.scale, -log_sum));
-                    *d_score = (*d_score - delta) * *weight * self.scale;
+                let (weights, d_scores) = (&mut weights[seen.clone()], &mut d_scores[seen]);
+                match self.scoring.cap {
+                    None => {
+                        let scale = self.scoring.scale;
+                        for (weight, d_score) in weights.iter_mut().zip(d_scores) {
+                            *weight = lanes::exp(lanes::fma(*weight, scale, -log_sum));
+                            *d_score = (*d_score - delta) * *weight * scale;
+                        }
+                    }
+                    Some(cap) => {
+                        for (weight, d_score) in weights.iter_mut().zip(d_scores) {
+                            let bent = lanes::tanh(*weight * (self.scoring.scale / cap));
+                            *weight = lanes::exp(lanes::fma(bent, cap, -log_sum));
+                            let slope = lanes::fma(-bent, bent, 1.0) * self.scoring.scale;
+                            *d_score = (*d_score - delta) * *weight * slope;
+                        }
+                    }
                 }
             }
             let (weights, d_scores) = (CpuStorage::F32(weights), CpuStorage::F32(d_scores));
@@ -199,8 +258,8 @@ impl Attention {
                 let to = ((from + row % queries) * group + row / queries) * width;
                 dq[to..to + width].copy_from_slice(values);
             }
-            lanes::add(&mut dk, &d_scores.t().matmul(&q_rows)?);
-            lanes::add(&mut dv, &weights.t().matmul(&g_rows)?);
+            lanes::add(&mut dk[first * width..], &d_scores.t().matmul(&q_rows)?);
+            lanes::add(&mut dv[first * width..], &weights.t().matmul(&g_rows)?);
         }
         Ok([dq, dk, dv])
     }

@@ -22,13 +22,15 @@ pub struct CrossEntropy {
 struct LinearCrossEntropy {
     targets: Vec<u32>,
     scale: f32,
+    cap: Option<f32>,
     with_gradient: bool,
     hits: Arc<Mutex<Vec<bool>>>,
     /// Gradients of hidden rows and head for a loss gradient of 1.
     gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
 }
 
-/// `scale * sum of -log softmax(hidden head^T)[target]` for hidden `[rows, D]` and head `[V, D]`, one target a row.
+/// `scale * sum of -log softmax(hidden head^T)[target]` for hidden `[rows, D]` and head `[V, D]`, one target a row. With a
+/// `cap` c, a logit l counts as `c tanh(l / c)`.
 ///
 /// With `with_gradient`, the forward pass also makes both gradients (three products a chunk, none of them twice); without
 /// it, a backward pass is an error.
@@ -40,11 +42,12 @@ pub fn linear_cross_entropy(
     head: &Tensor,
     targets: Vec<u32>,
     scale: f32,
+    cap: Option<f32>,
     with_gradient: bool,
 ) -> Result<CrossEntropy> {
     let hits = Arc::new(Mutex::new(Vec::with_capacity(targets.len())));
-    let op =
-        LinearCrossEntropy { targets, scale, with_gradient, hits: hits.clone(), gradients: Mutex::new(None) };
+    let gradients = Mutex::new(None);
+    let op = LinearCrossEntropy { targets, scale, cap, with_gradient, hits: hits.clone(), gradients };
     let loss = hidden.contiguous()?.apply_op2(&head.contiguous()?, op)?;
     let hits = std::mem::take(&mut *hits.lock().expect("no thread panics while it holds the lock"));
     Ok(CrossEntropy { loss, hits })
@@ -64,6 +67,19 @@ fn row_loss(row: &mut [f32], target: usize) -> (f64, bool) {
     }
     row[target] -= 1.0;
     (f64::from(sum.ln() + top - at_target), at_target >= top)
+}
+
+/// As [`row_loss`], of logits that a cap bends first: what is left in the row is the gradient of the unbent logits.
+fn capped_row_loss(row: &mut [f32], target: usize, cap: f32) -> (f64, bool) {
+    let bent: Vec<f32> = row.iter().map(|&logit| lanes::tanh(logit / cap)).collect();
+    for (logit, bent) in row.iter_mut().zip(&bent) {
+        *logit = cap * bent;
+    }
+    let result = row_loss(row, target);
+    for (gradient, bent) in row.iter_mut().zip(&bent) {
+        *gradient *= 1.0 - bent * bent;
+    }
+    result
 }
 
 impl CustomOp2 for LinearCrossEntropy {
@@ -107,7 +123,10 @@ impl CustomOp2 for LinearCrossEntropy {
                 .par_chunks_mut(vocab)
                 .zip(targets)
                 .with_min_len(16)
-                .map(|(row, &target)| row_loss(row, target as usize))
+                .map(|(row, &target)| match self.cap {
+                    None => row_loss(row, target as usize),
+                    Some(cap) => capped_row_loss(row, target as usize, cap),
+                })
                 .collect();
             total += results.iter().map(|(loss, _)| loss).sum::<f64>();
             hits.extend(results.iter().map(|&(_, hit)| hit));

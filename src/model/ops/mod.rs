@@ -6,17 +6,23 @@
 
 pub mod attention;
 pub mod cross_entropy;
+pub mod decay;
+pub mod delta_rule;
+pub mod gated;
 pub mod linear;
 pub mod rms_norm;
 pub mod rotary;
-pub mod swiglu;
+pub mod short_convolution;
 
-pub use attention::attention;
+pub use attention::{Scoring, attention};
 pub use cross_entropy::{CrossEntropy, linear_cross_entropy};
+pub use decay::decay;
+pub use delta_rule::delta_rule;
+pub use gated::{geglu, sigmoid_gate, swiglu};
 pub use linear::linear;
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
-pub use swiglu::swiglu;
+pub use short_convolution::short_convolution;
 
 use crate::vector as lanes;
 use candle_core::backend::BackendStorage;

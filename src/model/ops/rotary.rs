@@ -1,4 +1,5 @@
-//! Rotary positions (Su et al. 2021) in Hugging Face's half-rotation layout, fused with Qwen3's RMS norm per head.
+//! Rotary positions (Su et al. 2021) in Hugging Face's half-rotation layout, of whole heads or their first dimensions, fused
+//! with an RMS norm per head.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use super::rms_norm::{inverse_rms, ordered_sum, row_gradient};
 use super::{ROWS_PER_TASK, floats, with_floats};
 use crate::model::RopeScaling;
 
-/// Cosines and sines of every position, each `[positions, head_dim / 2]`.
+/// Cosines and sines of every position, each `[positions, rotary_dim / 2]`.
 #[derive(Debug)]
 pub struct RotaryTable {
     cos: Vec<f32>,
@@ -18,12 +19,12 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// The angles `position * theta^(-2 i / head_dim)`, computed in f64; with Llama-3's scaling of the low frequencies if given.
-    pub fn new(positions: usize, head_dim: usize, theta: f64, scaling: Option<&RopeScaling>) -> Self {
-        let half = head_dim / 2;
+    /// The angles `position * theta^(-2 i / rotary_dim)`, computed in f64; with Llama-3's scaling of the low frequencies if given.
+    pub fn new(positions: usize, rotary_dim: usize, theta: f64, scaling: Option<&RopeScaling>) -> Self {
+        let half = rotary_dim / 2;
         let frequencies: Vec<f64> = (0..half)
             .map(|i| {
-                let frequency = theta.powf(-2.0 * i as f64 / head_dim as f64);
+                let frequency = theta.powf(-2.0 * i as f64 / rotary_dim as f64);
                 scaling.map_or(frequency, |scaling| scaling.apply(frequency))
             })
             .collect();
@@ -69,8 +70,8 @@ struct Rotary {
     eps: f32,
 }
 
-/// Turns heads `[batch, seq, heads, head_dim]` by their positions (`[batch * seq]`), after an RMS norm per head with
-/// `norm` (`[head_dim]` and epsilon) where there is one.
+/// Turns the first `rotary_dim` dimensions of heads `[batch, seq, heads, head_dim]` by their positions (`[batch * seq]`),
+/// after an RMS norm per head with `norm` (`[head_dim]` and epsilon) where there is one.
 ///
 /// # Errors
 /// Shapes that do not agree, positions beyond the table, operands that are not f32 in CPU memory.
@@ -81,9 +82,9 @@ pub fn rotary(
     positions: &Arc<[u32]>,
 ) -> Result<Tensor> {
     let (batch, seq, _, width) = x.dims4()?;
-    if batch * seq != positions.len() || width != 2 * table.half {
+    if batch * seq != positions.len() || width < 2 * table.half {
         candle_core::bail!(
-            "rotary: heads {:?} with {} positions and a table for head_dim {}",
+            "rotary: heads {:?} with {} positions and a table for {} dimensions",
             x.shape(),
             positions.len(),
             2 * table.half
@@ -169,7 +170,7 @@ impl Rotary {
     }
 }
 
-/// Turns one head in place: dimension i is paired with i + head_dim / 2. `sign` -1 turns back.
+/// Turns one head in place: dimension i is paired with i + rotary_dim / 2. `sign` -1 turns back.
 #[inline]
 fn turn(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
     let (first, second) = head.split_at_mut(cos.len());

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::set_origin;
 use crate::gguf::{GgmlType, Gguf, Writer};
 use crate::model::gguf_file::encode;
-use crate::model::gguf_names::{Rotated, deinterleave, hugging_face_name, interleave, rotated};
+use crate::model::gguf_file::names::{Rotated, hugging_face_name, rotated};
+use crate::model::gguf_file::values::{deinterleave, interleave};
 use crate::model::safetensors_file::{self, NewTensor};
 use crate::spoke::container::Container;
 use crate::spoke::dropped::{Json, PEFT_CONFIG, PEFT_WEIGHTS};
@@ -50,7 +51,7 @@ pub(super) fn to_gguf(
                     *value *= factor;
                 }
                 match rotated_heads(&pair.target, post).map_err(|reason| container.refuse(reason))? {
-                    Some((heads, head_dim)) => interleave(&values, heads, head_dim),
+                    Some((heads, head_dim)) => interleave(values, heads, head_dim),
                     None => values,
                 }
             }
@@ -115,7 +116,7 @@ pub(super) fn to_peft(
             let why = "rows of q and k are ordered by the post's heads";
             let post = post.ok_or_else(|| refuse(Reason::PostNeeded { why }))?;
             if let Some((heads, head_dim)) = rotated_heads(&pair.target, post).map_err(refuse)? {
-                b = deinterleave(&b, heads, head_dim);
+                b = deinterleave(b, heads, head_dim);
             }
         }
         tensors.push(NewTensor { name: name(Side::A)?, shape: shape(a_dims), values: a });

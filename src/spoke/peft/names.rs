@@ -1,6 +1,7 @@
 //! Names of PEFT's tensors, and what they change in a post of the Llama family.
 
-use crate::model::gguf_names::{gguf_name, hugging_face_name};
+use crate::model::Family;
+use crate::model::gguf_file::names::{gguf_name, hugging_face_name};
 use crate::spoke::lora::{EMBEDDING, Side};
 use crate::spoke::{Post, Reason};
 
@@ -71,7 +72,8 @@ pub(in crate::spoke) fn read(name: &str) -> Result<Module, Reason> {
     };
     let unknown = || Reason::UnknownTarget { tensor: name.to_owned(), target: module.to_owned() };
     let module = module.strip_prefix(PREFIX).ok_or_else(unknown)?;
-    let target = gguf_name(&format!("{module}.weight")).ok_or_else(unknown)?;
+    // The families that are known here share their names.
+    let target = gguf_name(Family::Llama, &format!("{module}.weight")).ok_or_else(unknown)?;
     // One layer, one name: "07" would be a second one of block 7.
     if hugging_face_name(&target).as_deref() != Some(&format!("{module}.weight"))
         || !target

@@ -1,5 +1,7 @@
 //! Every fused operation against the same formula in plain Candle: values and gradients.
 
+mod delta_net;
+
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
@@ -70,6 +72,15 @@ fn swiglu_matches() {
     compare("swiglu", &[&gate, &up], || swiglu(&gate_wide()?, &up), || gate_wide()?.silu()? * &*up);
 }
 
+#[test]
+fn the_other_gated_products_match() {
+    let (gate, up) = (values(&[4, 33], 1), values(&[4, 33], 2));
+    let wide = || &*gate * 8.0;
+    compare("geglu", &[&gate, &up], || geglu(&wide()?, &up), || wide()?.gelu()? * &*up);
+    let plain = || candle_nn::ops::sigmoid(&wide()?)? * &*up;
+    compare("sigmoid gate", &[&gate, &up], || sigmoid_gate(&wide()?, &up), plain);
+}
+
 /// Half rotation, as `transformers` writes it: `x cos + rotate_half(x) sin`.
 fn plain_rotary(x: &Tensor, positions: &[u32], theta: f64) -> Result<Tensor> {
     let (batch, seq, _, width) = x.dims4()?;
@@ -95,13 +106,35 @@ fn rotary_matches_with_and_without_norm() {
         || rotary(&x, Some((&w, 1e-6)), &table, &positions),
         || plain(&plain_norm(&x, &w, 1e-6)?),
     );
+    // A quarter of each head turns; the rest stays.
+    let x = values(&[2, 70, 3, 16], 1);
+    let quarter = Arc::new(RotaryTable::new(41, 4, 10_000.0, None));
+    let w = values(&[16], 2);
+    let partly = |x: &Tensor| {
+        let turned = plain_rotary(&x.narrow(3, 0, 4)?.contiguous()?, &positions, 10_000.0)?;
+        Tensor::cat(&[&turned, &x.narrow(3, 4, 12)?], 3)
+    };
+    compare("partial rotary", &[&x], || rotary(&x, None, &quarter, &positions), || partly(&x));
+    compare(
+        "norm and partial rotary",
+        &[&x, &w],
+        || rotary(&x, Some((&w, 1e-6)), &quarter, &positions),
+        || partly(&plain_norm(&x, &w, 1e-6)?),
+    );
+    let x = values(&[2, 70, 3, 8], 1);
     let far: Arc<[u32]> = vec![41; 140].into();
     assert!(rotary(&x, None, &table, &far).unwrap_err().to_string().contains("41"));
 }
 
-/// Softmax over explicit scores, masked to each token's own document and its past.
-fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, documents: &[Document]) -> Result<Tensor> {
-    let (batch, seq, heads, width) = q.dims4()?;
+/// Softmax over explicit scores, masked to each token's own document and its window of the past.
+fn plain_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scoring: Scoring,
+    documents: &[Document],
+) -> Result<Tensor> {
+    let (batch, seq, heads, _) = q.dims4()?;
     let group = heads / k.dim(2)?;
     let spread = |x: &Tensor| -> Result<Tensor> {
         let parts: Vec<Tensor> = (0..heads).map(|h| x.narrow(2, h / group, 1)).collect::<Result<_>>()?;
@@ -112,13 +145,18 @@ fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, documents: &[Document]) -
         for i in 0..document.len {
             let token = document.row * seq + document.start + i;
             inside[token] = 1.0;
-            mask[token * seq + document.start..=token * seq + document.start + i].fill(0.0);
+            let first = document.start + (i + 1).saturating_sub(scoring.window.unwrap_or(seq));
+            mask[token * seq + first..=token * seq + document.start + i].fill(0.0);
         }
     }
     let mask = Tensor::from_vec(mask, (batch, 1, seq, seq), q.device())?;
     let inside = Tensor::from_vec(inside, (batch, seq, 1, 1), q.device())?;
     let q = q.transpose(1, 2)?.contiguous()?;
-    let scores = (q.matmul(&spread(k)?.t()?)? / (width as f64).sqrt())?.broadcast_add(&mask)?;
+    let mut scores = (q.matmul(&spread(k)?.t()?)? * f64::from(scoring.scale))?;
+    if let Some(cap) = scoring.cap.map(f64::from) {
+        scores = ((scores / cap)?.tanh()? * cap)?;
+    }
+    let scores = scores.broadcast_add(&mask)?;
     let scores = scores.broadcast_sub(&scores.max_keepdim(3)?.detach())?.exp()?;
     let weights = scores.broadcast_div(&scores.sum_keepdim(3)?)?;
     weights.matmul(&spread(v)?)?.transpose(1, 2)?.broadcast_mul(&inside)
@@ -133,12 +171,25 @@ fn attention_matches_inside_documents_longer_and_shorter_than_a_block() {
     // Row 1 ends in padding.
     let documents = vec![document(0, 0, 150), document(1, 0, 1), document(1, 1, 64), document(1, 65, 70)];
     let layout = BatchLayout::packed(2, seq, documents.clone()).unwrap();
-    compare(
-        "attention",
-        &[&q, &k, &v],
-        || attention(&(&*q * 4.0)?, &k, &v, &layout),
-        || plain_attention(&(&*q * 4.0)?, &k, &v, &documents),
-    );
+    let usual = Scoring::of_width(width);
+    let cases = [
+        usual,
+        Scoring { window: Some(70), ..usual },
+        Scoring { window: Some(3), ..usual },
+        Scoring { window: Some(2), ..usual },
+        Scoring { cap: Some(1.5), ..usual },
+        Scoring { scale: 0.2, cap: Some(0.5), window: Some(64) },
+    ];
+    for scoring in cases {
+        compare(
+            &format!("attention, {scoring:?}"),
+            &[&q, &k, &v],
+            || attention(&(&*q * 4.0)?, &k, &v, scoring, &layout),
+            || plain_attention(&(&*q * 4.0)?, &k, &v, scoring, &documents),
+        );
+    }
+    let never = Scoring { window: Some(0), ..usual };
+    assert!(attention(&q, &k, &v, never, &layout).is_err());
 }
 
 #[test]
@@ -147,13 +198,19 @@ fn cross_entropy_matches_over_several_chunks() {
     let (x, w) = (values(&[rows, width], 1), values(&[vocab, width], 2));
     let targets: Vec<u32> = (0..rows as u32).map(|i| (i * 5) % vocab as u32).collect();
     let ids = Tensor::new(&targets[..], &Device::Cpu).unwrap();
-    let fused = || Ok(linear_cross_entropy(&x, &w, targets.clone(), 0.01, true)?.loss);
+    let fused = || Ok(linear_cross_entropy(&x, &w, targets.clone(), 0.01, None, true)?.loss);
     let plain = || {
         let logits = x.matmul(&w.t()?)?;
         candle_nn::loss::cross_entropy(&logits, &ids)? * (rows as f64 * 0.01)
     };
     compare("cross-entropy", &[&x, &w], fused, plain);
-    let result = linear_cross_entropy(&x, &w, targets.clone(), 1.0, false).unwrap();
+    let capped = || Ok(linear_cross_entropy(&(&*x * 8.0)?, &w, targets.clone(), 0.01, Some(2.0), true)?.loss);
+    let plain = || {
+        let logits = (((&*x * 8.0)?.matmul(&w.t()?)? / 2.0)?.tanh()? * 2.0)?;
+        candle_nn::loss::cross_entropy(&logits, &ids)? * (rows as f64 * 0.01)
+    };
+    compare("capped cross-entropy", &[&x, &w], capped, plain);
+    let result = linear_cross_entropy(&x, &w, targets.clone(), 1.0, None, false).unwrap();
     let best: Vec<u32> = x.matmul(&w.t().unwrap()).unwrap().argmax(1).unwrap().to_vec1().unwrap();
     let hits: Vec<bool> = best.iter().zip(&targets).map(|(a, b)| a == b).collect();
     assert_eq!(result.hits, hits);

@@ -4,6 +4,8 @@
 //! head sizes, layer counts) or only crash at the first token (weights that are not f32 where it insists on f32).
 //! A model that passes here meets none of those.
 
+mod decoder;
+
 use std::collections::HashMap;
 
 use super::{FromValue, Gguf, GgufError, Rule};
@@ -13,7 +15,7 @@ const MAX_BLOCKS: u32 = 512;
 
 /// Checks a file as a model.
 ///
-/// Architectures `llama` and `qwen3` are checked down to each tensor's dimensions; others for what all share.
+/// Architectures that are computed here too are checked down to each tensor's dimensions; others for what all share.
 ///
 /// # Errors
 /// The first rule that the file breaks.
@@ -63,17 +65,6 @@ fn bad_value(key: impl Into<String>, found: impl ToString, expected: impl Into<S
     Rule::BadValue { key: key.into(), found: found.to_string(), expected: expected.into() }.into()
 }
 
-/// The dimensions that the tensors of a dense decoder follow from.
-struct Shape {
-    embedding: u64,
-    ffn: u64,
-    q: u64,
-    kv: u64,
-    head: u64,
-    vocabulary: u64,
-    blocks: u32,
-}
-
 struct Check<'a> {
     file: &'a Gguf,
 }
@@ -84,9 +75,8 @@ impl<'a> Check<'a> {
         self.tensors_as_loaded()?;
         let blocks = self.common_sizes(architecture)?;
         let vocabulary = self.tokenizer()?;
-        if let "llama" | "qwen3" = architecture {
-            let shape = self.decoder_shape(architecture, vocabulary, blocks)?;
-            self.decoder_tensors(architecture, &shape)?;
+        if decoder::KNOWN.contains(&architecture) {
+            self.decoder(architecture, vocabulary, blocks)?;
         }
         Ok(())
     }
@@ -205,12 +195,13 @@ impl<'a> Check<'a> {
             same_length("tokenizer.ggml.scores", scores.len())?;
         }
         match model {
-            "gpt2" => self.merges()?,
+            "gpt2" | "gemma4" => self.merges()?,
             "llama" => {
-                // Unknown characters fall back to these, and their lookup throws where nobody catches.
+                // Unknown characters fall back to these, or to the character itself; the lookup throws where nobody catches.
                 for byte in 0..=255u8 {
                     let token = format!("<0x{byte:02X}>");
-                    if !seen.contains_key(&token) {
+                    let itself = byte.is_ascii().then(|| char::from(byte).to_string());
+                    if !seen.contains_key(&token) && !itself.is_some_and(|text| seen.contains_key(&text)) {
                         return Err(bad_value(
                             "tokenizer.ggml.tokens",
                             format!("without {token}"),
@@ -220,7 +211,8 @@ impl<'a> Check<'a> {
                 }
             }
             other => {
-                return Err(bad_value("tokenizer.ggml.model", format!("{other:?}"), "\"gpt2\" or \"llama\""));
+                let expected = "\"gpt2\", \"llama\" or \"gemma4\"";
+                return Err(bad_value("tokenizer.ggml.model", format!("{other:?}"), expected));
             }
         }
         self.special_ids(vocabulary)?;
@@ -256,131 +248,5 @@ impl<'a> Check<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Sizes of a dense decoder, consistent with each other.
-    fn decoder_shape(&self, architecture: &str, vocabulary: u64, blocks: u32) -> Checked<Shape> {
-        let key = |name: &str| format!("{architecture}.{name}");
-        let embedding = self.positive(&key("embedding_length"))?;
-        let ffn = self.positive(&key("feed_forward_length"))?;
-        let heads = self.positive(&key("attention.head_count"))?;
-        let kv_heads = match self.optional::<u32>(&key("attention.head_count_kv"))? {
-            None => heads,
-            Some(kv) if kv > 0 && heads.is_multiple_of(kv) => kv,
-            Some(kv) => {
-                return Err(bad_value(
-                    key("attention.head_count_kv"),
-                    kv,
-                    format!("a divisor of {heads} (head_count)"),
-                ));
-            }
-        };
-        let head = match self.optional::<u32>(&key("attention.key_length"))? {
-            Some(head) => head,
-            None if embedding.is_multiple_of(heads) => embedding / heads,
-            None => {
-                return Err(bad_value(
-                    key("attention.head_count"),
-                    heads,
-                    format!("a divisor of {embedding}"),
-                ));
-            }
-        };
-        if head == 0 || head % 2 == 1 {
-            return Err(bad_value(key("attention.key_length"), head, "an even number (rotary pairs)"));
-        }
-        for name in ["attention.value_length", "rope.dimension_count"] {
-            let default = if name == "attention.value_length" { embedding / heads } else { head };
-            let found = self.optional::<u32>(&key(name))?.unwrap_or(default);
-            if found != head {
-                return Err(bad_value(key(name), found, format!("{head} (the width of a head)")));
-            }
-        }
-        let eps: f32 = self.key(&key("attention.layer_norm_rms_epsilon"))?;
-        if !(eps.is_finite() && eps >= 0.0) {
-            return Err(bad_value(
-                key("attention.layer_norm_rms_epsilon"),
-                eps,
-                "a finite number, 0 or more",
-            ));
-        }
-        if let Some(base) =
-            self.optional::<f32>(&key("rope.freq_base"))?.filter(|b| !(b.is_finite() && *b > 0.0))
-        {
-            return Err(bad_value(key("rope.freq_base"), base, "a finite number above 0"));
-        }
-        if let Some(found) = self.optional::<u32>(&key("expert_count"))?.filter(|&count| count > 0) {
-            return Err(bad_value(key("expert_count"), found, "0 (dense models only)"));
-        }
-        if let Some(found) = self.optional::<u32>(&key("vocab_size"))?.filter(|&n| u64::from(n) != vocabulary)
-        {
-            return Err(bad_value(
-                key("vocab_size"),
-                found,
-                format!("{vocabulary} (entries of the vocabulary)"),
-            ));
-        }
-        let wide = |heads: u32| u64::from(heads) * u64::from(head);
-        let (embedding, ffn, head, q, kv) =
-            (embedding.into(), ffn.into(), head.into(), wide(heads), wide(kv_heads));
-        Ok(Shape { embedding, ffn, q, kv, head, vocabulary, blocks })
-    }
-
-    /// Every needed tensor is there with its dimensions, and no other.
-    fn decoder_tensors(&self, architecture: &str, shape: &Shape) -> Checked {
-        let &Shape { embedding: d, ffn: f, q, kv, head, vocabulary, blocks } = shape;
-        let mut expected: HashMap<String, (Vec<u64>, bool)> = HashMap::new();
-        let mut add = |name: String, dims: &[u64], needed: bool| {
-            expected.insert(name, (dims.to_vec(), needed));
-        };
-        add("token_embd.weight".into(), &[d, vocabulary], true);
-        add("output_norm.weight".into(), &[d], true);
-        add("output.weight".into(), &[d, vocabulary], false);
-        if architecture == "llama" {
-            add("rope_freqs.weight".into(), &[head / 2], false);
-        }
-        for block in 0..blocks {
-            let name = |part: &str| format!("blk.{block}.{part}");
-            add(name("attn_norm.weight"), &[d], true);
-            add(name("ffn_norm.weight"), &[d], true);
-            let matrices = [
-                ("attn_q", d, q),
-                ("attn_k", d, kv),
-                ("attn_v", d, kv),
-                ("attn_output", q, d),
-                ("ffn_gate", d, f),
-                ("ffn_up", d, f),
-                ("ffn_down", f, d),
-            ];
-            for (part, input, output) in matrices {
-                add(name(&format!("{part}.weight")), &[input, output], true);
-                if architecture == "llama" {
-                    add(name(&format!("{part}.bias")), &[output], false);
-                }
-            }
-            if architecture == "qwen3" {
-                add(name("attn_q_norm.weight"), &[head], true);
-                add(name("attn_k_norm.weight"), &[head], true);
-            }
-        }
-        for tensor in self.file.tensors() {
-            match expected.remove(&tensor.name) {
-                None => {
-                    let (tensor, architecture) = (tensor.name.clone(), architecture.to_owned());
-                    return Err(Rule::UnexpectedTensor { tensor, architecture }.into());
-                }
-                Some((dims, _)) if dims != tensor.dims => {
-                    let (tensor, found) = (tensor.name.clone(), tensor.dims.clone());
-                    return Err(Rule::Dimensions { tensor, found, expected: dims }.into());
-                }
-                Some(_) => {}
-            }
-        }
-        // The first by name, so that the same file always gives the same message.
-        let missing = expected.into_iter().filter(|(_, (_, needed))| *needed).min_by(|a, b| a.0.cmp(&b.0));
-        match missing {
-            Some((tensor, (expected, _))) => Err(Rule::MissingTensor { tensor, expected }.into()),
-            None => Ok(()),
-        }
     }
 }

@@ -1,0 +1,41 @@
+//! The feed-forward part: two projections up, a gated product, one projection down.
+
+use candle_core::{Result, Tensor};
+
+use super::layers::{Linear, Weights};
+use crate::model::DecoderConfig;
+use crate::model::features::Activation;
+use crate::model::ops::{geglu, swiglu};
+use crate::model::taps::{Point, Projection, Taps};
+
+#[derive(Debug, Clone)]
+pub(super) struct FeedForward {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+}
+
+impl FeedForward {
+    pub(super) fn new(config: &DecoderConfig, weights: &Weights) -> Result<Self> {
+        let linear = |name: &str| weights.linear(&format!("mlp.{name}"), config.features.ffn_bias);
+        Ok(Self {
+            gate: linear("gate_proj")?,
+            up: linear("up_proj")?,
+            down: linear("down_proj")?,
+            activation: config.features.activation,
+        })
+    }
+
+    /// `[B, S, D]` of the normalised residual stream `[B, S, D]`.
+    pub(super) fn forward(&self, layer: usize, x: &Tensor, taps: &mut dyn Taps) -> Result<Tensor> {
+        let gate = taps.project(Projection::Gate, layer, x, self.gate.forward(x)?)?;
+        let up = taps.project(Projection::Up, layer, x, self.up.forward(x)?)?;
+        let inner = match self.activation {
+            Activation::Silu => swiglu(&gate, &up)?,
+            Activation::GeluTanh => geglu(&gate, &up)?,
+        };
+        let inner = taps.tap(Point::FfnIntermediate, layer, inner)?;
+        taps.project(Projection::Down, layer, &inner, self.down.forward(&inner)?)
+    }
+}

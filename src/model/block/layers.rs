@@ -1,0 +1,87 @@
+//! The pieces that blocks are made of: norms, projections, and where their weights come from.
+
+use candle_core::{Result, Tensor};
+
+use crate::model::Parameters;
+use crate::model::features::NormWeight;
+use crate::model::ops::{linear, rms_norm};
+
+/// Parameters below a common prefix.
+pub(in crate::model) struct Weights<'a> {
+    parameters: &'a Parameters,
+    prefix: String,
+}
+
+impl<'a> Weights<'a> {
+    /// Those whose names begin with `prefix`.
+    pub(in crate::model) fn new(parameters: &'a Parameters, prefix: impl Into<String>) -> Self {
+        Self { parameters, prefix: prefix.into() }
+    }
+
+    /// The parameter of this name below the prefix.
+    pub(in crate::model) fn get(&self, name: &str) -> Result<Tensor> {
+        Ok(self.parameters.get(&format!("{}{name}", self.prefix))?.as_tensor().clone())
+    }
+
+    /// An RMS norm.
+    pub(in crate::model) fn norm(&self, name: &str, kind: NormWeight, eps: f64) -> Result<Norm> {
+        Ok(Norm { weight: self.get(&format!("{name}.weight"))?, kind, eps })
+    }
+
+    /// A projection, with its bias if it has one.
+    pub(super) fn linear(&self, name: &str, bias: bool) -> Result<Linear> {
+        let weight = self.get(&format!("{name}.weight"))?;
+        Ok(Linear { weight, bias: bias.then(|| self.get(&format!("{name}.bias"))).transpose()? })
+    }
+}
+
+/// An RMS norm over the last dimension.
+#[derive(Debug, Clone)]
+pub(in crate::model) struct Norm {
+    weight: Tensor,
+    kind: NormWeight,
+    eps: f64,
+}
+
+impl Norm {
+    /// The norm of `[..., D]`.
+    pub(in crate::model) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        rms_norm(x, &self.factor()?, self.eps)
+    }
+
+    /// What the normalised values are multiplied by, `[D]`.
+    pub(super) fn factor(&self) -> Result<Tensor> {
+        match self.kind {
+            NormWeight::Plain => Ok(self.weight.clone()),
+            NormWeight::OnePlus => &self.weight + 1.0,
+        }
+    }
+
+    /// Epsilon.
+    pub(super) fn eps(&self) -> f64 {
+        self.eps
+    }
+
+    /// `x`, normalised where there is a norm.
+    pub(super) fn after(norm: Option<&Self>, x: Tensor) -> Result<Tensor> {
+        norm.map_or(Ok(x.clone()), |norm| norm.forward(&x))
+    }
+}
+
+/// A weight matrix `[out, in]` and perhaps a bias `[out]`.
+#[derive(Debug, Clone)]
+pub(super) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `[..., out]` of `[..., in]`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = linear(x, &self.weight)?;
+        match &self.bias {
+            None => Ok(y),
+            Some(bias) => y.broadcast_add(bias),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! A model as a GGUF file that llama.cpp serves, and back.
+
+mod config_keys;
+mod limits;
+pub mod names;
+mod scaling;
+pub(crate) mod values;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{Device, Var};
+use half::{bf16, f16};
+
+use super::file_error::FileError;
+use super::hugging_face::Model;
+use super::safetensors_file::f32_values;
+use super::{DecoderConfig, Parameters, gguf_tokenizer};
+use crate::digest::Digest;
+use crate::gguf::{GgmlType, Gguf, ORIGIN_KEY, TensorHasher, TensorInfo, Writer, check_model};
+use config_keys::read_config;
+pub(super) use config_keys::write_config;
+use names::{gguf_dims, gguf_name};
+use scaling::ROPE_FREQS;
+
+/// How the matrices of an export are stored. Vectors are always f32: llama.cpp multiplies them in nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// As trained.
+    F32,
+    /// Half.
+    F16,
+    /// Brain float.
+    Bf16,
+}
+
+impl Precision {
+    fn kind(self) -> GgmlType {
+        match self {
+            Self::F32 => GgmlType::F32,
+            Self::F16 => GgmlType::F16,
+            Self::Bf16 => GgmlType::BF16,
+        }
+    }
+
+    /// llama.cpp's `LLAMA_FTYPE_*`.
+    fn file_type(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Bf16 => 32,
+        }
+    }
+}
+
+/// Writes a model as a GGUF file, atomically. `folder` is where its Hugging Face files are, for errors.
+///
+/// # Errors
+/// A decoder or a tokenizer that llama.cpp would treat otherwise; parameters that do not fit; the disk.
+pub fn export(
+    model: &Model,
+    name: &str,
+    folder: &Path,
+    target: &Path,
+    precision: Precision,
+) -> Result<(), FileError> {
+    let config = &model.config;
+    limits::check(config, &folder.join("config.json"))?;
+    let mut writer = Writer::new();
+    write_config(config, name, precision.file_type(), &mut writer);
+    gguf_tokenizer::write(&model.text, config.vocab_size, &folder.join("tokenizer.json"), &mut writer)?;
+    writer.set(ORIGIN_KEY, content_hash(model)?.to_string());
+    let tensors = tensors(config);
+    for Tensor { name, dims, matrix, .. } in &tensors {
+        writer.tensor(name, dims, if *matrix { precision.kind() } else { GgmlType::F32 });
+    }
+    let mut tensors = tensors.into_iter();
+    writer.write(target, |tensor| {
+        let source = tensors.next().expect("each tensor was announced with its source").source;
+        Ok(encode(&source.values(model)?, tensor.kind))
+    })
+}
+
+/// The hash of a model's tensors as its F32 file has them: what a spoke that is trained on it names.
+///
+/// # Errors
+/// Parameters that do not fit.
+pub fn content_hash(model: &Model) -> Result<Digest, FileError> {
+    let mut tensors = tensors(&model.config);
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut hasher = TensorHasher::default();
+    for Tensor { name, dims, source, .. } in tensors {
+        hasher.add(&name, &dims, GgmlType::F32, &encode(&source.values(model)?, GgmlType::F32));
+    }
+    Ok(hasher.finish())
+}
+
+/// A tensor of a file to be, in ggml's terms.
+struct Tensor {
+    name: String,
+    dims: Vec<u64>,
+    /// Whether it is stored as matrices are (see [`stored_as`]).
+    matrix: bool,
+    source: Source,
+}
+
+/// The tensors of a decoder, in the order in which they are written.
+fn tensors(config: &DecoderConfig) -> Vec<Tensor> {
+    let scaling = config.rope_scaling.iter().map(|scaling| Tensor {
+        name: ROPE_FREQS.to_owned(),
+        dims: vec![config.head_dim as u64 / 2],
+        matrix: false,
+        source: Source::Values(scaling::factors(config, scaling)),
+    });
+    let parameter = |(ours, shape): (String, Vec<usize>)| Tensor {
+        name: gguf_name(config.family, &ours).expect(NAMED),
+        dims: gguf_dims(&shape),
+        matrix: shape.len() == 2,
+        source: Source::Parameter(ours),
+    };
+    scaling.chain(config.parameter_shapes().into_iter().map(parameter)).collect()
+}
+
+const NAMED: &str = "every parameter of a decoder has a name in llama.cpp";
+
+/// How a parameter of this shape is stored where matrices are stored as `matrices`: llama.cpp multiplies by vectors, and by
+/// the kernels of short convolutions, in f32 alone.
+pub(super) fn stored_as(shape: &[usize], matrices: GgmlType) -> GgmlType {
+    if shape.len() == 2 { matrices } else { GgmlType::F32 }
+}
+
+/// Where a tensor's values come from.
+enum Source {
+    Parameter(String),
+    Values(Vec<f32>),
+}
+
+impl Source {
+    /// The values in llama.cpp's order.
+    fn values(self, model: &Model) -> Result<Vec<f32>, FileError> {
+        match self {
+            Self::Values(values) => Ok(values),
+            Self::Parameter(name) => {
+                Ok(values::to_gguf(&model.config, &name, f32_values(model.parameters.get(&name)?)?))
+            }
+        }
+    }
+}
+
+/// The stored bytes of values of a type of floats: F16, BF16 or else F32.
+pub(crate) fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
+    match kind {
+        GgmlType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        GgmlType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
+/// Reads a GGUF file of a known architecture with F32, F16, BF16 or Q8_0 weights.
+///
+/// # Errors
+/// A file that breaks a rule; parts that the decoder does not compute.
+pub fn import(path: &Path) -> Result<Model, FileError> {
+    let file = Gguf::open(path)?;
+    check_model(&file)?;
+    let config = read_config(&file)?;
+    let mut rest: HashMap<&str, &TensorInfo> =
+        file.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let mut parameters = Parameters::default();
+    for (name, shape) in config.parameter_shapes() {
+        let theirs = gguf_name(config.family, &name).expect(NAMED);
+        let (expected, path) = (gguf_dims(&shape), || path.to_owned());
+        let as_sizes = |dims: &[u64]| dims.iter().map(|&dim| dim as usize).collect::<Vec<_>>();
+        let Some(tensor) = rest.remove(theirs.as_str()) else {
+            let expected = as_sizes(&expected);
+            return Err(FileError::MissingTensor { path: path(), tensor: theirs, expected });
+        };
+        if tensor.dims != expected {
+            let (found, expected) = (as_sizes(&tensor.dims), as_sizes(&expected));
+            return Err(FileError::Shape { path: path(), tensor: theirs, found, expected });
+        }
+        let values = values::from_gguf(&config, &name, file.tensor_f32(&theirs)?);
+        parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu)?)?;
+    }
+    rest.remove(ROPE_FREQS); // read with the configuration
+    // The first by name, so that the same file always gives the same message.
+    if let Some(tensor) = rest.into_values().min_by(|a, b| a.name.cmp(&b.name)) {
+        let found = tensor.dims.iter().map(|&dim| dim as usize).collect();
+        return Err(FileError::ExtraTensor { path: path.to_owned(), tensor: tensor.name.clone(), found });
+    }
+    Ok(Model { config, parameters, text: gguf_tokenizer::read(&file)? })
+}

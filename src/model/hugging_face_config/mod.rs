@@ -1,0 +1,215 @@
+//! `config.json` of a Hugging Face folder: read with a refusal for everything that changes the mathematics, and written.
+
+use std::path::Path;
+
+mod features;
+mod keys;
+mod render;
+
+use serde_json::{Map, Value};
+
+use super::file_error::FileError;
+use super::{DecoderConfig, Family, RopeScaling};
+use keys::Keys;
+pub use render::render;
+
+/// Most blocks: as many as llama.cpp has room for.
+const MAX_LAYERS: usize = 512;
+
+/// Token ids that `config.json` names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TokenIds {
+    /// Beginning of sequence.
+    pub bos: Option<u32>,
+    /// Ends of generation, the usual one first.
+    pub eos: Vec<u32>,
+    /// Padding.
+    pub pad: Option<u32>,
+    /// What stands for text that has no token. Only `tokenizer_config.json` names it.
+    pub unk: Option<u32>,
+}
+
+/// Reads the object of a `config.json`.
+///
+/// # Errors
+/// The first key that is missing, has the wrong type, or asks for something that the decoder does not compute.
+pub fn parse(path: &Path, object: &Map<String, Value>) -> Result<(DecoderConfig, TokenIds), FileError> {
+    let keys = Keys { path, object, prefix: "" };
+    let family = features::family(&keys)?;
+    let (hidden_size, heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
+    // Defaults that follow from other keys; those of one model size are never meant.
+    let plain = matches!(family, Family::Llama | Family::Qwen2);
+    let null = object.get("num_key_value_heads") == Some(&Value::Null);
+    let kv_heads =
+        keys.count_or("num_key_value_heads", (family == Family::Llama || null).then_some(heads))?;
+    let even = plain && hidden_size.is_multiple_of(heads);
+    let head_dim = keys.count_or("head_dim", even.then(|| hidden_size / heads))?;
+    if heads % kv_heads != 0 {
+        return Err(keys.wrong("num_key_value_heads", format!("a divisor of {heads} (num_attention_heads)")));
+    }
+    if head_dim % 2 != 0 {
+        return Err(keys.wrong("head_dim", "an even number (rotary pairs)"));
+    }
+    let layers = keys.count("num_hidden_layers")?;
+    if layers > MAX_LAYERS {
+        return Err(keys.wrong("num_hidden_layers", format!("at most {MAX_LAYERS}")));
+    }
+    let features = features::features(&keys, family, layers, heads, head_dim)?;
+    let (rope_theta, rope_scaling) = rope(&keys, family)?;
+    let config = DecoderConfig {
+        family,
+        vocab_size: keys.count("vocab_size")?,
+        hidden_size,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        ffn: keys.count("intermediate_size")?,
+        rms_eps: keys.positive("rms_norm_eps")?,
+        rope_theta,
+        rope_scaling,
+        tied: keys.flag("tie_word_embeddings", family == Family::Gemma2)?,
+        max_position: keys.count("max_position_embeddings")?,
+        features,
+    };
+    Ok((config, token_ids(&keys)?))
+}
+
+/// Rotary base and scaling. transformers 5 writes `rope_parameters`, older versions `rope_theta` and `rope_scaling`.
+fn rope(keys: &Keys, family: Family) -> Result<(f64, Option<RopeScaling>), FileError> {
+    let top = keys.optional_positive("rope_theta")?;
+    let whole = |keys: &Keys| {
+        let share = keys.get("partial_rotary_factor");
+        if share.is_some_and(|share| family != Family::Qwen3_5 && share.as_f64() != Some(1.0)) {
+            return Err(keys.wrong("partial_rotary_factor", "1 or nothing: whole heads are rotated"));
+        }
+        Ok(())
+    };
+    whole(keys)?;
+    let Some(keys) = keys.inner("rope_parameters")?.or(keys.inner("rope_scaling")?) else {
+        return Ok((top.unwrap_or(10_000.0), None));
+    };
+    whole(&keys)?;
+    let theta = keys.optional_positive("rope_theta")?.or(top).unwrap_or(10_000.0);
+    let kind = if keys.get("rope_type").is_some() { "rope_type" } else { "type" };
+    match keys.get(kind).map(Value::as_str) {
+        None | Some(Some("default")) => Ok((theta, None)),
+        // Qwen's name for positions in three dimensions, which are one for text.
+        Some(Some("mrope")) if family == Family::Qwen3_5 => Ok((theta, None)),
+        Some(Some("llama3")) => {
+            let scaling = RopeScaling {
+                factor: keys.positive("factor")?,
+                low_freq_factor: keys.positive("low_freq_factor")?,
+                high_freq_factor: keys.positive("high_freq_factor")?,
+                original_max_position: keys.count("original_max_position_embeddings")?,
+            };
+            if scaling.high_freq_factor <= scaling.low_freq_factor {
+                let expected = format!("more than {} (low_freq_factor)", scaling.low_freq_factor);
+                return Err(keys.wrong("high_freq_factor", expected));
+            }
+            Ok((theta, Some(scaling)))
+        }
+        Some(_) => Err(keys.wrong(kind, "\"default\" or \"llama3\"")),
+    }
+}
+
+fn token_ids(keys: &Keys) -> Result<TokenIds, FileError> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let one = |key: &str| match keys.get(key) {
+        None => Ok(None),
+        Some(value) => id(value).map(Some).ok_or_else(|| keys.wrong(key, "a token id")),
+    };
+    let eos = match keys.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.iter().map(id).collect::<Option<_>>(),
+        Some(value) => id(value).map(|id| vec![id]),
+        None => Some(vec![]),
+    };
+    let eos = eos.ok_or_else(|| keys.wrong("eos_token_id", "a token id or a list of them"))?;
+    Ok(TokenIds { bos: one("bos_token_id")?, eos, pad: one("pad_token_id")?, unk: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config() -> DecoderConfig {
+        DecoderConfig {
+            family: Family::Llama,
+            vocab_size: 300,
+            hidden_size: 64,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            ffn: 96,
+            rms_eps: 1e-5,
+            rope_theta: 500_000.0,
+            rope_scaling: Some(RopeScaling {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_position: 64,
+            }),
+            tied: true,
+            max_position: 512,
+            features: Family::Llama.features(2, 4, 16),
+        }
+    }
+
+    fn read(value: &Value) -> Result<(DecoderConfig, TokenIds), String> {
+        parse(Path::new("config.json"), value.as_object().unwrap()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let ids = TokenIds { bos: Some(1), eos: vec![2, 3], pad: None, unk: None };
+        for family in Family::ALL {
+            let config = DecoderConfig { family, features: family.features(2, 4, 16), ..config() };
+            assert_eq!(read(&render(&config, &ids)).unwrap(), (config, ids.clone()));
+        }
+    }
+
+    #[test]
+    fn the_rotary_keys_of_transformers_5_are_read() {
+        let mut value = render(&config(), &TokenIds::default());
+        let object = value.as_object_mut().unwrap();
+        let mut rope = object.remove("rope_scaling").unwrap();
+        rope["rope_theta"] = object.remove("rope_theta").unwrap();
+        object.insert("rope_parameters".into(), rope);
+        assert_eq!(read(&value).unwrap().0, config());
+    }
+
+    #[test]
+    fn what_changes_the_mathematics_is_refused_by_name() {
+        let cases = [
+            ("architectures", json!(["GemmaForCausalLM"])),
+            ("architectures", json!(["Qwen3MoeForCausalLM"])),
+            ("architectures", json!(["Qwen3_5ForConditionalGeneration"])),
+            ("num_experts", json!(8)),
+            ("vision_config", json!({"depth": 2})),
+            ("attention_bias", json!("yes")),
+            ("hidden_act", json!("gelu")),
+            ("use_sliding_window", json!(true)),
+            ("sliding_window", json!(4096)),
+            ("layer_types", json!(["full_attention", "sliding_attention"])),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+            ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0})),
+            ("quantization_config", json!({"bits": 4})),
+            ("logits_scaling", json!(8.0)),
+            ("num_key_value_heads", json!(3)),
+            ("head_dim", json!(15)),
+            ("hidden_size", json!("64")),
+            ("num_hidden_layers", json!(0)),
+            ("rms_norm_eps", Value::Null),
+            ("eos_token_id", json!(-1)),
+        ];
+        for (key, bad) in cases {
+            let mut value = render(&config(), &TokenIds::default());
+            value[key] = bad;
+            let message = read(&value).unwrap_err();
+            assert!(message.starts_with(&format!("config.json: key \"{key}")), "{key}: {message}");
+        }
+    }
+}
