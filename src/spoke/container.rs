@@ -66,7 +66,7 @@ impl<'a> Container<'a> {
     fn described(&self, limits: &Limits) -> Result<Vec<Stored>, Reason> {
         let few = |found: usize| match found as u64 {
             found if found > limits.max_tensors => {
-                Err(Reason::TooMany { what: "tensors", found, limit: limits.max_tensors })
+                Err(Reason::TooMany { what: "tensors".to_owned(), found, limit: limits.max_tensors })
             }
             _ => Ok(()),
         };

@@ -135,7 +135,7 @@ pub enum Reason {
     #[error("tensor {tensor:?} holds {found} at element {at}, expected numbers between -{bound} and {bound}")]
     OutOfRange { tensor: String, at: u64, found: f32, bound: f32 },
     #[error("has {found} {what}, expected at most {limit}")]
-    TooMany { what: &'static str, found: u64, limit: u64 },
+    TooMany { what: String, found: u64, limit: u64 },
     #[error("takes {found} bytes in memory, expected at most {limit}")]
     Resident { found: u64, limit: u64 },
     #[error("is not a safetensors file: {message}")]
