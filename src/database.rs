@@ -113,6 +113,7 @@ impl Database {
         connection.busy_timeout(PATIENCE).map_err(wrong)?;
         // The first two answer with a row; a plain pragma_update expects none.
         let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
+            PRAGMA cache_size = -512;
             CREATE TABLE IF NOT EXISTS room (name TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT;";
         connection.execute_batch(pragmas).map_err(wrong)?;
         Ok(Self { path: path.to_owned(), connection })

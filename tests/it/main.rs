@@ -30,6 +30,7 @@ mod security;
 mod serve;
 mod soak;
 mod spoke_cli;
+mod spoke_commands;
 mod spoke_corpus;
 mod spoke_files;
 mod spoke_hostile;

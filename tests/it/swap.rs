@@ -99,6 +99,9 @@ fn no_request_fails_while_spokes_are_swapped() {
         if swap == WARM {
             warm = resident(program.id());
         }
+        if swap % 500 == 0 {
+            eprintln!("after {swap} swaps: {:?} KiB resident", resident(program.id()));
+        }
         assert!(clients.iter().all(|client| !client.is_finished()), "a client has failed");
     }
     stop.store(true, Ordering::SeqCst);
