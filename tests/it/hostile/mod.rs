@@ -139,7 +139,9 @@ fn send(address: SocketAddr, hostile: &Hostile) -> Result<u16, String> {
     let start = Instant::now();
     let mut answer = Vec::new();
     let mut buffer = [0; 16_384];
-    loop {
+    // The feed of events has a beginning and no end.
+    let feed = hostile.bytes.starts_with(b"GET /v1/spokes/events");
+    while !(feed && answer.windows(4).any(|end| end == b"\r\n\r\n")) {
         match connection.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => answer.extend_from_slice(&buffer[..length]),
