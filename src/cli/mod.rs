@@ -105,8 +105,8 @@ fn report(error: &anyhow::Error) {
         eprintln!("  code: {}", refusal.code());
     }
     let of_file = || error.chain().find_map(|cause| cause.downcast_ref::<FileError>()?.hint());
-    let hint = refusal.and_then(|refusal| refusal.hint().map(|hint| hint.to_string()));
-    if let Some(hint) = hint.or_else(|| of_file().map(|hint| hint.to_string())) {
+    let hint = refusal.and_then(Refusal::hint);
+    if let Some(hint) = hint.or_else(|| of_file().map(str::to_owned)) {
         eprintln!("\nhint: {hint}");
     }
 }

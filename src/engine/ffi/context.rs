@@ -177,10 +177,10 @@ impl<'a> Context<'a> {
     /// # Errors
     /// llama.cpp can't: nothing has changed then.
     pub fn set_adapters(&mut self, adapters: &[(Rc<Adapter<'a>>, f32)]) -> Result<(), DecodeError> {
-        let same = |(a, b): (&(Rc<Adapter<'a>>, f32), &(Rc<Adapter<'a>>, f32))| {
-            Rc::ptr_eq(&a.0, &b.0) && a.1.to_bits() == b.1.to_bits()
-        };
-        if adapters.len() == self.adapters.len() && adapters.iter().zip(&self.adapters).all(same) {
+        let mut pairs = adapters.iter().zip(&self.adapters);
+        if adapters.len() == self.adapters.len()
+            && pairs.all(|(a, b)| Rc::ptr_eq(&a.0, &b.0) && a.1.to_bits() == b.1.to_bits())
+        {
             return Ok(());
         }
         let mut raw: Vec<_> = adapters.iter().map(|(adapter, _)| adapter.raw()).collect();
