@@ -3,11 +3,13 @@
 
 mod adapter;
 mod context;
+mod processor;
 mod quantise;
 mod rewrite;
-mod vector;
 
 pub use adapter::{Adapter, AdapterError};
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError};
+#[cfg(target_arch = "x86_64")]
+pub use processor::prefetch;
+pub use processor::{Panel, has_product, product};
 pub use quantise::{QuantType, QuantiseError, quantise};
-pub use vector::{Panel, has_product, product};

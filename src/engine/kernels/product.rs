@@ -55,8 +55,10 @@ mod lanes {
         _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_i32x4, _mm512_unpackhi_epi32,
         _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
     };
+    use std::ops::Range;
 
     use super::{BLOCK, Block, Packed, ROWS};
+    use crate::engine::ffi::prefetch;
 
     /// Up to so many columns, weights go from memory into lanes and are used at once; with more, they are kept as a
     /// [`Panel`] for several passes.
@@ -72,61 +74,63 @@ mod lanes {
         scale: __m512,
     }
 
-    /// Products of `weights` (rows of equal length, [`ROWS`] at a time) with `columns` (as long as the rows). `write` is
-    /// given a column, the first of [`ROWS`] rows, and their results. `panels` is scratch memory.
-    ///
-    /// Safe to call where the processor has the features.
+    /// Products of `rows` (a range of whole groups of [`ROWS`]) of `weights` with `columns`, each as long as a row. `write` is
+    /// given a column, the first of [`ROWS`] rows, and their results. `panels` is scratch memory. Safe to call where the
+    /// processor has the features.
     ///
     /// # Panics
-    /// Rows that are no multiple of [`ROWS`]; columns that are shorter than a row.
+    /// A range that is not of whole groups, or beyond the weights.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub fn product(
         weights: &[Block],
         blocks: usize,
+        rows: Range<usize>,
         columns: &[Packed],
         panels: &mut Vec<Panel>,
         mut write: impl FnMut(usize, usize, &[f32; ROWS]),
     ) {
-        assert!(blocks > 0 && weights.len().is_multiple_of(blocks * ROWS), "whole groups of rows");
+        assert!(rows.start % ROWS == 0 && rows.end % ROWS == 0, "whole groups of rows");
         let count = columns.len() / blocks;
         let column = |at: usize| &columns[at * blocks..][..blocks];
-        if count <= FEW {
-            for (group, weights) in weights.chunks_exact(blocks * ROWS).enumerate() {
-                let mut write = |column: usize, result: &[f32; ROWS]| write(column, group * ROWS, result);
+        let together = if count <= FEW { 1 } else { 2 };
+        for first in rows.clone().step_by(together * ROWS) {
+            let groups = together.min((rows.end - first) / ROWS);
+            let next = first + groups * ROWS;
+            let ahead = Ahead::new(weights, blocks, next..next + together * ROWS, count.div_ceil(PASS));
+            let weights = &weights[first * blocks..][..groups * ROWS * blocks];
+            let mut write = |column: usize, group: usize, result: &[f32; ROWS]| {
+                write(column, first + group * ROWS, result);
+            };
+            if count <= FEW {
                 macro_rules! few {
                     ($($count:literal)*) => {
                         match count {
-                            $($count => few::<$count>(weights, blocks, std::array::from_fn(column), &mut write),)*
+                            $($count => few::<$count>(weights, blocks, ahead, std::array::from_fn(column), &mut write),)*
                             _ => {}
                         }
                     };
                 }
                 few!(1 2 3 4 5 6 7 8 9 10 11 12);
+                continue;
             }
-            return;
-        }
-        for (pair, weights) in weights.chunks(blocks * ROWS * 2).enumerate() {
-            let groups = weights.len() / (blocks * ROWS);
             panels.clear();
             for weights in weights.chunks_exact(blocks * ROWS) {
                 let rows = rows_of(weights, blocks);
                 panels.extend((0..blocks).map(|at| Panel::load(&rows, at)));
             }
-            let mut write = |column: usize, group: usize, result: &[f32; ROWS]| {
-                write(column, (pair * 2 + group) * ROWS, result);
-            };
-            for first in (0..count).step_by(PASS) {
+            for (pass, first) in (0..count).step_by(PASS).enumerate() {
+                let ahead = ahead.part(pass);
                 macro_rules! pass {
                     ($($count:literal)*) => {
                         match (groups, PASS.min(count - first)) {
                             $(
                                 (1, $count) => {
                                     let columns: [_; $count] = std::array::from_fn(|at| column(first + at));
-                                    many::<$count, 1>(panels, blocks, first, columns, &mut write);
+                                    many::<$count, 1>(panels, blocks, ahead, first, columns, &mut write);
                                 }
                                 (_, $count) => {
                                     let columns: [_; $count] = std::array::from_fn(|at| column(first + at));
-                                    many::<$count, 2>(panels, blocks, first, columns, &mut write);
+                                    many::<$count, 2>(panels, blocks, ahead, first, columns, &mut write);
                                 }
                             )*
                             _ => {}
@@ -134,6 +138,41 @@ mod lanes {
                     };
                 }
                 pass!(1 2 3 4);
+            }
+        }
+    }
+
+    /// The weights behind those that are computed: without being asked for they would come late, since sixteen rows are
+    /// read side by side and the processor follows few streams at a time.
+    #[derive(Clone, Copy)]
+    struct Ahead<'a> {
+        lines: &'a [[u8; 64]],
+        /// Lines of a part.
+        step: usize,
+    }
+
+    impl<'a> Ahead<'a> {
+        /// So many parts of some rows, as far as there are any.
+        fn new(weights: &'a [Block], blocks: usize, rows: Range<usize>, parts: usize) -> Self {
+            let end = (rows.end * blocks).min(weights.len());
+            let weights = weights.get(rows.start * blocks..end).unwrap_or_default();
+            let lines = weights.as_flattened().as_chunks().0;
+            Self { lines, step: lines.len().div_ceil(parts.max(1)) }
+        }
+
+        fn part(self, index: usize) -> &'a [[u8; 64]] {
+            let lines = self.lines.get(index * self.step..).unwrap_or_default();
+            &lines[..self.step.min(lines.len())]
+        }
+
+        /// All of it, and how much there is for each of so many blocks.
+        fn divided(lines: &'a [[u8; 64]], blocks: usize) -> Self {
+            Self { lines, step: lines.len().div_ceil(blocks) }
+        }
+
+        fn fetch(self, index: usize) {
+            for line in self.part(index) {
+                prefetch(line);
             }
         }
     }
@@ -146,18 +185,21 @@ mod lanes {
     fn few<const C: usize>(
         weights: &[Block],
         blocks: usize,
+        ahead: Ahead<'_>,
         columns: [&[Packed]; C],
-        write: &mut impl FnMut(usize, &[f32; ROWS]),
+        write: &mut impl FnMut(usize, usize, &[f32; ROWS]),
     ) {
+        let ahead = Ahead::divided(ahead.lines, blocks);
         let rows = rows_of(weights, blocks);
         let columns = columns.map(|column| &column[..blocks]);
         let mut sums = [[_mm512_setzero_ps(); C]];
         for at in 0..blocks {
+            ahead.fetch(at);
             let panel = Panel::load(&rows, at);
             add([&panel], columns.map(|column| &column[at]), &mut sums);
         }
         for (column, sum) in sums[0].iter().enumerate() {
-            write(column, &bytemuck::cast(*sum));
+            write(column, 0, &bytemuck::cast(*sum));
         }
     }
 
@@ -165,14 +207,17 @@ mod lanes {
     fn many<const C: usize, const G: usize>(
         panels: &[Panel],
         blocks: usize,
+        ahead: &[[u8; 64]],
         first: usize,
         columns: [&[Packed]; C],
         write: &mut impl FnMut(usize, usize, &[f32; ROWS]),
     ) {
+        let ahead = Ahead::divided(ahead, blocks);
         let groups: [&[Panel]; G] = std::array::from_fn(|group| &panels[group * blocks..][..blocks]);
         let columns = columns.map(|column| &column[..blocks]);
         let mut sums = [[_mm512_setzero_ps(); C]; G];
         for at in 0..blocks {
+            ahead.fetch(at);
             add(groups.map(|panels| &panels[at]), columns.map(|column| &column[at]), &mut sums);
         }
         for (group, sums) in sums.iter().enumerate() {
@@ -298,13 +343,20 @@ mod tests {
             let mut panels = Vec::new();
             for count in (1..=14).chain([29]) {
                 let mut found = vec![f32::NAN; count * rows];
-                product(&weights, blocks, &columns[..count * blocks], &mut panels, |column, row, result| {
-                    found[column * rows + row..][..ROWS].copy_from_slice(result);
-                });
+                product(
+                    &weights,
+                    blocks,
+                    0..rows,
+                    &columns[..count * blocks],
+                    &mut panels,
+                    |column, row, result| {
+                        found[column * rows + row..][..ROWS].copy_from_slice(result);
+                    },
+                );
                 if count == 1 {
                     for column in 0..29 {
                         let one = &columns[column * blocks..][..blocks];
-                        product(&weights, blocks, one, &mut panels, |_, row, result| {
+                        product(&weights, blocks, 0..rows, one, &mut panels, |_, row, result| {
                             alone[column * rows + row..][..ROWS].copy_from_slice(result);
                         });
                     }
@@ -343,7 +395,7 @@ mod tests {
         }
         let columns = [Packed::new(&[0.0; BLOCK]); 2];
         let mut seen = 0;
-        product(&weights(16, 1), 1, &columns, &mut Vec::new(), |_, _, result| {
+        product(&weights(16, 1), 1, 0..16, &columns, &mut Vec::new(), |_, _, result| {
             assert_eq!(result, &[0.0; ROWS]);
             seen += 1;
         });

@@ -119,14 +119,13 @@ impl Task {
                 packing.wait();
             }
             let packed = std::slice::from_raw_parts(packed.cast_const(), columns * blocks);
+            let weights = std::slice::from_raw_parts(weights.data.cast::<Block>(), rows * blocks);
             PANELS.with_borrow_mut(|panels| {
                 self.multiplying.work(|index| {
                     let first = index * self.share;
-                    let count = self.share.min(rows - first) * blocks;
-                    let weights = weights.data.cast::<Block>().add(first * blocks);
-                    let weights = std::slice::from_raw_parts(weights, count);
-                    product(weights, blocks, packed, panels, |column, row, result| {
-                        let to = node.data.cast::<f32>().add(column * rows + first + row);
+                    let share = first..rows.min(first + self.share);
+                    product(weights, blocks, share, packed, panels, |column, row, result| {
+                        let to = node.data.cast::<f32>().add(column * rows + row);
                         std::ptr::copy_nonoverlapping(result.as_ptr(), to, ROWS);
                     });
                 });

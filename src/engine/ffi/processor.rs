@@ -1,5 +1,7 @@
 //! Kernels that need instructions which not every processor has.
 
+use std::ops::Range;
+
 use crate::engine::kernels::product::{Block, Packed, ROWS};
 
 #[cfg(target_arch = "x86_64")]
@@ -20,15 +22,17 @@ pub fn has_product() -> bool {
     false
 }
 
-/// Products of Q8_0 weights (rows of `blocks` blocks, [`ROWS`] at a time) with `columns` (as long as the rows). `write` is
-/// given a column, the first of [`ROWS`] rows, and their results. `panels` is scratch memory.
+/// Products of `rows` (a range of whole groups of [`ROWS`]) of Q8_0 weights (rows of `blocks` blocks) with `columns`, each as
+/// long as a row. `write` is given a column, the first of [`ROWS`] rows, and their results. `panels` is scratch memory.
 ///
 /// # Panics
-/// A processor that has not what it needs ([`has_product`]); rows that are no multiple of [`ROWS`].
+/// A processor that has not what it needs ([`has_product`]); a range that is not of whole
+/// groups, or beyond the weights.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub fn product(
     weights: &[Block],
     blocks: usize,
+    rows: Range<usize>,
     columns: &[Packed],
     panels: &mut Vec<Panel>,
     write: impl FnMut(usize, usize, &[f32; ROWS]),
@@ -37,6 +41,15 @@ pub fn product(
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the processor has the features.
     unsafe {
-        crate::engine::kernels::product::product(weights, blocks, columns, panels, write);
+        crate::engine::kernels::product::product(weights, blocks, rows, columns, panels, write);
     }
+}
+
+/// Has a line of memory brought near the processor.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn prefetch(line: &[u8; 64]) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: the address is that of a reference, and a prefetch changes nothing that can be observed.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
 }
