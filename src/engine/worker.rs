@@ -159,8 +159,19 @@ fn load(path: &Path) -> Result<LlamaModel, String> {
     if path.to_str().is_none() {
         return Err(format!("{}: a path that isn't UTF-8 can't be given to llama.cpp", path.display()));
     }
-    LlamaModel::load_from_file(backend(), path, &LlamaModelParams::default())
+    // Memory of its own can be in huge pages, which a file's can't: a token reads all weights, and looks each page up.
+    let bytes = fs_err::metadata(path).map_err(|e| e.to_string())?.len();
+    let own = available_memory().is_some_and(|available| bytes <= available / 2);
+    let params = LlamaModelParams::default().with_use_mmap(!own);
+    LlamaModel::load_from_file(backend(), path, &params)
         .map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
+}
+
+/// Bytes that programs can still have, as Linux estimates them.
+fn available_memory() -> Option<u64> {
+    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn describe(model: &LlamaModel, settings: &LlamaSettings) -> Result<ModelInfo, String> {

@@ -23,7 +23,7 @@ pub fn has_product() -> bool {
 }
 
 /// Products of `rows` (a range of whole groups of [`ROWS`]) of Q8_0 weights (rows of `blocks` blocks) with `columns`, each as
-/// long as a row. `write` is given a column, the first of [`ROWS`] rows, and their results. `panels` is scratch memory.
+/// long as a row. `then` is the row at which the caller goes on. `write` is given a column, the first of [`ROWS`] rows, and their results. `panels` is scratch memory.
 ///
 /// # Panics
 /// A processor that has not what it needs ([`has_product`]); a range that is not of whole
@@ -33,6 +33,7 @@ pub fn product(
     weights: &[Block],
     blocks: usize,
     rows: Range<usize>,
+    then: usize,
     columns: &[Packed],
     panels: &mut Vec<Panel>,
     write: impl FnMut(usize, usize, &[f32; ROWS]),
@@ -41,7 +42,7 @@ pub fn product(
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the processor has the features.
     unsafe {
-        crate::engine::kernels::product::product(weights, blocks, rows, columns, panels, write);
+        crate::engine::kernels::product::product(weights, blocks, rows, then, columns, panels, write);
     }
 }
 

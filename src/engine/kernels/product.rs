@@ -74,8 +74,9 @@ mod lanes {
         scale: __m512,
     }
 
-    /// Products of `rows` (a range of whole groups of [`ROWS`]) of `weights` with `columns`, each as long as a row. `write` is
-    /// given a column, the first of [`ROWS`] rows, and their results. `panels` is scratch memory. Safe to call where the
+    /// Products of `rows` (a range of whole groups of [`ROWS`]) of `weights` with `columns`, each as long as a row. `then` is
+    /// the row at which the caller goes on. `write` is given a column, the first of [`ROWS`] rows, and their results.
+    /// `panels` is scratch memory. Safe to call where the
     /// processor has the features.
     ///
     /// # Panics
@@ -85,6 +86,7 @@ mod lanes {
         weights: &[Block],
         blocks: usize,
         rows: Range<usize>,
+        then: usize,
         columns: &[Packed],
         panels: &mut Vec<Panel>,
         mut write: impl FnMut(usize, usize, &[f32; ROWS]),
@@ -96,6 +98,7 @@ mod lanes {
         for first in rows.clone().step_by(together * ROWS) {
             let groups = together.min((rows.end - first) / ROWS);
             let next = first + groups * ROWS;
+            let next = if next < rows.end { next } else { then };
             let ahead = Ahead::new(weights, blocks, next..next + together * ROWS, count.div_ceil(PASS));
             let weights = &weights[first * blocks..][..groups * ROWS * blocks];
             let mut write = |column: usize, group: usize, result: &[f32; ROWS]| {
@@ -356,7 +359,7 @@ mod tests {
                 if count == 1 {
                     for column in 0..29 {
                         let one = &columns[column * blocks..][..blocks];
-                        product(&weights, blocks, 0..rows, one, &mut panels, |_, row, result| {
+                        product(&weights, blocks, 0..rows, rows, one, &mut panels, |_, row, result| {
                             alone[column * rows + row..][..ROWS].copy_from_slice(result);
                         });
                     }
@@ -395,7 +398,7 @@ mod tests {
         }
         let columns = [Packed::new(&[0.0; BLOCK]); 2];
         let mut seen = 0;
-        product(&weights(16, 1), 1, 0..16, &columns, &mut Vec::new(), |_, _, result| {
+        product(&weights(16, 1), 1, 0..16, 16, &columns, &mut Vec::new(), |_, _, result| {
             assert_eq!(result, &[0.0; ROWS]);
             seen += 1;
         });

@@ -6,6 +6,7 @@
 //! llama.cpp's.
 
 mod attention;
+mod pages;
 mod product;
 mod stage;
 
@@ -32,6 +33,8 @@ struct Inner {
     threads: usize,
     /// Memory for the node that is computed; there is one at a time.
     scratch: Scratch,
+    /// Buffers of weights that have been met.
+    weights: Vec<*const sys::ggml_backend_buffer>,
     /// The activations that will be packed when the node that is asked for next is computed.
     packed: *const sys::ggml_tensor,
 }
@@ -75,6 +78,7 @@ impl Rewriter {
             next: 0,
             threads: threads.max(1),
             scratch: Scratch::default(),
+            weights: Vec::new(),
             packed: std::ptr::null(),
         }));
         let template = Template::new();
@@ -139,6 +143,13 @@ impl Inner {
             _ => None,
         };
         if let Some(task) = task {
+            if let Task::Product(task) = &task {
+                let buffer = task.weights(node);
+                if !buffer.is_null() && !self.weights.contains(&buffer.cast_const()) {
+                    self.weights.push(buffer);
+                    pages::make_huge(buffer);
+                }
+            }
             slot.given = (node.op, node.op_params);
             slot.task = task;
             node.op = sys::GGML_OP_CUSTOM;

@@ -89,6 +89,12 @@ impl Task {
         Some(Self { blocks, rows, columns, share, packing, multiplying })
     }
 
+    /// The buffer of the node's weights.
+    pub fn weights(&self, node: &sys::ggml_tensor) -> sys::ggml_backend_buffer_t {
+        // SAFETY: `Task::of` has seen that the weights are there.
+        unsafe { (*node.src[0]).buffer }
+    }
+
     /// Takes part in the computation.
     ///
     /// # Safety
@@ -105,7 +111,7 @@ impl Task {
             let packed = (*scratch.packed.get()).as_mut_ptr();
             if let Some(packing) = &self.packing {
                 let pieces = blocks.div_ceil(PIECE);
-                packing.work(|index| {
+                packing.work(|index, _| {
                     let (column, first) = (index / pieces, index % pieces * PIECE);
                     let count = PIECE.min(blocks - first);
                     let x = given.data.cast::<f32>().add(column * (given.nb[1] / 4) + first * BLOCK);
@@ -121,10 +127,11 @@ impl Task {
             let packed = std::slice::from_raw_parts(packed.cast_const(), columns * blocks);
             let weights = std::slice::from_raw_parts(weights.data.cast::<Block>(), rows * blocks);
             PANELS.with_borrow_mut(|panels| {
-                self.multiplying.work(|index| {
+                self.multiplying.work(|index, next| {
                     let first = index * self.share;
                     let share = first..rows.min(first + self.share);
-                    product(weights, blocks, share, packed, panels, |column, row, result| {
+                    let then = next.map_or(rows, |next| next * self.share);
+                    product(weights, blocks, share, then, packed, panels, |column, row, result| {
                         let to = node.data.cast::<f32>().add(column * rows + row);
                         std::ptr::copy_nonoverlapping(result.as_ptr(), to, ROWS);
                     });

@@ -20,14 +20,14 @@ impl Stage {
         Self { units, ..Self::default() }
     }
 
-    /// Does units until all are drawn.
-    pub fn work(&self, mut unit: impl FnMut(usize)) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= self.units {
-                return;
-            }
-            unit(index);
+    /// Does units until all are drawn. Each is drawn one ahead: `unit` is told which one comes next, so that it can have
+    /// brought near what that one reads.
+    pub fn work(&self, mut unit: impl FnMut(usize, Option<usize>)) {
+        let draw = || Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|&index| index < self.units);
+        let mut drawn = draw();
+        while let Some(index) = drawn {
+            drawn = draw();
+            unit(index, drawn);
             self.done.fetch_add(1, Ordering::Release);
         }
     }
