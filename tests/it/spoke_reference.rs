@@ -12,16 +12,20 @@ use bespoke::spoke::felix::Trained;
 use bespoke::spoke::{self, Adapter, Format, Limits, Post, Spoke};
 use candle_core::{Device, Tensor};
 
+use crate::families::complete;
+
 fn fixture(name: &str) -> PathBuf {
     Path::new("tests/fixtures/spokes").join(name)
 }
 
-/// A model of `tests/fixtures/hf` as a GGUF file, and its facts.
+/// A model of `tests/fixtures/hf` or `tests/fixtures/families` as a GGUF file, and its facts.
 pub fn post(name: &str, folder: &Path) -> (PathBuf, Post) {
     let source = Path::new("tests/fixtures/hf").join(name);
+    let complete = (!source.exists()).then(|| complete(name));
+    let source = complete.as_ref().map_or(source.as_path(), |complete| complete.path());
     let path = folder.join(format!("{name}.gguf"));
-    let model = hugging_face::load(&source).unwrap();
-    gguf_file::export(&model, name, &source, &path, Precision::F32).unwrap();
+    let model = hugging_face::load(source).unwrap();
+    gguf_file::export(&model, name, source, &path, Precision::F32).unwrap();
     let post = Post::open(&path).unwrap();
     (path, post)
 }
@@ -91,6 +95,8 @@ fn a_converted_peft_adapter_gives_the_logits_of_peft() {
         ("rslora", "llama_gqa", 7),
         ("embedding", "llama_gqa", 4),
         ("qwen3", "qwen3_tied", 14),
+        ("qwen2", "qwen2_gqa", 14),
+        ("gemma2", "gemma2_usual", 21),
     ] {
         let (post_path, post) = post(base, folder.path());
         let lora = folder.path().join(format!("{name}.lora.gguf"));
