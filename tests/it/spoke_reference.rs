@@ -41,8 +41,12 @@ fn expected(name: &str) -> (Vec<u32>, Vec<f32>, Vec<f32>) {
 }
 
 fn assert_agree(what: &str, expected: &[f32], found: &[f32]) {
+    assert_agree_within(1e-4, what, expected, found);
+}
+
+fn assert_agree_within(bound: f32, what: &str, expected: &[f32], found: &[f32]) {
     let difference = relative_difference(expected, found).unwrap().0;
-    assert!(difference <= 1e-4, "{what}: {difference:e}");
+    assert!(difference <= bound, "{what}: {difference:e}");
 }
 
 /// Adds `alpha / r B A` to the weights of a post, in llama.cpp's terms: nothing here knows Hugging Face's order of rows.
@@ -114,7 +118,9 @@ fn a_converted_peft_adapter_gives_the_logits_of_peft() {
         assert_agree(name, &logits, &candle_logits(&model, &ids).unwrap());
         let mut reference = Reference::open(&post_path).unwrap();
         let found = reference.logits_with(&lora, &ids).unwrap();
-        assert_agree(&format!("{name} in llama.cpp"), &logits, &found);
+        // llama.cpp looks Gemma's GELU up in a table of f16 values.
+        let bound = if name == "gemma2" { 5e-3 } else { 1e-4 };
+        assert_agree_within(bound, &format!("{name} in llama.cpp"), &logits, &found);
     }
 }
 
