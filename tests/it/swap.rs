@@ -11,6 +11,8 @@ use crate::memory::resident;
 
 /// Clients that ask all the time.
 const CLIENTS: usize = 8;
+/// Contents that take turns: so many that one is forgotten, and probed again, before its next turn.
+const CONTENTS: usize = 64;
 /// The swap after which memory has come to its size.
 const WARM: usize = 10;
 
@@ -45,7 +47,8 @@ fn no_request_fails_while_spokes_are_swapped_in_llama_cpp() {
 
 fn swap_under_load(backend: Backend, swaps: usize) {
     let mut contents = Contents::new(backend);
-    let all: Vec<Content> = (0..=swaps).map(|_| contents.next()).collect();
+    let all: Vec<Content> = (0..=swaps.min(CONTENTS)).map(|_| contents.next()).collect();
+    let content = |swap: usize| &all[swap % all.len()];
     eprintln!("{} contents, {} were passed over", all.len(), contents.unfit);
     drop(contents);
     let home = Home::new(backend);
@@ -59,7 +62,8 @@ fn swap_under_load(backend: Backend, swaps: usize) {
     let answers: u64 = thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| {
-                let (asked, all, done, dropped, stop) = (served.client.clone(), &all, &done, &dropped, &stop);
+                let (asked, content, done, dropped, stop) =
+                    (served.client.clone(), &content, &done, &dropped, &stop);
                 scope.spawn(move || {
                     let mut answers = 0_u64;
                     while !stop.load(Ordering::SeqCst) {
@@ -67,8 +71,8 @@ fn swap_under_load(backend: Backend, swaps: usize) {
                         let (told, says) =
                             asked.asked("encoding", client % 2 == 1).expect("no request fails");
                         let newest = dropped.load(Ordering::SeqCst);
-                        let could = all[oldest..=newest]
-                            .iter()
+                        let could = (oldest..=newest)
+                            .map(content)
                             .find(|content| content.generation.to_string().starts_with(&told));
                         let Some(content) = could else {
                             panic!("{told} answers a request from between swap {oldest} and swap {newest}")
@@ -85,15 +89,21 @@ fn swap_under_load(backend: Backend, swaps: usize) {
             for swap in 1..=swaps {
                 dropped.store(swap, Ordering::SeqCst);
                 let began = Instant::now();
-                home.put("encoding.gguf", &all[swap].bytes);
-                served.client.serves("encoding", all[swap].generation);
+                home.put("encoding.gguf", &content(swap).bytes);
+                served.client.serves("encoding", content(swap).generation);
                 latencies.push(began.elapsed());
                 done.store(swap, Ordering::SeqCst);
                 if swap == WARM {
                     warm = Some(resident(served.program.id()));
                 }
                 if swap % 100 == 0 {
-                    eprintln!("after {swap} swaps: {} KiB resident", resident(served.program.id()) >> 10);
+                    let times = Times::new(latencies.clone());
+                    eprintln!(
+                        "after {swap} swaps: visible after p50 {:?}, p95 {:?}; {} KiB resident",
+                        times.share(50),
+                        times.share(95),
+                        resident(served.program.id()) >> 10
+                    );
                 }
                 assert!(clients.iter().all(|client| !client.is_finished()), "a client has failed");
             }
