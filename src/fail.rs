@@ -1,7 +1,8 @@
-//! Fail points: places where a test may have the process killed, as by `kill -9`. They do nothing in a release build.
+//! Fail points: places where a test may have the process killed, as by `kill -9`, or have it fail to notice something.
+//! They do nothing in a release build.
 //!
-//! `BESPOKE_FAIL` lists them, separated by commas: `NAME`, or `NAME@DETAIL` to die only where the detail is this, and
-//! behind either `#N` to die at the Nth time only.
+//! `BESPOKE_FAIL` lists them, separated by commas: `NAME`, or `NAME@DETAIL` to fail only where the detail is this, and
+//! behind either `#N` to fail at the Nth time only.
 
 /// Dies here if the environment says so.
 #[inline]
@@ -10,6 +11,18 @@ pub fn point(name: &str, detail: &str) {
     armed::pass(name, detail);
     #[cfg(not(debug_assertions))]
     let _ = (name, detail);
+}
+
+/// Whether something is not to be noticed here.
+#[inline]
+pub fn is_blind(name: &str) -> bool {
+    #[cfg(debug_assertions)]
+    return armed::is_listed(name);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = name;
+        false
+    }
 }
 
 #[cfg(debug_assertions)]
@@ -46,6 +59,10 @@ mod armed {
                 && point.detail.as_deref().is_none_or(|wanted| wanted == detail)
                 && point.passed.fetch_add(1, Ordering::SeqCst) + 1 == point.time
         })
+    }
+
+    pub(super) fn is_listed(name: &str) -> bool {
+        POINTS.iter().any(|point| point.name == name)
     }
 
     pub(super) fn pass(name: &str, detail: &str) {

@@ -1,8 +1,9 @@
-//! `bespoke bench`: how fast an endpoint answers, and a model to measure with.
+//! `bespoke bench`: how fast an endpoint answers, and a model and spokes to measure with.
 
 mod drive;
 mod model;
 mod serve;
+mod spoke;
 mod table;
 
 /// Subcommands.
@@ -12,6 +13,8 @@ pub enum Command {
     Serve(serve::Args),
     /// Write a stand-in: a model with the shape of a real one and random weights
     Model(model::Args),
+    /// Write a stand-in of a spoke: one with the shape of a trained one and random weights
+    Spoke(spoke::Args),
 }
 
 /// Runs the command.
@@ -19,5 +22,6 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => serve::run(&args),
         Command::Model(args) => model::run(&args),
+        Command::Spoke(args) => spoke::run(&args),
     }
 }

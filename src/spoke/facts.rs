@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Digest;
 
 /// The two kinds of spokes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Low-rank updates of weight matrices (Hu et al. 2021); llama.cpp computes them.

@@ -27,6 +27,7 @@ pub mod quarantine;
 mod refusal;
 pub mod registry;
 pub mod slot;
+pub mod stand_in;
 pub mod store;
 
 pub use crate::digest::Digest;

@@ -10,6 +10,15 @@ use crate::program::MODEL;
 
 /// A LoRA on one matrix of the shipped model; another seed is another content.
 pub fn lora(seed: u32) -> Vec<u8> {
+    lora_of(seed, 8.0)
+}
+
+/// One that turns every answer over.
+pub fn strong_lora(seed: u32) -> Vec<u8> {
+    lora_of(seed, 32_000.0)
+}
+
+fn lora_of(seed: u32, alpha: f32) -> Vec<u8> {
     let post = post();
     let (name, tensor) = post
         .tensors
@@ -22,7 +31,7 @@ pub fn lora(seed: u32) -> Vec<u8> {
         .set("general.type", "adapter")
         .set("general.architecture", post.architecture.as_str())
         .set("adapter.type", "lora")
-        .set("adapter.lora.alpha", 8.0_f32)
+        .set("adapter.lora.alpha", alpha)
         .tensor(format!("{name}.lora_a"), &[inputs, rank], GgmlType::F32)
         .tensor(format!("{name}.lora_b"), &[rank, outputs], GgmlType::F32);
     written(&writer, seed)

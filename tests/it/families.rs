@@ -46,7 +46,7 @@ fn tokenizer(case: &str) -> PathBuf {
 }
 
 /// A case as a folder that is complete: with its tokenizer.
-fn complete(case: &str) -> tempfile::TempDir {
+pub fn complete(case: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for source in [root().join(case), tokenizer(case)] {
         for entry in std::fs::read_dir(source).unwrap() {

@@ -1,16 +1,18 @@
 //! Security: who may ask what, under which name, and what the log keeps to itself.
 
 use std::fs::Permissions;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use bespoke::engine::{FakeEngine, Script};
 use bespoke::hub::HubError;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::daemon::{Answer, Daemon, chat};
+use crate::daemon::{Answer, Daemon, chat, read_until};
 use crate::program::{MODEL, Program};
 
 const INFERENCE: &str = "inference-key-0123456789";
@@ -58,6 +60,41 @@ fn without_a_key_only_health_and_the_document_are_told() {
     );
     assert_eq!(answer.header("www-authenticate").as_deref(), Some("Bearer"));
     assert!(daemon.engine.requests().is_empty());
+}
+
+/// The head and the body of a request may come apart, and a key is judged by the head alone.
+#[test]
+fn a_refusal_before_the_body_has_come_costs_neither_the_answer_nor_the_connection() {
+    let (daemon, _folder) = guarded();
+    let head = |length: usize| {
+        format!("POST /v1/load_lora_adapter HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n")
+    };
+    let mut connection = daemon.connection();
+    for round in 0..3 {
+        connection.write_all(head(2).as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        connection.write_all(b"{}").unwrap();
+        let answer = read_until(&mut connection, "Invalid API Key");
+        assert!(
+            answer.contains("HTTP/1.1 401") && !answer.contains("connection: close"),
+            "{round}: {answer}"
+        );
+    }
+    // What is too much to be read for nothing ends the connection, and the answer says so and arrives.
+    let large = 4 << 20;
+    connection.write_all(head(large).as_bytes()).unwrap();
+    let part = vec![b' '; 1 << 16];
+    let sent = (0..large / part.len()).take_while(|_| connection.write_all(&part).is_ok()).count();
+    assert!(sent > 0);
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("connection: close"), "{answer}");
+    // A client that asks whether to send at all is told not to.
+    let mut connection = daemon.connection();
+    let asks = head(2).replace("\r\n\r\n", "\r\nexpect: 100-continue\r\n\r\n");
+    connection.write_all(asks.as_bytes()).unwrap();
+    let answer = read_until(&mut connection, "Invalid API Key");
+    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("connection: close"), "{answer}");
 }
 
 #[test]

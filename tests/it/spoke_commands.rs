@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -106,6 +107,20 @@ fn a_file_that_is_refused_is_told_with_its_reason() {
     assert!(said.contains("found ':'"), "{said}");
     let (_, said) = commanded.wrong(&["spoke", "add", text(&commanded.path("nothing.gguf"))]);
     assert!(said.contains("nothing.gguf"), "{said}");
+}
+
+#[test]
+fn a_name_that_is_taken_is_told_at_once() {
+    let commanded = Commanded::new();
+    put(commanded.root.path(), "a.gguf", &lora(1));
+    put(commanded.root.path(), "a.GGUF", &lora(2));
+    commanded.ok(&["spoke", "add", text(&commanded.path("a.gguf"))]);
+    for _ in 0..2 {
+        let began = Instant::now();
+        let (code, said) = commanded.wrong(&["spoke", "add", text(&commanded.path("a.GGUF"))]);
+        assert!(code == Some(1) && said.contains("has the name \"a\" already"), "{said}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    }
 }
 
 #[test]

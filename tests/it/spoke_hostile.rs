@@ -55,6 +55,18 @@ fn every_kind_of_hostile_file_is_refused_with_its_code() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Whoever reads a code in `bespoke spokes` finds it in the documents.
+#[test]
+fn every_code_of_the_corpus_is_documented() {
+    let text = std::fs::read_to_string("docs/spoke-formats.md").unwrap();
+    let missing: Vec<_> = all()
+        .into_iter()
+        .filter_map(|(.., code)| code)
+        .filter(|code| !text.contains(&format!("`{code}`")))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
 /// The corpus on disk is this one; `BESPOKE_WRITE_CORPUS=1` writes it.
 #[test]
 fn the_corpus_for_the_fuzzer_is_up_to_date() {

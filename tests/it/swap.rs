@@ -1,128 +1,222 @@
 //! Swaps under load: a name gets one content after the other while clients ask, and no request fails or is answered by a
 //! generation that it could not have.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
-use crate::daemon::wait_until;
-use crate::dropped::{generation, lora, put};
-use crate::program::Program;
+use crate::contents::{Backend, Content, Contents};
+use crate::home::Home;
+use crate::memory::resident;
 
 /// Clients that ask all the time.
 const CLIENTS: usize = 8;
+/// Contents that take turns: so many that one is forgotten, and probed again, before its next turn.
+const CONTENTS: usize = 64;
 /// The swap after which memory has come to its size.
 const WARM: usize = 10;
 
-/// `BESPOKE_SWAPS` is how many; the long form is 1,000.
-#[test]
-fn no_request_fails_while_spokes_are_swapped() {
-    let swaps: usize = std::env::var("BESPOKE_SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(15);
-    let root = tempfile::tempdir().unwrap();
-    let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
-    bespoke::durable::write(&root.path().join("bespoke.toml"), b"[log]\naccess = 'off'\n").unwrap();
-    let folder = root.path().join("spokes");
-    // Contents come around again; each generation is known by its place in the cycle.
-    let contents: Vec<Vec<u8>> = (0..16).map(lora).collect();
-    let generations: Vec<String> = contents.iter().map(|content| generation(content).to_string()).collect();
-    let arguments =
-        ["--config", &path("bespoke.toml"), "--spokes", &path("spokes"), "--state", &path("state")];
-    let environment = [("BESPOKE_FAKE_ENGINE", "3"), ("RUST_LOG", "warn")];
-    let mut program = Program::serve(&arguments, &environment);
-    let url = program.url();
-    let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();
-
-    put(&folder, "encoding.gguf", &contents[0]);
-    let serving = || -> Option<String> {
-        let all: Value = agent.get(format!("{url}/v1/spokes")).call().ok()?.body_mut().read_json().ok()?;
-        let rows = all["data"].as_array()?.clone();
-        let row = rows.into_iter().find(|row| row["id"].is_number())?;
-        row["generation"].as_str().map(str::to_owned)
-    };
-    wait_until("the first one serves", || serving().as_ref() == Some(&generations[0]));
-
-    // The swap that is known to be done, and the one that may be done already.
-    let (done, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let stop = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|client| {
-            let (url, agent, generations) = (url.clone(), agent.clone(), generations.clone());
-            let (done, dropped, stop) = (Arc::clone(&done), Arc::clone(&dropped), Arc::clone(&stop));
-            thread::spawn(move || {
-                let mut answers = 0_u64;
-                while !stop.load(Ordering::SeqCst) {
-                    let oldest = done.load(Ordering::SeqCst);
-                    let stream = client % 2 == 1;
-                    let body = json!({
-                        "model": "encoding", "stream": stream, "messages": [{"role": "user", "content": "x"}]
-                    });
-                    let mut answer = agent
-                        .post(format!("{url}/v1/chat/completions"))
-                        .send_json(&body)
-                        .expect("it answers");
-                    let status = answer.status().as_u16();
-                    let header = answer.headers().get("x-bespoke-spokes").cloned();
-                    let text = answer.body_mut().read_to_string().expect("the answer is whole");
-                    let newest = dropped.load(Ordering::SeqCst);
-                    assert_eq!(status, 200, "{text}");
-                    assert!(!text.contains("\"error\""), "{text}");
-                    let header = header.expect("a spoke answers").to_str().unwrap().to_owned();
-                    let told =
-                        header.strip_prefix("encoding@").and_then(|rest| rest.strip_suffix("*1")).unwrap();
-                    let could =
-                        (oldest..=newest).any(|swap| generations[swap % generations.len()].starts_with(told));
-                    assert!(could, "{told} answers a request from between swap {oldest} and swap {newest}");
-                    assert!(
-                        text.contains(&format!("{told}*1")),
-                        "the engine ran with another one than {told}: {text}"
-                    );
-                    answers += 1;
-                }
-                answers
-            })
-        })
-        .collect();
-
-    let mut latencies = Vec::with_capacity(swaps);
-    let mut warm = None;
-    for swap in 1..=swaps {
-        dropped.store(swap, Ordering::SeqCst);
-        let began = Instant::now();
-        put(&folder, "encoding.gguf", &contents[swap % contents.len()]);
-        let wanted = &generations[swap % contents.len()];
-        wait_until("the next one serves", || serving().as_ref() == Some(wanted));
-        latencies.push(began.elapsed());
-        done.store(swap, Ordering::SeqCst);
-        if swap == WARM {
-            warm = resident(program.id());
-        }
-        if swap % 500 == 0 {
-            eprintln!("after {swap} swaps: {:?} KiB resident", resident(program.id()));
-        }
-        assert!(clients.iter().all(|client| !client.is_finished()), "a client has failed");
-    }
-    stop.store(true, Ordering::SeqCst);
-    let answers: u64 = clients.into_iter().map(|client| client.join().expect("no request failed")).sum();
-    let end = resident(program.id());
-    latencies.sort();
-    let share = |percent: usize| latencies[(latencies.len() - 1) * percent / 100];
-    eprintln!(
-        "{swaps} swaps under {CLIENTS} clients: {answers} answers, none failed, none of a wrong generation; \
-         swap visible after p50 {:?}, p95 {:?}; resident after swap {WARM} {warm:?} KiB, at the end {end:?} KiB",
-        share(50),
-        share(95),
-    );
-    assert!(answers > 0 && share(95) < Duration::from_secs(10));
-    assert_eq!(program.terminate(), Some(0));
+/// How many, by the environment.
+fn count(variable: &str, short: usize) -> usize {
+    std::env::var(variable).map_or(short, |text| text.parse().expect("the environment has a number"))
 }
 
-/// KiB that a process has in memory.
-fn resident(process: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+/// Times, sorted, as a share of them.
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn new(mut times: Vec<Duration>) -> Self {
+        times.sort();
+        Self(times)
+    }
+
+    fn share(&self, percent: usize) -> Duration {
+        self.0[(self.0.len() - 1) * percent / 100]
+    }
+}
+
+#[test]
+fn no_request_fails_while_spokes_are_swapped() {
+    swap_under_load(Backend::Scripted(3), count("BESPOKE_SWAPS", 15));
+}
+
+#[test]
+fn no_request_fails_while_spokes_are_swapped_in_llama_cpp() {
+    swap_under_load(Backend::Llama, count("BESPOKE_SWAPS", 8));
+}
+
+fn swap_under_load(backend: Backend, swaps: usize) {
+    let mut contents = Contents::new(backend);
+    let all: Vec<Content> = (0..=swaps.min(CONTENTS)).map(|_| contents.next()).collect();
+    let content = |swap: usize| &all[swap % all.len()];
+    eprintln!("{} contents, {} were passed over", all.len(), contents.unfit);
+    drop(contents);
+    let home = Home::new(backend);
+    let mut served = home.start("");
+    home.put("encoding.gguf", &all[0].bytes);
+    served.client.serves("encoding", all[0].generation);
+
+    // The swap that is known to be done, and the one that may be done already.
+    let (done, dropped, stop) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+    let (mut latencies, mut warm) = (Vec::with_capacity(swaps), None);
+    let answers: u64 = thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                let (asked, content, done, dropped, stop) =
+                    (served.client.clone(), &content, &done, &dropped, &stop);
+                scope.spawn(move || {
+                    let mut answers = 0_u64;
+                    while !stop.load(Ordering::SeqCst) {
+                        let oldest = done.load(Ordering::SeqCst);
+                        let (told, says) =
+                            asked.asked("encoding", client % 2 == 1).expect("no request fails");
+                        let newest = dropped.load(Ordering::SeqCst);
+                        let could = (oldest..=newest)
+                            .map(content)
+                            .find(|content| content.generation.to_string().starts_with(&told));
+                        let Some(content) = could else {
+                            panic!("{told} answers a request from between swap {oldest} and swap {newest}")
+                        };
+                        assert_eq!(says, content.says, "{told} is named, and another one answers");
+                        answers += 1;
+                    }
+                    answers
+                })
+            })
+            .collect();
+        // Whatever goes wrong here, the clients must end.
+        let driven = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for swap in 1..=swaps {
+                dropped.store(swap, Ordering::SeqCst);
+                let began = Instant::now();
+                home.put("encoding.gguf", &content(swap).bytes);
+                served.client.serves("encoding", content(swap).generation);
+                latencies.push(began.elapsed());
+                done.store(swap, Ordering::SeqCst);
+                if swap == WARM {
+                    warm = Some(resident(served.program.id()));
+                }
+                if swap % 100 == 0 {
+                    let times = Times::new(latencies.clone());
+                    eprintln!(
+                        "after {swap} swaps: visible after p50 {:?}, p95 {:?}; {} KiB resident",
+                        times.share(50),
+                        times.share(95),
+                        resident(served.program.id()) >> 10
+                    );
+                }
+                assert!(clients.iter().all(|client| !client.is_finished()), "a client has failed");
+            }
+        }));
+        stop.store(true, Ordering::SeqCst);
+        let answers = clients.into_iter().map(|client| client.join().expect("no request failed")).sum();
+        driven.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        answers
+    });
+    let end = resident(served.program.id());
+    let latencies = Times::new(latencies);
+    eprintln!(
+        "{backend:?}: {swaps} swaps under {CLIENTS} clients: {answers} answers, none failed, none of a wrong \
+         generation; visible after p50 {:?}, p95 {:?}, at most {:?}; resident after swap {WARM} {:?} KiB, at the end \
+         {} KiB",
+        latencies.share(50),
+        latencies.share(95),
+        latencies.share(100),
+        warm.map(|bytes| bytes >> 10),
+        end >> 10,
+    );
+    assert!(answers > 0 && latencies.share(95) < Duration::from_secs(10));
+    assert_eq!(served.program.terminate(), Some(0));
+}
+
+/// Names that are swapped at once where events are lost: each waits for the same look.
+const NAMES: usize = 4;
+
+/// The system tells nothing, and says nothing about that: only the look at the whole folder finds what was dropped.
+/// `BESPOKE_LOST` is how many swaps; the long form is 100, with the look every 30 seconds.
+#[test]
+fn a_swap_whose_event_is_lost_is_found_by_the_next_look() {
+    let long = std::env::var_os("BESPOKE_LOST").is_some();
+    let rounds = count("BESPOKE_LOST", 2 * NAMES).div_ceil(NAMES);
+    let (reconcile, bound) = if long { (30, 35) } else { (1, 20) };
+    let backend = if long { Backend::Llama } else { Backend::Scripted(0) };
+    let settings = format!("reconcile = \"{reconcile}s\"");
+    let home = Home::with(backend, &settings, &[]);
+    let served = home.start("watch.deaf");
+    let mut contents = Contents::new(backend);
+    let mut latencies = Vec::new();
+    let mut random = 0x2545_f491_u32;
+    for round in 0..=rounds {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        thread::sleep(Duration::from_millis(u64::from(random >> 16) % (reconcile * 1_000)));
+        let all: Vec<(String, Content, Instant)> = (0..NAMES)
+            .map(|name| {
+                let (name, content) = (format!("name-{name}"), contents.next());
+                home.put(&format!("{name}.gguf"), &content.bytes);
+                (name, content, Instant::now())
+            })
+            .collect();
+        for (name, content, dropped) in all {
+            while served.client.serving(&name) != Some(content.generation) {
+                assert!(dropped.elapsed() < Duration::from_secs(2 * bound), "{name} is never found");
+                thread::sleep(Duration::from_millis(20));
+            }
+            // The first of each name is no swap.
+            if round > 0 {
+                latencies.push(dropped.elapsed());
+            }
+            assert!(served.client.answers_as(&name, &content));
+        }
+    }
+    let latencies = Times::new(latencies);
+    eprintln!(
+        "{backend:?}: {} swaps without an event, a look every {reconcile} s: visible after p50 {:?}, at most {:?}",
+        latencies.0.len(),
+        latencies.share(50),
+        latencies.share(100),
+    );
+    assert!(latencies.share(100) < Duration::from_secs(bound));
+}
+
+/// More events than the system keeps: the one that matters is among those it drops, and it says only that it has dropped
+/// some. `BESPOKE_OVERFLOWS` is how many; the long form is 100.
+#[test]
+fn a_swap_whose_event_is_dropped_with_others_is_found_at_once() {
+    let overflows = count("BESPOKE_OVERFLOWS", 2);
+    let kept: usize = match std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events") {
+        Ok(text) => text.trim().parse().unwrap(),
+        Err(error) => return eprintln!("skipped: this system has no inotify ({error})"),
+    };
+    let backend =
+        if std::env::var_os("BESPOKE_OVERFLOWS").is_some() { Backend::Llama } else { Backend::Scripted(0) };
+    let home = Home::with(backend, "reconcile = \"1h\"", &[]);
+    let served = home.start("");
+    let mut contents = Contents::new(backend);
+    let first = contents.next();
+    home.put("a.gguf", &first.bytes);
+    served.client.serves("a", first.generation);
+    let [one, other] = [".one", ".other"].map(|name| home.folder().join(name));
+    bespoke::durable::write(&one, b"x").unwrap();
+    let mut latencies = Vec::new();
+    for _ in 0..overflows {
+        let content = contents.next();
+        served.program.signal("STOP");
+        // A rename is two events or more.
+        for _ in 0..kept / 4 + 1_000 {
+            std::fs::rename(&one, &other).unwrap();
+            std::fs::rename(&other, &one).unwrap();
+        }
+        home.put("a.gguf", &content.bytes);
+        served.program.signal("CONT");
+        let began = Instant::now();
+        served.client.serves("a", content.generation);
+        latencies.push(began.elapsed());
+        assert!(served.client.answers_as("a", &content));
+    }
+    let latencies = Times::new(latencies);
+    eprintln!(
+        "{backend:?}: {overflows} swaps behind {kept} lost events: visible after p50 {:?}, at most {:?}",
+        latencies.share(50),
+        latencies.share(100),
+    );
 }

@@ -1,7 +1,8 @@
-"""Makes tests/fixtures/spokes: adapters for the models in tests/fixtures/hf, with logits by PEFT and torch (f32, CPU).
+"""Makes tests/fixtures/spokes: adapters for the models in tests/fixtures/hf and tests/fixtures/families, with logits by PEFT
+and torch (f32, CPU).
 
 Run from the repository root with torch, transformers, peft and safetensors installed:
-    python tests/tools/peft_reference.py
+    python tests/tools/peft_reference.py [NAME...]
 The values depend on the seeds and on the package versions, which the metadata of expected.safetensors records.
 
 Each folder has the adapter and expected.safetensors: ids [S], base [S, V] (logits of the model alone), logits [S, V].
@@ -9,6 +10,8 @@ Each folder has the adapter and expected.safetensors: ids [S], base [S, V] (logi
   rslora      PEFT on llama_gqa: q, k and the head, alpha / sqrt(r), a rank and an alpha of their own for some modules
   embedding   PEFT on llama_gqa: the embedding and the output projection of attention
   qwen3       PEFT on qwen3_tied: every linear layer, bfloat16
+  qwen2       PEFT on qwen2_gqa: every linear layer (q, k and v have biases of their own)
+  gemma2      PEFT on gemma2_usual: every linear layer
   felix       Felix on llama_gqa: all layers, 4 bottlenecks of rank 8, an epsilon of its own
   felix_norm  Felix on llama_gqa: every other layer, 2 of rank 6, learned norms, the model's epsilon, a JSON file beside it
 """
@@ -16,6 +19,7 @@ Each folder has the adapter and expected.safetensors: ids [S], base [S, V] (logi
 import json
 import pathlib
 import shutil
+import sys
 
 import peft
 import torch
@@ -32,6 +36,8 @@ LORA = {
         rank_pattern={"layers.1.self_attn.q_proj": 3}, alpha_pattern={r"layers\.[02]\.self_attn\.k_proj": 5})),
     "embedding": ("llama_gqa", dict(r=4, lora_alpha=4, target_modules=["embed_tokens", "o_proj"])),
     "qwen3": ("qwen3_tied", dict(r=4, lora_alpha=8, target_modules=LINEAR)),
+    "qwen2": ("qwen2_gqa", dict(r=4, lora_alpha=8, target_modules=LINEAR)),
+    "gemma2": ("gemma2_usual", dict(r=2, lora_alpha=4, target_modules=LINEAR)),
 }
 FELIX = {
     "felix": dict(spokes=4, rank=8, every=1, norm=False, eps=1.19e-7),
@@ -40,7 +46,10 @@ FELIX = {
 
 
 def load(name):
-    model = transformers.AutoModelForCausalLM.from_pretrained(FIXTURES / "hf" / name, dtype=torch.float32)
+    folder = next(folder for folder in [FIXTURES / "hf" / name, FIXTURES / "families" / name] if folder.exists())
+    # Eager attention is the only one with Gemma 2's soft caps.
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager" if name.startswith("gemma2") else None)
     return model.eval()
 
 
@@ -138,10 +147,12 @@ def felix(name, spokes, rank, every, norm, eps):
 
 
 def main():
-    for name, (base, options) in LORA.items():
-        lora(name, base, options)
-    for name, options in FELIX.items():
-        felix(name, **options)
+    wanted = sys.argv[1:] or [*LORA, *FELIX]
+    for name in wanted:
+        if name in LORA:
+            lora(name, *LORA[name])
+        else:
+            felix(name, **FELIX[name])
 
 
 main()

@@ -1,29 +1,33 @@
 //! Connections: accepted up to a limit, spoken HTTP/1.1 with, waited for with bounded patience, ended in order.
 
 mod patience;
+mod unread;
 
 pub use patience::Patience;
 
 use std::convert::Infallible;
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::Request;
+use axum::http::{HeaderValue, Request, header};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use self::patience::{Activity, Busy, Patient};
+use self::unread::{Lent, asks_first};
 use super::error::ApiError;
 
 /// What connections may cost.
@@ -41,7 +45,7 @@ pub struct Limits {
 const BREATH: Duration = Duration::from_millis(100);
 /// Connections beyond the limit that are told so at the same time; yet others are just closed.
 const TOLD: usize = 64;
-/// Longest that a connection beyond the limit is listened to.
+/// Longest that a client is listened to that has its last answer and still sends.
 const TELLING: Duration = Duration::from_secs(1);
 
 /// Serves `router` on `listener` until `closing` says so or its sender is gone; then takes no more connections, closes
@@ -98,27 +102,41 @@ async fn talk(stream: TcpStream, router: Router, limits: Limits, mut closing: wa
     let activity = Activity::new();
     let stream = TokioIo::new(Patient::new(stream, limits.patience, activity.clone()));
     let router = TowerToHyperService::new(router);
+    let unread = Arc::new(AtomicBool::new(false));
+    let left = Arc::clone(&unread);
     let service = service_fn(move |request: Request<Incoming>| {
         let busy = activity.begin();
-        let response = router.call(request);
-        async move {
-            let response = response.await?;
+        let asks_first = asks_first(request.headers());
+        let (parts, body) = request.into_parts();
+        let (body, rest) = Lent::new(body);
+        let response = router.call(Request::from_parts(parts, body));
+        let left = Arc::clone(&left);
+        Box::pin(async move {
+            let mut response = response.await?;
+            if !rest.is_read(asks_first).await {
+                left.store(true, Ordering::Relaxed);
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok::<_, Infallible>(response.map(|body| Held { body, _busy: busy }))
-        }
+        })
     });
     let mut http = http1::Builder::new();
     // `Patient` has its own clock for heads; hyper's would count the pause between two requests as part of the second.
     http.header_read_timeout(None).max_buf_size(limits.head);
-    let mut connection = pin!(http.serve_connection(stream, service));
+    let mut connection = http.serve_connection(stream, service);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = poll_fn(|context| connection.poll_without_shutdown(context)) => ended,
         () = told_to_close(&mut closing) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|context| connection.poll_without_shutdown(context)).await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke off");
+    }
+    let mut stream = connection.into_parts().io.into_inner();
+    if stream.shutdown().await.is_ok() && unread.load(Ordering::Relaxed) {
+        let _ = tokio::time::timeout(TELLING, read_away(&mut stream)).await;
     }
 }
 
@@ -133,7 +151,11 @@ async fn refuse(mut stream: TcpStream, limit: u32) {
     if stream.write_all(answer.as_bytes()).await.is_err() || stream.shutdown().await.is_err() {
         return;
     }
-    // Closing with something unread would take the answer back.
+    read_away(&mut stream).await;
+}
+
+/// Reads until the client has closed: closing with something unread would take the answer back.
+async fn read_away(stream: &mut (impl AsyncRead + Unpin)) {
     let mut unread = [0; 4096];
     while stream.read(&mut unread).await.is_ok_and(|length| length > 0) {}
 }

@@ -1,10 +1,10 @@
 //! `POST /v1/spokes/NAME:rollback`, `:enable`, `:disable`.
 
 use axum::extract::{Path, State};
-use axum::response::Json;
-use serde_json::Value;
+use axum::response::{IntoResponse, Json, Response};
 
-use super::{blame, list};
+use super::blame;
+use super::list::Entry;
 use crate::api::error::ApiError;
 use crate::api::state::App;
 
@@ -12,7 +12,7 @@ use crate::api::state::App;
 pub(in crate::api) async fn change(
     State(app): State<App>,
     Path(change): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let deadline = app.deadline();
     let unknown = || ApiError::NoSuchPath(format!("/v1/spokes/{change}"));
     let (name, verb) = change.rsplit_once(':').ok_or_else(unknown)?;
@@ -28,5 +28,5 @@ pub(in crate::api) async fn change(
     let rows = spokes.registry().rows();
     let now =
         rows.iter().find(|now| now.name == row.name && now.generation == row.generation).unwrap_or(&row);
-    Ok(Json(list::entry(now, &spokes.registry().serving())))
+    Ok(Json(Entry::new(now, &spokes.registry().serving())).into_response())
 }

@@ -3,52 +3,97 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::State;
-use axum::response::Json;
-use serde_json::{Value, json};
+use axum::response::{IntoResponse, Json, Response};
+use serde::Serialize;
 
 use crate::api::state::App;
 use crate::spoke::registry::{Row, Serving};
+use crate::spoke::{Generation, Kind};
 
 /// All of them, by name.
-pub(in crate::api) async fn list(State(app): State<App>) -> Json<Value> {
+pub(in crate::api) async fn list(State(app): State<App>) -> Response {
     let registry = app.spokes().registry();
     let serving = registry.serving();
     let rows = registry.rows();
-    let data: Vec<Value> = rows.iter().map(|row| entry(row, &serving)).collect();
-    Json(json!({"object": "list", "data": data}))
+    let data = rows.iter().map(|row| Entry::new(row, &serving)).collect();
+    Json(List { object: "list", data }).into_response()
 }
 
-/// One of them.
-pub(super) fn entry(row: &Row, serving: &Serving) -> Value {
-    let serves = serving
-        .names
-        .get(&row.name)
-        .filter(|served| Some(served.slot.generation) == row.generation && row.slot.is_some());
-    let (uses, last_used) = row.slot.as_ref().map_or((0, None), |slot| slot.uses());
-    let mut entry = json!({
-        "name": row.name,
-        "generation": row.generation,
-        "state": row.state.name(),
-        "kind": row.facts.as_ref().map(|facts| facts.kind),
-        "rank": row.facts.as_ref().map(|facts| facts.rank),
-        "bytes": row.facts.as_ref().map(|facts| facts.bytes),
-        "uses": uses,
-        "last_used": last_used.map(seconds),
-        "file": row.entry,
-        "since": seconds(row.since),
-    });
-    if let Some(why) = row.state.reason() {
-        entry["reason"] = json!({"code": why.code, "message": why.message, "hint": why.hint});
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Entry<'a>>,
+}
+
+/// One of them. Written as it is: a folder of ten thousand files must not become ten thousand trees of JSON first.
+#[derive(Serialize)]
+pub(super) struct Entry<'a> {
+    name: &'a str,
+    generation: Option<Generation>,
+    state: &'static str,
+    kind: Option<Kind>,
+    rank: Option<u64>,
+    bytes: Option<u64>,
+    uses: u64,
+    last_used: Option<u64>,
+    file: Option<&'a str>,
+    since: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason<'a>>,
+    #[serde(flatten)]
+    serves: Option<Serves<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<&'a str>,
+}
+
+/// Why it is as it is; the hint is there even if there is none.
+#[derive(Serialize)]
+struct Reason<'a> {
+    code: &'a str,
+    message: &'a str,
+    hint: Option<&'a str>,
+}
+
+/// What is known of one that serves.
+#[derive(Serialize)]
+struct Serves<'a> {
+    id: i64,
+    resident_bytes: Option<u64>,
+    before: &'a [Generation],
+}
+
+impl<'a> Entry<'a> {
+    pub(super) fn new(row: &'a Row, serving: &'a Serving) -> Self {
+        let serves = serving.names.get(&row.name);
+        let serves = serves
+            .filter(|served| Some(served.slot.generation) == row.generation && row.slot.is_some())
+            .map(|served| Serves {
+                id: served.id,
+                resident_bytes: served.slot.resident().map(|resident| resident.bytes),
+                before: &served.before,
+            });
+        let (uses, last_used) = row.slot.as_ref().map_or((0, None), |slot| slot.uses());
+        let facts = row.facts.as_ref();
+        Self {
+            name: &row.name,
+            generation: row.generation,
+            state: row.state.name(),
+            kind: facts.map(|facts| facts.kind),
+            rank: facts.map(|facts| facts.rank),
+            bytes: facts.map(|facts| facts.bytes),
+            uses,
+            last_used: last_used.map(seconds),
+            file: row.entry.as_deref(),
+            since: seconds(row.since),
+            reason: row.state.reason().map(|why| Reason {
+                code: &why.code,
+                message: &why.message,
+                hint: why.hint.as_deref(),
+            }),
+            serves,
+            task: facts.and_then(|facts| facts.task.as_deref()),
+        }
     }
-    if let Some(served) = serves {
-        entry["id"] = served.id.into();
-        entry["resident_bytes"] = json!(served.slot.resident().map(|resident| resident.bytes));
-        entry["before"] = json!(served.before);
-    }
-    if let Some(task) = row.facts.as_ref().and_then(|facts| facts.task.as_ref()) {
-        entry["task"] = task.as_str().into();
-    }
-    entry
 }
 
 /// Seconds since 1970.

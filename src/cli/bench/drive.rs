@@ -22,14 +22,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// Asks an endpoint which model it has: whoever does not answer that is not measured.
-    pub fn find(client: Client) -> Result<Self, ClientError> {
+    /// Asks an endpoint which model it has, unless one is named: whoever does not answer that is not measured.
+    pub fn find(client: Client, named: Option<&str>) -> Result<Self, ClientError> {
         let models = client.get("/v1/models")?;
         let Some(model) = models["data"][0]["id"].as_str() else {
             let url = format!("{}/v1/models", client.endpoint());
             return Err(ClientError::Answer { url, reason: "data[0].id is missing".to_owned() });
         };
-        Ok(Self { model: model.to_owned(), client })
+        Ok(Self { model: named.unwrap_or(model).to_owned(), client })
     }
 
     /// What the report says of it.

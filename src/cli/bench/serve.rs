@@ -20,9 +20,15 @@ use crate::eval::speed::{Level, Report, Requests, Round, Workload, plot};
 pub struct Args {
     #[command(flatten)]
     daemon: Daemon,
+    /// What requests name as their model, such as a spoke [default: the first that the endpoint lists]
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
     /// A second endpoint; rounds take turns, and each pair of rounds gives a ratio
     #[arg(long, value_name = "URL")]
     against: Option<String>,
+    /// What requests to the second endpoint name; without --against, a second model of the first endpoint
+    #[arg(long, value_name = "NAME")]
+    against_model: Option<String>,
     /// What is asked
     #[arg(long, value_enum, default_value_t = Workload::Encoding)]
     workload: Workload,
@@ -68,9 +74,14 @@ pub struct Args {
 /// An endpoint that does not answer or fails every request, too few events, a drawing that can't be written.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut requests = args.requests()?;
-    let mut targets = vec![Target::find(args.daemon.client()?)?];
-    if let Some(url) = &args.against {
-        targets.push(Target::find(Client::with_key_of_environment(url)?)?);
+    let mut targets = vec![Target::find(args.daemon.client()?, args.model.as_deref())?];
+    let against = match (&args.against, &args.against_model) {
+        (Some(url), _) => Some(Client::with_key_of_environment(url)?),
+        (None, Some(_)) => Some(args.daemon.client()?),
+        (None, None) => None,
+    };
+    if let Some(client) = against {
+        targets.push(Target::find(client, args.against_model.as_deref())?);
     }
     requests.fixed_length = fixed_length(&targets, args.workload)?;
     let mut run = Run { args, requests: &requests, targets: &targets, next: 0 };

@@ -5,7 +5,7 @@ use comfy_table::Table;
 use crate::cli::table::plain;
 use crate::eval::speed::Report;
 use crate::eval::speed::head::HeadReport;
-use crate::eval::speed::report::{Measured, Ratio};
+use crate::eval::speed::report::{Endpoint, Measured, Ratio};
 use crate::eval::speed::statistics::{Percentiles, Spread};
 
 /// Prints a report to stdout.
@@ -30,6 +30,13 @@ pub fn print(report: &Report) {
     }
 }
 
+/// An endpoint in short; two of one address are told apart by what they were asked for.
+fn name(report: &Report, endpoint: &Endpoint) -> String {
+    let short = endpoint.url.trim_start_matches("http://");
+    let twin = report.endpoints.iter().filter(|other| other.url == endpoint.url).count() > 1;
+    if twin { format!("{short} {}", endpoint.model) } else { short.to_owned() }
+}
+
 fn levels(report: &Report) -> Table {
     let mut table = plain(&[
         "endpoint",
@@ -50,7 +57,7 @@ fn levels(report: &Report) -> Table {
             let of_all =
                 |count: &usize| if *count == 0 { "0".to_owned() } else { format!("{count}/{requests}") };
             table.add_row([
-                endpoint.url.trim_start_matches("http://").to_owned(),
+                name(report, endpoint),
                 level.concurrency.to_string(),
                 format!("{:.2}", measured.requests_per_second),
                 format!("{:.0}", measured.tokens_per_second),
@@ -71,7 +78,7 @@ fn heads(report: &Report, heads: &HeadReport) -> Table {
     let mut table = plain(&["endpoint", "new head ms", "known head ms", "known over new", "cached"]);
     for (endpoint, figures) in report.endpoints.iter().zip(&heads.endpoints) {
         table.add_row([
-            endpoint.url.trim_start_matches("http://").to_owned(),
+            name(report, endpoint),
             percentiles(figures.first_ttft_ms),
             percentiles(figures.second_ttft_ms),
             figures.second_over_first.map_or_else(nothing, times),

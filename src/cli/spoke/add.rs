@@ -1,7 +1,7 @@
 //! `bespoke spoke add`: a file into the folder of spokes, whole and at once, and what becomes of it.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
@@ -68,12 +68,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let entry = entry(&args.file, args.name.as_deref())?;
     let generation = generation(&args.file, &Limits { max_bytes: u64::MAX, ..Limits::default() })?;
     let target = folder.join(&entry);
+    let began = SystemTime::now();
     copy(&args.file, &target).with_context(|| format!("can't copy to {}", target.display()))?;
     eprintln!("copied to {}", target.display());
     if args.no_wait {
         return Ok(());
     }
-    let row = match followed(&args.daemon.client()?, &entry, generation) {
+    let row = match followed(&args.daemon.client()?, &entry, generation, began) {
         Ok(row) => row,
         Err(error) if error.downcast_ref().is_some_and(|e| matches!(e, ClientError::Unreachable { .. })) => {
             eprintln!("{error}");
@@ -146,9 +147,16 @@ fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {
     staged.commit()
 }
 
-/// The row of this content once nothing is under way any more.
-fn followed(client: &Client, entry: &str, generation: Generation) -> anyhow::Result<Value> {
+/// The row of this content once nothing is under way any more. What is refused before it is read (its name is taken, there
+/// are too many) has no content that is known: it is told from an earlier refusal by its time.
+fn followed(
+    client: &Client,
+    entry: &str,
+    generation: Generation,
+    copied: SystemTime,
+) -> anyhow::Result<Value> {
     let generation = generation.to_string();
+    let copied = copied.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let began = Instant::now();
     let mut shown = String::new();
     while began.elapsed() < PATIENCE {
@@ -157,7 +165,10 @@ fn followed(client: &Client, entry: &str, generation: Generation) -> anyhow::Res
         let own = rows.iter().filter(|row| row["file"] == entry);
         // Until it is copied, its content isn't known.
         let row = own.clone().find(|row| row["generation"] == *generation).or_else(|| {
-            own.into_iter().find(|row| row["generation"].is_null() && row["state"] != "quarantined")
+            let is_new = |row: &&Value| row["since"].as_u64().is_some_and(|since| since >= copied);
+            own.into_iter()
+                .filter(|row| row["generation"].is_null())
+                .find(|row| row["state"] != "quarantined" || is_new(row))
         });
         if let Some(row) = row {
             let state = row["state"].as_str().unwrap_or_default();

@@ -153,8 +153,8 @@ fn check_layers<T>(
         return Err(Reason::UnknownLayer { found: last, layers: post.layers });
     }
     let Some(every) = shape.every else { return Ok(()) };
-    let end = post.map_or(last + 1, |post| post.layers);
-    if let Some(layer) = (0..end).step_by(every as usize).find(|layer| !found.contains_key(layer)) {
+    let end = post.map_or(last, |post| post.layers - 1);
+    if let Some(layer) = (0..=end).step_by(every as usize).find(|layer| !found.contains_key(layer)) {
         let tensor = naming.name(layer, Role::Gate);
         return Err(Rule::MissingTensor { tensor, expected: vec![1] }.into());
     }

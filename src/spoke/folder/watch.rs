@@ -11,6 +11,7 @@ use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 
 use super::counts;
+use crate::fail;
 
 /// Names that are remembered; with more of them, the whole folder is looked at instead.
 const MOST: usize = 4_096;
@@ -91,6 +92,9 @@ impl Watcher {
         let teller = Arc::clone(&heard);
         let told = real.clone();
         let mut system = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            if fail::is_blind("watch.deaf") {
+                return;
+            }
             let mut noticed = teller.noticed.lock().unwrap_or_else(PoisonError::into_inner);
             match event {
                 Ok(event) => noticed.take(&told, &event),

@@ -1,4 +1,4 @@
-//! Names of PEFT's tensors, and what they change in a post of the Llama family.
+//! Names of PEFT's tensors, and what they change in a post of the dense families.
 
 use crate::model::Family;
 use crate::model::gguf_file::names::{gguf_name, hugging_face_name};
@@ -21,10 +21,10 @@ pub(in crate::spoke) struct Module {
 /// Whether names and orders of rows are known for this post.
 ///
 /// # Errors
-/// Another architecture than `llama` or `qwen3`.
+/// An architecture whose linear layers have other names or another order of rows than the dense families'.
 pub(in crate::spoke) fn check_family(post: &Post) -> Result<(), Reason> {
     match post.architecture.as_str() {
-        "llama" | "qwen3" => Ok(()),
+        "llama" | "qwen2" | "qwen3" | "gemma2" => Ok(()),
         other => Err(Reason::Unsupported {
             code: "peft_architecture",
             what: format!("the post is a {other:?}"),
@@ -72,7 +72,7 @@ pub(in crate::spoke) fn read(name: &str) -> Result<Module, Reason> {
     };
     let unknown = || Reason::UnknownTarget { tensor: name.to_owned(), target: module.to_owned() };
     let module = module.strip_prefix(PREFIX).ok_or_else(unknown)?;
-    // The families that are known here share their names.
+    // The linear layers of the families that are known here share their names.
     let target = gguf_name(Family::Llama, &format!("{module}.weight")).ok_or_else(unknown)?;
     // One layer, one name: "07" would be a second one of block 7.
     if hugging_face_name(&target).as_deref() != Some(&format!("{module}.weight"))

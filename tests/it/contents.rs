@@ -1,0 +1,159 @@
+//! Spokes whose answers tell them apart: a scripted engine says which generation it ran with; under llama.cpp each content
+//! has an answer of its own, found out by an engine that has nothing else loaded.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use bespoke::engine::{
+    Engine, EngineState, Event, Generate, LlamaEngine, LlamaSettings, LoadSpoke, ScaledSpoke, Segment,
+    SpokeChange, SpokeSet,
+};
+use bespoke::spoke::{Generation, Kind};
+use serde_json::{Value, json};
+
+use crate::dropped::{generation, lora, strong_lora};
+use crate::program::MODEL;
+
+/// What runs below the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// A scripted engine that pauses so many milliseconds before each word.
+    Scripted(u32),
+    /// llama.cpp with the shipped model.
+    Llama,
+}
+
+impl Backend {
+    /// For the environment of the real binary.
+    pub fn environment(self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Scripted(pause) => vec![("BESPOKE_FAKE_ENGINE", pause.to_string())],
+            Self::Llama => Vec::new(),
+        }
+    }
+}
+
+/// What is asked.
+const QUESTION: &str = "Say it.";
+/// Tokens of an answer.
+const TOKENS: u32 = 6;
+/// How much likelier each token of an answer must be than the next best (difference of logarithms): a batch of another
+/// size may move a probability by a hundredth, and must not change an answer.
+const MARGIN: f32 = 0.1;
+
+/// The request whose answer tells.
+pub fn question(model: &str, stream: bool) -> Value {
+    json!({
+        "model": model, "stream": stream, "max_tokens": TOKENS, "temperature": 0,
+        "messages": [{"role": "user", "content": QUESTION}]
+    })
+}
+
+/// A spoke and what it answers.
+#[derive(Debug, Clone)]
+pub struct Content {
+    pub bytes: Vec<u8>,
+    pub generation: Generation,
+    pub says: String,
+}
+
+/// Makes contents, none like another.
+pub struct Contents {
+    engine: Option<LlamaEngine>,
+    said: HashSet<String>,
+    seed: u32,
+    /// Seeds that were passed over.
+    pub unfit: u32,
+}
+
+impl Contents {
+    pub fn new(backend: Backend) -> Self {
+        let engine = (backend == Backend::Llama).then(|| {
+            let engine = LlamaEngine::start(LlamaSettings {
+                path: MODEL.into(),
+                context: Some(256),
+                lanes: 1,
+                queue: 4,
+                queue_tokens: u64::MAX,
+                threads: 1,
+                cached_sequences: 0,
+                draft: false,
+                force: false,
+            });
+            let mut health = engine.health();
+            while matches!(health.borrow_and_update().state, EngineState::Loading) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            engine
+        });
+        // No content may answer as the post does.
+        let said = engine.iter().filter_map(|engine| Some(answer(engine, SpokeSet::new())?.0)).collect();
+        Self { engine, said, seed: 0, unfit: 0 }
+    }
+
+    /// The next one.
+    pub fn next(&mut self) -> Content {
+        let Some(engine) = &self.engine else {
+            self.seed += 1;
+            let bytes = lora(self.seed);
+            let generation = generation(&bytes);
+            return Content { bytes, generation, says: format!("{}*1", generation.short()) };
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spoke.gguf");
+        loop {
+            self.seed += 1;
+            let bytes = strong_lora(self.seed);
+            let generation = generation(&bytes);
+            bespoke::durable::write(&path, &bytes).unwrap();
+            let spoke =
+                LoadSpoke { generation, kind: Kind::Lora, path: path.clone(), name: "test".to_owned() };
+            engine.spoke(SpokeChange::Load(spoke)).unwrap().blocking_recv().unwrap().unwrap();
+            let (says, margin) =
+                answer(engine, vec![ScaledSpoke { generation, scale: 1.0 }]).unwrap_or_default();
+            engine.spoke(SpokeChange::Unload(generation)).unwrap().blocking_recv().unwrap().unwrap();
+            if margin >= MARGIN && !says.trim().is_empty() && self.said.insert(says.clone()) {
+                return Content { bytes, generation, says };
+            }
+            self.unfit += 1;
+            let fit = self.said.len() as u32;
+            assert!(
+                self.unfit < 100 * (fit + 1),
+                "{fit} strong LoRAs have answers of their own, {} don't",
+                self.unfit
+            );
+        }
+    }
+}
+
+/// What an engine answers, and the least margin of its tokens; `None` if it computes no finite numbers.
+fn answer(engine: &LlamaEngine, spokes: SpokeSet) -> Option<(String, f32)> {
+    let prompt = vec![
+        Segment::markup("<|user|>"),
+        Segment::plain(QUESTION),
+        Segment::markup("<|end|>"),
+        Segment::markup("<|assistant|>"),
+    ];
+    let request = Generate {
+        max_tokens: Some(TOKENS),
+        report: Some(2),
+        spokes,
+        cache: false,
+        draft: false,
+        ..Generate::new("contents", prompt)
+    };
+    let mut events = engine.generate(request).unwrap();
+    let (mut text, mut margin) = (String::new(), f32::INFINITY);
+    loop {
+        match events.blocking_recv().expect("a last event comes") {
+            Event::Text(more) => text += &more,
+            Event::Tokens(tokens) => {
+                let least = tokens.iter().map(|token| token.top[0].logprob - token.top[1].logprob);
+                margin = least.fold(margin, f32::min);
+            }
+            Event::Finished { .. } => return Some((text, margin)),
+            Event::Failed(_) => return None,
+            Event::Started { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The folder: names, slow writers, floods, a folder that goes away, and a system that tells nothing.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Served, alone};
+use crate::daemon::wait_until;
+use crate::dropped::{generation, lora};
+
+#[test]
+fn a_name_belongs_to_one_file() {
+    let served = Served::new();
+    let first = served.put("a.gguf", &lora(1));
+    served.serves("a", first);
+    let second = served.put("a.zip", &lora(2));
+    assert_eq!(served.row("a", "quarantined")["reason"]["code"], "name_taken");
+    served.put("bespoke-tiny.gguf", &lora(3));
+    assert_eq!(served.row("bespoke-tiny", "quarantined")["reason"]["code"], "name_taken");
+    served.put("two words.gguf", &lora(3));
+    assert_eq!(served.row("two words.gguf", "quarantined")["reason"]["code"], "bad_name");
+    std::fs::remove_file(served.folder().join("a.gguf")).unwrap();
+    served.serves("a", second);
+    assert_eq!(served.told(json!({"model": "a"})), alone(second));
+}
+
+#[test]
+fn a_file_that_is_written_slowly_is_read_once_it_is_whole() {
+    let served = Served::new();
+    let content = lora(1);
+    let path = served.folder().join("slow.gguf");
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+    for part in content.chunks(content.len() / 8 + 1) {
+        std::io::Write::write_all(&mut file, part).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(served.rows("slow").iter().all(|row| row["state"] == "seen"), "{:?}", served.rows("slow"));
+    }
+    served.serves("slow", generation(&content));
+}
+
+#[test]
+fn a_folder_that_can_not_be_read_takes_nothing_out_of_service() {
+    let served = Served::with(|settings| {
+        settings.spokes.events = false;
+        settings.spokes.poll = Duration::from_millis(100);
+    });
+    let generation = served.put("a.gguf", &lora(1));
+    served.serves("a", generation);
+    let away = served.root.path().join("away");
+    std::fs::rename(served.folder(), &away).unwrap();
+    wait_until("it is noticed", || {
+        served.daemon.get("/metrics").text.contains("bespoke_spoke_folder_readable 0")
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(served.told(json!({"model": "a"})), alone(generation));
+    std::fs::rename(&away, served.folder()).unwrap();
+    let new = served.put("a.gguf", &lora(2));
+    served.serves("a", new);
+}
+
+#[test]
+fn polling_finds_what_the_system_does_not_tell() {
+    let served = Served::with(|settings| {
+        settings.spokes.events = false;
+        settings.spokes.poll = Duration::from_millis(100);
+    });
+    let generation = served.put("a.gguf", &lora(1));
+    served.serves("a", generation);
+    std::fs::remove_file(served.folder().join("a.gguf")).unwrap();
+    wait_until("it is gone", || served.rows("a").is_empty());
+}
+
+#[test]
+fn a_flood_of_files_is_taken_in_turns_and_requests_are_answered_meanwhile() {
+    let served = Served::with(|settings| settings.spokes.most = 50);
+    let generation = served.put("wanted.gguf", &lora(1));
+    served.serves("wanted", generation);
+    for n in 0..3_000 {
+        std::os::unix::fs::symlink("/nowhere", served.folder().join(format!("junk{n:04}.gguf"))).unwrap();
+    }
+    let took = std::time::Instant::now();
+    assert_eq!(served.told(json!({"model": "wanted"})), alone(generation));
+    assert!(took.elapsed() < Duration::from_secs(5), "{:?}", took.elapsed());
+    let count = |code: &str| {
+        let all = served.daemon.get("/v1/spokes").ok();
+        all["data"].as_array().unwrap().iter().filter(|row| row["reason"]["code"] == code).count()
+    };
+    wait_until("all of them have been looked at", || count("symlink") == 49 && count("too_many") == 2_951);
+    // What serves is found to be changed before its turn would come.
+    let newer = served.put("wanted.gguf", &lora(2));
+    served.serves("wanted", newer);
+}

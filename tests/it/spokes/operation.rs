@@ -1,0 +1,225 @@
+//! What a person does to spokes: roll back, switch off, load by request, hold to memory; and who may.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use bespoke::engine::{FakeEngine, Script};
+use bespoke::spoke::Generation;
+use serde_json::{Value, json};
+
+use super::{Served, alone, message};
+use crate::daemon::wait_until;
+use crate::dropped::{generation, lora, put};
+
+#[test]
+fn rolling_back_goes_one_generation_further_each_time() {
+    let served = Served::new();
+    let all: Vec<Generation> = (1..=3)
+        .map(|seed| {
+            let generation = served.put("encoding.gguf", &lora(seed));
+            served.serves("encoding", generation);
+            generation
+        })
+        .collect();
+    let back = |verb: &str| served.daemon.post(&format!("/v1/spokes/encoding:{verb}"), &json!({}));
+    assert_eq!(served.row("encoding", "serving")["before"], json!([all[0], all[1]]));
+    let row = back("rollback").ok();
+    assert_eq!((&row["generation"], &row["state"]), (&json!(all[1]), &json!("serving")));
+    assert_eq!(served.told(json!({"model": "encoding"})), alone(all[1]));
+    let newest = served.row("encoding", "retired");
+    assert_eq!((&newest["generation"], &newest["reason"]["code"]), (&json!(all[2]), &json!("rolled_back")));
+    assert_eq!(back("rollback").ok()["generation"], json!(all[0]));
+    let none = back("rollback");
+    assert_eq!(none.status, 409, "{}", none.text);
+    assert_eq!(served.told(json!({"model": "encoding"})), alone(all[0]));
+    // A restart changes nothing about it.
+    let served = served.restart(|_| {});
+    assert_eq!(served.told(json!({"model": "encoding"})), alone(all[0]));
+    served.row("encoding", "retired");
+    // The file is still there; it serves again when somebody says so.
+    let back = |verb: &str| served.daemon.post(&format!("/v1/spokes/encoding:{verb}"), &json!({}));
+    assert_eq!(back("enable").ok()["generation"], json!(all[2]));
+    assert_eq!(served.told(json!({"model": "encoding"})), alone(all[2]));
+    wait_until("the others are freed", || served.daemon.engine.loaded() == [all[2]]);
+}
+
+#[test]
+fn the_last_three_generations_are_kept_and_no_more() {
+    let served = Served::new();
+    let all: Vec<Generation> = (1..=6)
+        .map(|seed| {
+            let generation = served.put("encoding.gguf", &lora(seed));
+            served.serves("encoding", generation);
+            generation
+        })
+        .collect();
+    assert_eq!(served.row("encoding", "serving")["before"], json!(all[2..5]));
+    // On disk there is nothing else either.
+    let staged = served.root.path().join("state/spokes/staged");
+    let there = || {
+        let names = std::fs::read_dir(&staged).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter_map(|name| name.to_str()?.parse().ok()).collect::<BTreeSet<Generation>>()
+    };
+    wait_until("older copies are swept", || there() == all[2..].iter().copied().collect());
+    // They are also what there is after a restart.
+    let served = served.restart(|_| {});
+    for generation in all[2..5].iter().rev() {
+        let row = served.daemon.post("/v1/spokes/encoding:rollback", &json!({})).ok();
+        assert_eq!(row["generation"], json!(generation));
+        assert_eq!(served.told(json!({"model": "encoding"})), alone(*generation));
+    }
+    let none = served.daemon.post("/v1/spokes/encoding:rollback", &json!({}));
+    assert_eq!(none.status, 409, "{}", none.text);
+}
+
+#[test]
+fn a_name_can_be_switched_off_and_on_and_stays_so() {
+    let served = Served::new();
+    let generation = served.put("encoding.gguf", &lora(1));
+    served.serves("encoding", generation);
+    let change =
+        |served: &Served, verb: &str| served.daemon.post(&format!("/v1/spokes/encoding:{verb}"), &json!({}));
+    assert_eq!(change(&served, "disable").ok()["reason"]["code"], "disabled");
+    assert_eq!(served.ask(json!({"model": "encoding"})).status, 404);
+    assert_eq!(change(&served, "disable").status, 409);
+    // Another content waits until it is switched on.
+    let newer = served.put("encoding.gguf", &lora(2));
+    wait_until("it is known", || served.rows("encoding").iter().any(|row| row["generation"] == json!(newer)));
+    served.row("encoding", "retired");
+    let served = served.restart(|_| {});
+    served.row("encoding", "retired");
+    assert_eq!(served.ask(json!({"model": "encoding"})).status, 404);
+    assert_eq!(change(&served, "enable").ok()["generation"], json!(newer));
+    assert_eq!(served.told(json!({"model": "encoding"})), alone(newer));
+    assert_eq!(change(&served, "enable").status, 409);
+    for path in [
+        "/v1/spokes/nobody:enable",
+        "/v1/spokes/nobody:disable",
+        "/v1/spokes/nobody:rollback",
+        "/v1/spokes/encoding:dance",
+        "/v1/spokes/encoding",
+    ] {
+        assert_eq!(served.daemon.post(path, &json!({})).status, 404, "{path}");
+    }
+}
+
+#[test]
+fn vllms_routes_load_a_path_and_it_is_there_after_a_restart() {
+    let served = Served::new();
+    let path = served.root.path().join("elsewhere.gguf");
+    let first = lora(1);
+    put(served.root.path(), "elsewhere.gguf", &first);
+    let load = |served: &Served, fields: Value| {
+        let mut body = json!({"lora_name": "given", "lora_path": path});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        served.daemon.post("/v1/load_lora_adapter", &body)
+    };
+    let answer = load(&served, json!({}));
+    assert_eq!(
+        (answer.status, answer.text.as_str()),
+        (200, "Success: LoRA adapter 'given' added successfully.")
+    );
+    assert_eq!(served.told(json!({"model": "given"})), alone(generation(&first)));
+    assert_eq!(load(&served, json!({})).status, 409);
+    let second = lora(2);
+    put(served.root.path(), "elsewhere.gguf", &second);
+    assert_eq!(load(&served, json!({"load_inplace": true})).status, 200);
+    assert_eq!(served.told(json!({"model": "given"})), alone(generation(&second)));
+
+    for (fields, word) in [
+        (json!({"lora_name": "x", "lora_path": "/nowhere/x.gguf"}), "not_found"),
+        (json!({"lora_name": "a b"}), "bad_name"),
+        (json!({"lora_name": "bespoke-tiny"}), "name_taken"),
+        (json!({"lora_name": "x", "lora_path": "relative"}), "absolute"),
+    ] {
+        let refused = load(&served, fields.clone());
+        assert_eq!(refused.status, 400, "{fields}: {}", refused.text);
+        assert!(refused.text.contains(word), "{fields}: {}", refused.text);
+    }
+    std::fs::remove_file(&path).unwrap();
+    let served = served.restart(|_| {});
+    served.serves("given", generation(&second));
+    assert_eq!(served.told(json!({"model": "given"})), alone(generation(&second)));
+    let unload = |name: &str| served.daemon.post("/v1/unload_lora_adapter", &json!({"lora_name": name}));
+    assert_eq!(unload("given").status, 200);
+    assert_eq!(served.ask(json!({"model": "given"})).status, 404);
+    assert_eq!(unload("given").status, 404);
+    // One that came by the folder is switched off: its file is not ours.
+    let dropped = served.put("dropped.gguf", &lora(3));
+    served.serves("dropped", dropped);
+    assert_eq!(unload("dropped").status, 200);
+    assert_eq!(served.row("dropped", "retired")["reason"]["code"], "disabled");
+    assert!(served.folder().join("dropped.gguf").exists());
+}
+
+#[test]
+fn spokes_make_room_for_each_other_and_come_back_when_they_are_asked_for() {
+    let size = lora(1).len() as u64;
+    let served = Served::with(|settings| settings.spokes.memory = bytesize::ByteSize(size * 5 / 2));
+    let all = ["a", "b", "c"].map(|name| {
+        let generation = served.put(&format!("{name}.gguf"), &lora(u32::from(name.as_bytes()[0])));
+        served.serves(name, generation);
+        generation
+    });
+    assert!(served.daemon.engine.loaded().len() <= 2);
+    for round in 0..3 {
+        for (name, generation) in ["a", "b", "c"].iter().zip(all) {
+            assert_eq!(served.told(json!({"model": name})), alone(generation), "{round}");
+            wait_until("no more than fit are there", || served.daemon.engine.loaded().len() <= 2);
+        }
+    }
+    let metrics = served.daemon.get("/metrics").text;
+    let evictions = metrics.lines().find(|line| line.starts_with("bespoke_spoke_evictions_total ")).unwrap();
+    assert!(evictions.rsplit(' ').next().unwrap().parse::<u32>().unwrap() >= 3, "{evictions}");
+    // Three at once are too many, whatever goes.
+    let three = served.ask(json!({"lora": [{"id": "a"}, {"id": "b"}, {"id": "c"}]}));
+    assert_eq!(three.status, 400, "{}", three.text);
+    assert!(message(&three).contains("bytes in memory"), "{}", three.text);
+}
+
+#[test]
+fn a_spoke_that_can_never_fit_is_refused_with_the_numbers() {
+    let served = Served::with(|settings| settings.spokes.memory = bytesize::ByteSize(100));
+    served.put("a.gguf", &lora(1));
+    let why = served.row("a", "quarantined")["reason"]["message"].as_str().unwrap().to_owned();
+    assert!(why.contains("100"), "{why}");
+}
+
+#[test]
+fn changes_need_an_admins_key() {
+    let root = tempfile::tempdir().unwrap();
+    let keys = root.path().join("keys");
+    bespoke::durable::write(&keys, b"inference-key-0123456789\nadmin:admin-key-0123456789\n").unwrap();
+    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let engine = FakeEngine::new(Script::Echo);
+    let served = Served::over(engine, root, |settings| settings.server.keys_file = Some(keys));
+    let post = |path: &str, key: &str| {
+        served
+            .daemon
+            .post_with(path, &[("x-api-key", key), ("content-type", "application/json")], "{}")
+            .status
+    };
+    for path in
+        ["/v1/spokes/a:rollback", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/lora-adapters"]
+    {
+        assert_eq!(post(path, "inference-key-0123456789"), 403, "{path}");
+        assert!(matches!(post(path, "admin-key-0123456789"), 400 | 404), "{path}");
+    }
+    let list = served.daemon.get_with("/v1/spokes", &[("x-api-key", "inference-key-0123456789")]);
+    assert_eq!(list.status, 200);
+}
+
+#[test]
+fn one_state_folder_has_one_daemon() {
+    let served = Served::new();
+    let state = served.root.path().join("state");
+    let mut settings = bespoke::config::load(None, bespoke::config::Overrides::default()).unwrap();
+    settings.server.listen = "127.0.0.1:0".parse().unwrap();
+    settings.paths.state = state.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let engine = std::sync::Arc::new(FakeEngine::new(Script::Echo));
+    let error = bespoke::hub::Hub::assemble(&settings, engine).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("another daemon") && error.contains("hint: "), "{error}");
+    assert!(Path::new(&state).exists());
+}
