@@ -133,7 +133,7 @@ impl Run {
             tokens_per_s: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
             loss: last.map(|step| step.loss),
             smoothed: curve::smoothed(&log).last().map(|(_, loss)| *loss),
-            held_out: evals().last().map(|(loss, _)| loss),
+            held_out: evals().next_back().map(|(loss, _)| loss),
             best: evals().min_by(|a, b| a.0.total_cmp(&b.0)),
             log,
             recipe,
@@ -169,7 +169,8 @@ fn list(place: &Place) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(&runs)?);
         return Ok(());
     }
-    let mut table = plain(&["run", "state", "steps", "tokens", "loss", "held out", "best", "at step", "time"]);
+    let mut table =
+        plain(&["run", "state", "steps", "tokens", "loss", "held out", "best", "at step", "time"]);
     for run in &runs {
         table.add_row([
             run.id.clone(),
@@ -206,7 +207,8 @@ fn show(args: &Show) -> anyhow::Result<()> {
         run.tokens_per_s
     );
     let smoothed = curve::smoothed(&run.log);
-    let mut table = plain(&["step", "tokens", "loss", "smoothed", "held out", "token accuracy", "whole answers"]);
+    let mut table =
+        plain(&["step", "tokens", "loss", "smoothed", "held out", "token accuracy", "whole answers"]);
     for step in &run.log {
         let Some(eval) = step.eval else { continue };
         let millions_now = step.tokens as f64 / 1e6;
@@ -235,7 +237,8 @@ fn compare(args: &Compare) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut table = plain(&["", a.id.as_str(), b.id.as_str()]);
-    let rows: [(&str, fn(&Run) -> String); 8] = [
+    type Cell = fn(&Run) -> String;
+    let rows: [(&str, Cell); 8] = [
         ("state", |run| run.state.to_owned()),
         ("steps", |run| format!("{}/{}", run.steps, run.of)),
         ("tokens", |run| millions(run.tokens)),
@@ -327,7 +330,8 @@ mod tests {
 
     #[test]
     fn recipes_differ_by_key() {
-        let found = differences("[a]\nx = 1\ny = 2\n[a.z]\nw = 1\n", "[a]\nx = 1\ny = 3\n[a.z]\nw = 1\nv = \"t\"\n");
+        let found =
+            differences("[a]\nx = 1\ny = 2\n[a.z]\nw = 1\n", "[a]\nx = 1\ny = 3\n[a.z]\nw = 1\nv = \"t\"\n");
         let keys: Vec<(String, String, String)> =
             found.unwrap().into_iter().map(|d| (d.key, d.a, d.b)).collect();
         let expected = [("a.y", "2", "3"), ("a.z.v", "-", "\"t\"")];

@@ -133,17 +133,14 @@ mod tests {
             let row = retrieval.messages(index, Limits::default());
             assert!(row[1].content.contains(&format!("[1] {}\n", asked.memories[0])));
             assert!(row[1].content.ends_with(&asked.question) && asked.question.contains(&asked.term));
-            match asked.answered_by {
-                Some(at) => {
-                    first += usize::from(at == 0);
-                    assert!(asked.memories[at].contains(&asked.term));
-                    assert_eq!(row[2].content, format!("[{}] {}", at + 1, asked.memories[at]));
-                }
-                None => {
-                    unanswered += 1;
-                    assert!(!asked.memories.iter().any(|memory| memory.contains(&asked.term)));
-                    assert!(row[2].content.contains(&asked.term), "{}", row[2].content);
-                }
+            if let Some(at) = asked.answered_by {
+                first += usize::from(at == 0);
+                assert!(asked.memories[at].contains(&asked.term));
+                assert_eq!(row[2].content, format!("[{}] {}", at + 1, asked.memories[at]));
+            } else {
+                unanswered += 1;
+                assert!(!asked.memories.iter().any(|memory| memory.contains(&asked.term)));
+                assert!(row[2].content.contains(&asked.term), "{}", row[2].content);
             }
         }
         assert!((15..=90).contains(&unanswered), "{unanswered} of 300 unanswered");

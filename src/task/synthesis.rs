@@ -156,7 +156,11 @@ mod tests {
         assert_eq!(episode.summary, "lunch at 12; queue.rs panicked; fix queue.rs");
         assert_eq!((episode.concepts.len(), episode.salience), (1, 0.7));
         let asked = &messages(&memories, 0)[1].content;
-        assert!(asked.ends_with("MEMORIES:\n1. (0.2) lunch at 12\n2. (0.7) queue.rs panicked\n3. (0.7) fix queue.rs"));
+        assert!(
+            asked.ends_with(
+                "MEMORIES:\n1. (0.2) lunch at 12\n2. (0.7) queue.rs panicked\n3. (0.7) fix queue.rs"
+            )
+        );
     }
 
     #[test]
@@ -167,7 +171,11 @@ mod tests {
             let row = train.messages(index, Limits::default());
             assert_eq!(row, train.messages(index, Limits::default()));
             assert_ne!(row, eval.messages(index, Limits::default()));
-            assert!(validator.is_valid(&serde_json::from_str(&row[2].content).unwrap()), "{}", row[2].content);
+            assert!(
+                validator.is_valid(&serde_json::from_str(&row[2].content).unwrap()),
+                "{}",
+                row[2].content
+            );
             let (memories, _) = train.memories(index, Limits::default());
             assert!((2..=5).contains(&memories.len()));
             for memory in memories {

@@ -36,7 +36,10 @@ pub fn load(path: &Path) -> Result<(Model, Digest), TrainError> {
         let digest = gguf_file::content_hash(&model)?;
         (model, digest)
     } else {
-        (gguf_file::import(path)?, Gguf::open(path).and_then(|file| file.content_hash()).map_err(FileError::from)?)
+        (
+            gguf_file::import(path)?,
+            Gguf::open(path).and_then(|file| file.content_hash()).map_err(FileError::from)?,
+        )
     };
     for (name, var) in model.parameters.iter() {
         let finite = crate::model::ops::with_floats([var.as_tensor()], "reading the base", |[values]| {
@@ -104,14 +107,19 @@ fn reference(
         return Ok((format!("{ROWS} generated encodings"), batch));
     }
     let (name, text) = match &recipe.reference {
-        Some(path) => (path.display().to_string(), fs_err::read_to_string(path).map_err(TrainError::file(path))?),
+        Some(path) => {
+            (path.display().to_string(), fs_err::read_to_string(path).map_err(TrainError::file(path))?)
+        }
         None => ("a paragraph of English".to_owned(), ENGLISH.to_owned()),
     };
     let domain = Domain::new("reference", Box::new(One(Row::Text(text), name.clone())), chat, nowhere)?;
     let mut sample = domain.sample(0, None)?;
     sample.ids.truncate(TOKENS.min(most) + 1);
     if sample.ids.len() <= sample.answer {
-        return Err(TrainError::Row { place: name, message: "no text: nothing to measure the base with".into() });
+        return Err(TrainError::Row {
+            place: name,
+            message: "no text: nothing to measure the base with".into(),
+        });
     }
     Ok((name, Batch::of_sample(&sample)))
 }

@@ -14,6 +14,7 @@ use super::TrainError;
 use super::recipe::Recipe;
 use crate::digest::Digest;
 use crate::durable::{self, Staged};
+use crate::fail;
 use crate::model::Parameters;
 use crate::model::safetensors_file::f32_values;
 
@@ -37,19 +38,37 @@ pub struct State {
     /// Tokens read, padding aside.
     pub tokens: u64,
     /// Weights of the domains, in the order of their names.
-    pub weights: Vec<f64>,
+    pub weights: Vec<Exact>,
     /// Best held-out loss so far and its step.
-    pub best: Option<(f64, u64)>,
+    pub best: Option<(Exact, u64)>,
     /// Evaluations since held-out loss last fell by `train.stop.least`, and the loss then.
     pub waiting: u64,
     /// Held-out loss that the next one is compared with for early stopping.
-    pub mark: Option<f64>,
+    pub mark: Option<Exact>,
     /// Whether early stopping has ended the run.
     pub stopped: bool,
     /// Hash of the base's tensors, if there is a base.
     pub base: Option<Digest>,
     /// Hash of the tokenizer and the form of conversations.
     pub tokens_of: Digest,
+}
+
+/// A number that comes back bit for bit: JSON numbers may lose their last digit when they are read, texts don't.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Exact(pub f64);
+
+impl serde::Serialize for Exact {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // Rust prints the shortest text that is read as the same number.
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Exact {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(serde::de::Error::custom)
+    }
 }
 
 /// A checkpoint in memory.
@@ -96,7 +115,9 @@ impl Checkpoint {
         let target = folder.join(self.state.step.to_string());
         let temporary = folder.join(format!(".{}.tmp", self.state.step));
         remove(&temporary)?;
+        let step = self.state.step.to_string();
         let written = self.write(&temporary, recipe).and_then(|()| {
+            fail::point("checkpoint.written", &step);
             durable::rename_folder(&temporary, &target).map_err(TrainError::file(&target))
         });
         if let Err(error) = written {
@@ -104,13 +125,18 @@ impl Checkpoint {
             let _ = remove(&temporary);
             return Err(error);
         }
+        fail::point("checkpoint.named", &step);
         self.prune(folder)?;
         Ok(target)
     }
 
     fn write(&self, folder: &Path, recipe: &Recipe) -> Result<(), TrainError> {
         let mut manifest = BTreeMap::new();
-        let tensors = [(WEIGHTS, Some(&self.weights)), (MOMENTS, Some(&self.moments)), (AVERAGED, self.averaged.as_ref())];
+        let tensors = [
+            (WEIGHTS, Some(&self.weights)),
+            (MOMENTS, Some(&self.moments)),
+            (AVERAGED, self.averaged.as_ref()),
+        ];
         for (name, tensors) in tensors.into_iter().filter_map(|(name, tensors)| Some((name, tensors?))) {
             manifest.insert(name, write_tensors(&folder.join(name), tensors)?);
         }
@@ -143,7 +169,7 @@ impl Checkpoint {
         if folder.exists() {
             for entry in fs_err::read_dir(folder).map_err(TrainError::file(folder))? {
                 let path = entry.map_err(TrainError::file(folder))?.path();
-                if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(".tmp")) {
+                if path.extension().is_some_and(|end| end == "tmp") {
                     remove(&path)?;
                 }
             }
@@ -219,7 +245,8 @@ pub fn check<'a>(
     path: &Path,
 ) -> Result<(), TrainError> {
     let wrong = |message: String| Err(TrainError::Checkpoint { path: path.to_owned(), message });
-    let mut rest: BTreeMap<&str, &Tensor> = saved.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let mut rest: BTreeMap<&str, &Tensor> =
+        saved.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     for (name, tensor) in expected {
         let Some(found) = rest.remove(name) else {
             return wrong(format!("tensor {name:?} is missing, expected shape {:?}", tensor.dims()));
@@ -241,7 +268,8 @@ pub fn check<'a>(
 /// Writes tensors, f32 and sorted by name; gives the file's hash.
 fn write_tensors(path: &Path, tensors: &Tensors) -> Result<Digest, TrainError> {
     let staged = Staged::new(path).map_err(TrainError::file(path))?;
-    let views: BTreeMap<&String, Stored> = tensors.iter().map(|(name, tensor)| (name, Stored(tensor))).collect();
+    let views: BTreeMap<&String, Stored> =
+        tensors.iter().map(|(name, tensor)| (name, Stored(tensor))).collect();
     // The format's metadata tells transformers which library's tensors these are.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(views, Some(metadata), staged.path()).map_err(|e| match e {

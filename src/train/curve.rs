@@ -37,12 +37,15 @@ struct Series {
 
 /// Draws the curves; logarithmic in the loss, because learning to copy takes it down by orders of magnitude.
 pub fn svg(runs: &[Run]) -> String {
-    let all: Vec<Series> = runs.iter().zip(COLOURS.iter().cycle()).flat_map(|(run, colours)| series(run, *colours)).collect();
-    let losses = || all.iter().flat_map(|series| &series.points).map(|(_, loss)| *loss).filter(|loss| *loss > 0.0);
+    let all: Vec<Series> =
+        runs.iter().zip(COLOURS.iter().cycle()).flat_map(|(run, colours)| series(run, *colours)).collect();
+    let losses =
+        || all.iter().flat_map(|series| &series.points).map(|(_, loss)| *loss).filter(|loss| *loss > 0.0);
     let low = losses().fold(f64::INFINITY, f64::min).min(1.0).log10();
     let high = losses().fold(0.0, f64::max).max(1.0).log10();
     let (low, high) = ((low * 10.0).floor() / 10.0, (high * 10.0).ceil() / 10.0 + 0.05);
-    let tokens = all.iter().filter_map(|series| series.points.last()).map(|(tokens, _)| *tokens).fold(1e-6, f64::max);
+    let tokens =
+        all.iter().filter_map(|series| series.points.last()).map(|(tokens, _)| *tokens).fold(1e-6, f64::max);
     let [left, right, top, bottom] = MARGINS;
     let (inner, depth) = (WIDTH - left - right, HEIGHT - top - bottom);
     let x = |tokens_now: f64| left + inner * tokens_now / tokens;
@@ -115,15 +118,18 @@ pub fn svg(runs: &[Run]) -> String {
 
 /// The curves of a run: raw (pale), smoothed, held out.
 fn series(run: &Run, (train, eval): (&'static str, &'static str)) -> [Series; 3] {
-    let held_out: Points = run
-        .steps
-        .iter()
-        .filter_map(|step| Some((step.tokens as f64 / 1e6, step.eval?.loss)))
-        .collect();
+    let held_out: Points =
+        run.steps.iter().filter_map(|step| Some((step.tokens as f64 / 1e6, step.eval?.loss))).collect();
     let label = |what: &str| Some(format!("{} {what}", run.name).trim().to_owned());
     [
         Series { points: raw(run.steps), colour: train, width: 0.8, opacity: 0.3, label: None },
-        Series { points: smoothed(run.steps), colour: train, width: 1.5, opacity: 1.0, label: label("training (smoothed)") },
+        Series {
+            points: smoothed(run.steps),
+            colour: train,
+            width: 1.5,
+            opacity: 1.0,
+            label: label("training (smoothed)"),
+        },
         Series { points: held_out, colour: eval, width: 2.0, opacity: 1.0, label: label("held out") },
     ]
 }
@@ -169,7 +175,11 @@ mod tests {
             lr: 1.0,
             grad_norm: 1.0,
             tokens: step * 4096,
-            eval: step.is_multiple_of(10).then_some(Evaluation { loss: 9.0 / step as f64, accuracy: 0.0, exact: 0.0 }),
+            eval: step.is_multiple_of(10).then_some(Evaluation {
+                loss: 9.0 / step as f64,
+                accuracy: 0.0,
+                exact: 0.0,
+            }),
             domains: [].into(),
         };
         (1..=count).map(step).collect()

@@ -32,6 +32,14 @@ impl Evaluation {
     }
 }
 
+impl std::fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { loss, accuracy, exact } = self;
+        let (accuracy, exact) = (accuracy * 100.0, exact * 100.0);
+        write!(f, "loss {loss:.4} | token accuracy {accuracy:.2} % | whole answers {exact:.1} %")
+    }
+}
+
 /// Judges a model on packed rows.
 ///
 /// # Errors

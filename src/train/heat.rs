@@ -140,7 +140,8 @@ mod tests {
             entropy_by_head: vec![0.0; heads],
         };
         // The second layer has no attention.
-        let measurement = |step: u64| Measurement { step, layers: vec![layer(step as f64, 2), layer(100.0, 0)] };
+        let measurement =
+            |step: u64| Measurement { step, layers: vec![layer(step as f64, 2), layer(100.0, 0)] };
         let maps = maps(&(1..=3).map(measurement).collect::<Vec<_>>());
         let cells = |name: &str| {
             let (_, drawn) = maps.iter().find(|(found, _)| *found == name).unwrap();
@@ -148,7 +149,11 @@ mod tests {
         };
         assert_eq!((cells("gradient"), cells("gradient-by-head"), cells("variance-by-head")), (6, 6, 12));
         let (_, drawn) = &maps[0];
-        assert!(drawn.contains("layer 1, step 3: 1.0000e2") && drawn.contains(&colour(0.0)) && drawn.contains(&colour(1.0)));
+        assert!(
+            drawn.contains("layer 1, step 3: 1.0000e2")
+                && drawn.contains(&colour(0.0))
+                && drawn.contains(&colour(1.0))
+        );
         assert_eq!((colour(0.0), colour(1.0)), ("#440154".into(), "#fde725".into()));
         assert!(super::maps(&[]).is_empty());
     }

@@ -81,7 +81,8 @@ impl Log {
     pub fn open(out: &Path, from: u64, steps: u64) -> Result<Self, TrainError> {
         let log = reopened(out.join(LOG), |step: &Step| step.step <= from)?;
         let speeds = out.join(SPEED);
-        let seconds = read_lines::<Speed>(&speeds)?.iter().rfind(|s| s.step <= from).map_or(0.0, |s| s.seconds);
+        let seconds =
+            read_lines::<Speed>(&speeds)?.iter().rfind(|s| s.step <= from).map_or(0.0, |s| s.seconds);
         let speed = reopened(speeds, |speed: &Speed| speed.step <= from)?;
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = indicatif::ProgressBar::new(steps);
@@ -114,7 +115,10 @@ impl Log {
         }
         let eta = speed.seconds / step.step as f64 * self.steps.saturating_sub(step.step) as f64;
         let terms = step.terms.map_or_else(String::new, |terms| {
-            format!(" (ce {:.4}, kl {:.4}, hidden {:.4})", terms.cross_entropy, terms.divergence, terms.hidden)
+            format!(
+                " (ce {:.4}, kl {:.4}, hidden {:.4})",
+                terms.cross_entropy, terms.divergence, terms.hidden
+            )
         });
         self.say(&format!(
             "step {}/{} | loss {:.4}{terms} | acc {:5.1} % | lr {:.3} | norm {:.3} | {:.0} tok/s | {:.2}M tokens | eta {}",
@@ -128,20 +132,11 @@ impl Log {
             step.tokens as f64 / 1e6,
             humantime::format_duration(std::time::Duration::from_secs(eta as u64)),
         ));
-        let held_out = |name: &str, eval: &Evaluation| {
-            format!(
-                "  held out{name}: loss {:.4} | token accuracy {:.2} % | whole answers {:.1} %",
-                eval.loss,
-                eval.accuracy * 100.0,
-                eval.exact * 100.0
-            )
-        };
-        for (name, numbers) in &step.domains {
-            let text = held_out(&format!(", {name}"), &numbers.eval);
-            self.say(&format!("{text} | weight {:.3}", numbers.weight));
+        for (name, DomainNumbers { weight, eval }) in &step.domains {
+            self.say(&format!("  held out, {name}: {eval} | weight {weight:.3}"));
         }
         if let Some(eval) = &step.eval {
-            self.say(&held_out("", eval));
+            self.say(&format!("  held out: {eval}"));
         }
         if let Some(bar) = &self.bar {
             bar.set_position(step.step);
@@ -162,12 +157,19 @@ fn line(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("finite numbers have a JSON form") + "\n"
 }
 
-/// A file of lines, cut to those that count and opened for more.
-fn reopened<T: Serialize + DeserializeOwned>(
+/// A file of lines, cut to those that count and opened for more. What is kept stays byte for byte: read as numbers and
+/// written again, a last digit could change.
+///
+/// # Errors
+/// As [`read_lines`]; a file that can't be written.
+pub(super) fn reopened<T: DeserializeOwned>(
     path: PathBuf,
     counts: impl Fn(&T) -> bool,
 ) -> Result<(PathBuf, std::fs::File), TrainError> {
-    let kept: String = read_lines(&path)?.iter().filter(|value| counts(value)).map(line).collect();
+    let lines = whole_lines(&path)?;
+    let values = parse::<T>(&path, &lines)?;
+    let kept = lines.lines().zip(&values).filter(|(_, value)| counts(value));
+    let kept: String = kept.flat_map(|(line, _)| [line, "\n"]).collect();
     durable::write(&path, kept.as_bytes()).map_err(TrainError::file(&path))?;
     let file = durable::append(&path).map_err(TrainError::file(&path))?;
     Ok((path, file))
@@ -186,17 +188,25 @@ pub fn read(out: &Path) -> Result<Vec<Step>, TrainError> {
 /// # Errors
 /// A file that can't be read, a line in it that is none.
 pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, TrainError> {
+    parse(path, &whole_lines(path)?)
+}
+
+/// The lines of a file whose end is there.
+fn whole_lines(path: &Path) -> Result<String, TrainError> {
     if !path.exists() {
-        return Ok(vec![]);
+        return Ok(String::new());
     }
-    let text = fs_err::read_to_string(path).map_err(TrainError::file(path))?;
-    // A line counts when its end is there.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let mut text = fs_err::read_to_string(path).map_err(TrainError::file(path))?;
+    text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+    Ok(text)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, lines: &str) -> Result<Vec<T>, TrainError> {
     let parse = |(at, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| TrainError::Row {
             place: format!("{}, line {}", path.display(), at + 1),
             message: e.to_string(),
         })
     };
-    whole.lines().enumerate().map(parse).collect()
+    lines.lines().enumerate().map(parse).collect()
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::ahead::Ahead;
 use super::batch::{Batch, eval_rows};
-use super::checkpoint::{self, Checkpoint, State};
+use super::checkpoint::{self, Checkpoint, Exact, State};
 use super::data::next_weights;
 use super::distil::{Ask, Teacher};
 use super::evaluate::{Evaluation, evaluate};
@@ -38,12 +38,7 @@ pub struct Outside {
 /// # Errors
 /// Unusable data or base, numbers that are not finite or beyond their bound, files that can't be written; checkpoints of an
 /// earlier run in `out` without `resume`.
-pub fn train(
-    recipe: &Recipe,
-    out: &Path,
-    resume: bool,
-    outside: &Outside,
-) -> Result<PathBuf, TrainError> {
+pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Result<PathBuf, TrainError> {
     let checkpoints = out.join("checkpoints");
     let found = if resume { Checkpoint::newest(&checkpoints, recipe)? } else { None };
     if let (false, Some(step)) = (resume, checkpoint::steps(&checkpoints)?.last()) {
@@ -95,6 +90,17 @@ pub fn train(
     if let Some(sane) = sane {
         log.say(&sane);
     }
+    let judge_all = || -> Result<Vec<Evaluation>, TrainError> {
+        held_out
+            .iter()
+            .map(|batch| evaluate(&workers, &judge.student(), batch, recipe.train.micro_tokens))
+            .collect()
+    };
+    if recipe.base.is_some() && state.step == 0 {
+        let each = judge_all()?;
+        let together = together(&each, &held_out);
+        log.say(&format!("held out, before the first step: {together}"));
+    }
     let schedule = recipe.schedule();
     let micro_tokens = recipe.train.micro_tokens;
     let before = log.seconds_before();
@@ -106,7 +112,7 @@ pub fn train(
         while state.step < recipe.train.steps && !state.stopped {
             let step = state.step + 1;
             let began = Instant::now();
-            let batch = ahead.batch(step, &state.weights)?;
+            let batch = ahead.batch(step, &state.weights())?;
 
             let outcome = workers.run(&*objective, Some(trained), &batch.rows, micro_tokens)?;
             let measured = metrics.is_due(step).then(|| {
@@ -137,16 +143,14 @@ pub fn train(
             let mut eval = None;
             let mut domains = BTreeMap::new();
             if last || step.is_multiple_of(recipe.train.eval_every) {
-                let each: Vec<Evaluation> = held_out
-                    .iter()
-                    .map(|batch| evaluate(&workers, &judge.student(), batch, micro_tokens))
-                    .collect::<Result<_, _>>()?;
-                let parts: Vec<_> = each.iter().copied().zip(&held_out).collect();
-                let together = Evaluation::together(&parts);
+                let each = judge_all()?;
+                let together = together(&each, &held_out);
                 state.judge(together.loss, recipe);
                 state.weigh(&each, recipe);
                 if each.len() > 1 {
-                    let numbers = each.iter().zip(&state.weights).map(|(&eval, &weight)| DomainNumbers { weight, eval });
+                    let weights = state.weights().into_iter();
+                    let numbers =
+                        each.iter().zip(weights).map(|(&eval, weight)| DomainNumbers { weight, eval });
                     domains = recipe.data.domains.keys().cloned().zip(numbers).collect();
                 }
                 eval = Some(together);
@@ -154,7 +158,17 @@ pub fn train(
             let terms = recipe.distil.as_ref().map(|_| outcome.terms);
             let seconds = before + started.elapsed().as_secs_f64();
             log.step(
-                &Step { step, loss, terms, accuracy, lr, grad_norm: norm, tokens: state.tokens, eval, domains },
+                &Step {
+                    step,
+                    loss,
+                    terms,
+                    accuracy,
+                    lr,
+                    grad_norm: norm,
+                    tokens: state.tokens,
+                    eval,
+                    domains,
+                },
                 &Speed { step, seconds, tokens_per_s },
             )?;
 
@@ -187,23 +201,26 @@ pub fn train(
         let best = Checkpoint::load(&checkpoints.join(step.to_string()), recipe)?;
         let path = checkpoints.join(step.to_string());
         checkpoint::restore(judged, best.averaged.as_ref().unwrap_or(&best.weights), &path)?;
-        log.say(&format!("the result is that of step {step}, held-out loss {loss:.4}"));
+        log.say(&format!("the result is that of step {step}, held-out loss {:.4}", loss.0));
     }
     let path = out.join("loss.svg");
     let drawn = curve::svg(&[curve::Run { name: "", steps: &log::read(out)? }]);
     durable::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
     metrics.draw(out)?;
     let parameters = result(judged)?;
-    let written = match &recipe.adapter {
-        Some(adapter) => adapter::write(out, adapter, &prepared.config, &parameters, &outside.texts)?,
-        None => {
-            let config = prepared.config.clone();
-            hugging_face::save(out, &Model { config, parameters, text: prepared.text.clone() })?;
-            out.to_owned()
-        }
+    let written = if let Some(adapter) = &recipe.adapter {
+        adapter::write(out, adapter, &prepared.config, &parameters, &outside.texts)?
+    } else {
+        let model = Model { config: prepared.config.clone(), parameters, text: prepared.text.clone() };
+        hugging_face::save(out, &model)?;
+        out.to_owned()
     };
     fail::point("train.written", "");
     Ok(written)
+}
+
+fn together(each: &[Evaluation], held_out: &[Batch]) -> Evaluation {
+    Evaluation::together(&each.iter().copied().zip(held_out).collect::<Vec<_>>())
 }
 
 impl State {
@@ -215,7 +232,7 @@ impl State {
             step: 0,
             seed: recipe.train.seed,
             tokens: 0,
-            weights: weights.iter().map(|weight| weight / total).collect(),
+            weights: weights.iter().map(|weight| Exact(weight / total)).collect(),
             best: None,
             waiting: 0,
             mark: None,
@@ -231,9 +248,10 @@ impl State {
         match pairs.into_iter().find(|(_, saved, now)| saved != now) {
             None => Ok(()),
             Some((what, saved, now)) => {
-                let text = |digest: Option<_>| digest.map_or("none".to_owned(), |d: crate::digest::Digest| d.to_string());
-                let message =
-                    format!("made with another {what}: SHA-256 {}, now {}", text(saved), text(now));
+                let text = |digest: Option<_>| {
+                    digest.map_or("none".to_owned(), |d: crate::digest::Digest| d.to_string())
+                };
+                let message = format!("made with another {what}: SHA-256 {}, now {}", text(saved), text(now));
                 Err(TrainError::Checkpoint { path: path.to_owned(), message })
             }
         }
@@ -241,12 +259,12 @@ impl State {
 
     /// Takes a held-out loss: the best so far, and whether it is time to stop.
     fn judge(&mut self, loss: f64, recipe: &Recipe) {
-        if self.best.is_none_or(|(best, _)| loss < best) {
-            self.best = Some((loss, self.step));
+        if self.best.is_none_or(|(best, _)| loss < best.0) {
+            self.best = Some((Exact(loss), self.step));
         }
         let Some(stop) = recipe.train.stop else { return };
-        if self.mark.is_none_or(|mark| loss < mark - stop.least) {
-            self.mark = Some(loss);
+        if self.mark.is_none_or(|mark| loss < mark.0 - stop.least) {
+            self.mark = Some(Exact(loss));
             self.waiting = 0;
         } else {
             self.waiting += 1;
@@ -263,7 +281,12 @@ impl State {
         let losses: Vec<f64> = each.iter().map(|eval| eval.loss).collect();
         let references: Vec<f64> =
             recipe.data.domains.values().map(|domain| domain.reference_loss.unwrap_or(f64::NAN)).collect();
-        self.weights = next_weights(&self.weights, &losses, &references, loading);
+        let next = next_weights(&self.weights(), &losses, &references, loading);
+        self.weights = next.into_iter().map(Exact).collect();
+    }
+
+    fn weights(&self) -> Vec<f64> {
+        self.weights.iter().map(|weight| weight.0).collect()
     }
 }
 

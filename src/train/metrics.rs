@@ -12,7 +12,7 @@ use super::TrainError;
 use super::batch::{Batch, Inputs};
 use super::gradient::Outcome;
 use super::heat;
-use super::log::read_lines;
+use super::log::{read_lines, reopened};
 use super::objective::Student;
 use crate::durable;
 use crate::model::ops::{Scoring, with_floats};
@@ -64,10 +64,7 @@ impl Metrics {
         if every == 0 {
             return Ok(Self { every, path, file: None });
         }
-        let kept = read_lines::<Measurement>(&path)?.into_iter().filter(|m| m.step <= from);
-        let text: String = kept.map(|measurement| line(&measurement)).collect();
-        durable::write(&path, text.as_bytes()).map_err(TrainError::file(&path))?;
-        let file = durable::append(&path).map_err(TrainError::file(&path))?;
+        let (path, file) = reopened(path, |measurement: &Measurement| measurement.step <= from)?;
         Ok(Self { every, path, file: Some(file) })
     }
 

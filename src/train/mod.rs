@@ -132,7 +132,9 @@ impl TrainError {
             Self::Checkpoint { message, .. } if message.contains("another recipe") => {
                 Some("resume with the recipe that began the run, or begin a new one in another folder")
             }
-            Self::Checkpoint { .. } => Some("remove this checkpoint: --resume then goes on from the one before it"),
+            Self::Checkpoint { .. } => {
+                Some("remove this checkpoint: --resume then goes on from the one before it")
+            }
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Some("make room and go on with --resume: what was saved before is intact")
             }

@@ -82,9 +82,8 @@ impl Prepared {
 
     /// What is trained on what, in a line.
     pub fn summary(&self, held_out: &[Batch], from: u64) -> String {
-        let count = |parameters: &Parameters| -> usize {
-            parameters.iter().map(|(_, var)| var.elem_count()).sum()
-        };
+        let count =
+            |parameters: &Parameters| -> usize { parameters.iter().map(|(_, var)| var.elem_count()).sum() };
         let (whole, trained) = (count(&self.whole), count(&self.trained));
         let share = 100.0 * trained as f64 / whole as f64;
         format!(
@@ -132,12 +131,7 @@ impl Trainee {
 }
 
 /// A model of the recipe's shape with starting values, for the tokenizer of the recipe or one that is trained on its data.
-fn from_nothing(
-    recipe: &Recipe,
-    sources: &Sources,
-    out: &Path,
-    resumed: bool,
-) -> Result<Model, TrainError> {
+fn from_nothing(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> Result<Model, TrainError> {
     let tokenizer = tokenizer(recipe, sources, out, resumed)?;
     let model = recipe.model.as_ref().expect("a recipe without a base has a model: it was checked");
     let config = model.decoder_config(tokenizer.vocab_size());
@@ -146,12 +140,7 @@ fn from_nothing(
 }
 
 /// The run's tokenizer: of the run that is resumed, of the recipe, or trained on the data; written to `out` for the next time.
-fn tokenizer(
-    recipe: &Recipe,
-    sources: &Sources,
-    out: &Path,
-    resumed: bool,
-) -> Result<Tokenizer, TrainError> {
+fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> Result<Tokenizer, TrainError> {
     let path = out.join("tokenizer.json");
     if resumed {
         return Ok(Tokenizer::from_file(&path)?);

@@ -26,6 +26,7 @@ mod observability;
 mod openai_client;
 mod program;
 mod real;
+mod resume;
 mod security;
 mod serve;
 mod soak;

@@ -43,10 +43,7 @@ pub struct Args {
 /// # Errors
 /// A wrong recipe (exit code 78), or a run that failed.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let recipe = Recipe::load(&args.recipe, &args.set).map_err(|error| match error {
-        TrainError::Recipe { .. } => WrongConfiguration(error.to_string()).into(),
-        other => anyhow::Error::new(other),
-    })?;
+    let recipe = load(&args.recipe, &args.set)?;
     if args.dry_run {
         print!("{}", plan::plan(&recipe, args.gpu_price)?);
         return Ok(());
@@ -63,6 +60,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     println!("{}", result.display());
     Ok(())
+}
+
+/// Reads a recipe.
+///
+/// # Errors
+/// A wrong one is wrong configuration.
+pub(super) fn load(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> {
+    Recipe::load(path, overrides).map_err(|error| match error {
+        TrainError::Recipe { .. } => WrongConfiguration(error.to_string()).into(),
+        other => anyhow::Error::new(other),
+    })
 }
 
 /// How a served teacher is asked.
@@ -88,7 +96,11 @@ fn post(recipe: &Recipe) -> anyhow::Result<Option<Post>> {
 fn texts(recipe: &Recipe, post: &Post) -> BTreeMap<String, String> {
     let adapter = recipe.adapter.as_ref();
     let part = |of: fn(&crate::train::recipe::AdapterRecipe) -> Option<&str>| adapter.and_then(of);
-    spoke::origin_texts(post, part(|adapter| adapter.prompt.as_deref()), part(|adapter| adapter.task.as_deref()))
+    spoke::origin_texts(
+        post,
+        part(|adapter| adapter.prompt.as_deref()),
+        part(|adapter| adapter.task.as_deref()),
+    )
 }
 
 /// Writes the adapter as the file that the daemon loads, inspected as the daemon does.

@@ -32,7 +32,10 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
     };
     let mut out = format!("{}\n", recipe.to_toml());
     let mut say = |line: std::fmt::Arguments| writeln!(out, "# {line}").expect("a String takes every text");
-    say(format_args!("parameters: {whole} with a vocabulary of {}, {trained} of them or beside them are trained", config.vocab_size));
+    say(format_args!(
+        "parameters: {whole} with a vocabulary of {}, {trained} of them or beside them are trained",
+        config.vocab_size
+    ));
     let Work { tokens, flops } = work(recipe, &config, &mut say);
     say(format_args!("tokens: {:.2}M at most", tokens / 1e6));
     say(format_args!("arithmetic: about {flops:.2e} FLOPs"));
@@ -47,7 +50,12 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
         bytes(memory.activations),
     ));
     let here = matrix_speed()? * CPU_SHARE;
-    say(format_args!("time here: about {} at {:.0} GFLOP/s ({:.0} % of a bare matrix product)", time(flops / here), here / 1e9, CPU_SHARE * 100.0));
+    say(format_args!(
+        "time here: about {} at {:.0} GFLOP/s ({:.0} % of a bare matrix product)",
+        time(flops / here),
+        here / 1e9,
+        CPU_SHARE * 100.0
+    ));
     for (name, peak, room) in GPUS {
         let seconds = flops / (peak * GPU_SHARE);
         // bf16 beside f32 masters and moments.
@@ -110,7 +118,8 @@ fn flops_per_token(recipe: &Recipe, config: &DecoderConfig, seq_len: usize) -> f
     let attending = config.features.mixers.iter().filter(|mixer| matches!(mixer, Mixer::Attention { .. }));
     let attention = 2.0 * (attending.count() * config.heads * config.head_dim * seq_len) as f64;
     let per_weight = if recipe.adapter.is_some() { 4.0 } else { 6.0 };
-    let teacher = if recipe.distil.as_ref().is_some_and(|distil| distil.teacher.is_some()) { 2.0 } else { 0.0 };
+    let teacher =
+        if recipe.distil.as_ref().is_some_and(|distil| distil.teacher.is_some()) { 2.0 } else { 0.0 };
     (per_weight + teacher) * matrices + 3.0 * attention
 }
 

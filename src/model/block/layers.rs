@@ -15,11 +15,7 @@ pub(in crate::model) struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     /// Those whose names begin with `prefix`; frozen ones collect no gradients.
-    pub(in crate::model) fn new(
-        parameters: &'a Parameters,
-        prefix: impl Into<String>,
-        frozen: bool,
-    ) -> Self {
+    pub(in crate::model) fn new(parameters: &'a Parameters, prefix: impl Into<String>, frozen: bool) -> Self {
         Self { parameters, prefix: prefix.into(), frozen }
     }
 

@@ -32,12 +32,8 @@ pub trait Teaching: Send + Sync {
     ///
     /// # Errors
     /// The teacher's.
-    fn rows(
-        &self,
-        from: usize,
-        count: usize,
-        see: &mut dyn FnMut(usize, Taught) -> Result<()>,
-    ) -> Result<()>;
+    fn rows(&self, from: usize, count: usize, see: &mut dyn FnMut(usize, Taught) -> Result<()>)
+    -> Result<()>;
 }
 
 /// How the two losses count.
@@ -83,6 +79,8 @@ struct Op {
     /// Gradients of hidden rows and head for a loss gradient of 1.
     gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
     with_gradient: bool,
+    /// Whether the head needs a gradient too.
+    head_gradient: bool,
 }
 
 /// The losses of hidden `[rows, D]` through a head `[V, D]`: `-ln softmax(l)[target]` and
@@ -100,7 +98,9 @@ pub fn distillation(
     with_gradient: bool,
 ) -> Result<Distillation> {
     let seen = Arc::new(Mutex::new(Seen::default()));
-    let op = Op { targets, teacher, weights, seen: seen.clone(), gradients: Mutex::new(None), with_gradient };
+    let gradients = Mutex::new(None);
+    let head_gradient = head.track_op();
+    let op = Op { targets, teacher, weights, seen: seen.clone(), gradients, with_gradient, head_gradient };
     let loss = hidden.contiguous()?.apply_op2(&head.contiguous()?, op)?;
     let seen = std::mem::take(&mut *seen.lock().expect("no thread panics while it holds the lock"));
     let scale = f64::from(weights.scale);
@@ -138,7 +138,11 @@ impl Op {
         match taught {
             Taught::Logits(logits) => {
                 if logits.len() != q.len() {
-                    candle_core::bail!("distillation: {} logits of a teacher, the student has {}", logits.len(), q.len());
+                    candle_core::bail!(
+                        "distillation: {} logits of a teacher, the student has {}",
+                        logits.len(),
+                        q.len()
+                    );
                 }
                 let mut p = logits.to_vec();
                 softmax(&mut p, 1.0 / self.weights.temperature);
@@ -154,7 +158,10 @@ impl Op {
                 let mut of_top = Vec::with_capacity(ids.len());
                 for &id in ids {
                     let Some(q) = q.get_mut(id as usize) else {
-                        candle_core::bail!("distillation: token {id} of a teacher, the student has {} entries", q.len());
+                        candle_core::bail!(
+                            "distillation: token {id} of a teacher, the student has {} entries",
+                            q.len()
+                        );
                     };
                     of_top.push(std::mem::take(q));
                 }
@@ -226,7 +233,9 @@ impl CustomOp2 for Op {
         };
         if rows != self.targets.len() || width != head_width {
             let targets = self.targets.len();
-            candle_core::bail!("distillation: hidden [{rows}, {width}], head [{vocab}, {head_width}], {targets} targets");
+            candle_core::bail!(
+                "distillation: hidden [{rows}, {width}], head [{vocab}, {head_width}], {targets} targets"
+            );
         }
         if let Some(target) = self.targets.iter().find(|&&t| t as usize >= vocab) {
             candle_core::bail!("distillation: target {target}, the vocabulary has {vocab} entries");
@@ -246,12 +255,16 @@ impl CustomOp2 for Op {
                 let d_logits = CpuStorage::F32(logits);
                 let d_logits = Matrix::dense(&d_logits, 0, targets.len(), vocab);
                 d_hidden.extend(d_logits.matmul(&weight)?);
-                let part = d_logits.t().matmul(&x)?;
-                if d_head.is_empty() { d_head = part } else { lanes::add(&mut d_head, &part) }
+                if self.head_gradient {
+                    let part = d_logits.t().matmul(&x)?;
+                    if d_head.is_empty() { d_head = part } else { lanes::add(&mut d_head, &part) }
+                }
             }
         }
         if self.with_gradient {
-            d_head.resize(vocab * width, 0.0); // no rows: no part
+            if self.head_gradient {
+                d_head.resize(vocab * width, 0.0); // no rows: no part
+            }
             d_hidden.iter_mut().chain(&mut d_head).for_each(|value| *value *= self.weights.scale);
             *self.gradients.lock().expect("no thread panics while it holds the lock") =
                 Some((d_hidden, d_head));
@@ -275,7 +288,8 @@ impl CustomOp2 for Op {
         let tensor = |values, like: &Tensor| {
             Tensor::from_vec(values, like.shape(), like.device())?.broadcast_mul(grad)
         };
-        Ok((Some(tensor(d_hidden, hidden)?), Some(tensor(d_head, head)?)))
+        let d_head = self.head_gradient.then(|| tensor(d_head, head)).transpose()?;
+        Ok((Some(tensor(d_hidden, hidden)?), d_head))
     }
 }
 
@@ -325,14 +339,18 @@ mod tests {
         let [hidden, head] = ["hidden", "head"].map(|name| Var::from_tensor(&fixture[name]).unwrap());
         let targets = fixture["targets"].to_vec1::<u32>().unwrap();
         let weights = Weights { scale: 0.25, cross_entropy: 0.3, divergence: 0.9, temperature: 1.7, cap };
-        let found = distillation(hidden.as_tensor(), head.as_tensor(), targets, teacher, weights, true).unwrap();
+        let found =
+            distillation(hidden.as_tensor(), head.as_tensor(), targets, teacher, weights, true).unwrap();
         let number = |name: &str| {
             let tensor = fixture[&format!("{prefix}.{name}")].flatten_all().unwrap();
             f64::from(tensor.to_vec1::<f32>().unwrap()[0])
         };
         for (name, value) in [("cross_entropy", found.cross_entropy), ("divergence", found.divergence)] {
             let expected = number(name);
-            assert!((value - expected).abs() < 2e-6 * expected.abs().max(1.0), "{prefix}.{name}: {value}, expected {expected}");
+            assert!(
+                (value - expected).abs() < 2e-6 * expected.abs().max(1.0),
+                "{prefix}.{name}: {value}, expected {expected}"
+            );
         }
         let gradients = found.loss.backward().unwrap();
         for (name, var) in [("hidden", &hidden), ("head", &head)] {
@@ -374,7 +392,8 @@ mod tests {
         let vocab = logits.dim(1).unwrap();
         let teacher = Arc::new(Dense(logits.flatten_all().unwrap().to_vec1().unwrap(), vocab));
         let targets = fixture["targets"].to_vec1::<u32>().unwrap();
-        let weights = Weights { scale: 1.0, cross_entropy: 0.0, divergence: 1.0, temperature: 2.0, cap: None };
+        let weights =
+            Weights { scale: 1.0, cross_entropy: 0.0, divergence: 1.0, temperature: 2.0, cap: None };
         let found = distillation(hidden, head, targets.clone(), teacher, weights, false).unwrap();
         assert!(found.divergence.abs() < 1e-5, "{}", found.divergence);
         let wrong: Arc<dyn Teaching> = Arc::new(Dense(vec![0.0; 40], 4));

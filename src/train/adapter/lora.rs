@@ -108,16 +108,11 @@ fn projection(module: &str) -> Option<Projection> {
 }
 
 /// A ~ U(-1/sqrt(in), 1/sqrt(in)) as PEFT draws it, B = 0.
-pub(super) fn initial(
-    recipe: &LoraRecipe,
-    config: &DecoderConfig,
-    rng: &mut impl Rng,
-) -> Result<Parameters> {
+pub(super) fn initial(recipe: &LoraRecipe, config: &DecoderConfig, rng: &mut impl Rng) -> Result<Parameters> {
     let mut parameters = Parameters::default();
     for Target { module, rows, columns, .. } in targets(recipe, config)? {
         let bound = 1.0 / (columns as f32).sqrt();
-        let a: Vec<f32> =
-            (0..recipe.rank * columns).map(|_| rng.random_range(-bound..bound)).collect();
+        let a: Vec<f32> = (0..recipe.rank * columns).map(|_| rng.random_range(-bound..bound)).collect();
         let a = Var::from_vec(a, (recipe.rank, columns), &Device::Cpu)?;
         parameters.insert(format!("{module}.lora_A.weight"), a)?;
         let b = Var::zeros((rows, recipe.rank), candle_core::DType::F32, &Device::Cpu)?;

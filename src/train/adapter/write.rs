@@ -27,7 +27,9 @@ pub fn write(
     match (&recipe.lora, &recipe.felix) {
         (Some(lora), _) => peft(out, lora, parameters, texts),
         (None, Some(felix)) => trained(out, felix, config, parameters, texts),
-        (None, None) => Err(candle_core::Error::Msg("an adapter is either a LoRA or a Felix spoke".into()).into()),
+        (None, None) => {
+            Err(candle_core::Error::Msg("an adapter is either a LoRA or a Felix spoke".into()).into())
+        }
     }
 }
 
@@ -89,7 +91,8 @@ fn trained(
         for s in 0..recipe.spokes {
             let rows = down[s * rank * width..(s + 1) * rank * width].to_vec();
             add(format!("{DOWN}.{s}.weight"), vec![rank, width], rows);
-            let columns = up.chunks_exact(recipe.spokes * rank).flat_map(|row| &row[s * rank..(s + 1) * rank]);
+            let columns =
+                up.chunks_exact(recipe.spokes * rank).flat_map(|row| &row[s * rank..(s + 1) * rank]);
             add(format!("{UP}.{s}.weight"), vec![width, rank], columns.copied().collect());
         }
     }

@@ -157,7 +157,8 @@ mod tests {
     fn rows_come_back_and_a_damaged_file_is_made_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
-        crate::durable::write(&path, b"{\"text\":\"one\"}\n{\"prompt\":\"a\",\"completion\":\"bb\"}\n").unwrap();
+        crate::durable::write(&path, b"{\"text\":\"one\"}\n{\"prompt\":\"a\",\"completion\":\"bb\"}\n")
+            .unwrap();
         let source = Jsonl::open(&[path]).unwrap();
         let chat = Chat::of_post(tokenizer());
         let open = || {

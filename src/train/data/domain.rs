@@ -31,10 +31,9 @@ impl Sources {
     pub fn open(recipe: &DataRecipe) -> Result<Self, TrainError> {
         let open = |(name, domain): (&String, &DomainRecipe)| {
             let (train, eval) = match domain.generator {
-                Some(task) => (
-                    generated(task, domain.seed, Split::Train),
-                    generated(task, domain.seed, Split::Eval),
-                ),
+                Some(task) => {
+                    (generated(task, domain.seed, Split::Train), generated(task, domain.seed, Split::Eval))
+                }
                 None => (
                     Box::new(Jsonl::open(&domain.train)?) as Box<dyn Source>,
                     Box::new(Jsonl::open(&domain.eval)?) as Box<dyn Source>,
@@ -49,11 +48,7 @@ impl Sources {
     ///
     /// # Errors
     /// A source that fails.
-    pub fn texts(
-        &self,
-        count: u64,
-        max_event_chars: Option<usize>,
-    ) -> Result<Vec<Vec<Message>>, TrainError> {
+    pub fn texts(&self, count: u64, max_event_chars: Option<usize>) -> Result<Vec<Vec<Message>>, TrainError> {
         let mut texts = Vec::new();
         for Opened { train, .. } in &self.domains {
             let share = count.div_ceil(self.domains.len() as u64);
@@ -119,7 +114,9 @@ impl Domain {
             return tokens.sample(index);
         }
         let row = self.source.row(index, max_event_chars)?;
-        self.chat.sample(&row).map_err(|e| TrainError::Row { place: self.place(index), message: e.to_string() })
+        self.chat
+            .sample(&row)
+            .map_err(|e| TrainError::Row { place: self.place(index), message: e.to_string() })
     }
 
     /// Rows, if there is an end.
@@ -157,12 +154,7 @@ impl Mixture {
     ///
     /// # Errors
     /// As [`Domain::sample`].
-    pub fn draw(
-        &self,
-        n: u64,
-        weights: &[f64],
-        max_event_chars: Option<usize>,
-    ) -> Result<Drawn, TrainError> {
+    pub fn draw(&self, n: u64, weights: &[f64], max_event_chars: Option<usize>) -> Result<Drawn, TrainError> {
         let domain = self.choose(n, weights);
         let index = match self.domains[domain].rows() {
             Some(rows) => mix(self.seed ^ mix(n)) % rows,
@@ -177,11 +169,13 @@ impl Mixture {
         // 53 bits make a number in 0..1 exactly.
         let mut left = (mix(self.seed ^ DOMAIN_SALT ^ mix(n)) >> 11) as f64 / (1u64 << 53) as f64 * total;
         let last = self.domains.len() - 1;
-        weights[..last].iter().position(|weight| {
-            left -= weight;
-            left < 0.0
-        })
-        .unwrap_or(last)
+        weights[..last]
+            .iter()
+            .position(|weight| {
+                left -= weight;
+                left < 0.0
+            })
+            .unwrap_or(last)
     }
 }
 

@@ -119,6 +119,8 @@ mod tests {
         assert!(error.contains("rows.jsonl, line 2: text is empty"), "{error}");
         assert!(open("").unwrap_err().contains("no rows"));
         crate::durable::write(&path, b"\xff\n").unwrap();
-        assert!(Jsonl::open(&[path.clone()]).unwrap_err().to_string().contains("line 1: no UTF-8"));
+        assert!(
+            Jsonl::open(std::slice::from_ref(&path)).unwrap_err().to_string().contains("line 1: no UTF-8")
+        );
     }
 }

@@ -4,7 +4,12 @@ use crate::train::recipe::LoadingRecipe;
 
 /// `w' = (1 - c) softmax(ln w + eta (loss - reference)) + c / n`; with `clip`, a domain that is better than its reference
 /// counts as just as good.
-pub fn next_weights(weights: &[f64], losses: &[f64], references: &[f64], loading: &LoadingRecipe) -> Vec<f64> {
+pub fn next_weights(
+    weights: &[f64],
+    losses: &[f64],
+    references: &[f64],
+    loading: &LoadingRecipe,
+) -> Vec<f64> {
     let excess = |(loss, reference): (&f64, &f64)| {
         let excess = loss - reference;
         if loading.clip { excess.max(0.0) } else { excess }
@@ -40,7 +45,8 @@ mod tests {
         for (round, losses) in losses.chunks(7).enumerate() {
             weights = next_weights(&weights, losses, &reference, &loading(false));
             for (found, expected) in weights.iter().zip(values(&format!("after.{round}"))) {
-                assert!((found - expected).abs() < 1e-12, "round {round}: {found}, expected {expected}");
+                // The reference takes its softmax in f32.
+                assert!((found - expected).abs() < 1e-7, "round {round}: {found}, expected {expected}");
             }
         }
     }

@@ -110,15 +110,22 @@ mod tests {
     #[test]
     fn three_forms_and_what_is_wrong_with_others() {
         let row = |line: &str| Row::parse(line);
-        let chat = r#"{"id":1,"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]}"#;
+        let chat =
+            r#"{"id":1,"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]}"#;
         assert!(matches!(row(chat), Ok(Row::Chat(messages)) if messages.len() == 2));
         assert!(matches!(row(r#"{"prompt":"","completion":"y"}"#), Ok(Row::Completion { .. })));
         assert_eq!(row(r#"{"text":"abc"}"#), Ok(Row::Text("abc".into())));
         for (line, part) in [
             (r#"{"messages":[]}"#, "messages is empty"),
             (r#"{"messages":{}}"#, "an object, expected a list"),
-            (r#"{"messages":[{"role":"user","content":"x"}]}"#, "messages[0].role is \"user\", expected \"assistant\""),
-            (r#"{"messages":[{"role":"assistant","content":null}]}"#, "messages[0].content is missing or null"),
+            (
+                r#"{"messages":[{"role":"user","content":"x"}]}"#,
+                "messages[0].role is \"user\", expected \"assistant\"",
+            ),
+            (
+                r#"{"messages":[{"role":"assistant","content":null}]}"#,
+                "messages[0].content is missing or null",
+            ),
             (r#"{"messages":[{"role":"assistant","content":""}]}"#, "messages[0].content is empty"),
             (r#"{"prompt":"x","completion":""}"#, "completion is empty"),
             (r#"{"prompt":"x"}"#, "completion is missing"),

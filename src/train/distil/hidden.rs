@@ -81,7 +81,8 @@ pub(super) fn add_maps(
 ) -> std::result::Result<(), TrainError> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x6d61_7073);
     for (at, &[ours, theirs]) in recipe.layers.iter().enumerate() {
-        for (whose, layer, layers) in [("student", ours, student.layers), ("teacher", theirs, teacher.layers)] {
+        for (whose, layer, layers) in [("student", ours, student.layers), ("teacher", theirs, teacher.layers)]
+        {
             if layer >= layers {
                 let message = format!(
                     "distil.hidden.layers.{at}: block {layer} of the {whose}, which has {layers} (the first is 0)"
@@ -91,7 +92,10 @@ pub(super) fn add_maps(
         }
         let (rows, columns) = (teacher.hidden_size, student.hidden_size);
         let bound = (3.0 / columns as f32).sqrt();
-        let value = |index: usize, rng: &mut ChaCha8Rng| match (rows == columns, index / columns == index % columns) {
+        let value = |index: usize, rng: &mut ChaCha8Rng| match (
+            rows == columns,
+            index / columns == index % columns,
+        ) {
             (true, true) => 1.0,
             (true, false) => 0.0,
             // Uniform with the variance 1 / D.

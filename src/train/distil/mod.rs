@@ -6,16 +6,17 @@ mod hidden;
 mod served;
 mod stored;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use super::TrainError;
 use super::base;
-use super::batch::{Inputs, PackedRow};
-use super::data::{Chat, Mixture};
+use super::batch::{Inputs, PackedRow, batch};
+use super::data::Chat;
 use super::objective::{Objective, PartLoss, Student, Terms};
+use super::prepare::Prepared;
 use super::recipe::{DistilRecipe, Recipe};
 use crate::model::ops::distillation::{Taught, Teaching, Weights, distillation};
 use crate::model::{Decoder, NoTaps, Parameters};
@@ -218,30 +219,38 @@ pub fn add_maps(
     hidden::add_maps(pairs, student, &teacher, recipe.train.seed, trained)
 }
 
-/// Writes down what the teacher of a recipe says of the rows of all its steps; gives the folder's rows and tokens.
+/// Writes down what the teacher of a recipe says of the rows of all its steps; gives the number of rows.
 ///
 /// # Errors
-/// The teacher's; the disk.
+/// A recipe without a teacher that can be asked, or with rows that depend on losses; the teacher's; the disk.
 pub fn store(
     recipe: &Recipe,
-    teacher: &Teacher,
-    mixture: &Mixture,
-    weights: &[f64],
     out: &Path,
+    ask: Option<Ask>,
     mut progress: impl FnMut(u64),
-) -> Result<(usize, PathBuf), TrainError> {
-    let distil = &teacher.recipe;
+) -> Result<usize, TrainError> {
+    let refuse = |message: &str| Err(candle_core::Error::Msg(message.to_owned()).into());
+    let Some(distil) = recipe.distil.as_ref().filter(|distil| distil.stored.is_none()) else {
+        return refuse("the recipe names no teacher that can be asked (distil.teacher or distil.endpoint)");
+    };
+    if recipe.data.loading.is_some() {
+        return refuse("with data.loading the rows depend on losses: nobody knows them before the run");
+    }
+    let prepared = Prepared::new(recipe, out, false)?;
+    let teacher = Teacher::open(distil, &prepared.chat, &prepared.trained, ask)?;
+    let weights: Vec<f64> = recipe.data.domains.values().map(|domain| domain.weight).collect();
     let mut writer = Writer::new(out, distil.top, distil.temperature as f32);
     for step in 1..=recipe.train.steps {
-        let stage = recipe.stage(step);
-        let batch = super::batch::batch(mixture, weights, stage, step, recipe.data.long_rows)?;
+        let batch = batch(&prepared.train, &weights, recipe.stage(step), step, recipe.data.long_rows)?;
         for row in &batch.rows {
-            let row = std::slice::from_ref(row);
-            if !writer.has(&row[0]) {
-                writer.add(&row[0], teacher.answers(row)?);
+            if !writer.has(row) {
+                writer.add(row, teacher.answers(std::slice::from_ref(row))?);
             }
         }
         progress(step);
     }
     writer.finish()
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,14 +48,18 @@ impl Served {
         });
         let reply = (self.ask)(PATH, &request).map_err(wrong)?;
         let list = reply["completion_probabilities"][0]["top_logprobs"].as_array();
-        let list = list.ok_or_else(|| wrong("the answer has no completion_probabilities[0].top_logprobs".into()))?;
+        let list =
+            list.ok_or_else(|| wrong("the answer has no completion_probabilities[0].top_logprobs".into()))?;
         let (mut tokens, mut probabilities) = (Vec::new(), Vec::new());
         for (at, entry) in list.iter().enumerate() {
             let key = |name: &str| format!("completion_probabilities[0].top_logprobs[{at}].{name}");
             let id = entry["id"].as_u64().and_then(|id| u32::try_from(id).ok());
             let logprob = entry["logprob"].as_f64().filter(|logprob| logprob.is_finite() && *logprob < 1e-3);
-            tokens.push(id.ok_or_else(|| wrong(format!("{} is {}, expected a token id", key("id"), entry["id"])))?);
-            let missing = || wrong(format!("{} is {}, expected a logarithm", key("logprob"), entry["logprob"]));
+            tokens.push(
+                id.ok_or_else(|| wrong(format!("{} is {}, expected a token id", key("id"), entry["id"])))?,
+            );
+            let missing =
+                || wrong(format!("{} is {}, expected a logarithm", key("logprob"), entry["logprob"]));
             probabilities.push(logprob.ok_or_else(missing)?.exp() as f32);
         }
         if tokens.is_empty() {

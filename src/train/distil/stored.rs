@@ -49,7 +49,8 @@ impl Answer {
                 let sum: f64 = logits.iter().map(|&logit| raised(logit)).sum();
                 let mut order: Vec<u32> = (0..logits.len() as u32).collect();
                 let top = top.min(order.len());
-                let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+                let by_logit =
+                    |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
                 if top < order.len() {
                     order.select_nth_unstable_by(top, by_logit);
                 }
@@ -106,13 +107,14 @@ impl Writer {
         }
     }
 
-    /// Writes the folder; gives documents and its path.
+    /// Writes the folder; gives the number of documents.
     ///
     /// # Errors
     /// The disk.
-    pub fn finish(self) -> Result<(usize, PathBuf), TrainError> {
+    pub fn finish(self) -> Result<usize, TrainError> {
         let Self { folder, top, temperature, found } = self;
-        let (mut keys, mut offsets, mut ids, mut ps, mut tails) = (vec![], vec![0i64], vec![], vec![], vec![]);
+        let (mut keys, mut offsets, mut ids, mut ps, mut tails) =
+            (vec![], vec![0i64], vec![], vec![], vec![]);
         for (key, answers) in &found {
             keys.extend(key.0);
             offsets.push(offsets.last().copied().unwrap_or_default() + answers.len() as i64);
@@ -137,13 +139,16 @@ impl Writer {
             ("probabilities", view(Dtype::F32, vec![m, top], &ps)),
             ("tail", view(Dtype::F32, vec![m], &tails)),
         ];
-        let metadata =
-            HashMap::from([("temperature".to_owned(), temperature.to_string()), ("top".to_owned(), top.to_string())]);
+        let metadata = HashMap::from([
+            ("temperature".to_owned(), temperature.to_string()),
+            ("top".to_owned(), top.to_string()),
+        ]);
         let path = folder.join(FILE);
         let staged = Staged::new(&path).map_err(TrainError::file(&path))?;
-        safetensors::serialize_to_file(tensors, Some(metadata), staged.path()).map_err(|e| wrong(&path, &e))?;
+        safetensors::serialize_to_file(tensors, Some(metadata), staged.path())
+            .map_err(|e| wrong(&path, &e))?;
         staged.commit().map_err(TrainError::file(&path))?;
-        Ok((n, folder))
+        Ok(n)
     }
 }
 
@@ -174,7 +179,9 @@ impl Store {
         let text = |key: &str| metadata.metadata().as_ref().and_then(|texts| texts.get(key)).cloned();
         let stored = text("temperature").unwrap_or_default();
         if stored != temperature.to_string() {
-            return Err(refuse(format!("it was written at temperature {stored}, distil.temperature is {temperature}")));
+            return Err(refuse(format!(
+                "it was written at temperature {stored}, distil.temperature is {temperature}"
+            )));
         }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(&path, &e))?;
         let mut places = BTreeMap::new();
@@ -197,7 +204,8 @@ impl Store {
         let (n, m) = (shapes["keys"][0], shapes["tail"][0]);
         let top = shapes["ids"].get(1).copied().unwrap_or(0);
         let expected = [vec![n, 32], vec![n + 1], vec![m, top], vec![m, top], vec![m]];
-        for (name, expected) in ["keys", "offsets", "ids", "probabilities", "tail"].into_iter().zip(expected) {
+        for (name, expected) in ["keys", "offsets", "ids", "probabilities", "tail"].into_iter().zip(expected)
+        {
             if shapes[name] != expected {
                 return Err(refuse(format!("{name} has shape {:?}, expected {expected:?}", shapes[name])));
             }
@@ -210,7 +218,7 @@ impl Store {
         let keys = bytes[places["keys"].clone()].as_chunks::<32>().0.iter().map(|key| Digest(*key));
         let ranges = offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
         let index = keys.zip(ranges).collect();
-        Ok(Self { path, places, top, index, bytes })
+        Ok(Self { path, bytes, places, top, index })
     }
 
     /// What was said of the rows' answers.
@@ -218,7 +226,9 @@ impl Store {
         let mut answers = Vec::new();
         for (key, count) in rows.iter().flat_map(documents) {
             match self.index.get(&key) {
-                Some(range) if range.len() == count => answers.extend(range.clone().map(|at| self.answer(at))),
+                Some(range) if range.len() == count => {
+                    answers.extend(range.clone().map(|at| self.answer(at)));
+                }
                 _ => {
                     let message = format!(
                         "it has nothing about a row of {count} answer tokens (key {}): write it again with this recipe \

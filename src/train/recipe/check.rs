@@ -105,9 +105,7 @@ impl Recipe {
         for (name, domain) in &data.domains {
             let key = format!("data.domains.{name}");
             let (generated, files) = (domain.generator.is_some(), !domain.train.is_empty());
-            found.check(generated != files, || {
-                format!("{key}: expected exactly one of generator and train")
-            });
+            found.check(generated != files, || format!("{key}: expected exactly one of generator and train"));
             found.check(generated || files != domain.eval.is_empty(), || {
                 format!("{key}.eval: expected with {key}.train")
             });
@@ -142,9 +140,10 @@ impl Recipe {
                     });
                     previous = until;
                 }
-                None => found.check(last, || {
-                    format!("{key}.until_step is missing; only the last stage has none")
-                }),
+                None => {
+                    found
+                        .check(last, || format!("{key}.until_step is missing; only the last stage has none"));
+                }
             }
             found.check(stage.max_event_chars.is_none() || generated, || {
                 format!("{key}.max_event_chars limits a generator; no domain has one")
@@ -186,16 +185,16 @@ fn check_distil(distil: &DistilRecipe, found: &mut Mistakes) {
     });
     found.above_zero("distil.temperature", distil.temperature);
     found.positive("distil.top", distil.top as u64);
-    found.check(distil.endpoint.is_none() || distil.temperature == 1.0, || {
+    let at_one = (distil.temperature - 1.0).abs() < f64::EPSILON;
+    found.check(distil.endpoint.is_none() || at_one, || {
         format!("distil.temperature is {}; a served teacher speaks at 1 alone", distil.temperature)
     });
     found.check(distil.endpoint.is_none() || distil.top <= 100, || {
         format!("distil.top is {}; a served teacher is asked for at most 100", distil.top)
     });
     for (key, weight) in [("distil.kl", distil.kl), ("distil.ce", distil.ce)] {
-        found.check(weight >= 0.0 && weight.is_finite(), || {
-            format!("{key} is {weight}; expected at least 0")
-        });
+        found
+            .check(weight >= 0.0 && weight.is_finite(), || format!("{key} is {weight}; expected at least 0"));
     }
     found.check(distil.kl > 0.0 || distil.ce > 0.0, || "distil: kl and ce are both 0".into());
     if let Some(hidden) = &distil.hidden {
