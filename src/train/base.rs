@@ -16,7 +16,7 @@ use crate::task::generator::{Generator, Split};
 /// Share of a uniform guess's loss, ln V, that a base may have at most where the recipe says nothing.
 const SANE: f64 = 0.6;
 /// Generated encodings that a post made here is asked for.
-const ROWS: usize = 8;
+const ROWS: usize = 4;
 /// Tokens of a text that are looked at.
 const TOKENS: usize = 512;
 

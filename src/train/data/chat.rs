@@ -63,8 +63,9 @@ impl Chat {
         // As the daemon does for a model without a template.
         let known = markup.token_to_id("<|im_start|>").is_some();
         let usual = || if known { ChatTemplate::chat_ml() } else { ChatTemplate::plain_text() };
-        let template = Some(template.unwrap_or_else(usual));
-        Ok(Self { tokenizer, markup, template, end })
+        let template = template.unwrap_or_else(usual);
+        let end = turn_end(&template, &markup)?.unwrap_or(end);
+        Ok(Self { tokenizer, markup, template: Some(template), end })
     }
 
     /// The tokenizer.
@@ -150,6 +151,19 @@ impl Chat {
     }
 }
 
+/// The control token that a template puts behind an answer: what ends a turn is often not what ends a text.
+fn turn_end(template: &ChatTemplate, markup: &tokenizers::Tokenizer) -> Result<Option<u32>, TokenizerError> {
+    let turns = [Turn::new("user", "question"), Turn::new("assistant", "answer")];
+    // A template that wants other turns refuses these too; then its conversations will say so.
+    let Ok(prompt) = template.render(&turns, &[], &Map::new()) else { return Ok(None) };
+    let behind = prompt.iter().skip_while(|segment| segment.markup || segment.text != "answer").nth(1);
+    let Some(segment) = behind.filter(|segment| segment.markup) else { return Ok(None) };
+    let encoding = markup.encode_fast(segment.text.as_str(), false);
+    let encoding = encoding.map_err(|e| TokenizerError::Text(e.to_string()))?;
+    let first = encoding.get_ids().first().copied();
+    Ok(first.filter(|id| markup.get_added_tokens_decoder().contains_key(id)))
+}
+
 /// Whether a tokenizer has the markers of a post that was made here.
 fn is_post(tokenizer: &Tokenizer) -> bool {
     let id = |marker: &str| tokenizer.inner().token_to_id(marker);
@@ -161,4 +175,72 @@ fn role(name: &str) -> Result<&'static str, TokenizerError> {
         .into_iter()
         .find(|role| *role == name)
         .ok_or_else(|| TokenizerError::Role(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::hugging_face_config::TokenIds;
+
+    /// The text side of a family's small stand-in tokenizer.
+    fn text(family: &str) -> TextSide {
+        let folder = std::path::Path::new("tests/fixtures/families/tokenizers").join(family);
+        let json = |name: &str| -> serde_json::Value {
+            serde_json::from_slice(&fs_err::read(folder.join(name)).unwrap()).unwrap()
+        };
+        let (tokenizer, config) = (json("tokenizer.json"), json("tokenizer_config.json"));
+        let id = |key: &str| {
+            let added = tokenizer["added_tokens"].as_array().unwrap();
+            let token = added.iter().find(|token| token["content"] == config[key])?;
+            token["id"].as_u64().map(|id| id as u32)
+        };
+        let ids = TokenIds {
+            bos: id("bos_token"),
+            eos: id("eos_token").into_iter().collect(),
+            pad: None,
+            unk: None,
+        };
+        let chat_template = config["chat_template"].as_str().map(str::to_owned);
+        TextSide { tokenizer, chat_template, named_templates: vec![], ids }
+    }
+
+    #[test]
+    fn an_answer_ends_with_what_ends_a_turn_and_peoples_text_is_never_markup() {
+        for (family, end) in [
+            ("llama3", "<|eot_id|>"),
+            ("qwen2", "<|im_end|>"),
+            ("qwen35", "<|im_end|>"),
+            ("gemma2", "<end_of_turn>"),
+        ] {
+            let chat = Chat::of_model(&text(family)).unwrap();
+            let message = |role: &str, content: String| Message { role: role.into(), content };
+            let asked = format!("is {end} a word?");
+            let row =
+                Row::Chat(vec![message("user", asked.clone()), message("assistant", "yes it is".into())]);
+            let sample = chat.sample(&row).unwrap();
+            let id = chat.tokenizer().inner().token_to_id(end).unwrap();
+            // One ends the question, one the answer; the one in the question is text.
+            assert_eq!(sample.ids.iter().filter(|&&found| found == id).count(), 2, "{family}");
+            assert_eq!(sample.ids.last(), Some(&id), "{family}");
+            let learnt = &sample.ids[sample.answer..];
+            assert_eq!(learnt[..learnt.len() - 1], chat.tokenizer().encode("yes it is").unwrap(), "{family}");
+            let read = chat.tokenizer().decode(&sample.ids[..sample.answer]).unwrap();
+            assert!(read.contains(&asked) && !chat.is_post(), "{family}: {read}");
+        }
+    }
+
+    #[test]
+    fn a_text_begins_as_its_tokenizer_begins_one_and_all_of_it_is_learnt() {
+        for (family, begins) in [("llama3", true), ("gemma2", true), ("qwen2", false)] {
+            let side = text(family);
+            let chat = Chat::of_model(&side).unwrap();
+            let sample = chat.sample(&Row::Text("one two".into())).unwrap();
+            assert_eq!(sample.ids.first() == side.ids.bos.as_ref(), begins, "{family}");
+            assert_eq!(sample.answer, 1);
+            let pair = Row::Completion { prompt: "one".into(), completion: " two".into() };
+            let sample = chat.sample(&pair).unwrap();
+            let completion = chat.tokenizer().encode(" two").unwrap();
+            assert_eq!(sample.ids[sample.answer..sample.ids.len() - 1], completion, "{family}");
+        }
+    }
 }
