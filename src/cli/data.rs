@@ -1,5 +1,7 @@
 //! `bespoke data`: make training data, and check it before anything is trained on it.
 
+mod distil;
+
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ pub enum Command {
     Generate(Generate),
     /// Check a training and an evaluation file: valid answers, little overlap
     Check(Check),
+    /// Write down what the teacher of a recipe says of all its rows, for `distil.stored`
+    Distil(distil::Args),
 }
 
 /// What to generate.
@@ -77,6 +81,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Generate(args) => generate(&args),
         Command::Check(args) => check(&args),
+        Command::Distil(args) => distil::run(&args),
     }
 }
 

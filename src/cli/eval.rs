@@ -3,6 +3,7 @@
 mod run;
 mod score;
 mod table;
+mod task;
 
 /// Subcommands.
 #[derive(Debug, clap::Subcommand)]
@@ -11,6 +12,8 @@ pub enum Command {
     Run(run::Args),
     /// Score answers that a model gave before: rows {id, raw_input, output}
     Score(score::Args),
+    /// Send held-out rows of the synthesis or retrieval task to the daemon and judge its answers
+    Task(task::Args),
 }
 
 /// Runs the command.
@@ -18,5 +21,6 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Score(args) => score::run(&args),
+        Command::Task(args) => task::run(&args),
     }
 }

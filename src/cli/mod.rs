@@ -7,6 +7,7 @@ pub mod encode;
 pub mod eval;
 pub mod export;
 pub mod import;
+pub mod runs;
 pub mod serve;
 pub mod spoke;
 pub mod spokes;
@@ -19,6 +20,7 @@ use clap::{Parser, Subcommand};
 
 use crate::model::FileError;
 use crate::spoke::Refusal;
+use crate::train::TrainError;
 
 /// Done.
 pub const DONE: u8 = 0;
@@ -45,6 +47,9 @@ enum Command {
     Encode(encode::Args),
     /// Train a model from a recipe
     Train(train::Args),
+    /// Look at training runs: lists, tables, loss curves
+    #[command(subcommand)]
+    Runs(runs::Command),
     /// Write a Hugging Face folder as a GGUF file
     Export(export::Args),
     /// Write a GGUF file as a Hugging Face folder
@@ -77,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Encode(args) => encode::run(args),
         Command::Train(args) => train::run(args),
+        Command::Runs(command) => runs::run(&command),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Spokes(args) => spokes::run(&args),
@@ -105,8 +111,9 @@ fn report(error: &anyhow::Error) {
         eprintln!("  code: {}", refusal.code());
     }
     let of_file = || error.chain().find_map(|cause| cause.downcast_ref::<FileError>()?.hint());
+    let of_run = || error.chain().find_map(|cause| cause.downcast_ref::<TrainError>()?.hint());
     let hint = refusal.and_then(Refusal::hint);
-    if let Some(hint) = hint.or_else(|| of_file().map(str::to_owned)) {
+    if let Some(hint) = hint.or_else(|| of_file().or_else(of_run).map(str::to_owned)) {
         eprintln!("\nhint: {hint}");
     }
 }

@@ -10,5 +10,6 @@ pub mod report;
 pub mod rows;
 pub mod schema;
 pub mod speed;
+pub mod tasks;
 
 pub use metrics::{Judgement, Scores, judge};

@@ -26,6 +26,18 @@ impl Decoder {
     /// # Errors
     /// A parameter that is missing or has another shape; another number of mixers than of layers.
     pub fn new(config: DecoderConfig, parameters: &Parameters) -> Result<Self> {
+        Self::over(config, parameters, false)
+    }
+
+    /// The same decoder, whose parameters collect no gradients: for what is trained beside it.
+    ///
+    /// # Errors
+    /// As [`Decoder::new`].
+    pub fn frozen(config: DecoderConfig, parameters: &Parameters) -> Result<Self> {
+        Self::over(config, parameters, true)
+    }
+
+    fn over(config: DecoderConfig, parameters: &Parameters, frozen: bool) -> Result<Self> {
         let mixers = config.features.mixers.len();
         if mixers != config.layers {
             candle_core::bail!("{mixers} mixers for a decoder of {} layers", config.layers);
@@ -44,11 +56,11 @@ impl Decoder {
         ));
         let blocks = (0..config.layers)
             .map(|layer| {
-                let weights = Weights::new(parameters, format!("model.layers.{layer}."));
+                let weights = Weights::new(parameters, format!("model.layers.{layer}."), frozen);
                 Block::new(&config, layer, &weights, &rotary)
             })
             .collect::<Result<_>>()?;
-        let weights = Weights::new(parameters, "");
+        let weights = Weights::new(parameters, "", frozen);
         let embedding = weights.get("model.embed_tokens.weight")?;
         let head = if config.tied { embedding.clone() } else { weights.get("lm_head.weight")? };
         let norm = weights.norm("model.norm", config.features.norm, config.rms_eps)?;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::ops::{linear, rms_norm};
+use super::layout::BatchLayout;
+use super::ops::{Scoring, linear, rms_norm};
 use super::taps::{NoTaps, Point, Projection, Taps};
 
 /// The tensors of one layer, f32. Those of a [`candle_core::Var`] collect gradients.
@@ -91,6 +92,17 @@ impl<T: Taps> Taps for Felix<T> {
         output: Tensor,
     ) -> Result<Tensor> {
         self.before.project(projection, layer, input, output)
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        query: &Tensor,
+        key: &Tensor,
+        scoring: Scoring,
+        layout: &BatchLayout,
+    ) -> Result<()> {
+        self.before.attend(layer, query, key, scoring, layout)
     }
 }
 

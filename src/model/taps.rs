@@ -2,6 +2,9 @@
 
 use candle_core::{Result, Tensor};
 
+use super::layout::BatchLayout;
+use super::ops::Scoring;
+
 /// A point of the forward pass. Shapes: B batch, S seq, D hidden size, H heads, F intermediate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Point {
@@ -71,6 +74,18 @@ pub trait Taps {
         output: Tensor,
     ) -> Result<Tensor> {
         Ok(output)
+    }
+
+    /// Sees the queries `[B, S, H, head_dim]` and keys `[B, S, H_kv, head_dim]` that attention compares, normed and rotated.
+    fn attend(
+        &mut self,
+        _layer: usize,
+        _query: &Tensor,
+        _key: &Tensor,
+        _scoring: Scoring,
+        _layout: &BatchLayout,
+    ) -> Result<()> {
+        Ok(())
     }
 }
 

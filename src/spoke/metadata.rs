@@ -1,6 +1,6 @@
 //! What a safetensors spoke says of itself: texts in its `__metadata__`, or a JSON file beside it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::container::Container;
 use super::dropped::Json;
 use super::keys::{Origin, bad};
-use super::{Digest, Reason, Refusal};
+use super::{Digest, Post, Reason, Refusal};
 
 /// Keys of a spoke's origin, in `__metadata__` and in JSON.
 pub(super) const ARCHITECTURE: &str = "architecture";
@@ -30,6 +30,20 @@ pub(super) fn write_origin(texts: &mut HashMap<String, String>, origin: &Origin)
         (TASK, task),
     ];
     texts.extend(all.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text?))));
+}
+
+/// What training writes into the metadata of a spoke for this post, so that the spoke names what it was trained for.
+pub fn origin_texts(post: &Post, prompt: Option<&str>, task: Option<&str>) -> BTreeMap<String, String> {
+    let origin = Origin {
+        architecture: Some(post.architecture.clone()),
+        post: Some(post.identity()),
+        tokenizer: Some(post.tokenizer),
+        prompt: prompt.map(str::to_owned),
+        task: task.map(str::to_owned),
+    };
+    let mut texts = HashMap::new();
+    write_origin(&mut texts, &origin);
+    texts.into_iter().collect()
 }
 
 /// A spoke's configuration: the object of the JSON file beside it, or else the texts of `__metadata__`.

@@ -6,8 +6,10 @@ pub mod generator;
 pub mod gold;
 pub mod overlap;
 pub mod prompt;
+pub mod retrieval;
 pub mod salient;
 pub mod schema;
+pub mod synthesis;
 pub mod wording;
 
 pub use event::Event;

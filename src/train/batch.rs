@@ -3,9 +3,9 @@
 use candle_core::{Device, Tensor};
 
 use super::TrainError;
+use super::data::{Domain, Mixture, Sample};
 use super::recipe::{LongRows, Stage};
-use super::source::{Sample, Source};
-use crate::model::tokenizer::{PAD, Tokenizer};
+use crate::model::tokenizer::PAD;
 use crate::model::{BatchLayout, Document};
 
 /// Indices that one packed row may draw from.
@@ -57,9 +57,21 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// One row, as long as its sample.
+    pub fn of_sample(sample: &Sample) -> Self {
+        let mut row = PackedRow::new(sample.inputs());
+        row.push(sample);
+        Self { rows: vec![row], too_long: 0 }
+    }
+
     /// Tokens of answers.
     pub fn targets(&self) -> usize {
         self.rows.iter().map(|row| row.targets.len()).sum()
+    }
+
+    /// Rows of data.
+    pub fn documents(&self) -> usize {
+        self.rows.iter().map(|row| row.documents.len()).sum()
     }
 
     /// Tokens that are not padding.
@@ -104,13 +116,14 @@ impl Inputs {
     }
 }
 
-/// Makes the batch of a step from rows that no other step draws.
+/// Makes the batch of a step from draws that no other step makes: a pure function of the mixture's seed, the weights of its
+/// domains, and the step.
 ///
 /// # Errors
 /// A source that fails; a row longer than `seq_len` where the recipe forbids it, or nothing but such rows.
 pub fn batch(
-    source: &dyn Source,
-    tokenizer: &Tokenizer,
+    mixture: &Mixture,
+    weights: &[f64],
     stage: Stage,
     step: u64,
     long_rows: LongRows,
@@ -126,17 +139,16 @@ pub fn batch(
                 if misses == MISSES && !row.ids.is_empty() || room < CRUMBS && !row.ids.is_empty() {
                     break;
                 }
-                let sample = Sample::new(tokenizer, &source.conversation(index, stage.max_event_chars)?)?;
-                if sample.inputs() > stage.seq_len {
-                    let (len, most) = (sample.inputs(), stage.seq_len);
-                    let message = format!("{len} tokens; seq_len is {most}");
+                let drawn = mixture.draw(index, weights, stage.max_event_chars)?;
+                let inputs = drawn.sample.inputs();
+                if inputs > stage.seq_len {
                     if long_rows == LongRows::Error || row.ids.is_empty() && index - first == 255 {
-                        return Err(TrainError::Row { place: format!("training row {index}"), message });
+                        return Err(longer(&mixture.domains()[drawn.domain], drawn.index, inputs, stage));
                     }
                     too_long += 1;
                 }
-                if sample.inputs() <= room {
-                    row.push(&sample);
+                if inputs <= room {
+                    row.push(&drawn.sample);
                     misses = 0;
                 } else {
                     misses += 1;
@@ -149,21 +161,33 @@ pub fn batch(
     Ok(Batch { rows, too_long })
 }
 
-/// Packs held-out conversations 0..count in order; each stays in one row. Gives the rows and how many were too long.
+/// A row that no packed row has room for.
+fn longer(domain: &Domain, index: u64, inputs: usize, stage: Stage) -> TrainError {
+    let message = format!(
+        "{inputs} tokens; seq_len is {}: raise train.seq_len, shorten the row, or set data.long_rows = \"skip\"",
+        stage.seq_len
+    );
+    TrainError::Row { place: domain.place(index), message }
+}
+
+/// Packs held-out rows 0..count of a domain in order; each stays in one packed row.
 ///
 /// # Errors
-/// A source that fails.
+/// A source that fails; a row longer than `seq_len` where the recipe forbids it.
 pub fn eval_rows(
-    source: &dyn Source,
-    tokenizer: &Tokenizer,
+    domain: &Domain,
     stage: Stage,
     count: usize,
+    long_rows: LongRows,
 ) -> Result<Batch, TrainError> {
-    let count = source.rows().map_or(count, |rows| count.min(rows as usize));
+    let count = domain.rows().map_or(count, |rows| count.min(rows as usize));
     let (mut rows, mut too_long) = (vec![PackedRow::new(stage.seq_len)], 0);
     for index in 0..count as u64 {
-        let sample = Sample::new(tokenizer, &source.conversation(index, stage.max_event_chars)?)?;
+        let sample = domain.sample(index, stage.max_event_chars)?;
         if sample.inputs() > stage.seq_len {
+            if long_rows == LongRows::Error {
+                return Err(longer(domain, index, sample.inputs(), stage));
+            }
             too_long += 1;
             continue;
         }

@@ -1,34 +1,74 @@
 //! Checkpoints: one folder per step, complete or absent, from which a run continues bit for bit.
 //!
-//! `weights.safetensors`, `averaged.safetensors` (with `train.ema`), `moments.safetensors`, `recipe.toml`, `state.json`, and
-//! last `manifest.json`, the SHA-256 of each of the others. The folder gets its name only when all are on disk.
+//! `weights.safetensors` (what is trained), `averaged.safetensors` (with `train.ema`), `moments.safetensors`, `recipe.toml`,
+//! `state.json`, and last `manifest.json`, the SHA-256 of each of the others. The folder gets its name only when all are on
+//! disk; until then the older ones stay as they are.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::TensorView;
-use sha2::{Digest, Sha256};
+use candle_core::{Device, Tensor, Var};
+use safetensors::{Dtype, View};
 
 use super::TrainError;
 use super::recipe::Recipe;
-use crate::durable;
+use crate::digest::Digest;
+use crate::durable::{self, Staged};
+use crate::fail;
+use crate::model::Parameters;
+use crate::model::safetensors_file::f32_values;
 
-/// Older checkpoints that are kept beside the best.
+/// Newest checkpoints that are kept, beside the best.
 const KEEP: usize = 3;
+const WEIGHTS: &str = "weights.safetensors";
+const AVERAGED: &str = "averaged.safetensors";
+const MOMENTS: &str = "moments.safetensors";
+const STATE: &str = "state.json";
+const RECIPE: &str = "recipe.toml";
+const MANIFEST: &str = "manifest.json";
 
-/// What a run has to remember beside tensors.
-#[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+/// What a run has to remember beside tensors. The order of the data and all random numbers follow from seed and step.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct State {
-    /// Steps taken.
+    /// Steps taken: the data goes on with the batch of the next one.
     pub step: u64,
+    /// Seed of every random number.
+    pub seed: u64,
     /// Tokens read, padding aside.
     pub tokens: u64,
-    /// Seconds of training, over all sittings.
-    pub seconds: f64,
+    /// Weights of the domains, in the order of their names.
+    pub weights: Vec<Exact>,
     /// Best held-out loss so far and its step.
-    pub best: Option<(f64, u64)>,
+    pub best: Option<(Exact, u64)>,
+    /// Evaluations since held-out loss last fell by `train.stop.least`, and the loss then.
+    pub waiting: u64,
+    /// Held-out loss that the next one is compared with for early stopping.
+    pub mark: Option<Exact>,
+    /// Whether early stopping has ended the run.
+    pub stopped: bool,
+    /// Hash of the base's tensors, if there is a base.
+    pub base: Option<Digest>,
+    /// Hash of the tokenizer and the form of conversations.
+    pub tokens_of: Digest,
+}
+
+/// A number that comes back bit for bit: JSON numbers may lose their last digit when they are read, texts don't.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Exact(pub f64);
+
+impl serde::Serialize for Exact {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // Rust prints the shortest text that is read as the same number.
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Exact {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(serde::de::Error::custom)
+    }
 }
 
 /// A checkpoint in memory.
@@ -36,9 +76,9 @@ pub struct State {
 pub struct Checkpoint {
     /// Where the run is.
     pub state: State,
-    /// Parameters, by name.
+    /// What is trained, by name.
     pub weights: Tensors,
-    /// Averaged parameters, if the recipe wants them.
+    /// The averages of that, if the recipe wants them.
     pub averaged: Option<Tensors>,
     /// Optimiser state, by name.
     pub moments: Tensors,
@@ -47,76 +87,93 @@ pub struct Checkpoint {
 /// Tensors by name.
 pub type Tensors = HashMap<String, Tensor>;
 
-/// Tensors as the bytes of a safetensors file, f32, sorted by name.
-///
-/// # Errors
-/// Tensors that can't be read.
-pub fn to_safetensors(tensors: &Tensors) -> Result<Vec<u8>, TrainError> {
-    let sorted: BTreeMap<&String, &Tensor> = tensors.iter().collect();
-    let mut data = Vec::with_capacity(sorted.len());
-    for (name, tensor) in sorted {
-        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        data.push((name, tensor.dims().to_vec(), bytes));
+/// A tensor as the safetensors package wants to see it; its bytes are made when they are written.
+struct Stored<'a>(&'a Tensor);
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
     }
-    let views = data.iter().map(|(name, dims, bytes)| {
-        let view = TensorView::new(safetensors::Dtype::F32, dims.clone(), bytes);
-        (*name, view.expect("shape and bytes come from one tensor"))
-    });
-    // The format's metadata tells transformers which library's tensors these are.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(views, Some(metadata));
-    Ok(bytes.expect("names are unique and shapes fit"))
+    fn shape(&self) -> &[usize] {
+        self.0.dims()
+    }
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        let values = f32_values(self.0).expect("what is trained is f32");
+        values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into()
+    }
+    fn data_len(&self) -> usize {
+        self.0.elem_count() * size_of::<f32>()
+    }
 }
 
 impl Checkpoint {
     /// Writes `folder/<step>/` and removes what is no longer needed.
     ///
     /// # Errors
-    /// A folder that can't be written.
+    /// A folder that can't be written; then nothing of this checkpoint is left, and the older ones are untouched.
     pub fn save(&self, folder: &Path, recipe: &Recipe) -> Result<PathBuf, TrainError> {
         let target = folder.join(self.state.step.to_string());
         let temporary = folder.join(format!(".{}.tmp", self.state.step));
-        if temporary.exists() {
-            fs_err::remove_dir_all(&temporary).map_err(TrainError::file(&temporary))?;
+        remove(&temporary)?;
+        let step = self.state.step.to_string();
+        let written = self.write(&temporary, recipe).and_then(|()| {
+            fail::point("checkpoint.written", &step);
+            durable::rename_folder(&temporary, &target).map_err(TrainError::file(&target))
+        });
+        if let Err(error) = written {
+            // What stopped the writing may stop the removal too; the next start removes it.
+            let _ = remove(&temporary);
+            return Err(error);
         }
-        let mut files = vec![
-            ("weights.safetensors", to_safetensors(&self.weights)?),
-            ("moments.safetensors", to_safetensors(&self.moments)?),
-            ("recipe.toml", recipe.to_toml().into_bytes()),
-            ("state.json", serde_json::to_vec_pretty(&self.state).expect("numbers have a JSON form")),
-        ];
-        if let Some(averaged) = &self.averaged {
-            files.push(("averaged.safetensors", to_safetensors(averaged)?));
-        }
-        let hashes: BTreeMap<&str, String> =
-            files.iter().map(|(name, bytes)| (*name, sha256(bytes))).collect();
-        files.push(("manifest.json", serde_json::to_vec_pretty(&hashes).expect("strings have a JSON form")));
-        for (name, bytes) in files {
-            let path = temporary.join(name);
-            durable::write(&path, &bytes).map_err(TrainError::file(path))?;
-        }
-        durable::rename_folder(&temporary, &target).map_err(TrainError::file(&target))?;
+        fail::point("checkpoint.named", &step);
         self.prune(folder)?;
         Ok(target)
+    }
+
+    fn write(&self, folder: &Path, recipe: &Recipe) -> Result<(), TrainError> {
+        let mut manifest = BTreeMap::new();
+        let tensors = [
+            (WEIGHTS, Some(&self.weights)),
+            (MOMENTS, Some(&self.moments)),
+            (AVERAGED, self.averaged.as_ref()),
+        ];
+        for (name, tensors) in tensors.into_iter().filter_map(|(name, tensors)| Some((name, tensors?))) {
+            manifest.insert(name, write_tensors(&folder.join(name), tensors)?);
+        }
+        let state = serde_json::to_vec_pretty(&self.state).expect("finite numbers have a JSON form");
+        for (name, bytes) in [(RECIPE, recipe.to_toml().into_bytes()), (STATE, state)] {
+            let path = folder.join(name);
+            durable::write(&path, &bytes).map_err(TrainError::file(&path))?;
+            manifest.insert(name, hash(&path)?);
+        }
+        let path = folder.join(MANIFEST);
+        let bytes = serde_json::to_vec_pretty(&manifest).expect("strings have a JSON form");
+        durable::write(&path, &bytes).map_err(TrainError::file(path))
     }
 
     /// Removes all but the newest and the best.
     fn prune(&self, folder: &Path) -> Result<(), TrainError> {
         for step in steps(folder)?.into_iter().rev().skip(KEEP) {
             if self.state.best.is_none_or(|(_, best)| best != step) {
-                let path = folder.join(step.to_string());
-                fs_err::remove_dir_all(&path).map_err(TrainError::file(&path))?;
+                remove(&folder.join(step.to_string()))?;
             }
         }
         Ok(())
     }
 
-    /// The newest checkpoint of a run, or none.
+    /// The newest checkpoint of a run, or none. What a dying run left unfinished is removed.
     ///
     /// # Errors
     /// A newest checkpoint whose files are not what its manifest says, or that another recipe made.
     pub fn newest(folder: &Path, recipe: &Recipe) -> Result<Option<Self>, TrainError> {
+        if folder.exists() {
+            for entry in fs_err::read_dir(folder).map_err(TrainError::file(folder))? {
+                let path = entry.map_err(TrainError::file(folder))?.path();
+                if path.extension().is_some_and(|end| end == "tmp") {
+                    remove(&path)?;
+                }
+            }
+        }
         match steps(folder)?.last() {
             Some(step) => Self::load(&folder.join(step.to_string()), recipe).map(Some),
             None => Ok(None),
@@ -134,37 +191,112 @@ impl Checkpoint {
             fs_err::read(&path).map_err(TrainError::file(path))
         };
         let json = |name: &str, e: serde_json::Error| wrong(format!("{name}: {e}"));
-        let manifest: BTreeMap<String, String> =
-            serde_json::from_slice(&read("manifest.json")?).map_err(|e| json("manifest.json", e))?;
-        let mut files = HashMap::new();
+        let manifest: BTreeMap<String, Digest> =
+            serde_json::from_slice(&read(MANIFEST)?).map_err(|e| json(MANIFEST, e))?;
         for (name, expected) in &manifest {
-            let bytes = read(name)?;
-            let found = sha256(&bytes);
+            let found = hash(&folder.join(name))?;
             if found != *expected {
                 return Err(wrong(format!("{name} has SHA-256 {found}, the manifest says {expected}")));
             }
-            files.insert(name.as_str(), bytes);
         }
-        let file = |name: &str| files.get(name).ok_or_else(|| wrong(format!("the manifest lacks {name}")));
-        let text = String::from_utf8_lossy(file("recipe.toml")?).into_owned();
-        let saved: Recipe = toml::from_str(&text).map_err(|e| wrong(format!("recipe.toml: {e}")))?;
+        let mut expected = vec![WEIGHTS, MOMENTS, RECIPE, STATE];
+        expected.extend((recipe.train.ema > 0.0).then_some(AVERAGED));
+        if let Some(missing) = expected.iter().find(|name| !manifest.contains_key(**name)) {
+            return Err(wrong(format!("the manifest lacks {missing}")));
+        }
+        let text = String::from_utf8_lossy(&read(RECIPE)?).into_owned();
+        let saved: Recipe = toml::from_str(&text).map_err(|e| wrong(format!("{RECIPE}: {e}")))?;
         if let Some(difference) = difference(&saved, recipe) {
             return Err(wrong(difference));
         }
         let tensors = |name: &str| -> Result<_, TrainError> {
-            Ok(candle_core::safetensors::load_buffer(file(name)?, &Device::Cpu)?)
+            candle_core::safetensors::load(folder.join(name), &Device::Cpu)
+                .map_err(|e| wrong(format!("{name}: {e}")))
         };
         Ok(Self {
-            state: serde_json::from_slice(file("state.json")?).map_err(|e| json("state.json", e))?,
-            weights: tensors("weights.safetensors")?,
-            moments: tensors("moments.safetensors")?,
-            averaged: (recipe.train.ema > 0.0).then(|| tensors("averaged.safetensors")).transpose()?,
+            state: serde_json::from_slice(&read(STATE)?).map_err(|e| json(STATE, e))?,
+            weights: tensors(WEIGHTS)?,
+            moments: tensors(MOMENTS)?,
+            averaged: (recipe.train.ema > 0.0).then(|| tensors(AVERAGED)).transpose()?,
         })
     }
 }
 
+/// Overwrites parameters with saved values; `path` is the checkpoint's, for errors.
+///
+/// # Errors
+/// A tensor that is missing, extra, or of another shape or type; then nothing is overwritten.
+pub fn restore(parameters: &Parameters, saved: &Tensors, path: &Path) -> Result<(), TrainError> {
+    let expected: Vec<(String, &Var)> = parameters.iter().map(|(name, var)| (name.to_owned(), var)).collect();
+    check(expected.iter().map(|(name, var)| (name.as_str(), var.as_tensor())), saved, path)?;
+    for (name, var) in expected {
+        var.set(&saved[&name])?;
+    }
+    Ok(())
+}
+
+/// Holds saved tensors against those that they are to replace.
+///
+/// # Errors
+/// The first tensor that is missing, extra, or of another shape or type.
+pub fn check<'a>(
+    expected: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    saved: &Tensors,
+    path: &Path,
+) -> Result<(), TrainError> {
+    let wrong = |message: String| Err(TrainError::Checkpoint { path: path.to_owned(), message });
+    let mut rest: BTreeMap<&str, &Tensor> =
+        saved.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    for (name, tensor) in expected {
+        let Some(found) = rest.remove(name) else {
+            return wrong(format!("tensor {name:?} is missing, expected shape {:?}", tensor.dims()));
+        };
+        let (shape, dtype) = (tensor.dims(), tensor.dtype());
+        if (found.dims(), found.dtype()) != (shape, dtype) {
+            let (found_shape, found_dtype) = (found.dims(), found.dtype());
+            return wrong(format!(
+                "tensor {name:?} is {found_dtype:?} {found_shape:?}, expected {dtype:?} {shape:?}"
+            ));
+        }
+    }
+    match rest.keys().next() {
+        Some(extra) => wrong(format!("tensor {extra:?} is none that this run trains")),
+        None => Ok(()),
+    }
+}
+
+/// Writes tensors, f32 and sorted by name; gives the file's hash.
+fn write_tensors(path: &Path, tensors: &Tensors) -> Result<Digest, TrainError> {
+    let staged = Staged::new(path).map_err(TrainError::file(path))?;
+    let views: BTreeMap<&String, Stored> =
+        tensors.iter().map(|(name, tensor)| (name, Stored(tensor))).collect();
+    // The format's metadata tells transformers which library's tensors these are.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(views, Some(metadata), staged.path()).map_err(|e| match e {
+        safetensors::SafeTensorError::IoError(source) => TrainError::File { path: path.to_owned(), source },
+        other => TrainError::Checkpoint { path: path.to_owned(), message: other.to_string() },
+    })?;
+    staged.commit().map_err(TrainError::file(path))?;
+    hash(path)
+}
+
+fn hash(path: &Path) -> Result<Digest, TrainError> {
+    let file = fs_err::File::open(path).map_err(TrainError::file(path))?;
+    Digest::of_reader(file).map_err(TrainError::file(path))
+}
+
+fn remove(folder: &Path) -> Result<(), TrainError> {
+    match fs_err::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(TrainError::file(folder)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Steps that have a checkpoint, ascending.
-fn steps(folder: &Path) -> Result<Vec<u64>, TrainError> {
+///
+/// # Errors
+/// A folder that can't be read.
+pub fn steps(folder: &Path) -> Result<Vec<u64>, TrainError> {
     if !folder.exists() {
         return Ok(vec![]);
     }
@@ -184,9 +316,15 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<String> {
     // which a longer run stretches on purpose).
     aligned.train.steps = now.train.steps;
     aligned.train.checkpoint_every = now.train.checkpoint_every;
-    aligned.train.eval_every = now.train.eval_every;
+    aligned.train.metrics_every = now.train.metrics_every;
     aligned.train.threads = now.train.threads;
-    aligned.data.eval_rows = now.data.eval_rows;
+    aligned.train.max_loss = now.train.max_loss;
+    aligned.data.cache.clone_from(&now.data.cache);
+    // How often and on what a run is judged decides which weights are the best, when it stops, and the domains' weights.
+    if now.train.stop.is_none() && now.data.loading.is_none() {
+        aligned.train.eval_every = now.train.eval_every;
+        aligned.data.eval_rows = now.data.eval_rows;
+    }
     if aligned == *now {
         return None;
     }
@@ -194,12 +332,4 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<String> {
     let lines = saved.lines().zip(now.lines()).find(|(a, b)| a != b);
     let (a, b) = lines.unwrap_or(("fewer or more keys", "fewer or more keys"));
     Some(format!("made by another recipe: it has `{a}`, the recipe now has `{b}`"))
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(64);
-    for byte in Sha256::digest(bytes) {
-        let _ = write!(text, "{byte:02x}"); // a String takes every text
-    }
-    text
 }

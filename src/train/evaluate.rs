@@ -3,7 +3,7 @@
 use super::TrainError;
 use super::batch::Batch;
 use super::gradient::Workers;
-use crate::model::Decoder;
+use super::objective::Objective;
 
 /// What held-out rows say.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -16,17 +16,41 @@ pub struct Evaluation {
     pub exact: f64,
 }
 
-/// Judges a decoder on packed rows.
+impl Evaluation {
+    /// The numbers of several batches together: means over all their tokens and all their answers.
+    pub fn together(parts: &[(Self, &Batch)]) -> Self {
+        let mean = |of: fn(&Self) -> f64, size: fn(&Batch) -> usize| {
+            let sizes: f64 = parts.iter().map(|(_, batch)| size(batch) as f64).sum();
+            let sum: f64 = parts.iter().map(|(part, batch)| of(part) * size(batch) as f64).sum();
+            sum / sizes.max(1.0)
+        };
+        Self {
+            loss: mean(|part| part.loss, Batch::targets),
+            accuracy: mean(|part| part.accuracy, Batch::targets),
+            exact: mean(|part| part.exact, Batch::documents),
+        }
+    }
+}
+
+impl std::fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { loss, accuracy, exact } = self;
+        let (accuracy, exact) = (accuracy * 100.0, exact * 100.0);
+        write!(f, "loss {loss:.4} | token accuracy {accuracy:.2} % | whole answers {exact:.1} %")
+    }
+}
+
+/// Judges a model on packed rows.
 ///
 /// # Errors
 /// Tensor errors.
 pub fn evaluate(
     workers: &Workers,
-    decoder: &Decoder,
+    objective: &dyn Objective,
     batch: &Batch,
     micro_tokens: usize,
 ) -> Result<Evaluation, TrainError> {
-    let outcome = workers.run(decoder, None, &batch.rows, micro_tokens)?;
+    let outcome = workers.run(objective, None, &batch.rows, micro_tokens)?;
     let (mut at, mut answers, mut exact) = (0, 0, 0);
     for row in &batch.rows {
         for &(start, len) in &row.documents {
@@ -38,5 +62,27 @@ pub fn evaluate(
         }
     }
     let exact = exact as f64 / answers.max(1) as f64;
-    Ok(Evaluation { loss: outcome.loss, accuracy: outcome.accuracy(), exact })
+    Ok(Evaluation { loss: outcome.terms.cross_entropy, accuracy: outcome.accuracy(), exact })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::batch::PackedRow;
+
+    #[test]
+    fn several_batches_count_by_their_tokens_and_answers() {
+        let batch = |documents: usize, targets: usize| Batch {
+            rows: vec![PackedRow {
+                ids: vec![0; 8],
+                documents: vec![(0, 1); documents],
+                targets: vec![(0, 0); targets],
+            }],
+            too_long: 0,
+        };
+        let (a, b) = (batch(1, 3), batch(3, 1));
+        let evaluation = |value: f64| Evaluation { loss: value, accuracy: value, exact: value };
+        let found = Evaluation::together(&[(evaluation(0.0), &a), (evaluation(1.0), &b)]);
+        assert_eq!(found, Evaluation { loss: 0.25, accuracy: 0.25, exact: 0.75 });
+    }
 }

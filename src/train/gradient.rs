@@ -10,15 +10,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::Tensor;
 
 use super::TrainError;
-use super::batch::{Inputs, PackedRow};
+use super::batch::PackedRow;
 use super::in_place::blend;
-use crate::model::{Decoder, NoTaps, Parameters};
+use super::objective::{Objective, Terms};
+use crate::model::Parameters;
 
 /// What a batch gave.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Mean loss over answer tokens, in nats.
+    /// What is minimised: mean loss over answer tokens, in nats.
     pub loss: f64,
+    /// What it is made of.
+    pub terms: Terms,
     /// Whether each answer token was the likeliest, in the rows' order.
     pub hits: Vec<bool>,
     /// One gradient per parameter, in order; empty if none were asked for.
@@ -56,7 +59,7 @@ impl Workers {
     /// The first error of any part.
     pub fn run(
         &self,
-        decoder: &Decoder,
+        objective: &dyn Objective,
         parameters: Option<&Parameters>,
         rows: &[PackedRow],
         micro_tokens: usize,
@@ -67,7 +70,7 @@ impl Workers {
         let scale = 1.0 / targets.max(1) as f32;
         let sum = Mutex::new(OrderedSum::default());
         self.each(parts.len(), |index| {
-            let part = part(decoder, parameters, parts[index], scale)?;
+            let part = part(objective, parameters, parts[index], scale)?;
             sum.lock().expect("no thread panics while it adds").add(index, part)
         })?;
         Ok(sum.into_inner().expect("no thread panics while it adds").total)
@@ -117,6 +120,7 @@ impl OrderedSum {
         while let Some(part) = self.waiting.remove(&self.next) {
             self.next += 1;
             self.total.loss += part.loss;
+            self.total.terms += part.terms;
             self.total.hits.extend(part.hits);
             if self.total.gradients.is_empty() {
                 self.total.gradients = part.gradients;
@@ -132,17 +136,12 @@ impl OrderedSum {
 
 /// One part: forward, loss over answer tokens, and backward if parameters are given.
 fn part(
-    decoder: &Decoder,
+    objective: &dyn Objective,
     parameters: Option<&Parameters>,
     rows: &[PackedRow],
     scale: f32,
 ) -> Result<Outcome, TrainError> {
-    let inputs = Inputs::new(rows)?;
-    let hidden = decoder.forward(&inputs.ids, &inputs.layout, &mut NoTaps)?;
-    // Logits are needed only where an answer's token is predicted.
-    let hidden = hidden.flatten(0, 1)?.index_select(&inputs.predicting, 0)?; // [targets, D]
-    let with_gradient = parameters.is_some();
-    let result = decoder.loss(&hidden, inputs.targets, scale, with_gradient)?;
+    let result = objective.loss(rows, scale, parameters.is_some())?;
     let loss = f64::from(result.loss.to_scalar::<f32>()?);
     let gradients = match parameters {
         None => vec![],
@@ -155,5 +154,5 @@ fn part(
             parameters.iter().map(&mut take).collect::<Result<_, _>>()?
         }
     };
-    Ok(Outcome { loss, hits: result.hits, gradients })
+    Ok(Outcome { loss, terms: result.terms, hits: result.hits, gradients })
 }

@@ -1,19 +1,28 @@
-//! What a run says: one line a step for people, `log.jsonl` for programs.
+//! What a run says: one line a step for people, `log.jsonl` and `speed.jsonl` for programs.
+//!
+//! Nothing in `log.jsonl` depends on time, so an interrupted run ends with the same bytes as one that was not.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
 use super::TrainError;
 use super::evaluate::Evaluation;
+use super::objective::Terms;
 use crate::durable;
 
 /// Numbers of one step.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// Which, from 1.
     pub step: u64,
-    /// Mean loss over answer tokens, in nats.
+    /// What is minimised: mean loss over answer tokens, in nats.
     pub loss: f64,
+    /// What the loss is made of, where that is more than cross-entropy.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub terms: Option<Terms>,
     /// Share of answer tokens that were the likeliest.
     pub accuracy: f64,
     /// Factor of the learning rates.
@@ -22,39 +31,70 @@ pub struct Step {
     pub grad_norm: f64,
     /// Tokens so far, padding aside.
     pub tokens: u64,
-    /// Tokens per second of this step.
-    pub tokens_per_s: f64,
-    /// Seconds of training so far.
-    pub seconds: f64,
-    /// Held-out numbers, where this step ended with an evaluation.
+    /// Held-out numbers over all domains, where this step ended with an evaluation.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval: Option<Evaluation>,
+    /// Held-out numbers of each domain, where there are several, with its weight behind this step.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub domains: BTreeMap<String, DomainNumbers>,
 }
 
-/// Writes both; a progress bar stands under the lines on a terminal.
+/// A domain at an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DomainNumbers {
+    /// Share of the rows that are drawn from it.
+    pub weight: f64,
+    /// Held-out numbers.
+    #[serde(flatten)]
+    pub eval: Evaluation,
+}
+
+/// How fast a step was.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Which.
+    pub step: u64,
+    /// Seconds of training so far, over all sittings.
+    pub seconds: f64,
+    /// Tokens per second.
+    pub tokens_per_s: f64,
+}
+
+/// Name of the file of [`Step`]s.
+pub const LOG: &str = "log.jsonl";
+/// Name of the file of [`Speed`]s.
+pub const SPEED: &str = "speed.jsonl";
+
+/// Writes all; a progress bar stands under the lines on a terminal.
 pub struct Log {
-    path: PathBuf,
-    file: std::fs::File,
+    files: [(PathBuf, std::fs::File); 2],
     bar: Option<indicatif::ProgressBar>,
     steps: u64,
+    seconds: f64,
 }
 
 impl Log {
-    /// Opens `log.jsonl`; lines after step `from` (of a run that died after its checkpoint) are dropped.
+    /// Opens the files in `out`; lines after step `from` (of a run that died after its checkpoint) are dropped.
     ///
     /// # Errors
     /// A file that can't be read or written.
-    pub fn open(path: &Path, from: u64, steps: u64) -> Result<Self, TrainError> {
-        let kept: Vec<Step> = read(path)?.into_iter().filter(|step| step.step <= from).collect();
-        let text: String = kept.iter().map(line).collect();
-        durable::write(path, text.as_bytes()).map_err(TrainError::file(path))?;
-        let file = durable::append(path).map_err(TrainError::file(path))?;
+    pub fn open(out: &Path, from: u64, steps: u64) -> Result<Self, TrainError> {
+        let log = reopened(out.join(LOG), |step: &Step| step.step <= from)?;
+        let speeds = out.join(SPEED);
+        let seconds =
+            read_lines::<Speed>(&speeds)?.iter().rfind(|s| s.step <= from).map_or(0.0, |s| s.seconds);
+        let speed = reopened(speeds, |speed: &Speed| speed.step <= from)?;
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = indicatif::ProgressBar::new(steps);
             bar.set_position(from);
             bar
         });
-        Ok(Self { path: path.to_owned(), file, bar, steps })
+        Ok(Self { files: [log, speed], bar, steps, seconds })
+    }
+
+    /// Seconds of training in sittings before this one.
+    pub fn seconds_before(&self) -> f64 {
+        self.seconds
     }
 
     /// A line for people.
@@ -65,52 +105,108 @@ impl Log {
         }
     }
 
-    /// The step's two lines.
+    /// The step's lines.
     ///
     /// # Errors
     /// A file that can't be written.
-    pub fn step(&mut self, step: &Step) -> Result<(), TrainError> {
-        self.file.write_all(line(step).as_bytes()).map_err(TrainError::file(&self.path))?;
-        let rate = step.tokens_per_s;
-        let eta = step.seconds / step.step as f64 * self.steps.saturating_sub(step.step) as f64;
+    pub fn step(&mut self, step: &Step, speed: &Speed) -> Result<(), TrainError> {
+        for ((path, file), line) in self.files.iter_mut().zip([line(step), line(speed)]) {
+            file.write_all(line.as_bytes()).map_err(TrainError::file(&*path))?;
+        }
+        let eta = speed.seconds / step.step as f64 * self.steps.saturating_sub(step.step) as f64;
+        let terms = step.terms.map_or_else(String::new, |terms| {
+            format!(
+                " (ce {:.4}, kl {:.4}, hidden {:.4})",
+                terms.cross_entropy, terms.divergence, terms.hidden
+            )
+        });
         self.say(&format!(
-            "step {}/{} | loss {:.4} | acc {:5.1} % | lr {:.3} | norm {:.3} | {rate:.0} tok/s | {:.2}M tokens | eta {}",
+            "step {}/{} | loss {:.4}{terms} | acc {:5.1} % | lr {:.3} | norm {:.3} | {:.0} tok/s | {:.2}M tokens | eta {}",
             step.step,
             self.steps,
             step.loss,
             step.accuracy * 100.0,
             step.lr,
             step.grad_norm,
+            speed.tokens_per_s,
             step.tokens as f64 / 1e6,
             humantime::format_duration(std::time::Duration::from_secs(eta as u64)),
         ));
-        if let Some(eval) = step.eval {
-            self.say(&format!(
-                "  held out: loss {:.4} | token accuracy {:.2} % | whole answers {:.1} %",
-                eval.loss,
-                eval.accuracy * 100.0,
-                eval.exact * 100.0
-            ));
+        for (name, DomainNumbers { weight, eval }) in &step.domains {
+            self.say(&format!("  held out, {name}: {eval} | weight {weight:.3}"));
+        }
+        if let Some(eval) = &step.eval {
+            self.say(&format!("  held out: {eval}"));
         }
         if let Some(bar) = &self.bar {
             bar.set_position(step.step);
         }
         Ok(())
     }
+
+    /// Puts all lines on disk: before a checkpoint that goes on from them counts.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn sync(&self) -> Result<(), TrainError> {
+        self.files.iter().try_for_each(|(path, file)| file.sync_all().map_err(TrainError::file(path)))
+    }
 }
 
-fn line(step: &Step) -> String {
-    serde_json::to_string(step).expect("numbers have a JSON form") + "\n"
+fn line(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("finite numbers have a JSON form") + "\n"
 }
 
-/// All steps of a `log.jsonl`; none if there is no file. A last line that a dying run cut is left out.
+/// A file of lines, cut to those that count and opened for more. What is kept stays byte for byte: read as numbers and
+/// written again, a last digit could change.
 ///
 /// # Errors
-/// A file that can't be read.
-pub fn read(path: &Path) -> Result<Vec<Step>, TrainError> {
+/// As [`read_lines`]; a file that can't be written.
+pub(super) fn reopened<T: DeserializeOwned>(
+    path: PathBuf,
+    counts: impl Fn(&T) -> bool,
+) -> Result<(PathBuf, std::fs::File), TrainError> {
+    let lines = whole_lines(&path)?;
+    let values = parse::<T>(&path, &lines)?;
+    let kept = lines.lines().zip(&values).filter(|(_, value)| counts(value));
+    let kept: String = kept.flat_map(|(line, _)| [line, "\n"]).collect();
+    durable::write(&path, kept.as_bytes()).map_err(TrainError::file(&path))?;
+    let file = durable::append(&path).map_err(TrainError::file(&path))?;
+    Ok((path, file))
+}
+
+/// All steps of a run's `log.jsonl`; none if there is no file.
+///
+/// # Errors
+/// As [`read_lines`].
+pub fn read(out: &Path) -> Result<Vec<Step>, TrainError> {
+    read_lines(&out.join(LOG))
+}
+
+/// All values of a file of lines; none if there is no file. A last line that a dying run cut is left out.
+///
+/// # Errors
+/// A file that can't be read, a line in it that is none.
+pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, TrainError> {
+    parse(path, &whole_lines(path)?)
+}
+
+/// The lines of a file whose end is there.
+fn whole_lines(path: &Path) -> Result<String, TrainError> {
     if !path.exists() {
-        return Ok(vec![]);
+        return Ok(String::new());
     }
-    let text = fs_err::read_to_string(path).map_err(TrainError::file(path))?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    let mut text = fs_err::read_to_string(path).map_err(TrainError::file(path))?;
+    text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+    Ok(text)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, lines: &str) -> Result<Vec<T>, TrainError> {
+    let parse = |(at, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| TrainError::Row {
+            place: format!("{}, line {}", path.display(), at + 1),
+            message: e.to_string(),
+        })
+    };
+    lines.lines().enumerate().map(parse).collect()
 }

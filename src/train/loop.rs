@@ -1,93 +1,138 @@
-//! The training loop, from recipe to finished model folder.
+//! The training loop, from recipe to finished model or adapter.
 
-use std::path::Path;
-use std::sync::mpsc;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Var;
-
-use super::batch::{Batch, batch, eval_rows};
-use super::checkpoint::{Checkpoint, State, Tensors};
-use super::evaluate::evaluate;
+use super::ahead::Ahead;
+use super::batch::{Batch, eval_rows};
+use super::checkpoint::{self, Checkpoint, Exact, State};
+use super::data::next_weights;
+use super::distil::{Ask, Teacher};
+use super::evaluate::{Evaluation, evaluate};
 use super::gradient::Workers;
 use super::in_place::blend;
-use super::log::{Log, Step};
+use super::log::{DomainNumbers, Log, Speed, Step};
+use super::metrics::Metrics;
+use super::objective::Objective;
 use super::optimiser::Optimiser;
+use super::prepare::{Prepared, copy, result};
 use super::recipe::Recipe;
-use super::source::Sources;
-use super::{TrainError, clip, curve, log, vocabulary};
-use crate::durable;
-use crate::model::tokenizer::Tokenizer;
-use crate::model::{Decoder, DecoderConfig, Model, Parameters, TextSide, hugging_face, init};
+use super::{TrainError, adapter, clip, curve, log};
+use crate::model::{Model, Parameters, hugging_face};
+use crate::{durable, fail};
 
-/// Batches that are made ahead of the step that needs them.
-const AHEAD: usize = 2;
+/// What a run needs from those who know of spokes and daemons.
+#[derive(Default)]
+pub struct Outside {
+    /// Texts for an adapter's metadata: what it was trained for.
+    pub texts: BTreeMap<String, String>,
+    /// Posts to the endpoint of a served teacher.
+    pub ask: Option<Ask>,
+}
 
-/// Trains what the recipe says and writes a Hugging Face folder, `log.jsonl`, `loss.svg` and
-/// `checkpoints/` into `out`. With `resume`, goes on from the newest checkpoint if there is one.
+/// Trains what the recipe says. `out` gets `recipe.toml`, the logs, `loss.svg`, `checkpoints/`, and in the end the result: a
+/// Hugging Face folder (`out` itself) or an adapter below it, whose path is given. With `resume`, goes on from the newest
+/// checkpoint if there is one.
 ///
 /// # Errors
-/// Unusable data, numbers that are not finite, files that can't be written.
-pub fn train(recipe: &Recipe, out: &Path, resume: bool) -> Result<(), TrainError> {
+/// Unusable data or base, numbers that are not finite or beyond their bound, files that can't be written; checkpoints of an
+/// earlier run in `out` without `resume`.
+pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Result<PathBuf, TrainError> {
     let checkpoints = out.join("checkpoints");
     let found = if resume { Checkpoint::newest(&checkpoints, recipe)? } else { None };
-    if found.is_none() && checkpoints.exists() {
-        fs_err::remove_dir_all(&checkpoints).map_err(TrainError::file(&checkpoints))?;
+    if let (false, Some(step)) = (resume, checkpoint::steps(&checkpoints)?.last()) {
+        return Err(TrainError::Occupied { path: out.to_owned(), step: *step });
     }
-    let sources = Sources::open(&recipe.data, recipe.train.seed)?;
-    let tokenizer = tokenizer(recipe, &sources, out, found.is_some())?;
-    let config = recipe.decoder_config(tokenizer.vocab_size());
-    let parameters = init::initialise(&config, recipe.train.seed)?;
-    let averaged = (recipe.train.ema > 0.0).then(|| copy(&parameters)).transpose()?;
-    let mut optimiser = Optimiser::new(&parameters, recipe.train.muon, recipe.train.adamw)?;
-    let mut state = State::default();
+    let path = out.join("recipe.toml");
+    durable::write(&path, recipe.to_toml().as_bytes()).map_err(TrainError::file(path))?;
+
+    let prepared = Prepared::new(recipe, out, found.is_some())?;
+    let workers = Workers::new(recipe.train.threads)?;
+    // As it was read, before a checkpoint changes it.
+    let sane = prepared.check_base(recipe, &workers)?;
+    let trained = &prepared.trained;
+    let averaged = (recipe.train.ema > 0.0).then(|| copy(trained)).transpose()?;
+    let mut optimiser = Optimiser::new(trained, recipe.train.muon, recipe.train.adamw)?;
+    let mut state = State::beginning(recipe, &prepared);
     if let Some(checkpoint) = found {
-        restore(&parameters, &checkpoint.weights)?;
+        let path = checkpoints.join(checkpoint.state.step.to_string());
+        checkpoint.state.check(&state, &path)?;
+        checkpoint::restore(trained, &checkpoint.weights, &path)?;
         if let (Some(averaged), Some(saved)) = (&averaged, &checkpoint.averaged) {
-            restore(averaged, saved)?;
+            checkpoint::restore(averaged, saved, &path)?;
         }
+        let moments = optimiser.state();
+        checkpoint::check(moments.iter().map(|(name, t)| (name.as_str(), t)), &checkpoint.moments, &path)?;
         optimiser.restore(&checkpoint.moments, checkpoint.state.step)?;
         state = checkpoint.state;
     }
-    let decoder = Decoder::new(config.clone(), &parameters)?;
-    let judged = averaged.as_ref().unwrap_or(&parameters);
-    let judge = Decoder::new(config.clone(), judged)?;
-    let workers = Workers::new(recipe.train.threads)?;
+    let trainee = prepared.over(recipe, trained)?;
+    let judged = averaged.as_ref().unwrap_or(trained);
+    let judge = prepared.over(recipe, judged)?;
     // Always of the last stage: so that numbers of one run can be compared with each other.
-    let held_out = eval_rows(&*sources.eval, &tokenizer, recipe.stage(u64::MAX), recipe.data.eval_rows)?;
+    let stage = recipe.stage(u64::MAX);
+    let held_out: Vec<Batch> = prepared
+        .eval
+        .iter()
+        .map(|domain| eval_rows(domain, stage, recipe.data.eval_rows, recipe.data.long_rows))
+        .collect::<Result<_, _>>()?;
+    let open = |distil| Teacher::open(distil, &prepared.chat, trained, outside.ask.clone());
+    let teacher = recipe.distil.as_ref().map(open).transpose()?;
+    let objective: Box<dyn Objective> = match &teacher {
+        Some(teacher) => Box::new(teacher.teaching(trainee.student())),
+        None => Box::new(trainee.student()),
+    };
 
-    let mut log = Log::open(&out.join("log.jsonl"), state.step, recipe.train.steps)?;
-    log.say(&format!(
-        "{} parameters, vocabulary {}, {} held-out answers ({} too long), from step {}",
-        config.parameter_count(),
-        tokenizer.vocab_size(),
-        held_out.rows.iter().map(|row| row.documents.len()).sum::<usize>(),
-        held_out.too_long,
-        state.step
-    ));
+    let mut log = Log::open(out, state.step, recipe.train.steps)?;
+    let mut metrics = Metrics::open(out, recipe.train.metrics_every, state.step)?;
+    log.say(&prepared.summary(&held_out, state.step));
+    if let Some(sane) = sane {
+        log.say(&sane);
+    }
+    let judge_all = || -> Result<Vec<Evaluation>, TrainError> {
+        held_out
+            .iter()
+            .map(|batch| evaluate(&workers, &judge.student(), batch, recipe.train.micro_tokens))
+            .collect()
+    };
+    if recipe.base.is_some() && state.step == 0 {
+        let each = judge_all()?;
+        let together = together(&each, &held_out);
+        log.say(&format!("held out, before the first step: {together}"));
+    }
     let schedule = recipe.schedule();
     let micro_tokens = recipe.train.micro_tokens;
-    let before = state.seconds;
+    let before = log.seconds_before();
     let started = Instant::now();
     let mut too_long = 0;
 
     std::thread::scope(|scope| {
-        let batches = batches_ahead(scope, recipe, &sources, &tokenizer, state.step);
-        for batch in batches {
-            let (began, batch) = (Instant::now(), batch?);
+        let mut ahead = Ahead::start(scope, recipe, &prepared.train, state.step);
+        while state.step < recipe.train.steps && !state.stopped {
             let step = state.step + 1;
+            let began = Instant::now();
+            let batch = ahead.batch(step, &state.weights())?;
 
-            let outcome = workers.run(&decoder, Some(&parameters), &batch.rows, micro_tokens)?;
+            let outcome = workers.run(&*objective, Some(trained), &batch.rows, micro_tokens)?;
+            let measured = metrics.is_due(step).then(|| {
+                metrics.measure(step, &trainee.student(), &prepared.config, trained, &outcome, &batch)
+            });
             let norm = clip::clip(&outcome.gradients, recipe.train.clip)?;
             let (loss, accuracy) = (outcome.loss, outcome.accuracy());
             if !loss.is_finite() || !norm.is_finite() {
                 return Err(TrainError::NotFinite { step, loss, norm });
             }
+            if loss > recipe.train.max_loss {
+                return Err(TrainError::AboveBound { step, loss, bound: recipe.train.max_loss });
+            }
+            metrics.write(measured.transpose()?)?;
             let lr = schedule.factor(step);
             optimiser.step(&outcome.gradients, lr, &workers)?;
             if let Some(averaged) = &averaged {
-                average(averaged, &parameters, recipe.train.ema, step)?;
+                average(averaged, trained, recipe.train.ema, step)?;
             }
+            fail::point("train.stepped", &step.to_string());
 
             let tokens = batch.tokens() as u64;
             let tokens_per_s = tokens as f64 / began.elapsed().as_secs_f64();
@@ -95,125 +140,154 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool) -> Result<(), TrainError
             state.tokens += tokens;
             too_long += batch.too_long;
             let last = step == recipe.train.steps;
-            let eval = if last || step.is_multiple_of(recipe.train.eval_every) {
-                Some(evaluate(&workers, &judge, &held_out, micro_tokens)?)
-            } else {
-                None
-            };
-            if let Some(eval) = eval
-                && state.best.is_none_or(|(best, _)| eval.loss < best)
-            {
-                state.best = Some((eval.loss, step));
+            let mut eval = None;
+            let mut domains = BTreeMap::new();
+            if last || step.is_multiple_of(recipe.train.eval_every) {
+                let each = judge_all()?;
+                let together = together(&each, &held_out);
+                state.judge(together.loss, recipe);
+                state.weigh(&each, recipe);
+                if each.len() > 1 {
+                    let weights = state.weights().into_iter();
+                    let numbers =
+                        each.iter().zip(weights).map(|(&eval, weight)| DomainNumbers { weight, eval });
+                    domains = recipe.data.domains.keys().cloned().zip(numbers).collect();
+                }
+                eval = Some(together);
             }
-            state.seconds = before + started.elapsed().as_secs_f64();
-            let seconds = state.seconds;
-            log.step(&Step {
-                step,
-                loss,
-                accuracy,
-                lr,
-                grad_norm: norm,
-                tokens: state.tokens,
-                tokens_per_s,
-                seconds,
-                eval,
-            })?;
+            let terms = recipe.distil.as_ref().map(|_| outcome.terms);
+            let seconds = before + started.elapsed().as_secs_f64();
+            log.step(
+                &Step {
+                    step,
+                    loss,
+                    terms,
+                    accuracy,
+                    lr,
+                    grad_norm: norm,
+                    tokens: state.tokens,
+                    eval,
+                    domains,
+                },
+                &Speed { step, seconds, tokens_per_s },
+            )?;
 
             if eval.is_some() && too_long > 0 {
                 log.say(&format!("  {too_long} rows longer than seq_len left out since the last evaluation"));
                 too_long = 0;
             }
-
             let best_now = state.best.is_some_and(|(_, best)| best == step);
-            if last || best_now || step.is_multiple_of(recipe.train.checkpoint_every) {
+            if last || state.stopped || best_now || step.is_multiple_of(recipe.train.checkpoint_every) {
+                // The log first: a run that goes on from the checkpoint writes only what comes behind it.
+                log.sync()?;
+                metrics.sync()?;
                 let checkpoint = Checkpoint {
                     state: state.clone(),
-                    weights: parameters.tensors(),
+                    weights: trained.tensors(),
                     averaged: averaged.as_ref().map(Parameters::tensors),
                     moments: optimiser.state(),
                 };
                 checkpoint.save(&checkpoints, recipe)?;
-                write_model(out, &config, &tokenizer, judged)?;
+                fail::point("train.saved", &step.to_string());
+            }
+            if state.stopped {
+                log.say(&format!("stopped: held-out loss has not fallen for {} evaluations", state.waiting));
             }
         }
         Ok(())
     })?;
+
+    if let (Some(_), Some((loss, step))) = (recipe.train.stop, state.best) {
+        let best = Checkpoint::load(&checkpoints.join(step.to_string()), recipe)?;
+        let path = checkpoints.join(step.to_string());
+        checkpoint::restore(judged, best.averaged.as_ref().unwrap_or(&best.weights), &path)?;
+        log.say(&format!("the result is that of step {step}, held-out loss {:.4}", loss.0));
+    }
     let path = out.join("loss.svg");
-    let drawn = curve::svg(&log::read(&out.join("log.jsonl"))?);
-    durable::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))
+    let drawn = curve::svg(&[curve::Run { name: "", steps: &log::read(out)? }]);
+    durable::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
+    metrics.draw(out)?;
+    let parameters = result(judged)?;
+    let written = if let Some(adapter) = &recipe.adapter {
+        adapter::write(out, adapter, &prepared.config, &parameters, &outside.texts)?
+    } else {
+        let model = Model { config: prepared.config.clone(), parameters, text: prepared.text.clone() };
+        hugging_face::save(out, &model)?;
+        out.to_owned()
+    };
+    fail::point("train.written", "");
+    Ok(written)
 }
 
-/// Makes the batches from step `from` + 1 on in a thread of its own.
-fn batches_ahead<'scope>(
-    scope: &'scope std::thread::Scope<'scope, '_>,
-    recipe: &'scope Recipe,
-    sources: &'scope Sources,
-    tokenizer: &'scope Tokenizer,
-    from: u64,
-) -> mpsc::Receiver<Result<Batch, TrainError>> {
-    let (sender, receiver) = mpsc::sync_channel(AHEAD);
-    scope.spawn(move || {
-        for step in from + 1..=recipe.train.steps {
-            let made = batch(&*sources.train, tokenizer, recipe.stage(step), step, recipe.data.long_rows);
-            // The loop has ended when nobody receives.
-            if sender.send(made).is_err() {
-                return;
+fn together(each: &[Evaluation], held_out: &[Batch]) -> Evaluation {
+    Evaluation::together(&each.iter().copied().zip(held_out).collect::<Vec<_>>())
+}
+
+impl State {
+    /// Before the first step.
+    fn beginning(recipe: &Recipe, prepared: &Prepared) -> Self {
+        let weights: Vec<f64> = recipe.data.domains.values().map(|domain| domain.weight).collect();
+        let total: f64 = weights.iter().sum();
+        Self {
+            step: 0,
+            seed: recipe.train.seed,
+            tokens: 0,
+            weights: weights.iter().map(|weight| Exact(weight / total)).collect(),
+            best: None,
+            waiting: 0,
+            mark: None,
+            stopped: false,
+            base: prepared.identity.base,
+            tokens_of: prepared.identity.tokens_of,
+        }
+    }
+
+    /// Refuses a state of another base or tokenizer than now.
+    fn check(&self, now: &Self, path: &Path) -> Result<(), TrainError> {
+        let pairs = [("base", self.base, now.base), ("tokenizer", Some(self.tokens_of), Some(now.tokens_of))];
+        match pairs.into_iter().find(|(_, saved, now)| saved != now) {
+            None => Ok(()),
+            Some((what, saved, now)) => {
+                let text = |digest: Option<_>| {
+                    digest.map_or("none".to_owned(), |d: crate::digest::Digest| d.to_string())
+                };
+                let message = format!("made with another {what}: SHA-256 {}, now {}", text(saved), text(now));
+                Err(TrainError::Checkpoint { path: path.to_owned(), message })
             }
         }
-    });
-    receiver
-}
-
-/// The run's tokenizer: of the run that is resumed, of the recipe, or trained on the data; written to `out` for the next time.
-fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> Result<Tokenizer, TrainError> {
-    let path = out.join("tokenizer.json");
-    if resumed {
-        return Ok(Tokenizer::from_file(&path)?);
     }
-    let tokenizer = if let Some(path) = &recipe.data.tokenizer {
-        Tokenizer::from_file(path)?
-    } else {
-        let stage = recipe.stage(u64::MAX);
-        let wanted = recipe.data.vocabulary_rows;
-        let rows = sources.train.rows().map_or(wanted, |rows| rows.min(wanted));
-        eprintln!("training a vocabulary of {} entries on {rows} rows", recipe.data.vocabulary);
-        let conversations: Vec<_> = (0..rows)
-            .map(|index| sources.train.conversation(index, stage.max_event_chars))
-            .collect::<Result<_, _>>()?;
-        vocabulary::train(conversations.into_iter(), recipe.data.vocabulary)?
-    };
-    durable::write(&path, tokenizer.to_json()?.as_bytes()).map_err(TrainError::file(&path))?;
-    Ok(tokenizer)
-}
 
-/// Writes the Hugging Face folder of the model as it stands.
-fn write_model(
-    out: &Path,
-    config: &DecoderConfig,
-    tokenizer: &Tokenizer,
-    parameters: &Parameters,
-) -> Result<(), TrainError> {
-    let (config, parameters) = (config.clone(), parameters.clone());
-    let model = Model { config, parameters, text: TextSide::of_post(tokenizer)? };
-    Ok(hugging_face::save(out, &model)?)
-}
-
-/// Parameters of their own with the same values.
-fn copy(parameters: &Parameters) -> Result<Parameters, TrainError> {
-    let mut copied = Parameters::default();
-    for (name, var) in parameters.iter() {
-        copied.insert(name, Var::from_tensor(&var.as_tensor().copy()?)?)?;
+    /// Takes a held-out loss: the best so far, and whether it is time to stop.
+    fn judge(&mut self, loss: f64, recipe: &Recipe) {
+        if self.best.is_none_or(|(best, _)| loss < best.0) {
+            self.best = Some((Exact(loss), self.step));
+        }
+        let Some(stop) = recipe.train.stop else { return };
+        if self.mark.is_none_or(|mark| loss < mark.0 - stop.least) {
+            self.mark = Some(Exact(loss));
+            self.waiting = 0;
+        } else {
+            self.waiting += 1;
+            self.stopped = self.waiting >= stop.patience;
+        }
     }
-    Ok(copied)
-}
 
-/// Overwrites parameters with saved values.
-fn restore(parameters: &Parameters, saved: &Tensors) -> Result<(), TrainError> {
-    for (name, var) in parameters.iter() {
-        let missing = || candle_core::Error::Msg(format!("the checkpoint has no tensor {name}"));
-        var.set(saved.get(name).ok_or_else(missing)?)?;
+    /// Moves the domains' weights by their losses, where the recipe says so and when it is time.
+    fn weigh(&mut self, each: &[Evaluation], recipe: &Recipe) {
+        let Some(loading) = &recipe.data.loading else { return };
+        if !self.step.is_multiple_of(recipe.train.eval_every * loading.every) {
+            return;
+        }
+        let losses: Vec<f64> = each.iter().map(|eval| eval.loss).collect();
+        let references: Vec<f64> =
+            recipe.data.domains.values().map(|domain| domain.reference_loss.unwrap_or(f64::NAN)).collect();
+        let next = next_weights(&self.weights(), &losses, &references, loading);
+        self.weights = next.into_iter().map(Exact).collect();
     }
-    Ok(())
+
+    fn weights(&self) -> Vec<f64> {
+        self.weights.iter().map(|weight| weight.0).collect()
+    }
 }
 
 /// Moves the averaged weights towards the current ones; early on faster, so that the start is forgotten.

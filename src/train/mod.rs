@@ -1,18 +1,26 @@
 //! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a loop that reads top to bottom (`loop.rs`).
 
+pub mod adapter;
+mod ahead;
+pub mod base;
 pub mod batch;
 pub mod checkpoint;
 pub mod clip;
 pub mod curve;
+pub mod data;
+pub mod distil;
 pub mod evaluate;
 pub mod gradient;
+pub mod heat;
 mod in_place;
 pub mod log;
 pub mod r#loop;
+pub mod metrics;
+pub mod objective;
 pub mod optimiser;
+mod prepare;
 pub mod recipe;
 pub mod schedule;
-pub mod source;
 pub mod vocabulary;
 
 #[cfg(test)]
@@ -31,9 +39,25 @@ pub enum TrainError {
         /// What is wrong, each naming its key.
         mistakes: Vec<String>,
     },
-    /// The model's folder can't be written.
+    /// A model's files can't be read or written.
     #[error(transparent)]
-    Folder(#[from] crate::model::FileError),
+    Model(#[from] crate::model::FileError),
+    /// The base can't be trained on.
+    #[error("base {path}: {message}")]
+    Base {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found and what was expected.
+        message: String,
+    },
+    /// The output folder holds another run.
+    #[error("{path} has checkpoints up to step {step}")]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// The newest.
+        step: u64,
+    },
     /// A row of training data can't be used.
     #[error("{place}: {message}")]
     Row {
@@ -58,8 +82,16 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
+    /// A teacher gives no usable answer.
+    #[error("teacher {endpoint}: {message}")]
+    Teacher {
+        /// Its address or file.
+        endpoint: String,
+        /// What was found and what was expected.
+        message: String,
+    },
     /// The numbers broke down; the last checkpoint is intact.
-    #[error("step {step}: loss {loss}, gradient norm {norm}: not finite; lower the learning rates or resume")]
+    #[error("step {step}: loss {loss}, gradient norm {norm}: not finite")]
     NotFinite {
         /// The step that failed.
         step: u64,
@@ -67,6 +99,16 @@ pub enum TrainError {
         loss: f64,
         /// Its gradient norm.
         norm: f64,
+    },
+    /// The loss is beyond its bound; the last checkpoint is intact.
+    #[error("step {step}: loss {loss:.4} is above train.max_loss, {bound}")]
+    AboveBound {
+        /// The step that failed.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// The bound.
+        bound: f64,
     },
     /// The tokenizer failed.
     #[error(transparent)]
@@ -77,6 +119,34 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Occupied { .. } => {
+                Some("go on with --resume, or take another folder with --out, or remove this one")
+            }
+            Self::NotFinite { .. } | Self::AboveBound { .. } => Some(
+                "lower the learning rates (train.muon.lr, train.adamw.lr) or lengthen the warm-up; \
+                 the last checkpoint is intact: --resume goes on from it",
+            ),
+            Self::Checkpoint { message, .. } if message.contains("another recipe") => {
+                Some("resume with the recipe that began the run, or begin a new one in another folder")
+            }
+            Self::Checkpoint { .. } => {
+                Some("remove this checkpoint: --resume then goes on from the one before it")
+            }
+            Self::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Some("make room and go on with --resume: what was saved before is intact")
+            }
+            Self::Base { .. } => Some(
+                "base.reference and base.reference_bound choose another text and bound; \
+                 `bespoke export` checks a model against llama.cpp",
+            ),
+            Self::Model(error) => error.hint(),
+            _ => None,
+        }
+    }
+
     /// Puts the path to an I/O error.
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

@@ -4,35 +4,61 @@ use std::path::Path;
 
 use candle_core::{Device, IndexOp, Tensor};
 
-use super::batch::{Inputs, PackedRow, batch, eval_rows};
-use super::checkpoint::Checkpoint;
+use std::sync::Arc;
+
+use super::batch::{Batch, Inputs, PackedRow, batch, eval_rows};
+use super::checkpoint::{self, Checkpoint};
+use super::data::{Chat, Domain, Mixture, Row, Source};
 use super::gradient::Workers;
+use super::log::LOG;
+use super::r#loop::{self, Outside};
+use super::metrics::METRICS;
 use super::optimiser::{AdamWConfig, MuonConfig, Optimiser};
 use super::recipe::{LongRows, Recipe, Stage};
-use super::source::{Sample, Source};
-use super::{TrainError, clip, log, r#loop, vocabulary};
+use super::{TrainError, clip, log, vocabulary};
+use crate::digest::Digest;
 use crate::model::features::{DeltaNetShape, Mixer};
 use crate::model::tokenizer::{END, Message, Tokenizer};
 use crate::model::{Decoder, DecoderConfig, Family, Features, NoTaps, Parameters, init};
 
 /// Conversations that ask for a copy of short words.
-struct Copies;
+pub(super) struct Copies;
 
-impl Source for Copies {
-    fn conversation(&self, index: u64, _: Option<usize>) -> Result<Vec<Message>, TrainError> {
+impl Copies {
+    fn messages(index: u64) -> Vec<Message> {
         let words = (0..=index % 5).map(|i| format!("w{} ", (index * 31 + i * 17) % 97));
         let text = words.collect::<Vec<_>>().concat();
         let message = |role: &str, content: String| Message { role: role.into(), content };
-        Ok(vec![message("user", text.clone()), message("assistant", format!("{{\"gist\":\"{text}\"}}"))])
+        vec![message("user", text.clone()), message("assistant", format!("{{\"gist\":\"{text}\"}}"))]
     }
+}
 
+impl Source for Copies {
+    fn row(&self, index: u64, _: Option<usize>) -> Result<Row, TrainError> {
+        Ok(Row::Chat(Self::messages(index)))
+    }
     fn rows(&self) -> Option<u64> {
+        None
+    }
+    fn place(&self, index: u64) -> String {
+        format!("copies, row {index}")
+    }
+    fn digest(&self) -> Option<Digest> {
         None
     }
 }
 
-fn tokenizer() -> Tokenizer {
-    vocabulary::train((0..200).map(|i| Copies.conversation(i, None).unwrap()), 320).unwrap()
+pub(super) fn tokenizer() -> Tokenizer {
+    vocabulary::train((0..200).map(Copies::messages), 320).unwrap()
+}
+
+fn domain() -> Domain {
+    let chat = Arc::new(Chat::of_post(tokenizer()));
+    Domain::new("copies", Box::new(Copies), &chat, Path::new("unused")).unwrap()
+}
+
+fn made(stage: Stage, step: u64, long_rows: LongRows) -> Result<Batch, TrainError> {
+    batch(&Mixture::new(vec![domain()], 1), &[1.0], stage, step, long_rows)
 }
 
 /// Features whose every part matters in short documents: windows are short, both kinds of mixers are there.
@@ -47,7 +73,7 @@ fn features(family: Family) -> Features {
     }
 }
 
-fn model(family: Family, tied: bool, vocab_size: usize) -> (Decoder, Parameters) {
+pub(super) fn model(family: Family, tied: bool, vocab_size: usize) -> (Decoder, Parameters) {
     let config = DecoderConfig {
         family,
         vocab_size,
@@ -70,15 +96,15 @@ fn model(family: Family, tied: bool, vocab_size: usize) -> (Decoder, Parameters)
 
 const STAGE: Stage = Stage { until_step: u64::MAX, max_event_chars: None, seq_len: 96, batch: 4 };
 
-fn packed(step: u64) -> Vec<PackedRow> {
-    batch(&Copies, &tokenizer(), STAGE, step, LongRows::Skip).unwrap().rows
+pub(super) fn packed(step: u64) -> Vec<PackedRow> {
+    made(STAGE, step, LongRows::Skip).unwrap().rows
 }
 
 #[test]
 fn only_tokens_of_the_answer_are_learnt() {
     let tokenizer = tokenizer();
-    let messages = Copies.conversation(3, None).unwrap();
-    let sample = Sample::new(&tokenizer, &messages).unwrap();
+    let messages = Copies::messages(3);
+    let sample = Chat::of_post(tokenizer.clone()).sample(&Row::Chat(messages.clone())).unwrap();
     let answer = tokenizer.encode_answer(&messages[1].content).unwrap();
     assert_eq!(sample.ids[sample.answer..], [&answer[..], &[END]].concat());
     for row in packed(1) {
@@ -99,9 +125,11 @@ fn batches_depend_on_the_step_alone_and_long_rows_are_counted_or_refused() {
     assert_ne!(packed(7), packed(8));
     assert!(packed(1).iter().all(|row| row.ids.len() == 96 && row.documents.len() > 1));
     let short = Stage { seq_len: 26, ..STAGE };
-    let made = batch(&Copies, &tokenizer(), short, 1, LongRows::Skip).unwrap();
-    assert!(made.too_long > 0 && made.rows.iter().all(|row| row.tokens() <= 26));
-    let error = batch(&Copies, &tokenizer(), short, 1, LongRows::Error).unwrap_err().to_string();
+    let found = made(short, 1, LongRows::Skip).unwrap();
+    assert!(found.too_long > 0 && found.rows.iter().all(|row| row.tokens() <= 26));
+    let error = made(short, 1, LongRows::Error).unwrap_err().to_string();
+    assert!(error.contains("copies, row ") && error.contains("seq_len is 26"), "{error}");
+    let error = eval_rows(&domain(), short, 20, LongRows::Error).unwrap_err().to_string();
     assert!(error.contains("seq_len is 26"), "{error}");
 }
 
@@ -203,7 +231,7 @@ fn one_batch_is_learnt_by_heart() {
 /// Writes the data of a small run and gives its recipe.
 fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
     let row = |i| {
-        let messages = Copies.conversation(i, None).unwrap();
+        let messages = Copies::messages(i);
         serde_json::json!({ "messages": messages }).to_string() + "\n"
     };
     let data = folder.join("rows.jsonl");
@@ -212,11 +240,25 @@ fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
     let text = format!(
         "[model]\nfamily = \"qwen3\"\nhidden_size = 16\nlayers = 1\nheads = 2\nkv_heads = 1\nhead_dim = 8\n\
          ffn = 24\nmax_position = 96\n[train]\nsteps = 6\nbatch = 2\nseq_len = 96\nseed = 1\ncheckpoint_every = 2\n\
-         eval_every = 3\nema = 0.9\n[data]\ntrain = [{data:?}]\neval = [{data:?}]\nvocabulary = 320\neval_rows = 10\n"
+         eval_every = 3\nema = 0.9\nmetrics_every = 2\n[data]\nvocabulary = 320\neval_rows = 10\n\
+         [data.domains.rows]\ntrain = [{data:?}]\neval = [{data:?}]\n"
     );
     crate::durable::write(&path, text.as_bytes()).unwrap();
     let overrides: Vec<String> = overrides.iter().map(|&s| s.to_owned()).collect();
     Recipe::load(&path, &overrides).unwrap()
+}
+
+fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<std::path::PathBuf, TrainError> {
+    r#loop::train(recipe, out, resume, &Outside::default())
+}
+
+/// The bytes of everything in a run's last checkpoint and of what it wrote beside.
+fn content(out: &Path, step: u64) -> Vec<(String, Vec<u8>)> {
+    let checkpoint =
+        ["weights.safetensors", "averaged.safetensors", "moments.safetensors", "state.json", "manifest.json"];
+    let paths = checkpoint.iter().map(|name| format!("checkpoints/{step}/{name}"));
+    let all = paths.chain([LOG, METRICS, "model.safetensors"].map(str::to_owned));
+    all.map(|name| (name.clone(), fs_err::read(out.join(&name)).unwrap())).collect()
 }
 
 #[test]
@@ -224,23 +266,27 @@ fn a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (folder.path().join("one"), folder.path().join("two"));
     let recipe = small_run(folder.path(), &[]);
-    r#loop::train(&recipe, &one, false).unwrap();
-    r#loop::train(&recipe, &two, false).unwrap();
+    run(&recipe, &one, false).unwrap();
+    run(&recipe, &two, false).unwrap();
     // Back to step 4, as if the run had died in step 5.
     fs_err::remove_dir_all(two.join("checkpoints/6")).unwrap();
     fs_err::remove_file(two.join("model.safetensors")).unwrap();
-    r#loop::train(&recipe, &two, true).unwrap();
-    for name in
-        ["model.safetensors", "checkpoints/6/moments.safetensors", "checkpoints/6/weights.safetensors"]
-    {
-        assert!(fs_err::read(one.join(name)).unwrap() == fs_err::read(two.join(name)).unwrap(), "{name}");
+    run(&recipe, &two, true).unwrap();
+    let (expected, found) = (content(&one, 6), content(&two, 6));
+    for ((name, expected), (_, found)) in expected.iter().zip(&found) {
+        assert!(expected == found, "{name} differs");
     }
-    let steps = |out: &Path| -> Vec<(u64, f64)> {
-        log::read(&out.join("log.jsonl")).unwrap().iter().map(|step| (step.step, step.loss)).collect()
-    };
-    assert_eq!(steps(&one), steps(&two));
-    assert_eq!(steps(&one).len(), 6);
+    assert_eq!(log::read(&two).unwrap().len(), 6);
     assert!(fs_err::read_to_string(one.join("loss.svg")).unwrap().contains("<polyline"));
+    assert!(fs_err::read_to_string(one.join("metrics/entropy-by-head.svg")).unwrap().contains("step 6"));
+    // Only what came last had been lost.
+    fs_err::remove_file(two.join("model.safetensors")).unwrap();
+    run(&recipe, &two, true).unwrap();
+    assert_eq!(content(&two, 6), found);
+    let error = run(&recipe, &two, false).unwrap_err();
+    assert!(
+        error.to_string().contains("checkpoints up to step 6") && error.hint().unwrap().contains("--resume")
+    );
 }
 
 #[test]
@@ -248,22 +294,138 @@ fn a_damaged_or_foreign_checkpoint_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let recipe = small_run(folder.path(), &["train.steps=2"]);
-    r#loop::train(&recipe, &out, false).unwrap();
+    run(&recipe, &out, false).unwrap();
     let other = small_run(folder.path(), &["train.steps=2", "train.clip=0.5"]);
-    let error = Checkpoint::newest(&out.join("checkpoints"), &other).unwrap_err().to_string();
+    let checkpoints = out.join("checkpoints");
+    let error = Checkpoint::newest(&checkpoints, &other).unwrap_err().to_string();
     assert!(error.contains("clip = 1.0") && error.contains("clip = 0.5"), "{error}");
-    let path = out.join("checkpoints/2/weights.safetensors");
+    // Other rows make another tokenizer.
+    let saved = Checkpoint::newest(&checkpoints, &recipe).unwrap().unwrap();
+    let path = checkpoints.join("2");
+    let (_, parameters) = model(Family::Qwen3, true, 320);
+    let error = checkpoint::restore(&parameters, &saved.weights, &path).unwrap_err().to_string();
+    assert!(
+        error.contains("checkpoints/2") && error.contains("[297, 16], expected F32 [320, 24]"),
+        "{error}"
+    );
+    let mut halves = saved.weights.clone();
+    let name = "model.norm.weight";
+    let half = halves[name].to_dtype(candle_core::DType::F16).unwrap();
+    halves.insert(name.to_owned(), half);
+    let own = saved.weights.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let error = checkpoint::check(own, &halves, &path).unwrap_err().to_string();
+    assert!(error.contains(name) && error.contains("F16 [16], expected F32 [16]"), "{error}");
+    let path = path.join("weights.safetensors");
     let mut bytes = fs_err::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     crate::durable::write(&path, &bytes).unwrap();
-    let error = Checkpoint::newest(&out.join("checkpoints"), &recipe).unwrap_err().to_string();
+    let error = Checkpoint::newest(&checkpoints, &recipe).unwrap_err().to_string();
     assert!(error.contains("weights.safetensors has SHA-256"), "{error}");
 }
 
 #[test]
+fn the_newest_three_checkpoints_and_the_best_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    // Of what is judged nothing is learnt: it only gets less likely, so an early evaluation stays the best.
+    let other = folder.path().join("other.jsonl");
+    crate::durable::write(&other, b"{\"text\":\"QQ@@##~~ZZ\"}\n").unwrap();
+    let eval = format!("data.domains.rows.eval=[{other:?}]");
+    let set = ["train.steps=12", "train.checkpoint_every=1", "train.eval_every=2", "train.ema=0", &eval];
+    let recipe = small_run(folder.path(), &set);
+    run(&recipe, &out, false).unwrap();
+    let best = log::read(&out)
+        .unwrap()
+        .iter()
+        .filter_map(|s| Some((s.eval?.loss, s.step)))
+        .min_by(|a, b| a.0.total_cmp(&b.0));
+    let mut expected = vec![best.unwrap().1, 10, 11, 12];
+    expected.sort_unstable();
+    expected.dedup();
+    assert_eq!(checkpoint::steps(&out.join("checkpoints")).unwrap(), expected);
+    assert!(expected.len() == 4, "the best is among the newest: the test shows nothing");
+}
+
+#[test]
+fn early_stopping_ends_the_run_with_the_best_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let set = [
+        "train.steps=40",
+        "train.eval_every=1",
+        "train.ema=0",
+        "train.warmup=0",
+        "train.muon.lr=0.3",
+        "train.adamw.lr=0.3",
+        "train.stop.patience=3",
+    ];
+    let recipe = small_run(folder.path(), &set);
+    run(&recipe, &out, false).unwrap();
+    let steps = log::read(&out).unwrap();
+    let losses: Vec<f64> = steps.iter().map(|step| step.eval.unwrap().loss).collect();
+    let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+    let at = losses.iter().position(|loss| *loss <= best).unwrap();
+    assert_eq!(steps.len(), at + 1 + 3, "{losses:?}");
+    let saved = Checkpoint::load(&out.join(format!("checkpoints/{}", at + 1)), &recipe).unwrap();
+    let written = candle_core::safetensors::load(out.join("model.safetensors"), &Device::Cpu).unwrap();
+    for (name, tensor) in saved.weights {
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&tensor), values(&written[&name]), "{name}");
+    }
+    // A stopped run stays stopped.
+    run(&recipe, &out, true).unwrap();
+    assert_eq!(log::read(&out).unwrap().len(), steps.len());
+}
+
+#[test]
+fn a_loss_above_its_bound_stops_the_run_before_it_moves_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let error = run(&small_run(folder.path(), &["train.max_loss=1.0"]), &out, false).unwrap_err();
+    assert!(error.to_string().contains("above train.max_loss, 1"), "{error}");
+    assert!(error.hint().unwrap().contains("learning rates"));
+    assert!(!out.join("checkpoints").exists() && log::read(&out).unwrap().is_empty());
+}
+
+#[test]
+fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
+    let (decoder, parameters) = model(Family::Qwen3, true, 320);
+    let rows = packed(4);
+    let gradients = |threads: usize| {
+        let workers = Workers::new(threads).unwrap();
+        workers.run(&decoder, Some(&parameters), &rows, 96).unwrap()
+    };
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let whole = gradients(1);
+    // However many threads there are.
+    for (a, b) in whole.gradients.iter().zip(&gradients(3).gradients) {
+        assert_eq!(values(a), values(b));
+    }
+    // One row at a time, each weighed by its share of the batch's answer tokens, added in order.
+    let scale = 1.0 / rows.iter().map(|row| row.targets.len()).sum::<usize>() as f32;
+    let mut sums: Vec<Vec<f32>> = vec![];
+    for row in rows.chunks(1) {
+        let part = super::objective::Objective::loss(&decoder, row, scale, true).unwrap();
+        let mut store = part.loss.backward().unwrap();
+        let gradients: Vec<Vec<f32>> =
+            parameters.iter().map(|(_, var)| values(&store.remove(var).unwrap())).collect();
+        if sums.is_empty() {
+            sums = gradients;
+        } else {
+            for (sum, part) in sums.iter_mut().zip(gradients) {
+                sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            }
+        }
+    }
+    for (whole, sum) in whole.gradients.iter().zip(&sums) {
+        assert_eq!(&values(whole), sum);
+    }
+}
+
+#[test]
 fn held_out_rows_keep_their_order_and_drop_none_that_fit() {
-    let made = eval_rows(&Copies, &tokenizer(), STAGE, 20).unwrap();
-    assert_eq!(made.rows.iter().map(|row| row.documents.len()).sum::<usize>(), 20);
+    let made = eval_rows(&domain(), STAGE, 20, LongRows::Skip).unwrap();
+    assert_eq!(made.documents(), 20);
     assert_eq!(made.too_long, 0);
     assert!(Tensor::new(&made.rows[0].ids[..], &Device::Cpu).unwrap().dims() == [96]);
 }

@@ -28,6 +28,7 @@ mod observability;
 mod openai_client;
 mod program;
 mod real;
+mod resume;
 mod security;
 mod serve;
 mod soak;

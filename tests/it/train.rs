@@ -1,8 +1,9 @@
-//! Training from the command line: recipe, plan, run, interruption, resumption.
+//! Training from the command line: recipe, plan, run, interruption, resumption, looking back.
 
 use std::path::Path;
 
 use assert_cmd::Command;
+use serde_json::Value;
 
 fn bespoke(folder: &Path) -> Command {
     let mut command = Command::cargo_bin("bespoke").unwrap();
@@ -31,9 +32,11 @@ checkpoint_every = 2
 eval_every = 2
 
 [data]
+vocabulary = 292
+
+[data.domains.rows]
 train = ["rows.jsonl"]
 eval = ["rows.jsonl"]
-vocabulary = 292
 "#;
 
 fn folder() -> tempfile::TempDir {
@@ -45,13 +48,21 @@ fn folder() -> tempfile::TempDir {
              {{\"role\":\"assistant\",\"content\":\"{text}\"}}]}}\n"
         )
     };
-    bespoke::durable::write(
-        &folder.path().join("rows.jsonl"),
-        (0..40).map(row).collect::<String>().as_bytes(),
-    )
-    .unwrap();
-    bespoke::durable::write(&folder.path().join("recipe.toml"), RECIPE.as_bytes()).unwrap();
+    write(folder.path(), "rows.jsonl", &(0..40).map(row).collect::<String>());
+    write(folder.path(), "recipe.toml", RECIPE);
     folder
+}
+
+fn write(folder: &Path, name: &str, text: &str) {
+    bespoke::durable::write(&folder.join(name), text.as_bytes()).unwrap();
+}
+
+fn stderr(assert: &assert_cmd::assert::Assert) -> String {
+    String::from_utf8(assert.get_output().stderr.clone()).unwrap()
+}
+
+fn stdout(assert: &assert_cmd::assert::Assert) -> String {
+    String::from_utf8(assert.get_output().stdout.clone()).unwrap()
 }
 
 #[test]
@@ -59,7 +70,7 @@ fn a_run_leaves_a_model_folder_and_can_be_prolonged() {
     let folder = folder();
     let out = folder.path().join("out");
     let first = bespoke(folder.path()).args(["train", "recipe.toml", "--out", "out"]).assert().success();
-    let said = String::from_utf8(first.get_output().stderr.clone()).unwrap();
+    let said = stderr(&first);
     assert!(said.contains("step 4/4 | loss ") && said.contains("held out: loss "), "{said}");
     assert_eq!(first.get_output().stdout, b"out\n");
     for name in
@@ -67,11 +78,16 @@ fn a_run_leaves_a_model_folder_and_can_be_prolonged() {
     {
         assert!(out.join(name).exists(), "{name}");
     }
-    let config: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
+    let config: Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["architectures"][0], "LlamaForCausalLM");
     assert_eq!(config["vocab_size"], 292);
 
+    let again = bespoke(folder.path()).args(["train", "recipe.toml", "--out", "out"]).assert().code(1);
+    let said = stderr(&again);
+    assert!(
+        said.contains("out has checkpoints up to step 4") && said.contains("hint: go on with --resume"),
+        "{said}"
+    );
     let more = ["train", "recipe.toml", "--out", "out", "--resume", "--set", "train.steps=6"];
     bespoke(folder.path()).args(more).assert().success();
     let log = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
@@ -80,15 +96,83 @@ fn a_run_leaves_a_model_folder_and_can_be_prolonged() {
 }
 
 #[test]
+fn runs_are_listed_shown_and_compared() {
+    let folder = folder();
+    let train = |id: &str, clip: &str| {
+        let (out, clip) = (format!("runs/{id}"), format!("train.clip={clip}"));
+        bespoke(folder.path())
+            .args(["train", "recipe.toml", "--out", &out, "--set", &clip])
+            .assert()
+            .success();
+    };
+    train("one", "1.0");
+    train("two", "0.25");
+    let list = stdout(&bespoke(folder.path()).args(["runs", "list"]).assert().success());
+    assert!(list.contains("one") && list.contains("finished") && list.contains("4/4"), "{list}");
+    let list: Value = serde_json::from_str(&stdout(
+        &bespoke(folder.path()).args(["runs", "list", "--json"]).assert().success(),
+    ))
+    .unwrap();
+    assert_eq!((&list[1]["id"], &list[1]["steps"]), (&"two".into(), &4.into()));
+    assert!(list[0]["best"][0].as_f64().unwrap() > 0.0);
+    let show = ["runs", "show", "one", "--svg", "one.svg"];
+    let shown = stdout(&bespoke(folder.path()).args(show).assert().success());
+    assert!(
+        shown.contains("4 of 4 steps") && shown.contains("smoothed") && shown.contains("token accuracy"),
+        "{shown}"
+    );
+    let svg = std::fs::read_to_string(folder.path().join("one.svg")).unwrap();
+    assert!(svg.matches("<polyline").count() == 3 && svg.contains("training (smoothed)"));
+    let compare = ["runs", "compare", "one", "runs/two", "--svg", "both.svg"];
+    let compared = stdout(&bespoke(folder.path()).args(compare).assert().success());
+    assert!(compared.contains("train.clip") && compared.contains("0.25"), "{compared}");
+    assert!(compared.contains("held out at step 4"), "{compared}");
+    assert_eq!(
+        std::fs::read_to_string(folder.path().join("both.svg")).unwrap().matches("<polyline").count(),
+        6
+    );
+    let unknown = bespoke(folder.path()).args(["runs", "show", "three"]).assert().code(1);
+    assert!(stderr(&unknown).contains("three: no such run; runs has: one, two"), "{}", stderr(&unknown));
+}
+
+#[test]
 fn a_dry_run_prints_the_resolved_recipe_and_its_cost() {
     let folder = folder();
-    let arguments = ["train", "recipe.toml", "--dry-run", "--set", "train.steps=100"];
+    let arguments = ["train", "recipe.toml", "--dry-run", "--set", "train.steps=100", "--gpu-price", "2.5"];
     let done = bespoke(folder.path()).args(arguments).assert().success();
-    let said = String::from_utf8(done.get_output().stdout.clone()).unwrap();
-    for part in ["steps = 100", "# parameters: 11312 ", "128 tokens per step", "# tokens: 0.01M", "FLOPs"] {
+    let said = stdout(&done);
+    for part in [
+        "steps = 100",
+        "# parameters: 11312 ",
+        "128 tokens per step",
+        "# tokens: 0.01M",
+        "FLOPs",
+        "# memory here, about ",
+        "# time here: about ",
+        "# time on one MI300X: about ",
+        "# time on one H200: about ",
+        "fits its 141 GB; $0.00 at $2.5/h",
+    ] {
         assert!(said.contains(part), "{part} is missing in: {said}");
     }
     assert!(!folder.path().join("runs").exists());
+}
+
+/// Every shipped recipe can be read, and says how it is run.
+#[test]
+fn shipped_recipes_are_whole() {
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/recipes");
+    let mut count = 0;
+    for entry in std::fs::read_dir(recipes).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        bespoke::train::recipe::Recipe::load(&path, &[]).unwrap();
+        let header: String = text.lines().take_while(|line| line.starts_with('#')).collect();
+        let command = format!("bespoke train config/recipes/{}", path.file_name().unwrap().to_str().unwrap());
+        assert!(header.contains(&command) && header.contains("memory"), "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 8, "{count}");
 }
 
 #[test]
@@ -96,10 +180,104 @@ fn a_wrong_recipe_is_exit_code_78_and_a_wrong_row_is_named() {
     let folder = folder();
     let wrong = ["train", "recipe.toml", "--set", "model.heads=3", "--set", "model.kv_heads=2"];
     let failed = bespoke(folder.path()).args(wrong).assert().code(78);
-    let said = String::from_utf8(failed.get_output().stderr.clone()).unwrap();
+    let said = stderr(&failed);
     assert!(said.contains("recipe.toml") && said.contains("model.heads is 3"), "{said}");
-    bespoke::durable::write(&folder.path().join("rows.jsonl"), b"{\"messages\":[]}\n").unwrap();
-    let failed = bespoke(folder.path()).args(["train", "recipe.toml"]).assert().code(1);
-    let said = String::from_utf8(failed.get_output().stderr.clone()).unwrap();
-    assert!(said.contains("rows.jsonl, line 1") && said.contains("messages is empty"), "{said}");
+    let unknown = ["train", "recipe.toml", "--set", "train.stepz=3"];
+    let said = stderr(&bespoke(folder.path()).args(unknown).assert().code(78));
+    assert!(said.contains("unknown field `stepz`") && said.contains("expected one of"), "{said}");
+    for (rows, part) in [
+        ("{\"messages\":[]}\n", "rows.jsonl, line 1: messages is empty"),
+        (
+            "{\"text\":\"a\"}\n{\"prompt\":\"a\",\"completion\":\"\"}\n",
+            "rows.jsonl, line 2: completion is empty",
+        ),
+    ] {
+        write(folder.path(), "rows.jsonl", rows);
+        let said = stderr(&bespoke(folder.path()).args(["train", "recipe.toml"]).assert().code(1));
+        assert!(said.contains(part), "{said}");
+        assert!(!folder.path().join("runs/recipe/checkpoints").exists());
+    }
+    let long = format!("{{\"text\":\"a\"}}\n{{\"text\":\"{}\"}}\n", "b ".repeat(90));
+    write(folder.path(), "rows.jsonl", &long);
+    let strict = ["train", "recipe.toml", "--set", "data.long_rows=error"];
+    let said = stderr(&bespoke(folder.path()).args(strict).assert().code(1));
+    assert!(said.contains("rows.jsonl, line 2") && said.contains("tokens; seq_len is 64"), "{said}");
+}
+
+/// A LoRA and a Felix spoke on the shipped post end as files that the daemon loads; a base that is none is refused.
+#[test]
+fn adapters_become_spokes_and_a_wrong_base_is_refused() {
+    let folder = folder();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
+    let recipe = |adapter: &str| {
+        format!(
+            "[base]\npath = {model:?}\n[adapter]\ntask = \"notes\"\n{adapter}\n[train]\nsteps = 2\nbatch = 1\nseq_len = 64\n\
+             seed = 1\ncheckpoint_every = 1\neval_every = 2\n[data]\neval_rows = 2\n[data.domains.rows]\n\
+             train = [\"rows.jsonl\"]\neval = [\"rows.jsonl\"]\n"
+        )
+    };
+    for (name, adapter) in [
+        ("lora", "[adapter.lora]\nrank = 2\nalpha = 4\ntargets = [\"q_proj\", \"down_proj\"]"),
+        ("felix", "[adapter.felix]\nspokes = 2\nrank = 4"),
+    ] {
+        write(folder.path(), "adapter.toml", &recipe(adapter));
+        let out = format!("runs/{name}");
+        let done = bespoke(folder.path()).args(["train", "adapter.toml", "--out", &out]).assert().success();
+        let said = stderr(&done);
+        assert!(said.contains("base: loss 0.") && said.contains("on 4 generated encodings"), "{said}");
+        assert_eq!(stdout(&done), format!("{out}/{name}.gguf\n"));
+        let spoke = folder.path().join(&out).join(format!("{name}.gguf"));
+        let shown = bespoke(folder.path()).args(["spoke", "show", "--json"]).arg(&spoke).assert().success();
+        let shown = stdout(&shown);
+        assert!(shown.contains("\"notes\"") && shown.contains("qwen3"), "{shown}");
+    }
+    write(
+        folder.path(),
+        "adapter.toml",
+        &recipe("[adapter.lora]\nrank = 2\nalpha = 4\ntargets = [\"q_prj\"]"),
+    );
+    let said = stderr(&bespoke(folder.path()).args(["train", "adapter.toml"]).assert().code(1));
+    assert!(said.contains("\"q_prj\"; this decoder has down_proj, gate_proj, k_proj"), "{said}");
+
+    // A text that nothing was trained on.
+    let lora = recipe("[adapter.lora]\nrank = 2\nalpha = 4");
+    write(folder.path(), "adapter.toml", &lora);
+    let letter = |i: u32| char::from(b'!' + (i.wrapping_mul(2_654_435_761) >> 24) as u8 % 90);
+    write(folder.path(), "noise.txt", &(1..400).map(letter).collect::<String>());
+    let noise = ["train", "adapter.toml", "--out", "runs/noise", "--set", "base.reference=noise.txt"];
+    let said = stderr(&bespoke(folder.path()).args(noise).assert().code(1));
+    assert!(said.contains("bespoke-tiny.gguf") && said.contains("loss per token on noise.txt is"), "{said}");
+    assert!(!folder.path().join("runs/noise/checkpoints").exists());
+
+    // Another tokenizer than the base's, and more tokens than it has positions.
+    let other = bespoke(folder.path()).args(["train", "recipe.toml", "--out", "other"]).assert().success();
+    drop(other);
+    let tokenizer =
+        ["train", "adapter.toml", "--out", "runs/t", "--set", "data.tokenizer=other/tokenizer.json"];
+    let said = stderr(&bespoke(folder.path()).args(tokenizer).assert().code(1));
+    assert!(said.contains("its tokenizer (4096 entries") && said.contains("(292 entries"), "{said}");
+    let long = ["train", "adapter.toml", "--out", "runs/l", "--set", "train.seq_len=4096"];
+    let said = stderr(&bespoke(folder.path()).args(long).assert().code(1));
+    assert!(said.contains("it has 2048 positions, and seq_len is 4096"), "{said}");
+}
+
+/// A weight that is no number is found before anything is trained.
+#[test]
+fn a_base_that_is_not_finite_is_refused_by_tensor() {
+    let folder = folder();
+    bespoke(folder.path()).args(["train", "recipe.toml", "--out", "base"]).assert().success();
+    let path = folder.path().join("base/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    bespoke::durable::write(&path, &bytes).unwrap();
+    let model = RECIPE.find("[model]").unwrap();
+    let train = RECIPE.find("[train]").unwrap();
+    let text = format!("{}[base]\npath = \"base\"\n{}", &RECIPE[..model], &RECIPE[train..]);
+    write(folder.path(), "continue.toml", &text);
+    let said = stderr(&bespoke(folder.path()).args(["train", "continue.toml"]).assert().code(1));
+    assert!(
+        said.contains("base base: tensor ") && said.contains("is NaN; expected a finite number"),
+        "{said}"
+    );
 }

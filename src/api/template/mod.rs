@@ -120,12 +120,12 @@ impl ChatTemplate {
     }
 
     /// `<|im_start|>role ... <|im_end|>`.
-    pub(super) fn chat_ml() -> Self {
+    pub fn chat_ml() -> Self {
         Self::new(CHAT_ML, "", "").expect("a constant that a test renders")
     }
 
     /// For models without any chat tokens: the contents, a blank line between them.
-    pub(super) fn plain_text() -> Self {
+    pub fn plain_text() -> Self {
         Self { kind: Kind::PlainText, warned: AtomicBool::new(false) }
     }
 
@@ -135,7 +135,7 @@ impl ChatTemplate {
     }
 
     /// The template's text; empty for plain text.
-    pub(super) fn source(&self) -> &str {
+    pub fn source(&self) -> &str {
         match &self.kind {
             Kind::Jinja { source, .. } => source,
             Kind::PlainText => "",

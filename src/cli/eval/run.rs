@@ -28,6 +28,9 @@ pub struct Args {
     /// Tokens of an answer at most [default: what the context has room for]
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
+    /// The spoke that answers [default: what the daemon's configuration says; `post` is the post alone]
+    #[arg(long, value_name = "NAME")]
+    spoke: Option<String>,
     /// Requests under way at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
@@ -117,8 +120,8 @@ fn ask_all(client: &Client, probes: &[Probe], args: &Args) -> anyhow::Result<Vec
             if failed.load(Ordering::Relaxed) {
                 return;
             }
-            let answer = ask(client, probe, args.max_tokens)
-                .with_context(|| format!("event {}", table::id_text(&probe.id)));
+            let answer =
+                ask(client, probe, args).with_context(|| format!("event {}", table::id_text(&probe.id)));
             failed.fetch_or(answer.is_err(), Ordering::Relaxed);
             answers.lock().expect("no thread panics while it stores")[index] = Some(answer);
             bar.inc(1);
@@ -134,10 +137,15 @@ fn ask_all(client: &Client, probes: &[Probe], args: &Args) -> anyhow::Result<Vec
     answers.into_inner().expect("no thread panics while it stores").into_iter().flatten().collect()
 }
 
-fn ask(client: &Client, probe: &Probe, max_tokens: Option<u32>) -> anyhow::Result<Answer> {
+fn ask(client: &Client, probe: &Probe, args: &Args) -> anyhow::Result<Answer> {
     let mut request = encoding_request(&probe.event);
-    if let Some(tokens) = max_tokens {
+    if let Some(tokens) = args.max_tokens {
         request["max_tokens"] = json!(tokens);
+    }
+    match args.spoke.as_deref() {
+        None => {}
+        Some("post") => request["lora"] = json!([]),
+        Some(name) => request["model"] = json!(format!("bespoke:{name}")),
     }
     let begun = Instant::now();
     let answer = client.post("/v1/chat/completions", &request)?;

@@ -89,6 +89,7 @@ impl Attention {
             rotary(x, norm, &self.rotary, layout.positions())
         };
         let (q, k) = (turn(&q, &self.query_norm)?, turn(&k, &self.key_norm)?);
+        taps.attend(layer, &q, &k, self.scoring, layout)?;
         let mut context = attention(&q, &k, &v, self.scoring, layout)?;
         if let Some(gate) = gate {
             context = sigmoid_gate(&gate, &context)?;

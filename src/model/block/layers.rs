@@ -10,17 +10,19 @@ use crate::model::ops::{linear, rms_norm};
 pub(in crate::model) struct Weights<'a> {
     parameters: &'a Parameters,
     prefix: String,
+    frozen: bool,
 }
 
 impl<'a> Weights<'a> {
-    /// Those whose names begin with `prefix`.
-    pub(in crate::model) fn new(parameters: &'a Parameters, prefix: impl Into<String>) -> Self {
-        Self { parameters, prefix: prefix.into() }
+    /// Those whose names begin with `prefix`; frozen ones collect no gradients.
+    pub(in crate::model) fn new(parameters: &'a Parameters, prefix: impl Into<String>, frozen: bool) -> Self {
+        Self { parameters, prefix: prefix.into(), frozen }
     }
 
     /// The parameter of this name below the prefix.
     pub(in crate::model) fn get(&self, name: &str) -> Result<Tensor> {
-        Ok(self.parameters.get(&format!("{}{name}", self.prefix))?.as_tensor().clone())
+        let tensor = self.parameters.get(&format!("{}{name}", self.prefix))?.as_tensor();
+        Ok(if self.frozen { tensor.detach() } else { tensor.clone() })
     }
 
     /// An RMS norm.

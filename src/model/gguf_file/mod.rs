@@ -156,6 +156,16 @@ pub(crate) fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
     }
 }
 
+/// Reads what a GGUF file of a known architecture says of its decoder; no weights.
+///
+/// # Errors
+/// As [`import`].
+pub fn load_config(path: &Path) -> Result<DecoderConfig, FileError> {
+    let file = Gguf::open(path)?;
+    check_model(&file)?;
+    read_config(&file)
+}
+
 /// Reads a GGUF file of a known architecture with F32, F16, BF16 or Q8_0 weights.
 ///
 /// # Errors

@@ -24,6 +24,8 @@ struct LinearCrossEntropy {
     scale: f32,
     cap: Option<f32>,
     with_gradient: bool,
+    /// Whether the head needs a gradient too; a frozen one saves a third of the work.
+    head_gradient: bool,
     hits: Arc<Mutex<Vec<bool>>>,
     /// Gradients of hidden rows and head for a loss gradient of 1.
     gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
@@ -47,7 +49,16 @@ pub fn linear_cross_entropy(
 ) -> Result<CrossEntropy> {
     let hits = Arc::new(Mutex::new(Vec::with_capacity(targets.len())));
     let gradients = Mutex::new(None);
-    let op = LinearCrossEntropy { targets, scale, cap, with_gradient, hits: hits.clone(), gradients };
+    let head_gradient = head.track_op();
+    let op = LinearCrossEntropy {
+        targets,
+        scale,
+        cap,
+        with_gradient,
+        head_gradient,
+        hits: hits.clone(),
+        gradients,
+    };
     let loss = hidden.contiguous()?.apply_op2(&head.contiguous()?, op)?;
     let hits = std::mem::take(&mut *hits.lock().expect("no thread panics while it holds the lock"));
     Ok(CrossEntropy { loss, hits })
@@ -134,12 +145,16 @@ impl CustomOp2 for LinearCrossEntropy {
                 let d_logits = CpuStorage::F32(logits);
                 let d_logits = Matrix::dense(&d_logits, 0, targets.len(), vocab);
                 d_hidden.extend(d_logits.matmul(&weight)?);
-                let part = d_logits.t().matmul(&x)?;
-                if d_head.is_empty() { d_head = part } else { lanes::add(&mut d_head, &part) }
+                if self.head_gradient {
+                    let part = d_logits.t().matmul(&x)?;
+                    if d_head.is_empty() { d_head = part } else { lanes::add(&mut d_head, &part) }
+                }
             }
         }
         if self.with_gradient {
-            d_head.resize(vocab * width, 0.0); // no rows: no part
+            if self.head_gradient {
+                d_head.resize(vocab * width, 0.0); // no rows: no part
+            }
             d_hidden.iter_mut().chain(&mut d_head).for_each(|value| *value *= self.scale);
             *self.gradients.lock().expect("no thread panics while it holds the lock") =
                 Some((d_hidden, d_head));
@@ -166,6 +181,7 @@ impl CustomOp2 for LinearCrossEntropy {
             d_hidden.iter_mut().chain(&mut d_head).for_each(|value| *value *= grad);
         }
         let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
-        Ok((Some(tensor(d_hidden, hidden)?), Some(tensor(d_head, head)?)))
+        let d_head = self.head_gradient.then(|| tensor(d_head, head)).transpose()?;
+        Ok((Some(tensor(d_hidden, hidden)?), d_head))
     }
 }

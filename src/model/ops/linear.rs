@@ -55,8 +55,12 @@ impl CustomOp2 for Linear {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let grad = grad.reshape(as_matrix(grad.dims()))?; // [rows, out]
-        let x_rows = x.reshape(as_matrix(x.dims()))?; // [rows, in]
         let x_grad = grad.matmul(weight)?.reshape(x.dims())?;
-        Ok((Some(x_grad), Some(grad.t()?.matmul(&x_rows)?)))
+        // A frozen weight needs none: half of the work.
+        let weight_grad = weight.track_op().then(|| {
+            let x_rows = x.reshape(as_matrix(x.dims()))?; // [rows, in]
+            grad.t()?.matmul(&x_rows)
+        });
+        Ok((Some(x_grad), weight_grad.transpose()?))
     }
 }

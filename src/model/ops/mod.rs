@@ -8,6 +8,7 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod decay;
 pub mod delta_rule;
+pub mod distillation;
 pub mod gated;
 pub mod linear;
 pub mod rms_norm;

@@ -16,7 +16,8 @@ use super::prompt::{self, Wording};
 use super::schema::Encoding;
 use super::wording::Length;
 use crate::model::tokenizer::Message;
-use draw::{Draw, stream};
+use draw::Draw;
+pub(super) use draw::stream;
 use kinds::{KINDS, Kind, SHORT};
 
 /// Which half of the facts a row is made from. The name counts as a fact's owner: no name, path, identifier, version or

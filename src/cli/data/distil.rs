@@ -1,0 +1,34 @@
+//! `bespoke data distil`: a teacher's words on disk, so that many students learn from one pass of a slow teacher.
+
+use std::path::PathBuf;
+
+use indicatif::ProgressBar;
+
+use crate::cli::train;
+use crate::train::distil;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The recipe of the students, with a teacher
+    recipe: PathBuf,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Change a key of the recipe: `--set train.steps=100`
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A wrong recipe (exit code 78), a teacher that gives no answer, the disk.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let recipe = train::load(&args.recipe, &args.set)?;
+    let bar = ProgressBar::new(recipe.train.steps);
+    let rows = distil::store(&recipe, &args.out, train::ask(&recipe)?, |step| bar.set_position(step))?;
+    bar.finish_and_clear();
+    println!("{}: {rows} rows", args.out.display());
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! `bespoke train --dry-run`: the resolved recipe, and what it will take.
+
+use std::fmt::Write;
+
+use candle_core::{Device, Tensor};
+
+use crate::model::features::Mixer;
+use crate::model::{DecoderConfig, gguf_file, hugging_face};
+use crate::train::adapter;
+use crate::train::recipe::{Recipe, Stage};
+
+/// A GPU that a run may be rented for: name, dense bf16 peak in FLOP/s, memory in bytes (data sheets).
+const GPUS: [(&str, f64, f64); 2] = [("MI300X", 1307e12, 192e9), ("H200", 989e12, 141e9)];
+/// Share of its peak that training reaches on a GPU: what well-kept code bases report for dense models of this size.
+const GPU_SHARE: f64 = 0.4;
+/// Share of a bare matrix product's speed that a training step reaches here (`cargo bench --bench train`).
+const CPU_SHARE: f64 = 0.55;
+
+/// The resolved recipe, and below it as comments what follows from it.
+///
+/// # Errors
+/// A base that can't be read.
+pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
+    let config = decoder(recipe)?;
+    let whole = config.parameter_count() as f64;
+    let trained = match &recipe.adapter {
+        None => whole,
+        Some(recipe) => {
+            let parameters = adapter::initial(recipe, &config, 0)?;
+            parameters.iter().map(|(_, var)| var.elem_count()).sum::<usize>() as f64
+        }
+    };
+    let mut out = format!("{}\n", recipe.to_toml());
+    let mut say = |line: std::fmt::Arguments| writeln!(out, "# {line}").expect("a String takes every text");
+    say(format_args!(
+        "parameters: {whole} with a vocabulary of {}, {trained} of them or beside them are trained",
+        config.vocab_size
+    ));
+    let Work { tokens, flops } = work(recipe, &config, &mut say);
+    say(format_args!("tokens: {:.2}M at most", tokens / 1e6));
+    say(format_args!("arithmetic: about {flops:.2e} FLOPs"));
+    let memory = Memory::of(recipe, &config, whole, trained);
+    say(format_args!(
+        "memory here, about {}: weights {}, gradients {}, moments {}, averages {}, activations {}",
+        bytes(memory.total()),
+        bytes(memory.weights),
+        bytes(memory.gradients),
+        bytes(memory.moments),
+        bytes(memory.averages),
+        bytes(memory.activations),
+    ));
+    let here = matrix_speed()? * CPU_SHARE;
+    say(format_args!(
+        "time here: about {} at {:.0} GFLOP/s ({:.0} % of a bare matrix product)",
+        time(flops / here),
+        here / 1e9,
+        CPU_SHARE * 100.0
+    ));
+    for (name, peak, room) in GPUS {
+        let seconds = flops / (peak * GPU_SHARE);
+        // bf16 beside f32 masters and moments.
+        let need = memory.total() + 2.0 * whole;
+        let fits = if need <= room { "fits" } else { "does not fit" };
+        say(format_args!(
+            "time on one {name}: about {} at {:.0} % of its bf16 peak; {fits} its {}; ${:.2} at ${dollars_per_hour}/h",
+            time(seconds),
+            GPU_SHARE * 100.0,
+            bytes(room),
+            seconds / 3600.0 * dollars_per_hour
+        ));
+    }
+    Ok(out)
+}
+
+/// The decoder that is trained: of the recipe, or of the base's files, whose weights are not read.
+fn decoder(recipe: &Recipe) -> anyhow::Result<DecoderConfig> {
+    Ok(match (&recipe.model, &recipe.base) {
+        (Some(model), _) => model.decoder_config(recipe.data.vocabulary),
+        (None, Some(base)) if base.path.is_dir() => hugging_face::load_config(&base.path)?.0,
+        (None, Some(base)) => gguf_file::load_config(&base.path)?,
+        (None, None) => unreachable!("a recipe without model and base is refused when it is read"),
+    })
+}
+
+struct Work {
+    tokens: f64,
+    flops: f64,
+}
+
+/// Tokens and arithmetic over all stages.
+fn work(recipe: &Recipe, config: &DecoderConfig, say: &mut impl FnMut(std::fmt::Arguments)) -> Work {
+    let mut work = Work { tokens: 0.0, flops: 0.0 };
+    let mut from = 0;
+    for Stage { until_step, seq_len, batch, .. } in recipe.stages() {
+        let until = until_step.min(recipe.train.steps);
+        let per_step = (batch * seq_len) as f64;
+        let tokens = until.saturating_sub(from) as f64 * per_step;
+        work.tokens += tokens;
+        work.flops += tokens * flops_per_token(recipe, config, seq_len);
+        say(format_args!("steps {}..={until}: {per_step} tokens per step at most", from + 1));
+        from = until;
+    }
+    work
+}
+
+/// Forward and backward cost of one token: 6 per weight of a matrix (4 where it is frozen: it needs no gradient of its own),
+/// and attention over half the row on average. A DeltaNet block counts as its matrices: its state costs little beside them.
+/// A teacher costs a forward pass of the same size.
+fn flops_per_token(recipe: &Recipe, config: &DecoderConfig, seq_len: usize) -> f64 {
+    let embedding = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
+    let vectors: usize = config
+        .parameter_shapes()
+        .iter()
+        .filter(|(_, shape)| shape.len() == 1)
+        .map(|(_, shape)| shape[0])
+        .sum();
+    let matrices = config.parameter_count() as f64 - (embedding + vectors) as f64;
+    let attending = config.features.mixers.iter().filter(|mixer| matches!(mixer, Mixer::Attention { .. }));
+    let attention = 2.0 * (attending.count() * config.heads * config.head_dim * seq_len) as f64;
+    let per_weight = if recipe.adapter.is_some() { 4.0 } else { 6.0 };
+    let teacher =
+        if recipe.distil.as_ref().is_some_and(|distil| distil.teacher.is_some()) { 2.0 } else { 0.0 };
+    (per_weight + teacher) * matrices + 3.0 * attention
+}
+
+/// What lies in memory, in bytes of f32.
+struct Memory {
+    weights: f64,
+    gradients: f64,
+    moments: f64,
+    averages: f64,
+    activations: f64,
+}
+
+impl Memory {
+    fn of(recipe: &Recipe, config: &DecoderConfig, whole: f64, trained: f64) -> Self {
+        const F32: f64 = 4.0;
+        let threads = match recipe.train.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let beside = if recipe.adapter.is_some() { trained } else { 0.0 };
+        let averages = if recipe.train.ema > 0.0 { trained } else { 0.0 };
+        // Per token and block: the residual stream about eight times, heads five, the intermediate four.
+        let heads = config.heads * config.head_dim;
+        let per_token = config.layers * (8 * config.hidden_size + 5 * heads + 4 * config.ffn);
+        let longest = recipe.stages().iter().map(|stage| stage.seq_len).max().unwrap_or(1);
+        let tokens = recipe.train.micro_tokens.max(longest) * threads;
+        Self {
+            weights: F32 * (whole + beside),
+            // One sum and one part a thread.
+            gradients: F32 * trained * (1 + threads) as f64,
+            // One moment for matrices (Muon), two for the rest: at most two.
+            moments: F32 * trained * 2.0,
+            averages: F32 * averages,
+            activations: F32 * (per_token * tokens) as f64,
+        }
+    }
+
+    fn total(&self) -> f64 {
+        self.weights + self.gradients + self.moments + self.averages + self.activations
+    }
+}
+
+/// FLOP/s of a product of two matrices of 1,024 by 1,024 on this machine, all threads: the best of three.
+fn matrix_speed() -> candle_core::Result<f64> {
+    const SIDE: usize = 1024;
+    let x = Tensor::ones((SIDE, SIDE), candle_core::DType::F32, &Device::Cpu)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let began = std::time::Instant::now();
+        x.matmul(&x)?;
+        best = best.min(began.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (SIDE * SIDE * SIDE) as f64 / best)
+}
+
+fn bytes(count: f64) -> String {
+    bytesize::ByteSize(count as u64).display().si().to_string()
+}
+
+fn time(seconds: f64) -> String {
+    let rounded = if seconds < 60.0 { seconds.max(1.0) } else { (seconds / 60.0).ceil() * 60.0 };
+    humantime::format_duration(std::time::Duration::from_secs(rounded as u64)).to_string()
+}

@@ -1,0 +1,403 @@
+//! Distillation through a linear head, fused: cross-entropy with the data and divergence from a teacher in one pass over the
+//! logits, which exist only for a chunk of rows.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+
+use super::{Matrix, floats, lanes};
+
+/// Rows whose logits exist at a time.
+const CHUNK: usize = 256;
+
+/// What a teacher says of one row.
+#[derive(Debug, Clone, Copy)]
+pub enum Taught<'a> {
+    /// All logits, `[V]`.
+    Logits(&'a [f32]),
+    /// The likeliest tokens with their probabilities at the temperature, and the probability of all others together.
+    Top {
+        /// Different tokens.
+        ids: &'a [u32],
+        /// One for each.
+        probabilities: &'a [f32],
+        /// What is left of 1.
+        tail: f32,
+    },
+}
+
+/// A teacher's words on many rows.
+pub trait Teaching: Send + Sync {
+    /// Hands rows `from..from + count` to `see`, in order, with their numbers counted from 0.
+    ///
+    /// # Errors
+    /// The teacher's.
+    fn rows(&self, from: usize, count: usize, see: &mut dyn FnMut(usize, Taught) -> Result<()>)
+    -> Result<()>;
+}
+
+/// How the two losses count.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Weights {
+    /// Factor of the sum over rows.
+    pub scale: f32,
+    /// Weight of the cross-entropy.
+    pub cross_entropy: f32,
+    /// Weight of the divergence, which is multiplied by the temperature's square besides (Hinton et al. 2015).
+    pub divergence: f32,
+    /// Temperature tau of both distributions in the divergence.
+    pub temperature: f32,
+    /// Soft cap of the student's logits.
+    pub cap: Option<f32>,
+}
+
+/// What came out.
+#[derive(Debug, Clone)]
+pub struct Distillation {
+    /// `scale` times the weighted sum of both losses, a scalar with a gradient.
+    pub loss: Tensor,
+    /// `scale` times the sum of the cross-entropies.
+    pub cross_entropy: f64,
+    /// `scale` times the sum of `tau^2 KL(teacher ‖ student)`.
+    pub divergence: f64,
+    /// Whether the likeliest token was the target, per row.
+    pub hits: Vec<bool>,
+}
+
+#[derive(Default)]
+struct Seen {
+    cross_entropy: f64,
+    divergence: f64,
+    hits: Vec<bool>,
+}
+
+struct Op {
+    targets: Vec<u32>,
+    teacher: Arc<dyn Teaching>,
+    weights: Weights,
+    seen: Arc<Mutex<Seen>>,
+    /// Gradients of hidden rows and head for a loss gradient of 1.
+    gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
+    with_gradient: bool,
+    /// Whether the head needs a gradient too.
+    head_gradient: bool,
+}
+
+/// The losses of hidden `[rows, D]` through a head `[V, D]`: `-ln softmax(l)[target]` and
+/// `tau^2 KL(p ‖ softmax(l / tau))`, p the teacher's distribution at tau. Where the teacher names only its likeliest tokens,
+/// all others count as one token, whose probability the student has too: KL = sum p ln(p / q) + tail ln(tail / q_tail).
+///
+/// # Errors
+/// As [`super::linear_cross_entropy`]; a teacher with another vocabulary, or tokens outside it.
+pub fn distillation(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: Vec<u32>,
+    teacher: Arc<dyn Teaching>,
+    weights: Weights,
+    with_gradient: bool,
+) -> Result<Distillation> {
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let gradients = Mutex::new(None);
+    let head_gradient = head.track_op();
+    let op = Op { targets, teacher, weights, seen: seen.clone(), gradients, with_gradient, head_gradient };
+    let loss = hidden.contiguous()?.apply_op2(&head.contiguous()?, op)?;
+    let seen = std::mem::take(&mut *seen.lock().expect("no thread panics while it holds the lock"));
+    let scale = f64::from(weights.scale);
+    Ok(Distillation {
+        loss,
+        cross_entropy: seen.cross_entropy * scale,
+        divergence: seen.divergence * scale,
+        hits: seen.hits,
+    })
+}
+
+/// Softmax of `logits / tau` in place; gives the logarithm of its normaliser, with the largest logit taken out, and that.
+fn softmax(logits: &mut [f32], inverse_tau: f32) -> (f32, f32) {
+    let top = lanes::max(logits);
+    for value in logits.iter_mut() {
+        *value = lanes::exp((*value - top) * inverse_tau);
+    }
+    let sum = lanes::sum(logits);
+    let inverse = 1.0 / sum;
+    for value in logits.iter_mut() {
+        *value *= inverse;
+    }
+    (sum.ln(), top)
+}
+
+/// `p ln(p / q)`, 0 where p is 0. A q that has vanished counts as the smallest number.
+fn relative(p: f32, q: f32) -> f64 {
+    if p > 0.0 { f64::from(p) * (f64::from(p).ln() - f64::from(q.max(f32::MIN_POSITIVE)).ln()) } else { 0.0 }
+}
+
+impl Op {
+    /// KL(p ‖ q) with q the student's distribution at the temperature, which becomes the gradient q - p of its logits
+    /// divided by the temperature.
+    fn diverge(&self, q: &mut [f32], taught: Taught) -> Result<f64> {
+        match taught {
+            Taught::Logits(logits) => {
+                if logits.len() != q.len() {
+                    candle_core::bail!(
+                        "distillation: {} logits of a teacher, the student has {}",
+                        logits.len(),
+                        q.len()
+                    );
+                }
+                let mut p = logits.to_vec();
+                softmax(&mut p, 1.0 / self.weights.temperature);
+                let sum = p.iter().zip(q.iter()).map(|(&p, &q)| relative(p, q)).sum();
+                for (q, p) in q.iter_mut().zip(&p) {
+                    *q -= p;
+                }
+                Ok(sum)
+            }
+            Taught::Top { ids, probabilities, tail } => {
+                let mut sum = 0.0;
+                // Taken out first, so that what is left is the tail: 1 minus a sum near 1 would be noise.
+                let mut of_top = Vec::with_capacity(ids.len());
+                for &id in ids {
+                    let Some(q) = q.get_mut(id as usize) else {
+                        candle_core::bail!(
+                            "distillation: token {id} of a teacher, the student has {} entries",
+                            q.len()
+                        );
+                    };
+                    of_top.push(std::mem::take(q));
+                }
+                let q_tail = lanes::sum(q);
+                sum += relative(tail, q_tail);
+                // In the tail: q_j - tail q_j / q_tail.
+                let keep = 1.0 - tail / q_tail.max(f32::MIN_POSITIVE);
+                for value in q.iter_mut() {
+                    *value *= keep;
+                }
+                for ((&id, &p), of_top) in ids.iter().zip(probabilities).zip(of_top) {
+                    sum += relative(p, of_top);
+                    q[id as usize] = of_top - p;
+                }
+                Ok(sum)
+            }
+        }
+    }
+
+    /// Turns a row of logits into the gradient of both losses; adds the losses to what was seen.
+    fn row(&self, row: &mut [f32], target: usize, taught: Taught, seen: &mut Seen) -> Result<()> {
+        let Weights { cross_entropy, divergence, temperature, cap, .. } = self.weights;
+        let slopes: Option<Vec<f32>> = cap.map(|cap| {
+            row.iter_mut()
+                .map(|logit| {
+                    let bent = lanes::tanh(*logit / cap);
+                    *logit = cap * bent;
+                    1.0 - bent * bent
+                })
+                .collect()
+        });
+        let at_target = row[target];
+        let mut q = row.to_vec();
+        let (log_sum, top) = softmax(row, 1.0);
+        seen.cross_entropy += f64::from(log_sum + top - at_target);
+        seen.hits.push(at_target >= top);
+        row[target] -= 1.0;
+        softmax(&mut q, 1.0 / temperature);
+        seen.divergence += f64::from(temperature * temperature) * self.diverge(&mut q, taught)?;
+        // d(tau^2 KL)/dl = tau (q - p).
+        for (gradient, q) in row.iter_mut().zip(&q) {
+            *gradient = cross_entropy * *gradient + divergence * temperature * q;
+        }
+        if let Some(slopes) = slopes {
+            for (gradient, slope) in row.iter_mut().zip(&slopes) {
+                *gradient *= slope;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl CustomOp2 for Op {
+    fn name(&self) -> &'static str {
+        "distillation"
+    }
+
+    fn cpu_fwd(
+        &self,
+        hidden: &CpuStorage,
+        hidden_layout: &Layout,
+        head: &CpuStorage,
+        head_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        floats(hidden, hidden_layout, self.name())?;
+        floats(head, head_layout, self.name())?;
+        let (&[rows, width], &[vocab, head_width]) = (hidden_layout.dims(), head_layout.dims()) else {
+            candle_core::bail!("distillation: {hidden_layout:?} and {head_layout:?} are not matrices");
+        };
+        if rows != self.targets.len() || width != head_width {
+            let targets = self.targets.len();
+            candle_core::bail!(
+                "distillation: hidden [{rows}, {width}], head [{vocab}, {head_width}], {targets} targets"
+            );
+        }
+        if let Some(target) = self.targets.iter().find(|&&t| t as usize >= vocab) {
+            candle_core::bail!("distillation: target {target}, the vocabulary has {vocab} entries");
+        }
+        let weight = Matrix::dense(head, head_layout.start_offset(), vocab, width);
+        let mut seen = self.seen.lock().expect("no thread panics while it holds the lock");
+        let (mut d_hidden, mut d_head) = (Vec::with_capacity(rows * width), vec![]);
+        for (index, targets) in self.targets.chunks(CHUNK).enumerate() {
+            let offset = hidden_layout.start_offset() + index * CHUNK * width;
+            let x = Matrix::dense(hidden, offset, targets.len(), width);
+            let mut logits = x.matmul(&weight.t())?; // [chunk, V]
+            self.teacher.rows(index * CHUNK, targets.len(), &mut |at, taught| {
+                let row = &mut logits[at * vocab..(at + 1) * vocab];
+                self.row(row, targets[at] as usize, taught, &mut seen)
+            })?;
+            if self.with_gradient {
+                let d_logits = CpuStorage::F32(logits);
+                let d_logits = Matrix::dense(&d_logits, 0, targets.len(), vocab);
+                d_hidden.extend(d_logits.matmul(&weight)?);
+                if self.head_gradient {
+                    let part = d_logits.t().matmul(&x)?;
+                    if d_head.is_empty() { d_head = part } else { lanes::add(&mut d_head, &part) }
+                }
+            }
+        }
+        if self.with_gradient {
+            if self.head_gradient {
+                d_head.resize(vocab * width, 0.0); // no rows: no part
+            }
+            d_hidden.iter_mut().chain(&mut d_head).for_each(|value| *value *= self.weights.scale);
+            *self.gradients.lock().expect("no thread panics while it holds the lock") =
+                Some((d_hidden, d_head));
+        }
+        let Weights { scale, cross_entropy, divergence, .. } = self.weights;
+        let total = f64::from(cross_entropy) * seen.cross_entropy + f64::from(divergence) * seen.divergence;
+        Ok((CpuStorage::F32(vec![(total * f64::from(scale)) as f32]), Shape::from(())))
+    }
+
+    fn bwd(
+        &self,
+        hidden: &Tensor,
+        head: &Tensor,
+        _loss: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let taken = self.gradients.lock().expect("no thread panics while it holds the lock").take();
+        let Some((d_hidden, d_head)) = taken else {
+            candle_core::bail!("distillation: no gradients: with_gradient is false, or backward ran before");
+        };
+        let tensor = |values, like: &Tensor| {
+            Tensor::from_vec(values, like.shape(), like.device())?.broadcast_mul(grad)
+        };
+        let d_head = self.head_gradient.then(|| tensor(d_head, head)).transpose()?;
+        Ok((Some(tensor(d_hidden, hidden)?), d_head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+    use std::collections::HashMap;
+
+    /// Numbers of PyTorch (`tests/tools/distillation_reference.py`).
+    fn fixture() -> HashMap<String, Tensor> {
+        let bytes = include_bytes!("../../../tests/fixtures/train/distillation.safetensors");
+        candle_core::safetensors::load_buffer(bytes, &Device::Cpu).unwrap()
+    }
+
+    struct Dense(Vec<f32>, usize);
+
+    impl Teaching for Dense {
+        fn rows(
+            &self,
+            from: usize,
+            count: usize,
+            see: &mut dyn FnMut(usize, Taught) -> Result<()>,
+        ) -> Result<()> {
+            let rows = self.0.chunks(self.1).skip(from).take(count).enumerate();
+            rows.into_iter().try_for_each(|(at, logits)| see(at, Taught::Logits(logits)))
+        }
+    }
+
+    struct Tops(Vec<(Vec<u32>, Vec<f32>, f32)>);
+
+    impl Teaching for Tops {
+        fn rows(
+            &self,
+            from: usize,
+            count: usize,
+            see: &mut dyn FnMut(usize, Taught) -> Result<()>,
+        ) -> Result<()> {
+            self.0[from..from + count].iter().enumerate().try_for_each(|(at, (ids, probabilities, tail))| {
+                see(at, Taught::Top { ids, probabilities, tail: *tail })
+            })
+        }
+    }
+
+    fn compare(prefix: &str, teacher: Arc<dyn Teaching>, cap: Option<f32>) {
+        let fixture = fixture();
+        let [hidden, head] = ["hidden", "head"].map(|name| Var::from_tensor(&fixture[name]).unwrap());
+        let targets = fixture["targets"].to_vec1::<u32>().unwrap();
+        let weights = Weights { scale: 0.25, cross_entropy: 0.3, divergence: 0.9, temperature: 1.7, cap };
+        let found =
+            distillation(hidden.as_tensor(), head.as_tensor(), targets, teacher, weights, true).unwrap();
+        let number = |name: &str| {
+            let tensor = fixture[&format!("{prefix}.{name}")].flatten_all().unwrap();
+            f64::from(tensor.to_vec1::<f32>().unwrap()[0])
+        };
+        for (name, value) in [("cross_entropy", found.cross_entropy), ("divergence", found.divergence)] {
+            let expected = number(name);
+            assert!(
+                (value - expected).abs() < 2e-6 * expected.abs().max(1.0),
+                "{prefix}.{name}: {value}, expected {expected}"
+            );
+        }
+        let gradients = found.loss.backward().unwrap();
+        for (name, var) in [("hidden", &hidden), ("head", &head)] {
+            let expected = &fixture[&format!("{prefix}.d_{name}")];
+            let apart = (gradients.get(var).unwrap() - expected).unwrap().abs().unwrap().max_all().unwrap();
+            let size = expected.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            let apart = apart.to_scalar::<f32>().unwrap();
+            assert!(apart < 1e-5 * size, "{prefix}.d_{name}: {apart} apart, values up to {size}");
+        }
+    }
+
+    fn dense() -> Arc<dyn Teaching> {
+        let logits = fixture()["teacher_logits"].clone();
+        let vocab = logits.dim(1).unwrap();
+        Arc::new(Dense(logits.flatten_all().unwrap().to_vec1().unwrap(), vocab))
+    }
+
+    #[test]
+    fn losses_and_gradients_are_pytorchs() {
+        compare("dense", dense(), None);
+        compare("capped", dense(), Some(5.0));
+    }
+
+    #[test]
+    fn the_likeliest_tokens_and_a_tail_are_pytorchs_too() {
+        let fixture = fixture();
+        let ids = fixture["top_ids"].to_vec2::<u32>().unwrap();
+        let probabilities = fixture["top_probabilities"].to_vec2::<f32>().unwrap();
+        let tails = fixture["top_tail"].to_vec1::<f32>().unwrap();
+        let tops = ids.into_iter().zip(probabilities).zip(tails).map(|((ids, p), tail)| (ids, p, tail));
+        compare("top", Arc::new(Tops(tops.collect())), None);
+    }
+
+    #[test]
+    fn a_student_that_is_its_teacher_diverges_by_nothing() {
+        let fixture = fixture();
+        let (hidden, head) = (&fixture["hidden"], &fixture["head"]);
+        let logits = super::super::linear(hidden, head).unwrap();
+        let vocab = logits.dim(1).unwrap();
+        let teacher = Arc::new(Dense(logits.flatten_all().unwrap().to_vec1().unwrap(), vocab));
+        let targets = fixture["targets"].to_vec1::<u32>().unwrap();
+        let weights =
+            Weights { scale: 1.0, cross_entropy: 0.0, divergence: 1.0, temperature: 2.0, cap: None };
+        let found = distillation(hidden, head, targets.clone(), teacher, weights, false).unwrap();
+        assert!(found.divergence.abs() < 1e-5, "{}", found.divergence);
+        let wrong: Arc<dyn Teaching> = Arc::new(Dense(vec![0.0; 40], 4));
+        let error = distillation(hidden, head, targets, wrong, weights, false).unwrap_err().to_string();
+        assert!(error.contains("4 logits of a teacher"), "{error}");
+    }
+}

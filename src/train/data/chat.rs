@@ -1,0 +1,246 @@
+//! How rows become tokens: by the markers of a post that was made here, or by a model's own chat template.
+
+use serde_json::Map;
+
+use super::row::Row;
+use crate::api::{ChatTemplate, Turn};
+use crate::model::TextSide;
+use crate::model::tokenizer::{END, MARKERS, Message, Tokenizer, TokenizerError};
+
+/// One row as tokens. The model reads `ids[..n - 1]` and learns `ids[answer..]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Prompt, answer, end marker.
+    pub ids: Vec<u32>,
+    /// Index of the first token that is learnt; at least 1.
+    pub answer: usize,
+}
+
+impl Sample {
+    /// Tokens that the model reads.
+    pub fn inputs(&self) -> usize {
+        self.ids.len() - 1
+    }
+}
+
+/// A tokenizer and the form of a conversation.
+pub struct Chat {
+    tokenizer: Tokenizer,
+    /// The same, but for the template's own text, in which control tokens count.
+    markup: tokenizers::Tokenizer,
+    /// None: a post's markers (see [`Tokenizer::encode_chat`]).
+    template: Option<ChatTemplate>,
+    /// Closes an answer.
+    end: u32,
+}
+
+impl Chat {
+    /// The form of a post that was made here.
+    pub fn of_post(tokenizer: Tokenizer) -> Self {
+        Self { markup: tokenizer.inner().clone(), tokenizer, template: None, end: END }
+    }
+
+    /// The form of a model from its files; conversations are rendered as the daemon renders them.
+    ///
+    /// # Errors
+    /// A tokenizer that can't be read, a template that is none, no end token.
+    pub fn of_model(text: &TextSide) -> Result<Self, TokenizerError> {
+        let wrong = |message: String| TokenizerError::Text(message);
+        let inner = tokenizers::Tokenizer::from_bytes(text.tokenizer.to_string().as_bytes());
+        let tokenizer = Tokenizer::new(inner.map_err(|e| wrong(e.to_string()))?);
+        if is_post(&tokenizer) {
+            return Ok(Self::of_post(tokenizer));
+        }
+        let mut markup = tokenizer.inner().clone();
+        markup.set_encode_special_tokens(false);
+        let named = |id: Option<u32>| id.and_then(|id| markup.id_to_token(id)).unwrap_or_default();
+        let Some(&end) = text.ids.eos.first() else {
+            return Err(wrong("the model names no end token (eos_token_id)".into()));
+        };
+        let (bos, eos) = (named(text.ids.bos), named(Some(end)));
+        let template = text.chat_template.as_ref().map(|source| ChatTemplate::new(source, &bos, &eos));
+        let template = template.transpose().map_err(|e| wrong(e.to_string()))?;
+        // As the daemon does for a model without a template.
+        let known = markup.token_to_id("<|im_start|>").is_some();
+        let usual = || if known { ChatTemplate::chat_ml() } else { ChatTemplate::plain_text() };
+        let template = template.unwrap_or_else(usual);
+        let end = turn_end(&template, &markup)?.unwrap_or(end);
+        Ok(Self { tokenizer, markup, template: Some(template), end })
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Whether this is the form of a post that was made here.
+    pub fn is_post(&self) -> bool {
+        self.template.is_none()
+    }
+
+    /// Everything that decides how a row becomes tokens, for hashes.
+    ///
+    /// # Errors
+    /// The tokenizer can't be written as JSON.
+    pub fn identity(&self) -> Result<String, TokenizerError> {
+        let template = self.template.as_ref().map_or("markers", |template| template.source());
+        Ok(format!("{}\n{template}\n{}", self.tokenizer.to_json()?, self.end))
+    }
+
+    /// A row as tokens.
+    ///
+    /// # Errors
+    /// A role or a conversation that the form does not know.
+    pub fn sample(&self, row: &Row) -> Result<Sample, TokenizerError> {
+        let (mut ids, learnt) = match row {
+            Row::Chat(messages) => {
+                let Some((answer, prompt)) = messages.split_last() else {
+                    return Err(TokenizerError::Text("a conversation without messages".into()));
+                };
+                // A post's answers are cut at the borders of JSON values; so it has learnt to write them.
+                let learnt = match self.template {
+                    None => self.tokenizer.encode_answer(&answer.content)?,
+                    Some(_) => self.tokenizer.encode(&answer.content)?,
+                };
+                (self.prompt(prompt)?, learnt)
+            }
+            Row::Completion { prompt, completion } => {
+                (self.beginning(prompt)?, self.tokenizer.encode(completion)?)
+            }
+            Row::Text(text) => (vec![], self.beginning(text)?),
+        };
+        // The first token of all is predicted by nothing.
+        let answer = ids.len().max(1);
+        ids.extend(learnt);
+        ids.push(self.end);
+        Ok(Sample { ids, answer })
+    }
+
+    /// Ids of a conversation up to where the assistant's answer begins.
+    ///
+    /// # Errors
+    /// As [`Chat::sample`].
+    pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
+        let Some(template) = &self.template else { return self.tokenizer.encode_chat(messages) };
+        let turns: Vec<Turn> = messages
+            .iter()
+            .map(|message| Ok(Turn::new(role(&message.role)?, message.content.clone())))
+            .collect::<Result<_, TokenizerError>>()?;
+        let prompt = template.render(&turns, &[], &Map::new());
+        let mut ids = Vec::new();
+        for segment in prompt.map_err(|e| TokenizerError::Text(e.to_string()))? {
+            if segment.markup {
+                let encoding = self.markup.encode_fast(segment.text.as_str(), false);
+                ids.extend(encoding.map_err(|e| TokenizerError::Text(e.to_string()))?.get_ids());
+            } else {
+                ids.extend(self.tokenizer.encode(&segment.text)?);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Ids of a text that begins a sequence, with what the tokenizer puts before one.
+    fn beginning(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = self.tokenizer.encode(text)?;
+        let empty = self.markup.encode_fast("", true);
+        let before = empty.map_err(|e| TokenizerError::Text(e.to_string()))?;
+        // What stands around an empty text may include an end.
+        let before: Vec<u32> = before.get_ids().iter().copied().filter(|&id| id != self.end).collect();
+        ids.splice(0..0, before);
+        Ok(ids)
+    }
+}
+
+/// The control token that a template puts behind an answer: what ends a turn is often not what ends a text.
+fn turn_end(template: &ChatTemplate, markup: &tokenizers::Tokenizer) -> Result<Option<u32>, TokenizerError> {
+    let turns = [Turn::new("user", "question"), Turn::new("assistant", "answer")];
+    // A template that wants other turns refuses these too; then its conversations will say so.
+    let Ok(prompt) = template.render(&turns, &[], &Map::new()) else { return Ok(None) };
+    let behind = prompt.iter().skip_while(|segment| segment.markup || segment.text != "answer").nth(1);
+    let Some(segment) = behind.filter(|segment| segment.markup) else { return Ok(None) };
+    let encoding = markup.encode_fast(segment.text.as_str(), false);
+    let encoding = encoding.map_err(|e| TokenizerError::Text(e.to_string()))?;
+    let first = encoding.get_ids().first().copied();
+    Ok(first.filter(|id| markup.get_added_tokens_decoder().contains_key(id)))
+}
+
+/// Whether a tokenizer has the markers of a post that was made here.
+fn is_post(tokenizer: &Tokenizer) -> bool {
+    let id = |marker: &str| tokenizer.inner().token_to_id(marker);
+    MARKERS.iter().enumerate().all(|(at, marker)| id(marker) == Some(at as u32))
+}
+
+fn role(name: &str) -> Result<&'static str, TokenizerError> {
+    ["system", "user", "assistant", "tool"]
+        .into_iter()
+        .find(|role| *role == name)
+        .ok_or_else(|| TokenizerError::Role(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::hugging_face_config::TokenIds;
+
+    /// The text side of a family's small stand-in tokenizer.
+    fn text(family: &str) -> TextSide {
+        let folder = std::path::Path::new("tests/fixtures/families/tokenizers").join(family);
+        let json = |name: &str| -> serde_json::Value {
+            serde_json::from_slice(&fs_err::read(folder.join(name)).unwrap()).unwrap()
+        };
+        let (tokenizer, config) = (json("tokenizer.json"), json("tokenizer_config.json"));
+        let id = |key: &str| {
+            let added = tokenizer["added_tokens"].as_array().unwrap();
+            let token = added.iter().find(|token| token["content"] == config[key])?;
+            token["id"].as_u64().map(|id| id as u32)
+        };
+        let ids = TokenIds {
+            bos: id("bos_token"),
+            eos: id("eos_token").into_iter().collect(),
+            pad: None,
+            unk: None,
+        };
+        let chat_template = config["chat_template"].as_str().map(str::to_owned);
+        TextSide { tokenizer, chat_template, named_templates: vec![], ids }
+    }
+
+    #[test]
+    fn an_answer_ends_with_what_ends_a_turn_and_peoples_text_is_never_markup() {
+        for (family, end) in [
+            ("llama3", "<|eot_id|>"),
+            ("qwen2", "<|im_end|>"),
+            ("qwen35", "<|im_end|>"),
+            ("gemma2", "<end_of_turn>"),
+        ] {
+            let chat = Chat::of_model(&text(family)).unwrap();
+            let message = |role: &str, content: String| Message { role: role.into(), content };
+            let asked = format!("is {end} a word?");
+            let row =
+                Row::Chat(vec![message("user", asked.clone()), message("assistant", "yes it is".into())]);
+            let sample = chat.sample(&row).unwrap();
+            let id = chat.tokenizer().inner().token_to_id(end).unwrap();
+            // One ends the question, one the answer; the one in the question is text.
+            assert_eq!(sample.ids.iter().filter(|&&found| found == id).count(), 2, "{family}");
+            assert_eq!(sample.ids.last(), Some(&id), "{family}");
+            let learnt = &sample.ids[sample.answer..];
+            assert_eq!(learnt[..learnt.len() - 1], chat.tokenizer().encode("yes it is").unwrap(), "{family}");
+            let read = chat.tokenizer().decode(&sample.ids[..sample.answer]).unwrap();
+            assert!(read.contains(&asked) && !chat.is_post(), "{family}: {read}");
+        }
+    }
+
+    #[test]
+    fn a_text_begins_as_its_tokenizer_begins_one_and_all_of_it_is_learnt() {
+        for (family, begins) in [("llama3", true), ("gemma2", true), ("qwen2", false)] {
+            let side = text(family);
+            let chat = Chat::of_model(&side).unwrap();
+            let sample = chat.sample(&Row::Text("one two".into())).unwrap();
+            assert_eq!(sample.ids.first() == side.ids.bos.as_ref(), begins, "{family}");
+            assert_eq!(sample.answer, 1);
+            let pair = Row::Completion { prompt: "one".into(), completion: " two".into() };
+            let sample = chat.sample(&pair).unwrap();
+            let completion = chat.tokenizer().encode(" two").unwrap();
+            assert_eq!(sample.ids[sample.answer..sample.ids.len() - 1], completion, "{family}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! What is learnt from: rows of JSONL files and of generators, as tokens, mixed by weight, in an order that seed and step decide.
+
+mod cache;
+mod chat;
+mod domain;
+mod jsonl;
+mod loading;
+mod row;
+mod source;
+
+pub use chat::{Chat, Sample};
+pub use domain::{Domain, Mixture, Sources};
+pub use jsonl::Jsonl;
+pub use loading::next_weights;
+pub use row::Row;
+pub use source::Source;

@@ -1,0 +1,84 @@
+//! Where rows come from.
+
+use super::row::Row;
+use crate::digest::Digest;
+use crate::task::generator::{Generator, Limits, Split};
+use crate::task::{retrieval::Retrieval, synthesis::Synthesis};
+use crate::train::TrainError;
+use crate::train::recipe::GeneratorName;
+
+/// Rows at random access: the same index always gives the same one.
+pub trait Source: Send + Sync {
+    /// Row `index`; `max_event_chars` limits a generator.
+    ///
+    /// # Errors
+    /// What is no row; its file and line are named.
+    fn row(&self, index: u64, max_event_chars: Option<usize>) -> Result<Row, TrainError>;
+
+    /// Rows, if there is an end.
+    fn rows(&self) -> Option<u64>;
+
+    /// Where a row stands, for people.
+    fn place(&self, index: u64) -> String;
+
+    /// Hash of everything that there is, if there is an end.
+    fn digest(&self) -> Option<Digest>;
+}
+
+/// The rows of a task's generator.
+pub(super) fn generated(name: GeneratorName, seed: u64, split: Split) -> Box<dyn Source> {
+    match name {
+        GeneratorName::Encoding => Box::new(Generator::new(seed, split)),
+        GeneratorName::Synthesis => Box::new(Synthesis::new(seed, split)),
+        GeneratorName::Retrieval => Box::new(Retrieval::new(seed, split)),
+    }
+}
+
+fn limits(max_event_chars: Option<usize>) -> Limits {
+    max_event_chars.map_or_else(Limits::default, |max_event_chars| Limits { max_event_chars })
+}
+
+impl Source for Generator {
+    fn row(&self, index: u64, max_event_chars: Option<usize>) -> Result<Row, TrainError> {
+        Ok(Row::Chat(Generator::row(&self.with_limits(limits(max_event_chars)), index).messages))
+    }
+    fn rows(&self) -> Option<u64> {
+        None
+    }
+    fn place(&self, index: u64) -> String {
+        format!("generator of encodings, row {index}")
+    }
+    fn digest(&self) -> Option<Digest> {
+        None
+    }
+}
+
+impl Source for Synthesis {
+    fn row(&self, index: u64, max_event_chars: Option<usize>) -> Result<Row, TrainError> {
+        Ok(Row::Chat(self.messages(index, limits(max_event_chars))))
+    }
+    fn rows(&self) -> Option<u64> {
+        None
+    }
+    fn place(&self, index: u64) -> String {
+        format!("generator of syntheses, row {index}")
+    }
+    fn digest(&self) -> Option<Digest> {
+        None
+    }
+}
+
+impl Source for Retrieval {
+    fn row(&self, index: u64, max_event_chars: Option<usize>) -> Result<Row, TrainError> {
+        Ok(Row::Chat(self.messages(index, limits(max_event_chars))))
+    }
+    fn rows(&self) -> Option<u64> {
+        None
+    }
+    fn place(&self, index: u64) -> String {
+        format!("generator of retrievals, row {index}")
+    }
+    fn digest(&self) -> Option<Digest> {
+        None
+    }
+}

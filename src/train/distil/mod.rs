@@ -1,0 +1,256 @@
+//! Distillation: a student learns a teacher's distributions beside the data, and its hidden states through taps.
+//!
+//! The teacher runs beside the student, or is served by somebody else, or has spoken before and was written down.
+
+mod hidden;
+mod served;
+mod stored;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::TrainError;
+use super::base;
+use super::batch::{Inputs, PackedRow, batch};
+use super::data::Chat;
+use super::objective::{Objective, PartLoss, Student, Terms};
+use super::prepare::Prepared;
+use super::recipe::{DistilRecipe, Recipe};
+use crate::model::ops::distillation::{Taught, Teaching, Weights, distillation};
+use crate::model::{Decoder, NoTaps, Parameters};
+pub use hidden::MAP_PREFIX;
+use hidden::{Capture, Hidden};
+pub use served::Ask;
+use served::Served;
+pub use stored::{Answer, Store, Writer};
+
+/// A teacher and how much it counts.
+pub struct Teacher {
+    kind: Kind,
+    recipe: DistilRecipe,
+    hidden: Option<Hidden>,
+}
+
+enum Kind {
+    Beside(Arc<Decoder>),
+    Served(Served),
+    Stored(Store),
+}
+
+impl Teacher {
+    /// Opens the teacher of a recipe for a student with this form of conversations and these trained parameters, among them
+    /// the maps of hidden states. `ask` posts JSON to the endpoint.
+    ///
+    /// # Errors
+    /// A teacher that can't be read, or that has other tokens than the student.
+    pub fn open(
+        recipe: &DistilRecipe,
+        chat: &Chat,
+        trained: &Parameters,
+        ask: Option<Ask>,
+    ) -> Result<Self, TrainError> {
+        let kind = match (&recipe.teacher, &recipe.endpoint, &recipe.stored) {
+            (Some(path), ..) => Kind::Beside(beside(path, chat)?.into()),
+            (None, Some(endpoint), _) => Kind::Served(Served::new(endpoint, recipe.top, ask)?),
+            (None, None, Some(folder)) => Kind::Stored(Store::open(folder, recipe.temperature as f32)?),
+            (None, None, None) => return Err(candle_core::Error::Msg("no teacher is named".into()).into()),
+        };
+        let hidden = match (&recipe.hidden, &kind) {
+            (Some(pairs), Kind::Beside(teacher)) => Some(Hidden::new(pairs, teacher, trained)?),
+            _ => None,
+        };
+        Ok(Self { kind, recipe: recipe.clone(), hidden })
+    }
+
+    /// The student's lessons.
+    pub fn teaching<'a>(&'a self, student: Student<'a>) -> Lessons<'a> {
+        Lessons { teacher: self, student }
+    }
+
+    /// What the teacher says of the answer tokens of rows, and its hidden states where they are learnt.
+    fn speak(&self, rows: &[PackedRow], inputs: &Inputs) -> Result<(Arc<dyn Teaching>, Capture), TrainError> {
+        let mut capture = Capture::new(Box::new(NoTaps), self.hidden.iter().flat_map(Hidden::of_teacher));
+        let taught: Arc<dyn Teaching> = match &self.kind {
+            Kind::Beside(decoder) => {
+                let student = Student { decoder, adapter: None };
+                let hidden = student.predicting(inputs, &mut capture)?;
+                Arc::new(Beside { decoder: decoder.clone(), hidden })
+            }
+            Kind::Served(served) => Arc::new(Said(served.answers(rows)?)),
+            Kind::Stored(store) => Arc::new(Said(store.answers(rows)?)),
+        };
+        Ok((taught, capture))
+    }
+
+    /// The likeliest tokens of the rows' answers with their probabilities at the temperature.
+    ///
+    /// # Errors
+    /// The teacher's.
+    pub fn answers(&self, rows: &[PackedRow]) -> Result<Vec<Answer>, TrainError> {
+        let inputs = Inputs::new(rows)?;
+        let (taught, _) = self.speak(rows, &inputs)?;
+        let mut answers = Vec::with_capacity(inputs.targets.len());
+        let (top, temperature) = (self.recipe.top, self.recipe.temperature as f32);
+        for from in (0..inputs.targets.len()).step_by(ROWS) {
+            let count = ROWS.min(inputs.targets.len() - from);
+            taught.rows(from, count, &mut |_, taught| {
+                answers.push(Answer::of(taught, top, temperature));
+                Ok(())
+            })?;
+        }
+        Ok(answers)
+    }
+}
+
+/// Rows whose logits exist at a time.
+const ROWS: usize = 256;
+
+/// Reads a teacher and holds its tokenizer to the student's.
+fn beside(path: &Path, chat: &Chat) -> Result<Decoder, TrainError> {
+    let (model, _) = base::load(path)?;
+    let its = Chat::of_model(&model.text)?;
+    let vocabularies = [&its, chat].map(|chat| chat.tokenizer().inner().get_vocab(true));
+    if vocabularies[0] != vocabularies[1] {
+        let differs = vocabularies[0].iter().find(|(token, id)| vocabularies[1].get(*token) != Some(*id));
+        let example = differs.map_or_else(String::new, |(token, id)| format!(" ({token:?} is {id} there)"));
+        let message = format!(
+            "a teacher needs the student's tokenizer: it has {} entries, the student's {}{example}",
+            vocabularies[0].len(),
+            vocabularies[1].len()
+        );
+        return Err(TrainError::Base { path: path.to_owned(), message });
+    }
+    Ok(Decoder::frozen(model.config, &model.parameters)?)
+}
+
+/// Logits of a teacher that runs beside the student, a few rows at a time.
+struct Beside {
+    decoder: Arc<Decoder>,
+    /// `[targets, D]`
+    hidden: Tensor,
+}
+
+impl Teaching for Beside {
+    fn rows(
+        &self,
+        from: usize,
+        count: usize,
+        see: &mut dyn FnMut(usize, Taught) -> candle_core::Result<()>,
+    ) -> candle_core::Result<()> {
+        let logits = self.decoder.logits(&self.hidden.narrow(0, from, count)?.contiguous()?)?;
+        let width = logits.dim(1)?;
+        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        logits.chunks_exact(width).enumerate().try_for_each(|(at, row)| see(at, Taught::Logits(row)))
+    }
+}
+
+/// Answers that are there already.
+struct Said(Vec<Answer>);
+
+impl Teaching for Said {
+    fn rows(
+        &self,
+        from: usize,
+        count: usize,
+        see: &mut dyn FnMut(usize, Taught) -> candle_core::Result<()>,
+    ) -> candle_core::Result<()> {
+        let rows = self.0[from..from + count].iter().enumerate();
+        rows.into_iter().try_for_each(|(at, answer)| {
+            see(at, Taught::Top { ids: &answer.ids, probabilities: &answer.probabilities, tail: answer.tail })
+        })
+    }
+}
+
+/// A student before its teacher.
+pub struct Lessons<'a> {
+    teacher: &'a Teacher,
+    student: Student<'a>,
+}
+
+impl Objective for Lessons<'_> {
+    fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
+        let inputs = Inputs::new(rows)?;
+        let Teacher { recipe, hidden: pairs, .. } = self.teacher;
+        let mut capture = Capture::new(self.student.taps(), pairs.iter().flat_map(Hidden::of_student));
+        let hidden = self.student.predicting(&inputs, &mut capture)?;
+        let (taught, of_teacher) = self.teacher.speak(rows, &inputs)?;
+        let weights = Weights {
+            scale,
+            cross_entropy: recipe.ce as f32,
+            divergence: recipe.kl as f32,
+            temperature: recipe.temperature as f32,
+            cap: self.student.decoder.config().features.logit_cap.map(|cap| cap as f32),
+        };
+        let head = self.student.decoder.head();
+        let targets = inputs.targets.clone();
+        let found = distillation(&hidden, head, targets, taught, weights, with_gradient)?;
+        let mut terms =
+            Terms { cross_entropy: found.cross_entropy, divergence: found.divergence, hidden: 0.0 };
+        let mut loss = found.loss;
+        if let Some(pairs) = pairs {
+            let apart = (pairs.apart(&capture, &of_teacher, &inputs.predicting)? * f64::from(scale))?;
+            terms.hidden = f64::from(apart.to_scalar::<f32>()?);
+            loss = (loss + (apart * pairs.weight)?)?;
+        }
+        Ok(PartLoss { loss, terms, hits: found.hits })
+    }
+}
+
+/// Adds the maps of hidden states to what is trained, where the recipe wants them.
+///
+/// # Errors
+/// A teacher whose configuration can't be read, blocks that are not there.
+pub fn add_maps(
+    recipe: &Recipe,
+    student: &crate::model::DecoderConfig,
+    trained: &mut Parameters,
+) -> Result<(), TrainError> {
+    let Some((distil, pairs)) = recipe.distil.as_ref().and_then(|d| Some((d, d.hidden.as_ref()?))) else {
+        return Ok(());
+    };
+    let path = distil.teacher.as_ref().expect("hidden states need a teacher beside: it was checked");
+    let teacher = if path.is_dir() {
+        crate::model::hugging_face::load_config(path)?.0
+    } else {
+        crate::model::gguf_file::load_config(path)?
+    };
+    hidden::add_maps(pairs, student, &teacher, recipe.train.seed, trained)
+}
+
+/// Writes down what the teacher of a recipe says of the rows of all its steps; gives the number of rows.
+///
+/// # Errors
+/// A recipe without a teacher that can be asked, or with rows that depend on losses; the teacher's; the disk.
+pub fn store(
+    recipe: &Recipe,
+    out: &Path,
+    ask: Option<Ask>,
+    mut progress: impl FnMut(u64),
+) -> Result<usize, TrainError> {
+    let refuse = |message: &str| Err(candle_core::Error::Msg(message.to_owned()).into());
+    let Some(distil) = recipe.distil.as_ref().filter(|distil| distil.stored.is_none()) else {
+        return refuse("the recipe names no teacher that can be asked (distil.teacher or distil.endpoint)");
+    };
+    if recipe.data.loading.is_some() {
+        return refuse("with data.loading the rows depend on losses: nobody knows them before the run");
+    }
+    let prepared = Prepared::new(recipe, out, false)?;
+    let teacher = Teacher::open(distil, &prepared.chat, &prepared.trained, ask)?;
+    let weights: Vec<f64> = recipe.data.domains.values().map(|domain| domain.weight).collect();
+    let mut writer = Writer::new(out, distil.top, distil.temperature as f32);
+    for step in 1..=recipe.train.steps {
+        let batch = batch(&prepared.train, &weights, recipe.stage(step), step, recipe.data.long_rows)?;
+        for row in &batch.rows {
+            if !writer.has(row) {
+                writer.add(row, teacher.answers(std::slice::from_ref(row))?);
+            }
+        }
+        progress(step);
+    }
+    writer.finish()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! A student learns from each kind of teacher, and the same from all of them.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::Device;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::ops::with_floats;
+use crate::model::{Family, hugging_face};
+use crate::train::gradient::Workers;
+use crate::train::recipe::HiddenRecipe;
+use crate::train::tests::{model, packed, tokenizer};
+
+/// Answers of a decoder as a server gives them.
+fn server(decoder: Decoder, asked: Arc<Mutex<usize>>) -> Ask {
+    Arc::new(move |path: &str, body: &Value| {
+        assert_eq!(path, "/completion");
+        *asked.lock().unwrap() += 1;
+        let ids: Vec<u32> = serde_json::from_value(body["prompt"].clone()).unwrap();
+        let count = ids.len();
+        let ids = Tensor::from_vec(ids, (1, count), &Device::Cpu).unwrap();
+        let layout = crate::model::BatchLayout::whole(1, count);
+        let hidden = decoder.forward(&ids, &layout, &mut NoTaps).unwrap();
+        let logits = decoder.logits(&hidden.narrow(1, count - 1, 1).unwrap().contiguous().unwrap()).unwrap();
+        let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let answer = Answer::of(Taught::Logits(&logits), body["n_probs"].as_u64().unwrap() as usize, 1.0);
+        let top: Vec<Value> = answer
+            .ids
+            .iter()
+            .zip(&answer.probabilities)
+            .map(|(id, p)| json!({"id": id, "logprob": f64::from(*p).ln()}))
+            .collect();
+        Ok(json!({"completion_probabilities": [{"top_logprobs": top}]}))
+    })
+}
+
+fn recipe(text: &str) -> DistilRecipe {
+    toml::from_str(text).unwrap()
+}
+
+/// Another decoder of the same shape.
+fn teacher() -> Decoder {
+    let (decoder, parameters) = model(Family::Qwen3, true, 320);
+    for (_, var) in parameters.iter() {
+        let noisy = with_floats([var.as_tensor()], "test", |[values]| {
+            let moved = |(at, v): (usize, &f32)| v * 1.5 + 0.02 * ((at * 7919 % 101) as f32 / 50.0 - 1.0);
+            Tensor::from_vec(
+                values.iter().enumerate().map(moved).collect::<Vec<_>>(),
+                var.shape(),
+                &Device::Cpu,
+            )
+        });
+        var.set(&noisy.unwrap()).unwrap();
+    }
+    decoder
+}
+
+fn lessons(teacher: &Teacher) -> (Terms, Vec<Vec<f32>>) {
+    let (decoder, parameters) = model(Family::Qwen3, true, 320);
+    let student = Student { decoder: &decoder, adapter: None };
+    let workers = Workers::new(1).unwrap();
+    let rows = packed(2);
+    let outcome = workers.run(&teacher.teaching(student), Some(&parameters), &rows[..2], 96).unwrap();
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    (outcome.terms, outcome.gradients.iter().map(values).collect())
+}
+
+fn close(a: &(Terms, Vec<Vec<f32>>), b: &(Terms, Vec<Vec<f32>>), bound: f32) {
+    let near = |a: f64, b: f64| (a - b).abs() < f64::from(bound) * b.abs().max(0.1);
+    assert!(near(a.0.divergence, b.0.divergence), "{:?} {:?}", a.0, b.0);
+    assert!(near(a.0.cross_entropy, b.0.cross_entropy), "{:?} {:?}", a.0, b.0);
+    for (a, b) in a.1.iter().zip(&b.1) {
+        let size = b.iter().fold(0f32, |most, v| most.max(v.abs()));
+        assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= bound * size.max(1e-4)));
+    }
+}
+
+#[test]
+fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
+    // All tokens are named, so that nothing is left to the tail.
+    let text = "teacher = \"x\"\ntop = 320\nce = 0.3\n";
+    let beside = Teacher { kind: Kind::Beside(teacher().into()), recipe: recipe(text), hidden: None };
+    let expected = lessons(&beside);
+    assert!(expected.0.divergence > 0.01, "{:?}", expected.0);
+
+    let asked = Arc::new(Mutex::new(0));
+    let served = Served::new("http://x", 320, Some(server(teacher(), asked.clone()))).unwrap();
+    let served = Teacher { kind: Kind::Served(served), recipe: recipe(text), hidden: None };
+    close(&lessons(&served), &expected, 1e-3);
+    assert_eq!(*asked.lock().unwrap(), packed(2)[..2].iter().map(|row| row.targets.len()).sum::<usize>());
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(folder.path(), 320, 1.0);
+    for row in &packed(2)[..2] {
+        writer.add(row, beside.answers(std::slice::from_ref(row)).unwrap());
+        assert!(writer.has(row));
+    }
+    let documents: usize = packed(2)[..2].iter().map(|row| row.documents.len()).sum();
+    assert!(writer.finish().unwrap() <= documents);
+    let store = Store::open(folder.path(), 1.0).unwrap();
+    let unknown = store.answers(&packed(3)[..1]).unwrap_err().to_string();
+    assert!(unknown.contains("has nothing about a row"), "{unknown}");
+    let stored = Teacher { kind: Kind::Stored(store), recipe: recipe(text), hidden: None };
+    close(&lessons(&stored), &expected, 1e-5);
+
+    let other = Store::open(folder.path(), 2.0).err().unwrap().to_string();
+    assert!(other.contains("temperature 1, distil.temperature is 2"), "{other}");
+    // Fewer tokens: what they lack is in the tail.
+    let head = beside.answers(&packed(2)[..1]).unwrap();
+    let few = Answer::of(
+        Taught::Top { ids: &head[0].ids, probabilities: &head[0].probabilities, tail: head[0].tail },
+        3,
+        1.0,
+    );
+    assert_eq!(few, head[0]);
+    let logits = [0.0, 3.0, 1.0, 2.0];
+    let top = Answer::of(Taught::Logits(&logits), 2, 1.0);
+    let sum: f32 = logits.iter().map(|l: &f32| l.exp()).sum();
+    assert_eq!(top.ids, [1, 3]);
+    assert!((top.tail - (0f32.exp() + 1f32.exp()) / sum).abs() < 1e-6, "{top:?}");
+}
+
+#[test]
+fn an_answer_without_numbers_is_refused() {
+    let ask = |reply: Value| -> Ask { Arc::new(move |_, _| Ok(reply.clone())) };
+    for (reply, part) in [
+        (json!({}), "no completion_probabilities"),
+        (json!({"completion_probabilities": [{"top_logprobs": []}]}), "names no token"),
+        (json!({"completion_probabilities": [{"top_logprobs": [{"id": -1, "logprob": 0.0}]}]}), "id is -1"),
+        (
+            json!({"completion_probabilities": [{"top_logprobs": [{"id": 1, "logprob": null}]}]}),
+            "logprob is null",
+        ),
+    ] {
+        let served = Served::new("http://x", 4, Some(ask(reply))).unwrap();
+        let error = served.answers(&packed(1)[..1]).unwrap_err().to_string();
+        assert!(error.contains("http://x") && error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn hidden_states_pull_the_student_towards_the_teacher() {
+    let (decoder, mut trained) = model(Family::Qwen3, true, 320);
+    let teacher = teacher();
+    let pairs = HiddenRecipe { weight: 0.5, layers: vec![[0, 0], [1, 1]] };
+    hidden::add_maps(&pairs, decoder.config(), teacher.config(), 1, &mut trained).unwrap();
+    let hidden = Hidden::new(&pairs, &teacher, &trained).unwrap();
+    let text = "teacher = \"x\"\nkl = 0.0\nce = 1.0\n";
+    let teacher = Teacher { kind: Kind::Beside(teacher.into()), recipe: recipe(text), hidden: Some(hidden) };
+    let lessons = teacher.teaching(Student { decoder: &decoder, adapter: None });
+    let workers = Workers::new(1).unwrap();
+    let rows = packed(2);
+    let outcome = workers.run(&lessons, Some(&trained), &rows[..2], 96).unwrap();
+    assert!(outcome.terms.hidden > 1e-3, "{:?}", outcome.terms);
+    let expected = outcome.terms.cross_entropy + 0.5 * outcome.terms.hidden;
+    assert!((outcome.loss - expected).abs() < 1e-5, "{} {expected}", outcome.loss);
+    // Along the gradient the whole loss rises by the gradient's length, maps and model alike.
+    for (at, (name, var)) in trained.iter().enumerate() {
+        if !name.contains("map") && !name.contains("layers.1.mlp.up") && !name.contains("q_proj") {
+            continue;
+        }
+        let gradient = &outcome.gradients[at];
+        let length = gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        let original = var.as_tensor().copy().unwrap();
+        let loss = |sign: f64| {
+            let step = (gradient * (sign * 3e-3 / f64::from(length))).unwrap();
+            var.set(&(&original + step).unwrap()).unwrap();
+            workers.run(&lessons, None, &rows[..2], 96).unwrap().loss
+        };
+        let slope = ((loss(1.0) - loss(-1.0)) / 6e-3) as f32;
+        var.set(&original).unwrap();
+        assert!((slope - length).abs() < 0.03 * length + 1e-4, "{name}: slope {slope}, gradient {length}");
+    }
+    let none = HiddenRecipe { weight: 1.0, layers: vec![[0, 9]] };
+    let error =
+        hidden::add_maps(&none, decoder.config(), decoder.config(), 1, &mut trained).unwrap_err().to_string();
+    assert!(error.contains("block 9 of the teacher, which has 2"), "{error}");
+}
+
+#[test]
+fn a_teacher_with_other_tokens_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (decoder, parameters) = model(Family::Qwen3, true, 320);
+    let text = crate::model::TextSide::of_post(&tokenizer()).unwrap();
+    let written = crate::model::Model { config: decoder.config().clone(), parameters, text };
+    hugging_face::save(folder.path(), &written).unwrap();
+    let own = Chat::of_post(tokenizer());
+    beside(folder.path(), &own).unwrap();
+    let other = crate::train::vocabulary::train(
+        (0..50).map(|i| {
+            vec![crate::model::tokenizer::Message { role: "user".into(), content: format!("zz{i} yy{i}") }]
+        }),
+        310,
+    );
+    let error = beside(folder.path(), &Chat::of_post(other.unwrap())).unwrap_err().to_string();
+    assert!(error.contains("the student's tokenizer: it has 320 entries"), "{error}");
+}

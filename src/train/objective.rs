@@ -1,0 +1,93 @@
+//! What is minimised: a loss over rows, of a decoder with an adapter or without.
+
+use std::ops::AddAssign;
+
+use candle_core::Tensor;
+
+use super::TrainError;
+use super::adapter::Adapter;
+use super::batch::{Inputs, PackedRow};
+use crate::model::{Decoder, NoTaps, Taps};
+
+/// What a loss is made of; each a mean over answer tokens, in nats, before its weight.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Terms {
+    /// Cross-entropy with the data.
+    pub cross_entropy: f64,
+    /// Divergence from the teacher, times the temperature's square.
+    pub divergence: f64,
+    /// 1 - cosine of hidden states.
+    pub hidden: f64,
+}
+
+impl AddAssign for Terms {
+    fn add_assign(&mut self, other: Self) {
+        self.cross_entropy += other.cross_entropy;
+        self.divergence += other.divergence;
+        self.hidden += other.hidden;
+    }
+}
+
+/// The loss of one part of a batch.
+#[derive(Debug)]
+pub struct PartLoss {
+    /// Scaled sum, a scalar with a gradient.
+    pub loss: Tensor,
+    /// What it is made of, scaled alike.
+    pub terms: Terms,
+    /// Whether each answer token was the likeliest, in the rows' order.
+    pub hits: Vec<bool>,
+}
+
+/// A loss over rows.
+pub trait Objective: Sync {
+    /// `scale` times the sum of the losses of the rows' answer tokens; a backward pass is possible only if a gradient was
+    /// asked for.
+    ///
+    /// # Errors
+    /// Tensor errors.
+    fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError>;
+}
+
+/// A decoder, seen through an adapter if there is one.
+#[derive(Debug, Clone, Copy)]
+pub struct Student<'a> {
+    /// The decoder.
+    pub decoder: &'a Decoder,
+    /// What stands beside it.
+    pub adapter: Option<&'a Adapter>,
+}
+
+impl Student<'_> {
+    /// Taps for one forward pass.
+    pub fn taps(&self) -> Box<dyn Taps> {
+        self.adapter.map_or_else(|| Box::new(NoTaps) as Box<dyn Taps>, Adapter::taps)
+    }
+
+    /// Normalised hidden states of the tokens that predict an answer, `[targets, D]`.
+    ///
+    /// # Errors
+    /// Tensor errors.
+    pub fn predicting(&self, inputs: &Inputs, taps: &mut dyn Taps) -> Result<Tensor, TrainError> {
+        let hidden = self.decoder.forward(&inputs.ids, &inputs.layout, taps)?;
+        // Logits are needed only where an answer's token is predicted.
+        Ok(hidden.flatten(0, 1)?.index_select(&inputs.predicting, 0)?)
+    }
+}
+
+impl Objective for Student<'_> {
+    fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
+        let inputs = Inputs::new(rows)?;
+        let hidden = self.predicting(&inputs, &mut *self.taps())?;
+        let result = self.decoder.loss(&hidden, inputs.targets, scale, with_gradient)?;
+        let cross_entropy = f64::from(result.loss.to_scalar::<f32>()?);
+        let terms = Terms { cross_entropy, ..Terms::default() };
+        Ok(PartLoss { loss: result.loss, terms, hits: result.hits })
+    }
+}
+
+impl Objective for Decoder {
+    fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
+        Student { decoder: self, adapter: None }.loss(rows, scale, with_gradient)
+    }
+}

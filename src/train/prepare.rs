@@ -1,0 +1,192 @@
+//! Everything that a run needs before its first step: tokenizer, data, model, and what of it is trained.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Var;
+use sha2::{Digest as _, Sha256};
+
+use super::adapter::{self, Adapter};
+use super::batch::Batch;
+use super::data::{Chat, Domain, Mixture, Sources};
+use super::gradient::Workers;
+use super::objective::Student;
+use super::recipe::Recipe;
+use super::{TrainError, base, distil, vocabulary};
+use crate::digest::Digest;
+use crate::durable;
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{Decoder, DecoderConfig, Model, Parameters, TextSide, init};
+
+/// A run before its first step.
+pub(super) struct Prepared {
+    pub config: DecoderConfig,
+    pub text: TextSide,
+    pub chat: Arc<Chat>,
+    pub identity: Identity,
+    /// Weights of the decoder.
+    pub whole: Parameters,
+    /// What the optimiser moves: the weights, or an adapter beside them.
+    pub trained: Parameters,
+    pub train: Mixture,
+    pub eval: Vec<Domain>,
+}
+
+/// What a checkpoint must agree with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub base: Option<Digest>,
+    pub tokens_of: Digest,
+}
+
+impl Prepared {
+    /// Reads and makes all that the recipe names. A `resumed` run takes the tokenizer that it has written before.
+    pub fn new(recipe: &Recipe, out: &Path, resumed: bool) -> Result<Self, TrainError> {
+        let sources = Sources::open(&recipe.data)?;
+        let (model, base) = match &recipe.base {
+            Some(base) => base::load(&base.path).map(|(model, digest)| (model, Some(digest)))?,
+            None => (from_nothing(recipe, &sources, out, resumed)?, None),
+        };
+        let Model { config, parameters: whole, text } = model;
+        let chat = Chat::of_model(&text)?;
+        if let Some(base) = &recipe.base {
+            base::check_vocabulary(&base.path, &chat, config.vocab_size)?;
+            check_tokenizer(recipe, &base.path, &chat)?;
+        }
+        if let Some(stage) = recipe.stages().into_iter().find(|stage| stage.seq_len > config.max_position) {
+            let (seq, most) = (stage.seq_len, config.max_position);
+            let message = format!("it has {most} positions, and seq_len is {seq}");
+            let path = recipe.base.as_ref().map_or(out, |base| &base.path).to_owned();
+            return Err(TrainError::Base { path, message });
+        }
+        let mut trained = match &recipe.adapter {
+            Some(adapter) => adapter::initial(adapter, &config, recipe.train.seed)?,
+            None => whole.clone(),
+        };
+        distil::add_maps(recipe, &config, &mut trained)?;
+        let tokens_of = Digest(Sha256::digest(chat.identity()?).into());
+        let chat = Arc::new(chat);
+        let own_cache = out.join("cache");
+        let cache = recipe.data.cache.as_deref().unwrap_or(&own_cache);
+        let (train, eval) = sources.tokenised(&chat, cache, recipe.train.seed)?;
+        let identity = Identity { base, tokens_of };
+        Ok(Self { config, text, chat, identity, whole, trained, train, eval })
+    }
+
+    /// The base's loss on a text that it must know, in words; none without a base.
+    pub fn check_base(&self, recipe: &Recipe, workers: &Workers) -> Result<Option<String>, TrainError> {
+        let Some(base) = &recipe.base else { return Ok(None) };
+        let decoder = Decoder::new(self.config.clone(), &self.whole)?;
+        base::check_loss(base, &decoder, &self.chat, workers).map(Some)
+    }
+
+    /// What is trained on what, in a line.
+    pub fn summary(&self, held_out: &[Batch], from: u64) -> String {
+        let count =
+            |parameters: &Parameters| -> usize { parameters.iter().map(|(_, var)| var.elem_count()).sum() };
+        let (whole, trained) = (count(&self.whole), count(&self.trained));
+        let share = 100.0 * trained as f64 / whole as f64;
+        format!(
+            "{trained} parameters are trained ({share:.2} % of {whole}), vocabulary {}, {} held-out answers ({} too long), \
+             from step {from}",
+            self.config.vocab_size,
+            held_out.iter().map(Batch::documents).sum::<usize>(),
+            held_out.iter().map(|batch| batch.too_long).sum::<usize>(),
+        )
+    }
+
+    /// The model that is trained, over these values of what is trained.
+    pub fn over(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
+        let config = self.config.clone();
+        Ok(match &recipe.adapter {
+            None => Trainee { decoder: Decoder::new(config, trained)?, adapter: None },
+            Some(adapter) => {
+                let adapter = Adapter::new(adapter, &config, trained)?;
+                Trainee { decoder: Decoder::frozen(config, &self.whole)?, adapter: Some(adapter) }
+            }
+        })
+    }
+}
+
+/// Parameters without those that only the training needs.
+pub(super) fn result(trained: &Parameters) -> Result<Parameters, TrainError> {
+    let mut kept = Parameters::default();
+    for (name, var) in trained.iter().filter(|(name, _)| !name.starts_with(distil::MAP_PREFIX)) {
+        kept.insert(name, var.clone())?;
+    }
+    Ok(kept)
+}
+
+/// A decoder and what stands beside it.
+pub(super) struct Trainee {
+    decoder: Decoder,
+    adapter: Option<Adapter>,
+}
+
+impl Trainee {
+    /// Both, to be asked.
+    pub fn student(&self) -> Student<'_> {
+        Student { decoder: &self.decoder, adapter: self.adapter.as_ref() }
+    }
+}
+
+/// A model of the recipe's shape with starting values, for the tokenizer of the recipe or one that is trained on its data.
+fn from_nothing(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> Result<Model, TrainError> {
+    let tokenizer = tokenizer(recipe, sources, out, resumed)?;
+    let model = recipe.model.as_ref().expect("a recipe without a base has a model: it was checked");
+    let config = model.decoder_config(tokenizer.vocab_size());
+    let parameters = init::initialise(&config, recipe.train.seed)?;
+    Ok(Model { config, parameters, text: TextSide::of_post(&tokenizer)? })
+}
+
+/// The run's tokenizer: of the run that is resumed, of the recipe, or trained on the data; written to `out` for the next time.
+fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> Result<Tokenizer, TrainError> {
+    let path = out.join("tokenizer.json");
+    if resumed {
+        return Ok(Tokenizer::from_file(&path)?);
+    }
+    let tokenizer = if let Some(path) = &recipe.data.tokenizer {
+        Tokenizer::from_file(path)?
+    } else {
+        let stage = recipe.stage(u64::MAX);
+        let texts = sources.texts(recipe.data.vocabulary_rows, stage.max_event_chars)?;
+        eprintln!("training a vocabulary of {} entries on {} rows", recipe.data.vocabulary, texts.len());
+        vocabulary::train(texts.into_iter(), recipe.data.vocabulary)?
+    };
+    durable::write(&path, tokenizer.to_json()?.as_bytes()).map_err(TrainError::file(&path))?;
+    Ok(tokenizer)
+}
+
+/// Refuses a tokenizer of the recipe that is not the base's.
+fn check_tokenizer(recipe: &Recipe, base: &Path, chat: &Chat) -> Result<(), TrainError> {
+    let Some(path) = &recipe.data.tokenizer else { return Ok(()) };
+    let named = Tokenizer::from_file(path)?;
+    let hash = |tokenizer: &Tokenizer| {
+        // Vocabulary and merges, not the order of keys in a file.
+        let json: serde_json::Value = serde_json::from_str(&tokenizer.to_json()?).unwrap_or_default();
+        let entries = (tokenizer.vocab_size(), Digest(Sha256::digest(json["model"].to_string()).into()));
+        Ok::<_, TrainError>(entries)
+    };
+    let (found, expected) = (hash(&named)?, hash(chat.tokenizer())?);
+    if found != expected {
+        let message = format!(
+            "its tokenizer ({} entries, {}) is not data.tokenizer, {} ({} entries, {}): leave data.tokenizer out",
+            expected.0,
+            expected.1.short(),
+            path.display(),
+            found.0,
+            found.1.short()
+        );
+        return Err(TrainError::Base { path: base.to_owned(), message });
+    }
+    Ok(())
+}
+
+/// Parameters of their own with the same values.
+pub(super) fn copy(parameters: &Parameters) -> Result<Parameters, TrainError> {
+    let mut copied = Parameters::default();
+    for (name, var) in parameters.iter() {
+        copied.insert(name, Var::from_tensor(&var.as_tensor().copy()?)?)?;
+    }
+    Ok(copied)
+}

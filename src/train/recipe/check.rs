@@ -1,0 +1,209 @@
+//! Everything in a recipe that can't be meant, by key, all at once.
+
+use super::{AdapterRecipe, DistilRecipe, Recipe};
+
+/// Collects mistakes.
+#[derive(Default)]
+struct Mistakes(Vec<String>);
+
+impl Mistakes {
+    fn check(&mut self, holds: bool, mistake: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(mistake());
+        }
+    }
+
+    fn positive(&mut self, key: &str, value: u64) {
+        self.check(value > 0, || format!("{key} is 0; expected at least 1"));
+    }
+
+    fn share(&mut self, key: &str, value: f64) {
+        self.check((0.0..=1.0).contains(&value), || {
+            format!("{key} is {value}; expected a share between 0 and 1")
+        });
+    }
+
+    fn above_zero(&mut self, key: &str, value: f64) {
+        self.check(value > 0.0 && value.is_finite(), || {
+            format!("{key} is {value}; expected a number above 0")
+        });
+    }
+}
+
+impl Recipe {
+    /// Everything that can't be meant, by key.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut found = Mistakes::default();
+        found.check(self.model.is_some() != self.base.is_some(), || {
+            "expected exactly one of [model] and [base]".into()
+        });
+        self.check_model(&mut found);
+        self.check_train(&mut found);
+        self.check_data(&mut found);
+        if let Some(adapter) = &self.adapter {
+            check_adapter(adapter, &mut found);
+            found.check(self.base.is_some(), || "[adapter] needs a [base] that it stands beside".into());
+        }
+        if let Some(distil) = &self.distil {
+            check_distil(distil, &mut found);
+        }
+        found.0
+    }
+
+    fn check_model(&self, found: &mut Mistakes) {
+        if let Some(bound) = self.base.as_ref().and_then(|base| base.reference_bound) {
+            found.above_zero("base.reference_bound", bound);
+        }
+        let Some(model) = &self.model else { return };
+        for (key, value) in [
+            ("model.hidden_size", model.hidden_size),
+            ("model.layers", model.layers),
+            ("model.heads", model.heads),
+            ("model.kv_heads", model.kv_heads),
+            ("model.ffn", model.ffn),
+        ] {
+            found.positive(key, value as u64);
+        }
+        let (heads, kv_heads) = (model.heads, model.kv_heads);
+        found.check(kv_heads == 0 || heads.is_multiple_of(kv_heads), || {
+            format!("model.heads is {heads}; expected a multiple of model.kv_heads, {kv_heads}")
+        });
+        found.check(model.head_dim > 0 && model.head_dim.is_multiple_of(2), || {
+            format!("model.head_dim is {}; expected an even number of at least 2", model.head_dim)
+        });
+    }
+
+    fn check_train(&self, found: &mut Mistakes) {
+        let train = &self.train;
+        for (key, value) in [
+            ("train.batch", train.batch as u64),
+            ("train.micro_tokens", train.micro_tokens as u64),
+            ("train.steps", train.steps),
+            ("train.checkpoint_every", train.checkpoint_every),
+            ("train.eval_every", train.eval_every),
+        ] {
+            found.positive(key, value);
+        }
+        found.share("train.warmup", train.warmup);
+        found.share("train.floor", train.floor);
+        found.share("train.ema", train.ema);
+        found.check(train.ema < 1.0, || format!("train.ema is {}; expected less than 1", train.ema));
+        found.above_zero("train.clip", train.clip);
+        found.above_zero("train.max_loss", train.max_loss);
+        if let Some(stop) = train.stop {
+            found.positive("train.stop.patience", stop.patience);
+            found.check(stop.least >= 0.0, || {
+                format!("train.stop.least is {}; expected at least 0", stop.least)
+            });
+        }
+    }
+
+    fn check_data(&self, found: &mut Mistakes) {
+        let data = &self.data;
+        found.positive("data.eval_rows", data.eval_rows as u64);
+        found.check(!data.domains.is_empty(), || "data.domains: expected at least one".into());
+        for (name, domain) in &data.domains {
+            let key = format!("data.domains.{name}");
+            let (generated, files) = (domain.generator.is_some(), !domain.train.is_empty());
+            found.check(generated != files, || format!("{key}: expected exactly one of generator and train"));
+            found.check(generated || files != domain.eval.is_empty(), || {
+                format!("{key}.eval: expected with {key}.train")
+            });
+            found.check(!generated || domain.eval.is_empty(), || {
+                format!("{key}.eval: a generator makes its own held-out rows")
+            });
+            found.above_zero(&format!("{key}.weight"), domain.weight);
+            if data.loading.is_some() {
+                found.check(domain.reference_loss.is_some_and(f64::is_finite), || {
+                    format!("{key}.reference_loss is missing; data.loading compares losses with it")
+                });
+            }
+        }
+        if let Some(loading) = &data.loading {
+            found.positive("data.loading.every", loading.every);
+            found.above_zero("data.loading.eta", loading.eta);
+            found.share("data.loading.c", loading.c);
+        }
+        self.check_stages(found);
+    }
+
+    fn check_stages(&self, found: &mut Mistakes) {
+        let generated = self.data.domains.values().any(|domain| domain.generator.is_some());
+        let mut previous = 0;
+        for (at, stage) in self.data.stages.iter().enumerate() {
+            let last = at + 1 == self.data.stages.len();
+            let key = format!("data.stages.{at}");
+            match stage.until_step {
+                Some(until) => {
+                    found.check(until > previous, || {
+                        format!("{key}.until_step is {until}; expected more than {previous}")
+                    });
+                    previous = until;
+                }
+                None => {
+                    found
+                        .check(last, || format!("{key}.until_step is missing; only the last stage has none"));
+                }
+            }
+            found.check(stage.max_event_chars.is_none() || generated, || {
+                format!("{key}.max_event_chars limits a generator; no domain has one")
+            });
+            found.check(stage.batch != Some(0), || format!("{key}.batch is 0; expected at least 1"));
+        }
+        // Of a base, the limit is known when it is read.
+        let most = self.model.as_ref().map_or(usize::MAX, |model| model.max_position);
+        for (at, stage) in self.stages().iter().enumerate() {
+            let seq = stage.seq_len;
+            found.check((2..=most).contains(&seq), || {
+                format!("seq_len of stage {at} is {seq}; expected 2 to model.max_position, {most}")
+            });
+        }
+    }
+}
+
+fn check_adapter(adapter: &AdapterRecipe, found: &mut Mistakes) {
+    found.check(adapter.lora.is_some() != adapter.felix.is_some(), || {
+        "adapter: expected exactly one of [adapter.lora] and [adapter.felix]".into()
+    });
+    if let Some(lora) = &adapter.lora {
+        found.positive("adapter.lora.rank", lora.rank as u64);
+        found.above_zero("adapter.lora.alpha", lora.alpha);
+        found.check(!lora.targets.is_empty(), || {
+            "adapter.lora.targets is empty; expected names of matrices".into()
+        });
+    }
+    if let Some(felix) = &adapter.felix {
+        found.positive("adapter.felix.spokes", felix.spokes as u64);
+        found.positive("adapter.felix.rank", felix.rank as u64);
+    }
+}
+
+fn check_distil(distil: &DistilRecipe, found: &mut Mistakes) {
+    let given = [distil.teacher.is_some(), distil.endpoint.is_some(), distil.stored.is_some()];
+    found.check(given.into_iter().filter(|&is| is).count() == 1, || {
+        "distil: expected exactly one of teacher, endpoint and stored".into()
+    });
+    found.above_zero("distil.temperature", distil.temperature);
+    found.positive("distil.top", distil.top as u64);
+    let at_one = (distil.temperature - 1.0).abs() < f64::EPSILON;
+    found.check(distil.endpoint.is_none() || at_one, || {
+        format!("distil.temperature is {}; a served teacher speaks at 1 alone", distil.temperature)
+    });
+    found.check(distil.endpoint.is_none() || distil.top <= 100, || {
+        format!("distil.top is {}; a served teacher is asked for at most 100", distil.top)
+    });
+    for (key, weight) in [("distil.kl", distil.kl), ("distil.ce", distil.ce)] {
+        found
+            .check(weight >= 0.0 && weight.is_finite(), || format!("{key} is {weight}; expected at least 0"));
+    }
+    found.check(distil.kl > 0.0 || distil.ce > 0.0, || "distil: kl and ce are both 0".into());
+    if let Some(hidden) = &distil.hidden {
+        found.above_zero("distil.hidden.weight", hidden.weight);
+        found.check(!hidden.layers.is_empty(), || {
+            "distil.hidden.layers is empty; expected pairs of blocks".into()
+        });
+        found.check(distil.teacher.is_some(), || {
+            "distil.hidden needs distil.teacher: a served or stored teacher has no hidden states".into()
+        });
+    }
+}

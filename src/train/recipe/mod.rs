@@ -1,0 +1,167 @@
+//! The recipe of a training run: a TOML file, overrides, and the checks that find every mistake before the first step.
+
+mod adapter;
+mod check;
+mod data;
+mod distil;
+mod model;
+mod overrides;
+mod train;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+pub use adapter::{AdapterRecipe, FelixRecipe, GateStart, LoraRecipe};
+pub use data::{DataRecipe, DomainRecipe, GeneratorName, LoadingRecipe, LongRows, Stage, StageRecipe};
+pub use distil::{DistilRecipe, HiddenRecipe};
+pub use model::{BaseRecipe, ModelRecipe};
+pub use train::{StopRecipe, TrainRecipe};
+
+use super::TrainError;
+use super::schedule::Schedule;
+
+/// Everything that determines a run. Exactly one of `model` and `base` is there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Shape of a model that is made from nothing.
+    pub model: Option<ModelRecipe>,
+    /// A model to start from.
+    pub base: Option<BaseRecipe>,
+    /// What is trained beside the frozen base; without it, the whole model is trained.
+    pub adapter: Option<AdapterRecipe>,
+    /// A teacher to learn from beside the data.
+    pub distil: Option<DistilRecipe>,
+    /// The loop.
+    pub train: TrainRecipe,
+    /// What it learns from.
+    pub data: DataRecipe,
+}
+
+impl Recipe {
+    /// Reads a recipe and applies `KEY=VALUE` overrides (dotted keys, TOML values; bare words are strings).
+    ///
+    /// # Errors
+    /// All mistakes at once, each with its key; a syntax error with its line.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
+        let text = fs_err::read_to_string(path).map_err(TrainError::file(path))?;
+        let wrong = |mistake: String| TrainError::Recipe { path: path.to_owned(), mistakes: vec![mistake] };
+        // First as it stands: only then do messages have line numbers.
+        let recipe: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let recipe = if overrides.is_empty() {
+            recipe
+        } else {
+            let mut table: toml::Table = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+            for setting in overrides {
+                overrides::set(&mut table, setting).map_err(wrong)?;
+            }
+            // Written and read again, so that a message shows the line that it means.
+            let text = toml::to_string(&table).map_err(|e| wrong(e.to_string()))?;
+            toml::from_str(&text).map_err(|e| wrong(format!("after --set: {e}")))?
+        };
+        let mistakes = recipe.mistakes();
+        if mistakes.is_empty() {
+            Ok(recipe)
+        } else {
+            Err(TrainError::Recipe { path: path.to_owned(), mistakes })
+        }
+    }
+
+    /// The stages of the curriculum, at least one; the last ends with the run.
+    pub fn stages(&self) -> Vec<Stage> {
+        let plain = [StageRecipe::default()];
+        let stages = if self.data.stages.is_empty() { &plain[..] } else { &self.data.stages };
+        let mut stages: Vec<Stage> = stages
+            .iter()
+            .map(|stage| Stage {
+                until_step: stage.until_step.unwrap_or(self.train.steps),
+                max_event_chars: stage.max_event_chars,
+                seq_len: stage.seq_len.unwrap_or(self.train.seq_len),
+                batch: stage.batch.unwrap_or(self.train.batch),
+            })
+            .collect();
+        if let Some(last) = stages.last_mut() {
+            last.until_step = u64::MAX;
+        }
+        stages
+    }
+
+    /// The stage that a step (1-based) belongs to.
+    pub fn stage(&self, step: u64) -> Stage {
+        let stages = self.stages();
+        let stage = stages.iter().find(|stage| step <= stage.until_step);
+        *stage.expect("the last stage has no end")
+    }
+
+    /// The learning rate's course.
+    pub fn schedule(&self) -> Schedule {
+        let TrainRecipe { steps, warmup, floor, .. } = self.train;
+        Schedule { steps, warmup: (steps as f64 * warmup).ceil() as u64, floor }
+    }
+
+    /// The recipe as TOML.
+    ///
+    /// # Panics
+    /// Never: every field has a TOML form.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("numbers, strings, lists and tables have a TOML form")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "[model]\nfamily = \"qwen3\"\nhidden_size = 8\nlayers = 1\nheads = 2\nkv_heads = 1\nhead_dim = 4\n\
+        ffn = 8\nmax_position = 64\n[train]\nsteps = 10\nbatch = 2\nseq_len = 32\nseed = 1\ncheckpoint_every = 5\n\
+        eval_every = 5\n[data.domains.encoding]\ngenerator = \"encoding\"\n";
+
+    fn load(text: &str, overrides: &[&str]) -> Result<Recipe, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        crate::durable::write(file.path(), text.as_bytes()).unwrap();
+        let overrides: Vec<String> = overrides.iter().map(|&s| s.to_owned()).collect();
+        Recipe::load(file.path(), &overrides).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn overrides_and_stages_fall_back_to_the_train_table() {
+        let stages = "[[data.stages]]\nuntil_step = 4\nseq_len = 16\n[[data.stages]]\nbatch = 1\n";
+        let set = ["train.steps=20", "train.muon.lr=0.5", "data.domains.encoding.weight=2.5"];
+        let recipe = load(&format!("{SMALL}{stages}"), &set).unwrap();
+        assert_eq!((recipe.train.steps, recipe.train.muon.lr), (20, 0.5));
+        assert!((recipe.data.domains["encoding"].weight - 2.5).abs() < 1e-12);
+        assert_eq!((recipe.stage(4).seq_len, recipe.stage(4).batch), (16, 2));
+        assert_eq!((recipe.stage(5).seq_len, recipe.stage(5).batch), (32, 1));
+        assert_eq!(toml::from_str::<Recipe>(&recipe.to_toml()).unwrap(), recipe);
+    }
+
+    #[test]
+    fn mistakes_name_key_and_line_and_come_all_at_once() {
+        let error = load(&SMALL.replace("batch = 2", "bach = 2"), &[]).unwrap_err();
+        assert!(error.contains("bach") && error.contains("line 12"), "{error}");
+        let set = [
+            "model.kv_heads=3",
+            "train.seq_len=100",
+            "train.clip=0",
+            "data.domains.encoding.weight=-1",
+            "data.domains.files.weight=1",
+        ];
+        let error = load(SMALL, &set).unwrap_err();
+        for part in [
+            "model.heads is 2",
+            "seq_len of stage 0 is 100",
+            "train.clip is 0",
+            "data.domains.encoding.weight is -1",
+            "data.domains.files: expected exactly one of generator and train",
+        ] {
+            assert!(error.contains(part), "{part} is missing in: {error}");
+        }
+        assert!(load(SMALL, &["train.stepz=3"]).unwrap_err().contains("stepz"));
+        assert!(load(SMALL, &["train"]).unwrap_err().contains("KEY=VALUE"));
+        let error = load(SMALL, &["base.path=x.gguf"]).unwrap_err();
+        assert!(error.contains("exactly one of [model] and [base]"), "{error}");
+        let error = load(SMALL, &["adapter.lora.rank=4", "adapter.lora.alpha=8"]).unwrap_err();
+        assert!(error.contains("[adapter] needs a [base]"), "{error}");
+    }
+}

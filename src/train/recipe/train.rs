@@ -1,0 +1,83 @@
+//! `[train]`: the loop.
+
+use serde::{Deserialize, Serialize};
+
+use crate::train::optimiser::{AdamWConfig, MuonConfig};
+
+/// `[train]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainRecipe {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Packed rows per step.
+    pub batch: usize,
+    /// Tokens per packed row.
+    pub seq_len: usize,
+    /// Seed of starting values and of the order of the data.
+    pub seed: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Steps between evaluations.
+    pub eval_every: u64,
+    /// Steps between measurements of gradients, activations and attention; 0 is never.
+    #[serde(default)]
+    pub metrics_every: u64,
+    /// Tokens that one thread takes at a time; smaller parts stay in its cache, and gradients of parts are accumulated. The
+    /// sum follows this, not the number of threads.
+    #[serde(default = "default_micro_tokens")]
+    pub micro_tokens: usize,
+    /// Threads; 0 is one per core.
+    #[serde(default)]
+    pub threads: usize,
+    /// Share of the steps that warm up.
+    #[serde(default = "default_warmup")]
+    pub warmup: f64,
+    /// Share of the peak learning rate at the last step.
+    #[serde(default = "default_floor")]
+    pub floor: f64,
+    /// Largest gradient norm.
+    #[serde(default = "default_clip")]
+    pub clip: f64,
+    /// Loss of a step above which the run stops, as it does when the loss is no number.
+    #[serde(default = "default_max_loss")]
+    pub max_loss: f64,
+    /// Decay of the averaged weights that are evaluated and written; 0 writes the last weights.
+    #[serde(default)]
+    pub ema: f64,
+    /// Ends the run when held-out loss no longer falls; then the best weights are the result.
+    pub stop: Option<StopRecipe>,
+    /// Muon, for matrices of blocks and adapters.
+    #[serde(default)]
+    pub muon: MuonConfig,
+    /// AdamW, for the rest.
+    #[serde(default)]
+    pub adamw: AdamWConfig,
+}
+
+/// `[train.stop]`: early stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopRecipe {
+    /// Evaluations without progress before the run ends.
+    pub patience: u64,
+    /// By how much held-out loss must fall to count as progress, in nats.
+    #[serde(default)]
+    pub least: f64,
+}
+
+fn default_micro_tokens() -> usize {
+    1024
+}
+fn default_warmup() -> f64 {
+    0.02
+}
+fn default_floor() -> f64 {
+    0.05
+}
+fn default_clip() -> f64 {
+    1.0
+}
+fn default_max_loss() -> f64 {
+    100.0
+}
