@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use llama_cpp_2::model::LlamaModel;
 
-use super::attention;
 use super::cache::{Handing, Held, NO_SPOKE, Origin, Placement, place, shared};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
@@ -100,7 +99,7 @@ impl<'a> Lanes<'a> {
             batch: BATCH as u32,
             sequences,
             threads: settings.threads,
-            own_attention: attention::FAST,
+            own_kernels: true,
         };
         let made = Context::new(model, settings).map_err(|e| {
             format!("{e}; model.context, model.lanes and model.cached_sequences set its size")

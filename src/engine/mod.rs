@@ -1,6 +1,5 @@
 //! The engine: whatever turns prompts into tokens, behind one small trait.
 
-mod attention;
 pub mod backend;
 mod batching;
 mod cache;
@@ -9,6 +8,7 @@ mod drafting;
 mod embedding;
 pub mod fake;
 pub mod ffi;
+mod kernels;
 mod llama;
 mod minimal;
 pub mod protocol;

@@ -11,6 +11,7 @@ use llama_cpp_sys_2 as sys;
 use super::adapter::Adapter;
 use super::rewrite::Rewriter;
 use crate::engine::backend::backend;
+use crate::engine::kernels::attention;
 
 /// What a context is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +24,8 @@ pub struct ContextSettings {
     pub sequences: u32,
     /// CPU threads.
     pub threads: u32,
-    /// Whether attention of few rows is computed by [`crate::engine::attention`] instead of llama.cpp's kernel.
-    pub own_attention: bool,
+    /// Whether what [`crate::engine::kernels`] covers is computed there instead of by llama.cpp's kernels.
+    pub own_kernels: bool,
 }
 
 /// llama.cpp makes no context, for a reason that it logs; most likely for want of memory.
@@ -96,7 +97,7 @@ pub struct Context<'a> {
     rows: Vec<bool>,
     limits: ContextSettings,
     /// llama.cpp holds a pointer to it.
-    _rewriter: Option<Box<Rewriter>>,
+    rewriter: Option<Rewriter>,
     /// What the next batches are computed with.
     adapters: Vec<(Rc<Adapter<'a>>, f32)>,
     model: PhantomData<&'a LlamaModel>,
@@ -130,9 +131,11 @@ impl<'a> Context<'a> {
         params.no_perf = true;
         params.kv_unified = false;
         let layers = model.n_layer() as usize;
-        let mut rewriter = settings.own_attention.then(|| Box::new(Rewriter::new(layers, count as usize)));
-        if let Some(rewriter) = &mut rewriter {
-            params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
+        let rewriter = settings.own_kernels.then(|| Rewriter::new(layers, count as usize));
+        if let Some(rewriter) = &rewriter {
+            if attention::FAST {
+                params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
+            }
             (params.cb_eval, params.cb_eval_user_data) = rewriter.callback();
         }
         // SAFETY: the model outlives the context ('a); the parameters are taken by value and point to nothing.
@@ -150,7 +153,7 @@ impl<'a> Context<'a> {
             vocabulary,
             rows: Vec::new(),
             limits,
-            _rewriter: rewriter,
+            rewriter,
             adapters: Vec::new(),
             model: PhantomData,
         })
@@ -224,6 +227,9 @@ impl<'a> Context<'a> {
             logits: batch.logits.as_ptr().cast_mut(),
         };
         self.rows.clear();
+        if let Some(rewriter) = &mut self.rewriter {
+            rewriter.begin();
+        }
         // SAFETY: all arrays have `count` elements and live until the call returns; llama.cpp only reads them. Tokens and
         // sequences are in range.
         let code = unsafe { sys::llama_decode(self.raw.as_ptr(), raw) };

@@ -5,7 +5,9 @@ mod adapter;
 mod context;
 mod quantise;
 mod rewrite;
+mod vector;
 
 pub use adapter::{Adapter, AdapterError};
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError};
 pub use quantise::{QuantType, QuantiseError, quantise};
+pub use vector::{Panel, has_product, product};

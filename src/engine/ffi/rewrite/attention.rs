@@ -1,0 +1,208 @@
+//! Nodes `FLASH_ATTN_EXT` of few rows, computed by [`crate::engine::kernels::attention`].
+
+use std::cell::{RefCell, UnsafeCell};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use half::f16;
+use llama_cpp_sys_2 as sys;
+
+use super::{Parameters, is_host, size};
+use crate::engine::kernels::attention::{BLOCK, Cells, FAST, Partial, View, WIDTHS, attend};
+
+/// From this many rows of a stream on llama.cpp multiplies tiles of them, which is as fast.
+const TILED: usize = 64;
+/// Fewest cells that are worth a part of their own.
+const PART: usize = 8 * BLOCK;
+
+/// For each stream and head of keys and values: what its parts give.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    units: Vec<Unit>,
+}
+
+#[derive(Debug, Default)]
+struct Unit {
+    done: AtomicUsize,
+    /// Each is written by the thread that drew it; all are read by the one that finished last.
+    parts: Vec<UnsafeCell<Partial>>,
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct Task {
+    shape: Shape,
+    /// The next part of a unit.
+    next: AtomicUsize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    width: usize,
+    rows: usize,
+    heads: usize,
+    kv_heads: usize,
+    cells: usize,
+    streams: usize,
+    /// Parts into which the cells are divided, so that all threads have work.
+    parts: usize,
+}
+
+/// A number among a node's parameters: of attention the scale, the slope of linear biases, and the soft cap.
+fn parameter(params: &[i32; 16], index: usize) -> f32 {
+    f32::from_bits(params[index].cast_unsigned())
+}
+
+impl Shape {
+    /// The shape, if the kernel covers the node.
+    fn of(node: &sys::ggml_tensor, threads: usize) -> Option<Self> {
+        // Of `ggml_flash_attn_ext`: queries, keys, values, mask, sinks.
+        let [q, k, v, mask, sinks, ..] = node.src;
+        if !FAST || [q, k, v, mask].iter().any(|source| source.is_null()) || !sinks.is_null() {
+            return None;
+        }
+        // SAFETY: sources of a node live as long as the node, and nobody writes to them now.
+        let (q, k, v, mask) = unsafe { (&*q, &*k, &*v, &*mask) };
+        // Neither linear biases nor a soft cap.
+        if parameter(&node.op_params, 1) != 0.0 || parameter(&node.op_params, 2) != 0.0 {
+            return None;
+        }
+        let ([width, rows, heads, streams], [k_width, cells, kv_heads, k_streams]) = (size(q), size(k));
+        let [mask_cells, mask_rows, mask_heads, mask_streams] = size(mask);
+        let covered = q.type_ == sys::GGML_TYPE_F32
+            && [k, v, mask].iter().all(|tensor| tensor.type_ == sys::GGML_TYPE_F16)
+            && node.type_ == sys::GGML_TYPE_F32
+            && [node, q, k, v, mask].iter().all(|tensor| is_host(tensor))
+            && q.nb[0] == 4
+            && [k, v, mask].iter().all(|tensor| tensor.nb[0] == 2 && tensor.nb.iter().all(|nb| nb % 2 == 0))
+            && q.nb.iter().all(|nb| nb % 4 == 0)
+            && WIDTHS.contains(&width)
+            && k_width == width
+            && size(v) == size(k)
+            && k_streams == streams
+            && kv_heads > 0
+            && heads % kv_heads == 0
+            && (1..TILED).contains(&rows)
+            && mask_cells >= cells
+            && mask_rows >= rows
+            && mask_heads == 1
+            && mask_streams == streams
+            && size(node) == [width, heads, rows, streams]
+            && node.nb == [4, 4 * width, 4 * width * heads, 4 * width * heads * rows];
+        let units = kv_heads * streams;
+        let parts = if units >= threads { 1 } else { threads.div_ceil(units).min(cells / PART).max(1) };
+        covered.then_some(Self { width, rows, heads, kv_heads, cells, streams, parts })
+    }
+}
+
+impl Task {
+    /// The task, if the kernel covers the node.
+    pub fn of(node: &sys::ggml_tensor, threads: usize, scratch: &mut Scratch) -> Option<Self> {
+        let shape = Shape::of(node, threads)?;
+        let units = shape.kv_heads * shape.streams;
+        if scratch.units.len() < units {
+            scratch.units.resize_with(units, Unit::default);
+        }
+        for unit in &mut scratch.units[..units] {
+            if unit.parts.len() < shape.parts {
+                unit.parts.resize_with(shape.parts, Default::default);
+            }
+        }
+        Some(Self { shape, next: AtomicUsize::new(0) })
+    }
+
+    /// Computes parts until none is left.
+    ///
+    /// # Safety
+    /// The node is the one that the task was made of, with these parameters, and is being computed.
+    pub unsafe fn work(&self, node: &sys::ggml_tensor, given: &Parameters, scratch: &Scratch) {
+        thread_local! {
+            static QUERIES: RefCell<Vec<f32>> = RefCell::default();
+        }
+        let Shape { kv_heads, streams, parts, .. } = self.shape;
+        QUERIES.with_borrow_mut(|queries| {
+            loop {
+                let index = self.next.fetch_add(1, Ordering::Relaxed);
+                let (unit, part) = (index / parts, index % parts);
+                if unit >= kv_heads * streams {
+                    return;
+                }
+                let place = &scratch.units[unit];
+                // SAFETY: the caller's promise; this thread alone drew the index.
+                unsafe {
+                    let (head, stream) = (unit % kv_heads, unit / kv_heads);
+                    let partial = &mut *place.parts[part].get();
+                    self.attend(node, parameter(given, 0), (stream, head, part), queries, partial);
+                    if place.done.fetch_add(1, Ordering::AcqRel) + 1 == parts {
+                        // All parts are written, and no other thread will read them.
+                        place.done.store(0, Ordering::Relaxed);
+                        let first = &mut *place.parts[0].get();
+                        place.parts[1..parts].iter().for_each(|part| first.merge(&*part.get()));
+                        self.write(node, stream, head, first.finish());
+                    }
+                }
+            }
+        });
+    }
+
+    /// One part of the cells of a head of keys and values.
+    ///
+    /// # Safety
+    /// As for [`Task::work`].
+    unsafe fn attend(
+        &self,
+        node: &sys::ggml_tensor,
+        scale: f32,
+        (stream, head, part): (usize, usize, usize),
+        queries: &mut Vec<f32>,
+        partial: &mut Partial,
+    ) {
+        let Shape { width, rows, heads, kv_heads, cells, parts, .. } = self.shape;
+        let group = heads / kv_heads;
+        // SAFETY: `Shape::of` has seen that the sources are there, of these types and strides, and in host memory; ggml's
+        // tensors reach from `data` to the last element by their strides.
+        let view = unsafe {
+            let [q, k, v, mask, ..] = node.src;
+            let (q, k, v, mask) = (&*q, &*k, &*v, &*mask);
+            queries.clear();
+            for row in 0..rows {
+                for head in head * group..(head + 1) * group {
+                    let start = (row * q.nb[1] + head * q.nb[2] + stream * q.nb[3]) / 4;
+                    let query = std::slice::from_raw_parts(q.data.cast::<f32>().add(start), width);
+                    queries.extend(query.iter().map(|x| x * scale));
+                }
+            }
+            let cells_of = |tensor: &sys::ggml_tensor| {
+                let start =
+                    tensor.data.cast::<f16>().add(head * (tensor.nb[2] / 2) + stream * (tensor.nb[3] / 2));
+                let step = tensor.nb[1] / 2;
+                let data = std::slice::from_raw_parts(start, step * (cells - 1) + width);
+                Cells { data, step }
+            };
+            let start = mask.data.cast::<f16>().add(stream * mask.nb[3] / 2);
+            let mask_step = mask.nb[1] / 2;
+            let length = mask_step * (rows - 1) + cells;
+            let added = std::slice::from_raw_parts(start, length);
+            View { keys: cells_of(k), values: cells_of(v), mask: added, mask_step }
+        };
+        let blocks = cells.div_ceil(BLOCK);
+        let border = |part: usize| (blocks * part / parts * BLOCK).min(cells);
+        attend(queries, width, group, view, border(part)..border(part + 1), partial);
+    }
+
+    /// Puts the result of a head's rows where the next node reads it.
+    ///
+    /// # Safety
+    /// As for [`Task::work`].
+    unsafe fn write(&self, node: &sys::ggml_tensor, stream: usize, head: usize, result: &[f32]) {
+        let Shape { width, rows, heads, kv_heads, .. } = self.shape;
+        let group = heads / kv_heads;
+        for (row, result) in result.chunks_exact(group * width).enumerate() {
+            let start = ((stream * rows + row) * heads + head * group) * width;
+            // SAFETY: the result of a node is contiguous ([`Shape::of`]); these elements belong to this unit alone.
+            unsafe {
+                let to = node.data.cast::<f32>().add(start);
+                std::ptr::copy_nonoverlapping(result.as_ptr(), to, result.len());
+            }
+        }
+    }
+}

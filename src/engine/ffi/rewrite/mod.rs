@@ -1,0 +1,261 @@
+//! Nodes of llama.cpp's graph that are computed here instead.
+//!
+//! The scheduler asks its callback for each node before it computes any; the callback wants none of them (so the graph is
+//! not split), but makes some nodes into nodes of `GGML_OP_CUSTOM`, which llama.cpp's own threads compute by calling
+//! back. Only nodes in host memory are touched, and only those whose kinds and shapes a kernel covers; the rest stays
+//! llama.cpp's.
+
+mod attention;
+mod product;
+mod stage;
+
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::ptr::{NonNull, null_mut};
+
+use llama_cpp_sys_2 as sys;
+
+/// Nodes of a layer that may be rewritten, at most: projections of every kind of mixer, feed-forward, attention.
+const NODES: usize = 16;
+
+/// What the callback knows; llama.cpp holds pointers into it, so it stays where it is until it is dropped behind the
+/// context.
+#[derive(Debug)]
+pub struct Rewriter(NonNull<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    slots: Vec<Slot>,
+    /// A slot by the parameters of its node.
+    places: HashMap<Parameters, usize>,
+    next: usize,
+    threads: usize,
+    /// Memory for the node that is computed; there is one at a time.
+    scratch: Scratch,
+    /// The activations that will be packed when the node that is asked for next is computed.
+    packed: *const sys::ggml_tensor,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    attention: attention::Scratch,
+    product: product::Scratch,
+}
+
+/// A node's parameters, as ggml keeps them.
+type Parameters = [i32; 16];
+
+/// One node and its state.
+#[derive(Debug)]
+struct Slot {
+    /// Parameters of a custom node that calls [`compute`] with this slot.
+    params: Parameters,
+    /// The node as llama.cpp made it.
+    given: (sys::ggml_op, Parameters),
+    task: Task,
+    scratch: *const Scratch,
+}
+
+/// What is to be computed.
+#[derive(Debug)]
+enum Task {
+    Nothing,
+    Attention(attention::Task),
+    Product(product::Task),
+}
+
+impl Rewriter {
+    /// For a model with so many layers, computed by so many threads.
+    pub fn new(layers: usize, threads: usize) -> Self {
+        // The graph that is being built and the one before it have nodes.
+        let count = 2 * NODES * (layers + 1);
+        let inner = Box::into_raw(Box::new(Inner {
+            slots: Vec::with_capacity(count),
+            places: HashMap::with_capacity(count),
+            next: 0,
+            threads: threads.max(1),
+            scratch: Scratch::default(),
+            packed: std::ptr::null(),
+        }));
+        let template = Template::new();
+        // SAFETY: just made, and nobody else has it. The slots don't move: there is room for all of them.
+        unsafe {
+            for index in 0..count {
+                let scratch = &raw const (*inner).scratch;
+                let given = (sys::GGML_OP_NONE, [0; 16]);
+                (&mut (*inner).slots).push(Slot { params: [0; 16], given, task: Task::Nothing, scratch });
+                let slot = (*inner).slots.as_mut_ptr().add(index);
+                (*slot).params = template.parameters(slot.cast());
+                (&mut (*inner).places).insert((*slot).params, index);
+            }
+            Self(NonNull::new_unchecked(inner))
+        }
+    }
+
+    /// What to give the scheduler.
+    pub fn callback(&self) -> (sys::ggml_backend_sched_eval_callback, *mut c_void) {
+        (Some(ask), self.0.as_ptr().cast())
+    }
+
+    /// To be called before a graph is computed.
+    pub fn begin(&mut self) {
+        // SAFETY: `self` owns it, and nothing is being computed.
+        unsafe { self.0.as_mut() }.packed = std::ptr::null();
+    }
+}
+
+impl Drop for Rewriter {
+    fn drop(&mut self) {
+        // SAFETY: made by `Box::into_raw`; the context that had pointers into it is gone.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+impl Inner {
+    /// Looks at a node that is about to be computed.
+    fn see(&mut self, node: &mut sys::ggml_tensor) {
+        let index = match node.op {
+            // A graph that is used again has the nodes that it was given.
+            sys::GGML_OP_CUSTOM => self.places.get(&node.op_params).copied(),
+            sys::GGML_OP_FLASH_ATTN_EXT | sys::GGML_OP_MUL_MAT => {
+                Some((self.next + 1) % self.slots.len()).inspect(|&next| self.next = next)
+            }
+            _ => None,
+        };
+        let Some(index) = index else { return };
+        let slot = &mut self.slots[index];
+        if node.op == sys::GGML_OP_CUSTOM {
+            // As it was, to be judged anew.
+            (node.op, node.op_params) = slot.given;
+        }
+        let task = match node.op {
+            sys::GGML_OP_FLASH_ATTN_EXT => {
+                attention::Task::of(node, self.threads, &mut self.scratch.attention).map(Task::Attention)
+            }
+            sys::GGML_OP_MUL_MAT => {
+                product::Task::of(node, self.threads, &mut self.scratch.product, &mut self.packed)
+                    .map(Task::Product)
+            }
+            _ => None,
+        };
+        if let Some(task) = task {
+            slot.given = (node.op, node.op_params);
+            slot.task = task;
+            node.op = sys::GGML_OP_CUSTOM;
+            node.op_params = slot.params;
+        }
+    }
+}
+
+impl Slot {
+    /// Takes part in computing the node.
+    ///
+    /// # Safety
+    /// The node is the one that the task was made of, and is being computed.
+    unsafe fn work(&self, node: &sys::ggml_tensor) {
+        // SAFETY: the caller's promise; the scratch memory lives as long as the slot.
+        unsafe {
+            match &self.task {
+                Task::Nothing => {}
+                Task::Attention(task) => task.work(node, &self.given.1, &(*self.scratch).attention),
+                Task::Product(task) => task.work(node, &(*self.scratch).product),
+            }
+        }
+    }
+}
+
+/// Whether a tensor's data can be read here.
+fn is_host(tensor: &sys::ggml_tensor) -> bool {
+    // SAFETY: a view's buffer is its source's, and a buffer that is not null lives.
+    unsafe {
+        let buffer = match tensor.view_src.as_ref() {
+            Some(source) if tensor.buffer.is_null() => source.buffer,
+            _ => tensor.buffer,
+        };
+        !tensor.data.is_null() && !buffer.is_null() && sys::ggml_backend_buffer_is_host(buffer)
+    }
+}
+
+/// Elements in each dimension.
+fn size(tensor: &sys::ggml_tensor) -> [usize; 4] {
+    tensor.ne.map(|n| usize::try_from(n).unwrap_or(0))
+}
+
+/// A custom node as ggml makes it, and where among its parameters the data of its function is.
+struct Template {
+    parameters: Parameters,
+    place: usize,
+}
+
+impl Template {
+    fn new() -> Self {
+        let mark = NonNull::<u64>::dangling().as_ptr().cast();
+        let parameters = custom_parameters(mark);
+        let other = custom_parameters(null_mut());
+        let place = parameters.iter().zip(&other).position(|(a, b)| a != b);
+        Self { parameters, place: place.expect("a custom node knows its data") & !1 }
+    }
+
+    /// Parameters of a custom node that calls [`compute`] with `data`.
+    fn parameters(&self, data: *mut c_void) -> Parameters {
+        let mut parameters = self.parameters;
+        let words: [i32; size_of::<usize>() / 4] = bytemuck::cast(data.expose_provenance());
+        parameters[self.place..][..words.len()].copy_from_slice(&words);
+        parameters
+    }
+}
+
+/// Parameters of a custom node, as ggml itself writes them.
+fn custom_parameters(data: *mut c_void) -> Parameters {
+    // SAFETY: the context lives until it is freed below, and has room for both tensors; no memory is given to them.
+    unsafe {
+        let params = sys::ggml_init_params {
+            mem_size: 4 * sys::ggml_tensor_overhead(),
+            mem_buffer: null_mut(),
+            no_alloc: true,
+        };
+        let context = sys::ggml_init(params);
+        assert!(!context.is_null(), "ggml has no memory for a node");
+        let mut arguments = [sys::ggml_new_tensor_1d(context, sys::GGML_TYPE_F32, 1)];
+        let all = -1;
+        let node = sys::ggml_custom_4d(
+            context,
+            sys::GGML_TYPE_F32,
+            1,
+            1,
+            1,
+            1,
+            arguments.as_mut_ptr(),
+            1,
+            Some(compute),
+            all,
+            data,
+        );
+        let parameters = (*node).op_params;
+        sys::ggml_free(context);
+        parameters
+    }
+}
+
+/// Called for each node before the graph is computed; wants none.
+unsafe extern "C" fn ask(node: *mut sys::ggml_tensor, asks: bool, data: *mut c_void) -> bool {
+    if asks && !node.is_null() {
+        // SAFETY: the data is the rewriter's, which outlives the context; nothing is computed while nodes are asked for.
+        unsafe { (*data.cast::<Inner>()).see(&mut *node) };
+    }
+    false
+}
+
+/// Called by each of llama.cpp's threads for a node that was rewritten.
+unsafe extern "C" fn compute(
+    node: *mut sys::ggml_tensor,
+    _thread: c_int,
+    _threads: c_int,
+    data: *mut c_void,
+) {
+    // SAFETY: the data is the node's slot, which the rewriter owns, and `see` has set its task for this computation.
+    unsafe { (*data.cast::<Slot>()).work(&*node) };
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! Nodes `MUL_MAT` of Q8_0 weights, computed by [`crate::engine::kernels::product`].
+
+use std::cell::{RefCell, UnsafeCell};
+
+use llama_cpp_sys_2 as sys;
+
+use super::stage::Stage;
+use super::{is_host, size};
+use crate::engine::ffi::{Panel, has_product, product};
+use crate::engine::kernels::product::{BLOCK, BLOCK_BYTES, Block, Packed, ROWS};
+
+/// Blocks of activations that are packed at a time: some microseconds' work.
+const PIECE: usize = 64;
+/// Rows times blocks times columns of a unit, at least: some microseconds' work, much more than what it takes to draw it.
+const UNIT: usize = 1 << 15;
+/// Units of weights for each thread, so that all end at about the same time.
+const UNITS: usize = 8;
+
+/// The activations of the node that is computed, packed.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Each piece is written by the thread that drew it, and read when all are written.
+    packed: UnsafeCell<Vec<Packed>>,
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct Task {
+    /// Blocks of a row of weights and of a column of activations.
+    blocks: usize,
+    rows: usize,
+    columns: usize,
+    /// Rows of weights of a unit.
+    share: usize,
+    /// None if the node before had the same activations.
+    packing: Option<Stage>,
+    multiplying: Stage,
+}
+
+impl Task {
+    /// The task, if the kernel covers the node.
+    pub fn of(
+        node: &sys::ggml_tensor,
+        threads: usize,
+        scratch: &mut Scratch,
+        packed: &mut *const sys::ggml_tensor,
+    ) -> Option<Self> {
+        let [weights, given, ..] = node.src;
+        if !has_product() || weights.is_null() || given.is_null() {
+            return None;
+        }
+        let source = given.cast_const();
+        // SAFETY: sources of a node live as long as the node, and nobody writes to them now.
+        let (weights, given) = unsafe { (&*weights, &*given) };
+        let ([width, rows, ..], [_, columns, ..]) = (size(weights), size(given));
+        let blocks = width / BLOCK;
+        let covered = weights.type_ == sys::GGML_TYPE_Q8_0
+            && given.type_ == sys::GGML_TYPE_F32
+            && node.type_ == sys::GGML_TYPE_F32
+            // No hint that says what else it is.
+            && node.op_params == [0; 16]
+            && [node, weights, given].iter().all(|tensor| is_host(tensor))
+            && width > 0
+            && width % BLOCK == 0
+            && rows > 0
+            && rows % ROWS == 0
+            && columns > 0
+            && size(weights) == [width, rows, 1, 1]
+            && weights.nb[..2] == [BLOCK_BYTES, BLOCK_BYTES * blocks]
+            && size(given) == [width, columns, 1, 1]
+            && given.nb[0] == 4
+            && given.nb[1] % 4 == 0
+            && size(node) == [rows, columns, 1, 1]
+            && node.nb[..2] == [4, 4 * rows];
+        if !covered {
+            return None;
+        }
+        let all = scratch.packed.get_mut();
+        all.resize(all.len().max(columns * blocks), Packed::default());
+        let pieces = columns * blocks.div_ceil(PIECE);
+        let packing = (*packed != source).then(|| Stage::new(pieces));
+        *packed = source;
+        // Bringing a block into lanes costs as much as computing four columns.
+        let least = UNIT / (blocks * (4 + columns));
+        let share = rows.div_ceil(threads * UNITS).max(least.min(rows.div_ceil(threads)));
+        // Two groups of rows share what is read of the columns.
+        let share = share.next_multiple_of(2 * ROWS);
+        let multiplying = Stage::new(rows.div_ceil(share));
+        Some(Self { blocks, rows, columns, share, packing, multiplying })
+    }
+
+    /// Takes part in the computation.
+    ///
+    /// # Safety
+    /// The node is the one that the task was made of, and is being computed.
+    pub unsafe fn work(&self, node: &sys::ggml_tensor, scratch: &Scratch) {
+        thread_local! {
+            static PANELS: RefCell<Vec<Panel>> = const { RefCell::new(Vec::new()) };
+        }
+        let Self { blocks, rows, columns, .. } = *self;
+        // SAFETY: `Task::of` has seen that the sources are there, of these types and sizes, and in host memory, and has made
+        // room in the scratch memory. Pieces don't overlap, nor do shares of the result.
+        unsafe {
+            let (weights, given) = (&*node.src[0], &*node.src[1]);
+            let packed = (*scratch.packed.get()).as_mut_ptr();
+            if let Some(packing) = &self.packing {
+                let pieces = blocks.div_ceil(PIECE);
+                packing.work(|index| {
+                    let (column, first) = (index / pieces, index % pieces * PIECE);
+                    let count = PIECE.min(blocks - first);
+                    let x = given.data.cast::<f32>().add(column * (given.nb[1] / 4) + first * BLOCK);
+                    let x = std::slice::from_raw_parts(x.cast::<[f32; BLOCK]>(), count);
+                    let to = packed.add(column * blocks + first);
+                    let to = std::slice::from_raw_parts_mut(to, count);
+                    for (to, x) in to.iter_mut().zip(x) {
+                        *to = Packed::new(x);
+                    }
+                });
+                packing.wait();
+            }
+            let packed = std::slice::from_raw_parts(packed.cast_const(), columns * blocks);
+            PANELS.with_borrow_mut(|panels| {
+                self.multiplying.work(|index| {
+                    let first = index * self.share;
+                    let count = self.share.min(rows - first) * blocks;
+                    let weights = weights.data.cast::<Block>().add(first * blocks);
+                    let weights = std::slice::from_raw_parts(weights, count);
+                    product(weights, blocks, packed, panels, |column, row, result| {
+                        let to = node.data.cast::<f32>().add(column * rows + first + row);
+                        std::ptr::copy_nonoverlapping(result.as_ptr(), to, ROWS);
+                    });
+                });
+            });
+        }
+    }
+}

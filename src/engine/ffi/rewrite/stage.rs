@@ -1,0 +1,47 @@
+//! Work that llama.cpp's threads share out among themselves.
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Turns of waiting before the processor is offered to others.
+const PATIENCE: usize = 1 << 14;
+
+/// Units of work, each drawn by one thread.
+#[derive(Debug, Default)]
+pub struct Stage {
+    units: usize,
+    next: AtomicUsize,
+    done: AtomicUsize,
+}
+
+impl Stage {
+    /// So many units.
+    pub fn new(units: usize) -> Self {
+        Self { units, ..Self::default() }
+    }
+
+    /// Does units until all are drawn.
+    pub fn work(&self, mut unit: impl FnMut(usize)) {
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= self.units {
+                return;
+            }
+            unit(index);
+            self.done.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Waits until all units are done, so that what they wrote can be read. The threads that drew them need nobody to go on.
+    pub fn wait(&self) {
+        let mut turns = 0;
+        while self.done.load(Ordering::Acquire) < self.units {
+            turns += 1;
+            if turns < PATIENCE {
+                spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
