@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::layout::BatchLayout;
 use super::ops::{Scoring, linear, rms_norm};
-use super::taps::{NoTaps, Point, Projection, Taps};
+use super::taps::{Again, NoTaps, Point, Projection, Taps};
 
 /// The tensors of one layer, f32. Those of a [`candle_core::Var`] collect gradients.
 #[derive(Debug, Clone)]
@@ -103,6 +103,11 @@ impl<T: Taps> Taps for Felix<T> {
         layout: &BatchLayout,
     ) -> Result<()> {
         self.before.attend(layer, query, key, scoring, layout)
+    }
+
+    /// The spoke stands behind the block: only what comes before it is repeated.
+    fn again(&self, layer: usize) -> Option<Again> {
+        self.before.again(layer)
     }
 }
 
