@@ -19,8 +19,3 @@ pub mod svg;
 pub mod task;
 pub mod train;
 mod vector;
-
-/// Training asks for the same large buffers thousands of times a step; glibc gives them back to the system each time, and
-/// the pages it then has to clear again cost a quarter of a step.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

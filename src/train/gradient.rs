@@ -16,6 +16,7 @@ use super::batch::PackedRow;
 use super::in_place::blend;
 use super::objective::{Objective, Terms};
 use crate::model::Parameters;
+use crate::model::ops::Gradients;
 
 /// What a batch gave.
 #[derive(Debug, Default)]
@@ -159,10 +160,11 @@ fn part(
     let gradients = match parameters {
         None => vec![],
         Some(parameters) => {
-            let mut store = result.loss.backward()?;
+            let mut found = Gradients::of(&result.loss)?;
             let mut take = |(name, var): (&str, &candle_core::Var)| {
-                let gradient = store.remove(var);
-                gradient.ok_or_else(|| candle_core::Error::Msg(format!("parameter {name} has no gradient")))
+                found
+                    .take(var)?
+                    .ok_or_else(|| candle_core::Error::Msg(format!("parameter {name} has no gradient")))
             };
             parameters.iter().map(&mut take).collect::<Result<_, _>>()?
         }

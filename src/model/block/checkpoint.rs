@@ -117,10 +117,12 @@ impl CustomOp2 for Recomputed {
         let mut gradients = self.gradients.lock();
         for variable in &self.variables {
             if let Some(gradient) = store.remove(variable) {
-                gradients.insert(variable.id(), gradient);
+                gradients.insert(variable.id(), gradient.detach());
             }
         }
-        Ok((store.remove(&input), Some(chain.zeros_like()?)))
+        // Detached: what Candle records of it would keep the block's activations.
+        let d_x = store.remove(&input).map(|gradient| gradient.detach());
+        Ok((d_x, Some(chain.zeros_like()?)))
     }
 }
 

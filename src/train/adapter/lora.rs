@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor, Var};
 use rand::Rng;
 
-use crate::model::ops::linear;
+use crate::model::ops::{linear, low_rank};
 use crate::model::{Again, DecoderConfig, Parameters, Projection, Taps};
 use crate::train::recipe::LoraRecipe;
 
@@ -45,7 +45,7 @@ impl Taps for Lora {
     ) -> Result<Tensor> {
         match self.pairs.get(&(projection, layer)) {
             None => Ok(output),
-            Some((a, b)) => output + (linear(&linear(input, a)?, b)? * self.scale)?,
+            Some((a, b)) => low_rank(&output, &linear(input, a)?, b, self.scale),
         }
     }
 
