@@ -18,6 +18,7 @@ pub struct Decoder {
     blocks: Vec<Block>,
     norm: Norm,
     head: Tensor,
+    recompute: bool,
 }
 
 impl Decoder {
@@ -64,7 +65,14 @@ impl Decoder {
         let embedding = weights.get("model.embed_tokens.weight")?;
         let head = if config.tied { embedding.clone() } else { weights.get("lm_head.weight")? };
         let norm = weights.norm("model.norm", config.features.norm, config.rms_eps)?;
-        Ok(Self { config, embedding, blocks, norm, head })
+        Ok(Self { config, embedding, blocks, norm, head, recompute: false })
+    }
+
+    /// The same decoder with activation checkpointing: of each block only the input is kept for the backward pass, which
+    /// computes the rest again, for one block at a time. The numbers stay the same, bit for bit.
+    #[must_use]
+    pub fn recomputing(self, recompute: bool) -> Self {
+        Self { recompute, ..self }
     }
 
     /// Shape and constants.
@@ -89,7 +97,7 @@ impl Decoder {
             x = (x * (self.config.hidden_size as f64).sqrt())?;
         }
         for block in &self.blocks {
-            x = block.forward(x, layout, taps)?;
+            x = block.forward(x, layout, taps, self.recompute)?;
         }
         taps.tap(Point::FinalNorm, self.config.layers, self.norm.forward(&x)?)
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::layout::BatchLayout;
-use super::ops::{Scoring, linear, rms_norm};
-use super::taps::{NoTaps, Point, Projection, Taps};
+use super::ops::{Scoring, gated_update, linear, rms_norm, silu};
+use super::taps::{Again, NoTaps, Point, Projection, Taps};
 
 /// The tensors of one layer, f32. Those of a [`candle_core::Var`] collect gradients.
 #[derive(Debug, Clone)]
@@ -69,9 +69,8 @@ impl<T> Felix<T> {
     /// What the layer makes of the residual stream `[..., D]`.
     fn apply(&self, layer: &FelixLayer, h: &Tensor) -> Result<Tensor> {
         let n = rms_norm(h, layer.norm.as_ref().unwrap_or(&self.ones), self.eps)?;
-        let update = linear(&linear(&n, &layer.w_down)?.silu()?, &layer.w_up)?;
-        let gate = (candle_nn::ops::sigmoid(&layer.gate_bias.reshape(1)?)? / self.spokes as f64)?;
-        h + update.broadcast_mul(&gate)?
+        let update = linear(&silu(&linear(&n, &layer.w_down)?)?, &layer.w_up)?;
+        gated_update(h, &update, &layer.gate_bias, 1.0 / self.spokes as f64)
     }
 }
 
@@ -103,6 +102,11 @@ impl<T: Taps> Taps for Felix<T> {
         layout: &BatchLayout,
     ) -> Result<()> {
         self.before.attend(layer, query, key, scoring, layout)
+    }
+
+    /// The spoke stands behind the block: only what comes before it is repeated.
+    fn again(&self, layer: usize) -> Option<Again> {
+        self.before.again(layer)
     }
 }
 

@@ -27,4 +27,4 @@ pub use file_error::FileError;
 pub use hugging_face::{Model, TextSide};
 pub use layout::{BatchLayout, Document};
 pub use parameters::Parameters;
-pub use taps::{NoTaps, Point, Projection, Taps};
+pub use taps::{Again, NoTaps, Point, Projection, Taps};

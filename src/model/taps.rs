@@ -1,5 +1,7 @@
 //! Taps: the named points of the forward pass where a caller may read a tensor or put another in its place.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::layout::BatchLayout;
@@ -87,10 +89,30 @@ pub trait Taps {
     ) -> Result<()> {
         Ok(())
     }
+
+    /// What does the same between [`Point::Residual`] and [`Point::BlockOutput`] of a layer once more, for a decoder that
+    /// computes blocks again in the backward pass. None keeps the block's activations instead: the right answer for taps
+    /// that keep what they see there.
+    fn again(&self, _layer: usize) -> Option<Again> {
+        None
+    }
+}
+
+/// Taps that repeat others (see [`Taps::again`]).
+#[derive(Clone)]
+pub struct Again {
+    /// Makes them.
+    pub taps: Arc<dyn Fn() -> Box<dyn Taps> + Send + Sync>,
+    /// Variables that they bring into the layer.
+    pub variables: Vec<Tensor>,
 }
 
 /// Looks at nothing and changes nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoTaps;
 
-impl Taps for NoTaps {}
+impl Taps for NoTaps {
+    fn again(&self, _layer: usize) -> Option<Again> {
+        Some(Again { taps: Arc::new(|| Box::new(NoTaps)), variables: vec![] })
+    }
+}

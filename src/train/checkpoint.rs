@@ -318,6 +318,7 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<String> {
     aligned.train.checkpoint_every = now.train.checkpoint_every;
     aligned.train.metrics_every = now.train.metrics_every;
     aligned.train.threads = now.train.threads;
+    aligned.train.recompute = now.train.recompute;
     aligned.train.max_loss = now.train.max_loss;
     aligned.data.cache.clone_from(&now.data.cache);
     // How often and on what a run is judged decides which weights are the best, when it stops, and the domains' weights.

@@ -1,36 +1,43 @@
 //! Clipping of the gradients' global norm (Pascanu et al. 2013).
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{Result, Tensor};
 
-use super::in_place::blend;
+use super::gradient::Workers;
+use super::in_place::scale;
 use crate::model::ops::with_floats;
+use crate::vector::dot;
 
-/// Euclidean norm over all gradients, summed in f64.
+/// Values whose squares are summed in f32.
+const BLOCK: usize = 1024;
+
+/// Euclidean norm over all gradients, summed in f64 in their order, whichever thread has which.
 ///
 /// # Errors
 /// Tensors that are not contiguous f32 in CPU memory.
-pub fn global_norm(gradients: &[Tensor]) -> Result<f64> {
-    let mut total = 0.0;
-    for gradient in gradients {
-        total += with_floats([gradient], "gradient norm", |[values]| {
+pub fn global_norm(gradients: &[Tensor], workers: &Workers) -> Result<f64> {
+    let squares = Mutex::new(vec![0.0; gradients.len()]);
+    workers.each(gradients.len(), |at| {
+        let square = with_floats([&gradients[at]], "gradient norm", |[values]| {
             // Blocks keep the inner sum in vector registers.
-            let block = |values: &[f32]| f64::from(values.iter().fold(0.0, |sum: f32, v| sum + v * v));
-            Ok(values.chunks(64).map(block).sum::<f64>())
+            let block = |values: &[f32]| f64::from(dot(values, values));
+            Ok(values.chunks(BLOCK).map(block).sum::<f64>())
         })?;
-    }
-    Ok(total.sqrt())
+        squares.lock().unwrap_or_else(PoisonError::into_inner)[at] = square;
+        Ok::<_, candle_core::Error>(())
+    })?;
+    Ok(squares.into_inner().unwrap_or_else(PoisonError::into_inner).iter().sum::<f64>().sqrt())
 }
 
 /// Scales all gradients so that their norm is at most `limit`; gives the norm before.
 ///
 /// # Errors
 /// As [`global_norm`].
-pub fn clip(gradients: &[Tensor], limit: f64) -> Result<f64> {
-    let norm = global_norm(gradients)?;
+pub fn clip(gradients: &[Tensor], limit: f64, workers: &Workers) -> Result<f64> {
+    let norm = global_norm(gradients, workers)?;
     if norm > limit {
-        for gradient in gradients {
-            blend(gradient, limit / norm, 0.0, &gradient.zeros_like()?)?;
-        }
+        workers.each(gradients.len(), |at| scale(&gradients[at], limit / norm))?;
     }
     Ok(norm)
 }
@@ -42,15 +49,16 @@ mod tests {
 
     #[test]
     fn only_long_gradients_are_scaled() {
+        let workers = Workers::new(2).unwrap();
         let gradients = || {
             let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
             [tensor(&[3.0, 0.0]), tensor(&[0.0, 4.0])]
         };
         let long = gradients();
-        assert!((clip(&long, 1.0).unwrap() - 5.0).abs() < 1e-6);
-        assert!((global_norm(&long).unwrap() - 1.0).abs() < 1e-6);
+        assert!((clip(&long, 1.0, &workers).unwrap() - 5.0).abs() < 1e-6);
+        assert!((global_norm(&long, &workers).unwrap() - 1.0).abs() < 1e-6);
         let short = gradients();
-        clip(&short, 10.0).unwrap();
+        clip(&short, 10.0, &workers).unwrap();
         assert_eq!(short[1].to_vec1::<f32>().unwrap(), [0.0, 4.0]);
     }
 }

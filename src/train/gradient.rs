@@ -1,7 +1,9 @@
-//! Gradients of a batch: its rows in small parts, each on one thread, summed in a fixed order.
+//! Gradients of a batch: its rows in parts, summed in a fixed order.
 //!
-//! A thread that works on its own part needs no agreement with others inside an operation, and the part's tensors fit its
-//! cache. The order of the sum is that of the parts, so the result does not depend on threads.
+//! Where there is a part for every thread, each part is done by one: it needs no agreement with others inside an operation,
+//! and the part's tensors fit its cache. Fewer parts are done one after the other by all threads, which share every
+//! operation: right for large models, of whose gradients memory should hold one set. The order of all sums is fixed, so the
+//! result depends on neither.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -14,6 +16,7 @@ use super::batch::PackedRow;
 use super::in_place::blend;
 use super::objective::{Objective, Terms};
 use crate::model::Parameters;
+use crate::model::ops::Gradients;
 
 /// What a batch gave.
 #[derive(Debug, Default)]
@@ -35,9 +38,10 @@ impl Outcome {
     }
 }
 
-/// Threads that each work alone: one rayon pool of one thread per core.
+/// Threads that each work alone, one rayon pool of one thread per core, and a pool of as many that work together.
 pub struct Workers {
     pools: Vec<rayon::ThreadPool>,
+    together: rayon::ThreadPool,
 }
 
 impl Workers {
@@ -48,9 +52,12 @@ impl Workers {
     pub fn new(threads: usize) -> Result<Self, TrainError> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores() } else { threads };
-        let pool = |_| rayon::ThreadPoolBuilder::new().num_threads(1).build();
-        let pools = (0..threads).map(pool).collect::<Result<_, _>>();
-        Ok(Self { pools: pools.map_err(|e| candle_core::Error::Msg(format!("thread pool: {e}")))? })
+        let pool = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.map_err(|e| candle_core::Error::Msg(format!("thread pool: {e}")))
+        };
+        let pools = (0..threads).map(|_| pool(1)).collect::<Result<_, _>>()?;
+        Ok(Self { pools, together: pool(threads)? })
     }
 
     /// Loss, and with `parameters` its gradients, over rows of one length; parts have about `micro_tokens` tokens.
@@ -68,6 +75,13 @@ impl Workers {
         let parts: Vec<&[PackedRow]> = rows.chunks((micro_tokens / seq).max(1)).collect();
         let targets: usize = rows.iter().map(|row| row.targets.len()).sum();
         let scale = 1.0 / targets.max(1) as f32;
+        if parts.len() < self.pools.len() {
+            let mut sum = OrderedSum::default();
+            for (index, rows) in parts.into_iter().enumerate() {
+                sum.add(index, self.together.install(|| part(objective, parameters, rows, scale))?)?;
+            }
+            return Ok(sum.total);
+        }
         let sum = Mutex::new(OrderedSum::default());
         self.each(parts.len(), |index| {
             let part = part(objective, parameters, parts[index], scale)?;
@@ -146,13 +160,84 @@ fn part(
     let gradients = match parameters {
         None => vec![],
         Some(parameters) => {
-            let mut store = result.loss.backward()?;
+            let mut found = Gradients::of(&result.loss)?;
             let mut take = |(name, var): (&str, &candle_core::Var)| {
-                let gradient = store.remove(var);
-                gradient.ok_or_else(|| candle_core::Error::Msg(format!("parameter {name} has no gradient")))
+                found
+                    .take(var)?
+                    .ok_or_else(|| candle_core::Error::Msg(format!("parameter {name} has no gradient")))
             };
             parameters.iter().map(&mut take).collect::<Result<_, _>>()?
         }
     };
     Ok(Outcome { loss, terms: result.terms, hits: result.hits, gradients })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Decoder, Family};
+    use crate::train::adapter::{self, Adapter};
+    use crate::train::objective::Student;
+    use crate::train::recipe::AdapterRecipe;
+    use crate::train::tests::{model, packed, tokenizer};
+
+    /// All that a run gave, bit for bit.
+    fn bits(outcome: &Outcome) -> Vec<u64> {
+        let values = outcome.gradients.iter().flat_map(|gradient| {
+            let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values.into_iter().map(|value| u64::from(value.to_bits()))
+        });
+        std::iter::once(outcome.loss.to_bits()).chain(values).collect()
+    }
+
+    fn with_adapter(recipe: &str, recompute: bool) -> Vec<u64> {
+        let (decoder, whole) = model(Family::Qwen3_5, true, tokenizer().vocab_size());
+        let config = decoder.config().clone();
+        let recipe: AdapterRecipe = toml::from_str(recipe).unwrap();
+        let trained = adapter::initial(&recipe, &config, 5).unwrap();
+        // Zeros would hide the gradients of what stands before them.
+        for (_, var) in trained.iter() {
+            var.set(&(var.as_tensor() + 0.05).unwrap()).unwrap();
+        }
+        let adapter = Adapter::new(&recipe, &config, &trained).unwrap();
+        let decoder = Decoder::frozen(config, &whole).unwrap().recomputing(recompute);
+        let student = Student { decoder: &decoder, adapter: Some(&adapter) };
+        let outcome = Workers::new(1).unwrap().run(&student, Some(&trained), &packed(1), 96).unwrap();
+        assert!(outcome.gradients.iter().all(|gradient| {
+            let largest = gradient.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            largest > 0.0 && largest.is_finite()
+        }));
+        bits(&outcome)
+    }
+
+    #[test]
+    fn recomputed_blocks_give_the_same_gradients_bit_for_bit() {
+        for family in [Family::Llama, Family::Gemma2, Family::Qwen3_5] {
+            let (decoder, parameters) = model(family, true, tokenizer().vocab_size());
+            let run = |recompute: bool| {
+                let decoder = decoder.clone().recomputing(recompute);
+                let workers = Workers::new(2).unwrap();
+                bits(&workers.run(&decoder, Some(&parameters), &packed(1), 192).unwrap())
+            };
+            assert!(run(true) == run(false), "{family:?}");
+        }
+        for adapter in [
+            "lora = { rank = 3, alpha = 6.0, targets = [\"q_proj\", \"down_proj\", \"out_proj\"] }",
+            "felix = { spokes = 2, rank = 3 }",
+        ] {
+            assert!(with_adapter(adapter, true) == with_adapter(adapter, false), "{adapter}");
+        }
+    }
+
+    #[test]
+    fn gradients_do_not_depend_on_how_many_threads_share_the_work() {
+        let (decoder, parameters) = model(Family::Llama, true, tokenizer().vocab_size());
+        let run = |threads, micro_tokens| {
+            let workers = Workers::new(threads).unwrap();
+            bits(&workers.run(&decoder, Some(&parameters), &packed(1), micro_tokens).unwrap())
+        };
+        // Two parts: one thread has both, two have one each, three share each of them.
+        assert!(run(1, 192) == run(2, 192) && run(1, 192) == run(3, 192));
+        assert!(run(1, 192) != run(1, 384), "parts of another size add up in another order");
+    }
 }

@@ -1,6 +1,11 @@
 //! In-place updates of tensors in CPU memory: what an optimiser does a few million times a step, without temporaries.
 
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+
+/// `y = factor * y`.
+pub(super) fn scale(y: &Tensor, factor: f64) -> Result<()> {
+    y.inplace_op1(&Scale(factor as f32))
+}
 
 /// `y = keep * y + add * x`.
 pub(super) fn blend(y: &Tensor, keep: f64, add: f64, x: &Tensor) -> Result<()> {
@@ -17,6 +22,7 @@ pub(super) fn update(y: &Tensor, a: &Tensor, b: &Tensor, f: impl Fn(f32, f32, f3
     y.inplace_op3(a, b, &Elementwise3(f))
 }
 
+struct Scale(f32);
 struct Elementwise2<F>(F);
 struct Elementwise3<F>(F);
 
@@ -42,6 +48,17 @@ fn same_length(lengths: &[usize]) -> Result<()> {
         candle_core::bail!("in-place update of tensors with {lengths:?} values");
     }
     Ok(())
+}
+
+impl InplaceOp1 for Scale {
+    fn name(&self) -> &'static str {
+        "in-place-1"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, yl: &Layout) -> Result<()> {
+        floats_mut(y)?[range(yl)?].iter_mut().for_each(|y| *y *= self.0);
+        Ok(())
+    }
 }
 
 impl<F: Fn(&mut f32, f32)> InplaceOp2 for Elementwise2<F> {

@@ -118,7 +118,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             let measured = metrics.is_due(step).then(|| {
                 metrics.measure(step, &trainee.student(), &prepared.config, trained, &outcome, &batch)
             });
-            let norm = clip::clip(&outcome.gradients, recipe.train.clip)?;
+            let norm = clip::clip(&outcome.gradients, recipe.train.clip, &workers)?;
             let (loss, accuracy) = (outcome.loss, outcome.accuracy());
             if !loss.is_finite() || !norm.is_finite() {
                 return Err(TrainError::NotFinite { step, loss, norm });

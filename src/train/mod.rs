@@ -24,6 +24,8 @@ pub mod schedule;
 pub mod vocabulary;
 
 #[cfg(test)]
+mod reference_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;

@@ -98,11 +98,16 @@ impl Prepared {
     /// The model that is trained, over these values of what is trained.
     pub fn over(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
         let config = self.config.clone();
+        let recompute = recipe.train.recompute;
         Ok(match &recipe.adapter {
-            None => Trainee { decoder: Decoder::new(config, trained)?, adapter: None },
+            None => {
+                let decoder = Decoder::new(config, trained)?.recomputing(recompute);
+                Trainee { decoder, adapter: None }
+            }
             Some(adapter) => {
                 let adapter = Adapter::new(adapter, &config, trained)?;
-                Trainee { decoder: Decoder::frozen(config, &self.whole)?, adapter: Some(adapter) }
+                let decoder = Decoder::frozen(config, &self.whole)?.recomputing(recompute);
+                Trainee { decoder, adapter: Some(adapter) }
             }
         })
     }

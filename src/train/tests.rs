@@ -185,15 +185,18 @@ fn gradients_agree_with_finite_differences_through_the_whole_decoder() {
         let rows = packed(2);
         let whole = workers.run(&decoder, Some(&parameters), &rows, 10_000).unwrap();
         let parts = workers.run(&decoder, Some(&parameters), &rows, 96).unwrap();
-        let norm = clip::global_norm(&whole.gradients).unwrap();
+        let norm = clip::global_norm(&whole.gradients, &workers).unwrap();
         assert!((whole.loss - parts.loss).abs() < 1e-5, "{} {}", whole.loss, parts.loss);
         for ((name, var), (gradient, of_parts)) in
             parameters.iter().zip(whole.gradients.iter().zip(&parts.gradients))
         {
             let apart = [(gradient - of_parts).unwrap()];
-            assert!(clip::global_norm(&apart).unwrap() < 1e-5 * norm, "{family:?}: {name}: parts differ");
+            assert!(
+                clip::global_norm(&apart, &workers).unwrap() < 1e-5 * norm,
+                "{family:?}: {name}: parts differ"
+            );
             // Along the gradient itself the loss must rise by its squared norm.
-            let length = clip::global_norm(std::slice::from_ref(gradient)).unwrap();
+            let length = clip::global_norm(std::slice::from_ref(gradient), &workers).unwrap();
             let original = var.as_tensor().copy().unwrap();
             // Small: the first norm makes the loss bend sharply in the embedding, and the lengths of q and k in theirs.
             let size = if family == Family::Qwen3_5 { 3e-4 } else { 3e-3 };

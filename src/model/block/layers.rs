@@ -25,6 +25,12 @@ impl<'a> Weights<'a> {
         Ok(if self.frozen { tensor.detach() } else { tensor.clone() })
     }
 
+    /// Those that collect gradients.
+    pub(super) fn variables(&self) -> Vec<Tensor> {
+        let below = self.parameters.iter().filter(|(name, _)| !self.frozen && name.starts_with(&self.prefix));
+        below.map(|(_, var)| var.as_tensor().clone()).collect()
+    }
+
     /// An RMS norm.
     pub(in crate::model) fn norm(&self, name: &str, kind: NormWeight, eps: f64) -> Result<Norm> {
         Ok(Norm { weight: self.get(&format!("{name}.weight"))?, kind, eps })

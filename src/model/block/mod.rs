@@ -1,6 +1,7 @@
 //! One decoder block: a mixer between tokens, a feed-forward part, and the norms around them.
 
 mod attention;
+mod checkpoint;
 mod delta_net;
 mod feed_forward;
 mod layers;
@@ -30,6 +31,8 @@ pub(super) struct Block {
     ffn_norm: Norm,
     ffn: FeedForward,
     after_ffn: Option<Norm>,
+    /// Its weights, as far as they collect gradients.
+    variables: Vec<Tensor>,
 }
 
 #[derive(Debug, Clone)]
@@ -73,13 +76,32 @@ impl Block {
             ffn_norm,
             ffn: FeedForward::new(config, weights)?,
             after_ffn,
+            variables: weights.variables(),
         })
     }
 
-    /// The residual stream `[B, S, D]` that leaves the block.
-    pub(super) fn forward(&self, x: Tensor, layout: &BatchLayout, taps: &mut dyn Taps) -> Result<Tensor> {
+    /// The residual stream `[B, S, D]` that leaves the block. With `recompute`, only its input is kept for the backward pass,
+    /// if the taps can be repeated (see [`Taps::again`]).
+    pub(super) fn forward(
+        &self,
+        x: Tensor,
+        layout: &BatchLayout,
+        taps: &mut dyn Taps,
+        recompute: bool,
+    ) -> Result<Tensor> {
         let layer = self.layer;
         let x = taps.tap(Point::Residual, layer, x)?;
+        let again = if recompute { taps.again(layer) } else { None };
+        let x = match again {
+            Some(again) => checkpoint::inner(self, x, layout, taps, again)?,
+            None => self.inner(x, layout, taps)?,
+        };
+        taps.tap(Point::BlockOutput, layer, x)
+    }
+
+    /// What lies between the taps of the residual stream.
+    fn inner(&self, x: Tensor, layout: &BatchLayout, taps: &mut dyn Taps) -> Result<Tensor> {
+        let layer = self.layer;
         let normed = taps.tap(Point::AttentionNorm, layer, self.mixer_norm.forward(&x)?)?;
         let mixed = match &self.mixer {
             MixerPart::Attention(attention) => attention.forward(layer, &normed, layout, taps)?,
@@ -90,7 +112,6 @@ impl Block {
         let normed = taps.tap(Point::FfnNorm, layer, self.ffn_norm.forward(&x)?)?;
         let fed = self.ffn.forward(layer, &normed, taps)?;
         let fed = Norm::after(self.after_ffn.as_ref(), fed)?;
-        let x = (x + taps.tap(Point::FfnOutput, layer, fed)?)?;
-        taps.tap(Point::BlockOutput, layer, x)
+        x + taps.tap(Point::FfnOutput, layer, fed)?
     }
 }

@@ -5,10 +5,18 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::collect::hand_over;
 use super::{Matrix, floats, lanes};
 
-/// Rows whose logits exist at a time.
-const CHUNK: usize = 512;
+/// Most rows whose logits exist at a time.
+const MOST_ROWS: usize = 512;
+/// Most logits that exist at a time (128 MiB): what bounds the rows where the vocabulary is large.
+const MOST_LOGITS: usize = 1 << 25;
+
+/// Rows whose logits exist at a time; fewer than 32 would make poor matrix products.
+fn chunk_rows(vocab: usize) -> usize {
+    (MOST_LOGITS / vocab.max(1)).clamp(32, MOST_ROWS)
+}
 
 /// What the head said about the target tokens.
 #[derive(Debug, Clone)]
@@ -64,29 +72,29 @@ pub fn linear_cross_entropy(
     Ok(CrossEntropy { loss, hits })
 }
 
-/// Turns a row of logits into `softmax - onehot(target)`; gives the loss and whether the target was the likeliest.
-fn row_loss(row: &mut [f32], target: usize) -> (f64, bool) {
+/// Turns a row of logits into `scale (softmax - onehot(target))`; gives the loss and whether the target was the likeliest.
+fn row_loss(row: &mut [f32], target: usize, scale: f32) -> (f64, bool) {
     let top = lanes::max(row);
     let at_target = row[target];
     for value in row.iter_mut() {
         *value = lanes::exp(*value - top);
     }
     let sum = lanes::sum(row);
-    let inverse = 1.0 / sum;
+    let factor = scale / sum;
     for value in row.iter_mut() {
-        *value *= inverse;
+        *value *= factor;
     }
-    row[target] -= 1.0;
+    row[target] -= scale;
     (f64::from(sum.ln() + top - at_target), at_target >= top)
 }
 
 /// As [`row_loss`], of logits that a cap bends first: what is left in the row is the gradient of the unbent logits.
-fn capped_row_loss(row: &mut [f32], target: usize, cap: f32) -> (f64, bool) {
+fn capped_row_loss(row: &mut [f32], target: usize, scale: f32, cap: f32) -> (f64, bool) {
     let bent: Vec<f32> = row.iter().map(|&logit| lanes::tanh(logit / cap)).collect();
     for (logit, bent) in row.iter_mut().zip(&bent) {
         *logit = cap * bent;
     }
-    let result = row_loss(row, target);
+    let result = row_loss(row, target, scale);
     for (gradient, bent) in row.iter_mut().zip(&bent) {
         *gradient *= 1.0 - bent * bent;
     }
@@ -126,8 +134,9 @@ impl CustomOp2 for LinearCrossEntropy {
         let mut hits = self.hits.lock().expect("no thread panics while it holds the lock");
         let mut d_hidden = Vec::with_capacity(rows * width);
         let mut d_head = vec![];
-        for (index, targets) in self.targets.chunks(CHUNK).enumerate() {
-            let offset = hidden_layout.start_offset() + index * CHUNK * width;
+        let chunk = chunk_rows(vocab);
+        for (index, targets) in self.targets.chunks(chunk).enumerate() {
+            let offset = hidden_layout.start_offset() + index * chunk * width;
             let x = Matrix::dense(hidden, offset, targets.len(), width);
             let mut logits = x.matmul(&weight.t())?; // [chunk, V]
             let results: Vec<(f64, bool)> = logits
@@ -135,8 +144,8 @@ impl CustomOp2 for LinearCrossEntropy {
                 .zip(targets)
                 .with_min_len(16)
                 .map(|(row, &target)| match self.cap {
-                    None => row_loss(row, target as usize),
-                    Some(cap) => capped_row_loss(row, target as usize, cap),
+                    None => row_loss(row, target as usize, self.scale),
+                    Some(cap) => capped_row_loss(row, target as usize, self.scale, cap),
                 })
                 .collect();
             total += results.iter().map(|(loss, _)| loss).sum::<f64>();
@@ -155,7 +164,6 @@ impl CustomOp2 for LinearCrossEntropy {
             if self.head_gradient {
                 d_head.resize(vocab * width, 0.0); // no rows: no part
             }
-            d_hidden.iter_mut().chain(&mut d_head).for_each(|value| *value *= self.scale);
             *self.gradients.lock().expect("no thread panics while it holds the lock") =
                 Some((d_hidden, d_head));
         }
@@ -181,7 +189,10 @@ impl CustomOp2 for LinearCrossEntropy {
             d_hidden.iter_mut().chain(&mut d_head).for_each(|value| *value *= grad);
         }
         let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
-        let d_head = self.head_gradient.then(|| tensor(d_head, head)).transpose()?;
-        Ok((Some(tensor(d_hidden, hidden)?), d_head))
+        let d_hidden = Some(tensor(d_hidden, hidden)?);
+        if !self.head_gradient {
+            return Ok((d_hidden, None));
+        }
+        Ok((d_hidden, hand_over(head, tensor(d_head, head)?)?))
     }
 }

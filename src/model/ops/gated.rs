@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::lanes::{fma, sigmoid};
@@ -88,6 +88,39 @@ impl Gate for Sigmoid {
     }
 }
 
+impl CustomOp1 for Silu {
+    fn name(&self) -> &'static str {
+        "silu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = floats(x, layout, "silu")?;
+        let mut y = vec![0.0; x.len()];
+        y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| {
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = Self::product(x, 1.0);
+            }
+        });
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let dx = with_floats([x, &grad], "silu", |[x, grad]| {
+            let mut dx = vec![0.0; x.len()];
+            dx.par_chunks_mut(TASK).zip(x.par_chunks(TASK).zip(grad.par_chunks(TASK))).for_each(
+                |(dx, (x, grad))| {
+                    for ((dx, &x), &grad) in dx.iter_mut().zip(x).zip(grad) {
+                        *dx = Self::gradients(x, 1.0, grad).0;
+                    }
+                },
+            );
+            Ok(dx)
+        })?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
 struct Gated<G>(PhantomData<G>);
 
 fn gated<G: Gate>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
@@ -100,6 +133,14 @@ fn gated<G: Gate>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// Operands that are not f32 in CPU memory or differ in shape.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gated::<Silu>(gate, up)
+}
+
+/// `x sigmoid(x)`, element by element.
+///
+/// # Errors
+/// An operand that is not f32 in CPU memory.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Silu)
 }
 
 /// `gelu(gate) * up` with GELU's tanh approximation, element by element; both of one shape.

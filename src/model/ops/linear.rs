@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::Matrix;
+use super::collect::hand_over;
 
 struct Linear;
 
@@ -57,10 +58,10 @@ impl CustomOp2 for Linear {
         let grad = grad.reshape(as_matrix(grad.dims()))?; // [rows, out]
         let x_grad = grad.matmul(weight)?.reshape(x.dims())?;
         // A frozen weight needs none: half of the work.
-        let weight_grad = weight.track_op().then(|| {
-            let x_rows = x.reshape(as_matrix(x.dims()))?; // [rows, in]
-            grad.t()?.matmul(&x_rows)
-        });
-        Ok((Some(x_grad), weight_grad.transpose()?))
+        if !weight.track_op() {
+            return Ok((Some(x_grad), None));
+        }
+        let x_rows = x.reshape(as_matrix(x.dims()))?; // [rows, in]
+        Ok((Some(x_grad), hand_over(weight, grad.t()?.matmul(&x_rows)?)?))
     }
 }

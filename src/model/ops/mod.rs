@@ -5,6 +5,8 @@
 //! pool of its own and nothing here competes with it.
 
 pub mod attention;
+pub mod beside;
+pub mod collect;
 pub mod cross_entropy;
 pub mod decay;
 pub mod delta_rule;
@@ -16,10 +18,12 @@ pub mod rotary;
 pub mod short_convolution;
 
 pub use attention::{Scoring, attention};
+pub use beside::{gated_update, low_rank};
+pub use collect::Gradients;
 pub use cross_entropy::{CrossEntropy, linear_cross_entropy};
 pub use decay::decay;
 pub use delta_rule::delta_rule;
-pub use gated::{geglu, sigmoid_gate, swiglu};
+pub use gated::{geglu, sigmoid_gate, silu, swiglu};
 pub use linear::linear;
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};

@@ -1,18 +1,19 @@
 //! LoRA (Hu et al. 2021): `y + alpha / r B A x` beside a frozen matrix.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
 use rand::Rng;
 
-use crate::model::ops::linear;
-use crate::model::{DecoderConfig, Parameters, Projection, Taps};
+use crate::model::ops::{linear, low_rank};
+use crate::model::{Again, DecoderConfig, Parameters, Projection, Taps};
 use crate::train::recipe::LoraRecipe;
 
 /// A LoRA over shared parameters.
 #[derive(Debug, Clone)]
 pub struct Lora {
-    pairs: std::sync::Arc<HashMap<(Projection, usize), (Tensor, Tensor)>>,
+    pairs: Arc<HashMap<(Projection, usize), (Tensor, Tensor)>>,
     scale: f64,
 }
 
@@ -44,8 +45,17 @@ impl Taps for Lora {
     ) -> Result<Tensor> {
         match self.pairs.get(&(projection, layer)) {
             None => Ok(output),
-            Some((a, b)) => output + (linear(&linear(input, a)?, b)? * self.scale)?,
+            Some((a, b)) => low_rank(&output, &linear(input, a)?, b, self.scale),
         }
+    }
+
+    fn again(&self, layer: usize) -> Option<Again> {
+        let same = self.clone();
+        // In the order of projections: a HashMap's would differ from run to run.
+        let mut pairs: Vec<_> = self.pairs.iter().filter(|((_, at), _)| *at == layer).collect();
+        pairs.sort_unstable_by_key(|(place, _)| **place);
+        let variables = pairs.into_iter().flat_map(|(_, (a, b))| [a.clone(), b.clone()]).collect();
+        Some(Again { taps: Arc::new(move || Box::new(same.clone())), variables })
     }
 }
 

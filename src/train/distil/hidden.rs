@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::model::layout::BatchLayout;
 use crate::model::ops::{Scoring, linear};
-use crate::model::{Decoder, DecoderConfig, Parameters, Point, Projection, Taps};
+use crate::model::{Again, Decoder, DecoderConfig, Parameters, Point, Projection, Taps};
 use crate::train::TrainError;
 use crate::train::recipe::HiddenRecipe;
 
@@ -154,5 +154,10 @@ impl Taps for Capture {
         layout: &BatchLayout,
     ) -> Result<()> {
         self.inner.attend(layer, query, key, scoring, layout)
+    }
+
+    /// It looks only at what leaves blocks.
+    fn again(&self, layer: usize) -> Option<Again> {
+        self.inner.again(layer)
     }
 }

@@ -30,6 +30,11 @@ pub struct TrainRecipe {
     /// Threads; 0 is one per core.
     #[serde(default)]
     pub threads: usize,
+    /// Activation checkpointing: of each block only the input is kept, and the rest is computed again for the gradients.
+    /// Memory grows with one block's activations instead of all; a step takes about a third longer; the numbers stay the
+    /// same.
+    #[serde(default)]
+    pub recompute: bool,
     /// Share of the steps that warm up.
     #[serde(default = "default_warmup")]
     pub warmup: f64,

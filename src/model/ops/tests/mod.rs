@@ -216,3 +216,21 @@ fn cross_entropy_matches_over_several_chunks() {
     assert_eq!(result.hits, hits);
     assert!(result.loss.backward().is_err());
 }
+
+#[test]
+fn what_adapters_add_matches() {
+    let (y, inner, b) = (values(&[2, 5, 12], 1), values(&[2, 5, 3], 2), values(&[12, 3], 3));
+    let plain = || &*y + (inner.broadcast_matmul(&b.t()?)? * 1.5)?;
+    compare("low rank", &[&y, &inner, &b], || low_rank(&y, &inner, &b, 1.5), plain);
+    let error = low_rank(&y, &inner, &values(&[12, 4], 4), 1.0).unwrap_err().to_string();
+    assert!(error.contains("[2, 5, 3]") && error.contains("[12, 4]"), "{error}");
+
+    let (update, bias) = (values(&[2, 5, 12], 5), values(&[1], 6));
+    let plain = || &*y + update.broadcast_mul(&(candle_nn::ops::sigmoid(&bias)? / 4.0)?)?;
+    compare("gated update", &[&y, &update, &bias], || gated_update(&y, &update, &bias, 0.25), plain);
+    let error = gated_update(&y, &inner, &bias, 1.0).unwrap_err().to_string();
+    assert!(error.contains("[2, 5, 12]") && error.contains("[2, 5, 3]"), "{error}");
+
+    let x = values(&[4, 33], 7);
+    compare("silu", &[&x], || silu(&(&*x * 8.0)?), || (&*x * 8.0)?.silu());
+}
