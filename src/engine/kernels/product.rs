@@ -350,6 +350,7 @@ mod tests {
                     &weights,
                     blocks,
                     0..rows,
+                    rows,
                     &columns[..count * blocks],
                     &mut panels,
                     |column, row, result| {
