@@ -9,7 +9,7 @@ use llama_cpp_2::model::LlamaModel;
 use super::cache::{Handing, Held, NO_SPOKE, Origin, Placement, place, shared};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
-use super::ffi::{Batch, Context, ContextSettings};
+use super::ffi::{Batch, Context, ContextSettings, DecodeError};
 use super::llama::{LlamaSettings, Ticket};
 use super::run::{Run, Step};
 use super::scheduler::{BATCH, Price, Slice, Work, plan};
@@ -20,7 +20,7 @@ use super::{EngineError, LaneState, Totals};
 /// Bytes of keys and values copied in a second, as a cautious guess.
 const COPIED_PER_SECOND: f64 = 2e9;
 
-/// How long one set of spokes is computed while others wait.
+/// How long one set of LoRAs is computed while others wait.
 const TURN: Duration = Duration::from_millis(50);
 
 /// All lanes and the context that they share.
@@ -37,7 +37,7 @@ pub struct Lanes<'a> {
     /// Whether a prefix of a sequence can be used without the rest.
     partial: bool,
     clock: u64,
-    /// Whose requests are computed now, until when, and when each other one last had its turn.
+    /// With which LoRAs requests are computed now, until when, and when each other one last had its turn.
     turn: Origin,
     turn_ends: Instant,
     turns: HashMap<Origin, u64>,
@@ -291,19 +291,30 @@ impl<'a> Lanes<'a> {
         drafting::look_up(&text, drafting::MOST.min(running.run.left()))
     }
 
-    /// Computes with no adapters.
+    /// Computes with no spokes.
     pub fn detach(&mut self) {
-        if let Err(error) = self.context.set_adapters(&[]) {
-            tracing::error!(%error, "adapters can't be taken off");
+        if let Err(error) = self.context.set_adapters(&[]).and_then(|()| self.context.set_felix(&[])) {
+            tracing::error!(%error, "spokes can't be taken off");
         }
     }
 
-    /// The spokes whose requests are computed now: those that run are so in turn, each for a while, because a change of
-    /// adapters makes llama.cpp plan anew.
+    /// Computes with these adapters, and each request that they serve with its own Felix spoke.
+    fn attach(&mut self, spokes: &SpokeUse<'a>) -> Result<(), DecodeError> {
+        let felix = |(id, sequence): (u32, &Sequence<'a>)| {
+            let (weights, scale) = sequence.running.as_ref()?.spokes.felix()?;
+            Some((id, weights, scale))
+        };
+        let uses: Vec<_> = (0..).zip(&self.sequences).filter_map(felix).collect();
+        self.context.set_adapters(&spokes.adapters())?;
+        self.context.set_felix(&uses)
+    }
+
+    /// The LoRAs whose requests are computed now: those that run are so in turn, each for a while, because a change of
+    /// adapters makes llama.cpp plan anew. Felix spokes don't: requests with any of them are computed together.
     fn turn(&mut self) -> Option<SpokeUse<'a>> {
         let running = || self.sequences.iter().filter_map(|sequence| sequence.running.as_ref());
         let origins: Vec<(Origin, u64)> =
-            running().filter(|r| r.follow.is_none()).map(|r| (r.spokes.origin, r.age)).collect();
+            running().filter(|r| r.follow.is_none()).map(|r| (r.spokes.loras, r.age)).collect();
         let now = Instant::now();
         let goes_on = now < self.turn_ends && origins.iter().any(|(origin, _)| *origin == self.turn);
         let alone = origins.iter().all(|(origin, _)| *origin == self.turn);
@@ -320,14 +331,14 @@ impl<'a> Lanes<'a> {
             // Sets that nobody runs with any more are forgotten.
             self.turns.retain(|origin, _| origins.iter().any(|(other, _)| other == origin));
         }
-        running().find(|r| r.spokes.origin == self.turn).map(|r| r.spokes.clone())
+        running().find(|r| r.spokes.loras == self.turn).map(|r| r.spokes.clone())
     }
 
     /// Decodes one batch for each group of lanes and lets those go on whose tokens are all decoded.
     pub fn step(&mut self, vocabulary: &Vocabulary, grammars: &mut Grammars) {
         self.catch_up();
         let Some(spokes) = self.turn() else { return };
-        if let Err(error) = self.context.set_adapters(&spokes.adapters()) {
+        if let Err(error) = self.attach(&spokes) {
             return self.fail_turn(&error.to_string());
         }
         let drafts: Vec<Draft> = self.sequences.iter().map(|sequence| self.draft(sequence)).collect();
@@ -335,7 +346,7 @@ impl<'a> Lanes<'a> {
             .zip(&self.sequences)
             .filter_map(|(lane, sequence)| {
                 let running = sequence.running.as_ref()?;
-                if running.follow.is_some() || running.spokes.origin != self.turn {
+                if running.follow.is_some() || running.spokes.loras != self.turn {
                     return None;
                 }
                 Some(Work {
@@ -423,10 +434,10 @@ impl<'a> Lanes<'a> {
     fn fail_turn(&mut self, reason: &str) {
         for index in 0..self.sequences.len() {
             let running = self.sequences[index].running.as_ref();
-            if running.is_some_and(|running| running.spokes.origin == self.turn)
+            if running.is_some_and(|running| running.spokes.loras == self.turn)
                 && let Some(running) = self.take(index)
             {
-                running.run.fail(EngineError::Internal(format!("llama.cpp can't set adapters: {reason}")));
+                running.run.fail(EngineError::Internal(format!("the spokes can't be set: {reason}")));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Spokes that the engine's thread holds: loaded, used by requests, and freed behind the last of them.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::rc::Rc;
 
 use llama_cpp_2::model::LlamaModel;
@@ -8,8 +9,10 @@ use tokio::sync::oneshot;
 
 use super::cache::{NO_SPOKE, Origin};
 use super::ffi::Adapter;
+use super::kernels::felix;
 use super::{EngineError, LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange};
-use crate::spoke::{Generation, Kind};
+use crate::gguf::Gguf;
+use crate::spoke::{Generation, Kind, Limits, Post, Refusal, read_felix};
 
 /// Where the answer to a change goes.
 pub type Answer = oneshot::Sender<Result<LoadedSpoke, EngineError>>;
@@ -17,8 +20,14 @@ pub type Answer = oneshot::Sender<Result<LoadedSpoke, EngineError>>;
 /// A loaded spoke; requests hold it as long as they run.
 #[derive(Debug)]
 struct Spoke<'a> {
-    adapter: Rc<Adapter<'a>>,
+    weights: Weights<'a>,
     bytes: u64,
+}
+
+#[derive(Debug)]
+enum Weights<'a> {
+    Lora(Rc<Adapter<'a>>),
+    Felix(Rc<felix::Weights>),
 }
 
 /// What a request runs with.
@@ -26,19 +35,35 @@ struct Spoke<'a> {
 pub struct SpokeUse<'a> {
     /// What its keys and values are computed with.
     pub origin: Origin,
+    /// The same for its LoRAs alone: requests with the same number here can be computed in one batch.
+    pub loras: Origin,
     spokes: Vec<(Rc<Spoke<'a>>, f32)>,
 }
 
 impl<'a> SpokeUse<'a> {
-    /// The adapters, as a context takes them.
+    /// The LoRAs, as a context takes them.
     pub fn adapters(&self) -> Vec<(Rc<Adapter<'a>>, f32)> {
-        self.spokes.iter().map(|(spoke, scale)| (Rc::clone(&spoke.adapter), *scale)).collect()
+        let lora = |(spoke, scale): &(Rc<Spoke<'a>>, f32)| match &spoke.weights {
+            Weights::Lora(adapter) => Some((Rc::clone(adapter), *scale)),
+            Weights::Felix(_) => None,
+        };
+        self.spokes.iter().filter_map(lora).collect()
+    }
+
+    /// The Felix spoke, if there is one.
+    pub fn felix(&self) -> Option<(Rc<felix::Weights>, f32)> {
+        self.spokes.iter().find_map(|(spoke, scale)| match &spoke.weights {
+            Weights::Lora(_) => None,
+            Weights::Felix(weights) => Some((Rc::clone(weights), *scale)),
+        })
     }
 }
 
 /// All spokes of the thread.
 pub struct Spokes<'a> {
     model: &'a LlamaModel,
+    /// The model's file.
+    post: &'a Path,
     loaded: HashMap<Generation, Rc<Spoke<'a>>>,
     /// To be freed when nobody runs with them any more.
     leaving: HashMap<Generation, Vec<Answer>>,
@@ -49,8 +74,8 @@ pub struct Spokes<'a> {
 
 impl<'a> Spokes<'a> {
     /// None yet.
-    pub fn new(model: &'a LlamaModel) -> Self {
-        Self { model, loaded: HashMap::new(), leaving: HashMap::new(), origins: HashMap::new() }
+    pub fn new(model: &'a LlamaModel, post: &'a Path) -> Self {
+        Self { model, post, loaded: HashMap::new(), leaving: HashMap::new(), origins: HashMap::new() }
     }
 
     /// Follows a change; an answer that has to wait is given by [`Spokes::free`].
@@ -74,18 +99,38 @@ impl<'a> Spokes<'a> {
         if let Some(loaded) = self.loaded.get(&spoke.generation) {
             return Ok(LoadedSpoke { resident_bytes: loaded.bytes });
         }
-        if spoke.kind != Kind::Lora {
-            return Err(EngineError::Spoke(format!(
-                "{} is a {} spoke; this version runs LoRA spokes",
-                spoke.name, spoke.kind
-            )));
-        }
         let refused = |e: &dyn std::fmt::Display| EngineError::Spoke(e.to_string());
-        let bytes = fs_err::metadata(&spoke.path).map_err(|e| refused(&e))?.len();
-        let adapter = Adapter::load(self.model, &spoke.path).map_err(|e| refused(&e))?;
-        tracing::info!(name = spoke.name, generation = spoke.generation.short(), bytes, "spoke loaded");
-        self.loaded.insert(spoke.generation, Rc::new(Spoke { adapter: Rc::new(adapter), bytes }));
+        let (weights, bytes) = match spoke.kind {
+            Kind::Lora => {
+                let bytes = fs_err::metadata(&spoke.path).map_err(|e| refused(&e))?.len();
+                let adapter = Adapter::load(self.model, &spoke.path).map_err(|e| refused(&e))?;
+                (Weights::Lora(Rc::new(adapter)), bytes)
+            }
+            Kind::Felix => {
+                // Its size was judged when it was inspected, by limits that this thread doesn't know.
+                let all = Limits {
+                    max_bytes: u64::MAX,
+                    max_resident_bytes: u64::MAX,
+                    max_rank: u64::MAX,
+                    max_tensors: u64::MAX,
+                    max_header_bytes: u64::MAX,
+                };
+                let eps = || self.rms_eps();
+                let trained = read_felix(&spoke.path, &all, eps).map_err(|e| refused(&e))?;
+                let weights = felix::Weights::new(&trained.fold());
+                let bytes = weights.bytes();
+                (Weights::Felix(Rc::new(weights)), bytes)
+            }
+        };
+        let generation = spoke.generation.short();
+        tracing::info!(name = spoke.name, generation, kind = %spoke.kind, bytes, "spoke loaded");
+        self.loaded.insert(spoke.generation, Rc::new(Spoke { weights, bytes }));
         Ok(LoadedSpoke { resident_bytes: bytes })
+    }
+
+    /// Epsilon of the post's norms, if it has one.
+    fn rms_eps(&self) -> Result<Option<f32>, Refusal> {
+        Ok(Post::rms_eps_of(&Gguf::open(self.post)?)?)
     }
 
     /// A load takes back an unload that still waits.
@@ -98,21 +143,35 @@ impl<'a> Spokes<'a> {
     /// Uses a set of spokes; all of them must be there.
     ///
     /// # Errors
-    /// [`EngineError::SpokeNotLoaded`].
+    /// [`EngineError::SpokeNotLoaded`]; several Felix spokes.
     pub fn begin(&mut self, set: &[ScaledSpoke]) -> Result<SpokeUse<'a>, EngineError> {
-        if set.is_empty() {
-            return Ok(SpokeUse { origin: NO_SPOKE, spokes: Vec::new() });
-        }
         let one = |spoke: &ScaledSpoke| {
             let missing = EngineError::SpokeNotLoaded { generation: spoke.generation };
             let loaded = self.loaded.get(&spoke.generation).ok_or(missing)?;
             Ok((Rc::clone(loaded), spoke.scale))
         };
-        let spokes = set.iter().map(one).collect::<Result<_, EngineError>>()?;
-        let key = set.iter().map(|spoke| (spoke.generation, spoke.scale.to_bits())).collect();
+        let spokes = set.iter().map(one).collect::<Result<Vec<_>, EngineError>>()?;
+        let is_lora: Vec<bool> =
+            spokes.iter().map(|(spoke, _)| matches!(spoke.weights, Weights::Lora(_))).collect();
+        let felix = is_lora.iter().filter(|&&lora| !lora).count();
+        if felix > 1 {
+            return Err(EngineError::Spoke(format!(
+                "{felix} Felix spokes for a request that can run with one"
+            )));
+        }
+        let loras = set.iter().zip(is_lora).filter(|(_, lora)| *lora).map(|(spoke, _)| spoke);
+        let (origin, loras) = (self.origin(set.iter()), self.origin(loras));
+        Ok(SpokeUse { origin, loras, spokes })
+    }
+
+    /// The number of a set.
+    fn origin<'s>(&mut self, set: impl Iterator<Item = &'s ScaledSpoke>) -> Origin {
+        let key: Vec<_> = set.map(|spoke| (spoke.generation, spoke.scale.to_bits())).collect();
+        if key.is_empty() {
+            return NO_SPOKE;
+        }
         let next = self.origins.len() as Origin + NO_SPOKE + 1;
-        let origin = *self.origins.entry(key).or_insert(next);
-        Ok(SpokeUse { origin, spokes })
+        *self.origins.entry(key).or_insert(next)
     }
 
     /// Spokes that are to be freed and that no request runs with; the context must not use them any more when they are

@@ -142,7 +142,7 @@ fn serve(
         grammars,
         lanes,
         embedder: None,
-        spokes: Spokes::new(&model),
+        spokes: Spokes::new(&model, &settings.path),
         waiting: VecDeque::new(),
         stop_at: None,
         health,

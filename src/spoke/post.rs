@@ -71,13 +71,22 @@ impl Post {
             hidden_size: file.get::<u32>(&key("embedding_length"))?.into(),
             layers: file.get(&key("block_count"))?,
             vocabulary: file.get::<&[String]>("tokenizer.ggml.tokens")?.len() as u64,
-            rms_eps: file.find(&key("attention.layer_norm_rms_epsilon"))?,
+            rms_eps: Self::rms_eps_of(file)?,
             heads,
             tensors: file.tensors().iter().map(tensor).collect(),
             sha256: file.content_hash()?,
             origin: file.find::<&str>(ORIGIN_KEY)?.map(|text| recorded(file, text)).transpose()?,
             tokenizer: hash_tokenizer(file),
         })
+    }
+
+    /// The epsilon alone, of which no weight is read.
+    ///
+    /// # Errors
+    /// A key that is missing or has another type.
+    pub fn rms_eps_of(file: &Gguf) -> Result<Option<f32>, GgufError> {
+        let architecture: &str = file.get("general.architecture")?;
+        file.find(&format!("{architecture}.attention.layer_norm_rms_epsilon"))
     }
 
     /// Whether this is the post that a spoke names.

@@ -8,14 +8,17 @@ use bespoke::engine::{
     Engine, EngineError, EngineState, Event, Generate, LlamaEngine, LlamaSettings, LoadSpoke, LoadedSpoke,
     ScaledSpoke, Segment, SpokeChange, SpokeSet,
 };
-use bespoke::spoke::{Generation, Kind};
+use bespoke::spoke::probe::{Verdict, trial};
+use bespoke::spoke::{Generation, Kind, Post, stand_in};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::dropped::{generation, lora};
+use crate::dropped::{felix, generation, lora};
 use crate::program::MODEL;
 
 /// The numbers of a test's LoRA are small; so strongly it turns an answer over.
 const STRONG: f32 = 4000.0;
+/// Those of a test's Felix spoke are as small, and two of them are multiplied.
+const STRONGER: f32 = 20_000.0;
 
 fn engine(lanes: u32) -> LlamaEngine {
     let engine = LlamaEngine::start(LlamaSettings {
@@ -36,8 +39,13 @@ fn engine(lanes: u32) -> LlamaEngine {
     engine
 }
 
-fn load(engine: &LlamaEngine, generation: Generation, path: &Path) -> Result<LoadedSpoke, EngineError> {
-    let spoke = LoadSpoke { generation, kind: Kind::Lora, path: path.to_owned(), name: "test".to_owned() };
+fn load(
+    engine: &LlamaEngine,
+    generation: Generation,
+    kind: Kind,
+    path: &Path,
+) -> Result<LoadedSpoke, EngineError> {
+    let spoke = LoadSpoke { generation, kind, path: path.to_owned(), name: "test".to_owned() };
     engine.spoke(SpokeChange::Load(spoke)).unwrap().blocking_recv().unwrap()
 }
 
@@ -79,23 +87,35 @@ fn same(a: &[(u32, f32)], b: &[(u32, f32)]) -> bool {
 #[test]
 fn no_answer_depends_on_what_another_spoke_has_computed() {
     let folder = tempfile::tempdir().unwrap();
-    let files: Vec<_> = (1..=2)
-        .map(|seed| {
-            let (content, path) = (lora(seed), folder.path().join(format!("{seed}.gguf")));
-            durable::write(&path, &content).unwrap();
-            (generation(&content), path)
-        })
-        .collect();
-    let [(a, _), (b, _)] = &files[..] else { unreachable!() };
-    let spoke = |generation: &Generation, scale| ScaledSpoke { generation: *generation, scale };
-    let mut both = vec![spoke(a, STRONG), spoke(b, STRONG)];
-    both.sort_by_key(|spoke| spoke.generation);
-    let sets: [SpokeSet; 5] =
-        [vec![], vec![spoke(a, STRONG)], vec![spoke(b, STRONG)], vec![spoke(a, STRONG / 2.0)], both];
+    let contents =
+        [(Kind::Lora, lora(1)), (Kind::Lora, lora(2)), (Kind::Felix, felix(3)), (Kind::Felix, felix(4))];
+    let files = contents.map(|(kind, content)| {
+        let generation = generation(&content);
+        let path = folder.path().join(format!("{}.gguf", generation.short()));
+        durable::write(&path, &content).unwrap();
+        (generation, kind, path)
+    });
+    let [a, b, c, d] = files.each_ref().map(|(generation, ..)| *generation);
+    let spoke = |generation, scale| ScaledSpoke { generation, scale };
+    let two = |one, other| {
+        let mut both = vec![one, other];
+        both.sort_by_key(|spoke: &ScaledSpoke| spoke.generation);
+        both
+    };
+    let sets: [SpokeSet; 8] = [
+        vec![],
+        vec![spoke(a, STRONG)],
+        vec![spoke(b, STRONG)],
+        vec![spoke(a, STRONG / 2.0)],
+        two(spoke(a, STRONG), spoke(b, STRONG)),
+        vec![spoke(c, STRONGER)],
+        vec![spoke(d, STRONGER)],
+        two(spoke(a, STRONG), spoke(c, STRONGER)),
+    ];
     let loaded = |lanes| {
         let engine = engine(lanes);
-        for (generation, path) in &files {
-            assert!(load(&engine, *generation, path).unwrap().resident_bytes > 0);
+        for (generation, kind, path) in &files {
+            assert!(load(&engine, *generation, *kind, path).unwrap().resident_bytes > 0);
         }
         engine
     };
@@ -123,7 +143,7 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
 
     // All at once, several times over, on fewer lanes than requests.
     let engine = loaded(4);
-    let running: Vec<_> = (0..20).map(|i| (i % 5, ask(&engine, &sets[i % 5]))).collect();
+    let running: Vec<_> = (0..24).map(|i| (i % 8, ask(&engine, &sets[i % 8]))).collect();
     for (set, events) in running {
         let (tokens, _) = answer(events).unwrap();
         assert!(same(&tokens, &fresh[set]), "set {set} beside others: {tokens:?}");
@@ -131,23 +151,55 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
 
     // Freed and loaded again: what it had computed is still its own, and nobody else's.
     let unload = |generation| engine.spoke(SpokeChange::Unload(generation)).unwrap().blocking_recv().unwrap();
-    assert!(unload(*a).unwrap().resident_bytes > 0);
+    assert!(unload(a).unwrap().resident_bytes > 0);
     let refused = answer(ask(&engine, &sets[1])).unwrap_err();
-    assert_eq!(refused, EngineError::SpokeNotLoaded { generation: *a });
-    for set in [0, 2] {
+    assert_eq!(refused, EngineError::SpokeNotLoaded { generation: a });
+    for set in [0, 2, 5] {
         assert!(
             same(&answer(ask(&engine, &sets[set])).unwrap().0, &fresh[set]),
             "set {set} without the other"
         );
     }
-    load(&engine, *a, &files[0].1).unwrap();
-    for set in [1, 0, 4] {
+    load(&engine, a, files[0].1, &files[0].2).unwrap();
+    for set in [1, 0, 4, 7] {
         assert!(same(&answer(ask(&engine, &sets[set])).unwrap().0, &fresh[set]), "set {set} after a reload");
     }
 
     // Unloaded while it answers: it answers to its end.
-    let running = ask(&engine, &sets[1]);
-    let freed = engine.spoke(SpokeChange::Unload(*a)).unwrap();
-    assert!(same(&answer(running).unwrap().0, &fresh[1]));
-    assert!(freed.blocking_recv().unwrap().unwrap().resident_bytes > 0);
+    for (set, generation) in [(1, a), (5, c)] {
+        let running = ask(&engine, &sets[set]);
+        let freed = engine.spoke(SpokeChange::Unload(generation)).unwrap();
+        assert!(same(&answer(running).unwrap().0, &fresh[set]));
+        assert!(freed.blocking_recv().unwrap().unwrap().resident_bytes > 0);
+    }
+
+    // Two at once are refused: which would come first nobody has decided.
+    load(&engine, c, files[2].1, &files[2].2).unwrap();
+    let refused = answer(ask(&engine, &two(spoke(c, 1.0), spoke(d, 1.0)))).unwrap_err();
+    assert!(matches!(refused, EngineError::Spoke(_)), "{refused:?}");
+
+    // Unlike LoRAs they don't take turns.
+    let engine = loaded(4);
+    let running: Vec<_> = [0, 5, 6].map(|set| (set, ask(&engine, &sets[set]))).into();
+    for (set, events) in running {
+        assert!(same(&answer(events).unwrap().0, &fresh[set]), "set {set} in one batch with others");
+    }
+    let mut health = engine.health();
+    while health.borrow_and_update().running > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let totals = health.borrow().totals;
+    assert!(2 * totals.busy_lanes > 3 * totals.decodes, "{totals:?}");
+}
+
+#[test]
+fn a_probe_finds_what_a_felix_spoke_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("felix.gguf");
+    let spoke = stand_in::write(Kind::Felix, 64, 5, &Post::open(Path::new(MODEL)).unwrap(), &path).unwrap();
+    let generation = generation(&std::fs::read(&path).unwrap());
+    let load = LoadSpoke { generation, kind: Kind::Felix, path, name: "felix".to_owned() };
+    let finding = trial(&engine(1), load).unwrap();
+    assert_eq!((finding.verdict, finding.finite), (Verdict::Differs, true), "{finding:?}");
+    assert_eq!(finding.resident_bytes, spoke.resident_bytes);
 }

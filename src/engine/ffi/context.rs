@@ -9,7 +9,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_sys_2 as sys;
 
 use super::adapter::Adapter;
-use super::rewrite::Rewriter;
+use super::rewrite::{FelixError, Rewriter, Rows, Use};
 use crate::engine::backend::backend;
 use crate::engine::kernels::attention;
 
@@ -47,6 +47,9 @@ pub enum DecodeError {
     /// Another code of `llama_decode`.
     #[error("llama_decode returned {0}")]
     Code(i32),
+    /// It was decoded without what a Felix spoke adds.
+    #[error(transparent)]
+    Felix(#[from] FelixError),
 }
 
 /// Tokens to decode.
@@ -200,6 +203,20 @@ impl<'a> Context<'a> {
         Ok(())
     }
 
+    /// Computes what follows with these Felix spokes, at most one for each sequence. llama.cpp's graph stays as it is:
+    /// sequences with different spokes, and with none, can be in one batch.
+    ///
+    /// # Errors
+    /// A context without kernels of our own: nothing has changed then.
+    pub fn set_felix(&mut self, uses: &[Use]) -> Result<(), DecodeError> {
+        match &mut self.rewriter {
+            Some(rewriter) => rewriter.set_felix(uses),
+            None if uses.is_empty() => {}
+            None => return Err(FelixError::NoKernels.into()),
+        }
+        Ok(())
+    }
+
     /// Computes a batch; its keys and values are kept.
     ///
     /// # Errors
@@ -228,13 +245,15 @@ impl<'a> Context<'a> {
         };
         self.rows.clear();
         if let Some(rewriter) = &mut self.rewriter {
-            rewriter.begin();
+            let (tokens, sequences, logits) = (&batch.tokens, &batch.sequences, &batch.logits);
+            rewriter.begin(Rows { tokens, sequences, logits });
         }
         // SAFETY: all arrays have `count` elements and live until the call returns; llama.cpp only reads them. Tokens and
         // sequences are in range.
         let code = unsafe { sys::llama_decode(self.raw.as_ptr(), raw) };
         match code {
             0 => {
+                self.rewriter.as_mut().map_or(Ok(()), Rewriter::end)?;
                 self.rows.extend(batch.logits.iter().map(|&wanted| wanted != 0));
                 Ok(())
             }

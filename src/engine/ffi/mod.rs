@@ -13,3 +13,4 @@ pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError};
 pub use processor::prefetch;
 pub use processor::{Panel, has_product, product};
 pub use quantise::{QuantType, QuantiseError, quantise};
+pub use rewrite::{FelixError, Use as FelixUse};

@@ -86,10 +86,27 @@ pub fn to_served(source: &Path, target: &Path, post: &Post, limits: &Limits) -> 
 /// Why it is no Felix spoke for this post.
 pub fn load_felix(path: &Path, post: &Post, limits: &Limits) -> Result<Trained, Refusal> {
     inspect(path, Some(post), limits)?;
+    read_felix(path, limits, || Ok(post.rms_eps))
+}
+
+/// A Felix spoke as it was trained, from either of its forms, which has passed [`inspect`]; `eps` is the post's, for files
+/// that don't say it.
+///
+/// # Errors
+/// It is no Felix spoke; no epsilon; the disk.
+pub fn read_felix(
+    path: &Path,
+    limits: &Limits,
+    eps: impl FnOnce() -> Result<Option<f32>, Refusal>,
+) -> Result<Trained, Refusal> {
     let dropped = Dropped::of(Parts::open(path, limits)?, limits)?;
-    let (container, layout, _) = open_felix(&dropped, Some(post), limits)?;
+    let (container, layout, _) = open_felix(&dropped, None, limits)?;
     let missing = || Refusal::new(path, Reason::NoConfig { key: keys::EPS.to_owned() });
-    weights::read(&container, &layout, layout.shape.eps.or(post.rms_eps).ok_or_else(missing)?)
+    let eps = match layout.shape.eps {
+        Some(eps) => eps,
+        None => eps()?.ok_or_else(missing)?,
+    };
+    weights::read(&container, &layout, eps)
 }
 
 /// What a Felix spoke's file holds, but for the numbers.

@@ -6,6 +6,7 @@
 //! llama.cpp's.
 
 mod attention;
+mod felix;
 mod pages;
 mod product;
 mod stage;
@@ -15,6 +16,8 @@ use std::ffi::{c_int, c_void};
 use std::ptr::{NonNull, null_mut};
 
 use llama_cpp_sys_2 as sys;
+
+pub use felix::{FelixError, Rows, Use};
 
 /// Nodes of a layer that may be rewritten, at most: projections of every kind of mixer, feed-forward, attention.
 const NODES: usize = 16;
@@ -26,7 +29,10 @@ pub struct Rewriter(NonNull<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// First one for the end of each layer, which a Felix spoke may or may not stand behind each time that a graph is
+    /// computed; then those that other nodes take in turn.
     slots: Vec<Slot>,
+    layers: usize,
     /// A slot by the parameters of its node.
     places: HashMap<Parameters, usize>,
     next: usize,
@@ -37,11 +43,14 @@ struct Inner {
     weights: Vec<*const sys::ggml_backend_buffer>,
     /// The activations that will be packed when the node that is asked for next is computed.
     packed: *const sys::ggml_tensor,
+    /// Felix spokes of the batch that is computed.
+    felix: felix::Plan,
 }
 
 #[derive(Debug, Default)]
 struct Scratch {
     attention: attention::Scratch,
+    felix: felix::Scratch,
     product: product::Scratch,
 }
 
@@ -64,6 +73,7 @@ struct Slot {
 enum Task {
     Nothing,
     Attention(attention::Task),
+    Felix(felix::Task),
     Product(product::Task),
 }
 
@@ -71,15 +81,17 @@ impl Rewriter {
     /// For a model with so many layers, computed by so many threads.
     pub fn new(layers: usize, threads: usize) -> Self {
         // The graph that is being built and the one before it have nodes.
-        let count = 2 * NODES * (layers + 1);
+        let count = layers + 2 * NODES * (layers + 1);
         let inner = Box::into_raw(Box::new(Inner {
             slots: Vec::with_capacity(count),
             places: HashMap::with_capacity(count),
-            next: 0,
+            layers,
+            next: layers,
             threads: threads.max(1),
             scratch: Scratch::default(),
             weights: Vec::new(),
             packed: std::ptr::null(),
+            felix: felix::Plan::default(),
         }));
         let template = Template::new();
         // SAFETY: just made, and nobody else has it. The slots don't move: there is room for all of them.
@@ -101,10 +113,29 @@ impl Rewriter {
         (Some(ask), self.0.as_ptr().cast())
     }
 
-    /// To be called before a graph is computed.
-    pub fn begin(&mut self) {
+    /// Which Felix spokes the next batches are computed with.
+    pub fn set_felix(&mut self, uses: &[Use]) {
+        self.inner().felix.set(uses);
+    }
+
+    /// To be called before a batch is computed.
+    pub fn begin(&mut self, batch: Rows<'_>) {
+        let inner = self.inner();
+        inner.packed = std::ptr::null();
+        inner.felix.begin(batch);
+    }
+
+    /// To be called behind a batch.
+    ///
+    /// # Errors
+    /// A Felix spoke has not acted everywhere.
+    pub fn end(&mut self) -> Result<(), FelixError> {
+        self.inner().felix.end()
+    }
+
+    fn inner(&mut self) -> &mut Inner {
         // SAFETY: `self` owns it, and nothing is being computed.
-        unsafe { self.0.as_mut() }.packed = std::ptr::null();
+        unsafe { self.0.as_mut() }
     }
 }
 
@@ -120,25 +151,34 @@ impl Inner {
     fn see(&mut self, node: &mut sys::ggml_tensor) {
         let index = match node.op {
             // A graph that is used again has the nodes that it was given.
-            sys::GGML_OP_CUSTOM => self.places.get(&node.op_params).copied(),
-            sys::GGML_OP_FLASH_ATTN_EXT | sys::GGML_OP_MUL_MAT => {
-                Some((self.next + 1) % self.slots.len()).inspect(|&next| self.next = next)
-            }
-            _ => None,
+            sys::GGML_OP_CUSTOM => match self.places.get(&node.op_params) {
+                Some(&index) => index,
+                None => return,
+            },
+            sys::GGML_OP_GET_ROWS if self.felix.acts() => return self.felix.see(node),
+            sys::GGML_OP_FLASH_ATTN_EXT | sys::GGML_OP_MUL_MAT => self.next,
+            sys::GGML_OP_ADD if self.felix.acts() => match felix::block(node) {
+                Some(block) if (block as usize) < self.layers => block as usize,
+                _ => return,
+            },
+            _ => return,
         };
-        let Some(index) = index else { return };
         let slot = &mut self.slots[index];
         if node.op == sys::GGML_OP_CUSTOM {
             // As it was, to be judged anew.
             (node.op, node.op_params) = slot.given;
         }
+        let scratch = &mut self.scratch;
         let task = match node.op {
             sys::GGML_OP_FLASH_ATTN_EXT => {
-                attention::Task::of(node, self.threads, &mut self.scratch.attention).map(Task::Attention)
+                attention::Task::of(node, self.threads, &mut scratch.attention).map(Task::Attention)
             }
             sys::GGML_OP_MUL_MAT => {
-                product::Task::of(node, self.threads, &mut self.scratch.product, &mut self.packed)
+                product::Task::of(node, self.threads, &mut scratch.product, &mut self.packed)
                     .map(Task::Product)
+            }
+            sys::GGML_OP_ADD => {
+                felix::Task::of(node, self.threads, &mut self.felix, &mut scratch.felix).map(Task::Felix)
             }
             _ => None,
         };
@@ -154,6 +194,10 @@ impl Inner {
             slot.task = task;
             node.op = sys::GGML_OP_CUSTOM;
             node.op_params = slot.params;
+            if index == self.next {
+                // Only nodes that are rewritten take a slot: those of adapters, of which there may be many, take none.
+                self.next = if index + 1 < self.slots.len() { index + 1 } else { self.layers };
+            }
         }
     }
 }
@@ -169,6 +213,7 @@ impl Slot {
             match &self.task {
                 Task::Nothing => {}
                 Task::Attention(task) => task.work(node, &self.given.1, &(*self.scratch).attention),
+                Task::Felix(task) => task.work(node, &(*self.scratch).felix),
                 Task::Product(task) => task.work(node, &(*self.scratch).product),
             }
         }

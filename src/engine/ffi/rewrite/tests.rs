@@ -1,14 +1,20 @@
 //! Logits with and without the kernels.
 
 use std::path::Path;
+use std::rc::Rc;
 
+use candle_core::{Device, Tensor};
+use half::f16;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 
 use crate::engine::backend::backend;
-use crate::engine::ffi::{Batch, Context, ContextSettings};
+use crate::engine::ffi::{Batch, Context, ContextSettings, DecodeError, FelixError};
+use crate::engine::kernels::felix::Weights;
 use crate::model::gguf_file::{Precision, export, import};
 use crate::model::stand_in::{self, Shape};
+use crate::model::{BatchLayout, Decoder, Model};
+use crate::spoke::felix::{Trained, TrainedLayer};
 
 fn load(path: &Path) -> LlamaModel {
     LlamaModel::load_from_file(backend(), path, &LlamaModelParams::default()).unwrap()
@@ -75,4 +81,146 @@ fn logits_are_those_of_the_other_kernel() {
             assert!(off > 0.0, "both kernels are the same: was anything rewritten?");
         }
     }
+}
+
+/// A spoke of two bottlenecks behind some blocks, the same each time; strong enough to turn logits over. Its numbers are
+/// those of f16, also when the gate of a quarter is in them: both sides compute with the same.
+fn spoke(hidden: usize, rank: u32, blocks: &[u32], norm: bool, salt: u32) -> Trained {
+    let mut state = salt.wrapping_mul(2_654_435_761) | 1;
+    let mut numbers = |count: usize, size: f32| -> Vec<f32> {
+        let next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f16::from_f32(size * ((state >> 8) as f32 / (1 << 23) as f32 - 1.0)).to_f32()
+        };
+        std::iter::repeat_with(next).take(count).collect()
+    };
+    let all = 2 * rank as usize * hidden;
+    let mut layer = || TrainedLayer {
+        gate_bias: 0.0,
+        norm: norm.then(|| numbers(hidden, 1.0)),
+        w_down: numbers(all, (3.0 / hidden as f32).sqrt()),
+        w_up: numbers(all, 12.0),
+    };
+    let layers = blocks.iter().map(|&at| (at, layer())).collect();
+    Trained { spokes: 2, rank, hidden, eps: 1e-5, layers }
+}
+
+/// Logits behind each token by the formula, in f32.
+fn by_definition(model: &Model, ids: &[u32], spoke: Option<(&Trained, f32)>) -> Vec<Vec<f32>> {
+    let decoder = Decoder::new(model.config.clone(), &model.parameters).unwrap();
+    let input = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu).unwrap();
+    let layout = BatchLayout::whole(1, ids.len());
+    let none = Trained { spokes: 1, rank: 1, hidden: model.config.hidden_size, eps: 1e-5, layers: [].into() };
+    let mut scaled = spoke.map_or(none, |(trained, _)| trained.clone());
+    for layer in scaled.layers.values_mut() {
+        layer.w_up.iter_mut().for_each(|w| *w *= spoke.map_or(1.0, |(_, scale)| scale));
+    }
+    let hidden = decoder.forward(&input, &layout, &mut scaled.taps().unwrap()).unwrap();
+    decoder.logits(&hidden).unwrap().squeeze(0).unwrap().to_vec2().unwrap()
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    let off: f32 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
+    (off / b.iter().map(|b| b * b).sum::<f32>()).sqrt()
+}
+
+/// Batches as lists of sequences, each sequence going on where it was: one after the other; a rectangle of all; one that
+/// llama.cpp divides into several graphs; tokens of sequences in turn; single rows; and two without a neighbour.
+const BATCHES: [&[u32]; 7] = [
+    &[0, 0, 0, 0, 0],
+    &[1, 1, 1, 2, 2, 2],
+    &[0, 0, 1, 1, 2, 2, 3, 3],
+    &[0, 1, 1, 1, 2, 3, 3],
+    &[3, 2, 1, 0, 3, 2, 1, 0],
+    &[0, 1, 2, 3],
+    &[1, 3],
+];
+
+#[test]
+fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
+    let stand_in = folder.path().join("stand-in.gguf");
+    stand_in::write(Shape::Tiny, 7, &shipped, &stand_in).unwrap();
+    for path in [shipped, stand_in] {
+        let exact = folder.path().join("f32.gguf");
+        export(&import(&path).unwrap(), "exact", folder.path(), &exact, Precision::F32).unwrap();
+        let (model, computed) = (load(&exact), import(&exact).unwrap());
+        let (hidden, blocks) = (computed.config.hidden_size, computed.config.layers as u32);
+        let all: Vec<u32> = (0..blocks).collect();
+        let one = spoke(hidden, 5, &all, false, 1);
+        let two = spoke(hidden, 16, &[blocks - 1], true, 2);
+        let [a, b] = [&one, &two].map(|trained| Rc::new(Weights::new(&trained.fold())));
+        // The third has none.
+        let spokes = [Some((&one, 1.0)), Some((&two, 1.0)), None, Some((&one, 0.5))];
+        let uses = [(0, Rc::clone(&a), 1.0), (1, b, 1.0), (3, a, 0.5)];
+        let token = |sequence: u32, position: u32| 5 + (position * 37 + sequence * 101) % 900;
+        let expected: Vec<_> = (0..4)
+            .map(|sequence| {
+                let ids: Vec<u32> = (0..16).map(|position| token(sequence, position)).collect();
+                let with = by_definition(&computed, &ids, spokes[sequence as usize]);
+                let without = by_definition(&computed, &ids, None);
+                if sequence != 2 {
+                    let off = distance(&with[3], &without[3]);
+                    assert!(off > 0.02, "the spoke of {sequence} does little: {off}");
+                }
+                with
+            })
+            .collect();
+        for threads in [1, 3] {
+            let settings =
+                ContextSettings { tokens: 256, batch: 64, sequences: 4, threads, own_kernels: true };
+            let mut context = Context::new(&model, settings).unwrap();
+            // What was computed before without spokes leaves graphs behind that are used again.
+            for uses in [&[][..], &uses[..]] {
+                context.set_felix(uses).unwrap();
+                let mut positions = [0; 4];
+                for batch in BATCHES {
+                    let (mut rows, mut given) = (Batch::default(), Vec::new());
+                    for (place, &sequence) in batch.iter().enumerate() {
+                        let position = positions[sequence as usize];
+                        positions[sequence as usize] += 1;
+                        // Not behind every token.
+                        let wanted = (place + position as usize) % 3 > 0;
+                        rows.push(token(sequence, position), position, sequence, wanted);
+                        given.push((sequence, position, wanted));
+                    }
+                    context.decode(&rows).unwrap();
+                    for (place, (sequence, position, wanted)) in given.into_iter().enumerate() {
+                        if wanted && !uses.is_empty() {
+                            let expected = &expected[sequence as usize][position as usize];
+                            let off = distance(context.logits(place), expected);
+                            // Keys and values are kept in f16, whose rounding adds up from token to token.
+                            assert!(off < 2e-3, "{sequence} at {position} in {batch:?}: {off}");
+                        }
+                    }
+                }
+                (0..4).for_each(|sequence| assert!(context.forget(sequence, 0)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_felix_spoke_that_can_not_act_is_an_error() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
+    let model = load(&shipped);
+    let (width, blocks) = (model.n_embd().cast_unsigned() as usize, model.n_layer());
+    let settings = ContextSettings { tokens: 256, batch: 64, sequences: 1, threads: 1, own_kernels: true };
+    let decode = |trained: &Trained| {
+        let mut context = Context::new(&model, settings).unwrap();
+        let uses = [(0, Rc::new(Weights::new(&trained.fold())), 1.0)];
+        context.set_felix(&uses).unwrap();
+        let mut batch = Batch::default();
+        batch.push(7, 0, 0, true);
+        context.decode(&batch)
+    };
+    let at = |width: usize, block: u32| spoke(width, 4, &[block], false, 1);
+    assert_eq!(decode(&at(width, blocks - 1)), Ok(()));
+    let missed = |block: u32| Err(DecodeError::Felix(FelixError::Block(block)));
+    assert_eq!(decode(&at(width, blocks)), missed(blocks), "no such block");
+    assert_eq!(decode(&at(width + 16, 0)), missed(0), "another width");
+    let mut context = Context::new(&model, ContextSettings { own_kernels: false, ..settings }).unwrap();
+    let uses = [(0, Rc::new(Weights::new(&at(width, 0).fold())), 1.0)];
+    assert_eq!(context.set_felix(&uses), Err(DecodeError::Felix(FelixError::NoKernels)));
 }

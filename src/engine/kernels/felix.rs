@@ -1,0 +1,303 @@
+//! The bottleneck of a Felix spoke, on the CPU: weights in f16, sums in f32.
+//!
+//! Sixteen rows of a matrix lie in the lanes of a register, so nothing is summed across lanes, and what is read of the
+//! weights serves several columns. Each result is summed in the same order whatever stands beside it, so a token gets the
+//! same numbers alone and in a batch.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use wide::f32x16 as Lanes;
+
+use crate::spoke::felix::{Folded, FoldedLayer};
+use crate::vector::{dot, sigmoid};
+
+/// Rows of a matrix that are computed together.
+pub const ROWS: usize = 16;
+/// Columns that are computed together, as many as registers of 256 bits allow.
+const TOGETHER: usize = 6;
+
+/// A spoke: `h + W_up silu(W_down n)` behind each of its blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weights {
+    /// Width D of the residual stream.
+    pub width: usize,
+    /// Epsilon of the norm.
+    pub eps: f32,
+    /// Layers by block.
+    pub layers: BTreeMap<u32, Layer>,
+}
+
+/// What stands behind one block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layer {
+    /// Weights of the norm, `[D]`; ones if there are none.
+    pub norm: Option<Vec<f32>>,
+    /// W_down, `[R, D]`.
+    pub down: Matrix,
+    /// W_up with the gate in it, `[D, R]`.
+    pub up: Matrix,
+}
+
+/// A matrix in panels of [`ROWS`] rows, each panel column by column; the last is filled up with zeros.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix {
+    rows: usize,
+    depth: usize,
+    panels: Vec<[f16; ROWS]>,
+}
+
+impl Weights {
+    /// Brings a spoke into the order in which it is computed.
+    pub fn new(folded: &Folded) -> Self {
+        let (width, rank) = (folded.hidden, folded.rows);
+        let layer = |layer: &FoldedLayer| Layer {
+            norm: layer.norm.clone(),
+            down: Matrix::new(rank, width, |row, k| layer.w_down[row * width + k]),
+            up: Matrix::new(width, rank, |row, k| layer.w_up[k * width + row]),
+        };
+        let layers = folded.layers.iter().map(|(&at, weights)| (at, layer(weights))).collect();
+        Self { width, eps: folded.eps, layers }
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> u64 {
+        let layer = |layer: &Layer| {
+            let norm = layer.norm.as_ref().map_or(0, Vec::len) * size_of::<f32>();
+            norm + size_of_val(&*layer.down.panels) + size_of_val(&*layer.up.panels)
+        };
+        self.layers.values().map(|weights| layer(weights) as u64).sum()
+    }
+}
+
+impl Layer {
+    /// What goes into the bottleneck: the norm of a row of the residual stream.
+    pub fn normalise(&self, eps: f32, h: &[f32], n: &mut [f32]) {
+        let scale = 1.0 / (dot(h, h) / h.len() as f32 + eps).sqrt();
+        match &self.norm {
+            Some(norm) => n.iter_mut().zip(h).zip(norm).for_each(|((n, h), norm)| *n = h * scale * norm),
+            None => n.iter_mut().zip(h).for_each(|(n, h)| *n = h * scale),
+        }
+    }
+}
+
+/// `x sigmoid(x)` of each number.
+pub fn silu(x: [f32; ROWS]) -> [f32; ROWS] {
+    x.map(|x| x * sigmoid(x))
+}
+
+impl Matrix {
+    /// The matrix whose number in a row and a column is `weight(row, column)`.
+    pub fn new(rows: usize, depth: usize, weight: impl Fn(usize, usize) -> f16) -> Self {
+        let number = |row: usize, k: usize| if row < rows { weight(row, k) } else { f16::ZERO };
+        let panel = |first: usize| {
+            let number = &number;
+            (0..depth).map(move |k| std::array::from_fn(|row| number(first + row, k)))
+        };
+        let panels = (0..rows).step_by(ROWS).flat_map(panel).collect();
+        Self { rows, depth, panels }
+    }
+
+    /// Results of a column.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Numbers of a column.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Groups of [`ROWS`] rows, the last maybe not full.
+    pub fn panels(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+
+    /// Products of some panels with columns `[count, depth]`. `write` is given a column, the first row, and the results of
+    /// [`ROWS`] rows (of which those beyond the last row are zero).
+    ///
+    /// # Panics
+    /// Panels that are not there; columns that are not whole.
+    pub fn multiply(
+        &self,
+        panels: Range<usize>,
+        columns: &[f32],
+        mut write: impl FnMut(usize, usize, [f32; ROWS]),
+    ) {
+        let depth = self.depth;
+        assert!(depth > 0 && columns.len().is_multiple_of(depth), "whole columns");
+        let count = columns.len() / depth;
+        let panel = |at: usize| &self.panels[at * depth..][..depth];
+        let column = |at: usize| &columns[at * depth..][..depth];
+        // Several independent sums hide how long each addition takes: with few columns, several panels give them.
+        let beside = match count {
+            1 => 4,
+            2 => 2,
+            _ => 1,
+        };
+        let mut at = panels.start;
+        while at < panels.end {
+            let beside = if at + beside <= panels.end { beside } else { 1 };
+            for first in (0..count).step_by(TOGETHER) {
+                macro_rules! tiles {
+                    ($(($panels:literal, $columns:literal))*) => {
+                        match (beside, TOGETHER.min(count - first)) {
+                            $(($panels, $columns) => {
+                                let sums = tile::<$panels, $columns>(
+                                    std::array::from_fn(|i| panel(at + i)),
+                                    std::array::from_fn(|i| column(first + i)),
+                                );
+                                for (i, sums) in sums.iter().enumerate() {
+                                    for (j, sum) in sums.iter().enumerate() {
+                                        write(first + j, (at + i) * ROWS, sum.to_array());
+                                    }
+                                }
+                            })*
+                            other => unreachable!("no tile of {other:?}"),
+                        }
+                    };
+                }
+                tiles!((4, 1)(2, 2)(1, 1)(1, 2)(1, 3)(1, 4)(1, 5)(1, 6));
+            }
+            at += beside;
+        }
+    }
+}
+
+/// Sums of `P` panels for `C` columns.
+// With iterators instead of indices the sums leave their registers.
+#[allow(clippy::needless_range_loop)]
+#[inline]
+fn tile<const P: usize, const C: usize>(
+    panels: [&[[f16; ROWS]]; P],
+    columns: [&[f32]; C],
+) -> [[Lanes; C]; P] {
+    let depth = panels[0].len();
+    let (panels, columns) = (panels.map(|panel| &panel[..depth]), columns.map(|column| &column[..depth]));
+    let mut sums = [[Lanes::ZERO; C]; P];
+    for k in 0..depth {
+        let x: [Lanes; C] = std::array::from_fn(|column| Lanes::splat(columns[column][k]));
+        for panel in 0..P {
+            let weights = floats(&panels[panel][k]);
+            for column in 0..C {
+                sums[panel][column] = x[column].mul_add(weights, sums[panel][column]);
+            }
+        }
+    }
+    sums
+}
+
+#[inline]
+fn floats(halves: &[f16; ROWS]) -> Lanes {
+    let mut floats = [0.0; ROWS];
+    halves.convert_to_f32_slice(&mut floats);
+    Lanes::new(floats)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers in -1..1, the same each time.
+    fn numbers(count: usize, salt: u32) -> Vec<f32> {
+        let mut state = salt.wrapping_mul(2_654_435_761) | 1;
+        let next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        std::iter::repeat_with(next).take(count).collect()
+    }
+
+    fn halves(count: usize, salt: u32) -> Vec<f16> {
+        numbers(count, salt).into_iter().map(f16::from_f32).collect()
+    }
+
+    fn folded(hidden: usize, rows: usize, norm: bool) -> Folded {
+        let layer = FoldedLayer {
+            norm: norm.then(|| numbers(hidden, 3)),
+            w_down: halves(rows * hidden, 4),
+            w_up: halves(rows * hidden, 5),
+        };
+        Folded { rows, hidden, eps: 1e-5, layers: [(2, layer)].into() }
+    }
+
+    /// What a layer adds to rows of the residual stream, `[count, D]`, by the kernels.
+    fn update(weights: &Weights, h: &[f32]) -> Vec<f32> {
+        let (width, layer) = (weights.width, &weights.layers[&2]);
+        let (rank, count) = (layer.down.rows(), h.len() / width);
+        let mut n = vec![0.0; h.len()];
+        for (h, n) in h.chunks_exact(width).zip(n.chunks_exact_mut(width)) {
+            layer.normalise(weights.eps, h, n);
+        }
+        let (mut hidden, mut out) = (vec![f32::NAN; count * rank], vec![f32::NAN; h.len()]);
+        let put = |to: &mut [f32], rows: usize, column: usize, first: usize, result: [f32; ROWS]| {
+            let length = ROWS.min(rows - first);
+            to[column * rows + first..][..length].copy_from_slice(&result[..length]);
+        };
+        layer.down.multiply(0..layer.down.panels(), &n, |column, first, result| {
+            put(&mut hidden, rank, column, first, silu(result));
+        });
+        // In two parts, as several threads do.
+        let middle = layer.up.panels() / 2;
+        for part in [0..middle, middle..layer.up.panels()] {
+            layer.up.multiply(part, &hidden, |column, first, result| {
+                put(&mut out, width, column, first, result);
+            });
+        }
+        out
+    }
+
+    /// The same by the definition, in f64.
+    fn exact(folded: &Folded, h: &[f32]) -> Vec<f64> {
+        let (width, layer) = (folded.hidden, &folded.layers[&2]);
+        let mut out = vec![0.0; width];
+        let mean = h.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / width as f64;
+        let scale = 1.0 / (mean + f64::from(folded.eps)).sqrt();
+        for row in 0..folded.rows {
+            let product = |(i, &x): (usize, &f32)| {
+                let norm = layer.norm.as_ref().map_or(1.0, |norm| f64::from(norm[i]));
+                f64::from(x) * scale * norm * layer.w_down[row * width + i].to_f64()
+            };
+            let z: f64 = h.iter().enumerate().map(product).sum();
+            let activation = z / (1.0 + (-z).exp());
+            for (i, out) in out.iter_mut().enumerate() {
+                *out += activation * layer.w_up[row * width + i].to_f64();
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn results_are_those_of_the_definition_whatever_stands_beside_them() {
+        for (hidden, rows, norm) in [(64, 16, false), (48, 8, true), (100, 70, true), (160, 256, false)] {
+            let folded = folded(hidden, rows, norm);
+            let weights = Weights::new(&folded);
+            let h = numbers(17 * hidden, 9);
+            let alone: Vec<f32> = h.chunks_exact(hidden).flat_map(|h| update(&weights, h)).collect();
+            for count in [1, 2, 3, 6, 7, 17] {
+                assert_eq!(
+                    update(&weights, &h[..count * hidden]),
+                    alone[..count * hidden],
+                    "{hidden} {rows} {count}"
+                );
+            }
+            for (h, found) in h.chunks_exact(hidden).zip(alone.chunks_exact(hidden)) {
+                let exact = exact(&folded, h);
+                let size = (exact.iter().map(|x| x * x).sum::<f64>() / hidden as f64).sqrt();
+                for (found, exact) in found.iter().zip(exact) {
+                    let off = (f64::from(*found) - exact).abs();
+                    assert!(off < 1e-5 * size, "{hidden} {rows}: {found} for {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_it_takes_is_counted() {
+        // 70 rows are five panels, 100 seven.
+        let weights = Weights::new(&folded(100, 70, true));
+        assert_eq!(weights.bytes(), 2 * (80 * 100 + 112 * 70) + 4 * 100);
+    }
+}
