@@ -113,7 +113,7 @@ async fn talk(stream: TcpStream, router: Router, limits: Limits, mut closing: wa
         let left = Arc::clone(&left);
         Box::pin(async move {
             let mut response = response.await?;
-            if !rest.is_read(asks_first).await {
+            if !rest.read_out(asks_first).await {
                 left.store(true, Ordering::Relaxed);
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

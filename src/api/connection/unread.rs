@@ -72,7 +72,7 @@ impl Drop for Lent {
 impl Rest {
     /// Reads what is left, if it is little and comes soon; whether nothing is left then. `asks_first`: the client waits for
     /// the word to send it, which the answer is instead.
-    pub(super) async fn is_read(self, asks_first: bool) -> bool {
+    pub(super) async fn read_out(self, asks_first: bool) -> bool {
         let Some(mut body) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return true;
         };

@@ -165,7 +165,9 @@ fn divide(sequences: &[i32]) -> Vec<Vec<usize>> {
         let places = |sequence: i32| left.iter().copied().filter(move |&place| sequences[place] == sequence);
         let length = taken.iter().map(|&sequence| places(sequence).count()).min().unwrap_or(0);
         let part: Vec<usize> = taken.iter().flat_map(|&sequence| places(sequence).take(length)).collect();
-        part.iter().for_each(|&place| done[place] = true);
+        for &place in &part {
+            done[place] = true;
+        }
         left.retain(|&place| !done[place]);
         parts.push(part);
     }

@@ -96,6 +96,7 @@ impl Rewriter {
         let template = Template::new();
         // SAFETY: just made, and nobody else has it. The slots don't move: there is room for all of them.
         unsafe {
+            #[allow(clippy::needless_borrow, reason = "behind a raw pointer a borrow should be seen")]
             for index in 0..count {
                 let scratch = &raw const (*inner).scratch;
                 let given = (sys::GGML_OP_NONE, [0; 16]);
@@ -183,8 +184,8 @@ impl Inner {
             _ => None,
         };
         if let Some(task) = task {
-            if let Task::Product(task) = &task {
-                let buffer = task.weights(node);
+            if matches!(task, Task::Product(_)) {
+                let buffer = product::Task::weights(node);
                 if !buffer.is_null() && !self.weights.contains(&buffer.cast_const()) {
                     self.weights.push(buffer);
                     pages::make_huge(buffer);

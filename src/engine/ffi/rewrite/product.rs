@@ -90,7 +90,7 @@ impl Task {
     }
 
     /// The buffer of the node's weights.
-    pub fn weights(&self, node: &sys::ggml_tensor) -> sys::ggml_backend_buffer_t {
+    pub fn weights(node: &sys::ggml_tensor) -> sys::ggml_backend_buffer_t {
         // SAFETY: `Task::of` has seen that the weights are there.
         unsafe { (*node.src[0]).buffer }
     }

@@ -181,7 +181,7 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                         let position = positions[sequence as usize];
                         positions[sequence as usize] += 1;
                         // Not behind every token.
-                        let wanted = (place + position as usize) % 3 > 0;
+                        let wanted = !(place + position as usize).is_multiple_of(3);
                         rows.push(token(sequence, position), position, sequence, wanted);
                         given.push((sequence, position, wanted));
                     }
