@@ -94,7 +94,6 @@ fn moved(prefix: &str, names: &[&str]) -> Vec<Var> {
 }
 
 #[test]
-#[ignore = "Muon on wide matrices is 3.4e-4 from the fixture: bound or order of sums to be found out"]
 fn optimisers_step_as_pytorchs_do() {
     let fixture = tensors("train/optimisers.safetensors");
     let cases =

@@ -134,7 +134,11 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
         for second in 0..sets.len() {
             for set in [first, second] {
                 let (tokens, cached) = answer(ask(&engine, &sets[set])).unwrap();
-                assert!(same(&tokens, &fresh[set]), "set {set} in {first}, {second}: {tokens:?}");
+                assert!(
+                    same(&tokens, &fresh[set]),
+                    "set {set} in {first}, {second}, {cached} cached: {tokens:?} for {:?}",
+                    fresh[set]
+                );
                 known += cached;
             }
         }

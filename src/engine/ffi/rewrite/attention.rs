@@ -9,8 +9,6 @@ use llama_cpp_sys_2 as sys;
 use super::{Parameters, is_host, size};
 use crate::engine::kernels::attention::{BLOCK, Cells, FAST, Partial, View, WIDTHS, attend};
 
-/// From this many rows of a stream on llama.cpp multiplies tiles of them, which is as fast.
-const TILED: usize = 64;
 /// Fewest cells that are worth a part of their own.
 const PART: usize = 8 * BLOCK;
 
@@ -81,7 +79,7 @@ impl Shape {
             && k_streams == streams
             && kv_heads > 0
             && heads % kv_heads == 0
-            && (1..TILED).contains(&rows)
+            && rows > 0
             && mask_cells >= cells
             && mask_rows >= rows
             && mask_heads == 1
