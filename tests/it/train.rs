@@ -151,8 +151,7 @@ fn a_dry_run_prints_the_resolved_recipe_and_its_cost() {
         "# time here: about ",
         "# time on one MI300X: about ",
         "# time on one H200: about ",
-        "fits its 141.0 GB",
-        "at $2.5/h",
+        "fits its 141.0 GB; $0.00 at $2.5/h",
     ] {
         assert!(said.contains(part), "{part} is missing in: {said}");
     }
