@@ -1,14 +1,12 @@
 //! Distillation through a linear head, fused: cross-entropy with the data and divergence from a teacher in one pass over the
-//! logits, which exist only for a chunk of rows.
+//! logits.
 
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::{Matrix, floats, lanes};
-
-/// Rows whose logits exist at a time.
-const CHUNK: usize = 256;
+use super::head::{LinearHead, bend};
+use super::lanes;
 
 /// What a teacher says of one row.
 #[derive(Debug, Clone, Copy)]
@@ -72,15 +70,10 @@ struct Seen {
 }
 
 struct Op {
-    targets: Vec<u32>,
+    head: LinearHead,
     teacher: Arc<dyn Teaching>,
     weights: Weights,
     seen: Arc<Mutex<Seen>>,
-    /// Gradients of hidden rows and head for a loss gradient of 1.
-    gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
-    with_gradient: bool,
-    /// Whether the head needs a gradient too.
-    head_gradient: bool,
 }
 
 /// The losses of hidden `[rows, D]` through a head `[V, D]`: `-ln softmax(l)[target]` and
@@ -98,9 +91,8 @@ pub fn distillation(
     with_gradient: bool,
 ) -> Result<Distillation> {
     let seen = Arc::new(Mutex::new(Seen::default()));
-    let gradients = Mutex::new(None);
-    let head_gradient = head.track_op();
-    let op = Op { targets, teacher, weights, seen: seen.clone(), gradients, with_gradient, head_gradient };
+    let linear = LinearHead::new("distillation", head, targets, with_gradient);
+    let op = Op { head: linear, teacher, weights, seen: seen.clone() };
     let loss = hidden.contiguous()?.apply_op2(&head.contiguous()?, op)?;
     let seen = std::mem::take(&mut *seen.lock().expect("no thread panics while it holds the lock"));
     let scale = f64::from(weights.scale);
@@ -183,16 +175,8 @@ impl Op {
 
     /// Turns a row of logits into the gradient of both losses; adds the losses to what was seen.
     fn row(&self, row: &mut [f32], target: usize, taught: Taught, seen: &mut Seen) -> Result<()> {
-        let Weights { cross_entropy, divergence, temperature, cap, .. } = self.weights;
-        let slopes: Option<Vec<f32>> = cap.map(|cap| {
-            row.iter_mut()
-                .map(|logit| {
-                    let bent = lanes::tanh(*logit / cap);
-                    *logit = cap * bent;
-                    1.0 - bent * bent
-                })
-                .collect()
-        });
+        let Weights { scale, cross_entropy, divergence, temperature, cap } = self.weights;
+        let slopes = cap.map(|cap| bend(row, cap));
         let at_target = row[target];
         let mut q = row.to_vec();
         let (log_sum, top) = softmax(row, 1.0);
@@ -203,7 +187,7 @@ impl Op {
         seen.divergence += f64::from(temperature * temperature) * self.diverge(&mut q, taught)?;
         // d(tau^2 KL)/dl = tau (q - p).
         for (gradient, q) in row.iter_mut().zip(&q) {
-            *gradient = cross_entropy * *gradient + divergence * temperature * q;
+            *gradient = scale * (cross_entropy * *gradient + divergence * temperature * q);
         }
         if let Some(slopes) = slopes {
             for (gradient, slope) in row.iter_mut().zip(&slopes) {
@@ -216,7 +200,7 @@ impl Op {
 
 impl CustomOp2 for Op {
     fn name(&self) -> &'static str {
-        "distillation"
+        self.head.op
     }
 
     fn cpu_fwd(
@@ -226,49 +210,14 @@ impl CustomOp2 for Op {
         head: &CpuStorage,
         head_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        floats(hidden, hidden_layout, self.name())?;
-        floats(head, head_layout, self.name())?;
-        let (&[rows, width], &[vocab, head_width]) = (hidden_layout.dims(), head_layout.dims()) else {
-            candle_core::bail!("distillation: {hidden_layout:?} and {head_layout:?} are not matrices");
-        };
-        if rows != self.targets.len() || width != head_width {
-            let targets = self.targets.len();
-            candle_core::bail!(
-                "distillation: hidden [{rows}, {width}], head [{vocab}, {head_width}], {targets} targets"
-            );
-        }
-        if let Some(target) = self.targets.iter().find(|&&t| t as usize >= vocab) {
-            candle_core::bail!("distillation: target {target}, the vocabulary has {vocab} entries");
-        }
-        let weight = Matrix::dense(head, head_layout.start_offset(), vocab, width);
         let mut seen = self.seen.lock().expect("no thread panics while it holds the lock");
-        let (mut d_hidden, mut d_head) = (Vec::with_capacity(rows * width), vec![]);
-        for (index, targets) in self.targets.chunks(CHUNK).enumerate() {
-            let offset = hidden_layout.start_offset() + index * CHUNK * width;
-            let x = Matrix::dense(hidden, offset, targets.len(), width);
-            let mut logits = x.matmul(&weight.t())?; // [chunk, V]
-            self.teacher.rows(index * CHUNK, targets.len(), &mut |at, taught| {
+        self.head.forward((hidden, hidden_layout), (head, head_layout), |first, targets, logits| {
+            let vocab = logits.len() / targets.len();
+            self.teacher.rows(first, targets.len(), &mut |at, taught| {
                 let row = &mut logits[at * vocab..(at + 1) * vocab];
                 self.row(row, targets[at] as usize, taught, &mut seen)
-            })?;
-            if self.with_gradient {
-                let d_logits = CpuStorage::F32(logits);
-                let d_logits = Matrix::dense(&d_logits, 0, targets.len(), vocab);
-                d_hidden.extend(d_logits.matmul(&weight)?);
-                if self.head_gradient {
-                    let part = d_logits.t().matmul(&x)?;
-                    if d_head.is_empty() { d_head = part } else { lanes::add(&mut d_head, &part) }
-                }
-            }
-        }
-        if self.with_gradient {
-            if self.head_gradient {
-                d_head.resize(vocab * width, 0.0); // no rows: no part
-            }
-            d_hidden.iter_mut().chain(&mut d_head).for_each(|value| *value *= self.weights.scale);
-            *self.gradients.lock().expect("no thread panics while it holds the lock") =
-                Some((d_hidden, d_head));
-        }
+            })
+        })?;
         let Weights { scale, cross_entropy, divergence, .. } = self.weights;
         let total = f64::from(cross_entropy) * seen.cross_entropy + f64::from(divergence) * seen.divergence;
         Ok((CpuStorage::F32(vec![(total * f64::from(scale)) as f32]), Shape::from(())))
@@ -281,15 +230,7 @@ impl CustomOp2 for Op {
         _loss: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let taken = self.gradients.lock().expect("no thread panics while it holds the lock").take();
-        let Some((d_hidden, d_head)) = taken else {
-            candle_core::bail!("distillation: no gradients: with_gradient is false, or backward ran before");
-        };
-        let tensor = |values, like: &Tensor| {
-            Tensor::from_vec(values, like.shape(), like.device())?.broadcast_mul(grad)
-        };
-        let d_head = self.head_gradient.then(|| tensor(d_head, head)).transpose()?;
-        Ok((Some(tensor(d_hidden, hidden)?), d_head))
+        self.head.backward(hidden, head, grad)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod decay;
 pub mod delta_rule;
 pub mod distillation;
 pub mod gated;
+mod head;
 pub mod linear;
 pub mod rms_norm;
 pub mod rotary;

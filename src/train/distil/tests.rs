@@ -194,6 +194,7 @@ fn a_teacher_with_other_tokens_is_refused() {
         310,
     );
     let error = beside(folder.path(), &Chat::of_post(other.unwrap())).unwrap_err().to_string();
-    let said = format!("a teacher needs the student's tokenizer: it has {} entries", tokenizer().vocab_size());
+    let said =
+        format!("a teacher needs the student's tokenizer: it has {} entries", tokenizer().vocab_size());
     assert!(error.contains(&said), "{error}");
 }
