@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::layout::BatchLayout;
-use super::ops::{Scoring, gated_update, linear, rms_norm, silu};
-use super::taps::{Again, NoTaps, Point, Projection, Taps};
+use super::ops::{gated_update, linear, rms_norm, silu};
+use super::taps::{Again, NoTaps, Point, Taps};
 
 /// The tensors of one layer, f32. Those of a [`candle_core::Var`] collect gradients.
 #[derive(Debug, Clone)]
@@ -75,33 +74,16 @@ impl<T> Felix<T> {
 }
 
 impl<T: Taps> Taps for Felix<T> {
+    fn before(&mut self) -> Option<&mut dyn Taps> {
+        Some(&mut self.before)
+    }
+
     fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
         let tensor = self.before.tap(point, layer, tensor)?;
         match self.layers.get(&layer).filter(|_| point == Point::BlockOutput) {
             Some(spoke) => self.apply(spoke, &tensor),
             None => Ok(tensor),
         }
-    }
-
-    fn project(
-        &mut self,
-        projection: Projection,
-        layer: usize,
-        input: &Tensor,
-        output: Tensor,
-    ) -> Result<Tensor> {
-        self.before.project(projection, layer, input, output)
-    }
-
-    fn attend(
-        &mut self,
-        layer: usize,
-        query: &Tensor,
-        key: &Tensor,
-        scoring: Scoring,
-        layout: &BatchLayout,
-    ) -> Result<()> {
-        self.before.attend(layer, query, key, scoring, layout)
     }
 
     /// The spoke stands behind the block: only what comes before it is repeated.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, View};
@@ -140,8 +140,8 @@ impl SafetensorsFile {
     }
 }
 
-/// A parameter as the safetensors package wants to see it.
-struct Stored<'a>(&'a Var);
+/// An f32 tensor as the safetensors package wants to see it; its bytes are made when they are written.
+pub struct Stored<'a>(pub &'a Tensor);
 
 impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
@@ -151,7 +151,7 @@ impl View for Stored<'_> {
         self.0.dims()
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = f32_values(self.0).expect("`write` has read this tensor as f32 before");
+        let values = f32_values(self.0).expect("who writes a tensor has seen that it is f32");
         values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into()
     }
     fn data_len(&self) -> usize {

@@ -60,34 +60,49 @@ pub enum Projection {
     Down,
 }
 
-/// What a caller does at the points; each method leaves the forward pass as it is unless overridden.
+/// What a caller does at the points; each method does what the taps before these do, or leaves the forward pass as it is,
+/// unless overridden.
 pub trait Taps {
+    /// Taps that stand before these; a method that is overridden asks them itself.
+    fn before(&mut self) -> Option<&mut dyn Taps> {
+        None
+    }
+
     /// Sees the tensor at a point of a layer; what it returns goes on instead (same shape).
-    fn tap(&mut self, _point: Point, _layer: usize, tensor: Tensor) -> Result<Tensor> {
-        Ok(tensor)
+    fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
+        match self.before() {
+            Some(before) => before.tap(point, layer, tensor),
+            None => Ok(tensor),
+        }
     }
 
     /// Sees the input `[B, S, in]` and the output `[B, S, out]` of a weight matrix; what it returns goes on as the output.
     fn project(
         &mut self,
-        _projection: Projection,
-        _layer: usize,
-        _input: &Tensor,
+        projection: Projection,
+        layer: usize,
+        input: &Tensor,
         output: Tensor,
     ) -> Result<Tensor> {
-        Ok(output)
+        match self.before() {
+            Some(before) => before.project(projection, layer, input, output),
+            None => Ok(output),
+        }
     }
 
     /// Sees the queries `[B, S, H, head_dim]` and keys `[B, S, H_kv, head_dim]` that attention compares, normed and rotated.
     fn attend(
         &mut self,
-        _layer: usize,
-        _query: &Tensor,
-        _key: &Tensor,
-        _scoring: Scoring,
-        _layout: &BatchLayout,
+        layer: usize,
+        query: &Tensor,
+        key: &Tensor,
+        scoring: Scoring,
+        layout: &BatchLayout,
     ) -> Result<()> {
-        Ok(())
+        match self.before() {
+            Some(before) => before.attend(layer, query, key, scoring, layout),
+            None => Ok(()),
+        }
     }
 
     /// What does the same between [`Point::Residual`] and [`Point::BlockOutput`] of a layer once more, for a decoder that

@@ -79,7 +79,7 @@ pub enum Reason {
     Link,
     #[error("is a {found}, expected a regular file")]
     NotAFile { found: &'static str },
-    #[error("is empty")]
+    #[error("is empty: it has 0 bytes")]
     Empty,
     #[error("has {found} bytes, expected at most {limit}")]
     TooLarge { found: u64, limit: u64 },

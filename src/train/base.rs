@@ -137,7 +137,4 @@ impl Source for One {
     fn place(&self, _index: u64) -> String {
         self.1.clone()
     }
-    fn digest(&self) -> Option<Digest> {
-        None
-    }
 }

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
-use safetensors::{Dtype, View};
 
 use super::TrainError;
 use super::recipe::Recipe;
@@ -16,7 +15,7 @@ use crate::digest::Digest;
 use crate::durable::{self, Staged};
 use crate::fail;
 use crate::model::Parameters;
-use crate::model::safetensors_file::f32_values;
+use crate::model::safetensors_file::Stored;
 
 /// Newest checkpoints that are kept, beside the best.
 const KEEP: usize = 3;
@@ -86,25 +85,6 @@ pub struct Checkpoint {
 
 /// Tensors by name.
 pub type Tensors = HashMap<String, Tensor>;
-
-/// A tensor as the safetensors package wants to see it; its bytes are made when they are written.
-struct Stored<'a>(&'a Tensor);
-
-impl View for Stored<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        self.0.dims()
-    }
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        let values = f32_values(self.0).expect("what is trained is f32");
-        values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into()
-    }
-    fn data_len(&self) -> usize {
-        self.0.elem_count() * size_of::<f32>()
-    }
-}
 
 impl Checkpoint {
     /// Writes `folder/<step>/` and removes what is no longer needed.

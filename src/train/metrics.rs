@@ -16,7 +16,7 @@ use super::log::{read_lines, reopened};
 use super::objective::Student;
 use crate::durable;
 use crate::model::ops::{Scoring, with_floats};
-use crate::model::{BatchLayout, DecoderConfig, Parameters, Point, Projection, Taps};
+use crate::model::{BatchLayout, DecoderConfig, Parameters, Point, Taps};
 
 /// Name of the file of [`Measurement`]s.
 pub const METRICS: &str = "metrics.jsonl";
@@ -175,6 +175,10 @@ struct Measuring {
 }
 
 impl Taps for Measuring {
+    fn before(&mut self) -> Option<&mut dyn Taps> {
+        Some(&mut *self.inner)
+    }
+
     fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
         let tensor = self.inner.tap(point, layer, tensor)?;
         match point {
@@ -185,16 +189,6 @@ impl Taps for Measuring {
             _ => {}
         }
         Ok(tensor)
-    }
-
-    fn project(
-        &mut self,
-        projection: Projection,
-        layer: usize,
-        input: &Tensor,
-        output: Tensor,
-    ) -> Result<Tensor> {
-        self.inner.project(projection, layer, input, output)
     }
 
     fn attend(

@@ -16,7 +16,6 @@ use super::metrics::METRICS;
 use super::optimiser::{AdamWConfig, MuonConfig, Optimiser};
 use super::recipe::{LongRows, Recipe, Stage};
 use super::{TrainError, clip, log, vocabulary};
-use crate::digest::Digest;
 use crate::model::features::{DeltaNetShape, Mixer};
 use crate::model::tokenizer::{END, Message, Tokenizer};
 use crate::model::{Decoder, DecoderConfig, Family, Features, NoTaps, Parameters, init};
@@ -37,14 +36,8 @@ impl Source for Copies {
     fn row(&self, index: u64, _: Option<usize>) -> Result<Row, TrainError> {
         Ok(Row::Chat(Self::messages(index)))
     }
-    fn rows(&self) -> Option<u64> {
-        None
-    }
     fn place(&self, index: u64) -> String {
         format!("copies, row {index}")
-    }
-    fn digest(&self) -> Option<Digest> {
-        None
     }
 }
 

@@ -200,14 +200,8 @@ fn floats(halves: &[f16; ROWS]) -> Lanes {
 mod tests {
     use super::*;
 
-    /// Numbers in -1..1, the same each time.
     fn numbers(count: usize, salt: u32) -> Vec<f32> {
-        let mut state = salt.wrapping_mul(2_654_435_761) | 1;
-        let next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        std::iter::repeat_with(next).take(count).collect()
+        crate::engine::kernels::numbers(salt).take(count).collect()
     }
 
     fn halves(count: usize, salt: u32) -> Vec<f16> {

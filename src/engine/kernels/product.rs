@@ -99,7 +99,9 @@ mod lanes {
             let groups = together.min((rows.end - first) / ROWS);
             let next = first + groups * ROWS;
             let next = if next < rows.end { next } else { then };
-            let ahead = Ahead::new(weights, blocks, next..next + together * ROWS, count.div_ceil(PASS));
+            // Without being asked for, what comes next would come late: sixteen rows are read side by side, and the
+            // processor follows few streams at a time.
+            let ahead = lines(weights, blocks, next..next + together * ROWS);
             let weights = &weights[first * blocks..][..groups * ROWS * blocks];
             let mut write = |column: usize, group: usize, result: &[f32; ROWS]| {
                 write(column, first + group * ROWS, result);
@@ -122,7 +124,7 @@ mod lanes {
                 panels.extend((0..blocks).map(|at| Panel::load(&rows, at)));
             }
             for (pass, first) in (0..count).step_by(PASS).enumerate() {
-                let ahead = ahead.part(pass);
+                let ahead = part(ahead, pass, count.div_ceil(PASS));
                 macro_rules! pass {
                     ($($count:literal)*) => {
                         match (groups, PASS.min(count - first)) {
@@ -145,39 +147,20 @@ mod lanes {
         }
     }
 
-    /// The weights behind those that are computed: without being asked for they would come late, since sixteen rows are
-    /// read side by side and the processor follows few streams at a time.
-    #[derive(Clone, Copy)]
-    struct Ahead<'a> {
-        lines: &'a [[u8; 64]],
-        /// Lines of a part.
-        step: usize,
+    /// A line of memory.
+    type Line = [u8; 64];
+
+    /// Some rows of weights, as far as there are any.
+    fn lines(weights: &[Block], blocks: usize, rows: Range<usize>) -> &[Line] {
+        let end = (rows.end * blocks).min(weights.len());
+        weights.get(rows.start * blocks..end).unwrap_or_default().as_flattened().as_chunks().0
     }
 
-    impl<'a> Ahead<'a> {
-        /// So many parts of some rows, as far as there are any.
-        fn new(weights: &'a [Block], blocks: usize, rows: Range<usize>, parts: usize) -> Self {
-            let end = (rows.end * blocks).min(weights.len());
-            let weights = weights.get(rows.start * blocks..end).unwrap_or_default();
-            let lines = weights.as_flattened().as_chunks().0;
-            Self { lines, step: lines.len().div_ceil(parts.max(1)) }
-        }
-
-        fn part(self, index: usize) -> &'a [[u8; 64]] {
-            let lines = self.lines.get(index * self.step..).unwrap_or_default();
-            &lines[..self.step.min(lines.len())]
-        }
-
-        /// All of it, and how much there is for each of so many blocks.
-        fn divided(lines: &'a [[u8; 64]], blocks: usize) -> Self {
-            Self { lines, step: lines.len().div_ceil(blocks) }
-        }
-
-        fn fetch(self, index: usize) {
-            for line in self.part(index) {
-                prefetch(line);
-            }
-        }
+    /// Part `index` of so many.
+    fn part(lines: &[Line], index: usize, parts: usize) -> &[Line] {
+        let step = lines.len().div_ceil(parts);
+        let lines = lines.get(index * step..).unwrap_or_default();
+        &lines[..step.min(lines.len())]
     }
 
     fn rows_of(weights: &[Block], blocks: usize) -> [&[Block]; ROWS] {
@@ -188,16 +171,15 @@ mod lanes {
     fn few<const C: usize>(
         weights: &[Block],
         blocks: usize,
-        ahead: Ahead<'_>,
+        ahead: &[Line],
         columns: [&[Packed]; C],
         write: &mut impl FnMut(usize, usize, &[f32; ROWS]),
     ) {
-        let ahead = Ahead::divided(ahead.lines, blocks);
         let rows = rows_of(weights, blocks);
         let columns = columns.map(|column| &column[..blocks]);
         let mut sums = [[_mm512_setzero_ps(); C]];
         for at in 0..blocks {
-            ahead.fetch(at);
+            part(ahead, at, blocks).iter().for_each(prefetch);
             let panel = Panel::load(&rows, at);
             add([&panel], columns.map(|column| &column[at]), &mut sums);
         }
@@ -210,17 +192,16 @@ mod lanes {
     fn many<const C: usize, const G: usize>(
         panels: &[Panel],
         blocks: usize,
-        ahead: &[[u8; 64]],
+        ahead: &[Line],
         first: usize,
         columns: [&[Packed]; C],
         write: &mut impl FnMut(usize, usize, &[f32; ROWS]),
     ) {
-        let ahead = Ahead::divided(ahead, blocks);
         let groups: [&[Panel]; G] = std::array::from_fn(|group| &panels[group * blocks..][..blocks]);
         let columns = columns.map(|column| &column[..blocks]);
         let mut sums = [[_mm512_setzero_ps(); C]; G];
         for at in 0..blocks {
-            ahead.fetch(at);
+            part(ahead, at, blocks).iter().for_each(prefetch);
             add(groups.map(|panels| &panels[at]), columns.map(|column| &column[at]), &mut sums);
         }
         for (group, sums) in sums.iter().enumerate() {
@@ -309,19 +290,10 @@ mod tests {
 
     use super::{BLOCK, Block, Packed, ROWS};
     use crate::engine::ffi::{has_product, product};
-
-    /// Numbers in -1..1, the same each time.
-    fn numbers(count: usize, salt: u32) -> impl Iterator<Item = f32> {
-        let mut state = salt.wrapping_mul(2_654_435_761) | 1;
-        std::iter::repeat_with(move || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .take(count)
-    }
+    use crate::engine::kernels::numbers;
 
     fn weights(rows: usize, blocks: usize) -> Vec<Block> {
-        let mut numbers = numbers(rows * blocks * (BLOCK + 1), 3);
+        let mut numbers = numbers(3);
         let mut next = || numbers.next().unwrap();
         let block = |_| {
             let mut block = [0; 34];
@@ -340,7 +312,7 @@ mod tests {
         }
         for (rows, blocks) in [(16, 1), (48, 3), (32, 48)] {
             let weights = weights(rows, blocks);
-            let given: Vec<f32> = numbers(29 * blocks * BLOCK, 5).collect();
+            let given: Vec<f32> = numbers(5).take(29 * blocks * BLOCK).collect();
             let columns: Vec<Packed> = given.as_chunks().0.iter().map(Packed::new).collect();
             let mut alone = vec![0.0; 29 * rows];
             let mut panels = Vec::new();

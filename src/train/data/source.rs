@@ -16,13 +16,17 @@ pub trait Source: Send + Sync {
     fn row(&self, index: u64, max_event_chars: Option<usize>) -> Result<Row, TrainError>;
 
     /// Rows, if there is an end.
-    fn rows(&self) -> Option<u64>;
+    fn rows(&self) -> Option<u64> {
+        None
+    }
 
     /// Where a row stands, for people.
     fn place(&self, index: u64) -> String;
 
     /// Hash of everything that there is, if there is an end.
-    fn digest(&self) -> Option<Digest>;
+    fn digest(&self) -> Option<Digest> {
+        None
+    }
 }
 
 /// The rows of a task's generator.
@@ -42,14 +46,8 @@ impl Source for Generator {
     fn row(&self, index: u64, max_event_chars: Option<usize>) -> Result<Row, TrainError> {
         Ok(Row::Chat(Generator::row(&self.with_limits(limits(max_event_chars)), index).messages))
     }
-    fn rows(&self) -> Option<u64> {
-        None
-    }
     fn place(&self, index: u64) -> String {
         format!("generator of encodings, row {index}")
-    }
-    fn digest(&self) -> Option<Digest> {
-        None
     }
 }
 
@@ -57,14 +55,8 @@ impl Source for Synthesis {
     fn row(&self, index: u64, max_event_chars: Option<usize>) -> Result<Row, TrainError> {
         Ok(Row::Chat(self.messages(index, limits(max_event_chars))))
     }
-    fn rows(&self) -> Option<u64> {
-        None
-    }
     fn place(&self, index: u64) -> String {
         format!("generator of syntheses, row {index}")
-    }
-    fn digest(&self) -> Option<Digest> {
-        None
     }
 }
 
@@ -72,13 +64,7 @@ impl Source for Retrieval {
     fn row(&self, index: u64, max_event_chars: Option<usize>) -> Result<Row, TrainError> {
         Ok(Row::Chat(self.messages(index, limits(max_event_chars))))
     }
-    fn rows(&self) -> Option<u64> {
-        None
-    }
     fn place(&self, index: u64) -> String {
         format!("generator of retrievals, row {index}")
-    }
-    fn digest(&self) -> Option<Digest> {
-        None
     }
 }

@@ -6,9 +6,8 @@ use candle_core::{D, Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::model::layout::BatchLayout;
-use crate::model::ops::{Scoring, linear};
-use crate::model::{Again, Decoder, DecoderConfig, Parameters, Point, Projection, Taps};
+use crate::model::ops::linear;
+use crate::model::{Again, Decoder, DecoderConfig, Parameters, Point, Taps};
 use crate::train::TrainError;
 use crate::train::recipe::HiddenRecipe;
 
@@ -127,33 +126,16 @@ impl Capture {
 }
 
 impl Taps for Capture {
+    fn before(&mut self) -> Option<&mut dyn Taps> {
+        Some(&mut *self.inner)
+    }
+
     fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
         let tensor = self.inner.tap(point, layer, tensor)?;
         if let (Point::BlockOutput, Some(place)) = (point, self.found.get_mut(&layer)) {
             *place = Some(tensor.clone());
         }
         Ok(tensor)
-    }
-
-    fn project(
-        &mut self,
-        projection: Projection,
-        layer: usize,
-        input: &Tensor,
-        output: Tensor,
-    ) -> Result<Tensor> {
-        self.inner.project(projection, layer, input, output)
-    }
-
-    fn attend(
-        &mut self,
-        layer: usize,
-        query: &Tensor,
-        key: &Tensor,
-        scoring: Scoring,
-        layout: &BatchLayout,
-    ) -> Result<()> {
-        self.inner.attend(layer, query, key, scoring, layout)
     }
 
     /// It looks only at what leaves blocks.

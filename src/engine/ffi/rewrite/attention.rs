@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::f16;
 use llama_cpp_sys_2 as sys;
 
-use super::{Parameters, is_host, size};
+use super::stage::Stage;
+use super::{Parameters, is_host, make_room, size};
 use crate::engine::kernels::attention::{BLOCK, Cells, FAST, Partial, View, WIDTHS, attend};
 
 /// Fewest cells that are worth a part of their own.
@@ -29,8 +30,8 @@ struct Unit {
 #[derive(Debug)]
 pub struct Task {
     shape: Shape,
-    /// The next part of a unit.
-    next: AtomicUsize,
+    /// The parts of all units.
+    stage: Stage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,15 +98,11 @@ impl Task {
     pub fn of(node: &sys::ggml_tensor, threads: usize, scratch: &mut Scratch) -> Option<Self> {
         let shape = Shape::of(node, threads)?;
         let units = shape.kv_heads * shape.streams;
-        if scratch.units.len() < units {
-            scratch.units.resize_with(units, Unit::default);
-        }
+        make_room(&mut scratch.units, units);
         for unit in &mut scratch.units[..units] {
-            if unit.parts.len() < shape.parts {
-                unit.parts.resize_with(shape.parts, Default::default);
-            }
+            make_room(&mut unit.parts, shape.parts);
         }
-        Some(Self { shape, next: AtomicUsize::new(0) })
+        Some(Self { shape, stage: Stage::new(units * shape.parts) })
     }
 
     /// Computes parts until none is left.
@@ -116,14 +113,10 @@ impl Task {
         thread_local! {
             static QUERIES: RefCell<Vec<f32>> = RefCell::default();
         }
-        let Shape { kv_heads, streams, parts, .. } = self.shape;
+        let Shape { kv_heads, parts, .. } = self.shape;
         QUERIES.with_borrow_mut(|queries| {
-            loop {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
+            self.stage.work(|index, _| {
                 let (unit, part) = (index / parts, index % parts);
-                if unit >= kv_heads * streams {
-                    return;
-                }
                 let place = &scratch.units[unit];
                 // SAFETY: the caller's promise; this thread alone drew the index.
                 unsafe {
@@ -138,7 +131,7 @@ impl Task {
                         self.write(node, stream, head, first.finish());
                     }
                 }
-            }
+            });
         });
     }
 

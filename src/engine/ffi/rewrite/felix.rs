@@ -13,7 +13,7 @@ use std::rc::Rc;
 use llama_cpp_sys_2 as sys;
 
 use super::stage::Stage;
-use super::{is_host, size};
+use super::{is_host, make_room, size};
 use crate::engine::kernels::felix::{Layer, Matrix, ROWS, Weights, silu};
 
 /// Units of weights for each thread, so that all end at about the same time.
@@ -295,12 +295,8 @@ impl Task {
             }
             hidden += group.rows.len() * group.layer().down.rows();
         }
-        let room = |buffer: &mut UnsafeCell<Vec<f32>>, length: usize| {
-            let buffer = buffer.get_mut();
-            buffer.resize(buffer.len().max(length), 0.0);
-        };
-        room(&mut scratch.norms, norms);
-        room(&mut scratch.hidden, hidden);
+        make_room(scratch.norms.get_mut(), norms);
+        make_room(scratch.hidden.get_mut(), hidden);
         let down = Product::new(groups.iter().map(|group| &group.layer().down), threads);
         let up = Product::new(groups.iter().map(|group| &group.layer().up), threads);
         Some(Self { width, groups, columns, adding: Stage::new(count), down, up })

@@ -221,6 +221,11 @@ impl Slot {
     }
 }
 
+/// Makes room for so many elements in scratch memory; it never shrinks.
+fn make_room<T: Default>(buffer: &mut Vec<T>, length: usize) {
+    buffer.resize_with(buffer.len().max(length), T::default);
+}
+
 /// Whether a tensor's data can be read here.
 fn is_host(tensor: &sys::ggml_tensor) -> bool {
     // SAFETY: a view's buffer is its source's, and a buffer that is not null lives.

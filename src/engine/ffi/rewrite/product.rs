@@ -5,7 +5,7 @@ use std::cell::{RefCell, UnsafeCell};
 use llama_cpp_sys_2 as sys;
 
 use super::stage::Stage;
-use super::{is_host, size};
+use super::{is_host, make_room, size};
 use crate::engine::ffi::{Panel, has_product, product};
 use crate::engine::kernels::product::{BLOCK, BLOCK_BYTES, Block, Packed, ROWS};
 
@@ -75,8 +75,7 @@ impl Task {
         if !covered {
             return None;
         }
-        let all = scratch.packed.get_mut();
-        all.resize(all.len().max(columns * blocks), Packed::default());
+        make_room(scratch.packed.get_mut(), columns * blocks);
         let pieces = columns * blocks.div_ceil(PIECE);
         let packing = (*packed != source).then(|| Stage::new(pieces));
         *packed = source;

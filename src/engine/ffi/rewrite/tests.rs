@@ -1,6 +1,6 @@
 //! Logits with and without the kernels.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use candle_core::{Device, Tensor};
@@ -10,7 +10,7 @@ use llama_cpp_2::model::params::LlamaModelParams;
 
 use crate::engine::backend::backend;
 use crate::engine::ffi::{Batch, Context, ContextSettings, DecodeError, FelixError};
-use crate::engine::kernels::felix::Weights;
+use crate::engine::kernels::{self, felix::Weights};
 use crate::model::gguf_file::{Precision, export, import};
 use crate::model::stand_in::{self, Shape};
 use crate::model::{BatchLayout, Decoder, Model};
@@ -18,6 +18,21 @@ use crate::spoke::felix::{Trained, TrainedLayer};
 
 fn load(path: &Path) -> LlamaModel {
     LlamaModel::load_from_file(backend(), path, &LlamaModelParams::default()).unwrap()
+}
+
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf")
+}
+
+/// The shipped model and a random one. Not in Q8_0: rounding what goes into a product would make much of a small difference.
+fn posts(folder: &Path) -> [PathBuf; 2] {
+    let stand_in = folder.join("stand-in.gguf");
+    stand_in::write(Shape::Tiny, 7, &shipped(), &stand_in).unwrap();
+    [(shipped(), "shipped-f32.gguf"), (stand_in, "stand-in-f32.gguf")].map(|(path, name)| {
+        let exact = folder.join(name);
+        export(&import(&path).unwrap(), "exact", folder, &exact, Precision::F32).unwrap();
+        exact
+    })
 }
 
 /// Logits of a conversation in several sequences: a prompt that llama.cpp's own kernel computes, single rows, several
@@ -61,13 +76,7 @@ fn logits(model: &LlamaModel, threads: u32, own_kernels: bool) -> Vec<f32> {
 #[test]
 fn logits_are_those_of_the_other_kernel() {
     let folder = tempfile::tempdir().unwrap();
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
-    let stand_in = folder.path().join("stand-in.gguf");
-    stand_in::write(Shape::Tiny, 7, &shipped, &stand_in).unwrap();
-    for path in [shipped, stand_in] {
-        // Not in Q8_0: rounding what goes into a product would make much of a small difference.
-        let exact = folder.path().join("f32.gguf");
-        export(&import(&path).unwrap(), "exact", folder.path(), &exact, Precision::F32).unwrap();
+    for exact in posts(folder.path()) {
         let model = load(&exact);
         let given = logits(&model, 1, false);
         let size = given.iter().map(|x| x * x).sum::<f32>() / given.len() as f32;
@@ -77,7 +86,7 @@ fn logits_are_those_of_the_other_kernel() {
             let off = own.iter().zip(&given).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
             // llama.cpp sums values in f16.
             let relative = (off / given.len() as f32 / size).sqrt();
-            assert!(relative < 5e-3, "{}, {threads} threads: {relative}", path.display());
+            assert!(relative < 5e-3, "{}, {threads} threads: {relative}", exact.display());
             assert!(off > 0.0, "both kernels are the same: was anything rewritten?");
         }
     }
@@ -86,20 +95,16 @@ fn logits_are_those_of_the_other_kernel() {
 /// A spoke of two bottlenecks behind some blocks, the same each time; strong enough to turn logits over. Its numbers are
 /// those of f16, also when the gate of a quarter is in them: both sides compute with the same.
 fn spoke(hidden: usize, rank: u32, blocks: &[u32], norm: bool, salt: u32) -> Trained {
-    let mut state = salt.wrapping_mul(2_654_435_761) | 1;
+    let mut all = kernels::numbers(salt);
     let mut numbers = |count: usize, size: f32| -> Vec<f32> {
-        let next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            f16::from_f32(size * ((state >> 8) as f32 / (1 << 23) as f32 - 1.0)).to_f32()
-        };
-        std::iter::repeat_with(next).take(count).collect()
+        all.by_ref().take(count).map(|x| f16::from_f32(size * x).to_f32()).collect()
     };
-    let all = 2 * rank as usize * hidden;
+    let count = 2 * rank as usize * hidden;
     let mut layer = || TrainedLayer {
         gate_bias: 0.0,
         norm: norm.then(|| numbers(hidden, 1.0)),
-        w_down: numbers(all, (3.0 / hidden as f32).sqrt()),
-        w_up: numbers(all, 12.0),
+        w_down: numbers(count, (3.0 / hidden as f32).sqrt()),
+        w_up: numbers(count, 12.0),
     };
     let layers = blocks.iter().map(|&at| (at, layer())).collect();
     Trained { spokes: 2, rank, hidden, eps: 1e-5, layers }
@@ -139,12 +144,7 @@ const BATCHES: [&[u32]; 7] = [
 #[test]
 fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
     let folder = tempfile::tempdir().unwrap();
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
-    let stand_in = folder.path().join("stand-in.gguf");
-    stand_in::write(Shape::Tiny, 7, &shipped, &stand_in).unwrap();
-    for path in [shipped, stand_in] {
-        let exact = folder.path().join("f32.gguf");
-        export(&import(&path).unwrap(), "exact", folder.path(), &exact, Precision::F32).unwrap();
+    for exact in posts(folder.path()) {
         let (model, computed) = (load(&exact), import(&exact).unwrap());
         let (hidden, blocks) = (computed.config.hidden_size, computed.config.layers as u32);
         let all: Vec<u32> = (0..blocks).collect();
@@ -203,8 +203,7 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
 
 #[test]
 fn a_felix_spoke_that_can_not_act_is_an_error() {
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
-    let model = load(&shipped);
+    let model = load(&shipped());
     let (width, blocks) = (model.n_embd().cast_unsigned() as usize, model.n_layer());
     let settings = ContextSettings { tokens: 256, batch: 64, sequences: 1, threads: 1, own_kernels: true };
     let decode = |trained: &Trained| {
