@@ -28,6 +28,7 @@ fn start(lanes: u32) -> LlamaEngine {
         cached_sequences: 0,
         draft: true,
         force: true,
+        own_memory: true,
     });
     let mut health = engine.health();
     loop {

@@ -131,6 +131,7 @@ impl Hub {
             cached_sequences: model.cached_sequences,
             draft: model.draft,
             force: true,
+            own_memory: true,
         }));
         Self::join(settings, engine, door, state)
     }

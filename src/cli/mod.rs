@@ -14,10 +14,9 @@ pub mod spokes;
 pub mod table;
 pub mod train;
 
-use std::process::ExitCode;
-
 use clap::{Parser, Subcommand};
 
+use crate::engine::ffi::end;
 use crate::model::FileError;
 use crate::spoke::Refusal;
 use crate::train::TrainError;
@@ -76,7 +75,7 @@ enum Command {
 pub struct WrongConfiguration(pub String);
 
 /// Parses the arguments, runs the command, prints what went wrong.
-pub fn main() -> ExitCode {
+pub fn main() -> ! {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
@@ -91,13 +90,13 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => bench::run(command),
         Command::Data(command) => data::run(command),
     };
-    match result {
-        Ok(()) => ExitCode::from(DONE),
+    end(match result {
+        Ok(()) => DONE,
         Err(error) => {
             report(&error);
-            ExitCode::from(if error.is::<WrongConfiguration>() { CONFIG } else { FAILED })
+            if error.is::<WrongConfiguration>() { CONFIG } else { FAILED }
         }
-    }
+    })
 }
 
 /// Prints an error with its chain of causes, one a line, and what can be done about it.

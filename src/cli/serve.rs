@@ -16,6 +16,7 @@ use super::client::encoding_request;
 use crate::api::auth::KeyRing;
 use crate::config::{self, LogFormat, Overrides};
 use crate::database::DatabaseError;
+use crate::engine::ffi::end;
 use crate::engine::{EngineState, Health, ModelInfo};
 use crate::hub::{Hub, HubError};
 use crate::task::Event;
@@ -200,7 +201,7 @@ impl Stop {
         notify(NotifyState::Stopping);
         tokio::spawn(async move {
             self.next().await;
-            std::process::exit(i32::from(super::FAILED));
+            end(super::FAILED);
         });
     }
 }

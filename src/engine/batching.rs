@@ -94,6 +94,7 @@ impl<'a> Lanes<'a> {
         if lanes > MAX_SEQUENCES {
             return Err(format!("model.lanes is {lanes}; llama.cpp has at most {MAX_SEQUENCES} sequences"));
         }
+        let own_memory = settings.own_memory;
         let settings = ContextSettings {
             tokens: context,
             batch: BATCH as u32,
@@ -101,9 +102,16 @@ impl<'a> Lanes<'a> {
             threads: settings.threads,
             own_kernels: true,
         };
-        let made = Context::new(model, settings).map_err(|e| {
+        let mut made = Context::new(model, settings).map_err(|e| {
             format!("{e}; model.context, model.lanes and model.cached_sequences set its size")
         })?;
+        if own_memory {
+            // The first batch puts the weights into huge pages: no request should wait for that.
+            let mut batch = Batch::default();
+            batch.push(0, 0, 0, true);
+            made.decode(&batch).map_err(|e| e.to_string())?;
+            made.forget(0, 0);
+        }
         let places = made.tokens();
         let head = f64::from(model.n_head_kv()) / f64::from(model.n_head().max(1));
         // Keys and values in f16.

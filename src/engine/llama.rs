@@ -36,6 +36,9 @@ pub struct LlamaSettings {
     pub draft: bool,
     /// Whether tokens that a constraint dictates are taken without asking the model. Off only to measure what it brings.
     pub force: bool,
+    /// Whether weights go into memory of the engine's own, in huge pages, where there is plenty, instead of into the file's
+    /// pages, which processes share and the system takes back.
+    pub own_memory: bool,
 }
 
 /// llama.cpp behind [`Engine`]. Dropping it stops its thread without draining.

@@ -120,7 +120,7 @@ fn serve(
     health: &watch::Sender<Health>,
 ) -> Result<(), String> {
     let began = Instant::now();
-    let model = load(&settings.path)?;
+    let model = load(&settings.path, settings.own_memory)?;
     let info = describe(&model, settings)?;
     let vocabulary = Vocabulary::of(&model);
     let grammars = Grammars::new(&vocabulary.token_env()).map_err(|e| e.to_string())?;
@@ -153,7 +153,7 @@ fn serve(
 }
 
 /// Loads a file that our own reader has passed.
-fn load(path: &Path) -> Result<LlamaModel, String> {
+fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
     let file = Gguf::open(path).map_err(|e| e.to_string())?;
     check_model(&file).map_err(|e| e.to_string())?;
     if path.to_str().is_none() {
@@ -161,7 +161,7 @@ fn load(path: &Path) -> Result<LlamaModel, String> {
     }
     // Memory of its own can be in huge pages, which a file's can't: a token reads all weights, and looks each page up.
     let bytes = fs_err::metadata(path).map_err(|e| e.to_string())?.len();
-    let own = available_memory().is_some_and(|available| bytes <= available / 2);
+    let own = own_memory && available_memory().is_some_and(|available| bytes <= available / 2);
     let params = LlamaModelParams::default().with_use_mmap(!own);
     LlamaModel::load_from_file(backend(), path, &params)
         .map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))

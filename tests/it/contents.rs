@@ -79,6 +79,7 @@ impl Contents {
                 cached_sequences: 0,
                 draft: false,
                 force: false,
+                own_memory: false,
             });
             let mut health = engine.health();
             while matches!(health.borrow_and_update().state, EngineState::Loading) {

@@ -30,6 +30,7 @@ fn settings(path: &Path) -> LlamaSettings {
         cached_sequences: 4,
         draft: true,
         force: true,
+        own_memory: false,
     }
 }
 

@@ -30,6 +30,7 @@ fn engine(lanes: u32, fast: bool) -> LlamaEngine {
         cached_sequences: if fast { 2 } else { 0 },
         draft: fast,
         force: fast,
+        own_memory: false,
     });
     let mut health = engine.health();
     loop {

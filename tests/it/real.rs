@@ -38,6 +38,7 @@ impl Real {
             cached_sequences: 4,
             draft: true,
             force: true,
+            own_memory: false,
         };
         engine(&mut settings);
         let engine = Arc::new(LlamaEngine::start(settings));

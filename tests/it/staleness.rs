@@ -31,6 +31,7 @@ fn engine(lanes: u32) -> LlamaEngine {
         cached_sequences: 2,
         draft: true,
         force: true,
+        own_memory: false,
     });
     let mut health = engine.health();
     while matches!(health.borrow_and_update().state, EngineState::Loading) {

@@ -101,5 +101,6 @@ fn engine(path: PathBuf) -> Arc<dyn Engine> {
         cached_sequences: 0,
         draft: false,
         force: true,
+        own_memory: false,
     }))
 }

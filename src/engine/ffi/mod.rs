@@ -3,12 +3,14 @@
 
 mod adapter;
 mod context;
+mod end;
 mod processor;
 mod quantise;
 mod rewrite;
 
 pub use adapter::{Adapter, AdapterError};
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError};
+pub use end::end;
 #[cfg(target_arch = "x86_64")]
 pub use processor::prefetch;
 pub use processor::{Panel, has_product, product};
