@@ -23,17 +23,17 @@ pub fn has_product() -> bool {
 }
 
 /// Products of `rows` (a range of whole groups of [`ROWS`]) of Q8_0 weights (rows of `blocks` blocks) with `columns`, each as
-/// long as a row. `then` is the row at which the caller goes on. `write` is given a column, the first of [`ROWS`] rows, and their results. `panels` is scratch memory.
+/// long as a row. `then` says at which row the caller will probably go on, if there is one. `write` is given a column, the
+/// first of [`ROWS`] rows, and their results. `panels` is scratch memory.
 ///
 /// # Panics
-/// A processor that has not what it needs ([`has_product`]); a range that is not of whole
-/// groups, or beyond the weights.
+/// A processor that has not what it needs ([`has_product`]); a range that is not of whole groups, or beyond the weights.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub fn product(
     weights: &[Block],
     blocks: usize,
     rows: Range<usize>,
-    then: usize,
+    then: impl Fn() -> usize,
     columns: &[Packed],
     panels: &mut Vec<Panel>,
     write: impl FnMut(usize, usize, &[f32; ROWS]),

@@ -74,8 +74,8 @@ mod lanes {
         scale: __m512,
     }
 
-    /// Products of `rows` (a range of whole groups of [`ROWS`]) of `weights` with `columns`, each as long as a row. `then` is
-    /// the row at which the caller goes on. `write` is given a column, the first of [`ROWS`] rows, and their results.
+    /// Products of `rows` (a range of whole groups of [`ROWS`]) of `weights` with `columns`, each as long as a row. `then` says
+    /// at which row the caller will probably go on, if there is one. `write` is given a column, the first of [`ROWS`] rows, and their results.
     /// `panels` is scratch memory. Safe to call where the
     /// processor has the features.
     ///
@@ -86,7 +86,7 @@ mod lanes {
         weights: &[Block],
         blocks: usize,
         rows: Range<usize>,
-        then: usize,
+        then: impl Fn() -> usize,
         columns: &[Packed],
         panels: &mut Vec<Panel>,
         mut write: impl FnMut(usize, usize, &[f32; ROWS]),
@@ -98,7 +98,7 @@ mod lanes {
         for first in rows.clone().step_by(together * ROWS) {
             let groups = together.min((rows.end - first) / ROWS);
             let next = first + groups * ROWS;
-            let next = if next < rows.end { next } else { then };
+            let next = if next < rows.end { next } else { then() };
             // Without being asked for, what comes next would come late: sixteen rows are read side by side, and the
             // processor follows few streams at a time.
             let ahead = lines(weights, blocks, next..next + together * ROWS);
@@ -322,7 +322,7 @@ mod tests {
                     &weights,
                     blocks,
                     0..rows,
-                    rows,
+                    || rows,
                     &columns[..count * blocks],
                     &mut panels,
                     |column, row, result| {
@@ -332,9 +332,17 @@ mod tests {
                 if count == 1 {
                     for column in 0..29 {
                         let one = &columns[column * blocks..][..blocks];
-                        product(&weights, blocks, 0..rows, rows, one, &mut panels, |_, row, result| {
-                            alone[column * rows + row..][..ROWS].copy_from_slice(result);
-                        });
+                        product(
+                            &weights,
+                            blocks,
+                            0..rows,
+                            || rows,
+                            one,
+                            &mut panels,
+                            |_, row, result| {
+                                alone[column * rows + row..][..ROWS].copy_from_slice(result);
+                            },
+                        );
                     }
                 }
                 assert_eq!(found, alone[..found.len()], "{rows} rows of {blocks} blocks, {count} columns");
@@ -371,10 +379,18 @@ mod tests {
         }
         let columns = [Packed::new(&[0.0; BLOCK]); 2];
         let mut seen = 0;
-        product(&weights(16, 1), 1, 0..16, 16, &columns, &mut Vec::new(), |_, _, result| {
-            assert!(result.iter().all(|&x| x == 0.0));
-            seen += 1;
-        });
+        product(
+            &weights(16, 1),
+            1,
+            0..16,
+            || 16,
+            &columns,
+            &mut Vec::new(),
+            |_, _, result| {
+                assert!(result.iter().all(|&x| x == 0.0));
+                seen += 1;
+            },
+        );
         assert_eq!(seen, 2);
     }
 }

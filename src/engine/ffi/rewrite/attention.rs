@@ -115,7 +115,7 @@ impl Task {
         }
         let Shape { kv_heads, parts, .. } = self.shape;
         QUERIES.with_borrow_mut(|queries| {
-            self.stage.work(|index, _| {
+            self.stage.work(|index| {
                 let (unit, part) = (index / parts, index % parts);
                 let place = &scratch.units[unit];
                 // SAFETY: the caller's promise; this thread alone drew the index.

@@ -315,7 +315,7 @@ impl Task {
             let (a, b, out) = (a.cast::<f32>(), b.cast::<f32>(), out.cast::<f32>());
             let norms = (*scratch.norms.get()).as_mut_ptr();
             let hidden = (*scratch.hidden.get()).as_mut_ptr();
-            self.adding.work(|row, _| {
+            self.adding.work(|row| {
                 // The result may stand where a source stands.
                 for i in row * width..(row + 1) * width {
                     *out.add(i) = *a.add(i) + *b.add(i);
@@ -328,7 +328,7 @@ impl Task {
                 }
             });
             self.adding.wait();
-            self.down.stage.work(|unit, _| {
+            self.down.stage.work(|unit| {
                 let (group, panels) = &self.down.units[unit];
                 let (group, matrix) = (&self.groups[*group], &self.groups[*group].layer().down);
                 let count = group.rows.len() * width;
@@ -340,7 +340,7 @@ impl Task {
                 });
             });
             self.down.stage.wait();
-            self.up.stage.work(|unit, _| {
+            self.up.stage.work(|unit| {
                 let (group, panels) = &self.up.units[unit];
                 let (group, matrix) = (&self.groups[*group], &self.groups[*group].layer().up);
                 let count = group.rows.len() * matrix.depth();

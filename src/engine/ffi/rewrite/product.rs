@@ -110,7 +110,7 @@ impl Task {
             let packed = (*scratch.packed.get()).as_mut_ptr();
             if let Some(packing) = &self.packing {
                 let pieces = blocks.div_ceil(PIECE);
-                packing.work(|index, _| {
+                packing.work(|index| {
                     let (column, first) = (index / pieces, index % pieces * PIECE);
                     let count = PIECE.min(blocks - first);
                     let x = given.data.cast::<f32>().add(column * (given.nb[1] / 4) + first * BLOCK);
@@ -126,10 +126,10 @@ impl Task {
             let packed = std::slice::from_raw_parts(packed.cast_const(), columns * blocks);
             let weights = std::slice::from_raw_parts(weights.data.cast::<Block>(), rows * blocks);
             PANELS.with_borrow_mut(|panels| {
-                self.multiplying.work(|index, next| {
+                let then = || self.multiplying.coming() * self.share;
+                self.multiplying.work(|index| {
                     let first = index * self.share;
                     let share = first..rows.min(first + self.share);
-                    let then = next.map_or(rows, |next| next * self.share);
                     product(weights, blocks, share, then, packed, panels, |column, row, result| {
                         let to = node.data.cast::<f32>().add(column * rows + row);
                         std::ptr::copy_nonoverlapping(result.as_ptr(), to, ROWS);

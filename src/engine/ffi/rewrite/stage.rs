@@ -20,16 +20,23 @@ impl Stage {
         Self { units, ..Self::default() }
     }
 
-    /// Does units until all are drawn. Each is drawn one ahead: `unit` is told which one comes next, so that it can have
-    /// brought near what that one reads.
-    pub fn work(&self, mut unit: impl FnMut(usize, Option<usize>)) {
-        let draw = || Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|&index| index < self.units);
-        let mut drawn = draw();
-        while let Some(index) = drawn {
-            drawn = draw();
-            unit(index, drawn);
+    /// Does units until all are drawn.
+    pub fn work(&self, mut unit: impl FnMut(usize)) {
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= self.units {
+                return;
+            }
+            unit(index);
             self.done.fetch_add(1, Ordering::Release);
         }
+    }
+
+    /// The unit that is drawn next, by whichever thread comes first; it may be beyond the last one. A thread that is about
+    /// to end its unit can have what that one reads brought near. It doesn't draw it already: where units are few, it would
+    /// take them from threads that wait for work.
+    pub fn coming(&self) -> usize {
+        self.next.load(Ordering::Relaxed)
     }
 
     /// Waits until all units are done, so that what they wrote can be read. The threads that drew them need nobody to go on.
