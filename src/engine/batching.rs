@@ -101,6 +101,7 @@ impl<'a> Lanes<'a> {
             sequences,
             threads: settings.threads,
             own_kernels: true,
+            exact_cache: false,
         };
         let mut made = Context::new(model, settings).map_err(|e| {
             format!("{e}; model.context, model.lanes and model.cached_sequences set its size")

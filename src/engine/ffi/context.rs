@@ -26,6 +26,8 @@ pub struct ContextSettings {
     pub threads: u32,
     /// Whether what [`crate::engine::kernels`] covers is computed there instead of by llama.cpp's kernels.
     pub own_kernels: bool,
+    /// Whether keys and values are kept in f32, not in f16. Attention is llama.cpp's then.
+    pub exact_cache: bool,
 }
 
 /// llama.cpp makes no context, for a reason that it logs; most likely for want of memory.
@@ -133,10 +135,15 @@ impl<'a> Context<'a> {
         params.n_threads_batch = count;
         params.no_perf = true;
         params.kv_unified = false;
+        if settings.exact_cache {
+            (params.type_k, params.type_v) = (sys::GGML_TYPE_F32, sys::GGML_TYPE_F32);
+            params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        }
         let layers = model.n_layer() as usize;
         let rewriter = settings.own_kernels.then(|| Rewriter::new(layers, count as usize));
         if let Some(rewriter) = &rewriter {
-            if attention::FAST {
+            // llama.cpp's flash attention rounds keys and values to f16 however they are kept.
+            if attention::FAST && !settings.exact_cache {
                 params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
             }
             (params.cb_eval, params.cb_eval_user_data) = rewriter.callback();

@@ -38,7 +38,8 @@ fn posts(folder: &Path) -> [PathBuf; 2] {
 /// Logits of a conversation in several sequences: a prompt that llama.cpp's own kernel computes, single rows, several
 /// rows, several sequences at once (some with a row that nobody reads), a sequence that is cut back and continued.
 fn logits(model: &LlamaModel, threads: u32, own_kernels: bool) -> Vec<f32> {
-    let settings = ContextSettings { tokens: 1024, batch: 512, sequences: 3, threads, own_kernels };
+    let settings =
+        ContextSettings { tokens: 1024, batch: 512, sequences: 3, threads, own_kernels, exact_cache: false };
     let mut context = Context::new(model, settings).unwrap();
     let token = |sequence: u32, position: u32| 5 + (position * 37 + sequence * 101) % 900;
     let mut all = Vec::new();
@@ -167,9 +168,15 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                 with
             })
             .collect();
-        for threads in [1, 3] {
-            let settings =
-                ContextSettings { tokens: 256, batch: 64, sequences: 4, threads, own_kernels: true };
+        for (threads, exact_cache) in [(1, true), (3, false)] {
+            let settings = ContextSettings {
+                tokens: 256,
+                batch: 64,
+                sequences: 4,
+                threads,
+                own_kernels: true,
+                exact_cache,
+            };
             let mut context = Context::new(&model, settings).unwrap();
             // What was computed before without spokes leaves graphs behind that are used again.
             for uses in [&[][..], &uses[..]] {
@@ -190,8 +197,10 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                         if wanted && !uses.is_empty() {
                             let expected = &expected[sequence as usize][position as usize];
                             let off = distance(context.logits(place), expected);
-                            // Keys and values are kept in f16, whose rounding adds up from token to token.
-                            assert!(off < 2e-3, "{sequence} at {position} in {batch:?}: {off}");
+                            // As they are served keys and values are in f16, whose rounding adds up from block to block: up to 1.04e-3
+                            // here, of which 3.3e-6 is left with a cache in f32.
+                            let bound = if exact_cache { 1e-4 } else { 2e-3 };
+                            assert!(off < bound, "{sequence} at {position} in {batch:?}: {off}");
                         }
                     }
                 }
@@ -205,7 +214,14 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
 fn a_felix_spoke_that_can_not_act_is_an_error() {
     let model = load(&shipped());
     let (width, blocks) = (model.n_embd().cast_unsigned() as usize, model.n_layer());
-    let settings = ContextSettings { tokens: 256, batch: 64, sequences: 1, threads: 1, own_kernels: true };
+    let settings = ContextSettings {
+        tokens: 256,
+        batch: 64,
+        sequences: 1,
+        threads: 1,
+        own_kernels: true,
+        exact_cache: false,
+    };
     let decode = |trained: &Trained| {
         let mut context = Context::new(&model, settings).unwrap();
         let uses = [(0, Rc::new(Weights::new(&trained.fold())), 1.0)];
