@@ -161,6 +161,21 @@ mod tests {
     }
 
     #[test]
+    fn lanes_and_kept_sequences_share_what_llama_cpp_has() {
+        let text = |lanes: u32, kept: u32| format!("[model]\nlanes = {lanes}\ncached_sequences = {kept}\n");
+        for (lanes, kept) in [(256, 0), (200, 56), (8, 128)] {
+            let model = parse(&text(lanes, kept), Path::new("/etc"), Overrides::default()).unwrap().model;
+            assert_eq!((model.lanes, model.cached_sequences), (lanes, kept));
+        }
+        for (lanes, kept, most) in [(256, 1, 0), (200, 57, 56), (8, 129, 128)] {
+            let found = mistakes(&text(lanes, kept));
+            let expected =
+                format!("model.cached_sequences = {kept}: expected a whole number from 0 to {most}");
+            assert!(found.len() == 1 && found[0].contains(&expected), "{found:?}");
+        }
+    }
+
+    #[test]
     fn a_named_file_that_is_missing_is_an_error() {
         let error = load(Some(Path::new("/nowhere/bespoke.toml")), Overrides::default()).unwrap_err();
         assert!(error.to_string().contains("/nowhere/bespoke.toml"), "{error}");

@@ -132,6 +132,9 @@ pub struct Paths {
     pub state: PathBuf,
 }
 
+/// Sequences that llama.cpp can have (its `LLAMA_MAX_SEQ`).
+const SEQUENCES: u32 = 256;
+
 impl Settings {
     /// Judges what was written; relative paths in it are taken from `folder`.
     pub(super) fn new(written: Written, folder: &Path, overrides: Overrides) -> Result<Self, Vec<Mistake>> {
@@ -143,6 +146,9 @@ impl Settings {
         let path = path.unwrap_or_else(default_model);
         let stem =
             path.file_stem().map_or_else(|| "bespoke".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let lanes = check.whole("model.lanes", model.lanes, 1..=SEQUENCES, 4);
+        // Each of both is a sequence of llama.cpp.
+        let spare = 128.min(SEQUENCES - lanes);
         let settings = Self {
             server: ServerSettings {
                 listen: overrides.listen.unwrap_or_else(|| check.address("server.listen", server.listen)),
@@ -175,9 +181,9 @@ impl Settings {
                 context: model
                     .context
                     .map(|given| check.whole("model.context", Some(given), 16..=1 << 20, 16)),
-                lanes: check.whole("model.lanes", model.lanes, 1..=256, 4),
+                lanes,
                 threads: check.whole("model.threads", model.threads, 1..=1024, processors()),
-                cached_sequences: check.whole("model.cached_sequences", model.cached_sequences, 0..=128, 0),
+                cached_sequences: check.whole("model.cached_sequences", model.cached_sequences, 0..=spare, 0),
                 draft: model.draft.unwrap_or(true),
                 queue: check.whole("model.queue", model.queue, 1..=100_000, 64),
                 queue_tokens: check

@@ -90,9 +90,12 @@ impl<'a> Lanes<'a> {
     /// llama.cpp can't, most likely for want of memory.
     pub fn new(model: &'a LlamaModel, settings: &LlamaSettings, context: u32) -> Result<Self, String> {
         let lanes = settings.lanes.max(1);
-        let sequences = lanes.saturating_add(settings.cached_sequences).min(MAX_SEQUENCES);
-        if lanes > MAX_SEQUENCES {
-            return Err(format!("model.lanes is {lanes}; llama.cpp has at most {MAX_SEQUENCES} sequences"));
+        let sequences = lanes.saturating_add(settings.cached_sequences);
+        if sequences > MAX_SEQUENCES {
+            return Err(format!(
+                "{lanes} lanes and {} cached sequences: llama.cpp has at most {MAX_SEQUENCES} together",
+                settings.cached_sequences
+            ));
         }
         let own_memory = settings.own_memory;
         let settings = ContextSettings {
@@ -381,10 +384,13 @@ impl<'a> Lanes<'a> {
     fn call(&mut self, slices: &[Slice], drafts: &[Draft], vocabulary: &Vocabulary, grammars: &mut Grammars) {
         let (ready, prompt) = self.fill(slices, drafts);
         let began = Instant::now();
-        if let Err(error) = self.context.decode(&self.batch) {
-            tracing::error!(%error, tokens = self.batch.len(), "decoding failed");
-            self.fail(slices, &error.to_string());
-            return;
+        match self.decode(slices) {
+            Ok(()) => {}
+            Err(DecodeError::GivenUp) => return self.give_up(slices),
+            Err(error) => {
+                tracing::error!(%error, tokens = self.batch.len(), "decoding failed");
+                return self.fail(slices, &error.to_string());
+            }
         }
         self.count(slices.len(), prompt, began.elapsed().as_secs_f64());
         for slice in slices.iter().filter(|slice| slice.padding > 0) {
@@ -394,6 +400,22 @@ impl<'a> Lanes<'a> {
         for (lane, row, guessed) in ready {
             let draft = Draft { tokens: drafts[lane].tokens[..guessed].to_vec(), ..drafts[lane] };
             self.go_on(lane, row, &draft, vocabulary, grammars);
+        }
+    }
+
+    /// Computes the batch as long as somebody waits for one of its requests: a share of a prompt can take long.
+    fn decode(&mut self, slices: &[Slice]) -> Result<(), DecodeError> {
+        let running = slices.iter().filter_map(|slice| self.sequences[slice.lane].running.as_ref());
+        let listeners: Vec<_> = running.map(|running| running.run.listener()).collect();
+        self.context.decode_unless(&self.batch, &|| listeners.iter().all(|events| events.is_closed()))
+    }
+
+    /// Ends requests in the middle of a batch.
+    fn give_up(&mut self, slices: &[Slice]) {
+        for slice in slices {
+            let known = self.sequences[slice.lane].cached.len();
+            self.forget(slice.lane, known - slice.certain - slice.guessed);
+            self.take(slice.lane);
         }
     }
 

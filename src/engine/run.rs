@@ -139,6 +139,11 @@ impl Run {
         self.events.is_closed()
     }
 
+    /// Who waits for the answer.
+    pub fn listener(&self) -> &mpsc::UnboundedSender<Event> {
+        &self.events
+    }
+
     /// Ends the answer with an error.
     pub fn fail(self, error: EngineError) {
         let _ = self.events.send(Event::Failed(error));

@@ -1,6 +1,7 @@
 //! A llama.cpp context with its own threads: the safe binding starts and ends threads at each call, and reaches neither
 //! adapters nor callbacks while a context lives.
 
+use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ptr::{NonNull, null_mut};
 use std::rc::Rc;
@@ -46,6 +47,9 @@ pub enum DecodeError {
     /// There are no places left for keys and values.
     #[error("no places are left for the keys and values of the batch")]
     Full,
+    /// Nobody wants it any more. What it has computed of keys and values is in the cache; they are to be forgotten.
+    #[error("the batch was given up")]
+    GivenUp,
     /// Another code of `llama_decode`.
     #[error("llama_decode returned {0}")]
     Code(i32),
@@ -106,6 +110,15 @@ pub struct Context<'a> {
     /// What the next batches are computed with.
     adapters: Vec<(Rc<Adapter<'a>>, f32)>,
     model: PhantomData<&'a LlamaModel>,
+}
+
+/// Whether a batch that is being computed should be given up.
+pub type GiveUp<'q> = &'q (dyn Fn() -> bool + Sync);
+
+/// Called by llama.cpp behind each node.
+unsafe extern "C" fn asks_to_stop(question: *mut c_void) -> bool {
+    // SAFETY: the question that `decode_unless` has given, which it takes back before it ends.
+    unsafe { (*question.cast::<GiveUp<'_>>())() }
 }
 
 /// The pointer within the binding's wrapper.
@@ -232,6 +245,18 @@ impl<'a> Context<'a> {
     /// # Panics
     /// A batch that is empty or larger than the context was made for, or a sequence that it does not have.
     pub fn decode(&mut self, batch: &Batch) -> Result<(), DecodeError> {
+        self.decode_unless(batch, &|| false)
+    }
+
+    /// As [`decode`](Self::decode), asking behind each node of the graph whether the batch should be given up: within
+    /// milliseconds, however long the batch takes.
+    ///
+    /// # Errors
+    /// [`DecodeError::GivenUp`]; llama.cpp can't.
+    ///
+    /// # Panics
+    /// As [`decode`](Self::decode).
+    pub fn decode_unless(&mut self, batch: &Batch, given_up: GiveUp<'_>) -> Result<(), DecodeError> {
         let count = batch.len();
         assert!((1..=self.limits.batch as usize).contains(&count), "{count} tokens in a batch");
         let sequences = self.limits.sequences.cast_signed();
@@ -256,8 +281,14 @@ impl<'a> Context<'a> {
             rewriter.begin(Rows { tokens, sequences, logits });
         }
         // SAFETY: all arrays have `count` elements and live until the call returns; llama.cpp only reads them. Tokens and
-        // sequences are in range.
-        let code = unsafe { sys::llama_decode(self.raw.as_ptr(), raw) };
+        // sequences are in range. The question lives as long, and is taken back at once.
+        let code = unsafe {
+            let question = (&raw const given_up).cast_mut().cast();
+            sys::llama_set_abort_callback(self.raw.as_ptr(), Some(asks_to_stop), question);
+            let code = sys::llama_decode(self.raw.as_ptr(), raw);
+            sys::llama_set_abort_callback(self.raw.as_ptr(), None, null_mut());
+            code
+        };
         match code {
             0 => {
                 self.rewriter.as_mut().map_or(Ok(()), Rewriter::end)?;
@@ -265,6 +296,7 @@ impl<'a> Context<'a> {
                 Ok(())
             }
             1 => Err(DecodeError::Full),
+            2 => Err(DecodeError::GivenUp),
             other => Err(DecodeError::Code(other)),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
 use half::f16;
@@ -206,6 +207,52 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                 }
                 (0..4).for_each(|sequence| assert!(context.forget(sequence, 0)));
             }
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_is_given_up_ends_behind_a_node_and_leaves_nothing_once_it_is_forgotten() {
+    let model = load(&shipped());
+    for threads in [1, 2] {
+        let settings = ContextSettings {
+            tokens: 512,
+            batch: 512,
+            sequences: 1,
+            threads,
+            own_kernels: true,
+            exact_cache: false,
+        };
+        let rows = |positions: std::ops::Range<u32>| {
+            let mut batch = Batch::default();
+            for position in positions.clone() {
+                batch.push(5 + (position * 37) % 900, position, 0, position + 1 == positions.end);
+            }
+            batch
+        };
+        let mut undisturbed = Context::new(&model, settings).unwrap();
+        undisturbed.decode(&rows(0..100)).unwrap();
+        undisturbed.decode(&rows(100..110)).unwrap();
+        let expected = undisturbed.logits(9).to_vec();
+        let mut context = Context::new(&model, settings).unwrap();
+        context.decode(&rows(0..100)).unwrap();
+        let whole = AtomicUsize::new(0);
+        let counts = || whole.fetch_add(1, Ordering::Relaxed) == usize::MAX;
+        context.decode_unless(&rows(100..400), &counts).unwrap();
+        assert!(context.forget(0, 100));
+        for last in [0, 1, 40, whole.into_inner() - 1] {
+            let asked = AtomicUsize::new(0);
+            let gives_up = || asked.fetch_add(1, Ordering::Relaxed) >= last;
+            assert_eq!(
+                context.decode_unless(&rows(100..400), &gives_up),
+                Err(DecodeError::GivenUp),
+                "{last}"
+            );
+            assert_eq!(asked.into_inner(), last + 1, "it goes on though it was given up");
+            assert!(context.forget(0, 100));
+            context.decode(&rows(100..110)).unwrap();
+            assert_eq!(context.logits(9), expected, "given up behind {last} nodes");
+            assert!(context.forget(0, 100));
         }
     }
 }
