@@ -15,6 +15,7 @@ use super::backend::backend;
 use super::batching::{Entry, Lanes};
 use super::constraint::Grammars;
 use super::embedding::Embedder;
+use super::ffi::give_back;
 use super::llama::{LlamaSettings, Ticket};
 use super::run::Run;
 use super::spokes::{Answer, SpokeUse, Spokes};
@@ -337,6 +338,7 @@ impl<'a> Worker<'a> {
         if !idle.is_empty() {
             self.lanes.detach();
             self.spokes.free(idle);
+            give_back();
         }
     }
 

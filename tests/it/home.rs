@@ -1,15 +1,20 @@
 //! The real binary with folders for spokes and state that outlive it, and clients that ask it.
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bespoke::spoke::Generation;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::contents::{Backend, Content, question};
-use crate::daemon::{chunks, wait_until};
+use crate::daemon::chunks;
 use crate::dropped::{generation, put};
 use crate::program::Program;
+
+/// How long a spoke may take until it serves.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Folders, and how a program is started over them.
 pub struct Home {
@@ -114,7 +119,16 @@ impl Client {
 
     /// Waits until a name is served by this generation.
     pub fn serves(&self, name: &str, generation: Generation) {
-        wait_until(&format!("{name} is {}", generation.short()), || self.serving(name) == Some(generation));
+        let began = Instant::now();
+        while self.serving(name) != Some(generation) {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{name} is not {}: {:#?}",
+                generation.short(),
+                self.rows(name)
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn is_quarantined(&self, generation: Generation, code: &str) -> bool {

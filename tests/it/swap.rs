@@ -125,7 +125,11 @@ fn swap_under_load(backend: Backend, swaps: usize) {
         warm.map(|bytes| bytes >> 10),
         end >> 10,
     );
-    assert!(answers > 0 && latencies.share(95) < Duration::from_secs(10));
+    assert!(answers > 0 && latencies.share(95) < Duration::from_secs(2));
+    // A few swaps say nothing about memory: what a request needs for the first time comes to them.
+    if let Some(warm) = warm.filter(|_| swaps >= 100) {
+        assert!(end <= warm + warm / 100, "memory has grown from {warm} to {end} bytes");
+    }
     assert_eq!(served.program.terminate(), Some(0));
 }
 
@@ -158,7 +162,12 @@ fn a_swap_whose_event_is_lost_is_found_by_the_next_look() {
             .collect();
         for (name, content, dropped) in all {
             while served.client.serving(&name) != Some(content.generation) {
-                assert!(dropped.elapsed() < Duration::from_secs(2 * bound), "{name} is never found");
+                let rows = || served.client.rows(&name);
+                assert!(
+                    dropped.elapsed() < Duration::from_secs(2 * bound),
+                    "{name} is never found: {:#?}",
+                    rows()
+                );
                 thread::sleep(Duration::from_millis(20));
             }
             // The first of each name is no swap.

@@ -97,7 +97,8 @@ fn engine(path: PathBuf) -> Arc<dyn Engine> {
         lanes: 1,
         queue: 4,
         queue_tokens: u64::MAX,
-        threads: std::thread::available_parallelism().map_or(1, |count| count.get() as u32).min(2),
+        // Several would wait for each other where the machine is busy, spinning: hundreds of times as long.
+        threads: 1,
         cached_sequences: 0,
         draft: false,
         force: true,

@@ -4,6 +4,7 @@
 mod adapter;
 mod context;
 mod end;
+mod memory;
 mod processor;
 mod quantise;
 mod rewrite;
@@ -11,6 +12,7 @@ mod rewrite;
 pub use adapter::{Adapter, AdapterError};
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError};
 pub use end::end;
+pub use memory::give_back;
 #[cfg(target_arch = "x86_64")]
 pub use processor::prefetch;
 pub use processor::{Panel, has_product, product};

@@ -2,8 +2,9 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
@@ -14,6 +15,9 @@ use crate::spoke::life::Why;
 /// Bytes of a child's answer, and of what it says about itself, that are read.
 const LONGEST: u64 = 64 << 10;
 
+/// Times the limit that a probe may take at most, however little of a processor it gets.
+const PATIENCE: u32 = 30;
+
 /// How contents are probed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildProbe {
@@ -21,7 +25,8 @@ pub struct ChildProbe {
     pub program: PathBuf,
     /// The post.
     pub model: PathBuf,
-    /// Longest that it may take.
+    /// Longest that it may take, not counting the time that it waits for a processor: on a machine that others keep busy it
+    /// takes longer, and nothing is wrong with the file.
     pub limit: Duration,
     /// Bytes of memory that it may take for itself.
     pub memory: u64,
@@ -44,14 +49,25 @@ impl ChildProbe {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| self.not_started(&error))?;
-        let (out, err) = (child.stdout.take(), child.stderr.take());
-        let all = async { tokio::join!(child.wait(), read(out), read(err)) };
-        let Ok((status, out, err)) = tokio::time::timeout(self.limit, all).await else {
-            // Dropped with the future, and with that killed.
-            let limit = humantime::format_duration(self.limit);
-            let why = Why::new("probe_too_slow", format!("the probe took longer than {limit}"))
-                .hint("spokes.probe_limit gives it more time");
-            return Ok(Finding::refused(why));
+        let (out, err, id) = (child.stdout.take(), child.stderr.take(), child.id());
+        let mut all = pin!(async { tokio::join!(child.wait(), read(out), read(err)) });
+        let (began, mut allowed) = (Instant::now(), self.limit);
+        let (status, out, err) = loop {
+            let left = allowed.saturating_sub(began.elapsed());
+            if let Ok(ended) = tokio::time::timeout(left, &mut all).await {
+                break ended;
+            }
+            let waited = id.map_or(Duration::ZERO, waited_for_processor);
+            allowed = (self.limit + waited).min(PATIENCE * self.limit);
+            if allowed <= began.elapsed() {
+                // Dropped with the future, and with that killed.
+                let [limit, took] = [self.limit, Duration::from_secs(began.elapsed().as_secs())]
+                    .map(humantime::format_duration);
+                let message =
+                    format!("the probe took longer than {limit} ({took} with its waiting for a processor)");
+                let why = Why::new("probe_too_slow", message).hint("spokes.probe_limit gives it more time");
+                return Ok(Finding::refused(why));
+            }
         };
         let status = status.map_err(|error| self.not_started(&error))?;
         Ok(self.understood(status, &out, &err))
@@ -86,6 +102,17 @@ impl ChildProbe {
             }
         }
     }
+}
+
+/// How long the threads of a process have waited for a processor so far: the longest of them. Only Linux tells.
+fn waited_for_processor(process: u32) -> Duration {
+    let waited = |thread: fs_err::DirEntry| {
+        // Time on a processor and time of waiting for one, in nanoseconds (proc_pid_schedstat(5)).
+        let text = fs_err::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+    };
+    let threads = fs_err::read_dir(format!("/proc/{process}/task")).into_iter().flatten();
+    threads.filter_map(|thread| waited(thread.ok()?)).max().unwrap_or_default()
 }
 
 fn named(signal: i32) -> &'static str {
@@ -158,6 +185,31 @@ mod tests {
         assert_eq!(code(&scripted("exit 0", LONG).await), "probe_failed");
         let babble = "i=0; while [ $i -lt 5000 ]; do echo 0123456789012345678901234567890123456789 >&2; i=$((i+1)); done; exit 1";
         assert_eq!(code(&scripted(babble, LONG).await), "probe_failed");
+    }
+
+    #[test]
+    fn waiting_for_a_processor_is_told_from_running_and_from_sleeping() {
+        if !Path::new("/proc/self/schedstat").exists() {
+            return eprintln!("skipped: this system does not tell");
+        }
+        // Whether this process alone makes threads wait: as many as share what there is three times over.
+        let many = 3 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let waited = std::thread::scope(|scope| {
+            let end = Instant::now() + Duration::from_millis(600);
+            (0..many).for_each(|_| {
+                scope.spawn(move || while Instant::now() < end {});
+            });
+            std::thread::sleep(Duration::from_millis(500));
+            waited_for_processor(std::process::id())
+        });
+        assert!(waited > Duration::from_millis(100), "{waited:?}");
+        let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        let waited = waited_for_processor(sleeper.id());
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(waited < Duration::from_millis(300), "{waited:?}");
+        assert_eq!(waited_for_processor(0), Duration::ZERO, "no such process");
     }
 
     #[tokio::test]
