@@ -22,6 +22,8 @@ pub struct Held<'a> {
     pub planned: Option<&'a [u32]>,
     /// When its last request ended; smaller is longer ago.
     pub last_used: u64,
+    /// Whether it is the head of prompts, kept for those that begin with it.
+    pub kept: bool,
 }
 
 /// What keys and values depend on beside the tokens: the generation of each spoke that was in use. Nothing is shared
@@ -42,6 +44,8 @@ pub struct Placement {
     pub source: usize,
     /// A sequence that will know more soon, and how much.
     pub follow: Option<(usize, usize)>,
+    /// Tokens of the prompt that others have begun with too, where a state has to be kept to be had again.
+    pub mark: Option<usize>,
 }
 
 /// Length of the common prefix.
@@ -83,24 +87,36 @@ pub fn place(held: &[Held<'_>], prompt: &[u32], origin: Origin, handing: Handing
         let beside = |other: Option<usize>| usize::from(other.is_some_and(busy));
         2 - beside(sequence.checked_sub(1)) - beside(Some(sequence + 1))
     };
-    let idle = || held.iter().filter(|held| held.planned.is_none());
+    // A kept head goes only if nothing else is idle.
+    let only_heads = held.iter().all(|held| held.kept || held.planned.is_some());
+    let idle = || held.iter().filter(|held| held.planned.is_none() && held.kept == only_heads);
     let fewest = idle().map(|held| gaps(held.sequence)).min()?;
     let oldest = idle()
         .filter(|held| gaps(held.sequence) == fewest)
         .min_by_key(|held| (!held.tokens.is_empty(), held.last_used))?;
     // In place if little is lost by it; else what the source holds is kept for who may come back to it. A recurrent state
-    // can't be copied in part, so it is continued where it is.
-    let cheap = gaps(source.sequence) == fewest && 3 * known >= source.tokens.len();
-    let in_place = source.planned.is_none() && known > 0 && (!partial || cheap);
+    // is continued where it is: nobody could come back to a part of it.
+    let cheap = if partial {
+        gaps(source.sequence) == fewest && 3 * known >= source.tokens.len()
+    } else {
+        !source.kept
+    };
+    let in_place = source.planned.is_none() && known > 0 && cheap;
     let target = if in_place { source.sequence } else { oldest.sequence };
     let known = if target == source.sequence || known >= least { known } else { 0 };
-    let follow = held
-        .iter()
-        .filter(|held| partial && held.origin == origin)
-        .filter_map(|held| Some((held.sequence, shared(held.planned?, prompt).min(usable))))
+    let worth = known + WORTH_WAITING.max(least);
+    let same = || held.iter().filter(|held| held.origin == origin);
+    let planned = |held: &Held<'_>| held.planned.map(|planned| shared(planned, prompt).min(usable));
+    let follow = same()
+        .filter_map(|held| Some((held, planned(held)?)))
+        // A state that has gone beyond is of no use.
+        .filter(|&(held, length)| partial || held.tokens.len() <= length)
+        .map(|(held, length)| (held.sequence, length))
         .max_by_key(|&(_, length)| length)
-        .filter(|&(_, length)| length >= known + WORTH_WAITING.max(least));
-    Some(Placement { target, known, source: source.sequence, follow })
+        .filter(|&(_, length)| length >= worth);
+    let common = |held: &Held<'_>| planned(held).unwrap_or_else(|| shared(held.tokens, prompt).min(usable));
+    let mark = if partial { None } else { same().map(common).max().filter(|&length| length >= worth) };
+    Some(Placement { target, known, source: source.sequence, follow, mark })
 }
 
 #[cfg(test)]
@@ -111,7 +127,7 @@ mod tests {
     const WHOLE: Handing = Handing { partial: false, least: 0 };
 
     fn idle(sequence: usize, tokens: &[u32], last_used: u64) -> Held<'_> {
-        Held { sequence, origin: 0, tokens, planned: None, last_used }
+        Held { sequence, origin: 0, tokens, planned: None, last_used, kept: false }
     }
 
     fn running<'a>(sequence: usize, tokens: &'a [u32], planned: &'a [u32]) -> Held<'a> {
@@ -119,7 +135,7 @@ mod tests {
     }
 
     fn at(target: usize, known: usize, source: usize) -> Placement {
-        Placement { target, known, source, follow: None }
+        Placement { target, known, source, follow: None, mark: None }
     }
 
     #[test]
@@ -143,7 +159,7 @@ mod tests {
             (
                 "waits for one that computes it",
                 vec![running(0, &prompt[..4], &long), idle(1, &[], 4)],
-                Some(Placement { target: 1, known: 4, source: 0, follow: Some((0, 20)) }),
+                Some(Placement { follow: Some((0, 20)), ..at(1, 4, 0) }),
             ),
             (
                 "beside those that run",
@@ -179,13 +195,38 @@ mod tests {
     }
 
     #[test]
-    fn a_recurrent_state_is_continued_as_a_whole_or_not_at_all() {
+    fn a_recurrent_state_is_continued_or_copied_as_a_whole_or_not_at_all() {
         let prompt: Vec<u32> = (0..40).collect();
         let beyond: Vec<u32> = prompt[..20].iter().copied().chain([7]).collect();
-        assert_eq!(place(&[idle(0, &beyond, 1), idle(1, &[], 1)], &prompt, 0, WHOLE), Some(at(1, 0, 1)));
-        assert_eq!(
-            place(&[idle(0, &prompt[..20], 1), idle(1, &[], 1)], &prompt, 0, WHOLE),
-            Some(at(0, 20, 0))
-        );
+        let head = |sequence, length| Held { kept: true, ..idle(sequence, &prompt[..length], 3) };
+        for (case, held, expected) in [
+            (
+                "gone beyond: marked for the next one",
+                vec![idle(0, &beyond, 1), idle(1, &[], 1)],
+                Placement { mark: Some(20), ..at(1, 0, 1) },
+            ),
+            ("a conversation goes on", vec![idle(0, &prompt[..20], 1), idle(1, &[], 1)], at(0, 20, 0)),
+            ("a head stays", vec![idle(0, &beyond, 1), head(1, 20)], at(0, 20, 1)),
+            ("a head stays, though it is the oldest", vec![head(0, 3), idle(1, &beyond, 9)], at(1, 3, 0)),
+            ("unless nothing else is idle", vec![running(0, &[9], &[9; 40]), head(1, 20)], at(1, 20, 1)),
+            (
+                "waits for one that comes to the end of what both begin with",
+                vec![running(0, &prompt[..12], &beyond), idle(1, &[], 1)],
+                Placement { follow: Some((0, 20)), mark: Some(20), ..at(1, 0, 1) },
+            ),
+            (
+                "but not for one that has passed it",
+                vec![running(0, &beyond, &beyond), idle(1, &[], 1)],
+                Placement { mark: Some(20), ..at(1, 0, 1) },
+            ),
+        ] {
+            let found = place(&held, &prompt, 0, WHOLE);
+            // A copy from a sequence that does not exist for the request is none.
+            let found = found.map(|found| Placement {
+                source: if found.known == 0 { found.target } else { found.source },
+                ..found
+            });
+            assert_eq!(found, Some(expected), "{case}");
+        }
     }
 }

@@ -163,7 +163,7 @@ pub fn fewest_tokens(trie: &TokTrie, bytes: &[u8]) -> Option<Vec<TokenId>> {
 ///
 /// # Errors
 /// A prompt without tokens, or with a token id outside the vocabulary.
-pub fn tokenize(model: &LlamaModel, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
+pub fn tokenize(model: &LlamaModel, prompt: &[Segment]) -> Result<Vec<u32>, EngineError> {
     let mut ids = token_ids(model, prompt)?;
     if ids.is_empty() {
         return Err(EngineError::EmptyPrompt);
@@ -176,11 +176,22 @@ pub fn tokenize(model: &LlamaModel, prompt: &Prompt) -> Result<Vec<u32>, EngineE
     Ok(ids)
 }
 
+/// Tokens of a head that are worth keeping.
+const SHORTEST_HEAD: usize = 16;
+
+/// Tokens in front of the last piece that is a person's text: what other prompts probably begin with too, if it is worth
+/// keeping.
+pub fn head(model: &LlamaModel, prompt: &Prompt) -> Option<usize> {
+    let last = prompt.iter().rposition(|segment| !segment.markup)?;
+    let tokens = tokenize(model, &prompt[..last]).ok()?.len();
+    (tokens >= SHORTEST_HEAD).then_some(tokens)
+}
+
 /// Token ids of a prompt's pieces, nothing added.
 ///
 /// # Errors
 /// A token id outside the vocabulary.
-pub fn token_ids(model: &LlamaModel, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
+pub fn token_ids(model: &LlamaModel, prompt: &[Segment]) -> Result<Vec<u32>, EngineError> {
     let vocab = model.vocab();
     let vocabulary = model.n_vocab().unsigned_abs();
     let mut ids: Vec<u32> = Vec::new();

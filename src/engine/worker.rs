@@ -19,7 +19,7 @@ use super::ffi::give_back;
 use super::llama::{LlamaSettings, Ticket};
 use super::run::Run;
 use super::spokes::{Answer, SpokeUse, Spokes};
-use super::vocabulary::{Vocabulary, token_ids, tokenize};
+use super::vocabulary::{Vocabulary, head, token_ids, tokenize};
 use super::{
     Embeddings, EngineError, EngineState, Event, Generate, Health, ModelInfo, Prompt, Query, Reply,
     SpokeChange, Usage,
@@ -314,6 +314,7 @@ impl<'a> Worker<'a> {
         queued: Instant,
     ) -> Result<(), EngineError> {
         let prompt = tokenize(self.model, &request.prompt)?;
+        let head = self.lanes.keeps_heads().then(|| head(self.model, &request.prompt)).flatten();
         let tokens = prompt.len() as u32;
         if tokens >= self.context {
             return Err(EngineError::PromptTooLong { tokens, context: self.context });
@@ -327,7 +328,7 @@ impl<'a> Worker<'a> {
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
         let run = Run::new(request, &prompt, events, session, budget, usage)?;
         let run = if self.settings.force { run } else { run.without_force() };
-        let entry = Entry { prompt, run, spokes, drafts: request.draft && self.settings.draft, ticket };
+        let entry = Entry { prompt, head, run, spokes, drafts: request.draft && self.settings.draft, ticket };
         self.lanes.start(placement, entry, &self.vocabulary);
         Ok(())
     }

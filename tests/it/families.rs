@@ -148,7 +148,8 @@ fn refused(case: &str) -> Option<String> {
     }
 }
 
-fn export(case: &str, precision: gguf_file::Precision) -> (tempfile::TempDir, PathBuf) {
+/// A case as a GGUF file, which lives as long as the folder.
+pub fn export(case: &str, precision: gguf_file::Precision) -> (tempfile::TempDir, PathBuf) {
     let folder = complete(case);
     let model = hugging_face::load(folder.path()).unwrap();
     let target = folder.path().join("model.gguf");

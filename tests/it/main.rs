@@ -16,6 +16,7 @@ mod exactness;
 mod export;
 mod families;
 mod gguf_hostile;
+mod heads;
 mod home;
 mod hostile;
 mod likelihood;

@@ -1,12 +1,14 @@
 //! Lanes: requests that are decoded together, each in a sequence of llama.cpp. There may be more sequences than lanes: what
 //! the others hold is known to later requests (see [`super::cache`]).
 
+mod sharing;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use llama_cpp_2::model::LlamaModel;
 
-use super::cache::{Handing, Held, NO_SPOKE, Origin, Placement, place, shared};
+use super::cache::{NO_SPOKE, Origin, Placement, shared};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
@@ -52,6 +54,8 @@ struct Sequence<'a> {
     cached: Vec<u32>,
     origin: Origin,
     last_used: u64,
+    /// Whether it holds the head of prompts, for those that begin with it.
+    kept: bool,
     running: Option<Running<'a>>,
 }
 
@@ -64,6 +68,8 @@ struct Running<'a> {
     pending: Vec<u32>,
     /// A sequence that is about to hold this many tokens of the prompt.
     follow: Option<(usize, usize)>,
+    /// Where what the sequence holds is to be kept for others, in tokens of the prompt.
+    heads: Vec<usize>,
     spokes: SpokeUse<'a>,
     drafts: bool,
     _ticket: Ticket,
@@ -73,6 +79,8 @@ struct Running<'a> {
 pub struct Entry<'a> {
     /// What is to be decoded.
     pub prompt: Vec<u32>,
+    /// How much of it other prompts probably begin with too.
+    pub head: Option<usize>,
     /// Its answer.
     pub run: Run,
     /// What it runs with beside the post.
@@ -90,7 +98,10 @@ impl<'a> Lanes<'a> {
     /// llama.cpp can't, most likely for want of memory.
     pub fn new(model: &'a LlamaModel, settings: &LlamaSettings, context: u32) -> Result<Self, String> {
         let lanes = settings.lanes.max(1);
-        let sequences = lanes.saturating_add(settings.cached_sequences);
+        let partial = !(model.is_recurrent() || model.is_hybrid());
+        // A state that can't be cut is kept at the end of heads, beside whoever goes on from there.
+        let least = if partial { 0 } else { HEADS.min(MAX_SEQUENCES.saturating_sub(lanes)) };
+        let sequences = lanes.saturating_add(settings.cached_sequences.max(least));
         if sequences > MAX_SEQUENCES {
             return Err(format!(
                 "{lanes} lanes and {} cached sequences: llama.cpp has at most {MAX_SEQUENCES} together",
@@ -127,7 +138,7 @@ impl<'a> Lanes<'a> {
             lanes: lanes as usize,
             places,
             copying: place * places as f64 / COPIED_PER_SECOND,
-            partial: !(model.is_recurrent() || model.is_hybrid()),
+            partial,
             clock: 0,
             turn: NO_SPOKE,
             turn_ends: Instant::now(),
@@ -171,67 +182,37 @@ impl<'a> Lanes<'a> {
         self.running() < self.lanes
     }
 
-    /// Where a prompt would go; call only when a lane is free. Without `cache`, nothing counts as known.
-    pub fn placement(&self, prompt: &[u32], origin: Origin, cache: bool) -> Placement {
-        let held = self.held();
-        let least = (self.copying / self.cost.prompt_token()) as usize;
-        let handing = Handing { partial: self.partial, least };
-        let found = place(&held, if cache { prompt } else { &[] }, origin, handing);
-        found.expect("there are at least as many sequences as lanes")
-    }
-
-    fn held(&self) -> Vec<Held<'_>> {
-        self.sequences.iter().enumerate().map(held).collect()
-    }
-
     /// Puts a request into its lane.
     pub fn start(&mut self, placement: Placement, entry: Entry<'a>, words: &Vocabulary) {
-        let Entry { prompt, mut run, spokes, drafts, ticket } = entry;
+        let Entry { prompt, head, mut run, spokes, drafts, ticket } = entry;
         let Step::Decode(dictated) = run.start(words) else { return };
-        let Placement { target, known, source, follow } = placement;
+        let Placement { target, known, source, follow, mark } = placement;
         self.totals.cache_evictions += u64::from(known == 0 && !self.sequences[target].cached.is_empty());
+        self.clock += 1;
+        let age = self.clock;
         if target == source {
             self.forget(target, known);
         } else {
             self.copy(source, target, known);
+            if known > 0 {
+                self.sequences[source].last_used = age;
+            }
         }
-        self.clock += 1;
-        let age = self.clock;
+        let heads = if self.partial { vec![] } else { [head, mark].into_iter().flatten().collect() };
+        if let Some((leader, length)) = follow.filter(|_| !self.partial)
+            && let Some(leader) = &mut self.sequences[leader].running
+        {
+            leader.heads.push(length);
+        }
         let sequence = &mut self.sequences[target];
         self.totals.cached_tokens += sequence.cached.len() as u64;
         let mut planned = prompt;
         planned.extend(dictated);
         let pending = planned[sequence.cached.len()..].to_vec();
         sequence.origin = spokes.origin;
+        sequence.kept = false;
         sequence.running =
-            Some(Running { run, age, planned, pending, follow, spokes, drafts, _ticket: ticket });
-    }
-
-    /// Removes keys and values behind the first `keep` tokens of a sequence, or all where the model can't do that.
-    fn forget(&mut self, sequence: usize, keep: usize) {
-        let cached = &mut self.sequences[sequence].cached;
-        if keep == cached.len() {
-            return;
-        }
-        let id = sequence as u32;
-        if keep > 0 && self.context.forget(id, keep as u32) {
-            cached.truncate(keep);
-        } else {
-            // Removing a whole sequence can't fail.
-            self.context.forget(id, 0);
-            cached.clear();
-        }
-    }
-
-    /// Gives `to` the first `length` tokens of `from` instead of what it holds.
-    fn copy(&mut self, from: usize, to: usize, length: usize) {
-        if length == 0 {
-            return self.forget(to, 0);
-        }
-        self.context.copy(from as u32, to as u32);
-        let tokens = self.sequences[from].cached.clone();
-        self.sequences[to].cached = tokens;
-        self.forget(to, length);
+            Some(Running { run, age, planned, pending, follow, heads, spokes, drafts, _ticket: ticket });
     }
 
     /// Ends requests that nobody waits for.
@@ -263,32 +244,6 @@ impl<'a> Lanes<'a> {
         self.totals.drafted_tokens += u64::from(usage.drafted_tokens);
         self.totals.accepted_tokens += u64::from(usage.accepted_tokens);
         Some(running)
-    }
-
-    /// Takes over what the followed sequences know by now.
-    fn catch_up(&mut self) {
-        for index in 0..self.sequences.len() {
-            let Some(running) = &self.sequences[index].running else { continue };
-            let Some((leader, length)) = running.follow else { continue };
-            let known = shared(&self.sequences[leader].cached, &running.planned[..length]);
-            let waits = known < length
-                && self.sequences[leader].running.as_ref().is_some_and(|other| {
-                    other.age < running.age && other.planned.get(..length) == Some(&running.planned[..length])
-                });
-            if waits {
-                continue;
-            }
-            let before = self.sequences[index].cached.len();
-            if known > before && self.sequences[leader].origin == self.sequences[index].origin {
-                self.copy(leader, index, known);
-            }
-            let cached = self.sequences[index].cached.len();
-            let running = self.sequences[index].running.as_mut().expect("seen above");
-            running.follow = None;
-            running.pending.drain(..cached - before);
-            running.run.count_cached((cached - before) as u32);
-            self.totals.cached_tokens += (cached - before) as u64;
-        }
     }
 
     /// What is guessed to follow in a lane.
@@ -364,7 +319,7 @@ impl<'a> Lanes<'a> {
                 Some(Work {
                     lane,
                     age: running.age,
-                    pending: running.pending.len(),
+                    pending: running.pending.len().min(running.until_head(sequence.cached.len())),
                     guesses: self.chances.of(&drafts[lane]),
                     // Padding can't be taken back from a recurrent state.
                     room: if self.partial { self.places - sequence.cached.len() } else { 1 },
@@ -393,6 +348,7 @@ impl<'a> Lanes<'a> {
             }
         }
         self.count(slices.len(), prompt, began.elapsed().as_secs_f64());
+        self.keep_heads(slices);
         for slice in slices.iter().filter(|slice| slice.padding > 0) {
             let keep = self.sequences[slice.lane].cached.len();
             self.context.forget(slice.lane as u32, keep as u32);
@@ -528,15 +484,8 @@ impl<'a> Lanes<'a> {
     }
 }
 
-fn held<'s>((sequence, held): (usize, &'s Sequence<'_>)) -> Held<'s> {
-    Held {
-        sequence,
-        origin: held.origin,
-        tokens: &held.cached,
-        planned: held.running.as_ref().map(|running| running.planned.as_slice()),
-        last_used: held.last_used,
-    }
-}
+/// Heads of prompts that are kept, at least, where a state can't be cut.
+const HEADS: u32 = 4;
 
 /// `LLAMA_MAX_SEQ` of llama.cpp.
 const MAX_SEQUENCES: u32 = 256;

@@ -1,0 +1,138 @@
+//! What sequences take over from each other. Keys and values of a prompt's beginning can be had from any sequence that goes
+//! on otherwise. A recurrent state can't be cut: it is kept where a head ends, in a sequence of its own, while it is there.
+
+use super::super::cache::{Handing, Held, Origin, Placement, place, shared};
+use super::super::scheduler::{Price, Slice};
+use super::{Lanes, Running, Sequence};
+
+impl Lanes<'_> {
+    /// Whether states can only be had as a whole, so that it has to be known beforehand where heads end.
+    pub fn keeps_heads(&self) -> bool {
+        !self.partial
+    }
+
+    /// Where a prompt would go; call only when a lane is free. Without `cache`, nothing counts as known.
+    pub fn placement(&self, prompt: &[u32], origin: Origin, cache: bool) -> Placement {
+        let held: Vec<Held<'_>> = self.sequences.iter().enumerate().map(held).collect();
+        let least = (self.copying / self.cost.prompt_token()) as usize;
+        let handing = Handing { partial: self.partial, least };
+        let found = place(&held, if cache { prompt } else { &[] }, origin, handing);
+        found.expect("there are at least as many sequences as lanes")
+    }
+
+    /// Removes keys and values behind the first `keep` tokens of a sequence, or all where the model can't do that.
+    pub(super) fn forget(&mut self, sequence: usize, keep: usize) {
+        let cached = &mut self.sequences[sequence].cached;
+        if keep == cached.len() {
+            return;
+        }
+        let id = sequence as u32;
+        if keep > 0 && self.context.forget(id, keep as u32) {
+            cached.truncate(keep);
+        } else {
+            // Removing a whole sequence can't fail.
+            self.context.forget(id, 0);
+            cached.clear();
+        }
+    }
+
+    /// Gives `to` the first `length` tokens of `from` instead of what it holds.
+    pub(super) fn copy(&mut self, from: usize, to: usize, length: usize) {
+        if length == 0 {
+            return self.forget(to, 0);
+        }
+        self.context.copy(from as u32, to as u32);
+        let tokens = self.sequences[from].cached.clone();
+        self.sequences[to].cached = tokens;
+        self.forget(to, length);
+    }
+
+    /// Takes over what the followed sequences know by now.
+    pub(super) fn catch_up(&mut self) {
+        for index in 0..self.sequences.len() {
+            let Some(running) = &self.sequences[index].running else { continue };
+            let Some((leader, length)) = running.follow else { continue };
+            let head = &running.planned[..length];
+            let known = shared(&self.sequences[leader].cached, head);
+            let waits = known < length
+                && self.sequences[leader].running.as_ref().is_some_and(|other| {
+                    other.age < running.age && other.planned.get(..length) == Some(head)
+                });
+            if waits {
+                continue;
+            }
+            let before = self.sequences[index].cached.len();
+            let source = if self.partial {
+                let same = self.sequences[leader].origin == self.sequences[index].origin;
+                same.then_some((leader, known))
+            } else {
+                self.kept_head(head, self.sequences[index].origin)
+            };
+            if let Some((source, known)) = source.filter(|&(_, known)| known > before) {
+                self.copy(source, index, known);
+            }
+            let cached = self.sequences[index].cached.len();
+            let running = self.sequences[index].running.as_mut().expect("seen above");
+            running.follow = None;
+            running.pending.drain(..cached - before);
+            running.run.count_cached((cached - before) as u32);
+            self.totals.cached_tokens += (cached - before) as u64;
+        }
+    }
+
+    /// The longest beginning of a prompt that is kept, and how long it is.
+    fn kept_head(&self, prompt: &[u32], origin: Origin) -> Option<(usize, usize)> {
+        let kept = self.sequences.iter().enumerate().filter(|(_, s)| s.kept && s.origin == origin);
+        kept.filter(|(_, s)| prompt.starts_with(&s.cached))
+            .map(|(at, s)| (at, s.cached.len()))
+            .max_by_key(|(_, length)| *length)
+    }
+
+    /// Keeps what lanes hold that have come to the end of a head.
+    pub(super) fn keep_heads(&mut self, slices: &[Slice]) {
+        for &Slice { lane, .. } in slices {
+            let Sequence { cached, origin, running: Some(running), .. } = &mut self.sequences[lane] else {
+                continue;
+            };
+            let (here, origin) = (cached.len(), *origin);
+            if !running.heads.contains(&here) {
+                continue;
+            }
+            running.heads.retain(|&head| head > here);
+            let head = cached.clone();
+            let known = self.kept_head(&head, origin).is_some_and(|(_, length)| length == here);
+            let Some(target) = self.place_for_head().filter(|_| !known) else { continue };
+            self.copy(lane, target, here);
+            self.clock += 1;
+            let kept = &mut self.sequences[target];
+            (kept.origin, kept.last_used, kept.kept) = (origin, self.clock, true);
+        }
+    }
+
+    /// An idle sequence for a head: as many as there are beside those of the lanes hold one; then the oldest head goes.
+    fn place_for_head(&self) -> Option<usize> {
+        let kept = self.sequences.iter().filter(|sequence| sequence.kept).count();
+        let full = kept >= self.sequences.len() - self.lanes;
+        let idle = self.sequences.iter().enumerate().filter(|(_, s)| s.running.is_none() && s.kept == full);
+        idle.min_by_key(|(_, s)| (!s.cached.is_empty(), s.last_used)).map(|(at, _)| at)
+    }
+}
+
+impl Running<'_> {
+    /// Tokens to the end of the next head, behind so many.
+    pub(super) fn until_head(&self, decoded: usize) -> usize {
+        let ends = self.heads.iter().filter(|&&head| head > decoded);
+        ends.min().map_or(usize::MAX, |head| head - decoded)
+    }
+}
+
+fn held<'s>((sequence, held): (usize, &'s Sequence<'_>)) -> Held<'s> {
+    Held {
+        sequence,
+        origin: held.origin,
+        tokens: &held.cached,
+        planned: held.running.as_ref().map(|running| running.planned.as_slice()),
+        last_used: held.last_used,
+        kept: held.kept,
+    }
+}
