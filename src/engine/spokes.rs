@@ -70,12 +70,18 @@ pub struct Spokes<'a> {
     /// Each set that was ever used has a number of its own: its content and scales decide, so keys and values stay right
     /// when a spoke is freed and loaded again.
     origins: HashMap<Vec<(Generation, u32)>, Origin>,
+    last_origin: Origin,
 }
+
+/// Sets whose numbers are known at the same time: clients make up scales. Beyond, all get new numbers, and what is known of
+/// prompts is computed anew.
+const MOST_ORIGINS: usize = 1 << 12;
 
 impl<'a> Spokes<'a> {
     /// None yet.
     pub fn new(model: &'a LlamaModel, post: &'a Path) -> Self {
-        Self { model, post, loaded: HashMap::new(), leaving: HashMap::new(), origins: HashMap::new() }
+        let (loaded, leaving, origins) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { model, post, loaded, leaving, origins, last_origin: NO_SPOKE }
     }
 
     /// Follows a change; an answer that has to wait is given by [`Spokes::free`].
@@ -170,8 +176,15 @@ impl<'a> Spokes<'a> {
         if key.is_empty() {
             return NO_SPOKE;
         }
-        let next = self.origins.len() as Origin + NO_SPOKE + 1;
-        *self.origins.entry(key).or_insert(next)
+        if let Some(&origin) = self.origins.get(&key) {
+            return origin;
+        }
+        if self.origins.len() >= MOST_ORIGINS {
+            self.origins.clear();
+        }
+        self.last_origin += 1;
+        self.origins.insert(key, self.last_origin);
+        self.last_origin
     }
 
     /// Spokes that are to be freed and that no request runs with; the context must not use them any more when they are

@@ -15,17 +15,48 @@ use super::gguf_file::{stored_as, write_config};
 use super::{DecoderConfig, Family, FileError};
 use crate::gguf::{Array, GgmlType, Gguf, GgufError, Value, Writer, check_model};
 
-/// llama.cpp's `LLAMA_FTYPE_MOSTLY_Q8_0`.
-const FILE_TYPE: u32 = 7;
 /// llama.cpp's type of an ordinary token.
 const NORMAL: i32 = 1;
-/// Bytes of a Q8_0 block: an f16 scale and 32 signed bytes.
-const BLOCK: usize = 34;
-/// Scale of every block: the bytes are uniform with a standard deviation of 256 / sqrt(12), so that weights have one of 0.02.
-const SCALE: f32 = 0.02 / 73.9;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+
+/// How a stand-in's matrices are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Stored {
+    /// Blocks of 32 signed bytes.
+    #[value(name = "Q8_0", alias = "q8_0")]
+    Q8,
+    /// Blocks of 32 numbers of four bits.
+    #[value(name = "Q4_0", alias = "q4_0")]
+    Q4,
+}
+
+impl Stored {
+    fn kind(self) -> GgmlType {
+        match self {
+            Self::Q8 => GgmlType::Q8_0,
+            Self::Q4 => GgmlType::Q4_0,
+        }
+    }
+
+    /// llama.cpp's `LLAMA_FTYPE_MOSTLY_Q8_0` and `LLAMA_FTYPE_MOSTLY_Q4_0`.
+    fn file_type(self) -> u32 {
+        match self {
+            Self::Q8 => 7,
+            Self::Q4 => 2,
+        }
+    }
+
+    /// Scale of every block: numbers are uniform over 256 or 16 values, with a standard deviation of so many / sqrt(12), and
+    /// weights get one of 0.02.
+    fn scale(self) -> f32 {
+        match self {
+            Self::Q8 => 0.02 / 73.9,
+            Self::Q4 => 0.02 / 4.62,
+        }
+    }
+}
 
 /// Which model is stood in for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -81,7 +112,13 @@ impl Shape {
 ///
 /// # Errors
 /// A file that is no model or has more tokens than the shape; the disk.
-pub fn write(shape: Shape, seed: u64, tokenizer: &Path, target: &Path) -> Result<(), FileError> {
+pub fn write(
+    shape: Shape,
+    stored: Stored,
+    seed: u64,
+    tokenizer: &Path,
+    target: &Path,
+) -> Result<(), FileError> {
     let source = Gguf::open(tokenizer)?;
     check_model(&source)?;
     let config = shape.config();
@@ -89,35 +126,39 @@ pub fn write(shape: Shape, seed: u64, tokenizer: &Path, target: &Path) -> Result
     write_config(
         &config,
         &format!("stand-in-{}m", config.parameter_count() / 1_000_000),
-        FILE_TYPE,
+        stored.file_type(),
         &mut writer,
     );
     write_tokenizer(&source, config.vocab_size, &mut writer)?;
     for (ours, shape) in config.parameter_shapes() {
         let theirs = gguf_name(config.family, &ours).expect("every parameter has a name in llama.cpp");
-        writer.tensor(theirs, &gguf_dims(&shape), stored_as(&shape, GgmlType::Q8_0));
+        writer.tensor(theirs, &gguf_dims(&shape), stored_as(&shape, stored.kind()));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     writer.write::<GgufError>(target, |tensor| {
         Ok(match tensor.kind {
-            GgmlType::Q8_0 => random_blocks(&mut rng, tensor.bytes as usize),
             // Vectors are the norms' weights.
-            _ => 1f32.to_le_bytes().repeat(tensor.bytes as usize / 4),
+            GgmlType::F32 => 1f32.to_le_bytes().repeat(tensor.bytes as usize / 4),
+            _ => random_blocks(&mut rng, stored, tensor.bytes as usize),
         })
     })?;
     Ok(())
 }
 
-/// `bytes` bytes of Q8_0 blocks.
-fn random_blocks(rng: &mut impl RngCore, bytes: usize) -> Vec<u8> {
-    let scale = f16::from_f32(SCALE).to_le_bytes();
+/// `bytes` bytes of blocks: an f16 scale, then 32 numbers.
+fn random_blocks(rng: &mut impl RngCore, stored: Stored, bytes: usize) -> Vec<u8> {
+    let scale = f16::from_f32(stored.scale()).to_le_bytes();
     let mut blocks = vec![0; bytes];
     rng.fill_bytes(&mut blocks);
-    for block in blocks.chunks_exact_mut(BLOCK) {
+    let block = match stored {
+        Stored::Q8 => 2 + 32,
+        Stored::Q4 => 2 + 16,
+    };
+    for block in blocks.chunks_exact_mut(block) {
         block[..2].copy_from_slice(&scale);
         for byte in &mut block[2..] {
-            // -128 is in no file that ggml quantises, and its kernels negate bytes in place.
-            if *byte == 0x80 {
+            // -128 is in no file that ggml quantises to Q8_0, and its kernels negate bytes in place.
+            if stored == Stored::Q8 && *byte == 0x80 {
                 *byte = 0x81;
             }
         }

@@ -72,14 +72,15 @@ fn felix(writer: &mut Writer, rank: u32, post: &Post) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::stand_in::{self, Shape};
+    use crate::model::stand_in::{self, Shape, Stored};
     use crate::spoke::Adapter;
 
     #[test]
     fn a_stand_in_is_a_spoke_for_its_post_in_every_block() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        stand_in::write(Shape::Tiny, 1, &crate::config::default_model(), &path("post.gguf")).unwrap();
+        stand_in::write(Shape::Tiny, Stored::Q8, 1, &crate::config::default_model(), &path("post.gguf"))
+            .unwrap();
         let post = Post::open(&path("post.gguf")).unwrap();
         for kind in [Kind::Lora, Kind::Felix] {
             let spoke = write(kind, 3, 1, &post, &path("a.gguf")).unwrap();

@@ -8,7 +8,7 @@ use assert_cmd::Command;
 use bespoke::engine::reference::Reference;
 use bespoke::engine::{EngineError, FakeEngine, Script};
 use bespoke::gguf::{Gguf, check_model};
-use bespoke::model::stand_in::{self, Shape};
+use bespoke::model::stand_in::{self, Shape, Stored};
 use serde_json::Value;
 
 use crate::daemon::Daemon;
@@ -163,15 +163,16 @@ fn a_stand_in_loads_in_llama_cpp_and_its_seed_decides_every_byte() {
     let folder = tempfile::tempdir().unwrap();
     let place = |name: &str| folder.path().join(name);
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
-    let write = |name: &str, seed: &str| {
+    let write = |name: &str, stored: &str, seed: &str| {
         let out = place(name);
-        let args = ["model", out.to_str().unwrap(), "--shape", "tiny", "--seed", seed];
+        let args = ["model", out.to_str().unwrap(), "--shape", "tiny", "--type", stored, "--seed", seed];
         bench(&args).arg("--tokenizer").arg(&shipped).assert().success();
         fs_err::read(out).unwrap()
     };
-    let bytes = write("a.gguf", "1");
-    assert_eq!(bytes, write("again.gguf", "1"));
-    assert_ne!(bytes, write("b.gguf", "2"));
+    let bytes = write("a.gguf", "Q8_0", "1");
+    assert_eq!(bytes, write("again.gguf", "Q8_0", "1"));
+    assert_ne!(bytes, write("b.gguf", "Q8_0", "2"));
+    assert!(write("four.gguf", "Q4_0", "1").len() < bytes.len() * 3 / 4);
 
     let file = Gguf::open(&place("a.gguf")).unwrap();
     check_model(&file).unwrap();
@@ -183,15 +184,18 @@ fn a_stand_in_loads_in_llama_cpp_and_its_seed_decides_every_byte() {
         file.tensor_f32("blk.0.attn_norm.weight").unwrap().iter().all(|&w| (w - 1.0).abs() < f32::EPSILON)
     );
 
-    let (ours, theirs) = (Reference::open(&place("a.gguf")).unwrap(), Reference::open(&shipped).unwrap());
-    let text = "<|user|>Deploy of billing-api 2.4.1 failed at 14:05<|end|><|assistant|>";
-    let ids = ours.tokenize(text, true);
-    assert_eq!(ids, theirs.tokenize(text, true), "filler tokens change no prompt");
-    let logits = ours.logits(&ids).unwrap();
-    assert_eq!(logits.len(), ids.len() * Shape::Tiny.config().vocab_size);
-    assert!(logits.iter().all(|logit| logit.is_finite()));
-    let (low, high) = logits.iter().fold((f32::MAX, f32::MIN), |(l, h), &x| (l.min(x), h.max(x)));
-    assert!(high - low > 0.1, "the weights say something: {low} to {high}");
+    let theirs = Reference::open(&shipped).unwrap();
+    for name in ["a.gguf", "four.gguf"] {
+        let ours = Reference::open(&place(name)).unwrap();
+        let text = "<|user|>Deploy of billing-api 2.4.1 failed at 14:05<|end|><|assistant|>";
+        let ids = ours.tokenize(text, true);
+        assert_eq!(ids, theirs.tokenize(text, true), "filler tokens change no prompt");
+        let logits = ours.logits(&ids).unwrap();
+        assert_eq!(logits.len(), ids.len() * Shape::Tiny.config().vocab_size);
+        assert!(logits.iter().all(|logit| logit.is_finite()));
+        let (low, high) = logits.iter().fold((f32::MAX, f32::MIN), |(l, h), &x| (l.min(x), h.max(x)));
+        assert!(high - low > 0.1, "the weights say something: {low} to {high}");
+    }
 }
 
 #[test]
@@ -199,6 +203,7 @@ fn the_shape_of_the_post_is_that_of_its_namesake() {
     let config = Shape::Post.config();
     // 1.54 billion with the tied embedding counted once.
     assert_eq!(config.parameter_count() / 10_000_000, 154);
-    let missing = stand_in::write(Shape::Tiny, 1, Path::new("no/such.gguf"), Path::new("/nowhere/x.gguf"));
+    let missing =
+        stand_in::write(Shape::Tiny, Stored::Q8, 1, Path::new("no/such.gguf"), Path::new("/nowhere/x.gguf"));
     assert!(missing.unwrap_err().to_string().contains("no/such.gguf"));
 }

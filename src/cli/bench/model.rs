@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config;
-use crate::model::stand_in::{self, Shape};
+use crate::model::stand_in::{self, Shape, Stored};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -14,6 +14,9 @@ pub struct Args {
     /// The model that it has the shape of
     #[arg(long, value_enum, default_value_t = Shape::Post)]
     shape: Shape,
+    /// How its matrices are stored
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Stored::Q8)]
+    stored: Stored,
     /// What the weights are drawn from: the same seed gives the same file
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -28,7 +31,7 @@ pub struct Args {
 /// A tokenizer that doesn't fit; the disk.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = args.tokenizer.clone().unwrap_or_else(config::default_model);
-    stand_in::write(args.shape, args.seed, &tokenizer, &args.out)?;
+    stand_in::write(args.shape, args.stored, args.seed, &tokenizer, &args.out)?;
     let parameters = args.shape.config().parameter_count() as f64 / 1e6;
     eprintln!("{}: {parameters:.1} million random parameters", args.out.display());
     Ok(())

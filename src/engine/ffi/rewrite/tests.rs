@@ -13,7 +13,7 @@ use crate::engine::backend::backend;
 use crate::engine::ffi::{Batch, Context, ContextSettings, DecodeError, FelixError};
 use crate::engine::kernels::{self, felix::Weights};
 use crate::model::gguf_file::{Precision, export, import};
-use crate::model::stand_in::{self, Shape};
+use crate::model::stand_in::{self, Shape, Stored};
 use crate::model::{BatchLayout, Decoder, Model};
 use crate::spoke::felix::{Trained, TrainedLayer};
 
@@ -28,7 +28,7 @@ fn shipped() -> PathBuf {
 /// The shipped model and a random one. Not in Q8_0: rounding what goes into a product would make much of a small difference.
 fn posts(folder: &Path) -> [PathBuf; 2] {
     let stand_in = folder.join("stand-in.gguf");
-    stand_in::write(Shape::Tiny, 7, &shipped(), &stand_in).unwrap();
+    stand_in::write(Shape::Tiny, Stored::Q8, 7, &shipped(), &stand_in).unwrap();
     [(shipped(), "shipped-f32.gguf"), (stand_in, "stand-in-f32.gguf")].map(|(path, name)| {
         let exact = folder.join(name);
         export(&import(&path).unwrap(), "exact", folder, &exact, Precision::F32).unwrap();
