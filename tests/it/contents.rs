@@ -11,7 +11,7 @@ use bespoke::engine::{
 use bespoke::spoke::{Generation, Kind};
 use serde_json::{Value, json};
 
-use crate::dropped::{generation, lora, strong_lora};
+use crate::dropped::{generation, lora, strong_felix, strong_lora};
 use crate::program::MODEL;
 
 /// What runs below the daemon.
@@ -57,7 +57,7 @@ pub struct Content {
     pub says: String,
 }
 
-/// Makes contents, none like another.
+/// Makes contents, none like another, LoRAs and Felix spokes by turns.
 pub struct Contents {
     engine: Option<LlamaEngine>,
     said: HashSet<String>,
@@ -104,11 +104,14 @@ impl Contents {
         let path = folder.path().join("spoke.gguf");
         loop {
             self.seed += 1;
-            let bytes = strong_lora(self.seed);
+            let (kind, bytes) = if self.said.len().is_multiple_of(2) {
+                (Kind::Lora, strong_lora(self.seed))
+            } else {
+                (Kind::Felix, strong_felix(self.seed))
+            };
             let generation = generation(&bytes);
             bespoke::durable::write(&path, &bytes).unwrap();
-            let spoke =
-                LoadSpoke { generation, kind: Kind::Lora, path: path.clone(), name: "test".to_owned() };
+            let spoke = LoadSpoke { generation, kind, path: path.clone(), name: "test".to_owned() };
             engine.spoke(SpokeChange::Load(spoke)).unwrap().blocking_recv().unwrap().unwrap();
             let (says, margin) =
                 answer(engine, vec![ScaledSpoke { generation, scale: 1.0 }]).unwrap_or_default();
@@ -120,7 +123,7 @@ impl Contents {
             let fit = self.said.len() as u32;
             assert!(
                 self.unfit < 100 * (fit + 1),
-                "{fit} strong LoRAs have answers of their own, {} don't",
+                "{fit} strong spokes have answers of their own, {} don't",
                 self.unfit
             );
         }

@@ -34,11 +34,20 @@ fn lora_of(seed: u32, alpha: f32) -> Vec<u8> {
         .set("adapter.lora.alpha", alpha)
         .tensor(format!("{name}.lora_a"), &[inputs, rank], GgmlType::F32)
         .tensor(format!("{name}.lora_b"), &[rank, outputs], GgmlType::F32);
-    written(&writer, seed)
+    written(&writer, seed, 1.0)
 }
 
 /// A Felix spoke on the first block of the shipped model.
 pub fn felix(seed: u32) -> Vec<u8> {
+    felix_of(seed, 1.0)
+}
+
+/// One that turns every answer over.
+pub fn strong_felix(seed: u32) -> Vec<u8> {
+    felix_of(seed, 100_000.0)
+}
+
+fn felix_of(seed: u32, strength: f32) -> Vec<u8> {
     let post = post();
     let (width, rank) = (post.hidden_size, 4);
     let mut writer = Writer::new();
@@ -52,25 +61,26 @@ pub fn felix(seed: u32) -> Vec<u8> {
         .tensor("blk.0.spoke.gate_bias", &[1], GgmlType::F32)
         .tensor("blk.0.spoke.w_down_fused.weight", &[width, rank], GgmlType::F32)
         .tensor("blk.0.spoke.w_up_fused.weight", &[rank, width], GgmlType::F32);
-    written(&writer, seed)
+    written(&writer, seed, strength)
 }
 
 fn post() -> Post {
     Post::open(Path::new(MODEL)).expect("the shipped model is there")
 }
 
-/// The file with small numbers that the seed chooses.
-fn written(writer: &Writer, seed: u32) -> Vec<u8> {
+/// The file with small numbers that the seed chooses; those of W_up are `strength` times as large.
+fn written(writer: &Writer, seed: u32, strength: f32) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("spoke.gguf");
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     writer
         .write::<GgufError>(&path, |tensor| {
+            let size = if tensor.name.contains("w_up") { strength / 100.0 } else { 0.01 };
             let numbers = (0..tensor.bytes / 4).flat_map(|_| {
                 state ^= state << 13;
                 state ^= state >> 17;
                 state ^= state << 5;
-                ((state as f32 / u32::MAX as f32 - 0.5) / 100.0).to_le_bytes()
+                ((state as f32 / u32::MAX as f32 - 0.5) * size).to_le_bytes()
             });
             Ok(numbers.collect())
         })
