@@ -18,7 +18,7 @@ impl Staged {
     /// Starts a file that will replace `target`; missing parent folders are made.
     pub fn new(target: &Path) -> io::Result<Self> {
         let folder = parent(target);
-        fs_err::create_dir_all(folder)?;
+        make_folder(folder)?;
         let temporary = tempfile::Builder::new().prefix(".staged-").suffix(".tmp").tempfile_in(folder)?;
         Ok(Self { temporary, target: target.to_owned() })
     }
@@ -65,9 +65,18 @@ pub fn append(target: &Path) -> io::Result<std::fs::File> {
     std::fs::OpenOptions::new().create(true).append(true).open(target)
 }
 
-/// Makes a folder and those that lead to it.
+/// Replaces `target` by what another file holds, atomically and durably.
+pub fn copy(from: &Path, target: &Path) -> io::Result<()> {
+    let mut staged = Staged::new(target)?;
+    io::copy(&mut fs_err::File::open(from)?, &mut staged)?;
+    staged.commit()
+}
+
+/// Makes a folder and those that lead to it; what is written into it later is found again after a power cut.
 pub fn make_folder(folder: &Path) -> io::Result<()> {
-    fs_err::create_dir_all(folder)
+    let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs_err::create_dir_all(folder)?;
+    missing.into_iter().try_for_each(|made| sync_folder(parent(made)))
 }
 
 /// Gives a finished, synced file its final name, replacing an older one, and syncs the folder.

@@ -74,6 +74,9 @@ pub enum HubError {
     /// The engine shows no sign of life.
     #[error("the engine has shown no sign of life for {}", humantime::format_duration(*.0))]
     Silent(Duration),
+    /// The thread that keeps spokes is gone: no file would be served any more.
+    #[error("the keeper of spokes has ended; the log says why")]
+    Keeper,
     /// The engine gave up after it had been ready.
     #[error("the engine failed: {0}")]
     Engine(String),
@@ -217,7 +220,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`HubError::Model`] if the weights can't be loaded; [`HubError::Engine`] if the engine fails later,
-    /// [`HubError::Silent`] if it stops without a word.
+    /// [`HubError::Silent`] if it stops without a word; [`HubError::Keeper`] if spokes aren't kept any more.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), HubError> {
         let (closing, closed) = watch::channel(false);
         let mut server = tokio::spawn(connection::serve(self.listener, self.router, self.limits, closed));
@@ -225,6 +228,7 @@ impl Hub {
             () = stop => Ok(()),
             failure = failure(self.engine.health(), self.model) => Err(failure),
             () = self.pulse.silence(self.watchdog) => Err(HubError::Silent(self.watchdog)),
+            () = self.spokes.0.ended() => Err(HubError::Keeper),
             ended = &mut server => {
                 return Err(HubError::Serve(ended.err().map_or_else(String::new, |error| error.to_string())));
             }

@@ -101,6 +101,7 @@ fn in_words(error: HubError) -> anyhow::Error {
         | HubError::Spokes(_)
         | HubError::Listen { .. }
         | HubError::Silent(_)
+        | HubError::Keeper
         | HubError::Engine(_)
         | HubError::Serve(_) => error.into(),
     }

@@ -123,6 +123,8 @@ pub enum Event {
     Withdrawn(Why),
     /// Somebody wants it (again).
     Wanted,
+    /// Somebody wants it, and it was withdrawn before it was found good.
+    Reconsidered,
 }
 
 /// What is to be done after a step.
@@ -198,9 +200,11 @@ pub fn step(state: &State, event: Event) -> Result<(State, Option<Effect>), Impo
             E::Withdrawn(reason),
         ) => (S::Retired(reason), None),
 
-        // What has served is known to be good; what is inert does no harm; what was refused is looked at again.
+        // What has served is known to be good; what is inert does no harm; what was refused is looked at again, and so is
+        // what somebody switched off before anything was known of it.
         (S::Retired(_) | S::Inert, E::Wanted) => (S::Gated, Some(Effect::Load)),
         (S::Quarantined(_), E::Wanted) => (S::Settled, Some(Effect::Inspect)),
+        (S::Retired(_), E::Reconsidered) => (S::Settled, Some(Effect::Inspect)),
 
         (state, event) => return Err(Impossible { state: state.name(), event }),
     })
@@ -228,7 +232,7 @@ mod tests {
         ]
     }
 
-    fn events() -> [(&'static str, Event); 11] {
+    fn events() -> [(&'static str, Event); 12] {
         [
             ("rested", Event::Rested),
             ("changed", Event::Changed),
@@ -241,6 +245,7 @@ mod tests {
             ("refused", Event::Refused(reason())),
             ("withdrawn", Event::Withdrawn(reason())),
             ("wanted", Event::Wanted),
+            ("reconsidered", Event::Reconsidered),
         ]
     }
 
@@ -276,6 +281,7 @@ mod tests {
         ("quarantined", "wanted", "settled", Some(Effect::Inspect)),
         ("retired", "withdrawn", "retired", None),
         ("retired", "wanted", "gated", Some(Effect::Load)),
+        ("retired", "reconsidered", "settled", Some(Effect::Inspect)),
     ];
 
     #[test]

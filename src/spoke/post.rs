@@ -53,11 +53,25 @@ impl Post {
         Ok(Self::of(&file)?)
     }
 
+    /// Reads the facts of a file whose hash is known.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn noted(path: &Path, sha256: Digest) -> Result<Self, Refusal> {
+        let file = Gguf::open(path)?;
+        check_model(&file)?;
+        Ok(Self::with_hash(&file, sha256)?)
+    }
+
     /// The facts of a file that passed [`check_model`].
     ///
     /// # Errors
     /// The file can't be read.
     pub fn of(file: &Gguf) -> Result<Self, GgufError> {
+        Self::with_hash(file, file.content_hash()?)
+    }
+
+    fn with_hash(file: &Gguf, sha256: Digest) -> Result<Self, GgufError> {
         let architecture: &str = file.get("general.architecture")?;
         let key = |name: &str| format!("{architecture}.{name}");
         // A list of numbers, one a layer, stands here in some architectures: then there is no one number.
@@ -74,7 +88,7 @@ impl Post {
             rms_eps: Self::rms_eps_of(file)?,
             heads,
             tensors: file.tensors().iter().map(tensor).collect(),
-            sha256: file.content_hash()?,
+            sha256,
             origin: file.find::<&str>(ORIGIN_KEY)?.map(|text| recorded(file, text)).transpose()?,
             tokenizer: hash_tokenizer(file),
         })

@@ -33,18 +33,28 @@ pub struct Refused<'a> {
     pub why: &'a Why,
 }
 
-/// Puts a refused content and its reason into `folder`, whose contents may take `limit` bytes together; where it is now.
-/// A content that alone takes more is left out, its reason isn't.
+/// Where a refused content is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Whether the content is there, or its reason alone.
+    pub whole: bool,
+}
+
+/// Puts a refused content and its reason into `folder`, whose contents may take `limit` bytes together. A content that
+/// alone takes more is left out, its reason isn't.
 ///
 /// # Errors
 /// The system's.
-pub fn keep(folder: &Path, refused: &Refused<'_>, limit: u64) -> io::Result<PathBuf> {
+pub fn keep(folder: &Path, refused: &Refused<'_>, limit: u64) -> io::Result<Kept> {
     let Refused { name, entry, generation, pinned, why } = refused;
     let name = if check_name(name).is_ok() { name } else { "unnamed" };
     let target = folder.join(format!("{name}-{}", &generation.to_string()[..8]));
     fs_err::create_dir_all(folder)?;
     let temporary = tempfile::Builder::new().prefix(".staged-").suffix(".tmp").tempdir_in(folder)?;
-    if size(pinned)? <= limit {
+    let whole = size(pinned)? <= limit;
+    if whole {
         link(pinned, &temporary.path().join("spoke"))?;
     }
     let reason = json!({
@@ -54,7 +64,7 @@ pub fn keep(folder: &Path, refused: &Refused<'_>, limit: u64) -> io::Result<Path
     durable::write(&temporary.path().join(REASON), format!("{reason:#}\n").as_bytes())?;
     durable::rename_folder(&temporary.keep(), &target)?;
     make_room(folder, &target, limit)?;
-    Ok(target)
+    Ok(Kept { path: target, whole })
 }
 
 /// Removes the oldest until the rest fits; never the one that was just put there.
@@ -152,7 +162,9 @@ mod tests {
         durable::write(&pinned, content).unwrap();
         let why = Why::new("pickle", "is a pickle").hint("convert it");
         let refused = Refused { name, entry: Some("a.pt"), generation, pinned: &pinned, why: &why };
-        keep(&root.join("quarantine"), &refused, limit).unwrap()
+        let kept = keep(&root.join("quarantine"), &refused, limit).unwrap();
+        assert_eq!(kept.whole, kept.path.join("spoke").exists());
+        kept.path
     }
 
     fn there(folder: &Path) -> Vec<String> {

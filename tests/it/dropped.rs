@@ -75,12 +75,12 @@ fn written(writer: &Writer, seed: u32, strength: f32) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     writer
         .write::<GgufError>(&path, |tensor| {
-            let size = if tensor.name.contains("w_up") { strength / 100.0 } else { 0.01 };
+            let factor = if tensor.name.contains("w_up") { strength } else { 1.0 };
             let numbers = (0..tensor.bytes / 4).flat_map(|_| {
                 state ^= state << 13;
                 state ^= state >> 17;
                 state ^= state << 5;
-                ((state as f32 / u32::MAX as f32 - 0.5) * size).to_le_bytes()
+                ((state as f32 / u32::MAX as f32 - 0.5) / 100.0 * factor).to_le_bytes()
             });
             Ok(numbers.collect())
         })

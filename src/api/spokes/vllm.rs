@@ -11,6 +11,8 @@ use super::blame;
 use crate::api::error::ApiError;
 use crate::api::json::JsonBody;
 use crate::api::state::App;
+use crate::spoke::keeper::Trouble;
+use crate::spoke::life::State as Life;
 
 #[derive(Debug, Deserialize)]
 struct Written {
@@ -29,7 +31,12 @@ pub(in crate::api) async fn load(State(app): State<App>, body: JsonBody) -> Resu
         return Err(ApiError::field("lora_path", "expected an absolute path on the daemon's machine"));
     }
     let loaded = app.spokes().load(&lora_name, path, load_inplace.unwrap_or(false));
-    deadline.within(loaded).await?.map_err(blame("lora_path"))?;
+    let row = deadline.within(loaded).await?.map_err(blame("lora_path"))?;
+    if row.state != Life::Serving {
+        let why = row.state.reason().map_or("it changes nothing", |why| why.message.as_str());
+        let trouble = format!("{lora_name:?} is {} and does not serve: {why}", row.state.name());
+        return Err(blame("lora_path")(Trouble::Conflict(trouble)));
+    }
     Ok(said(format!("Success: LoRA adapter '{lora_name}' added successfully.")))
 }
 

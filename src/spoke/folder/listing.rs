@@ -41,6 +41,8 @@ impl Fingerprint {
 /// The entries that count.
 #[derive(Debug, Default)]
 pub struct Listing {
+    /// Device and number of the folder itself.
+    pub folder: (u64, u64),
     /// By their names.
     pub entries: BTreeMap<String, Fingerprint>,
     /// Entries that were left out since their names aren't UTF-8.
@@ -52,9 +54,11 @@ pub struct Listing {
 /// Looks at the whole folder.
 ///
 /// # Errors
-/// The folder isn't there or can't be read. An entry that vanishes meanwhile is no error.
+/// The folder isn't there or can't be read, or one of its entries can't be looked at. An entry that vanishes meanwhile is no
+/// error.
 pub fn list(folder: &Path) -> io::Result<Listing> {
-    let mut listing = Listing::default();
+    let metadata = fs_err::metadata(folder)?;
+    let mut listing = Listing { folder: (metadata.dev(), metadata.ino()), ..Listing::default() };
     for entry in fs_err::read_dir(folder)? {
         let Ok(name) = entry?.file_name().into_string() else {
             listing.unnameable += 1;
@@ -67,7 +71,7 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
             listing.cut = true;
             break;
         }
-        if let Some(print) = look(folder, &name) {
+        if let Some(print) = look(folder, &name)? {
             listing.entries.insert(name, print);
         }
     }
@@ -75,11 +79,17 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
 }
 
 /// Looks at one entry; `None` if it isn't there or is a folder that can't be a spoke.
-pub fn look(folder: &Path, entry: &str) -> Option<Fingerprint> {
+///
+/// # Errors
+/// It can't be looked at: nothing is known about it.
+pub fn look(folder: &Path, entry: &str) -> io::Result<Option<Fingerprint>> {
     let path = folder.join(entry);
-    let metadata = fs_err::symlink_metadata(&path).ok()?;
+    let metadata = match fs_err::symlink_metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        metadata => metadata?,
+    };
     if metadata.is_dir() {
-        return look_inside(&path, &metadata);
+        return Ok(look_inside(&path, &metadata));
     }
     let mut print = of(&metadata);
     // A safetensors file may have its configuration beside it.
@@ -88,7 +98,7 @@ pub fn look(folder: &Path, entry: &str) -> Option<Fingerprint> {
     {
         print.join(&of(&beside));
     }
-    Some(print)
+    Ok(Some(print))
 }
 
 fn of(metadata: &Metadata) -> Fingerprint {
@@ -138,7 +148,7 @@ mod tests {
         let listing = list(root.path()).unwrap();
         assert_eq!(listing.entries.keys().collect::<Vec<_>>(), ["a.gguf", "link.gguf", "peft"]);
         assert_eq!((listing.entries["a.gguf"].size, listing.entries["peft"].size), (4, 4));
-        assert_eq!(look(root.path(), "nothing.gguf"), None);
+        assert_eq!(look(root.path(), "nothing.gguf").unwrap(), None);
         assert!(list(&path("nowhere")).is_err());
     }
 
@@ -147,14 +157,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("a.gguf");
         durable::write(&file, b"one").unwrap();
-        let before = look(root.path(), "a.gguf").unwrap();
+        let before = look(root.path(), "a.gguf").unwrap().unwrap();
         let time = fs_err::metadata(&file).unwrap().modified().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(20));
         let mut open = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
         std::io::Write::write_all(&mut open, b"two").unwrap();
         open.set_modified(time).unwrap();
         drop(open);
-        let after = look(root.path(), "a.gguf").unwrap();
+        let after = look(root.path(), "a.gguf").unwrap().unwrap();
         assert_eq!((before.size, before.modified, before.inode), (after.size, after.modified, after.inode));
         assert_ne!(before, after);
     }
@@ -163,9 +173,9 @@ mod tests {
     fn a_safetensors_file_changes_with_the_configuration_beside_it() {
         let root = tempfile::tempdir().unwrap();
         durable::write(&root.path().join("a.safetensors"), b"x").unwrap();
-        let alone = look(root.path(), "a.safetensors").unwrap();
+        let alone = look(root.path(), "a.safetensors").unwrap().unwrap();
         durable::write(&root.path().join("a.json"), b"{}").unwrap();
-        let both = look(root.path(), "a.safetensors").unwrap();
+        let both = look(root.path(), "a.safetensors").unwrap().unwrap();
         assert_eq!((alone.size, both.size), (1, 3));
         assert_eq!(list(root.path()).unwrap().entries.len(), 1);
     }
@@ -174,8 +184,8 @@ mod tests {
     fn a_folder_changes_with_any_of_its_files() {
         let root = tempfile::tempdir().unwrap();
         durable::write(&root.path().join("peft/adapter_config.json"), b"{}").unwrap();
-        let before = look(root.path(), "peft").unwrap();
+        let before = look(root.path(), "peft").unwrap().unwrap();
         durable::write(&root.path().join("peft/adapter_model.safetensors"), b"x").unwrap();
-        assert_ne!(look(root.path(), "peft").unwrap(), before);
+        assert_ne!(look(root.path(), "peft").unwrap().unwrap(), before);
     }
 }

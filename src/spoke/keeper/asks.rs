@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::lives::{Life, Source};
+use super::lives::{Life, LifeId, Source, replaced};
 use super::turn::Keeper;
 use super::{Row, Transition};
 use crate::spoke::folder::check_name;
@@ -110,6 +110,14 @@ impl Keeper {
         } else if life.is_some() && !replace {
             Err(Trouble::Conflict(format!("{name:?} is loaded already; load_inplace replaces it")))
         } else {
+            // What was asked for before and isn't decided has come too late.
+            let of_name = |life: &Life| life.name == name && life.entry().is_none() && life.state.is_moving();
+            let late: Vec<LifeId> =
+                self.lives.iter().filter(|(_, life)| of_name(life)).map(|(id, _)| *id).collect();
+            for id in late {
+                self.happen(id, Event::Withdrawn(replaced()));
+                self.forget(id);
+            }
             let mut life = Life::new(name.clone(), Source::Given(path));
             life.seen = Some(std::time::Instant::now());
             let id = self.begin(life);
@@ -132,6 +140,7 @@ impl Keeper {
                 self.withdraw(id);
                 self.wait_for(Ok(id), row);
                 self.forget(id);
+                self.revisit_waiting(&[name.to_owned()]);
             }
         }
         tokio::spawn(async move {

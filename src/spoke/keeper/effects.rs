@@ -3,8 +3,9 @@
 use tokio::sync::watch;
 
 use super::jobs::Task;
-use super::lives::LifeId;
+use super::lives::{Life, LifeId, PASSING};
 use super::turn::Keeper;
+use crate::durable;
 use crate::fail;
 use crate::spoke::folder;
 use crate::spoke::life::{Effect, State};
@@ -57,8 +58,11 @@ impl Keeper {
             let refused = Refused { name: &life.name, entry: life.entry(), generation, pinned, why };
             match quarantine::keep(&folder, &refused, self.settings.quarantine) {
                 Ok(kept) => {
-                    tracing::info!(name = life.name, path = %kept.display(), "a refused spoke is kept");
-                    self.take_out(id);
+                    tracing::info!(name = life.name, path = %kept.path.display(), "a refused spoke is kept");
+                    // Nobody's only copy is removed, nor what is tried again.
+                    if kept.whole && !PASSING.contains(&&*why.code) {
+                        self.take_out(id);
+                    }
                 }
                 Err(error) => tracing::warn!(name = life.name, %error, "a refused spoke can't be kept"),
             }
@@ -70,15 +74,24 @@ impl Keeper {
         }
     }
 
-    /// Removes a refused file from the folder, if that is wanted and it is still what was refused.
+    /// Removes a refused file from the folder, if that is wanted and it is still what was refused. Where an earlier content
+    /// of it serves, that one takes its place: a name without a file has nothing to serve.
     fn take_out(&self, id: LifeId) {
         let life = &self.lives[&id];
         let Some(entry) = life.entry().filter(|_| self.settings.move_refused) else { return };
-        if life.print.is_none() || folder::look(&self.settings.folder, entry) != life.print {
+        let there = folder::look(&self.settings.folder, entry).ok().flatten();
+        if there.is_none() || there != life.print {
             return;
         }
         let path = self.settings.folder.join(entry);
-        let removed = if path.is_dir() { fs_err::remove_dir_all(&path) } else { fs_err::remove_file(&path) };
+        let serves = |life: &&Life| life.entry() == Some(entry) && life.state == State::Serving;
+        let removed = match self.lives.values().find(serves).map(|life| life.pinned.clone()) {
+            Some(Some(good)) if good.is_file() && path.is_file() => durable::copy(&good, &path),
+            // The parts of a folder can't be exchanged at once.
+            Some(_) => return,
+            None if path.is_dir() => fs_err::remove_dir_all(&path),
+            None => fs_err::remove_file(&path),
+        };
         if let Err(error) = removed {
             tracing::warn!(%error, "a refused spoke can't be taken out of its folder");
         }

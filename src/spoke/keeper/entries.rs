@@ -48,8 +48,14 @@ impl Keeper {
         }
         let now = Instant::now();
         for (name, finished) in &noticed.names {
-            let print = folder::look(&self.settings.folder, name);
-            self.changes.extend(self.scan.looked(now, name, print, *finished));
+            self.look_at(now, name, *finished);
+        }
+    }
+
+    fn look_at(&mut self, now: Instant, entry: &str, finished: bool) {
+        // What can't be looked at is not gone: the next look at the whole folder says what is the matter.
+        if let Ok(print) = folder::look(&self.settings.folder, entry) {
+            self.changes.extend(self.scan.looked(now, entry, print, finished));
         }
     }
 
@@ -57,8 +63,7 @@ impl Keeper {
     pub(super) fn look(&mut self) {
         let now = Instant::now();
         for name in self.scan.due(now, LOOKS) {
-            let print = folder::look(&self.settings.folder, &name);
-            self.changes.extend(self.scan.looked(now, &name, print, false));
+            self.look_at(now, &name, false);
         }
         if self.listed_at.is_none_or(|listed| now.duration_since(listed) >= self.pace()) {
             self.list(now);
@@ -69,7 +74,18 @@ impl Keeper {
     /// take every spoke out of service.
     fn list(&mut self, now: Instant) {
         let readable = match folder::list(&self.settings.folder) {
+            // Under an unmounted disk lies an empty folder of another one.
+            Ok(listing) if listing.entries.is_empty() && self.is_elsewhere(listing.folder) => {
+                if self.registry.is_readable() {
+                    tracing::warn!("the folder of spokes is another, empty one now: what serves goes on");
+                }
+                false
+            }
             Ok(listing) => {
+                if self.listed.replace(listing.folder).is_some_and(|before| before != listing.folder) {
+                    // The system tells of the folder that it was.
+                    self.watcher = None;
+                }
                 if listing.unnameable > 0 || listing.cut {
                     tracing::warn!(
                         unnameable = listing.unnameable,
@@ -101,6 +117,11 @@ impl Keeper {
         }
     }
 
+    /// Whether the folder is on another device than it was.
+    fn is_elsewhere(&self, (device, _): (u64, u64)) -> bool {
+        self.listed.is_some_and(|(before, _)| before != device)
+    }
+
     /// What failed for want of room or of a process is tried again.
     fn retry(&mut self) {
         let passing = |life: &&Life| {
@@ -116,8 +137,7 @@ impl Keeper {
     /// Looks at an entry as if it had just appeared.
     pub(super) fn revisit(&mut self, entry: &str) {
         self.scan.forget(entry);
-        let print = folder::look(&self.settings.folder, entry);
-        self.changes.extend(self.scan.looked(Instant::now(), entry, print, true));
+        self.look_at(Instant::now(), entry, true);
     }
 
     /// What a change of the folder means.
@@ -139,8 +159,8 @@ impl Keeper {
         if let Some(&id) = self.by_entry.get(entry) {
             let life = self.lives.get_mut(&id).expect("entries lead to lives");
             if life.state.is_moving() {
-                life.attempt += 1;
                 life.seen = Some(Instant::now());
+                life.begins_anew();
                 self.happen(id, Event::Changed);
                 return;
             }
@@ -180,7 +200,13 @@ impl Keeper {
 
     /// A life that ends as it begins.
     fn refuse_entry(&mut self, entry: &str, name: &str, why: Why) {
-        if let Some(&id) = self.by_entry.get(entry) {
+        for id in self.of_entry(entry) {
+            // What has served by this entry may have a name that the entry has no more.
+            if self.lives[&id].state == State::Serving {
+                let why = Why::new("replaced", "its file can't serve any more");
+                self.happen(id, Event::Withdrawn(why));
+            }
+            self.withdraw(id);
             self.forget(id);
         }
         let id = self.begin(Life::new(name.to_owned(), Source::Entry(entry.to_owned())));
@@ -211,7 +237,11 @@ impl Keeper {
         }
         self.writes.get_mut().push(Write::NoFile(entry.to_owned()));
         self.by_entry.remove(entry);
-        // Others may have waited for the name.
+        self.revisit_waiting(&names);
+    }
+
+    /// Looks again at the files that wait for names which are free now.
+    pub(super) fn revisit_waiting(&mut self, names: &[String]) {
         let waiting: Vec<String> = self
             .lives
             .values()

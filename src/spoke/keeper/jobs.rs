@@ -63,20 +63,21 @@ impl Failed {
 }
 
 impl Keeper {
-    /// Reads the post's facts. Its identity is remembered: a large post takes a while to hash.
+    /// Reads the post's facts. Its identity is remembered, as long as the file is the same: a large one takes a while to hash.
     pub(super) async fn read_post(&mut self) {
         let path = self.settings.model.clone();
         let print = path
             .parent()
             .zip(path.file_name())
-            .and_then(|(folder, name)| folder::look(folder, name.to_str()?));
+            .and_then(|(folder, name)| folder::look(folder, name.to_str()?).ok().flatten());
         let key = serde_json::json!([path, print]).to_string();
         let noted = self.store.note(&key).ok().flatten().and_then(|text| text.parse().ok());
         if let Some(identity) = noted {
             self.here.post = identity;
+            self.post = Some(open_post(move || Post::noted(&path, identity)).await);
             return;
         }
-        self.post = Some(open_post(path).await);
+        self.post = Some(open_post(move || Post::open(&path)).await);
         if let Some(Ok(post)) = &self.post {
             self.here.post = post.sha256;
             let kept = self.store.set_note(&key, &post.sha256.to_string());
@@ -86,12 +87,14 @@ impl Keeper {
         }
     }
 
-    /// Puts a task into the queue. What somebody waits for or already has a name comes first.
+    /// Puts a task into the queue. What is under way goes on; then comes what somebody waits for or already has a name, in the
+    /// order in which it came: of two contents for a name the later one must win.
     pub(super) fn enqueue(&mut self, id: LifeId, task: Task) {
         let life = &self.lives[&id];
-        let first = !life.waiters.is_empty() || self.names.contains_key(&life.name) || task != Task::Inspect;
-        if first {
-            self.queue.push_front((id, task));
+        if task != Task::Inspect {
+            self.urgent.push_front((id, task));
+        } else if !life.waiters.is_empty() || self.names.contains_key(&life.name) {
+            self.urgent.push_back((id, task));
         } else {
             self.queue.push_back((id, task));
         }
@@ -100,7 +103,7 @@ impl Keeper {
     /// Begins the next task, if none is under way.
     pub(super) fn start_job(&mut self) {
         while self.running.is_none()
-            && let Some((id, task)) = self.queue.pop_front()
+            && let Some((id, task)) = self.urgent.pop_front().or_else(|| self.queue.pop_front())
         {
             let Some(life) = self.lives.get(&id) else { continue };
             let still = match task {
@@ -142,7 +145,7 @@ impl Keeper {
         self.spawn(id, async move {
             let post = match known {
                 Some(post) => post,
-                None => open_post(path).await,
+                None => open_post(move || Post::open(&path)).await,
             };
             let work = move || inspected(&from, &staged, &limits, post);
             let outcome = tokio::task::spawn_blocking(work).await;
@@ -212,14 +215,15 @@ impl Keeper {
         let Inspected { pinned, served, facts } = match outcome {
             Ok(inspected) => inspected,
             Err(Failed::Changed) => {
-                life.attempt += 1;
+                life.begins_anew();
                 let entry = life.entry().map(str::to_owned);
                 self.happen(id, Event::Changed);
                 if let Some(entry) = entry {
                     self.scan.forget(&entry);
-                    let print = folder::look(&self.settings.folder, &entry);
-                    // It is there as a life already; only its rest is news.
-                    let _ = self.scan.looked(std::time::Instant::now(), &entry, print, false);
+                    // It is there as a life already; only its rest is news. What can't be looked at is found when it can.
+                    if let Ok(print) = folder::look(&self.settings.folder, &entry) {
+                        let _ = self.scan.looked(std::time::Instant::now(), &entry, print, false);
+                    }
                 }
                 return;
             }
@@ -284,8 +288,8 @@ enum From {
     Copy(PathBuf),
 }
 
-async fn open_post(path: PathBuf) -> Result<Arc<Post>, Why> {
-    let opened = tokio::task::spawn_blocking(move || Post::open(&path)).await;
+async fn open_post(open: impl FnOnce() -> Result<Post, Refusal> + Send + 'static) -> Result<Arc<Post>, Why> {
+    let opened = tokio::task::spawn_blocking(open).await;
     let unreadable =
         |message: String| Why::new("post_unreadable", format!("the post can't be read: {message}"));
     match opened {
@@ -326,7 +330,7 @@ fn inspected(
         From::Entry(folder, entry, print) => {
             let pinned = pin(&folder.join(entry), staged, limits);
             // Whatever came of it, it came of something that is another thing now.
-            if folder::look(folder, entry) != *print {
+            if folder::look(folder, entry).ok().flatten() != *print {
                 return Err(Failed::Changed);
             }
             pinned.map_err(copied)?

@@ -69,6 +69,13 @@ impl Life {
         }
     }
 
+    /// Its file has become another one: what is known of the former is of no use.
+    pub(super) fn begins_anew(&mut self) {
+        self.attempt += 1;
+        (self.print, self.generation, self.facts) = (None, None, None);
+        (self.pinned, self.served) = (None, None);
+    }
+
     pub(super) fn entry(&self) -> Option<&str> {
         match &self.source {
             Source::Entry(entry) => Some(entry),
@@ -95,7 +102,7 @@ pub(super) fn replaced() -> Why {
 }
 
 /// Reasons that lie outside of the content: after a restart it is looked at anew.
-const PASSING: [&str; 8] = [
+pub(super) const PASSING: [&str; 8] = [
     "bad_name",
     "name_taken",
     "not_copied",

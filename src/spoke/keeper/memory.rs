@@ -21,6 +21,8 @@ enum Load {
     Done,
     /// The content is to blame.
     Refused(Why),
+    /// Something else is: it may succeed later.
+    Failed(Why),
     /// The engine or the process is ending; nothing is known about the content.
     Ended,
 }
@@ -102,10 +104,10 @@ impl Keeper {
     async fn load(&mut self, slot: &Slot, stop: &watch::Receiver<bool>) -> Load {
         let generation = slot.generation;
         if let Err(error) = self.store.begin_loading(generation, &slot.name) {
-            return Load::Refused(Why::new(
-                "not_written",
-                format!("the load can't be written down: {error}"),
-            ));
+            let why = Why::new("not_written", format!("the load can't be written down: {error}"))
+                .hint("is there room in the state directory?");
+            tracing::error!(name = slot.name, %why, "spoke can't be loaded now");
+            return Load::Failed(why);
         }
         fail::point("spoke.loading", &slot.name);
         let spoke =
@@ -176,6 +178,7 @@ impl Keeper {
             Room::After(gone) if self.evict(&gone) => match self.load(&slot, stop).await {
                 Load::Done => self.happen(id, Event::Loaded),
                 Load::Refused(why) => self.happen(id, Event::Refused(why)),
+                Load::Failed(_) => self.cramped.push_back(id),
                 Load::Ended => {}
             },
             Room::After(_) | Room::Later => self.cramped.push_back(id),
@@ -238,7 +241,11 @@ impl Keeper {
             let needed = absent.iter().map(|slot| slot.facts.resident_bytes).sum();
             let limit = self.settings.memory;
             match budget::room(&self.residents(), &kept, needed, limit) {
-                Room::Never => return Some(Err(Trouble::TooLarge { needed, limit })),
+                Room::Never => {
+                    let there = holding.slots.iter().filter_map(|slot| slot.resident());
+                    let needed = needed + there.map(|resident| resident.bytes).sum::<u64>();
+                    return Some(Err(Trouble::TooLarge { needed, limit }));
+                }
                 Room::Later => return None,
                 Room::After(gone) => {
                     if !self.evict(&gone) {
@@ -250,6 +257,7 @@ impl Keeper {
                 match self.load(slot, stop).await {
                     Load::Done => {}
                     Load::Ended => return Some(Err(Trouble::Stopped)),
+                    Load::Failed(why) => return Some(Err(Trouble::Refused(why))),
                     Load::Refused(why) => {
                         self.was_refused(slot.generation, &why);
                         return Some(Err(Trouble::Refused(why)));
@@ -282,7 +290,8 @@ impl Keeper {
             return;
         }
         match self.load(&slot, stop).await {
-            Load::Done | Load::Ended => {}
+            // Whoever asks for it tries again.
+            Load::Done | Load::Ended | Load::Failed(_) => {}
             Load::Refused(why) => self.was_refused(generation, &why),
         }
     }

@@ -194,6 +194,10 @@ impl Keeper {
 
     /// Back to what served before.
     pub(super) fn roll_back(&mut self, name: &str, waiter: Waiter) {
+        if self.names.get(name).is_some_and(|named| named.disabled) {
+            let trouble = format!("{name:?} is switched off: enable it before it can be rolled back");
+            return self.answers.push((waiter, Err(Trouble::Conflict(trouble))));
+        }
         let before = self.names.get(name).map(Named::before);
         let target = before.as_ref().and_then(|before| before.last().copied());
         let outcome = match (before, target) {
@@ -214,16 +218,23 @@ impl Keeper {
     pub(super) fn enable(&mut self, name: &str, waiter: Waiter) {
         let mut of_name = self.lives.iter().rev().filter(|(_, life)| life.name == name);
         let idle = of_name.find(|(_, life)| !life.state.is_moving() && life.state != State::Serving);
-        let idle = idle.map(|(id, life)| (*id, life.generation));
+        let idle = idle.map(|(id, life)| (*id, life.generation, life.state.clone()));
         let was_disabled = self.set_disabled(name, false);
         let outcome = match idle {
-            Some((id, generation)) => {
+            // The file is in the way of another, or has no name that can be asked for: nothing about it has changed.
+            Some((_, _, State::Quarantined(why))) if OF_THE_ENTRY.contains(&&*why.code) => {
+                Err(Trouble::Refused(why))
+            }
+            Some((id, generation, state)) => {
                 if let Some(generation) =
                     generation.filter(|generation| self.banned.remove(generation).is_some())
                 {
                     self.writes.get_mut().push(Write::Unban(generation));
                 }
-                self.happen(id, Event::Wanted);
+                let history = self.names.get(name).map_or(&[][..], |named| &named.history);
+                let served = generation.is_some_and(|generation| history.contains(&generation));
+                let retired = matches!(state, State::Retired(_));
+                self.happen(id, if retired && !served { Event::Reconsidered } else { Event::Wanted });
                 Ok(id)
             }
             None if was_disabled => {
@@ -289,6 +300,9 @@ impl Keeper {
         }
     }
 }
+
+/// Reasons that lie in the entry and not in what it holds.
+const OF_THE_ENTRY: [&str; 3] = ["bad_name", "name_taken", "too_many"];
 
 /// What is said of a life whose name is switched off.
 pub(super) fn disabled() -> Why {

@@ -45,6 +45,8 @@ pub(super) struct Keeper {
     pub(super) scan: Scan,
     pub(super) watcher: Option<Watcher>,
     pub(super) listed_at: Option<Instant>,
+    /// Device and number of the folder when it was last listed.
+    pub(super) listed: Option<(u64, u64)>,
     pub(super) changes: VecDeque<Change>,
 
     pub(super) lives: BTreeMap<LifeId, Life>,
@@ -64,6 +66,7 @@ pub(super) struct Keeper {
     /// Generations to be in memory before anybody asks.
     pub(super) preload: VecDeque<Generation>,
 
+    pub(super) urgent: VecDeque<(LifeId, Task)>,
     pub(super) queue: VecDeque<(LifeId, Task)>,
     pub(super) running: Option<LifeId>,
     pub(super) done: (mpsc::UnboundedSender<Done>, mpsc::UnboundedReceiver<Done>),
@@ -102,6 +105,7 @@ impl Keeper {
             post: None,
             watcher: None,
             listed_at: None,
+            listed: None,
             changes: VecDeque::new(),
             lives: BTreeMap::new(),
             next_life: 0,
@@ -114,6 +118,7 @@ impl Keeper {
             cramped: VecDeque::new(),
             orphans: Vec::new(),
             preload: VecDeque::new(),
+            urgent: VecDeque::new(),
             queue: VecDeque::new(),
             running: None,
             done: mpsc::unbounded_channel(),

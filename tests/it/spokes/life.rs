@@ -66,7 +66,30 @@ fn refused_files_can_be_taken_out_of_the_folder() {
     served.put("bad.gguf", &lora(2)[..1_000]);
     wait_until("it is taken out", || !served.folder().join("bad.gguf").exists());
     let kept = served.root.path().join("state/spokes/quarantine");
-    assert_eq!(std::fs::read_dir(kept).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 1);
+    // Where an earlier content serves, that is put back: a name without a file would serve no more.
+    let good = served.put("good.gguf", &lora(1));
+    served.serves("good", good);
+    served.put("good.gguf", &lora(2)[..1_000]);
+    wait_until("it is exchanged", || std::fs::read(served.folder().join("good.gguf")).unwrap() == lora(1));
+    assert_eq!(std::fs::read_dir(kept).unwrap().count(), 2);
+    wait_until("nothing is refused any more", || served.rows("good").len() == 1);
+    served.serves("good", good);
+    assert_eq!(served.told(json!({"model": "good"})), alone(good));
+}
+
+#[test]
+fn a_refused_file_whose_copy_is_too_large_to_be_kept_stays_where_it_was_dropped() {
+    let served = Served::with(|settings| {
+        settings.spokes.move_refused = true;
+        settings.spokes.quarantine = bytesize::ByteSize(100);
+    });
+    served.put("bad.gguf", &lora(2)[..1_000]);
+    served.row("bad", "quarantined");
+    let reason = served.root.path().join("state/spokes/quarantine");
+    wait_until("its reason is there", || std::fs::read_dir(&reason).is_ok_and(|all| all.count() == 1));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(std::fs::read(served.folder().join("bad.gguf")).unwrap(), lora(2)[..1_000]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Served, alone, message};
 use crate::daemon::wait_until;
-use crate::dropped::{generation, lora, put};
+use crate::dropped::{DIFFERS, child, generation, lora, put};
 
 #[test]
 fn rolling_back_goes_one_generation_further_each_time() {
@@ -150,6 +150,73 @@ fn vllms_routes_load_a_path_and_it_is_there_after_a_restart() {
     assert_eq!(unload("dropped").status, 200);
     assert_eq!(served.row("dropped", "retired")["reason"]["code"], "disabled");
     assert!(served.folder().join("dropped.gguf").exists());
+}
+
+#[test]
+fn what_is_switched_off_before_it_was_found_good_is_found_good_first_when_it_is_switched_on() {
+    // Whoever loads what this child dies of dies of it.
+    let served = Served::with(|settings| {
+        let folder = settings.paths.state.parent().unwrap().join("children");
+        settings.spokes.probe_program = child(&folder, "sleep 1; kill -SEGV $$");
+        settings.spokes.settle = std::time::Duration::from_secs(3);
+    });
+    let change = |verb: &str| served.daemon.post(&format!("/v1/spokes/a:{verb}"), &json!({}));
+    // As long as it is open for writing, it doesn't rest.
+    let mut open = std::fs::File::create(served.folder().join("a.gguf")).unwrap();
+    std::io::Write::write_all(&mut open, &lora(1)).unwrap();
+    for state in ["seen", "inspected"] {
+        served.row("a", state);
+        assert_eq!(change("disable").ok()["state"], "retired", "{state}");
+        let enabled = change("enable");
+        assert!(enabled.status == 400 && enabled.text.contains("probe_died"), "{state}: {}", enabled.text);
+        assert_eq!(served.row("a", "quarantined")["reason"]["code"], "probe_died", "{state}");
+        assert!(served.daemon.engine.loaded().is_empty(), "{state}");
+        served.put("a.gguf", &lora(2));
+    }
+    drop(open);
+    // The keeper is alive.
+    assert_eq!(served.row("a", "quarantined")["reason"]["code"], "probe_died");
+}
+
+#[test]
+fn of_two_contents_that_are_loaded_under_a_name_the_later_serves() {
+    let served = Served::with(|settings| {
+        let folder = settings.paths.state.parent().unwrap().join("children");
+        settings.spokes.probe_program = child(&folder, &format!("sleep 0.4; {DIFFERS}"));
+    });
+    let contents = [1, 2, 3].map(lora);
+    let paths = [1, 2, 3].map(|n| served.root.path().join(format!("{n}.gguf")));
+    for (path, content) in paths.iter().zip(&contents) {
+        bespoke::durable::write(path, content).unwrap();
+    }
+    let load = |at: usize| {
+        let body = json!({"lora_name": "given", "lora_path": paths[at], "load_inplace": true});
+        served.daemon.post("/v1/load_lora_adapter", &body).status
+    };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| load(0));
+        served.row("given", "inspected");
+        let second = scope.spawn(|| load(1));
+        wait_until("the second is there", || {
+            served.rows("given").iter().any(|row| row["generation"] == json!(generation(&contents[1])))
+        });
+        assert_eq!(load(2), 200);
+        assert_ne!(first.join().unwrap(), 200, "it came too late");
+        assert_ne!(second.join().unwrap(), 200, "it came too late");
+    });
+    assert_eq!(served.told(json!({"model": "given"})), alone(generation(&contents[2])));
+}
+
+#[test]
+fn a_file_that_is_in_the_way_of_another_is_not_enabled_over_it() {
+    let served = Served::new();
+    let good = served.put("a.gguf", &lora(1));
+    served.serves("a", good);
+    served.put("a.safetensors", b"no matter what");
+    assert_eq!(served.row("a", "quarantined")["reason"]["code"], "name_taken");
+    let enabled = served.daemon.post("/v1/spokes/a:enable", &json!({}));
+    assert!(enabled.status >= 400 && enabled.text.contains("name_taken"), "{}", enabled.text);
+    assert_eq!(served.told(json!({"model": "a"})), alone(good));
 }
 
 #[test]
