@@ -42,53 +42,73 @@ pub struct Kept {
     pub whole: bool,
 }
 
-/// Puts a refused content and its reason into `folder`, whose contents may take `limit` bytes together. A content that
-/// alone takes more is left out, its reason isn't.
-///
-/// # Errors
-/// The system's.
-pub fn keep(folder: &Path, refused: &Refused<'_>, limit: u64) -> io::Result<Kept> {
-    let Refused { name, entry, generation, pinned, why } = refused;
-    let name = if check_name(name).is_ok() { name } else { "unnamed" };
-    let target = folder.join(format!("{name}-{}", &generation.to_string()[..8]));
-    fs_err::create_dir_all(folder)?;
-    let temporary = tempfile::Builder::new().prefix(".staged-").suffix(".tmp").tempdir_in(folder)?;
-    let whole = size(pinned)? <= limit;
-    if whole {
-        link(pinned, &temporary.path().join("spoke"))?;
-    }
-    let reason = json!({
-        "name": name, "entry": entry, "generation": generation, "reason": why,
-        "at": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-    });
-    durable::write(&temporary.path().join(REASON), format!("{reason:#}\n").as_bytes())?;
-    durable::rename_folder(&temporary.keep(), &target)?;
-    make_room(folder, &target, limit)?;
-    Ok(Kept { path: target, whole })
+/// The folder of refused contents.
+#[derive(Debug)]
+pub struct Quarantine {
+    folder: PathBuf,
+    limit: u64,
+    /// Bytes in it, at least; unknown until something is put there. To count them each time would take longer and longer.
+    bytes: Option<u64>,
 }
 
-/// Removes the oldest until the rest fits; never the one that was just put there.
-fn make_room(folder: &Path, newest: &Path, limit: u64) -> io::Result<()> {
-    let mut all = Vec::new();
-    for entry in fs_err::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            let kept = fs_err::metadata(path.join(REASON)).and_then(|metadata| metadata.modified());
-            all.push((kept.unwrap_or(SystemTime::UNIX_EPOCH), size(&path)?, path));
-        }
+impl Quarantine {
+    /// A folder whose contents may take `limit` bytes together.
+    pub fn new(folder: PathBuf, limit: u64) -> Self {
+        Self { folder, limit, bytes: None }
     }
-    all.sort();
-    let mut total: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
-    for (_, bytes, path) in all {
-        if total <= limit {
-            break;
+
+    /// Keeps a refused content and its reason. A content that alone takes more than all may is left out, its reason isn't.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn keep(&mut self, refused: &Refused<'_>) -> io::Result<Kept> {
+        let Refused { name, entry, generation, pinned, why } = refused;
+        let name = if check_name(name).is_ok() { name } else { "unnamed" };
+        let path = self.folder.join(format!("{name}-{}", &generation.to_string()[..8]));
+        durable::make_folder(&self.folder)?;
+        let temporary =
+            tempfile::Builder::new().prefix(".staged-").suffix(".tmp").tempdir_in(&self.folder)?;
+        let whole = size(pinned)? <= self.limit;
+        if whole {
+            link(pinned, &temporary.path().join("spoke"))?;
         }
-        if path != newest {
-            fs_err::remove_dir_all(&path)?;
-            total -= bytes;
-        }
+        let reason = json!({
+            "name": name, "entry": entry, "generation": generation, "reason": why,
+            "at": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        });
+        durable::write(&temporary.path().join(REASON), format!("{reason:#}\n").as_bytes())?;
+        durable::rename_folder(&temporary.keep(), &path)?;
+        let more = size(&path)?;
+        self.bytes = match self.bytes.take().map(|bytes| bytes + more) {
+            Some(bytes) if bytes <= self.limit => Some(bytes),
+            _ => Some(self.make_room(&path)?),
+        };
+        Ok(Kept { path, whole })
     }
-    Ok(())
+
+    /// Removes the oldest until the rest fits, never the one that was just put there; the bytes of the rest.
+    fn make_room(&self, newest: &Path) -> io::Result<u64> {
+        let mut all = Vec::new();
+        for entry in fs_err::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                let kept = fs_err::metadata(path.join(REASON)).and_then(|metadata| metadata.modified());
+                all.push((kept.unwrap_or(SystemTime::UNIX_EPOCH), size(&path)?, path));
+            }
+        }
+        all.sort();
+        let mut total: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, bytes, path) in all {
+            if total <= self.limit {
+                break;
+            }
+            if path != newest {
+                fs_err::remove_dir_all(&path)?;
+                total -= bytes;
+            }
+        }
+        Ok(total)
+    }
 }
 
 /// Removes copies that are not among `needed`, and what a crash left half-made.
@@ -157,12 +177,16 @@ mod tests {
     use super::*;
 
     fn refuse(root: &Path, name: &str, content: &[u8], limit: u64) -> PathBuf {
+        refuse_into(&mut Quarantine::new(root.join("quarantine"), limit), root, name, content)
+    }
+
+    fn refuse_into(quarantine: &mut Quarantine, root: &Path, name: &str, content: &[u8]) -> PathBuf {
         let generation = Generation::of_reader(content).unwrap();
         let pinned = root.join("staged").join(generation.to_string());
         durable::write(&pinned, content).unwrap();
         let why = Why::new("pickle", "is a pickle").hint("convert it");
         let refused = Refused { name, entry: Some("a.pt"), generation, pinned: &pinned, why: &why };
-        let kept = keep(&root.join("quarantine"), &refused, limit).unwrap();
+        let kept = quarantine.keep(&refused).unwrap();
         assert_eq!(kept.whole, kept.path.join("spoke").exists());
         kept.path
     }
@@ -207,6 +231,14 @@ mod tests {
         assert!(!left.iter().any(|name| name.starts_with("one-")), "{left:?}");
         let alone = refuse(root.path(), "large", &[9; 5_000], 2_900);
         assert_eq!(there(&alone), ["reason.json"]);
+        // One that counts along finds the same.
+        let mut counting = Quarantine::new(quarantine.clone(), 2_900);
+        for (n, name) in ["four", "five", "six", "seven"].into_iter().enumerate() {
+            let newest = refuse_into(&mut counting, root.path(), name, &[100 + n as u8; 1_000]);
+            assert!(newest.exists() && size(&quarantine).unwrap() <= 2_900);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(there(&quarantine).iter().any(|name| name.starts_with("six-")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::durable;
 use crate::fail;
 use crate::spoke::folder;
 use crate::spoke::life::{Effect, State};
-use crate::spoke::quarantine::{self, Refused};
+use crate::spoke::quarantine::Refused;
 
 impl Keeper {
     pub(super) async fn effect(&mut self, id: LifeId, effect: Effect, stop: &watch::Receiver<bool>) {
@@ -54,9 +54,8 @@ impl Keeper {
         if let (Some(generation), Some(pinned)) = (life.generation, &life.pinned)
             && pinned.exists()
         {
-            let folder = self.state.path().join("spokes/quarantine");
             let refused = Refused { name: &life.name, entry: life.entry(), generation, pinned, why };
-            match quarantine::keep(&folder, &refused, self.settings.quarantine) {
+            match self.quarantine.keep(&refused) {
                 Ok(kept) => {
                     tracing::info!(name = life.name, path = %kept.path.display(), "a refused spoke is kept");
                     // Nobody's only copy is removed, nor what is tried again.

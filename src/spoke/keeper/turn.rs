@@ -16,6 +16,7 @@ use crate::database::StateDirectory;
 use crate::engine::{Engine, EngineState, Health};
 use crate::spoke::folder::{Change, Scan, Watcher};
 use crate::spoke::life::{Effect, Why};
+use crate::spoke::quarantine::Quarantine;
 use crate::spoke::registry::Registry;
 use crate::spoke::slot::{Bell, Slot};
 use crate::spoke::store::{Here, Known, Store, Write};
@@ -33,6 +34,7 @@ pub(super) struct Keeper {
     pub(super) state: StateDirectory,
     pub(super) store: Store,
     pub(super) engine: Arc<dyn Engine>,
+    pub(super) quarantine: Quarantine,
     pub(super) registry: Arc<Registry>,
     /// For the gate, which asks like everybody else.
     pub(super) spokes: Spokes,
@@ -91,6 +93,7 @@ impl Keeper {
         spokes: &Spokes,
     ) -> Result<Self, KeeperError> {
         let store = Store::open(state.database()?)?;
+        let quarantine = Quarantine::new(state.path().join("spokes/quarantine"), settings.quarantine);
         let scan = Scan::new(settings.settle, settings.most);
         Ok(Self {
             scan,
@@ -98,6 +101,7 @@ impl Keeper {
             state,
             health: engine.health(),
             engine,
+            quarantine,
             registry: Arc::clone(spokes.registry()),
             spokes: spokes.clone(),
             bell: Arc::default(),
