@@ -241,11 +241,18 @@ impl Keeper {
         life.pinned = Some(pinned.path);
         life.served = Some(served);
         life.facts = Some(facts);
-        let name = life.name.clone();
-        if let Some(why) = self.banned.get(&generation).cloned() {
-            return self.happen(id, Event::Refused(why));
-        }
+        let (name, dropped) = (life.name.clone(), life.entry().is_some());
         let named = self.names.get(&name);
+        match self.banned.get(&generation).cloned() {
+            // Whoever names it in a request says by that that it may serve.
+            Some(why) if why.code == "rolled_back" => {
+                if dropped {
+                    return self.happen(id, Event::Withdrawn(why));
+                }
+            }
+            Some(why) => return self.happen(id, Event::Refused(why)),
+            None => {}
+        }
         if named.is_some_and(|named| named.current == Some(generation) && !named.disabled) {
             self.happen(id, Event::Known);
             return self.inherit(id);

@@ -78,6 +78,11 @@ impl Keeper {
         let writes = self.writes.get_mut();
         writes.push(Write::Current { id: number, name: name.clone(), generation: Some(generation), given });
         writes.extend(dropped.into_iter().map(|dropped| Write::Unhistory(name.clone(), dropped)));
+        if let Some(rolled_back) = rolled_back {
+            // Its file may be touched, and this program may be another one tomorrow: it stays rolled back.
+            writes.push(Write::Ban(rolled_back, displaces.clone()));
+            self.banned.insert(rolled_back, displaces.clone());
+        }
         self.sweep_due = true;
 
         if let Some(old) = old {
@@ -144,6 +149,12 @@ impl Keeper {
         named.chain(self.lives.values().filter(soon).filter_map(|life| life.generation)).collect()
     }
 
+    /// Why a content must not be loaded under any name, if it mustn't: it kills the process. One that was rolled back may serve
+    /// under other names.
+    pub(super) fn deadly(&self, generation: &Generation) -> Option<&Why> {
+        self.banned.get(generation).filter(|why| why.code != "rolled_back")
+    }
+
     /// Leads a generation that has served under a name before back to it.
     pub(super) fn revive(
         &mut self,
@@ -153,7 +164,7 @@ impl Keeper {
     ) -> Result<LifeId, Why> {
         let gone =
             || Why::new("no_copy", format!("the copy of {} is not there any more", generation.short()));
-        if let Some(why) = self.banned.get(&generation) {
+        if let Some(why) = self.deadly(&generation) {
             return Err(why.clone());
         }
         let known = self.known.get(&generation).cloned().ok_or_else(gone)?;

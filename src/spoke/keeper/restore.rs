@@ -90,7 +90,7 @@ impl Keeper {
         life.facts = known.as_ref().map(|known| known.facts.clone());
         let own = file.filter(|file| file.generation == Some(generation) && file.state == State::Serving);
         let at_home = known.as_ref().is_some_and(|known| known.verdict.is_some());
-        let banned = self.banned.get(&generation).cloned();
+        let banned = self.deadly(&generation).cloned();
         match (known, served) {
             (Some(known), Some(path)) if at_home || banned.is_some() => {
                 life.state = State::Serving;

@@ -86,6 +86,8 @@ pub enum Write {
     },
     /// An entry is gone, or is to be looked at anew.
     NoFile(String),
+    /// A content must not be loaded until somebody says so.
+    Ban(Generation, Why),
     /// A content may be loaded again.
     Unban(Generation),
     /// Nothing has this content any more: what was found out about it is forgotten.
@@ -168,6 +170,10 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
         }
         Write::Unexamined(generation) => {
             sql.execute("DELETE FROM spoke_generation WHERE generation = ?1", [generation.to_string()])?;
+        }
+        Write::Ban(generation, why) => {
+            let ban = "INSERT OR REPLACE INTO spoke_banned (generation, why) VALUES (?1, ?2)";
+            sql.execute(ban, (generation.to_string(), json(why)))?;
         }
         Write::Unban(generation) => {
             let generation = generation.to_string();

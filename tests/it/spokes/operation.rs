@@ -35,7 +35,18 @@ fn rolling_back_goes_one_generation_further_each_time() {
     // A restart changes nothing about it.
     let served = served.restart(|_| {});
     assert_eq!(served.told(json!({"model": "encoding"})), alone(all[0]));
-    served.row("encoding", "retired");
+    let since = served.row("encoding", "retired")["since"].as_f64();
+    std::thread::sleep(std::time::Duration::from_millis(1_100));
+    // Nor does it that the file is touched, or that contents are examined anew.
+    let file = std::fs::File::options().append(true).open(served.folder().join("encoding.gguf")).unwrap();
+    file.set_modified(std::time::SystemTime::now()).unwrap();
+    wait_until("it was looked at again", || {
+        served.rows("encoding").iter().any(|row| row["state"] == "retired" && row["since"].as_f64() > since)
+    });
+    let served = served.restart(|settings| settings.spokes.probe = false);
+    served.serves("encoding", all[0]);
+    assert_eq!(served.row("encoding", "retired")["reason"]["code"], "rolled_back");
+    assert_eq!(served.told(json!({"model": "encoding"})), alone(all[0]));
     // The file is still there; it serves again when somebody says so.
     let back = |verb: &str| served.daemon.post(&format!("/v1/spokes/encoding:{verb}"), &json!({}));
     assert_eq!(back("enable").ok()["generation"], json!(all[2]));
