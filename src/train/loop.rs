@@ -121,7 +121,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             let norm = clip::clip(&outcome.gradients, recipe.train.clip, &workers)?;
             let (loss, accuracy) = (outcome.loss, outcome.accuracy());
             if !loss.is_finite() || !norm.is_finite() {
-                return Err(TrainError::NotFinite { step, loss, norm });
+                return Err(TrainError::NotFinite { step, what: "loss", loss, norm });
             }
             if loss > recipe.train.max_loss {
                 return Err(TrainError::AboveBound { step, loss, bound: recipe.train.max_loss });
@@ -145,6 +145,11 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             if last || step.is_multiple_of(recipe.train.eval_every) {
                 let each = judge_all()?;
                 let together = together(&each, &held_out);
+                // Before it is logged or saved: no number compares with it, and JSON has none like it.
+                if !together.loss.is_finite() {
+                    let (what, loss) = ("held-out loss", together.loss);
+                    return Err(TrainError::NotFinite { step, what, loss, norm });
+                }
                 state.judge(together.loss, recipe);
                 state.weigh(&each, recipe);
                 if each.len() > 1 {

@@ -93,11 +93,13 @@ pub enum TrainError {
         message: String,
     },
     /// The numbers broke down; the last checkpoint is intact.
-    #[error("step {step}: loss {loss}, gradient norm {norm}: not finite")]
+    #[error("step {step}: {what} {loss}, gradient norm {norm}: not finite")]
     NotFinite {
         /// The step that failed.
         step: u64,
-        /// Its loss.
+        /// Whose loss: that of the step, or the held-out one behind it.
+        what: &'static str,
+        /// That loss.
         loss: f64,
         /// Its gradient norm.
         norm: f64,

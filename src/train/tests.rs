@@ -392,6 +392,17 @@ fn a_loss_above_its_bound_stops_the_run_before_it_moves_anything() {
 }
 
 #[test]
+fn a_held_out_loss_that_is_no_number_ends_the_run_before_it_is_logged_or_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    // The first step's own loss is sound; it moves the weights beyond every f32.
+    let set = ["train.eval_every=1", "train.ema=0", "train.warmup=0", "train.adamw.lr=1e300"];
+    let error = run(&small_run(folder.path(), &set), &out, false).unwrap_err();
+    assert!(error.to_string().starts_with("step 1: held-out loss "), "{error}");
+    assert!(!out.join("checkpoints").exists() && log::read(&out).unwrap().is_empty());
+}
+
+#[test]
 fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
     let rows = packed(4);
