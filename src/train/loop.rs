@@ -36,7 +36,7 @@ pub struct Outside {
 /// checkpoint if there is one.
 ///
 /// # Errors
-/// Unusable data or base, numbers that are not finite or beyond their bound, files that can't be written; checkpoints of an
+/// Unusable data or base, a domain without a held-out row that fits, numbers that are not finite or beyond their bound, files that can't be written; checkpoints of an
 /// earlier run in `out` without `resume`.
 pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Result<PathBuf, TrainError> {
     let checkpoints = out.join("checkpoints");
@@ -75,8 +75,17 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let held_out: Vec<Batch> = prepared
         .eval
         .iter()
-        .map(|domain| eval_rows(domain, stage, recipe.data.eval_rows, recipe.data.long_rows))
-        .collect::<Result<_, _>>()?;
+        .map(|domain| {
+            let batch = eval_rows(domain, stage, recipe.data.eval_rows, recipe.data.long_rows)?;
+            // Nothing has a loss of 0, which would be the best of all.
+            if batch.targets() > 0 {
+                return Ok(batch);
+            }
+            let (too_long, seq_len) = (batch.too_long, stage.seq_len);
+            let (domain, rows) = (domain.name.clone(), too_long + batch.documents());
+            Err(TrainError::HeldOut { domain, too_long, rows, seq_len })
+        })
+        .collect::<Result<_, TrainError>>()?;
     let open = |distil| Teacher::open(distil, &prepared.chat, trained, outside.ask.clone());
     let teacher = recipe.distil.as_ref().map(open).transpose()?;
     let objective: Box<dyn Objective> = match &teacher {

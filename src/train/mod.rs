@@ -68,6 +68,21 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
+    /// A domain has no held-out row that could be judged.
+    #[error(
+        "data.domains.{domain}: {too_long} of {rows} held-out rows are longer than seq_len, {seq_len}; expected at least \
+         one with an answer that fits"
+    )]
+    HeldOut {
+        /// The domain's name.
+        domain: String,
+        /// Rows that are longer.
+        too_long: usize,
+        /// Rows that were looked at.
+        rows: usize,
+        /// Tokens of a packed row.
+        seq_len: usize,
+    },
     /// A file can't be read or written.
     #[error("{path}: {source}")]
     File {
@@ -128,6 +143,9 @@ impl TrainError {
         match self {
             Self::Occupied { .. } => {
                 Some("go on with --resume, or take another folder with --out, or remove this one")
+            }
+            Self::HeldOut { .. } => {
+                Some("raise train.seq_len, or give shorter rows in that domain's eval")
             }
             Self::NotFinite { .. } | Self::AboveBound { .. } => Some(
                 "lower the learning rates (train.muon.lr, train.adamw.lr) or lengthen the warm-up; \

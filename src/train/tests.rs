@@ -403,6 +403,21 @@ fn a_held_out_loss_that_is_no_number_ends_the_run_before_it_is_logged_or_saved()
 }
 
 #[test]
+fn a_domain_whose_held_out_rows_are_all_too_long_is_refused_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let long = folder.path().join("long.jsonl");
+    let text = format!("{{\"text\":\"{}\"}}\n", "w1 w2 ".repeat(90)).repeat(3);
+    crate::durable::write(&long, text.as_bytes()).unwrap();
+    let recipe = small_run(folder.path(), &[&format!("data.domains.rows.eval=[{long:?}]")]);
+    let error = run(&recipe, &out, false).unwrap_err();
+    let said = "data.domains.rows: 3 of 3 held-out rows are longer than seq_len, 96";
+    assert!(error.to_string().contains(said), "{error}");
+    assert!(error.hint().unwrap().contains("train.seq_len"));
+    assert!(!out.join(LOG).exists());
+}
+
+#[test]
 fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
     let rows = packed(4);
