@@ -55,6 +55,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let averaged = (recipe.train.ema > 0.0).then(|| copy(trained)).transpose()?;
     let mut optimiser = Optimiser::new(trained, recipe.train.muon, recipe.train.adamw)?;
     let mut state = State::beginning(recipe, &prepared);
+    let mut changed = vec![];
     if let Some(checkpoint) = found {
         let path = checkpoints.join(checkpoint.state.step.to_string());
         checkpoint.state.check(&state, &path)?;
@@ -65,6 +66,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         let moments = optimiser.state();
         checkpoint::check(moments.iter().map(|(name, t)| (name.as_str(), t)), &checkpoint.moments, &path)?;
         optimiser.restore(&checkpoint.moments, checkpoint.state.step)?;
+        changed = checkpoint::changed_rates(&path, recipe)?;
         state = checkpoint.state;
     }
     let trainee = prepared.over(recipe, trained)?;
@@ -98,6 +100,9 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     log.say(&prepared.summary(&held_out, state.step));
     if let Some(sane) = sane {
         log.say(&sane);
+    }
+    for (key, saved, now) in changed {
+        log.say(&format!("{key} is {now} from step {} on; it was {saved}", state.step + 1));
     }
     let judge_all = || -> Result<Vec<Evaluation>, TrainError> {
         held_out
@@ -262,11 +267,9 @@ impl State {
         match pairs.into_iter().find(|(_, saved, now)| saved != now) {
             None => Ok(()),
             Some((what, saved, now)) => {
-                let text = |digest: Option<_>| {
-                    digest.map_or("none".to_owned(), |d: crate::digest::Digest| d.to_string())
-                };
-                let message = format!("made with another {what}: SHA-256 {}, now {}", text(saved), text(now));
-                Err(TrainError::Checkpoint { path: path.to_owned(), message })
+                let [saved, now] =
+                    [saved, now].map(|digest| digest.map_or("none".to_owned(), |digest| digest.to_string()));
+                Err(TrainError::Foreign { path: path.to_owned(), what: what.to_owned(), saved, now })
             }
         }
     }

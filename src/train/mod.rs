@@ -91,7 +91,29 @@ pub enum TrainError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A checkpoint is not what its manifest says, or does not belong to the run.
+    /// A checkpoint that another recipe made.
+    #[error("checkpoint {path}: made by another recipe: it has `{saved}`, the recipe now has `{now}`")]
+    OtherRecipe {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// The first line that differs.
+        saved: String,
+        /// What the recipe says instead.
+        now: String,
+    },
+    /// A checkpoint made with another base, tokenizer, or other data.
+    #[error("checkpoint {path}: made with another {what}: SHA-256 {saved}, now {now}")]
+    Foreign {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+        /// The hash in the checkpoint, or `none`.
+        saved: String,
+        /// The hash now, or `none`.
+        now: String,
+    },
+    /// A checkpoint is not what its manifest says.
     #[error("checkpoint {path}: {message}")]
     Checkpoint {
         /// The checkpoint's folder.
@@ -148,12 +170,15 @@ impl TrainError {
                 Some("raise train.seq_len, or give shorter rows in that domain's eval")
             }
             Self::NotFinite { .. } | Self::AboveBound { .. } => Some(
-                "lower the learning rates (train.muon.lr, train.adamw.lr) or lengthen the warm-up; \
-                 the last checkpoint is intact: --resume goes on from it",
+                "lower the learning rates (train.muon.lr, train.adamw.lr) or train.clip, or lengthen train.warmup; \
+                 the last checkpoint is intact: --resume goes on from it with these changed",
             ),
-            Self::Checkpoint { message, .. } if message.contains("another recipe") => {
-                Some("resume with the recipe that began the run, or begin a new one in another folder")
-            }
+            Self::OtherRecipe { .. } => Some(
+                "resume with the recipe that began the run, or begin a new one in another folder with --out",
+            ),
+            Self::Foreign { .. } => Some(
+                "begin a new run in another folder with --out, or give this one what the checkpoint was made with",
+            ),
             Self::Checkpoint { .. } => {
                 Some("remove this checkpoint: --resume then goes on from the one before it")
             }

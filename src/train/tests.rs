@@ -291,10 +291,12 @@ fn a_damaged_or_foreign_checkpoint_is_refused() {
     let out = folder.path().join("run");
     let recipe = small_run(folder.path(), &["train.steps=2"]);
     run(&recipe, &out, false).unwrap();
-    let other = small_run(folder.path(), &["train.steps=2", "train.clip=0.5"]);
+    let other = small_run(folder.path(), &["train.steps=2", "train.ema=0.5"]);
     let checkpoints = out.join("checkpoints");
-    let error = Checkpoint::newest(&checkpoints, &other).unwrap_err().to_string();
-    assert!(error.contains("clip = 1.0") && error.contains("clip = 0.5"), "{error}");
+    let error = Checkpoint::newest(&checkpoints, &other).unwrap_err();
+    assert!(error.hint().unwrap().contains("--out"));
+    let error = error.to_string();
+    assert!(error.contains("ema = 0.9") && error.contains("ema = 0.5"), "{error}");
     // Other rows make another tokenizer.
     let saved = Checkpoint::newest(&checkpoints, &recipe).unwrap().unwrap();
     let path = checkpoints.join("2");
@@ -415,6 +417,27 @@ fn a_domain_whose_held_out_rows_are_all_too_long_is_refused_at_the_start() {
     assert!(error.to_string().contains(said), "{error}");
     assert!(error.hint().unwrap().contains("train.seq_len"));
     assert!(!out.join(LOG).exists());
+}
+
+#[test]
+fn a_run_that_broke_down_goes_on_with_lower_rates() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    run(&small_run(folder.path(), &["train.steps=2"]), &out, false).unwrap();
+    let lower = [
+        "train.steps=4",
+        "train.muon.lr=0.001",
+        "train.adamw.lr=0.0001",
+        "train.clip=0.5",
+        "train.warmup=0.5",
+        "train.floor=0.0",
+    ];
+    let recipe = small_run(folder.path(), &lower);
+    let changed = checkpoint::changed_rates(&out.join("checkpoints/2"), &recipe).unwrap();
+    assert_eq!(changed.len(), 5);
+    assert_eq!(changed[4], ("train.clip", 1.0, 0.5));
+    run(&recipe, &out, true).unwrap();
+    assert_eq!(log::read(&out).unwrap().len(), 4);
 }
 
 #[test]
