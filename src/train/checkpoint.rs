@@ -50,6 +50,10 @@ pub struct State {
     pub base: Option<Digest>,
     /// Hash of the tokenizer and the form of conversations.
     pub tokens_of: Digest,
+    /// Hashes of what is read, by key of the recipe: rows of files, a teacher beside the student or stored. None in a
+    /// checkpoint of before they were kept: nobody knows then what it learnt from, and it is refused.
+    #[serde(default)]
+    pub read: Option<BTreeMap<String, Digest>>,
 }
 
 /// A number that comes back bit for bit: JSON numbers may lose their last digit when they are read, texts don't.

@@ -441,6 +441,24 @@ fn a_run_that_broke_down_goes_on_with_lower_rates() {
 }
 
 #[test]
+fn a_checkpoint_of_other_rows_is_refused_with_both_hashes() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let held_out = folder.path().join("held-out.jsonl");
+    crate::durable::write(&held_out, b"{\"text\":\"one two\"}\n").unwrap();
+    let eval = format!("data.domains.rows.eval=[{held_out:?}]");
+    let recipe = |steps: &str| small_run(folder.path(), &[steps, &eval]);
+    run(&recipe("train.steps=2"), &out, false).unwrap();
+    crate::durable::write(&held_out, b"{\"text\":\"one three\"}\n").unwrap();
+    let error = run(&recipe("train.steps=4"), &out, true).unwrap_err();
+    let said = "checkpoints/2: made with another data.domains.rows.eval: SHA-256 ";
+    assert!(error.to_string().contains(said), "{error}");
+    assert!(error.hint().unwrap().contains("--out"));
+    crate::durable::write(&held_out, b"{\"text\":\"one two\"}\n").unwrap();
+    run(&recipe("train.steps=4"), &out, true).unwrap();
+}
+
+#[test]
 fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
     let rows = packed(4);

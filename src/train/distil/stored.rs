@@ -221,6 +221,11 @@ impl Store {
         Ok(Self { path, bytes, places, top, index })
     }
 
+    /// Hash of the whole file.
+    pub(super) fn digest(&self) -> Digest {
+        Digest(Sha256::digest(&self.bytes).into())
+    }
+
     /// What was said of the rows' answers.
     pub(super) fn answers(&self, rows: &[PackedRow]) -> Result<Vec<Answer>, TrainError> {
         let mut answers = Vec::new();
