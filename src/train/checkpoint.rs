@@ -12,10 +12,10 @@ use candle_core::{Device, Tensor, Var};
 use super::TrainError;
 use super::recipe::Recipe;
 use crate::digest::Digest;
-use crate::durable::{self, Staged};
+use crate::durable;
 use crate::fail;
 use crate::model::Parameters;
-use crate::model::safetensors_file::Stored;
+use crate::model::safetensors_file::{Stored, write_views};
 
 /// Newest checkpoints that are kept, beside the best.
 const KEEP: usize = 3;
@@ -249,16 +249,11 @@ pub fn check<'a>(
 
 /// Writes tensors, f32 and sorted by name; gives the file's hash.
 fn write_tensors(path: &Path, tensors: &Tensors) -> Result<Digest, TrainError> {
-    let staged = Staged::new(path).map_err(TrainError::file(path))?;
     let views: BTreeMap<&String, Stored> =
         tensors.iter().map(|(name, tensor)| (name, Stored(tensor))).collect();
     // The format's metadata tells transformers which library's tensors these are.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), staged.path()).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(source) => TrainError::File { path: path.to_owned(), source },
-        other => TrainError::Checkpoint { path: path.to_owned(), message: other.to_string() },
-    })?;
-    staged.commit().map_err(TrainError::file(path))?;
+    write_views(path, views, metadata)?;
     hash(path)
 }
 
@@ -295,10 +290,8 @@ pub fn steps(folder: &Path) -> Result<Vec<u64>, TrainError> {
 fn saved_recipe(folder: &Path) -> Result<Recipe, TrainError> {
     let path = folder.join(RECIPE);
     let text = fs_err::read_to_string(&path).map_err(TrainError::file(&path))?;
-    toml::from_str(&text).map_err(|e| TrainError::Checkpoint {
-        path: folder.to_owned(),
-        message: format!("{RECIPE}: {e}"),
-    })
+    toml::from_str(&text)
+        .map_err(|e| TrainError::Checkpoint { path: folder.to_owned(), message: format!("{RECIPE}: {e}") })
 }
 
 /// Rates of the steps to come, which a person may change when a run broke down: key, value in the checkpoint, value now.

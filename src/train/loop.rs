@@ -276,8 +276,8 @@ impl State {
         let first = ["base", "tokenizer"].map(str::to_owned);
         for what in first.into_iter().chain(saved.keys().chain(now.keys()).cloned()) {
             if saved.get(&what) != now.get(&what) {
-                let [saved, now] = [&saved, &now]
-                    .map(|all| all.get(&what).map_or("none".to_owned(), Digest::to_string));
+                let [saved, now] =
+                    [&saved, &now].map(|all| all.get(&what).map_or("none".to_owned(), Digest::to_string));
                 return Err(TrainError::Foreign { path: path.to_owned(), what, saved, now });
             }
         }
@@ -322,8 +322,7 @@ fn read(prepared: &Prepared, teacher: Option<Digest>) -> BTreeMap<String, Digest
     let of = |part: &'static str| {
         move |domain: &Domain| Some((format!("data.domains.{}.{part}", domain.name), domain.digest()?))
     };
-    let mut all: BTreeMap<String, Digest> =
-        prepared.train.domains().iter().filter_map(of("train")).collect();
+    let mut all: BTreeMap<String, Digest> = prepared.train.domains().iter().filter_map(of("train")).collect();
     all.extend(prepared.eval.iter().filter_map(of("eval")));
     all.extend(teacher.map(|digest| ("distil teacher".to_owned(), digest)));
     all

@@ -166,9 +166,7 @@ impl TrainError {
             Self::Occupied { .. } => {
                 Some("go on with --resume, or take another folder with --out, or remove this one")
             }
-            Self::HeldOut { .. } => {
-                Some("raise train.seq_len, or give shorter rows in that domain's eval")
-            }
+            Self::HeldOut { .. } => Some("raise train.seq_len, or give shorter rows in that domain's eval"),
             Self::NotFinite { .. } | Self::AboveBound { .. } => Some(
                 "lower the learning rates (train.muon.lr, train.adamw.lr) or train.clip, or lengthen train.warmup; \
                  the last checkpoint is intact: --resume goes on from it with these changed",
@@ -182,7 +180,9 @@ impl TrainError {
             Self::Checkpoint { .. } => {
                 Some("remove this checkpoint: --resume then goes on from the one before it")
             }
-            Self::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            Self::File { source, .. } | Self::Model(crate::model::FileError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::StorageFull =>
+            {
                 Some("make room and go on with --resume: what was saved before is intact")
             }
             Self::Base { .. } => Some(

@@ -80,7 +80,8 @@ fn close(a: &(Terms, Vec<Vec<f32>>), b: &(Terms, Vec<Vec<f32>>), bound: f32) {
 fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
     // All tokens are named, so that nothing is left to the tail.
     let text = "teacher = \"x\"\ntop = 320\nce = 0.3\n";
-    let beside = Teacher { kind: Kind::Beside(teacher().into()), recipe: recipe(text), hidden: None, digest: None };
+    let beside =
+        Teacher { kind: Kind::Beside(teacher().into()), recipe: recipe(text), hidden: None, digest: None };
     let expected = lessons(&beside);
     assert!(expected.0.divergence > 0.01, "{:?}", expected.0);
 
@@ -147,7 +148,12 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
     hidden::add_maps(&pairs, decoder.config(), teacher.config(), 1, &mut trained).unwrap();
     let hidden = Hidden::new(&pairs, &teacher, &trained).unwrap();
     let text = "teacher = \"x\"\nkl = 0.0\nce = 1.0\n";
-    let teacher = Teacher { kind: Kind::Beside(teacher.into()), recipe: recipe(text), hidden: Some(hidden), digest: None };
+    let teacher = Teacher {
+        kind: Kind::Beside(teacher.into()),
+        recipe: recipe(text),
+        hidden: Some(hidden),
+        digest: None,
+    };
     let lessons = teacher.teaching(Student { decoder: &decoder, adapter: None });
     let workers = Workers::new(1).unwrap();
     let rows = packed(2);
