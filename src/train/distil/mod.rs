@@ -136,6 +136,8 @@ fn beside(path: &Path, chat: &Chat) -> Result<(Decoder, Digest), TrainError> {
         );
         return Err(TrainError::Base { path: path.to_owned(), message });
     }
+    // Its embedding may be padded to another size than the student's; it must have every token.
+    base::check_vocabulary(path, &its, model.config.vocab_size)?;
     Ok((Decoder::frozen(model.config, &model.parameters)?, digest))
 }
 
