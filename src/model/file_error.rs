@@ -122,6 +122,9 @@ impl FileError {
             Self::Safetensors { .. } | Self::Json { .. } => {
                 Some("the file is damaged, or its download incomplete")
             }
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Some(
+                "make room: nothing is left of what could not be written whole, and what was there stays",
+            ),
             Self::Io { .. } | Self::Gguf(_) | Self::Tensor(_) => None,
         }
     }

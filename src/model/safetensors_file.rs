@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, View};
+use safetensors::{Dtype, SafeTensorError, View};
 
 use super::Parameters;
 use super::file_error::FileError;
@@ -194,11 +195,31 @@ pub fn write_tensors(
     tensors: &[NewTensor],
     metadata: impl IntoIterator<Item = (String, String)>,
 ) -> Result<(), FileError> {
-    let staged = Staged::new(target).map_err(FileError::io(target))?;
     let views = tensors.iter().map(|tensor| (&tensor.name, tensor));
+    write_views(target, views, metadata)
+}
+
+/// Writes what can be seen as tensors, atomically: the one writer of the format.
+///
+/// # Errors
+/// The disk.
+pub fn write_views<S: AsRef<str> + Ord + Display, V: View>(
+    target: &Path,
+    views: impl IntoIterator<Item = (S, V)>,
+    metadata: impl IntoIterator<Item = (String, String)>,
+) -> Result<(), FileError> {
+    let staged = Staged::new(target).map_err(FileError::io(target))?;
     safetensors::serialize_to_file(views, Some(metadata.into_iter().collect()), staged.path())
-        .map_err(|e| FileError::Safetensors { path: target.to_owned(), message: e.to_string() })?;
+        .map_err(|error| not_written(target, error))?;
     staged.commit().map_err(FileError::io(target))
+}
+
+/// A disk that is full says nothing of the file's form.
+fn not_written(target: &Path, error: SafeTensorError) -> FileError {
+    match error {
+        SafeTensorError::IoError(source) => FileError::io(target)(source),
+        other => FileError::Safetensors { path: target.to_owned(), message: other.to_string() },
+    }
 }
 
 /// The elements of an f32 tensor, row-major.
@@ -217,11 +238,25 @@ pub fn write(target: &Path, parameters: &Parameters) -> Result<(), FileError> {
             return Err(FileError::Dtype { path: target.to_owned(), tensor, found, expected: "F32" });
         }
     }
-    let staged = Staged::new(target).map_err(FileError::io(target))?;
     let tensors = parameters.iter().map(|(name, var)| (name, Stored(var)));
     // transformers refuses files that do not say which framework's names they use.
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(format), staged.path())
-        .map_err(|e| FileError::Safetensors { path: target.to_owned(), message: e.to_string() })?;
-    staged.commit().map_err(FileError::io(target))
+    write_views(target, tensors, format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn a_full_disk_is_no_damaged_file() {
+        let full = SafeTensorError::IoError(Error::from(ErrorKind::StorageFull));
+        let error = not_written(Path::new("out/model.safetensors"), full);
+        assert!(matches!(error, FileError::Io { .. }), "{error}");
+        assert!(error.hint().unwrap().contains("make room"));
+        let error = crate::train::TrainError::from(error);
+        assert!(error.to_string().starts_with("out/model.safetensors: "), "{error}");
+        assert!(error.hint().unwrap().contains("--resume"));
+    }
 }

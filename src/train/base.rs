@@ -77,6 +77,11 @@ pub fn check_loss(
     workers: &Workers,
 ) -> Result<String, TrainError> {
     let (name, batch) = reference(recipe, decoder, chat)?;
+    if batch.targets() == 0 {
+        let most = decoder.config().max_position;
+        let message = format!("none of {name} fits its {most} positions: base.reference names another text");
+        return Err(TrainError::Base { path: recipe.path.clone(), message });
+    }
     let outcome = workers.run(decoder, None, &batch.rows, TOKENS)?;
     let guess = (decoder.config().vocab_size as f64).ln();
     let bound = recipe.reference_bound.unwrap_or(SANE * guess);

@@ -8,12 +8,14 @@ use super::recipe::{LongRows, Stage};
 use crate::model::tokenizer::PAD;
 use crate::model::{BatchLayout, Document};
 
-/// Indices that one packed row may draw from.
+/// Draws of a step, per packed row that it may have.
 const DRAWS: u64 = 1 << 12;
 /// Packed rows that one step may have.
 const ROWS: u64 = 1 << 12;
-/// A row is full when this many conversations in a row did not fit.
+/// A row is full when this many conversations wait for the next because they did not fit.
 const MISSES: usize = 4;
+/// This many draws that no row has room for, one after the other, are taken for all that there is.
+const ALL_LONG: usize = 256;
 /// ... or when this few tokens are left.
 const CRUMBS: usize = 24;
 
@@ -128,36 +130,46 @@ pub fn batch(
     step: u64,
     long_rows: LongRows,
 ) -> Result<Batch, TrainError> {
-    let mut too_long = 0;
-    let rows = (0..stage.batch as u64)
-        .map(|slot| {
-            let first = (step * ROWS + slot) * DRAWS;
-            let mut row = PackedRow::new(stage.seq_len);
-            let mut misses = 0;
-            for index in first..first + DRAWS {
-                let room = stage.seq_len - row.ids.len();
-                if misses == MISSES && !row.ids.is_empty() || room < CRUMBS && !row.ids.is_empty() {
-                    break;
-                }
-                let drawn = mixture.draw(index, weights, stage.max_event_chars)?;
-                let inputs = drawn.sample.inputs();
-                if inputs > stage.seq_len {
-                    if long_rows == LongRows::Error || row.ids.is_empty() && index - first == 255 {
-                        return Err(longer(&mixture.domains()[drawn.domain], drawn.index, inputs, stage));
-                    }
-                    too_long += 1;
-                }
-                if inputs <= room {
-                    row.push(&drawn.sample);
-                    misses = 0;
-                } else {
-                    misses += 1;
-                }
+    let (mut too_long, mut skipped) = (0, 0);
+    let mut draws = step * ROWS * DRAWS..(step + 1) * ROWS * DRAWS;
+    // Drawn and not yet packed: the first that the next row takes. Thrown away, long rows would be read less often than
+    // their domain's weight says.
+    let mut carried: Vec<Sample> = vec![];
+    let mut rows = Vec::with_capacity(stage.batch);
+    for slot in 1..=stage.batch {
+        let mut row = PackedRow::new(stage.seq_len);
+        let room = |row: &PackedRow| stage.seq_len - row.ids.len();
+        carried.retain(|sample| {
+            let fits = sample.inputs() <= room(&row);
+            if fits {
+                row.push(sample);
             }
-            row.ids.resize(stage.seq_len, PAD);
-            Ok(row)
-        })
-        .collect::<Result<_, TrainError>>()?;
+            !fits
+        });
+        // Nothing comes behind the last row that could take what it has no room for: it looks for no shorter one.
+        let most = if slot == stage.batch { 1 } else { MISSES };
+        while carried.len() < most && (room(&row) >= CRUMBS || row.ids.is_empty()) {
+            let Some(index) = draws.next() else { break };
+            let drawn = mixture.draw(index, weights, stage.max_event_chars)?;
+            let inputs = drawn.sample.inputs();
+            if inputs > stage.seq_len {
+                skipped += 1;
+                if long_rows == LongRows::Error || skipped == ALL_LONG {
+                    return Err(longer(&mixture.domains()[drawn.domain], drawn.index, inputs, stage));
+                }
+                too_long += 1;
+                continue;
+            }
+            skipped = 0;
+            if inputs <= room(&row) {
+                row.push(&drawn.sample);
+            } else {
+                carried.push(drawn.sample);
+            }
+        }
+        row.ids.resize(stage.seq_len, PAD);
+        rows.push(row);
+    }
     Ok(Batch { rows, too_long })
 }
 

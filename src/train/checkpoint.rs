@@ -12,10 +12,10 @@ use candle_core::{Device, Tensor, Var};
 use super::TrainError;
 use super::recipe::Recipe;
 use crate::digest::Digest;
-use crate::durable::{self, Staged};
+use crate::durable;
 use crate::fail;
 use crate::model::Parameters;
-use crate::model::safetensors_file::Stored;
+use crate::model::safetensors_file::{Stored, write_views};
 
 /// Newest checkpoints that are kept, beside the best.
 const KEEP: usize = 3;
@@ -50,6 +50,10 @@ pub struct State {
     pub base: Option<Digest>,
     /// Hash of the tokenizer and the form of conversations.
     pub tokens_of: Digest,
+    /// Hashes of what is read, by key of the recipe: rows of files, a teacher beside the student or stored. None in a
+    /// checkpoint of before they were kept: nobody knows then what it learnt from, and it is refused.
+    #[serde(default)]
+    pub read: Option<BTreeMap<String, Digest>>,
 }
 
 /// A number that comes back bit for bit: JSON numbers may lose their last digit when they are read, texts don't.
@@ -184,10 +188,8 @@ impl Checkpoint {
         if let Some(missing) = expected.iter().find(|name| !manifest.contains_key(**name)) {
             return Err(wrong(format!("the manifest lacks {missing}")));
         }
-        let text = String::from_utf8_lossy(&read(RECIPE)?).into_owned();
-        let saved: Recipe = toml::from_str(&text).map_err(|e| wrong(format!("{RECIPE}: {e}")))?;
-        if let Some(difference) = difference(&saved, recipe) {
-            return Err(wrong(difference));
+        if let Some((saved, now)) = difference(&saved_recipe(folder)?, recipe) {
+            return Err(TrainError::OtherRecipe { path: folder.to_owned(), saved, now });
         }
         let tensors = |name: &str| -> Result<_, TrainError> {
             candle_core::safetensors::load(folder.join(name), &Device::Cpu)
@@ -247,16 +249,11 @@ pub fn check<'a>(
 
 /// Writes tensors, f32 and sorted by name; gives the file's hash.
 fn write_tensors(path: &Path, tensors: &Tensors) -> Result<Digest, TrainError> {
-    let staged = Staged::new(path).map_err(TrainError::file(path))?;
     let views: BTreeMap<&String, Stored> =
         tensors.iter().map(|(name, tensor)| (name, Stored(tensor))).collect();
     // The format's metadata tells transformers which library's tensors these are.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), staged.path()).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(source) => TrainError::File { path: path.to_owned(), source },
-        other => TrainError::Checkpoint { path: path.to_owned(), message: other.to_string() },
-    })?;
-    staged.commit().map_err(TrainError::file(path))?;
+    write_views(path, views, metadata)?;
     hash(path)
 }
 
@@ -289,8 +286,37 @@ pub fn steps(folder: &Path) -> Result<Vec<u64>, TrainError> {
     Ok(steps)
 }
 
-/// How a recipe differs from that of a checkpoint in a way that a continued run may not.
-fn difference(saved: &Recipe, now: &Recipe) -> Option<String> {
+/// The recipe that a checkpoint was made by.
+fn saved_recipe(folder: &Path) -> Result<Recipe, TrainError> {
+    let path = folder.join(RECIPE);
+    let text = fs_err::read_to_string(&path).map_err(TrainError::file(&path))?;
+    toml::from_str(&text)
+        .map_err(|e| TrainError::Checkpoint { path: folder.to_owned(), message: format!("{RECIPE}: {e}") })
+}
+
+/// Rates of the steps to come, which a person may change when a run broke down: key, value in the checkpoint, value now.
+///
+/// # Errors
+/// A recipe in the checkpoint that can't be read.
+pub fn changed_rates(folder: &Path, now: &Recipe) -> Result<Vec<(&'static str, f64, f64)>, TrainError> {
+    let pairs = rates(&saved_recipe(folder)?).into_iter().zip(rates(now));
+    let all = pairs.map(|((key, saved), (_, now))| (key, saved, now));
+    Ok(all.filter(|(_, saved, now)| saved.to_bits() != now.to_bits()).collect())
+}
+
+fn rates(recipe: &Recipe) -> [(&'static str, f64); 5] {
+    let train = &recipe.train;
+    [
+        ("train.muon.lr", train.muon.lr),
+        ("train.adamw.lr", train.adamw.lr),
+        ("train.warmup", train.warmup),
+        ("train.floor", train.floor),
+        ("train.clip", train.clip),
+    ]
+}
+
+/// How a recipe differs from that of a checkpoint in a way that a continued run may not: the first line of both.
+fn difference(saved: &Recipe, now: &Recipe) -> Option<(String, String)> {
     let mut aligned = saved.clone();
     // These change how long and how visibly a run trains, not what a step does to the weights (but for the schedule,
     // which a longer run stretches on purpose).
@@ -301,6 +327,12 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<String> {
     aligned.train.recompute = now.train.recompute;
     aligned.train.max_loss = now.train.max_loss;
     aligned.data.cache.clone_from(&now.data.cache);
+    // What helps a run that broke down; it is said when it changes.
+    aligned.train.muon.lr = now.train.muon.lr;
+    aligned.train.adamw.lr = now.train.adamw.lr;
+    aligned.train.warmup = now.train.warmup;
+    aligned.train.floor = now.train.floor;
+    aligned.train.clip = now.train.clip;
     // How often and on what a run is judged decides which weights are the best, when it stops, and the domains' weights.
     if now.train.stop.is_none() && now.data.loading.is_none() {
         aligned.train.eval_every = now.train.eval_every;
@@ -312,5 +344,5 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<String> {
     let (saved, now) = (aligned.to_toml(), now.to_toml());
     let lines = saved.lines().zip(now.lines()).find(|(a, b)| a != b);
     let (a, b) = lines.unwrap_or(("fewer or more keys", "fewer or more keys"));
-    Some(format!("made by another recipe: it has `{a}`, the recipe now has `{b}`"))
+    Some((a.to_owned(), b.to_owned()))
 }

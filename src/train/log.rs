@@ -79,11 +79,9 @@ impl Log {
     /// # Errors
     /// A file that can't be read or written.
     pub fn open(out: &Path, from: u64, steps: u64) -> Result<Self, TrainError> {
-        let log = reopened(out.join(LOG), |step: &Step| step.step <= from)?;
-        let speeds = out.join(SPEED);
-        let seconds =
-            read_lines::<Speed>(&speeds)?.iter().rfind(|s| s.step <= from).map_or(0.0, |s| s.seconds);
-        let speed = reopened(speeds, |speed: &Speed| speed.step <= from)?;
+        let (log, _) = reopened::<Step>(out.join(LOG), from)?;
+        let (speed, speeds) = reopened::<Speed>(out.join(SPEED), from)?;
+        let seconds = speeds.last().map_or(0.0, |speed| speed.seconds);
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = indicatif::ProgressBar::new(steps);
             bar.set_position(from);
@@ -157,22 +155,30 @@ fn line(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("finite numbers have a JSON form") + "\n"
 }
 
-/// A file of lines, cut to those that count and opened for more. What is kept stays byte for byte: read as numbers and
-/// written again, a last digit could change.
+/// What every line says whatever else it says.
+#[derive(Deserialize)]
+struct Numbered {
+    step: u64,
+}
+
+/// A file of lines, cut to those up to step `from` and opened for more, and the values of these lines. What is kept stays
+/// byte for byte: read as numbers and written again, a last digit could change. What is cut need not be readable: it may be
+/// what a run that broke down wrote last.
 ///
 /// # Errors
-/// As [`read_lines`]; a file that can't be written.
+/// As [`read_lines`], of the lines that are kept; a file that can't be written.
 pub(super) fn reopened<T: DeserializeOwned>(
     path: PathBuf,
-    counts: impl Fn(&T) -> bool,
-) -> Result<(PathBuf, std::fs::File), TrainError> {
-    let lines = whole_lines(&path)?;
+    from: u64,
+) -> Result<((PathBuf, std::fs::File), Vec<T>), TrainError> {
+    let mut lines = whole_lines(&path)?;
+    // Steps ascend: behind the first that does not count, none does.
+    let late = |line: &str| serde_json::from_str(line).is_ok_and(|line: Numbered| line.step > from);
+    lines.truncate(lines.split_inclusive('\n').take_while(|line| !late(line)).map(str::len).sum());
     let values = parse::<T>(&path, &lines)?;
-    let kept = lines.lines().zip(&values).filter(|(_, value)| counts(value));
-    let kept: String = kept.flat_map(|(line, _)| [line, "\n"]).collect();
-    durable::write(&path, kept.as_bytes()).map_err(TrainError::file(&path))?;
+    durable::write(&path, lines.as_bytes()).map_err(TrainError::file(&path))?;
     let file = durable::append(&path).map_err(TrainError::file(&path))?;
-    Ok((path, file))
+    Ok(((path, file), values))
 }
 
 /// All steps of a run's `log.jsonl`; none if there is no file.
@@ -209,4 +215,25 @@ fn parse<T: DeserializeOwned>(path: &Path, lines: &str) -> Result<Vec<T>, TrainE
         })
     };
     lines.lines().enumerate().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_line_that_is_no_number_is_cut_and_an_early_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |step: u64, seconds: &str| {
+            format!("{{\"step\":{step},\"seconds\":{seconds},\"tokens_per_s\":1.0}}\n")
+        };
+        let text = line(1, "0.5") + &line(2, "null") + &line(3, "2.0");
+        let path = folder.path().join(SPEED);
+        durable::write(&path, text.as_bytes()).unwrap();
+        let error = reopened::<Speed>(path.clone(), 2).unwrap_err().to_string();
+        assert!(error.contains("speed.jsonl, line 2"), "{error}");
+        let log = Log::open(folder.path(), 1, 9).unwrap();
+        assert!((log.seconds_before() - 0.5).abs() < 1e-12);
+        assert_eq!(fs_err::read_to_string(&path).unwrap(), line(1, "0.5"));
+    }
 }

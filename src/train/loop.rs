@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::ahead::Ahead;
 use super::batch::{Batch, eval_rows};
 use super::checkpoint::{self, Checkpoint, Exact, State};
-use super::data::next_weights;
+use super::data::{Domain, next_weights};
 use super::distil::{Ask, Teacher};
 use super::evaluate::{Evaluation, evaluate};
 use super::gradient::Workers;
@@ -19,6 +19,7 @@ use super::optimiser::Optimiser;
 use super::prepare::{Prepared, copy, result};
 use super::recipe::Recipe;
 use super::{TrainError, adapter, clip, curve, log};
+use crate::digest::Digest;
 use crate::model::{Model, Parameters, hugging_face};
 use crate::{durable, fail};
 
@@ -36,7 +37,7 @@ pub struct Outside {
 /// checkpoint if there is one.
 ///
 /// # Errors
-/// Unusable data or base, numbers that are not finite or beyond their bound, files that can't be written; checkpoints of an
+/// Unusable data or base, a domain without a held-out row that fits, numbers that are not finite or beyond their bound, files that can't be written; checkpoints of an
 /// earlier run in `out` without `resume`.
 pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Result<PathBuf, TrainError> {
     let checkpoints = out.join("checkpoints");
@@ -54,7 +55,10 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let trained = &prepared.trained;
     let averaged = (recipe.train.ema > 0.0).then(|| copy(trained)).transpose()?;
     let mut optimiser = Optimiser::new(trained, recipe.train.muon, recipe.train.adamw)?;
-    let mut state = State::beginning(recipe, &prepared);
+    let open = |distil| Teacher::open(distil, &prepared.chat, trained, outside.ask.clone());
+    let teacher = recipe.distil.as_ref().map(open).transpose()?;
+    let mut state = State::beginning(recipe, &prepared, teacher.as_ref().and_then(Teacher::digest));
+    let mut changed = vec![];
     if let Some(checkpoint) = found {
         let path = checkpoints.join(checkpoint.state.step.to_string());
         checkpoint.state.check(&state, &path)?;
@@ -65,6 +69,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         let moments = optimiser.state();
         checkpoint::check(moments.iter().map(|(name, t)| (name.as_str(), t)), &checkpoint.moments, &path)?;
         optimiser.restore(&checkpoint.moments, checkpoint.state.step)?;
+        changed = checkpoint::changed_rates(&path, recipe)?;
         state = checkpoint.state;
     }
     let trainee = prepared.over(recipe, trained)?;
@@ -75,10 +80,17 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let held_out: Vec<Batch> = prepared
         .eval
         .iter()
-        .map(|domain| eval_rows(domain, stage, recipe.data.eval_rows, recipe.data.long_rows))
-        .collect::<Result<_, _>>()?;
-    let open = |distil| Teacher::open(distil, &prepared.chat, trained, outside.ask.clone());
-    let teacher = recipe.distil.as_ref().map(open).transpose()?;
+        .map(|domain| {
+            let batch = eval_rows(domain, stage, recipe.data.eval_rows, recipe.data.long_rows)?;
+            // Nothing has a loss of 0, which would be the best of all.
+            if batch.targets() > 0 {
+                return Ok(batch);
+            }
+            let (too_long, seq_len) = (batch.too_long, stage.seq_len);
+            let (domain, rows) = (domain.name.clone(), too_long + batch.documents());
+            Err(TrainError::HeldOut { domain, too_long, rows, seq_len })
+        })
+        .collect::<Result<_, TrainError>>()?;
     let objective: Box<dyn Objective> = match &teacher {
         Some(teacher) => Box::new(teacher.teaching(trainee.student())),
         None => Box::new(trainee.student()),
@@ -89,6 +101,9 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     log.say(&prepared.summary(&held_out, state.step));
     if let Some(sane) = sane {
         log.say(&sane);
+    }
+    for (key, saved, now) in changed {
+        log.say(&format!("{key} is {now} from step {} on; it was {saved}", state.step + 1));
     }
     let judge_all = || -> Result<Vec<Evaluation>, TrainError> {
         held_out
@@ -121,7 +136,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             let norm = clip::clip(&outcome.gradients, recipe.train.clip, &workers)?;
             let (loss, accuracy) = (outcome.loss, outcome.accuracy());
             if !loss.is_finite() || !norm.is_finite() {
-                return Err(TrainError::NotFinite { step, loss, norm });
+                return Err(TrainError::NotFinite { step, what: "loss", loss, norm });
             }
             if loss > recipe.train.max_loss {
                 return Err(TrainError::AboveBound { step, loss, bound: recipe.train.max_loss });
@@ -145,6 +160,11 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             if last || step.is_multiple_of(recipe.train.eval_every) {
                 let each = judge_all()?;
                 let together = together(&each, &held_out);
+                // Before it is logged or saved: no number compares with it, and JSON has none like it.
+                if !together.loss.is_finite() {
+                    let (what, loss) = ("held-out loss", together.loss);
+                    return Err(TrainError::NotFinite { step, what, loss, norm });
+                }
                 state.judge(together.loss, recipe);
                 state.weigh(&each, recipe);
                 if each.len() > 1 {
@@ -225,7 +245,7 @@ fn together(each: &[Evaluation], held_out: &[Batch]) -> Evaluation {
 
 impl State {
     /// Before the first step.
-    fn beginning(recipe: &Recipe, prepared: &Prepared) -> Self {
+    fn beginning(recipe: &Recipe, prepared: &Prepared, teacher: Option<Digest>) -> Self {
         let weights: Vec<f64> = recipe.data.domains.values().map(|domain| domain.weight).collect();
         let total: f64 = weights.iter().sum();
         Self {
@@ -239,22 +259,29 @@ impl State {
             stopped: false,
             base: prepared.identity.base,
             tokens_of: prepared.identity.tokens_of,
+            read: Some(read(prepared, teacher)),
         }
     }
 
-    /// Refuses a state of another base or tokenizer than now.
+    /// Refuses a state of another base or tokenizer, other data or another teacher than now.
     fn check(&self, now: &Self, path: &Path) -> Result<(), TrainError> {
-        let pairs = [("base", self.base, now.base), ("tokenizer", Some(self.tokens_of), Some(now.tokens_of))];
-        match pairs.into_iter().find(|(_, saved, now)| saved != now) {
-            None => Ok(()),
-            Some((what, saved, now)) => {
-                let text = |digest: Option<_>| {
-                    digest.map_or("none".to_owned(), |d: crate::digest::Digest| d.to_string())
-                };
-                let message = format!("made with another {what}: SHA-256 {}, now {}", text(saved), text(now));
-                Err(TrainError::Checkpoint { path: path.to_owned(), message })
+        let of = |state: &Self| {
+            let mut all: BTreeMap<String, Digest> = state.read.clone().unwrap_or_default();
+            all.extend(state.base.map(|base| ("base".to_owned(), base)));
+            all.insert("tokenizer".to_owned(), state.tokens_of);
+            all
+        };
+        let (saved, now) = (of(self), of(now));
+        // Whatever else differs follows from these.
+        let first = ["base", "tokenizer"].map(str::to_owned);
+        for what in first.into_iter().chain(saved.keys().chain(now.keys()).cloned()) {
+            if saved.get(&what) != now.get(&what) {
+                let [saved, now] =
+                    [&saved, &now].map(|all| all.get(&what).map_or("none".to_owned(), Digest::to_string));
+                return Err(TrainError::Foreign { path: path.to_owned(), what, saved, now });
             }
         }
+        Ok(())
     }
 
     /// Takes a held-out loss: the best so far, and whether it is time to stop.
@@ -288,6 +315,17 @@ impl State {
     fn weights(&self) -> Vec<f64> {
         self.weights.iter().map(|weight| weight.0).collect()
     }
+}
+
+/// Hashes of what a run reads, by key of the recipe. What is generated follows from the recipe alone.
+fn read(prepared: &Prepared, teacher: Option<Digest>) -> BTreeMap<String, Digest> {
+    let of = |part: &'static str| {
+        move |domain: &Domain| Some((format!("data.domains.{}.{part}", domain.name), domain.digest()?))
+    };
+    let mut all: BTreeMap<String, Digest> = prepared.train.domains().iter().filter_map(of("train")).collect();
+    all.extend(prepared.eval.iter().filter_map(of("eval")));
+    all.extend(teacher.map(|digest| ("distil teacher".to_owned(), digest)));
+    all
 }
 
 /// Moves the averaged weights towards the current ones; early on faster, so that the start is forgotten.

@@ -64,7 +64,7 @@ impl Metrics {
         if every == 0 {
             return Ok(Self { every, path, file: None });
         }
-        let (path, file) = reopened(path, |measurement: &Measurement| measurement.step <= from)?;
+        let ((path, file), _) = reopened::<Measurement>(path, from)?;
         Ok(Self { every, path, file: Some(file) })
     }
 

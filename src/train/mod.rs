@@ -68,6 +68,21 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
+    /// A domain has no held-out row that could be judged.
+    #[error(
+        "data.domains.{domain}: {too_long} of {rows} held-out rows are longer than seq_len, {seq_len}; expected at least \
+         one with an answer that fits"
+    )]
+    HeldOut {
+        /// The domain's name.
+        domain: String,
+        /// Rows that are longer.
+        too_long: usize,
+        /// Rows that were looked at.
+        rows: usize,
+        /// Tokens of a packed row.
+        seq_len: usize,
+    },
     /// A file can't be read or written.
     #[error("{path}: {source}")]
     File {
@@ -76,7 +91,29 @@ pub enum TrainError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A checkpoint is not what its manifest says, or does not belong to the run.
+    /// A checkpoint that another recipe made.
+    #[error("checkpoint {path}: made by another recipe: it has `{saved}`, the recipe now has `{now}`")]
+    OtherRecipe {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// The first line that differs.
+        saved: String,
+        /// What the recipe says instead.
+        now: String,
+    },
+    /// A checkpoint made with another base, tokenizer, or other data.
+    #[error("checkpoint {path}: made with another {what}: SHA-256 {saved}, now {now}")]
+    Foreign {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+        /// The hash in the checkpoint, or `none`.
+        saved: String,
+        /// The hash now, or `none`.
+        now: String,
+    },
+    /// A checkpoint is not what its manifest says.
     #[error("checkpoint {path}: {message}")]
     Checkpoint {
         /// The checkpoint's folder.
@@ -93,11 +130,13 @@ pub enum TrainError {
         message: String,
     },
     /// The numbers broke down; the last checkpoint is intact.
-    #[error("step {step}: loss {loss}, gradient norm {norm}: not finite")]
+    #[error("step {step}: {what} {loss}, gradient norm {norm}: not finite")]
     NotFinite {
         /// The step that failed.
         step: u64,
-        /// Its loss.
+        /// Whose loss: that of the step, or the held-out one behind it.
+        what: &'static str,
+        /// That loss.
         loss: f64,
         /// Its gradient norm.
         norm: f64,
@@ -127,17 +166,23 @@ impl TrainError {
             Self::Occupied { .. } => {
                 Some("go on with --resume, or take another folder with --out, or remove this one")
             }
+            Self::HeldOut { .. } => Some("raise train.seq_len, or give shorter rows in that domain's eval"),
             Self::NotFinite { .. } | Self::AboveBound { .. } => Some(
-                "lower the learning rates (train.muon.lr, train.adamw.lr) or lengthen the warm-up; \
-                 the last checkpoint is intact: --resume goes on from it",
+                "lower the learning rates (train.muon.lr, train.adamw.lr) or train.clip, or lengthen train.warmup; \
+                 the last checkpoint is intact: --resume goes on from it with these changed",
             ),
-            Self::Checkpoint { message, .. } if message.contains("another recipe") => {
-                Some("resume with the recipe that began the run, or begin a new one in another folder")
-            }
+            Self::OtherRecipe { .. } => Some(
+                "resume with the recipe that began the run, or begin a new one in another folder with --out",
+            ),
+            Self::Foreign { .. } => Some(
+                "begin a new run in another folder with --out, or give this one what the checkpoint was made with",
+            ),
             Self::Checkpoint { .. } => {
                 Some("remove this checkpoint: --resume then goes on from the one before it")
             }
-            Self::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            Self::File { source, .. } | Self::Model(crate::model::FileError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::StorageFull =>
+            {
                 Some("make room and go on with --resume: what was saved before is intact")
             }
             Self::Base { .. } => Some(

@@ -158,6 +158,34 @@ fn a_dry_run_prints_the_resolved_recipe_and_its_cost() {
     assert!(!folder.path().join("runs").exists());
 }
 
+#[test]
+fn a_dry_run_counts_recomputing_and_the_teacher_but_not_this_machines_threads_on_a_gpu() {
+    let folder = folder();
+    let plan = |set: &[&str]| {
+        let mut command = bespoke(folder.path());
+        command.args(["train", "recipe.toml", "--dry-run", "--set", "train.threads=1"]);
+        for set in set {
+            command.args(["--set", set]);
+        }
+        stdout(&command.assert().success())
+    };
+    let line = |plan: &str, part: &str| plan.lines().find(|line| line.contains(part)).unwrap().to_owned();
+    let (plainly, again) = (plan(&[]), plan(&["train.recompute=true"]));
+    for part in ["arithmetic: ", "memory here"] {
+        assert_ne!(line(&plainly, part), line(&again, part));
+    }
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
+    let taught = plan(&[&format!("distil.teacher={model:?}")]);
+    assert!(line(&plainly, "memory here").contains("teacher 0 B,"), "{plainly}");
+    assert!(
+        line(&taught, "memory here").contains("teacher ") && !taught.contains("teacher 0 B,"),
+        "{taught}"
+    );
+    // So many threads need more than either card has here, and one part at a time is worked on there.
+    let many = plan(&["train.threads=100000000"]);
+    assert!(many.contains("fits its 141.0 GB") && !many.contains("does not fit"), "{many}");
+}
+
 /// Every shipped recipe can be read, and says how it is run.
 #[test]
 fn shipped_recipes_are_whole() {

@@ -1,6 +1,7 @@
 //! `bespoke train --dry-run`: the resolved recipe, and what it will take.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
@@ -22,6 +23,10 @@ const CPU_SHARE: f64 = 0.55;
 /// A base that can't be read.
 pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
     let config = decoder(recipe)?;
+    let teacher = match recipe.distil.as_ref().and_then(|distil| distil.teacher.as_deref()) {
+        Some(path) => Some(of_files(path)?),
+        None => None,
+    };
     let whole = config.parameter_count() as f64;
     let trained = match &recipe.adapter {
         None => whole,
@@ -36,14 +41,23 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
         "parameters: {whole} with a vocabulary of {}, {trained} of them or beside them are trained",
         config.vocab_size
     ));
-    let Work { tokens, flops } = work(recipe, &config, &mut say);
+    let Work { tokens, flops } = work(recipe, &config, teacher.as_ref(), &mut say);
     say(format_args!("tokens: {:.2}M at most", tokens / 1e6));
     say(format_args!("arithmetic: about {flops:.2e} FLOPs"));
-    let memory = Memory::of(recipe, &config, whole, trained);
+    let threads = match recipe.train.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let of_teacher = teacher.as_ref().map_or(0.0, |teacher| teacher.parameter_count() as f64);
+    let memory = |threads| Memory::of(recipe, &config, [whole, trained, of_teacher], threads);
+    // One part at a time there, whatever this machine does.
+    let rented = memory(1);
+    let memory = memory(threads);
     say(format_args!(
-        "memory here, about {}: weights {}, gradients {}, moments {}, averages {}, activations {}",
+        "memory here, about {}: weights {}, teacher {}, gradients {}, moments {}, averages {}, activations {}",
         bytes(memory.total()),
         bytes(memory.weights),
+        bytes(memory.teacher),
         bytes(memory.gradients),
         bytes(memory.moments),
         bytes(memory.averages),
@@ -59,7 +73,7 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
     for (name, peak, room) in GPUS {
         let seconds = flops / (peak * GPU_SHARE);
         // bf16 beside f32 masters and moments.
-        let need = memory.total() + 2.0 * whole;
+        let need = rented.total() + 2.0 * (whole + of_teacher);
         let fits = if need <= room { "fits" } else { "does not fit" };
         say(format_args!(
             "time on one {name}: about {} at {:.0} % of its bf16 peak; {fits} its {}; ${:.2} at ${dollars_per_hour}/h",
@@ -76,10 +90,14 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
 fn decoder(recipe: &Recipe) -> anyhow::Result<DecoderConfig> {
     Ok(match (&recipe.model, &recipe.base) {
         (Some(model), _) => model.decoder_config(recipe.data.vocabulary),
-        (None, Some(base)) if base.path.is_dir() => hugging_face::load_config(&base.path)?.0,
-        (None, Some(base)) => gguf_file::load_config(&base.path)?,
+        (None, Some(base)) => of_files(&base.path)?,
         (None, None) => unreachable!("a recipe without model and base is refused when it is read"),
     })
+}
+
+/// The decoder of a model's files, whose weights are not read.
+fn of_files(path: &Path) -> anyhow::Result<DecoderConfig> {
+    Ok(if path.is_dir() { hugging_face::load_config(path)?.0 } else { gguf_file::load_config(path)? })
 }
 
 struct Work {
@@ -88,7 +106,12 @@ struct Work {
 }
 
 /// Tokens and arithmetic over all stages.
-fn work(recipe: &Recipe, config: &DecoderConfig, say: &mut impl FnMut(std::fmt::Arguments)) -> Work {
+fn work(
+    recipe: &Recipe,
+    config: &DecoderConfig,
+    teacher: Option<&DecoderConfig>,
+    say: &mut impl FnMut(std::fmt::Arguments),
+) -> Work {
     let mut work = Work { tokens: 0.0, flops: 0.0 };
     let mut from = 0;
     for Stage { until_step, seq_len, batch, .. } in recipe.stages() {
@@ -96,7 +119,7 @@ fn work(recipe: &Recipe, config: &DecoderConfig, say: &mut impl FnMut(std::fmt::
         let per_step = (batch * seq_len) as f64;
         let tokens = until.saturating_sub(from) as f64 * per_step;
         work.tokens += tokens;
-        work.flops += tokens * flops_per_token(recipe, config, seq_len);
+        work.flops += tokens * flops_per_token(recipe, config, teacher, seq_len);
         say(format_args!("steps {}..={until}: {per_step} tokens per step at most", from + 1));
         from = until;
     }
@@ -104,9 +127,28 @@ fn work(recipe: &Recipe, config: &DecoderConfig, say: &mut impl FnMut(std::fmt::
 }
 
 /// Forward and backward cost of one token: 6 per weight of a matrix (4 where it is frozen: it needs no gradient of its own),
-/// and attention over half the row on average. A DeltaNet block counts as its matrices: its state costs little beside them.
-/// A teacher costs a forward pass of the same size.
-fn flops_per_token(recipe: &Recipe, config: &DecoderConfig, seq_len: usize) -> f64 {
+/// and attention. `train.recompute` costs one more forward pass of the blocks, and a teacher one of its own size.
+fn flops_per_token(
+    recipe: &Recipe,
+    config: &DecoderConfig,
+    teacher: Option<&DecoderConfig>,
+    seq_len: usize,
+) -> f64 {
+    let (matrices, attention) = forward(config, seq_len);
+    let per_weight = if recipe.adapter.is_some() { 4.0 } else { 6.0 };
+    let once = per_weight * matrices + 3.0 * attention;
+    let head = (config.vocab_size * config.hidden_size) as f64;
+    let again = if recipe.train.recompute { 2.0 * (matrices - head) + attention } else { 0.0 };
+    let of_teacher = teacher.map_or(0.0, |teacher| {
+        let (matrices, attention) = forward(teacher, seq_len);
+        2.0 * matrices + attention
+    });
+    once + again + of_teacher
+}
+
+/// Weights of the matrices that a token meets, and the cost of its attention over half the row on average. A DeltaNet block
+/// counts as its matrices: its state costs little beside them.
+fn forward(config: &DecoderConfig, seq_len: usize) -> (f64, f64) {
     let embedding = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
     let vectors: usize = config
         .parameter_shapes()
@@ -117,15 +159,13 @@ fn flops_per_token(recipe: &Recipe, config: &DecoderConfig, seq_len: usize) -> f
     let matrices = config.parameter_count() as f64 - (embedding + vectors) as f64;
     let attending = config.features.mixers.iter().filter(|mixer| matches!(mixer, Mixer::Attention { .. }));
     let attention = 2.0 * (attending.count() * config.heads * config.head_dim * seq_len) as f64;
-    let per_weight = if recipe.adapter.is_some() { 4.0 } else { 6.0 };
-    let teacher =
-        if recipe.distil.as_ref().is_some_and(|distil| distil.teacher.is_some()) { 2.0 } else { 0.0 };
-    (per_weight + teacher) * matrices + 3.0 * attention
+    (matrices, attention)
 }
 
 /// What lies in memory, in bytes of f32.
 struct Memory {
     weights: f64,
+    teacher: f64,
     gradients: f64,
     moments: f64,
     averages: f64,
@@ -133,21 +173,29 @@ struct Memory {
 }
 
 impl Memory {
-    fn of(recipe: &Recipe, config: &DecoderConfig, whole: f64, trained: f64) -> Self {
+    fn of(
+        recipe: &Recipe,
+        config: &DecoderConfig,
+        [whole, trained, teacher]: [f64; 3],
+        threads: usize,
+    ) -> Self {
         const F32: f64 = 4.0;
-        let threads = match recipe.train.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
         let beside = if recipe.adapter.is_some() { trained } else { 0.0 };
         let averages = if recipe.train.ema > 0.0 { trained } else { 0.0 };
         // Per token and block: the residual stream about eight times, heads five, the intermediate four.
         let heads = config.heads * config.head_dim;
-        let per_token = config.layers * (8 * config.hidden_size + 5 * heads + 4 * config.ffn);
+        let of_block = 8 * config.hidden_size + 5 * heads + 4 * config.ffn;
+        // Recomputed, a block leaves only its input, and one at a time is there whole.
+        let per_token = if recipe.train.recompute {
+            config.layers * config.hidden_size + of_block
+        } else {
+            config.layers * of_block
+        };
         let longest = recipe.stages().iter().map(|stage| stage.seq_len).max().unwrap_or(1);
         let tokens = recipe.train.micro_tokens.max(longest) * threads;
         Self {
             weights: F32 * (whole + beside),
+            teacher: F32 * teacher,
             // One sum and one part a thread.
             gradients: F32 * trained * (1 + threads) as f64,
             // One moment for matrices (Muon), two for the rest: at most two.
@@ -158,7 +206,7 @@ impl Memory {
     }
 
     fn total(&self) -> f64 {
-        self.weights + self.gradients + self.moments + self.averages + self.activations
+        self.weights + self.teacher + self.gradients + self.moments + self.averages + self.activations
     }
 }
 

@@ -11,7 +11,8 @@ use super::lanes;
 /// What a teacher says of one row.
 #[derive(Debug, Clone, Copy)]
 pub enum Taught<'a> {
-    /// All logits, `[V]`.
+    /// All logits, `[V]`; V may be another than the student's where the embedding of one is padded. Both distributions are
+    /// then those over the entries that both have.
     Logits(&'a [f32]),
     /// The likeliest tokens with their probabilities at the temperature, and the probability of all others together.
     Top {
@@ -81,7 +82,7 @@ struct Op {
 /// all others count as one token, whose probability the student has too: KL = sum p ln(p / q) + tail ln(tail / q_tail).
 ///
 /// # Errors
-/// As [`super::linear_cross_entropy`]; a teacher with another vocabulary, or tokens outside it.
+/// As [`super::linear_cross_entropy`]; likeliest tokens outside the student's vocabulary.
 pub fn distillation(
     hidden: &Tensor,
     head: &Tensor,
@@ -129,14 +130,17 @@ impl Op {
     fn diverge(&self, q: &mut [f32], taught: Taught) -> Result<f64> {
         match taught {
             Taught::Logits(logits) => {
-                if logits.len() != q.len() {
-                    candle_core::bail!(
-                        "distillation: {} logits of a teacher, the student has {}",
-                        logits.len(),
-                        q.len()
-                    );
+                // Behind the tokens that both have is padding of embeddings, which neither ever says.
+                let common = logits.len().min(q.len());
+                let (q, padding) = q.split_at_mut(common);
+                if !padding.is_empty() {
+                    padding.fill(0.0);
+                    let inverse = 1.0 / lanes::sum(q).max(f32::MIN_POSITIVE);
+                    for value in q.iter_mut() {
+                        *value *= inverse;
+                    }
                 }
-                let mut p = logits.to_vec();
+                let mut p = logits[..common].to_vec();
                 softmax(&mut p, 1.0 / self.weights.temperature);
                 let sum = p.iter().zip(q.iter()).map(|(&p, &q)| relative(p, q)).sum();
                 for (q, p) in q.iter_mut().zip(&p) {
@@ -337,8 +341,33 @@ mod tests {
             Weights { scale: 1.0, cross_entropy: 0.0, divergence: 1.0, temperature: 2.0, cap: None };
         let found = distillation(hidden, head, targets.clone(), teacher, weights, false).unwrap();
         assert!(found.divergence.abs() < 1e-5, "{}", found.divergence);
-        let wrong: Arc<dyn Teaching> = Arc::new(Dense(vec![0.0; 40], 4));
-        let error = distillation(hidden, head, targets, wrong, weights, false).unwrap_err().to_string();
-        assert!(error.contains("4 logits of a teacher"), "{error}");
+    }
+
+    #[test]
+    fn padding_of_either_vocabulary_counts_for_nothing() {
+        let fixture = fixture();
+        let head = &fixture["head"];
+        let logits = super::super::linear(&fixture["hidden"], head).unwrap();
+        let (rows, vocab) = logits.dims2().unwrap();
+        let own: Vec<Vec<f32>> = logits.to_vec2().unwrap();
+        let targets = vec![0; rows];
+        let weights =
+            Weights { scale: 1.0, cross_entropy: 0.0, divergence: 1.0, temperature: 2.0, cap: None };
+        // The same distribution with likely padding behind it, and without the student's last entries.
+        for width in [vocab + 3, vocab - 2] {
+            let row = |row: &Vec<f32>| {
+                let mut row = row.clone();
+                row.resize(width, 9.0);
+                row
+            };
+            let teacher = Arc::new(Dense(own.iter().flat_map(row).collect(), width));
+            let hidden = Var::from_tensor(&fixture["hidden"]).unwrap();
+            let found =
+                distillation(hidden.as_tensor(), head, targets.clone(), teacher, weights, true).unwrap();
+            assert!(found.divergence.abs() < 1e-5, "{width}: {}", found.divergence);
+            let gradients = found.loss.backward().unwrap();
+            let most = gradients.get(&hidden).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(most.to_scalar::<f32>().unwrap() < 1e-5, "{width}: {most}");
+        }
     }
 }

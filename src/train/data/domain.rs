@@ -7,6 +7,7 @@ use super::cache::TokenFile;
 use super::chat::{Chat, Sample};
 use super::jsonl::Jsonl;
 use super::source::{Source, generated};
+use crate::digest::Digest;
 use crate::model::tokenizer::Message;
 use crate::task::generator::Split;
 use crate::train::TrainError;
@@ -122,6 +123,11 @@ impl Domain {
     /// Rows, if there is an end.
     pub fn rows(&self) -> Option<u64> {
         self.source.rows()
+    }
+
+    /// Hash of its rows, if there is an end.
+    pub fn digest(&self) -> Option<Digest> {
+        self.source.digest()
     }
 
     /// Where a row stands, for people.

@@ -18,6 +18,7 @@ use super::data::Chat;
 use super::objective::{Objective, PartLoss, Student, Terms};
 use super::prepare::Prepared;
 use super::recipe::{DistilRecipe, Recipe};
+use crate::digest::Digest;
 use crate::model::ops::distillation::{Taught, Teaching, Weights, distillation};
 use crate::model::{Decoder, NoTaps, Parameters};
 pub use hidden::MAP_PREFIX;
@@ -31,6 +32,7 @@ pub struct Teacher {
     kind: Kind,
     recipe: DistilRecipe,
     hidden: Option<Hidden>,
+    digest: Option<Digest>,
 }
 
 enum Kind {
@@ -51,17 +53,29 @@ impl Teacher {
         trained: &Parameters,
         ask: Option<Ask>,
     ) -> Result<Self, TrainError> {
-        let kind = match (&recipe.teacher, &recipe.endpoint, &recipe.stored) {
-            (Some(path), ..) => Kind::Beside(beside(path, chat)?.into()),
-            (None, Some(endpoint), _) => Kind::Served(Served::new(endpoint, recipe.top, ask)?),
-            (None, None, Some(folder)) => Kind::Stored(Store::open(folder, recipe.temperature as f32)?),
+        let (kind, digest) = match (&recipe.teacher, &recipe.endpoint, &recipe.stored) {
+            (Some(path), ..) => {
+                let (decoder, digest) = beside(path, chat)?;
+                (Kind::Beside(decoder.into()), Some(digest))
+            }
+            (None, Some(endpoint), _) => (Kind::Served(Served::new(endpoint, recipe.top, ask)?), None),
+            (None, None, Some(folder)) => {
+                let store = Store::open(folder, recipe.temperature as f32)?;
+                let digest = store.digest();
+                (Kind::Stored(store), Some(digest))
+            }
             (None, None, None) => return Err(candle_core::Error::Msg("no teacher is named".into()).into()),
         };
         let hidden = match (&recipe.hidden, &kind) {
             (Some(pairs), Kind::Beside(teacher)) => Some(Hidden::new(pairs, teacher, trained)?),
             _ => None,
         };
-        Ok(Self { kind, recipe: recipe.clone(), hidden })
+        Ok(Self { kind, recipe: recipe.clone(), hidden, digest })
+    }
+
+    /// Hash of what it is or of what it said: none of one that is served.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
     }
 
     /// The student's lessons.
@@ -107,9 +121,9 @@ impl Teacher {
 /// Rows whose logits exist at a time.
 const ROWS: usize = 256;
 
-/// Reads a teacher and holds its tokenizer to the student's.
-fn beside(path: &Path, chat: &Chat) -> Result<Decoder, TrainError> {
-    let (model, _) = base::load(path)?;
+/// Reads a teacher and the hash of its tensors, and holds its tokenizer to the student's.
+fn beside(path: &Path, chat: &Chat) -> Result<(Decoder, Digest), TrainError> {
+    let (model, digest) = base::load(path)?;
     let its = Chat::of_model(&model.text)?;
     let vocabularies = [&its, chat].map(|chat| chat.tokenizer().inner().get_vocab(true));
     if vocabularies[0] != vocabularies[1] {
@@ -122,7 +136,9 @@ fn beside(path: &Path, chat: &Chat) -> Result<Decoder, TrainError> {
         );
         return Err(TrainError::Base { path: path.to_owned(), message });
     }
-    Ok(Decoder::frozen(model.config, &model.parameters)?)
+    // Its embedding may be padded to another size than the student's; it must have every token.
+    base::check_vocabulary(path, &its, model.config.vocab_size)?;
+    Ok((Decoder::frozen(model.config, &model.parameters)?, digest))
 }
 
 /// Logits of a teacher that runs beside the student, a few rows at a time.

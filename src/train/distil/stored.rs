@@ -12,8 +12,8 @@ use safetensors::{Dtype, SafeTensorError};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
-use crate::durable::Staged;
 use crate::model::ops::distillation::Taught;
+use crate::model::safetensors_file::write_views;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
 
@@ -144,10 +144,7 @@ impl Writer {
             ("top".to_owned(), top.to_string()),
         ]);
         let path = folder.join(FILE);
-        let staged = Staged::new(&path).map_err(TrainError::file(&path))?;
-        safetensors::serialize_to_file(tensors, Some(metadata), staged.path())
-            .map_err(|e| wrong(&path, &e))?;
-        staged.commit().map_err(TrainError::file(&path))?;
+        write_views(&path, tensors, metadata)?;
         Ok(n)
     }
 }
@@ -219,6 +216,11 @@ impl Store {
         let ranges = offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
         let index = keys.zip(ranges).collect();
         Ok(Self { path, bytes, places, top, index })
+    }
+
+    /// Hash of the whole file.
+    pub(super) fn digest(&self) -> Digest {
+        Digest(Sha256::digest(&self.bytes).into())
     }
 
     /// What was said of the rows' answers.

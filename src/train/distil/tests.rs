@@ -80,13 +80,14 @@ fn close(a: &(Terms, Vec<Vec<f32>>), b: &(Terms, Vec<Vec<f32>>), bound: f32) {
 fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
     // All tokens are named, so that nothing is left to the tail.
     let text = "teacher = \"x\"\ntop = 320\nce = 0.3\n";
-    let beside = Teacher { kind: Kind::Beside(teacher().into()), recipe: recipe(text), hidden: None };
+    let beside =
+        Teacher { kind: Kind::Beside(teacher().into()), recipe: recipe(text), hidden: None, digest: None };
     let expected = lessons(&beside);
     assert!(expected.0.divergence > 0.01, "{:?}", expected.0);
 
     let asked = Arc::new(Mutex::new(0));
     let served = Served::new("http://x", 320, Some(server(teacher(), asked.clone()))).unwrap();
-    let served = Teacher { kind: Kind::Served(served), recipe: recipe(text), hidden: None };
+    let served = Teacher { kind: Kind::Served(served), recipe: recipe(text), hidden: None, digest: None };
     close(&lessons(&served), &expected, 1e-3);
     assert_eq!(*asked.lock().unwrap(), packed(2)[..2].iter().map(|row| row.targets.len()).sum::<usize>());
 
@@ -101,7 +102,7 @@ fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
     let store = Store::open(folder.path(), 1.0).unwrap();
     let unknown = store.answers(&packed(3)[..1]).unwrap_err().to_string();
     assert!(unknown.contains("has nothing about a row"), "{unknown}");
-    let stored = Teacher { kind: Kind::Stored(store), recipe: recipe(text), hidden: None };
+    let stored = Teacher { kind: Kind::Stored(store), recipe: recipe(text), hidden: None, digest: None };
     close(&lessons(&stored), &expected, 1e-5);
 
     let other = Store::open(folder.path(), 2.0).err().unwrap().to_string();
@@ -147,7 +148,12 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
     hidden::add_maps(&pairs, decoder.config(), teacher.config(), 1, &mut trained).unwrap();
     let hidden = Hidden::new(&pairs, &teacher, &trained).unwrap();
     let text = "teacher = \"x\"\nkl = 0.0\nce = 1.0\n";
-    let teacher = Teacher { kind: Kind::Beside(teacher.into()), recipe: recipe(text), hidden: Some(hidden) };
+    let teacher = Teacher {
+        kind: Kind::Beside(teacher.into()),
+        recipe: recipe(text),
+        hidden: Some(hidden),
+        digest: None,
+    };
     let lessons = teacher.teaching(Student { decoder: &decoder, adapter: None });
     let workers = Workers::new(1).unwrap();
     let rows = packed(2);

@@ -23,6 +23,19 @@ impl Mistakes {
         });
     }
 
+    fn at_least_zero(&mut self, key: &str, value: f64) {
+        self.check(value >= 0.0 && value.is_finite(), || {
+            format!("{key} is {value}; expected a number of at least 0")
+        });
+    }
+
+    /// Decays of averages: at 1 nothing new would ever count.
+    fn decay(&mut self, key: &str, value: f64) {
+        self.check((0.0..1.0).contains(&value), || {
+            format!("{key} is {value}; expected at least 0 and less than 1")
+        });
+    }
+
     fn above_zero(&mut self, key: &str, value: f64) {
         self.check(value > 0.0 && value.is_finite(), || {
             format!("{key} is {value}; expected a number above 0")
@@ -64,6 +77,8 @@ impl Recipe {
         ] {
             found.positive(key, value as u64);
         }
+        found.above_zero("model.rope_theta", model.rope_theta);
+        found.above_zero("model.rms_eps", model.rms_eps);
         let (heads, kv_heads) = (model.heads, model.kv_heads);
         found.check(kv_heads == 0 || heads.is_multiple_of(kv_heads), || {
             format!("model.heads is {heads}; expected a multiple of model.kv_heads, {kv_heads}")
@@ -86,15 +101,21 @@ impl Recipe {
         }
         found.share("train.warmup", train.warmup);
         found.share("train.floor", train.floor);
-        found.share("train.ema", train.ema);
-        found.check(train.ema < 1.0, || format!("train.ema is {}; expected less than 1", train.ema));
+        found.decay("train.ema", train.ema);
         found.above_zero("train.clip", train.clip);
         found.above_zero("train.max_loss", train.max_loss);
+        let (muon, adamw) = (train.muon, train.adamw);
+        found.at_least_zero("train.muon.lr", muon.lr);
+        found.decay("train.muon.momentum", muon.momentum);
+        found.at_least_zero("train.muon.weight_decay", muon.weight_decay);
+        found.at_least_zero("train.adamw.lr", adamw.lr);
+        found.decay("train.adamw.beta1", adamw.beta1);
+        found.decay("train.adamw.beta2", adamw.beta2);
+        found.above_zero("train.adamw.eps", adamw.eps);
+        found.at_least_zero("train.adamw.weight_decay", adamw.weight_decay);
         if let Some(stop) = train.stop {
             found.positive("train.stop.patience", stop.patience);
-            found.check(stop.least >= 0.0, || {
-                format!("train.stop.least is {}; expected at least 0", stop.least)
-            });
+            found.at_least_zero("train.stop.least", stop.least);
         }
     }
 
@@ -193,8 +214,7 @@ fn check_distil(distil: &DistilRecipe, found: &mut Mistakes) {
         format!("distil.top is {}; a served teacher is asked for at most 100", distil.top)
     });
     for (key, weight) in [("distil.kl", distil.kl), ("distil.ce", distil.ce)] {
-        found
-            .check(weight >= 0.0 && weight.is_finite(), || format!("{key} is {weight}; expected at least 0"));
+        found.at_least_zero(key, weight);
     }
     found.check(distil.kl > 0.0 || distil.ce > 0.0, || "distil: kl and ce are both 0".into());
     if let Some(hidden) = &distil.hidden {

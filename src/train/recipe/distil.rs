@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct DistilRecipe {
     /// A model that runs beside the student: a GGUF file or a Hugging Face folder with the student's tokenizer.
     pub teacher: Option<PathBuf>,
-    /// A server that answers `/v1/completions` with `echo` and `logprobs`, or this program's own.
+    /// A server that answers `/completion` with `n_probs`: llama-server, or this program's own.
     pub endpoint: Option<String>,
     /// A folder that `bespoke data distil` wrote.
     pub stored: Option<PathBuf>,
@@ -23,7 +23,7 @@ pub struct DistilRecipe {
     /// Weight of the data's own cross-entropy.
     #[serde(default = "default_ce")]
     pub ce: f64,
-    /// Likeliest tokens that a served teacher is asked for.
+    /// Likeliest tokens that a served teacher is asked for, or that are written down of one beside the student.
     #[serde(default = "default_top")]
     pub top: usize,
     /// Hidden states of a teacher that runs beside the student.

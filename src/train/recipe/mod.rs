@@ -137,6 +137,28 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_the_optimisers_and_the_model_have_bounds() {
+        for (set, part) in [
+            ("train.muon.lr=-0.1", "train.muon.lr is -0.1; expected a number of at least 0"),
+            ("train.muon.momentum=1.0", "train.muon.momentum is 1; expected at least 0 and less than 1"),
+            ("train.muon.weight_decay=inf", "train.muon.weight_decay is inf"),
+            ("train.adamw.lr=nan", "train.adamw.lr is NaN"),
+            ("train.adamw.beta1=-0.5", "train.adamw.beta1 is -0.5"),
+            ("train.adamw.beta2=1.5", "train.adamw.beta2 is 1.5"),
+            ("train.adamw.eps=0.0", "train.adamw.eps is 0; expected a number above 0"),
+            ("train.adamw.weight_decay=-1.0", "train.adamw.weight_decay is -1"),
+            ("train.ema=1.0", "train.ema is 1; expected at least 0 and less than 1"),
+            ("model.rope_theta=0.0", "model.rope_theta is 0"),
+            ("model.rms_eps=-1e-6", "model.rms_eps is -0.000001"),
+        ] {
+            let error = load(SMALL, &[set]).unwrap_err();
+            assert!(error.contains(part), "{set}: {error}");
+        }
+        // A rate of 0 freezes what the optimiser moves.
+        load(SMALL, &["train.muon.lr=0.0"]).unwrap();
+    }
+
+    #[test]
     fn mistakes_name_key_and_line_and_come_all_at_once() {
         let error = load(&SMALL.replace("batch = 2", "bach = 2"), &[]).unwrap_err();
         assert!(error.contains("bach") && error.contains("line 12"), "{error}");
