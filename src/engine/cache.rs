@@ -207,7 +207,7 @@ mod tests {
             ),
             ("a conversation goes on", vec![idle(0, &prompt[..20], 1), idle(1, &[], 1)], at(0, 20, 0)),
             ("a head stays", vec![idle(0, &beyond, 1), head(1, 20)], at(0, 20, 1)),
-            ("a head stays, though it is the oldest", vec![head(0, 3), idle(1, &beyond, 9)], at(1, 3, 0)),
+            ("a head stays, though it is the oldest", vec![head(0, 3), idle(1, &[9; 30], 9)], at(1, 3, 0)),
             ("unless nothing else is idle", vec![running(0, &[9], &[9; 40]), head(1, 20)], at(1, 20, 1)),
             (
                 "waits for one that comes to the end of what both begin with",
