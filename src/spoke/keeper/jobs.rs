@@ -244,14 +244,10 @@ impl Keeper {
         let (name, dropped) = (life.name.clone(), life.entry().is_some());
         let named = self.names.get(&name);
         match self.banned.get(&generation).cloned() {
+            Some(why) if why.code != "rolled_back" => return self.happen(id, Event::Refused(why)),
+            Some(why) if dropped => return self.happen(id, Event::Withdrawn(why)),
             // Whoever names it in a request says by that that it may serve.
-            Some(why) if why.code == "rolled_back" => {
-                if dropped {
-                    return self.happen(id, Event::Withdrawn(why));
-                }
-            }
-            Some(why) => return self.happen(id, Event::Refused(why)),
-            None => {}
+            Some(_) | None => {}
         }
         if named.is_some_and(|named| named.current == Some(generation) && !named.disabled) {
             self.happen(id, Event::Known);
