@@ -173,7 +173,8 @@ fn what_is_switched_off_before_it_was_found_good_is_found_good_first_when_it_is_
     });
     let change = |verb: &str| served.daemon.post(&format!("/v1/spokes/a:{verb}"), &json!({}));
     // As long as it is open for writing, it doesn't rest.
-    let mut open = std::fs::File::create(served.folder().join("a.gguf")).unwrap();
+    let path = served.folder().join("a.gguf");
+    let mut open = std::fs::File::options().write(true).create_new(true).open(path).unwrap();
     std::io::Write::write_all(&mut open, &lora(1)).unwrap();
     for state in ["seen", "inspected"] {
         served.row("a", state);
