@@ -8,7 +8,7 @@ use bespoke::spoke::Generation;
 
 use crate::contents::{Backend, Content, Contents};
 use crate::daemon::wait_until;
-use crate::dropped::lora;
+use crate::dropped::{generation, lora};
 use crate::home::{Home, Served};
 
 /// Longest that a restart may take until everything is served again; this machine does other things too.
@@ -109,6 +109,22 @@ fn a_file_that_kills_the_process_does_so_once() {
         living.client.rows("again").iter().any(|row| row["reason"]["code"] == "crashed")
     });
     living.client.serves("good", good);
+}
+
+#[test]
+fn a_file_that_kills_whoever_inspects_it_does_so_once() {
+    let mortal = Home::new(Backend::Scripted(0));
+    let good = mortal.put("good.gguf", &lora(1));
+    let killer = lora(2);
+    let point = format!("spoke.inspecting@{}", generation(&killer).short());
+    let living = mortal.start(&point);
+    living.client.serves("good", good);
+    let bad = mortal.put("killer.gguf", &killer);
+    living.dies();
+    let living = mortal.start(&point);
+    living.client.serves("good", good);
+    wait_until("it is refused without being inspected", || living.client.is_quarantined(bad, "crashed"));
+    assert_eq!(answers(&living, "killer"), None);
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! What takes time and the keeper's thread must not wait for: copies, inspections, probes, gates. One at a time.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::lives::{LifeId, Source};
 use super::names::served_form;
 use super::turn::Keeper;
+use crate::durable;
+use crate::fail;
 use crate::spoke::folder::{self, Fingerprint};
 use crate::spoke::gate;
 use crate::spoke::life::{Event, State, Why};
@@ -141,13 +144,13 @@ impl Keeper {
             }
         };
         let (staged, limits) = (self.staged(), self.settings.limits.clone());
-        let (known, path) = (self.post.clone(), self.settings.model.clone());
+        let (known, path, banned) = (self.post.clone(), self.settings.model.clone(), self.banned.clone());
         self.spawn(id, async move {
             let post = match known {
                 Some(post) => post,
                 None => open_post(move || Post::open(&path)).await,
             };
-            let work = move || inspected(&from, &staged, &limits, post);
+            let work = move || inspected(&from, &staged, &limits, &banned, post);
             let outcome = tokio::task::spawn_blocking(work).await;
             Outcome::Inspected(outcome.unwrap_or_else(|error| {
                 Err(Failed::refused(None, Why::new("inspector_failed", error.to_string())))
@@ -291,6 +294,46 @@ enum From {
     Copy(PathBuf),
 }
 
+/// Says on disk which content is being inspected, as long as it is.
+struct Mark(PathBuf);
+
+/// How the names of marks begin.
+const MARK: &str = "inspecting-";
+
+impl Mark {
+    fn set(staged: &Path, generation: Generation) -> std::io::Result<Self> {
+        let path = staged.join(format!("{MARK}{generation}"));
+        durable::write(&path, b"")?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        if let Err(error) = fs_err::remove_file(&self.0) {
+            tracing::warn!(%error, "the end of an inspection can't be noted");
+        }
+    }
+}
+
+/// What was being inspected when a process ended; the marks are gone then.
+pub(super) fn take_marks(staged: &Path) -> std::io::Result<Vec<Generation>> {
+    let entries = match fs_err::read_dir(staged) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut marked = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(generation) = name.to_str().and_then(|name| name.strip_prefix(MARK)?.parse().ok()) {
+            marked.push(generation);
+            fs_err::remove_file(entry.path())?;
+        }
+    }
+    Ok(marked)
+}
+
 async fn open_post(open: impl FnOnce() -> Result<Post, Refusal> + Send + 'static) -> Result<Arc<Post>, Why> {
     let opened = tokio::task::spawn_blocking(open).await;
     let unreadable =
@@ -306,6 +349,7 @@ fn inspected(
     from: &From,
     staged: &Path,
     limits: &Limits,
+    banned: &BTreeMap<Generation, Why>,
     post: Result<Arc<Post>, Why>,
 ) -> Result<Inspected, Failed> {
     let post = post.map_err(|why| Failed::refused(None, why))?;
@@ -339,6 +383,16 @@ fn inspected(
             pinned.map_err(copied)?
         }
     };
+    if let Some(why) = banned.get(&pinned.generation).filter(|why| why.code == "crashed") {
+        return Err(Failed::refused(Some(pinned), why.clone()));
+    }
+    // Should the process die of it, the next one finds out whom it was looking at.
+    let _mark = Mark::set(staged, pinned.generation).map_err(|error| {
+        let why = Why::new("not_copied", format!("the state directory can't be written to: {error}"))
+            .hint("is there room in the state directory? It is tried again");
+        Failed::refused(None, why)
+    })?;
+    fail::point("spoke.inspecting", &pinned.generation.short());
     let refused = |refusal: Refusal| Failed::refused(Some(pinned.clone()), refusal.into());
     let mut spoke = inspect(&pinned.path, Some(&post), limits).map_err(refused)?;
     let served = if spoke.format.is_served() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::jobs::take_marks;
 use super::lives::{Life, Source};
 use super::names::Named;
 use super::turn::Keeper;
@@ -37,6 +38,20 @@ impl Keeper {
                 self.store.ban(load.generation, &why)?;
                 self.banned.insert(load.generation, why);
             }
+        }
+        for generation in take_marks(&self.staged()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what was being inspected at the last end can't be found out");
+            Vec::new()
+        }) {
+            // What has served since is not to blame.
+            if self.known.get(&generation).is_some_and(|known| known.proven) {
+                continue;
+            }
+            tracing::error!(generation = generation.short(), "the daemon died while it inspected this spoke");
+            let why = Why::new("crashed", "the daemon died while it inspected this content")
+                .hint("`bespoke spoke enable` looks at it once more; the daemon may die again");
+            self.store.ban(generation, &why)?;
+            self.banned.insert(generation, why);
         }
         let here = format!("{} {}", self.here.post, self.here.version);
         let same_place = self.store.note(HERE)?.as_deref() == Some(&*here);
