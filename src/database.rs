@@ -2,15 +2,18 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, TransactionBehavior};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 /// Name of the file in the state directory.
 const FILE: &str = "bespoke.sqlite";
 /// Name of the file that says who uses the state directory.
 const LOCK: &str = "lock";
+/// How long another daemon may take to let go of the state folder.
+const HANDOVER: Duration = Duration::from_secs(2);
 /// Longest that a write waits for another connection's.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -78,9 +81,18 @@ impl StateDirectory {
         let mut options = std::fs::OpenOptions::new();
         let lock = options.create(true).truncate(false).write(true).mode(0o600).open(path.join(LOCK));
         let lock = lock.map_err(wrong)?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        // A child that a killed daemon had just begun to start has its files, the lock among them, until it is another
+        // program: that takes moments.
+        let end = Instant::now() + HANDOVER;
+        let locked = loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(HANDOVER / 40),
+                locked => break locked,
+            }
+        };
+        match locked {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(DatabaseError::Used { path: path.to_owned() }),
+            Err(Errno::WOULDBLOCK) => Err(DatabaseError::Used { path: path.to_owned() }),
             Err(error) => Err(wrong(error.into())),
         }
     }
