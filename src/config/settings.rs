@@ -13,6 +13,7 @@ use super::mistake::Mistake;
 use super::places::{absolute, default_model, default_state};
 use super::spokes::SpokeSettings;
 use super::written::Written;
+use crate::engine::MAX_SEQUENCES;
 
 /// Everything that the daemon is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,9 +133,6 @@ pub struct Paths {
     pub state: PathBuf,
 }
 
-/// Sequences that llama.cpp can have (its `LLAMA_MAX_SEQ`).
-const SEQUENCES: u32 = 256;
-
 impl Settings {
     /// Judges what was written; relative paths in it are taken from `folder`.
     pub(super) fn new(written: Written, folder: &Path, overrides: Overrides) -> Result<Self, Vec<Mistake>> {
@@ -146,9 +144,9 @@ impl Settings {
         let path = path.unwrap_or_else(default_model);
         let stem =
             path.file_stem().map_or_else(|| "bespoke".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        let lanes = check.whole("model.lanes", model.lanes, 1..=SEQUENCES, 4);
+        let lanes = check.whole("model.lanes", model.lanes, 1..=MAX_SEQUENCES, 4);
         // Each of both is a sequence of llama.cpp.
-        let spare = 128.min(SEQUENCES - lanes);
+        let spare = 128.min(MAX_SEQUENCES - lanes);
         let settings = Self {
             server: ServerSettings {
                 listen: overrides.listen.unwrap_or_else(|| check.address("server.listen", server.listen)),

@@ -15,6 +15,9 @@ use super::{
     SpokeChange, Totals,
 };
 
+/// Sequences that llama.cpp can have (its `LLAMA_MAX_SEQ`): those of the lanes and those beside them.
+pub const MAX_SEQUENCES: u32 = 256;
+
 /// What a [`LlamaEngine`] is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LlamaSettings {

@@ -23,6 +23,6 @@ mod vocabulary;
 mod worker;
 
 pub use fake::{FakeEngine, Script, ScriptedToken};
-pub use llama::{LlamaEngine, LlamaSettings};
+pub use llama::{LlamaEngine, LlamaSettings, MAX_SEQUENCES};
 pub use protocol::*;
 pub use spoke::{LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange, SpokeSet};

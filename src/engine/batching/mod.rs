@@ -12,7 +12,7 @@ use super::cache::{NO_SPOKE, Origin, Placement, shared};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
-use super::llama::{LlamaSettings, Ticket};
+use super::llama::{LlamaSettings, MAX_SEQUENCES, Ticket};
 use super::run::{Run, Step};
 use super::scheduler::{BATCH, Price, Slice, Work, plan};
 use super::spokes::SpokeUse;
@@ -486,6 +486,3 @@ impl<'a> Lanes<'a> {
 
 /// Heads of prompts that are kept, at least, where a state can't be cut.
 const HEADS: u32 = 4;
-
-/// `LLAMA_MAX_SEQ` of llama.cpp.
-const MAX_SEQUENCES: u32 = 256;

@@ -144,13 +144,13 @@ impl Keeper {
             }
         };
         let (staged, limits) = (self.staged(), self.settings.limits.clone());
-        let (known, path, banned) = (self.post.clone(), self.settings.model.clone(), self.banned.clone());
+        let (known, path, deadly) = (self.post.clone(), self.settings.model.clone(), self.all_deadly());
         self.spawn(id, async move {
             let post = match known {
                 Some(post) => post,
                 None => open_post(move || Post::open(&path)).await,
             };
-            let work = move || inspected(&from, &staged, &limits, &banned, post);
+            let work = move || inspected(&from, &staged, &limits, &deadly, post);
             let outcome = tokio::task::spawn_blocking(work).await;
             Outcome::Inspected(outcome.unwrap_or_else(|error| {
                 Err(Failed::refused(None, Why::new("inspector_failed", error.to_string())))
@@ -246,11 +246,9 @@ impl Keeper {
         life.facts = Some(facts);
         let (name, dropped) = (life.name.clone(), life.entry().is_some());
         let named = self.names.get(&name);
-        match self.banned.get(&generation).cloned() {
-            Some(why) if why.code != "rolled_back" => return self.happen(id, Event::Refused(why)),
-            Some(why) if dropped => return self.happen(id, Event::Withdrawn(why)),
-            // Whoever names it in a request says by that that it may serve.
-            Some(_) | None => {}
+        // Whoever names it in a request says by that that it may serve; what kills was refused before it was inspected.
+        if let Some(why) = self.banned.get(&generation).filter(|_| dropped).cloned() {
+            return self.happen(id, Event::Withdrawn(why));
         }
         if named.is_some_and(|named| named.current == Some(generation) && !named.disabled) {
             self.happen(id, Event::Known);
@@ -349,7 +347,7 @@ fn inspected(
     from: &From,
     staged: &Path,
     limits: &Limits,
-    banned: &BTreeMap<Generation, Why>,
+    deadly: &BTreeMap<Generation, Why>,
     post: Result<Arc<Post>, Why>,
 ) -> Result<Inspected, Failed> {
     let post = post.map_err(|why| Failed::refused(None, why))?;
@@ -383,7 +381,7 @@ fn inspected(
             pinned.map_err(copied)?
         }
     };
-    if let Some(why) = banned.get(&pinned.generation).filter(|why| why.code == "crashed") {
+    if let Some(why) = deadly.get(&pinned.generation) {
         return Err(Failed::refused(Some(pinned), why.clone()));
     }
     // Should the process die of it, the next one finds out whom it was looking at.

@@ -155,6 +155,12 @@ impl Keeper {
         self.banned.get(generation).filter(|why| why.code != "rolled_back")
     }
 
+    /// All contents that must not be loaded under any name.
+    pub(super) fn all_deadly(&self) -> BTreeMap<Generation, Why> {
+        let deadly = |generation: &Generation| Some((*generation, self.deadly(generation)?.clone()));
+        self.banned.keys().filter_map(deadly).collect()
+    }
+
     /// Leads a generation that has served under a name before back to it.
     pub(super) fn revive(
         &mut self,

@@ -35,8 +35,7 @@ impl Keeper {
             if !proven || load.strikes >= STRIKES {
                 let why = Why::new("crashed", "the daemon died while it loaded this content")
                     .hint("`bespoke spoke enable` tries it once more; the daemon may die again");
-                self.store.ban(load.generation, &why)?;
-                self.banned.insert(load.generation, why);
+                self.ban(load.generation, why)?;
             }
         }
         for generation in take_marks(&self.staged()).unwrap_or_else(|error| {
@@ -50,8 +49,7 @@ impl Keeper {
             tracing::error!(generation = generation.short(), "the daemon died while it inspected this spoke");
             let why = Why::new("crashed", "the daemon died while it inspected this content")
                 .hint("`bespoke spoke enable` looks at it once more; the daemon may die again");
-            self.store.ban(generation, &why)?;
-            self.banned.insert(generation, why);
+            self.ban(generation, why)?;
         }
         let here = format!("{} {}", self.here.post, self.here.version);
         let same_place = self.store.note(HERE)?.as_deref() == Some(&*here);
@@ -84,6 +82,13 @@ impl Keeper {
         }
         self.store.set_note(HERE, &here)?;
         self.write_down();
+        Ok(())
+    }
+
+    /// Keeps a content from being loaded again, on disk before anything else is done.
+    fn ban(&mut self, generation: Generation, why: Why) -> Result<(), DatabaseError> {
+        self.store.ban(generation, &why)?;
+        self.banned.insert(generation, why);
         Ok(())
     }
 

@@ -153,10 +153,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub fn ban(&mut self, generation: Generation, why: &Why) -> Result<(), DatabaseError> {
-        self.database.run(|connection| {
-            let ban = "INSERT OR REPLACE INTO spoke_banned (generation, why) VALUES (?1, ?2)";
-            connection.execute(ban, (generation.to_string(), read::json(why))).map(drop)
-        })
+        self.database.run(|connection| write::ban(connection, generation, why))
     }
 
     /// A text that is kept under a key.

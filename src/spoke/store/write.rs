@@ -171,10 +171,7 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
         Write::Unexamined(generation) => {
             sql.execute("DELETE FROM spoke_generation WHERE generation = ?1", [generation.to_string()])?;
         }
-        Write::Ban(generation, why) => {
-            let ban = "INSERT OR REPLACE INTO spoke_banned (generation, why) VALUES (?1, ?2)";
-            sql.execute(ban, (generation.to_string(), json(why)))?;
-        }
+        Write::Ban(generation, why) => ban(sql, *generation, why)?,
         Write::Unban(generation) => {
             let generation = generation.to_string();
             sql.execute("DELETE FROM spoke_banned WHERE generation = ?1", [&generation])?;
@@ -182,4 +179,10 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
         }
     }
     Ok(())
+}
+
+/// Keeps a content from being loaded.
+pub(super) fn ban(sql: &rusqlite::Connection, generation: Generation, why: &Why) -> rusqlite::Result<()> {
+    let ban = "INSERT OR REPLACE INTO spoke_banned (generation, why) VALUES (?1, ?2)";
+    sql.execute(ban, (generation.to_string(), json(why))).map(drop)
 }
