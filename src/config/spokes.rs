@@ -130,7 +130,7 @@ impl SpokeSettings {
             quarantine: check.size("spokes.quarantine", written.quarantine, ByteSize::gib(2), 0..=1 << 42),
             move_refused: written.move_refused.unwrap_or(false),
             default: written.default.and_then(|found| name(check, "spokes.default", found)),
-            unknown_model: check.otherwise("spokes.unknown_model", written.unknown_model, Otherwise::Post),
+            unknown_model: check.otherwise("spokes.unknown_model", written.unknown_model, Otherwise::Refuse),
             retired: check.otherwise("spokes.retired", written.retired, Otherwise::Refuse),
             tasks,
         }

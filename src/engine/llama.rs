@@ -1,5 +1,6 @@
 //! The engine that serves: llama.cpp on a thread of its own, commands in by channel, events out.
 
+use std::panic;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -9,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::spokes;
 use super::worker::{self, Command};
 use super::{
     Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, LoadedSpoke, Prompt, Query, Reply,
     SpokeChange, Totals,
 };
+use crate::spoke::Kind;
 
 /// Sequences that llama.cpp can have (its `LLAMA_MAX_SEQ`): those of the lanes and those beside them.
 pub const MAX_SEQUENCES: u32 = 256;
@@ -47,13 +50,49 @@ pub struct LlamaSettings {
 /// llama.cpp behind [`Engine`]. Dropping it stops its thread without draining.
 #[derive(Debug)]
 pub struct LlamaEngine {
-    commands: commands::Sender<Command>,
-    health: watch::Receiver<Health>,
+    way: Way,
+    /// The model's file.
+    path: PathBuf,
     load: Arc<Load>,
     lanes: u32,
     queue: u32,
     queue_tokens: u64,
     context: Option<u32>,
+}
+
+/// The way to the engine's thread.
+#[derive(Debug, Clone)]
+struct Way {
+    commands: commands::Sender<Command>,
+    health: watch::Receiver<Health>,
+}
+
+impl Way {
+    /// Sends it, or answers it as what comes too late.
+    fn deliver(&self, command: Command) {
+        // As for `send`.
+        let health = self.health.borrow();
+        let error = match &health.state {
+            EngineState::Failed(reason) => EngineError::Model(reason.clone()),
+            EngineState::Stopped => EngineError::Stopped,
+            EngineState::Loading | EngineState::Ready(_) => match self.commands.send(command) {
+                Ok(()) => return,
+                Err(commands::SendError(command)) => return worker::refuse(command, &EngineError::Stopped),
+            },
+        };
+        worker::refuse(command, &error);
+    }
+
+    fn send(&self, command: Command) -> Result<(), EngineError> {
+        // Held until the command is sent: the thread answers what was sent before it changes the state for good.
+        let health = self.health.borrow();
+        match &health.state {
+            EngineState::Failed(reason) => return Err(EngineError::Model(reason.clone())),
+            EngineState::Stopped => return Err(EngineError::Stopped),
+            EngineState::Loading | EngineState::Ready(_) => {}
+        }
+        self.commands.send(command).map_err(|_| EngineError::Stopped)
+    }
 }
 
 /// What has been accepted and isn't over.
@@ -108,23 +147,13 @@ impl LlamaEngine {
         };
         let (sender, health) = watch::channel(loading);
         let (lanes, queue, queue_tokens) = (settings.lanes.max(1), settings.queue, settings.queue_tokens);
-        let context = settings.context;
+        let (context, path) = (settings.context, settings.path.clone());
         thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || worker::run(&settings, &receiver, &sender))
             .expect("the system starts a thread");
-        Self { commands, health, load: Arc::default(), lanes, queue, queue_tokens, context }
-    }
-
-    fn send(&self, command: Command) -> Result<(), EngineError> {
-        // Held until the command is sent: the thread answers what was sent before it changes the state for good.
-        let health = self.health.borrow();
-        match &health.state {
-            EngineState::Failed(reason) => return Err(EngineError::Model(reason.clone())),
-            EngineState::Stopped => return Err(EngineError::Stopped),
-            EngineState::Loading | EngineState::Ready(_) => {}
-        }
-        self.commands.send(command).map_err(|_| EngineError::Stopped)
+        let way = Way { commands, health };
+        Self { way, path, load: Arc::default(), lanes, queue, queue_tokens, context }
     }
 
     /// Accepts a request of about so many tokens, if it has a place to wait.
@@ -145,7 +174,7 @@ impl LlamaEngine {
 
     /// Tokens that a request will probably use: no more than the context holds.
     fn estimate(&self, request: &Generate) -> u64 {
-        let context = self.context.or_else(|| match &self.health.borrow().state {
+        let context = self.context.or_else(|| match &self.way.health.borrow().state {
             EngineState::Ready(model) => Some(model.n_ctx),
             _ => None,
         });
@@ -159,7 +188,12 @@ impl Engine for LlamaEngine {
     fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError> {
         let ticket = self.ticket(self.estimate(&request))?;
         let (events, receiver) = mpsc::unbounded_channel();
-        self.send(Command::Generate { request: Box::new(request), events, ticket, queued: Instant::now() })?;
+        self.way.send(Command::Generate {
+            request: Box::new(request),
+            events,
+            ticket,
+            queued: Instant::now(),
+        })?;
         Ok(receiver)
     }
 
@@ -169,13 +203,13 @@ impl Engine for LlamaEngine {
     ) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError> {
         let ticket = self.ticket(inputs.iter().map(tokens).sum())?;
         let (reply, receiver) = oneshot::channel();
-        self.send(Command::Embed { inputs, reply, ticket })?;
+        self.way.send(Command::Embed { inputs, reply, ticket })?;
         Ok(receiver)
     }
 
     fn query(&self, query: Query) -> Result<oneshot::Receiver<Result<Reply, EngineError>>, EngineError> {
         let (reply, receiver) = oneshot::channel();
-        self.send(Command::Query { query, reply })?;
+        self.way.send(Command::Query { query, reply })?;
         Ok(receiver)
     }
 
@@ -184,16 +218,33 @@ impl Engine for LlamaEngine {
         change: SpokeChange,
     ) -> Result<oneshot::Receiver<Result<LoadedSpoke, EngineError>>, EngineError> {
         let (reply, receiver) = oneshot::channel();
-        self.send(Command::Spoke { change, reply })?;
+        match change {
+            SpokeChange::Load(spoke) if spoke.kind == Kind::Felix => {
+                let (way, post) = (self.way.clone(), self.path.clone());
+                // Reading and ordering its weights takes longer than a token: it isn't the engine's thread that does it.
+                let read = move || match panic::catch_unwind(|| spokes::read_felix(&spoke.path, &post))
+                    .unwrap_or_else(|_| Err(EngineError::Spoke("reading it failed".to_owned())))
+                {
+                    Ok(weights) => {
+                        let (change, felix) = (SpokeChange::Load(spoke), Some(weights));
+                        way.deliver(Command::Spoke { change, felix, reply });
+                    }
+                    Err(error) => drop(reply.send(Err(error))),
+                };
+                let named = thread::Builder::new().name("felix".to_owned());
+                named.spawn(read).map_err(|error| EngineError::Spoke(error.to_string()))?;
+            }
+            change => self.way.send(Command::Spoke { change, felix: None, reply })?,
+        }
         Ok(receiver)
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.health.clone()
+        self.way.health.clone()
     }
 
     fn stop(&self, drain: Duration) {
         // A thread that is gone has stopped already.
-        let _ = self.commands.send(Command::Stop { drain });
+        let _ = self.way.commands.send(Command::Stop { drain });
     }
 }

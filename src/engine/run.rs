@@ -67,6 +67,7 @@ impl Run {
             if needed > budget {
                 return Err(EngineError::BudgetTooSmall { needed: needed as u32, given: budget as u32 });
             }
+            session.set_budget(budget);
         }
         // A stop text inside a constrained answer would cut it in two: the constraint alone says where it ends.
         let stops = if session.is_some() { &[][..] } else { &request.stop };
@@ -189,7 +190,16 @@ impl Run {
         let session = self.session.as_mut().expect("only called with one");
         let mask = session.mask()?;
         let allowed = |token| mask.is_allowed(token) && vocabulary.speakable(token);
-        let token = self.sampler.choose(logits, allowed).ok_or_else(no_token)?;
+        let due = session.due()?.filter(|due| {
+            (0..logits.len() as u32).any(|token| due.is(vocabulary.bytes(token)) && allowed(token))
+        });
+        let fits = |token| due.is_none_or(|due| due.is(vocabulary.bytes(token))) && allowed(token);
+        if let Some(due) = due {
+            let likeliest = |a: &u32, b: &u32| logits[*a as usize].total_cmp(&logits[*b as usize]);
+            let wanted = (0..logits.len() as u32).filter(|&token| allowed(token)).max_by(likeliest);
+            session.cut(wanted.is_some_and(|token| !due.is(vocabulary.bytes(token))));
+        }
+        let token = self.sampler.choose(logits, fits).ok_or_else(no_token)?;
         if *vocabulary.token(token) == Token::End {
             return Ok(Added::Last { tokens: vec![token], sampled: 1, reason: FinishReason::Stop });
         }
@@ -265,6 +275,10 @@ impl Run {
                 return Step::Ended;
             }
         };
+        if end == Some(FinishReason::Stop) && self.session.as_ref().is_some_and(Session::is_cut) {
+            // Not all that it would have said is there.
+            end = Some(FinishReason::Length);
+        }
         self.left -= tokens.len().min(self.left);
         self.sampler.used(&tokens);
         self.tell(&tokens, sampled, vocabulary);

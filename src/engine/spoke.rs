@@ -19,7 +19,8 @@ pub struct ScaledSpoke {
     pub scale: f32,
 }
 
-/// A change of what an engine holds. Changes, and requests between them, are followed in the order in which they were sent.
+/// A change of what an engine holds. It counts for requests that are sent when it has been answered; a load and an unload of the
+/// same content are not sent at the same time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SpokeChange {
     /// Load a spoke. One that is loaded stays as it is, also if it was about to be freed.

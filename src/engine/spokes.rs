@@ -12,7 +12,7 @@ use super::ffi::Adapter;
 use super::kernels::felix;
 use super::{EngineError, LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange};
 use crate::gguf::Gguf;
-use crate::spoke::{Generation, Kind, Limits, Post, Refusal, read_felix};
+use crate::spoke::{Generation, Kind, Limits, Post, read_folded};
 
 /// Where the answer to a change goes.
 pub type Answer = oneshot::Sender<Result<LoadedSpoke, EngineError>>;
@@ -59,11 +59,27 @@ impl<'a> SpokeUse<'a> {
     }
 }
 
+/// The weights of a Felix spoke, whatever the engine's thread does meanwhile.
+///
+/// # Errors
+/// [`EngineError::Spoke`]: no Felix spoke; the disk.
+pub fn read_felix(path: &Path, post: &Path) -> Result<felix::Weights, EngineError> {
+    // Its size was judged when it was inspected, by limits that are not known here.
+    let all = Limits {
+        max_bytes: u64::MAX,
+        max_resident_bytes: u64::MAX,
+        max_rank: u64::MAX,
+        max_tensors: u64::MAX,
+        max_header_bytes: u64::MAX,
+    };
+    let eps = || Ok(Post::rms_eps_of(&Gguf::open(post)?)?);
+    let folded = read_folded(path, &all, eps, felix::Layer::new);
+    folded.map(Into::into).map_err(|refusal| EngineError::Spoke(refusal.to_string()))
+}
+
 /// All spokes of the thread.
 pub struct Spokes<'a> {
     model: &'a LlamaModel,
-    /// The model's file.
-    post: &'a Path,
     loaded: HashMap<Generation, Rc<Spoke<'a>>>,
     /// To be freed when nobody runs with them any more.
     leaving: HashMap<Generation, Vec<Answer>>,
@@ -79,16 +95,17 @@ const MOST_ORIGINS: usize = 1 << 12;
 
 impl<'a> Spokes<'a> {
     /// None yet.
-    pub fn new(model: &'a LlamaModel, post: &'a Path) -> Self {
+    pub fn new(model: &'a LlamaModel) -> Self {
         let (loaded, leaving, origins) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { model, post, loaded, leaving, origins, last_origin: NO_SPOKE }
+        Self { model, loaded, leaving, origins, last_origin: NO_SPOKE }
     }
 
-    /// Follows a change; an answer that has to wait is given by [`Spokes::free`].
-    pub fn change(&mut self, change: SpokeChange, answer: Answer) {
+    /// Follows a change; an answer that has to wait is given by [`Spokes::free`]. `felix`: the weights of a Felix spoke that
+    /// is to be loaded.
+    pub fn change(&mut self, change: SpokeChange, felix: Option<felix::Weights>, answer: Answer) {
         match change {
             SpokeChange::Load(spoke) => {
-                let loaded = self.load(&spoke);
+                let loaded = self.load(&spoke, felix);
                 if loaded.is_ok() {
                     self.stay(spoke.generation);
                 }
@@ -101,42 +118,27 @@ impl<'a> Spokes<'a> {
         }
     }
 
-    fn load(&mut self, spoke: &LoadSpoke) -> Result<LoadedSpoke, EngineError> {
+    fn load(&mut self, spoke: &LoadSpoke, felix: Option<felix::Weights>) -> Result<LoadedSpoke, EngineError> {
         if let Some(loaded) = self.loaded.get(&spoke.generation) {
             return Ok(LoadedSpoke { resident_bytes: loaded.bytes });
         }
         let refused = |e: &dyn std::fmt::Display| EngineError::Spoke(e.to_string());
-        let (weights, bytes) = match spoke.kind {
-            Kind::Lora => {
+        let (weights, bytes) = match (spoke.kind, felix) {
+            (Kind::Lora, _) => {
                 let bytes = fs_err::metadata(&spoke.path).map_err(|e| refused(&e))?.len();
                 let adapter = Adapter::load(self.model, &spoke.path).map_err(|e| refused(&e))?;
                 (Weights::Lora(Rc::new(adapter)), bytes)
             }
-            Kind::Felix => {
-                // Its size was judged when it was inspected, by limits that this thread doesn't know.
-                let all = Limits {
-                    max_bytes: u64::MAX,
-                    max_resident_bytes: u64::MAX,
-                    max_rank: u64::MAX,
-                    max_tensors: u64::MAX,
-                    max_header_bytes: u64::MAX,
-                };
-                let eps = || self.rms_eps();
-                let trained = read_felix(&spoke.path, &all, eps).map_err(|e| refused(&e))?;
-                let weights = felix::Weights::new(&trained.fold());
+            (Kind::Felix, Some(weights)) => {
                 let bytes = weights.bytes();
                 (Weights::Felix(Rc::new(weights)), bytes)
             }
+            (Kind::Felix, None) => return Err(refused(&"its weights were not read")),
         };
         let generation = spoke.generation.short();
         tracing::info!(name = spoke.name, generation, kind = %spoke.kind, bytes, "spoke loaded");
         self.loaded.insert(spoke.generation, Rc::new(Spoke { weights, bytes }));
         Ok(LoadedSpoke { resident_bytes: bytes })
-    }
-
-    /// Epsilon of the post's norms, if it has one.
-    fn rms_eps(&self) -> Result<Option<f32>, Refusal> {
-        Ok(Post::rms_eps_of(&Gguf::open(self.post)?)?)
     }
 
     /// A load takes back an unload that still waits.

@@ -16,6 +16,7 @@ use super::batching::{Entry, Lanes};
 use super::constraint::Grammars;
 use super::embedding::Embedder;
 use super::ffi::give_back;
+use super::kernels::felix;
 use super::llama::{LlamaSettings, Ticket};
 use super::run::Run;
 use super::spokes::{Answer, SpokeUse, Spokes};
@@ -62,6 +63,8 @@ pub enum Command {
     Spoke {
         /// Which.
         change: SpokeChange,
+        /// The weights, if it is a Felix spoke that is to be loaded.
+        felix: Option<felix::Weights>,
         /// Where the answer goes.
         reply: Answer,
     },
@@ -104,7 +107,8 @@ fn refuse_rest(commands: &Receiver<Command>, error: &EngineError) {
     }
 }
 
-fn refuse(command: Command, error: &EngineError) {
+/// Answers a command that is not followed.
+pub fn refuse(command: Command, error: &EngineError) {
     match command {
         Command::Generate { events, .. } => drop(events.send(Event::Failed(error.clone()))),
         Command::Embed { reply, .. } => drop(reply.send(Err(error.clone()))),
@@ -143,7 +147,7 @@ fn serve(
         grammars,
         lanes,
         embedder: None,
-        spokes: Spokes::new(&model, &settings.path),
+        spokes: Spokes::new(&model),
         waiting: VecDeque::new(),
         stop_at: None,
         health,
@@ -263,7 +267,7 @@ impl<'a> Worker<'a> {
                     Err(error) => drop(events.send(Event::Failed(error))),
                 }
             }
-            Command::Spoke { change, reply } => self.spokes.change(change, reply),
+            Command::Spoke { change, felix, reply } => self.spokes.change(change, felix, reply),
             Command::Query { query, reply } => drop(reply.send(self.query(&query))),
             Command::Embed { inputs, reply, ticket } => {
                 if !reply.is_closed() {

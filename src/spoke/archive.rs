@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +15,8 @@ use super::{Limits, Reason, Refusal};
 /// Bytes that may be read to learn what an archive holds; a folder of PEFT takes a few hundred.
 const MAX_DIRECTORY_BYTES: u64 = 1 << 20;
 
-/// The configuration and the weights of a PEFT folder. The weights are unpacked into a file without a name.
+/// The configuration and the weights of a PEFT folder. Both are unpacked into files without a name, on the archive's own disk
+/// where one can write there: the system's folder for such files is often kept in memory.
 ///
 /// # Errors
 /// No such archive; a part that is missing, there twice, or larger than the limit; a checkpoint of PyTorch.
@@ -43,7 +45,7 @@ pub(super) fn open(archive: Part, limits: &Limits) -> Result<(Part, Part), Refus
     }
     let mut unpack = |index: usize, limit: u64| {
         let part = path.join(&names[index]);
-        match unpack(&mut archive, index, limit) {
+        match unpack(&mut archive, index, limit, &path) {
             Ok(file) => Ok(Part { path: part, file }),
             Err(reason) => Err(Refusal::new(&part, reason)),
         }
@@ -63,7 +65,7 @@ fn find(names: &[String], part: &'static str) -> Result<usize, Reason> {
     }
 }
 
-fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64) -> Result<File, Reason> {
+fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &Path) -> Result<File, Reason> {
     let entry = archive.by_index(index).map_err(|error| wrong(&error))?;
     if entry.is_symlink() {
         return Err(Reason::Link);
@@ -71,10 +73,16 @@ fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64) -> Result<
     if entry.size() > limit {
         return Err(Reason::TooLarge { found: entry.size(), limit });
     }
-    let mut file = tempfile::tempfile()?;
+    let folder = beside.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut file =
+        tempfile::tempfile_in(folder.unwrap_or(Path::new("."))).or_else(|_| tempfile::tempfile())?;
     // The size that the archive claims is not the size that it has.
     let unpacked = io::copy(&mut entry.take(limit + 1), &mut file);
-    match unpacked.map_err(|error| Reason::Zip { message: error.to_string() })? {
+    let broken = |error: io::Error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::Io(error),
+        _ => Reason::Zip { message: error.to_string() },
+    };
+    match unpacked.map_err(broken)? {
         0 => return Err(Reason::Empty),
         found if found > limit => return Err(Reason::TooLarge { found, limit }),
         _ => {}

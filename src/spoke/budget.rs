@@ -22,14 +22,15 @@ pub struct Resident {
 pub enum Room {
     /// There is, once these are gone.
     After(Vec<Generation>),
-    /// There will be, when some of those in use aren't any more.
-    Later,
+    /// There will be, once these, which are in use, have come to their end.
+    Later(Vec<Generation>),
     /// There can't be.
     Never,
 }
 
 /// Looks for room for `needed` bytes within `limit`. Spokes in `kept` stay whatever happens: they are part of what is
-/// asked for. The others go if they are idle, those first that have not been used for longest, and no more than must.
+/// asked for. The others go, the idle before those in use, of each those first that have not been used for longest, and no
+/// more than must.
 pub fn room(residents: &[Resident], kept: &[Generation], needed: u64, limit: u64) -> Room {
     let sum = |of: &dyn Fn(&&Resident) -> bool| -> u64 {
         residents.iter().filter(of).map(|resident| resident.bytes).fold(0, u64::saturating_add)
@@ -39,18 +40,17 @@ pub fn room(residents: &[Resident], kept: &[Generation], needed: u64, limit: u64
         return Room::Never;
     }
     let mut taken = sum(&|_| true).saturating_add(needed);
-    let mut idle: Vec<&Resident> =
-        residents.iter().filter(|resident| resident.idle && !is_kept(resident)).collect();
-    idle.sort_by_key(|resident| resident.last_used);
-    let mut gone = Vec::new();
-    for resident in idle {
+    let mut others: Vec<&Resident> = residents.iter().filter(|resident| !is_kept(resident)).collect();
+    others.sort_by_key(|resident| (!resident.idle, resident.last_used));
+    let (mut idle, mut busy) = (Vec::new(), Vec::new());
+    for resident in others {
         if taken <= limit {
             break;
         }
         taken -= resident.bytes;
-        gone.push(resident.generation);
+        (if resident.idle { &mut idle } else { &mut busy }).push(resident.generation);
     }
-    if taken <= limit { Room::After(gone) } else { Room::Later }
+    if busy.is_empty() { Room::After(idle) } else { Room::Later(busy) }
 }
 
 #[cfg(test)]
@@ -80,14 +80,26 @@ mod tests {
             (6, 100, Room::After(vec![generation(4)])),
             (11, 100, Room::After(vec![generation(4), generation(2)])),
             (70, 100, Room::After(vec![generation(4), generation(2), generation(1)])),
-            (71, 100, Room::Later),
-            (100, 100, Room::Later),
+            (71, 100, Room::Later(vec![generation(3)])),
+            (100, 100, Room::Later(vec![generation(3)])),
             (101, 100, Room::Never),
             (u64::MAX, 100, Room::Never),
         ];
         for (needed, limit, expected) in cases {
             assert_eq!(room(&there, &[], *needed, *limit), *expected, "{needed} within {limit}");
         }
+    }
+
+    #[test]
+    fn of_those_in_use_no_more_have_to_end_than_must() {
+        let there = [
+            resident(1, 40, false, Some(9)),
+            resident(2, 30, false, Some(2)),
+            resident(3, 30, true, Some(99)),
+        ];
+        assert_eq!(room(&there, &[], 31, 100), Room::Later(vec![generation(2)]));
+        assert_eq!(room(&there, &[], 61, 100), Room::Later(vec![generation(2), generation(1)]));
+        assert_eq!(room(&there, &[generation(2)], 31, 100), Room::Later(vec![generation(1)]));
     }
 
     #[test]

@@ -46,15 +46,21 @@ pub trait Questioner: Debug + Send + Sync {
     fn encode(&self, event: &Event, spoke: Arc<Lease>) -> Answer;
 }
 
-/// Asks all questions, one after the other: those who are served come first.
+/// Asks all questions, one after the other: those who are served come first. `held` loads what is judged; waiting for room in
+/// memory counts, too.
 ///
 /// # Errors
 /// Why it doesn't pass.
-pub async fn judge(gate: &Gate, questioner: &dyn Questioner, spoke: Lease) -> Result<(), Why> {
+pub async fn judge(
+    gate: &Gate,
+    questioner: &dyn Questioner,
+    held: impl Future<Output = Result<Vec<Lease>, Why>>,
+) -> Result<(), Why> {
     let probes = rows::read_probes(&gate.probes)
         .map_err(|error| Why::new("gate_unreadable", error.to_string()).hint("spokes.gate names the file"))?;
-    let spoke = Arc::new(spoke);
     let all = async {
+        let no_lease = || Why::new("gate_failed", "there is no lease");
+        let spoke = Arc::new(held.await?.pop().ok_or_else(no_lease)?);
         let mut judged = Vec::with_capacity(probes.len());
         for probe in &probes {
             let output = questioner.encode(&probe.event, Arc::clone(&spoke)).await?;
@@ -142,7 +148,8 @@ mod tests {
         crate::durable::write(&probes, rows.as_bytes()).unwrap();
         let slot = slot("candidate", Kind::Lora);
         slot.loaded(1);
-        judge(&Gate { probes, bounds, limit }, &Scripted(script), slot.lease().unwrap()).await
+        let held = async { Ok(vec![slot.lease().unwrap()]) };
+        judge(&Gate { probes, bounds, limit }, &Scripted(script), held).await
     }
 
     #[tokio::test]

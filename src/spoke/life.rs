@@ -123,7 +123,7 @@ pub enum Event {
     Withdrawn(Why),
     /// Somebody wants it (again).
     Wanted,
-    /// Somebody wants it, and it was withdrawn before it was found good.
+    /// Somebody wants it, and it is not known to be good here.
     Reconsidered,
 }
 
@@ -204,7 +204,7 @@ pub fn step(state: &State, event: Event) -> Result<(State, Option<Effect>), Impo
         // what somebody switched off before anything was known of it.
         (S::Retired(_) | S::Inert, E::Wanted) => (S::Gated, Some(Effect::Load)),
         (S::Quarantined(_), E::Wanted) => (S::Settled, Some(Effect::Inspect)),
-        (S::Retired(_), E::Reconsidered) => (S::Settled, Some(Effect::Inspect)),
+        (S::Retired(_) | S::Inert, E::Reconsidered) => (S::Settled, Some(Effect::Inspect)),
 
         (state, event) => return Err(Impossible { state: state.name(), event }),
     })
@@ -277,6 +277,7 @@ mod tests {
         ("serving", "withdrawn", "retired", Some(Effect::Withdraw)),
         ("inert", "withdrawn", "retired", None),
         ("inert", "wanted", "gated", Some(Effect::Load)),
+        ("inert", "reconsidered", "settled", Some(Effect::Inspect)),
         ("quarantined", "withdrawn", "retired", None),
         ("quarantined", "wanted", "settled", Some(Effect::Inspect)),
         ("retired", "withdrawn", "retired", None),

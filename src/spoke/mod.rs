@@ -31,7 +31,7 @@ pub mod stand_in;
 pub mod store;
 
 pub use crate::digest::Digest;
-pub use convert::{Split, convert, load_felix, read_felix, split, to_served};
+pub use convert::{Split, convert, load_felix, read_folded, split, to_served};
 pub use facts::{Adapter, FelixFacts, Format, Kind, LayerNorms, LoraFacts, Spoke};
 pub use identity::Generation;
 pub use inspect::inspect;

@@ -1,7 +1,8 @@
 //! Where refused contents are kept with their reasons, and what becomes of copies that nobody needs any more.
 //!
-//! A refused content stands in a folder of its own, `NAME-HASH/`, with `reason.json` beside it. The file that somebody
-//! dropped stays where it was dropped. The oldest go when all together take more than they may.
+//! A refused content stands in a folder of its own, `NAME-HASH/`, with `reason.json` beside it; of what was refused before it
+//! was copied there is the reason alone, and the hash is that of the entry's name. The file that somebody dropped stays where
+//! it was dropped. The oldest go when all together take more than they may.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,6 +16,10 @@ use super::folder::check_name;
 use super::life::Why;
 use crate::durable;
 
+/// Folders that are kept at most: those with a reason alone take hardly any bytes, and files of the system all the same.
+const MOST: usize = 20_000;
+/// Digits of the hash in the name of a folder: two contents under one name must not be taken for each other.
+const HASH: usize = 16;
 /// Name of the file with the reason.
 const REASON: &str = "reason.json";
 
@@ -25,10 +30,10 @@ pub struct Refused<'a> {
     pub name: &'a str,
     /// Entry of the folder that it came by.
     pub entry: Option<&'a str>,
-    /// Its content.
-    pub generation: Generation,
-    /// The pinned copy.
-    pub pinned: &'a Path,
+    /// Its content, once it is known.
+    pub generation: Option<Generation>,
+    /// The pinned copy, if there is one.
+    pub pinned: Option<&'a Path>,
     /// Why.
     pub why: &'a Why,
 }
@@ -47,14 +52,15 @@ pub struct Kept {
 pub struct Quarantine {
     folder: PathBuf,
     limit: u64,
-    /// Bytes in it, at least; unknown until something is put there. To count them each time would take longer and longer.
-    bytes: Option<u64>,
+    /// Bytes and folders in it, at least; unknown until something is put there. To count them each time would take longer and
+    /// longer.
+    there: Option<(u64, usize)>,
 }
 
 impl Quarantine {
     /// A folder whose contents may take `limit` bytes together.
     pub fn new(folder: PathBuf, limit: u64) -> Self {
-        Self { folder, limit, bytes: None }
+        Self { folder, limit, there: None }
     }
 
     /// Keeps a refused content and its reason. A content that alone takes more than all may is left out, its reason isn't.
@@ -64,13 +70,20 @@ impl Quarantine {
     pub fn keep(&mut self, refused: &Refused<'_>) -> io::Result<Kept> {
         let Refused { name, entry, generation, pinned, why } = refused;
         let name = if check_name(name).is_ok() { name } else { "unnamed" };
-        let path = self.folder.join(format!("{name}-{}", &generation.to_string()[..8]));
+        let hash = match generation {
+            Some(generation) => generation.to_string(),
+            None => Generation::of_reader(entry.unwrap_or(name).as_bytes())?.to_string(),
+        };
+        let path = self.folder.join(format!("{name}-{}", &hash[..HASH]));
         durable::make_folder(&self.folder)?;
         let temporary =
             tempfile::Builder::new().prefix(".staged-").suffix(".tmp").tempdir_in(&self.folder)?;
-        let whole = size(pinned)? <= self.limit;
-        if whole {
-            link(pinned, &temporary.path().join("spoke"))?;
+        let mut whole = false;
+        if let Some(pinned) = pinned {
+            whole = size(pinned)? <= self.limit;
+            if whole {
+                link(pinned, &temporary.path().join("spoke"))?;
+            }
         }
         let reason = json!({
             "name": name, "entry": entry, "generation": generation, "reason": why,
@@ -79,15 +92,15 @@ impl Quarantine {
         durable::write(&temporary.path().join(REASON), format!("{reason:#}\n").as_bytes())?;
         durable::rename_folder(&temporary.keep(), &path)?;
         let more = size(&path)?;
-        self.bytes = match self.bytes.take().map(|bytes| bytes + more) {
-            Some(bytes) if bytes <= self.limit => Some(bytes),
+        self.there = match self.there.take().map(|(bytes, folders)| (bytes + more, folders + 1)) {
+            Some((bytes, folders)) if bytes <= self.limit && folders <= MOST => Some((bytes, folders)),
             _ => Some(self.make_room(&path)?),
         };
         Ok(Kept { path, whole })
     }
 
-    /// Removes the oldest until the rest fits, never the one that was just put there; the bytes of the rest.
-    fn make_room(&self, newest: &Path) -> io::Result<u64> {
+    /// Removes the oldest until the rest fits, never the one that was just put there; bytes and folders of the rest.
+    fn make_room(&self, newest: &Path) -> io::Result<(u64, usize)> {
         let mut all = Vec::new();
         for entry in fs_err::read_dir(&self.folder)? {
             let path = entry?.path();
@@ -97,17 +110,19 @@ impl Quarantine {
             }
         }
         all.sort();
-        let mut total: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
+        let (mut total, mut folders) = (all.iter().map(|(_, bytes, _)| bytes).sum::<u64>(), all.len());
+        // With some to spare: to look at so many for each that comes would take long.
+        let most = if folders > MOST { MOST / 10 * 9 } else { MOST };
         for (_, bytes, path) in all {
-            if total <= self.limit {
+            if total <= self.limit && folders <= most {
                 break;
             }
             if path != newest {
                 fs_err::remove_dir_all(&path)?;
-                total -= bytes;
+                (total, folders) = (total - bytes, folders - 1);
             }
         }
-        Ok(total)
+        Ok((total, folders))
     }
 }
 
@@ -185,7 +200,8 @@ mod tests {
         let pinned = root.join("staged").join(generation.to_string());
         durable::write(&pinned, content).unwrap();
         let why = Why::new("pickle", "is a pickle").hint("convert it");
-        let refused = Refused { name, entry: Some("a.pt"), generation, pinned: &pinned, why: &why };
+        let (generation, pinned) = (Some(generation), Some(&*pinned));
+        let refused = Refused { name, entry: Some("a.pt"), generation, pinned, why: &why };
         let kept = quarantine.keep(&refused).unwrap();
         assert_eq!(kept.whole, kept.path.join("spoke").exists());
         kept.path
@@ -204,7 +220,7 @@ mod tests {
     fn a_refused_content_stands_beside_its_reason() {
         let root = tempfile::tempdir().unwrap();
         let path = refuse(root.path(), "a", b"content", 1 << 20);
-        assert_eq!(path.file_name().unwrap(), "a-ed7002b4");
+        assert_eq!(path.file_name().unwrap(), "a-ed7002b439e9ac84");
         assert_eq!(there(&path), ["reason.json", "spoke"]);
         let reason: serde_json::Value =
             serde_json::from_slice(&fs_err::read(path.join("reason.json")).unwrap()).unwrap();
@@ -215,7 +231,26 @@ mod tests {
         assert_eq!((&reason["name"], &reason["entry"]), (&json!("a"), &json!("a.pt")));
         // Once more, and under a name that would lead elsewhere.
         assert_eq!(refuse(root.path(), "a", b"content", 1 << 20), path);
-        assert!(refuse(root.path(), "../b", b"content", 1 << 20).ends_with("quarantine/unnamed-ed7002b4"));
+        assert!(
+            refuse(root.path(), "../b", b"content", 1 << 20).ends_with("quarantine/unnamed-ed7002b439e9ac84")
+        );
+    }
+
+    #[test]
+    fn what_was_never_copied_leaves_its_reason() {
+        let root = tempfile::tempdir().unwrap();
+        let why = Why::new("link", "is a symbolic link");
+        let mut quarantine = Quarantine::new(root.path().to_owned(), 1 << 20);
+        let mut keep = |entry| {
+            let refused =
+                Refused { name: "a", entry: Some(entry), generation: None, pinned: None, why: &why };
+            quarantine.keep(&refused).unwrap()
+        };
+        let [one, two, again] = [keep("a.gguf"), keep("a.zip"), keep("a.gguf")];
+        assert!(one.path != two.path && one == again && !one.whole);
+        assert_eq!(there(&one.path), ["reason.json"]);
+        let reason = fs_err::read_to_string(two.path.join(REASON)).unwrap();
+        assert!(reason.contains("\"a.zip\"") && reason.contains("\"generation\": null"), "{reason}");
     }
 
     #[test]

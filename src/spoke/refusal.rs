@@ -157,6 +157,15 @@ pub enum Reason {
     PostNeeded { why: &'static str },
 }
 
+impl Refusal {
+    /// Whether the disk is to blame for what could not be written, and not the file.
+    pub(super) fn is_of_the_disk(&self) -> bool {
+        use std::io::ErrorKind as Kind;
+        let (Reason::Io(error) | Reason::Gguf(Rule::Io(error))) = &self.reason else { return false };
+        matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded | Kind::ReadOnlyFilesystem)
+    }
+}
+
 impl Reason {
     /// The rule's name on the wire, in snake_case; it never changes.
     pub fn code(&self) -> &'static str {

@@ -55,6 +55,8 @@ struct Inner {
     leases: u32,
     /// Whether no name has it any more.
     retired: bool,
+    /// Whether another waits for its room.
+    leaving: bool,
     uses: u64,
     last_used: Option<SystemTime>,
 }
@@ -62,7 +64,7 @@ struct Inner {
 /// Why there is no lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// It isn't in memory.
+    /// It isn't in memory, or has to leave it: to be asked of the keeper, who knows whose turn it is.
     Absent,
     /// No name has it any more.
     Retired,
@@ -87,13 +89,25 @@ impl Slot {
     /// Keeps it in memory for a request.
     ///
     /// # Errors
-    /// It isn't there, or isn't to be had any more.
+    /// It isn't there, has to leave, or isn't to be had any more.
     pub fn lease(self: &Arc<Self>) -> Result<Lease, Refused> {
+        self.lease_if(|inner| !inner.leaving)
+    }
+
+    /// The same for whoever's turn it is.
+    ///
+    /// # Errors
+    /// It isn't there, or isn't to be had any more.
+    pub(super) fn lease_in_turn(self: &Arc<Self>) -> Result<Lease, Refused> {
+        self.lease_if(|_| true)
+    }
+
+    fn lease_if(self: &Arc<Self>, may: impl FnOnce(&Inner) -> bool) -> Result<Lease, Refused> {
         let mut inner = self.lock();
         if inner.retired {
             return Err(Refused::Retired);
         }
-        if inner.resident.is_none() {
+        if inner.resident.is_none() || !may(&inner) {
             return Err(Refused::Absent);
         }
         inner.leases += 1;
@@ -113,9 +127,19 @@ impl Slot {
         inner.leases == 0 && inner.resident.take().is_some()
     }
 
+    /// Whether another waits for its room: new leases wait behind that one, or it would never come to its end.
+    pub(super) fn set_leaving(&self, leaving: bool) {
+        self.lock().leaving = leaving;
+    }
+
     /// No name has it any more: no new leases.
     pub fn retire(&self) {
         self.lock().retired = true;
+    }
+
+    /// Whether no name has it any more.
+    pub(super) fn is_retired(&self) -> bool {
+        self.lock().retired
     }
 
     /// A name has it again.
@@ -197,6 +221,21 @@ pub(in crate::spoke) mod tests {
         assert!(slot.is_over() && slot.evict() && !slot.evict());
         slot.revive();
         assert_eq!((slot.lease().unwrap_err(), slot.uses().0), (Refused::Absent, 2));
+    }
+
+    #[test]
+    fn one_whose_room_another_waits_for_takes_no_new_leases() {
+        let slot = slot("a", Kind::Lora);
+        slot.loaded(7);
+        let held = slot.lease().unwrap();
+        slot.set_leaving(true);
+        assert_eq!(slot.lease().unwrap_err(), Refused::Absent);
+        drop((held, slot.lease_in_turn().unwrap()));
+        assert!(slot.evict());
+        assert_eq!(slot.lease_in_turn().unwrap_err(), Refused::Absent);
+        slot.loaded(7);
+        slot.set_leaving(false);
+        slot.lease().unwrap();
     }
 
     #[tokio::test]

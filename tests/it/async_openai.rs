@@ -22,7 +22,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 /// The client's own types, from the JSON that its builders would write.
 fn request<T: DeserializeOwned>(fields: Value) -> T {
-    let mut body = json!({"model": "any", "messages": [{"role": "user", "content": "x"}]});
+    let mut body = json!({"model": "bespoke", "messages": [{"role": "user", "content": "x"}]});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     serde_json::from_value(body).unwrap()
 }
@@ -76,7 +76,7 @@ fn tools_and_json_schema() {
 #[test]
 fn embeddings() {
     let daemon = Daemon::script(Script::Echo);
-    let input = serde_json::from_value(json!({"model": "any", "input": ["a", "b c"]})).unwrap();
+    let input = serde_json::from_value(json!({"model": "bespoke", "input": ["a", "b c"]})).unwrap();
     let answer = run(client(&daemon).embeddings().create(input)).unwrap();
     assert_eq!((answer.data.len(), answer.data[1].embedding.len()), (2, 8));
 }

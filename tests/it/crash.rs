@@ -84,6 +84,51 @@ fn killed_anywhere_in_a_swap_it_comes_back_with_a_good_generation() {
 }
 
 #[test]
+fn killed_while_a_bad_file_is_put_away_the_good_one_serves_and_the_bad_one_has_its_reason() {
+    let mortal = Home::new(Backend::Scripted(0));
+    let good = mortal.put("victim.gguf", &lora(1));
+    let living = mortal.start("spoke.quarantine@victim");
+    living.client.serves("victim", good);
+    let bad = mortal.put("victim.gguf", &lora(2)[..1_000]);
+    living.dies();
+    let living = mortal.start("");
+    wait_until("it is quarantined", || {
+        living.client.rows("victim").iter().any(|row| row["state"] == "quarantined")
+    });
+    living.client.serves("victim", good);
+    let kept = mortal.state().join("spokes/quarantine").join(format!("victim-{}", &bad.to_string()[..16]));
+    wait_until("its reason is there", || kept.join("reason.json").exists());
+    drop(living);
+    check_database(&mortal.state());
+}
+
+#[test]
+fn killed_behind_a_rollback_it_stays_rolled_back() {
+    let mortal = Home::new(Backend::Scripted(0));
+    let old = mortal.put("victim.gguf", &lora(1));
+    let living = mortal.start("spoke.withdraw@victim#1");
+    living.client.serves("victim", old);
+    // The first life of this name that is withdrawn and keeps its place in the list: its file is still there.
+    let new = mortal.put("victim.gguf", &lora(2));
+    living.client.serves("victim", new);
+    // It dies behind it: the answer may or may not have left.
+    let answer = living.client.change("victim:rollback");
+    assert!(answer.is_none_or(|status| status == 200), "{answer:?}");
+    living.dies();
+    let living = mortal.start("");
+    living.client.serves("victim", old);
+    wait_until("the other is retired", || {
+        living
+            .client
+            .rows("victim")
+            .iter()
+            .any(|row| row["generation"] == new.to_string() && row["reason"]["code"] == "rolled_back")
+    });
+    drop(living);
+    check_database(&mortal.state());
+}
+
+#[test]
 fn a_file_that_kills_the_process_does_so_once() {
     let mortal = Home::new(Backend::Scripted(0));
     let good = mortal.put("good.gguf", &lora(1));
@@ -100,7 +145,7 @@ fn a_file_that_kills_the_process_does_so_once() {
         assert_eq!(answers(&living, "killer"), None);
         assert_eq!(living.program.terminate(), Some(0));
     }
-    let kept = mortal.state().join("spokes/quarantine").join(format!("killer-{}", &bad.to_string()[..8]));
+    let kept = mortal.state().join("spokes/quarantine").join(format!("killer-{}", &bad.to_string()[..16]));
     assert!(kept.join("reason.json").exists());
     // The same content under another name is the same content.
     let living = mortal.start("spoke.loading@killer,spoke.loading@again");

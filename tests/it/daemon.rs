@@ -196,7 +196,7 @@ impl Drop for Daemon {
 }
 
 pub fn chat(content: &str, fields: Value) -> Value {
-    let mut body = json!({"model": "any", "messages": [{"role": "user", "content": content}]});
+    let mut body = json!({"model": "bespoke", "messages": [{"role": "user", "content": content}]});
     body.as_object_mut().unwrap().extend(fields.as_object().expect("fields are an object").clone());
     body
 }

@@ -131,6 +131,12 @@ impl Client {
         }
     }
 
+    /// What is answered to a change of a spoke, if something is.
+    pub fn change(&self, change: &str) -> Option<u16> {
+        let answer = self.agent.post(format!("{}/v1/spokes/{change}", self.url)).send_empty().ok()?;
+        Some(answer.status().as_u16())
+    }
+
     pub fn is_quarantined(&self, generation: Generation, code: &str) -> bool {
         let is = |row: &Value| row["generation"] == generation.to_string() && row["reason"]["code"] == code;
         self.all().iter().any(is)

@@ -83,7 +83,7 @@ impl Choice {
         let Written { model, lora } = body.parse()?;
         let task = body.0.pointer("/response_format/json_schema/name").and_then(Value::as_str);
         Ok(Self {
-            // Clients send all sorts of things here; what is no text names nothing.
+            // What is no text names nothing.
             model: model.as_ref().and_then(Value::as_str).map(str::to_owned),
             lora: lora.filter(|lora| !lora.is_null()).map(|lora| adapters("lora", &lora)).transpose()?,
             task: task.map(str::to_owned),
@@ -103,7 +103,7 @@ impl Choice {
         if let Some(adapters) = &self.lora {
             for (index, (id, scale)) in adapters.iter().enumerate() {
                 let field = format!("lora[{index}].id");
-                let name = id.name(&field, serving)?;
+                let name = id.name(app, &field, serving)?;
                 if set.insert(name.to_owned(), *scale).is_some() {
                     return Err(ApiError::field(field, format!("{name:?} stands above already")));
                 }
@@ -133,7 +133,8 @@ impl Choice {
 
 /// The spoke that a model's name stands for, if it stands for one.
 fn by_model<'a>(app: &App, serving: &'a Serving, model: &'a str) -> Result<Option<&'a str>, ApiError> {
-    if model == app.model_id() {
+    let is_post = model == app.model_id() || model == "bespoke" || model.is_empty();
+    if is_post && !serving.names.contains_key(model) {
         return Ok(None);
     }
     let behind = |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(':'));
@@ -142,36 +143,46 @@ fn by_model<'a>(app: &App, serving: &'a Serving, model: &'a str) -> Result<Optio
     if serving.names.contains_key(name) {
         return Ok(Some(name));
     }
-    let latest = app.spokes().registry().latest(name);
-    if let Some((state, _)) = latest.as_ref().filter(|(state, _)| state.is_moving()) {
-        return Err(ApiError::SpokeUnderWay { name: name.to_owned(), state: state.name() });
-    }
-    let retired = serving.past.contains(name) || latest.is_some();
-    let otherwise = if retired { app.retired_spoke() } else { app.unknown_model() };
-    let refuse = match otherwise {
+    let error = absent(app, serving, name, model);
+    let otherwise = match error {
+        ApiError::NotServing { .. } => app.retired_spoke(),
         // Whoever names the post in front means a spoke, and no other thing.
-        Otherwise::Post => explicit.is_some() && !retired,
-        Otherwise::Refuse => true,
+        ApiError::NoSuchModel { .. } if explicit.is_none() => app.unknown_model(),
+        _ => Otherwise::Refuse,
     };
-    if !refuse {
-        return Ok(None);
+    match otherwise {
+        Otherwise::Post => Ok(None),
+        Otherwise::Refuse => Err(error),
     }
+}
+
+/// Why nothing serves under a name that was asked for as `wanted`.
+fn absent(app: &App, serving: &Serving, name: &str, wanted: &str) -> ApiError {
+    let latest = app.spokes().registry().latest(name);
     let why = match latest {
+        Some((state, _)) if state.is_moving() => {
+            return ApiError::SpokeUnderWay { name: name.to_owned(), state: state.name() };
+        }
         Some((State::Inert, _)) => "it is inert: its answers would be those of the post".to_owned(),
         Some((state, Some(why))) => format!("it is {}: {why}", state.name()),
-        _ if retired => "it is retired: its file was deleted".to_owned(),
-        _ => return Err(ApiError::no_such_model(model, app)),
+        latest if latest.is_some() || serving.past.contains(name) => {
+            "it is retired: its file was deleted".to_owned()
+        }
+        _ => return ApiError::no_such_model(wanted, app),
     };
-    Err(ApiError::NotServing { name: name.to_owned(), why, served: app.served_models() })
+    ApiError::NotServing { name: name.to_owned(), why, served: app.served_models() }
 }
 
 impl Id {
-    fn name<'a>(&'a self, field: &str, serving: &'a Serving) -> Result<&'a str, ApiError> {
-        let found = match self {
-            Self::Number(id) => serving.by_id(*id),
-            Self::Name(name) => serving.names.get_key_value(name).map(|(name, _)| name.as_str()),
+    /// The name that serves. A name that doesn't is a 404, as it is for a model; a number, which llama-server's clients take
+    /// from its list, a 400, as llama-server's.
+    fn name<'a>(&'a self, app: &App, field: &str, serving: &'a Serving) -> Result<&'a str, ApiError> {
+        let id = match self {
+            Self::Name(name) if serving.names.contains_key(name) => return Ok(name),
+            Self::Name(name) => return Err(absent(app, serving, name, name)),
+            Self::Number(id) => *id,
         };
-        found.ok_or_else(|| {
+        serving.by_id(id).ok_or_else(|| {
             let there: Vec<String> =
                 serving.names.iter().map(|(name, served)| format!("{} ({name})", served.id)).collect();
             let there = if there.is_empty() {
@@ -179,11 +190,7 @@ impl Id {
             } else {
                 format!("there are {}", there.join(", "))
             };
-            let found = match self {
-                Self::Number(id) => id.to_string(),
-                Self::Name(name) => format!("{name:?}"),
-            };
-            ApiError::field(field, format!("no adapter has the id {found}; {there}"))
+            ApiError::field(field, format!("no adapter has the id {id}; {there}"))
         })
     }
 }
@@ -218,10 +225,10 @@ fn adapters(field: &str, written: &Value) -> Result<Vec<(Id, f32)>, ApiError> {
 }
 
 /// A body of `POST /lora-adapters`: what requests get from now on that choose nothing.
-pub(in crate::api) fn defaults(body: &JsonBody, serving: &Serving) -> Result<Default, ApiError> {
+pub(in crate::api) fn defaults(app: &App, body: &JsonBody, serving: &Serving) -> Result<Default, ApiError> {
     let mut set = Default::new();
     for (index, (id, scale)) in adapters("body", &body.0)?.iter().enumerate() {
-        set.insert(id.name(&format!("[{index}].id"), serving)?.to_owned(), *scale);
+        set.insert(id.name(app, &format!("[{index}].id"), serving)?.to_owned(), *scale);
     }
     check_kinds(
         set.iter().filter(|(_, scale)| **scale != 0.0).map(|(name, _)| &serving.names[name].slot),

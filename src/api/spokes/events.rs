@@ -53,11 +53,19 @@ pub(in crate::api) async fn events(
 async fn follow(spokes: &Spokes, after: Option<i64>, tell: &mpsc::Sender<Result<Event, Infallible>>) {
     let mut news = spokes.registry().news();
     let mut last = after;
+    let mut began = true;
     loop {
         if let Some(behind) = last {
             // Whatever the journal has beyond that; what is told meanwhile comes again as news and is passed over.
             let Ok(lines) = spokes.journal(behind, PAGE).await else { return };
             let more = lines.len() == PAGE;
+            if std::mem::take(&mut began) && lines.is_empty() && behind > 0 {
+                // It is the latest, or of another journal, which went further: then all that is told is news.
+                let Ok(known) = spokes.journal(behind - 1, 1).await else { return };
+                if known.is_empty() {
+                    last = None;
+                }
+            }
             for line in lines {
                 last = Some(line.id);
                 if tell.send(Ok(event(&line))).await.is_err() {

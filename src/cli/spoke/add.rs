@@ -148,7 +148,8 @@ fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// The row of this content once nothing is under way any more. What is refused before it is read (its name is taken, there
-/// are too many) has no content that is known: it is told from an earlier refusal by its time.
+/// are too many) has no content that is known. What became of it now is told from what became of it before by its time,
+/// unless it serves: then it goes on.
 fn followed(
     client: &Client,
     entry: &str,
@@ -162,17 +163,19 @@ fn followed(
     while began.elapsed() < PATIENCE {
         let answer = client.get("/v1/spokes")?;
         let rows = answer["data"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let own = rows.iter().filter(|row| row["file"] == entry);
+        let mut own = rows.iter().filter(|row| row["file"] == entry);
         // Until it is copied, its content isn't known.
-        let row = own.clone().find(|row| row["generation"] == *generation).or_else(|| {
-            let is_new = |row: &&Value| row["since"].as_u64().is_some_and(|since| since >= copied);
-            own.into_iter()
-                .filter(|row| row["generation"].is_null())
-                .find(|row| row["state"] != "quarantined" || is_new(row))
-        });
-        if let Some(row) = row {
+        let is_new = |row: &Value| row["since"].as_u64().is_some_and(|since| since >= copied);
+        let is_over = |state: &str| matches!(state, "serving" | "inert" | "quarantined" | "retired");
+        let counts = |row: &Value| {
             let state = row["state"].as_str().unwrap_or_default();
-            if matches!(state, "serving" | "inert" | "quarantined" | "retired") {
+            let known = row["generation"] == *generation;
+            (known && state == "serving")
+                || ((known || row["generation"].is_null()) && (is_new(row) || !is_over(state)))
+        };
+        if let Some(row) = own.find(|row| counts(row)) {
+            let state = row["state"].as_str().unwrap_or_default();
+            if is_over(state) {
                 return Ok(row.clone());
             }
             if shown != state {

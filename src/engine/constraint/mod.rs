@@ -5,6 +5,7 @@ mod bound;
 mod closing;
 mod gbnf;
 mod scanner;
+mod shares;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +18,8 @@ use sha2::{Digest, Sha256};
 use toktrie::{InferenceCapabilities, SimpleVob, TokEnv};
 
 use self::scanner::Scanner;
+pub use self::shares::Due;
+use self::shares::Shares;
 use super::vocabulary::fewest_tokens;
 use super::{Constraint, EngineError};
 
@@ -107,7 +110,8 @@ impl Grammars {
         kept.used = self.clock;
         let Grammar { parser, closing, bound } = kept.grammar.clone()?;
         let closes = closing.is_some();
-        Ok(Session { key, parser, scanner: Scanner::START, bound, closes, closing })
+        let shares = Shares::new(usize::MAX);
+        Ok(Session { key, parser, scanner: Scanner::START, shares, is_cut: false, bound, closes, closing })
     }
 
     /// Drops a grammar whose parser failed: its shared lexer may be full or broken.
@@ -231,6 +235,9 @@ pub struct Session {
     key: [u8; 32],
     parser: TokenParser,
     scanner: Scanner,
+    shares: Shares,
+    /// Whether a value was ended that would have gone on, so that others get their share.
+    is_cut: bool,
     bound: usize,
     closes: bool,
     /// A way to the end from here, if it was looked for.
@@ -238,6 +245,39 @@ pub struct Session {
 }
 
 impl Session {
+    /// The answer may have so many tokens.
+    pub fn set_budget(&mut self, budget: usize) {
+        self.shares = Shares::new(budget);
+    }
+
+    /// What must come next, if it may, so that a string or array that goes on and on leaves something to what has to follow.
+    ///
+    /// # Errors
+    /// As [`Session::closing`].
+    pub fn due(&mut self) -> Result<Option<Due>, EngineError> {
+        if !self.closes {
+            return Ok(None);
+        }
+        let mut shares = std::mem::replace(&mut self.shares, Shares::new(0));
+        let due = shares.due(self.scanner, || {
+            let tokens = self.closing()?.to_vec();
+            let trie = self.parser.token_env.tok_trie();
+            Ok(tokens.into_iter().flat_map(|token| trie.token(token).to_vec()).collect())
+        });
+        self.shares = shares;
+        due
+    }
+
+    /// What was due is taken, and whether the model wanted something else.
+    pub fn cut(&mut self, cut: bool) {
+        self.is_cut |= cut;
+    }
+
+    /// Whether a value was ended that would have gone on.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
     /// Whether the answer is closed when tokens run out; if not, `bound` and `closing` must not be asked.
     pub fn closes(&self) -> bool {
         self.closes
@@ -291,7 +331,7 @@ impl Session {
     /// llguidance gives up.
     pub fn accept(&mut self, token: u32) -> Result<(), EngineError> {
         guarded(|| self.parser.consume_token(token)).map_err(EngineError::Schema)?;
-        self.scanner.push_all(self.parser.token_env.tok_trie().token(token));
+        self.shares.accept(&mut self.scanner, self.parser.token_env.tok_trie().token(token));
         self.closing = None;
         Ok(())
     }

@@ -257,6 +257,56 @@ fn a_json_object_is_any_object() {
 }
 
 #[test]
+fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    let text = json!({"type": "string"});
+    let schema = json!({
+        "type": "object",
+        "properties": {"a": text, "list": {"type": "array", "items": text}, "z": text},
+        "required": ["a", "list", "z"],
+        "additionalProperties": false,
+    });
+    // A model that never ends a text: letters alone are likely, a quotation mark never.
+    let endless = |budget: usize, schema: &Value| {
+        let session = grammars.begin(&Constraint::JsonSchema(schema.clone())).unwrap();
+        let (events, mut receiver) = mpsc::unbounded_channel();
+        let request = Generate::new("", vec![]);
+        let mut run = Run::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
+        let x = words.token_env().tok_trie().greedy_tokenize(b"x")[0];
+        let logits: Vec<f32> = (0..274).map(|token| if token == x { 1.0 } else { -1.0 }).collect();
+        let mut step = run.start(&words);
+        while step != Step::Ended {
+            step = run.next(&logits, &words);
+        }
+        let (mut text, mut end) = (String::new(), None);
+        while let Ok(event) = receiver.try_recv() {
+            match event {
+                Event::Text(more) => text += &more,
+                Event::Finished { reason, .. } => end = Some(reason),
+                _ => {}
+            }
+        }
+        (serde_json::from_str::<Value>(&text).unwrap(), end.unwrap())
+    };
+    let mut endless = endless;
+    for budget in [80, 200, 1_000] {
+        let (value, reason) = endless(budget, &schema);
+        let length = |value: &Value| value.as_str().unwrap().len();
+        let (a, z) = (length(&value["a"]), length(&value["z"]));
+        assert!(a >= budget / 3 && a <= budget / 2, "{a} of {budget}: {value}");
+        // Names and brackets take some, too.
+        assert!(z >= (budget - 60) / 16, "{z} of {budget}: {value}");
+        assert_eq!(reason, FinishReason::Length);
+    }
+    // What nothing has to follow may take everything.
+    let alone = json!({"type": "object", "properties": {"a": text}, "required": ["a"], "additionalProperties": false});
+    let (value, reason) = endless(200, &alone);
+    assert!(value["a"].as_str().unwrap().len() > 180, "{value}");
+    assert_eq!(reason, FinishReason::Length);
+}
+
+#[test]
 fn grammars_hold_the_answer_and_are_cut_where_the_tokens_end() {
     let words = words();
     let mut grammars = grammars(&words);

@@ -52,14 +52,8 @@ pub struct Matrix {
 impl Weights {
     /// Brings a spoke into the order in which it is computed.
     pub fn new(folded: &Folded) -> Self {
-        let (width, rank) = (folded.hidden, folded.rows);
-        let layer = |layer: &FoldedLayer| Layer {
-            norm: layer.norm.clone(),
-            down: Matrix::new(rank, width, |row, k| layer.w_down[row * width + k]),
-            up: Matrix::new(width, rank, |row, k| layer.w_up[k * width + row]),
-        };
-        let layers = folded.layers.iter().map(|(&at, weights)| (at, layer(weights))).collect();
-        Self { width, eps: folded.eps, layers }
+        let layers = folded.layers.iter().map(|(&at, layer)| (at, Layer::new(folded.rows, layer))).collect();
+        Self { width: folded.hidden, eps: folded.eps, layers }
     }
 
     /// Bytes that it takes.
@@ -72,7 +66,24 @@ impl Weights {
     }
 }
 
+impl From<Folded<Layer>> for Weights {
+    fn from(folded: Folded<Layer>) -> Self {
+        Self { width: folded.hidden, eps: folded.eps, layers: folded.layers }
+    }
+}
+
 impl Layer {
+    /// Brings a layer of rank R into the order in which it is computed.
+    pub fn new(rank: usize, folded: &FoldedLayer) -> Self {
+        let FoldedLayer { norm, w_down, w_up } = folded;
+        let width = w_down.len() / rank;
+        Self {
+            norm: norm.clone(),
+            down: Matrix::new(rank, width, |row, k| w_down[row * width + k]),
+            up: Matrix::new(width, rank, |row, k| w_up[k * width + row]),
+        }
+    }
+
     /// What goes into the bottleneck: the norm of a row of the residual stream.
     pub fn normalise(&self, eps: f32, h: &[f32], n: &mut [f32]) {
         let scale = 1.0 / (dot(h, h) / h.len() as f32 + eps).sqrt();

@@ -7,15 +7,19 @@ use super::set_origin;
 use crate::gguf::{GgmlType, Writer};
 use crate::model::gguf_file::encode;
 use crate::model::safetensors_file::{self, NewTensor};
+use crate::spoke::container::Container;
+use crate::spoke::felix::layout::Layout;
 use crate::spoke::felix::names::{Naming, Role};
-use crate::spoke::felix::weights::apart;
+use crate::spoke::felix::weights::{apart, read_layer};
 use crate::spoke::felix::{Trained, TrainedLayer};
 use crate::spoke::keys::{self, ADAPTER, Origin};
 use crate::spoke::{Post, Reason, Refusal, metadata};
 
-/// Writes this program's file: matrices as F16, which the engine computes with. `eps` is written if it is known.
+/// Writes this program's file, with one layer's weights in memory at a time: matrices as F16, which the engine computes with.
+/// `eps` is written if it is known.
 pub(super) fn to_gguf(
-    trained: &Trained,
+    container: &Container,
+    layout: &Layout,
     eps: Option<f32>,
     origin: &Origin,
     post: Option<&Post>,
@@ -27,28 +31,43 @@ pub(super) fn to_gguf(
     let architecture = architecture.ok_or_else(|| Refusal::new(source, Reason::PostNeeded { why }))?;
     let mut writer = Writer::new();
     writer.set("general.type", ADAPTER).set("general.architecture", architecture);
-    writer.set("adapter.type", "felix").set(keys::SPOKES, trained.spokes).set(keys::RANK, trained.rank);
+    writer
+        .set("adapter.type", "felix")
+        .set(keys::SPOKES, layout.shape.spokes)
+        .set(keys::RANK, layout.shape.rank);
     if let Some(eps) = eps {
         writer.set(keys::EPS, eps);
     }
     set_origin(&mut writer, origin);
-    let (hidden, rows) = (trained.hidden as u64, u64::from(trained.spokes) * u64::from(trained.rank));
-    let mut sources: Vec<&[f32]> = Vec::new();
-    for (&at, layer) in &trained.layers {
-        let mut add = |role, dims: &[u64], kind, values| {
+    let hidden = layout.hidden;
+    let rows = u64::from(layout.shape.spokes) * u64::from(layout.shape.rank);
+    let mut sources = Vec::new();
+    for (&at, layer) in &layout.layers {
+        let mut add = |role, dims: &[u64], kind| {
             writer.tensor(Naming::Gguf.name(at, role), dims, kind);
-            sources.push(values);
+            sources.push((layer, role));
         };
-        if let Some(norm) = &layer.norm {
-            add(Role::Norm, &[hidden], GgmlType::F32, norm);
+        if layer.norm.is_some() {
+            add(Role::Norm, &[hidden], GgmlType::F32);
         }
-        add(Role::Gate, &[1], GgmlType::F32, std::slice::from_ref(&layer.gate_bias));
-        add(Role::DownFused, &[hidden, rows], GgmlType::F16, &layer.w_down);
-        add(Role::UpFused, &[rows, hidden], GgmlType::F16, &layer.w_up);
+        add(Role::Gate, &[1], GgmlType::F32);
+        add(Role::DownFused, &[hidden, rows], GgmlType::F16);
+        add(Role::UpFused, &[rows, hidden], GgmlType::F16);
     }
-    let mut sources = sources.into_iter();
+    let (mut sources, mut read) = (sources.into_iter(), None);
     writer.write(target, |tensor| {
-        let values = sources.next().expect("each tensor was announced with its source");
+        let (layer, role) = sources.next().expect("each tensor was announced with its source");
+        let TrainedLayer { gate_bias, norm, w_down, w_up } = match &mut read {
+            Some((of, read)) if std::ptr::eq(*of, layer) => read,
+            other => &mut other.insert((layer, read_layer(container, layout, layer)?)).1,
+        };
+        let values = match role {
+            Role::Norm => norm.as_deref().expect("a norm was announced where there is one"),
+            Role::Gate => std::slice::from_ref(gate_bias),
+            Role::DownFused => w_down,
+            Role::UpFused => w_up,
+            Role::Down(_) | Role::Up(_) => unreachable!("matrices are announced fused"),
+        };
         Ok::<_, Refusal>(encode(values, tensor.kind))
     })
 }

@@ -59,15 +59,14 @@ pub fn split(
     let spoke = || {
         let post = Post::open(post_target)?;
         let layout = Layout::new(&container, Naming::Gguf, roles, shape, Some(&post), limits)?;
-        // The runtime of such files takes the epsilon of the post.
-        let trained = weights::read(&container, &layout, post.rms_eps.unwrap_or_default())?;
         let origin = Origin {
             architecture: Some(post.architecture.clone()),
             post: Some(post.identity()),
             tokenizer: Some(post.tokenizer),
             ..Origin::default()
         };
-        to_gguf(&trained, post.rms_eps, &origin, Some(&post), source, spoke_target)?;
+        // The runtime of such files takes the epsilon of the post.
+        to_gguf(&container, &layout, post.rms_eps, &origin, Some(&post), source, spoke_target)?;
         let spoke = inspect(spoke_target, Some(&post), limits)?;
         Ok(Split { post, spoke })
     };

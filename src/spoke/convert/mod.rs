@@ -4,16 +4,17 @@ mod felix;
 mod lora;
 mod merged;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use merged::{Split, split};
 
 use super::container::Container;
 use super::dropped::{Dropped, Parts};
-use super::felix::Trained;
 use super::felix::files::{gguf_layout, safetensors_layout};
 use super::felix::layout::Layout;
 use super::felix::weights;
+use super::felix::{Folded, FoldedLayer, Trained};
 use super::keys::{self, AdapterType, Origin};
 use super::{Format, Limits, Post, Reason, Refusal, Spoke, inspect};
 use crate::gguf::Writer;
@@ -50,11 +51,11 @@ pub fn convert(
         {
             let (container, layout, origin) = open_felix(&dropped, post, limits)?;
             let eps = layout.shape.eps.or(post.and_then(|post| post.rms_eps));
-            // A number that nobody knows is not written either.
-            let trained = weights::read(&container, &layout, eps.unwrap_or_default())?;
             if to == Format::FelixGguf {
-                felix::to_gguf(&trained, eps, &origin, post, source, target)?;
+                felix::to_gguf(&container, &layout, eps, &origin, post, source, target)?;
             } else {
+                // A number that nobody knows is not written either.
+                let trained = weights::read(&container, &layout, eps.unwrap_or_default())?;
                 felix::to_safetensors(&trained, eps, &origin, target)?;
             }
         }
@@ -86,27 +87,46 @@ pub fn to_served(source: &Path, target: &Path, post: &Post, limits: &Limits) -> 
 /// Why it is no Felix spoke for this post.
 pub fn load_felix(path: &Path, post: &Post, limits: &Limits) -> Result<Trained, Refusal> {
     inspect(path, Some(post), limits)?;
-    read_felix(path, limits, || Ok(post.rms_eps))
+    let dropped = Dropped::of(Parts::open(path, limits)?, limits)?;
+    let (container, layout, _) = open_felix(&dropped, None, limits)?;
+    let eps = eps_of(path, &layout, || Ok(post.rms_eps))?;
+    weights::read(&container, &layout, eps)
 }
 
-/// A Felix spoke as it was trained, from either of its forms, which has passed [`inspect`]; `eps` is the post's, for files
-/// that don't say it.
+/// A Felix spoke folded for serving, which has passed [`inspect`], with one layer as it was trained in memory at a time;
+/// `eps` is the post's, for files that don't say it; `take` makes what is kept of the rank of a layer and the folded layer.
 ///
 /// # Errors
 /// It is no Felix spoke; no epsilon; the disk.
-pub fn read_felix(
+pub fn read_folded<L>(
     path: &Path,
     limits: &Limits,
     eps: impl FnOnce() -> Result<Option<f32>, Refusal>,
-) -> Result<Trained, Refusal> {
+    mut take: impl FnMut(usize, &FoldedLayer) -> L,
+) -> Result<Folded<L>, Refusal> {
     let dropped = Dropped::of(Parts::open(path, limits)?, limits)?;
     let (container, layout, _) = open_felix(&dropped, None, limits)?;
+    let eps = eps_of(path, &layout, eps)?;
+    let (spokes, rank) = (layout.shape.spokes, layout.shape.rank);
+    let rows = spokes as usize * rank as usize;
+    let mut layers = BTreeMap::new();
+    for (&at, layer) in &layout.layers {
+        let folded = weights::read_layer(&container, &layout, layer)?.fold(spokes, rank);
+        layers.insert(at, take(rows, &folded));
+    }
+    Ok(Folded { rows, hidden: layout.hidden as usize, eps, layers })
+}
+
+fn eps_of(
+    path: &Path,
+    layout: &Layout,
+    eps: impl FnOnce() -> Result<Option<f32>, Refusal>,
+) -> Result<f32, Refusal> {
     let missing = || Refusal::new(path, Reason::NoConfig { key: keys::EPS.to_owned() });
-    let eps = match layout.shape.eps {
-        Some(eps) => eps,
-        None => eps()?.ok_or_else(missing)?,
-    };
-    weights::read(&container, &layout, eps)
+    match layout.shape.eps {
+        Some(eps) => Ok(eps),
+        None => eps()?.ok_or_else(missing),
+    }
 }
 
 /// What a Felix spoke's file holds, but for the numbers.

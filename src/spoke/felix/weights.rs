@@ -49,19 +49,36 @@ impl TrainedLayer {
     pub fn gain(&self, spokes: u32) -> f32 {
         1.0 / (1.0 + (-self.gate_bias).exp()) / spokes as f32
     }
+
+    /// The form for serving.
+    ///
+    /// Numbers past f16 become infinite; files with such are refused by the inspection.
+    pub fn fold(&self, spokes: u32, rank: u32) -> FoldedLayer {
+        let rows = spokes as usize * rank as usize;
+        let gain = self.gain(spokes);
+        let mut w_up = Vec::with_capacity(self.w_up.len());
+        for row in 0..rows {
+            w_up.extend(self.w_up.chunks_exact(rows).map(|column| f16::from_f32(column[row] * gain)));
+        }
+        FoldedLayer {
+            norm: self.norm.clone(),
+            w_down: self.w_down.iter().map(|&w| f16::from_f32(w)).collect(),
+            w_up,
+        }
+    }
 }
 
 /// A Felix spoke for serving: `h + W_up silu(W_down n)`, with sigmoid(b) / S inside W_up.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Folded {
+pub struct Folded<L = FoldedLayer> {
     /// Rows R = S r of both matrices of a layer.
     pub rows: usize,
     /// Width d of the residual stream.
     pub hidden: usize,
     /// Epsilon of the norm.
     pub eps: f32,
-    /// Layers by block.
-    pub layers: BTreeMap<u32, FoldedLayer>,
+    /// Layers by block, as they are or as something was made of them.
+    pub layers: BTreeMap<u32, L>,
 }
 
 /// One layer; both matrices row-major with rows of length d, so that a kernel reads each row once from front to end.
@@ -77,23 +94,10 @@ pub struct FoldedLayer {
 
 impl Trained {
     /// The form for serving.
-    ///
-    /// Numbers past f16 become infinite; files with such are refused by the inspection.
     pub fn fold(&self) -> Folded {
         let rows = self.spokes as usize * self.rank as usize;
-        let fold = |layer: &TrainedLayer| {
-            let gain = layer.gain(self.spokes);
-            let mut w_up = Vec::with_capacity(layer.w_up.len());
-            for row in 0..rows {
-                w_up.extend(layer.w_up.chunks_exact(rows).map(|column| f16::from_f32(column[row] * gain)));
-            }
-            FoldedLayer {
-                norm: layer.norm.clone(),
-                w_down: layer.w_down.iter().map(|&w| f16::from_f32(w)).collect(),
-                w_up,
-            }
-        };
-        let layers = self.layers.iter().map(|(&at, layer)| (at, fold(layer))).collect();
+        let fold = |(&at, layer): (&u32, &TrainedLayer)| (at, layer.fold(self.spokes, self.rank));
+        let layers = self.layers.iter().map(fold).collect();
         Folded { rows, hidden: self.hidden, eps: self.eps, layers }
     }
 
@@ -149,31 +153,40 @@ fn gate(container: &Container, layer: &LayerTensors) -> Result<f32, Refusal> {
     Err(container.refuse(Reason::NotFinite { tensor, at: 0, found }))
 }
 
-/// Reads the weights that a layout describes; `eps` is for files that don't say it.
+/// Reads the weights that a layout describes.
 ///
 /// # Errors
 /// A gate that is not finite; the file can't be read.
 pub(in crate::spoke) fn read(container: &Container, layout: &Layout, eps: f32) -> Result<Trained, Refusal> {
-    let mut layers = BTreeMap::new();
-    for (&at, layer) in &layout.layers {
-        let w_down = {
-            // Stacked rows follow each other in memory.
-            let parts = layer.down.tensors().iter().map(|part| container.values(part));
-            parts.collect::<Result<Vec<_>, _>>()?.concat()
-        };
-        let w_up = match &layer.up {
-            Matrix::Fused(one) => container.values(one)?,
-            Matrix::Parts(parts) => {
-                let parts = parts.iter().map(|part| container.values(part)).collect::<Result<Vec<_>, _>>()?;
-                beside(&parts, layout.shape.rank as usize)
-            }
-        };
-        let norm = layer.norm.as_ref().map(|norm| container.values(norm)).transpose()?;
-        layers.insert(at, TrainedLayer { gate_bias: gate(container, layer)?, norm, w_down, w_up });
-    }
-    let shape = layout.shape;
-    let (spokes, rank, eps) = (shape.spokes, shape.rank, shape.eps.unwrap_or(eps));
-    Ok(Trained { spokes, rank, hidden: layout.hidden as usize, eps, layers })
+    let one = |(&at, layer)| Ok::<_, Refusal>((at, read_layer(container, layout, layer)?));
+    let layers = layout.layers.iter().map(one).collect::<Result<_, _>>()?;
+    let (spokes, rank, hidden) = (layout.shape.spokes, layout.shape.rank, layout.hidden as usize);
+    Ok(Trained { spokes, rank, hidden, eps, layers })
+}
+
+/// One layer.
+///
+/// # Errors
+/// As [`read`].
+pub(in crate::spoke) fn read_layer(
+    container: &Container,
+    layout: &Layout,
+    layer: &LayerTensors,
+) -> Result<TrainedLayer, Refusal> {
+    let w_down = {
+        // Stacked rows follow each other in memory.
+        let parts = layer.down.tensors().iter().map(|part| container.values(part));
+        parts.collect::<Result<Vec<_>, _>>()?.concat()
+    };
+    let w_up = match &layer.up {
+        Matrix::Fused(one) => container.values(one)?,
+        Matrix::Parts(parts) => {
+            let parts = parts.iter().map(|part| container.values(part)).collect::<Result<Vec<_>, _>>()?;
+            beside(&parts, layout.shape.rank as usize)
+        }
+    };
+    let norm = layer.norm.as_ref().map(|norm| container.values(norm)).transpose()?;
+    Ok(TrainedLayer { gate_bias: gate(container, layer)?, norm, w_down, w_up })
 }
 
 /// Matrices `[d, r]` one beside the other: `[d, S r]`.

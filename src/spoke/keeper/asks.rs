@@ -18,7 +18,7 @@ type Reply<T> = oneshot::Sender<Result<T, Trouble>>;
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the methods of Spokes say what each is")]
 pub enum Ask {
-    Hold { slots: Vec<Arc<Slot>>, reply: Reply<Vec<Lease>> },
+    Hold { slots: Vec<Arc<Slot>>, beyond: bool, reply: Reply<Vec<Lease>> },
     RollBack { name: String, reply: Reply<Row> },
     Enable { name: String, reply: Reply<Row> },
     Disable { name: String, reply: Reply<Row> },
@@ -31,6 +31,8 @@ pub enum Ask {
 #[derive(Debug)]
 pub(super) struct Holding {
     pub(super) slots: Vec<Arc<Slot>>,
+    /// Whether they may be in memory beyond the limit.
+    pub(super) beyond: bool,
     pub(super) reply: Reply<Vec<Lease>>,
 }
 
@@ -69,6 +71,10 @@ impl From<Trouble> for Why {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Refused(why) => why,
+            Trouble::TooLarge { .. } => {
+                Self::new("too_large_together", trouble.to_string()).hint("spokes.memory is the limit")
+            }
+            Trouble::Stopped => Self::new("gate_failed", trouble.to_string()),
             other => Self::new("not_loaded", other.to_string()),
         }
     }
@@ -77,7 +83,9 @@ impl From<Trouble> for Why {
 impl Keeper {
     pub(super) fn asked(&mut self, ask: Ask) {
         match ask {
-            Ask::Hold { slots, reply } => self.holdings.push_back(Holding { slots, reply }),
+            Ask::Hold { slots, beyond, reply } => {
+                self.holdings.push_back(Holding { slots, beyond, reply });
+            }
             Ask::RollBack { name, reply } => self.roll_back(&name, reply),
             Ask::Enable { name, reply } => self.enable(&name, reply),
             Ask::Disable { name, reply } => self.disable(&name, reply),
@@ -110,12 +118,15 @@ impl Keeper {
         } else if life.is_some() && !replace {
             Err(Trouble::Conflict(format!("{name:?} is loaded already; load_inplace replaces it")))
         } else {
-            // What was asked for before and isn't decided has come too late.
-            let of_name = |life: &Life| life.name == name && life.entry().is_none() && life.state.is_moving();
-            let late: Vec<LifeId> =
-                self.lives.iter().filter(|(_, life)| of_name(life)).map(|(id, _)| *id).collect();
-            for id in late {
-                self.happen(id, Event::Withdrawn(replaced()));
+            // What was asked for before and isn't decided has come too late; what was refused is over.
+            let before =
+                |life: &Life| life.name == name && life.entry().is_none() && life.state != State::Serving;
+            let before: Vec<LifeId> =
+                self.lives.iter().filter(|(_, life)| before(life)).map(|(id, _)| *id).collect();
+            for id in before {
+                if self.lives[&id].state.is_moving() {
+                    self.happen(id, Event::Withdrawn(replaced()));
+                }
                 self.forget(id);
             }
             let mut life = Life::new(name.clone(), Source::Given(path));

@@ -34,7 +34,7 @@ impl Keeper {
             Effect::Await => {}
             Effect::Inspect => self.enqueue(id, Task::Inspect),
             Effect::Probe => self.enqueue(id, Task::Probe),
-            Effect::Judge => self.enqueue(id, Task::Judge),
+            Effect::Judge => self.judge(id),
             Effect::Load => self.load_life(id, stop).await,
             Effect::Serve => {
                 self.serve(id);
@@ -51,15 +51,19 @@ impl Keeper {
     fn quarantine(&mut self, id: LifeId) {
         let life = &self.lives[&id];
         let (State::Quarantined(why), name) = (&life.state, life.name.clone()) else { return };
-        if let (Some(generation), Some(pinned)) = (life.generation, &life.pinned)
-            && pinned.exists()
-        {
-            let refused = Refused { name: &life.name, entry: life.entry(), generation, pinned, why };
+        let generation = life.generation;
+        let passing = PASSING.contains(&&*why.code);
+        let pinned = life.pinned.as_deref().filter(|pinned| pinned.exists());
+        // What is wrong with an entry's name or place is no content's fault.
+        if pinned.is_some() || !passing {
+            let (name, entry) = (&*life.name, life.entry());
+            let refused =
+                Refused { name, entry, generation: generation.filter(|_| pinned.is_some()), pinned, why };
             match self.quarantine.keep(&refused) {
                 Ok(kept) => {
-                    tracing::info!(name = life.name, path = %kept.path.display(), "a refused spoke is kept");
+                    tracing::info!(name, path = %kept.path.display(), "a refused spoke is kept");
                     // Nobody's only copy is removed, nor what is tried again.
-                    if kept.whole && !PASSING.contains(&&*why.code) {
+                    if kept.whole && !passing {
                         self.take_out(id);
                     }
                 }
@@ -67,8 +71,11 @@ impl Keeper {
             }
         }
         self.sweep_due = true;
-        if self.names.get(&name).is_some_and(|named| named.life == Some(id)) {
-            self.withdraw(id);
+        self.withdraw(id);
+        // What can't serve is nothing to go back to; what served before it may be.
+        if let Some(generation) = generation.filter(|_| !passing)
+            && self.forget_generation(&name, generation)
+        {
             self.fall_back(&name);
         }
     }

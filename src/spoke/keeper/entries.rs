@@ -125,7 +125,9 @@ impl Keeper {
     /// What failed for want of room or of a process is tried again.
     fn retry(&mut self) {
         let passing = |life: &&Life| {
-            life.state.reason().is_some_and(|why| matches!(&*why.code, "not_copied" | "not_probed"))
+            life.state
+                .reason()
+                .is_some_and(|why| matches!(&*why.code, "gate_failed" | "not_copied" | "not_probed"))
         };
         let entries: Vec<String> =
             self.lives.values().filter(passing).filter_map(|life| life.entry().map(str::to_owned)).collect();
@@ -225,13 +227,8 @@ impl Keeper {
     fn gone(&mut self, entry: &str) {
         let mut names = Vec::new();
         for id in self.of_entry(entry) {
-            let life = &self.lives[&id];
-            names.push(life.name.clone());
-            // A refusal that is over needs no further line in the journal.
-            if !matches!(life.state, State::Quarantined(_)) {
-                let why = Why::new("deleted", "its file was deleted");
-                self.happen(id, Event::Withdrawn(why));
-            }
+            names.push(self.lives[&id].name.clone());
+            self.happen(id, Event::Withdrawn(Why::new("deleted", "its file was deleted")));
             self.withdraw(id);
             self.forget(id);
         }

@@ -1,4 +1,5 @@
-//! What takes time and the keeper's thread must not wait for: copies, inspections, probes, gates. One at a time.
+//! What takes time and the keeper's thread must not wait for: copies, inspections and probes, one at a time, and gates, one
+//! at a time beside them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use super::turn::Keeper;
 use crate::durable;
 use crate::fail;
 use crate::spoke::folder::{self, Fingerprint};
-use crate::spoke::gate;
+use crate::spoke::gate::{self, Gate};
 use crate::spoke::life::{Event, State, Why};
 use crate::spoke::probe::{Finding, Verdict as Probed};
 use crate::spoke::store::{Examined, Facts, Known, Verdict, Write};
@@ -23,8 +24,15 @@ pub(super) enum Task {
     Inspect,
     /// Try it in a child.
     Probe,
-    /// Let it answer the questions of its gate.
-    Judge,
+}
+
+/// A life whose gate is being asked.
+#[derive(Debug)]
+pub(super) struct Judging {
+    id: LifeId,
+    attempt: u64,
+    pub(super) generation: Generation,
+    task: tokio::task::AbortHandle,
 }
 
 /// How a task ended.
@@ -112,26 +120,54 @@ impl Keeper {
             let still = match task {
                 Task::Inspect => life.state == State::Settled,
                 Task::Probe => life.state == State::Inspected,
-                Task::Judge => life.state == State::Probed,
             };
             if still {
                 match task {
                     Task::Inspect => self.inspect(id),
                     Task::Probe => self.probe(id),
-                    Task::Judge => self.judge(id),
                 }
             }
         }
     }
 
-    fn spawn(&mut self, id: LifeId, work: impl Future<Output = Outcome> + 'static + Send) {
-        self.running = Some(id);
+    /// Begins to ask the next life in line, if none is being asked. Answers about what has changed meanwhile, or is gone, are
+    /// not waited for.
+    pub(super) fn start_judging(&mut self) {
+        let stale = |judging: &mut Judging| {
+            self.lives.get(&judging.id).is_none_or(|life| life.attempt != judging.attempt)
+        };
+        if let Some(judging) = self.judging.take_if(stale) {
+            judging.task.abort();
+        }
+        while self.judging.is_none()
+            && let Some(id) = self.gates.pop_front()
+        {
+            if self.lives.get(&id).is_some_and(|life| life.state == State::Probed) {
+                self.ask_gate(id);
+            }
+        }
+    }
+
+    /// Does something beside; if it panics, `broken` says what has come of it.
+    fn spawn(
+        &self,
+        id: LifeId,
+        broken: fn(Why) -> Outcome,
+        work: impl Future<Output = Outcome> + 'static + Send,
+    ) -> tokio::task::AbortHandle {
         let (attempt, done) = (self.lives[&id].attempt, self.done.0.clone());
+        let work = tokio::spawn(work);
+        let abort = work.abort_handle();
         tokio::spawn(async move {
-            let outcome = work.await;
+            let outcome = match work.await {
+                Ok(outcome) => outcome,
+                Err(error) if error.is_cancelled() => return,
+                Err(error) => broken(Why::new("examiner_failed", error.to_string())),
+            };
             // The keeper may have stopped.
             let _ = done.send(Done { id, attempt, outcome });
         });
+        abort
     }
 
     fn inspect(&mut self, id: LifeId) {
@@ -144,17 +180,17 @@ impl Keeper {
             }
         };
         let (staged, limits) = (self.staged(), self.settings.limits.clone());
-        let (known, path, deadly) = (self.post.clone(), self.settings.model.clone(), self.all_deadly());
-        self.spawn(id, async move {
+        let (known, path, deadly) = (self.post.clone(), self.settings.model.clone(), self.banned.clone());
+        self.running = Some(id);
+        self.spawn(id, |why| Outcome::Inspected(Err(Failed::refused(None, why))), async move {
             let post = match known {
                 Some(post) => post,
                 None => open_post(move || Post::open(&path)).await,
             };
             let work = move || inspected(&from, &staged, &limits, &deadly, post);
-            let outcome = tokio::task::spawn_blocking(work).await;
-            Outcome::Inspected(outcome.unwrap_or_else(|error| {
-                Err(Failed::refused(None, Why::new("inspector_failed", error.to_string())))
-            }))
+            Outcome::Inspected(
+                tokio::task::spawn_blocking(work).await.expect("what panics there panics here"),
+            )
         });
     }
 
@@ -167,40 +203,59 @@ impl Keeper {
             (None, None) => self.examined(id, Verdict::Differs, 0),
             (None, Some(probe)) => {
                 let file = life.served.clone().expect("what passed inspection has a form that is loaded");
-                self.spawn(id, async move { Outcome::Probed(probe.run(&file).await) });
+                self.running = Some(id);
+                let broken = |why| Outcome::Probed(Err(why));
+                self.spawn(id, broken, async move { Outcome::Probed(probe.run(&file).await) });
             }
         }
     }
 
-    fn judge(&mut self, id: LifeId) {
+    /// Lets a life through, or to its gate.
+    pub(super) fn judge(&mut self, id: LifeId) {
+        if self.gate_of(id).is_some() {
+            self.gates.push_back(id);
+        } else {
+            self.happen(id, Event::Passes);
+        }
+    }
+
+    fn gate_of(&self, id: LifeId) -> Option<Gate> {
         let life = &self.lives[&id];
         let task = life.facts.as_ref().and_then(|facts| facts.task.as_deref());
         let gates = &self.settings.gates;
-        let gate = gates.get(&life.name).or_else(|| gates.get(task?)).cloned();
-        let (gate, questioner) = match (gate, self.spokes.questioner()) {
-            (None, _) => return self.happen(id, Event::Passes),
-            (Some(_), None) => {
-                let why = Why::new("gate_unreadable", "nobody is there to ask the gate's questions");
-                return self.happen(id, Event::Refused(why));
-            }
-            (Some(gate), Some(questioner)) => (gate, questioner),
+        gates.get(&life.name).or_else(|| gates.get(task?)).cloned()
+    }
+
+    fn ask_gate(&mut self, id: LifeId) {
+        let (Some(gate), questioner) = (self.gate_of(id), self.spokes.questioner()) else { return };
+        let Some(questioner) = questioner else {
+            let why = Why::new("gate_failed", "nobody is there to ask the gate's questions");
+            return self.happen(id, Event::Refused(why));
         };
         let slot = self.slot_for(id);
+        let generation = slot.generation;
         let spokes = self.spokes.clone();
-        self.spawn(id, async move {
-            let held = spokes.hold(vec![slot]).await;
-            Outcome::Judged(match held.map(|mut leases| leases.pop()) {
-                Ok(Some(lease)) => gate::judge(&gate, questioner.as_ref(), lease).await,
-                Ok(None) => Err(Why::new("gate_failed", "there is no lease")),
-                Err(trouble) => Err(trouble.into()),
-            })
+        let task = self.spawn(id, |why| Outcome::Judged(Err(why)), async move {
+            let held = async { spokes.hold_for_gate(slot).await.map_err(Why::from) };
+            Outcome::Judged(gate::judge(&gate, questioner.as_ref(), held).await)
         });
+        self.judging = Some(Judging { id, attempt: self.lives[&id].attempt, generation, task });
     }
 
     /// A task has ended.
     pub(super) fn finished(&mut self, done: Done) {
-        self.running = None;
         let Done { id, attempt, outcome } = done;
+        match outcome {
+            Outcome::Judged(_) => {
+                self.judging.take_if(|judging| (judging.id, judging.attempt) == (id, attempt));
+            }
+            Outcome::Inspected(_) | Outcome::Probed(_) => self.running = None,
+        }
+        // Whoever stops the daemon may stop its children, too, and answers end early: that says nothing of the content, which
+        // is examined again at the next start.
+        if self.spokes.is_stopping() {
+            return;
+        }
         // The file may have changed meanwhile, or be gone.
         let Some(life) = self.lives.get(&id).filter(|life| life.attempt == attempt) else { return };
         match (&life.state, outcome) {
@@ -246,8 +301,9 @@ impl Keeper {
         life.facts = Some(facts);
         let (name, dropped) = (life.name.clone(), life.entry().is_some());
         let named = self.names.get(&name);
-        // Whoever names it in a request says by that that it may serve; what kills was refused before it was inspected.
-        if let Some(why) = self.banned.get(&generation).filter(|_| dropped).cloned() {
+        // Whoever names it in a request says by that that it may serve.
+        let rolled_back = self.rolled_back.get(&(name.clone(), generation));
+        if let Some(why) = rolled_back.filter(|_| dropped).cloned() {
             return self.happen(id, Event::Withdrawn(why));
         }
         if named.is_some_and(|named| named.current == Some(generation) && !named.disabled) {
@@ -298,6 +354,11 @@ struct Mark(PathBuf);
 /// How the names of marks begin.
 const MARK: &str = "inspecting-";
 
+/// Takes a mark of an earlier process away.
+pub(super) fn unmark(staged: &Path, generation: Generation) -> std::io::Result<()> {
+    fs_err::remove_file(staged.join(format!("{MARK}{generation}")))
+}
+
 impl Mark {
     fn set(staged: &Path, generation: Generation) -> std::io::Result<Self> {
         let path = staged.join(format!("{MARK}{generation}"));
@@ -314,8 +375,8 @@ impl Drop for Mark {
     }
 }
 
-/// What was being inspected when a process ended; the marks are gone then.
-pub(super) fn take_marks(staged: &Path) -> std::io::Result<Vec<Generation>> {
+/// What was being inspected when a process ended.
+pub(super) fn marks(staged: &Path) -> std::io::Result<Vec<Generation>> {
     let entries = match fs_err::read_dir(staged) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -326,7 +387,6 @@ pub(super) fn take_marks(staged: &Path) -> std::io::Result<Vec<Generation>> {
         let name = entry.file_name();
         if let Some(generation) = name.to_str().and_then(|name| name.strip_prefix(MARK)?.parse().ok()) {
             marked.push(generation);
-            fs_err::remove_file(entry.path())?;
         }
     }
     Ok(marked)
@@ -391,7 +451,12 @@ fn inspected(
         Failed::refused(None, why)
     })?;
     fail::point("spoke.inspecting", &pinned.generation.short());
-    let refused = |refusal: Refusal| Failed::refused(Some(pinned.clone()), refusal.into());
+    let refused = |refusal: Refusal| {
+        if refusal.is_of_the_disk() {
+            return copied(refusal);
+        }
+        Failed::refused(Some(pinned.clone()), refusal.into())
+    };
     let mut spoke = inspect(&pinned.path, Some(&post), limits).map_err(refused)?;
     let served = if spoke.format.is_served() {
         pinned.path.clone()

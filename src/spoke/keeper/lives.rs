@@ -47,7 +47,30 @@ pub(super) struct Life {
     pub(super) attempt: u64,
     /// What is said of the life that this one displaces.
     pub(super) displaces: Why,
+    /// Over what it may serve.
+    pub(super) over: Over,
     pub(super) waiters: Vec<Waiter>,
+}
+
+/// What serves under a name when another generation is to: if it isn't this any more, what serves came later, and stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// Whatever it is.
+    Any,
+    /// Nothing: it falls back to an earlier one.
+    Nothing,
+    /// This one, which is rolled back.
+    Only(Generation),
+}
+
+impl Over {
+    pub(super) fn allows(self, current: Option<Generation>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Nothing => current.is_none(),
+            Self::Only(generation) => current == Some(generation),
+        }
+    }
 }
 
 impl Life {
@@ -65,6 +88,7 @@ impl Life {
             seen: None,
             attempt: 0,
             displaces: replaced(),
+            over: Over::Any,
             waiters: Vec::new(),
         }
     }
@@ -102,8 +126,9 @@ pub(super) fn replaced() -> Why {
 }
 
 /// Reasons that lie outside of the content: after a restart it is looked at anew.
-pub(super) const PASSING: [&str; 8] = [
+pub(super) const PASSING: [&str; 9] = [
     "bad_name",
+    "gate_failed",
     "name_taken",
     "not_copied",
     "not_probed",
@@ -112,6 +137,11 @@ pub(super) const PASSING: [&str; 8] = [
     "too_large_together",
     "too_many",
 ];
+
+/// Milliseconds since 1970.
+pub(super) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
 
 impl Keeper {
     /// Begins a life.
@@ -153,6 +183,7 @@ impl Keeper {
     /// Something happens to a life.
     pub(super) fn happen(&mut self, id: LifeId, event: Event) {
         let Some(life) = self.lives.get_mut(&id) else { return };
+        let is_withdrawn = matches!(event, Event::Withdrawn(_));
         let (state, effect) = match step(&life.state, event) {
             Ok(next) => next,
             Err(impossible) => {
@@ -160,6 +191,8 @@ impl Keeper {
                 return;
             }
         };
+        // What is found out about it from here on belongs to the past.
+        life.attempt += u64::from(is_withdrawn);
         let before = std::mem::replace(&mut life.state, state);
         if before != life.state {
             life.since = SystemTime::now();
@@ -188,7 +221,7 @@ impl Keeper {
                 "spoke is {to}"
             ),
         }
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let at = now();
         self.writes.borrow_mut().push(Write::Journal(Transition {
             id: 0,
             at,

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::asks::{Holding, Trouble};
 use super::lives::LifeId;
+use super::lives::replaced;
 use super::names::disabled;
 use super::turn::Keeper;
 use crate::engine::{EngineError, LoadSpoke, SpokeChange};
@@ -16,9 +17,14 @@ use crate::spoke::budget::{self, Resident, Room};
 use crate::spoke::life::{Event, State, Why};
 use crate::spoke::slot::{Lease, Refused, Slot};
 
+/// Times that what was loaded before may fail to be, before its content is to blame.
+const STUMBLES: u32 = 3;
+
 /// How a load ended.
 enum Load {
     Done,
+    /// Somebody runs with what has to go for it.
+    NoRoom,
     /// The content is to blame.
     Refused(Why),
     /// Something else is: it may succeed later.
@@ -42,12 +48,18 @@ impl Keeper {
         Arc::clone(slot)
     }
 
+    /// What is in memory, but for what a gate judges: that is beside the rest, as the new one is during a swap.
     fn residents(&self) -> Vec<Resident> {
-        self.slots.values().filter_map(|slot| slot.resident()).collect()
+        let beside = self.judging.as_ref().map(|judging| judging.generation);
+        let serving = |generation| self.names.values().any(|named| named.current == Some(generation));
+        let counts =
+            |resident: &Resident| Some(resident.generation) != beside || serving(resident.generation);
+        self.slots.values().filter_map(|slot| slot.resident()).filter(counts).collect()
     }
 
     fn tell_residents(&self) {
-        self.registry.set_resident(self.residents().iter().map(|resident| resident.bytes).sum());
+        let bytes = |slot: &Arc<Slot>| slot.resident().map(|resident| resident.bytes);
+        self.registry.set_resident(self.slots.values().filter_map(bytes).sum());
     }
 
     /// Lets these go; whether all of them did.
@@ -100,14 +112,22 @@ impl Keeper {
         self.tell_residents();
     }
 
-    /// Loads a slot; the journal knows of it while it lasts, so that a content that kills the process does so once.
-    async fn load(&mut self, slot: &Slot, stop: &watch::Receiver<bool>) -> Load {
+    /// Loads a slot in the place of those that are `gone`; the journal knows of it while it lasts, so that a content that kills
+    /// the process does so once.
+    async fn load(&mut self, slot: &Slot, gone: &[Generation], stop: &watch::Receiver<bool>) -> Load {
         let generation = slot.generation;
+        // What is known of it first: that it could be loaded is written beside that.
+        self.write_down();
         if let Err(error) = self.store.begin_loading(generation, &slot.name) {
             let why = Why::new("not_written", format!("the load can't be written down: {error}"))
                 .hint("is there room in the state directory?");
             tracing::error!(name = slot.name, %why, "spoke can't be loaded now");
             return Load::Failed(why);
+        }
+        // Not before: where nothing can be written nothing could be loaded again, either.
+        if !self.evict(gone) {
+            self.end_loading(slot, None);
+            return Load::NoRoom;
         }
         fail::point("spoke.loading", &slot.name);
         let spoke =
@@ -128,14 +148,13 @@ impl Keeper {
             Err(error) => Err(error),
         };
         fail::point("spoke.loaded", &slot.name);
-        let version = loaded.is_ok().then_some(self.here.version.as_str());
-        if let Err(error) = self.store.end_loading(generation, version) {
-            tracing::error!(%error, name = slot.name, "the end of a load can't be written down");
-        }
+        let version = loaded.is_ok().then(|| self.here.version.clone());
+        self.end_loading(slot, version.as_deref());
         self.registry.load_ended(began.elapsed(), loaded.is_ok());
         match loaded {
             Ok(loaded) => {
                 slot.loaded(loaded.resident_bytes);
+                self.stumbles.remove(&generation);
                 if let Some(known) = self.known.get_mut(&generation) {
                     known.proven = true;
                 }
@@ -150,7 +169,28 @@ impl Keeper {
                 Load::Done
             }
             Err(EngineError::Stopped) => Load::Ended,
-            Err(error) => Load::Refused(error.into()),
+            Err(error) => {
+                let why = Why::from(error);
+                let proven = self.known.get(&generation).is_some_and(|known| known.proven);
+                if !proven || !slot.path.is_file() {
+                    return Load::Refused(why);
+                }
+                // It was loaded before: files or memory may be short at the moment.
+                let stumbles = self.stumbles.entry(generation).or_default();
+                *stumbles += 1;
+                if *stumbles < STUMBLES {
+                    tracing::warn!(name = slot.name, %why, "spoke can't be loaded now");
+                    return Load::Failed(why);
+                }
+                self.stumbles.remove(&generation);
+                Load::Refused(why)
+            }
+        }
+    }
+
+    fn end_loading(&mut self, slot: &Slot, version: Option<&str>) {
+        if let Err(error) = self.store.end_loading(slot.generation, version) {
+            tracing::error!(%error, name = slot.name, "the end of a load can't be written down");
         }
     }
 
@@ -166,6 +206,10 @@ impl Keeper {
             return;
         }
         let displaced = named.and_then(|named| named.current);
+        if !self.lives[&id].over.allows(displaced) {
+            self.happen(id, Event::Withdrawn(replaced()));
+            return self.forget(id);
+        }
         let slot = self.slot_for(id);
         if slot.resident().is_some() {
             return self.happen(id, Event::Loaded);
@@ -175,13 +219,16 @@ impl Keeper {
         residents.retain(|resident| Some(resident.generation) != displaced);
         let (needed, limit) = (slot.facts.resident_bytes, self.settings.memory);
         match budget::room(&residents, &[], needed, limit) {
-            Room::After(gone) if self.evict(&gone) => match self.load(&slot, stop).await {
+            Room::After(gone) => match self.load(&slot, &gone, stop).await {
                 Load::Done => self.happen(id, Event::Loaded),
                 Load::Refused(why) => self.happen(id, Event::Refused(why)),
-                Load::Failed(_) => self.cramped.push_back(id),
+                Load::Failed(_) | Load::NoRoom => self.cramped.push_back(id),
                 Load::Ended => {}
             },
-            Room::After(_) | Room::Later => self.cramped.push_back(id),
+            Room::Later(busy) => {
+                self.leaving.extend(busy);
+                self.cramped.push_back(id);
+            }
             Room::Never => {
                 let why = Why::new(
                     "too_large_together",
@@ -194,7 +241,7 @@ impl Keeper {
     }
 
     /// Tries again to load what had no room.
-    pub(super) async fn serve_cramped(&mut self, stop: &watch::Receiver<bool>) {
+    async fn serve_cramped(&mut self, stop: &watch::Receiver<bool>) {
         for id in std::mem::take(&mut self.cramped) {
             if self.lives.get(&id).is_some_and(|life| life.state == State::Gated) {
                 self.load_life(id, stop).await;
@@ -203,11 +250,10 @@ impl Keeper {
         while let Some((id, effect)) = self.effects.pop_front() {
             Box::pin(self.effect(id, effect, stop)).await;
         }
-        self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
     }
 
     /// Answers those who ask for leases, in the order in which they came.
-    pub(super) async fn serve_holdings(&mut self, stop: &watch::Receiver<bool>) {
+    async fn serve_holdings(&mut self, stop: &watch::Receiver<bool>) {
         while let Some(holding) = self.holdings.pop_front() {
             if holding.reply.is_closed() {
                 continue;
@@ -219,6 +265,19 @@ impl Keeper {
             // Whoever asked may have left meanwhile: the leases end with the message.
             let _ = holding.reply.send(answer);
         }
+    }
+
+    /// Serves all who wait for memory, as far as there is some. What is in the way of whoever is next takes no new leases
+    /// until then: two spokes that are always in use would keep a third from ever being loaded.
+    pub(super) async fn serve_waiting(&mut self, stop: &watch::Receiver<bool>) {
+        // From here on: a lease that ends while somebody is found to have to wait must be heard of.
+        self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
+        self.leaving.clear();
+        self.serve_cramped(stop).await;
+        self.serve_holdings(stop).await;
+        for slot in self.slots.values() {
+            slot.set_leaving(self.leaving.contains(&slot.generation));
+        }
         self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
     }
 
@@ -228,34 +287,48 @@ impl Keeper {
         holding: &Holding,
         stop: &watch::Receiver<bool>,
     ) -> Option<Result<Vec<Lease>, Trouble>> {
+        if holding.slots.iter().any(|slot| self.leaving.contains(&slot.generation)) {
+            return None;
+        }
         loop {
-            let leases: Result<Vec<Lease>, Refused> = holding.slots.iter().map(Slot::lease).collect();
-            match leases {
-                Ok(leases) => return Some(Ok(leases)),
-                Err(Refused::Retired) => return Some(Err(Trouble::Retired)),
-                Err(Refused::Absent) => {}
+            // Two names may have one content.
+            let mut slots = holding.slots.clone();
+            slots.sort_by_key(|slot| slot.generation);
+            slots.dedup_by_key(|slot| slot.generation);
+            let absent: Vec<&Arc<Slot>> = slots.iter().filter(|slot| slot.resident().is_none()).collect();
+            // A lease that is taken and dropped again would wake whoever waits for one to end: this thread.
+            if absent.is_empty() {
+                let leases: Result<Vec<Lease>, Refused> =
+                    holding.slots.iter().map(Slot::lease_in_turn).collect();
+                match leases {
+                    Ok(leases) => return Some(Ok(leases)),
+                    Err(Refused::Retired) => return Some(Err(Trouble::Retired)),
+                    Err(Refused::Absent) => continue,
+                }
             }
-            let absent: Vec<&Arc<Slot>> =
-                holding.slots.iter().filter(|slot| slot.resident().is_none()).collect();
-            let kept: Vec<Generation> = holding.slots.iter().map(|slot| slot.generation).collect();
+            if slots.iter().any(|slot| slot.is_retired()) {
+                return Some(Err(Trouble::Retired));
+            }
+            let kept: Vec<Generation> = slots.iter().map(|slot| slot.generation).collect();
             let needed = absent.iter().map(|slot| slot.facts.resident_bytes).sum();
             let limit = self.settings.memory;
-            match budget::room(&self.residents(), &kept, needed, limit) {
+            let residents = if holding.beyond { Vec::new() } else { self.residents() };
+            let mut gone = match budget::room(&residents, &kept, needed, limit) {
                 Room::Never => {
-                    let there = holding.slots.iter().filter_map(|slot| slot.resident());
+                    let there = slots.iter().filter_map(|slot| slot.resident());
                     let needed = needed + there.map(|resident| resident.bytes).sum::<u64>();
                     return Some(Err(Trouble::TooLarge { needed, limit }));
                 }
-                Room::Later => return None,
-                Room::After(gone) => {
-                    if !self.evict(&gone) {
-                        continue;
-                    }
+                Room::Later(busy) => {
+                    self.leaving.extend(busy);
+                    return None;
                 }
-            }
+                Room::After(gone) => gone,
+            };
             for slot in absent {
-                match self.load(slot, stop).await {
+                match self.load(slot, &std::mem::take(&mut gone), stop).await {
                     Load::Done => {}
+                    Load::NoRoom => break,
                     Load::Ended => return Some(Err(Trouble::Stopped)),
                     Load::Failed(why) => return Some(Err(Trouble::Refused(why))),
                     Load::Refused(why) => {
@@ -289,9 +362,9 @@ impl Keeper {
         if room != Room::After(Vec::new()) {
             return;
         }
-        match self.load(&slot, stop).await {
+        match self.load(&slot, &[], stop).await {
             // Whoever asks for it tries again.
-            Load::Done | Load::Ended | Load::Failed(_) => {}
+            Load::Done | Load::Ended | Load::Failed(_) | Load::NoRoom => {}
             Load::Refused(why) => self.was_refused(generation, &why),
         }
     }

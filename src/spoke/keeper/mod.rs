@@ -134,7 +134,16 @@ impl Spokes {
     /// # Errors
     /// [`Trouble`].
     pub async fn hold(&self, slots: Vec<Arc<Slot>>) -> Result<Vec<Lease>, Trouble> {
-        self.ask(|reply| Ask::Hold { slots, reply }).await
+        self.ask(|reply| Ask::Hold { slots, beyond: false, reply }).await
+    }
+
+    /// A lease of what a gate is to judge. It may be in memory beyond the limit, as during a swap: what serves must not have to
+    /// go for it.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub(super) async fn hold_for_gate(&self, slot: Arc<Slot>) -> Result<Vec<Lease>, Trouble> {
+        self.ask(|reply| Ask::Hold { slots: vec![slot], beyond: true, reply }).await
     }
 
     /// Goes back to the generation that served before.
@@ -188,6 +197,11 @@ impl Spokes {
     /// The daemon begins to stop: streams of news end; whoever still asks for leases gets them.
     pub fn begin_to_stop(&self) {
         self.stopping.send_replace(true);
+    }
+
+    /// Whether it has begun to stop.
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
     }
 
     /// Waits for that.

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::asks::Trouble;
-use super::lives::{Life, LifeId, Source, Waiter, replaced};
+use super::lives::{Life, LifeId, Over, Source, Waiter, now, replaced};
 use super::turn::Keeper;
 use crate::spoke::Generation;
-use crate::spoke::life::{Effect, Event, State, Why};
+use crate::spoke::life::{Event, State, Why};
 use crate::spoke::registry::{Served, Serving};
 use crate::spoke::store::Write;
 
@@ -22,6 +22,8 @@ pub(super) struct Named {
     pub(super) disabled: bool,
     /// Whether it came by request.
     pub(super) given: bool,
+    /// When it lost what served, in milliseconds since 1970.
+    pub(super) left: i64,
     /// What has served, the latest last; what serves among it.
     pub(super) history: Vec<Generation>,
 }
@@ -52,7 +54,7 @@ impl Keeper {
 
     /// The name's entry; made if there is none.
     pub(super) fn named(&mut self, name: &str) -> &mut Named {
-        let next = self.names.values().map(|named| named.id + 1).max().unwrap_or(0);
+        let next = self.names.values().map(|named| named.id + 1).fold(self.first_name, i64::max);
         self.names.entry(name.to_owned()).or_insert_with(|| Named { id: next, ..Named::default() })
     }
 
@@ -61,12 +63,15 @@ impl Keeper {
         let life = self.lives.get_mut(&id).expect("what is loaded lives");
         let generation = life.generation.expect("what is loaded has a content");
         let displaces = std::mem::replace(&mut life.displaces, replaced());
+        let rolled_back = match std::mem::replace(&mut life.over, Over::Any) {
+            Over::Only(generation) => Some(generation),
+            Over::Any | Over::Nothing => None,
+        };
         let (name, seen) = (life.name.clone(), life.seen.take());
         let given = life.entry().is_none();
         let keep = self.settings.keep;
 
         let named = self.named(&name);
-        let rolled_back = named.current.filter(|_| displaces.code == "rolled_back");
         let old = named.life.replace(id).filter(|old| *old != id);
         named.current = Some(generation);
         named.given = given;
@@ -76,12 +81,17 @@ impl Keeper {
         let dropped: Vec<Generation> = named.history.drain(..surplus).chain(rolled_back).collect();
         let number = named.id;
         let writes = self.writes.get_mut();
-        writes.push(Write::Current { id: number, name: name.clone(), generation: Some(generation), given });
+        let current = Some(generation);
+        writes.push(Write::Current { id: number, name: name.clone(), generation: current, given, left: 0 });
         writes.extend(dropped.into_iter().map(|dropped| Write::Unhistory(name.clone(), dropped)));
+        if self.rolled_back.remove(&(name.clone(), generation)).is_some() {
+            // Somebody wants it.
+            writes.push(Write::Allowed(name.clone(), generation));
+        }
         if let Some(rolled_back) = rolled_back {
             // Its file may be touched, and this program may be another one tomorrow: it stays rolled back.
-            writes.push(Write::Ban(rolled_back, displaces.clone()));
-            self.banned.insert(rolled_back, displaces.clone());
+            writes.push(Write::RolledBack(name.clone(), rolled_back, displaces.clone()));
+            self.rolled_back.insert((name.clone(), rolled_back), displaces.clone());
         }
         self.sweep_due = true;
 
@@ -105,9 +115,9 @@ impl Keeper {
         let Some(life) = self.lives.get(&id) else { return };
         let (name, given) = (life.name.clone(), life.entry().is_none());
         let Some(named) = self.names.get_mut(&name).filter(|named| named.life == Some(id)) else { return };
-        (named.current, named.life) = (None, None);
-        let number = named.id;
-        self.writes.get_mut().push(Write::Current { id: number, name, generation: None, given });
+        (named.current, named.life, named.left) = (None, None, now());
+        let (number, left) = (named.id, named.left);
+        self.writes.get_mut().push(Write::Current { id: number, name, generation: None, given, left });
         self.names_changed = true;
     }
 
@@ -142,23 +152,38 @@ impl Keeper {
         }
     }
 
+    /// Forgets names that are long gone, and with them the contents that they could go back to.
+    pub(super) fn forget_names(&mut self) {
+        if self.listed.is_none() {
+            // Files of names may be there that nobody has looked at.
+            return;
+        }
+        let alive: BTreeSet<&str> = self.lives.values().map(|life| life.name.as_str()).collect();
+        // Somebody switched it off: that stays, whatever comes under this name.
+        let is_gone = |(name, named): &(&String, &Named)| {
+            named.current.is_none() && !named.disabled && !alive.contains(name.as_str())
+        };
+        let mut gone: Vec<_> =
+            self.names.iter().filter(is_gone).map(|(n, v)| (v.left, v.id, n.clone())).collect();
+        gone.sort_unstable();
+        gone.truncate(gone.len().saturating_sub(GONE));
+        for (_, id, name) in gone {
+            self.names.remove(&name);
+            self.first_name = self.first_name.max(id + 1);
+            if let Err(error) = self.store.set_note(FIRST_NAME, &self.first_name.to_string()) {
+                tracing::warn!(%error, "the numbers of names can't be written down");
+            }
+            self.rolled_back.retain(|(of, _), _| *of != name);
+            self.writes.get_mut().push(Write::Forgotten(name));
+            self.names_changed = true;
+        }
+    }
+
     /// Generations that a name has, or a life is about to give to one.
     pub(super) fn needed(&self) -> BTreeSet<Generation> {
         let named = self.names.values().filter(|named| !named.disabled).filter_map(|named| named.current);
         let soon = |life: &&Life| matches!(life.state, State::Probed | State::Gated);
         named.chain(self.lives.values().filter(soon).filter_map(|life| life.generation)).collect()
-    }
-
-    /// Why a content must not be loaded under any name, if it mustn't: it kills the process. One that was rolled back may serve
-    /// under other names.
-    pub(super) fn deadly(&self, generation: &Generation) -> Option<&Why> {
-        self.banned.get(generation).filter(|why| why.code != "rolled_back")
-    }
-
-    /// All contents that must not be loaded under any name.
-    pub(super) fn all_deadly(&self) -> BTreeMap<Generation, Why> {
-        let deadly = |generation: &Generation| Some((*generation, self.deadly(generation)?.clone()));
-        self.banned.keys().filter_map(deadly).collect()
     }
 
     /// Leads a generation that has served under a name before back to it.
@@ -167,10 +192,11 @@ impl Keeper {
         name: &str,
         generation: Generation,
         displaces: Why,
+        over: Over,
     ) -> Result<LifeId, Why> {
         let gone =
             || Why::new("no_copy", format!("the copy of {} is not there any more", generation.short()));
-        if let Some(why) = self.deadly(&generation) {
+        if let Some(why) = self.banned.get(&generation) {
             return Err(why.clone());
         }
         let known = self.known.get(&generation).cloned().ok_or_else(gone)?;
@@ -185,17 +211,25 @@ impl Keeper {
         life.facts = Some(known.facts.clone());
         life.served = self.served_copy(generation);
         life.pinned = Some(pinned);
-        life.displaces = displaces;
+        (life.displaces, life.over) = (displaces, over);
         let ready = life.served.is_some() && known.verdict.is_some();
-        // What was examined elsewhere is examined again, from its copy.
-        life.state = if ready { State::Retired(replaced()) } else { State::Settled };
+        life.state = State::Retired(replaced());
         let id = self.resume(life);
-        if ready {
-            self.happen(id, Event::Wanted);
-        } else {
-            self.effects.push_back((id, Effect::Inspect));
-        }
+        // What was examined elsewhere is examined again, from its copy.
+        self.happen(id, if ready { Event::Wanted } else { Event::Reconsidered });
         Ok(id)
+    }
+
+    /// Takes a generation that can't serve out of what a name can go back to; whether it was there.
+    pub(super) fn forget_generation(&mut self, name: &str, generation: Generation) -> bool {
+        let Some(named) = self.names.get_mut(name) else { return false };
+        let before = named.history.len();
+        named.history.retain(|held| *held != generation);
+        let was_there = named.history.len() < before;
+        if was_there {
+            self.writes.get_mut().push(Write::Unhistory(name.to_owned(), generation));
+        }
+        was_there
     }
 
     /// Looks for the last good generation of a name that has lost what served.
@@ -203,7 +237,7 @@ impl Keeper {
         let Some(named) = self.names.get(name).filter(|named| named.current.is_none()) else { return };
         let before: Vec<Generation> = named.history.iter().rev().copied().collect();
         for generation in before {
-            if self.revive(name, generation, replaced()).is_ok() {
+            if self.revive(name, generation, replaced(), Over::Nothing).is_ok() {
                 return;
             }
         }
@@ -223,9 +257,16 @@ impl Keeper {
                 Err(Trouble::Conflict(format!("no generation of {name:?} is kept that served before")))
             }
             (Some(_), Some(target)) => {
-                let why = Why::new("rolled_back", format!("rolled back to {}", target.short()))
-                    .hint("`bespoke spoke enable` serves it again");
-                self.revive(name, target, why).map_err(Trouble::Refused)
+                let given = self.names.get(name).is_some_and(|named| named.given);
+                let hint = if given {
+                    "to load it again serves it"
+                } else {
+                    "`bespoke spoke enable` serves it again"
+                };
+                let why = Why::new("rolled_back", format!("rolled back to {}", target.short())).hint(hint);
+                let current = self.names.get(name).and_then(|named| named.current);
+                let over = current.map_or(Over::Nothing, Over::Only);
+                self.revive(name, target, why, over).map_err(Trouble::Refused)
             }
         };
         self.wait_for(outcome, waiter);
@@ -243,21 +284,21 @@ impl Keeper {
                 Err(Trouble::Refused(why))
             }
             Some((id, generation, state)) => {
-                if let Some(generation) =
-                    generation.filter(|generation| self.banned.remove(generation).is_some())
-                {
-                    self.writes.get_mut().push(Write::Unban(generation));
+                if let Some(generation) = generation {
+                    self.allow(name, generation);
                 }
-                let history = self.names.get(name).map_or(&[][..], |named| &named.history);
-                let served = generation.is_some_and(|generation| history.contains(&generation));
-                let retired = matches!(state, State::Retired(_));
-                self.happen(id, if retired && !served { Event::Reconsidered } else { Event::Wanted });
+                // What is refused is looked at again in any case; the rest, unless it is known to be good here.
+                let known = generation.and_then(|generation| self.known.get(&generation)?.verdict);
+                let refused = matches!(state, State::Quarantined(_));
+                let good =
+                    known.is_some() && self.lives[&id].served.as_ref().is_some_and(|file| file.is_file());
+                self.happen(id, if refused || good { Event::Wanted } else { Event::Reconsidered });
                 Ok(id)
             }
             None if was_disabled => {
                 let last = self.names.get(name).and_then(|named| named.history.last().copied());
                 match last {
-                    Some(last) => self.revive(name, last, replaced()).map_err(Trouble::Refused),
+                    Some(last) => self.revive(name, last, replaced(), Over::Any).map_err(Trouble::Refused),
                     None => Err(Trouble::Conflict(format!("{name:?} has nothing to serve"))),
                 }
             }
@@ -267,6 +308,15 @@ impl Keeper {
             None => Err(Trouble::NoSuch(name.to_owned())),
         };
         self.wait_for(outcome, waiter);
+    }
+
+    /// Takes back what keeps a content from serving under a name.
+    fn allow(&mut self, name: &str, generation: Generation) {
+        let banned = self.banned.remove(&generation).is_some();
+        let rolled_back = self.rolled_back.remove(&(name.to_owned(), generation)).is_some();
+        if banned || rolled_back {
+            self.writes.get_mut().push(Write::Allowed(name.to_owned(), generation));
+        }
     }
 
     /// Stops to serve a name.
@@ -317,6 +367,12 @@ impl Keeper {
         }
     }
 }
+
+/// The smallest number that no name has had, as a note.
+pub(super) const FIRST_NAME: &str = "first_name";
+
+/// Names without a file whose contents are kept: `rollback` brings back what was deleted by mistake.
+const GONE: usize = 16;
 
 /// Reasons that lie in the entry and not in what it holds.
 const OF_THE_ENTRY: [&str; 3] = ["bad_name", "name_taken", "too_many"];

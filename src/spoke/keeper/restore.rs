@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::jobs::take_marks;
+use super::jobs::{marks, unmark};
 use super::lives::{Life, Source};
-use super::names::Named;
+use super::names::{FIRST_NAME, Named};
 use super::turn::Keeper;
 use crate::database::DatabaseError;
 use crate::spoke::Generation;
@@ -20,9 +20,9 @@ const HERE: &str = "examined_here";
 
 impl Keeper {
     pub(super) fn restore(&mut self) -> Result<(), DatabaseError> {
-        let unfinished = self.store.count_unfinished()?;
-        let Stored { names, generations, files, banned } = self.store.stored(&self.here)?;
-        (self.known, self.banned) = (generations, banned);
+        let unfinished = self.store.unfinished()?;
+        let Stored { names, generations, files, banned, rolled_back } = self.store.stored(&self.here)?;
+        (self.known, self.banned, self.rolled_back) = (generations, banned, rolled_back);
         for load in unfinished {
             let proven = self.known.get(&load.generation).is_some_and(|known| known.proven);
             tracing::error!(
@@ -32,29 +32,39 @@ impl Keeper {
                 proven,
                 "the daemon died while it loaded this spoke"
             );
-            if !proven || load.strikes >= STRIKES {
-                let why = Why::new("crashed", "the daemon died while it loaded this content")
-                    .hint("`bespoke spoke enable` tries it once more; the daemon may die again");
-                self.ban(load.generation, why)?;
-            }
+            let why = (!proven || load.strikes >= STRIKES).then(|| {
+                Why::new("crashed", "the daemon died while it loaded this content")
+                    .hint("`bespoke spoke enable` tries it once more; the daemon may die again")
+            });
+            self.store.judge_unfinished(load.generation, why.as_ref())?;
+            self.banned.extend(why.map(|why| (load.generation, why)));
         }
-        for generation in take_marks(&self.staged()).unwrap_or_else(|error| {
+        for generation in marks(&self.staged()).unwrap_or_else(|error| {
             tracing::warn!(%error, "what was being inspected at the last end can't be found out");
             Vec::new()
         }) {
             // What has served since is not to blame.
-            if self.known.get(&generation).is_some_and(|known| known.proven) {
-                continue;
+            if self.known.get(&generation).is_none_or(|known| !known.proven) {
+                tracing::error!(
+                    generation = generation.short(),
+                    "the daemon died while it inspected this spoke"
+                );
+                let why = Why::new("crashed", "the daemon died while it inspected this content")
+                    .hint("`bespoke spoke enable` looks at it once more; the daemon may die again");
+                self.store.ban(generation, &why)?;
+                self.banned.insert(generation, why);
             }
-            tracing::error!(generation = generation.short(), "the daemon died while it inspected this spoke");
-            let why = Why::new("crashed", "the daemon died while it inspected this content")
-                .hint("`bespoke spoke enable` looks at it once more; the daemon may die again");
-            self.ban(generation, why)?;
+            if let Err(error) = unmark(&self.staged(), generation) {
+                tracing::warn!(%error, "the mark of an inspection can't be taken away");
+            }
         }
         let here = format!("{} {}", self.here.post, self.here.version);
         let same_place = self.store.note(HERE)?.as_deref() == Some(&*here);
         let entries: BTreeMap<String, String> =
             files.iter().map(|(entry, file)| (file.name.clone(), entry.clone())).collect();
+        if let Some(first) = self.store.note(FIRST_NAME)? {
+            self.first_name = first.parse().unwrap_or_default();
+        }
         for (name, stored) in names {
             let named = Named {
                 id: stored.id,
@@ -62,6 +72,7 @@ impl Keeper {
                 life: None,
                 disabled: stored.disabled,
                 given: stored.given,
+                left: stored.left,
                 history: stored.history,
             };
             self.names.insert(name.clone(), named);
@@ -85,13 +96,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// Keeps a content from being loaded again, on disk before anything else is done.
-    fn ban(&mut self, generation: Generation, why: Why) -> Result<(), DatabaseError> {
-        self.store.ban(generation, &why)?;
-        self.banned.insert(generation, why);
-        Ok(())
-    }
-
     /// What served under a name does so again, unless it has to be examined first or must not be.
     fn restore_name(
         &mut self,
@@ -110,7 +114,7 @@ impl Keeper {
         life.facts = known.as_ref().map(|known| known.facts.clone());
         let own = file.filter(|file| file.generation == Some(generation) && file.state == State::Serving);
         let at_home = known.as_ref().is_some_and(|known| known.verdict.is_some());
-        let banned = self.deadly(&generation).cloned();
+        let banned = self.banned.get(&generation).cloned();
         match (known, served) {
             (Some(known), Some(path)) if at_home || banned.is_some() => {
                 life.state = State::Serving;

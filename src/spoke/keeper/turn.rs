@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::asks::{Ask, Holding};
-use super::jobs::{Done, Task};
+use super::jobs::{Done, Judging, Task};
 use super::lives::{Life, LifeId, Waiter};
 use super::names::Named;
 use super::{KeeperError, KeeperSettings, Row, Spokes, Trouble};
@@ -56,21 +56,34 @@ pub(super) struct Keeper {
     /// The life of the content that an entry has now.
     pub(super) by_entry: HashMap<String, LifeId>,
     pub(super) names: BTreeMap<String, Named>,
+    /// The smallest number that a new name may have.
+    pub(super) first_name: i64,
     pub(super) known: BTreeMap<Generation, Known>,
+    /// Contents that must not be loaded under any name: they kill the process.
     pub(super) banned: BTreeMap<Generation, Why>,
+    /// Contents that do not serve under the name from which they were rolled back.
+    pub(super) rolled_back: BTreeMap<(String, Generation), Why>,
 
     pub(super) slots: HashMap<Generation, Arc<Slot>>,
     pub(super) holdings: VecDeque<Holding>,
     /// Lives that wait for memory.
     pub(super) cramped: VecDeque<LifeId>,
+    /// In use, and in the way of whoever is next to be loaded.
+    pub(super) leaving: BTreeSet<Generation>,
     /// What served before the start and came by no file that is known.
     pub(super) orphans: Vec<LifeId>,
     /// Generations to be in memory before anybody asks.
     pub(super) preload: VecDeque<Generation>,
+    /// Loads in a row that failed of contents that were loaded before.
+    pub(super) stumbles: BTreeMap<Generation, u32>,
 
     pub(super) urgent: VecDeque<(LifeId, Task)>,
     pub(super) queue: VecDeque<(LifeId, Task)>,
     pub(super) running: Option<LifeId>,
+    /// Lives that wait for their gate, and the one that is being asked. Questions take as long as requests do: they must not
+    /// keep other files waiting.
+    pub(super) gates: VecDeque<LifeId>,
+    pub(super) judging: Option<Judging>,
     pub(super) done: (mpsc::UnboundedSender<Done>, mpsc::UnboundedReceiver<Done>),
 
     pub(super) effects: VecDeque<(LifeId, Effect)>,
@@ -115,16 +128,22 @@ impl Keeper {
             next_life: 0,
             by_entry: HashMap::new(),
             names: BTreeMap::new(),
+            first_name: 0,
             known: BTreeMap::new(),
             banned: BTreeMap::new(),
+            rolled_back: BTreeMap::new(),
             slots: HashMap::new(),
             holdings: VecDeque::new(),
             cramped: VecDeque::new(),
+            leaving: BTreeSet::new(),
             orphans: Vec::new(),
             preload: VecDeque::new(),
+            stumbles: BTreeMap::new(),
             urgent: VecDeque::new(),
             queue: VecDeque::new(),
             running: None,
+            gates: VecDeque::new(),
+            judging: None,
             done: mpsc::unbounded_channel(),
             effects: VecDeque::new(),
             writes: RefCell::default(),
@@ -198,11 +217,11 @@ impl Keeper {
             self.write_down();
             self.free_unneeded();
             if self.engine_is_ready() {
-                self.serve_cramped(stop).await;
-                self.serve_holdings(stop).await;
+                self.serve_waiting(stop).await;
                 self.serve_preload(stop).await;
             }
             self.start_job();
+            self.start_judging();
             if self.effects.is_empty() {
                 break;
             }
@@ -266,6 +285,7 @@ impl Keeper {
             self.sweep_due = true;
             return;
         }
+        self.forget_names();
         let mut needed: BTreeSet<_> = BTreeSet::new();
         for life in self
             .lives

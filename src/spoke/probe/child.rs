@@ -47,6 +47,8 @@ impl ChildProbe {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
+            // What a terminal sends to stop the daemon is not for the child.
+            .process_group(0)
             .spawn()
             .map_err(|error| self.not_started(&error))?;
         let (out, err, id) = (child.stdout.take(), child.stderr.take(), child.id());
@@ -70,6 +72,10 @@ impl ChildProbe {
             }
         };
         let status = status.map_err(|error| self.not_started(&error))?;
+        if let Some(signal @ (libc::SIGINT | libc::SIGTERM)) = status.signal() {
+            let message = format!("somebody stopped the process that tried it by signal {signal}");
+            return Err(Why::new("not_probed", message).hint("it is tried again"));
+        }
         Ok(self.understood(status, &out, &err))
     }
 
@@ -144,13 +150,17 @@ mod tests {
 
     /// A child that a shell plays.
     async fn scripted(script: &str, limit: Duration) -> Finding {
+        tried(script, limit).await.unwrap()
+    }
+
+    async fn tried(script: &str, limit: Duration) -> Result<Finding, Why> {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("child");
         crate::durable::write(&program, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
         fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let probe = ChildProbe { program, model: "post.gguf".into(), limit, memory: 1 << 30 };
-        probe.run(Path::new("/staged/spoke")).await.unwrap()
+        probe.run(Path::new("/staged/spoke")).await
     }
 
     const LONG: Duration = Duration::from_secs(30);
@@ -171,6 +181,14 @@ mod tests {
             why.message,
             "the process that tried it ended with 3: spoke probe --json --memory 1073741824 --model post.gguf -- /staged/spoke"
         );
+    }
+
+    #[tokio::test]
+    async fn a_child_that_somebody_stops_says_nothing_of_the_file() {
+        for signal in ["INT", "TERM"] {
+            let why = tried(&format!("kill -{signal} $$"), LONG).await.unwrap_err();
+            assert_eq!(why.code, "not_probed", "{why}");
+        }
     }
 
     #[tokio::test]

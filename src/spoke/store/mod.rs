@@ -122,29 +122,44 @@ impl Store {
         })
     }
 
-    /// Loads on which the process died; counts them. To be called once, at the start.
+    /// Loads on which the process died. To be judged one by one, at the start.
     ///
     /// # Errors
     /// The database's.
-    pub fn count_unfinished(&mut self) -> Result<Vec<Unfinished>, DatabaseError> {
+    pub fn unfinished(&mut self) -> Result<Vec<Unfinished>, DatabaseError> {
+        self.database.run(|connection| {
+            let mut query = connection.prepare(
+                "SELECT generation, name, strikes + 1 FROM spoke_loading WHERE under_way = 1 ORDER BY generation",
+            )?;
+            let rows = query.query_map([], |row| {
+                Ok(Unfinished {
+                    generation: read::parsed(row, 0)?,
+                    name: row.get(1)?,
+                    strikes: row.get(2)?,
+                })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// Counts such a load, and keeps its content from being loaded again if there is a reason: both, or, should the process die
+    /// once more, neither.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn judge_unfinished(
+        &mut self,
+        generation: Generation,
+        ban: Option<&Why>,
+    ) -> Result<(), DatabaseError> {
         self.database.run(|connection| {
             let transaction = connection.transaction()?;
-            let unfinished = {
-                let mut query = transaction.prepare(
-                    "UPDATE spoke_loading SET under_way = 0, strikes = strikes + 1 WHERE under_way = 1
-                     RETURNING generation, name, strikes",
-                )?;
-                let rows = query.query_map([], |row| {
-                    Ok(Unfinished {
-                        generation: read::parsed(row, 0)?,
-                        name: row.get(1)?,
-                        strikes: row.get(2)?,
-                    })
-                })?;
-                rows.collect::<rusqlite::Result<Vec<_>>>()?
-            };
-            transaction.commit()?;
-            Ok(unfinished)
+            let count = "UPDATE spoke_loading SET under_way = 0, strikes = strikes + 1 WHERE generation = ?1";
+            transaction.execute(count, [generation.to_string()])?;
+            if let Some(why) = ban {
+                write::ban(&transaction, generation, why)?;
+            }
+            transaction.commit()
         })
     }
 

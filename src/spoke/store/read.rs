@@ -25,6 +25,8 @@ pub struct Stored {
     pub files: BTreeMap<String, File>,
     /// Contents that are never to be loaded.
     pub banned: BTreeMap<Generation, Why>,
+    /// Contents that were rolled back, each with the name under which it does not serve.
+    pub rolled_back: BTreeMap<(String, Generation), Why>,
 }
 
 /// A name that has served.
@@ -38,6 +40,8 @@ pub struct Name {
     pub disabled: bool,
     /// Whether it didn't come by the folder.
     pub given: bool,
+    /// When it lost what served, in milliseconds since 1970.
+    pub left: i64,
     /// What has served, the latest last; `current` among it.
     pub history: Vec<Generation>,
 }
@@ -108,19 +112,23 @@ impl Store {
     pub fn stored(&mut self, here: &Here) -> Result<Stored, DatabaseError> {
         let post = here.post.to_string();
         self.database.run(|connection| {
-            let mut names: BTreeMap<String, Name> =
-                all(connection, "SELECT name, id, current, disabled, given FROM spoke_name", |row| {
+            let mut names: BTreeMap<String, Name> = all(
+                connection,
+                "SELECT name, id, current, disabled, given, left_at FROM spoke_name",
+                |row| {
                     let name = Name {
                         id: row.get(1)?,
                         current: parsed_if_any(row, 2)?,
                         disabled: row.get(3)?,
                         given: row.get(4)?,
+                        left: row.get(5)?,
                         history: Vec::new(),
                     };
                     Ok((row.get(0)?, name))
-                })?
-                .into_iter()
-                .collect();
+                },
+            )?
+            .into_iter()
+            .collect();
             let history = all(connection, "SELECT name, generation FROM spoke_history ORDER BY id", |row| {
                 Ok((row.get::<_, String>(0)?, parsed(row, 1)?))
             })?;
@@ -153,11 +161,16 @@ impl Store {
             let banned = all(connection, "SELECT generation, why FROM spoke_banned", |row| {
                 Ok((parsed(row, 0)?, from_json(row, 1)?))
             })?;
+            let rolled_back =
+                all(connection, "SELECT name, generation, why FROM spoke_rolled_back", |row| {
+                    Ok(((row.get(0)?, parsed(row, 1)?), from_json(row, 2)?))
+                })?;
             Ok(Stored {
                 names,
                 generations: generations.into_iter().collect(),
                 files: files.into_iter().collect(),
                 banned: banned.into_iter().collect(),
+                rolled_back: rolled_back.into_iter().collect(),
             })
         })
     }

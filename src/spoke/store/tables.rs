@@ -58,4 +58,20 @@ CREATE TABLE spoke_note (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) STRICT;
+", "
+-- Contents that were rolled back, each under the name that it had; before, they were among the banned, under every name.
+CREATE TABLE spoke_rolled_back (
+    name TEXT NOT NULL,
+    generation TEXT NOT NULL,
+    why TEXT NOT NULL,
+    PRIMARY KEY (name, generation)
+) STRICT;
+INSERT INTO spoke_rolled_back (name, generation, why)
+    SELECT line.name, banned.generation, banned.why
+    FROM spoke_banned AS banned JOIN spoke_transition AS line ON line.generation = banned.generation
+    WHERE json_extract(banned.why, '$.code') = 'rolled_back' AND json_extract(line.why, '$.code') = 'rolled_back'
+    GROUP BY line.name, banned.generation;
+DELETE FROM spoke_banned WHERE json_extract(why, '$.code') = 'rolled_back';
+-- When a name lost what served, in milliseconds since 1970.
+ALTER TABLE spoke_name ADD COLUMN left_at INTEGER NOT NULL DEFAULT 0;
 "];

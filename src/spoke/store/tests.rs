@@ -31,7 +31,7 @@ fn examined(text: &str) -> Write {
 }
 
 fn current(name: &str, generation: Option<Generation>) -> Write {
-    Write::Current { id: 7, name: name.to_owned(), generation, given: false }
+    Write::Current { id: 7, name: name.to_owned(), generation, given: false, left: 3 }
 }
 
 fn line(name: &str, to: &str, why: Option<Why>) -> Transition {
@@ -125,19 +125,73 @@ fn a_load_that_was_never_finished_is_counted_and_one_that_was_is_not() {
     };
     crash();
     let mut store = open(root.path());
-    let found = store.count_unfinished().unwrap();
+    let found = store.unfinished().unwrap();
     assert_eq!(found, [Unfinished { generation: bad, name: "b".to_owned(), strikes: 1 }]);
+    // As long as it isn't judged it is asked about again.
+    assert_eq!(store.unfinished().unwrap(), found);
+    store.judge_unfinished(bad, None).unwrap();
     // A restart without another try is no further strike.
-    assert_eq!(store.count_unfinished().unwrap(), []);
+    assert_eq!(store.unfinished().unwrap(), []);
     drop(store);
     crash();
     let mut store = open(root.path());
-    assert_eq!(store.count_unfinished().unwrap()[0].strikes, 2);
+    assert_eq!(store.unfinished().unwrap()[0].strikes, 2);
+    let why = Why::new("crashed", "C");
+    store.judge_unfinished(bad, Some(&why)).unwrap();
+    assert_eq!(store.stored(&here("1")).unwrap().banned, [(bad, why)].into());
     store.begin_loading(bad, "b").unwrap();
     store.end_loading(bad, None).unwrap();
     drop(store);
     crash();
-    assert_eq!(open(root.path()).count_unfinished().unwrap()[0].strikes, 1, "one success wipes the slate");
+    assert_eq!(open(root.path()).unfinished().unwrap()[0].strikes, 1, "one success wipes the slate");
+}
+
+#[test]
+fn what_was_rolled_back_is_so_under_its_name_alone_and_forgotten_with_it() {
+    let root = tempfile::tempdir().unwrap();
+    let (one, two) = (generation("one"), generation("two"));
+    let why = Why::new("rolled_back", "R");
+    let rolled_back = |name: &str, generation| Write::RolledBack(name.to_owned(), generation, why.clone());
+    let mut store = open(root.path());
+    let writes =
+        [current("a", Some(one)), rolled_back("a", one), rolled_back("b", one), rolled_back("b", two)];
+    store.commit(&writes, &here("1")).unwrap();
+    store.commit(&[Write::Allowed("b".to_owned(), one)], &here("1")).unwrap();
+    drop(store);
+    let mut store = open(root.path());
+    let key = |name: &str, generation| (name.to_owned(), generation);
+    let expected = [(key("a", one), why.clone()), (key("b", two), why.clone())];
+    assert_eq!(store.stored(&here("1")).unwrap().rolled_back, expected.into());
+    store.commit(&[Write::Forgotten("a".to_owned())], &here("1")).unwrap();
+    let stored = store.stored(&here("1")).unwrap();
+    assert!(stored.names.is_empty() && stored.rolled_back.len() == 1, "{stored:?}");
+}
+
+#[test]
+fn rollbacks_of_the_first_version_keep_the_names_of_their_lines_in_the_journal() {
+    let root = tempfile::tempdir().unwrap();
+    let database = || {
+        let state = crate::database::StateDirectory::open(root.path()).unwrap();
+        (state.database().unwrap(), state)
+    };
+    let (one, two) = (generation("one"), generation("two"));
+    {
+        let (mut database, _state) = database();
+        database.prepare("spokes", &super::tables::STEPS[..1]).unwrap();
+        let rows = format!(
+            r#"INSERT INTO spoke_banned (generation, why) VALUES
+                ('{one}', '{{"code":"rolled_back","message":"R"}}'), ('{two}', '{{"code":"crashed","message":"C"}}');
+            INSERT INTO spoke_transition (at, name, generation, is_now, why) VALUES
+                (1, 'a', '{one}', 'retired', '{{"code":"rolled_back","message":"R"}}'),
+                (2, 'a', '{one}', 'retired', '{{"code":"rolled_back","message":"R"}}'),
+                (3, 'b', '{one}', 'retired', '{{"code":"deleted","message":"D"}}');"#
+        );
+        database.run(|sql| sql.execute_batch(&rows)).unwrap();
+    }
+    let stored = open(root.path()).stored(&here("1")).unwrap();
+    let names: Vec<_> = stored.rolled_back.keys().map(|(name, generation)| (&**name, *generation)).collect();
+    assert_eq!(names, [("a", one)]);
+    assert_eq!(stored.banned.into_keys().collect::<Vec<_>>(), [two]);
 }
 
 #[test]

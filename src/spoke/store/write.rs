@@ -59,6 +59,8 @@ pub enum Write {
         generation: Option<Generation>,
         /// Where it came from.
         given: bool,
+        /// When it lost what served, in milliseconds since 1970; 0 if it serves.
+        left: i64,
     },
     /// A generation is out of a name's history.
     Unhistory(String, Generation),
@@ -86,10 +88,12 @@ pub enum Write {
     },
     /// An entry is gone, or is to be looked at anew.
     NoFile(String),
-    /// A content must not be loaded until somebody says so.
-    Ban(Generation, Why),
-    /// A content may be loaded again.
-    Unban(Generation),
+    /// A content was rolled back: under this name it does not serve until somebody says so.
+    RolledBack(String, Generation, Why),
+    /// A content may be loaded again, and serve under this name.
+    Allowed(String, Generation),
+    /// Nothing is kept of a name any more.
+    Forgotten(String),
     /// Nothing has this content any more: what was found out about it is forgotten.
     Unexamined(Generation),
 }
@@ -137,11 +141,12 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
             let post = here.post.to_string();
             sql.execute(insert, (generation.to_string(), json(facts), json(verdict), post, &here.version))?;
         }
-        Write::Current { id, name, generation, given } => {
+        Write::Current { id, name, generation, given, left } => {
             let current = generation.map(|generation| generation.to_string());
-            let set = "INSERT INTO spoke_name (id, name, current, given) VALUES (?1, ?2, ?3, ?4)
-                ON CONFLICT (name) DO UPDATE SET current = excluded.current, given = excluded.given";
-            sql.execute(set, (id, name, &current, given))?;
+            let set = "INSERT INTO spoke_name (id, name, current, given, left_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                ON CONFLICT (name) DO UPDATE SET current = excluded.current, given = excluded.given,
+                    left_at = excluded.left_at";
+            sql.execute(set, (id, name, &current, given, left))?;
             if let Some(current) = current {
                 // Behind all others, also if it was there before.
                 let delete = "DELETE FROM spoke_history WHERE name = ?1 AND generation = ?2";
@@ -171,11 +176,21 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
         Write::Unexamined(generation) => {
             sql.execute("DELETE FROM spoke_generation WHERE generation = ?1", [generation.to_string()])?;
         }
-        Write::Ban(generation, why) => ban(sql, *generation, why)?,
-        Write::Unban(generation) => {
+        Write::RolledBack(name, generation, why) => {
+            let keep = "INSERT OR REPLACE INTO spoke_rolled_back (name, generation, why) VALUES (?1, ?2, ?3)";
+            sql.execute(keep, (name, generation.to_string(), json(why)))?;
+        }
+        Write::Allowed(name, generation) => {
             let generation = generation.to_string();
+            let delete = "DELETE FROM spoke_rolled_back WHERE name = ?1 AND generation = ?2";
+            sql.execute(delete, (name, &generation))?;
             sql.execute("DELETE FROM spoke_banned WHERE generation = ?1", [&generation])?;
             sql.execute("DELETE FROM spoke_loading WHERE generation = ?1", [&generation])?;
+        }
+        Write::Forgotten(name) => {
+            for table in ["spoke_name", "spoke_history", "spoke_rolled_back"] {
+                sql.execute(&format!("DELETE FROM {table} WHERE name = ?1"), [name])?;
+            }
         }
     }
     Ok(())

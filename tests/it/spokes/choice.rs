@@ -11,7 +11,7 @@ use crate::dropped::{felix, lora};
 #[test]
 fn a_dropped_file_is_served_under_its_name() {
     let served = Served::new();
-    assert_eq!(served.told(json!({"model": "encoding"})), "post", "nothing has this name yet");
+    assert_eq!(served.ask(json!({"model": "encoding"})).status, 404, "nothing has this name yet");
     let content = lora(1);
     let generation = served.put("encoding.gguf", &content);
     served.serves("encoding", generation);
@@ -24,7 +24,7 @@ fn a_dropped_file_is_served_under_its_name() {
         let header = answer.header("x-bespoke-spokes").unwrap();
         assert_eq!(header, format!("encoding@{}*1", generation.short()));
     }
-    for model in [json!("bespoke-tiny"), json!("any"), json!("bespoke"), Value::Null] {
+    for model in [json!("bespoke-tiny"), json!("bespoke"), json!(""), Value::Null] {
         let answer = served.ask(json!({"model": model}));
         assert_eq!((answer.content().as_str(), answer.header("x-bespoke-spokes")), ("post", None), "{model}");
         assert!(answer.ok().get("spokes").is_none());
@@ -57,17 +57,18 @@ fn names_that_are_not_there_are_a_404_that_lists_what_is() {
     let served = Served::new();
     let generation = served.put("encoding.gguf", &lora(1));
     served.serves("encoding", generation);
-    let answer = served.ask(json!({"model": "bespoke:encodign"}));
-    assert_eq!(answer.status, 404);
-    let expected =
-        "no model is named \"bespoke:encodign\"; this daemon serves \"bespoke-tiny\", \"encoding\"";
-    assert_eq!(message(&answer), expected);
+    for model in ["bespoke:encodign", "encodign", "gpt-4"] {
+        let answer = served.ask(json!({"model": model}));
+        assert_eq!(answer.status, 404);
+        let expected =
+            format!("no model is named {model:?}; this daemon serves \"bespoke-tiny\", \"encoding\"");
+        assert_eq!(message(&answer), expected);
+    }
     std::fs::remove_file(served.folder().join("encoding.gguf")).unwrap();
     wait_until("it is gone", || served.rows("encoding").is_empty());
     let answer = served.ask(json!({"model": "encoding"}));
     assert_eq!(answer.status, 404, "{}", answer.text);
     assert!(message(&answer).contains("its file was deleted"), "{}", answer.text);
-    assert_eq!(served.told(json!({"model": "gpt-4"})), "post");
     wait_until("its memory is freed", || served.daemon.engine.loaded().is_empty());
     // The same content again is the same generation again.
     served.put("encoding.gguf", &lora(1));
@@ -78,13 +79,15 @@ fn names_that_are_not_there_are_a_404_that_lists_what_is() {
 #[test]
 fn the_meaning_of_names_that_are_not_there_can_be_configured() {
     let served = Served::with(|settings| {
-        settings.spokes.unknown_model = Otherwise::Refuse;
+        settings.spokes.unknown_model = Otherwise::Post;
         settings.spokes.retired = Otherwise::Post;
     });
     let generation = served.put("encoding.gguf", &lora(1));
     served.serves("encoding", generation);
-    assert_eq!(served.ask(json!({"model": "any"})).status, 404);
-    assert_eq!(served.told(json!({"model": "bespoke-tiny"})), "post");
+    for model in ["any", "gpt-4", "bespoke-tiny"] {
+        assert_eq!(served.told(json!({"model": model})), "post");
+    }
+    assert_eq!(served.ask(json!({"model": "bespoke:any"})).status, 404, "a spoke, and no other thing");
     std::fs::remove_file(served.folder().join("encoding.gguf")).unwrap();
     wait_until("it is gone", || served.rows("encoding").is_empty());
     for model in ["encoding", "bespoke:encoding"] {
@@ -126,6 +129,13 @@ fn a_request_may_name_several_loras_with_scales_and_one_felix_spoke() {
     let nobody = served.ask(json!({"lora": [{"id": 99}]}));
     assert_eq!((nobody.status, nobody.json()["error"]["param"].as_str()), (400, Some("lora[0].id")));
     assert!(message(&nobody).contains("no adapter has the id 99; there are 0 (a), 1 (b)"), "{}", nobody.text);
+    let nobody = served.ask(json!({"lora": [{"id": "aa"}]}));
+    assert_eq!(nobody.status, 404);
+    assert!(
+        message(&nobody).contains("\"aa\"; this daemon serves \"bespoke-tiny\", \"a\", \"b\""),
+        "{}",
+        nobody.text
+    );
     let twice = served.ask(json!({"lora": [{"id": "a"}, {"id": ids[0]}]}));
     assert_eq!(twice.status, 400, "{}", twice.text);
     assert_ne!(f, g);
@@ -150,7 +160,7 @@ fn the_task_chooses_then_the_default_then_nothing() {
     served.serves("encoding", encoding);
     assert_eq!(used(format("encoding_response")).as_deref(), Some("encoding"));
     assert_eq!(used(format("gate_response")).as_deref(), Some("chat"));
-    assert_eq!(used(json!({"model": "whatever mnemonic sends"})).as_deref(), Some("chat"));
+    assert_eq!(used(json!({"model": "bespoke"})).as_deref(), Some("chat"));
     // What is named outright wins over the task.
     let mut named = format("encoding_response");
     named["model"] = json!("chat");

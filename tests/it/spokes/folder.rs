@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bespoke::engine::{FakeEngine, Script};
 use serde_json::json;
 
 use super::{Served, alone};
@@ -56,6 +57,60 @@ fn a_folder_that_can_not_be_read_takes_nothing_out_of_service() {
     std::fs::rename(&away, served.folder()).unwrap();
     let new = served.put("a.gguf", &lora(2));
     served.serves("a", new);
+}
+
+#[test]
+fn an_empty_folder_under_an_unmounted_disk_takes_nothing_out_of_service() {
+    // Two file systems that every Linux has; where the folder of spokes is decided by a link, as it is by a mount.
+    let [disk, below] = ["/dev/shm", "/tmp"].map(|place| tempfile::tempdir_in(place).unwrap());
+    let device = |path: &std::path::Path| std::os::unix::fs::MetadataExt::dev(&path.metadata().unwrap());
+    assert_ne!(device(disk.path()), device(below.path()), "the test needs two file systems");
+    let root = tempfile::tempdir().unwrap();
+    let link = root.path().join("spokes");
+    std::os::unix::fs::symlink(disk.path(), &link).unwrap();
+    let served = Served::over(FakeEngine::new(Script::Spokes(Duration::ZERO)), root, |settings| {
+        settings.spokes.events = false;
+        settings.spokes.poll = Duration::from_millis(100);
+    });
+    let generation = served.put("a.gguf", &lora(1));
+    served.serves("a", generation);
+    let exchange = |to: &std::path::Path| {
+        let new = served.root.path().join("new");
+        std::os::unix::fs::symlink(to, &new).unwrap();
+        std::fs::rename(&new, &link).unwrap();
+    };
+    exchange(below.path());
+    wait_until("it is noticed", || {
+        served.daemon.get("/metrics").text.contains("bespoke_spoke_folder_readable 0")
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(served.told(json!({"model": "a"})), alone(generation));
+    exchange(disk.path());
+    let new = served.put("a.gguf", &lora(2));
+    served.serves("a", new);
+    // On its own disk, an empty folder is one from which everything was deleted.
+    std::fs::remove_file(served.folder().join("a.gguf")).unwrap();
+    wait_until("it is gone", || served.rows("a").is_empty());
+}
+
+#[test]
+fn what_is_refused_before_it_is_copied_leaves_its_reason_too() {
+    let served = Served::new();
+    std::os::unix::fs::symlink("/etc/passwd", served.folder().join("link.gguf")).unwrap();
+    served.put("empty.gguf", b"");
+    let kept = served.root.path().join("state/spokes/quarantine");
+    for (name, code) in [("link", "symlink"), ("empty", "empty_file")] {
+        assert_eq!(served.row(name, "quarantined")["reason"]["code"], code);
+        wait_until("the reason is kept", || {
+            let folders = std::fs::read_dir(&kept).into_iter().flatten();
+            let reasons =
+                folders.map(|entry| std::fs::read_to_string(entry.unwrap().path().join("reason.json")));
+            reasons.flatten().any(|reason| {
+                let reason: serde_json::Value = serde_json::from_str(&reason).unwrap();
+                reason["name"] == name && reason["reason"]["code"] == code
+            })
+        });
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn a_bad_file_leaves_the_old_generation_serving_and_is_kept_with_its_reason() {
         .root
         .path()
         .join("state/spokes/quarantine")
-        .join(format!("encoding-{}", &bad.to_string()[..8]));
+        .join(format!("encoding-{}", &bad.to_string()[..16]));
     let mut reason = String::new();
     wait_until("the reason is written", || {
         reason = std::fs::read_to_string(kept.join("reason.json")).unwrap_or_default();
@@ -157,6 +157,57 @@ fn a_gate_keeps_the_old_generation_where_the_new_one_is_worse() {
 }
 
 #[test]
+fn other_files_do_not_wait_for_a_gate() {
+    let root = tempfile::tempdir().unwrap();
+    let probes = root.path().join("probes.jsonl");
+    bespoke::durable::write(&probes, b"{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows\"}\n").unwrap();
+    let engine = FakeEngine::new(Script::Spokes(Duration::from_secs(600)));
+    let served = Served::over(engine, root, |settings| {
+        let gate = bespoke::config::GateSettings {
+            probes,
+            epr: Some(0.9),
+            np: None,
+            sc: None,
+            fr: None,
+            limit: Duration::from_secs(3),
+        };
+        settings.spokes.gates = [("judged".to_owned(), gate)].into();
+    });
+    served.put("judged.gguf", &lora(1));
+    served.row("judged", "probed");
+    let other = served.put("other.gguf", &lora(2));
+    served.serves("other", other);
+    assert_eq!(served.rows("judged")[0]["state"], "probed");
+    let row = served.row("judged", "quarantined");
+    assert_eq!(row["reason"]["code"], "gate_too_slow", "{row}");
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_gate_says_nothing_of_the_spoke() {
+    let root = tempfile::tempdir().unwrap();
+    let probes = root.path().join("probes.jsonl");
+    bespoke::durable::write(&probes, b"{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows\"}\n").unwrap();
+    let engine = FakeEngine::new(Script::Spokes(Duration::from_secs(600)));
+    let served = Served::over(engine, root, |settings| {
+        settings.server.drain = Duration::from_millis(100);
+        let gate = bespoke::config::GateSettings {
+            probes,
+            epr: Some(0.9),
+            np: None,
+            sc: None,
+            fr: None,
+            limit: Duration::from_secs(600),
+        };
+        settings.spokes.gates = [("judged".to_owned(), gate)].into();
+    });
+    let generation = served.put("judged.gguf", &lora(1));
+    served.row("judged", "probed");
+    wait_until("it is asked", || served.daemon.engine.running() == 1);
+    let served = served.restart(|_| {});
+    served.serves("judged", generation);
+}
+
+#[test]
 fn a_restart_serves_what_served_without_a_probe_and_forgets_what_was_deleted_meanwhile() {
     let served = Served::new();
     let kept = served.put("kept.gguf", &lora(1));
@@ -214,6 +265,19 @@ fn transitions_are_told_as_they_happen_and_from_the_journal() {
     let told = read_until(&mut journal, "\"to\":\"serving\"");
     assert!(told.contains("id: 4") && !told.contains("id: 3\n"), "{told}");
     assert_eq!(served.daemon.get("/v1/spokes/events?after=x").status, 400);
+    // Whoever knows another journal, which went further, hears of what happens from now on.
+    let mut ahead = served.daemon.connection();
+    std::io::Write::write_all(
+        &mut ahead,
+        b"GET /v1/spokes/events HTTP/1.1\r\nhost: localhost\r\nlast-event-id: 999\r\n\r\n",
+    )
+    .unwrap();
+    read_until(&mut ahead, "text/event-stream");
+    served.put("bad.gguf", &lora(2)[..1_000]);
+    served.row("bad", "quarantined");
+    std::fs::remove_file(served.folder().join("bad.gguf")).unwrap();
+    let told = read_until(&mut ahead, "\"to\":\"retired\"");
+    assert!(told.contains("\"from\":\"quarantined\"") && told.contains("\"code\":\"deleted\""), "{told}");
     let metrics = served.daemon.get("/metrics").text;
     for line in [
         "bespoke_spoke_transitions_total{to=\"serving\"} 1",

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use bespoke::engine::{FakeEngine, Script};
 use bespoke::spoke::Generation;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{Served, alone, message};
@@ -254,6 +256,111 @@ fn spokes_make_room_for_each_other_and_come_back_when_they_are_asked_for() {
     let three = served.ask(json!({"lora": [{"id": "a"}, {"id": "b"}, {"id": "c"}]}));
     assert_eq!(three.status, 400, "{}", three.text);
     assert!(message(&three).contains("bytes in memory"), "{}", three.text);
+}
+
+#[test]
+fn a_spoke_in_constant_use_makes_room_for_one_that_is_asked_for() {
+    let size = lora(1).len() as u64;
+    let engine = FakeEngine::new(Script::Spokes(Duration::from_millis(200)));
+    let served = Served::over(engine, tempfile::tempdir().unwrap(), |settings| {
+        settings.spokes.memory = bytesize::ByteSize(size * 3 / 2);
+    });
+    let [a, b] = ["a", "b"].map(|name| {
+        let generation = served.put(&format!("{name}.gguf"), &lora(u32::from(name.as_bytes()[0])));
+        served.serves(name, generation);
+        generation
+    });
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Three clients by turns: at no moment nobody runs with it.
+        for client in 0..3 {
+            let (served, done) = (&served, &done);
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(70 * client));
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    assert_eq!(served.told(json!({"model": "a"})), alone(a));
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        for _ in 0..3 {
+            let began = std::time::Instant::now();
+            let answer = served.ask(json!({"model": "b"}));
+            let took = began.elapsed();
+            // Whatever is found, the others end.
+            done.store(
+                answer.status != 200 || took > Duration::from_secs(4),
+                std::sync::atomic::Ordering::SeqCst,
+            );
+            assert_eq!(answer.content(), alone(b));
+            assert!(took < Duration::from_secs(4), "{took:?}");
+        }
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+}
+
+#[test]
+fn what_was_refused_is_over_when_another_is_loaded_under_its_name() {
+    let served = Served::new();
+    let path = served.root.path().join("given.gguf");
+    for n in 0..5 {
+        bespoke::durable::write(&path, &lora(n)[..1_000]).unwrap();
+        let body = json!({"lora_name": "given", "lora_path": path, "load_inplace": true});
+        assert_eq!(served.daemon.post("/v1/load_lora_adapter", &body).status, 400);
+        assert_eq!(served.rows("given").len(), 1, "{:?}", served.rows("given"));
+    }
+}
+
+#[test]
+fn what_was_rolled_back_may_serve_under_another_name() {
+    let served = Served::new();
+    let [old, new] = [lora(1), lora(2)].map(|content| {
+        let generation = served.put("a.gguf", &content);
+        served.serves("a", generation);
+        generation
+    });
+    assert_eq!(served.daemon.post("/v1/spokes/a:rollback", &json!({})).status, 200);
+    served.serves("a", old);
+    served.put("b.gguf", &lora(2));
+    served.serves("b", new);
+    // Under its own name it stays rolled back, after a restart, too.
+    let served = served.restart(|_| {});
+    assert_eq!(served.row("a", "retired")["reason"]["code"], "rolled_back");
+    assert_eq!(served.told(json!({"model": "a"})), alone(old));
+    assert_eq!(served.told(json!({"model": "b"})), alone(new));
+    assert_eq!(served.daemon.post("/v1/spokes/a:enable", &json!({})).status, 200);
+    assert_eq!(served.told(json!({"model": "a"})), alone(new));
+}
+
+#[test]
+fn contents_of_names_that_are_long_gone_are_not_kept() {
+    let served = Served::new();
+    let copies = || {
+        let staged = std::fs::read_dir(served.root.path().join("state/spokes/staged")).unwrap();
+        staged.filter(|entry| entry.as_ref().unwrap().file_name().len() == 64).count()
+    };
+    for n in 0..20 {
+        let generation = served.put(&format!("n{n}.gguf"), &lora(n));
+        served.serves(&format!("n{n}"), generation);
+    }
+    assert_eq!(copies(), 20);
+    // Those that came first go last.
+    for n in (0..20).rev() {
+        std::fs::remove_file(served.folder().join(format!("n{n}.gguf"))).unwrap();
+        wait_until("it is gone", || served.rows(&format!("n{n}")).is_empty());
+    }
+    wait_until("the first to go are forgotten", || copies() == 16);
+    let message = |name: &str| message(&served.ask(json!({"model": name})));
+    assert!(message("n19").starts_with("no model is named"), "{}", message("n19"));
+    assert!(message("n0").contains("its file was deleted"), "{}", message("n0"));
+    // What was deleted by mistake comes back.
+    assert_eq!(served.daemon.post("/v1/spokes/n0:rollback", &json!({})).status, 200);
+    assert_eq!(served.told(json!({"model": "n0"})), alone(generation(&lora(0))));
+    // A number that was a name's is never another's.
+    let id = served.row("n0", "serving")["id"].as_i64().unwrap();
+    let new = served.put("new.gguf", &lora(99));
+    served.serves("new", new);
+    assert!(served.row("new", "serving")["id"].as_i64().unwrap() >= 20 && id == 0);
 }
 
 #[test]

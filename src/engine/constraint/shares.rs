@@ -1,0 +1,173 @@
+//! How much of the budget one value may take. A string or an array that goes on and on leaves half of what there was when
+//! it began to the values that have to come behind it; what nothing has to follow may take everything.
+
+use super::scanner::{Place, Scanner};
+
+/// A string, an array or an object that isn't closed.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    kind: Kind,
+    /// Tokens that were left when it began.
+    left: usize,
+    /// Whether something has to come behind it, once that was looked for.
+    followed: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    String,
+    Array,
+    Object,
+}
+
+/// What must come next, so that others get their share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// The end of the string, as a token of its own: nothing that goes on behind it.
+    Quote,
+    /// The end of the array.
+    Bracket,
+}
+
+impl Due {
+    /// Whether a token is what is due.
+    pub fn is(self, token: &[u8]) -> bool {
+        match self {
+            Self::Quote => token == b"\"",
+            Self::Bracket => token.starts_with(b"]"),
+        }
+    }
+}
+
+/// Follows an answer.
+#[derive(Debug, Clone)]
+pub struct Shares {
+    left: usize,
+    open: Vec<Open>,
+}
+
+impl Shares {
+    /// For an answer of at most so many tokens.
+    pub fn new(budget: usize) -> Self {
+        Self { left: budget, open: Vec::new() }
+    }
+
+    /// A token has been taken; `scanner` has seen everything before it.
+    pub fn accept(&mut self, scanner: &mut Scanner, token: &[u8]) {
+        for &byte in token {
+            self.push(scanner, byte);
+        }
+        self.left = self.left.saturating_sub(1);
+    }
+
+    fn push(&mut self, scanner: &mut Scanner, byte: u8) {
+        let before = scanner.place();
+        scanner.push(byte);
+        let kind = match (before, scanner.place(), byte) {
+            (Place::Between | Place::Number, Place::String, _) => Kind::String,
+            (Place::Between | Place::Number, Place::Between, b'[') => Kind::Array,
+            (Place::Between | Place::Number, Place::Between, b'{') => Kind::Object,
+            (Place::String, Place::Between, _)
+            | (Place::Between | Place::Number, Place::Between, b']' | b'}') => {
+                self.open.pop();
+                return;
+            }
+            _ => return,
+        };
+        self.open.push(Open { kind, left: self.left, followed: None });
+    }
+
+    /// Whether a string or an array is open that has used its share, as far as it is one of those that something follows:
+    /// `closing` are bytes that close the answer, and are only asked for when it matters.
+    pub fn due<E>(
+        &mut self,
+        scanner: Scanner,
+        closing: impl FnOnce() -> Result<Vec<u8>, E>,
+    ) -> Result<Option<Due>, E> {
+        let due = match (scanner.place(), self.open.last()) {
+            (Place::String, _) => Due::Quote,
+            (Place::Between, Some(Open { kind: Kind::Array, .. })) => Due::Bracket,
+            _ => return Ok(None),
+        };
+        let left = self.left;
+        let used = |open: &Open| open.kind != Kind::Object && left < open.left.div_ceil(2);
+        if self.open.iter().any(|open| used(open) && open.followed.is_none()) {
+            self.look_behind(scanner, &closing()?);
+        }
+        Ok(self.open.iter().any(|open| used(open) && open.followed == Some(true)).then_some(due))
+    }
+
+    /// Finds out behind which of those that are open something has to come.
+    fn look_behind(&mut self, mut scanner: Scanner, closing: &[u8]) {
+        let mut end = self.clone();
+        let mut rest = closing.iter();
+        for at in (0..self.open.len()).rev() {
+            while end.open.len() > at
+                && let Some(&byte) = rest.next()
+            {
+                end.push(&mut scanner, byte);
+            }
+            let followed = rest.as_slice().iter().any(|byte| !matches!(byte, b']' | b'}'));
+            self.open[at].followed = Some(followed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is due behind tokens that are each of one byte, and how often the closing was asked for.
+    fn due(budget: usize, text: &str, closing: &str) -> (Option<Due>, usize) {
+        let (mut shares, mut scanner) = (Shares::new(budget), Scanner::START);
+        for byte in text.bytes() {
+            shares.accept(&mut scanner, &[byte]);
+        }
+        let mut asked = 0;
+        let due = shares.due(scanner, || {
+            asked += 1;
+            Ok::<_, ()>(closing.as_bytes().to_vec())
+        });
+        (due.unwrap(), asked)
+    }
+
+    #[test]
+    fn a_value_that_others_follow_gets_half_of_what_is_left() {
+        for (budget, text, closing, expected) in [
+            // Of 20 tokens 15 are left when the string begins.
+            (20, r#"{"a":"xxxxxx"#, r#"","b":""}"#, None),
+            (20, r#"{"a":"xxxxxxx"#, r#"","b":""}"#, Some(Due::Quote)),
+            (20, r#"{"a":"xxxxxxxxxxx"#, r#""}"#, None),
+            (20, r#"{"a":"xxxxxx\"#, r#"n","b":""}"#, None),
+            (30, r#"{"a":["xx","xx","x""#, r#"],"b":""}"#, Some(Due::Bracket)),
+            (30, r#"{"a":["xx","xx","x"#, r#""],"b":""}"#, Some(Due::Quote)),
+            (30, r#"{"a":["xx","xx","x"#, r#""]}"#, None),
+            (30, r#"{"a":[11,22,333,44"#, r#"],"b":""}"#, None),
+            (30, r#"{"a":[11,22,333,44,"#, r#"1],"b":""}"#, Some(Due::Bracket)),
+            // Only those that are open count.
+            (20, r#"{"a":"xxxxxxx","b":"#, r#""","c":""}"#, None),
+            (20, r#"{"a":{"b":"","c":""#, r#""},"d":""}"#, None),
+            (40, r#"{"a":["x"],"b":{"c":"xxxxxxxxxxxxxx"#, r#""},"d":""}"#, Some(Due::Quote)),
+            (40, r#"{"a":["x"],"b":{"c":"xxxxxxxxxxxxxx"#, r#""}}"#, None),
+        ] {
+            assert_eq!(due(budget, text, closing).0, expected, "{text} of {budget}");
+        }
+    }
+
+    #[test]
+    fn the_way_to_the_end_is_only_looked_for_when_a_share_is_used_up() {
+        assert_eq!(due(100, r#"{"a":"xxxxxx"#, ""), (None, 0));
+        let (mut shares, mut scanner) = (Shares::new(20), Scanner::START);
+        shares.accept(&mut scanner, br#"{"a":""#);
+        let mut asked = 0;
+        for _ in 0..15 {
+            shares.accept(&mut scanner, b"x");
+            let closing = || {
+                asked += 1;
+                Ok::<_, ()>(b"\"}".to_vec())
+            };
+            assert_eq!(shares.due(scanner, closing), Ok(None));
+        }
+        assert_eq!(asked, 1);
+    }
+}
