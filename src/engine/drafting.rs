@@ -106,6 +106,11 @@ pub struct Cost {
 /// Largest batch whose price is kept.
 const SIZES: usize = 64;
 
+/// Seconds that a batch of a prompt should never take: shares are made for less.
+const LATE: f64 = 0.5;
+/// How many times the known price a late batch must have cost to be believed.
+const SLOWER: f64 = 1.5;
+
 /// A low expectile: follows a quick value at once and a slow one slowly.
 fn follow(price: &mut f64, seconds: f64) {
     if *price == 0.0 {
@@ -130,16 +135,26 @@ impl Cost {
         }
     }
 
-    /// Learns how long a batch of this many tokens of prompts took.
+    /// Learns how long a batch of this many tokens of prompts took. One that took longer than any should is believed at
+    /// once: the next ones must be smaller, whatever made the machine slow.
     pub fn learn_prompt(&mut self, tokens: usize, seconds: f64) {
-        follow(&mut self.prompt_token, seconds / tokens.max(1) as f64);
+        let price = seconds / tokens.max(1) as f64;
+        if seconds > LATE && price > SLOWER * self.prompt_token {
+            self.prompt_token = price;
+        } else {
+            follow(&mut self.prompt_token, price);
+        }
+    }
+
+    /// Seconds of a prompt's token; a guess before the first prompt.
+    pub fn prompt_token(&self) -> f64 {
+        if self.prompt_token == 0.0 { 1e-3 } else { self.prompt_token }
     }
 }
 
 impl Price for Cost {
-    /// A cautious guess before the first prompt.
-    fn prompt_token(&self) -> f64 {
-        if self.prompt_token == 0.0 { 1e-3 } else { self.prompt_token }
+    fn prompt_tokens(&self, seconds: f64) -> usize {
+        if self.prompt_token == 0.0 { 0 } else { (seconds / self.prompt_token.max(1e-9)) as usize }
     }
 
     /// Seconds of a batch. Where its size has not been seen, the next smaller one's and, for each token more, a prompt's
@@ -196,6 +211,12 @@ mod tests {
         assert!((cost.batch(2) - cost.batch(1) - 1e-4).abs() < 1e-9);
         assert!((cost.batch(6) - cost.batch(4) - 2e-4).abs() < 1e-9);
         assert!(cost.batch(500) > cost.batch(64));
+        // A prompt's batch that took far too long is believed at once, and a quick one soon after.
+        let tokens = cost.prompt_tokens(0.4);
+        cost.learn_prompt(512, 5.12);
+        assert_eq!((tokens, cost.prompt_tokens(0.4)), (4_000, 40));
+        (0..10).for_each(|_| cost.learn_prompt(40, 0.004));
+        assert!(cost.prompt_tokens(0.4) > 3_000);
         // A machine that is slower for good is believed in the end.
         (0..200).for_each(|_| cost.learn(1, 3e-3));
         assert!(cost.batch(1) > 2.8e-3);

@@ -8,6 +8,7 @@ mod drafting;
 mod embedding;
 pub mod fake;
 pub mod ffi;
+mod heart;
 mod kernels;
 mod llama;
 mod minimal;

@@ -6,7 +6,7 @@
 //! tokens, filled up with guesses and, where a lane has none, with padding that is forgotten at once.
 
 /// Lanes with more certain tokens than this are prompts: they get calls of their own.
-const LONG: usize = 16;
+pub const LONG: usize = 16;
 /// Tokens of one call, at most.
 pub const BATCH: usize = 512;
 /// Seconds that a prompt's share of a step may take beside lanes that decode: bounds how long these wait.
@@ -14,14 +14,14 @@ const BESIDE: f64 = 0.1;
 /// Seconds of a prompt's share when nobody else decodes: bounds how late a cancellation is noticed.
 const ALONE: f64 = 0.4;
 /// Smallest share of a prompt, however slow the machine is.
-const SHARE: usize = 32;
+pub const SHARE: usize = 32;
 
 /// What calls cost.
 pub trait Price {
     /// Seconds of a batch of this many tokens.
     fn batch(&self, tokens: usize) -> f64;
-    /// Seconds of each token of a prompt.
-    fn prompt_token(&self) -> f64;
+    /// Tokens of a prompt that take so many seconds; none as long as nothing is known of this machine.
+    fn prompt_tokens(&self, seconds: f64) -> usize;
 }
 
 /// What a lane has to decode.
@@ -52,8 +52,9 @@ pub struct Slice {
     pub padding: usize,
 }
 
-/// The calls of the next step: one for each group of neighbours that decode, then one for the oldest prompt.
-pub fn plan(work: &[Work], cost: &impl Price) -> Vec<Vec<Slice>> {
+/// The calls of the next step: one for each group of neighbours that decode, then one for the oldest prompt. With
+/// `others_decode`, requests that have no part in this step wait for the next token of their answers.
+pub fn plan(work: &[Work], others_decode: bool, cost: &impl Price) -> Vec<Vec<Slice>> {
     let mut decoding: Vec<&Work> = work.iter().filter(|work| work.pending <= LONG).collect();
     decoding.sort_by_key(|work| work.lane);
     let mut calls: Vec<Vec<Slice>> = decoding
@@ -62,9 +63,8 @@ pub fn plan(work: &[Work], cost: &impl Price) -> Vec<Vec<Slice>> {
         .map(|group| rectangle(group, cost))
         .collect();
     if let Some(prompt) = work.iter().filter(|work| work.pending > LONG).min_by_key(|work| work.age) {
-        let seconds = if decoding.is_empty() { ALONE } else { BESIDE };
-        let affordable = (seconds / cost.prompt_token().max(1e-9)) as usize;
-        let certain = prompt.pending.min(affordable.clamp(SHARE, BATCH));
+        let seconds = if decoding.is_empty() && !others_decode { ALONE } else { BESIDE };
+        let certain = prompt.pending.min(cost.prompt_tokens(seconds).clamp(SHARE, BATCH));
         calls.push(vec![Slice { lane: prompt.lane, certain, guessed: 0, padding: 0 }]);
     }
     calls
@@ -109,8 +109,8 @@ mod tests {
         fn batch(&self, tokens: usize) -> f64 {
             self.call + 1e-3 * tokens as f64
         }
-        fn prompt_token(&self) -> f64 {
-            1e-3
+        fn prompt_tokens(&self, seconds: f64) -> usize {
+            (seconds * 1e3) as usize
         }
     }
 
@@ -124,7 +124,7 @@ mod tests {
 
     fn table(work: &[Work], line: &Line) -> Vec<Vec<(usize, usize, usize, usize)>> {
         let slice = |slice: &Slice| (slice.lane, slice.certain, slice.guessed, slice.padding);
-        plan(work, line).iter().map(|call| call.iter().map(slice).collect()).collect()
+        plan(work, false, line).iter().map(|call| call.iter().map(slice).collect()).collect()
     }
 
     #[test]
@@ -158,6 +158,14 @@ mod tests {
     }
 
     #[test]
+    fn a_prompt_takes_a_small_share_while_anybody_waits_for_a_token_and_before_its_price_is_known() {
+        let tokens = |others_decode| plan(&[work(0, 600, &[])], others_decode, &MEMORY_BOUND)[0][0].certain;
+        assert_eq!((tokens(false), tokens(true)), (400, 100));
+        let first = plan(&[work(0, 600, &[])], false, &crate::engine::drafting::Cost::default());
+        assert_eq!(first[0][0].certain, SHARE);
+    }
+
+    #[test]
     fn guesses_that_cost_what_they_bring_are_left_out() {
         assert_eq!(table(&[work(0, 1, &[0.9])], &COMPUTE_BOUND), [[(0, 1, 0, 0)]]);
         assert_eq!(
@@ -176,7 +184,7 @@ mod tests {
     #[test]
     fn many_lanes_keep_within_the_batch() {
         let lanes: Vec<Work> = (0..256).map(|lane| work(lane, 1, &[0.99; 8])).collect();
-        let tokens: usize = plan(&lanes, &MEMORY_BOUND)[0]
+        let tokens: usize = plan(&lanes, false, &MEMORY_BOUND)[0]
             .iter()
             .map(|slice| slice.certain + slice.guessed + slice.padding)
             .sum();

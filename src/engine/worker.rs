@@ -16,6 +16,7 @@ use super::batching::{Entry, Lanes};
 use super::constraint::Grammars;
 use super::embedding::Embedder;
 use super::ffi::give_back;
+use super::heart::{BEAT, Heart};
 use super::kernels::felix;
 use super::llama::{LlamaSettings, Ticket};
 use super::run::Run;
@@ -26,9 +27,6 @@ use super::{
     SpokeChange, Usage,
 };
 use crate::gguf::{Gguf, check_model};
-
-/// Longest time between two heartbeats of an idle engine, and shortest between two of a busy one.
-const BEAT: Duration = Duration::from_millis(200);
 
 /// What the thread is asked.
 pub enum Command {
@@ -150,8 +148,7 @@ fn serve(
         spokes: Spokes::new(&model),
         waiting: VecDeque::new(),
         stop_at: None,
-        health,
-        last_beat: Instant::now(),
+        heart: Heart::new(health),
     };
     worker.serve(commands);
     Ok(())
@@ -215,8 +212,7 @@ struct Worker<'a> {
     waiting: VecDeque<Waiting<'a>>,
     /// When what still runs is failed; set by the stop command.
     stop_at: Option<Instant>,
-    health: &'a watch::Sender<Health>,
-    last_beat: Instant,
+    heart: Heart<'a>,
 }
 
 impl<'a> Worker<'a> {
@@ -247,7 +243,8 @@ impl<'a> Worker<'a> {
             self.waiting.retain(|waiting| !waiting.events.is_closed());
             self.lanes.drop_cancelled();
             self.admit();
-            self.lanes.step(&self.vocabulary, &mut self.grammars);
+            self.lanes.step(&self.vocabulary, &mut self.grammars, &self.heart);
+            self.embed();
             self.free_spokes();
             self.beat();
         }
@@ -354,21 +351,8 @@ impl<'a> Worker<'a> {
         self.lanes.fail_all(&EngineError::Stopped);
     }
 
-    fn beat(&mut self) {
+    fn beat(&self) {
         let (running, waiting) = (self.lanes.running() as u32, self.waiting.len() as u32);
-        let known = {
-            let health = self.health.borrow();
-            (health.running, health.waiting)
-        };
-        if known == (running, waiting) && self.last_beat.elapsed() < BEAT / 2 {
-            return;
-        }
-        self.last_beat = Instant::now();
-        self.health.send_modify(|health| {
-            health.beat += 1;
-            health.running = running;
-            health.waiting = waiting;
-            health.totals = self.lanes.totals();
-        });
+        self.heart.beat(running, waiting, self.lanes.totals());
     }
 }

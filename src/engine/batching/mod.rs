@@ -12,12 +12,13 @@ use super::cache::{NO_SPOKE, Origin, Placement, shared};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
+use super::heart::Heart;
 use super::llama::{LlamaSettings, MAX_SEQUENCES, Ticket};
 use super::run::{Run, Step};
-use super::scheduler::{BATCH, Price, Slice, Work, plan};
+use super::scheduler::{BATCH, LONG, Price, Slice, Work, plan};
 use super::spokes::SpokeUse;
 use super::vocabulary::Vocabulary;
-use super::{EngineError, LaneState, Totals};
+use super::{EngineError, LaneState, Totals, Usage};
 
 /// Bytes of keys and values copied in a second, as a cautious guess.
 const COPIED_PER_SECOND: f64 = 2e9;
@@ -243,7 +244,6 @@ impl<'a> Lanes<'a> {
         self.totals.forced_tokens += u64::from(usage.forced_tokens);
         self.totals.drafted_tokens += u64::from(usage.drafted_tokens);
         self.totals.accepted_tokens += u64::from(usage.accepted_tokens);
-        Some(running)
     }
 
     /// What is guessed to follow in a lane.
@@ -302,7 +302,7 @@ impl<'a> Lanes<'a> {
     }
 
     /// Decodes one batch for each group of lanes and lets those go on whose tokens are all decoded.
-    pub fn step(&mut self, vocabulary: &Vocabulary, grammars: &mut Grammars) {
+    pub fn step(&mut self, vocabulary: &Vocabulary, grammars: &mut Grammars, heart: &Heart<'_>) {
         self.catch_up();
         let Some(spokes) = self.turn() else { return };
         if let Err(error) = self.attach(&spokes) {
@@ -331,15 +331,22 @@ impl<'a> Lanes<'a> {
             let milliseconds = [1, 2, 4, 8, 16].map(|tokens| self.cost.batch(tokens) * 1e3);
             tracing::debug!(?milliseconds, ?chances, "what batches cost and how often guesses are right");
         }
-        for slices in plan(&work, &self.cost) {
-            self.call(&slices, &drafts, vocabulary, grammars);
+        for slices in plan(&work, self.others_decode(), &self.cost) {
+            self.call(&slices, &drafts, vocabulary, grammars, heart);
         }
     }
 
-    fn call(&mut self, slices: &[Slice], drafts: &[Draft], vocabulary: &Vocabulary, grammars: &mut Grammars) {
+    fn call(
+        &mut self,
+        slices: &[Slice],
+        drafts: &[Draft],
+        vocabulary: &Vocabulary,
+        grammars: &mut Grammars,
+        heart: &Heart<'_>,
+    ) {
         let (ready, prompt) = self.fill(slices, drafts);
         let began = Instant::now();
-        match self.decode(slices) {
+        match self.decode(slices, heart) {
             Ok(()) => {}
             Err(DecodeError::GivenUp) => return self.give_up(slices),
             Err(error) => {
@@ -359,11 +366,18 @@ impl<'a> Lanes<'a> {
         }
     }
 
+    /// Whether requests wait for their turn that have read their prompts.
+    fn others_decode(&self) -> bool {
+        let mut running = self.sequences.iter().filter_map(|sequence| sequence.running.as_ref());
+        running.any(|r| r.spokes.loras != self.turn && r.follow.is_none() && r.pending.len() <= LONG)
+    }
+
     /// Computes the batch as long as somebody waits for one of its requests: a share of a prompt can take long.
-    fn decode(&mut self, slices: &[Slice]) -> Result<(), DecodeError> {
+    fn decode(&mut self, slices: &[Slice], heart: &Heart<'_>) -> Result<(), DecodeError> {
         let running = slices.iter().filter_map(|slice| self.sequences[slice.lane].running.as_ref());
         let listeners: Vec<_> = running.map(|running| running.run.listener()).collect();
-        self.context.decode_unless(&self.batch, &|| listeners.iter().all(|events| events.is_closed()))
+        let left = || listeners.iter().all(|events| events.is_closed());
+        self.context.decode_unless(&self.batch, &heart.unless(left))
     }
 
     /// Ends requests in the middle of a batch.

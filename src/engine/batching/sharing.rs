@@ -2,7 +2,7 @@
 //! on otherwise. A recurrent state can't be cut: it is kept where a head ends, in a sequence of its own, while it is there.
 
 use super::super::cache::{Handing, Held, Origin, Placement, place, shared};
-use super::super::scheduler::{Price, Slice};
+use super::super::scheduler::Slice;
 use super::{Lanes, Running, Sequence};
 
 impl Lanes<'_> {

@@ -1,0 +1,110 @@
+//! The engine's heartbeat: between batches it tells what is going on, within one only that the thread is alive.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::{Health, Totals};
+
+/// Longest time between two heartbeats of an idle engine.
+pub const BEAT: Duration = Duration::from_millis(200);
+/// Shortest time between two of a busy one.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// Beats for the engine's thread, and for whatever computes for it.
+pub struct Heart<'a> {
+    health: &'a watch::Sender<Health>,
+    began: Instant,
+    /// Milliseconds from `began` to the last beat.
+    last: AtomicU64,
+}
+
+impl<'a> Heart<'a> {
+    /// Begins to beat.
+    pub fn new(health: &'a watch::Sender<Health>) -> Self {
+        Self { health, began: Instant::now(), last: AtomicU64::new(0) }
+    }
+
+    fn due(&self) -> bool {
+        let now = self.began.elapsed().as_millis() as u64;
+        let last = self.last.load(Ordering::Relaxed);
+        now.saturating_sub(last) >= SHORTEST.as_millis() as u64
+    }
+
+    fn felt(&self) {
+        self.last.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Between two batches.
+    pub fn beat(&self, running: u32, waiting: u32, totals: Totals) {
+        let known = {
+            let health = self.health.borrow();
+            (health.running, health.waiting)
+        };
+        if known == (running, waiting) && !self.due() {
+            return;
+        }
+        self.felt();
+        self.health.send_modify(|health| {
+            health.beat += 1;
+            health.running = running;
+            health.waiting = waiting;
+            health.totals = totals;
+        });
+    }
+
+    /// Within a batch: a slow machine may take longer for one than the watchdog's patience lasts.
+    pub fn still(&self) {
+        if self.due() {
+            self.felt();
+            self.health.send_modify(|health| health.beat += 1);
+        }
+    }
+
+    /// The question that llama.cpp asks behind each node of a batch, whether to give it up; each time is a sign of life.
+    pub fn unless<'q>(&'q self, given_up: impl Fn() -> bool + Sync + 'q) -> impl Fn() -> bool + Sync + 'q {
+        move || {
+            self.still();
+            given_up()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineState;
+
+    fn health() -> watch::Sender<Health> {
+        let state = EngineState::Loading;
+        watch::Sender::new(Health { state, beat: 0, running: 0, waiting: 0, totals: Totals::default() })
+    }
+
+    #[test]
+    fn a_long_batch_is_a_sign_of_life_at_each_of_its_nodes_but_not_all_the_time() {
+        let health = health();
+        let heart = Heart::new(&health);
+        let given_up = heart.unless(|| false);
+        let began = Instant::now();
+        let mut nodes = 0;
+        while began.elapsed() < 5 * SHORTEST {
+            assert!(!given_up());
+            nodes += 1;
+        }
+        let beats = health.borrow().beat;
+        assert!((3..=5).contains(&beats), "{beats} beats in {nodes} nodes");
+        assert!(heart.unless(|| true)(), "the answer is passed on");
+    }
+
+    #[test]
+    fn what_changes_is_told_at_once_and_what_does_not_now_and_then() {
+        let health = health();
+        let heart = Heart::new(&health);
+        heart.beat(1, 0, Totals::default());
+        heart.beat(1, 0, Totals::default());
+        assert_eq!((health.borrow().beat, health.borrow().running), (1, 1));
+        heart.beat(1, 2, Totals::default());
+        assert_eq!((health.borrow().beat, health.borrow().waiting), (2, 2));
+    }
+}
