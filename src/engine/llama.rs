@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::constraint::STACK;
 use super::spokes;
 use super::worker::{self, Command};
 use super::{
@@ -150,6 +151,7 @@ impl LlamaEngine {
         let (context, path) = (settings.context, settings.path.clone());
         thread::Builder::new()
             .name("engine".to_owned())
+            .stack_size(STACK)
             .spawn(move || worker::run(&settings, &receiver, &sender))
             .expect("the system starts a thread");
         let way = Way { commands, health };

@@ -9,6 +9,8 @@ use std::fmt::Write;
 
 /// Longest grammar, in bytes.
 const MAX_BYTES: usize = 64 * 1024;
+/// Rules: llguidance compiles what a rule leads to by recursion (see [`super::size`]).
+const MAX_RULES: usize = 2_048;
 /// Deepest nesting of parentheses.
 const MAX_DEPTH: usize = 64;
 /// Largest number of repetitions, as in llama.cpp.
@@ -46,24 +48,26 @@ pub fn to_lark(text: &str) -> Result<String, String> {
     if !rules.contains_key("root") {
         return Err("the grammar has no rule `root`".to_owned());
     }
+    if rules.len() > MAX_RULES {
+        return Err(format!("the grammar has {} rules; at most {MAX_RULES} are taken", rules.len()));
+    }
+    let mut uses: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (name, choice) in &rules {
-        let mut used = BTreeSet::new();
-        references(choice, &mut used);
+        let used = uses.entry(name).or_default();
+        references(choice, used);
         if let Some(missing) = used.iter().find(|used| !rules.contains_key(**used)) {
             return Err(format!("rule `{name}` uses `{missing}`, which is nowhere defined"));
         }
     }
-    let recursive: BTreeSet<&str> =
-        rules.keys().map(String::as_str).filter(|name| leads_to_itself(name, &rules)).collect();
-    // Only rules can use recursive rules; lexemes can't.
-    let is_rule = |name: &str| {
-        recursive.contains(name) || reachable(name, &rules).iter().any(|used| recursive.contains(used))
-    };
+    let lexemes = lexemes(&uses);
     let names: BTreeMap<&str, String> = rules
         .keys()
         .enumerate()
         .map(|(index, name)| {
-            (name.as_str(), if is_rule(name) { format!("r{index}") } else { format!("T{index}") })
+            (
+                name.as_str(),
+                if lexemes.contains(name.as_str()) { format!("T{index}") } else { format!("r{index}") },
+            )
         })
         .collect();
     let mut lark = format!("start: {}\n", names["root"]);
@@ -83,20 +87,28 @@ fn references<'a>(choice: &'a Choice, into: &mut BTreeSet<&'a str>) {
     }
 }
 
-/// Rules that a rule uses, directly or through others.
-fn reachable<'a>(name: &'a str, rules: &'a BTreeMap<String, Choice>) -> BTreeSet<&'a str> {
-    let mut seen = BTreeSet::new();
-    let mut open = vec![name];
-    while let Some(name) = open.pop() {
-        let mut used = BTreeSet::new();
-        references(&rules[name], &mut used);
-        open.extend(used.into_iter().filter(|used| seen.insert(*used)));
+/// Rules that don't lead to a recursive one, nor to themselves: those that use nothing, and then again and again those that
+/// use only such. Only rules can use recursive rules; lexemes can't.
+fn lexemes<'a>(uses: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str> {
+    let mut left: BTreeMap<&str, usize> = uses.iter().map(|(name, used)| (*name, used.len())).collect();
+    let mut users: BTreeMap<&str, Vec<&'a str>> = BTreeMap::new();
+    for (name, used) in uses {
+        used.iter().for_each(|used| users.entry(used).or_default().push(name));
     }
-    seen
-}
-
-fn leads_to_itself(name: &str, rules: &BTreeMap<String, Choice>) -> bool {
-    reachable(name, rules).contains(name)
+    let mut open: Vec<&'a str> =
+        uses.iter().filter(|(_, used)| used.is_empty()).map(|(name, _)| *name).collect();
+    let mut found = BTreeSet::new();
+    while let Some(name) = open.pop() {
+        found.insert(name);
+        for &user in users.get(name).into_iter().flatten() {
+            let left = left.get_mut(user).expect("every rule is counted");
+            *left -= 1;
+            if *left == 0 {
+                open.push(user);
+            }
+        }
+    }
+    found
 }
 
 fn write_choice(choice: &Choice, names: &BTreeMap<&str, String>) -> String {
@@ -354,6 +366,9 @@ mod tests {
         );
         let lark = to_lark("root ::= item\nitem ::= \"(\" item* \")\" | word\nword ::= [a-z]+").unwrap();
         assert!(lark.starts_with("start: r1\nr0: /\\x{28}/ r0* /\\x{29}/ | T2\nr1: r0\nT2: "), "{lark}");
+        // Two that lead to each other, one that leads to them, and one that only they lead to.
+        let lark = to_lark("root ::= a\na ::= b c\nb ::= a | \"x\"\nc ::= \"y\"").unwrap();
+        assert!(lark.starts_with("start: r3\nr0: r1 T2\nr1: r0 | /\\x{78}/\nT2: "), "{lark}");
     }
 
     #[test]
@@ -376,5 +391,8 @@ mod tests {
             assert!(error.contains(message), "{text:?}: {error}");
         }
         assert!(to_lark(&format!("root ::= {}", "(".repeat(500))).unwrap_err().contains("deeper"));
+        let many: String = (0..3_000).map(|index| format!("r{index} ::= \"a\"\n")).collect();
+        let error = to_lark(&format!("root ::= r0\n{many}")).unwrap_err();
+        assert_eq!(error, "the grammar has 3001 rules; at most 2048 are taken");
     }
 }

@@ -6,6 +6,7 @@ mod closing;
 mod gbnf;
 mod scanner;
 mod shares;
+mod size;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,17 +21,20 @@ use toktrie::{InferenceCapabilities, SimpleVob, TokEnv};
 use self::scanner::Scanner;
 pub use self::shares::Due;
 use self::shares::Shares;
+pub use self::size::STACK;
 use super::vocabulary::fewest_tokens;
 use super::{Constraint, EngineError};
 
-/// Compiled grammars that are kept.
+/// Longest message about a grammar, in characters.
+const LONGEST_MESSAGE: usize = 1_000;
+/// Compiled grammars that are kept, and about how much memory they may take together.
 const KEPT: usize = 32;
-/// Largest schema, as compact JSON.
-const MAX_SCHEMA_BYTES: usize = 256 * 1024;
+const KEPT_BYTES: usize = 512 << 20;
+/// States of a grammar's lexer. Answers share them and add to them: a grammar is renewed when half of them are used, so that
+/// each answer finds as many as any could need.
+const LEXER_STATES: usize = 100_000;
 /// Largest number, where the schema has no limit: a double holds all integers up to it.
 const LARGEST: f64 = 1e15;
-/// Deepest schema.
-const MAX_SCHEMA_DEPTH: usize = 64;
 
 /// Compiles constraints for one vocabulary and keeps what it has compiled.
 pub struct Grammars {
@@ -82,10 +86,7 @@ impl Grammars {
             Constraint::JsonObject => String::new(),
             Constraint::Regex(text) | Constraint::Gbnf(text) | Constraint::Lark(text) => text.clone(),
         };
-        if text.len() > MAX_SCHEMA_BYTES {
-            let message = format!("it has {} bytes; at most {MAX_SCHEMA_BYTES} are taken", text.len());
-            return Err(EngineError::Schema(message));
-        }
+        size::check_bytes(&text)?;
         let kind = std::mem::discriminant(constraint);
         let key: [u8; 32] = Sha256::digest(format!("{kind:?}{text}")).into();
         self.clock += 1;
@@ -102,7 +103,8 @@ impl Grammars {
                 Constraint::Gbnf(text) => gbnf::to_lark(text)
                     .map_err(EngineError::Schema)
                     .and_then(|lark| grammar(&self.factory, TopLevelGrammar::from_lark(lark))),
-                Constraint::Lark(text) => grammar(&self.factory, TopLevelGrammar::from_lark(text.clone())),
+                Constraint::Lark(text) => size::check_lark(text)
+                    .and_then(|()| grammar(&self.factory, TopLevelGrammar::from_lark(text.clone()))),
             };
             self.kept.insert(key, Kept { grammar, used: 0 });
         }
@@ -139,9 +141,7 @@ fn compile(factory: &ParserFactory, mut schema: Value) -> Result<Grammar, Engine
     if schema == Value::Bool(true) {
         schema = json!({});
     }
-    if depth(&schema) > MAX_SCHEMA_DEPTH {
-        return Err(EngineError::Schema(format!("it nests deeper than {MAX_SCHEMA_DEPTH} levels")));
-    }
+    size::check_schema(&schema)?;
     let bound = bound::closing_bound(&schema).unwrap_or(usize::MAX);
     let Value::Object(keys) = &mut schema else {
         return Err(EngineError::Schema(format!("a schema is an object, found {schema}")));
@@ -208,14 +208,6 @@ fn limit_number(schema: &mut Map<String, Value>) {
     }
 }
 
-fn depth(value: &Value) -> usize {
-    match value {
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Object(keys) => 1 + keys.values().map(depth).max().unwrap_or(0),
-        _ => 0,
-    }
-}
-
 /// Tokens of a short way to the end.
 fn close(parser: &mut TokenParser, scanner: Scanner) -> Option<Vec<u32>> {
     let bytes = closing::search(parser, scanner)?;
@@ -225,7 +217,10 @@ fn close(parser: &mut TokenParser, scanner: Scanner) -> Option<Vec<u32>> {
 /// Runs llguidance; a panic inside it becomes a message.
 fn guarded<T>(run: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(result) => result.map_err(|e| e.to_string().replace("\n<non-verbose/>", "")),
+        // It may quote all that it was given.
+        Ok(result) => result.map_err(|e| {
+            e.to_string().replace("\n<non-verbose/>", "").chars().take(LONGEST_MESSAGE).collect()
+        }),
         Err(_) => Err("llguidance panicked on it".to_owned()),
     }
 }
@@ -344,7 +339,7 @@ impl Session {
         if self.parser.stopped() {
             return Ok(true);
         }
-        guarded(|| self.parser.check_stop()).map_err(EngineError::Schema)
+        self.ask(TokenParser::check_stop)
     }
 }
 

@@ -1,0 +1,142 @@
+//! How large a schema or grammar may be. llguidance walks through both by recursion: a level for each level of nesting, and
+//! for each rule or reference that leads to the next. The stack of the engine's thread is made for what is taken here.
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use crate::engine::EngineError;
+
+/// Stack of a thread that compiles: several times what the largest that is taken needs. Of it, only what is used takes memory.
+pub const STACK: usize = 64 << 20;
+/// Largest schema or grammar, in bytes; a schema's as compact JSON.
+const MAX_BYTES: usize = 256 * 1024;
+/// Deepest schema.
+const MAX_DEPTH: usize = 64;
+/// Levels of a schema and of everything that it refers to, together: no chain of references can be longer.
+const MAX_LEVELS: usize = 2_048;
+/// Lines of a Lark grammar (a rule needs one).
+const MAX_LINES: usize = 2_048;
+/// Opening brackets of a Lark grammar, wherever they stand: no nesting can be deeper.
+const MAX_BRACKETS: usize = 4_096;
+
+fn refuse(message: String) -> EngineError {
+    EngineError::Schema(message)
+}
+
+/// Refuses what is too long to be looked at.
+///
+/// # Errors
+/// [`EngineError::Schema`].
+pub fn check_bytes(text: &str) -> Result<(), EngineError> {
+    let found = text.len();
+    if found > MAX_BYTES {
+        return Err(refuse(format!("it has {found} bytes; at most {MAX_BYTES} are taken")));
+    }
+    Ok(())
+}
+
+/// Refuses a schema that nests too deep, by itself or through its references.
+///
+/// # Errors
+/// [`EngineError::Schema`].
+pub fn check_schema(schema: &Value) -> Result<(), EngineError> {
+    let whole = depth(schema);
+    if whole > MAX_DEPTH {
+        return Err(refuse(format!("it nests deeper than {MAX_DEPTH} levels")));
+    }
+    let mut references = HashSet::new();
+    collect(schema, &mut references);
+    // What isn't found by a plain path (an anchor, an id) counts as the whole schema.
+    let target = |reference: &&str| reference.strip_prefix('#').and_then(|path| schema.pointer(path));
+    let levels: usize = references.iter().map(|reference| target(reference).map_or(whole, depth) + 1).sum();
+    if whole + levels > MAX_LEVELS {
+        let (found, count) = (whole + levels, references.len());
+        return Err(refuse(format!(
+            "it has {found} levels, with those of the {count} places that $ref leads to; at most {MAX_LEVELS} are taken: \
+             write out what is used once"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a Lark grammar with too many rules or brackets.
+///
+/// # Errors
+/// [`EngineError::Schema`].
+pub fn check_lark(text: &str) -> Result<(), EngineError> {
+    let lines = text.lines().count();
+    let brackets = text.bytes().filter(|byte| matches!(byte, b'(' | b'[' | b'{')).count();
+    for (found, most, what) in [(lines, MAX_LINES, "lines"), (brackets, MAX_BRACKETS, "opening brackets")] {
+        if found > most {
+            return Err(refuse(format!("it has {found} {what}; at most {most} are taken")));
+        }
+    }
+    Ok(())
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(keys) => 1 + keys.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Places that a value refers to.
+fn collect<'v>(value: &'v Value, into: &mut HashSet<&'v str>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| collect(item, into)),
+        Value::Object(keys) => {
+            for (key, value) in keys {
+                match value {
+                    Value::String(place) if matches!(key.as_str(), "$ref" | "$dynamicRef") => {
+                        into.insert(place);
+                    }
+                    other => collect(other, into),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Map, json};
+
+    /// Definitions that each refer to the next.
+    fn chain(length: usize) -> Value {
+        let definitions: Map<String, Value> = (0..length)
+            .map(|index| (format!("d{index}"), json!({"$ref": format!("#/$defs/d{}", index + 1)})))
+            .chain([(format!("d{length}"), json!({"type": "boolean"}))])
+            .collect();
+        json!({"$ref": "#/$defs/d0", "$defs": definitions})
+    }
+
+    #[test]
+    fn chains_of_references_are_counted_however_flat_the_schema_is() {
+        assert_eq!(check_schema(&chain(900)), Ok(()));
+        let error = check_schema(&chain(5_000)).unwrap_err().to_string();
+        assert!(error.contains("10005 levels") && error.contains("5001 places"), "{error}");
+        // The same place counts once, however often it is referred to.
+        let often: Vec<Value> = (0..3_000).map(|_| json!({"$ref": "#/$defs/d"})).collect();
+        assert_eq!(check_schema(&json!({"anyOf": often, "$defs": {"d": {"type": "null"}}})), Ok(()));
+        let nested = (0..40).fold(json!({}), |inner, _| json!({"items": inner}));
+        let unknown: Vec<Value> = (0..60).map(|index| json!({"$ref": format!("#name{index}")})).collect();
+        assert!(
+            check_schema(&json!({"anyOf": unknown, "items": nested})).is_err(),
+            "an anchor may be anywhere"
+        );
+    }
+
+    #[test]
+    fn a_lark_grammar_is_measured_by_lines_and_brackets() {
+        assert_eq!(check_lark(&"(".repeat(MAX_BRACKETS)), Ok(()));
+        let error = check_lark(&"[".repeat(MAX_BRACKETS + 1)).unwrap_err().to_string();
+        assert!(error.contains("4097 opening brackets"), "{error}");
+        let error = check_lark(&"a: b\n".repeat(3_000)).unwrap_err().to_string();
+        assert!(error.contains("3000 lines; at most 2048"), "{error}");
+    }
+}
