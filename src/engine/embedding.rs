@@ -1,4 +1,5 @@
-//! Embeddings: a second context of the served model, with mean pooling.
+//! Embeddings: a second context of the served model, which reads texts in small parts between the batches of the lanes and
+//! takes the mean of what the model makes of their tokens.
 
 use std::num::NonZeroU32;
 
@@ -7,13 +8,102 @@ use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
+use tokio::sync::oneshot;
 
 use super::backend::backend;
-use super::llama::LlamaSettings;
-use super::vocabulary::tokenize;
+use super::llama::{LlamaSettings, Ticket};
+use super::scheduler::SHARE;
+use super::vocabulary::{Vocabulary, tokenize};
 use super::{Embeddings, EngineError, Prompt};
 
-/// The context; a text must fit it as a whole, because pooling sees one batch.
+/// Tokens that are read at a time. Always as many, so that a text has the same vector in any company; and few, because lanes
+/// wait for them, and because llama.cpp keeps logits of each.
+const PART: usize = SHARE;
+/// Bytes of texts that are tokenised at a time.
+const BYTES: usize = 64 << 10;
+/// Tokens of the texts of one request.
+const MOST: u64 = 300_000;
+
+/// Texts that are being embedded.
+pub struct Embedding {
+    inputs: Vec<Prompt>,
+    /// Token ids of those that have been judged: all are before any is computed.
+    texts: Vec<Vec<u32>>,
+    vectors: Vec<Vec<f32>>,
+    /// Of the text behind the last vector: tokens that were read, and the sum of what the model made of them.
+    read: usize,
+    sum: Vec<f64>,
+    reply: oneshot::Sender<Result<Embeddings, EngineError>>,
+    _ticket: Ticket,
+}
+
+impl Embedding {
+    /// Begins.
+    pub fn new(
+        inputs: Vec<Prompt>,
+        reply: oneshot::Sender<Result<Embeddings, EngineError>>,
+        ticket: Ticket,
+    ) -> Self {
+        let (texts, vectors, sum) = (Vec::new(), Vec::new(), Vec::new());
+        Self { inputs, texts, vectors, read: 0, sum, reply, _ticket: ticket }
+    }
+
+    /// Whether nobody waits for it any more.
+    pub fn cancelled(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    /// Whether it is between two texts: another one may use the context.
+    pub fn pauses(&self) -> bool {
+        self.read == 0
+    }
+
+    /// Tells how it went.
+    pub fn end(self, result: Result<Embeddings, EngineError>) {
+        let _ = self.reply.send(result);
+    }
+
+    /// Tokenises some of the texts; the number of bytes in a text says that it is too long before anything is done with it.
+    fn judge(
+        &mut self,
+        model: &LlamaModel,
+        vocabulary: &Vocabulary,
+        context: u32,
+    ) -> Result<(), EngineError> {
+        let mut bytes = 0;
+        while bytes < BYTES
+            && let Some(input) = self.inputs.get(self.texts.len())
+        {
+            let index = self.texts.len() as u32;
+            let least = vocabulary.least_tokens(input);
+            if least > u64::from(context) {
+                let tokens = u32::try_from(least).unwrap_or(u32::MAX);
+                return Err(EngineError::InputTooLong { index, tokens, context });
+            }
+            let ids = tokenize(model, input)?;
+            let tokens = ids.len() as u32;
+            if tokens > context {
+                return Err(EngineError::InputTooLong { index, tokens, context });
+            }
+            bytes += input.iter().map(|segment| segment.text.len()).sum::<usize>().max(1);
+            self.texts.push(ids);
+            if self.tokens() > MOST {
+                return Err(EngineError::TooMuchInput { limit: MOST });
+            }
+        }
+        Ok(())
+    }
+
+    fn tokens(&self) -> u64 {
+        self.texts.iter().map(|ids| ids.len() as u64).sum()
+    }
+
+    fn found(&mut self) -> Embeddings {
+        Embeddings { vectors: std::mem::take(&mut self.vectors), prompt_tokens: self.tokens() as u32 }
+    }
+}
+
+/// The context; a text must fit it as a whole.
 pub struct Embedder<'a> {
     context: LlamaContext<'a>,
     limit: u32,
@@ -28,52 +118,71 @@ impl<'a> Embedder<'a> {
         let threads = settings.threads.clamp(1, 1024) as i32;
         let params = LlamaContextParams::default()
             .with_n_ctx(NonZeroU32::new(limit))
-            .with_n_batch(limit)
-            .with_n_ubatch(limit)
+            .with_n_batch(PART as u32)
+            .with_n_ubatch(PART as u32)
             .with_n_threads(threads)
             .with_n_threads_batch(threads)
             .with_no_perf(true)
             .with_embeddings(true)
-            .with_pooling_type(LlamaPoolingType::Mean);
+            .with_pooling_type(LlamaPoolingType::None);
         let context = model.new_context(backend(), params).map_err(|e| {
             EngineError::Internal(format!("no context for embeddings of {limit} tokens: {e}"))
         })?;
         Ok(Self { context, limit })
     }
 
-    /// Vectors of length 1, one per text.
+    /// Goes on with texts for a short while; gives vectors of length 1, one per text, when all are there.
     ///
     /// # Errors
-    /// An empty text, or one that is longer than the context, by its index.
-    pub fn embed(&mut self, model: &LlamaModel, inputs: &[Prompt]) -> Result<Embeddings, EngineError> {
-        // All are judged before any is computed.
-        let mut texts = Vec::with_capacity(inputs.len());
-        for (index, input) in inputs.iter().enumerate() {
-            let ids = tokenize(model, input)?;
-            let tokens = ids.len() as u32;
-            if tokens > self.limit {
-                return Err(EngineError::InputTooLong { index: index as u32, tokens, context: self.limit });
-            }
-            texts.push(ids);
+    /// An empty text, one that is longer than the context, by its index; more texts than are taken at once.
+    pub fn step(
+        &mut self,
+        model: &LlamaModel,
+        vocabulary: &Vocabulary,
+        work: &mut Embedding,
+    ) -> Result<Option<Embeddings>, EngineError> {
+        if work.texts.len() < work.inputs.len() {
+            work.judge(model, vocabulary, self.limit)?;
+        } else {
+            self.read(work)?;
         }
-        let prompt_tokens = texts.iter().map(|ids| ids.len() as u32).sum();
-        let vectors = texts.iter().map(|ids| self.one(ids)).collect::<Result<_, _>>()?;
-        Ok(Embeddings { vectors, prompt_tokens })
+        Ok((work.vectors.len() == work.inputs.len()).then(|| work.found()))
     }
 
-    fn one(&mut self, ids: &[u32]) -> Result<Vec<f32>, EngineError> {
+    /// Reads the next part of a text.
+    fn read(&mut self, work: &mut Embedding) -> Result<(), EngineError> {
         let wrong = |e: &dyn std::fmt::Display| EngineError::Internal(format!("llama.cpp can't embed: {e}"));
-        self.context.clear_kv_cache();
-        let mut batch = LlamaBatch::new(ids.len(), 1);
-        for (position, &id) in (0..).zip(ids) {
+        let Embedding { texts, vectors, read, sum, .. } = work;
+        let Some(ids) = texts.get(vectors.len()) else { return Ok(()) };
+        if *read == 0 {
+            self.context.clear_kv_cache();
+            sum.clear();
+        }
+        let part = &ids[*read..ids.len().min(*read + PART)];
+        let mut batch = LlamaBatch::new(part.len(), 1);
+        for (position, &id) in (*read as i32..).zip(part) {
             batch.add(LlamaToken(id.cast_signed()), position, &[0], true).map_err(|e| wrong(&e))?;
         }
         self.context.decode(&mut batch).map_err(|e| wrong(&e))?;
-        let pooled = self.context.embeddings_seq_ith(0).map_err(|e| wrong(&e))?;
-        let norm = pooled.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-        if !norm.is_normal() {
-            return Err(wrong(&format!("the mean has length {norm}")));
+        for index in 0..part.len() as i32 {
+            let row = self.context.embeddings_ith(index).map_err(|e| wrong(&e))?;
+            sum.resize(row.len(), 0.0);
+            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
         }
-        Ok(pooled.iter().map(|&x| (f64::from(x) / norm) as f32).collect())
+        *read += part.len();
+        if *read == ids.len() {
+            *read = 0;
+            vectors.push(unit(sum).map_err(|length| wrong(&format!("the mean has length {length}")))?);
+        }
+        Ok(())
     }
+}
+
+/// A vector of length 1 in the direction of another: that of a sum is that of the mean.
+fn unit(vector: &[f64]) -> Result<Vec<f32>, f64> {
+    let norm = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
+    if !norm.is_normal() {
+        return Err(norm);
+    }
+    Ok(vector.iter().map(|x| (x / norm) as f32).collect())
 }

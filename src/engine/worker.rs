@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::backend::backend;
 use super::batching::{Entry, Lanes};
 use super::constraint::Grammars;
-use super::embedding::Embedder;
+use super::embedding::{Embedder, Embedding};
 use super::ffi::give_back;
 use super::heart::{BEAT, Heart};
 use super::kernels::felix;
@@ -145,6 +145,7 @@ fn serve(
         grammars,
         lanes,
         embedder: None,
+        embeddings: VecDeque::new(),
         spokes: Spokes::new(&model),
         waiting: VecDeque::new(),
         stop_at: None,
@@ -208,6 +209,8 @@ struct Worker<'a> {
     grammars: Grammars,
     lanes: Lanes<'a>,
     embedder: Option<Embedder<'a>>,
+    /// Texts to embed, those whose turn it is in front.
+    embeddings: VecDeque<Embedding>,
     spokes: Spokes<'a>,
     waiting: VecDeque<Waiting<'a>>,
     /// When what still runs is failed; set by the stop command.
@@ -218,7 +221,7 @@ struct Worker<'a> {
 impl<'a> Worker<'a> {
     fn serve(&mut self, commands: &Receiver<Command>) {
         loop {
-            let idle = self.lanes.running() == 0 && self.waiting.is_empty();
+            let idle = self.lanes.running() == 0 && self.waiting.is_empty() && self.embeddings.is_empty();
             if idle && self.stop_at.is_some() {
                 return;
             }
@@ -267,10 +270,7 @@ impl<'a> Worker<'a> {
             Command::Spoke { change, felix, reply } => self.spokes.change(change, felix, reply),
             Command::Query { query, reply } => drop(reply.send(self.query(&query))),
             Command::Embed { inputs, reply, ticket } => {
-                if !reply.is_closed() {
-                    let _ = reply.send(self.embed(&inputs));
-                }
-                drop(ticket);
+                self.embeddings.push_back(Embedding::new(inputs, reply, ticket));
             }
             Command::Stop { drain } => self.stop_at = Some(Instant::now() + drain),
         }
@@ -285,18 +285,30 @@ impl<'a> Worker<'a> {
         })
     }
 
-    fn embed(&mut self, inputs: &[Prompt]) -> Result<Embeddings, EngineError> {
+    /// Embeds a part of a text: a batch's worth of work, as often as the lanes have a step.
+    fn embed(&mut self) {
+        self.embeddings.retain(|work| !work.cancelled());
+        let Some(mut work) = self.embeddings.pop_front() else { return };
+        match self.embed_part(&mut work) {
+            Ok(None) if work.pauses() => self.embeddings.push_back(work),
+            Ok(None) => self.embeddings.push_front(work),
+            Ok(Some(found)) => work.end(Ok(found)),
+            Err(error) => work.end(Err(error)),
+        }
+    }
+
+    fn embed_part(&mut self, work: &mut Embedding) -> Result<Option<Embeddings>, EngineError> {
         if self.embedder.is_none() {
             self.embedder = Some(Embedder::new(self.model, self.settings, self.context)?);
         }
         let embedder = self.embedder.as_mut().expect("it was made above");
-        embedder.embed(self.model, inputs)
+        embedder.step(self.model, &self.vocabulary, work)
     }
 
     /// Gives waiting requests to free lanes, oldest first.
     fn admit(&mut self) {
         while self.lanes.has_free()
-            && let Some(Waiting { request, spokes, events, mut ticket, queued }) = self.waiting.pop_front()
+            && let Some(mut waiting) = self.waiting.pop_front()
         {
             ticket.admitted();
             let sender = events.clone();
@@ -327,7 +339,7 @@ impl<'a> Worker<'a> {
         let queued_ms = queued.elapsed().as_secs_f64() * 1e3;
         let cached_tokens = placement.known as u32;
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
-        let run = Run::new(request, &prompt, events, session, budget, usage)?;
+        let run = Run::new(&request, &prompt, events, session, budget, usage)?;
         let run = if self.settings.force { run } else { run.without_force() };
         let entry = Entry { prompt, head, run, spokes, drafts: request.draft && self.settings.draft, ticket };
         self.lanes.start(placement, entry, &self.vocabulary);
@@ -348,6 +360,7 @@ impl<'a> Worker<'a> {
         for waiting in self.waiting.drain(..) {
             let _ = waiting.events.send(Event::Failed(EngineError::Stopped));
         }
+        self.embeddings.drain(..).for_each(|work| work.end(Err(EngineError::Stopped)));
         self.lanes.fail_all(&EngineError::Stopped);
     }
 

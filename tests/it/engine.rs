@@ -1,6 +1,6 @@
 //! The engine on a random model: batching, caches, cancelling, closing, embeddings, files that are no model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bespoke::engine::{
@@ -11,12 +11,19 @@ use bespoke::model::{gguf_file, hugging_face};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-const CONTEXT: u32 = 256;
+pub const CONTEXT: u32 = 256;
 
 /// A random model of 320 tokens, its file living as long as the folder.
-struct Served {
-    engine: LlamaEngine,
-    _folder: tempfile::TempDir,
+pub struct Served {
+    pub engine: LlamaEngine,
+    folder: tempfile::TempDir,
+}
+
+impl Served {
+    /// The model's file.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("random.gguf")
+    }
 }
 
 fn settings(path: &Path) -> LlamaSettings {
@@ -34,7 +41,7 @@ fn settings(path: &Path) -> LlamaSettings {
     }
 }
 
-fn serve(change: impl FnOnce(&mut LlamaSettings)) -> Served {
+pub fn serve(change: impl FnOnce(&mut LlamaSettings)) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("random.gguf");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf/qwen3_tied");
@@ -46,7 +53,7 @@ fn serve(change: impl FnOnce(&mut LlamaSettings)) -> Served {
     let engine = LlamaEngine::start(settings);
     let state = settled(&engine);
     assert!(matches!(&state, EngineState::Ready(info) if info.n_ctx_train == CONTEXT), "{state:?}");
-    Served { engine, _folder: folder }
+    Served { engine, folder }
 }
 
 /// The state after loading.
@@ -62,14 +69,14 @@ fn settled(engine: &LlamaEngine) -> EngineState {
     }
 }
 
-fn request(text: &str) -> Generate {
+pub fn request(text: &str) -> Generate {
     let prompt =
         vec![Segment::markup("<|user|>"), Segment::plain(text), Segment::markup("<|end|><|assistant|>")];
     Generate { max_tokens: Some(40), ..Generate::new("test", prompt) }
 }
 
 #[derive(Debug, PartialEq)]
-struct Answer {
+pub struct Answer {
     text: String,
     reason: FinishReason,
     usage: Usage,
@@ -87,7 +94,7 @@ fn collect(mut events: UnboundedReceiver<Event>) -> Result<Answer, EngineError> 
     }
 }
 
-fn ask(engine: &LlamaEngine, request: Generate) -> Result<Answer, EngineError> {
+pub fn ask(engine: &LlamaEngine, request: Generate) -> Result<Answer, EngineError> {
     collect(engine.generate(request)?)
 }
 

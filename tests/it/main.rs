@@ -9,6 +9,7 @@ mod crash;
 mod daemon;
 mod data;
 mod dropped;
+mod embedding;
 mod encode;
 mod engine;
 mod eval;
