@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::api::auth::{Hosts, KeyRing, KeysError};
 use crate::api::connection::{self, Limits, Patience};
-use crate::api::{self, App, Options, Pulse, SpokeOptions};
+use crate::api::{self, App, Options, Pulse, Room, SpokeOptions};
 use crate::config::{GateSettings, Settings};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::{Engine, EngineState, Health, LlamaEngine, LlamaSettings};
@@ -160,7 +160,11 @@ impl Hub {
             model_id: settings.model.id.clone(),
             body_limit: server.body_limit.as_u64(),
             deadline: server.request_deadline,
-            queue: settings.model.queue,
+            room: Room {
+                lanes: settings.model.lanes.max(1),
+                queue: settings.model.queue,
+                queue_tokens: settings.model.queue_tokens,
+            },
             sampling: settings.sampling,
             slow_sender: server.slow_sender,
             log: settings.log,

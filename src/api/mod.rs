@@ -25,7 +25,7 @@ mod template;
 pub use error::{ApiError, Fields};
 pub use pulse::Pulse;
 pub use spokes::questioner;
-pub use state::{App, Options, SpokeOptions};
+pub use state::{App, Options, Room, SpokeOptions};
 pub use template::{Call, ChatTemplate, TemplateError, Turn};
 
 use std::sync::LazyLock;

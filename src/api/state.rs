@@ -27,8 +27,8 @@ pub struct Options {
     pub body_limit: u64,
     /// Longest that one request may take, queue included.
     pub deadline: Duration,
-    /// Requests that may wait for the weights to be read.
-    pub queue: u32,
+    /// How many requests there can be.
+    pub room: Room,
     /// What a request means that doesn't say how tokens are chosen.
     pub sampling: SamplingDefaults,
     /// Longest that a body may take to arrive.
@@ -43,6 +43,17 @@ pub struct Options {
     pub cors_origins: Vec<String>,
     /// Which request gets which spoke.
     pub spokes: SpokeOptions,
+}
+
+/// How many requests the engine takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// At the same time.
+    pub lanes: u32,
+    /// Beside them, and as many while weights are read.
+    pub queue: u32,
+    /// Tokens of those that wait, if more than one waits.
+    pub queue_tokens: u64,
 }
 
 /// Which request gets which spoke.
@@ -175,6 +186,10 @@ impl App {
         self.inner.options.body_limit
     }
 
+    pub(super) fn room(&self) -> Room {
+        self.inner.options.room
+    }
+
     pub(super) fn sampling(&self) -> &SamplingDefaults {
         &self.inner.options.sampling
     }
@@ -219,7 +234,7 @@ impl App {
         if let Some(model) = self.model() {
             return Ok(model);
         }
-        let _place = Place::take(&self.inner.waiting_for_load, self.inner.options.queue)?;
+        let _place = Place::take(&self.inner.waiting_for_load, self.inner.options.room.queue)?;
         let mut health = self.engine().health();
         let loaded = health.wait_for(|health| !matches!(health.state, EngineState::Loading));
         let health = deadline.within(loaded).await?.map_err(|_| EngineError::Stopped)?;

@@ -15,7 +15,7 @@ use super::spokes;
 use super::worker::{self, Command};
 use super::{
     Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, LoadedSpoke, Prompt, Query, Reply,
-    SpokeChange, Totals,
+    SpokeChange, Totals, likely_tokens, likely_use,
 };
 use crate::spoke::Kind;
 
@@ -125,13 +125,6 @@ impl Drop for Ticket {
     }
 }
 
-/// Tokens that a text probably has; counting them is the engine's work, and this is asked before any work.
-const BYTES_PER_TOKEN: u64 = 3;
-
-fn tokens(prompt: &Prompt) -> u64 {
-    prompt.iter().map(|segment| segment.text.len() as u64 / BYTES_PER_TOKEN + segment.ids.len() as u64).sum()
-}
-
 impl LlamaEngine {
     /// Starts the thread; returns at once, the weights are read there.
     ///
@@ -158,17 +151,19 @@ impl LlamaEngine {
         Self { way, path, load: Arc::default(), lanes, queue, queue_tokens, context }
     }
 
-    /// Accepts a request of about so many tokens, if it has a place to wait.
-    fn ticket(&self, tokens: u64) -> Result<Ticket, EngineError> {
+    /// Accepts a request of about so many tokens, if it has a place to wait. One that takes a lane, as long as one is free,
+    /// waits for a moment only.
+    fn ticket(&self, tokens: u64, takes_lane: bool) -> Result<Ticket, EngineError> {
         let unfinished = self.load.unfinished.fetch_add(1, Ordering::SeqCst);
+        let tokens = if takes_lane && unfinished < self.lanes { 0 } else { tokens };
         let waiting = self.load.tokens.fetch_add(tokens, Ordering::SeqCst);
         let ticket = Ticket { load: Arc::clone(&self.load), tokens };
         if unfinished >= self.lanes.saturating_add(self.queue) {
             return Err(EngineError::Overloaded { waiting: unfinished - self.lanes });
         }
         let (tokens, limit) = (waiting + tokens, self.queue_tokens);
-        // The lanes may be free: what waits alone waits for a moment only.
-        if waiting > 0 && tokens > limit {
+        // One may wait alone, however long it is.
+        if waiting > 0 && ticket.tokens > 0 && tokens > limit {
             return Err(EngineError::QueueTokens { tokens, limit });
         }
         Ok(ticket)
@@ -180,15 +175,13 @@ impl LlamaEngine {
             EngineState::Ready(model) => Some(model.n_ctx),
             _ => None,
         });
-        let context = context.map_or(u64::MAX, u64::from);
-        let answer = request.max_tokens.map_or(context, u64::from);
-        tokens(&request.prompt).saturating_add(answer).min(context).min(u64::from(u32::MAX))
+        likely_use(&request.prompt, request.max_tokens, context.unwrap_or(u32::MAX))
     }
 }
 
 impl Engine for LlamaEngine {
     fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError> {
-        let ticket = self.ticket(self.estimate(&request))?;
+        let ticket = self.ticket(self.estimate(&request), true)?;
         let (events, receiver) = mpsc::unbounded_channel();
         self.way.send(Command::Generate {
             request: Box::new(request),
@@ -203,7 +196,7 @@ impl Engine for LlamaEngine {
         &self,
         inputs: Vec<Prompt>,
     ) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError> {
-        let ticket = self.ticket(inputs.iter().map(tokens).sum())?;
+        let ticket = self.ticket(inputs.iter().map(likely_tokens).sum(), false)?;
         let (reply, receiver) = oneshot::channel();
         self.way.send(Command::Embed { inputs, reply, ticket })?;
         Ok(receiver)

@@ -72,6 +72,20 @@ impl Segment {
     }
 }
 
+/// Bytes of a token, as a cautious guess.
+const BYTES_PER_TOKEN: u64 = 3;
+
+/// Tokens that a prompt probably has: counting them is the engine's work, and this is asked before any work.
+pub fn likely_tokens(prompt: &Prompt) -> u64 {
+    prompt.iter().map(|segment| segment.text.len() as u64 / BYTES_PER_TOKEN + segment.ids.len() as u64).sum()
+}
+
+/// Tokens that prompt and answer will use together, at most as many as the context holds.
+pub fn likely_use(prompt: &Prompt, max_tokens: Option<u32>, context: u32) -> u64 {
+    let answer = max_tokens.unwrap_or(context);
+    likely_tokens(prompt).saturating_add(answer.into()).min(context.into())
+}
+
 /// A small question to the engine's thread; answered between two batches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Query {

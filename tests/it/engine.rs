@@ -288,3 +288,48 @@ fn stopping_drains_what_runs_and_refuses_what_comes() {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+#[test]
+fn free_lanes_take_what_the_queue_would_have_no_room_for() {
+    let Served { engine, .. } = &serve(|settings| settings.queue_tokens = 10);
+    let endless = || Generate { max_tokens: None, ..request("go on") };
+    let lanes: Vec<_> = (0..4).map(|_| engine.generate(endless()).unwrap()).collect();
+    // They are taken; one more may wait alone, and not two.
+    let alone = engine.generate(endless()).unwrap();
+    let error = engine.generate(endless()).unwrap_err();
+    assert!(matches!(error, EngineError::QueueTokens { limit: 10, .. }), "{error}");
+    for events in lanes.into_iter().chain([alone]) {
+        assert!(collect(events).is_ok());
+    }
+}
+
+#[test]
+fn a_schema_or_grammar_that_leads_too_far_is_refused_and_the_engine_lives() {
+    let Served { engine, .. } = &serve(|_| {});
+    let definitions: serde_json::Map<String, Value> = (0..6_000)
+        .map(|index| (format!("d{index}"), json!({"$ref": format!("#/$defs/d{}", index + 1)})))
+        .chain([("d6000".to_owned(), json!({"type": "boolean"}))])
+        .collect();
+    let schema = Constraint::JsonSchema(json!({"$ref": "#/$defs/d0", "$defs": definitions}));
+    let rules: String = (0..6_000).map(|index| format!("r{index} ::= r{}\n", index + 1)).collect();
+    let grammar = Constraint::Gbnf(format!("root ::= r0\n{}r6000 ::= \"a\"", rules.replace("::= ", "::=")));
+    for constraint in [schema, grammar] {
+        let error = ask(engine, Generate { constraint: Some(constraint), ..request("x") }).unwrap_err();
+        assert!(matches!(error, EngineError::Schema(_)), "{error}");
+    }
+    assert!(ask(engine, request("still there?")).is_ok());
+}
+
+#[test]
+fn an_answer_that_is_dictated_as_a_whole_is_counted_too() {
+    let Served { engine, .. } = &serve(|_| {});
+    let constraint = Some(Constraint::JsonSchema(json!({"const": {"a": "always this"}})));
+    let answer = ask(engine, Generate { constraint, ..request("x") }).unwrap();
+    assert_eq!((answer.text.as_str(), answer.reason), (r#"{"a":"always this"}"#, FinishReason::Stop));
+    let told = u64::from(answer.usage.completion_tokens);
+    let started = Instant::now();
+    while engine.health().borrow().totals.predicted_tokens != told {
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", engine.health().borrow().totals);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

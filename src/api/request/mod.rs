@@ -10,9 +10,9 @@ use serde::Deserialize;
 
 use super::error::{ApiError, Fields};
 use super::json::JsonBody;
-use super::state::{App, Deadline};
+use super::state::{App, Deadline, Room};
 use crate::config::SamplingDefaults;
-use crate::engine::{Constraint, Generate, ModelInfo, Prompt, Sampling};
+use crate::engine::{Constraint, Generate, ModelInfo, Prompt, Sampling, likely_use};
 
 use self::bias::Bias;
 pub(in crate::api) use self::constraint::both;
@@ -153,6 +153,7 @@ impl Manner {
         prompts: Vec<Prompt>,
         report: Option<u32>,
     ) -> Result<Vec<Generate>, ApiError> {
+        self.check_room(app.room(), &prompts, model.n_ctx)?;
         // Tokens can only be counted as they come if they are reported.
         let counted = (self.stream && self.timings_per_token).then_some(0);
         let template = Generate {
@@ -179,6 +180,33 @@ impl Manner {
         }
         Ok(requests)
     }
+
+    /// Refuses what there would be no room for if nobody else asked: to be asked again could not help.
+    fn check_room(&self, room: Room, prompts: &[Prompt], context: u32) -> Result<(), ApiError> {
+        let (lanes, n) = (room.lanes as usize, self.n as usize);
+        let (count, most) = (prompts.len().saturating_mul(n), lanes + room.queue as usize);
+        let field = if prompts.len() > 1 { "prompt" } else { "n" };
+        if count > most {
+            let message = format!(
+                "asks for {count} answers at once; this daemon runs and queues at most {most} (model.lanes and \
+                 model.queue): send several requests"
+            );
+            return Err(ApiError::field(field, message));
+        }
+        // The first ones go into lanes; one may always wait alone.
+        let waiting = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, n)).skip(lanes);
+        let tokens: u64 = waiting.map(|prompt| likely_use(prompt, self.max_tokens, context)).sum();
+        if count > lanes + 1 && tokens > room.queue_tokens {
+            let message = format!(
+                "asks for {count} answers at once, of which {} would wait with about {tokens} tokens; at most {} may wait \
+                 (model.queue_tokens): send several requests, or a smaller max_tokens",
+                count - lanes,
+                room.queue_tokens
+            );
+            return Err(ApiError::field(field, message));
+        }
+        Ok(())
+    }
 }
 
 /// -1 is llama-server's "no limit".
@@ -201,6 +229,7 @@ impl Stop {
             Some(index) => Err(ApiError::field(format!("stop[{index}]"), "is empty, expected a text")),
             None => Ok(texts),
         }
+        Ok(texts)
     }
 }
 

@@ -162,3 +162,22 @@ fn mistakes_name_their_field() {
         assert!(error.starts_with(start), "{fields}: {error}");
     }
 }
+
+#[test]
+fn what_no_empty_daemon_could_admit_is_refused_with_the_numbers() {
+    let room = Room { lanes: 2, queue: 4, queue_tokens: 3_000 };
+    let check = |fields: Value, prompts: usize, bytes: usize| {
+        let prompts = vec![vec![crate::engine::Segment::plain("x".repeat(bytes))]; prompts];
+        parse(fields).unwrap().check_room(room, &prompts, 2_048).map_err(|error| error.to_string())
+    };
+    let short = json!({"n": 6, "max_tokens": 10});
+    assert_eq!(check(short.clone(), 1, 30), Ok(()));
+    let error = check(json!({"n": 7, "max_tokens": 10}), 1, 30).unwrap_err();
+    assert!(error.starts_with("n: asks for 7 answers at once") && error.contains("at most 6"), "{error}");
+    let error = check(short, 2, 30).unwrap_err();
+    assert!(error.starts_with("prompt: asks for 12 answers at once"), "{error}");
+    // Without a limit an answer may fill the context: two fit the lanes, a third may wait alone, a fourth may not.
+    let (three, four) = (check(json!({"n": 3}), 1, 30), check(json!({"n": 4}), 1, 30).unwrap_err());
+    assert_eq!(three, Ok(()));
+    assert!(four.contains("2 would wait with about 4096 tokens; at most 3000"), "{four}");
+}
