@@ -117,6 +117,9 @@ pub enum ApiError {
     /// The request is addressed to somebody else.
     #[error("host: nobody is called {0:?} here; server.hosts names those who are")]
     WrongHost(String),
+    /// A web page that isn't ours wants to change something.
+    #[error("origin: pages of {0:?} may not send this; server.cors_origins names those that may")]
+    WrongOrigin(String),
     /// There are too many connections.
     #[error("there are {0} connections already, as many as there may be")]
     Connections(u32),
@@ -187,7 +190,7 @@ impl ApiError {
             | Self::SpokeFailed(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
             Self::SlowBody(_) => (StatusCode::REQUEST_TIMEOUT, INVALID),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "authentication_error"),
-            Self::Forbidden => (StatusCode::FORBIDDEN, "permission_error"),
+            Self::Forbidden | Self::WrongOrigin(_) => (StatusCode::FORBIDDEN, "permission_error"),
             Self::WrongHost(_) => (StatusCode::MISDIRECTED_REQUEST, INVALID),
             Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout_error"),
             Self::Engine { error, .. } => match error {

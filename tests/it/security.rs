@@ -217,6 +217,42 @@ fn other_sites_pages_are_kept_out_unless_configured() {
     assert!(allowed.contains("authorization"), "{allowed}");
 }
 
+/// A browser lets any page send a request without a body, or with a form's, anywhere: only the answer is kept from it.
+#[test]
+fn a_page_of_another_origin_can_change_nothing() {
+    let good = "http://app.example:3000";
+    let daemon = Daemon::with(FakeEngine::new(Script::Echo), |settings| {
+        settings.server.cors_origins = vec![good.to_owned()];
+    });
+    let ours = format!("http://{}", daemon.address);
+    let disable =
+        |headers: &[(&str, &str)]| daemon.post_with("/v1/spokes/encoding:disable", headers, "").status;
+    for headers in [
+        &[("origin", "http://evil.example")][..],
+        &[("origin", "http://localhost:1")],
+        &[("origin", "null")],
+        &[("sec-fetch-site", "cross-site")],
+    ] {
+        assert_eq!(disable(headers), 403, "{headers:?}");
+        let body = chat("x", json!({})).to_string();
+        let headers = [headers, &[("content-type", "application/json")]].concat();
+        let answer = daemon.post_with("/v1/chat/completions", &headers, &body);
+        assert_eq!((answer.status, kind(&answer).as_str()), (403, "permission_error"), "{headers:?}");
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.starts_with("origin: ") && message.contains("server.cors_origins"), "{message}");
+    }
+    // No spoke has this name: the request came through.
+    for headers in [
+        &[][..],
+        &[("origin", ours.as_str())],
+        &[("origin", good), ("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "none")],
+    ] {
+        assert_eq!(disable(headers), 404, "{headers:?}");
+    }
+    assert!(daemon.engine.requests().is_empty());
+}
+
 #[test]
 fn keys_are_read_again_at_sighup_and_no_secret_is_logged() {
     if !Path::new(MODEL).exists() {

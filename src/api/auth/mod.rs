@@ -7,7 +7,7 @@ pub use hosts::Hosts;
 pub use keys::{Key, KeyRing, Keys, KeysError, Scope};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -40,6 +40,40 @@ pub(super) async fn check_host(
         }
     }
     Ok(next.run(request).await)
+}
+
+/// Refuses what a web page of somebody else's sends to change something. Its browser lets it send a request without a body,
+/// or one that a form could send, to any address unasked: only the answer is kept from it.
+pub(super) async fn check_origin(
+    State(app): State<App>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    match foreign_page(request.uri(), request.headers(), app.cors_origins()) {
+        Some(page) if !reads => Err(ApiError::WrongOrigin(page)),
+        _ => Ok(next.run(request).await),
+    }
+}
+
+/// The page that sent a request, if it is neither ours nor one of those that may ask. Programs that are no browser say
+/// nothing of pages.
+fn foreign_page(target: &Uri, headers: &HeaderMap, allowed: &[String]) -> Option<String> {
+    let text = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let Some(origin) = text("origin") else {
+        let site = text("sec-fetch-site")?;
+        let foreign = matches!(site.as_ref(), "cross-site" | "same-site");
+        return foreign.then(|| format!("an unnamed {site} page"));
+    };
+    let named = |name: &String| name == "*" || name.eq_ignore_ascii_case(&origin);
+    if allowed.iter().any(named) {
+        return None;
+    }
+    // A proxy in front of us may have spoken TLS: the scheme says nothing.
+    let host = target.authority().map(|authority| authority.as_str().into()).or_else(|| text("host"));
+    let ours =
+        origin.split_once("://").zip(host).is_some_and(|((_, page), host)| page.eq_ignore_ascii_case(&host));
+    (!ours).then(|| origin.chars().take(100).collect())
 }
 
 /// Refuses requests without a key that is good for them.
@@ -79,11 +113,47 @@ fn presented(headers: &HeaderMap) -> Option<&str> {
 mod tests {
     use super::*;
 
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            (name.parse::<axum::http::HeaderName>().unwrap(), value.parse().unwrap())
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn pages_of_others_are_known_by_what_their_browser_says() {
+        let page = |pairs: &[(&str, &str)], allowed: &[&str]| {
+            let allowed: Vec<String> = allowed.iter().map(|&name| name.to_owned()).collect();
+            let pairs = [&[("host", "localhost:8899")], pairs].concat();
+            foreign_page(&Uri::from_static("/x"), &headers(&pairs), &allowed)
+        };
+        for ours in [
+            &[][..],
+            &[("origin", "http://localhost:8899"), ("sec-fetch-site", "same-origin")],
+            &[("origin", "https://LocalHost:8899")],
+            &[("sec-fetch-site", "none")],
+        ] {
+            assert_eq!(page(ours, &[]), None, "{ours:?}");
+        }
+        for (foreign, name) in [
+            (&[("origin", "http://evil.example")][..], "http://evil.example"),
+            (
+                &[("origin", "http://localhost:3000"), ("sec-fetch-site", "same-site")],
+                "http://localhost:3000",
+            ),
+            (&[("origin", "http://localhost")], "http://localhost"),
+            (&[("origin", "null")], "null"),
+            (&[("sec-fetch-site", "cross-site")], "an unnamed cross-site page"),
+        ] {
+            assert_eq!(page(foreign, &["https://good.example"]).as_deref(), Some(name));
+        }
+        let good = [("origin", "https://good.example"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(page(&good, &["https://good.example"]), None);
+        assert_eq!(page(&[("origin", "null")], &["*"]), None);
+    }
+
     #[test]
     fn keys_come_in_two_headers() {
-        let headers = |pairs: &[(&'static str, &str)]| -> HeaderMap {
-            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
-        };
         assert_eq!(presented(&headers(&[("authorization", "bearer  abc")])), Some("abc"));
         assert_eq!(presented(&headers(&[("x-api-key", "abc")])), Some("abc"));
         assert_eq!(presented(&headers(&[("authorization", "Basic abc"), ("x-api-key", "d")])), Some("d"));
