@@ -16,7 +16,7 @@ use super::observe::Witness;
 use super::reasoning::{Kind, Piece, Splitter};
 use super::spokes::Chosen;
 use super::state::{App, Deadline};
-use crate::engine::{EngineError, Event, FinishReason, Generate, TokenReport, Usage};
+use crate::engine::{EngineError, Event, FinishReason, Generate, TokenReport, Usage, whole_characters};
 
 /// What a generation brings.
 #[derive(Debug, Clone, PartialEq)]
@@ -168,30 +168,50 @@ impl Drop for Generation {
 #[derive(Debug, Default)]
 struct Reports {
     waiting: VecDeque<TokenReport>,
-    /// Everything that was written, tags included, and how much of it is of tokens that were taken.
+    /// Everything that was written, tags included, and how far tokens that were taken reach in it.
     written: Vec<u8>,
-    at: usize,
+    reach: Reach,
+}
+
+/// How far tokens reach in a text: to the end of a character, or with some bytes into the next one. These are counted as they
+/// are; when they turn out to be no character, U+FFFD stands in their place.
+#[derive(Debug, Clone, Default)]
+struct Reach {
+    whole: usize,
+    partial: Vec<u8>,
+}
+
+impl Reach {
+    fn at(&self) -> usize {
+        self.whole + self.partial.len()
+    }
+
+    /// With one more token: no further with a control token, which is reported by its name.
+    fn with(&self, token: &[u8], written: &[u8]) -> Self {
+        let mut partial = [&self.partial, token].concat();
+        let text = whole_characters(&mut partial);
+        let there = written.get(self.whole..).unwrap_or_default();
+        if there.iter().zip(text.as_bytes()).all(|(there, byte)| there == byte) {
+            Self { whole: self.whole + text.len(), partial }
+        } else {
+            self.clone()
+        }
+    }
 }
 
 impl Reports {
-    /// Bytes of the text that a token stands for: none of a control token, which is reported by its name.
-    fn width(&self, report: &TokenReport) -> usize {
-        let bytes = &report.token.bytes;
-        let there = self.written.get(self.at..).unwrap_or_default();
-        if there.iter().zip(bytes).all(|(there, byte)| there == byte) { bytes.len() } else { 0 }
-    }
-
     fn output(&mut self, piece: Piece) -> Output {
         let mut tokens = Vec::new();
         let end = piece.at + piece.text.len();
         while let Some(report) = self.waiting.pop_front() {
-            let (at, next) = (self.at, self.at + self.width(&report));
+            let reach = self.reach.with(&report.token.bytes, &self.written);
+            let (at, next) = (self.reach.at(), reach.at());
             // Thinking leaves a token that reaches out of it to the answer.
             if at >= end || (piece.kind == Kind::Reasoning && next > end) {
                 self.waiting.push_front(report);
                 break;
             }
-            self.at = next;
+            self.reach = reach;
             // What ends before the piece begins was a tag, or white space behind one.
             if at >= piece.at || next > piece.at {
                 tokens.push(report);
@@ -265,16 +285,20 @@ mod tests {
 
     /// Texts of the tokens that each piece of the answer gets.
     fn matched(tokens: &[&str], texts: &[&str]) -> Vec<(String, Vec<String>)> {
+        let tokens: Vec<&[u8]> = tokens.iter().map(|token| token.as_bytes()).collect();
+        matched_bytes(&tokens, texts)
+    }
+
+    fn matched_bytes(tokens: &[&[u8]], texts: &[&str]) -> Vec<(String, Vec<String>)> {
         let mut reports = Reports::default();
-        let likelihood =
-            |text: &&str| TokenLikelihood { id: 0, bytes: text.as_bytes().to_vec(), logprob: 0.0 };
-        let report = |text| TokenReport { token: likelihood(text), forced: false, top: vec![] };
+        let likelihood = |bytes: &&[u8]| TokenLikelihood { id: 0, bytes: bytes.to_vec(), logprob: 0.0 };
+        let report = |bytes| TokenReport { token: likelihood(bytes), forced: false, top: vec![] };
         reports.waiting.extend(tokens.iter().map(report));
         reports.written = texts.concat().into_bytes();
         let mut splitter = Splitter::new(false);
         let mut pieces: Vec<Piece> = texts.iter().flat_map(|text| splitter.push(text)).collect();
         pieces.extend(splitter.finish());
-        let text = |token: TokenReport| String::from_utf8(token.token.bytes).unwrap();
+        let text = |token: TokenReport| String::from_utf8_lossy(&token.token.bytes).into_owned();
         pieces
             .into_iter()
             .filter_map(|piece| match reports.output(piece) {
@@ -287,6 +311,26 @@ mod tests {
     fn expected(pairs: &[(&str, &[&str])]) -> Vec<(String, Vec<String>)> {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
         pairs.iter().map(|&(text, tokens)| (text.to_owned(), owned(tokens))).collect()
+    }
+
+    #[test]
+    fn bytes_that_are_no_character_cost_no_token_behind_them() {
+        let euro = "€".as_bytes();
+        // A byte that begins nothing, a character that breaks off, and one in two parts.
+        let tokens = [b"a", &b"\xFF"[..], b"b", &euro[..2], b"c", &euro[..1], &euro[1..], b"d"];
+        let found = matched_bytes(&tokens, &["a", "\u{FFFD}", "b", "\u{FFFD}c", "€", "d"]);
+        let broken = "\u{FFFD}";
+        assert_eq!(
+            found,
+            expected(&[
+                ("a", &["a"]),
+                (broken, &[broken]),
+                ("b", &["b"]),
+                ("\u{FFFD}c", &[broken, "c"]),
+                ("€", &[broken, "\u{FFFD}\u{FFFD}"]),
+                ("d", &["d"]),
+            ])
+        );
     }
 
     #[test]

@@ -27,3 +27,4 @@ pub use fake::{FakeEngine, Script, ScriptedToken};
 pub use llama::{LlamaEngine, LlamaSettings, MAX_SEQUENCES};
 pub use protocol::*;
 pub use spoke::{LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange, SpokeSet};
+pub use text::whole_characters;

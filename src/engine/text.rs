@@ -23,7 +23,7 @@ impl AnswerText {
             return String::new();
         }
         self.partial.extend_from_slice(bytes);
-        self.take_characters();
+        self.held.push_str(&whole_characters(&mut self.partial));
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
             self.stopped = true;
             self.held.truncate(at);
@@ -43,31 +43,32 @@ impl AnswerText {
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
+}
 
-    /// Moves whole characters from `partial` to `held`.
-    fn take_characters(&mut self) {
-        let mut done = 0;
-        loop {
-            match std::str::from_utf8(&self.partial[done..]) {
-                Ok(text) => {
-                    self.held.push_str(text);
-                    done = self.partial.len();
-                }
-                Err(error) => {
-                    let valid = done + error.valid_up_to();
-                    self.held.push_str(&String::from_utf8_lossy(&self.partial[done..valid]));
-                    done = valid;
-                    if let Some(broken) = error.error_len() {
-                        self.held.push(char::REPLACEMENT_CHARACTER);
-                        done += broken;
-                        continue;
-                    }
+/// Takes whole characters from the front of `bytes`; what is left may become one. Bytes that are not UTF-8 become U+FFFD.
+pub fn whole_characters(bytes: &mut Vec<u8>) -> String {
+    let (mut text, mut done) = (String::new(), 0);
+    loop {
+        match std::str::from_utf8(&bytes[done..]) {
+            Ok(rest) => {
+                text.push_str(rest);
+                done = bytes.len();
+            }
+            Err(error) => {
+                let valid = done + error.valid_up_to();
+                text.push_str(&String::from_utf8_lossy(&bytes[done..valid]));
+                done = valid;
+                if let Some(broken) = error.error_len() {
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    done += broken;
+                    continue;
                 }
             }
-            break;
         }
-        self.partial.drain(..done);
+        break;
     }
+    bytes.drain(..done);
+    text
 }
 
 /// Bytes of the longest end of `text` that is a beginning of `stop`.
