@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::constraint::Session;
+use super::constraint::{Due, Session};
 use super::sampling::Sampler;
 use super::text::AnswerText;
 use super::vocabulary::{Token, Vocabulary};
@@ -69,8 +69,10 @@ impl Run {
             }
             session.set_budget(budget);
         }
-        // A stop text inside a constrained answer would cut it in two: the constraint alone says where it ends.
-        let stops = if session.is_some() { &[][..] } else { &request.stop };
+        // A stop text would cut JSON in two, and who asks for JSON wants to read it: the shape alone says where it ends. Other
+        // shapes are cut where tokens run out, too.
+        let closes = session.as_ref().is_some_and(Session::closes);
+        let stops = if closes { &[][..] } else { &request.stop };
         let text = AnswerText::new(stops);
         let sampler = Sampler::new(request.sampling, &request.logit_bias, prompt);
         Ok(Self {
@@ -194,10 +196,16 @@ impl Run {
             (0..logits.len() as u32).any(|token| due.is(vocabulary.bytes(token)) && allowed(token))
         });
         let fits = |token| due.is_none_or(|due| due.is(vocabulary.bytes(token))) && allowed(token);
-        if let Some(due) = due {
-            let likeliest = |a: &u32, b: &u32| logits[*a as usize].total_cmp(&logits[*b as usize]);
-            let wanted = (0..logits.len() as u32).filter(|&token| allowed(token)).max_by(likeliest);
-            session.cut(wanted.is_some_and(|token| !due.is(vocabulary.bytes(token))));
+        if let Some(due) = due.filter(|_| !session.is_cut()) {
+            // With the same luck: perhaps the model ends the value here by itself, alone or with what follows.
+            let own = self.sampler.clone().choose(logits, allowed).ok_or_else(no_token)?;
+            let end = match due {
+                Due::Quote => b'"',
+                Due::Bracket => b']',
+            };
+            if vocabulary.bytes(own).first() != Some(&end) {
+                session.set_cut();
+            }
         }
         let token = self.sampler.choose(logits, fits).ok_or_else(no_token)?;
         if *vocabulary.token(token) == Token::End {

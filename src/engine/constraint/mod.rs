@@ -263,9 +263,9 @@ impl Session {
         due
     }
 
-    /// What was due is taken, and whether the model wanted something else.
-    pub fn cut(&mut self, cut: bool) {
-        self.is_cut |= cut;
+    /// A value is ended that the model would have gone on with.
+    pub fn set_cut(&mut self) {
+        self.is_cut = true;
     }
 
     /// Whether a value was ended that would have gone on.

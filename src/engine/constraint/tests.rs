@@ -351,3 +351,168 @@ fn grammars_hold_the_answer_and_are_cut_where_the_tokens_end() {
     let wrong = grammars.begin(&gbnf("root ::= nothing")).err();
     assert!(matches!(wrong, Some(EngineError::Schema(message)) if message.contains("nothing")));
 }
+
+/// On a thread like the engine's.
+fn on_the_engines_stack<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run);
+        thread.unwrap().join().unwrap()
+    })
+}
+
+/// An overflow of the stack would end the whole process, and no refusal could be told.
+#[test]
+fn the_longest_chains_that_are_taken_fit_the_stack_and_longer_ones_are_refused() {
+    let chain = |length: usize| {
+        let definitions: Map<String, Value> = (0..length)
+            .map(|index| (format!("d{index}"), json!({"$ref": format!("#/$defs/d{}", index + 1)})))
+            .chain([(format!("d{length}"), json!({"type": "boolean"}))])
+            .collect();
+        Constraint::JsonSchema(json!({"$ref": "#/$defs/d0", "$defs": definitions}))
+    };
+    let rules = |length: usize, last: &str| {
+        let rules: String = (0..length).map(|index| format!("r{index} ::= \"a\" r{}\n", index + 1)).collect();
+        Constraint::Gbnf(format!("root ::= r0\n{rules}r{length} ::= {last}\n"))
+    };
+    let lark = |length: usize, nested: usize| {
+        let rules: String = (0..length).map(|index| format!("r{index}: \"a\" r{}\n", index + 1)).collect();
+        let (open, close) = ("(".repeat(nested), ")".repeat(nested));
+        Constraint::Lark(format!("start: r0\n{rules}r{length}: {open}\"b\"{close}\n"))
+    };
+    // Nested within each rule too, as much as the bytes of a grammar allow.
+    let nested: String = (0..1_900)
+        .map(|index| format!("r{index}::={}r{}{}\n", "(".repeat(9), index + 1, ")".repeat(9)))
+        .collect();
+    let nested = Constraint::Gbnf(format!("root::=r0\n{nested}r1900::=\"b\"\n"));
+    let taken = [chain(1_000), nested, rules(2_000, "\"b\""), rules(2_000, "\"b\" root?"), lark(2_000, 1)];
+    let refused = [chain(4_000), rules(4_000, "\"b\""), lark(4_000, 1), lark(1, 4_000), lark(1, 8_000)];
+    on_the_engines_stack(move || {
+        let words = words();
+        let mut grammars = grammars(&words);
+        for constraint in taken {
+            assert!(grammars.begin(&constraint).is_ok());
+        }
+        for constraint in refused {
+            assert!(matches!(grammars.begin(&constraint), Err(EngineError::Schema(_))));
+        }
+    });
+}
+
+/// What a model says that each time wants this token most, by what it has said so far.
+fn wanting(
+    grammars: &mut Grammars,
+    words: &Vocabulary,
+    constraint: &Constraint,
+    stop: &[&str],
+    budget: usize,
+    wanted: impl Fn(&str) -> &'static str,
+) -> (String, FinishReason) {
+    let session = grammars.begin(constraint).unwrap();
+    let stop = stop.iter().map(|&text| text.to_owned()).collect();
+    let request = Generate { stop, ..Generate::new("", vec![]) };
+    let (events, mut receiver) = mpsc::unbounded_channel();
+    let mut run = Run::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
+    let (env, mut said) = (words.token_env(), String::new());
+    let mut step = run.start(words);
+    loop {
+        let mut end = None;
+        while let Ok(event) = receiver.try_recv() {
+            match event {
+                Event::Text(more) => said += &more,
+                Event::Finished { reason, .. } => end = Some(reason),
+                _ => {}
+            }
+        }
+        if step == Step::Ended {
+            return (said, end.unwrap());
+        }
+        let best = env.tok_trie().greedy_tokenize(wanted(&said).as_bytes())[0];
+        let logits: Vec<f32> = (0..274).map(|token| if token == best { 1.0 } else { -1.0 }).collect();
+        step = run.next(&logits, words);
+    }
+}
+
+#[test]
+fn stop_texts_end_what_need_not_be_closed_and_never_json() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    for constraint in [
+        Constraint::Regex("[a-z]+".to_owned()),
+        Constraint::Gbnf("root ::= [a-z]+".to_owned()),
+        Constraint::Lark("start: /[a-z]+/\n".to_owned()),
+    ] {
+        let says = |said: &str| if said.len() < 2 { "a" } else { "x" };
+        let found = wanting(&mut grammars, &words, &constraint, &["xx"], 8, says);
+        assert_eq!(found, ("aa".to_owned(), FinishReason::Stop), "{constraint:?}");
+    }
+    let json = Constraint::JsonSchema(json!({"type": "string"}));
+    let says = |said: &str| if said.len() == 4 { "\"" } else { "x" };
+    let found = wanting(&mut grammars, &words, &json, &["xx"], 20, says);
+    assert_eq!(found, ("\"xxx\"".to_owned(), FinishReason::Stop));
+}
+
+#[test]
+fn a_value_that_the_model_ends_itself_where_it_would_be_ended_is_not_cut() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    let text = json!({"type": "string"});
+    let schema = json!({"type": "object", "properties": {"a": text, "z": text}, "required": ["a", "z"],
+                        "additionalProperties": false});
+    let constraint = Constraint::JsonSchema(schema);
+    let mut reason = |letters: usize| {
+        let says = move |said: &str| match said.split_once("\",\"z\":\"") {
+            None if said.matches('x').count() < letters => "x",
+            Some((_, "")) => "y",
+            _ => "\"",
+        };
+        let (text, reason) = wanting(&mut grammars, &words, &constraint, &[], 40, says);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        (value["a"].as_str().unwrap().len(), value["z"].as_str().unwrap().len(), reason)
+    };
+    // How long the first text may become.
+    let (most, _, cut) = reason(39);
+    assert_eq!(cut, FinishReason::Length);
+    assert_eq!(reason(most), (most, 1, FinishReason::Stop), "it ends just there");
+    let (length, _, cut) = reason(most + 1);
+    assert_eq!((length, cut), (most, FinishReason::Length));
+}
+
+#[test]
+fn a_lexer_that_earlier_answers_have_filled_fails_nobody() {
+    let words = words();
+    let env = words.token_env();
+    // What is behind the last `a` but eight is part of the state: there are hundreds, and each answer sees some of them.
+    let constraint = Constraint::Regex("(a|b)*a(a|b){8}c".to_owned());
+    let mut grammars = Grammars::with_states(&env, 260).unwrap();
+    let mut most = 0;
+    for seed in 0..60 {
+        assert!(answer_to(&mut grammars, &words, &constraint, 40, seed).is_ok());
+        let kept = grammars.kept.values().next().map(|kept| kept.grammar.as_ref().unwrap());
+        most = most.max(kept.unwrap().parser.parser.lexer_stats().num_states);
+    }
+    assert!(most > 130, "only {most} states were ever used");
+    // Two that share a lexer, so that one finds it full in the middle of its answer.
+    let mut sessions: Vec<Session> = (0..12).map(|_| grammars.begin(&constraint).unwrap()).collect();
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for _ in 0..40 {
+        for session in &mut sessions {
+            let mask = session.mask().unwrap();
+            let letter = if rng.random_bool(0.5) { b'a' } else { b'b' };
+            assert!(mask.is_allowed(u32::from(letter)));
+            session.accept(u32::from(letter)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn grammars_that_take_much_memory_make_room_for_each_other() {
+    let words = words();
+    let mut grammars = grammars(&words);
+    for index in 0..KEPT + 8 {
+        grammars.begin(&Constraint::Regex(format!("a{{{},{}}}", index + 1, index + 2))).unwrap();
+    }
+    assert_eq!(grammars.kept.len(), KEPT);
+    grammars.limit = 1;
+    grammars.begin(&Constraint::Regex("b".to_owned())).unwrap();
+    assert_eq!(grammars.kept.len(), 1, "none but the one that is used now");
+}
