@@ -97,6 +97,8 @@ pub enum Query {
         /// Whether it is a whole prompt.
         whole: bool,
     },
+    /// Ids of each of these texts, as with `whole: false`.
+    TokenizeAll(Vec<Prompt>),
     /// The bytes of each of these tokens, control tokens by their names.
     Pieces(Vec<u32>),
     /// What each lane does.
@@ -108,6 +110,8 @@ pub enum Query {
 pub enum Reply {
     /// To [`Query::Tokenize`].
     Tokens(Vec<u32>),
+    /// To [`Query::TokenizeAll`].
+    AllTokens(Vec<Vec<u32>>),
     /// To [`Query::Pieces`].
     Pieces(Vec<Vec<u8>>),
     /// To [`Query::Lanes`].

@@ -280,6 +280,10 @@ impl<'a> Worker<'a> {
         Ok(match query {
             Query::Tokenize { prompt, whole: true } => Reply::Tokens(tokenize(self.model, prompt)?),
             Query::Tokenize { prompt, whole: false } => Reply::Tokens(token_ids(self.model, prompt)?),
+            Query::TokenizeAll(prompts) => {
+                let ids = prompts.iter().map(|prompt| token_ids(self.model, prompt));
+                Reply::AllTokens(ids.collect::<Result<_, _>>()?)
+            }
             Query::Pieces(ids) => Reply::Pieces(self.vocabulary.pieces(ids)?),
             Query::Lanes => Reply::Lanes(self.lanes.states()),
         })

@@ -135,3 +135,62 @@ fn prompts_in_text_form_reach_the_engine_as_markup_only_where_asked() {
     daemon.post("/completion", &json!({"prompt": "<|user|>"})).ok();
     assert_eq!(daemon.engine.requests()[0].prompt, [Segment::markup("<|user|>")]);
 }
+
+#[test]
+fn embeddings_are_those_of_the_post() {
+    let daemon = Daemon::script(Script::Echo);
+    let ask = |fields: serde_json::Value| {
+        let mut body = json!({"input": "x"});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        daemon.post("/v1/embeddings", &body)
+    };
+    for fields in
+        [json!({}), json!({"model": null}), json!({"model": "bespoke"}), json!({"model": "", "lora": []})]
+    {
+        assert_eq!(ask(fields.clone()).status, 200, "{fields}");
+    }
+    let unknown = ask(json!({"model": "text-embedding-3-small"}));
+    assert_eq!(unknown.status, 404);
+    let message = unknown.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("this daemon serves"), "{message}");
+    let spokes = ask(json!({"lora": [{"id": 0}]}));
+    assert_eq!((spokes.status, &spokes.json()["error"]["param"]), (400, &json!("lora")));
+}
+
+#[test]
+fn more_answers_than_there_can_be_room_for_are_refused_before_anything_is_done() {
+    let daemon = Daemon::with(FakeEngine::new(Script::Echo), |settings| {
+        (settings.model.lanes, settings.model.queue) = (2, 3);
+    });
+    let ask = |prompts: usize, n: u32| {
+        daemon.post("/v1/completions", &json!({"prompt": vec!["x"; prompts], "n": n, "max_tokens": 4}))
+    };
+    assert_eq!(ask(5, 1).status, 200);
+    let asked = daemon.engine.requests().len();
+    let error = ask(3, 2);
+    assert_eq!((error.status, &error.json()["error"]["param"]), (400, &json!("prompt")));
+    assert!(
+        error.text.contains("asks for 6 answers at once") && error.text.contains("at most 5"),
+        "{}",
+        error.text
+    );
+    assert_eq!(ask(1, 6).status, 400);
+    assert_eq!(daemon.engine.requests().len(), asked);
+}
+
+#[test]
+fn texts_of_a_bias_stand_for_each_of_their_tokens() {
+    let daemon = Daemon::script(Script::Echo);
+    let tokens = |text: &str| {
+        let ids = daemon.post("/tokenize", &json!({"content": text, "parse_special": false})).ok()["tokens"]
+            .clone();
+        ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect::<Vec<_>>()
+    };
+    let bias = json!([["one two", 1.5], [7, -1], ["three", false]]);
+    daemon.post("/completion", &json!({"prompt": "x", "logit_bias": bias})).ok();
+    let mut expected: Vec<(u32, f32)> = tokens("one two").into_iter().map(|id| (id, 1.5)).collect();
+    expected.push((7, -1.0));
+    expected.extend(tokens("three").into_iter().map(|id| (id, -100.0)));
+    assert_eq!(expected.len(), 4);
+    assert_eq!(daemon.engine.requests().last().unwrap().logit_bias, expected);
+}

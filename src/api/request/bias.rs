@@ -7,6 +7,10 @@ use crate::api::json::{kind, short};
 use crate::api::state::{App, Deadline};
 use crate::engine::{ModelInfo, Query, Reply, Segment};
 
+/// Entries of one request, and bytes of a text among them: each text is tokenised.
+const MOST: usize = 4_096;
+const LONGEST: usize = 256;
+
 /// A bias of this much and less bans a token.
 const BAN: f32 = -100.0;
 
@@ -28,6 +32,29 @@ enum Target {
 
 /// Judges the field.
 pub(super) fn parse(body: &Value) -> Result<Vec<Bias>, ApiError> {
+    let entries = match body.get("logit_bias") {
+        Some(Value::Object(entries)) => entries.len(),
+        Some(Value::Array(entries)) => entries.len(),
+        _ => 0,
+    };
+    if entries > MOST {
+        let message = format!("has {entries} entries, expected at most {MOST}");
+        return Err(ApiError::field("logit_bias", message));
+    }
+    let biases = entries_of(body)?;
+    for Bias { path, target, .. } in &biases {
+        if let Target::Text(text) = target
+            && text.len() > LONGEST
+        {
+            let path: String = path.chars().take(60).collect();
+            let message = format!("has {} bytes, expected at most {LONGEST}", text.len());
+            return Err(ApiError::field(path, message));
+        }
+    }
+    Ok(biases)
+}
+
+fn entries_of(body: &Value) -> Result<Vec<Bias>, ApiError> {
     match body.get("logit_bias") {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Object(entries)) => entries
@@ -93,6 +120,19 @@ pub(super) async fn resolve(
     model: &ModelInfo,
     deadline: Deadline,
 ) -> Result<Vec<(u32, f32)>, ApiError> {
+    let text = |bias: &Bias| match &bias.target {
+        Target::Text(text) => Some(vec![Segment::plain(text)]),
+        Target::Token(_) => None,
+    };
+    let texts: Vec<_> = biases.iter().filter_map(text).collect();
+    // One question for all: each waits for a step of the engine.
+    let mut tokenised = Vec::new();
+    if !texts.is_empty()
+        && let Reply::AllTokens(all) = app.query(Query::TokenizeAll(texts), deadline).await?
+    {
+        tokenised = all;
+    }
+    let mut tokenised = tokenised.into_iter();
     let mut resolved = Vec::with_capacity(biases.len());
     for Bias { path, target, bias } in biases {
         match target {
@@ -101,10 +141,8 @@ pub(super) async fn resolve(
                 return Err(ApiError::field(path, message));
             }
             Target::Token(id) => resolved.push((*id, *bias)),
-            Target::Text(text) => {
-                let query = Query::Tokenize { prompt: vec![Segment::plain(text)], whole: false };
-                let Reply::Tokens(ids) = app.query(query, deadline).await? else { continue };
-                resolved.extend(ids.into_iter().map(|id| (id, *bias)));
+            Target::Text(_) => {
+                resolved.extend(tokenised.next().into_iter().flatten().map(|id| (id, *bias)));
             }
         }
     }

@@ -20,6 +20,10 @@ pub(in crate::api) use self::constraint::both;
 /// Answers that one request may ask for.
 const MOST_ANSWERS: i64 = 16;
 
+/// Stop texts of one request, and bytes of each: every text of an answer is searched for each of them.
+const MOST_STOPS: usize = 64;
+const LONGEST_STOP: usize = 1_024;
+
 /// As written. Fields that are not here, not with the kind of request and not in [`unsupported`] change nothing about
 /// the answer and are ignored: `model` (there is one), `user`, `metadata`, `store`, `id_slot` and others.
 #[derive(Debug, Deserialize)]
@@ -225,9 +229,17 @@ impl Stop {
             Self::One(text) => vec![text],
             Self::Many(texts) => texts,
         };
-        match texts.iter().position(String::is_empty) {
-            Some(index) => Err(ApiError::field(format!("stop[{index}]"), "is empty, expected a text")),
-            None => Ok(texts),
+        if texts.len() > MOST_STOPS {
+            let message = format!("has {} texts, expected at most {MOST_STOPS}", texts.len());
+            return Err(ApiError::field("stop", message));
+        }
+        for (index, text) in texts.iter().enumerate() {
+            let message = match text.len() {
+                0 => "is empty, expected a text".to_owned(),
+                1..=LONGEST_STOP => continue,
+                length => format!("has {length} bytes, expected at most {LONGEST_STOP}"),
+            };
+            return Err(ApiError::field(format!("stop[{index}]"), message));
         }
         Ok(texts)
     }

@@ -123,6 +123,16 @@ fn mistakes_name_their_field() {
         (json!({"top_p": "much"}), "top_p: invalid type"),
         (json!({"stop": ["a", ""]}), "stop[1]: is empty"),
         (json!({"stop": 5}), "stop: expected a string"),
+        (json!({"stop": vec!["x"; 65]}), "stop: has 65 texts, expected at most 64"),
+        (json!({"stop": ["a", "x".repeat(1_025)]}), "stop[1]: has 1025 bytes, expected at most 1024"),
+        (
+            json!({"logit_bias": vec![json!([5, 1]); 4_097]}),
+            "logit_bias: has 4097 entries, expected at most 4096",
+        ),
+        (
+            json!({"logit_bias": [["x".repeat(257), 1]]}),
+            "logit_bias[0][0]: has 257 bytes, expected at most 256",
+        ),
         (json!({"stream": "yes"}), "stream: invalid type"),
         (json!({"n": 17}), "n: found 17, expected 1 to 16"),
         (json!({"n": 0}), "n: found 0"),
