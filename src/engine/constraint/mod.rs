@@ -10,6 +10,7 @@ mod size;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
@@ -41,6 +42,10 @@ pub struct Grammars {
     factory: ParserFactory,
     kept: HashMap<[u8; 32], Kept>,
     clock: u64,
+    /// States of a lexer at which its grammar is renewed.
+    used_up: usize,
+    /// Bytes of all of them.
+    limit: usize,
 }
 
 struct Kept {
@@ -51,6 +56,8 @@ struct Kept {
 #[derive(Clone)]
 struct Grammar {
     parser: TokenParser,
+    /// As it was compiled: its lexer knows nothing of any answer.
+    fresh: Rc<TokenParser>,
     /// A way to the end from the beginning; `None` for grammars that aren't JSON, which are not closed.
     closing: Option<Vec<u32>>,
     bound: usize,
@@ -62,6 +69,10 @@ impl Grammars {
     /// # Errors
     /// llguidance can't work with it.
     pub fn new(tokens: &TokEnv) -> Result<Self, EngineError> {
+        Self::with_states(tokens, LEXER_STATES)
+    }
+
+    fn with_states(tokens: &TokEnv, states: usize) -> Result<Self, EngineError> {
         let capabilities = InferenceCapabilities { ff_tokens: true, ..Default::default() };
         let mut factory = ParserFactory::new(tokens, capabilities, &SlicedBiasComputer::json_slices())
             .map_err(|e| EngineError::Internal(format!("llguidance: {e}")))?;
@@ -69,11 +80,11 @@ impl Grammars {
         *factory.limits_mut() = ParserLimits {
             // A request must not hold up all others for long, nor fill the memory: roughly 0.1 s and 100 MB.
             max_grammar_size: 100_000,
-            max_lexer_states: 50_000,
+            max_lexer_states: states,
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        Ok(Self { factory, kept: HashMap::new(), clock: 0 })
+        Ok(Self { factory, kept: HashMap::new(), clock: 0, used_up: states / 2, limit: KEPT_BYTES })
     }
 
     /// Begins an answer.
@@ -91,11 +102,7 @@ impl Grammars {
         let key: [u8; 32] = Sha256::digest(format!("{kind:?}{text}")).into();
         self.clock += 1;
         if !self.kept.contains_key(&key) {
-            if self.kept.len() >= KEPT
-                && let Some(oldest) = self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key)
-            {
-                self.kept.remove(&oldest);
-            }
+            self.make_room();
             let grammar = match constraint {
                 Constraint::JsonSchema(schema) => compile(&self.factory, schema.clone()),
                 Constraint::JsonObject => compile(&self.factory, any_object()),
@@ -110,10 +117,27 @@ impl Grammars {
         }
         let kept = self.kept.get_mut(&key).expect("it was put there if it was missing");
         kept.used = self.clock;
-        let Grammar { parser, closing, bound } = kept.grammar.clone()?;
+        if let Ok(grammar) = &mut kept.grammar
+            && grammar.parser.parser.lexer_stats().num_states > self.used_up
+        {
+            grammar.parser = grammar.fresh.deep_clone();
+        }
+        let Grammar { parser, fresh, closing, bound } = kept.grammar.clone()?;
         let closes = closing.is_some();
         let shares = Shares::new(usize::MAX);
-        Ok(Session { key, parser, scanner: Scanner::START, shares, is_cut: false, bound, closes, closing })
+        let taken = Vec::new();
+        Ok(Session { key, parser, fresh, taken, scanner: Scanner::START, shares, is_cut: false, bound, closes, closing })
+    }
+
+    /// Lets the grammars go that were not used for longest, as many as are too many.
+    fn make_room(&mut self) {
+        let bytes = |kept: &Kept| kept.grammar.as_ref().map_or(0, Grammar::bytes);
+        let mut all: usize = self.kept.values().map(bytes).sum();
+        while (self.kept.len() >= KEPT || all > self.limit)
+            && let Some(oldest) = self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key)
+        {
+            all -= self.kept.remove(&oldest).as_ref().map_or(0, bytes);
+        }
     }
 
     /// Drops a grammar whose parser failed: its shared lexer may be full or broken.
@@ -122,10 +146,20 @@ impl Grammars {
     }
 }
 
+impl Grammar {
+    fn new(parser: TokenParser, closing: Option<Vec<u32>>, bound: usize) -> Self {
+        Self { fresh: Rc::new(parser.deep_clone()), parser, closing, bound }
+    }
+
+    /// Memory that it takes, about.
+    fn bytes(&self) -> usize {
+        self.parser.parser.lexer_stats().num_bytes + self.fresh.parser.lexer_stats().num_bytes
+    }
+}
+
 /// A grammar that need not be JSON.
 fn grammar(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Grammar, EngineError> {
-    let parser = parser(factory, grammar)?;
-    Ok(Grammar { parser, closing: None, bound: usize::MAX })
+    Ok(Grammar::new(parser(factory, grammar)?, None, usize::MAX))
 }
 
 fn parser(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<TokenParser, EngineError> {
@@ -157,7 +191,7 @@ fn compile(factory: &ParserFactory, mut schema: Value) -> Result<Grammar, Engine
     let closing = guarded(|| Ok(close(&mut parser, Scanner::START)))
         .map_err(EngineError::Schema)?
         .ok_or_else(|| EngineError::Schema("no value that validates against it was found".to_owned()))?;
-    Ok(Grammar { parser, closing: Some(closing), bound })
+    Ok(Grammar::new(parser, Some(closing), bound))
 }
 
 /// Any object, its numbers within limits.
@@ -229,6 +263,9 @@ fn guarded<T>(run: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
 pub struct Session {
     key: [u8; 32],
     parser: TokenParser,
+    fresh: Rc<TokenParser>,
+    /// All tokens so far.
+    taken: Vec<u32>,
     scanner: Scanner,
     shares: Shares,
     /// Whether a value was ended that would have gone on, so that others get their share.
@@ -273,6 +310,27 @@ impl Session {
         self.is_cut
     }
 
+    /// Asks the parser. Other answers may have used up the lexer that it shares with them: then this one goes on with a lexer
+    /// of its own, and only what fails with that has failed.
+    fn ask<T>(&mut self, ask: impl Fn(&mut TokenParser) -> anyhow::Result<T>) -> Result<T, EngineError> {
+        let parser = &mut self.parser;
+        let failed = match guarded(|| ask(parser)) {
+            Ok(found) if parser.parser.get_error().is_none() => return Ok(found),
+            Ok(_) => parser.parser.get_error().map_or_else(String::new, |error| error.message()),
+            Err(message) => message,
+        };
+        let mut own = self.fresh.deep_clone();
+        let again = guarded(|| {
+            for &token in &self.taken {
+                own.consume_token(token)?;
+            }
+            ask(&mut own)
+        });
+        tracing::debug!(failed, again = again.is_ok(), "a shared lexer was given up");
+        self.parser = own;
+        again.map_err(EngineError::Schema)
+    }
+
     /// Whether the answer is closed when tokens run out; if not, `bound` and `closing` must not be asked.
     pub fn closes(&self) -> bool {
         self.closes
@@ -289,8 +347,8 @@ impl Session {
     /// None was found.
     pub fn closing(&mut self) -> Result<&[u32], EngineError> {
         if self.closing.is_none() {
-            let (parser, scanner) = (&mut self.parser, self.scanner);
-            let found = guarded(|| Ok(close(parser, scanner))).map_err(EngineError::Schema)?;
+            let scanner = self.scanner;
+            let found = self.ask(|parser| Ok(close(parser, scanner)))?;
             let missing = || EngineError::Schema("no short way to close the answer was found".to_owned());
             self.closing = Some(found.ok_or_else(missing)?);
         }
@@ -305,7 +363,7 @@ impl Session {
         if self.ended()? {
             return Ok(Vec::new());
         }
-        let tokens = guarded(|| Ok(self.parser.compute_ff_tokens())).map_err(EngineError::Schema)?;
+        let tokens = self.ask(|parser| Ok(parser.compute_ff_tokens()))?;
         for &token in &tokens {
             self.accept(token)?;
         }
@@ -317,7 +375,7 @@ impl Session {
     /// # Errors
     /// llguidance gives up.
     pub fn mask(&mut self) -> Result<SimpleVob, EngineError> {
-        guarded(|| self.parser.compute_mask()).map_err(EngineError::Schema)
+        self.ask(TokenParser::compute_mask)
     }
 
     /// Takes a token that the mask admits.
@@ -325,7 +383,8 @@ impl Session {
     /// # Errors
     /// llguidance gives up.
     pub fn accept(&mut self, token: u32) -> Result<(), EngineError> {
-        guarded(|| self.parser.consume_token(token)).map_err(EngineError::Schema)?;
+        self.ask(|parser| parser.consume_token(token))?;
+        self.taken.push(token);
         self.shares.accept(&mut self.scanner, self.parser.token_env.tok_trie().token(token));
         self.closing = None;
         Ok(())
