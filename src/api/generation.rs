@@ -61,7 +61,7 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Queues the request. `splitter` tells thinking from answer.
+    /// Queues the request. `splitter` tells thinking from answer; `first`: no other answers the same prompt before it.
     pub(super) fn start(
         app: &App,
         request: Generate,
@@ -69,6 +69,7 @@ impl Generation {
         held: Arc<Chosen>,
         fields: Fields,
         deadline: Deadline,
+        first: bool,
     ) -> Result<Self, ApiError> {
         let (id, counted) = (request.id.clone(), request.report.is_some());
         let log_texts = app.log_texts();
@@ -77,7 +78,7 @@ impl Generation {
             tracing::info!(id, prompt, "asked");
         }
         tracing::debug!(id, "queued");
-        let witness = Witness::begin(Arc::clone(app.metrics()));
+        let witness = Witness::begin(Arc::clone(app.metrics()), first);
         let events = app.engine().generate(request).map_err(|error| fields.blame(error))?;
         let alarm = Box::pin(tokio::time::sleep_until(deadline.at));
         Ok(Self {
@@ -160,6 +161,7 @@ impl Drop for Generation {
     fn drop(&mut self) {
         if self.splitter.is_some() {
             tracing::debug!(id = self.id, "the client left: generation is cancelled");
+            self.witness.gone(&self.progress.usage);
         }
     }
 }
@@ -268,6 +270,7 @@ impl Stream for Generation {
                 }
             };
             if let Err(error) = taken {
+                self.witness.gone(&self.progress.usage);
                 self.splitter = None;
                 self.told.clear();
                 self.events.close();

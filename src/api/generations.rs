@@ -33,18 +33,20 @@ pub(super) struct Whole {
 }
 
 impl Generations {
-    /// Queues all of them, or none; each holds the spokes until its end.
+    /// Queues all of them, or none, `per_prompt` for each prompt; each holds the spokes until its end.
     pub(super) fn start(
         app: &App,
         requests: Vec<(Generate, Splitter)>,
+        per_prompt: u32,
         spokes: &Arc<Chosen>,
         fields: Fields,
         deadline: Deadline,
     ) -> Result<Self, ApiError> {
-        let all = requests.into_iter().map(|(request, splitter)| {
+        let all = (0..).zip(requests).map(|(index, (request, splitter)): (u32, _)| {
             let request = Generate { spokes: spokes.set().clone(), ..request };
             let held = Arc::clone(spokes);
-            Generation::start(app, request, splitter, held, fields, deadline).map(Some)
+            let first = index % per_prompt.max(1) == 0;
+            Generation::start(app, request, splitter, held, fields, deadline, first).map(Some)
         });
         Ok(Self { all: all.collect::<Result<_, _>>()?, next: 0 })
     }

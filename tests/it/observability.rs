@@ -179,6 +179,18 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
         "{line}"
     );
 
+    // Several answers add up, and their prompt counts once.
+    let ask = |n: u32| {
+        let fields = json!({"max_tokens": 5, "n": n, "ignore_eos": true});
+        let answer =
+            agent.post(format!("{url}/v1/chat/completions")).header("content-type", "application/json");
+        answer.send(chat("the same prompt", fields).to_string()).unwrap();
+        let line: Value = serde_json::from_str(&program.line("\"path\":\"/v1/chat/completions\"")).unwrap();
+        (line["prompt_tokens"].as_u64().unwrap(), line["completion_tokens"].as_u64().unwrap())
+    };
+    let (one, three) = (ask(1), ask(3));
+    assert_eq!((one.1, three), (5, (one.0, 15)));
+
     // One that leaves in the middle.
     let mut connection = std::net::TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
     connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -194,6 +206,7 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
     drop(connection);
     let line: Value = serde_json::from_str(&program.line("\"client_gone\":true")).unwrap();
     assert_eq!((&line["status"], &line["task"]), (&json!(200), &json!("other")));
+    assert!(line["completion_tokens"].as_u64() > Some(0), "what was produced until then is told: {line}");
     assert_eq!(program.terminate(), Some(0));
     let rest = program.lines(Duration::from_secs(1));
     assert!(rest.iter().all(|line| line.starts_with('{') || line.starts_with("stopping")), "{rest:#?}");

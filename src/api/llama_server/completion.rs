@@ -72,7 +72,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     };
     let requests = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
     let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
-    let generations = Generations::start(&app, requests, &spokes, fields, deadline)?;
+    let generations = Generations::start(&app, requests, manner.n, &spokes, fields, deadline)?;
     Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
 }
 

@@ -146,13 +146,10 @@ impl Drop for Accounted {
     fn drop(&mut self) {
         let _entered = self.span.enter();
         // A body of known length isn't asked for its end, and one that answers HEAD isn't asked at all.
-        if self.body.is_end_stream() || self.account.method == Method::HEAD {
-            self.account.end(false);
-        } else {
-            self.account.end(true);
-        }
-        // The rest may have last words too; they belong to the request.
+        let whole = self.body.is_end_stream() || self.account.method == Method::HEAD;
+        // What it had in hand has last words: they belong to the request, and its line tells of them.
         self.body = Body::empty();
+        self.account.end(!whole);
     }
 }
 

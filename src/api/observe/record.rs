@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::engine::Usage;
 use crate::task::TASKS;
 
 tokio::task_local! {
@@ -66,21 +65,27 @@ impl Record {
         self.change(|facts| facts.spokes = Some(spokes));
     }
 
-    /// Notes the prompt.
-    pub(in crate::api) fn set_prompt(&self, tokens: u32, cached: u32) {
-        self.change(|facts| (facts.prompt_tokens, facts.cached_tokens) = (Some(tokens), Some(cached)));
+    /// Notes a prompt; a request may have several.
+    pub(in crate::api) fn add_prompt(&self, tokens: u32, cached: u32) {
+        self.change(|facts| {
+            add(&mut facts.prompt_tokens, tokens);
+            add(&mut facts.cached_tokens, cached);
+        });
     }
 
-    /// Notes what the answer cost.
-    pub(in crate::api) fn set_usage(&self, usage: &Usage) {
-        self.set_prompt(usage.prompt_tokens, usage.cached_tokens);
-        self.change(|facts| facts.completion_tokens = Some(usage.completion_tokens));
+    /// Notes tokens of an answer; a request may have several.
+    pub(in crate::api) fn add_completion(&self, tokens: u32) {
+        self.change(|facts| add(&mut facts.completion_tokens, tokens));
     }
 
     /// The task, for a metric.
     pub(in crate::api) fn task(&self) -> &'static str {
         self.facts().task.unwrap_or(OTHER)
     }
+}
+
+fn add(to: &mut Option<u32>, more: u32) {
+    *to = Some(to.unwrap_or(0).saturating_add(more));
 }
 
 #[cfg(test)]

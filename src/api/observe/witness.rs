@@ -16,17 +16,24 @@ pub(in crate::api) struct Witness {
     begun: Instant,
     /// When the last text came.
     last: Option<Instant>,
+    /// Whether the record is told of the prompt: it is for the first of the answers to a prompt.
+    first: bool,
+    /// Cached tokens that the record was told of.
+    cached: u32,
 }
 
 impl Witness {
     /// Of the current request's generation, which begins now.
-    pub(in crate::api) fn begin(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, record: Record::current(), begun: Instant::now(), last: None }
+    pub(in crate::api) fn begin(metrics: Arc<Metrics>, first: bool) -> Self {
+        Self { metrics, record: Record::current(), begun: Instant::now(), last: None, first, cached: 0 }
     }
 
     /// The prompt is accepted.
-    pub(in crate::api) fn started(&self, prompt_tokens: u32, cached_tokens: u32) {
-        self.record.set_prompt(prompt_tokens, cached_tokens);
+    pub(in crate::api) fn started(&mut self, prompt_tokens: u32, cached_tokens: u32) {
+        if self.first {
+            self.record.add_prompt(prompt_tokens, cached_tokens);
+            self.cached = cached_tokens;
+        }
     }
 
     /// Text has come.
@@ -38,9 +45,51 @@ impl Witness {
         }
     }
 
+    /// Nobody waits for the answer any more, of which there was so much.
+    pub(in crate::api) fn gone(&self, sofar: &Usage) {
+        // What was never accepted has no answer, not even an empty one.
+        if sofar.prompt_tokens > 0 {
+            self.record.add_completion(sofar.completion_tokens);
+        }
+    }
+
     /// The answer is whole.
     pub(in crate::api) fn finished(&self, usage: &Usage) {
-        self.record.set_usage(usage);
+        if self.first {
+            // More of the prompt may have been known than was thought when it was accepted.
+            self.record.add_prompt(0, usage.cached_tokens.saturating_sub(self.cached));
+        }
+        self.record.add_completion(usage.completion_tokens);
         self.metrics.answered(self.record.task(), usage);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_answers_add_up_and_their_prompt_counts_once() {
+        let record = Arc::new(Record::default());
+        let witness =
+            |first| Witness { record: Arc::clone(&record), ..Witness::begin(Arc::default(), first) };
+        let usage = |cached_tokens, completion_tokens| Usage {
+            prompt_tokens: 20,
+            cached_tokens,
+            completion_tokens,
+            ..Usage::default()
+        };
+        let (mut first, mut second, mut left) = (witness(true), witness(false), witness(false));
+        first.started(20, 5);
+        second.started(20, 19);
+        left.started(20, 19);
+        second.finished(&usage(19, 7));
+        first.finished(&usage(8, 4));
+        left.gone(&usage(19, 2));
+        let facts = record.facts();
+        assert_eq!(
+            (facts.prompt_tokens, facts.cached_tokens, facts.completion_tokens),
+            (Some(20), Some(8), Some(13))
+        );
     }
 }

@@ -88,7 +88,7 @@ pub(in crate::api) async fn answer(app: &App, body: &JsonBody, choice: Choice) -
     let requests = manner.requests(app, &model, deadline, &envelope.id, vec![prompt], said.report()).await?;
     let requests = requests.into_iter().map(|request| (request, Splitter::new(thinking))).collect();
     let fields = Fields { prompt: "messages", constraint: manner.constraint_field };
-    let generations = Generations::start(app, requests, &spokes, fields, deadline)?;
+    let generations = Generations::start(app, requests, manner.n, &spokes, fields, deadline)?;
     let reply = ChatReply::new(envelope, &manner, said, conversation.listener().as_ref());
     Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
 }

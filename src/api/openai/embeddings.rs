@@ -54,7 +54,7 @@ pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Res
     let blame = |error| Fields { prompt: "input", ..Fields::CHAT }.blame(error);
     let receiver = app.engine().embed(prompts).map_err(blame)?;
     let embeddings = answered(deadline.within(receiver).await?).map_err(blame)?;
-    Record::current().set_prompt(embeddings.prompt_tokens, 0);
+    Record::current().add_prompt(embeddings.prompt_tokens, 0);
     let format = written.encoding_format.unwrap_or_default();
     let data: Vec<Value> = embeddings
         .vectors
