@@ -194,12 +194,13 @@ impl ApiError {
             Self::WrongHost(_) => (StatusCode::MISDIRECTED_REQUEST, INVALID),
             Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout_error"),
             Self::Engine { error, .. } => match error {
-                EngineError::PromptTooLong { .. } | EngineError::InputTooLong { .. } => {
-                    (StatusCode::BAD_REQUEST, "exceed_context_size_error")
-                }
+                EngineError::PromptTooLong { .. }
+                | EngineError::PromptTooLarge { .. }
+                | EngineError::InputTooLong { .. } => (StatusCode::BAD_REQUEST, "exceed_context_size_error"),
                 EngineError::BudgetTooSmall { .. }
                 | EngineError::EmptyPrompt
                 | EngineError::NoSuchToken { .. }
+                | EngineError::TooMuchInput { .. }
                 | EngineError::Schema(_) => (StatusCode::BAD_REQUEST, INVALID),
                 EngineError::Overloaded { .. }
                 | EngineError::QueueTokens { .. }
@@ -226,6 +227,10 @@ impl ApiError {
             error["n_prompt_tokens"] = json!(tokens);
             error["n_ctx"] = json!(context);
         }
+        if let Self::Engine { error: EngineError::PromptTooLarge { least, context, .. }, .. } = self {
+            error["n_prompt_tokens"] = json!(least);
+            error["n_ctx"] = json!(context);
+        }
         json!({ "error": error })
     }
 
@@ -235,10 +240,7 @@ impl ApiError {
         let param = match self {
             Self::Field { field, .. } => Some(field.as_str()),
             Self::Engine { error, fields } => match error {
-                EngineError::PromptTooLong { .. }
-                | EngineError::InputTooLong { .. }
-                | EngineError::EmptyPrompt
-                | EngineError::NoSuchToken { .. } => Some(fields.prompt),
+                error if is_of_the_prompt(error) => Some(fields.prompt),
                 EngineError::Schema(_) => Some(fields.constraint),
                 EngineError::BudgetTooSmall { .. } => Some("max_tokens"),
                 _ => None,
@@ -254,10 +256,7 @@ impl ApiError {
     fn message(&self) -> String {
         match self {
             Self::Engine { error, fields: Fields { prompt, constraint } } => match error {
-                EngineError::PromptTooLong { .. }
-                | EngineError::InputTooLong { .. }
-                | EngineError::EmptyPrompt
-                | EngineError::NoSuchToken { .. } => format!("{prompt}: {error}"),
+                error if is_of_the_prompt(error) => format!("{prompt}: {error}"),
                 EngineError::Schema(reason) if matches!(*constraint, "grammar" | "regex") => {
                     format!("{constraint}: it can't be compiled: {reason}")
                 }
@@ -267,6 +266,19 @@ impl ApiError {
             other => other.to_string(),
         }
     }
+}
+
+/// Whether the prompt, or the texts to embed, are to blame.
+fn is_of_the_prompt(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::PromptTooLong { .. }
+            | EngineError::PromptTooLarge { .. }
+            | EngineError::InputTooLong { .. }
+            | EngineError::TooMuchInput { .. }
+            | EngineError::EmptyPrompt
+            | EngineError::NoSuchToken { .. }
+    )
 }
 
 /// For faults that no field is to blame for.
@@ -306,6 +318,8 @@ mod tests {
         assert_eq!(status(EngineError::BudgetTooSmall { needed: 9, given: 8 }), 400);
         assert_eq!(status(EngineError::Schema("x".into())), 400);
         assert_eq!(status(EngineError::EmptyPrompt), 400);
+        assert_eq!(status(EngineError::PromptTooLarge { bytes: 90, least: 9, context: 8 }), 400);
+        assert_eq!(status(EngineError::TooMuchInput { limit: 8 }), 400);
         let full = ApiError::from(EngineError::Overloaded { waiting: 3 }).into_response();
         assert_eq!(full.status().as_u16(), 503);
         assert!(full.headers().contains_key("retry-after"));

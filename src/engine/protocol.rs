@@ -440,6 +440,24 @@ pub enum EngineError {
         /// The limit.
         context: u32,
     },
+    /// The prompt is so long that it is not even tokenised: no token stands for as many bytes as these would have to.
+    #[error(
+        "the prompt has {bytes} bytes, which are {least} tokens at least; the context holds {context}, answer included"
+    )]
+    PromptTooLarge {
+        /// Of its texts.
+        bytes: u64,
+        /// Tokens that it has at least.
+        least: u64,
+        /// The limit.
+        context: u32,
+    },
+    /// Texts to embed are more than one request may bring.
+    #[error("the texts have more than {limit} tokens together: send them in several requests")]
+    TooMuchInput {
+        /// The limit.
+        limit: u64,
+    },
     /// A text to embed does not fit the context.
     #[error("text {index} has {tokens} tokens; the context holds {context}")]
     InputTooLong {

@@ -26,6 +26,8 @@ pub struct Vocabulary {
     /// Names of tokens that are not text, for the trie.
     names: Vec<Vec<u8>>,
     end: u32,
+    /// Bytes of the longest token; `None` where a text may have bytes that no token stands for.
+    longest: Option<u64>,
 }
 
 impl Vocabulary {
@@ -51,7 +53,37 @@ impl Vocabulary {
         }
         let end =
             [vocab.eot(), vocab.eos()].into_iter().find(|id| id.0 >= 0).map_or(0, |id| id.0.cast_unsigned());
-        Self { tokens, names, end }
+        Self::from_parts(tokens, names, end)
+    }
+
+    fn from_parts(tokens: Vec<Token>, names: Vec<Vec<u8>>, end: u32) -> Self {
+        let mut single = [false; 256];
+        for token in &tokens {
+            if let Token::Text(bytes) = token
+                && let [byte] = bytes[..]
+            {
+                single[usize::from(byte)] = true;
+            }
+        }
+        // The others are in no text.
+        let spells_all =
+            (0..=0xF4).filter(|byte| !matches!(byte, 0xC0 | 0xC1)).all(|byte: usize| single[byte]);
+        let length = |(token, name): (&Token, &Vec<u8>)| match token {
+            Token::Text(bytes) => bytes.len().max(name.len()) as u64,
+            Token::End | Token::Control => name.len() as u64,
+        };
+        let longest = tokens.iter().zip(&names).map(length).max().filter(|_| spells_all);
+        Self { tokens, names, end, longest }
+    }
+
+    /// Tokens that a prompt has at least, as its bytes tell without a look at them; 0 if they can't. White space counts for
+    /// nothing: there are tokens that take all of it that is beside them.
+    pub fn least_tokens(&self, prompt: &Prompt) -> u64 {
+        let ids: u64 = prompt.iter().map(|segment| segment.ids.len() as u64).sum();
+        let Some(longest) = self.longest else { return ids };
+        let dark =
+            |segment: &Segment| segment.text.bytes().filter(|byte| !byte.is_ascii_whitespace()).count();
+        ids + prompt.iter().map(|segment| dark(segment) as u64).sum::<u64>().div_ceil(longest.max(1))
     }
 
     /// What a token is; ids out of range are control tokens.
@@ -223,7 +255,7 @@ pub(super) mod tests {
         let end = tokens.len() as u32;
         tokens.extend([Token::End, Token::Control]);
         let names = (0..tokens.len()).map(|id| format!("<|{id}|>").into_bytes()).collect();
-        Vocabulary { tokens, names, end }
+        Vocabulary::from_parts(tokens, names, end)
     }
 
     #[test]
@@ -232,6 +264,21 @@ pub(super) mod tests {
         assert_eq!(env.tok_trie().greedy_tokenize(b"abcd"), [256, 99, 100]);
         assert_eq!(fewest_tokens(env.tok_trie(), b"abcd").unwrap(), [97, 257]);
         assert_eq!(fewest_tokens(env.tok_trie(), b"").unwrap(), [0u32; 0]);
+    }
+
+    #[test]
+    fn a_prompt_has_at_least_as_many_tokens_as_the_longest_leave() {
+        // The longest is the name of a control token.
+        let vocabulary = vocabulary(&["ab", "the end"]);
+        let least = |prompt: &[Segment]| vocabulary.least_tokens(&prompt.to_vec());
+        assert_eq!(least(&[]), 0);
+        assert_eq!(least(&[Segment::plain("x".repeat(70)), Segment::ids(vec![1, 2])]), 12);
+        assert_eq!(least(&[Segment::plain(" \n".repeat(70)), Segment::markup("x")]), 1);
+        // Where bytes can be lost, their number says nothing.
+        let tokens: Vec<Token> = (b'a'..=b'z').map(|byte| Token::Text(vec![byte])).collect();
+        let names = vec![Vec::new(); tokens.len()];
+        let poor = Vocabulary::from_parts(tokens, names, 0);
+        assert_eq!(poor.least_tokens(&vec![Segment::plain("é".repeat(900))]), 0);
     }
 
     #[test]

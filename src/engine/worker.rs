@@ -148,6 +148,7 @@ fn serve(
         embeddings: VecDeque::new(),
         spokes: Spokes::new(&model),
         waiting: VecDeque::new(),
+        read: None,
         stop_at: None,
         heart: Heart::new(health),
     };
@@ -201,6 +202,13 @@ fn describe(model: &LlamaModel, settings: &LlamaSettings) -> Result<ModelInfo, S
     })
 }
 
+/// A prompt and what was made of it.
+struct Read {
+    prompt: Prompt,
+    ids: Vec<u32>,
+    head: Option<usize>,
+}
+
 struct Worker<'a> {
     settings: &'a LlamaSettings,
     model: &'a LlamaModel,
@@ -213,6 +221,8 @@ struct Worker<'a> {
     embeddings: VecDeque<Embedding>,
     spokes: Spokes<'a>,
     waiting: VecDeque<Waiting<'a>>,
+    /// The prompt that was tokenised last.
+    read: Option<Read>,
     /// When what still runs is failed; set by the stop command.
     stop_at: Option<Instant>,
     heart: Heart<'a>,
@@ -348,6 +358,22 @@ impl<'a> Worker<'a> {
         let entry = Entry { prompt, head, run, spokes, drafts: request.draft && self.settings.draft, ticket };
         self.lanes.start(placement, entry, &self.vocabulary);
         Ok(())
+    }
+
+    /// Tokens of a prompt. The answers to one prompt come one behind the other: it is tokenised for the first of them.
+    fn read(&mut self, prompt: &Prompt) -> Result<(Vec<u32>, Option<usize>), EngineError> {
+        if let Some(read) = self.read.as_ref().filter(|read| read.prompt == *prompt) {
+            return Ok((read.ids.clone(), read.head));
+        }
+        let least = self.vocabulary.least_tokens(prompt);
+        if least >= u64::from(self.context) {
+            let bytes = prompt.iter().map(|segment| segment.text.len() as u64).sum();
+            return Err(EngineError::PromptTooLarge { bytes, least, context: self.context });
+        }
+        let ids = tokenize(self.model, prompt)?;
+        let head = self.lanes.keeps_heads().then(|| head(self.model, prompt)).flatten();
+        self.read = Some(Read { prompt: prompt.clone(), ids: ids.clone(), head });
+        Ok((ids, head))
     }
 
     /// Frees what nobody runs with any more.
