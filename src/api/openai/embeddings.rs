@@ -8,16 +8,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api::error::{ApiError, Fields};
-use crate::api::json::JsonBody;
+use crate::api::json::{JsonBody, short};
 use crate::api::observe::Record;
 use crate::api::request::prompt;
-use crate::api::state::{App, answered};
+use crate::api::spokes::{Choice, Chosen};
+use crate::api::state::{App, Deadline, answered};
 use crate::engine::Segment;
 
 /// Texts that one request may bring.
 const MOST_INPUTS: usize = 2048;
 
-/// As written, but for `input`. Fields that are not here change nothing and are ignored: `model`, `user`.
+/// As written, but for `input`, `model` and `lora`. Fields that are not here change nothing and are ignored: `user`.
 #[derive(Debug, Deserialize)]
 struct Written {
     encoding_format: Option<Format>,
@@ -45,6 +46,7 @@ pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Res
     if let Some(index) = prompts.iter().position(empty) {
         return Err(ApiError::field(format!("input[{index}]"), "is empty, expected a text"));
     }
+    are_of_the_post(&app, &body, deadline).await?;
     let model = app.ready(deadline).await?;
     if let Some(dimensions) = written.dimensions.filter(|&dimensions| dimensions != model.n_embd) {
         let message =
@@ -68,6 +70,34 @@ pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Res
         "data": data,
         "usage": {"prompt_tokens": embeddings.prompt_tokens, "total_tokens": embeddings.prompt_tokens},
     })))
+}
+
+/// Refuses a model that isn't there, as chat does, and spokes: a vector is the post's, so that all of them can be compared.
+async fn are_of_the_post(app: &App, body: &JsonBody, deadline: Deadline) -> Result<(), ApiError> {
+    let post = app.model_id();
+    let message = |name: &str| {
+        format!("{name:?} is a spoke; embeddings are the post's alone: send {post:?}, or nothing")
+    };
+    match body.0.get("lora") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(spokes)) if spokes.is_empty() => {}
+        Some(other) => {
+            let message =
+                format!("found {}, expected nothing: embeddings are the post's alone", short(other));
+            return Err(ApiError::field("lora", message));
+        }
+    }
+    let Some(model) = body.0.get("model").and_then(Value::as_str) else { return Ok(()) };
+    let serving = app.spokes().registry().serving();
+    let behind = |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(':'));
+    let name = behind(post).or_else(|| behind("bespoke")).unwrap_or(model);
+    if serving.names.contains_key(name) {
+        return Err(ApiError::field("model", message(name)));
+    }
+    // As for chat, with no spokes but those that the model's name stands for: none, or an error.
+    let alone = JsonBody(json!({"model": model, "lora": []}));
+    let chosen = Chosen::take(app, Choice::parse(&alone)?, deadline).await?;
+    if chosen.set().is_empty() { Ok(()) } else { Err(ApiError::field("model", message(name))) }
 }
 
 impl Format {
