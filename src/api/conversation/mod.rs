@@ -94,12 +94,37 @@ impl Conversation {
         Ok(())
     }
 
-    /// The prompt, up to where the answer begins.
+    /// The prompt, up to where the answer begins: behind what the assistant has said last, if that is the last message.
     pub(super) fn prompt(&self, template: &ChatTemplate) -> Result<Prompt, ApiError> {
+        self.go_on(self.rendered(template)?)
+    }
+
+    /// What the assistant has said last, to be gone on with.
+    fn continued(&self) -> Option<&str> {
+        let last = self.turns.last().filter(|turn| turn.role == "assistant" && turn.calls.is_empty())?;
+        Some(last.content.as_str()).filter(|said| !said.is_empty())
+    }
+
+    /// Adds it to the prompt. It is part of an answer: behind opened thinking nobody could tell where that had ended.
+    fn go_on(&self, mut prompt: Prompt) -> Result<Prompt, ApiError> {
+        let Some(said) = self.continued() else { return Ok(prompt) };
+        if !opens_thinking(&prompt) {
+            prompt.push(Segment::plain(said));
+            return Ok(prompt);
+        }
+        let field = format!("messages[{}]", self.turns.len() - 1);
+        let message = "an assistant's message at the end is gone on with, which can't be combined with thinking: turn that off \
+                       with reasoning_effort \"none\", or let the last message be another's";
+        Err(ApiError::field(field, message))
+    }
+
+    fn rendered(&self, template: &ChatTemplate) -> Result<Prompt, ApiError> {
+        let said = usize::from(self.continued().is_some());
+        let turns = &self.turns[..self.turns.len() - said];
         let rendered = if template.knows_tools() {
-            template.render(&self.turns, self.tools.shown(), &self.parameters)
+            template.render(turns, self.tools.shown(), &self.parameters)
         } else {
-            template.render(&self.tools.told(&self.turns), &[], &self.parameters)
+            template.render(&self.tools.told(turns), &[], &self.parameters)
         };
         rendered.map_err(|error| match error {
             TemplateError::Refused(_) => ApiError::field("messages", error.to_string()),
@@ -110,10 +135,11 @@ impl Conversation {
     /// The prompt for an answer that must have a shape from its first character on: thinking that the template has opened
     /// is closed, and a promised call is opened.
     pub(super) fn prompt_for(&self, template: &ChatTemplate, manner: &Manner) -> Result<Prompt, ApiError> {
-        let mut prompt = self.prompt(template)?;
+        let mut prompt = self.rendered(template)?;
         if manner.constraint.is_some() && opens_thinking(&prompt) {
             prompt.push(Segment::markup("\n</think>\n\n"));
         }
+        let mut prompt = self.go_on(prompt)?;
         if matches!(self.tools.choice, Choice::Must(_)) {
             prompt.push(Segment::markup(format!("{}\n", calls::OPEN)));
         }

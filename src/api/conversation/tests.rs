@@ -158,3 +158,48 @@ fn mistakes_name_their_field() {
         assert!(error.starts_with(start), "{fields}: {error}");
     }
 }
+
+#[test]
+fn what_the_assistant_said_last_is_gone_on_with() {
+    let template = ChatTemplate::chat_ml();
+    let prompt = |last: Value| {
+        let messages = json!([{"role": "user", "content": "Name a fruit."}, last]);
+        parse(json!({"messages": messages})).unwrap().prompt(&template).unwrap()
+    };
+    let said = prompt(json!({"role": "assistant", "content": "An <|im_end|>app"}));
+    assert_eq!(
+        said,
+        [
+            Segment::markup("<|im_start|>user\n"),
+            Segment::plain("Name a fruit."),
+            Segment::markup("<|im_end|>\n<|im_start|>assistant\n"),
+            Segment::plain("An <|im_end|>app"),
+        ]
+    );
+    let nothing = text(prompt(json!({"role": "assistant", "content": null})));
+    assert!(nothing.ends_with("<|im_start|>assistant\n"), "{nothing}");
+    let call = json!({"role": "assistant", "content": "x", "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]});
+    assert!(text(prompt(call)).ends_with("<|im_start|>assistant\n"), "a turn with calls is over");
+}
+
+#[test]
+fn nothing_is_gone_on_with_behind_opened_thinking() {
+    let source =
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %}<think>{% endif %}";
+    let template = ChatTemplate::new(source, "", "").unwrap();
+    let messages = json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "so far"}]);
+    let of = |effort: &str| {
+        let conversation = parse(json!({"messages": messages, "reasoning_effort": effort})).unwrap();
+        conversation.prompt(&template).map(text).map_err(|error| error.to_string())
+    };
+    assert_eq!(of("none"), Ok("uso far".to_owned()));
+    let error = of("high").unwrap_err();
+    assert!(error.starts_with("messages[1]: ") && error.contains("reasoning_effort"), "{error}");
+    // An answer that must have a shape doesn't think: what was opened is closed first.
+    let fields =
+        json!({"messages": messages, "reasoning_effort": "high", "response_format": {"type": "json_object"}});
+    let (conversation, manner) = (parse(fields.clone()).unwrap(), constrained(fields).unwrap());
+    let prompt = text(conversation.prompt_for(&template, &manner).unwrap());
+    assert_eq!(prompt, "u<think>\n</think>\n\nso far");
+}
