@@ -90,6 +90,7 @@ pub struct Hub {
     listener: TcpListener,
     address: SocketAddr,
     router: Router,
+    app: App,
     engine: Arc<dyn Engine>,
     model: PathBuf,
     drain: Duration,
@@ -189,7 +190,7 @@ impl Hub {
         let spokes = spokes.map_err(HubError::Spokes)?;
         let app = App::new(Arc::clone(&engine), spokes.clone(), Arc::clone(&pulse), options);
         spokes.set_questioner(api::questioner(&app));
-        let router = api::router(app);
+        let router = api::router(app.clone());
         let limits = Limits {
             connections: server.connections,
             head: usize::try_from(server.head_limit.as_u64()).unwrap_or(usize::MAX),
@@ -201,7 +202,20 @@ impl Hub {
         };
         let (model, drain, watchdog) = (settings.model.path.clone(), server.drain, server.watchdog);
         let spokes = Kept(spokes);
-        Ok(Self { listener, address, router, engine, model, drain, limits, keys, pulse, watchdog, spokes })
+        Ok(Self {
+            listener,
+            address,
+            router,
+            app,
+            engine,
+            model,
+            drain,
+            limits,
+            keys,
+            pulse,
+            watchdog,
+            spokes,
+        })
     }
 
     /// The address in use: with its real port where port 0 was asked for.
@@ -240,6 +254,7 @@ impl Hub {
         // A dead engine answers nothing more: its clients are let go at once, so that a new one can be there soon.
         let drain = if outcome.is_ok() { self.drain } else { Duration::ZERO };
         self.spokes.0.begin_to_stop();
+        self.app.begin_to_stop();
         self.engine.stop(drain);
         let _ = closing.send(true);
         if tokio::time::timeout(drain + LAST_WORDS, &mut server).await.is_err() {

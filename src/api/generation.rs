@@ -21,6 +21,8 @@ use crate::engine::{EngineError, Event, FinishReason, Generate, TokenReport, Usa
 /// What a generation brings.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Output {
+    /// The prompt is accepted: what fails from now on can't be foreseen.
+    Started,
     /// Text of the answer.
     Answer(Part),
     /// Text of the thinking before it.
@@ -110,6 +112,7 @@ impl Generation {
                 self.progress.usage.prompt_tokens = prompt_tokens;
                 self.progress.usage.cached_tokens = cached_tokens;
                 self.witness.started(prompt_tokens, cached_tokens);
+                self.told.push_back(Output::Started);
             }
             Event::Tokens(tokens) => {
                 self.progress.usage.completion_tokens += tokens.len() as u32;

@@ -51,7 +51,8 @@ impl Generations {
         Ok(Self { all: all.collect::<Result<_, _>>()?, next: 0 })
     }
 
-    /// The first output. Whatever goes wrong before it is a plain status, streaming or not.
+    /// The first output, as a rule that a prompt is accepted. Whatever goes wrong before it is a plain status, streaming or
+    /// not.
     pub(super) async fn first(&mut self) -> Result<(usize, Output), ApiError> {
         self.next().await.unwrap_or_else(|| Err(EngineError::Stopped.into()))
     }
@@ -73,6 +74,7 @@ impl Generations {
                     whole.tokens.extend(part.tokens);
                 }
                 Output::Reasoning(text) => whole.reasoning.push_str(&text),
+                Output::Started => {}
                 Output::End(reason, usage) => whole.end = Some((reason, usage)),
             }
         }

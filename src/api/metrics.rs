@@ -1,5 +1,6 @@
 //! `GET /metrics`: all there is to count, in Prometheus' text format; llama-server's names where it has one.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ const GAPS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02
 const TOKENS: &[f64] =
     &[16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0];
 
+/// Names of spokes that are counted apart.
+const MOST_NAMES: usize = 256;
+
 /// Counters, gauges and histograms of one daemon.
 #[derive(Debug)]
 pub struct Metrics {
@@ -42,6 +46,8 @@ pub struct Metrics {
     drafted_tokens: IntCounter,
     accepted_tokens: IntCounter,
     spoke_requests: IntCounterVec,
+    /// Names of spokes that are counted apart.
+    spoke_names: Mutex<HashSet<String>>,
     /// What the engine and the keeper of spokes count; taken over when somebody asks, one at a time.
     others: Mutex<FromOthers>,
 }
@@ -194,6 +200,7 @@ impl Default for Metrics {
             drafted_tokens: counter("bespoke_drafted_tokens_total", "Tokens that were drafted."),
             accepted_tokens: counter("bespoke_accepted_tokens_total", "Drafted tokens that were right."),
             spoke_requests: kept(&registry, spoke_requests),
+            spoke_names: Mutex::default(),
             others: Mutex::new(others),
             registry,
         }
@@ -216,9 +223,11 @@ impl Metrics {
         }
     }
 
-    /// A request runs with a spoke. Only names that serve come here, so there are few.
+    /// A request runs with a spoke. Names come and go as files do: those that come when there have been many count together.
     pub(super) fn spoke_used(&self, name: &str) {
-        self.spoke_requests.with_label_values(&[name]).inc();
+        let mut names = self.spoke_names.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = names.contains(name) || (names.len() < MOST_NAMES && names.insert(name.to_owned()));
+        self.spoke_requests.with_label_values(&[if own { name } else { "other" }]).inc();
     }
 
     /// The first text of an answer has come.
@@ -346,6 +355,21 @@ mod tests {
             "bespoke_spokes{state=\"quarantined\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn names_of_spokes_are_counted_apart_as_long_as_they_are_not_too_many() {
+        let metrics = Metrics::default();
+        for name in 0..MOST_NAMES + 20 {
+            metrics.spoke_used(&format!("spoke{name}"));
+        }
+        metrics.spoke_used("spoke0");
+        let text = metrics.text(&health(), Duration::ZERO, &spokes()).unwrap();
+        let series = text.lines().filter(|line| line.starts_with("bespoke_spoke_requests_total{")).count();
+        assert_eq!(series, MOST_NAMES + 1);
+        for line in ["{spoke=\"spoke0\"} 2", "{spoke=\"other\"} 20"] {
+            assert!(text.contains(&format!("bespoke_spoke_requests_total{line}")), "{line}");
         }
     }
 

@@ -6,13 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::auth::{Hosts, KeyRing};
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::pulse::Pulse;
-use super::spokes::Default;
+use super::spokes::Default as DefaultSpokes;
 use super::template::{ChatTemplate, TemplateError};
 use crate::config::{LogFormat, LogSettings, Otherwise, SamplingDefaults};
 use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Reply, Segment};
@@ -84,7 +85,8 @@ struct Inner {
     template: OnceLock<Result<ChatTemplate, TemplateError>>,
     waiting_for_load: AtomicU32,
     spokes: Spokes,
-    default_spokes: ArcSwap<Default>,
+    default_spokes: ArcSwap<DefaultSpokes>,
+    stopping: watch::Sender<bool>,
 }
 
 impl App {
@@ -93,7 +95,7 @@ impl App {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (template, waiting_for_load) = (OnceLock::new(), AtomicU32::new(0));
         let metrics = Arc::<Metrics>::default();
-        let default: Default = options.spokes.default.iter().map(|name| (name.clone(), 1.0)).collect();
+        let default: DefaultSpokes = options.spokes.default.iter().map(|name| (name.clone(), 1.0)).collect();
         let default_spokes = ArcSwap::from_pointee(default);
         let inner = Inner {
             engine,
@@ -105,8 +107,14 @@ impl App {
             waiting_for_load,
             spokes,
             default_spokes,
+            stopping: watch::Sender::new(false),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// The daemon stops: nobody has to wait for weights any more.
+    pub fn begin_to_stop(&self) {
+        self.inner.stopping.send_replace(true);
     }
 
     pub(super) fn spokes(&self) -> &Spokes {
@@ -114,11 +122,11 @@ impl App {
     }
 
     /// Scales of the spokes of requests that choose none.
-    pub(super) fn default_spokes(&self) -> Arc<Default> {
+    pub(super) fn default_spokes(&self) -> Arc<DefaultSpokes> {
         self.inner.default_spokes.load_full()
     }
 
-    pub(super) fn set_default_spokes(&self, set: Default) {
+    pub(super) fn set_default_spokes(&self, set: DefaultSpokes) {
         self.inner.default_spokes.store(Arc::new(set));
     }
 
@@ -236,8 +244,16 @@ impl App {
         }
         let _place = Place::take(&self.inner.waiting_for_load, self.inner.options.room.queue)?;
         let mut health = self.engine().health();
+        let mut stopping = self.inner.stopping.subscribe();
         let loaded = health.wait_for(|health| !matches!(health.state, EngineState::Loading));
-        let health = deadline.within(loaded).await?.map_err(|_| EngineError::Stopped)?;
+        // The engine hears of a stop when its weights are read; who waits for them is told at once.
+        let loaded = async {
+            tokio::select! {
+                loaded = loaded => loaded.map_err(|_| EngineError::Stopped),
+                _ = stopping.wait_for(|stopping| *stopping) => Err(EngineError::Stopped),
+            }
+        };
+        let health = deadline.within(loaded).await??;
         match &health.state {
             EngineState::Ready(model) => Ok(Arc::clone(model)),
             EngineState::Failed(reason) => Err(EngineError::Model(reason.clone()).into()),

@@ -151,6 +151,12 @@ mod tests {
     }
 
     #[test]
+    fn no_time_at_all_is_no_deadline() {
+        let found = mistakes("[server]\nrequest_deadline = '0s'\n");
+        assert!(found.len() == 1 && found[0].starts_with("line 2: server.request_deadline"), "{found:?}");
+    }
+
+    #[test]
     fn broken_toml_names_its_line() {
         let found = mistakes("[server]\nlisten = \n[model]\nlanes = 99999\n");
         assert!(found[0].starts_with("line 2: "), "{found:?}");

@@ -156,7 +156,7 @@ impl Settings {
                     ByteSize::mib(2),
                     1 << 10..=1 << 30,
                 ),
-                request_deadline: check.duration("server.request_deadline", server.request_deadline, 600),
+                request_deadline: check.pause("server.request_deadline", server.request_deadline, 600),
                 drain: check.duration("server.drain", server.drain, 30),
                 connections: check.whole("server.connections", server.connections, 1..=65_536, 512),
                 head_limit: check.size(

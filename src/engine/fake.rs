@@ -433,6 +433,7 @@ impl Inner {
             }
             Query::Lanes => Reply::Lanes(vec![LaneState {
                 request: lock(&self.requests).last().map(|request| request.id.clone()),
+                task: lock(&self.requests).len() as u64,
                 ..LaneState::default()
             }]),
         }

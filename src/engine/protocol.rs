@@ -125,6 +125,9 @@ pub struct LaneState {
     pub lane: u32,
     /// Id of the request that it answers.
     pub request: Option<String>,
+    /// Number of that request: later ones have larger ones.
+    #[serde(default)]
+    pub task: u64,
     /// Tokens of that request's prompt.
     pub prompt_tokens: u32,
     /// Tokens of its answer so far.

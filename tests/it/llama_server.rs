@@ -64,6 +64,8 @@ fn slots_tell_what_is_done_and_no_texts() {
     let busy = daemon.get("/slots").ok();
     assert_eq!((&busy[0]["is_processing"], &busy[0]["n_ctx"]), (&json!(true), &json!(8_192)));
     assert!(busy[0].get("prompt").is_none());
+    assert!(busy[0]["id_task"].as_u64() > Some(0) && idle[0]["id_task"] == -1, "{busy}");
+    assert!(busy[0]["request"].is_string(), "{busy}");
     assert_eq!(daemon.get("/slots?fail_on_no_slot=1").status, 503);
 }
 

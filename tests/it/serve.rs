@@ -123,6 +123,30 @@ fn stopping_does_not_wait_longer_than_the_drain() {
 }
 
 #[test]
+fn who_waits_for_weights_is_told_when_the_daemon_stops() {
+    let mut daemon = Daemon::with(FakeEngine::loading(Script::Echo), |settings| {
+        settings.server.drain = Duration::from_secs(10);
+    });
+    let mut waiting = daemon.chat_connection(json!({}));
+    daemon.get("/v1/models").ok();
+    std::thread::sleep(Duration::from_millis(100));
+    daemon.signal();
+    let answer = read_until(&mut waiting, "}}");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after"), "{answer}");
+}
+
+#[test]
+fn a_stream_begins_when_the_prompt_is_accepted() {
+    let daemon = Daemon::script(Script::Never);
+    let mut connection = daemon.chat_connection(json!({"stream": true}));
+    // No text will ever come: a proxy must see that somebody works on it.
+    let head = read_until(&mut connection, "\"role\":\"assistant\"");
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"), "{head}");
+    let refused = Daemon::script(Script::Fail(bespoke::engine::EngineError::Schema("no".into())));
+    assert_eq!(refused.chat("x", json!({"stream": true})).status, 400, "what is not accepted has a status");
+}
+
+#[test]
 fn weights_that_can_not_be_loaded_end_the_daemon() {
     let engine = FakeEngine::loading(Script::Echo);
     let mut daemon = Daemon::over(engine);

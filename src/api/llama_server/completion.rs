@@ -213,7 +213,7 @@ impl Dialect for NativeReply {
         match output {
             Output::Answer(part) => vec![self.chunk(index, &part, progress.unwrap_or_default())],
             // A raw splitter finds none.
-            Output::Reasoning(_) => Vec::new(),
+            Output::Started | Output::Reasoning(_) => Vec::new(),
             Output::End(reason, usage) => vec![self.finished(index, "", &[], (reason, usage))],
         }
     }

@@ -57,7 +57,8 @@ pub(in crate::api) async fn slots(State(app): State<App>, uri: Uri) -> Result<Js
     let slot = |lane: &LaneState| {
         json!({
             "id": lane.lane,
-            "id_task": lane.request.as_deref().map_or(Value::from(-1), Value::from),
+            "id_task": lane.request.as_ref().map_or(Value::from(-1), |_| lane.task.into()),
+            "request": lane.request,
             "n_ctx": model.n_ctx,
             "speculative": true,
             "is_processing": lane.request.is_some(),

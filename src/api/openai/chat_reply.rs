@@ -189,6 +189,7 @@ impl Dialect for ChatReply {
 
     fn output(&mut self, index: usize, output: Output, progress: Option<Usage>) -> Vec<Value> {
         match output {
+            Output::Started => Vec::new(),
             Output::Answer(part) => self.answer(index, part, progress),
             Output::Reasoning(text) => {
                 let progress = progress.filter(|_| self.timings_per_token);

@@ -145,7 +145,7 @@ impl Dialect for TextReply {
                 self.chunk(index, &part.text, logprobs.into(), None)
             }
             // A raw splitter finds none.
-            Output::Reasoning(_) => return Vec::new(),
+            Output::Started | Output::Reasoning(_) => return Vec::new(),
             Output::End(reason, usage) => {
                 self.usages[index] = usage;
                 let mut last = self.chunk(index, "", Value::Null, Some(reason));

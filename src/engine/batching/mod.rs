@@ -159,6 +159,7 @@ impl<'a> Lanes<'a> {
             LaneState {
                 lane,
                 request: run.map(|run| run.id().to_owned()),
+                task: sequence.running.as_ref().map_or(0, |running| running.age),
                 prompt_tokens: run.map_or(0, |run| run.usage().prompt_tokens),
                 completion_tokens: run.map_or(0, |run| run.usage().completion_tokens),
                 cached_tokens: sequence.cached.len() as u32,
