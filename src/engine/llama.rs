@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::constraint::STACK;
 use super::spokes;
@@ -183,12 +184,13 @@ impl Engine for LlamaEngine {
     fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError> {
         let ticket = self.ticket(self.estimate(&request), true)?;
         let (events, receiver) = mpsc::unbounded_channel();
-        self.way.send(Command::Generate {
-            request: Box::new(request),
-            events,
-            ticket,
-            queued: Instant::now(),
-        })?;
+        let request = Box::new(request);
+        // What the engine's thread logs of it belongs to whoever asked.
+        let span = match Span::current() {
+            span if span.is_none() => tracing::info_span!("request", id = request.id),
+            span => span,
+        };
+        self.way.send(Command::Generate { request, events, ticket, queued: Instant::now(), span })?;
         Ok(receiver)
     }
 

@@ -116,6 +116,11 @@ impl Run {
         &self.id
     }
 
+    /// Whether the prompt is read and something was chosen.
+    pub fn speaks(&self) -> bool {
+        self.prompt_done.is_some()
+    }
+
     /// What it has cost so far.
     pub fn usage(&self) -> &Usage {
         &self.usage

@@ -10,6 +10,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::backend::backend;
 use super::batching::{Entry, Lanes};
@@ -40,6 +41,8 @@ pub enum Command {
         ticket: Ticket,
         /// When it was sent.
         queued: Instant,
+        /// What is logged of it.
+        span: Span,
     },
     /// Embed.
     Embed {
@@ -80,6 +83,7 @@ struct Waiting<'a> {
     events: mpsc::UnboundedSender<Event>,
     ticket: Ticket,
     queued: Instant,
+    span: Span,
 }
 
 /// Body of the engine's thread.
@@ -268,11 +272,11 @@ impl<'a> Worker<'a> {
             return refuse(command, &EngineError::Stopped);
         }
         match command {
-            Command::Generate { request, events, ticket, queued } => {
+            Command::Generate { request, events, ticket, queued, span } => {
                 // Now and not at its turn: an unload that follows waits for it.
                 match self.spokes.begin(&request.spokes) {
                     Ok(spokes) => {
-                        self.waiting.push_back(Waiting { request, spokes, events, ticket, queued });
+                        self.waiting.push_back(Waiting { request, spokes, events, ticket, queued, span });
                     }
                     Err(error) => drop(events.send(Event::Failed(error))),
                 }
@@ -324,24 +328,19 @@ impl<'a> Worker<'a> {
         while self.lanes.has_free()
             && let Some(mut waiting) = self.waiting.pop_front()
         {
-            ticket.admitted();
-            let sender = events.clone();
-            if let Err(error) = self.admit_one(&request, spokes, events, ticket, queued) {
+            waiting.ticket.admitted();
+            let (sender, span) = (waiting.events.clone(), waiting.span.clone());
+            let _entered = span.enter();
+            if let Err(error) = self.admit_one(waiting) {
+                tracing::debug!(%error, "the engine refuses it");
                 let _ = sender.send(Event::Failed(error));
             }
         }
     }
 
-    fn admit_one(
-        &mut self,
-        request: &Generate,
-        spokes: SpokeUse<'a>,
-        events: mpsc::UnboundedSender<Event>,
-        ticket: Ticket,
-        queued: Instant,
-    ) -> Result<(), EngineError> {
-        let prompt = tokenize(self.model, &request.prompt)?;
-        let head = self.lanes.keeps_heads().then(|| head(self.model, &request.prompt)).flatten();
+    fn admit_one(&mut self, waiting: Waiting<'a>) -> Result<(), EngineError> {
+        let Waiting { request, spokes, events, ticket, queued, span } = waiting;
+        let (prompt, head) = self.read(&request.prompt)?;
         let tokens = prompt.len() as u32;
         if tokens >= self.context {
             return Err(EngineError::PromptTooLong { tokens, context: self.context });
@@ -355,7 +354,15 @@ impl<'a> Worker<'a> {
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
         let run = Run::new(&request, &prompt, events, session, budget, usage)?;
         let run = if self.settings.force { run } else { run.without_force() };
-        let entry = Entry { prompt, head, run, spokes, drafts: request.draft && self.settings.draft, ticket };
+        tracing::debug!(
+            answer = request.id,
+            prompt = tokens,
+            cached = cached_tokens,
+            queued_ms,
+            "it has a lane"
+        );
+        let drafts = request.draft && self.settings.draft;
+        let entry = Entry { prompt, head, run, spokes, drafts, ticket, span };
         self.lanes.start(placement, entry, &self.vocabulary);
         Ok(())
     }

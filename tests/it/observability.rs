@@ -222,3 +222,28 @@ fn head_and_errors_are_not_taken_for_clients_that_left() {
     daemon.chat("x", json!({"stream": true}));
     assert_eq!(count(&daemon.get("/metrics").text, "bespoke_client_gone_total"), 0);
 }
+
+#[test]
+fn what_the_engines_thread_logs_has_the_id_of_the_request() {
+    if !Path::new(MODEL).exists() {
+        eprintln!("skipped: {MODEL} is not there");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("bespoke.toml");
+    let model = std::path::absolute(MODEL).unwrap();
+    let text = format!("[log]\nformat = 'json'\naccess = 'off'\n[model]\npath = '{}'\n", model.display());
+    bespoke::durable::write(&config, text.as_bytes()).unwrap();
+    let mut program =
+        Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "bespoke::engine=debug")]);
+    let url = program.url();
+    let agent = ureq::Agent::config_builder().proxy(None).build().new_agent();
+    let request = agent.post(format!("{url}/v1/chat/completions")).header("content-type", "application/json");
+    request.header("x-request-id", "mine-2").send(chat("x", json!({"max_tokens": 4})).to_string()).unwrap();
+    for step in ["it has a lane", "its prompt is read", "its lane is free"] {
+        let line: Value = serde_json::from_str(&program.line(step)).unwrap();
+        assert_eq!(line["span"]["id"], "mine-2", "{line}");
+        assert!(line["fields"]["answer"].as_str().unwrap().starts_with("chatcmpl-"), "{line}");
+    }
+    assert_eq!(program.terminate(), Some(0));
+}

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use llama_cpp_2::model::LlamaModel;
+use tracing::Span;
 
 use super::cache::{NO_SPOKE, Origin, Placement, shared};
 use super::constraint::Grammars;
@@ -73,6 +74,7 @@ struct Running<'a> {
     heads: Vec<usize>,
     spokes: SpokeUse<'a>,
     drafts: bool,
+    span: Span,
     _ticket: Ticket,
 }
 
@@ -90,6 +92,8 @@ pub struct Entry<'a> {
     pub drafts: bool,
     /// Held until the end.
     pub ticket: Ticket,
+    /// What is logged of it.
+    pub span: Span,
 }
 
 impl<'a> Lanes<'a> {
@@ -186,8 +190,8 @@ impl<'a> Lanes<'a> {
 
     /// Puts a request into its lane.
     pub fn start(&mut self, placement: Placement, entry: Entry<'a>, words: &Vocabulary) {
-        let Entry { prompt, head, mut run, spokes, drafts, ticket } = entry;
-        let Step::Decode(dictated) = run.start(words) else { return };
+        let Entry { prompt, head, mut run, spokes, drafts, ticket, span } = entry;
+        let Step::Decode(dictated) = run.start(words) else { return self.count_answer(run.usage()) };
         let Placement { target, known, source, follow, mark } = placement;
         self.totals.cache_evictions += u64::from(known == 0 && !self.sequences[target].cached.is_empty());
         self.clock += 1;
@@ -213,8 +217,18 @@ impl<'a> Lanes<'a> {
         let pending = planned[sequence.cached.len()..].to_vec();
         sequence.origin = spokes.origin;
         sequence.kept = false;
-        sequence.running =
-            Some(Running { run, age, planned, pending, follow, heads, spokes, drafts, _ticket: ticket });
+        sequence.running = Some(Running {
+            run,
+            age,
+            planned,
+            pending,
+            follow,
+            heads,
+            spokes,
+            drafts,
+            span,
+            _ticket: ticket,
+        });
     }
 
     /// Ends requests that nobody waits for.
@@ -241,6 +255,14 @@ impl<'a> Lanes<'a> {
         self.sequences[index].last_used = self.clock;
         let running = self.sequences[index].running.take()?;
         let usage = running.run.usage();
+        running.span.in_scope(|| {
+            tracing::debug!(answer = running.run.id(), tokens = usage.completion_tokens, "its lane is free");
+        });
+        self.count_answer(usage);
+        Some(running)
+    }
+
+    fn count_answer(&mut self, usage: &Usage) {
         self.totals.predicted_tokens += u64::from(usage.completion_tokens);
         self.totals.forced_tokens += u64::from(usage.forced_tokens);
         self.totals.drafted_tokens += u64::from(usage.drafted_tokens);
@@ -448,6 +470,7 @@ impl<'a> Lanes<'a> {
         for slice in slices {
             self.forget(slice.lane, 0);
             if let Some(running) = self.take(slice.lane) {
+                running.span.in_scope(|| tracing::error!(reason, "decoding failed for it"));
                 running.run.fail(EngineError::Internal(format!("llama.cpp can't decode: {reason}")));
             }
         }
@@ -465,6 +488,11 @@ impl<'a> Lanes<'a> {
     ) {
         let guesses = &draft.tokens;
         let Some(running) = &mut self.sequences[lane].running else { return };
+        let span = running.span.clone();
+        let _entered = span.enter();
+        if !running.run.speaks() {
+            tracing::debug!(answer = running.run.id(), "its prompt is read");
+        }
         running.run.count_draft(guesses.len() as u32, 0);
         let mut right = 0;
         let ended = loop {
