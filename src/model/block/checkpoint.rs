@@ -8,13 +8,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, TensorId, Var,
-};
+use candle_core::{DType, Result, Tensor, TensorId, Var};
 
 use super::Block;
 use crate::model::layout::BatchLayout;
-use crate::model::ops::with_floats;
+use crate::model::ops::given::{given1, given2};
 use crate::model::taps::{Again, Taps};
 
 /// [`Block::inner`] of x `[B, S, D]`, with nothing kept but x.
@@ -32,15 +30,20 @@ pub(super) fn inner(
         return Ok(result);
     }
     let gradients = Gradients::default();
-    let mut chain = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+    let zero = Tensor::zeros((), DType::F32, x.device())?;
+    let mut chain = zero.clone();
     for variable in &variables {
-        chain = chain.apply_op2(variable, Link { gradients: gradients.clone() })?;
+        chain = link(&chain, variable, &zero, &gradients)?;
     }
-    let result = Mutex::new(Some(result));
-    x.apply_op2(
-        &chain,
-        Recomputed { block: block.clone(), layout: layout.clone(), again, variables, result, gradients },
-    )
+    let again = Recomputed {
+        block: block.clone(),
+        x: x.detach(),
+        layout: layout.clone(),
+        again,
+        variables,
+        gradients,
+    };
+    given2("checkpoint", &x, &chain, result, move |grad| Ok([again.backward(grad)?, Some(zero.clone())]))
 }
 
 /// Where a block leaves the gradients of its variables.
@@ -54,66 +57,31 @@ impl Gradients {
     }
 }
 
-/// Hands a variable its gradient.
-struct Link {
-    gradients: Gradients,
+/// The chain and one more link, which hands a variable its gradient.
+fn link(chain: &Tensor, variable: &Tensor, zero: &Tensor, gradients: &Gradients) -> Result<Tensor> {
+    let (id, gradients) = (variable.id(), gradients.clone());
+    given2("checkpoint-variable", chain, variable, zero.clone(), move |grad| {
+        Ok([Some(grad.clone()), gradients.lock().remove(&id)])
+    })
 }
 
-impl CustomOp2 for Link {
-    fn name(&self) -> &'static str {
-        "checkpoint-variable"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    fn bwd(
-        &self,
-        _chain: &Tensor,
-        variable: &Tensor,
-        _result: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(grad.clone()), self.gradients.lock().remove(&variable.id())))
-    }
-}
-
+/// A block and all that its forward pass needs once more.
 struct Recomputed {
     block: Block,
+    x: Tensor,
     layout: BatchLayout,
     again: Again,
     variables: Vec<Tensor>,
-    /// What the forward pass gives: computed before, by taps that must see it once.
-    result: Mutex<Option<Tensor>>,
     gradients: Gradients,
 }
 
-impl CustomOp2 for Recomputed {
-    fn name(&self) -> &'static str {
-        "checkpoint"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Some(result) = self.result.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            candle_core::bail!("checkpoint: one operation ran forward twice");
-        };
-        let result = result.contiguous()?;
-        let values = with_floats([&result], self.name(), |[values]| Ok(values.to_vec()))?;
-        Ok((CpuStorage::F32(values), result.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        chain: &Tensor,
-        _result: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let input = Var::from_tensor(x)?;
+impl Recomputed {
+    /// Gradient of x; those of the variables are left in their place.
+    fn backward(&self, grad: &Tensor) -> Result<Option<Tensor>> {
+        let input = Var::from_tensor(&self.x)?;
         let mut taps = (self.again.taps)();
         let result = self.block.inner(input.as_tensor().clone(), &self.layout, &mut *taps)?;
-        let mut store = result.apply_op1(Seed { grad: grad.clone() })?.backward()?;
+        let mut store = begin(&result, grad)?.backward()?;
         let mut gradients = self.gradients.lock();
         for variable in &self.variables {
             if let Some(gradient) = store.remove(variable) {
@@ -121,26 +89,12 @@ impl CustomOp2 for Recomputed {
             }
         }
         // Detached: what Candle records of it would keep the block's activations.
-        let d_x = store.remove(&input).map(|gradient| gradient.detach());
-        Ok((d_x, Some(chain.zeros_like()?)))
+        Ok(store.remove(&input).map(|gradient| gradient.detach()))
     }
 }
 
 /// A scalar whose gradient with respect to its operand is given: a backward pass begins in the middle of a graph.
-struct Seed {
-    grad: Tensor,
-}
-
-impl CustomOp1 for Seed {
-    fn name(&self) -> &'static str {
-        "seed"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    fn bwd(&self, _operand: &Tensor, _result: &Tensor, _grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.grad.clone()))
-    }
+fn begin(operand: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let (zero, grad) = (Tensor::zeros((), DType::F32, operand.device())?, grad.clone());
+    given1("seed", operand, zero, move |_| Ok([Some(grad.clone())]))
 }

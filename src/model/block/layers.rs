@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::model::Parameters;
 use crate::model::features::NormWeight;
-use crate::model::ops::{linear, rms_norm};
+use crate::model::ops::{add_bias, linear, rms_norm};
 
 /// Parameters below a common prefix.
 pub(in crate::model) struct Weights<'a> {
@@ -89,7 +89,7 @@ impl Linear {
         let y = linear(x, &self.weight)?;
         match &self.bias {
             None => Ok(y),
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => add_bias(&y, bias),
         }
     }
 }

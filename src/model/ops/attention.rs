@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Matrix, floats, lanes, with_floats};
+use super::{Matrix, floats, lanes, plain, with_floats};
 use crate::model::layout::{BatchLayout, Document};
 
 /// Queries in a block, of each head of a group. Smaller blocks waste less above the diagonal, larger ones make better
@@ -62,7 +62,7 @@ struct Attention {
 /// padding.
 ///
 /// # Errors
-/// Shapes that do not agree with each other or the layout, operands that are not f32 in CPU memory, an empty window.
+/// Shapes that do not agree with each other or the layout, operands of different types or devices, an empty window.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -88,6 +88,9 @@ pub fn attention(
             layout.batch(),
             layout.seq()
         );
+    }
+    if plain::is_needed(q) {
+        return plain::attention(q, k, v, scoring, layout);
     }
     let op = Attention { documents: layout.documents().clone(), seq, scoring, log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)

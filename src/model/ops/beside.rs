@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::lanes::{dot, fma, sigmoid};
-use super::{Matrix, floats, with_floats};
+use super::{Matrix, floats, plain, with_floats};
 
 /// Values that one rayon task works on.
 const TASK: usize = 1 << 15;
@@ -32,8 +32,11 @@ struct LowRank {
 /// `y + scale inner B^T` for y `[..., out]`, inner `[..., r]` and B `[out, r]`: LoRA's second product with its sum.
 ///
 /// # Errors
-/// Shapes that do not agree, operands that are not f32 in CPU memory.
+/// Shapes that do not agree, operands of different types or devices.
 pub fn low_rank(y: &Tensor, inner: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    if plain::is_needed(y) {
+        return plain::low_rank(y, inner, b, scale);
+    }
     let op = LowRank { scale: scale as f32 };
     y.contiguous()?.apply_op3(&inner.contiguous()?, &b.contiguous()?, op)
 }
@@ -102,8 +105,11 @@ struct GatedUpdate {
 /// `h + share sigmoid(bias) update` for h and update of one shape and a bias of one number.
 ///
 /// # Errors
-/// Shapes that do not agree, operands that are not f32 in CPU memory.
+/// Shapes that do not agree, operands of different types or devices.
 pub fn gated_update(h: &Tensor, update: &Tensor, bias: &Tensor, share: f64) -> Result<Tensor> {
+    if plain::is_needed(h) {
+        return plain::gated_update(h, update, bias, share);
+    }
     let op = GatedUpdate { share: share as f32 };
     h.contiguous()?.apply_op3(&update.contiguous()?, bias, op)
 }

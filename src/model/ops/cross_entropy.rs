@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::head::{LinearHead, bend};
-use super::lanes;
+use super::{lanes, plain};
 
 /// What the head said about the target tokens.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ struct LinearCrossEntropy {
 /// Without `with_gradient`, a backward pass is an error.
 ///
 /// # Errors
-/// Shapes that do not agree, a target outside the vocabulary, operands that are not f32 in CPU memory.
+/// Shapes that do not agree, a target outside the vocabulary, operands of different types or devices.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
     head: &Tensor,
@@ -39,6 +39,10 @@ pub fn linear_cross_entropy(
     cap: Option<f32>,
     with_gradient: bool,
 ) -> Result<CrossEntropy> {
+    if plain::is_needed(hidden) {
+        let how = (plain::rows_at_once(head), with_gradient);
+        return plain::cross_entropy(hidden, head, &targets, scale, cap, how);
+    }
     let hits = Arc::new(Mutex::new(Vec::with_capacity(targets.len())));
     let op = LinearCrossEntropy {
         head: LinearHead::new("linear-cross-entropy", head, targets, with_gradient),

@@ -2,15 +2,18 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
-use super::{floats, with_floats};
+use super::{floats, plain, with_floats};
 
 struct Decay;
 
 /// `-exp(rate) softplus(time + bias)`, never above 0, for time `[..., H]`, rate and bias `[H]` (Mamba 2's parametrisation).
 ///
 /// # Errors
-/// Operands that are not f32 in CPU memory or whose H differ.
+/// operands of different types or devices or whose H differ.
 pub fn decay(time: &Tensor, rate: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if plain::is_needed(time) {
+        return plain::decay(time, rate, bias);
+    }
     time.contiguous()?.apply_op3(rate, bias, Decay)
 }
 

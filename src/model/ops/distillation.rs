@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::head::{LinearHead, bend};
-use super::lanes;
+use super::{lanes, plain};
 
 /// What a teacher says of one row.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +33,14 @@ pub trait Teaching: Send + Sync {
     /// The teacher's.
     fn rows(&self, from: usize, count: usize, see: &mut dyn FnMut(usize, Taught) -> Result<()>)
     -> Result<()>;
+
+    /// All logits `[count, V]` of these rows as a tensor, of a teacher that has them as one: they need not leave its device.
+    ///
+    /// # Errors
+    /// The teacher's.
+    fn logits(&self, _from: usize, _count: usize) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
 }
 
 /// How the two losses count.
@@ -91,6 +99,10 @@ pub fn distillation(
     weights: Weights,
     with_gradient: bool,
 ) -> Result<Distillation> {
+    if plain::is_needed(hidden) {
+        let how = (plain::rows_at_once(head), with_gradient);
+        return plain::distillation(hidden, head, &targets, &*teacher, weights, how);
+    }
     let seen = Arc::new(Mutex::new(Seen::default()));
     let linear = LinearHead::new("distillation", head, targets, with_gradient);
     let op = Op { head: linear, teacher, weights, seen: seen.clone() };

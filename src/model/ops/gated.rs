@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::lanes::{fma, sigmoid};
-use super::{floats, with_floats};
+use super::{floats, plain, with_floats};
 
 /// Values that one rayon task works on.
 const TASK: usize = 1 << 15;
@@ -130,17 +130,17 @@ fn gated<G: Gate>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// `gate * sigmoid(gate) * up`, element by element; both of one shape.
 ///
 /// # Errors
-/// Operands that are not f32 in CPU memory or differ in shape.
+/// operands of different types or devices or differ in shape.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gated::<Silu>(gate, up)
+    if plain::is_needed(gate) { plain::swiglu(gate, up) } else { gated::<Silu>(gate, up) }
 }
 
 /// `x sigmoid(x)`, element by element.
 ///
 /// # Errors
-/// An operand that is not f32 in CPU memory.
+/// Memory that is not there.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Silu)
+    if plain::is_needed(x) { plain::silu(x) } else { x.contiguous()?.apply_op1(Silu) }
 }
 
 /// `gelu(gate) * up` with GELU's tanh approximation, element by element; both of one shape.
@@ -148,7 +148,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`swiglu`].
 pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gated::<GeluTanh>(gate, up)
+    if plain::is_needed(gate) { plain::geglu(gate, up) } else { gated::<GeluTanh>(gate, up) }
 }
 
 /// `sigmoid(gate) * up`, element by element; both of one shape.
@@ -156,7 +156,7 @@ pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`swiglu`].
 pub fn sigmoid_gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gated::<Sigmoid>(gate, up)
+    if plain::is_needed(gate) { plain::sigmoid_gate(gate, up) } else { gated::<Sigmoid>(gate, up) }
 }
 
 impl<G: Gate> CustomOp2 for Gated<G> {

@@ -49,18 +49,7 @@ impl LinearHead {
         let op = self.op;
         floats(hidden, hidden_layout, op)?;
         floats(head, head_layout, op)?;
-        let (&[rows, width], &[vocab, head_width]) = (hidden_layout.dims(), head_layout.dims()) else {
-            candle_core::bail!("{op}: {hidden_layout:?} and {head_layout:?} are not matrices");
-        };
-        if rows != self.targets.len() || width != head_width {
-            let targets = self.targets.len();
-            candle_core::bail!(
-                "{op}: hidden [{rows}, {width}], head [{vocab}, {head_width}], {targets} targets"
-            );
-        }
-        if let Some(target) = self.targets.iter().find(|&&t| t as usize >= vocab) {
-            candle_core::bail!("{op}: target {target}, the vocabulary has {vocab} entries");
-        }
+        let [rows, vocab, width] = check(op, hidden_layout.dims(), head_layout.dims(), &self.targets)?;
         let weight = Matrix::dense(head, head_layout.start_offset(), vocab, width);
         let (mut d_hidden, mut d_head) = (Vec::with_capacity(rows * width), vec![]);
         let chunk = chunk_rows(vocab);
@@ -101,7 +90,7 @@ impl LinearHead {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let taken = self.gradients.lock().expect("no thread panics while it holds the lock").take();
         let Some((mut d_hidden, mut d_head)) = taken else {
-            candle_core::bail!("{}: no gradients: with_gradient is false, or backward ran before", self.op);
+            return Err(no_gradients(self.op));
         };
         let grad = grad.to_scalar::<f32>()?;
         #[allow(clippy::float_cmp)] // 1 is what `Tensor::backward` starts from, exactly
@@ -115,6 +104,30 @@ impl LinearHead {
         }
         Ok((d_hidden, hand_over(head, tensor(d_head, head)?)?))
     }
+}
+
+/// Rows, entries of the vocabulary and width of hidden `[rows, D]`, a head `[V, D]` and one target a row.
+///
+/// # Errors
+/// Shapes that do not agree, a target outside the vocabulary.
+pub(super) fn check(op: &str, hidden: &[usize], head: &[usize], targets: &[u32]) -> Result<[usize; 3]> {
+    let (&[rows, width], &[vocab, head_width]) = (hidden, head) else {
+        candle_core::bail!("{op}: {hidden:?} and {head:?} are not matrices");
+    };
+    if rows != targets.len() || width != head_width {
+        let targets = targets.len();
+        candle_core::bail!("{op}: hidden [{rows}, {width}], head [{vocab}, {head_width}], {targets} targets");
+    }
+    if let Some(target) = targets.iter().find(|&&t| t as usize >= vocab) {
+        candle_core::bail!("{op}: target {target}, the vocabulary has {vocab} entries");
+    }
+    Ok([rows, vocab, width])
+}
+
+/// What a backward pass says that can't be.
+pub(super) fn no_gradients(op: &str) -> candle_core::Error {
+    let message = format!("{op}: no gradients: with_gradient is false, or backward ran before");
+    candle_core::Error::Msg(message)
 }
 
 /// Bends logits by a soft cap c, `c tanh(l / c)`; gives the slope at each.

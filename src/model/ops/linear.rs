@@ -1,24 +1,62 @@
 //! Product with a weight matrix in its `[out, in]` layout: one GEMM forward, two backward, no transposed copy.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
-use super::Matrix;
 use super::collect::hand_over;
 
 struct Linear;
 
-/// `x W^T` for x `[..., in]` and W `[out, in]`, giving `[..., out]`.
+/// `x W^T` for x `[..., in]` and W `[out, in]`, giving `[..., out]` in the type of x. Another type of W (f32, where x is bf16)
+/// is cast for the product alone, and its gradient has W's type.
 ///
 /// # Errors
-/// Operands that are not f32 in CPU memory or whose `in` differ.
+/// Operands whose `in` or whose devices differ.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&weight.contiguous()?, Linear)
+}
+
+/// `y + bias` for y `[..., out]` and a bias `[out]`. In f32 throughout: the bias's gradient is a sum over all rows.
+///
+/// # Errors
+/// Shapes that do not agree.
+pub fn add_bias(y: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if y.dtype() == DType::F32 {
+        return y.broadcast_add(bias);
+    }
+    y.to_dtype(DType::F32)?.broadcast_add(&bias.to_dtype(DType::F32)?)?.to_dtype(y.dtype())
 }
 
 /// Rows and columns of a tensor seen as a matrix of its last dimension.
 fn as_matrix(dims: &[usize]) -> (usize, usize) {
     let columns = dims.last().copied().unwrap_or(1);
     (dims.iter().product::<usize>() / columns.max(1), columns)
+}
+
+/// The product on any device.
+fn product<S: BackendStorage>(
+    (x, x_layout): (&S, &Layout),
+    (weight, weight_layout): (&S, &Layout),
+) -> Result<(S, Shape)> {
+    let (rows, inputs) = as_matrix(x_layout.dims());
+    let &[outputs, expected] = weight_layout.dims() else {
+        candle_core::bail!("linear: weight of shape {:?}, expected [out, in]", weight_layout.shape());
+    };
+    if inputs != expected {
+        candle_core::bail!("linear: x has {inputs} columns, the weight takes {expected}");
+    }
+    let x_matrix = Layout::new((rows, inputs).into(), vec![inputs, 1], x_layout.start_offset());
+    let transposed = |offset| Layout::new((inputs, outputs).into(), vec![1, inputs], offset);
+    let sizes = (1, rows, outputs, inputs);
+    let y = if weight.dtype() == x.dtype() {
+        x.matmul(weight, sizes, &x_matrix, &transposed(weight_layout.start_offset()))?
+    } else {
+        let cast = weight.to_dtype(weight_layout, x.dtype())?;
+        x.matmul(&cast, sizes, &x_matrix, &transposed(0))?
+    };
+    let mut shape = x_layout.dims().to_vec();
+    *shape.last_mut().expect("x has a last dimension: it has columns") = outputs;
+    Ok((y, shape.into()))
 }
 
 impl CustomOp2 for Linear {
@@ -33,18 +71,17 @@ impl CustomOp2 for Linear {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (rows, inputs) = as_matrix(x_layout.dims());
-        let &[outputs, expected] = weight_layout.dims() else {
-            candle_core::bail!("linear: weight of shape {:?}, expected [out, in]", weight_layout.shape());
-        };
-        if inputs != expected {
-            candle_core::bail!("linear: x has {inputs} columns, the weight takes {expected}");
-        }
-        let x = Matrix::dense(x, x_layout.start_offset(), rows, inputs);
-        let weight = Matrix::dense(weight, weight_layout.start_offset(), outputs, inputs);
-        let mut shape = x_layout.dims().to_vec();
-        *shape.last_mut().expect("x has a last dimension: it has columns") = outputs;
-        Ok((CpuStorage::F32(x.matmul(&weight.t())?), shape.into()))
+        product((x, x_layout), (weight, weight_layout))
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        product((x, x_layout), (weight, weight_layout))
     }
 
     fn bwd(
@@ -56,12 +93,13 @@ impl CustomOp2 for Linear {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let grad = grad.reshape(as_matrix(grad.dims()))?; // [rows, out]
-        let x_grad = grad.matmul(weight)?.reshape(x.dims())?;
+        let x_grad = grad.matmul(&weight.to_dtype(grad.dtype())?)?.reshape(x.dims())?;
         // A frozen weight needs none: half of the work.
         if !weight.track_op() {
             return Ok((Some(x_grad), None));
         }
         let x_rows = x.reshape(as_matrix(x.dims()))?; // [rows, in]
-        Ok((Some(x_grad), hand_over(weight, grad.t()?.matmul(&x_rows)?)?))
+        let weight_grad = grad.t()?.matmul(&x_rows)?.to_dtype(weight.dtype())?;
+        Ok((Some(x_grad), hand_over(weight, weight_grad)?))
     }
 }

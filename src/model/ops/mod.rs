@@ -1,4 +1,5 @@
-//! Fused operations of the decoder with exact backward passes: rayon-threaded on the CPU, f32, checked against plain Candle.
+//! Operations of the decoder with exact backward passes. In f32 on the CPU they are fused and rayon-threaded; on a GPU, and in
+//! bf16, they are tensor operations of Candle's (`plain/`). Each is checked against the other form.
 //!
 //! Candle's own autograd walks the graph; each operation here is one node of it and reads its operands as plain slices.
 //! Threads are those of the rayon pool that the caller runs in, so a caller that splits a batch itself runs each part in a
@@ -12,8 +13,10 @@ pub mod decay;
 pub mod delta_rule;
 pub mod distillation;
 pub mod gated;
+pub(super) mod given;
 mod head;
 pub mod linear;
+mod plain;
 pub mod rms_norm;
 pub mod rotary;
 pub mod short_convolution;
@@ -25,14 +28,14 @@ pub use cross_entropy::{CrossEntropy, linear_cross_entropy};
 pub use decay::decay;
 pub use delta_rule::delta_rule;
 pub use gated::{geglu, sigmoid_gate, silu, swiglu};
-pub use linear::linear;
+pub use linear::{add_bias, linear};
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
 pub use short_convolution::short_convolution;
 
 use crate::vector as lanes;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
 
 /// Rows that one rayon task works on: enough to pay for handing them over.
 const ROWS_PER_TASK: usize = 64;
@@ -60,6 +63,11 @@ pub(crate) fn with_floats<const N: usize, R>(
         *slice = floats(storage, layout, op)?;
     }
     f(slices)
+}
+
+/// The values of a tensor on any device, as f32 in CPU memory; the tensor itself where they are that already.
+pub(crate) fn on_host(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)
 }
 
 /// Row-major matrix inside a storage: where it begins and how far its rows and columns are apart.

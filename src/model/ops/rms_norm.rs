@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{ROWS_PER_TASK, floats, lanes, with_floats};
+use super::{ROWS_PER_TASK, floats, lanes, plain, with_floats};
 
 struct RmsNorm {
     eps: f32,
@@ -12,8 +12,11 @@ struct RmsNorm {
 /// `x / sqrt(mean(x^2) + eps) * weight` for x `[..., D]` and weight `[D]`.
 ///
 /// # Errors
-/// Operands that are not f32 in CPU memory or whose D differ.
+/// operands of different types or devices or whose D differ.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if plain::is_needed(x) {
+        return plain::rms_norm(x, weight, eps);
+    }
     x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 })
 }
 

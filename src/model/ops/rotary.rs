@@ -1,13 +1,13 @@
 //! Rotary positions (Su et al. 2021) in Hugging Face's half-rotation layout, of whole heads or their first dimensions, fused
 //! with an RMS norm per head.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::rms_norm::{inverse_rms, ordered_sum, row_gradient};
-use super::{ROWS_PER_TASK, floats, with_floats};
+use super::{ROWS_PER_TASK, floats, plain, with_floats};
 use crate::model::RopeScaling;
 
 /// Cosines and sines of every position, each `[positions, rotary_dim / 2]`.
@@ -16,6 +16,8 @@ pub struct RotaryTable {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    /// Both as tensors on the device that asked first.
+    elsewhere: OnceLock<(Tensor, Tensor)>,
 }
 
 impl RotaryTable {
@@ -32,12 +34,24 @@ impl RotaryTable {
         let angle = |position: usize, frequency: f64| f64::from(position as f32 * frequency as f32);
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |&f| angle(p, f)));
         let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        Self { cos, sin, half }
+        Self { cos, sin, half, elsewhere: OnceLock::new() }
     }
 
     /// Positions that the table covers.
     pub fn positions(&self) -> usize {
         self.cos.len() / self.half.max(1)
+    }
+
+    /// Cosines and sines as tensors `[positions, rotary_dim / 2]`, kept on the first device that asks: a run has one.
+    pub(super) fn on(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        let tensor = |values: &[f32]| Tensor::from_slice(values, (self.positions(), self.half), device);
+        if let Some(kept) = self.elsewhere.get().filter(|kept| kept.0.device().same_device(device)) {
+            return Ok(kept.clone());
+        }
+        let both = (tensor(&self.cos)?, tensor(&self.sin)?);
+        // Somebody else may have been first: then these are used once.
+        let _ = self.elsewhere.set(both.clone());
+        Ok(both)
     }
 
     fn row(&self, position: u32) -> (&[f32], &[f32]) {
@@ -74,7 +88,7 @@ struct Rotary {
 /// after an RMS norm per head with `norm` (`[head_dim]` and epsilon) where there is one.
 ///
 /// # Errors
-/// Shapes that do not agree, positions beyond the table, operands that are not f32 in CPU memory.
+/// Shapes that do not agree, positions beyond the table, operands of different types or devices.
 pub fn rotary(
     x: &Tensor,
     norm: Option<(&Tensor, f64)>,
@@ -92,6 +106,9 @@ pub fn rotary(
     }
     if let Some(&beyond) = positions.iter().find(|&&p| p as usize >= table.positions()) {
         candle_core::bail!("rotary: position {beyond}, the table ends at {}", table.positions());
+    }
+    if plain::is_needed(x) {
+        return plain::rotary(x, norm, table, positions);
     }
     let op = Rotary { table: table.clone(), positions: positions.clone(), eps: 0.0 };
     let x = x.contiguous()?;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::lanes::{self, sigmoid};
 use super::rms_norm::ordered_sum;
-use super::{floats, with_floats};
+use super::{floats, plain, with_floats};
 use crate::model::layout::{BatchLayout, Document};
 
 struct ShortConvolution {
@@ -19,13 +19,16 @@ struct ShortConvolution {
 /// depthwise kernel); tokens before a document count as zero, and padding gives zero.
 ///
 /// # Errors
-/// Shapes that do not agree with each other or the layout, operands that are not f32 in CPU memory.
+/// Shapes that do not agree with each other or the layout, operands of different types or devices.
 pub fn short_convolution(x: &Tensor, weight: &Tensor, layout: &BatchLayout) -> Result<Tensor> {
     let (batch, seq, channels) = x.dims3()?;
     let (expected, one, kernel) = weight.dims3()?;
     if (batch, seq) != (layout.batch(), layout.seq()) || channels != expected || one != 1 || kernel == 0 {
         let (x, weight) = (x.shape(), weight.shape());
         candle_core::bail!("short convolution: x {x:?}, weight {weight:?}, layout [{batch}, {seq}]");
+    }
+    if plain::is_needed(x) {
+        return plain::short_convolution(x, weight, layout);
     }
     let op = ShortConvolution { documents: layout.documents().clone(), seq };
     x.contiguous()?.apply_op2(&weight.contiguous()?, op)

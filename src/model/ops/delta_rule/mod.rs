@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Matrix, floats, lanes, with_floats};
+use super::{Matrix, floats, lanes, plain, with_floats};
 use crate::model::features::DeltaNetShape;
 use crate::model::layout::{BatchLayout, Document};
 use chunk::{Chunk, Keys};
@@ -34,7 +34,7 @@ struct DeltaRule {
 /// zero; padding gives zero.
 ///
 /// # Errors
-/// Shapes that do not agree with each other, `shape` or the layout; operands that are not f32 in CPU memory.
+/// Shapes that do not agree with each other, `shape` or the layout; operands of different types or devices.
 pub fn delta_rule(
     mixed: &Tensor,
     decay: &Tensor,
@@ -54,6 +54,9 @@ pub fn delta_rule(
         candle_core::bail!(
             "delta rule: mixed {mixed:?}, decay {decay:?}, strength {strength:?}, {shape:?}, layout [{batch}, {seq}]"
         );
+    }
+    if plain::is_needed(mixed) {
+        return plain::delta_rule(mixed, decay, strength, shape, layout);
     }
     let op = DeltaRule { documents: layout.documents().clone(), seq, shape, states: OnceLock::new() };
     let y = mixed.contiguous()?.apply_op3(&decay.contiguous()?, &strength.contiguous()?, op)?;
