@@ -53,7 +53,8 @@ impl Felix {
                 candle_core::bail!("felix layer {at}: {rows} rows for {spokes} bottlenecks, {gates} gates");
             }
         }
-        let ones = Tensor::ones(hidden, DType::F32, &Device::Cpu)?;
+        let device = layers.values().next().map_or(&Device::Cpu, |layer| layer.w_down.device());
+        let ones = Tensor::ones(hidden, DType::F32, device)?;
         Ok(Self { layers, spokes, eps, ones, before: NoTaps })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// Named variables in the order of [`super::DecoderConfig::parameter_shapes`]: optimisers, checkpoints and hashes rely on it.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +39,23 @@ impl Parameters {
     /// All, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.entries.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// Copies on this device and of this type; the variables themselves where both are so already.
+    ///
+    /// # Errors
+    /// Memory that is not there.
+    pub fn to(&self, device: &Device, dtype: DType) -> Result<Self> {
+        let mut moved = Self::default();
+        for (name, var) in self.iter() {
+            let there = if var.device().same_device(device) && var.dtype() == dtype {
+                var.clone()
+            } else {
+                Var::from_tensor(&var.as_detached_tensor().to_device(device)?.to_dtype(dtype)?)?
+            };
+            moved.insert(name, there)?;
+        }
+        Ok(moved)
     }
 
     /// All as plain tensors, by name.

@@ -95,11 +95,11 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Tensors of rows of one length.
+    /// Tensors of rows of one length, on a device.
     ///
     /// # Errors
     /// Documents that overlap (a defect of the packing).
-    pub fn new(rows: &[PackedRow]) -> Result<Self, TrainError> {
+    pub fn new(rows: &[PackedRow], device: &Device) -> Result<Self, TrainError> {
         let seq = rows.first().map_or(0, |row| row.ids.len());
         let ids: Vec<u32> = rows.iter().flat_map(|row| row.ids.iter().copied()).collect();
         let (mut documents, mut predicting, mut targets) = (vec![], vec![], vec![]);
@@ -110,9 +110,9 @@ impl Inputs {
         }
         let count = predicting.len();
         Ok(Self {
-            ids: Tensor::from_vec(ids, (rows.len(), seq), &Device::Cpu)?,
+            ids: Tensor::from_vec(ids, (rows.len(), seq), device)?,
             layout: BatchLayout::packed(rows.len(), seq, documents)?,
-            predicting: Tensor::from_vec(predicting, count, &Device::Cpu)?,
+            predicting: Tensor::from_vec(predicting, count, device)?,
             targets,
         })
     }

@@ -212,7 +212,7 @@ pub fn restore(parameters: &Parameters, saved: &Tensors, path: &Path) -> Result<
     let expected: Vec<(String, &Var)> = parameters.iter().map(|(name, var)| (name.to_owned(), var)).collect();
     check(expected.iter().map(|(name, var)| (name.as_str(), var.as_tensor())), saved, path)?;
     for (name, var) in expected {
-        var.set(&saved[&name])?;
+        var.set(&saved[&name].to_device(var.device())?)?;
     }
     Ok(())
 }
@@ -324,6 +324,8 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<(String, String)> {
     aligned.train.checkpoint_every = now.train.checkpoint_every;
     aligned.train.metrics_every = now.train.metrics_every;
     aligned.train.threads = now.train.threads;
+    aligned.train.device = now.train.device;
+    aligned.train.precision = now.train.precision;
     aligned.train.recompute = now.train.recompute;
     aligned.train.max_loss = now.train.max_loss;
     aligned.data.cache.clone_from(&now.data.cache);

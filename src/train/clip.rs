@@ -2,10 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::gradient::Workers;
-use super::in_place::scale;
+use super::in_place::{is_elsewhere, scale};
 use crate::model::ops::with_floats;
 use crate::vector::dot;
 
@@ -15,8 +15,11 @@ const BLOCK: usize = 1024;
 /// Euclidean norm over all gradients, summed in f64 in their order, whichever thread has which.
 ///
 /// # Errors
-/// Tensors that are not contiguous f32 in CPU memory.
+/// Tensors that are not contiguous or not f32.
 pub fn global_norm(gradients: &[Tensor], workers: &Workers) -> Result<f64> {
+    if gradients.first().is_some_and(is_elsewhere) {
+        return norm_by_tensors(gradients);
+    }
     let squares = Mutex::new(vec![0.0; gradients.len()]);
     workers.each(gradients.len(), |at| {
         let square = with_floats([&gradients[at]], "gradient norm", |[values]| {
@@ -28,6 +31,15 @@ pub fn global_norm(gradients: &[Tensor], workers: &Workers) -> Result<f64> {
         Ok::<_, candle_core::Error>(())
     })?;
     Ok(squares.into_inner().unwrap_or_else(PoisonError::into_inner).iter().sum::<f64>().sqrt())
+}
+
+/// The same of tensors on any device: each sum of squares is rounded to its type, and all come to the host at once.
+fn norm_by_tensors(gradients: &[Tensor]) -> Result<f64> {
+    let squares: Vec<Tensor> = gradients
+        .iter()
+        .map(|gradient| gradient.sqr()?.sum_all()?.to_dtype(DType::F64))
+        .collect::<Result<_>>()?;
+    Ok(Tensor::stack(&squares, 0)?.to_vec1::<f64>()?.iter().sum::<f64>().sqrt())
 }
 
 /// Scales all gradients so that their norm is at most `limit`; gives the norm before.

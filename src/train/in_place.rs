@@ -1,25 +1,51 @@
-//! In-place updates of tensors in CPU memory: what an optimiser does a few million times a step, without temporaries.
+//! In-place updates: what an optimiser does to every value a step. In CPU memory without temporaries; elsewhere by tensor
+//! operations, whose result then takes the place of what was there.
 
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 
 /// `y = factor * y`.
 pub(super) fn scale(y: &Tensor, factor: f64) -> Result<()> {
+    if is_elsewhere(y) {
+        return replace(y, &(y.detach() * factor)?);
+    }
     y.inplace_op1(&Scale(factor as f32))
 }
 
 /// `y = keep * y + add * x`.
 pub(super) fn blend(y: &Tensor, keep: f64, add: f64, x: &Tensor) -> Result<()> {
+    if is_elsewhere(y) {
+        return replace(y, &blended(y, keep, add, x)?);
+    }
     y.inplace_op2(x, &Elementwise2(move |y: &mut f32, x| *y = keep as f32 * *y + add as f32 * x))
 }
 
 /// `y = keep * y + add * x^2`.
 pub(super) fn blend_square(y: &Tensor, keep: f64, add: f64, x: &Tensor) -> Result<()> {
+    if is_elsewhere(y) {
+        return replace(y, &blended(y, keep, add, &x.sqr()?)?);
+    }
     y.inplace_op2(x, &Elementwise2(move |y: &mut f32, x| *y = keep as f32 * *y + add as f32 * x * x))
 }
 
 /// `y = f(y, a, b)`, element by element.
 pub(super) fn update(y: &Tensor, a: &Tensor, b: &Tensor, f: impl Fn(f32, f32, f32) -> f32) -> Result<()> {
     y.inplace_op3(a, b, &Elementwise3(f))
+}
+
+/// Whether a tensor is none of f32 in CPU memory, whose values can be changed where they are.
+pub(super) fn is_elsewhere(y: &Tensor) -> bool {
+    !y.device().is_cpu() || y.dtype() != DType::F32
+}
+
+/// `keep * y + add * x`.
+pub(super) fn blended(y: &Tensor, keep: f64, add: f64, x: &Tensor) -> Result<Tensor> {
+    // Detached: of a variable, Candle would record it.
+    (y.detach() * keep)? + (x.detach() * add)?
+}
+
+/// Puts values in the place of those of `y`, which has at least one dimension: whoever shares its memory sees them.
+pub(super) fn replace(y: &Tensor, values: &Tensor) -> Result<()> {
+    y.slice_set(&values.detach().contiguous()?, 0, 0)
 }
 
 struct Scale(f32);

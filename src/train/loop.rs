@@ -49,13 +49,14 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     durable::write(&path, recipe.to_toml().as_bytes()).map_err(TrainError::file(path))?;
 
     let prepared = Prepared::new(recipe, out, found.is_some())?;
-    let workers = Workers::new(recipe.train.threads)?;
+    let place = &prepared.place;
+    let workers = Workers::new(place.threads(recipe.train.threads))?;
     // As it was read, before a checkpoint changes it.
     let sane = prepared.check_base(recipe, &workers)?;
     let trained = &prepared.trained;
     let averaged = (recipe.train.ema > 0.0).then(|| copy(trained)).transpose()?;
     let mut optimiser = Optimiser::new(trained, recipe.train.muon, recipe.train.adamw)?;
-    let open = |distil| Teacher::open(distil, &prepared.chat, trained, outside.ask.clone());
+    let open = |distil| Teacher::open(distil, &prepared.chat, trained, outside.ask.clone(), place);
     let teacher = recipe.distil.as_ref().map(open).transpose()?;
     let mut state = State::beginning(recipe, &prepared, teacher.as_ref().and_then(Teacher::digest));
     let mut changed = vec![];
@@ -98,6 +99,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
 
     let mut log = Log::open(out, state.step, recipe.train.steps)?;
     let mut metrics = Metrics::open(out, recipe.train.metrics_every, state.step)?;
+    log.say(&place.to_string());
     log.say(&prepared.summary(&held_out, state.step));
     if let Some(sane) = sane {
         log.say(&sane);

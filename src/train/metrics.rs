@@ -15,7 +15,7 @@ use super::heat;
 use super::log::{read_lines, reopened};
 use super::objective::Student;
 use crate::durable;
-use crate::model::ops::{Scoring, with_floats};
+use crate::model::ops::{Scoring, on_host, with_floats};
 use crate::model::{BatchLayout, DecoderConfig, Parameters, Point, Taps};
 
 /// Name of the file of [`Measurement`]s.
@@ -115,7 +115,7 @@ impl Metrics {
         }
         let mut taps = Measuring { inner: student.taps(), layers };
         if let Some(row) = batch.rows.first() {
-            let inputs = Inputs::new(std::slice::from_ref(row))?;
+            let inputs = Inputs::new(std::slice::from_ref(row), student.decoder.device())?;
             student.decoder.forward(&inputs.ids, &inputs.layout, &mut taps)?;
         }
         Ok(Measurement { step, layers: taps.layers })
@@ -165,7 +165,8 @@ fn line(measurement: &Measurement) -> String {
 
 /// Sum of squares.
 fn squares(tensor: &Tensor) -> Result<f64> {
-    with_floats([tensor], "metrics", |[values]| Ok(values.iter().map(|&v| f64::from(v) * f64::from(v)).sum()))
+    let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+    with_floats([&on_host(tensor)?], "metrics", |[values]| Ok(sum(values)))
 }
 
 /// Looks at what passes, behind other taps.
@@ -207,7 +208,7 @@ impl Taps for Measuring {
 /// Variance of all values of each of `groups` equal parts of the last dimensions.
 fn variance(tensor: &Tensor, groups: usize) -> Result<Vec<f64>> {
     let width = tensor.elem_count() / tensor.dim(0)? / tensor.dim(1)? / groups;
-    with_floats([&tensor.contiguous()?], "metrics", |[values]| {
+    with_floats([&on_host(&tensor.contiguous()?)?], "metrics", |[values]| {
         let count = (values.len() / groups) as f64;
         Ok((0..groups)
             .map(|group| {
@@ -226,7 +227,8 @@ fn variance(tensor: &Tensor, groups: usize) -> Result<Vec<f64>> {
 fn entropies(query: &Tensor, key: &Tensor, scoring: Scoring, layout: &BatchLayout) -> Result<Vec<f64>> {
     let (_, seq, heads, width) = query.dims4()?;
     let kv_heads = key.dim(2)?;
-    with_floats([&query.contiguous()?, &key.contiguous()?], "metrics", |[q, k]| {
+    let here = |x: &Tensor| on_host(&x.contiguous()?);
+    with_floats([&here(query)?, &here(key)?], "metrics", |[q, k]| {
         let mut sums = vec![0.0; heads];
         let mut queries = 0;
         for document in layout.documents().iter() {

@@ -6,8 +6,10 @@ pub mod base;
 pub mod batch;
 pub mod checkpoint;
 pub mod clip;
+pub mod cost;
 pub mod curve;
 pub mod data;
+pub mod device;
 pub mod distil;
 pub mod evaluate;
 pub mod gradient;
@@ -23,6 +25,8 @@ pub mod recipe;
 pub mod schedule;
 pub mod vocabulary;
 
+#[cfg(test)]
+mod precision_tests;
 #[cfg(test)]
 mod reference_tests;
 #[cfg(test)]
@@ -151,6 +155,9 @@ pub enum TrainError {
         /// The bound.
         bound: f64,
     },
+    /// The device that a recipe names can't compute.
+    #[error("train.device is \"cuda\": {0}")]
+    Device(String),
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] crate::model::tokenizer::TokenizerError),
@@ -188,6 +195,10 @@ impl TrainError {
             Self::Base { .. } => Some(
                 "base.reference and base.reference_bound choose another text and bound; \
                  `bespoke export` checks a model against llama.cpp",
+            ),
+            Self::Device(_) => Some(
+                "`make cuda` builds a program that trains on an NVIDIA GPU; train.device = \"auto\" takes the CPU where there is \
+                 none",
             ),
             Self::Model(error) => error.hint(),
             _ => None,

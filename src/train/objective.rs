@@ -77,7 +77,7 @@ impl Student<'_> {
 
 impl Objective for Student<'_> {
     fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
-        let inputs = Inputs::new(rows)?;
+        let inputs = Inputs::new(rows, self.decoder.device())?;
         let hidden = self.predicting(&inputs, &mut *self.taps())?;
         let result = self.decoder.loss(&hidden, inputs.targets, scale, with_gradient)?;
         let cross_entropy = f64::from(result.loss.to_scalar::<f32>()?);

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Var;
+use candle_core::{DType, Var};
 use sha2::{Digest as _, Sha256};
 
 use super::adapter::{self, Adapter};
 use super::batch::Batch;
 use super::data::{Chat, Domain, Mixture, Sources};
+use super::device::Place;
 use super::gradient::Workers;
 use super::objective::Student;
 use super::recipe::Recipe;
@@ -30,6 +31,8 @@ pub(super) struct Prepared {
     pub trained: Parameters,
     pub train: Mixture,
     pub eval: Vec<Domain>,
+    /// Where all of it is computed.
+    pub place: Place,
 }
 
 /// What a checkpoint must agree with.
@@ -42,6 +45,7 @@ pub(super) struct Identity {
 impl Prepared {
     /// Reads and makes all that the recipe names. A `resumed` run takes the tokenizer that it has written before.
     pub fn new(recipe: &Recipe, out: &Path, resumed: bool) -> Result<Self, TrainError> {
+        let place = Place::of(&recipe.train)?;
         let sources = Sources::open(&recipe.data)?;
         let (model, base) = match &recipe.base {
             Some(base) => base::load(&base.path).map(|(model, digest)| (model, Some(digest)))?,
@@ -59,24 +63,28 @@ impl Prepared {
             let path = recipe.base.as_ref().map_or(out, |base| &base.path).to_owned();
             return Err(TrainError::Base { path, message });
         }
+        // What is trained is f32 everywhere; what is frozen has the type that it is computed in.
+        let kind = if recipe.adapter.is_some() { place.dtype } else { DType::F32 };
+        let whole = whole.to(&place.device, kind)?;
         let mut trained = match &recipe.adapter {
             Some(adapter) => adapter::initial(adapter, &config, recipe.train.seed)?,
             None => whole.clone(),
         };
         distil::add_maps(recipe, &config, &mut trained)?;
+        let trained = trained.to(&place.device, DType::F32)?;
         let tokens_of = Digest(Sha256::digest(chat.identity()?).into());
         let chat = Arc::new(chat);
         let own_cache = out.join("cache");
         let cache = recipe.data.cache.as_deref().unwrap_or(&own_cache);
         let (train, eval) = sources.tokenised(&chat, cache, recipe.train.seed)?;
         let identity = Identity { base, tokens_of };
-        Ok(Self { config, text, chat, identity, whole, trained, train, eval })
+        Ok(Self { config, text, chat, identity, whole, trained, train, eval, place })
     }
 
     /// The base's loss on a text that it must know, in words; none without a base.
     pub fn check_base(&self, recipe: &Recipe, workers: &Workers) -> Result<Option<String>, TrainError> {
         let Some(base) = &recipe.base else { return Ok(None) };
-        let decoder = Decoder::new(self.config.clone(), &self.whole)?;
+        let decoder = Decoder::new(self.config.clone(), &self.whole)?.computing_in(self.place.dtype);
         base::check_loss(base, &decoder, &self.chat, workers).map(Some)
     }
 
@@ -98,15 +106,16 @@ impl Prepared {
     /// The model that is trained, over these values of what is trained.
     pub fn over(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
         let config = self.config.clone();
-        let recompute = recipe.train.recompute;
+        let (recompute, dtype) = (recipe.train.recompute, self.place.dtype);
         Ok(match &recipe.adapter {
             None => {
-                let decoder = Decoder::new(config, trained)?.recomputing(recompute);
+                let decoder = Decoder::new(config, trained)?.recomputing(recompute).computing_in(dtype);
                 Trainee { decoder, adapter: None }
             }
             Some(adapter) => {
                 let adapter = Adapter::new(adapter, &config, trained)?;
-                let decoder = Decoder::frozen(config, &self.whole)?.recomputing(recompute);
+                let decoder =
+                    Decoder::frozen(config, &self.whole)?.recomputing(recompute).computing_in(dtype);
                 Trainee { decoder, adapter: Some(adapter) }
             }
         })

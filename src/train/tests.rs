@@ -168,7 +168,7 @@ fn a_document_does_not_feel_its_neighbours() {
 fn does_not_feel_its_neighbours(decoder: &Decoder) {
     let row = packed(1).remove(0);
     let hidden = |row: &PackedRow| {
-        let inputs = Inputs::new(std::slice::from_ref(row)).unwrap();
+        let inputs = Inputs::new(std::slice::from_ref(row), &Device::Cpu).unwrap();
         decoder.forward(&inputs.ids, &inputs.layout, &mut NoTaps).unwrap().i(0).unwrap()
     };
     let before = hidden(&row);
@@ -261,7 +261,7 @@ fn one_batch_is_learnt_by_heart() {
 }
 
 /// Writes the data of a small run and gives its recipe.
-fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
+pub(super) fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
     let row = |i| {
         let messages = Copies::messages(i);
         serde_json::json!({ "messages": messages }).to_string() + "\n"
@@ -280,12 +280,12 @@ fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
     Recipe::load(&path, &overrides).unwrap()
 }
 
-fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<std::path::PathBuf, TrainError> {
+pub(super) fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<std::path::PathBuf, TrainError> {
     r#loop::train(recipe, out, resume, &Outside::default())
 }
 
 /// The bytes of everything in a run's last checkpoint and of what it wrote beside.
-fn content(out: &Path, step: u64) -> Vec<(String, Vec<u8>)> {
+pub(super) fn content(out: &Path, step: u64) -> Vec<(String, Vec<u8>)> {
     let checkpoint =
         ["weights.safetensors", "averaged.safetensors", "moments.safetensors", "state.json", "manifest.json"];
     let paths = checkpoint.iter().map(|name| format!("checkpoints/{step}/{name}"));

@@ -3,25 +3,27 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Tensor};
 
-use crate::model::features::Mixer;
 use crate::model::{DecoderConfig, gguf_file, hugging_face};
-use crate::train::adapter;
+use crate::train::device::Place;
 use crate::train::recipe::{Recipe, Stage};
+use crate::train::{adapter, cost};
 
 /// A GPU that a run may be rented for: name, dense bf16 peak in FLOP/s, memory in bytes (data sheets).
 const GPUS: [(&str, f64, f64); 2] = [("MI300X", 1307e12, 192e9), ("H200", 989e12, 141e9)];
 /// Share of its peak that training reaches on a GPU: what well-kept code bases report for dense models of this size.
 const GPU_SHARE: f64 = 0.4;
-/// Share of a bare matrix product's speed that a training step reaches here (`cargo bench --bench train`).
-const CPU_SHARE: f64 = 0.55;
+/// Share of a bare matrix product's speed that a training step reaches on the CPU (`cargo bench --bench train`), and is taken
+/// to reach on a GPU.
+const PRODUCT_SHARE: f64 = 0.55;
 
 /// The resolved recipe, and below it as comments what follows from it.
 ///
 /// # Errors
 /// A base that can't be read.
 pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
+    let place = Place::of(&recipe.train)?;
     let config = decoder(recipe)?;
     let teacher = match recipe.distil.as_ref().and_then(|distil| distil.teacher.as_deref()) {
         Some(path) => Some(of_files(path)?),
@@ -37,6 +39,7 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
     };
     let mut out = format!("{}\n", recipe.to_toml());
     let mut say = |line: std::fmt::Arguments| writeln!(out, "# {line}").expect("a String takes every text");
+    say(format_args!("{place}"));
     say(format_args!(
         "parameters: {whole} with a vocabulary of {}, {trained} of them or beside them are trained",
         config.vocab_size
@@ -49,10 +52,10 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
         threads => threads,
     };
     let of_teacher = teacher.as_ref().map_or(0.0, |teacher| teacher.parameter_count() as f64);
-    let memory = |threads| Memory::of(recipe, &config, [whole, trained, of_teacher], threads);
+    let memory = |dtype, threads| Memory::of(recipe, &config, [whole, trained, of_teacher], dtype, threads);
     // One part at a time there, whatever this machine does.
-    let rented = memory(1);
-    let memory = memory(threads);
+    let rented = memory(DType::BF16, 1);
+    let memory = memory(place.dtype, place.threads(threads));
     say(format_args!(
         "memory here, about {}: weights {}, teacher {}, gradients {}, moments {}, averages {}, activations {}",
         bytes(memory.total()),
@@ -63,18 +66,16 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
         bytes(memory.averages),
         bytes(memory.activations),
     ));
-    let here = matrix_speed()? * CPU_SHARE;
+    let here = matrix_speed(&place)? * PRODUCT_SHARE;
     say(format_args!(
         "time here: about {} at {:.0} GFLOP/s ({:.0} % of a bare matrix product)",
         time(flops / here),
         here / 1e9,
-        CPU_SHARE * 100.0
+        PRODUCT_SHARE * 100.0
     ));
     for (name, peak, room) in GPUS {
         let seconds = flops / (peak * GPU_SHARE);
-        // bf16 beside f32 masters and moments.
-        let need = rented.total() + 2.0 * (whole + of_teacher);
-        let fits = if need <= room { "fits" } else { "does not fit" };
+        let fits = if rented.total() <= room { "fits" } else { "does not fit" };
         say(format_args!(
             "time on one {name}: about {} at {:.0} % of its bf16 peak; {fits} its {}; ${:.2} at ${dollars_per_hour}/h",
             time(seconds),
@@ -126,43 +127,19 @@ fn work(
     work
 }
 
-/// Forward and backward cost of one token: 6 per weight of a matrix (4 where it is frozen: it needs no gradient of its own),
-/// and attention. `train.recompute` costs one more forward pass of the blocks, and a teacher one of its own size.
+/// Operations for one token. `train.recompute` costs one more forward pass of the blocks, and a teacher one of its own size.
 fn flops_per_token(
     recipe: &Recipe,
     config: &DecoderConfig,
     teacher: Option<&DecoderConfig>,
     seq_len: usize,
 ) -> f64 {
-    let (matrices, attention) = forward(config, seq_len);
-    let per_weight = if recipe.adapter.is_some() { 4.0 } else { 6.0 };
-    let once = per_weight * matrices + 3.0 * attention;
-    let head = (config.vocab_size * config.hidden_size) as f64;
-    let again = if recipe.train.recompute { 2.0 * (matrices - head) + attention } else { 0.0 };
-    let of_teacher = teacher.map_or(0.0, |teacher| {
-        let (matrices, attention) = forward(teacher, seq_len);
-        2.0 * matrices + attention
-    });
-    once + again + of_teacher
+    let once = cost::of_token(config, seq_len, recipe.adapter.is_some());
+    let again = if recipe.train.recompute { cost::of_recomputing(config, seq_len) } else { 0.0 };
+    once + again + teacher.map_or(0.0, |teacher| cost::of_forward(teacher, seq_len))
 }
 
-/// Weights of the matrices that a token meets, and the cost of its attention over half the row on average. A DeltaNet block
-/// counts as its matrices: its state costs little beside them.
-fn forward(config: &DecoderConfig, seq_len: usize) -> (f64, f64) {
-    let embedding = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
-    let vectors: usize = config
-        .parameter_shapes()
-        .iter()
-        .filter(|(_, shape)| shape.len() == 1)
-        .map(|(_, shape)| shape[0])
-        .sum();
-    let matrices = config.parameter_count() as f64 - (embedding + vectors) as f64;
-    let attending = config.features.mixers.iter().filter(|mixer| matches!(mixer, Mixer::Attention { .. }));
-    let attention = 2.0 * (attending.count() * config.heads * config.head_dim * seq_len) as f64;
-    (matrices, attention)
-}
-
-/// What lies in memory, in bytes of f32.
+/// What lies in memory, in bytes.
 struct Memory {
     weights: f64,
     teacher: f64,
@@ -177,10 +154,13 @@ impl Memory {
         recipe: &Recipe,
         config: &DecoderConfig,
         [whole, trained, teacher]: [f64; 3],
+        dtype: DType,
         threads: usize,
     ) -> Self {
         const F32: f64 = 4.0;
-        let beside = if recipe.adapter.is_some() { trained } else { 0.0 };
+        // What is trained and all that belongs to it is f32; the rest has the type that is computed in.
+        let computed = dtype.size_in_bytes() as f64;
+        let weights = if recipe.adapter.is_some() { computed * whole + F32 * trained } else { F32 * whole };
         let averages = if recipe.train.ema > 0.0 { trained } else { 0.0 };
         // Per token and block: the residual stream about eight times, heads five, the intermediate four.
         let heads = config.heads * config.head_dim;
@@ -194,14 +174,14 @@ impl Memory {
         let longest = recipe.stages().iter().map(|stage| stage.seq_len).max().unwrap_or(1);
         let tokens = recipe.train.micro_tokens.max(longest) * threads;
         Self {
-            weights: F32 * (whole + beside),
-            teacher: F32 * teacher,
+            weights,
+            teacher: computed * teacher,
             // One sum and one part a thread.
             gradients: F32 * trained * (1 + threads) as f64,
             // One moment for matrices (Muon), two for the rest: at most two.
             moments: F32 * trained * 2.0,
             averages: F32 * averages,
-            activations: F32 * (per_token * tokens) as f64,
+            activations: computed * (per_token * tokens) as f64,
         }
     }
 
@@ -210,17 +190,18 @@ impl Memory {
     }
 }
 
-/// FLOP/s of a product of two matrices of 1,024 by 1,024 on this machine, all threads: the best of three.
-fn matrix_speed() -> candle_core::Result<f64> {
-    const SIDE: usize = 1024;
-    let x = Tensor::ones((SIDE, SIDE), candle_core::DType::F32, &Device::Cpu)?;
+/// FLOP/s of a product of two square matrices where a run computes, all threads: the best of three.
+fn matrix_speed(place: &Place) -> candle_core::Result<f64> {
+    let side = if place.device.is_cpu() { 1024 } else { 8192 };
+    let x = Tensor::ones((side, side), place.dtype, &place.device)?;
     let mut best = f64::INFINITY;
     for _ in 0..3 {
         let began = std::time::Instant::now();
         x.matmul(&x)?;
+        place.device.synchronize()?;
         best = best.min(began.elapsed().as_secs_f64());
     }
-    Ok(2.0 * (SIDE * SIDE * SIDE) as f64 / best)
+    Ok(2.0 * (side * side * side) as f64 / best)
 }
 
 fn bytes(count: f64) -> String {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Device, Result, Tensor, Var};
+use candle_core::{D, DType, Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -54,7 +54,8 @@ impl Hidden {
         let mut sum: Option<Tensor> = None;
         for ([ours, theirs], map) in self.pairs.iter().zip(&self.maps) {
             let rows = |capture: &Capture, layer| {
-                capture.get(layer)?.flatten(0, 1)?.index_select(tokens, 0) // [targets, D]
+                let rows = capture.get(layer)?.flatten(0, 1)?.index_select(tokens, 0)?; // [targets, D]
+                rows.to_dtype(DType::F32)
             };
             let (ours, theirs) = (linear(&rows(student, *ours)?, map)?, rows(teacher, *theirs)?.detach());
             let product = (&ours * &theirs)?.sum(D::Minus1)?;

@@ -9,12 +9,13 @@ mod stored;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 use super::TrainError;
 use super::base;
 use super::batch::{Inputs, PackedRow, batch};
 use super::data::Chat;
+use super::device::Place;
 use super::objective::{Objective, PartLoss, Student, Terms};
 use super::prepare::Prepared;
 use super::recipe::{DistilRecipe, Recipe};
@@ -52,10 +53,11 @@ impl Teacher {
         chat: &Chat,
         trained: &Parameters,
         ask: Option<Ask>,
+        place: &Place,
     ) -> Result<Self, TrainError> {
         let (kind, digest) = match (&recipe.teacher, &recipe.endpoint, &recipe.stored) {
             (Some(path), ..) => {
-                let (decoder, digest) = beside(path, chat)?;
+                let (decoder, digest) = beside(path, chat, place)?;
                 (Kind::Beside(decoder.into()), Some(digest))
             }
             (None, Some(endpoint), _) => (Kind::Served(Served::new(endpoint, recipe.top, ask)?), None),
@@ -76,6 +78,14 @@ impl Teacher {
     /// Hash of what it is or of what it said: none of one that is served.
     pub fn digest(&self) -> Option<Digest> {
         self.digest
+    }
+
+    /// Where it computes what it says.
+    fn device(&self) -> &Device {
+        match &self.kind {
+            Kind::Beside(decoder) => decoder.device(),
+            Kind::Served(_) | Kind::Stored(_) => &Device::Cpu,
+        }
     }
 
     /// The student's lessons.
@@ -103,7 +113,7 @@ impl Teacher {
     /// # Errors
     /// The teacher's.
     pub fn answers(&self, rows: &[PackedRow]) -> Result<Vec<Answer>, TrainError> {
-        let inputs = Inputs::new(rows)?;
+        let inputs = Inputs::new(rows, self.device())?;
         let (taught, _) = self.speak(rows, &inputs)?;
         let mut answers = Vec::with_capacity(inputs.targets.len());
         let (top, temperature) = (self.recipe.top, self.recipe.temperature as f32);
@@ -122,7 +132,7 @@ impl Teacher {
 const ROWS: usize = 256;
 
 /// Reads a teacher and the hash of its tensors, and holds its tokenizer to the student's.
-fn beside(path: &Path, chat: &Chat) -> Result<(Decoder, Digest), TrainError> {
+fn beside(path: &Path, chat: &Chat, place: &Place) -> Result<(Decoder, Digest), TrainError> {
     let (model, digest) = base::load(path)?;
     let its = Chat::of_model(&model.text)?;
     let vocabularies = [&its, chat].map(|chat| chat.tokenizer().inner().get_vocab(true));
@@ -138,7 +148,8 @@ fn beside(path: &Path, chat: &Chat) -> Result<(Decoder, Digest), TrainError> {
     }
     // Its embedding may be padded to another size than the student's; it must have every token.
     base::check_vocabulary(path, &its, model.config.vocab_size)?;
-    Ok((Decoder::frozen(model.config, &model.parameters)?, digest))
+    let parameters = model.parameters.to(&place.device, place.dtype)?;
+    Ok((Decoder::frozen(model.config, &parameters)?.computing_in(place.dtype), digest))
 }
 
 /// Logits of a teacher that runs beside the student, a few rows at a time.
@@ -148,16 +159,26 @@ struct Beside {
     hidden: Tensor,
 }
 
+impl Beside {
+    fn of(&self, from: usize, count: usize) -> candle_core::Result<Tensor> {
+        self.decoder.logits(&self.hidden.narrow(0, from, count)?.contiguous()?)
+    }
+}
+
 impl Teaching for Beside {
+    fn logits(&self, from: usize, count: usize) -> candle_core::Result<Option<Tensor>> {
+        self.of(from, count).map(Some)
+    }
+
     fn rows(
         &self,
         from: usize,
         count: usize,
         see: &mut dyn FnMut(usize, Taught) -> candle_core::Result<()>,
     ) -> candle_core::Result<()> {
-        let logits = self.decoder.logits(&self.hidden.narrow(0, from, count)?.contiguous()?)?;
+        let logits = self.of(from, count)?;
         let width = logits.dim(1)?;
-        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         logits.chunks_exact(width).enumerate().try_for_each(|(at, row)| see(at, Taught::Logits(row)))
     }
 }
@@ -187,7 +208,7 @@ pub struct Lessons<'a> {
 
 impl Objective for Lessons<'_> {
     fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
-        let inputs = Inputs::new(rows)?;
+        let inputs = Inputs::new(rows, self.student.decoder.device())?;
         let Teacher { recipe, hidden: pairs, .. } = self.teacher;
         let mut capture = Capture::new(self.student.taps(), pairs.iter().flat_map(Hidden::of_student));
         let hidden = self.student.predicting(&inputs, &mut capture)?;
@@ -253,7 +274,7 @@ pub fn store(
         return refuse("with data.loading the rows depend on losses: nobody knows them before the run");
     }
     let prepared = Prepared::new(recipe, out, false)?;
-    let teacher = Teacher::open(distil, &prepared.chat, &prepared.trained, ask)?;
+    let teacher = Teacher::open(distil, &prepared.chat, &prepared.trained, ask, &prepared.place)?;
     let weights: Vec<f64> = recipe.data.domains.values().map(|domain| domain.weight).collect();
     let mut writer = Writer::new(out, distil.top, distil.temperature as f32);
     for step in 1..=recipe.train.steps {

@@ -9,7 +9,7 @@ use super::*;
 use crate::model::ops::with_floats;
 use crate::model::{Family, hugging_face};
 use crate::train::gradient::Workers;
-use crate::train::recipe::HiddenRecipe;
+use crate::train::recipe::{DeviceChoice, HiddenRecipe, Precision};
 use crate::train::tests::{model, packed, tokenizer};
 
 /// Answers of a decoder as a server gives them.
@@ -192,14 +192,15 @@ fn a_teacher_with_other_tokens_is_refused() {
     let written = crate::model::Model { config: decoder.config().clone(), parameters, text };
     hugging_face::save(folder.path(), &written).unwrap();
     let own = Chat::of_post(tokenizer());
-    beside(folder.path(), &own).unwrap();
+    let place = Place::new(DeviceChoice::Cpu, Precision::Auto).unwrap();
+    beside(folder.path(), &own, &place).unwrap();
     let other = crate::train::vocabulary::train(
         (0..50).map(|i| {
             vec![crate::model::tokenizer::Message { role: "user".into(), content: format!("zz{i} yy{i}") }]
         }),
         310,
     );
-    let error = beside(folder.path(), &Chat::of_post(other.unwrap())).unwrap_err().to_string();
+    let error = beside(folder.path(), &Chat::of_post(other.unwrap()), &place).unwrap_err().to_string();
     let said =
         format!("a teacher needs the student's tokenizer: it has {} entries", tokenizer().vocab_size());
     assert!(error.contains(&said), "{error}");

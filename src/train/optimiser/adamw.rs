@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::train::in_place::{blend, blend_square, update};
+use crate::train::in_place::{blend, blend_square, is_elsewhere, update};
 
 /// Constants of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -68,6 +68,11 @@ impl AdamW {
         let decay = if entry.weight.rank() > 1 { lr * weight_decay } else { 0.0 };
         let (rate, keep) = ((lr / bias1) as f32, (1.0 - decay) as f32);
         let (inverse_bias2, eps) = ((1.0 / bias2) as f32, eps as f32);
+        if is_elsewhere(&entry.weight) {
+            let root = ((&entry.second * f64::from(inverse_bias2))?.sqrt()? + f64::from(eps))?;
+            let step = (&entry.first / root)?;
+            return blend(&entry.weight, f64::from(keep), -f64::from(rate), &step);
+        }
         update(&entry.weight, &entry.first, &entry.second, |weight, first, second| {
             keep * weight - rate * first / ((second * inverse_bias2).sqrt() + eps)
         })

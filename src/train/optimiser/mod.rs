@@ -91,9 +91,66 @@ impl Optimiser {
                     moment.dims()
                 );
             }
-            super::in_place::blend(&moment, 0.0, 1.0, saved)
+            super::in_place::blend(&moment, 0.0, 1.0, &saved.to_device(moment.device())?)
         })?;
         self.adamw.set_steps(steps);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::clip::clip;
+    use candle_core::{DType, Device, Var};
+
+    fn parameters(dtype: DType) -> Parameters {
+        let mut parameters = Parameters::default();
+        let shapes = [("model.embed_tokens.weight", vec![7, 4]), ("model.layers.0.up.weight", vec![6, 4])];
+        for (name, shape) in shapes.into_iter().chain([("model.norm.weight", vec![4])]) {
+            let count: usize = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin()).collect();
+            let value = Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            parameters.insert(name, Var::from_tensor(&value).unwrap()).unwrap();
+        }
+        parameters
+    }
+
+    /// Ten clipped steps. Tensors that are not f32 take the way of those on a GPU.
+    fn trained(dtype: DType) -> Vec<Vec<f32>> {
+        let (parameters, workers) = (parameters(dtype), Workers::new(2).unwrap());
+        let adamw = AdamWConfig { weight_decay: 0.1, ..Default::default() };
+        let muon = MuonConfig { weight_decay: 0.1, ..Default::default() };
+        let mut optimiser = Optimiser::new(&parameters, muon, adamw).unwrap();
+        for step in 1..=10 {
+            let turn = (2.0 * f64::from(step)).sin();
+            let gradient = |(_, var): (&str, &Var)| var.as_detached_tensor() * turn;
+            let gradients: Vec<Tensor> = parameters.iter().map(gradient).collect::<Result<_>>().unwrap();
+            clip(&gradients, 0.5, &workers).unwrap();
+            optimiser.step(&gradients, 1.0, &workers).unwrap();
+        }
+        // A state that is read again goes on as it was.
+        let state = optimiser.state();
+        let mut again = Optimiser::new(&parameters, muon, adamw).unwrap();
+        again.restore(&state, 10).unwrap();
+        for (name, moment) in again.state() {
+            let apart = (moment - &state[&name]).unwrap().abs().unwrap().to_dtype(DType::F32).unwrap();
+            assert!(apart.max_all().unwrap().to_scalar::<f32>().unwrap() == 0.0, "{name}");
+        }
+        let values = |(_, var): (&str, &Var)| var.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        parameters.iter().map(values).collect::<Result<_>>().unwrap()
+    }
+
+    #[test]
+    fn steps_by_tensor_operations_are_those_in_place() {
+        let (here, there) = (trained(DType::F32), trained(DType::F64));
+        for (here, there) in here.iter().flatten().zip(there.iter().flatten()) {
+            assert!((here - there).abs() < 1e-5, "{here} in place, {there} by tensors");
+        }
+        for ((name, before), after) in parameters(DType::F32).iter().zip(&here) {
+            let before = before.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let moved = before.iter().zip(after).map(|(before, after)| (before - after).abs());
+            assert!(moved.fold(0.0, f32::max) > 1e-2, "{name} did not move");
+        }
     }
 }

@@ -27,6 +27,12 @@ pub struct TrainRecipe {
     /// sum follows this, not the number of threads.
     #[serde(default = "default_micro_tokens")]
     pub micro_tokens: usize,
+    /// Where it is computed.
+    #[serde(default)]
+    pub device: DeviceChoice,
+    /// Type of activations and of the weights that they meet. What is trained, its gradients and its moments are f32.
+    #[serde(default)]
+    pub precision: Precision,
     /// Threads; 0 is one per core.
     #[serde(default)]
     pub threads: usize,
@@ -58,6 +64,32 @@ pub struct TrainRecipe {
     /// AdamW, for the rest.
     #[serde(default)]
     pub adamw: AdamWConfig,
+}
+
+/// Where a run computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// The first NVIDIA GPU, if this program is built for one and finds it; else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
+}
+
+/// What a run computes in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16 on a GPU, f32 on the CPU.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// bf16; on the CPU slower than f32.
+    Bf16,
 }
 
 /// `[train.stop]`: early stopping.

@@ -1,0 +1,97 @@
+//! Where a run computes, and in which type.
+
+use candle_core::{DType, Device};
+
+use super::TrainError;
+use super::recipe::{DeviceChoice, Precision, TrainRecipe};
+
+/// A device and the type of activations on it.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The CPU or a GPU.
+    pub device: Device,
+    /// f32 or bf16.
+    pub dtype: DType,
+    /// Why it is the CPU, where a GPU was looked for.
+    missed: Option<String>,
+}
+
+impl Place {
+    /// What a recipe asks for.
+    ///
+    /// # Errors
+    /// `cuda` in a program that is not built for it, or on a machine without a GPU.
+    pub fn of(recipe: &TrainRecipe) -> Result<Self, TrainError> {
+        Self::new(recipe.device, recipe.precision)
+    }
+
+    /// The place of a choice.
+    ///
+    /// # Errors
+    /// As [`Place::of`].
+    pub fn new(device: DeviceChoice, precision: Precision) -> Result<Self, TrainError> {
+        let (device, missed) = match device {
+            DeviceChoice::Cpu => (Device::Cpu, None),
+            DeviceChoice::Cuda => (gpu().map_err(TrainError::Device)?, None),
+            DeviceChoice::Auto => match gpu() {
+                Ok(device) => (device, None),
+                Err(why) => (Device::Cpu, Some(why)),
+            },
+        };
+        let dtype = match (precision, device.is_cpu()) {
+            (Precision::F32, _) | (Precision::Auto, true) => DType::F32,
+            (Precision::Bf16, _) | (Precision::Auto, false) => DType::BF16,
+        };
+        // Where bf16 is good enough, products of f32 (scores of attention) may use the tensor cores too, with 10 bits behind
+        // the point in place of 23.
+        candle_core::cuda::set_gemm_reduced_precision_f32(dtype == DType::BF16);
+        Ok(Self { device, dtype, missed })
+    }
+
+    /// Threads that compute at a time. A GPU has its parts one after the other: each would fill its memory.
+    pub fn threads(&self, on_cpu: usize) -> usize {
+        if self.device.is_cpu() { on_cpu } else { 1 }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let device = if self.device.is_cpu() { "the CPU" } else { "the GPU" };
+        write!(f, "computes on {device} in {}", self.dtype.as_str())?;
+        match &self.missed {
+            Some(why) => write!(f, " ({why})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The first GPU.
+fn gpu() -> Result<Device, String> {
+    if !candle_core::utils::cuda_is_available() {
+        return Err("this program is built for the CPU alone".into());
+    }
+    Device::new_cuda(0).map_err(|error| format!("no GPU answers: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_computes_in_f32_unless_told_otherwise() {
+        let place = |precision| Place::new(DeviceChoice::Cpu, precision).unwrap();
+        assert_eq!(place(Precision::Auto).dtype, DType::F32);
+        assert_eq!(place(Precision::Bf16).to_string(), "computes on the CPU in bf16");
+        assert_eq!(place(Precision::F32).threads(3), 3);
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn a_gpu_that_this_program_is_not_built_for_is_an_error_or_passed_over() {
+        let error = Place::new(DeviceChoice::Cuda, Precision::Auto).unwrap_err();
+        assert!(error.to_string().contains("built for the CPU alone"), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("make cuda")));
+        let place = Place::new(DeviceChoice::Auto, Precision::Auto).unwrap();
+        assert!(place.device.is_cpu() && place.to_string().contains("built for the CPU alone"));
+    }
+}
