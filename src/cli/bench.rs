@@ -1,10 +1,12 @@
-//! `bespoke bench`: how fast an endpoint answers, and a model and spokes to measure with.
+//! `bespoke bench`: how fast an endpoint answers and a training step is, and a model and spokes to measure with.
 
 mod drive;
+mod memory;
 mod model;
 mod serve;
 mod spoke;
 mod table;
+mod train;
 
 /// Subcommands.
 #[derive(Debug, clap::Subcommand)]
@@ -15,6 +17,8 @@ pub enum Command {
     Model(model::Args),
     /// Write a stand-in of a spoke: one with the shape of a trained one and random weights
     Spoke(spoke::Args),
+    /// Measure training steps of a model's shape on this machine
+    Train(train::Args),
 }
 
 /// Runs the command.
@@ -23,5 +27,6 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Spoke(args) => spoke::run(&args),
+        Command::Train(args) => train::run(&args),
     }
 }

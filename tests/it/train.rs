@@ -143,6 +143,7 @@ fn a_dry_run_prints_the_resolved_recipe_and_its_cost() {
     let said = stdout(&done);
     for part in [
         "steps = 100",
+        "# computes on the CPU in f32",
         "# parameters: 11312 ",
         "128 tokens per step",
         "# tokens: 0.01M",
@@ -184,6 +185,37 @@ fn a_dry_run_counts_recomputing_and_the_teacher_but_not_this_machines_threads_on
     // So many threads need more than either card has here, and one part at a time is worked on there.
     let many = plan(&["train.threads=100000000"]);
     assert!(many.contains("fits its 141.0 GB") && !many.contains("does not fit"), "{many}");
+}
+
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn a_gpu_that_the_program_is_not_built_for_is_said_before_anything_is_written() {
+    let folder = folder();
+    for more in [&[][..], &["--dry-run"]] {
+        let arguments = ["train", "recipe.toml", "--out", "out", "--set", "train.device=cuda"];
+        let failed = bespoke(folder.path()).args(arguments).args(more).assert().code(1);
+        let said = stderr(&failed);
+        assert!(said.contains("this program is built for the CPU alone"), "{said}");
+        assert!(said.contains("hint: `make cuda` builds"), "{said}");
+    }
+    let checkpoints = folder.path().join("out/checkpoints");
+    assert!(!checkpoints.exists());
+}
+
+#[test]
+fn steps_are_measured_in_both_precisions() {
+    let folder = folder();
+    for set in
+        [&["--precision", "f32", "--lora", "2"][..], &["--precision", "bf16", "--muon", "--device", "cpu"]]
+    {
+        let sizes = "bench train --shape tiny --rows 2 --seq 32 --micro-tokens 32 --steps 2 --warmup 1 --peak 0.1 --json";
+        let done = bespoke(folder.path()).args(sizes.split(' ')).args(set).assert().success();
+        let report: serde_json::Value = serde_json::from_str(&stdout(&done)).unwrap();
+        assert_eq!(report["tokens_per_step"], 64, "{report}");
+        assert!(report["last_loss"].as_f64() < report["first_loss"].as_f64(), "{report}");
+        let share = report["share_of_peak"].as_f64().unwrap() * 0.1 - report["tflops"].as_f64().unwrap();
+        assert!(share.abs() < 1e-9 && report["peak_bytes"].as_u64() > Some(1 << 20), "{report}");
+    }
 }
 
 /// Every shipped recipe can be read, and says how it is run.

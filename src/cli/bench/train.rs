@@ -1,0 +1,202 @@
+//! `bespoke bench train`: how fast this machine takes training steps of a model's shape.
+
+use std::time::Instant;
+
+use bytesize::ByteSize;
+use serde::Serialize;
+
+use super::memory::watched;
+use crate::model::stand_in::Shape;
+use crate::model::{Decoder, DecoderConfig, Family, Parameters, init};
+use crate::train::adapter::{self, Adapter};
+use crate::train::batch::PackedRow;
+use crate::train::clip::clip;
+use crate::train::cost;
+use crate::train::device::Place;
+use crate::train::gradient::Workers;
+use crate::train::objective::Student;
+use crate::train::optimiser::{AdamWConfig, MuonConfig, Optimiser};
+use crate::train::recipe::{AdapterRecipe, DeviceChoice, Precision};
+use candle_core::DType;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The Llama that is trained: one of the shape of Qwen2.5-1.5B, or a tiny one
+    #[arg(long, value_enum, default_value_t = Shape::Post)]
+    shape: Shape,
+    /// Train a LoRA of this rank on every matrix of its blocks, beside the frozen model
+    #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    lora: Option<u32>,
+    /// Where
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+    /// In which type
+    #[arg(long, value_enum, default_value_t = Precision::Auto)]
+    precision: Precision,
+    /// Rows of a step, each one document
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    rows: u32,
+    /// Tokens of a row
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
+    seq: u32,
+    /// Tokens of a part of a step (`train.micro_tokens`)
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
+    micro_tokens: u32,
+    /// Keep the activations of all blocks instead of computing them again (`train.recompute = false`)
+    #[arg(long)]
+    keep: bool,
+    /// Move the matrices of blocks by Muon, not by AdamW
+    #[arg(long)]
+    muon: bool,
+    /// Steps that are measured
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Steps before them
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    warmup: u32,
+    /// What the device could do at most in this type, in TFLOP/s [default: 989 on a GPU in bf16, an H100's (SXM) or H200's]
+    #[arg(long, value_name = "TFLOPS")]
+    peak: Option<f64>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Dense bf16 of H100 SXM and H200, by their data sheets.
+const PEAK: f64 = 989.0;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    place: String,
+    parameters: u64,
+    trained: usize,
+    tokens_per_step: usize,
+    first_loss: f64,
+    last_loss: f64,
+    /// Median, least and largest.
+    seconds_per_step: [f64; 3],
+    tokens_per_second: f64,
+    peak_bytes: Option<u64>,
+    /// Arithmetic that the model asks for; what is computed again is not counted.
+    tflops: f64,
+    share_of_peak: Option<f64>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A device that isn't there, memory that does not suffice.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let place = Place::new(args.device, args.precision)?;
+    let (report, peak_bytes) = watched(&place.device, || measure(args, &place));
+    let report = Report { peak_bytes, ..report? };
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+        return Ok(());
+    }
+    let [median, least, largest] = report.seconds_per_step;
+    let peak =
+        report.peak_bytes.map_or("unknown".to_owned(), |bytes| ByteSize(bytes).display().iec().to_string());
+    println!("{}: {} parameters, {} trained", report.place, report.parameters, report.trained);
+    println!("step of {} tokens: {median:.3} s ({least:.3} to {largest:.3})", report.tokens_per_step);
+    println!("{:.0} tokens/s, at most {peak} in use", report.tokens_per_second);
+    let share =
+        report.share_of_peak.map_or(String::new(), |share| format!(", {:.1} % of the peak", share * 100.0));
+    println!("{:.2} TFLOP/s{share}", report.tflops);
+    println!("loss {:.4} at first, {:.4} at last", report.first_loss, report.last_loss);
+    Ok(())
+}
+
+fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
+    let config = llama(args.shape);
+    let (rows, seq) = (rows(args, config.vocab_size), args.seq as usize);
+    anyhow::ensure!(
+        seq <= config.max_position,
+        "--seq is {seq}, the model has {} positions",
+        config.max_position
+    );
+    let whole = init::initialise(&config, 1)?;
+    let (decoder, adapter, trained) = match args.lora {
+        None => {
+            let whole = whole.to(&place.device, DType::F32)?;
+            (Decoder::new(config.clone(), &whole)?, None, whole)
+        }
+        Some(rank) => {
+            let whole = whole.to(&place.device, place.dtype)?;
+            let recipe: AdapterRecipe =
+                toml::from_str(&format!("lora = {{ rank = {rank}, alpha = {}.0 }}", 2 * rank))?;
+            let trained = adapter::initial(&recipe, &config, 1)?.to(&place.device, DType::F32)?;
+            let adapter = Adapter::new(&recipe, &config, &trained)?;
+            (Decoder::frozen(config.clone(), &whole)?, Some(adapter), trained)
+        }
+    };
+    let decoder = decoder.recomputing(!args.keep).computing_in(place.dtype);
+    // Under names of no block, AdamW moves all of them.
+    let mut moved = Parameters::default();
+    for (name, var) in trained.iter() {
+        moved.insert(if args.muon { name.to_owned() } else { format!("all.{name}") }, var.clone())?;
+    }
+    let adamw = AdamWConfig { lr: 1e-5, ..AdamWConfig::default() };
+    let muon = MuonConfig { lr: 1e-4, ..MuonConfig::default() };
+    let mut optimiser = Optimiser::new(&moved, muon, adamw)?;
+    let workers = Workers::new(place.threads(0))?;
+    let student = Student { decoder: &decoder, adapter: adapter.as_ref() };
+    let mut step = || -> anyhow::Result<(f64, f64)> {
+        let began = Instant::now();
+        let outcome = workers.run(&student, Some(&trained), &rows, args.micro_tokens as usize)?;
+        clip(&outcome.gradients, 1.0, &workers)?;
+        optimiser.step(&outcome.gradients, 1.0, &workers)?;
+        place.device.synchronize()?;
+        Ok((outcome.loss, began.elapsed().as_secs_f64()))
+    };
+    let mut losses = Vec::new();
+    let mut seconds = Vec::new();
+    for number in 0..args.warmup + args.steps {
+        let (loss, took) = step()?;
+        eprintln!("step {}: loss {loss:.4}, {took:.3} s", number + 1);
+        losses.push(loss);
+        if number >= args.warmup {
+            seconds.push(took);
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2];
+    let tokens = args.rows as usize * seq;
+    let tflops = cost::of_token(&config, seq, args.lora.is_some()) * tokens as f64 / median / 1e12;
+    let on_gpu_in_bf16 = !place.device.is_cpu() && place.dtype == DType::BF16;
+    let peak = args.peak.or(on_gpu_in_bf16.then_some(PEAK));
+    let count = |parameters: &Parameters| parameters.iter().map(|(_, var)| var.elem_count()).sum();
+    Ok(Report {
+        place: place.to_string(),
+        parameters: config.parameter_count(),
+        trained: count(&trained),
+        tokens_per_step: tokens,
+        first_loss: losses[0],
+        last_loss: losses[losses.len() - 1],
+        seconds_per_step: [median, seconds[0], seconds[seconds.len() - 1]],
+        tokens_per_second: tokens as f64 / median,
+        peak_bytes: None,
+        tflops,
+        share_of_peak: peak.map(|peak| tflops / peak),
+    })
+}
+
+/// A Llama of the stand-in's shape: the architecture that every other trainer has.
+fn llama(shape: Shape) -> DecoderConfig {
+    let config = shape.config();
+    let features = Family::Llama.features(config.layers, config.heads, config.head_dim);
+    DecoderConfig { family: Family::Llama, features, ..config }
+}
+
+/// One document a row, every token but the first a target; the same as those of the peer (`benches/gpu_peer.py`).
+fn rows(args: &Args, vocabulary: usize) -> Vec<PackedRow> {
+    let row = |row: u64| {
+        let ids: Vec<u32> = (0..u64::from(args.seq))
+            .map(|at| ((at * 7919 + row * 104_729) % vocabulary.min(4096) as u64) as u32)
+            .collect();
+        let targets = ids.iter().enumerate().skip(1).map(|(at, &id)| (at as u32 - 1, id)).collect();
+        PackedRow { documents: vec![(0, ids.len())], targets, ids }
+    };
+    (0..u64::from(args.rows)).map(row).collect()
+}
