@@ -16,7 +16,7 @@ use super::client::encoding_request;
 use crate::api::auth::KeyRing;
 use crate::config::{self, LogFormat, Overrides};
 use crate::database::DatabaseError;
-use crate::engine::ffi::end;
+use crate::engine::ffi::{end, share_heap};
 use crate::engine::{EngineState, Health, ModelInfo};
 use crate::hub::{Hub, HubError};
 use crate::task::Event;
@@ -51,6 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let settings =
         config::load(config.as_deref(), overrides).map_err(|error| WrongConfiguration(error.to_string()))?;
     start_log(settings.log.format);
+    share_heap();
     // HTTP needs little; the cores belong to the engine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

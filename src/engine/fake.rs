@@ -423,9 +423,7 @@ impl Inner {
                 }
                 Reply::Tokens(tokens(prompt))
             }
-            Query::TokenizeAll(prompts) => {
-                Reply::AllTokens(prompts.iter().map(|prompt| tokens(prompt)).collect())
-            }
+            Query::TokenizeAll(prompts) => Reply::AllTokens(prompts.iter().map(tokens).collect()),
             Query::Pieces(ids) => {
                 let seen = lock(&self.words);
                 let piece = |id| seen.get(id).cloned().unwrap_or_else(|| format!("<{id}>")).into_bytes();

@@ -93,7 +93,9 @@ fn lexemes<'a>(uses: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str>
     let mut left: BTreeMap<&str, usize> = uses.iter().map(|(name, used)| (*name, used.len())).collect();
     let mut users: BTreeMap<&str, Vec<&'a str>> = BTreeMap::new();
     for (name, used) in uses {
-        used.iter().for_each(|used| users.entry(used).or_default().push(name));
+        for used in used {
+            users.entry(used).or_default().push(name);
+        }
     }
     let mut open: Vec<&'a str> =
         uses.iter().filter(|(_, used)| used.is_empty()).map(|(name, _)| *name).collect();
@@ -391,7 +393,7 @@ mod tests {
             assert!(error.contains(message), "{text:?}: {error}");
         }
         assert!(to_lark(&format!("root ::= {}", "(".repeat(500))).unwrap_err().contains("deeper"));
-        let many: String = (0..3_000).map(|index| format!("r{index} ::= \"a\"\n")).collect();
+        let many = (0..3_000).map(|index| format!("r{index} ::= \"a\"\n")).collect::<Vec<_>>().concat();
         let error = to_lark(&format!("root ::= r0\n{many}")).unwrap_err();
         assert_eq!(error, "the grammar has 3001 rules; at most 2048 are taken");
     }

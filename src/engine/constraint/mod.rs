@@ -126,7 +126,18 @@ impl Grammars {
         let closes = closing.is_some();
         let shares = Shares::new(usize::MAX);
         let taken = Vec::new();
-        Ok(Session { key, parser, fresh, taken, scanner: Scanner::START, shares, is_cut: false, bound, closes, closing })
+        Ok(Session {
+            key,
+            parser,
+            fresh,
+            taken,
+            scanner: Scanner::START,
+            shares,
+            is_cut: false,
+            bound,
+            closes,
+            closing,
+        })
     }
 
     /// Lets the grammars go that were not used for longest, as many as are too many.

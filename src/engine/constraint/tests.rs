@@ -371,18 +371,21 @@ fn the_longest_chains_that_are_taken_fit_the_stack_and_longer_ones_are_refused()
         Constraint::JsonSchema(json!({"$ref": "#/$defs/d0", "$defs": definitions}))
     };
     let rules = |length: usize, last: &str| {
-        let rules: String = (0..length).map(|index| format!("r{index} ::= \"a\" r{}\n", index + 1)).collect();
+        let rules: Vec<_> = (0..length).map(|index| format!("r{index} ::= \"a\" r{}\n", index + 1)).collect();
+        let rules = rules.concat();
         Constraint::Gbnf(format!("root ::= r0\n{rules}r{length} ::= {last}\n"))
     };
     let lark = |length: usize, nested: usize| {
-        let rules: String = (0..length).map(|index| format!("r{index}: \"a\" r{}\n", index + 1)).collect();
+        let rules: Vec<_> = (0..length).map(|index| format!("r{index}: \"a\" r{}\n", index + 1)).collect();
+        let rules = rules.concat();
         let (open, close) = ("(".repeat(nested), ")".repeat(nested));
         Constraint::Lark(format!("start: r0\n{rules}r{length}: {open}\"b\"{close}\n"))
     };
     // Nested within each rule too, as much as the bytes of a grammar allow.
-    let nested: String = (0..1_900)
+    let nested: Vec<_> = (0..1_900)
         .map(|index| format!("r{index}::={}r{}{}\n", "(".repeat(9), index + 1, ")".repeat(9)))
         .collect();
+    let nested = nested.concat();
     let nested = Constraint::Gbnf(format!("root::=r0\n{nested}r1900::=\"b\"\n"));
     let taken = [chain(1_000), nested, rules(2_000, "\"b\""), rules(2_000, "\"b\" root?"), lark(2_000, 1)];
     let refused = [chain(4_000), rules(4_000, "\"b\""), lark(4_000, 1), lark(1, 4_000), lark(1, 8_000)];

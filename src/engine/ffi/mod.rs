@@ -12,7 +12,7 @@ mod rewrite;
 pub use adapter::{Adapter, AdapterError};
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError};
 pub use end::end;
-pub use memory::give_back;
+pub use memory::{give_back, share_heap};
 #[cfg(target_arch = "x86_64")]
 pub use processor::prefetch;
 pub use processor::{Panel, has_product, product};
