@@ -429,11 +429,14 @@ impl Inner {
                 let piece = |id| seen.get(id).cloned().unwrap_or_else(|| format!("<{id}>")).into_bytes();
                 Reply::Pieces(ids.iter().map(piece).collect())
             }
-            Query::Lanes => Reply::Lanes(vec![LaneState {
-                request: lock(&self.requests).last().map(|request| request.id.clone()),
-                task: lock(&self.requests).len() as u64,
-                ..LaneState::default()
-            }]),
+            Query::Lanes => {
+                let requests = lock(&self.requests);
+                Reply::Lanes(vec![LaneState {
+                    request: requests.last().map(|request| request.id.clone()),
+                    task: requests.len() as u64,
+                    ..LaneState::default()
+                }])
+            }
         }
     }
 

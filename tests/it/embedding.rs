@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use bespoke::engine::{Embeddings, Engine, EngineError, LlamaEngine, Prompt, Query, Reply, Segment};
-use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
+use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams, LlamaPoolingType};
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
@@ -20,9 +20,10 @@ fn embed(engine: &LlamaEngine, texts: &[String]) -> Result<Embeddings, EngineErr
     engine.embed(inputs(texts)).unwrap().blocking_recv().unwrap()
 }
 
-/// What llama.cpp's own mean of a text in one batch is.
-fn in_one_piece(model: &LlamaModel, ids: &[u32]) -> Vec<f32> {
-    let params = LlamaContextParams::default()
+/// What llama.cpp's own mean of a text in one batch is; `exact`: with keys and values in f32 instead of f16, and no flash
+/// attention, which rounds too.
+fn in_one_piece(model: &LlamaModel, ids: &[u32], exact: bool) -> Vec<f32> {
+    let mut params = LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(CONTEXT))
         .with_n_batch(CONTEXT)
         .with_n_ubatch(CONTEXT)
@@ -30,6 +31,12 @@ fn in_one_piece(model: &LlamaModel, ids: &[u32]) -> Vec<f32> {
         .with_n_threads_batch(1)
         .with_embeddings(true)
         .with_pooling_type(LlamaPoolingType::Mean);
+    if exact {
+        params = params
+            .with_type_k(KvCacheType::F32)
+            .with_type_v(KvCacheType::F32)
+            .with_flash_attention_policy(llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED);
+    }
     let mut context = model.new_context(bespoke::engine::backend::backend(), params).unwrap();
     let mut batch = LlamaBatch::new(ids.len(), 1);
     for (position, &id) in (0..).zip(ids) {
@@ -41,32 +48,35 @@ fn in_one_piece(model: &LlamaModel, ids: &[u32]) -> Vec<f32> {
     mean.iter().map(|x| x / norm).collect()
 }
 
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
 #[test]
 fn a_text_read_in_parts_has_the_vector_that_it_has_in_one_piece() {
     let served = serve(|_| {});
-    let model = LlamaModel::load_from_file(
-        bespoke::engine::backend::backend(),
-        served.path(),
-        &LlamaModelParams::default(),
-    )
-    .unwrap();
+    let backend = bespoke::engine::backend::backend();
+    let model = LlamaModel::load_from_file(backend, served.path(), &LlamaModelParams::default()).unwrap();
     let mut longest = 0;
-    for text in
-        ["short", "the build failed on the second try", &"seventeen tests passed, one did not. ".repeat(5)]
-    {
+    for text in ["short", "the build failed", &"seventeen tests passed, one did not. ".repeat(5)] {
         let text = text.to_owned();
         let query = Query::Tokenize { prompt: vec![Segment::plain(&text)], whole: true };
         let Reply::Tokens(ids) = served.engine.query(query).unwrap().blocking_recv().unwrap().unwrap() else {
             panic!("no tokens")
         };
         longest = longest.max(ids.len());
-        let found = embed(&served.engine, &[text]).unwrap();
-        let expected = in_one_piece(&model, &ids);
-        let furthest =
-            found.vectors[0].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
-        assert!(furthest < 1e-5, "{furthest} apart, {} tokens", ids.len());
+        let found = embed(&served.engine, &[text]).unwrap().vectors.remove(0);
+        let (whole, exact) = (in_one_piece(&model, &ids, false), in_one_piece(&model, &ids, true));
+        // Attention in f16 rounds one way in one batch and another in several: neither may be further from the truth.
+        let (rounded, parted) = (apart(&whole, &exact), apart(&found, &exact));
+        assert!(
+            parted < 2.0 * rounded + 1e-5,
+            "{parted} apart, in one piece {rounded}: {} tokens",
+            ids.len()
+        );
+        assert!(ids.len() > 32 || apart(&found, &whole) < 1e-6, "one part is one piece");
     }
-    assert!(longest > 64, "{longest} tokens are one part");
+    assert!(longest > 64, "{longest} tokens are few parts");
 }
 
 #[test]

@@ -234,8 +234,10 @@ fn what_the_engines_thread_logs_has_the_id_of_the_request() {
     let model = std::path::absolute(MODEL).unwrap();
     let text = format!("[log]\nformat = 'json'\naccess = 'off'\n[model]\npath = '{}'\n", model.display());
     bespoke::durable::write(&config, text.as_bytes()).unwrap();
-    let mut program =
-        Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "bespoke::engine=debug")]);
+    let mut program = Program::serve(
+        &["--config", config.to_str().unwrap()],
+        &[("RUST_LOG", "info,bespoke::engine=debug")],
+    );
     let url = program.url();
     let agent = ureq::Agent::config_builder().proxy(None).build().new_agent();
     let request = agent.post(format!("{url}/v1/chat/completions")).header("content-type", "application/json");
