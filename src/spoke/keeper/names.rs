@@ -154,8 +154,8 @@ impl Keeper {
 
     /// Forgets names that are long gone, and with them the contents that they could go back to.
     pub(super) fn forget_names(&mut self) {
-        if self.listed.is_none() {
-            // Files of names may be there that nobody has looked at.
+        // Before the folder was listed, files of names may be there that nobody has looked at.
+        if self.names.len() <= GONE || self.listed.is_none() {
             return;
         }
         let alive: BTreeSet<&str> = self.lives.values().map(|life| life.name.as_str()).collect();

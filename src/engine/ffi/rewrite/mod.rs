@@ -243,6 +243,9 @@ fn size(tensor: &sys::ggml_tensor) -> [usize; 4] {
     tensor.ne.map(|n| usize::try_from(n).unwrap_or(0))
 }
 
+/// An address that nothing has.
+const MARK: usize = 0x5EED_BE5F_0C0D_E5A1_u64 as usize;
+
 /// A custom node as ggml makes it, and where among its parameters the data of its function is.
 struct Template {
     parameters: Parameters,
@@ -251,11 +254,13 @@ struct Template {
 
 impl Template {
     fn new() -> Self {
-        let mark = NonNull::<u64>::dangling().as_ptr().cast();
-        let parameters = custom_parameters(mark);
-        let other = custom_parameters(null_mut());
-        let place = parameters.iter().zip(&other).position(|(a, b)| a != b);
-        Self { parameters, place: place.expect("a custom node knows its data") & !1 }
+        // Between the fields of ggml's parameters lie bytes that nobody has set: the data is where the mark is, and not where two
+        // of them differ.
+        let words: [i32; size_of::<usize>() / 4] = bytemuck::cast(MARK);
+        let parameters = custom_parameters(null_mut::<c_void>().with_addr(MARK));
+        let mut places = parameters.windows(words.len()).enumerate();
+        let place = places.find(|(_, there)| *there == words).map(|(place, _)| place);
+        Self { parameters, place: place.expect("a custom node knows its data") }
     }
 
     /// Parameters of a custom node that calls [`compute`] with `data`.
