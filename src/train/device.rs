@@ -70,7 +70,11 @@ fn gpu() -> Result<Device, String> {
     if !candle_core::utils::cuda_is_available() {
         return Err("this program is built for the CPU alone".into());
     }
-    Device::new_cuda(0).map_err(|error| format!("no GPU answers: {error}"))
+    Device::new_cuda(0).map_err(|error| {
+        // Behind its first line stands where in the library it happened.
+        let error = error.to_string();
+        format!("no GPU answers: {}", error.lines().next().unwrap_or_default())
+    })
 }
 
 #[cfg(test)]
