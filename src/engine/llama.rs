@@ -70,30 +70,30 @@ struct Way {
 }
 
 impl Way {
-    /// Sends it, or answers it as what comes too late.
-    fn deliver(&self, command: Command) {
-        // As for `send`.
-        let health = self.health.borrow();
-        let error = match &health.state {
-            EngineState::Failed(reason) => EngineError::Model(reason.clone()),
-            EngineState::Stopped => EngineError::Stopped,
-            EngineState::Loading | EngineState::Ready(_) => match self.commands.send(command) {
-                Ok(()) => return,
-                Err(commands::SendError(command)) => return worker::refuse(command, &EngineError::Stopped),
-            },
-        };
-        worker::refuse(command, &error);
+    fn send(&self, command: Command) -> Result<(), EngineError> {
+        self.offer(command).map_err(|unsent| unsent.1)
     }
 
-    fn send(&self, command: Command) -> Result<(), EngineError> {
+    /// Sends it, or answers it as what comes too late.
+    fn deliver(&self, command: Command) {
+        if let Err(unsent) = self.offer(command) {
+            let (command, error) = *unsent;
+            worker::refuse(command, &error);
+        }
+    }
+
+    /// Sends it, or gives it back with the reason.
+    fn offer(&self, command: Command) -> Result<(), Box<(Command, EngineError)>> {
         // Held until the command is sent: the thread answers what was sent before it changes the state for good.
         let health = self.health.borrow();
         match &health.state {
-            EngineState::Failed(reason) => return Err(EngineError::Model(reason.clone())),
-            EngineState::Stopped => return Err(EngineError::Stopped),
-            EngineState::Loading | EngineState::Ready(_) => {}
+            EngineState::Failed(reason) => Err(Box::new((command, EngineError::Model(reason.clone())))),
+            EngineState::Stopped => Err(Box::new((command, EngineError::Stopped))),
+            EngineState::Loading | EngineState::Ready(_) => {
+                let unsent = |commands::SendError(command)| Box::new((command, EngineError::Stopped));
+                self.commands.send(command).map_err(unsent)
+            }
         }
-        self.commands.send(command).map_err(|_| EngineError::Stopped)
     }
 }
 

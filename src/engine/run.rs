@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::constraint::{Due, Session};
+use super::constraint::Session;
 use super::sampling::Sampler;
 use super::text::AnswerText;
 use super::vocabulary::{Token, Vocabulary};
@@ -204,11 +204,7 @@ impl Run {
         if let Some(due) = due.filter(|_| !session.is_cut()) {
             // With the same luck: perhaps the model ends the value here by itself, alone or with what follows.
             let own = self.sampler.clone().choose(logits, allowed).ok_or_else(no_token)?;
-            let end = match due {
-                Due::Quote => b'"',
-                Due::Bracket => b']',
-            };
-            if vocabulary.bytes(own).first() != Some(&end) {
+            if !due.begins(vocabulary.bytes(own)) {
                 session.set_cut();
             }
         }

@@ -10,6 +10,7 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::dropped::{MAX_JSON_BYTES, PEFT_CONFIG, PEFT_WEIGHTS, Part};
+use super::refusal::is_of_the_disk;
 use super::{Limits, Reason, Refusal};
 
 /// Bytes that may be read to learn what an archive holds; a folder of PEFT takes a few hundred.
@@ -78,9 +79,8 @@ fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &P
         tempfile::tempfile_in(folder.unwrap_or(Path::new("."))).or_else(|_| tempfile::tempfile())?;
     // The size that the archive claims is not the size that it has.
     let unpacked = io::copy(&mut entry.take(limit + 1), &mut file);
-    let broken = |error: io::Error| match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::Io(error),
-        _ => Reason::Zip { message: error.to_string() },
+    let broken = |error: io::Error| {
+        if is_of_the_disk(&error) { Reason::Io(error) } else { Reason::Zip { message: error.to_string() } }
     };
     match unpacked.map_err(broken)? {
         0 => return Err(Reason::Empty),

@@ -160,10 +160,15 @@ pub enum Reason {
 impl Refusal {
     /// Whether the disk is to blame for what could not be written, and not the file.
     pub(super) fn is_of_the_disk(&self) -> bool {
-        use std::io::ErrorKind as Kind;
         let (Reason::Io(error) | Reason::Gguf(Rule::Io(error))) = &self.reason else { return false };
-        matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded | Kind::ReadOnlyFilesystem)
+        is_of_the_disk(error)
     }
+}
+
+/// Whether a disk takes nothing more.
+pub(super) fn is_of_the_disk(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded | Kind::ReadOnlyFilesystem)
 }
 
 impl Reason {

@@ -173,9 +173,9 @@ fn part(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::model::{Decoder, Family};
+    use crate::model::{Decoder, DecoderConfig, Family};
     use crate::train::adapter::{self, Adapter};
     use crate::train::objective::Student;
     use crate::train::recipe::AdapterRecipe;
@@ -190,16 +190,20 @@ mod tests {
         std::iter::once(outcome.loss.to_bits()).chain(values).collect()
     }
 
-    fn with_adapter(recipe: &str, recompute: bool) -> Vec<u64> {
-        let (decoder, whole) = model(Family::Qwen3_5, true, tokenizer().vocab_size());
-        let config = decoder.config().clone();
+    /// An adapter none of whose parameters are zero: zeros would hide the gradients of what stands before them.
+    pub fn adapter_of(recipe: &str, config: &DecoderConfig) -> (Adapter, Parameters) {
         let recipe: AdapterRecipe = toml::from_str(recipe).unwrap();
-        let trained = adapter::initial(&recipe, &config, 5).unwrap();
-        // Zeros would hide the gradients of what stands before them.
+        let trained = adapter::initial(&recipe, config, 5).unwrap();
         for (_, var) in trained.iter() {
             var.set(&(var.as_tensor() + 0.05).unwrap()).unwrap();
         }
-        let adapter = Adapter::new(&recipe, &config, &trained).unwrap();
+        (Adapter::new(&recipe, config, &trained).unwrap(), trained)
+    }
+
+    fn with_adapter(recipe: &str, recompute: bool) -> Vec<u64> {
+        let (decoder, whole) = model(Family::Qwen3_5, true, tokenizer().vocab_size());
+        let config = decoder.config().clone();
+        let (adapter, trained) = adapter_of(recipe, &config);
         let decoder = Decoder::frozen(config, &whole).unwrap().recomputing(recompute);
         let student = Student { decoder: &decoder, adapter: Some(&adapter) };
         let outcome = Workers::new(1).unwrap().run(&student, Some(&trained), &packed(1), 96).unwrap();

@@ -2,11 +2,10 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::adapter::{self, Adapter};
+use super::gradient::tests::adapter_of;
 use super::gradient::{Outcome, Workers};
 use super::objective::Student;
 use super::optimiser::{AdamWConfig, MuonConfig, Optimiser};
-use super::recipe::AdapterRecipe;
 use super::tests::{content, model, packed, run, small_run, tokenizer};
 use super::{checkpoint, log};
 use crate::model::{Decoder, Family};
@@ -54,13 +53,7 @@ fn adapters_learn_beside_a_frozen_base_of_bf16() {
     ] {
         let (decoder, whole) = model(Family::Qwen3_5, true, tokenizer().vocab_size());
         let config = decoder.config().clone();
-        let recipe: AdapterRecipe = toml::from_str(recipe).unwrap();
-        let trained = adapter::initial(&recipe, &config, 5).unwrap();
-        // Zeros would hide the gradients of what stands before them.
-        for (_, var) in trained.iter() {
-            var.set(&(var.as_tensor() + 0.05).unwrap()).unwrap();
-        }
-        let adapter = Adapter::new(&recipe, &config, &trained).unwrap();
+        let (adapter, trained) = adapter_of(recipe, &config);
         let run = |dtype, recompute| {
             let whole = whole.to(&Device::Cpu, dtype).unwrap();
             let decoder = Decoder::frozen(config.clone(), &whole).unwrap().computing_in(dtype);

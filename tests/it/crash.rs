@@ -8,7 +8,7 @@ use bespoke::spoke::Generation;
 
 use crate::contents::{Backend, Content, Contents};
 use crate::daemon::wait_until;
-use crate::dropped::{generation, lora};
+use crate::dropped::{generation, lora, quarantined};
 use crate::home::{Home, Served};
 
 /// Longest that a restart may take until everything is served again; this machine does other things too.
@@ -96,7 +96,7 @@ fn killed_while_a_bad_file_is_put_away_the_good_one_serves_and_the_bad_one_has_i
         living.client.rows("victim").iter().any(|row| row["state"] == "quarantined")
     });
     living.client.serves("victim", good);
-    let kept = mortal.state().join("spokes/quarantine").join(format!("victim-{}", &bad.to_string()[..16]));
+    let kept = quarantined(&mortal.state(), "victim", bad);
     wait_until("its reason is there", || kept.join("reason.json").exists());
     drop(living);
     check_database(&mortal.state());
@@ -145,7 +145,7 @@ fn a_file_that_kills_the_process_does_so_once() {
         assert_eq!(answers(&living, "killer"), None);
         assert_eq!(living.program.terminate(), Some(0));
     }
-    let kept = mortal.state().join("spokes/quarantine").join(format!("killer-{}", &bad.to_string()[..16]));
+    let kept = quarantined(&mortal.state(), "killer", bad);
     assert!(kept.join("reason.json").exists());
     // The same content under another name is the same content.
     let living = mortal.start("spoke.loading@killer,spoke.loading@again");

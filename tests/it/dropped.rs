@@ -8,6 +8,11 @@ use bespoke::spoke::{Generation, Post};
 
 use crate::program::MODEL;
 
+/// Where a refused content of a name is kept, under the state folder.
+pub fn quarantined(state: &Path, name: &str, generation: Generation) -> PathBuf {
+    state.join("spokes/quarantine").join(format!("{name}-{}", &generation.to_string()[..16]))
+}
+
 /// A LoRA on one matrix of the shipped model; another seed is another content.
 pub fn lora(seed: u32) -> Vec<u8> {
     lora_of(seed, 8.0)

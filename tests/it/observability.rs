@@ -133,6 +133,15 @@ fn the_document_describes_the_routes_that_answer() {
     valid("/components/schemas/Error", &daemon.chat("x", json!({"n": 0})).json());
 }
 
+/// The real daemon with the shipped model, whose log is JSON.
+fn logging(folder: &Path, settings: &str, level: &str) -> Program {
+    let config = folder.join("bespoke.toml");
+    let model = std::path::absolute(MODEL).unwrap();
+    let text = format!("[log]\nformat = 'json'\n{settings}\n[model]\npath = '{}'\n", model.display());
+    bespoke::durable::write(&config, text.as_bytes()).unwrap();
+    Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", level)])
+}
+
 #[test]
 fn the_access_log_has_a_line_when_an_answer_has_ended() {
     if !Path::new(MODEL).exists() {
@@ -140,14 +149,7 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("bespoke.toml");
-    let model = std::path::absolute(MODEL).unwrap();
-    let text = format!(
-        "[log]\nformat = 'json'\naccess = 'json'\nprompts = true\n[model]\npath = '{}'\n",
-        model.display()
-    );
-    bespoke::durable::write(&config, text.as_bytes()).unwrap();
-    let mut program = Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "info")]);
+    let mut program = logging(folder.path(), "access = 'json'\nprompts = true", "info");
     let url = program.url();
     let mut fields = task("gate_response");
     fields["max_tokens"] = json!(20);
@@ -202,7 +204,8 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
         body.len()
     );
     std::io::Write::write_all(&mut connection, head.as_bytes()).unwrap();
-    read_until(&mut connection, "data: ");
+    // The first event has the role alone and comes before any token.
+    read_until(&mut connection, "\"delta\":{\"content\":");
     drop(connection);
     let line: Value = serde_json::from_str(&program.line("\"client_gone\":true")).unwrap();
     assert_eq!((&line["status"], &line["task"]), (&json!(200), &json!("other")));
@@ -230,14 +233,7 @@ fn what_the_engines_thread_logs_has_the_id_of_the_request() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("bespoke.toml");
-    let model = std::path::absolute(MODEL).unwrap();
-    let text = format!("[log]\nformat = 'json'\naccess = 'off'\n[model]\npath = '{}'\n", model.display());
-    bespoke::durable::write(&config, text.as_bytes()).unwrap();
-    let mut program = Program::serve(
-        &["--config", config.to_str().unwrap()],
-        &[("RUST_LOG", "info,bespoke::engine=debug")],
-    );
+    let mut program = logging(folder.path(), "access = 'off'", "info,bespoke::engine=debug");
     let url = program.url();
     let agent = ureq::Agent::config_builder().proxy(None).build().new_agent();
     let request = agent.post(format!("{url}/v1/chat/completions")).header("content-type", "application/json");

@@ -20,8 +20,7 @@ use sha2::{Digest, Sha256};
 use toktrie::{InferenceCapabilities, SimpleVob, TokEnv};
 
 use self::scanner::Scanner;
-pub use self::shares::Due;
-use self::shares::Shares;
+use self::shares::{Due, Shares};
 pub use self::size::STACK;
 use super::vocabulary::fewest_tokens;
 use super::{Constraint, EngineError};

@@ -33,9 +33,18 @@ impl Due {
     /// Whether a token is what is due.
     pub fn is(self, token: &[u8]) -> bool {
         match self {
-            Self::Quote => token == b"\"",
-            Self::Bracket => token.starts_with(b"]"),
+            Self::Quote => token.len() == 1 && self.begins(token),
+            Self::Bracket => self.begins(token),
         }
+    }
+
+    /// Whether a token ends the value, alone or with what follows.
+    pub fn begins(self, token: &[u8]) -> bool {
+        let end = match self {
+            Self::Quote => b'"',
+            Self::Bracket => b']',
+        };
+        token.first() == Some(&end)
     }
 }
 

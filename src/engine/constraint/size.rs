@@ -102,12 +102,12 @@ fn collect<'v>(value: &'v Value, into: &mut HashSet<&'v str>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use serde_json::{Map, json};
 
     /// Definitions that each refer to the next.
-    fn chain(length: usize) -> Value {
+    pub fn chain(length: usize) -> Value {
         let definitions: Map<String, Value> = (0..length)
             .map(|index| (format!("d{index}"), json!({"$ref": format!("#/$defs/d{}", index + 1)})))
             .chain([(format!("d{length}"), json!({"type": "boolean"}))])

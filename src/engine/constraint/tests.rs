@@ -363,13 +363,7 @@ fn on_the_engines_stack<T: Send>(run: impl FnOnce() -> T + Send) -> T {
 /// An overflow of the stack would end the whole process, and no refusal could be told.
 #[test]
 fn the_longest_chains_that_are_taken_fit_the_stack_and_longer_ones_are_refused() {
-    let chain = |length: usize| {
-        let definitions: Map<String, Value> = (0..length)
-            .map(|index| (format!("d{index}"), json!({"$ref": format!("#/$defs/d{}", index + 1)})))
-            .chain([(format!("d{length}"), json!({"type": "boolean"}))])
-            .collect();
-        Constraint::JsonSchema(json!({"$ref": "#/$defs/d0", "$defs": definitions}))
-    };
+    let chain = |length: usize| Constraint::JsonSchema(size::tests::chain(length));
     let rules = |length: usize, last: &str| {
         let rules: Vec<_> = (0..length).map(|index| format!("r{index} ::= \"a\" r{}\n", index + 1)).collect();
         let rules = rules.concat();

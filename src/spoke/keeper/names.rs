@@ -167,12 +167,14 @@ impl Keeper {
             self.names.iter().filter(is_gone).map(|(n, v)| (v.left, v.id, n.clone())).collect();
         gone.sort_unstable();
         gone.truncate(gone.len().saturating_sub(GONE));
-        for (_, id, name) in gone {
-            self.names.remove(&name);
-            self.first_name = self.first_name.max(id + 1);
+        if let Some(last) = gone.iter().map(|(_, id, _)| *id).max() {
+            self.first_name = self.first_name.max(last + 1);
             if let Err(error) = self.store.set_note(FIRST_NAME, &self.first_name.to_string()) {
                 tracing::warn!(%error, "the numbers of names can't be written down");
             }
+        }
+        for (.., name) in gone {
+            self.names.remove(&name);
             self.rolled_back.retain(|(of, _), _| *of != name);
             self.writes.get_mut().push(Write::Forgotten(name));
             self.names_changed = true;

@@ -1,13 +1,15 @@
 //! The life of a dropped file: probed, judged, served, replaced, refused with its reason, restored after a restart.
 
+use std::path::Path;
 use std::time::Duration;
 
+use bespoke::config::GateSettings;
 use bespoke::engine::{FakeEngine, Script};
 use serde_json::{Value, json};
 
 use super::{Served, alone, message};
 use crate::daemon::{read_until, wait_until};
-use crate::dropped::{DIFFERS, SAME, child, generation, lora, put};
+use crate::dropped::{DIFFERS, SAME, child, generation, lora, put, quarantined};
 
 #[test]
 fn a_running_request_ends_with_the_generation_that_it_began_with() {
@@ -40,11 +42,7 @@ fn a_bad_file_leaves_the_old_generation_serving_and_is_kept_with_its_reason() {
     assert_eq!(served.told(json!({"model": "encoding"})), alone(good));
     let states: Vec<Value> = served.rows("encoding").iter().map(|row| row["state"].clone()).collect();
     assert_eq!(states, ["serving", "quarantined"]);
-    let kept = served
-        .root
-        .path()
-        .join("state/spokes/quarantine")
-        .join(format!("encoding-{}", &bad.to_string()[..16]));
+    let kept = quarantined(&served.root.path().join("state"), "encoding", bad);
     let mut reason = String::new();
     wait_until("the reason is written", || {
         reason = std::fs::read_to_string(kept.join("reason.json")).unwrap_or_default();
@@ -121,23 +119,21 @@ fn what_a_probe_finds_decides() {
     }
 }
 
+/// A gate with one question, of whose names nine in ten must be kept.
+fn gate(root: &Path, limit: Duration) -> GateSettings {
+    let probes = root.join("probes.jsonl");
+    bespoke::durable::write(&probes, b"{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows in db/x.sql\"}\n")
+        .unwrap();
+    GateSettings { probes, epr: Some(0.9), np: None, sc: None, fr: None, limit }
+}
+
 #[test]
 fn a_gate_keeps_the_old_generation_where_the_new_one_is_worse() {
     let root = tempfile::tempdir().unwrap();
-    let probes = root.path().join("probes.jsonl");
-    bespoke::durable::write(&probes, b"{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows in db/x.sql\"}\n")
-        .unwrap();
+    let gate = gate(root.path(), Duration::from_secs(30));
     let engine =
         FakeEngine::new(Script::Text("{\"content\": \"Ana Lu saw 12 rows in db/x.sql\"}".to_owned()));
     let served = Served::over(engine, root, |settings| {
-        let gate = bespoke::config::GateSettings {
-            probes,
-            epr: Some(0.9),
-            np: None,
-            sc: None,
-            fr: None,
-            limit: Duration::from_secs(30),
-        };
         settings.spokes.gates = [("encoding".to_owned(), gate)].into();
     });
     let good = served.put("encoding.gguf", &lora(1));
@@ -159,18 +155,9 @@ fn a_gate_keeps_the_old_generation_where_the_new_one_is_worse() {
 #[test]
 fn other_files_do_not_wait_for_a_gate() {
     let root = tempfile::tempdir().unwrap();
-    let probes = root.path().join("probes.jsonl");
-    bespoke::durable::write(&probes, b"{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows\"}\n").unwrap();
+    let gate = gate(root.path(), Duration::from_secs(3));
     let engine = FakeEngine::new(Script::Spokes(Duration::from_secs(600)));
     let served = Served::over(engine, root, |settings| {
-        let gate = bespoke::config::GateSettings {
-            probes,
-            epr: Some(0.9),
-            np: None,
-            sc: None,
-            fr: None,
-            limit: Duration::from_secs(3),
-        };
         settings.spokes.gates = [("judged".to_owned(), gate)].into();
     });
     served.put("judged.gguf", &lora(1));
@@ -185,19 +172,10 @@ fn other_files_do_not_wait_for_a_gate() {
 #[test]
 fn a_stop_in_the_middle_of_a_gate_says_nothing_of_the_spoke() {
     let root = tempfile::tempdir().unwrap();
-    let probes = root.path().join("probes.jsonl");
-    bespoke::durable::write(&probes, b"{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows\"}\n").unwrap();
+    let gate = gate(root.path(), Duration::from_secs(600));
     let engine = FakeEngine::new(Script::Spokes(Duration::from_secs(600)));
     let served = Served::over(engine, root, |settings| {
         settings.server.drain = Duration::from_millis(100);
-        let gate = bespoke::config::GateSettings {
-            probes,
-            epr: Some(0.9),
-            np: None,
-            sc: None,
-            fr: None,
-            limit: Duration::from_secs(600),
-        };
         settings.spokes.gates = [("judged".to_owned(), gate)].into();
     });
     let generation = served.put("judged.gguf", &lora(1));
@@ -242,9 +220,13 @@ fn a_restart_serves_what_served_without_a_probe_and_forgets_what_was_deleted_mea
 #[test]
 fn transitions_are_told_as_they_happen_and_from_the_journal() {
     let served = Served::new();
-    let mut live = served.daemon.connection();
-    std::io::Write::write_all(&mut live, b"GET /v1/spokes/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        .unwrap();
+    let events = |more: &str| {
+        let mut stream = served.daemon.connection();
+        let request = format!("GET /v1/spokes/events HTTP/1.1\r\nhost: localhost\r\n{more}\r\n");
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        stream
+    };
+    let mut live = events("");
     read_until(&mut live, "text/event-stream");
     let generation = served.put("a.gguf", &lora(1));
     let told = read_until(&mut live, "\"to\":\"serving\"");
@@ -256,22 +238,12 @@ fn transitions_are_told_as_they_happen_and_from_the_journal() {
         at += place;
     }
     assert!(told.contains(&generation.to_string()) && told.contains("event: transition"), "{told}");
-    let mut journal = served.daemon.connection();
-    std::io::Write::write_all(
-        &mut journal,
-        b"GET /v1/spokes/events HTTP/1.1\r\nhost: localhost\r\nlast-event-id: 3\r\n\r\n",
-    )
-    .unwrap();
+    let mut journal = events("last-event-id: 3\r\n");
     let told = read_until(&mut journal, "\"to\":\"serving\"");
     assert!(told.contains("id: 4") && !told.contains("id: 3\n"), "{told}");
     assert_eq!(served.daemon.get("/v1/spokes/events?after=x").status, 400);
     // Whoever knows another journal, which went further, hears of what happens from now on.
-    let mut ahead = served.daemon.connection();
-    std::io::Write::write_all(
-        &mut ahead,
-        b"GET /v1/spokes/events HTTP/1.1\r\nhost: localhost\r\nlast-event-id: 999\r\n\r\n",
-    )
-    .unwrap();
+    let mut ahead = events("last-event-id: 999\r\n");
     read_until(&mut ahead, "text/event-stream");
     served.put("bad.gguf", &lora(2)[..1_000]);
     served.row("bad", "quarantined");

@@ -18,7 +18,7 @@ use chunk::{Chunk, Keys};
 /// Tokens in a chunk: matrix products grow with it, and the triangle that is solved token by token too.
 const CHUNK: usize = 64;
 /// Added to the square sum of a query or key before its root is taken.
-const EPS: f32 = 1e-6;
+pub(super) const EPS: f32 = 1e-6;
 
 struct DeltaRule {
     documents: Arc<[Document]>,

@@ -6,11 +6,10 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use super::{document_starts, f32, inside};
 use crate::model::features::DeltaNetShape;
 use crate::model::layout::BatchLayout;
+use crate::model::ops::delta_rule::EPS;
 
 /// Tokens in a chunk, a power of two: the triangles are inverted by halves.
 const CHUNK: usize = 64;
-/// As in the fused form.
-const EPS: f64 = 1e-6;
 
 /// See [`super::super::delta_rule`], whose checks went before.
 pub(in super::super) fn delta_rule(
@@ -75,7 +74,7 @@ pub(in super::super) fn delta_rule(
 
 /// Vectors of the last dimension brought to length 1.
 fn unit(x: &Tensor) -> Result<Tensor> {
-    x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + EPS)?.sqrt()?)
+    x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + f64::from(EPS))?.sqrt()?)
 }
 
 /// `(1 + A)^-1` of strictly lower triangular A `[..., n, n]`, n a power of two: the inverses of both halves at once, and of
