@@ -1,6 +1,6 @@
 //! The real binary with folders for spokes and state that outlive it, and clients that ask it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub struct Served {
 /// Whoever asks it.
 #[derive(Clone)]
 pub struct Client {
+    /// The program's process.
+    process: u32,
     pub url: String,
     pub agent: ureq::Agent,
 }
@@ -82,9 +84,9 @@ impl Home {
             backend.iter().map(|(key, value)| (*key, value.as_str())).collect();
         environment.extend([("RUST_LOG", "warn"), ("BESPOKE_FAIL", fail)]);
         let program = Program::serve(&arguments, &environment);
-        let url = program.url();
+        let (process, url) = (program.id(), program.url());
         let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();
-        Served { program, client: Client { url, agent } }
+        Served { program, client: Client { process, url, agent } }
     }
 }
 
@@ -123,9 +125,10 @@ impl Client {
         while self.serving(name) != Some(generation) {
             assert!(
                 began.elapsed() < PATIENCE,
-                "{name} is not {}: {:#?}",
+                "{name} is not {}: {:#?}\n{}",
                 generation.short(),
-                self.rows(name)
+                self.rows(name),
+                threads(self.process)
             );
             thread::sleep(Duration::from_millis(1));
         }
@@ -173,4 +176,29 @@ impl Client {
     pub fn answers_as(&self, name: &str, content: &Content) -> bool {
         self.asked(name, false) == Ok((content.generation.short(), content.says.clone()))
     }
+}
+
+/// What the threads of a process and of its children do, as far as the system tells.
+fn threads(process: u32) -> String {
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    let folder = |process: u32| PathBuf::from(format!("/proc/{process}/task"));
+    let mut all = vec![process];
+    for task in std::fs::read_dir(folder(process)).into_iter().flatten().flatten() {
+        all.extend(
+            read(&task.path().join("children")).split_whitespace().filter_map(|id| id.parse::<u32>().ok()),
+        );
+    }
+    let mut told = String::new();
+    for process in all {
+        for task in std::fs::read_dir(folder(process)).into_iter().flatten().flatten() {
+            let of = |file: &str| read(&task.path().join(file)).trim().to_owned();
+            let status = of("status");
+            let state = status.lines().find(|line| line.starts_with("State")).unwrap_or_default();
+            let (name, waits, times) = (of("comm"), of("wchan"), of("schedstat"));
+            told += &format!(
+                "{process} {name}: {state}; waits in {waits}; on a processor, waiting for one (ns), times: {times}\n"
+            );
+        }
+    }
+    told
 }

@@ -1,13 +1,19 @@
 //! Huge pages for weights.
 
+use std::ffi::CStr;
+
 use llama_cpp_sys_2 as sys;
 
 /// Size of a huge page, and to what it is aligned.
 const HUGE: usize = 2 << 20;
 
 /// Has the system put a buffer into huge pages, where it can: each token reads all weights in order, and looking up small
-/// pages takes an eighth of that time. A buffer in a file's pages stays as it is.
+/// pages takes an eighth of that time. A buffer in a file's pages stays as it is: they are not this process's alone, and putting
+/// them together makes everybody wait who reads the file.
 pub fn make_huge(buffer: sys::ggml_backend_buffer_t) {
+    if is_in_a_file(buffer) {
+        return;
+    }
     // SAFETY: the buffer lives; neither call changes it.
     let (base, size) =
         unsafe { (sys::ggml_backend_buffer_get_base(buffer), sys::ggml_backend_buffer_get_size(buffer)) };
@@ -26,4 +32,11 @@ pub fn make_huge(buffer: sys::ggml_backend_buffer_t) {
         }
     }
     tracing::debug!(bytes = size, "weights are in huge pages");
+}
+
+/// Whether llama.cpp has mapped the weights from their file. It says so by the buffer's name.
+fn is_in_a_file(buffer: sys::ggml_backend_buffer_t) -> bool {
+    // SAFETY: the buffer lives; the name is a constant of llama.cpp's.
+    let name = unsafe { CStr::from_ptr(sys::ggml_backend_buffer_name(buffer)) };
+    name.to_bytes().ends_with(b"_Mapped")
 }
