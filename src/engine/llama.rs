@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
+use super::compiler::{Compiled, Compiler};
 use super::constraint::STACK;
 use super::spokes;
+use super::way::Way;
 use super::worker::{self, Command};
 use super::{
     Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, LoadedSpoke, Prompt, Query, Reply,
@@ -53,6 +55,7 @@ pub struct LlamaSettings {
 #[derive(Debug)]
 pub struct LlamaEngine {
     way: Way,
+    compiler: Compiler,
     /// The model's file.
     path: PathBuf,
     load: Arc<Load>,
@@ -60,41 +63,6 @@ pub struct LlamaEngine {
     queue: u32,
     queue_tokens: u64,
     context: Option<u32>,
-}
-
-/// The way to the engine's thread.
-#[derive(Debug, Clone)]
-struct Way {
-    commands: commands::Sender<Command>,
-    health: watch::Receiver<Health>,
-}
-
-impl Way {
-    fn send(&self, command: Command) -> Result<(), EngineError> {
-        self.offer(command).map_err(|unsent| unsent.1)
-    }
-
-    /// Sends it, or answers it as what comes too late.
-    fn deliver(&self, command: Command) {
-        if let Err(unsent) = self.offer(command) {
-            let (command, error) = *unsent;
-            worker::refuse(command, &error);
-        }
-    }
-
-    /// Sends it, or gives it back with the reason.
-    fn offer(&self, command: Command) -> Result<(), Box<(Command, EngineError)>> {
-        // Held until the command is sent: the thread answers what was sent before it changes the state for good.
-        let health = self.health.borrow();
-        match &health.state {
-            EngineState::Failed(reason) => Err(Box::new((command, EngineError::Model(reason.clone())))),
-            EngineState::Stopped => Err(Box::new((command, EngineError::Stopped))),
-            EngineState::Loading | EngineState::Ready(_) => {
-                let unsent = |commands::SendError(command)| Box::new((command, EngineError::Stopped));
-                self.commands.send(command).map_err(unsent)
-            }
-        }
-    }
 }
 
 /// What has been accepted and isn't over.
@@ -143,13 +111,16 @@ impl LlamaEngine {
         let (sender, health) = watch::channel(loading);
         let (lanes, queue, queue_tokens) = (settings.lanes.max(1), settings.queue, settings.queue_tokens);
         let (context, path) = (settings.context, settings.path.clone());
+        let compiled = Compiled::default();
+        let tell = Arc::clone(&compiled);
         thread::Builder::new()
             .name("engine".to_owned())
             .stack_size(STACK)
-            .spawn(move || worker::run(&settings, &receiver, &sender))
+            .spawn(move || worker::run(&settings, &receiver, &sender, &tell))
             .expect("the system starts a thread");
         let way = Way { commands, health };
-        Self { way, path, load: Arc::default(), lanes, queue, queue_tokens, context }
+        let compiler = Compiler::start(way.clone(), compiled);
+        Self { way, compiler, path, load: Arc::default(), lanes, queue, queue_tokens, context }
     }
 
     /// Accepts a request of about so many tokens, if it has a place to wait. One that takes a lane, as long as one is free,
@@ -190,7 +161,7 @@ impl Engine for LlamaEngine {
             span if span.is_none() => tracing::info_span!("request", id = request.id),
             span => span,
         };
-        self.way.send(Command::Generate { request, events, ticket, queued: Instant::now(), span })?;
+        self.compiler.send(Command::Generate { request, events, ticket, queued: Instant::now(), span })?;
         Ok(receiver)
     }
 

@@ -3,11 +3,13 @@
 pub mod backend;
 mod batching;
 mod cache;
+mod compiler;
 mod constraint;
 mod drafting;
 mod embedding;
 pub mod fake;
 pub mod ffi;
+mod foresight;
 mod heart;
 mod kernels;
 mod llama;
@@ -21,6 +23,7 @@ mod spoke;
 mod spokes;
 mod text;
 mod vocabulary;
+mod way;
 mod worker;
 
 pub use fake::{FakeEngine, Script, ScriptedToken};

@@ -1,10 +1,11 @@
 //! One request while it is answered: budget, constraint, text, events. Knows nothing of llama.cpp: logits in, tokens out.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::constraint::Session;
+use super::constraint::{Session, Shared};
 use super::sampling::Sampler;
 use super::text::AnswerText;
 use super::vocabulary::{Token, Vocabulary};
@@ -15,7 +16,7 @@ pub struct Run {
     id: String,
     events: mpsc::UnboundedSender<Event>,
     sampler: Sampler,
-    session: Option<Session>,
+    session: Option<Shared>,
     text: AnswerText,
     /// Tokens that may still be produced.
     left: usize,
@@ -79,7 +80,7 @@ impl Run {
             id: request.id.clone(),
             events,
             sampler,
-            session,
+            session: session.map(|session| Arc::new(Mutex::new(session))),
             text,
             left: budget,
             report: request.report,
@@ -163,8 +164,14 @@ impl Run {
     }
 
     /// The constraint, to be dropped from the cache if it is the cause of an error.
-    pub fn session(&self) -> Option<&Session> {
-        self.session.as_ref()
+    pub fn session(&self) -> Option<MutexGuard<'_, Session>> {
+        self.session.as_ref().map(lock)
+    }
+
+    /// The constraint, for somebody to look ahead in while the model computes, and whether a way to the end will be wanted.
+    pub fn ahead(&self) -> Option<(Shared, bool)> {
+        let shared = self.session.as_ref()?;
+        Some((Arc::clone(shared), is_near(&lock(shared), self.left)))
     }
 
     /// Goes on with the logits behind the last decoded token.
@@ -194,7 +201,8 @@ impl Run {
     }
 
     fn choose_constrained(&mut self, logits: &[f32], vocabulary: &Vocabulary) -> Result<Added, EngineError> {
-        let session = self.session.as_mut().expect("only called with one");
+        let shared = Arc::clone(self.session.as_ref().expect("only called with one"));
+        let mut session = lock(&shared);
         let mask = session.mask()?;
         let allowed = |token| mask.is_allowed(token) && vocabulary.speakable(token);
         let due = session.due()?.filter(|due| {
@@ -212,6 +220,7 @@ impl Run {
         if *vocabulary.token(token) == Token::End {
             return Ok(Added::Last { tokens: vec![token], sampled: 1, reason: FinishReason::Stop });
         }
+        drop(session);
         self.constrained(Some(token))
     }
 
@@ -220,10 +229,8 @@ impl Run {
     ///
     /// Invariant: the answer can be closed with the tokens that are left, before and after.
     fn constrained(&mut self, chosen: Option<u32>) -> Result<Added, EngineError> {
-        let session = self.session.as_mut().expect("only called with one");
-        // With more than `bound` tokens left behind the choice, any state can be closed.
-        let near = session.closes() && self.left <= session.bound().saturating_add(1);
-        let escape = if near { Some(session.closing()?.to_vec()) } else { None };
+        let mut session = lock(self.session.as_ref().expect("only called with one"));
+        let escape = if is_near(&session, self.left) { Some(session.closing()?.to_vec()) } else { None };
         let mut tokens = Vec::new();
         if let Some(token) = chosen {
             session.accept(token)?;
@@ -284,7 +291,7 @@ impl Run {
                 return Step::Ended;
             }
         };
-        if end == Some(FinishReason::Stop) && self.session.as_ref().is_some_and(Session::is_cut) {
+        if end == Some(FinishReason::Stop) && self.session().is_some_and(|session| session.is_cut()) {
             // Not all that it would have said is there.
             end = Some(FinishReason::Length);
         }
@@ -345,6 +352,17 @@ impl Likelihoods {
         let logprob = (logit - self.total).clamp(-1e4, 0.0);
         TokenLikelihood { id, bytes: vocabulary.name(id).to_vec(), logprob }
     }
+}
+
+/// Whether, with so many tokens left, the way to the end must be known. With more than `bound` of them behind the next
+/// choice, any state can be closed.
+fn is_near(session: &Session, left: usize) -> bool {
+    session.closes() && left <= session.bound().saturating_add(1)
+}
+
+/// A lock that a panic has poisoned is as good as any: llguidance's panics are caught where they happen.
+fn lock(session: &Shared) -> MutexGuard<'_, Session> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn no_token() -> EngineError {

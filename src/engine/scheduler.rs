@@ -35,7 +35,7 @@ pub struct Work {
     pub pending: usize,
     /// The probability that all guesses up to this one are right, for each guess behind the certain tokens.
     pub guesses: Vec<f64>,
-    /// Places that its stream has left.
+    /// Tokens that it can take, padding included: the places that its stream has left, or, where nothing can be taken back, `pending`.
     pub room: usize,
 }
 
@@ -176,9 +176,12 @@ mod tests {
     }
 
     #[test]
-    fn no_stream_is_filled_beyond_its_end() {
+    fn no_stream_is_filled_beyond_its_end_or_padded_where_that_stays() {
         let full = Work { room: 2, ..work(0, 1, &[]) };
         assert_eq!(table(&[full, work(1, 9, &[])], &MEMORY_BOUND), [[(0, 1, 0, 1), (1, 2, 0, 0)]]);
+        let rigid = |lane, pending| Work { room: pending, ..work(lane, pending, &[]) };
+        assert_eq!(table(&[rigid(0, 6)], &MEMORY_BOUND), [[(0, 6, 0, 0)]], "what is certain is no padding");
+        assert_eq!(table(&[rigid(0, 6), rigid(1, 2)], &MEMORY_BOUND), [[(0, 2, 0, 0), (1, 2, 0, 0)]]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tracing::Span;
 
 use super::backend::backend;
 use super::batching::{Entry, Lanes};
+use super::compiler::Compiled;
 use super::constraint::Grammars;
 use super::embedding::{Embedder, Embedding};
 use super::ffi::give_back;
@@ -87,9 +88,14 @@ struct Waiting<'a> {
 }
 
 /// Body of the engine's thread.
-pub fn run(settings: &LlamaSettings, commands: &Receiver<Command>, health: &watch::Sender<Health>) {
+pub fn run(
+    settings: &LlamaSettings,
+    commands: &Receiver<Command>,
+    health: &watch::Sender<Health>,
+    compiled: &Compiled,
+) {
     let set_state = |state| health.send_modify(|health| health.state = state);
-    match serve(settings, commands, health) {
+    match serve(settings, commands, health, compiled) {
         Ok(()) => {
             set_state(EngineState::Stopped);
             refuse_rest(commands, &EngineError::Stopped);
@@ -125,12 +131,14 @@ fn serve(
     settings: &LlamaSettings,
     commands: &Receiver<Command>,
     health: &watch::Sender<Health>,
+    compiled: &Compiled,
 ) -> Result<(), String> {
     let began = Instant::now();
     let model = load(&settings.path, settings.own_memory)?;
     let info = describe(&model, settings)?;
     let vocabulary = Vocabulary::of(&model);
-    let grammars = Grammars::new(&vocabulary.token_env()).map_err(|e| e.to_string())?;
+    let grammars = Arc::new(Grammars::new(&vocabulary.token_env()).map_err(|e| e.to_string())?);
+    let grammars = Arc::clone(compiled.get_or_init(|| grammars));
     let lanes = Lanes::new(&model, settings, info.n_ctx)?;
     tracing::info!(
         name = info.name,
@@ -218,7 +226,7 @@ struct Worker<'a> {
     model: &'a LlamaModel,
     context: u32,
     vocabulary: Vocabulary,
-    grammars: Grammars,
+    grammars: Arc<Grammars>,
     lanes: Lanes<'a>,
     embedder: Option<Embedder<'a>>,
     /// Texts to embed, those whose turn it is in front.
@@ -260,7 +268,7 @@ impl<'a> Worker<'a> {
             self.waiting.retain(|waiting| !waiting.events.is_closed());
             self.lanes.drop_cancelled();
             self.admit();
-            self.lanes.step(&self.vocabulary, &mut self.grammars, &self.heart);
+            self.lanes.step(&self.vocabulary, &self.grammars, &self.heart);
             self.embed();
             self.free_spokes();
             self.beat();

@@ -334,3 +334,35 @@ fn an_answer_that_is_dictated_as_a_whole_is_counted_too() {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+#[test]
+fn a_schema_that_takes_long_to_compile_holds_nobody_up() {
+    let Served { engine, .. } = &serve(|_| {});
+    let names: Vec<String> = (0..3_000).map(|index| format!("property {index}")).collect();
+    let properties: serde_json::Map<String, Value> =
+        names.iter().map(|name| (name.clone(), json!({"type": "string", "maxLength": 9}))).collect();
+    let large = json!({"type": "object", "properties": properties, "required": names});
+    let quick = || {
+        let began = Instant::now();
+        ask(engine, Generate { max_tokens: Some(2), ..request("y") }).unwrap();
+        began.elapsed()
+    };
+    quick();
+    let began = Instant::now();
+    let mut slow = engine
+        .generate(Generate { constraint: Some(Constraint::JsonSchema(large)), ..request("x") })
+        .unwrap();
+    let (mut others, mut longest) = (0, Duration::ZERO);
+    while slow.is_empty() {
+        longest = longest.max(quick());
+        others += 1;
+    }
+    let took = began.elapsed();
+    // So many texts that no short way to close them all is found.
+    let error = slow.blocking_recv().unwrap();
+    assert!(matches!(error, Event::Failed(EngineError::Schema(_))), "{error:?}");
+    assert!(
+        took > 4 * longest && others >= 4,
+        "{others} others were answered in {took:?}, one in {longest:?}"
+    );
+}

@@ -188,17 +188,20 @@ fn threads(process: u32) -> String {
             read(&task.path().join("children")).split_whitespace().filter_map(|id| id.parse::<u32>().ok()),
         );
     }
-    let mut told = String::new();
-    for process in all {
-        for task in std::fs::read_dir(folder(process)).into_iter().flatten().flatten() {
-            let of = |file: &str| read(&task.path().join(file)).trim().to_owned();
-            let status = of("status");
-            let state = status.lines().find(|line| line.starts_with("State")).unwrap_or_default();
-            let (name, waits, times) = (of("comm"), of("wchan"), of("schedstat"));
-            told += &format!(
-                "{process} {name}: {state}; waits in {waits}; on a processor, waiting for one (ns), times: {times}\n"
-            );
-        }
-    }
-    told
+    let tasks = |process: u32| std::fs::read_dir(folder(process)).into_iter().flatten().flatten();
+    let told = |(process, task): (u32, std::fs::DirEntry)| {
+        let of = |file: &str| read(&task.path().join(file)).trim().to_owned();
+        let status = of("status");
+        let state = status.lines().find(|line| line.starts_with("State")).unwrap_or_default();
+        let (name, waits, times) = (of("comm"), of("wchan"), of("schedstat"));
+        format!(
+            "{process} {name}: {state}; waits in {waits}; on a processor, waiting for one (ns), times: {times}"
+        )
+    };
+    let lines: Vec<String> = all
+        .into_iter()
+        .flat_map(|process| tasks(process).map(move |task| (process, task)))
+        .map(told)
+        .collect();
+    lines.join("\n")
 }

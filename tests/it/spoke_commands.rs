@@ -100,9 +100,19 @@ fn a_file_that_is_refused_is_told_with_its_reason() {
     put(commanded.root.path(), "cut.gguf", &lora(1)[..1_000]);
     let (code, said) = commanded.wrong(&["spoke", "add", text(&commanded.path("cut.gguf"))]);
     assert_eq!(code, Some(1));
-    assert!(said.contains("error: ") && said.contains("copied to"), "{said}");
+    assert!(said.contains("error: ") && said.contains("cut.gguf") && said.contains("outside_file"), "{said}");
+    assert!(!commanded.path("spokes/cut.gguf").exists(), "what is no spoke takes nobody's place");
+    // What only the daemon can tell: it was made for another post.
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/spokes/valid-lora.gguf");
+    let (code, said) = commanded.wrong(&["spoke", "add", text(&other), "--as", "other"]);
+    assert!(code == Some(1) && said.contains("copied to") && said.contains("error: "), "{said}");
+    put(&commanded.path("spokes"), "cut.gguf", &lora(1)[..1_000]);
+    let began = Instant::now();
+    while !commanded.ok(&["spokes"]).contains("cut: ") {
+        assert!(began.elapsed() < Duration::from_secs(20), "{}", commanded.ok(&["spokes"]));
+    }
     let listed = commanded.ok(&["spokes"]);
-    assert!(listed.contains("quarantined") && listed.contains("cut: "), "{listed}");
+    assert!(listed.contains("quarantined") && listed.contains("other: "), "{listed}");
     let (_, said) = commanded.wrong(&["spoke", "add", text(&commanded.path("cut.gguf")), "--as", "a:b"]);
     assert!(said.contains("found ':'"), "{said}");
     let (_, said) = commanded.wrong(&["spoke", "add", text(&commanded.path("nothing.gguf"))]);

@@ -10,7 +10,7 @@ use crate::cli::client::{Client, ClientError, Daemon};
 use crate::config::{self, Overrides};
 use crate::durable::{self, Staged};
 use crate::spoke::folder::{check_name, counts, spoke_name};
-use crate::spoke::{Generation, Limits, generation};
+use crate::spoke::{Generation, Limits, generation, inspect};
 
 /// Longest that the daemon is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -62,11 +62,14 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// A file that can't be copied or has no name for a spoke; a daemon that refuses it.
+/// A file that is no spoke, can't be copied or has no name for a spoke; a daemon that refuses it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.place.folder()?;
     let entry = entry(&args.file, args.name.as_deref())?;
-    let generation = generation(&args.file, &Limits { max_bytes: u64::MAX, ..Limits::default() })?;
+    // The daemon's limits are its own; what is no spoke at all must not take the place of one that is.
+    let limits = Limits { max_bytes: u64::MAX, max_resident_bytes: u64::MAX, ..Limits::default() };
+    inspect(&args.file, None, &limits)?;
+    let generation = generation(&args.file, &limits)?;
     let target = folder.join(&entry);
     let began = SystemTime::now();
     copy(&args.file, &target).with_context(|| format!("can't copy to {}", target.display()))?;

@@ -13,6 +13,7 @@ use super::cache::{NO_SPOKE, Origin, Placement, shared};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
+use super::foresight::Foresight;
 use super::heart::Heart;
 use super::llama::{LlamaSettings, MAX_SEQUENCES, Ticket};
 use super::run::{Run, Step};
@@ -30,6 +31,7 @@ const TURN: Duration = Duration::from_millis(50);
 /// All lanes and the context that they share.
 pub struct Lanes<'a> {
     context: Context<'a>,
+    foresight: Foresight,
     batch: Batch,
     sequences: Vec<Sequence<'a>>,
     /// Requests that run at the same time.
@@ -113,7 +115,7 @@ impl<'a> Lanes<'a> {
                 settings.cached_sequences
             ));
         }
-        let own_memory = settings.own_memory;
+        let (own_memory, threads) = (settings.own_memory, settings.threads);
         let settings = ContextSettings {
             tokens: context,
             batch: BATCH as u32,
@@ -138,6 +140,7 @@ impl<'a> Lanes<'a> {
         let place = 4.0 * f64::from(model.n_layer()) * f64::from(model.n_embd()) * head;
         Ok(Self {
             context: made,
+            foresight: Foresight::start(threads),
             batch: Batch::default(),
             sequences: (0..sequences).map(|_| Sequence::default()).collect(),
             lanes: lanes as usize,
@@ -325,7 +328,7 @@ impl<'a> Lanes<'a> {
     }
 
     /// Decodes one batch for each group of lanes and lets those go on whose tokens are all decoded.
-    pub fn step(&mut self, vocabulary: &Vocabulary, grammars: &mut Grammars, heart: &Heart<'_>) {
+    pub fn step(&mut self, vocabulary: &Vocabulary, grammars: &Grammars, heart: &Heart<'_>) {
         self.catch_up();
         let Some(spokes) = self.turn() else { return };
         if let Err(error) = self.attach(&spokes) {
@@ -339,13 +342,14 @@ impl<'a> Lanes<'a> {
                 if running.follow.is_some() || running.spokes.loras != self.turn {
                     return None;
                 }
+                let pending = running.pending.len().min(running.until_head(sequence.cached.len()));
                 Some(Work {
                     lane,
                     age: running.age,
-                    pending: running.pending.len().min(running.until_head(sequence.cached.len())),
+                    pending,
                     guesses: self.chances.of(&drafts[lane]),
                     // Padding can't be taken back from a recurrent state.
-                    room: if self.partial { self.places - sequence.cached.len() } else { 1 },
+                    room: if self.partial { self.places - sequence.cached.len() } else { pending },
                 })
             })
             .collect();
@@ -364,10 +368,13 @@ impl<'a> Lanes<'a> {
         slices: &[Slice],
         drafts: &[Draft],
         vocabulary: &Vocabulary,
-        grammars: &mut Grammars,
+        grammars: &Grammars,
         heart: &Heart<'_>,
     ) {
         let (ready, prompt) = self.fill(slices, drafts);
+        for (lane, ..) in &ready {
+            self.foresight.look(|| self.sequences[*lane].running.as_ref()?.run.ahead());
+        }
         let began = Instant::now();
         match self.decode(slices, heart) {
             Ok(()) => {}
@@ -484,7 +491,7 @@ impl<'a> Lanes<'a> {
         row: usize,
         draft: &Draft,
         vocabulary: &Vocabulary,
-        grammars: &mut Grammars,
+        grammars: &Grammars,
     ) {
         let guesses = &draft.tokens;
         let Some(running) = &mut self.sequences[lane].running else { return };
@@ -522,7 +529,7 @@ impl<'a> Lanes<'a> {
             && ended.run.failed()
             && let Some(session) = ended.run.session()
         {
-            grammars.forget(session);
+            grammars.forget(&session);
         }
     }
 }

@@ -6,11 +6,12 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
+use super::grammars::{KEPT, any_object};
 use super::*;
 use crate::engine::run::{Run, Step};
 use crate::engine::vocabulary::tests::vocabulary;
 use crate::engine::vocabulary::{Token, Vocabulary};
-use crate::engine::{Event, FinishReason, Generate, Sampling, Usage};
+use crate::engine::{Constraint, EngineError, Event, FinishReason, Generate, Sampling, Usage};
 
 /// Skeleton tokens as in our own vocabulary, some that begin with the closing quotation mark, and words.
 const TEXTS: [&str; 16] = [
@@ -45,7 +46,7 @@ fn grammars(words: &Vocabulary) -> Grammars {
 
 /// Answers with random logits; `wild` makes structure likely, to lead the answer into corners.
 fn answer(
-    grammars: &mut Grammars,
+    grammars: &Grammars,
     words: &Vocabulary,
     schema: &Value,
     budget: usize,
@@ -55,11 +56,23 @@ fn answer(
 }
 
 fn answer_to(
-    grammars: &mut Grammars,
+    grammars: &Grammars,
     words: &Vocabulary,
     constraint: &Constraint,
     budget: usize,
     seed: u64,
+) -> Result<(String, FinishReason, Usage), EngineError> {
+    answer_with(grammars, words, constraint, budget, seed, |_| {})
+}
+
+/// The same; `ahead` is called between two steps, while the model would compute.
+fn answer_with(
+    grammars: &Grammars,
+    words: &Vocabulary,
+    constraint: &Constraint,
+    budget: usize,
+    seed: u64,
+    mut ahead: impl FnMut(&Run),
 ) -> Result<(String, FinishReason, Usage), EngineError> {
     let session = grammars.begin(constraint)?;
     let sampling = Sampling { temperature: 1.0, seed: Some(seed), ..Sampling::GREEDY };
@@ -72,6 +85,7 @@ fn answer_to(
     while step != Step::Ended {
         steps += 1;
         assert!(steps <= budget, "a step adds at least a token");
+        ahead(&run);
         let logits: Vec<f32> = (0..274).map(|_| rng.random_range(-3.0..3.0)).collect();
         step = run.next(&logits, words);
     }
@@ -123,13 +137,13 @@ fn random_schema(rng: &mut ChaCha8Rng, depth: usize) -> Value {
 #[test]
 fn every_answer_is_valid_within_any_budget_or_refused_beforehand() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let (mut closed, mut whole, mut refused) = (0, 0, 0);
     for case in 0..300 {
         let schema = random_schema(&mut rng, 0);
         let budget = *[1, 4, 12, 40, 120].choose(&mut rng).unwrap() + rng.random_range(0..8);
-        match answer(&mut grammars, &words, &schema, budget, case) {
+        match answer(&grammars, &words, &schema, budget, case) {
             Ok((text, reason, usage)) => {
                 let value: Value = serde_json::from_str(&text)
                     .unwrap_or_else(|e| panic!("{e}: {text:?} of {schema} with {budget} tokens"));
@@ -141,7 +155,7 @@ fn every_answer_is_valid_within_any_budget_or_refused_beforehand() {
                 assert!(given as usize == budget && needed > given);
                 refused += 1;
                 // What it says it needs is enough.
-                answer(&mut grammars, &words, &schema, needed as usize, case).unwrap();
+                answer(&grammars, &words, &schema, needed as usize, case).unwrap();
             }
             Err(error) => panic!("{schema}: {error}"),
         }
@@ -152,7 +166,7 @@ fn every_answer_is_valid_within_any_budget_or_refused_beforehand() {
 #[test]
 fn forced_text_uses_the_longest_tokens_and_the_model_may_still_choose_them() {
     let words = vocabulary(&SKELETON);
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     let schema = json!({"type": "object", "properties": {"gist": {"type": "string"}, "summary": {"type": "string"}},
                         "required": ["gist", "summary"], "additionalProperties": false});
     let mut session = grammars.begin(&Constraint::JsonSchema(schema)).unwrap();
@@ -170,7 +184,7 @@ fn forced_text_uses_the_longest_tokens_and_the_model_may_still_choose_them() {
 #[test]
 fn shortest_closings_are_found() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     for (schema, tokens) in [
         (
             json!({"type": "object", "properties": {"gist": {"type": "string"}, "summary": {"type": "string"}},
@@ -191,11 +205,11 @@ fn shortest_closings_are_found() {
 #[test]
 fn numbers_stay_within_what_a_double_holds() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     let schema =
         json!({"type": "array", "items": {"type": ["number", "integer"], "minimum": 0}, "minItems": 2});
     for seed in 0..20 {
-        let (text, _, _) = answer(&mut grammars, &words, &schema, 60, seed).unwrap();
+        let (text, _, _) = answer(&grammars, &words, &schema, 60, seed).unwrap();
         let numbers: Vec<f64> = serde_json::from_str(&text).unwrap();
         assert!(numbers.iter().all(|n| (0.0..=1e15).contains(n)), "{text}");
     }
@@ -204,7 +218,7 @@ fn numbers_stay_within_what_a_double_holds() {
 #[test]
 fn strings_hold_no_control_characters() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     let mut session = grammars.begin(&Constraint::JsonSchema(json!({"type": "string"}))).unwrap();
     session.accept(u32::from(b'"')).unwrap();
     let mask = session.mask().unwrap();
@@ -223,7 +237,7 @@ fn strings_hold_no_control_characters() {
 #[test]
 fn schemas_that_cannot_be_used_are_named() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     let nested = (0..200).fold(json!({}), |inner, _| json!({"items": inner}));
     let recursive = json!({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"],
                            "additionalProperties": false});
@@ -246,11 +260,11 @@ fn schemas_that_cannot_be_used_are_named() {
 #[test]
 fn a_json_object_is_any_object() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     let mut session = grammars.begin(&Constraint::JsonObject).unwrap();
     assert_eq!(session.closing().unwrap().len(), 2);
     for seed in 0..20 {
-        let (text, _, _) = answer(&mut grammars, &words, &any_object(), 30, seed).unwrap();
+        let (text, _, _) = answer(&grammars, &words, &any_object(), 30, seed).unwrap();
         assert!(serde_json::from_str::<Map<String, Value>>(&text).is_ok(), "{text}");
     }
     assert!(matches!(words.token(272), Token::End));
@@ -259,7 +273,7 @@ fn a_json_object_is_any_object() {
 #[test]
 fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     let text = json!({"type": "string"});
     let schema = json!({
         "type": "object",
@@ -289,7 +303,6 @@ fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
         }
         (serde_json::from_str::<Value>(&text).unwrap(), end.unwrap())
     };
-    let mut endless = endless;
     for budget in [80, 200, 1_000] {
         let (value, reason) = endless(budget, &schema);
         let length = |value: &Value| value.as_str().unwrap().len();
@@ -309,7 +322,7 @@ fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
 #[test]
 fn grammars_hold_the_answer_and_are_cut_where_the_tokens_end() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     let gbnf = |text: &str| Constraint::Gbnf(text.to_owned());
     for (constraint, pattern) in [
         (Constraint::Regex("[0-9]{4}-[0-9]{2}".to_owned()), "^[0-9]{4}-[0-9]{2}$"),
@@ -324,7 +337,7 @@ fn grammars_hold_the_answer_and_are_cut_where_the_tokens_end() {
         let pattern = regex::Regex::new(pattern).unwrap();
         let mut whole = 0;
         for seed in 0..20 {
-            let (text, reason, usage) = answer_to(&mut grammars, &words, &constraint, 60, seed).unwrap();
+            let (text, reason, usage) = answer_to(&grammars, &words, &constraint, 60, seed).unwrap();
             assert!(usage.completion_tokens <= 60);
             if reason == FinishReason::Stop {
                 assert!(pattern.is_match(&text), "{text:?} of {constraint:?}");
@@ -344,8 +357,7 @@ fn grammars_hold_the_answer_and_are_cut_where_the_tokens_end() {
         assert!(whole > 0, "{constraint:?} never came to an end");
     }
     let endless = gbnf("root ::= [a-z]+");
-    let (text, reason, usage) =
-        answer_to(&mut grammars, &words, &gbnf("root ::= [a-z]{90,99}"), 7, 1).unwrap();
+    let (text, reason, usage) = answer_to(&grammars, &words, &gbnf("root ::= [a-z]{90,99}"), 7, 1).unwrap();
     assert_eq!((reason, usage.completion_tokens), (FinishReason::Length, 7), "{text}");
     assert!(grammars.begin(&endless).is_ok());
     let wrong = grammars.begin(&gbnf("root ::= nothing")).err();
@@ -385,7 +397,7 @@ fn the_longest_chains_that_are_taken_fit_the_stack_and_longer_ones_are_refused()
     let refused = [chain(4_000), rules(4_000, "\"b\""), lark(4_000, 1), lark(1, 4_000), lark(1, 8_000)];
     on_the_engines_stack(move || {
         let words = words();
-        let mut grammars = grammars(&words);
+        let grammars = grammars(&words);
         for constraint in taken {
             assert!(grammars.begin(&constraint).is_ok());
         }
@@ -397,7 +409,7 @@ fn the_longest_chains_that_are_taken_fit_the_stack_and_longer_ones_are_refused()
 
 /// What a model says that each time wants this token most, by what it has said so far.
 fn wanting(
-    grammars: &mut Grammars,
+    grammars: &Grammars,
     words: &Vocabulary,
     constraint: &Constraint,
     stop: &[&str],
@@ -432,37 +444,37 @@ fn wanting(
 #[test]
 fn stop_texts_end_what_need_not_be_closed_and_never_json() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     for constraint in [
         Constraint::Regex("[a-z]+".to_owned()),
         Constraint::Gbnf("root ::= [a-z]+".to_owned()),
         Constraint::Lark("start: /[a-z]+/\n".to_owned()),
     ] {
         let says = |said: &str| if said.len() < 2 { "a" } else { "x" };
-        let found = wanting(&mut grammars, &words, &constraint, &["xx"], 8, says);
+        let found = wanting(&grammars, &words, &constraint, &["xx"], 8, says);
         assert_eq!(found, ("aa".to_owned(), FinishReason::Stop), "{constraint:?}");
     }
     let json = Constraint::JsonSchema(json!({"type": "string"}));
     let says = |said: &str| if said.len() == 4 { "\"" } else { "x" };
-    let found = wanting(&mut grammars, &words, &json, &["xx"], 20, says);
+    let found = wanting(&grammars, &words, &json, &["xx"], 20, says);
     assert_eq!(found, ("\"xxx\"".to_owned(), FinishReason::Stop));
 }
 
 #[test]
 fn a_value_that_the_model_ends_itself_where_it_would_be_ended_is_not_cut() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     let text = json!({"type": "string"});
     let schema = json!({"type": "object", "properties": {"a": text, "z": text}, "required": ["a", "z"],
                         "additionalProperties": false});
     let constraint = Constraint::JsonSchema(schema);
-    let mut reason = |letters: usize| {
+    let reason = |letters: usize| {
         let says = move |said: &str| match said.split_once("\",\"z\":\"") {
             None if said.matches('x').count() < letters => "x",
             Some((_, "")) => "y",
             _ => "\"",
         };
-        let (text, reason) = wanting(&mut grammars, &words, &constraint, &[], 40, says);
+        let (text, reason) = wanting(&grammars, &words, &constraint, &[], 40, says);
         let value: Value = serde_json::from_str(&text).unwrap();
         (value["a"].as_str().unwrap().len(), value["z"].as_str().unwrap().len(), reason)
     };
@@ -480,11 +492,12 @@ fn a_lexer_that_earlier_answers_have_filled_fails_nobody() {
     let env = words.token_env();
     // What is behind the last `a` but eight is part of the state: there are hundreds, and each answer sees some of them.
     let constraint = Constraint::Regex("(a|b)*a(a|b){8}c".to_owned());
-    let mut grammars = Grammars::with_states(&env, 260).unwrap();
+    let grammars = Grammars::with_states(&env, 260).unwrap();
     let mut most = 0;
     for seed in 0..60 {
-        assert!(answer_to(&mut grammars, &words, &constraint, 40, seed).is_ok());
-        let kept = grammars.kept.values().next().map(|kept| kept.grammar.as_ref().unwrap());
+        assert!(answer_to(&grammars, &words, &constraint, 40, seed).is_ok());
+        let shelf = grammars.shelf();
+        let kept = shelf.kept.values().next().map(|kept| kept.grammar.as_ref().unwrap());
         most = most.max(kept.unwrap().parser.parser.lexer_stats().num_states);
     }
     assert!(most > 130, "only {most} states were ever used");
@@ -504,12 +517,39 @@ fn a_lexer_that_earlier_answers_have_filled_fails_nobody() {
 #[test]
 fn grammars_that_take_much_memory_make_room_for_each_other() {
     let words = words();
-    let mut grammars = grammars(&words);
+    let grammars = grammars(&words);
     for index in 0..KEPT + 8 {
         grammars.begin(&Constraint::Regex(format!("a{{{},{}}}", index + 1, index + 2))).unwrap();
     }
-    assert_eq!(grammars.kept.len(), KEPT);
-    grammars.limit = 1;
+    assert_eq!(grammars.shelf().kept.len(), KEPT);
+    grammars.shelf().limit = 1;
     grammars.begin(&Constraint::Regex("b".to_owned())).unwrap();
-    assert_eq!(grammars.kept.len(), 1, "none but the one that is used now");
+    assert_eq!(grammars.shelf().kept.len(), 1, "none but the one that is used now");
+}
+
+#[test]
+fn looking_ahead_changes_no_answer() {
+    let words = words();
+    let grammars = grammars(&words);
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let mut looks = 0;
+    for seed in 0..60 {
+        let constraint = Constraint::JsonSchema(random_schema(&mut rng, 0));
+        let budget = rng.random_range(4..80);
+        let plain = answer_to(&grammars, &words, &constraint, budget, seed);
+        let ahead = answer_with(&grammars, &words, &constraint, budget, seed, |run| {
+            if rng.random_bool(0.7) {
+                let (session, closing) = run.ahead().unwrap();
+                session.lock().unwrap().foresee(closing);
+                looks += 1;
+            }
+        });
+        let of = |answer: Result<(String, FinishReason, Usage), EngineError>| {
+            answer
+                .map(|(text, reason, usage)| (text, reason, usage.completion_tokens))
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(of(plain), of(ahead), "{constraint:?} with {budget} tokens");
+    }
+    assert!(looks > 200, "{looks}");
 }

@@ -1,0 +1,243 @@
+//! Grammars: compiled once, kept by the hash of their text.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::{ParserFactory, TokenParser};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use toktrie::{InferenceCapabilities, TokEnv};
+
+use super::numbers::{limit_number, limit_numbers};
+use super::scanner::Scanner;
+use super::session::Session;
+use super::{bound, close, gbnf, guarded, size};
+use crate::engine::{Constraint, EngineError};
+
+/// Compiled grammars that are kept, and about how much memory they may take together.
+pub(super) const KEPT: usize = 32;
+const KEPT_BYTES: usize = 512 << 20;
+/// States of a grammar's lexer. Answers share them and add to them: a grammar is renewed when half of them are used, so that
+/// each answer finds as many as any could need.
+const LEXER_STATES: usize = 100_000;
+
+/// Compiles constraints for one vocabulary and keeps what it has compiled. Threads share it; what one of them compiles
+/// keeps no other one waiting.
+pub struct Grammars {
+    factory: ParserFactory,
+    shelf: Mutex<Shelf>,
+    /// States of a lexer at which its grammar is renewed.
+    used_up: usize,
+}
+
+/// What has been compiled.
+pub(super) struct Shelf {
+    pub(super) kept: HashMap<Key, Kept>,
+    clock: u64,
+    /// Bytes that all may take together.
+    pub(super) limit: usize,
+}
+
+/// Hash of a constraint.
+pub(super) type Key = [u8; 32];
+
+pub(super) struct Kept {
+    pub(super) grammar: Result<Grammar, EngineError>,
+    used: u64,
+}
+
+/// What answers to a constraint begin with.
+#[derive(Clone)]
+pub(super) struct Grammar {
+    pub(super) parser: TokenParser,
+    /// As it was compiled: its lexer knows nothing of any answer.
+    pub(super) fresh: Arc<TokenParser>,
+    /// A way to the end from the beginning; `None` for grammars that aren't JSON, which are not closed.
+    pub(super) closing: Option<Vec<u32>>,
+    pub(super) bound: usize,
+}
+
+impl fmt::Debug for Grammars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grammars").field("kept", &self.shelf().kept.len()).finish_non_exhaustive()
+    }
+}
+
+impl Grammars {
+    /// For a vocabulary.
+    ///
+    /// # Errors
+    /// llguidance can't work with it.
+    pub fn new(tokens: &TokEnv) -> Result<Self, EngineError> {
+        Self::with_states(tokens, LEXER_STATES)
+    }
+
+    pub(super) fn with_states(tokens: &TokEnv, states: usize) -> Result<Self, EngineError> {
+        let capabilities = InferenceCapabilities { ff_tokens: true, ..Default::default() };
+        let mut factory = ParserFactory::new(tokens, capabilities, &SlicedBiasComputer::json_slices())
+            .map_err(|e| EngineError::Internal(format!("llguidance: {e}")))?;
+        factory.quiet();
+        *factory.limits_mut() = ParserLimits {
+            // A request must not hold up all others for long, nor fill the memory: roughly 0.1 s and 100 MB.
+            max_grammar_size: 100_000,
+            max_lexer_states: states,
+            verbose_errors: false,
+            ..ParserLimits::default()
+        };
+        let shelf = Mutex::new(Shelf { kept: HashMap::new(), clock: 0, limit: KEPT_BYTES });
+        Ok(Self { factory, shelf, used_up: states / 2 })
+    }
+
+    pub(super) fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an answer.
+    ///
+    /// # Errors
+    /// [`EngineError::Schema`]: llguidance does not take the schema, it is too large, or no instance of it was found.
+    pub fn begin(&self, constraint: &Constraint) -> Result<Session, EngineError> {
+        let (key, text) = key(constraint)?;
+        if let Some(begun) = self.shelf().begin(key, self.used_up) {
+            return begun;
+        }
+        let grammar = self.compile(constraint, text);
+        let mut shelf = self.shelf();
+        shelf.put(key, grammar);
+        shelf.begin(key, self.used_up).expect("it was put there")
+    }
+
+    /// Whether an answer begins without anything being compiled.
+    pub fn is_ready(&self, constraint: &Constraint) -> bool {
+        // What is refused at once needs no compiling either.
+        key(constraint).is_ok_and(|(key, _)| self.shelf().kept.contains_key(&key))
+    }
+
+    fn compile(&self, constraint: &Constraint, text: String) -> Result<Grammar, EngineError> {
+        match constraint {
+            Constraint::JsonSchema(schema) => compile(&self.factory, schema.clone()),
+            Constraint::JsonObject => compile(&self.factory, any_object()),
+            Constraint::Regex(_) => grammar(&self.factory, TopLevelGrammar::from_regex(&text)),
+            Constraint::Gbnf(_) => gbnf::to_lark(&text)
+                .map_err(EngineError::Schema)
+                .and_then(|lark| grammar(&self.factory, TopLevelGrammar::from_lark(lark))),
+            Constraint::Lark(_) => size::check_lark(&text)
+                .and_then(|()| grammar(&self.factory, TopLevelGrammar::from_lark(text))),
+        }
+    }
+
+    /// Drops a grammar whose parser failed: its shared lexer may be full or broken.
+    pub fn forget(&self, session: &Session) {
+        self.shelf().kept.remove(&session.key());
+    }
+}
+
+impl Shelf {
+    /// Begins an answer, if the grammar is there. One whose lexer is used up is renewed.
+    fn begin(&mut self, key: Key, used_up: usize) -> Option<Result<Session, EngineError>> {
+        self.clock += 1;
+        let kept = self.kept.get_mut(&key)?;
+        kept.used = self.clock;
+        if let Ok(grammar) = &mut kept.grammar
+            && grammar.parser.parser.lexer_stats().num_states > used_up
+        {
+            grammar.parser = grammar.fresh.deep_clone();
+        }
+        Some(kept.grammar.clone().map(|grammar| Session::new(key, grammar)))
+    }
+
+    fn put(&mut self, key: Key, grammar: Result<Grammar, EngineError>) {
+        if !self.kept.contains_key(&key) {
+            self.make_room();
+        }
+        self.kept.insert(key, Kept { grammar, used: self.clock });
+    }
+
+    /// Lets the grammars go that were not used for longest, as many as are too many.
+    fn make_room(&mut self) {
+        let bytes = |kept: &Kept| kept.grammar.as_ref().map_or(0, Grammar::bytes);
+        let mut all: usize = self.kept.values().map(bytes).sum();
+        while (self.kept.len() >= KEPT || all > self.limit)
+            && let Some(oldest) = self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key)
+        {
+            all -= self.kept.remove(&oldest).as_ref().map_or(0, bytes);
+        }
+    }
+}
+
+/// Hash of a constraint, and its text.
+fn key(constraint: &Constraint) -> Result<(Key, String), EngineError> {
+    let text = match constraint {
+        Constraint::JsonSchema(schema) => schema.to_string(),
+        Constraint::JsonObject => String::new(),
+        Constraint::Regex(text) | Constraint::Gbnf(text) | Constraint::Lark(text) => text.clone(),
+    };
+    size::check_bytes(&text)?;
+    let kind = std::mem::discriminant(constraint);
+    Ok((Sha256::digest(format!("{kind:?}{text}")).into(), text))
+}
+
+impl Grammar {
+    fn new(parser: TokenParser, closing: Option<Vec<u32>>, bound: usize) -> Self {
+        Self { fresh: Arc::new(parser.deep_clone()), parser, closing, bound }
+    }
+
+    /// Memory that it takes, about.
+    fn bytes(&self) -> usize {
+        self.parser.parser.lexer_stats().num_bytes + self.fresh.parser.lexer_stats().num_bytes
+    }
+}
+
+/// A grammar that need not be JSON.
+fn grammar(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Grammar, EngineError> {
+    Ok(Grammar::new(parser(factory, grammar)?, None, usize::MAX))
+}
+
+fn parser(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<TokenParser, EngineError> {
+    guarded(|| {
+        let mut parser = factory.create_parser(grammar)?;
+        parser.start_without_prompt();
+        Ok(parser)
+    })
+    .map_err(EngineError::Schema)
+}
+
+fn compile(factory: &ParserFactory, mut schema: Value) -> Result<Grammar, EngineError> {
+    if schema == Value::Bool(true) {
+        schema = json!({});
+    }
+    size::check_schema(&schema)?;
+    let bound = bound::closing_bound(&schema).unwrap_or(usize::MAX);
+    let Value::Object(keys) = &mut schema else {
+        return Err(EngineError::Schema(format!("a schema is an object, found {schema}")));
+    };
+    keys.values_mut().for_each(limit_numbers);
+    limit_number(keys);
+    // No free white space; no escapes of control characters but line end, carriage return and tab.
+    keys.insert(
+        "x-guidance".to_owned(),
+        json!({"whitespace_flexible": false, "item_separator": ",", "key_separator": ":", "json_allowed_escapes": "nrt\\\""}),
+    );
+    let mut parser = parser(factory, TopLevelGrammar::from_json_schema(schema))?;
+    let closing = guarded(|| Ok(close(&mut parser, Scanner::START)))
+        .map_err(EngineError::Schema)?
+        .ok_or_else(|| EngineError::Schema("no value that validates against it was found".to_owned()))?;
+    Ok(Grammar::new(parser, Some(closing), bound))
+}
+
+/// Any object, its numbers within limits.
+pub(super) fn any_object() -> Value {
+    json!({
+        "type": "object",
+        "additionalProperties": {"$ref": "#/$defs/any"},
+        "$defs": {"any": {"anyOf": [
+            {"type": "string"},
+            {"type": ["number", "boolean", "null"]},
+            {"type": "array", "items": {"$ref": "#/$defs/any"}},
+            {"type": "object", "additionalProperties": {"$ref": "#/$defs/any"}},
+        ]}},
+    })
+}

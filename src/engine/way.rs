@@ -1,0 +1,49 @@
+//! The way to the engine's thread, for everybody who has something for it.
+
+use std::sync::mpsc as commands;
+
+use tokio::sync::watch;
+
+use super::worker::{self, Command};
+use super::{EngineError, EngineState, Health};
+
+/// The way to the engine's thread.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// Commands, in the order in which they are followed.
+    pub commands: commands::Sender<Command>,
+    /// Whether anybody follows them.
+    pub health: watch::Receiver<Health>,
+}
+
+impl Way {
+    /// Sends it.
+    ///
+    /// # Errors
+    /// The engine has failed or stopped.
+    pub fn send(&self, command: Command) -> Result<(), EngineError> {
+        self.offer(command).map_err(|unsent| unsent.1)
+    }
+
+    /// Sends it, or answers it as what comes too late.
+    pub fn deliver(&self, command: Command) {
+        if let Err(unsent) = self.offer(command) {
+            let (command, error) = *unsent;
+            worker::refuse(command, &error);
+        }
+    }
+
+    /// Sends it, or gives it back with the reason.
+    fn offer(&self, command: Command) -> Result<(), Box<(Command, EngineError)>> {
+        // Held until the command is sent: the thread answers what was sent before it changes the state for good.
+        let health = self.health.borrow();
+        match &health.state {
+            EngineState::Failed(reason) => Err(Box::new((command, EngineError::Model(reason.clone())))),
+            EngineState::Stopped => Err(Box::new((command, EngineError::Stopped))),
+            EngineState::Loading | EngineState::Ready(_) => {
+                let unsent = |commands::SendError(command)| Box::new((command, EngineError::Stopped));
+                self.commands.send(command).map_err(unsent)
+            }
+        }
+    }
+}
