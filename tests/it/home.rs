@@ -15,6 +15,8 @@ use crate::program::Program;
 
 /// How long a spoke may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// From when on it is told what it waits for.
+const SLOW: Duration = Duration::from_secs(4);
 
 /// Folders, and how a program is started over them.
 pub struct Home {
@@ -121,15 +123,16 @@ impl Client {
 
     /// Waits until a name is served by this generation.
     pub fn serves(&self, name: &str, generation: Generation) {
-        let began = Instant::now();
+        let (began, mut told) = (Instant::now(), false);
         while self.serving(name) != Some(generation) {
-            assert!(
-                began.elapsed() < PATIENCE,
-                "{name} is not {}: {:#?}\n{}",
-                generation.short(),
-                self.rows(name),
-                threads(self.process)
-            );
+            let waits = || {
+                let (generation, rows) = (generation.short(), self.rows(name));
+                format!("{name} is not {generation}: {rows:#?}\n{}", threads(self.process))
+            };
+            assert!(began.elapsed() < PATIENCE, "{}", waits());
+            if began.elapsed() > SLOW && !std::mem::replace(&mut told, true) {
+                eprintln!("after {SLOW:?} {}", waits());
+            }
             thread::sleep(Duration::from_millis(1));
         }
     }

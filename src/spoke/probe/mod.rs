@@ -54,6 +54,10 @@ impl Finding {
     }
 }
 
+/// How much a probe gives way to requests. With 10, Linux now and then left it waiting for seconds where requests kept all
+/// processors busy, and once for twenty: its file was not served for so long.
+const NICE: i32 = 5;
+
 /// Bounds that a probe's process puts on itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Confinement {
@@ -62,7 +66,7 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Holds this process to the bounds from now on: memory, no core file, the lowest priority, and death with its parent.
+    /// Holds this process to the bounds from now on: memory, no core file, a lower priority, and death with its parent.
     ///
     /// # Errors
     /// The system refuses the bound on memory.
@@ -74,7 +78,7 @@ impl Confinement {
         }
         // What follows is courtesy; a system that doesn't know it does no harm.
         let _ = setrlimit(Resource::Core, bound(0));
-        let _ = rustix::process::nice(10);
+        let _ = rustix::process::nice(NICE);
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         Ok(())
     }
