@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::api::auth::{Hosts, KeyRing, KeysError};
 use crate::api::connection::{self, Limits, Patience};
 use crate::api::{self, App, Options, Pulse, Room, SpokeOptions};
-use crate::config::{GateSettings, Settings};
+use crate::config::{GateSettings, Settings, SpokeSettings};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::{Engine, EngineState, Health, LlamaEngine, LlamaSettings};
 use crate::gguf::{self, Gguf};
@@ -303,18 +303,23 @@ fn keeper_settings(settings: &Settings) -> KeeperSettings {
         most: spokes.most as usize,
         keep: spokes.keep as usize,
         memory: spokes.memory.as_u64(),
-        limits: spoke::Limits {
-            max_bytes: spokes.file_limit.as_u64(),
-            max_resident_bytes: spokes.memory.as_u64(),
-            max_rank: spokes.rank_limit.into(),
-            ..spoke::Limits::default()
-        },
+        limits: spoke_limits(spokes),
         probe: spokes.probe.then_some(probe),
         gates: spokes.gates.iter().map(gate).collect(),
         quarantine: spokes.quarantine.as_u64(),
         move_refused: spokes.move_refused,
         model: model.path.clone(),
         model_id: model.id.clone(),
+    }
+}
+
+/// What a spoke may be at most.
+pub fn spoke_limits(spokes: &SpokeSettings) -> spoke::Limits {
+    spoke::Limits {
+        max_bytes: spokes.file_limit.as_u64(),
+        max_resident_bytes: spokes.memory.as_u64(),
+        max_rank: spokes.rank_limit.into(),
+        ..spoke::Limits::default()
     }
 }
 

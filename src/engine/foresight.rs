@@ -1,14 +1,58 @@
 //! What constraints will admit next, found out while the model computes: by the time that it has, masks are there.
 
-use std::sync::{TryLockError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread;
 
-use super::constraint::{STACK, Shared};
+use super::constraint::{STACK, Session, Shared};
 
-/// A thread that looks ahead, where a processor is free for it.
+/// A thread that looks ahead, where a processor is free for it. It ends with this.
 #[derive(Debug)]
 pub struct Foresight {
-    jobs: Option<mpsc::Sender<(Shared, bool)>>,
+    board: Option<Arc<Board>>,
+}
+
+/// What is to be looked at.
+#[derive(Debug, Default)]
+struct Board {
+    asked: Mutex<Asked>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    /// Sessions of the batch that is being computed, and whether they will want a way to the end. Answers may end meanwhile.
+    sessions: Vec<(Weak<Mutex<Session>>, bool)>,
+    over: bool,
+}
+
+impl Board {
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Body of the thread.
+    fn look(&self) {
+        loop {
+            let mut asked = self.asked();
+            let (session, closing) = loop {
+                if asked.over {
+                    return;
+                }
+                match asked.sessions.pop() {
+                    Some(next) => break next,
+                    None => asked = self.changed.wait(asked).unwrap_or_else(PoisonError::into_inner),
+                }
+            };
+            drop(asked);
+            let Some(session) = session.upgrade() else { continue };
+            match session.try_lock() {
+                Ok(mut session) => session.foresee(closing),
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().foresee(closing),
+                // The model was faster.
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+    }
 }
 
 impl Foresight {
@@ -16,34 +60,79 @@ impl Foresight {
     /// for each other, and so for the one that gives way.
     pub fn start(threads: u32) -> Self {
         let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if processors <= threads as usize {
-            return Self { jobs: None };
-        }
-        let (jobs, received) = mpsc::channel::<(Shared, bool)>();
-        let look = move || {
-            for (session, closing) in received {
-                match session.try_lock() {
-                    Ok(mut session) => session.foresee(closing),
-                    Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().foresee(closing),
-                    // The model was faster.
-                    Err(TryLockError::WouldBlock) => {}
-                }
-            }
-        };
-        let started = thread::Builder::new().name("masks".to_owned()).stack_size(STACK).spawn(look);
-        if let Err(error) = &started {
-            tracing::warn!(%error, "masks are computed by the engine's own thread");
-        }
-        Self { jobs: started.is_ok().then_some(jobs) }
+        if processors > threads as usize { Self::with_thread() } else { Self { board: None } }
     }
 
-    /// Has this session looked ahead in.
-    pub fn look(&self, session: impl FnOnce() -> Option<(Shared, bool)>) {
-        if let Some(jobs) = &self.jobs
-            && let Some(session) = session()
-        {
-            // Without the thread nothing is foreseen, and nothing is wrong.
-            let _ = jobs.send(session);
+    fn with_thread() -> Self {
+        let board = Arc::<Board>::default();
+        let own = Arc::clone(&board);
+        let named = thread::Builder::new().name("masks".to_owned()).stack_size(STACK);
+        match named.spawn(move || own.look()) {
+            Ok(_) => Self { board: Some(board) },
+            Err(error) => {
+                tracing::warn!(%error, "masks are computed by the engine's own thread");
+                Self { board: None }
+            }
+        }
+    }
+
+    /// Has these looked ahead in, instead of those that were asked for before.
+    pub fn look<'s>(&self, sessions: impl Iterator<Item = (&'s Shared, bool)>) {
+        let Some(board) = &self.board else { return };
+        let mut asked = board.asked();
+        asked.sessions.clear();
+        asked.sessions.extend(sessions.map(|(session, closing)| (Arc::downgrade(session), closing)));
+        // The thread takes the last one first.
+        asked.sessions.reverse();
+        if !asked.sessions.is_empty() {
+            board.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Foresight {
+    fn drop(&mut self) {
+        if let Some(board) = &self.board {
+            board.asked().over = true;
+            board.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::engine::Constraint;
+    use crate::engine::constraint::Grammars;
+    use crate::engine::vocabulary::tests::vocabulary;
+
+    #[test]
+    fn sessions_are_looked_ahead_in_and_what_is_over_is_let_go() {
+        let grammars = Grammars::new(&vocabulary(&["ab", "cd"]).token_env()).unwrap();
+        let session = || {
+            let shape = grammars.shape(&Constraint::Regex("(ab|cd){3,9}".to_owned())).unwrap();
+            Arc::new(Mutex::new(grammars.begin(*shape)))
+        };
+        let foresight = Foresight::with_thread();
+        let board = Arc::downgrade(foresight.board.as_ref().unwrap());
+        let all: Vec<Shared> = (0..4).map(|_| session()).collect();
+        let gone = Arc::downgrade(&session());
+        let began = Instant::now();
+        while !all.iter().all(|session| session.lock().unwrap().is_foreseen()) {
+            foresight.look(all.iter().map(|session| (session, false)));
+            assert!(began.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(gone.upgrade().is_none());
+        let last = session();
+        foresight.look(std::iter::once((&last, false)));
+        assert!(Arc::strong_count(&last) <= 2, "what waits holds nothing");
+        drop(foresight);
+        while board.upgrade().is_some() {
+            assert!(began.elapsed() < Duration::from_secs(20), "its thread ends with it");
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }

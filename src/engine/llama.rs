@@ -161,7 +161,8 @@ impl Engine for LlamaEngine {
             span if span.is_none() => tracing::info_span!("request", id = request.id),
             span => span,
         };
-        self.compiler.send(Command::Generate { request, events, ticket, queued: Instant::now(), span })?;
+        let queued = Instant::now();
+        self.compiler.send(Command::Generate { request, shape: None, events, ticket, queued, span })?;
         Ok(receiver)
     }
 
@@ -212,7 +213,6 @@ impl Engine for LlamaEngine {
     }
 
     fn stop(&self, drain: Duration) {
-        // A thread that is gone has stopped already.
-        let _ = self.way.commands.send(Command::Stop { drain });
+        self.compiler.stop(Command::Stop { drain });
     }
 }

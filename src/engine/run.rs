@@ -17,6 +17,8 @@ pub struct Run {
     events: mpsc::UnboundedSender<Event>,
     sampler: Sampler,
     session: Option<Shared>,
+    /// If the answer is closed when tokens run out: with at least so many left, that can be done in any state.
+    bound: Option<usize>,
     text: AnswerText,
     /// Tokens that may still be produced.
     left: usize,
@@ -73,6 +75,7 @@ impl Run {
         // A stop text would cut JSON in two, and who asks for JSON wants to read it: the shape alone says where it ends. Other
         // shapes are cut where tokens run out, too.
         let closes = session.as_ref().is_some_and(Session::closes);
+        let bound = session.as_ref().filter(|session| session.closes()).map(Session::bound);
         let stops = if closes { &[][..] } else { &request.stop };
         let text = AnswerText::new(stops);
         let sampler = Sampler::new(request.sampling, &request.logit_bias, prompt);
@@ -81,6 +84,7 @@ impl Run {
             events,
             sampler,
             session: session.map(|session| Arc::new(Mutex::new(session))),
+            bound,
             text,
             left: budget,
             report: request.report,
@@ -105,10 +109,8 @@ impl Run {
     pub fn start(&mut self, vocabulary: &Vocabulary) -> Step {
         let (prompt_tokens, cached_tokens) = (self.usage.prompt_tokens, self.usage.cached_tokens);
         let _ = self.events.send(Event::Started { prompt_tokens, cached_tokens });
-        if self.session.is_none() {
-            return Step::Decode(Vec::new());
-        }
-        let added = self.constrained(None);
+        let Some(session) = self.session.clone() else { return Step::Decode(Vec::new()) };
+        let added = self.constrained(&mut lock(&session), None);
         self.add(added, vocabulary)
     }
 
@@ -169,19 +171,22 @@ impl Run {
     }
 
     /// The constraint, for somebody to look ahead in while the model computes, and whether a way to the end will be wanted.
-    pub fn ahead(&self) -> Option<(Shared, bool)> {
-        let shared = self.session.as_ref()?;
-        Some((Arc::clone(shared), is_near(&lock(shared), self.left)))
+    pub fn ahead(&self) -> Option<(&Shared, bool)> {
+        Some((self.session.as_ref()?, self.is_near()))
+    }
+
+    /// Whether the way to the end must be known: behind the next choice, it may be the only one.
+    fn is_near(&self) -> bool {
+        self.bound.is_some_and(|bound| self.left <= bound.saturating_add(1))
     }
 
     /// Goes on with the logits behind the last decoded token.
     pub fn next(&mut self, logits: &[f32], vocabulary: &Vocabulary) -> Step {
         self.prompt_done.get_or_insert_with(Instant::now);
         self.likelihoods = self.report.map(|top| Likelihoods::of(logits, top));
-        let added = if self.session.is_some() {
-            self.choose_constrained(logits, vocabulary)
-        } else {
-            self.choose_free(logits, vocabulary)
+        let added = match self.session.clone() {
+            Some(session) => self.choose_constrained(&mut lock(&session), logits, vocabulary),
+            None => self.choose_free(logits, vocabulary),
         };
         self.add(added, vocabulary)
     }
@@ -200,9 +205,12 @@ impl Run {
         })
     }
 
-    fn choose_constrained(&mut self, logits: &[f32], vocabulary: &Vocabulary) -> Result<Added, EngineError> {
-        let shared = Arc::clone(self.session.as_ref().expect("only called with one"));
-        let mut session = lock(&shared);
+    fn choose_constrained(
+        &mut self,
+        session: &mut Session,
+        logits: &[f32],
+        vocabulary: &Vocabulary,
+    ) -> Result<Added, EngineError> {
         let mask = session.mask()?;
         let allowed = |token| mask.is_allowed(token) && vocabulary.speakable(token);
         let due = session.due()?.filter(|due| {
@@ -220,17 +228,15 @@ impl Run {
         if *vocabulary.token(token) == Token::End {
             return Ok(Added::Last { tokens: vec![token], sampled: 1, reason: FinishReason::Stop });
         }
-        drop(session);
-        self.constrained(Some(token))
+        self.constrained(session, Some(token))
     }
 
     /// Takes the model's choice, if there was one, and what the constraint dictates behind it; but closes the answer
     /// instead if it could not be closed any more behind them.
     ///
     /// Invariant: the answer can be closed with the tokens that are left, before and after.
-    fn constrained(&mut self, chosen: Option<u32>) -> Result<Added, EngineError> {
-        let mut session = lock(self.session.as_ref().expect("only called with one"));
-        let escape = if is_near(&session, self.left) { Some(session.closing()?.to_vec()) } else { None };
+    fn constrained(&self, session: &mut Session, chosen: Option<u32>) -> Result<Added, EngineError> {
+        let escape = if self.is_near() { Some(session.closing()?.to_vec()) } else { None };
         let mut tokens = Vec::new();
         if let Some(token) = chosen {
             session.accept(token)?;
@@ -352,12 +358,6 @@ impl Likelihoods {
         let logprob = (logit - self.total).clamp(-1e4, 0.0);
         TokenLikelihood { id, bytes: vocabulary.name(id).to_vec(), logprob }
     }
-}
-
-/// Whether, with so many tokens left, the way to the end must be known. With more than `bound` of them behind the next
-/// choice, any state can be closed.
-fn is_near(session: &Session, left: usize) -> bool {
-    session.closes() && left <= session.bound().saturating_add(1)
 }
 
 /// A lock that a panic has poisoned is as good as any: llguidance's panics are caught where they happen.

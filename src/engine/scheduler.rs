@@ -35,7 +35,7 @@ pub struct Work {
     pub pending: usize,
     /// The probability that all guesses up to this one are right, for each guess behind the certain tokens.
     pub guesses: Vec<f64>,
-    /// Tokens that it can take, padding included: the places that its stream has left, or, where nothing can be taken back, `pending`.
+    /// Most tokens that it can take now, padding included.
     pub room: usize,
 }
 

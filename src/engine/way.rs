@@ -1,4 +1,4 @@
-//! The way to the engine's thread, for everybody who has something for it.
+//! How commands come to the engine's thread, also from threads that prepare them.
 
 use std::sync::mpsc as commands;
 
@@ -30,6 +30,18 @@ impl Way {
         if let Err(unsent) = self.offer(command) {
             let (command, error) = *unsent;
             worker::refuse(command, &error);
+        }
+    }
+
+    /// Whether anything that is sent now can be followed.
+    ///
+    /// # Errors
+    /// The engine has failed or stopped.
+    pub fn check(&self) -> Result<(), EngineError> {
+        match &self.health.borrow().state {
+            EngineState::Failed(reason) => Err(EngineError::Model(reason.clone())),
+            EngineState::Stopped => Err(EngineError::Stopped),
+            EngineState::Loading | EngineState::Ready(_) => Ok(()),
         }
     }
 

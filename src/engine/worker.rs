@@ -15,7 +15,7 @@ use tracing::Span;
 use super::backend::backend;
 use super::batching::{Entry, Lanes};
 use super::compiler::Compiled;
-use super::constraint::Grammars;
+use super::constraint::{Grammars, Shape};
 use super::embedding::{Embedder, Embedding};
 use super::ffi::give_back;
 use super::heart::{BEAT, Heart};
@@ -36,6 +36,8 @@ pub enum Command {
     Generate {
         /// The request.
         request: Box<Generate>,
+        /// What its answer begins with, if that is known already.
+        shape: Option<Result<Box<Shape>, EngineError>>,
         /// Where events go.
         events: mpsc::UnboundedSender<Event>,
         /// Held until the end.
@@ -80,6 +82,7 @@ pub enum Command {
 /// A request that waits for a lane.
 struct Waiting<'a> {
     request: Box<Generate>,
+    shape: Option<Result<Box<Shape>, EngineError>>,
     spokes: SpokeUse<'a>,
     events: mpsc::UnboundedSender<Event>,
     ticket: Ticket,
@@ -108,7 +111,7 @@ pub fn run(
     }
 }
 
-/// Answers what was sent before the state changed for good; nothing follows it (see `LlamaEngine::send`).
+/// Answers what was sent before the state changed for good; nothing follows it (see `Way::offer`).
 fn refuse_rest(commands: &Receiver<Command>, error: &EngineError) {
     while let Ok(command) = commands.try_recv() {
         refuse(command, error);
@@ -138,7 +141,7 @@ fn serve(
     let info = describe(&model, settings)?;
     let vocabulary = Vocabulary::of(&model);
     let grammars = Arc::new(Grammars::new(&vocabulary.token_env()).map_err(|e| e.to_string())?);
-    let grammars = Arc::clone(compiled.get_or_init(|| grammars));
+    compiled.set(Arc::clone(&grammars)).expect("an engine is served once");
     let lanes = Lanes::new(&model, settings, info.n_ctx)?;
     tracing::info!(
         name = info.name,
@@ -280,11 +283,12 @@ impl<'a> Worker<'a> {
             return refuse(command, &EngineError::Stopped);
         }
         match command {
-            Command::Generate { request, events, ticket, queued, span } => {
+            Command::Generate { request, shape, events, ticket, queued, span } => {
                 // Now and not at its turn: an unload that follows waits for it.
                 match self.spokes.begin(&request.spokes) {
                     Ok(spokes) => {
-                        self.waiting.push_back(Waiting { request, spokes, events, ticket, queued, span });
+                        let waiting = Waiting { request, shape, spokes, events, ticket, queued, span };
+                        self.waiting.push_back(waiting);
                     }
                     Err(error) => drop(events.send(Event::Failed(error))),
                 }
@@ -347,7 +351,7 @@ impl<'a> Worker<'a> {
     }
 
     fn admit_one(&mut self, waiting: Waiting<'a>) -> Result<(), EngineError> {
-        let Waiting { request, spokes, events, ticket, queued, span } = waiting;
+        let Waiting { request, shape, spokes, events, ticket, queued, span } = waiting;
         let (prompt, head) = self.read(&request.prompt)?;
         let tokens = prompt.len() as u32;
         if tokens >= self.context {
@@ -355,7 +359,9 @@ impl<'a> Worker<'a> {
         }
         let room = self.context - tokens;
         let budget = request.max_tokens.map_or(room, |given| given.min(room)) as usize;
-        let session = request.constraint.as_ref().map(|c| self.grammars.begin(c)).transpose()?;
+        let shape =
+            shape.or_else(|| request.constraint.as_ref().map(|c| self.grammars.shape(c))).transpose()?;
+        let session = shape.map(|shape| self.grammars.begin(*shape));
         let placement = self.lanes.placement(&prompt, spokes.origin, request.cache);
         let queued_ms = queued.elapsed().as_secs_f64() * 1e3;
         let cached_tokens = placement.known as u32;

@@ -78,7 +78,7 @@ fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &P
     let mut file =
         tempfile::tempfile_in(folder.unwrap_or(Path::new("."))).or_else(|_| tempfile::tempfile())?;
     // The size that the archive claims is not the size that it has.
-    let unpacked = io::copy(&mut entry.take(limit + 1), &mut file);
+    let unpacked = io::copy(&mut entry.take(limit.saturating_add(1)), &mut file);
     let broken = |error: io::Error| {
         if is_of_the_disk(&error) { Reason::Io(error) } else { Reason::Zip { message: error.to_string() } }
     };

@@ -94,7 +94,7 @@ fn copy_part(part: Part, target: &Path, limits: &Limits) -> Result<(Digest, u64)
     let disk = |error: io::Error| Refusal::new(target, error);
     let mut staged = Staged::new(target).map_err(disk)?;
     // It may have grown since its size was looked at.
-    let mut reader = Hashing { file: file.take(limits.max_bytes + 1), hasher: Sha256::new() };
+    let mut reader = Hashing { file: file.take(limits.max_bytes.saturating_add(1)), hasher: Sha256::new() };
     let found = io::copy(&mut reader, &mut staged).map_err(|error| refuse(error.into()))?;
     if found > limits.max_bytes {
         return Err(refuse(Reason::TooLarge { found, limit: limits.max_bytes }));

@@ -103,9 +103,13 @@ fn a_file_that_is_refused_is_told_with_its_reason() {
     assert!(said.contains("error: ") && said.contains("cut.gguf") && said.contains("outside_file"), "{said}");
     assert!(!commanded.path("spokes/cut.gguf").exists(), "what is no spoke takes nobody's place");
     // What only the daemon can tell: it was made for another post.
-    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/spokes/valid-lora.gguf");
-    let (code, said) = commanded.wrong(&["spoke", "add", text(&other), "--as", "other"]);
-    assert!(code == Some(1) && said.contains("copied to") && said.contains("error: "), "{said}");
+    for (file, name) in
+        [("valid-lora.gguf", "other"), ("valid-peft.zip", "zipped"), ("valid-felix.safetensors", "felix")]
+    {
+        let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/spokes").join(file);
+        let (code, said) = commanded.wrong(&["spoke", "add", text(&other), "--as", name]);
+        assert!(code == Some(1) && said.contains("copied to") && said.contains("error: "), "{said}");
+    }
     put(&commanded.path("spokes"), "cut.gguf", &lora(1)[..1_000]);
     let began = Instant::now();
     while !commanded.ok(&["spokes"]).contains("cut: ") {

@@ -7,10 +7,11 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::cli::client::{Client, ClientError, Daemon};
-use crate::config::{self, Overrides};
+use crate::config::{self, Overrides, Settings};
 use crate::durable::{self, Staged};
+use crate::hub::spoke_limits;
 use crate::spoke::folder::{check_name, counts, spoke_name};
-use crate::spoke::{Generation, Limits, generation, inspect};
+use crate::spoke::{Generation, generation, inspect};
 
 /// Longest that the daemon is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -31,10 +32,13 @@ pub struct Place {
 impl Place {
     /// The folder.
     pub(super) fn folder(&self) -> anyhow::Result<PathBuf> {
+        Ok(self.settings()?.paths.spokes)
+    }
+
+    fn settings(&self) -> anyhow::Result<Settings> {
         let overrides = Overrides { spokes: self.spokes.clone(), ..Overrides::default() };
-        let settings = config::load(self.config.as_deref(), overrides)
-            .map_err(|error| crate::cli::WrongConfiguration(error.to_string()))?;
-        Ok(settings.paths.spokes)
+        let settings = config::load(self.config.as_deref(), overrides);
+        settings.map_err(|error| crate::cli::WrongConfiguration(error.to_string()).into())
     }
 }
 
@@ -64,13 +68,13 @@ pub struct Args {
 /// # Errors
 /// A file that is no spoke, can't be copied or has no name for a spoke; a daemon that refuses it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let folder = args.place.folder()?;
+    let settings = args.place.settings()?;
     let entry = entry(&args.file, args.name.as_deref())?;
-    // The daemon's limits are its own; what is no spoke at all must not take the place of one that is.
-    let limits = Limits { max_bytes: u64::MAX, max_resident_bytes: u64::MAX, ..Limits::default() };
+    // What is no spoke must not take the place of one that is.
+    let limits = spoke_limits(&settings.spokes);
     inspect(&args.file, None, &limits)?;
     let generation = generation(&args.file, &limits)?;
-    let target = folder.join(&entry);
+    let target = settings.paths.spokes.join(&entry);
     let began = SystemTime::now();
     copy(&args.file, &target).with_context(|| format!("can't copy to {}", target.display()))?;
     eprintln!("copied to {}", target.display());

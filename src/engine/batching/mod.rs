@@ -372,9 +372,9 @@ impl<'a> Lanes<'a> {
         heart: &Heart<'_>,
     ) {
         let (ready, prompt) = self.fill(slices, drafts);
-        for (lane, ..) in &ready {
-            self.foresight.look(|| self.sequences[*lane].running.as_ref()?.run.ahead());
-        }
+        let sequences = &self.sequences;
+        self.foresight
+            .look(ready.iter().filter_map(|&(lane, ..)| sequences[lane].running.as_ref()?.run.ahead()));
         let began = Instant::now();
         match self.decode(slices, heart) {
             Ok(()) => {}

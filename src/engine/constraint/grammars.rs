@@ -46,10 +46,17 @@ pub(super) type Key = [u8; 32];
 
 pub(super) struct Kept {
     pub(super) grammar: Result<Grammar, EngineError>,
+    /// Memory that it took when an answer last began with it.
+    bytes: usize,
     used: u64,
 }
 
-/// What answers to a constraint begin with.
+/// What answers to one constraint begin with.
+pub struct Shape {
+    key: Key,
+    grammar: Grammar,
+}
+
 #[derive(Clone)]
 pub(super) struct Grammar {
     pub(super) parser: TokenParser,
@@ -81,7 +88,7 @@ impl Grammars {
             .map_err(|e| EngineError::Internal(format!("llguidance: {e}")))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
-            // A request must not hold up all others for long, nor fill the memory: roughly 0.1 s and 100 MB.
+            // Nobody's shape may keep other new ones waiting for long, nor fill the memory: roughly 0.1 s and 100 MB.
             max_grammar_size: 100_000,
             max_lexer_states: states,
             verbose_errors: false,
@@ -95,25 +102,44 @@ impl Grammars {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins an answer.
+    /// What the answers to a constraint begin with, if it was compiled before or is refused without that.
+    pub fn known(&self, constraint: &Constraint) -> Option<Result<Box<Shape>, EngineError>> {
+        match key(constraint) {
+            Ok((key, _)) => self.shelf().find(key),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// The same, compiled if it has to be.
     ///
     /// # Errors
     /// [`EngineError::Schema`]: llguidance does not take the schema, it is too large, or no instance of it was found.
-    pub fn begin(&self, constraint: &Constraint) -> Result<Session, EngineError> {
+    pub fn shape(&self, constraint: &Constraint) -> Result<Box<Shape>, EngineError> {
         let (key, text) = key(constraint)?;
-        if let Some(begun) = self.shelf().begin(key, self.used_up) {
-            return begun;
+        if let Some(known) = self.shelf().find(key) {
+            return known;
         }
         let grammar = self.compile(constraint, text);
-        let mut shelf = self.shelf();
-        shelf.put(key, grammar);
-        shelf.begin(key, self.used_up).expect("it was put there")
+        self.shelf().put(key, grammar.clone());
+        Ok(Box::new(Shape { key, grammar: grammar? }))
     }
 
-    /// Whether an answer begins without anything being compiled.
-    pub fn is_ready(&self, constraint: &Constraint) -> bool {
-        // What is refused at once needs no compiling either.
-        key(constraint).is_ok_and(|(key, _)| self.shelf().kept.contains_key(&key))
+    /// Begins an answer. A grammar whose lexer is used up is renewed. Whoever uses the lexer at this moment is waited for.
+    pub fn begin(&self, shape: Shape) -> Session {
+        let Shape { key, mut grammar } = shape;
+        let stats = grammar.parser.parser.lexer_stats();
+        let renew = stats.num_states > self.used_up;
+        if renew {
+            grammar.parser = grammar.fresh.deep_clone();
+        }
+        let bytes = grammar.bytes();
+        if let Some(kept) = self.shelf().kept.get_mut(&key) {
+            kept.bytes = bytes;
+            if renew {
+                kept.grammar = Ok(grammar.clone());
+            }
+        }
+        Session::new(key, grammar)
     }
 
     fn compile(&self, constraint: &Constraint, text: String) -> Result<Grammar, EngineError> {
@@ -136,34 +162,29 @@ impl Grammars {
 }
 
 impl Shelf {
-    /// Begins an answer, if the grammar is there. One whose lexer is used up is renewed.
-    fn begin(&mut self, key: Key, used_up: usize) -> Option<Result<Session, EngineError>> {
+    fn find(&mut self, key: Key) -> Option<Result<Box<Shape>, EngineError>> {
         self.clock += 1;
         let kept = self.kept.get_mut(&key)?;
         kept.used = self.clock;
-        if let Ok(grammar) = &mut kept.grammar
-            && grammar.parser.parser.lexer_stats().num_states > used_up
-        {
-            grammar.parser = grammar.fresh.deep_clone();
-        }
-        Some(kept.grammar.clone().map(|grammar| Session::new(key, grammar)))
+        Some(kept.grammar.clone().map(|grammar| Box::new(Shape { key, grammar })))
     }
 
     fn put(&mut self, key: Key, grammar: Result<Grammar, EngineError>) {
         if !self.kept.contains_key(&key) {
             self.make_room();
         }
-        self.kept.insert(key, Kept { grammar, used: self.clock });
+        self.clock += 1;
+        let bytes = grammar.as_ref().map_or(0, Grammar::bytes);
+        self.kept.insert(key, Kept { grammar, bytes, used: self.clock });
     }
 
     /// Lets the grammars go that were not used for longest, as many as are too many.
     fn make_room(&mut self) {
-        let bytes = |kept: &Kept| kept.grammar.as_ref().map_or(0, Grammar::bytes);
-        let mut all: usize = self.kept.values().map(bytes).sum();
+        let mut all: usize = self.kept.values().map(|kept| kept.bytes).sum();
         while (self.kept.len() >= KEPT || all > self.limit)
             && let Some(oldest) = self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key)
         {
-            all -= self.kept.remove(&oldest).as_ref().map_or(0, bytes);
+            all -= self.kept.remove(&oldest).map_or(0, |kept| kept.bytes);
         }
     }
 }

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llguidance::TokenParser;
 
-pub use self::grammars::Grammars;
+pub use self::grammars::{Grammars, Shape};
 use self::scanner::Scanner;
 pub use self::session::{Session, Shared};
 pub use self::size::STACK;

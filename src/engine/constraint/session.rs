@@ -62,9 +62,17 @@ impl Session {
         self.key
     }
 
+    #[cfg(test)]
+    pub fn is_foreseen(&self) -> bool {
+        self.foreseen.is_some()
+    }
+
     /// Looks at what may come next, and, if that will be wanted, for a way to the end, so that both are there when they are
     /// asked for. What fails here fails again then.
     pub fn foresee(&mut self, closing: bool) {
+        if self.parser.stopped() {
+            return;
+        }
         if self.foreseen.is_none() {
             self.foreseen = self.ask(TokenParser::compute_mask).ok();
         }

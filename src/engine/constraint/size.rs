@@ -1,5 +1,5 @@
 //! How large a schema or grammar may be. llguidance walks through both by recursion: a level for each level of nesting, and
-//! for each rule or reference that leads to the next. The stack of the engine's thread is made for what is taken here.
+//! for each rule or reference that leads to the next. The stacks of the threads that call it are made for what is taken here.
 
 use std::collections::HashSet;
 

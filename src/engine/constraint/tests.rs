@@ -44,6 +44,10 @@ fn grammars(words: &Vocabulary) -> Grammars {
     Grammars::new(&words.token_env()).unwrap()
 }
 
+fn begin(grammars: &Grammars, constraint: &Constraint) -> Result<Session, EngineError> {
+    Ok(grammars.begin(*grammars.shape(constraint)?))
+}
+
 /// Answers with random logits; `wild` makes structure likely, to lead the answer into corners.
 fn answer(
     grammars: &Grammars,
@@ -74,7 +78,7 @@ fn answer_with(
     seed: u64,
     mut ahead: impl FnMut(&Run),
 ) -> Result<(String, FinishReason, Usage), EngineError> {
-    let session = grammars.begin(constraint)?;
+    let session = begin(grammars, constraint)?;
     let sampling = Sampling { temperature: 1.0, seed: Some(seed), ..Sampling::GREEDY };
     let request = Generate { sampling, ..Generate::new("", vec![]) };
     let (events, mut receiver) = mpsc::unbounded_channel();
@@ -169,7 +173,7 @@ fn forced_text_uses_the_longest_tokens_and_the_model_may_still_choose_them() {
     let grammars = grammars(&words);
     let schema = json!({"type": "object", "properties": {"gist": {"type": "string"}, "summary": {"type": "string"}},
                         "required": ["gist", "summary"], "additionalProperties": false});
-    let mut session = grammars.begin(&Constraint::JsonSchema(schema)).unwrap();
+    let mut session = begin(&grammars, &Constraint::JsonSchema(schema)).unwrap();
     assert_eq!(session.forced().unwrap(), [256]);
     let mask = session.mask().unwrap();
     assert!(mask.is_allowed(258), "the token that begins with the closing quotation mark");
@@ -197,7 +201,7 @@ fn shortest_closings_are_found() {
         (json!({"type": "string", "pattern": "^(the )*ab$"}), 3),
         (json!({"type": "boolean"}), 1),
     ] {
-        let mut session = grammars.begin(&Constraint::JsonSchema(schema.clone())).unwrap();
+        let mut session = begin(&grammars, &Constraint::JsonSchema(schema.clone())).unwrap();
         assert_eq!(session.closing().unwrap().len(), tokens, "{schema}");
     }
 }
@@ -219,7 +223,7 @@ fn numbers_stay_within_what_a_double_holds() {
 fn strings_hold_no_control_characters() {
     let words = words();
     let grammars = grammars(&words);
-    let mut session = grammars.begin(&Constraint::JsonSchema(json!({"type": "string"}))).unwrap();
+    let mut session = begin(&grammars, &Constraint::JsonSchema(json!({"type": "string"}))).unwrap();
     session.accept(u32::from(b'"')).unwrap();
     let mask = session.mask().unwrap();
     for byte in (0..0x20).chain([0xff, 0xc0, 0x80]) {
@@ -249,7 +253,7 @@ fn schemas_that_cannot_be_used_are_named() {
         (json!({"enum": ["x".repeat(300_000)]}), "bytes"),
         (json!({"type": "string", "pattern": "("}), ""),
     ] {
-        match grammars.begin(&Constraint::JsonSchema(schema.clone())) {
+        match begin(&grammars, &Constraint::JsonSchema(schema.clone())) {
             Err(EngineError::Schema(message)) => assert!(message.contains(expected), "{message}"),
             Err(other) => panic!("{other:?}"),
             Ok(_) => panic!("{schema} was taken"),
@@ -261,7 +265,7 @@ fn schemas_that_cannot_be_used_are_named() {
 fn a_json_object_is_any_object() {
     let words = words();
     let grammars = grammars(&words);
-    let mut session = grammars.begin(&Constraint::JsonObject).unwrap();
+    let mut session = begin(&grammars, &Constraint::JsonObject).unwrap();
     assert_eq!(session.closing().unwrap().len(), 2);
     for seed in 0..20 {
         let (text, _, _) = answer(&grammars, &words, &any_object(), 30, seed).unwrap();
@@ -283,7 +287,7 @@ fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
     });
     // A model that never ends a text: letters alone are likely, a quotation mark never.
     let endless = |budget: usize, schema: &Value| {
-        let session = grammars.begin(&Constraint::JsonSchema(schema.clone())).unwrap();
+        let session = begin(&grammars, &Constraint::JsonSchema(schema.clone())).unwrap();
         let (events, mut receiver) = mpsc::unbounded_channel();
         let request = Generate::new("", vec![]);
         let mut run = Run::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
@@ -359,8 +363,8 @@ fn grammars_hold_the_answer_and_are_cut_where_the_tokens_end() {
     let endless = gbnf("root ::= [a-z]+");
     let (text, reason, usage) = answer_to(&grammars, &words, &gbnf("root ::= [a-z]{90,99}"), 7, 1).unwrap();
     assert_eq!((reason, usage.completion_tokens), (FinishReason::Length, 7), "{text}");
-    assert!(grammars.begin(&endless).is_ok());
-    let wrong = grammars.begin(&gbnf("root ::= nothing")).err();
+    assert!(begin(&grammars, &endless).is_ok());
+    let wrong = begin(&grammars, &gbnf("root ::= nothing")).err();
     assert!(matches!(wrong, Some(EngineError::Schema(message)) if message.contains("nothing")));
 }
 
@@ -399,10 +403,10 @@ fn the_longest_chains_that_are_taken_fit_the_stack_and_longer_ones_are_refused()
         let words = words();
         let grammars = grammars(&words);
         for constraint in taken {
-            assert!(grammars.begin(&constraint).is_ok());
+            assert!(begin(&grammars, &constraint).is_ok());
         }
         for constraint in refused {
-            assert!(matches!(grammars.begin(&constraint), Err(EngineError::Schema(_))));
+            assert!(matches!(begin(&grammars, &constraint), Err(EngineError::Schema(_))));
         }
     });
 }
@@ -416,7 +420,7 @@ fn wanting(
     budget: usize,
     wanted: impl Fn(&str) -> &'static str,
 ) -> (String, FinishReason) {
-    let session = grammars.begin(constraint).unwrap();
+    let session = begin(grammars, constraint).unwrap();
     let stop = stop.iter().map(|&text| text.to_owned()).collect();
     let request = Generate { stop, ..Generate::new("", vec![]) };
     let (events, mut receiver) = mpsc::unbounded_channel();
@@ -502,7 +506,7 @@ fn a_lexer_that_earlier_answers_have_filled_fails_nobody() {
     }
     assert!(most > 130, "only {most} states were ever used");
     // Two that share a lexer, so that one finds it full in the middle of its answer.
-    let mut sessions: Vec<Session> = (0..12).map(|_| grammars.begin(&constraint).unwrap()).collect();
+    let mut sessions: Vec<Session> = (0..12).map(|_| begin(&grammars, &constraint).unwrap()).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for _ in 0..40 {
         for session in &mut sessions {
@@ -519,11 +523,11 @@ fn grammars_that_take_much_memory_make_room_for_each_other() {
     let words = words();
     let grammars = grammars(&words);
     for index in 0..KEPT + 8 {
-        grammars.begin(&Constraint::Regex(format!("a{{{},{}}}", index + 1, index + 2))).unwrap();
+        begin(&grammars, &Constraint::Regex(format!("a{{{},{}}}", index + 1, index + 2))).unwrap();
     }
     assert_eq!(grammars.shelf().kept.len(), KEPT);
     grammars.shelf().limit = 1;
-    grammars.begin(&Constraint::Regex("b".to_owned())).unwrap();
+    begin(&grammars, &Constraint::Regex("b".to_owned())).unwrap();
     assert_eq!(grammars.shelf().kept.len(), 1, "none but the one that is used now");
 }
 
