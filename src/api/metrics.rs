@@ -98,6 +98,12 @@ const GAUGES: &[(&str, &str, Of<Health>)] = &[
         h.totals.cache_used as f64
     }),
     ("bespoke_cache_size_tokens", "Places for keys and values.", |h| h.totals.cache_size as f64),
+    ("bespoke_cache_used_bytes", "Bytes of keys and values that are held.", |h| {
+        (h.totals.cache_used * h.totals.place_bytes) as f64
+    }),
+    ("bespoke_cache_size_bytes", "Bytes that keys and values may take.", |h| {
+        (h.totals.cache_size * h.totals.place_bytes) as f64
+    }),
 ];
 
 /// What the keeper of spokes counts.
@@ -314,6 +320,7 @@ mod tests {
             predicted_seconds: 1.5,
             cache_used: 7,
             cache_size: 64,
+            place_bytes: 100,
             cache_evictions: 2,
             ..Totals::default()
         };
@@ -345,6 +352,8 @@ mod tests {
             "# TYPE llamacpp:requests_deferred gauge",
             "bespoke_cache_used_tokens 7",
             "bespoke_cache_size_tokens 64",
+            "bespoke_cache_used_bytes 700",
+            "bespoke_cache_size_bytes 6400",
             "bespoke_cache_evictions_total 2",
             "bespoke_engine_beat_age_seconds 1.5",
             "bespoke_spoke_swaps_total 3",

@@ -374,6 +374,8 @@ pub struct Totals {
     pub cache_used: u64,
     /// All places for keys and values.
     pub cache_size: u64,
+    /// Bytes of a place.
+    pub place_bytes: u64,
     /// Sequences whose keys and values were dropped to make room for others.
     pub cache_evictions: u64,
 }

@@ -379,3 +379,21 @@ fn what_is_being_compiled_when_the_engine_stops_is_answered_too() {
     let late = engine.generate(Generate { constraint: Some(pattern(70)), ..request("x") });
     assert!(matches!(late, Err(EngineError::Stopped)));
 }
+
+#[test]
+fn a_place_for_keys_and_values_has_its_bytes() {
+    let Served { engine, .. } = &serve(|_| {});
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf/qwen3_tied/config.json");
+    let config: Value = serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
+    let of = |key: &str| config[key].as_u64().unwrap();
+    // Keys and values in f16.
+    let numbers = 2 * 2 * of("num_hidden_layers") * of("num_key_value_heads") * of("head_dim");
+    let started = Instant::now();
+    while engine.health().borrow().totals.place_bytes == 0 {
+        assert!(started.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // And where it is.
+    let found = engine.health().borrow().totals.place_bytes;
+    assert!((numbers..=numbers + 32).contains(&found), "{found} bytes, {numbers} of numbers");
+}

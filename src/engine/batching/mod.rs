@@ -115,7 +115,7 @@ impl<'a> Lanes<'a> {
                 settings.cached_sequences
             ));
         }
-        let (own_memory, threads) = (settings.own_memory, settings.threads);
+        let threads = settings.threads;
         let settings = ContextSettings {
             tokens: context,
             batch: BATCH as u32,
@@ -127,17 +127,9 @@ impl<'a> Lanes<'a> {
         let mut made = Context::new(model, settings).map_err(|e| {
             format!("{e}; model.context, model.lanes and model.cached_sequences set its size")
         })?;
-        if own_memory {
-            // The first batch puts the weights into huge pages: no request should wait for that.
-            let mut batch = Batch::default();
-            batch.push(0, 0, 0, true);
-            made.decode(&batch).map_err(|e| e.to_string())?;
-            made.forget(0, 0);
-        }
+        let place_bytes = place_bytes(&mut made).map_err(|e| e.to_string())?;
         let places = made.tokens();
-        let head = f64::from(model.n_head_kv()) / f64::from(model.n_head().max(1));
-        // Keys and values in f16.
-        let place = 4.0 * f64::from(model.n_layer()) * f64::from(model.n_embd()) * head;
+        let cache_size = places as u64 * u64::from(sequences);
         Ok(Self {
             context: made,
             foresight: Foresight::start(threads),
@@ -145,7 +137,7 @@ impl<'a> Lanes<'a> {
             sequences: (0..sequences).map(|_| Sequence::default()).collect(),
             lanes: lanes as usize,
             places,
-            copying: place * places as f64 / COPIED_PER_SECOND,
+            copying: place_bytes as f64 * places as f64 / COPIED_PER_SECOND,
             partial,
             clock: 0,
             turn: NO_SPOKE,
@@ -153,7 +145,7 @@ impl<'a> Lanes<'a> {
             turns: HashMap::new(),
             chances: Chances::default(),
             cost: Cost::default(),
-            totals: Totals { cache_size: places as u64 * u64::from(sequences), ..Totals::default() },
+            totals: Totals { cache_size, place_bytes, ..Totals::default() },
         })
     }
 
@@ -532,6 +524,20 @@ impl<'a> Lanes<'a> {
             grammars.forget(&session);
         }
     }
+}
+
+/// Bytes of a token's keys and values: what a sequence grows by with its second token. The first batch also puts the weights
+/// into huge pages, for which no request should wait.
+fn place_bytes(context: &mut Context<'_>) -> Result<u64, DecodeError> {
+    let mut bytes = [0; 2];
+    for (position, bytes) in (0..).zip(&mut bytes) {
+        let mut batch = Batch::default();
+        batch.push(0, position, 0, true);
+        context.decode(&batch)?;
+        *bytes = context.bytes(0);
+    }
+    context.forget(0, 0);
+    Ok(bytes[1].saturating_sub(bytes[0]))
 }
 
 /// Heads of prompts that are kept, at least, where a state can't be cut.

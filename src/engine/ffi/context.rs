@@ -316,6 +316,13 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Bytes of a sequence's keys and values, or of its recurrent state, as llama.cpp would save them.
+    pub fn bytes(&mut self, sequence: u32) -> u64 {
+        assert!(sequence < self.limits.sequences, "no such sequence");
+        // SAFETY: the context lives, and the sequence is one of its own.
+        unsafe { sys::llama_state_seq_get_size(self.raw.as_ptr(), sequence.cast_signed()) as u64 }
+    }
+
     /// Removes a sequence's keys and values from a position on; says whether it could (a recurrent state can only be
     /// removed as a whole).
     pub fn forget(&mut self, sequence: u32, from: u32) -> bool {
