@@ -19,14 +19,12 @@ use crate::gguf::{self, Gguf};
 use crate::spoke;
 use crate::spoke::gate::{Bounds, Gate};
 use crate::spoke::keeper::{KeeperError, KeeperSettings, Spokes};
-use crate::spoke::probe::ChildProbe;
+use crate::spoke::probe::{ChildProbe, LEAST_MEMORY};
 
 /// How much longer than the engine's own drain connections may take to send what they have.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes that the kernel keeps of an answer for its reader: what a slow reader costs, and how late it is noticed.
 const SEND_BUFFER: u32 = 128 << 10;
-/// Memory that a probe may take beside three times the post's: contexts, buffers, a copy of the weights in another order.
-const PROBE_MEMORY: u64 = 2 << 30;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
 
@@ -288,7 +286,7 @@ fn keeper_settings(settings: &Settings) -> KeeperSettings {
         program: spokes.probe_program.clone(),
         model: model.path.clone(),
         limit: spokes.probe_limit,
-        memory: spokes.probe_memory.map_or(PROBE_MEMORY + 3 * post_bytes, |memory| memory.as_u64()),
+        memory: spokes.probe_memory.map_or(LEAST_MEMORY + 3 * post_bytes, |memory| memory.as_u64()),
     };
     let gate = |(name, gate): (&String, &GateSettings)| {
         let bounds = Bounds { epr: gate.epr, np: gate.np, sc: gate.sc, fr: gate.fr };

@@ -208,6 +208,7 @@ impl ApiError {
                 | EngineError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
                 EngineError::Model(_)
                 | EngineError::Internal(_)
+                | EngineError::NotFinite
                 | EngineError::Spoke(_)
                 | EngineError::SpokesUnsupported => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
             },

@@ -14,6 +14,8 @@ pub mod spokes;
 pub mod table;
 pub mod train;
 
+use std::panic;
+
 use clap::{Parser, Subcommand};
 
 use crate::engine::ffi::end;
@@ -27,6 +29,8 @@ pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 /// Wrong usage (clap's own code).
 pub const USAGE: u8 = 2;
+/// Nobody reads what is printed any more (as shells tell of SIGPIPE).
+pub const READER_GONE: u8 = 141;
 /// Wrong configuration: retrying can't help (sysexits' EX_CONFIG).
 pub const CONFIG: u8 = 78;
 
@@ -77,6 +81,9 @@ pub struct WrongConfiguration(pub String);
 /// Parses the arguments, runs the command, prints what went wrong.
 pub fn main() -> ! {
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Serve(_)) {
+        end_with_the_reader();
+    }
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Encode(args) => encode::run(args),
@@ -97,6 +104,18 @@ pub fn main() -> ! {
             if error.is::<WrongConfiguration>() { CONFIG } else { FAILED }
         }
     })
+}
+
+/// Whoever reads our output may have had enough (`| head`): that is no failure to tell of.
+fn end_with_the_reader() {
+    let told = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            end(READER_GONE);
+        }
+        told(panic);
+    }));
 }
 
 /// Prints an error with its chain of causes, one a line, and what can be done about it.

@@ -11,6 +11,7 @@ use super::check::Check;
 use super::places::absolute;
 use super::written;
 use crate::spoke::folder::check_name;
+use crate::spoke::probe::LEAST_MEMORY;
 
 /// Everything about spokes but where their folder is.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,7 +125,7 @@ impl SpokeSettings {
             probe: written.probe.unwrap_or(true),
             probe_limit: check.time("spokes.probe_limit", written.probe_limit, seconds(20)),
             probe_memory: written.probe_memory.map(|given| {
-                check.size("spokes.probe_memory", Some(given), ByteSize::gib(1), 1 << 26..=1 << 42)
+                check.size("spokes.probe_memory", Some(given), ByteSize::gib(2), LEAST_MEMORY..=1 << 42)
             }),
             probe_program: PathBuf::from(OURSELVES),
             quarantine: check.size("spokes.quarantine", written.quarantine, ByteSize::gib(2), 0..=1 << 42),

@@ -515,6 +515,9 @@ pub enum EngineError {
     /// The engine was stopped or its thread is gone.
     #[error("the engine is stopping")]
     Stopped,
+    /// No token can be chosen by what the model computes.
+    #[error("the model computes no numbers: none of its logits is finite")]
+    NotFinite,
     /// llama.cpp reported a failure that no request is to blame for.
     #[error("the engine failed: {0}")]
     Internal(String),

@@ -366,5 +366,5 @@ fn lock(session: &Shared) -> MutexGuard<'_, Session> {
 }
 
 fn no_token() -> EngineError {
-    EngineError::Internal("the model's logits admit no token (not a number?)".to_owned())
+    EngineError::NotFinite
 }

@@ -170,3 +170,35 @@ fn a_probe_compares_with_the_post_alone() {
     assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["verdict"], "refused");
     commanded.wrong(&["spoke", "probe", text(&cut), "--model", MODEL]);
 }
+
+#[test]
+fn a_reader_that_has_had_enough_and_too_little_memory_are_no_panics() {
+    let root = tempfile::tempdir().unwrap();
+    put(root.path(), "a.gguf", &lora(1));
+    let file = root.path().join("a.gguf");
+    let mut show = Command::new(env!("CARGO_BIN_EXE_bespoke"))
+        .args(["spoke", "show", text(&file)])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(show.stdout.take());
+    let output = show.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &*String::from_utf8_lossy(&output.stderr)), (Some(141), ""));
+    let output = Command::new(env!("CARGO_BIN_EXE_bespoke"))
+        .args(["spoke", "probe", text(&file), "--model", MODEL, "--memory", "1000000"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("needs at least 2"), "{said}");
+}
+
+#[test]
+fn the_post_s_own_name_is_no_spoke_s() {
+    let commanded = Commanded::new();
+    put(&commanded.path("spokes"), "bespoke.gguf", &lora(1));
+    let began = Instant::now();
+    while !commanded.ok(&["spokes"]).contains("name_taken") {
+        assert!(began.elapsed() < Duration::from_secs(20), "{}", commanded.ok(&["spokes"]));
+    }
+}

@@ -15,7 +15,7 @@ use crate::api::observe::Record;
 use crate::api::state::{App, Deadline};
 use crate::config::Otherwise;
 use crate::engine::{ScaledSpoke, SpokeSet};
-use crate::spoke::keeper::Trouble;
+use crate::spoke::keeper::{POST, Trouble};
 use crate::spoke::life::State;
 use crate::spoke::registry::Serving;
 use crate::spoke::slot::{Lease, Refused, Slot};
@@ -133,12 +133,12 @@ impl Choice {
 
 /// The spoke that a model's name stands for, if it stands for one.
 fn by_model<'a>(app: &App, serving: &'a Serving, model: &'a str) -> Result<Option<&'a str>, ApiError> {
-    let is_post = model == app.model_id() || model == "bespoke" || model.is_empty();
-    if is_post && !serving.names.contains_key(model) {
+    let is_post = model == app.model_id() || model == POST || model.is_empty();
+    if is_post {
         return Ok(None);
     }
     let behind = |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(':'));
-    let explicit = behind(app.model_id()).or_else(|| behind("bespoke"));
+    let explicit = behind(app.model_id()).or_else(|| behind(POST));
     let name = explicit.unwrap_or(model);
     if serving.names.contains_key(name) {
         return Ok(Some(name));

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use bytesize::ByteSize;
 
 use crate::config::default_model;
 use crate::engine::{Engine, LlamaEngine, LlamaSettings, LoadSpoke};
 use crate::spoke::life::Why;
-use crate::spoke::probe::{Confinement, Finding, Verdict, trial};
+use crate::spoke::probe::{Confinement, Finding, LEAST_MEMORY, Verdict, trial};
 use crate::spoke::{Limits, Post, generation, inspect, to_served};
 
 /// Tokens of the probe's context: its texts are short.
@@ -37,6 +38,11 @@ pub struct Args {
 /// # Errors
 /// A file that is no spoke for this post, or does not work with it; a post that can't be run.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let least = ByteSize(LEAST_MEMORY);
+    ensure!(
+        args.memory.is_none_or(|bytes| bytes >= LEAST_MEMORY),
+        "--memory: a probe needs at least {least}"
+    );
     Confinement { memory: args.memory }.enter().context("this process can't be held to its memory")?;
     let finding = probe(args)?;
     if args.json {

@@ -111,7 +111,7 @@ impl Keeper {
         });
         let outcome = if let Err(message) = check_name(&name) {
             refuse(Why::new("bad_name", message))
-        } else if name == self.settings.model_id {
+        } else if self.settings.is_post(&name) {
             refuse(Why::new("name_taken", "the post itself has this name"))
         } else if by_file {
             refuse(Why::new("name_taken", format!("a file of the folder has the name {name:?}")))

@@ -172,7 +172,7 @@ impl Keeper {
             }
         }
         let name = match folder::spoke_name(entry) {
-            Ok(name) if name == self.settings.model_id => {
+            Ok(name) if self.settings.is_post(name) => {
                 let why = Why::new("name_taken", "the post itself has this name").hint("rename the file");
                 return self.refuse_entry(entry, name, why);
             }

@@ -31,6 +31,9 @@ use super::{Limits, Refusal};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::Engine;
 
+/// The post of whatever daemon it is, as requests name it.
+pub const POST: &str = "bespoke";
+
 /// What the keeper is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeeperSettings {
@@ -62,8 +65,15 @@ pub struct KeeperSettings {
     pub move_refused: bool,
     /// The post.
     pub model: PathBuf,
-    /// Its name, which no spoke may have.
+    /// Its name, which no spoke may have, nor [`POST`].
     pub model_id: String,
+}
+
+impl KeeperSettings {
+    /// Whether requests mean the post by this name.
+    fn is_post(&self, name: &str) -> bool {
+        name == self.model_id || name == POST
+    }
 }
 
 /// Why there are no spokes.

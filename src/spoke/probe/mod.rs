@@ -58,6 +58,10 @@ impl Finding {
 /// for 0.13 s in the median).
 const NICE: i32 = 5;
 
+/// Least memory that a probe's process can do with: it is made room for a gigabyte at once, and the stacks of its threads. With
+/// three times the post's bytes for contexts, buffers and a copy of the weights in another order, it is enough.
+pub const LEAST_MEMORY: u64 = 2 << 30;
+
 /// Bounds that a probe's process puts on itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Confinement {

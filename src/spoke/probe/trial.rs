@@ -52,6 +52,9 @@ pub fn trial(engine: &dyn Engine, spoke: LoadSpoke) -> Result<Finding, TrialErro
     for text in TEXTS {
         match ask(engine, text, set.clone())? {
             Ok(tokens) => with.push(tokens),
+            Err(EngineError::NotFinite) => {
+                return Ok(Finding { finite: false, ..Finding::refused(not_finite()) });
+            }
             Err(error) => return Ok(Finding::refused(error.into())),
         }
     }
@@ -61,6 +64,7 @@ pub fn trial(engine: &dyn Engine, spoke: LoadSpoke) -> Result<Finding, TrialErro
 impl From<EngineError> for Why {
     fn from(error: EngineError) -> Self {
         match error {
+            EngineError::NotFinite => not_finite(),
             EngineError::SpokesUnsupported => Self::new("not_supported", error.to_string()),
             EngineError::Spoke(_) => Self::new("not_loaded", error.to_string()),
             _ => Self::new("engine_failed", format!("the engine fails with it: {error}")),
@@ -75,15 +79,16 @@ fn compare(without: &[Vec<TokenReport>], with: &[Vec<TokenReport>], resident_byt
         without.len() != with.len() || without.iter().zip(with).any(|(a, b)| differ(a, b))
     });
     let (verdict, why) = match (finite, differs) {
-        (false, _) => {
-            let why = Why::new("not_finite", "the post computes infinities or NaN with it")
-                .hint("it was trained to the point of overflow, or for another post");
-            (Verdict::Refused, Some(why))
-        }
+        (false, _) => (Verdict::Refused, Some(not_finite())),
         (true, true) => (Verdict::Differs, None),
         (true, false) => (Verdict::Same, None),
     };
     Finding { verdict, finite, differs, tokens, resident_bytes, why }
+}
+
+fn not_finite() -> Why {
+    Why::new("not_finite", "the post computes infinities or NaN with it")
+        .hint("it was trained to the point of overflow, or for another post")
 }
 
 fn is_finite(report: &TokenReport) -> bool {
@@ -156,6 +161,7 @@ mod tests {
         let engine = FakeEngine::new(Script::Echo);
         let finding = trial(&engine, spoke("/nowhere".as_ref())).unwrap();
         assert_eq!((finding.verdict, finding.why.unwrap().code.as_ref()), (Verdict::Refused, "not_loaded"));
+        assert_eq!(Why::from(EngineError::NotFinite).code, "not_finite");
         engine.set_script(Script::Fail(EngineError::Internal("no memory".to_owned())));
         assert!(matches!(trial(&engine, spoke("/nowhere".as_ref())), Err(TrialError::Post(_))));
     }
