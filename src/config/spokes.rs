@@ -125,7 +125,7 @@ impl SpokeSettings {
             probe: written.probe.unwrap_or(true),
             probe_limit: check.time("spokes.probe_limit", written.probe_limit, seconds(20)),
             probe_memory: written.probe_memory.map(|given| {
-                check.size("spokes.probe_memory", Some(given), ByteSize::gib(2), LEAST_MEMORY..=1 << 42)
+                check.size("spokes.probe_memory", Some(given), ByteSize(LEAST_MEMORY), LEAST_MEMORY..=1 << 42)
             }),
             probe_program: PathBuf::from(OURSELVES),
             quarantine: check.size("spokes.quarantine", written.quarantine, ByteSize::gib(2), 0..=1 << 42),

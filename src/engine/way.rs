@@ -38,24 +38,26 @@ impl Way {
     /// # Errors
     /// The engine has failed or stopped.
     pub fn check(&self) -> Result<(), EngineError> {
-        match &self.health.borrow().state {
-            EngineState::Failed(reason) => Err(EngineError::Model(reason.clone())),
-            EngineState::Stopped => Err(EngineError::Stopped),
-            EngineState::Loading | EngineState::Ready(_) => Ok(()),
-        }
+        followed(&self.health.borrow().state)
     }
 
     /// Sends it, or gives it back with the reason.
     fn offer(&self, command: Command) -> Result<(), Box<(Command, EngineError)>> {
         // Held until the command is sent: the thread answers what was sent before it changes the state for good.
         let health = self.health.borrow();
-        match &health.state {
-            EngineState::Failed(reason) => Err(Box::new((command, EngineError::Model(reason.clone())))),
-            EngineState::Stopped => Err(Box::new((command, EngineError::Stopped))),
-            EngineState::Loading | EngineState::Ready(_) => {
-                let unsent = |commands::SendError(command)| Box::new((command, EngineError::Stopped));
-                self.commands.send(command).map_err(unsent)
-            }
+        if let Err(error) = followed(&health.state) {
+            return Err(Box::new((command, error)));
         }
+        let unsent = |commands::SendError(command)| Box::new((command, EngineError::Stopped));
+        self.commands.send(command).map_err(unsent)
+    }
+}
+
+/// Whether commands are followed in this state.
+fn followed(state: &EngineState) -> Result<(), EngineError> {
+    match state {
+        EngineState::Failed(reason) => Err(EngineError::Model(reason.clone())),
+        EngineState::Stopped => Err(EngineError::Stopped),
+        EngineState::Loading | EngineState::Ready(_) => Ok(()),
     }
 }
