@@ -12,10 +12,6 @@ use bespoke::train::optimiser::{AdamWConfig, MuonConfig, Optimiser};
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-/// As in the binary.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const SEQ: usize = 512;
 const BATCH: usize = 8;
 /// Tokens that one thread takes at a time.

@@ -15,10 +15,6 @@ use bespoke::train::objective::Student;
 use bespoke::train::optimiser::{AdamWConfig, MuonConfig, Optimiser};
 use bespoke::train::recipe::AdapterRecipe;
 
-/// As in the binary.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const THREADS: usize = 2;
 const SEQ: usize = 512;
 

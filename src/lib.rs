@@ -2,6 +2,7 @@
 //!
 //! The rooms of the house and the directions between them are drawn in `docs/architecture.md`.
 
+mod allocator;
 pub mod api;
 pub mod cli;
 pub mod config;

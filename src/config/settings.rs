@@ -183,7 +183,7 @@ impl Settings {
                 threads: check.whole("model.threads", model.threads, 1..=1024, processors()),
                 cached_sequences: check.whole("model.cached_sequences", model.cached_sequences, 0..=spare, 0),
                 draft: model.draft.unwrap_or(true),
-                queue: check.whole("model.queue", model.queue, 1..=100_000, 64),
+                queue: check.whole("model.queue", model.queue, 1..=100_000, 256),
                 queue_tokens: check
                     .whole("model.queue_tokens", model.queue_tokens, 1..=u32::MAX, 1 << 18)
                     .into(),

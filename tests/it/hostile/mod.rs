@@ -6,11 +6,13 @@
 mod request;
 mod value;
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bespoke::engine::{FakeEngine, Script};
@@ -28,7 +30,9 @@ const CLIENTS: usize = 4;
 /// Longest that an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What memory may grow by from the first fifth of the requests to the last.
-const GROWTH: u64 = 32 << 20;
+const GROWTH: u64 = 16 << 20;
+/// Time in which the allocator gives back what is free.
+const REST: Duration = Duration::from_secs(15);
 
 fn asked(name: &str) -> Option<usize> {
     std::env::var(name)
@@ -71,58 +75,67 @@ fn hostile_requests_do_not_break_the_real_engine() {
     assert_eq!(program.terminate(), Some(0));
 }
 
-/// Sends `count` requests; with a process, watches its memory.
+/// Sends `count` requests; with a process, compares its memory after a fifth of them with that after all.
 fn attack(document: &Value, address: SocketAddr, count: usize, process: Option<u32>) {
     let seed = asked("BESPOKE_SEED").unwrap_or(7) as u64;
-    let (next, worst) = (AtomicUsize::new(0), Mutex::new((Duration::ZERO, 0)));
-    let statuses = Mutex::new(std::collections::BTreeMap::<u16, usize>::new());
-    let warm = Mutex::new(None);
-    let faults = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::SeqCst);
-                    if index >= count || faults.lock().unwrap().len() >= 5 {
-                        return;
-                    }
-                    if index == count / 5
-                        && let Some(process) = process
-                    {
-                        *warm.lock().unwrap() = Some(resident(process));
-                    }
-                    let hostile = Hostile::new(document, seed + index as u64);
-                    let start = Instant::now();
-                    let status = send(address, &hostile);
-                    let took = start.elapsed();
-                    let mut longest = worst.lock().unwrap();
-                    *longest = (took, seed + index as u64).max(*longest);
-                    match status {
-                        Ok(status) if status < 500 => {
-                            *statuses.lock().unwrap().entry(status).or_default() += 1;
-                        }
-                        other => faults.lock().unwrap().push(format!(
-                            "seed {}: {other:?} after {took:?} for {}",
-                            seed + index as u64,
-                            hostile.shown()
-                        )),
-                    }
-                }
-            });
-        }
-    });
-    let faults = faults.into_inner().unwrap();
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
-    let statuses = statuses.into_inner().unwrap();
-    eprintln!(
-        "{count} hostile requests: {statuses:?} (0: closed), the longest and its seed: {:?}",
-        worst.lock().unwrap()
-    );
+    let mut tally = Tally::default();
+    tally.send(document, address, seed..seed + count as u64 / 5);
+    let warm = process.map(rested);
+    tally.send(document, address, seed + count as u64 / 5..seed + count as u64);
+    let Tally { statuses, longest, .. } = tally;
+    eprintln!("{count} hostile requests: {statuses:?} (0: closed), the longest and its seed: {longest:?}");
     assert!(statuses.len() >= 6, "the requests are all alike: {statuses:?}");
-    if let (Some(process), Some(warm)) = (process, *warm.lock().unwrap()) {
-        let end = resident(process);
+    if let (Some(warm), Some(end)) = (warm, process.map(rested)) {
         eprintln!("memory: {} KiB after a fifth, {} KiB at the end", warm >> 10, end >> 10);
         assert!(end <= warm + GROWTH, "memory grew from {warm} to {end} bytes");
+    }
+}
+
+/// Memory of a process when what its last answers took has been given back.
+fn rested(process: u32) -> u64 {
+    std::thread::sleep(REST);
+    resident(process)
+}
+
+/// What came back.
+#[derive(Default)]
+struct Tally {
+    statuses: BTreeMap<u16, usize>,
+    longest: (Duration, u64),
+    faults: Vec<String>,
+}
+
+impl Tally {
+    /// Sends the requests of these seeds, and fails if one of them breaks something.
+    fn send(&mut self, document: &Value, address: SocketAddr, seeds: Range<u64>) {
+        let next = AtomicU64::new(seeds.start);
+        let tally = Mutex::new(std::mem::take(self));
+        std::thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::SeqCst);
+                        if seed >= seeds.end || tally.lock().unwrap().faults.len() >= 5 {
+                            return;
+                        }
+                        let hostile = Hostile::new(document, seed);
+                        let start = Instant::now();
+                        let status = send(address, &hostile);
+                        let took = start.elapsed();
+                        let mut tally = tally.lock().unwrap();
+                        tally.longest = (took, seed).max(tally.longest);
+                        match status {
+                            Ok(status) if status < 500 => *tally.statuses.entry(status).or_default() += 1,
+                            other => tally
+                                .faults
+                                .push(format!("seed {seed}: {other:?} after {took:?} for {}", hostile.shown())),
+                        }
+                    }
+                });
+            }
+        });
+        *self = tally.into_inner().unwrap();
+        assert!(self.faults.is_empty(), "{}", self.faults.join("\n"));
     }
 }
 
