@@ -94,6 +94,9 @@ const GAUGES: &[(&str, &str, Of<Health>)] = &[
     ("llamacpp:n_busy_slots_per_decode", "Average number of busy slots per llama_decode() call", |h| {
         ratio(h.totals.busy_lanes as f64, h.totals.decodes as f64)
     }),
+    ("bespoke_threads", "Threads that compute, fewer while other programs need the processors.", |h| {
+        f64::from(h.totals.threads)
+    }),
     ("bespoke_cache_used_tokens", "Places for keys and values that hold something.", |h| {
         h.totals.cache_used as f64
     }),

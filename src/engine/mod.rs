@@ -5,6 +5,7 @@ mod batching;
 mod cache;
 mod compiler;
 mod constraint;
+mod crew;
 mod drafting;
 mod embedding;
 pub mod fake;

@@ -350,6 +350,8 @@ pub struct Health {
 /// Counters since the start, and what the cache holds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Totals {
+    /// Threads that compute now; fewer than configured while other programs need the processors.
+    pub threads: u32,
     /// Calls of `llama_decode`.
     pub decodes: u64,
     /// Lanes that took part, summed over these calls.

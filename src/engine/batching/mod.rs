@@ -11,6 +11,7 @@ use tracing::Span;
 
 use super::cache::{NO_SPOKE, Origin, Placement, shared};
 use super::constraint::Grammars;
+use super::crew::Crew;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
 use super::foresight::Foresight;
@@ -31,6 +32,7 @@ const TURN: Duration = Duration::from_millis(50);
 /// All lanes and the context that they share.
 pub struct Lanes<'a> {
     context: Context<'a>,
+    crew: Crew,
     foresight: Foresight,
     batch: Batch,
     sequences: Vec<Sequence<'a>>,
@@ -132,6 +134,7 @@ impl<'a> Lanes<'a> {
         let cache_size = places as u64 * u64::from(sequences);
         Ok(Self {
             context: made,
+            crew: Crew::new(threads, Instant::now()),
             foresight: Foresight::start(threads),
             batch: Batch::default(),
             sequences: (0..sequences).map(|_| Sequence::default()).collect(),
@@ -145,7 +148,7 @@ impl<'a> Lanes<'a> {
             turns: HashMap::new(),
             chances: Chances::default(),
             cost: Cost::default(),
-            totals: Totals { cache_size, place_bytes, ..Totals::default() },
+            totals: Totals { threads, cache_size, place_bytes, ..Totals::default() },
         })
     }
 
@@ -439,6 +442,13 @@ impl<'a> Lanes<'a> {
 
     fn count(&mut self, lanes: usize, prompt: usize, seconds: f64) {
         let tokens = self.batch.len();
+        if self.context.counts_threads() {
+            self.crew.stay();
+        } else {
+            self.crew.worked(self.cost.batch(tokens), seconds, Instant::now());
+        }
+        self.totals.threads = self.crew.threads();
+        self.context.compute_with(self.totals.threads);
         self.totals.decodes += 1;
         self.totals.busy_lanes += lanes as u64;
         self.totals.prompt_tokens += prompt as u64;

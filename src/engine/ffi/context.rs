@@ -192,6 +192,19 @@ impl<'a> Context<'a> {
         Some(threads)
     }
 
+    /// Whether results depend on how many threads compute: llama.cpp's own attention divides a single row's cells among
+    /// them. It is known from the first such row on.
+    pub fn counts_threads(&self) -> bool {
+        self.rewriter.as_ref().is_none_or(Rewriter::counts_threads)
+    }
+
+    /// Lets so many of the threads compute the next batches, at least one and at most all.
+    pub fn compute_with(&mut self, threads: u32) {
+        let count = threads.clamp(1, self.limits.threads.clamp(1, 512)).cast_signed();
+        // SAFETY: the context lives; the number is read when a graph is computed.
+        unsafe { sys::llama_set_n_threads(self.raw.as_ptr(), count, count) };
+    }
+
     /// Places for keys and values of each sequence.
     pub fn tokens(&self) -> usize {
         self.limits.tokens as usize

@@ -126,9 +126,10 @@ impl Tally {
                         tally.longest = (took, seed).max(tally.longest);
                         match status {
                             Ok(status) if status < 500 => *tally.statuses.entry(status).or_default() += 1,
-                            other => tally
-                                .faults
-                                .push(format!("seed {seed}: {other:?} after {took:?} for {}", hostile.shown())),
+                            other => tally.faults.push(format!(
+                                "seed {seed}: {other:?} after {took:?} for {}",
+                                hostile.shown()
+                            )),
                         }
                     }
                 });

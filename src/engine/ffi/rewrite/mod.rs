@@ -45,6 +45,8 @@ struct Inner {
     packed: *const sys::ggml_tensor,
     /// Felix spokes of the batch that is computed.
     felix: felix::Plan,
+    /// Whether attention of a single row was left to llama.cpp, which divides the cells among its threads.
+    divided: bool,
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +94,7 @@ impl Rewriter {
             weights: Vec::new(),
             packed: std::ptr::null(),
             felix: felix::Plan::default(),
+            divided: false,
         }));
         let template = Template::new();
         // SAFETY: just made, and nobody else has it. The slots don't move: there is room for all of them.
@@ -132,6 +135,12 @@ impl Rewriter {
     /// A Felix spoke has not acted everywhere.
     pub fn end(&mut self) -> Result<(), FelixError> {
         self.inner().felix.end()
+    }
+
+    /// Whether results so far depended on the number of threads that computed them.
+    pub fn counts_threads(&self) -> bool {
+        // SAFETY: `self` owns it, and nothing is being computed.
+        unsafe { self.0.as_ref() }.divided
     }
 
     fn inner(&mut self) -> &mut Inner {
@@ -183,6 +192,10 @@ impl Inner {
             }
             _ => None,
         };
+        if node.op == sys::GGML_OP_FLASH_ATTN_EXT && task.is_none() {
+            // SAFETY: sources of a node live as long as the node.
+            self.divided |= unsafe { node.src[0].as_ref() }.is_none_or(|queries| size(queries)[1] == 1);
+        }
         if let Some(task) = task {
             if matches!(task, Task::Product(_)) {
                 let buffer = product::Task::weights(node);

@@ -36,14 +36,27 @@ fn posts(folder: &Path) -> [PathBuf; 2] {
     })
 }
 
+const SETTINGS: ContextSettings = ContextSettings {
+    tokens: 1024,
+    batch: 512,
+    sequences: 3,
+    threads: 3,
+    own_kernels: true,
+    exact_cache: false,
+};
+
 /// Logits of a conversation in several sequences: a prompt that llama.cpp's own kernel computes, single rows, several
 /// rows, several sequences at once (some with a row that nobody reads), a sequence that is cut back and continued.
 fn logits(model: &LlamaModel, threads: u32, own_kernels: bool) -> Vec<f32> {
-    let settings =
-        ContextSettings { tokens: 1024, batch: 512, sequences: 3, threads, own_kernels, exact_cache: false };
-    let mut context = Context::new(model, settings).unwrap();
+    logits_with(model, threads, own_kernels, &[threads])
+}
+
+/// The same, computed by other numbers of the threads in turn.
+fn logits_with(model: &LlamaModel, threads: u32, own_kernels: bool, crews: &[u32]) -> Vec<f32> {
+    let mut context = Context::new(model, ContextSettings { threads, own_kernels, ..SETTINGS }).unwrap();
     let token = |sequence: u32, position: u32| 5 + (position * 37 + sequence * 101) % 900;
     let mut all = Vec::new();
+    let mut crews = crews.iter().cycle();
     let mut decode = |context: &mut Context<'_>, rows: &[(u32, std::ops::Range<u32>)]| {
         let mut batch = Batch::default();
         for (sequence, positions) in rows {
@@ -52,6 +65,7 @@ fn logits(model: &LlamaModel, threads: u32, own_kernels: bool) -> Vec<f32> {
                 batch.push(token(*sequence, position), position, *sequence, last);
             }
         }
+        context.compute_with(*crews.next().unwrap());
         context.decode(&batch).unwrap();
         let mut place = 0;
         for (_, positions) in rows {
@@ -90,6 +104,29 @@ fn logits_are_those_of_the_other_kernel() {
             let relative = (off / given.len() as f32 / size).sqrt();
             assert!(relative < 5e-3, "{}, {threads} threads: {relative}", exact.display());
             assert!(off > 0.0, "both kernels are the same: was anything rewritten?");
+        }
+    }
+}
+
+#[test]
+fn fewer_threads_compute_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let [_, stand_in] = posts(folder.path());
+    for path in [shipped(), stand_in] {
+        let model = load(&path);
+        let all = logits(&model, 3, true);
+        for crews in [&[1][..], &[2, 1, 3], &[3, 1]] {
+            let others = logits_with(&model, 3, true, crews);
+            let differ = all.iter().zip(&others).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+            assert_eq!(differ, 0, "{}: {crews:?} of 3", path.display());
+        }
+        for (own_kernels, counts) in [(true, false), (false, true)] {
+            let settings = ContextSettings { own_kernels, ..SETTINGS };
+            let mut context = Context::new(&model, settings).unwrap();
+            let mut batch = Batch::default();
+            batch.push(5, 0, 0, true);
+            context.decode(&batch).unwrap();
+            assert_eq!(context.counts_threads(), counts, "{}: own kernels: {own_kernels}", path.display());
         }
     }
 }
