@@ -10,7 +10,8 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// Read by jemalloc before it begins. A thread of its own gives memory back while nothing is asked for. Buffers of 8 MiB and
+/// Read by jemalloc before it begins (linked because it stands beside what the linker looks for, the allocator; a test holds
+/// that it was read). A thread of its own gives memory back while nothing is asked for. Buffers of 8 MiB and
 /// more, of which training has many, are treated like others instead of being given back at once.
 #[unsafe(export_name = "malloc_conf")]
 #[allow(unsafe_code, reason = "jemalloc looks for its settings under this name")]
@@ -19,5 +20,6 @@ static SETTINGS: Settings = Settings(c"background_thread:true,oversize_threshold
 #[repr(transparent)]
 struct Settings(*const std::ffi::c_char);
 
-#[allow(unsafe_code, reason = "it points to a constant")]
+// SAFETY: it points to a constant.
+#[allow(unsafe_code, reason = "a pointer in a static variable")]
 unsafe impl Sync for Settings {}

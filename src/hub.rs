@@ -40,12 +40,12 @@ pub enum HubError {
         reason: String,
     },
     /// The address can't be had.
-    #[error("can't listen on {address}: {source}")]
+    #[error("can't listen on {address}: {reason}\nhint: server.listen and --listen name another address")]
     Listen {
         /// The address.
         address: SocketAddr,
         /// What the system says.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// Others can connect, and nobody needs a key.
     #[error(
@@ -342,7 +342,7 @@ impl Door {
         if keys.is_empty() && !address.ip().to_canonical().is_loopback() {
             return Err(HubError::Unprotected(address));
         }
-        let wrong = |source| HubError::Listen { address, source };
+        let wrong = |reason| HubError::Listen { address, reason };
         let listener = bind(address).map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         Ok(Self { listener, address, keys: Arc::new(keys) })

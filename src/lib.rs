@@ -2,6 +2,8 @@
 //!
 //! The rooms of the house and the directions between them are drawn in `docs/architecture.md`.
 
+// A sanitizer brings its own.
+#[cfg(not(fuzzing))]
 mod allocator;
 pub mod api;
 pub mod cli;

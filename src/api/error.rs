@@ -27,6 +27,14 @@ pub enum ApiError {
     /// The body has a type that isn't JSON.
     #[error("content-type: found {0}, expected application/json")]
     ContentType(String),
+    /// The head is too long.
+    #[error("the head of the request has {found} bytes, expected at most {limit} (server.head_limit)")]
+    HeadTooLong {
+        /// Bytes of the line and the headers.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The body is too long.
     #[error("the body is longer than {limit} bytes")]
     BodyTooLong {
@@ -175,6 +183,7 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, INVALID)
             }
             Self::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID),
+            Self::HeadTooLong { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID),
             Self::BodyTooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID),
             Self::NoSuchPath(_)
             | Self::NoSuchModel { .. }

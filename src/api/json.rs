@@ -67,9 +67,22 @@ impl JsonBody {
                 return ApiError::field(format!("{path}{dot}{name}"), "is missing");
             }
             let field = if path.is_empty() { "body".to_owned() } else { path };
-            ApiError::field(field, message.replace("a sequence", "an array"))
+            ApiError::field(field, in_words(&message))
         })
     }
+}
+
+/// serde's message with the names of JSON instead of Rust's types.
+fn in_words(message: &str) -> String {
+    let message = message.replace("a sequence", "an array");
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message };
+    let expected = match expected {
+        "i8" | "i16" | "i32" | "i64" | "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
+        "f32" | "f64" => "a number",
+        name if name.starts_with("struct ") => "an object",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// The value for a message: cut, if it is long.

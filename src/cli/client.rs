@@ -166,7 +166,15 @@ impl Client {
         let answer = serde_json::from_str::<Value>(&text);
         if status >= 400 {
             let message = answer.ok().and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
-            let message = message.unwrap_or_else(|| text.chars().take(200).collect());
+            let mut message = message.unwrap_or_else(|| text.chars().take(200).collect());
+            if status == 401 {
+                let sent = if self.key.is_some() {
+                    "the daemon doesn't know the key in it"
+                } else {
+                    "it is not set"
+                };
+                message = format!("{message}\nhint: BESPOKE_API_KEY holds the key; {sent}");
+            }
             return Err(ClientError::Refused { endpoint: self.endpoint.clone(), status, message });
         }
         answer.map_err(|error| ClientError::Answer { url: self.url(path), reason: error.to_string() })

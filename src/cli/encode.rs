@@ -8,7 +8,7 @@ use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 use serde_json::Value;
 
 use super::client::{Daemon, encoding_request};
-use crate::task::{Encoding, Event};
+use crate::task::{Encoding, Event, SOURCES};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -36,6 +36,10 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = read(&args.file)?;
     let event = event(&text, args.source, args.kind)?;
+    if !SOURCES.contains(&event.source.as_str()) {
+        let known = SOURCES.join(", ");
+        eprintln!("warning: the post has not learnt events from {:?}, only from {known}", event.source);
+    }
     let reply = args.daemon.client()?.post("/v1/chat/completions", &encoding_request(&event))?;
     let encoding = memory(&reply)?;
     if args.json || !std::io::stdout().is_terminal() {

@@ -10,13 +10,17 @@ use anyhow::Context;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::dynamic_filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::WrongConfiguration;
 use super::client::encoding_request;
 use crate::api::auth::KeyRing;
 use crate::config::{self, LogFormat, Overrides};
 use crate::database::DatabaseError;
-use crate::engine::ffi::{end, share_heap};
+use crate::engine::ffi::{end, gives_up};
 use crate::engine::{EngineState, Health, ModelInfo};
 use crate::hub::{Hub, HubError};
 use crate::task::Event;
@@ -51,7 +55,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let settings =
         config::load(config.as_deref(), overrides).map_err(|error| WrongConfiguration(error.to_string()))?;
     start_log(settings.log.format);
-    share_heap();
     // HTTP needs little; the cores belong to the engine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -82,10 +85,14 @@ fn start_log(format: LogFormat) {
     // llama.cpp writes a page for each model at level info; `RUST_LOG=info` shows it.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| "info,llama-cpp-2=error".into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let true_errors = dynamic_filter_fn(|about, _| about.target() != "llama-cpp-2" || !gives_up());
+    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let all = tracing_subscriber::registry().with(filter);
     match format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => {
+            all.with(log.with_ansi(io::stderr().is_terminal()).with_filter(true_errors)).init();
+        }
+        LogFormat::Json => all.with(log.json().with_filter(true_errors)).init(),
     }
 }
 

@@ -14,16 +14,23 @@ const SPAN: f64 = 0.05;
 const BATCHES: u32 = 4;
 /// What another number must take of the time to be better.
 const BETTER: f64 = 0.9;
-/// Tries end early if they take so many times as long, at once or after some batches.
+/// Tries end early if they take so many times as long, at once or after some time.
 const HOPELESS: f64 = 4.0;
 const WORSE: f64 = 1.2;
-/// Batches that take so many times as long as so many threads should need are a reason to try soon.
+/// Batches that take so many times as long as lately are a reason to try soon.
 const HELD_UP: f64 = 3.0;
 /// Time between tries: at least, and at most unless tries are dear.
 const SOON: Duration = Duration::from_millis(500);
 const LATE: Duration = Duration::from_secs(10);
 /// How many times as long as a vain try nothing is tried.
 const REST: u32 = 20;
+/// Seconds that a batch of a try may need where nothing disturbs it, if it doesn't take half as long anyhow. Others, of prompts
+/// mostly, are not tried on.
+const LONG: f64 = 0.5;
+/// Such batches after which a try is given up.
+const PASSED: u32 = 16;
+/// Without a batch for so long, how quick the last ones were tells nothing any more.
+const STALE: Duration = Duration::from_secs(1);
 
 /// Chooses how many threads compute.
 #[derive(Debug)]
@@ -32,12 +39,23 @@ pub struct Crew {
     /// Who compute while nothing is tried, and how they do.
     settled: u32,
     usual: Work,
-    tried: Option<(u32, Work)>,
+    tried: Option<Try>,
+    /// Whether the batch that is computed is one of the try.
+    trying: bool,
     /// Whether fewer are tried next, and how often their number is halved, or else doubled; after how long, and since when.
     fewer: bool,
     reach: u32,
     rest: Duration,
     since: Instant,
+    /// When the last batch ended.
+    last: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Try {
+    threads: u32,
+    work: Work,
+    passed: u32,
 }
 
 /// What batches should have taken, and did.
@@ -75,41 +93,88 @@ impl Crew {
     /// At most so many.
     pub fn new(most: u32, now: Instant) -> Self {
         let most = most.max(1);
-        let (usual, since) = (Work::default(), now);
-        Self { most, settled: most, usual, tried: None, fewer: true, reach: 1, rest: SOON, since }
+        Self {
+            most,
+            settled: most,
+            usual: Work::default(),
+            tried: None,
+            trying: false,
+            fewer: true,
+            reach: 1,
+            rest: SOON,
+            since: now,
+            last: now,
+        }
     }
 
-    /// How many compute the next batch.
-    pub fn threads(&self) -> u32 {
-        self.tried.map_or(self.settled, |(count, _)| count)
+    /// How many are to compute the next batch, of a price (seconds that those who compute usually need, undisturbed).
+    pub fn begin(&mut self, price: f64) -> u32 {
+        let settled = f64::from(self.settled);
+        match &mut self.tried {
+            Some(tried) => {
+                let times = (settled / f64::from(tried.threads)).max(1.0);
+                self.trying = price * times <= LONG || times <= 2.0 * self.usual.slowness();
+                tried.passed += u32::from(!self.trying);
+            }
+            None => self.trying = false,
+        }
+        self.tried.filter(|_| self.trying).map_or(self.settled, |tried| tried.threads)
     }
 
-    /// They have computed a batch of a price (seconds).
+    /// Whether the batch is computed by others than usually: it tells nothing of what batches cost.
+    pub fn is_trying(&self) -> bool {
+        self.trying
+    }
+
+    /// The batch has been computed.
     pub fn worked(&mut self, price: f64, seconds: f64, now: Instant) {
         if self.most == 1 {
             return;
         }
-        if let Some((count, mut work)) = self.tried {
+        if now.duration_since(self.last) > STALE + Duration::from_secs_f64(seconds) {
+            self.usual = Work::default();
+        }
+        self.last = now;
+        if self.trying
+            && let Some(mut tried) = self.tried
+        {
+            let work = &mut tried.work;
             work.add(price, seconds);
             let usual = self.usual.slowness();
             let hopeless = work.seconds > HOPELESS * usual * work.expected + SPAN
-                || work.batches >= BATCHES && work.slowness() > WORSE * usual;
-            self.tried = (!hopeless && !work.enough()).then_some((count, work));
-            if self.tried.is_none() {
-                self.judge(count, work, !hopeless && work.slowness() < BETTER * usual, now);
+                || (work.batches >= BATCHES || work.seconds >= SPAN) && work.slowness() > WORSE * usual;
+            let over = hopeless || work.enough();
+            self.tried = Some(tried);
+            if over {
+                self.judge(tried, !hopeless && tried.work.slowness() < BETTER * usual, now);
             }
             return;
         }
         self.usual.add(price, seconds);
         self.usual.fade();
-        let held_up = self.usual.slowness() > HELD_UP * f64::from(self.most) / f64::from(self.settled);
+        if let Some(tried) = self.tried {
+            if tried.passed >= PASSED {
+                self.judge(tried, false, now);
+            }
+            return;
+        }
+        let held_up = self.usual.slowness() > HELD_UP;
         let wait = if held_up { SOON.max(self.rest / 16) } else { self.rest };
         if self.usual.enough() && now >= self.since + wait {
-            self.tried = Some((self.next(held_up), Work::default()));
+            self.tried = Some(Try { threads: self.next(held_up), work: Work::default(), passed: 0 });
         }
     }
 
-    /// All, whatever was found out: for batches of which each thread count makes something else.
+    /// The batch was given up, or failed. If it was one of a try, this may be why.
+    pub fn interrupted(&mut self, now: Instant) {
+        if self.trying
+            && let Some(tried) = self.tried
+        {
+            self.judge(tried, false, now);
+        }
+    }
+
+    /// All, whatever was found out: for batches of which each number of threads makes something else.
     pub fn stay(&mut self) {
         (self.settled, self.tried) = (self.most, None);
     }
@@ -131,20 +196,18 @@ impl Crew {
         self.settled
     }
 
-    fn judge(&mut self, count: u32, work: Work, better: bool, now: Instant) {
-        self.since = now;
+    fn judge(&mut self, tried: Try, better: bool, now: Instant) {
+        let Try { threads, work, .. } = tried;
+        (self.tried, self.trying, self.since) = (None, false, now);
         if better {
-            tracing::debug!(threads = count, instead_of = self.settled, "these compute quicker now");
-            self.fewer &= count > 1 && count * 2 + 1 >= self.settled;
-            (self.settled, self.usual, self.rest, self.reach) = (count, work, SOON, 1);
+            tracing::debug!(threads, instead_of = self.settled, "these compute quicker now");
+            self.fewer &= threads > 1 && threads * 2 + 1 >= self.settled;
+            (self.settled, self.usual, self.rest, self.reach) = (threads, work, SOON, 1);
         } else {
-            tracing::trace!(
-                threads = count,
-                seconds = work.seconds,
-                times = work.slowness() / self.usual.slowness(),
-                "these would not"
-            );
+            let times = work.slowness() / self.usual.slowness();
+            tracing::trace!(threads, seconds = work.seconds, times, "these would not");
             self.reach += 1;
+            self.usual = Work::default();
             self.rest = (self.rest * 2).min(LATE).max(Duration::from_secs_f64(work.seconds) * REST);
         }
     }
@@ -153,80 +216,134 @@ impl Crew {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::drafting::Cost;
+    use crate::engine::scheduler::Price;
 
-    /// Batches for some seconds on a machine that says what one takes with so many threads: how many were made, and the
-    /// number of threads in the end.
-    fn run(crew: &mut Crew, now: &mut Instant, seconds: f64, machine: impl Fn(u32) -> f64) -> (u32, u32) {
-        let end = *now + Duration::from_secs_f64(seconds);
-        let mut made = 0;
-        while *now < end {
-            let took = machine(crew.threads());
-            *now += Duration::from_secs_f64(took);
-            crew.worked(0.002, took, *now);
-            made += 1;
-        }
-        (made, crew.settled)
+    /// A machine that says what a batch takes with so many threads, and an engine on it that learns prices as it goes.
+    struct Bench {
+        crew: Crew,
+        cost: Cost,
+        now: Instant,
     }
 
-    fn free(most: u32) -> impl Fn(u32) -> f64 {
-        move |threads| 0.002 * f64::from(most) / f64::from(threads)
+    impl Bench {
+        fn new(most: u32) -> Self {
+            let now = Instant::now();
+            Self { crew: Crew::new(most, now), cost: Cost::default(), now }
+        }
+
+        fn batch(&mut self, machine: &impl Fn(u32) -> f64) {
+            let price = self.cost.batch(1);
+            let took = machine(self.crew.begin(price));
+            self.now += Duration::from_secs_f64(took);
+            if !self.crew.is_trying() {
+                self.cost.learn(1, took);
+            }
+            self.crew.worked(price, took, self.now);
+        }
+
+        /// How many batches there were in some seconds.
+        fn run(&mut self, seconds: f64, machine: impl Fn(u32) -> f64) -> f64 {
+            let end = self.now + Duration::from_secs_f64(seconds);
+            let mut made = 0.0;
+            while self.now < end {
+                self.batch(&machine);
+                made += 1.0;
+            }
+            made
+        }
+    }
+
+    /// Seconds of a batch where each thread has a processor.
+    fn free(most: u32, batch: f64) -> impl Fn(u32) -> f64 {
+        move |threads| batch * f64::from(most) / f64::from(threads)
     }
 
     /// So many processors are left; who has none holds the others up.
-    fn busy(most: u32, left: u32) -> impl Fn(u32) -> f64 {
-        move |threads| free(most)(threads) + if threads > left { 0.15 } else { 0.0 }
+    fn busy(most: u32, batch: f64, left: u32) -> impl Fn(u32) -> f64 {
+        move |threads| free(most, batch)(threads) + if threads > left { 75.0 * batch } else { 0.0 }
     }
 
     #[test]
     fn all_compute_where_processors_are_free() {
-        for most in [2, 3, 16] {
-            let mut now = Instant::now();
-            let mut crew = Crew::new(most, now);
-            let (made, settled) = run(&mut crew, &mut now, 60.0, free(most));
-            assert_eq!(settled, most);
-            assert!(made > 29_000, "{made} of 30,000 with {most}: trying costs too much");
+        for (most, batch) in [(2, 0.0008), (2, 0.002), (3, 0.01), (16, 0.002), (16, 0.06)] {
+            let mut bench = Bench::new(most);
+            let made = bench.run(120.0, free(most, batch));
+            assert_eq!(bench.crew.settled, most);
+            assert!(made > 0.97 * 120.0 / batch, "{made} with {most}, {batch}: trying costs too much");
         }
     }
 
     #[test]
     fn those_who_have_a_processor_compute_where_others_have_none() {
         for (most, left, best) in [(2, 1, 1), (16, 8, 8), (16, 5, 4), (16, 1, 1), (6, 3, 3)] {
-            let mut now = Instant::now();
-            let mut crew = Crew::new(most, now);
-            run(&mut crew, &mut now, 5.0, free(most));
-            let (made, settled) = run(&mut crew, &mut now, 60.0, busy(most, left));
-            assert_eq!(settled, best, "of {most}, {left} have a processor");
-            let ideal = 60.0 / free(most)(best);
-            assert!(f64::from(made) > 0.8 * ideal, "{most}, {left}: {made} of {ideal}");
-            // The others are gone.
-            let (_, settled) = run(&mut crew, &mut now, 30.0, free(most));
-            assert_eq!(settled, most, "all again");
+            for batch in [0.0008, 0.002, 0.01] {
+                let case = format!("of {most}, {left} have a processor; {batch} s");
+                let mut bench = Bench::new(most);
+                bench.run(5.0, free(most, batch));
+                let made = bench.run(120.0, busy(most, batch, left));
+                assert_eq!(bench.crew.settled, best, "{case}");
+                let ideal = 120.0 / free(most, batch)(best);
+                assert!(made > 0.75 * ideal, "{case}: {made} of {ideal}");
+                // The others are gone.
+                bench.run(120.0, free(most, batch));
+                assert_eq!(bench.crew.settled, most, "{case}: all again");
+            }
         }
     }
 
     #[test]
     fn a_machine_that_is_busy_from_the_beginning_is_found_out() {
-        let mut now = Instant::now();
-        let mut crew = Crew::new(2, now);
-        let (_, settled) = run(&mut crew, &mut now, 5.0, busy(2, 1));
-        assert_eq!(settled, 1);
+        let mut bench = Bench::new(2);
+        bench.run(5.0, busy(2, 0.002, 1));
+        assert_eq!(bench.crew.settled, 1);
+    }
+
+    #[test]
+    fn a_little_help_is_seen_too() {
+        let mut bench = Bench::new(2);
+        bench.run(5.0, free(2, 0.001));
+        bench.run(60.0, |threads| if threads == 1 { 0.002 } else { 0.0026 });
+        assert_eq!(bench.crew.settled, 1);
     }
 
     #[test]
     fn batches_that_grow_dearer_are_no_reason_to_send_anybody_away() {
-        let mut now = Instant::now();
-        let mut crew = Crew::new(2, now);
-        run(&mut crew, &mut now, 5.0, free(2));
-        let (made, settled) = run(&mut crew, &mut now, 60.0, |threads| 5.0 * free(2)(threads));
-        assert_eq!(settled, 2);
-        assert!(made > 5_500, "{made} of 6,000");
+        let mut bench = Bench::new(2);
+        bench.run(5.0, free(2, 0.002));
+        let made = bench.run(60.0, free(2, 0.01));
+        assert_eq!(bench.crew.settled, 2);
+        assert!(made > 5_500.0, "{made} of 6,000");
+    }
+
+    #[test]
+    fn what_is_given_up_ends_a_try() {
+        let mut bench = Bench::new(2);
+        let machine = free(2, 0.002);
+        while bench.crew.tried.is_none() {
+            bench.batch(&machine);
+        }
+        assert_eq!(bench.crew.begin(0.4), 2, "too long for one");
+        bench.crew.interrupted(bench.now);
+        assert!(bench.crew.tried.is_some(), "it was not the try's");
+        assert_eq!(bench.crew.begin(0.002), 1);
+        bench.crew.interrupted(bench.now);
+        assert_eq!((bench.crew.begin(0.002), bench.crew.tried.is_none()), (2, true));
+    }
+
+    #[test]
+    fn how_quick_batches_were_is_forgotten() {
+        let mut bench = Bench::new(2);
+        bench.run(5.0, busy(2, 0.002, 0));
+        bench.now += Duration::from_secs(3600);
+        bench.batch(&free(2, 0.002));
+        assert!(bench.crew.usual.batches == 1 && bench.crew.tried.is_none());
     }
 
     #[test]
     fn one_thread_stays_one() {
-        let mut now = Instant::now();
-        let mut crew = Crew::new(1, now);
-        assert_eq!(run(&mut crew, &mut now, 5.0, |_| 0.01).1, 1);
-        assert_eq!(crew.threads(), 1);
+        let mut bench = Bench::new(1);
+        bench.run(5.0, |_| 0.01);
+        assert_eq!(bench.crew.begin(0.01), 1);
     }
 }

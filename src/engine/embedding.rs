@@ -1,16 +1,14 @@
 //! Embeddings: a second context of the served model, which reads texts in small parts between the batches of the lanes and
 //! takes the mean of what the model makes of their tokens.
 
-use std::num::NonZeroU32;
+use std::time::Instant;
 
-use llama_cpp_2::context::LlamaContext;
-use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
-use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::token::LlamaToken;
 use tokio::sync::oneshot;
 
-use super::backend::backend;
+use super::crew::Crew;
+use super::drafting::Cost;
+use super::ffi::{Batch, Context, ContextSettings, DecodeError};
 use super::llama::{LlamaSettings, Ticket};
 use super::scheduler::SHARE;
 use super::vocabulary::{Vocabulary, tokenize};
@@ -105,7 +103,10 @@ impl Embedding {
 
 /// The context; a text must fit it as a whole.
 pub struct Embedder<'a> {
-    context: LlamaContext<'a>,
+    context: Context<'a>,
+    batch: Batch,
+    crew: Crew,
+    cost: Cost,
     limit: u32,
 }
 
@@ -115,20 +116,20 @@ impl<'a> Embedder<'a> {
     /// # Errors
     /// llama.cpp can't, most likely for want of memory.
     pub fn new(model: &'a LlamaModel, settings: &LlamaSettings, limit: u32) -> Result<Self, EngineError> {
-        let threads = settings.threads.clamp(1, 1024) as i32;
-        let params = LlamaContextParams::default()
-            .with_n_ctx(NonZeroU32::new(limit))
-            .with_n_batch(PART as u32)
-            .with_n_ubatch(PART as u32)
-            .with_n_threads(threads)
-            .with_n_threads_batch(threads)
-            .with_no_perf(true)
-            .with_embeddings(true)
-            .with_pooling_type(LlamaPoolingType::None);
-        let context = model.new_context(backend(), params).map_err(|e| {
+        let settings = ContextSettings {
+            tokens: limit,
+            batch: PART as u32,
+            sequences: 1,
+            threads: settings.threads,
+            own_kernels: true,
+            exact_cache: false,
+            embeddings: true,
+        };
+        let context = Context::new(model, settings).map_err(|e| {
             EngineError::Internal(format!("no context for embeddings of {limit} tokens: {e}"))
         })?;
-        Ok(Self { context, limit })
+        let crew = Crew::new(context.threads(), Instant::now());
+        Ok(Self { context, batch: Batch::default(), crew, cost: Cost::default(), limit })
     }
 
     /// Goes on with texts for a short while; gives vectors of length 1, one per text, when all are there.
@@ -155,17 +156,17 @@ impl<'a> Embedder<'a> {
         let Embedding { texts, vectors, read, sum, .. } = work;
         let Some(ids) = texts.get(vectors.len()) else { return Ok(()) };
         if *read == 0 {
-            self.context.clear_kv_cache();
+            self.context.forget(0, 0);
             sum.clear();
         }
         let part = &ids[*read..ids.len().min(*read + PART)];
-        let mut batch = LlamaBatch::new(part.len(), 1);
-        for (position, &id) in (*read as i32..).zip(part) {
-            batch.add(LlamaToken(id.cast_signed()), position, &[0], true).map_err(|e| wrong(&e))?;
+        self.batch.clear();
+        for (position, &id) in (*read as u32..).zip(part) {
+            self.batch.push(id, position, 0, true);
         }
-        self.context.decode(&mut batch).map_err(|e| wrong(&e))?;
-        for index in 0..part.len() as i32 {
-            let row = self.context.embeddings_ith(index).map_err(|e| wrong(&e))?;
+        self.compute().map_err(|e| wrong(&e))?;
+        for index in 0..part.len() {
+            let row = self.context.embedding(index);
             sum.resize(row.len(), 0.0);
             sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
         }
@@ -174,6 +175,24 @@ impl<'a> Embedder<'a> {
             *read = 0;
             vectors.push(unit(sum).map_err(|length| wrong(&format!("the mean has length {length}")))?);
         }
+        Ok(())
+    }
+
+    /// Computes the batch, with as many threads as get a processor.
+    fn compute(&mut self) -> Result<(), DecodeError> {
+        let tokens = self.batch.len();
+        let price = self.cost.prompt_token() * tokens as f64;
+        if self.context.counts_threads() {
+            self.crew.stay();
+        }
+        self.context.compute_with(self.crew.begin(price));
+        let began = Instant::now();
+        self.context.decode(&self.batch)?;
+        let seconds = began.elapsed().as_secs_f64();
+        if !self.crew.is_trying() {
+            self.cost.learn_prompt(tokens, seconds);
+        }
+        self.crew.worked(price, seconds, Instant::now());
         Ok(())
     }
 }

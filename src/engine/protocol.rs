@@ -132,7 +132,7 @@ pub struct LaneState {
     pub prompt_tokens: u32,
     /// Tokens of its answer so far.
     pub completion_tokens: u32,
-    /// Tokens whose keys and values it holds.
+    /// Tokens of that prompt that a cache had.
     pub cached_tokens: u32,
 }
 

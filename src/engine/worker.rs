@@ -17,7 +17,6 @@ use super::batching::{Entry, Lanes};
 use super::compiler::Compiled;
 use super::constraint::{Grammars, Shape};
 use super::embedding::{Embedder, Embedding};
-use super::ffi::give_back;
 use super::heart::{BEAT, Heart};
 use super::kernels::felix;
 use super::llama::{LlamaSettings, Ticket};
@@ -403,7 +402,6 @@ impl<'a> Worker<'a> {
         if !idle.is_empty() {
             self.lanes.detach();
             self.spokes.free(idle);
-            give_back();
         }
     }
 

@@ -263,9 +263,11 @@ fn sniff(file: &File) -> Result<Content, Reason> {
         [.., 0, 0, 0, b'{'] if count == 9 => Ok(Content::Safetensors),
         // Protocol 2 to 5; PyTorch's old files begin with such a number.
         [0x80, 2..=5, ..] => Err(Reason::Pickle { found: "Python's" }),
+        // Not its bytes: the file may be anybody's secret, and the answer somebody else's.
         head => {
-            let found = head.escape_ascii().to_string();
-            Err(Reason::UnknownFormat { found: format!("\"{found}\"") })
+            let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+            let found = if head.iter().all(printable) { "text" } else { "unknown bytes" };
+            Err(Reason::UnknownFormat { found })
         }
     }
 }

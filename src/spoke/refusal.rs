@@ -84,7 +84,7 @@ pub enum Reason {
     #[error("has {found} bytes, expected at most {limit}")]
     TooLarge { found: u64, limit: u64 },
     #[error("is no spoke: begins with {found}, expected a GGUF, safetensors or zip file")]
-    UnknownFormat { found: String },
+    UnknownFormat { found: &'static str },
     #[error("is a pickle file ({found}), which can run any code when it is read")]
     Pickle { found: &'static str },
     /// A rule of the GGUF format.

@@ -12,7 +12,7 @@ pub mod schema;
 pub mod synthesis;
 pub mod wording;
 
-pub use event::Event;
+pub use event::{Event, SOURCES};
 pub use schema::{Encoding, encoding_schema};
 
 /// Names of the schemas by which a client's tasks are told apart: mnemonic's.

@@ -83,7 +83,8 @@ fn a_slow_body_is_408() {
 #[test]
 fn a_head_over_the_limit_is_431() {
     let daemon = patient(|server| server.head_limit = bytesize::ByteSize::kib(8));
-    for (length, status) in [(4_000, "200"), (20_000, "431")] {
+    for (length, status) in [(4_000, "200"), (8_000, "200"), (8_192, "431"), (9_000, "431"), (20_000, "431")]
+    {
         let long = "x".repeat(length);
         let request =
             format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx-long: {long}\r\nconnection: close\r\n\r\n");

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{HeaderValue, Request, header};
+use axum::http::{HeaderName, HeaderValue, Request, header};
+use axum::middleware::Next;
+use axum::response::Response;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
@@ -29,6 +31,22 @@ use tokio::task::JoinSet;
 use self::patience::{Activity, Busy, Patient};
 use self::unread::{Lent, asks_first};
 use super::error::ApiError;
+
+/// What a request's head may have.
+#[derive(Debug, Clone, Copy)]
+struct HeadLimit(usize);
+
+/// Refuses what hyper has let through: it looks at its buffer, which holds a little more than the limit.
+pub(super) async fn check_head(request: axum::extract::Request, next: Next) -> Result<Response, ApiError> {
+    let line = request.method().as_str().len() + request.uri().to_string().len() + "  HTTP/1.1\r\n\r\n".len();
+    let header =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    let found = line + request.headers().iter().map(header).sum::<usize>();
+    match request.extensions().get::<HeadLimit>() {
+        Some(&HeadLimit(limit)) if found > limit => Err(ApiError::HeadTooLong { found, limit }),
+        _ => Ok(next.run(request).await),
+    }
+}
 
 /// What connections may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +125,8 @@ async fn talk(stream: TcpStream, router: Router, limits: Limits, mut closing: wa
     let service = service_fn(move |request: Request<Incoming>| {
         let busy = activity.begin();
         let asks_first = asks_first(request.headers());
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        parts.extensions.insert(HeadLimit(limits.head));
         let (body, rest) = Lent::new(body);
         let response = router.call(Request::from_parts(parts, body));
         let left = Arc::clone(&left);

@@ -12,7 +12,7 @@ use crate::api::json::JsonBody;
 use crate::api::likelihood;
 use crate::api::openai::envelope::timings;
 use crate::api::reasoning::Splitter;
-use crate::api::request::{Endpoint, Manner, prompt};
+use crate::api::request::{Endpoint, Manner, REPEAT_LAST, prompt};
 use crate::api::spokes::{Choice, Chosen};
 use crate::api::state::App;
 use crate::api::stream::{self, Dialect};
@@ -87,7 +87,11 @@ fn settings(request: &Generate, manner: &Manner) -> Value {
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.penalties.repeat,
-        "repeat_last_n": sampling.penalties.last.map_or(-1, i64::from),
+        "repeat_last_n": match sampling.penalties.last {
+            None => i64::from(REPEAT_LAST),
+            Some(u32::MAX) => -1,
+            Some(last) => i64::from(last),
+        },
         "presence_penalty": sampling.penalties.presence,
         "frequency_penalty": sampling.penalties.frequency,
         "stop": request.stop,

@@ -6,6 +6,7 @@ use axum::response::Json;
 use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
+use crate::api::request::REPEAT_LAST;
 use crate::api::state::App;
 use crate::engine::{LaneState, Query, Reply};
 
@@ -23,7 +24,7 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
         "top_p": defaults.top_p,
         "min_p": defaults.min_p,
         "repeat_penalty": 1.0,
-        "repeat_last_n": 64,
+        "repeat_last_n": REPEAT_LAST,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "stop": [],

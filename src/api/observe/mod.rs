@@ -36,7 +36,8 @@ const CLIENT_GONE: u16 = 499;
 pub(super) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let record = Arc::new(Record::default());
-    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let route =
+        request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).replace("{*", "{");
     let span = tracing::info_span!("request", id, route);
     let mut account = Account {
         metrics: Arc::clone(app.metrics()),

@@ -6,6 +6,7 @@ pub(in crate::api) mod prompt;
 mod sampling;
 mod unsupported;
 
+pub(super) use sampling::REPEAT_LAST;
 use serde::Deserialize;
 
 use super::error::{ApiError, Fields};
@@ -218,7 +219,9 @@ fn budget(field: &str, given: i64) -> Result<Option<u32>, ApiError> {
     match given {
         -1 => Ok(None),
         1.. => Ok(Some(u32::try_from(given).unwrap_or(u32::MAX))),
-        _ => Err(ApiError::field(field, format!("found {given}, expected at least 1"))),
+        _ => {
+            Err(ApiError::field(field, format!("found {given}, expected at least 1, or -1: as many as fit")))
+        }
     }
 }
 

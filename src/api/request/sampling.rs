@@ -10,7 +10,7 @@ use crate::config::SamplingDefaults;
 use crate::engine::{Penalties, Sampling};
 
 /// Tokens that `repeat_penalty` looks back at unless `repeat_last_n` says otherwise: llama-server's number.
-const LAST: u32 = 64;
+pub(in crate::api) const REPEAT_LAST: u32 = 64;
 
 #[derive(Debug, Deserialize)]
 struct Written {
@@ -50,7 +50,7 @@ impl Written {
         // OpenAI's penalties look at the whole answer, llama-server's at the last tokens, prompt included.
         let silent = (repeat - 1.0).abs() < f32::EPSILON;
         let last = match self.repeat_last_n {
-            None => (!silent).then_some(LAST),
+            None => (!silent).then_some(REPEAT_LAST),
             Some(-1) => Some(u32::MAX),
             Some(given) => Some(u32::try_from(given).map_err(|_| {
                 ApiError::field(

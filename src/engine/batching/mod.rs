@@ -117,7 +117,6 @@ impl<'a> Lanes<'a> {
                 settings.cached_sequences
             ));
         }
-        let threads = settings.threads;
         let settings = ContextSettings {
             tokens: context,
             batch: BATCH as u32,
@@ -125,12 +124,13 @@ impl<'a> Lanes<'a> {
             threads: settings.threads,
             own_kernels: true,
             exact_cache: false,
+            embeddings: false,
         };
         let mut made = Context::new(model, settings).map_err(|e| {
             format!("{e}; model.context, model.lanes and model.cached_sequences set its size")
         })?;
         let place_bytes = place_bytes(&mut made).map_err(|e| e.to_string())?;
-        let places = made.tokens();
+        let (places, threads) = (made.tokens(), made.threads());
         let cache_size = places as u64 * u64::from(sequences);
         Ok(Self {
             context: made,
@@ -164,7 +164,7 @@ impl<'a> Lanes<'a> {
                 task: sequence.running.as_ref().map_or(0, |running| running.age),
                 prompt_tokens: run.map_or(0, |run| run.usage().prompt_tokens),
                 completion_tokens: run.map_or(0, |run| run.usage().completion_tokens),
-                cached_tokens: sequence.cached.len() as u32,
+                cached_tokens: run.map_or(0, |run| run.usage().cached_tokens),
             }
         };
         (0..).zip(order.into_iter().take(self.lanes)).map(state).collect()
@@ -370,8 +370,14 @@ impl<'a> Lanes<'a> {
         let sequences = &self.sequences;
         self.foresight
             .look(ready.iter().filter_map(|&(lane, ..)| sequences[lane].running.as_ref()?.run.ahead()));
+        let price = self.cost.batch(self.batch.len());
+        self.choose_threads(price);
         let began = Instant::now();
-        match self.decode(slices, heart) {
+        let decoded = self.decode(slices, heart);
+        if decoded.is_err() {
+            self.crew.interrupted(Instant::now());
+        }
+        match decoded {
             Ok(()) => {}
             Err(DecodeError::GivenUp) => return self.give_up(slices),
             Err(error) => {
@@ -379,7 +385,7 @@ impl<'a> Lanes<'a> {
                 return self.fail(slices, &error.to_string());
             }
         }
-        self.count(slices.len(), prompt, began.elapsed().as_secs_f64());
+        self.count(slices.len(), prompt, price, began.elapsed().as_secs_f64());
         self.keep_heads(slices);
         for slice in slices.iter().filter(|slice| slice.padding > 0) {
             let keep = self.sequences[slice.lane].cached.len();
@@ -440,27 +446,38 @@ impl<'a> Lanes<'a> {
         (ready, prompt)
     }
 
-    fn count(&mut self, lanes: usize, prompt: usize, seconds: f64) {
-        let tokens = self.batch.len();
+    /// Threads for a batch of a price.
+    fn choose_threads(&mut self, price: f64) {
         if self.context.counts_threads() {
             self.crew.stay();
-        } else {
-            self.crew.worked(self.cost.batch(tokens), seconds, Instant::now());
         }
-        self.totals.threads = self.crew.threads();
-        self.context.compute_with(self.totals.threads);
+        let threads = self.crew.begin(price);
+        if threads != self.totals.threads {
+            self.context.compute_with(threads);
+            self.totals.threads = threads;
+        }
+    }
+
+    fn count(&mut self, lanes: usize, prompt: usize, price: f64, seconds: f64) {
+        let tokens = self.batch.len();
         self.totals.decodes += 1;
         self.totals.busy_lanes += lanes as u64;
         self.totals.prompt_tokens += prompt as u64;
         if prompt == 0 {
             self.totals.predicted_seconds += seconds;
-            self.cost.learn(tokens, seconds);
         } else {
             self.totals.prompt_seconds += seconds;
         }
-        if prompt > drafting::MOST {
-            self.cost.learn_prompt(prompt, seconds);
+        // What others than usually have computed tells nothing of what it costs.
+        if !self.crew.is_trying() {
+            if prompt == 0 {
+                self.cost.learn(tokens, seconds);
+            }
+            if prompt > drafting::MOST {
+                self.cost.learn_prompt(prompt, seconds);
+            }
         }
+        self.crew.worked(price, seconds, Instant::now());
     }
 
     /// Ends the requests whose turn it is.

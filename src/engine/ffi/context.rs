@@ -1,6 +1,7 @@
 //! A llama.cpp context with its own threads: the safe binding starts and ends threads at each call, and reaches neither
 //! adapters nor callbacks while a context lives.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ptr::{NonNull, null_mut};
@@ -29,6 +30,8 @@ pub struct ContextSettings {
     pub own_kernels: bool,
     /// Whether keys and values are kept in f32, not in f16. Attention is llama.cpp's then.
     pub exact_cache: bool,
+    /// Whether tokens get vectors ([`Context::embedding`]), as well as logits.
+    pub embeddings: bool,
 }
 
 /// llama.cpp makes no context, for a reason that it logs; most likely for want of memory.
@@ -99,8 +102,9 @@ impl Batch {
 #[derive(Debug)]
 pub struct Context<'a> {
     raw: NonNull<sys::llama_context>,
-    /// Threads that live as long as the context; `None` for a single one.
-    threads: Option<NonNull<sys::ggml_threadpool>>,
+    /// Pools of threads that live as long as the context, with the number in each: one is made when it is first asked for. A
+    /// pool of which some have nothing to do would have these spin.
+    pools: Vec<(u32, NonNull<sys::ggml_threadpool>)>,
     vocabulary: usize,
     /// Rows of the last batch that have logits.
     rows: Vec<bool>,
@@ -115,10 +119,22 @@ pub struct Context<'a> {
 /// Whether a batch that is being computed should be given up.
 pub type GiveUp<'q> = &'q (dyn Fn() -> bool + Sync);
 
+thread_local! {
+    /// Whether the batch that this thread computes was told to stop.
+    static STOPPED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is in a batch that was told to stop: what llama.cpp calls an error then is none.
+pub fn gives_up() -> bool {
+    STOPPED.get()
+}
+
 /// Called by llama.cpp behind each node.
 unsafe extern "C" fn asks_to_stop(question: *mut c_void) -> bool {
     // SAFETY: the question that `decode_unless` has given, which it takes back before it ends.
-    unsafe { (*question.cast::<GiveUp<'_>>())() }
+    let stops = unsafe { (*question.cast::<GiveUp<'_>>())() };
+    STOPPED.set(stops);
+    stops
 }
 
 /// The pointer within the binding's wrapper.
@@ -148,6 +164,8 @@ impl<'a> Context<'a> {
         params.n_threads_batch = count;
         params.no_perf = true;
         params.kv_unified = false;
+        params.embeddings = settings.embeddings;
+        params.pooling_type = sys::LLAMA_POOLING_TYPE_NONE;
         if settings.exact_cache {
             (params.type_k, params.type_v) = (sys::GGML_TYPE_F32, sys::GGML_TYPE_F32);
             params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
@@ -165,31 +183,22 @@ impl<'a> Context<'a> {
         let raw = unsafe { sys::llama_init_from_model(pointer(model), params) };
         let raw = NonNull::new(raw)
             .ok_or(ContextError { sequences: settings.sequences, tokens: settings.tokens })?;
-        let threads = if count > 1 { Self::start_threads(raw, count) } else { None };
         let vocabulary = model.n_vocab().unsigned_abs() as usize;
         // SAFETY: the context lives.
         let tokens = unsafe { sys::llama_n_ctx(raw.as_ptr()) } / settings.sequences;
-        let limits = ContextSettings { tokens, ..settings };
-        Ok(Self {
+        let limits = ContextSettings { tokens, threads: count.cast_unsigned(), ..settings };
+        let mut context = Self {
             raw,
-            threads,
+            pools: Vec::new(),
             vocabulary,
             rows: Vec::new(),
             limits,
             rewriter,
             adapters: Vec::new(),
             model: PhantomData,
-        })
-    }
-
-    fn start_threads(raw: NonNull<sys::llama_context>, count: i32) -> Option<NonNull<sys::ggml_threadpool>> {
-        // SAFETY: a plain struct by value.
-        let mut params = unsafe { sys::ggml_threadpool_params_default(count) };
-        // SAFETY: the parameters are read during the call only.
-        let threads = NonNull::new(unsafe { sys::ggml_threadpool_new(&raw mut params) })?;
-        // SAFETY: both live; the threads are freed after the context (see Drop).
-        unsafe { sys::llama_attach_threadpool(raw.as_ptr(), threads.as_ptr(), threads.as_ptr()) };
-        Some(threads)
+        };
+        context.compute_with(limits.threads);
+        Ok(context)
     }
 
     /// Whether results depend on how many threads compute: llama.cpp's own attention divides a single row's cells among
@@ -198,11 +207,33 @@ impl<'a> Context<'a> {
         self.rewriter.as_ref().is_none_or(Rewriter::counts_threads)
     }
 
-    /// Lets so many of the threads compute the next batches, at least one and at most all.
+    /// Threads that can compute.
+    pub fn threads(&self) -> u32 {
+        self.limits.threads
+    }
+
+    /// Lets so many threads compute the next batches, at least one and at most all.
     pub fn compute_with(&mut self, threads: u32) {
-        let count = threads.clamp(1, self.limits.threads.clamp(1, 512)).cast_signed();
-        // SAFETY: the context lives; the number is read when a graph is computed.
-        unsafe { sys::llama_set_n_threads(self.raw.as_ptr(), count, count) };
+        let count = threads.clamp(1, self.limits.threads);
+        let known = self.pools.iter().find(|(size, _)| *size == count).map(|&(_, pool)| pool);
+        let pool = known.or_else(|| {
+            // SAFETY: a plain struct by value; the parameters are read during the call only.
+            let made = unsafe {
+                let mut params = sys::ggml_threadpool_params_default(count.cast_signed());
+                NonNull::new(sys::ggml_threadpool_new(&raw mut params))
+            };
+            self.pools.extend(made.map(|pool| (count, pool)));
+            made
+        });
+        // SAFETY: all live; pools are freed after the context (see Drop). The one that computed so far is laid to rest when
+        // the next graph is computed. Without a pool llama.cpp makes one for each graph.
+        unsafe {
+            sys::llama_set_n_threads(self.raw.as_ptr(), count.cast_signed(), count.cast_signed());
+            match pool {
+                Some(pool) => sys::llama_attach_threadpool(self.raw.as_ptr(), pool.as_ptr(), pool.as_ptr()),
+                None => sys::llama_detach_threadpool(self.raw.as_ptr()),
+            }
+        }
     }
 
     /// Places for keys and values of each sequence.
@@ -300,6 +331,7 @@ impl<'a> Context<'a> {
             sys::llama_set_abort_callback(self.raw.as_ptr(), Some(asks_to_stop), question);
             let code = sys::llama_decode(self.raw.as_ptr(), raw);
             sys::llama_set_abort_callback(self.raw.as_ptr(), None, null_mut());
+            STOPPED.set(false);
             code
         };
         match code {
@@ -326,6 +358,21 @@ impl<'a> Context<'a> {
             let row = sys::llama_get_logits_ith(self.raw.as_ptr(), place as i32);
             assert!(!row.is_null(), "llama.cpp has no logits at {place}");
             std::slice::from_raw_parts(row, self.vocabulary)
+        }
+    }
+
+    /// What the model makes of a token of the last batch, `[hidden]`, by its place there.
+    ///
+    /// # Panics
+    /// The token was added without logits, the batch failed, or the context is not one for embeddings.
+    pub fn embedding(&self, place: usize) -> &[f32] {
+        assert!(self.rows.get(place) == Some(&true), "no vector at {place}");
+        // SAFETY: as for logits; the row has as many numbers as the model is wide.
+        unsafe {
+            let row = sys::llama_get_embeddings_ith(self.raw.as_ptr(), place as i32);
+            assert!(!row.is_null(), "llama.cpp has no vector at {place}");
+            let width = sys::llama_model_n_embd_out(sys::llama_get_model(self.raw.as_ptr()));
+            std::slice::from_raw_parts(row, width.unsigned_abs() as usize)
         }
     }
 
@@ -363,11 +410,11 @@ impl<'a> Context<'a> {
 
 impl Drop for Context<'_> {
     fn drop(&mut self) {
-        // SAFETY: nothing else holds either pointer; the context goes first because it uses the threads.
+        // SAFETY: nothing else holds any of the pointers; the context goes first because it uses the threads.
         unsafe {
             sys::llama_free(self.raw.as_ptr());
-            if let Some(threads) = self.threads {
-                sys::ggml_threadpool_free(threads.as_ptr());
+            for (_, pool) in &self.pools {
+                sys::ggml_threadpool_free(pool.as_ptr());
             }
         }
     }

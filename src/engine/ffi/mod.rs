@@ -4,15 +4,13 @@
 mod adapter;
 mod context;
 mod end;
-mod memory;
 mod processor;
 mod quantise;
 mod rewrite;
 
 pub use adapter::{Adapter, AdapterError};
-pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError};
+pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError, gives_up};
 pub use end::end;
-pub use memory::{give_back, share_heap};
 #[cfg(target_arch = "x86_64")]
 pub use processor::prefetch;
 pub use processor::{Panel, has_product, product};

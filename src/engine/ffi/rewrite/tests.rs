@@ -43,6 +43,7 @@ const SETTINGS: ContextSettings = ContextSettings {
     threads: 3,
     own_kernels: true,
     exact_cache: false,
+    embeddings: false,
 };
 
 /// Logits of a conversation in several sequences: a prompt that llama.cpp's own kernel computes, single rows, several
@@ -214,6 +215,7 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                 threads,
                 own_kernels: true,
                 exact_cache,
+                embeddings: false,
             };
             let mut context = Context::new(&model, settings).unwrap();
             // What was computed before without spokes leaves graphs behind that are used again.
@@ -259,6 +261,7 @@ fn a_batch_that_is_given_up_ends_behind_a_node_and_leaves_nothing_once_it_is_for
             threads,
             own_kernels: true,
             exact_cache: false,
+            embeddings: false,
         };
         let rows = |positions: std::ops::Range<u32>| {
             let mut batch = Batch::default();
@@ -305,6 +308,7 @@ fn a_felix_spoke_that_can_not_act_is_an_error() {
         threads: 1,
         own_kernels: true,
         exact_cache: false,
+        embeddings: false,
     };
     let decode = |trained: &Trained| {
         let mut context = Context::new(&model, settings).unwrap();
