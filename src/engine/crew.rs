@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::ffi::Context;
+
 /// Time over which numbers of threads are compared.
 const SPAN: f64 = 0.05;
 /// Batches that a comparison needs.
@@ -107,8 +109,19 @@ impl Crew {
         }
     }
 
+    /// Has a context compute its next batch, of a price, with as many as are chosen; gives their number. All compute where
+    /// the number would change results.
+    pub fn lead(&mut self, context: &mut Context<'_>, price: f64) -> u32 {
+        if context.counts_threads() {
+            (self.settled, self.tried) = (self.most, None);
+        }
+        let threads = self.begin(price);
+        context.compute_with(threads);
+        threads
+    }
+
     /// How many are to compute the next batch, of a price (seconds that those who compute usually need, undisturbed).
-    pub fn begin(&mut self, price: f64) -> u32 {
+    fn begin(&mut self, price: f64) -> u32 {
         let settled = f64::from(self.settled);
         match &mut self.tried {
             Some(tried) => {
@@ -172,11 +185,6 @@ impl Crew {
         {
             self.judge(tried, false, now);
         }
-    }
-
-    /// All, whatever was found out: for batches of which each number of threads makes something else.
-    pub fn stay(&mut self) {
-        (self.settled, self.tried) = (self.most, None);
     }
 
     /// Who are tried: half, a quarter and so on down to one, then twice as many and so on up to all. Where batches are held

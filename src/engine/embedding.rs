@@ -182,10 +182,7 @@ impl<'a> Embedder<'a> {
     fn compute(&mut self) -> Result<(), DecodeError> {
         let tokens = self.batch.len();
         let price = self.cost.prompt_token() * tokens as f64;
-        if self.context.counts_threads() {
-            self.crew.stay();
-        }
-        self.context.compute_with(self.crew.begin(price));
+        self.crew.lead(&mut self.context, price);
         let began = Instant::now();
         self.context.decode(&self.batch)?;
         let seconds = began.elapsed().as_secs_f64();

@@ -371,7 +371,7 @@ impl<'a> Lanes<'a> {
         self.foresight
             .look(ready.iter().filter_map(|&(lane, ..)| sequences[lane].running.as_ref()?.run.ahead()));
         let price = self.cost.batch(self.batch.len());
-        self.choose_threads(price);
+        self.totals.threads = self.crew.lead(&mut self.context, price);
         let began = Instant::now();
         let decoded = self.decode(slices, heart);
         if decoded.is_err() {
@@ -444,18 +444,6 @@ impl<'a> Lanes<'a> {
             }
         }
         (ready, prompt)
-    }
-
-    /// Threads for a batch of a price.
-    fn choose_threads(&mut self, price: f64) {
-        if self.context.counts_threads() {
-            self.crew.stay();
-        }
-        let threads = self.crew.begin(price);
-        if threads != self.totals.threads {
-            self.context.compute_with(threads);
-            self.totals.threads = threads;
-        }
     }
 
     fn count(&mut self, lanes: usize, prompt: usize, price: f64, seconds: f64) {
