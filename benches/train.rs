@@ -8,7 +8,7 @@ use bespoke::model::ops::{
 use bespoke::model::{BatchLayout, Decoder, DecoderConfig, Document, Family, Parameters, init};
 use bespoke::train::batch::PackedRow;
 use bespoke::train::gradient::Workers;
-use bespoke::train::optimiser::{AdamWConfig, MuonConfig, Optimiser};
+use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -62,7 +62,8 @@ fn step(criterion: &mut Criterion, name: &str, config: DecoderConfig) {
     let gradients = |with: Option<&Parameters>| workers.run(&decoder, with, &rows, MICRO).unwrap();
     group.bench_function("forward", |b| b.iter(|| gradients(None).loss));
     group.bench_function("gradients", |b| b.iter(|| gradients(Some(&parameters)).loss));
-    let mut optimiser = Optimiser::new(&parameters, MuonConfig::default(), AdamWConfig::default()).unwrap();
+    let mut optimiser =
+        Optimiser::new(&parameters, Matrices::Muon, MuonConfig::default(), AdamWConfig::default()).unwrap();
     let found = gradients(Some(&parameters)).gradients;
     group.bench_function("optimiser", |b| b.iter(|| optimiser.step(&found, 1e-6, &workers).unwrap()));
     group.bench_function("whole step", |b| {

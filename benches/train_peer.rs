@@ -12,7 +12,7 @@ use bespoke::train::batch::PackedRow;
 use bespoke::train::clip::clip;
 use bespoke::train::gradient::Workers;
 use bespoke::train::objective::Student;
-use bespoke::train::optimiser::{AdamWConfig, MuonConfig, Optimiser};
+use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use bespoke::train::recipe::AdapterRecipe;
 
 const THREADS: usize = 2;
@@ -91,16 +91,12 @@ impl Ours {
                 (Decoder::frozen(config, &whole)?, Some(adapter), trained)
             }
         };
-        // Under names of no block, so that AdamW moves all of them, as at the peer's.
-        let mut renamed = Parameters::default();
-        for (name, var) in trained.iter() {
-            renamed.insert(format!("peer.{name}"), var.clone())?;
-        }
         let adamw = AdamWConfig { lr: 1e-5, ..AdamWConfig::default() };
         Ok(Self {
             decoder: decoder.recomputing(recompute),
             adapter,
-            optimiser: Optimiser::new(&renamed, MuonConfig::default(), adamw)?,
+            // AdamW moves all of it, as at the peer's.
+            optimiser: Optimiser::new(&trained, Matrices::AdamW, MuonConfig::default(), adamw)?,
             trained,
             workers: Workers::new(THREADS)?,
             rows: rows(case.rows),

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, TransactionBehavior};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
+
+use crate::durable;
 
 /// Name of the file in the state directory.
 const FILE: &str = "bespoke.sqlite";
@@ -75,25 +75,18 @@ impl StateDirectory {
     /// # Errors
     /// [`DatabaseError::Io`], [`DatabaseError::Used`].
     pub fn open(path: &Path) -> Result<Self, DatabaseError> {
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+        use std::os::unix::fs::DirBuilderExt;
         let wrong = |source| DatabaseError::Io { path: path.to_owned(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(wrong)?;
-        let mut options = std::fs::OpenOptions::new();
-        let lock = options.create(true).truncate(false).write(true).mode(0o600).open(path.join(LOCK));
-        let lock = lock.map_err(wrong)?;
         // A child that a killed daemon had just begun to start has its files, the lock among them, until it is another
         // program: that takes moments.
         let end = Instant::now() + HANDOVER;
-        let locked = loop {
-            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(HANDOVER / 40),
-                locked => break locked,
+        loop {
+            match durable::lock(&path.join(LOCK)).map_err(wrong)? {
+                Some(lock) => return Ok(Self { path: path.to_owned(), _lock: lock }),
+                None if Instant::now() < end => std::thread::sleep(HANDOVER / 40),
+                None => return Err(DatabaseError::Used { path: path.to_owned() }),
             }
-        };
-        match locked {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(Errno::WOULDBLOCK) => Err(DatabaseError::Used { path: path.to_owned() }),
-            Err(error) => Err(wrong(error.into())),
         }
     }
 

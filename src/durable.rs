@@ -65,6 +65,24 @@ pub fn append(target: &Path) -> io::Result<std::fs::File> {
     std::fs::OpenOptions::new().create(true).append(true).open(target)
 }
 
+/// Opens a file that grows and is read while it does (made if missing). Like a log, it may lose its tail in a power cut.
+pub fn grow(target: &Path) -> io::Result<std::fs::File> {
+    fs_err::create_dir_all(parent(target))?;
+    std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(target)
+}
+
+/// Takes the lock of a file (made if missing), which ends with what is given or with the process; none if another has it.
+pub fn lock(path: &Path) -> io::Result<Option<std::fs::File>> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Replaces `target` by what another file holds, atomically and durably.
 pub fn copy(from: &Path, target: &Path) -> io::Result<()> {
     let mut staged = Staged::new(target)?;

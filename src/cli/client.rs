@@ -81,6 +81,17 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether the same question may be answered a little later.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => matches!(status, 429 | 503),
+            Self::Endpoint(_) | Self::Answer { .. } => false,
+        }
+    }
+}
+
 impl Client {
     /// A client; `endpoint` may end in `/v1`, as other clients' settings do.
     pub fn new(endpoint: &str, key: Option<String>) -> Result<Self, ClientError> {

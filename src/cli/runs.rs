@@ -145,26 +145,46 @@ impl Run {
         let below = place.runs.join(id);
         let folder = if below.is_dir() { below } else { PathBuf::from(id) };
         if !folder.is_dir() {
-            bail!("{id}: no such run; {} has: {}", place.runs.display(), names(&place.runs).join(", "));
+            let known = names(&place.runs)?;
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            bail!("{id}: no such run; {} has: {known}", place.runs.display());
         }
         Self::open(&folder, id.to_owned())
     }
 }
 
-/// Folders of runs that are runs, sorted.
-fn names(runs: &Path) -> Vec<String> {
-    let entries = fs_err::read_dir(runs).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter(|entry| entry.path().join("recipe.toml").exists())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
+/// Folders of runs that are runs, sorted; none before the first run made the folder.
+fn names(runs: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = match fs_err::read_dir(runs) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.path().join("recipe.toml").exists() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
     names.sort();
-    names
+    Ok(names)
 }
 
+/// One of a list: what its folder says, or why it says nothing.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Listed {
+    Run(Box<Run>),
+    Unreadable { id: String, error: String },
+}
+
+/// A folder that can't be read keeps nobody from the others.
 fn list(place: &Place) -> anyhow::Result<()> {
-    let open = |name: String| Run::open(&place.runs.join(&name), name);
-    let runs: Vec<Run> = names(&place.runs).into_iter().map(open).collect::<anyhow::Result<_>>()?;
+    let open = |name: String| match Run::open(&place.runs.join(&name), name.clone()) {
+        Ok(run) => Listed::Run(run.into()),
+        Err(error) => Listed::Unreadable { id: name, error: format!("{error:#}") },
+    };
+    let runs: Vec<Listed> = names(&place.runs)?.into_iter().map(open).collect();
     if place.json {
         println!("{}", serde_json::to_string(&runs)?);
         return Ok(());
@@ -172,6 +192,14 @@ fn list(place: &Place) -> anyhow::Result<()> {
     let mut table =
         plain(&["run", "state", "steps", "tokens", "loss", "held out", "best", "at step", "time"]);
     for run in &runs {
+        let run = match run {
+            Listed::Run(run) => run,
+            Listed::Unreadable { id, error } => {
+                eprintln!("{id}: {error}");
+                table.add_row([id, "unreadable"]);
+                continue;
+            }
+        };
         table.add_row([
             run.id.clone(),
             run.state.to_owned(),

@@ -95,6 +95,9 @@ pub enum FileError {
     Tensor(#[from] candle_core::Error),
 }
 
+/// How a text model comes out of one that does more.
+const TEXT_ALONE: &str = "save the text model alone, in transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)";
+
 impl FileError {
     /// For `map_err` on calls about a file.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
@@ -104,14 +107,13 @@ impl FileError {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Key { key, expected, .. } => match key.as_str() {
+            Self::Key { key, expected, found, .. } => match key.as_str() {
                 _ if expected.contains("llama.cpp") => Some(
                     "the folder can be trained and judged as it is; only a GGUF file can't be made of it",
                 ),
-                "vision_config" | "audio_config" | "text_config" => Some(
-                    "save the text model alone, in transformers: \
-                     AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)",
-                ),
+                "vision_config" | "audio_config" | "text_config" => Some(TEXT_ALONE),
+                // A model that sees, or hears, beside reading.
+                "architectures" if found.contains("ForConditionalGeneration") => Some(TEXT_ALONE),
                 "architectures" | "model_type" => Some("docs/formats.md lists the architectures"),
                 _ => None,
             },

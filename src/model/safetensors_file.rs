@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::io::{Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -85,6 +86,23 @@ impl SafetensorsFile {
     /// The texts under `__metadata__`.
     pub fn metadata(&self) -> Option<&HashMap<String, String>> {
         self.header.metadata().as_ref()
+    }
+
+    /// Fills a buffer with the bytes of a tensor from byte `from` of it on.
+    ///
+    /// # Errors
+    /// No such tensor; more bytes than it has.
+    pub fn read_bytes(&self, name: &str, from: usize, buffer: &mut [u8]) -> Result<(), FileError> {
+        let path = || self.path.clone();
+        let missing = || FileError::MissingTensor { path: path(), tensor: name.to_owned(), expected: vec![] };
+        let (start, end) = self.header.info(name).ok_or_else(missing)?.data_offsets;
+        if buffer.len() > (end - start).saturating_sub(from) {
+            let message =
+                format!("tensor {name:?} has {} bytes, not {} from {from} on", end - start, buffer.len());
+            return Err(FileError::Safetensors { path: path(), message });
+        }
+        let at = self.data_start + (start + from) as u64;
+        self.file.read_exact_at(buffer, at).map_err(FileError::io(&self.path))
     }
 
     /// The elements of a tensor as f32, row-major.
@@ -199,7 +217,7 @@ pub fn write_tensors(
     write_views(target, views, metadata)
 }
 
-/// Writes what can be seen as tensors, atomically: the one writer of the format.
+/// Writes what can be seen as tensors, atomically.
 ///
 /// # Errors
 /// The disk.
@@ -212,6 +230,49 @@ pub fn write_views<S: AsRef<str> + Ord + Display, V: View>(
     safetensors::serialize_to_file(views, Some(metadata.into_iter().collect()), staged.path())
         .map_err(|error| not_written(target, error))?;
     staged.commit().map_err(FileError::io(target))
+}
+
+/// Writes tensors whose bytes `fill` brings one after the other, atomically: for those that memory has no room for. Texts and
+/// tensors come in the order that they are given in, so that equal content is equal bytes.
+///
+/// # Errors
+/// The disk; `fill`, also where it brings another number of bytes than the shape has.
+pub fn write_streamed(
+    target: &Path,
+    metadata: &[(&str, String)],
+    tensors: &[(&str, Dtype, Vec<usize>)],
+    mut fill: impl FnMut(&str, &mut dyn Write) -> std::io::Result<()>,
+) -> Result<(), FileError> {
+    let mut header = serde_json::Map::new();
+    let texts = metadata.iter().map(|(key, text)| ((*key).to_owned(), text.clone().into()));
+    header.insert("__metadata__".to_owned(), serde_json::Value::Object(texts.collect()));
+    let mut end = 0;
+    for (name, dtype, shape) in tensors {
+        let from = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        let info = TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: (from, end) };
+        header.insert((*name).to_owned(), serde_json::to_value(info).expect("a description has a JSON form"));
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    // The data begins at a multiple of 8.
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let io = || FileError::io(target);
+    let mut staged = Staged::new(target).map_err(io())?;
+    let mut write = || -> std::io::Result<u64> {
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, &mut staged);
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(header.as_bytes())?;
+        tensors.iter().try_for_each(|(name, ..)| fill(name, &mut out))?;
+        out.flush()?;
+        drop(out);
+        staged.file().stream_position()
+    };
+    let (written, expected) = (write().map_err(io())?, (8 + header.len() + end) as u64);
+    if written != expected {
+        let message = format!("{written} bytes were written, its header describes {expected}");
+        return Err(FileError::Safetensors { path: target.to_owned(), message });
+    }
+    staged.commit().map_err(io())
 }
 
 /// A disk that is full says nothing of the file's form.

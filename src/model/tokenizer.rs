@@ -45,6 +45,22 @@ pub enum TokenizerError {
     /// A text can't be encoded or ids can't be decoded.
     #[error("tokenizer: {0}")]
     Text(String),
+    /// A tokenizer that is none of a post, for a model that is to be one.
+    #[error(
+        "{path}: token {id} is {}, expected {marker:?}: a model from nothing reads conversations by a post's markers; \
+         leave data.tokenizer out, or start from a [base] that has this tokenizer",
+        .found.as_deref().unwrap_or("none")
+    )]
+    NoPost {
+        /// The file.
+        path: std::path::PathBuf,
+        /// A marker's id.
+        id: u32,
+        /// The token that has it.
+        found: Option<String>,
+        /// The marker.
+        marker: &'static str,
+    },
     /// A role without a marker.
     #[error("role {0:?} has no marker: expected system, user, assistant or tool")]
     Role(String),
@@ -57,6 +73,22 @@ impl Tokenizer {
         let bytes = fs_err::read(path).map_err(|e| wrong(e.to_string()))?;
         let inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| wrong(e.to_string()))?;
         Ok(Self::new(inner))
+    }
+
+    /// The first marker of a post that is not at its place, with its id.
+    pub fn foreign_marker(&self) -> Option<(u32, &'static str)> {
+        let markers = (0..).zip(MARKERS);
+        markers.into_iter().find(|(id, marker)| self.inner.token_to_id(marker) != Some(*id))
+    }
+
+    /// Holds a file's tokenizer to the markers of a post.
+    ///
+    /// # Errors
+    /// The first marker that is not at its place.
+    pub fn check_markers(&self, path: &Path) -> Result<(), TokenizerError> {
+        let Some((id, marker)) = self.foreign_marker() else { return Ok(()) };
+        let found = self.inner.id_to_token(id);
+        Err(TokenizerError::NoPost { path: path.to_owned(), id, found, marker })
     }
 
     /// Wraps a tokenizer made in memory.

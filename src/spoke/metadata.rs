@@ -34,15 +34,34 @@ pub(super) fn write_origin(texts: &mut HashMap<String, String>, origin: &Origin)
 
 /// What training writes into the metadata of a spoke for this post, so that the spoke names what it was trained for.
 pub fn origin_texts(post: &Post, prompt: Option<&str>, task: Option<&str>) -> BTreeMap<String, String> {
-    let origin = Origin {
+    texts_of(&Origin {
         architecture: Some(post.architecture.clone()),
         post: Some(post.identity()),
         tokenizer: Some(post.tokenizer),
         prompt: prompt.map(str::to_owned),
         task: task.map(str::to_owned),
-    };
+    })
+}
+
+/// The same for a model that is no file yet: `hash` is that of its tensors as F32, which every export of it records.
+pub fn unexported_origin_texts(
+    architecture: &str,
+    hash: Digest,
+    prompt: Option<&str>,
+    task: Option<&str>,
+) -> BTreeMap<String, String> {
+    texts_of(&Origin {
+        architecture: Some(architecture.to_owned()),
+        post: Some(hash),
+        tokenizer: None,
+        prompt: prompt.map(str::to_owned),
+        task: task.map(str::to_owned),
+    })
+}
+
+fn texts_of(origin: &Origin) -> BTreeMap<String, String> {
     let mut texts = HashMap::new();
-    write_origin(&mut texts, &origin);
+    write_origin(&mut texts, origin);
     texts.into_iter().collect()
 }
 

@@ -36,7 +36,7 @@ pub use facts::{Adapter, FelixFacts, Format, Kind, LayerNorms, LoraFacts, Spoke}
 pub use identity::Generation;
 pub use inspect::inspect;
 pub use limits::Limits;
-pub use metadata::origin_texts;
+pub use metadata::{origin_texts, unexported_origin_texts};
 pub use pin::{Pinned, generation, pin};
 pub use post::Post;
 pub use refusal::{Reason, Refusal};

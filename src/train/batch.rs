@@ -11,7 +11,7 @@ use crate::model::{BatchLayout, Document};
 /// Draws of a step, per packed row that it may have.
 const DRAWS: u64 = 1 << 12;
 /// Packed rows that one step may have.
-const ROWS: u64 = 1 << 12;
+pub(super) const ROWS: u64 = 1 << 12;
 /// A row is full when this many conversations wait for the next because they did not fit.
 const MISSES: usize = 4;
 /// This many draws that no row has room for, one after the other, are taken for all that there is.

@@ -110,7 +110,7 @@ impl Checkpoint {
             return Err(error);
         }
         fail::point("checkpoint.named", &step);
-        self.prune(folder)?;
+        prune(folder)?;
         Ok(target)
     }
 
@@ -133,16 +133,6 @@ impl Checkpoint {
         let path = folder.join(MANIFEST);
         let bytes = serde_json::to_vec_pretty(&manifest).expect("strings have a JSON form");
         durable::write(&path, &bytes).map_err(TrainError::file(path))
-    }
-
-    /// Removes all but the newest and the best.
-    fn prune(&self, folder: &Path) -> Result<(), TrainError> {
-        for step in steps(folder)?.into_iter().rev().skip(KEEP) {
-            if self.state.best.is_none_or(|(_, best)| best != step) {
-                remove(&folder.join(step.to_string()))?;
-            }
-        }
-        Ok(())
     }
 
     /// The newest checkpoint of a run, or none. What a dying run left unfinished is removed.
@@ -269,6 +259,23 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
     }
 }
 
+/// Removes all but the newest, and what is the best to one of these: whoever goes on from an older one needs its best.
+fn prune(folder: &Path) -> Result<(), TrainError> {
+    let newest_first: Vec<u64> = steps(folder)?.into_iter().rev().collect();
+    let (kept, rest) = newest_first.split_at(KEEP.min(newest_first.len()));
+    let best: Vec<u64> = kept.iter().filter_map(|step| best_of(&folder.join(step.to_string()))).collect();
+    for step in rest.iter().filter(|step| !best.contains(step)) {
+        remove(&folder.join(step.to_string()))?;
+    }
+    Ok(())
+}
+
+/// The step that a checkpoint knows as the best; none of one that can't be read, which nobody can go on from.
+fn best_of(folder: &Path) -> Option<u64> {
+    let state: State = serde_json::from_slice(&fs_err::read(folder.join(STATE)).ok()?).ok()?;
+    state.best.map(|(_, step)| step)
+}
+
 /// Steps that have a checkpoint, ascending.
 ///
 /// # Errors
@@ -294,24 +301,32 @@ fn saved_recipe(folder: &Path) -> Result<Recipe, TrainError> {
         .map_err(|e| TrainError::Checkpoint { path: folder.to_owned(), message: format!("{RECIPE}: {e}") })
 }
 
-/// Rates of the steps to come, which a person may change when a run broke down: key, value in the checkpoint, value now.
+/// Rates of the steps to come, which a person may change when a run broke down: key, value in the checkpoint, value now; none
+/// where a recipe does not say it.
 ///
 /// # Errors
 /// A recipe in the checkpoint that can't be read.
-pub fn changed_rates(folder: &Path, now: &Recipe) -> Result<Vec<(&'static str, f64, f64)>, TrainError> {
+pub fn changed_rates(folder: &Path, now: &Recipe) -> Result<Vec<ChangedRate>, TrainError> {
     let pairs = rates(&saved_recipe(folder)?).into_iter().zip(rates(now));
     let all = pairs.map(|((key, saved), (_, now))| (key, saved, now));
-    Ok(all.filter(|(_, saved, now)| saved.to_bits() != now.to_bits()).collect())
+    Ok(all.filter(|(_, saved, now)| saved.map(f64::to_bits) != now.map(f64::to_bits)).collect())
 }
 
-fn rates(recipe: &Recipe) -> [(&'static str, f64); 5] {
+/// Key, value in the checkpoint, value now.
+pub type ChangedRate = (&'static str, Option<f64>, Option<f64>);
+
+fn rates(recipe: &Recipe) -> [(&'static str, Option<f64>); 8] {
     let train = &recipe.train;
+    let adamw = train.adamw;
     [
-        ("train.muon.lr", train.muon.lr),
-        ("train.adamw.lr", train.adamw.lr),
-        ("train.warmup", train.warmup),
-        ("train.floor", train.floor),
-        ("train.clip", train.clip),
+        ("train.muon.lr", Some(train.muon.lr)),
+        ("train.adamw.lr", Some(adamw.lr)),
+        ("train.adamw.matrix_lr", adamw.matrix_lr),
+        ("train.adamw.embedding_lr", adamw.embedding_lr),
+        ("train.adamw.vector_lr", adamw.vector_lr),
+        ("train.warmup", Some(train.warmup)),
+        ("train.floor", Some(train.floor)),
+        ("train.clip", Some(train.clip)),
     ]
 }
 
@@ -331,7 +346,11 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<(String, String)> {
     aligned.data.cache.clone_from(&now.data.cache);
     // What helps a run that broke down; it is said when it changes.
     aligned.train.muon.lr = now.train.muon.lr;
-    aligned.train.adamw.lr = now.train.adamw.lr;
+    let (adamw, rates) = (&mut aligned.train.adamw, now.train.adamw);
+    adamw.lr = rates.lr;
+    adamw.matrix_lr = rates.matrix_lr;
+    adamw.embedding_lr = rates.embedding_lr;
+    adamw.vector_lr = rates.vector_lr;
     aligned.train.warmup = now.train.warmup;
     aligned.train.floor = now.train.floor;
     aligned.train.clip = now.train.clip;

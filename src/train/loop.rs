@@ -10,7 +10,6 @@ use super::checkpoint::{self, Checkpoint, Exact, State};
 use super::data::{Domain, next_weights};
 use super::distil::{Ask, Teacher};
 use super::evaluate::{Evaluation, evaluate};
-use super::gradient::Workers;
 use super::in_place::blend;
 use super::log::{DomainNumbers, Log, Speed, Step};
 use super::metrics::Metrics;
@@ -23,11 +22,14 @@ use crate::digest::Digest;
 use crate::model::{Model, Parameters, hugging_face};
 use crate::{durable, fail};
 
+/// From the hash of a base's tensors, what an adapter says of where it comes from.
+pub type Origin = Box<dyn Fn(Digest) -> BTreeMap<String, String>>;
+
 /// What a run needs from those who know of spokes and daemons.
 #[derive(Default)]
 pub struct Outside {
-    /// Texts for an adapter's metadata: what it was trained for.
-    pub texts: BTreeMap<String, String>,
+    /// Texts for an adapter's metadata, from the hash of its base's tensors: what it was trained for.
+    pub origin: Option<Origin>,
     /// Posts to the endpoint of a served teacher.
     pub ask: Option<Ask>,
 }
@@ -40,23 +42,19 @@ pub struct Outside {
 /// Unusable data or base, a domain without a held-out row that fits, numbers that are not finite or beyond their bound, files that can't be written; checkpoints of an
 /// earlier run in `out` without `resume`.
 pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Result<PathBuf, TrainError> {
+    let _lock = lock(out)?;
     let checkpoints = out.join("checkpoints");
     let found = if resume { Checkpoint::newest(&checkpoints, recipe)? } else { None };
     if let (false, Some(step)) = (resume, checkpoint::steps(&checkpoints)?.last()) {
         return Err(TrainError::Occupied { path: out.to_owned(), step: *step });
     }
-    let path = out.join("recipe.toml");
-    durable::write(&path, recipe.to_toml().as_bytes()).map_err(TrainError::file(path))?;
-
     let prepared = Prepared::new(recipe, out, found.is_some())?;
-    let place = &prepared.place;
-    let workers = Workers::new(place.threads(recipe.train.threads))?;
-    // As it was read, before a checkpoint changes it.
-    let sane = prepared.check_base(recipe, &workers)?;
+    let (place, workers) = (&prepared.place, &prepared.workers);
     let trained = &prepared.trained;
     let averaged = (recipe.train.ema > 0.0).then(|| copy(trained)).transpose()?;
-    let mut optimiser = Optimiser::new(trained, recipe.train.muon, recipe.train.adamw)?;
-    let open = |distil| Teacher::open(distil, &prepared.chat, trained, outside.ask.clone(), place);
+    let mut optimiser =
+        Optimiser::new(trained, recipe.train.matrices, recipe.train.muon, recipe.train.adamw)?;
+    let open = |distil| Teacher::open(distil, &prepared, outside.ask.clone());
     let teacher = recipe.distil.as_ref().map(open).transpose()?;
     let mut state = State::beginning(recipe, &prepared, teacher.as_ref().and_then(Teacher::digest));
     let mut changed = vec![];
@@ -97,20 +95,29 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         None => Box::new(trainee.student()),
     };
 
+    if let Some(teacher) = &teacher {
+        teacher.check_rows(recipe, &prepared.train, state.step)?;
+    }
+
+    // Only now: what is refused leaves a run as it was.
+    let path = out.join("recipe.toml");
+    durable::write(&path, recipe.to_toml().as_bytes()).map_err(TrainError::file(path))?;
     let mut log = Log::open(out, state.step, recipe.train.steps)?;
     let mut metrics = Metrics::open(out, recipe.train.metrics_every, state.step)?;
     log.say(&place.to_string());
     log.say(&prepared.summary(&held_out, state.step));
-    if let Some(sane) = sane {
-        log.say(&sane);
+    if let Some(sane) = &prepared.sane {
+        log.say(sane);
     }
     for (key, saved, now) in changed {
+        let [saved, now] =
+            [saved, now].map(|rate| rate.map_or("not given".to_owned(), |rate| rate.to_string()));
         log.say(&format!("{key} is {now} from step {} on; it was {saved}", state.step + 1));
     }
     let judge_all = || -> Result<Vec<Evaluation>, TrainError> {
         held_out
             .iter()
-            .map(|batch| evaluate(&workers, &judge.student(), batch, recipe.train.micro_tokens))
+            .map(|batch| evaluate(workers, &judge.student(), batch, recipe.train.micro_tokens))
             .collect()
     };
     if recipe.base.is_some() && state.step == 0 {
@@ -135,7 +142,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             let measured = metrics.is_due(step).then(|| {
                 metrics.measure(step, &trainee.student(), &prepared.config, trained, &outcome, &batch)
             });
-            let norm = clip::clip(&outcome.gradients, recipe.train.clip, &workers)?;
+            let norm = clip::clip(&outcome.gradients, recipe.train.clip, workers)?;
             let (loss, accuracy) = (outcome.loss, outcome.accuracy());
             if !loss.is_finite() || !norm.is_finite() {
                 return Err(TrainError::NotFinite { step, what: "loss", loss, norm });
@@ -145,7 +152,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             }
             metrics.write(measured.transpose()?)?;
             let lr = schedule.factor(step);
-            optimiser.step(&outcome.gradients, lr, &workers)?;
+            optimiser.step(&outcome.gradients, lr, workers)?;
             if let Some(averaged) = &averaged {
                 average(averaged, trained, recipe.train.ema, step)?;
             }
@@ -231,7 +238,9 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     metrics.draw(out)?;
     let parameters = result(judged)?;
     let written = if let Some(adapter) = &recipe.adapter {
-        adapter::write(out, adapter, &prepared.config, &parameters, &outside.texts)?
+        let origin = outside.origin.as_ref().zip(prepared.identity.base);
+        let texts = origin.map(|(origin, base)| origin(base)).unwrap_or_default();
+        adapter::write(out, adapter, &prepared.config, &parameters, &texts)?
     } else {
         let model = Model { config: prepared.config.clone(), parameters, text: prepared.text.clone() };
         hugging_face::save(out, &model)?;
@@ -241,6 +250,17 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     Ok(written)
 }
 
+/// Keeps a folder from being written by two at a time, as long as what is given lives.
+///
+/// # Errors
+/// Another process that writes there; a folder that can't be made.
+pub(super) fn lock(out: &Path) -> Result<std::fs::File, TrainError> {
+    durable::make_folder(out).map_err(TrainError::file(out))?;
+    let path = out.join(".lock");
+    let held = durable::lock(&path).map_err(TrainError::file(path))?;
+    held.ok_or_else(|| TrainError::Busy { path: out.to_owned() })
+}
+
 fn together(each: &[Evaluation], held_out: &[Batch]) -> Evaluation {
     Evaluation::together(&each.iter().copied().zip(held_out).collect::<Vec<_>>())
 }
@@ -248,13 +268,11 @@ fn together(each: &[Evaluation], held_out: &[Batch]) -> Evaluation {
 impl State {
     /// Before the first step.
     fn beginning(recipe: &Recipe, prepared: &Prepared, teacher: Option<Digest>) -> Self {
-        let weights: Vec<f64> = recipe.data.domains.values().map(|domain| domain.weight).collect();
-        let total: f64 = weights.iter().sum();
         Self {
             step: 0,
             seed: recipe.train.seed,
             tokens: 0,
-            weights: weights.iter().map(|weight| Exact(weight / total)).collect(),
+            weights: recipe.domain_weights().into_iter().map(Exact).collect(),
             best: None,
             waiting: 0,
             mark: None,

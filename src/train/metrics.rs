@@ -16,7 +16,7 @@ use super::log::{read_lines, reopened};
 use super::objective::Student;
 use crate::durable;
 use crate::model::ops::{Scoring, on_host, with_floats};
-use crate::model::{BatchLayout, DecoderConfig, Parameters, Point, Taps};
+use crate::model::{Again, BatchLayout, DecoderConfig, Parameters, Point, Taps};
 
 /// Name of the file of [`Measurement`]s.
 pub const METRICS: &str = "metrics.jsonl";
@@ -180,6 +180,11 @@ impl Taps for Measuring {
         Some(&mut *self.inner)
     }
 
+    // Nobody walks back through what is measured: of a block that would be computed again, nothing need stay.
+    fn again(&self, layer: usize) -> Option<Again> {
+        self.inner.again(layer)
+    }
+
     fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
         let tensor = self.inner.tap(point, layer, tensor)?;
         match point {
@@ -265,7 +270,30 @@ fn entropy(scores: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Family;
+    use crate::train::gradient::Workers;
+    use crate::train::tests::{model, packed};
     use candle_core::Device;
+
+    #[test]
+    fn blocks_that_are_computed_again_are_measured_as_those_that_are_kept() {
+        let measured = |recompute: bool| {
+            let (decoder, parameters) = model(Family::Qwen3, true, 320);
+            let decoder = decoder.recomputing(recompute);
+            let batch = Batch { rows: packed(1), too_long: 0 };
+            let workers = Workers::new(1).unwrap();
+            let outcome = workers.run(&decoder, Some(&parameters), &batch.rows, 96).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let metrics = Metrics::open(folder.path(), 1, 0).unwrap();
+            let student = Student { decoder: &decoder, adapter: None };
+            metrics.measure(1, &student, decoder.config(), &parameters, &outcome, &batch).unwrap()
+        };
+        let kept = measured(false);
+        assert_eq!(measured(true), kept);
+        let seen =
+            |layer: &LayerMetrics| layer.variance > 0.0 && layer.entropy_by_head.iter().all(|e| *e > 0.0);
+        assert!(kept.layers.iter().all(seen), "{kept:?}");
+    }
 
     #[test]
     fn entropies_are_those_of_the_probabilities() {

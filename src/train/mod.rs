@@ -64,6 +64,12 @@ pub enum TrainError {
         /// The newest.
         step: u64,
     },
+    /// Another process works in the output folder.
+    #[error("{path}: another process is writing there")]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A row of training data can't be used.
     #[error("{place}: {message}")]
     Row {
@@ -173,9 +179,10 @@ impl TrainError {
             Self::Occupied { .. } => {
                 Some("go on with --resume, or take another folder with --out, or remove this one")
             }
+            Self::Busy { .. } => Some("wait until it has ended, or take another folder with --out"),
             Self::HeldOut { .. } => Some("raise train.seq_len, or give shorter rows in that domain's eval"),
             Self::NotFinite { .. } | Self::AboveBound { .. } => Some(
-                "lower the learning rates (train.muon.lr, train.adamw.lr) or train.clip, or lengthen train.warmup; \
+                "lower the learning rates (train.muon.lr, train.adamw.lr and those of its groups) or train.clip, or lengthen train.warmup; \
                  the last checkpoint is intact: --resume goes on from it with these changed",
             ),
             Self::OtherRecipe { .. } => Some(

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use super::gradient::tests::adapter_of;
 use super::gradient::{Outcome, Workers};
 use super::objective::Student;
-use super::optimiser::{AdamWConfig, MuonConfig, Optimiser};
+use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::tests::{content, model, packed, run, small_run, tokenizer};
 use super::{checkpoint, log};
 use crate::model::{Decoder, Family};
@@ -76,6 +76,7 @@ fn the_loss_follows_that_of_f32() {
         let workers = Workers::new(1).unwrap();
         let mut optimiser = Optimiser::new(
             &parameters,
+            Matrices::Muon,
             MuonConfig::default(),
             AdamWConfig { lr: 1e-2, ..Default::default() },
         )

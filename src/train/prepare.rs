@@ -33,6 +33,10 @@ pub(super) struct Prepared {
     pub eval: Vec<Domain>,
     /// Where all of it is computed.
     pub place: Place,
+    /// The threads that compute it.
+    pub workers: Workers,
+    /// The base's loss on a text that it must know, in words; none without a base.
+    pub sane: Option<String>,
 }
 
 /// What a checkpoint must agree with.
@@ -66,6 +70,16 @@ impl Prepared {
         // What is trained is f32 everywhere; what is frozen has the type that it is computed in.
         let kind = if recipe.adapter.is_some() { place.dtype } else { DType::F32 };
         let whole = whole.to(&place.device, kind)?;
+        let chat = Arc::new(chat);
+        let workers = Workers::new(place.threads(recipe.train.threads))?;
+        // Before rows are tokenised, which may take long.
+        let sane = match &recipe.base {
+            None => None,
+            Some(base) => {
+                let decoder = Decoder::new(config.clone(), &whole)?.computing_in(place.dtype);
+                Some(base::check_loss(base, &decoder, &chat, &workers)?)
+            }
+        };
         let mut trained = match &recipe.adapter {
             Some(adapter) => adapter::initial(adapter, &config, recipe.train.seed)?,
             None => whole.clone(),
@@ -73,19 +87,11 @@ impl Prepared {
         distil::add_maps(recipe, &config, &mut trained)?;
         let trained = trained.to(&place.device, DType::F32)?;
         let tokens_of = Digest(Sha256::digest(chat.identity()?).into());
-        let chat = Arc::new(chat);
         let own_cache = out.join("cache");
         let cache = recipe.data.cache.as_deref().unwrap_or(&own_cache);
         let (train, eval) = sources.tokenised(&chat, cache, recipe.train.seed)?;
         let identity = Identity { base, tokens_of };
-        Ok(Self { config, text, chat, identity, whole, trained, train, eval, place })
-    }
-
-    /// The base's loss on a text that it must know, in words; none without a base.
-    pub fn check_base(&self, recipe: &Recipe, workers: &Workers) -> Result<Option<String>, TrainError> {
-        let Some(base) = &recipe.base else { return Ok(None) };
-        let decoder = Decoder::new(self.config.clone(), &self.whole)?.computing_in(self.place.dtype);
-        base::check_loss(base, &decoder, &self.chat, workers).map(Some)
+        Ok(Self { config, text, chat, identity, whole, trained, train, eval, place, workers, sane })
     }
 
     /// What is trained on what, in a line.
@@ -160,7 +166,9 @@ fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> R
         return Ok(Tokenizer::from_file(&path)?);
     }
     let tokenizer = if let Some(path) = &recipe.data.tokenizer {
-        Tokenizer::from_file(path)?
+        let tokenizer = Tokenizer::from_file(path)?;
+        tokenizer.check_markers(path)?;
+        tokenizer
     } else {
         let stage = recipe.stage(u64::MAX);
         let texts = sources.texts(recipe.data.vocabulary_rows, stage.max_event_chars)?;

@@ -9,7 +9,7 @@ use super::adapter::{self, Adapter};
 use super::batch::PackedRow;
 use super::gradient::Workers;
 use super::objective::Student;
-use super::optimiser::{AdamWConfig, MuonConfig, Optimiser};
+use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::recipe::AdapterRecipe;
 use super::schedule::Schedule;
 use crate::model::{Decoder, Parameters, hugging_face};
@@ -75,7 +75,7 @@ fn gradients_of_a_felix_spoke_are_those_of_pytorch() {
 }
 
 /// Three steps from the fixture's start, of parameters that are named so that the right optimiser moves them.
-fn moved(prefix: &str, names: &[&str]) -> Vec<Var> {
+fn moved(matrices: Matrices, prefix: &str, names: &[&str], adamw: AdamWConfig) -> Vec<Var> {
     let fixture = tensors("train/optimisers.safetensors");
     let mut parameters = Parameters::default();
     for name in names {
@@ -83,8 +83,7 @@ fn moved(prefix: &str, names: &[&str]) -> Vec<Var> {
         parameters.insert(format!("{prefix}{name}"), var).unwrap();
     }
     let muon = MuonConfig { lr: 0.02, momentum: 0.95, weight_decay: 0.1 };
-    let adamw = AdamWConfig { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
-    let mut optimiser = Optimiser::new(&parameters, muon, adamw).unwrap();
+    let mut optimiser = Optimiser::new(&parameters, matrices, muon, adamw).unwrap();
     for step in 0..3 {
         let gradients: Vec<Tensor> =
             names.iter().map(|name| fixture[&format!("grad.{step}.{name}")].clone()).collect();
@@ -96,10 +95,21 @@ fn moved(prefix: &str, names: &[&str]) -> Vec<Var> {
 #[test]
 fn optimisers_step_as_pytorchs_do() {
     let fixture = tensors("train/optimisers.safetensors");
-    let cases =
-        [("adamw", "head.", &["wide", "tall", "vector"][..]), ("muon", "model.layers.", &["wide", "tall"])];
-    for (kind, prefix, names) in cases {
-        for (name, found) in names.iter().zip(moved(prefix, names)) {
+    let adamw = AdamWConfig { lr: 0.01, weight_decay: 0.1, ..AdamWConfig::default() };
+    let off = AdamWConfig { lr: 1e3, ..adamw };
+    let rate = Some(adamw.lr);
+    let (all, matrices) = (&["wide", "tall", "vector"][..], &["wide", "tall"][..]);
+    // Each group at the fixture's rate, by the general one and by its own.
+    let cases = [
+        ("adamw", Matrices::Muon, "head.", all, adamw),
+        ("muon", Matrices::Muon, "model.layers.", matrices, adamw),
+        ("adamw", Matrices::AdamW, "model.layers.", all, adamw),
+        ("adamw", Matrices::AdamW, "model.layers.", matrices, AdamWConfig { matrix_lr: rate, ..off }),
+        ("adamw", Matrices::Muon, "lm_head.", matrices, AdamWConfig { embedding_lr: rate, ..off }),
+        ("adamw", Matrices::Muon, "model.layers.", &["vector"], AdamWConfig { vector_lr: rate, ..off }),
+    ];
+    for (kind, who, prefix, names, config) in cases {
+        for (name, found) in names.iter().zip(moved(who, prefix, names, config)) {
             assert_close(name, &found, &fixture[&format!("{kind}.{name}")], 1e-5);
         }
     }

@@ -13,7 +13,7 @@ use super::gradient::Workers;
 use super::log::LOG;
 use super::r#loop::{self, Outside};
 use super::metrics::METRICS;
-use super::optimiser::{AdamWConfig, MuonConfig, Optimiser};
+use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::recipe::{LongRows, Recipe, Stage};
 use super::{TrainError, clip, log, vocabulary};
 use crate::model::features::{DeltaNetShape, Mixer};
@@ -247,9 +247,8 @@ fn gradients_agree_with_finite_differences_through_the_whole_decoder() {
 fn one_batch_is_learnt_by_heart() {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
     let workers = Workers::new(2).unwrap();
-    let mut optimiser =
-        Optimiser::new(&parameters, MuonConfig::default(), AdamWConfig { lr: 1e-2, ..Default::default() })
-            .unwrap();
+    let adamw = AdamWConfig { lr: 1e-2, ..Default::default() };
+    let mut optimiser = Optimiser::new(&parameters, Matrices::Muon, MuonConfig::default(), adamw).unwrap();
     let rows = packed(3);
     let mut last = (f64::INFINITY, 0.0);
     for _ in 0..150 {
@@ -471,7 +470,11 @@ fn a_run_that_broke_down_goes_on_with_lower_rates() {
     let recipe = small_run(folder.path(), &lower);
     let changed = checkpoint::changed_rates(&out.join("checkpoints/2"), &recipe).unwrap();
     assert_eq!(changed.len(), 5);
-    assert_eq!(changed[4], ("train.clip", 1.0, 0.5));
+    assert_eq!(changed[4], ("train.clip", Some(1.0), Some(0.5)));
+    // Of a group only what a recipe says.
+    let own = small_run(folder.path(), &[&lower[..], &["train.adamw.vector_lr=0.0001"]].concat());
+    let changed = checkpoint::changed_rates(&out.join("checkpoints/2"), &own).unwrap();
+    assert_eq!((changed.len(), changed[2]), (6, ("train.adamw.vector_lr", None, Some(0.0001))));
     run(&recipe, &out, true).unwrap();
     assert_eq!(log::read(&out).unwrap().len(), 4);
 }

@@ -8,6 +8,7 @@ mod contents;
 mod crash;
 mod daemon;
 mod data;
+mod distil;
 mod dropped;
 mod embedding;
 mod encode;

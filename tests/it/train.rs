@@ -5,13 +5,13 @@ use std::path::Path;
 use assert_cmd::Command;
 use serde_json::Value;
 
-fn bespoke(folder: &Path) -> Command {
+pub fn bespoke(folder: &Path) -> Command {
     let mut command = Command::cargo_bin("bespoke").unwrap();
     command.current_dir(folder);
     command
 }
 
-const RECIPE: &str = r#"
+pub const RECIPE: &str = r#"
 [model]
 family = "llama"
 hidden_size = 16
@@ -39,7 +39,7 @@ train = ["rows.jsonl"]
 eval = ["rows.jsonl"]
 "#;
 
-fn folder() -> tempfile::TempDir {
+pub fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let row = |i: u32| {
         let text = format!("note {}", i % 9);
@@ -53,15 +53,15 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-fn write(folder: &Path, name: &str, text: &str) {
+pub fn write(folder: &Path, name: &str, text: &str) {
     bespoke::durable::write(&folder.join(name), text.as_bytes()).unwrap();
 }
 
-fn stderr(assert: &assert_cmd::assert::Assert) -> String {
+pub fn stderr(assert: &assert_cmd::assert::Assert) -> String {
     String::from_utf8(assert.get_output().stderr.clone()).unwrap()
 }
 
-fn stdout(assert: &assert_cmd::assert::Assert) -> String {
+pub fn stdout(assert: &assert_cmd::assert::Assert) -> String {
     String::from_utf8(assert.get_output().stdout.clone()).unwrap()
 }
 
@@ -133,6 +133,15 @@ fn runs_are_listed_shown_and_compared() {
     );
     let unknown = bespoke(folder.path()).args(["runs", "show", "three"]).assert().code(1);
     assert!(stderr(&unknown).contains("three: no such run; runs has: one, two"), "{}", stderr(&unknown));
+
+    // One that can't be read is named, and the others are there.
+    write(&folder.path().join("runs/two"), "recipe.toml", "[train]\nstepz = 3\n");
+    let listed = bespoke(folder.path()).args(["runs", "list"]).assert().success();
+    assert!(stdout(&listed).contains("4/4") && stdout(&listed).contains("unreadable"), "{}", stdout(&listed));
+    assert!(stderr(&listed).contains("two: runs/two/recipe.toml"), "{}", stderr(&listed));
+    let listed = stdout(&bespoke(folder.path()).args(["runs", "list", "--json"]).assert().success());
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert!(listed[0]["steps"] == 4 && listed[1]["error"].as_str().unwrap().contains("stepz"), "{listed}");
 }
 
 #[test]
@@ -157,6 +166,48 @@ fn a_dry_run_prints_the_resolved_recipe_and_its_cost() {
         assert!(said.contains(part), "{part} is missing in: {said}");
     }
     assert!(!folder.path().join("runs").exists());
+}
+
+#[test]
+fn each_gpu_has_its_price_and_one_that_is_none_is_refused() {
+    let folder = folder();
+    let plan = |prices: &[&str]| {
+        let mut command = bespoke(folder.path());
+        command.args(["train", "recipe.toml", "--dry-run"]);
+        command.args(prices.iter().map(|price| format!("--gpu-price={price}")));
+        command.assert()
+    };
+    let said = stdout(&plan(&["h200=4.25", "2"]).success());
+    assert!(said.contains(" its 192.0 GB; $0.00 at $2/h") && said.contains(" at $4.25/h"), "{said}");
+    let alone = stdout(&plan(&["MI300X=1.5"]).success());
+    assert!(
+        alone.contains(" at $1.5/h") && alone.lines().any(|line| line.ends_with("fits its 141.0 GB")),
+        "{alone}"
+    );
+    for (price, part) in
+        [("H300=2", "H300 is none of the GPUs"), ("H200=cheap", "expected DOLLARS"), ("-1", "DOLLARS")]
+    {
+        let said = stderr(&plan(&[price]).failure());
+        assert!(said.contains(part), "{price}: {said}");
+    }
+}
+
+/// One moment for matrices that Muon moves, two for what AdamW does.
+#[test]
+fn a_dry_run_counts_the_moments_of_who_moves_the_matrices() {
+    let folder = folder();
+    let moments = |set: &str| {
+        let arguments = ["train", "recipe.toml", "--dry-run", "--set", set];
+        let said = stdout(&bespoke(folder.path()).args(arguments).assert().success());
+        let (_, rest) = said.split_once("moments ").unwrap();
+        rest.split_once(" kB").unwrap().0.parse::<f64>().unwrap()
+    };
+    // 11,312 parameters in all, of which the recipe's matrices are fewer than all and more than none.
+    let (muon, adamw) = (moments("train.matrices=muon"), moments("train.matrices=adamw"));
+    assert!(
+        (adamw - 11.312 * 8.0).abs() < 0.1 && muon < adamw - 1.0 && muon > adamw / 2.0,
+        "{muon}, {adamw}"
+    );
 }
 
 #[test]
@@ -292,6 +343,12 @@ fn adapters_become_spokes_and_a_wrong_base_is_refused() {
         let shown = stdout(&shown);
         assert!(shown.contains("\"notes\"") && shown.contains("qwen3"), "{shown}");
     }
+    // What the daemon would not take is refused before anything is read or written.
+    write(folder.path(), "adapter.toml", &recipe("[adapter.felix]\nspokes = 8\nrank = 160"));
+    let refused = ["train", "adapter.toml", "--out", "runs/large"];
+    let said = stderr(&bespoke(folder.path()).args(refused).assert().code(1));
+    assert!(said.contains("the daemon would not take what this recipe trains"), "{said}");
+    assert!(!folder.path().join("runs/large").exists());
     write(
         folder.path(),
         "adapter.toml",
@@ -323,6 +380,77 @@ fn adapters_become_spokes_and_a_wrong_base_is_refused() {
 }
 
 /// A weight that is no number is found before anything is trained.
+/// Beside a folder that is not exported yet, an adapter names the post that comes of it, and is refused by others.
+#[test]
+fn an_adapter_for_a_folder_is_one_for_its_exports() {
+    let folder = folder();
+    let base = ["train", "recipe.toml", "--out", "runs/base"];
+    bespoke(folder.path()).args(base).assert().success();
+    let recipe = "[base]\npath = \"runs/base\"\nreference = \"note.txt\"\nreference_bound = 100.0\n[adapter]\ntask = \"notes\"\n[adapter.lora]\n\
+        rank = 2\nalpha = 4\n[train]\nsteps = 2\nbatch = 1\nseq_len = 64\nseed = 1\ncheckpoint_every = 2\n\
+        eval_every = 2\n[data]\neval_rows = 2\n[data.domains.rows]\ntrain = [\"rows.jsonl\"]\neval = [\"rows.jsonl\"]\n";
+    write(folder.path(), "adapter.toml", recipe);
+    write(folder.path(), "note.txt", "note 1 note 2");
+    let done =
+        bespoke(folder.path()).args(["train", "adapter.toml", "--out", "runs/notes"]).assert().success();
+    assert_eq!(stdout(&done), "runs/notes/adapter\n");
+    bespoke(folder.path()).args(["export", "runs/base", "base.gguf", "--type", "F16"]).assert().success();
+    let show = |post: &Path| {
+        let mut command = bespoke(folder.path());
+        command.args(["spoke", "show", "runs/notes/adapter", "--json", "--post"]).arg(post);
+        command.assert()
+    };
+    let shown: Value = serde_json::from_str(&stdout(&show(Path::new("base.gguf")).success())).unwrap();
+    assert_eq!((&shown["task"], &shown["architecture"]), (&"notes".into(), &"llama".into()), "{shown}");
+    assert!(shown["post"].as_str().is_some_and(|hash| hash.len() == 64), "{shown}");
+    let other = bespoke(folder.path())
+        .args(["train", "recipe.toml", "--out", "runs/other", "--set", "train.seed=9"])
+        .assert();
+    other.success();
+    bespoke(folder.path()).args(["export", "runs/other", "other.gguf", "--type", "F16"]).assert().success();
+    let said = stderr(&show(Path::new("other.gguf")).code(1));
+    assert!(said.contains("post"), "{said}");
+}
+
+#[test]
+fn a_model_from_nothing_needs_a_posts_tokenizer() {
+    let folder = folder();
+    let foreign =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/tokenizers/qwen2/tokenizer.json");
+    let set = format!("data.tokenizer={foreign:?}");
+    let said = stderr(&bespoke(folder.path()).args(["train", "recipe.toml", "--set", &set]).assert().code(1));
+    assert!(said.contains("qwen2/tokenizer.json: token 0 is ") && said.contains("<|pad|>"), "{said}");
+}
+
+#[test]
+fn two_processes_do_not_write_one_run() {
+    let folder = folder();
+    let held = bespoke::durable::make_folder(&folder.path().join("runs/recipe"))
+        .and_then(|()| bespoke::durable::lock(&folder.path().join("runs/recipe/.lock")));
+    let held = held.unwrap().unwrap();
+    let said = stderr(&bespoke(folder.path()).args(["train", "recipe.toml"]).assert().code(1));
+    assert!(
+        said.contains("runs/recipe: another process is writing there") && said.contains("hint: "),
+        "{said}"
+    );
+    drop(held);
+    bespoke(folder.path()).args(["train", "recipe.toml"]).assert().success();
+}
+
+/// What is refused leaves a run as it was.
+#[test]
+fn a_refused_resumption_keeps_the_runs_recipe() {
+    let folder = folder();
+    bespoke(folder.path()).args(["train", "recipe.toml", "--out", "run"]).assert().success();
+    let recipe = || std::fs::read(folder.path().join("run/recipe.toml")).unwrap();
+    let before = recipe();
+    write(folder.path(), "rows.jsonl", "{\"text\":\"other rows\"}\n");
+    let more = ["train", "recipe.toml", "--out", "run", "--resume", "--set", "train.steps=9"];
+    let said = stderr(&bespoke(folder.path()).args(more).assert().code(1));
+    assert!(said.contains("made with another data.domains.rows"), "{said}");
+    assert!(recipe() == before);
+}
+
 #[test]
 fn a_base_that_is_not_finite_is_refused_by_tensor() {
     let folder = folder();

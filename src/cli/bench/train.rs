@@ -15,7 +15,7 @@ use crate::train::cost;
 use crate::train::device::Place;
 use crate::train::gradient::Workers;
 use crate::train::objective::Student;
-use crate::train::optimiser::{AdamWConfig, MuonConfig, Optimiser};
+use crate::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use crate::train::recipe::{AdapterRecipe, DeviceChoice, Precision};
 use candle_core::DType;
 
@@ -132,14 +132,10 @@ fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
         }
     };
     let decoder = decoder.recomputing(!args.keep).computing_in(place.dtype);
-    // Under names of no block, AdamW moves all of them.
-    let mut moved = Parameters::default();
-    for (name, var) in trained.iter() {
-        moved.insert(if args.muon { name.to_owned() } else { format!("all.{name}") }, var.clone())?;
-    }
+    let matrices = if args.muon { Matrices::Muon } else { Matrices::AdamW };
     let adamw = AdamWConfig { lr: 1e-5, ..AdamWConfig::default() };
     let muon = MuonConfig { lr: 1e-4, ..MuonConfig::default() };
-    let mut optimiser = Optimiser::new(&moved, muon, adamw)?;
+    let mut optimiser = Optimiser::new(&trained, matrices, muon, adamw)?;
     let workers = Workers::new(place.threads(0))?;
     let student = Student { decoder: &decoder, adapter: adapter.as_ref() };
     let mut step = || -> anyhow::Result<(f64, f64)> {

@@ -27,8 +27,10 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let recipe = train::load(&args.recipe, &args.set)?;
     let bar = ProgressBar::new(recipe.train.steps);
-    let rows = distil::store(&recipe, &args.out, train::ask(&recipe)?, |step| bar.set_position(step))?;
+    let ask = train::ask(&recipe)?;
+    let (documents, before) = distil::store(&recipe, &args.out, ask, |step| bar.set_position(step))?;
     bar.finish_and_clear();
-    println!("{}: {rows} rows", args.out.display());
+    let before = if before > 0 { format!(", {before} of them written before") } else { String::new() };
+    println!("{}: {documents} documents{before}", args.out.display());
     Ok(())
 }

@@ -5,16 +5,19 @@ mod plan;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::WrongConfiguration;
-use super::client::Client;
+use super::client::{Client, ClientError};
+use crate::model::{gguf_file, hugging_face};
 use crate::spoke::{self, Limits, Post};
-use crate::train::TrainError;
 use crate::train::distil::Ask;
-use crate::train::r#loop::{self, Outside};
-use crate::train::recipe::Recipe;
+use crate::train::r#loop::{self, Origin, Outside};
+use crate::train::recipe::{AdapterRecipe, Recipe};
+use crate::train::{TrainError, adapter};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -33,9 +36,9 @@ pub struct Args {
     /// Print the resolved recipe and what it costs, and stop
     #[arg(long)]
     dry_run: bool,
-    /// Dollars per hour of a GPU, for `--dry-run`
-    #[arg(long, value_name = "DOLLARS", default_value_t = 3.0)]
-    gpu_price: f64,
+    /// Dollars per hour of each GPU, or of one, for `--dry-run`: `2.5`, `H200=3.1`
+    #[arg(long, value_name = "[GPU=]DOLLARS", default_value = "3.0")]
+    gpu_price: Vec<plan::Price>,
 }
 
 /// Runs the command.
@@ -45,18 +48,21 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let recipe = load(&args.recipe, &args.set)?;
     if args.dry_run {
-        print!("{}", plan::plan(&recipe, args.gpu_price)?);
+        print!("{}", plan::plan(&recipe, &args.gpu_price)?);
         return Ok(());
     }
     let stem = args.recipe.file_stem().context("the recipe has no file name")?;
     let out = args.out.unwrap_or_else(|| PathBuf::from("runs").join(stem));
-    let post = post(&recipe)?;
-    let texts = post.as_ref().map_or_else(BTreeMap::new, |post| texts(&recipe, post));
-    let outside = Outside { texts, ask: ask(&recipe)? };
+    let target = Target::of(&recipe)?;
+    if let (Some(Target::Post(post)), Some(adapter)) = (&target, &recipe.adapter) {
+        try_out(&recipe, adapter, post, &out)?;
+    }
+    let origin = target.as_ref().map(|target| target.origin(&recipe));
+    let outside = Outside { origin, ask: ask(&recipe)? };
     let result = r#loop::train(&recipe, &out, args.resume, &outside).context("training stopped")?;
-    let result = match post {
-        Some(post) => served(&result, &out, &post)?,
-        None => result,
+    let result = match target {
+        Some(Target::Post(post)) => served(&result, &out, &post)?,
+        Some(Target::Unexported(_)) | None => result,
     };
     println!("{}", result.display());
     Ok(())
@@ -82,25 +88,82 @@ pub(super) fn ask(recipe: &Recipe) -> anyhow::Result<Option<Ask>> {
         return Ok(None);
     };
     let client = Client::with_key_of_environment(endpoint)?;
-    Ok(Some(Arc::new(move |path, body| client.post(path, body).map_err(|error| error.to_string()))))
+    let answered = AtomicBool::new(false);
+    Ok(Some(Arc::new(move |path, body| {
+        let ask = || if body.is_null() { client.get(path) } else { client.post(path, body) };
+        // Who never answered is not there, or not meant.
+        let patience = if answered.load(Ordering::Relaxed) { &PAUSES[..] } else { &[] };
+        let answer = patiently(patience, ask).map_err(|error| error.to_string())?;
+        answered.store(true, Ordering::Relaxed);
+        Ok(answer)
+    })))
 }
 
-/// The post that an adapter is trained for, if that is a file which is served.
-fn post(recipe: &Recipe) -> anyhow::Result<Option<Post>> {
-    match (&recipe.adapter, &recipe.base) {
-        (Some(_), Some(base)) if base.path.is_file() => Ok(Some(Post::open(&base.path)?)),
-        _ => Ok(None),
+/// Pauses before a question is repeated: a daemon that is busy or being restarted is no reason to end a run of hours.
+const PAUSES: [u64; 5] = [1, 2, 4, 8, 16];
+
+fn patiently<T>(pauses: &[u64], ask: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
+    for pause in pauses {
+        match ask() {
+            Err(error) if error.may_pass() => {
+                eprintln!("{error}; once more in {pause} s");
+                std::thread::sleep(Duration::from_secs(*pause));
+            }
+            answered => return answered,
+        }
+    }
+    ask()
+}
+
+/// What an adapter is trained for.
+enum Target {
+    /// A file that is served.
+    Post(Post),
+    /// A Hugging Face folder that is not exported yet; llama.cpp's name of its architecture.
+    Unexported(&'static str),
+}
+
+impl Target {
+    /// None of a recipe that trains a whole model.
+    fn of(recipe: &Recipe) -> anyhow::Result<Option<Self>> {
+        let (Some(_), Some(base)) = (&recipe.adapter, &recipe.base) else { return Ok(None) };
+        Ok(Some(if base.path.is_file() {
+            Self::Post(Post::open(&base.path)?)
+        } else {
+            let config = hugging_face::load_config(&base.path)?.0;
+            Self::Unexported(gguf_file::names::architecture(config.family))
+        }))
+    }
+
+    /// What the adapter says of where it comes from.
+    fn origin(&self, recipe: &Recipe) -> Origin {
+        let adapter = recipe.adapter.as_ref();
+        let prompt = adapter.and_then(|adapter| adapter.prompt.clone());
+        let task = adapter.and_then(|adapter| adapter.task.clone());
+        match self {
+            Self::Post(post) => {
+                let texts = spoke::origin_texts(post, prompt.as_deref(), task.as_deref());
+                Box::new(move |_| texts.clone())
+            }
+            &Self::Unexported(architecture) => Box::new(move |base| {
+                spoke::unexported_origin_texts(architecture, base, prompt.as_deref(), task.as_deref())
+            }),
+        }
     }
 }
 
-fn texts(recipe: &Recipe, post: &Post) -> BTreeMap<String, String> {
-    let adapter = recipe.adapter.as_ref();
-    let part = |of: fn(&crate::train::recipe::AdapterRecipe) -> Option<&str>| adapter.and_then(of);
-    spoke::origin_texts(
-        post,
-        part(|adapter| adapter.prompt.as_deref()),
-        part(|adapter| adapter.task.as_deref()),
-    )
+/// Makes the adapter as it is before the first step into a file and inspects it: what the daemon refuses for its kind, matrices
+/// or size is known then, not after the training.
+fn try_out(recipe: &Recipe, adapter: &AdapterRecipe, post: &Post, out: &Path) -> anyhow::Result<()> {
+    let config = plan::decoder(recipe)?;
+    // Where the run will write, there is room for it.
+    let beside = out.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+    let folder = tempfile::Builder::new().prefix(".trial-").tempdir_in(beside);
+    let folder = folder.context("a folder for a trial of the adapter")?;
+    let parameters = adapter::initial(adapter, &config, recipe.train.seed)?;
+    let written = adapter::write(folder.path(), adapter, &config, &parameters, &BTreeMap::new())?;
+    served(&written, folder.path(), post).context("the daemon would not take what this recipe trains")?;
+    Ok(())
 }
 
 /// Writes the adapter as the file that the daemon loads, inspected as the daemon does.
@@ -109,4 +172,28 @@ fn served(adapter: &Path, out: &Path, post: &Post) -> anyhow::Result<PathBuf> {
     let target = out.join(format!("{name}.gguf"));
     spoke::to_served(adapter, &target, post, &Limits::default())?;
     Ok(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn what_may_pass_is_asked_again_and_nothing_else() {
+        let asked = Cell::new(0);
+        let answers = |status: u16, from: u32| {
+            asked.set(0);
+            patiently(&[0, 0], || {
+                asked.set(asked.get() + 1);
+                if asked.get() >= from {
+                    return Ok(asked.get());
+                }
+                Err(ClientError::Refused { endpoint: "x".into(), status, message: "busy".into() })
+            })
+            .ok()
+        };
+        assert_eq!((answers(503, 3), answers(429, 2), answers(503, 4)), (Some(3), Some(2), None));
+        assert_eq!((answers(400, 2), asked.get()), (None, 1));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::str::FromStr;
 
 use candle_core::{DType, Tensor};
 
@@ -12,6 +13,37 @@ use crate::train::{adapter, cost};
 
 /// A GPU that a run may be rented for: name, dense bf16 peak in FLOP/s, memory in bytes (data sheets).
 const GPUS: [(&str, f64, f64); 2] = [("MI300X", 1307e12, 192e9), ("H200", 989e12, 141e9)];
+
+/// Dollars per hour, of one GPU or of each.
+#[derive(Debug, Clone)]
+pub struct Price {
+    gpu: Option<&'static str>,
+    dollars: f64,
+}
+
+impl FromStr for Price {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, dollars) = text.split_once('=').map_or((None, text), |(name, rest)| (Some(name), rest));
+        let known = || GPUS.map(|(name, ..)| name).join(", ");
+        let gpu = name
+            .map(|name| {
+                let found = GPUS.into_iter().map(|(gpu, ..)| gpu).find(|gpu| gpu.eq_ignore_ascii_case(name));
+                found.ok_or_else(|| format!("{name} is none of the GPUs of the estimate: {}", known()))
+            })
+            .transpose()?;
+        let dollars = dollars.parse().ok().filter(|dollars: &f64| *dollars >= 0.0 && dollars.is_finite());
+        let expected = || format!("expected DOLLARS or GPU=DOLLARS, with one of {}", known());
+        Ok(Self { gpu, dollars: dollars.ok_or_else(expected)? })
+    }
+}
+
+/// What a GPU costs in an hour: the last price that is its own, or else the last for each.
+fn price(prices: &[Price], gpu: &str) -> Option<f64> {
+    let last = |own: Option<&str>| prices.iter().rfind(|price| price.gpu == own).map(|price| price.dollars);
+    last(Some(gpu)).or_else(|| last(None))
+}
 /// Share of its peak that training reaches on a GPU: what well-kept code bases report for dense models of this size.
 const GPU_SHARE: f64 = 0.4;
 /// Share of a bare matrix product's speed that a training step reaches on the CPU (`cargo bench --bench train`), and is taken
@@ -22,7 +54,7 @@ const PRODUCT_SHARE: f64 = 0.55;
 ///
 /// # Errors
 /// A base that can't be read.
-pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
+pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
     let place = Place::of(&recipe.train)?;
     let config = decoder(recipe)?;
     let teacher = match recipe.distil.as_ref().and_then(|distil| distil.teacher.as_deref()) {
@@ -30,19 +62,29 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
         None => None,
     };
     let whole = config.parameter_count() as f64;
-    let trained = match &recipe.adapter {
-        None => whole,
+    let shapes: Vec<(String, Vec<usize>)> = match &recipe.adapter {
+        None => config.parameter_shapes(),
         Some(recipe) => {
             let parameters = adapter::initial(recipe, &config, 0)?;
-            parameters.iter().map(|(_, var)| var.elem_count()).sum::<usize>() as f64
+            parameters.iter().map(|(name, var)| (name.to_owned(), var.dims().to_vec())).collect()
         }
+    };
+    let elements = |of: &dyn Fn(&str, &[usize]) -> usize| -> f64 {
+        let each = shapes.iter().map(|(name, dims)| dims.iter().product::<usize>() * of(name, dims));
+        each.sum::<usize>() as f64
+    };
+    let counts = Counts {
+        whole,
+        trained: elements(&|_, _| 1),
+        moments: elements(&|name, dims| recipe.train.matrices.moments(name, dims)),
+        teacher: teacher.as_ref().map_or(0.0, |teacher| teacher.parameter_count() as f64),
     };
     let mut out = format!("{}\n", recipe.to_toml());
     let mut say = |line: std::fmt::Arguments| writeln!(out, "# {line}").expect("a String takes every text");
     say(format_args!("{place}"));
     say(format_args!(
-        "parameters: {whole} with a vocabulary of {}, {trained} of them or beside them are trained",
-        config.vocab_size
+        "parameters: {whole} with a vocabulary of {}, {} of them or beside them are trained",
+        config.vocab_size, counts.trained
     ));
     let Work { tokens, flops } = work(recipe, &config, teacher.as_ref(), &mut say);
     say(format_args!("tokens: {:.2}M at most", tokens / 1e6));
@@ -51,8 +93,7 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    let of_teacher = teacher.as_ref().map_or(0.0, |teacher| teacher.parameter_count() as f64);
-    let memory = |dtype, threads| Memory::of(recipe, &config, [whole, trained, of_teacher], dtype, threads);
+    let memory = |dtype, threads| Memory::of(recipe, &config, &counts, dtype, threads);
     // One part at a time there, whatever this machine does.
     let rented = memory(DType::BF16, 1);
     let memory = memory(place.dtype, place.threads(threads));
@@ -76,19 +117,21 @@ pub fn plan(recipe: &Recipe, dollars_per_hour: f64) -> anyhow::Result<String> {
     for (name, peak, room) in GPUS {
         let seconds = flops / (peak * GPU_SHARE);
         let fits = if rented.total() <= room { "fits" } else { "does not fit" };
+        let cost = price(prices, name).map_or_else(String::new, |dollars| {
+            format!("; ${:.2} at ${dollars}/h", seconds / 3600.0 * dollars)
+        });
         say(format_args!(
-            "time on one {name}: about {} at {:.0} % of its bf16 peak; {fits} its {}; ${:.2} at ${dollars_per_hour}/h",
+            "time on one {name}: about {} at {:.0} % of its bf16 peak; {fits} its {}{cost}",
             time(seconds),
             GPU_SHARE * 100.0,
             bytes(room),
-            seconds / 3600.0 * dollars_per_hour
         ));
     }
     Ok(out)
 }
 
 /// The decoder that is trained: of the recipe, or of the base's files, whose weights are not read.
-fn decoder(recipe: &Recipe) -> anyhow::Result<DecoderConfig> {
+pub(super) fn decoder(recipe: &Recipe) -> anyhow::Result<DecoderConfig> {
     Ok(match (&recipe.model, &recipe.base) {
         (Some(model), _) => model.decoder_config(recipe.data.vocabulary),
         (None, Some(base)) => of_files(&base.path)?,
@@ -139,6 +182,14 @@ fn flops_per_token(
     once + again + teacher.map_or(0.0, |teacher| cost::of_forward(teacher, seq_len))
 }
 
+/// Numbers that lie in memory.
+struct Counts {
+    whole: f64,
+    trained: f64,
+    moments: f64,
+    teacher: f64,
+}
+
 /// What lies in memory, in bytes.
 struct Memory {
     weights: f64,
@@ -153,7 +204,7 @@ impl Memory {
     fn of(
         recipe: &Recipe,
         config: &DecoderConfig,
-        [whole, trained, teacher]: [f64; 3],
+        &Counts { whole, trained, moments, teacher }: &Counts,
         dtype: DType,
         threads: usize,
     ) -> Self {
@@ -178,8 +229,7 @@ impl Memory {
             teacher: computed * teacher,
             // One sum and one part a thread.
             gradients: F32 * trained * (1 + threads) as f64,
-            // One moment for matrices (Muon), two for the rest: at most two.
-            moments: F32 * trained * 2.0,
+            moments: F32 * moments,
             averages: F32 * averages,
             activations: computed * (per_token * tokens) as f64,
         }

@@ -25,7 +25,7 @@ const BLOCK: [(&str, &str); 18] = [
 ];
 
 /// llama.cpp's name of an architecture.
-pub(super) fn architecture(family: Family) -> &'static str {
+pub fn architecture(family: Family) -> &'static str {
     match family {
         Family::Llama => "llama",
         Family::Qwen2 => "qwen2",

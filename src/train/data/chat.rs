@@ -5,7 +5,7 @@ use serde_json::Map;
 use super::row::Row;
 use crate::api::{ChatTemplate, Turn};
 use crate::model::TextSide;
-use crate::model::tokenizer::{END, MARKERS, Message, Tokenizer, TokenizerError};
+use crate::model::tokenizer::{END, Message, Tokenizer, TokenizerError};
 
 /// One row as tokens. The model reads `ids[..n - 1]` and learns `ids[answer..]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,14 +30,16 @@ pub struct Chat {
     markup: tokenizers::Tokenizer,
     /// None: a post's markers (see [`Tokenizer::encode_chat`]).
     template: Option<ChatTemplate>,
-    /// Closes an answer.
+    /// Closes an answer in a conversation.
     end: u32,
+    /// Closes a text that is none.
+    end_of_text: u32,
 }
 
 impl Chat {
     /// The form of a post that was made here.
     pub fn of_post(tokenizer: Tokenizer) -> Self {
-        Self { markup: tokenizer.inner().clone(), tokenizer, template: None, end: END }
+        Self { markup: tokenizer.inner().clone(), tokenizer, template: None, end: END, end_of_text: END }
     }
 
     /// The form of a model from its files; conversations are rendered as the daemon renders them.
@@ -48,24 +50,24 @@ impl Chat {
         let wrong = |message: String| TokenizerError::Text(message);
         let inner = tokenizers::Tokenizer::from_bytes(text.tokenizer.to_string().as_bytes());
         let tokenizer = Tokenizer::new(inner.map_err(|e| wrong(e.to_string()))?);
-        if is_post(&tokenizer) {
+        if tokenizer.foreign_marker().is_none() {
             return Ok(Self::of_post(tokenizer));
         }
         let mut markup = tokenizer.inner().clone();
         markup.set_encode_special_tokens(false);
         let named = |id: Option<u32>| id.and_then(|id| markup.id_to_token(id)).unwrap_or_default();
-        let Some(&end) = text.ids.eos.first() else {
+        let Some(&end_of_text) = text.ids.eos.first() else {
             return Err(wrong("the model names no end token (eos_token_id)".into()));
         };
-        let (bos, eos) = (named(text.ids.bos), named(Some(end)));
+        let (bos, eos) = (named(text.ids.bos), named(Some(end_of_text)));
         let template = text.chat_template.as_ref().map(|source| ChatTemplate::new(source, &bos, &eos));
         let template = template.transpose().map_err(|e| wrong(e.to_string()))?;
         // As the daemon does for a model without a template.
         let known = markup.token_to_id("<|im_start|>").is_some();
         let usual = || if known { ChatTemplate::chat_ml() } else { ChatTemplate::plain_text() };
         let template = template.unwrap_or_else(usual);
-        let end = turn_end(&template, &markup)?.unwrap_or(end);
-        Ok(Self { tokenizer, markup, template: Some(template), end })
+        let end = turn_end(&template, &markup)?.unwrap_or(end_of_text);
+        Ok(Self { tokenizer, markup, template: Some(template), end, end_of_text })
     }
 
     /// The tokenizer.
@@ -84,7 +86,7 @@ impl Chat {
     /// The tokenizer can't be written as JSON.
     pub fn identity(&self) -> Result<String, TokenizerError> {
         let template = self.template.as_ref().map_or("markers", |template| template.source());
-        Ok(format!("{}\n{template}\n{}", self.tokenizer.to_json()?, self.end))
+        Ok(format!("{}\n{template}\n{} {}", self.tokenizer.to_json()?, self.end, self.end_of_text))
     }
 
     /// A row as tokens.
@@ -112,7 +114,7 @@ impl Chat {
         // The first token of all is predicted by nothing.
         let answer = ids.len().max(1);
         ids.extend(learnt);
-        ids.push(self.end);
+        ids.push(if matches!(row, Row::Chat(_)) { self.end } else { self.end_of_text });
         Ok(Sample { ids, answer })
     }
 
@@ -145,7 +147,8 @@ impl Chat {
         let empty = self.markup.encode_fast("", true);
         let before = empty.map_err(|e| TokenizerError::Text(e.to_string()))?;
         // What stands around an empty text may include an end.
-        let before: Vec<u32> = before.get_ids().iter().copied().filter(|&id| id != self.end).collect();
+        let before: Vec<u32> =
+            before.get_ids().iter().copied().filter(|&id| id != self.end_of_text).collect();
         ids.splice(0..0, before);
         Ok(ids)
     }
@@ -162,12 +165,6 @@ fn turn_end(template: &ChatTemplate, markup: &tokenizers::Tokenizer) -> Result<O
     let encoding = encoding.map_err(|e| TokenizerError::Text(e.to_string()))?;
     let first = encoding.get_ids().first().copied();
     Ok(first.filter(|id| markup.get_added_tokens_decoder().contains_key(id)))
-}
-
-/// Whether a tokenizer has the markers of a post that was made here.
-fn is_post(tokenizer: &Tokenizer) -> bool {
-    let id = |marker: &str| tokenizer.inner().token_to_id(marker);
-    MARKERS.iter().enumerate().all(|(at, marker)| id(marker) == Some(at as u32))
 }
 
 fn role(name: &str) -> Result<&'static str, TokenizerError> {
@@ -236,11 +233,12 @@ mod tests {
             let chat = Chat::of_model(&side).unwrap();
             let sample = chat.sample(&Row::Text("one two".into())).unwrap();
             assert_eq!(sample.ids.first() == side.ids.bos.as_ref(), begins, "{family}");
-            assert_eq!(sample.answer, 1);
+            assert_eq!((sample.answer, sample.ids.last()), (1, side.ids.eos.first()), "{family}");
             let pair = Row::Completion { prompt: "one".into(), completion: " two".into() };
             let sample = chat.sample(&pair).unwrap();
             let completion = chat.tokenizer().encode(" two").unwrap();
             assert_eq!(sample.ids[sample.answer..sample.ids.len() - 1], completion, "{family}");
+            assert_eq!(sample.ids.last(), side.ids.eos.first(), "{family}: a completion is no turn");
         }
     }
 }

@@ -4,29 +4,34 @@
 
 mod hidden;
 mod served;
+mod spool;
 mod stored;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use sha2::{Digest as _, Sha256};
 
 use super::TrainError;
 use super::base;
 use super::batch::{Inputs, PackedRow, batch};
-use super::data::Chat;
+use super::data::{Chat, Mixture};
 use super::device::Place;
+use super::r#loop;
 use super::objective::{Objective, PartLoss, Student, Terms};
 use super::prepare::Prepared;
 use super::recipe::{DistilRecipe, Recipe};
 use crate::digest::Digest;
+use crate::fail;
 use crate::model::ops::distillation::{Taught, Teaching, Weights, distillation};
 use crate::model::{Decoder, NoTaps, Parameters};
 pub use hidden::MAP_PREFIX;
 use hidden::{Capture, Hidden};
 pub use served::Ask;
 use served::Served;
-pub use stored::{Answer, Store, Writer};
+pub use spool::Writer;
+pub use stored::{Answer, Store};
 
 /// A teacher and how much it counts.
 pub struct Teacher {
@@ -34,6 +39,8 @@ pub struct Teacher {
     recipe: DistilRecipe,
     hidden: Option<Hidden>,
     digest: Option<Digest>,
+    /// Entries of the student's vocabulary.
+    vocabulary: usize,
 }
 
 enum Kind {
@@ -43,41 +50,67 @@ enum Kind {
 }
 
 impl Teacher {
-    /// Opens the teacher of a recipe for a student with this form of conversations and these trained parameters, among them
-    /// the maps of hidden states. `ask` posts JSON to the endpoint.
+    /// Opens the teacher of a recipe for the student of a run, among whose trained parameters are the maps of hidden states.
+    /// `ask` posts JSON to the endpoint.
     ///
     /// # Errors
-    /// A teacher that can't be read, or that has other tokens than the student.
-    pub fn open(
+    /// A teacher that can't be read or asked, or that has other tokens than the student.
+    pub(super) fn open(
         recipe: &DistilRecipe,
-        chat: &Chat,
-        trained: &Parameters,
+        student: &Prepared,
         ask: Option<Ask>,
-        place: &Place,
     ) -> Result<Self, TrainError> {
+        let vocabulary = student.config.vocab_size;
         let (kind, digest) = match (&recipe.teacher, &recipe.endpoint, &recipe.stored) {
             (Some(path), ..) => {
-                let (decoder, digest) = beside(path, chat, place)?;
+                let (decoder, digest) = beside(path, &student.chat, &student.place)?;
                 (Kind::Beside(decoder.into()), Some(digest))
             }
-            (None, Some(endpoint), _) => (Kind::Served(Served::new(endpoint, recipe.top, ask)?), None),
+            (None, Some(endpoint), _) => {
+                let served = Served::new(endpoint, recipe.top, vocabulary, ask)?;
+                served.check_tokens(student.chat.tokenizer())?;
+                (Kind::Served(served), None)
+            }
             (None, None, Some(folder)) => {
-                let store = Store::open(folder, recipe.temperature as f32)?;
-                let digest = store.digest();
+                let store = Store::open(folder, recipe.temperature as f32, vocabulary)?;
+                let digest = store.speaker();
                 (Kind::Stored(store), Some(digest))
             }
             (None, None, None) => return Err(candle_core::Error::Msg("no teacher is named".into()).into()),
         };
         let hidden = match (&recipe.hidden, &kind) {
-            (Some(pairs), Kind::Beside(teacher)) => Some(Hidden::new(pairs, teacher, trained)?),
+            (Some(pairs), Kind::Beside(teacher)) => Some(Hidden::new(pairs, teacher, &student.trained)?),
             _ => None,
         };
-        Ok(Self { kind, recipe: recipe.clone(), hidden, digest })
+        Ok(Self { kind, recipe: recipe.clone(), hidden, digest, vocabulary })
     }
 
-    /// Hash of what it is or of what it said: none of one that is served.
+    /// Sees that a stored teacher said something about every row of the steps behind `from`, as far as it is known what rows
+    /// these are.
+    ///
+    /// # Errors
+    /// The first row of which it says nothing.
+    pub(super) fn check_rows(&self, recipe: &Recipe, rows: &Mixture, from: u64) -> Result<(), TrainError> {
+        let (Kind::Stored(store), None) = (&self.kind, &recipe.data.loading) else { return Ok(()) };
+        let weights = recipe.domain_weights();
+        (from + 1..=recipe.train.steps).try_for_each(|step| {
+            store.check(&batch(rows, &weights, recipe.stage(step), step, recipe.data.long_rows)?.rows)
+        })
+    }
+
+    /// Hash of what it is, or of who said what is stored: none of one that is served.
     pub fn digest(&self) -> Option<Digest> {
         self.digest
+    }
+
+    /// Hash of whatever decides what it says of a document: itself, or what is served where; the tokens; how much is kept.
+    fn speaker(&self, tokens_of: Digest) -> Result<Digest, TrainError> {
+        let DistilRecipe { top, temperature, .. } = &self.recipe;
+        let who = match (&self.kind, self.digest) {
+            (Kind::Served(served), _) => served.identity()?,
+            (_, digest) => digest.map_or_else(String::new, |digest| digest.to_string()),
+        };
+        Ok(Digest(Sha256::digest(format!("{who}\n{tokens_of}\n{top}\n{temperature}")).into()))
     }
 
     /// Where it computes what it says.
@@ -120,6 +153,11 @@ impl Teacher {
         for from in (0..inputs.targets.len()).step_by(ROWS) {
             let count = ROWS.min(inputs.targets.len() - from);
             taught.rows(from, count, &mut |_, taught| {
+                // What pads a teacher's embedding beyond the student's is no token.
+                let taught = match taught {
+                    Taught::Logits(logits) => Taught::Logits(&logits[..logits.len().min(self.vocabulary)]),
+                    top @ Taught::Top { .. } => top,
+                };
                 answers.push(Answer::of(taught, top, temperature));
                 Ok(())
             })?;
@@ -256,7 +294,8 @@ pub fn add_maps(
     hidden::add_maps(pairs, student, &teacher, recipe.train.seed, trained)
 }
 
-/// Writes down what the teacher of a recipe says of the rows of all its steps; gives the number of rows.
+/// Writes down what the teacher of a recipe says of the rows of all its steps; gives the number of documents, and how many of
+/// them were written before: by a call that was interrupted, or for fewer steps.
 ///
 /// # Errors
 /// A recipe without a teacher that can be asked, or with rows that depend on losses; the teacher's; the disk.
@@ -265,7 +304,7 @@ pub fn store(
     out: &Path,
     ask: Option<Ask>,
     mut progress: impl FnMut(u64),
-) -> Result<usize, TrainError> {
+) -> Result<(usize, usize), TrainError> {
     let refuse = |message: &str| Err(candle_core::Error::Msg(message.to_owned()).into());
     let Some(distil) = recipe.distil.as_ref().filter(|distil| distil.stored.is_none()) else {
         return refuse("the recipe names no teacher that can be asked (distil.teacher or distil.endpoint)");
@@ -273,20 +312,24 @@ pub fn store(
     if recipe.data.loading.is_some() {
         return refuse("with data.loading the rows depend on losses: nobody knows them before the run");
     }
+    let _lock = r#loop::lock(out)?;
     let prepared = Prepared::new(recipe, out, false)?;
-    let teacher = Teacher::open(distil, &prepared.chat, &prepared.trained, ask, &prepared.place)?;
-    let weights: Vec<f64> = recipe.data.domains.values().map(|domain| domain.weight).collect();
-    let mut writer = Writer::new(out, distil.top, distil.temperature as f32);
+    let teacher = Teacher::open(distil, &prepared, ask)?;
+    let weights = recipe.domain_weights();
+    let speaker = teacher.speaker(prepared.identity.tokens_of)?;
+    let mut writer = Writer::open(out, speaker, distil.top, distil.temperature as f32)?;
+    let before = writer.documents();
     for step in 1..=recipe.train.steps {
         let batch = batch(&prepared.train, &weights, recipe.stage(step), step, recipe.data.long_rows)?;
         for row in &batch.rows {
             if !writer.has(row) {
-                writer.add(row, teacher.answers(std::slice::from_ref(row))?);
+                writer.add(row, teacher.answers(std::slice::from_ref(row))?)?;
+                fail::point("distil.said", "");
             }
         }
         progress(step);
     }
-    writer.finish()
+    Ok((writer.finish()?, before))
 }
 
 #[cfg(test)]

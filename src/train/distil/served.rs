@@ -7,25 +7,73 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::stored::Answer;
+use super::stored::{Answer, no_tokens};
+use crate::model::tokenizer::Tokenizer;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
 
-/// Posts JSON to a path of the endpoint; gives the answer or what went wrong.
+/// Posts JSON to a path of the endpoint, or gets it where there is nothing to post (null); gives the answer or what went wrong.
 pub type Ask = Arc<dyn Fn(&str, &Value) -> Result<Value, String> + Send + Sync>;
 
 const PATH: &str = "/completion";
+/// Texts that tokenizers cut differently: numbers, spaces, code, other scripts, signs of two code units.
+const TEXTS: [&str; 4] = [
+    "The retry at 14:05 took 1240 ms (503).",
+    "    if x != 0x3fA2 {\n\t\treturn;\n    }\n\n",
+    "Größe, naïve, 日本語のテキスト, привет",
+    "\u{1f469}\u{200d}\u{1f4bb} \u{2014} isn't `src/main.rs`",
+];
 
 pub(super) struct Served {
     endpoint: String,
     top: usize,
+    /// Entries of the student's vocabulary.
+    vocabulary: usize,
     ask: Ask,
 }
 
 impl Served {
-    pub fn new(endpoint: &str, top: usize, ask: Option<Ask>) -> Result<Self, TrainError> {
+    pub fn new(endpoint: &str, top: usize, vocabulary: usize, ask: Option<Ask>) -> Result<Self, TrainError> {
         let none = || candle_core::Error::Msg("distil.endpoint needs an HTTP client".into());
-        Ok(Self { endpoint: endpoint.to_owned(), top, ask: ask.ok_or_else(none)? })
+        Ok(Self { endpoint: endpoint.to_owned(), top, vocabulary, ask: ask.ok_or_else(none)? })
+    }
+
+    fn wrong(&self, message: String) -> TrainError {
+        TrainError::Teacher { endpoint: self.endpoint.clone(), message }
+    }
+
+    /// Sees that the teacher reads texts as the student does.
+    ///
+    /// # Errors
+    /// The first text whose tokens differ.
+    pub fn check_tokens(&self, tokenizer: &Tokenizer) -> Result<(), TrainError> {
+        for text in TEXTS {
+            let expected = tokenizer.encode(text)?;
+            let request = json!({"content": text, "add_special": false, "parse_special": false});
+            let reply = (self.ask)("/tokenize", &request).map_err(|message| self.wrong(message))?;
+            let found = serde_json::from_value::<Vec<u32>>(reply["tokens"].clone());
+            let found = found.map_err(|_| self.wrong("/tokenize answers without a list of tokens".into()))?;
+            if found != expected {
+                return Err(self.wrong(format!(
+                    "a teacher needs the student's tokenizer: it reads {text:?} as {found:?}, the student as {expected:?}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What tells this teacher from others that may be served there.
+    ///
+    /// # Errors
+    /// It names no models.
+    pub fn identity(&self) -> Result<String, TrainError> {
+        let reply = (self.ask)("/v1/models", &Value::Null).map_err(|message| self.wrong(message))?;
+        let models = reply["data"].as_array();
+        let models = models.ok_or_else(|| self.wrong("/v1/models answers without data".into()))?;
+        // Not the whole: some say when they were started.
+        let models: Vec<String> =
+            models.iter().map(|model| format!("{} {}", model["id"], model["meta"])).collect();
+        Ok(format!("{}\n{}", self.endpoint, models.join("\n")))
     }
 
     /// What the teacher says before each answer token of the rows, in their order.
@@ -42,7 +90,7 @@ impl Served {
     }
 
     fn answer(&self, ids: &[u32]) -> Result<Answer, TrainError> {
-        let wrong = |message: String| TrainError::Teacher { endpoint: self.endpoint.clone(), message };
+        let wrong = |message: String| self.wrong(message);
         let request = json!({
             "prompt": ids, "n_predict": 1, "n_probs": self.top, "temperature": 0, "cache_prompt": true,
         });
@@ -64,6 +112,9 @@ impl Served {
         }
         if tokens.is_empty() {
             return Err(wrong("the answer names no token".into()));
+        }
+        if let Some(message) = no_tokens(&tokens, self.vocabulary) {
+            return Err(wrong(message));
         }
         Ok(Answer::new(tokens, probabilities))
     }

@@ -5,19 +5,19 @@
 //! stand in the metadata.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 
-use safetensors::tensor::{SafeTensors, TensorView};
-use safetensors::{Dtype, SafeTensorError};
+use safetensors::Dtype;
 use sha2::{Digest as _, Sha256};
 
-use crate::digest::Digest;
+use crate::digest::{Digest, NotADigest};
 use crate::model::ops::distillation::Taught;
-use crate::model::safetensors_file::write_views;
+use crate::model::safetensors_file::SafetensorsFile;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
 
-const FILE: &str = "teacher.safetensors";
+pub(super) const FILE: &str = "teacher.safetensors";
 
 /// What a teacher says before one token.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,8 +63,19 @@ impl Answer {
     }
 }
 
+/// What keeps ids from being different tokens of a vocabulary, in words.
+pub(super) fn no_tokens(ids: &[u32], vocabulary: usize) -> Option<String> {
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+        return Some(format!("it names token {id}, the student has {vocabulary}"));
+    }
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
+    let twice = sorted.windows(2).find(|pair| pair[0] == pair[1])?;
+    Some(format!("it names token {} twice", twice[0]))
+}
+
 /// Documents of a row: the hash of what is read and learnt of each, and how many answer tokens it has.
-fn documents(row: &PackedRow) -> impl Iterator<Item = (Digest, usize)> {
+pub(super) fn documents(row: &PackedRow) -> impl Iterator<Item = (Digest, usize)> {
     row.documents.iter().map(|&(start, len)| {
         let mut hasher = Sha256::new();
         row.ids[start..start + len].iter().for_each(|id| hasher.update(id.to_le_bytes()));
@@ -80,179 +91,155 @@ fn documents(row: &PackedRow) -> impl Iterator<Item = (Digest, usize)> {
     })
 }
 
-/// Collects what a teacher says.
-pub struct Writer {
-    folder: PathBuf,
-    top: usize,
-    temperature: f32,
-    found: BTreeMap<Digest, Vec<Answer>>,
-}
-
-impl Writer {
-    /// A store of this many likeliest tokens at this temperature, to be written to a folder.
-    pub fn new(folder: &Path, top: usize, temperature: f32) -> Self {
-        Self { folder: folder.to_owned(), top, temperature, found: BTreeMap::new() }
-    }
-
-    /// Whether all documents of a row are there.
-    pub fn has(&self, row: &PackedRow) -> bool {
-        documents(row).all(|(key, _)| self.found.contains_key(&key))
-    }
-
-    /// Takes the answers of a row, in the order of its targets.
-    pub fn add(&mut self, row: &PackedRow, answers: Vec<Answer>) {
-        let mut answers = answers.into_iter();
-        for (key, count) in documents(row) {
-            self.found.insert(key, answers.by_ref().take(count).collect());
-        }
-    }
-
-    /// Writes the folder; gives the number of documents.
-    ///
-    /// # Errors
-    /// The disk.
-    pub fn finish(self) -> Result<usize, TrainError> {
-        let Self { folder, top, temperature, found } = self;
-        let (mut keys, mut offsets, mut ids, mut ps, mut tails) =
-            (vec![], vec![0i64], vec![], vec![], vec![]);
-        for (key, answers) in &found {
-            keys.extend(key.0);
-            offsets.push(offsets.last().copied().unwrap_or_default() + answers.len() as i64);
-            for answer in answers {
-                for at in 0..top {
-                    // A teacher that named fewer: tokens without probability.
-                    ids.extend(answer.ids.get(at).copied().unwrap_or(u32::MAX).to_le_bytes());
-                    ps.extend(answer.probabilities.get(at).copied().unwrap_or(0.0).to_le_bytes());
-                }
-                tails.extend(answer.tail.to_le_bytes());
-            }
-        }
-        let offsets: Vec<u8> = offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect();
-        let (n, m) = (found.len(), tails.len() / 4);
-        let view = |dtype, shape: Vec<usize>, bytes| {
-            TensorView::new(dtype, shape, bytes).expect("shape and bytes come from one list")
-        };
-        let tensors = [
-            ("keys", view(Dtype::U8, vec![n, 32], &keys)),
-            ("offsets", view(Dtype::I64, vec![n + 1], &offsets)),
-            ("ids", view(Dtype::U32, vec![m, top], &ids)),
-            ("probabilities", view(Dtype::F32, vec![m, top], &ps)),
-            ("tail", view(Dtype::F32, vec![m], &tails)),
-        ];
-        let metadata = HashMap::from([
-            ("temperature".to_owned(), temperature.to_string()),
-            ("top".to_owned(), top.to_string()),
-        ]);
-        let path = folder.join(FILE);
-        write_views(&path, tensors, metadata)?;
-        Ok(n)
-    }
-}
-
-fn wrong(path: &Path, error: &SafeTensorError) -> TrainError {
-    TrainError::Teacher { endpoint: path.display().to_string(), message: error.to_string() }
-}
-
-/// What a teacher said before.
+/// What a teacher said before. In memory is where each document lies in the file.
 pub struct Store {
-    path: PathBuf,
-    bytes: Vec<u8>,
-    /// Where the tensors lie in the file.
-    places: BTreeMap<&'static str, std::ops::Range<usize>>,
+    file: SafetensorsFile,
+    speaker: Digest,
     top: usize,
-    index: HashMap<Digest, std::ops::Range<usize>>,
+    /// Entries of the student's vocabulary.
+    vocabulary: usize,
+    index: BTreeMap<Digest, Range<usize>>,
 }
 
 impl Store {
-    /// Opens a folder that [`Writer`] wrote for this temperature.
+    /// Opens a folder that [`Writer`](super::Writer) wrote for this temperature; its tokens must be among the `vocabulary`
+    /// first.
     ///
     /// # Errors
     /// A file that is none; another temperature.
-    pub fn open(folder: &Path, temperature: f32) -> Result<Self, TrainError> {
+    pub fn open(folder: &Path, temperature: f32, vocabulary: usize) -> Result<Self, TrainError> {
         let path = folder.join(FILE);
-        let bytes = fs_err::read(&path).map_err(TrainError::file(&path))?;
+        let file = SafetensorsFile::open(&path)?;
         let refuse = |message: String| TrainError::Teacher { endpoint: path.display().to_string(), message };
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| wrong(&path, &e))?;
-        let text = |key: &str| metadata.metadata().as_ref().and_then(|texts| texts.get(key)).cloned();
-        let stored = text("temperature").unwrap_or_default();
+        let text = |key: &str| file.metadata().and_then(|texts| texts.get(key)).cloned().unwrap_or_default();
+        let stored = text("temperature");
         if stored != temperature.to_string() {
             return Err(refuse(format!(
                 "it was written at temperature {stored}, distil.temperature is {temperature}"
             )));
         }
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(&path, &e))?;
-        let mut places = BTreeMap::new();
-        let mut shapes = BTreeMap::new();
-        for (name, dtype) in [
+        let speaker = text("speaker")
+            .parse()
+            .map_err(|error: NotADigest| refuse(format!("metadata \"speaker\": {error}")))?;
+        let all = [
             ("keys", Dtype::U8),
             ("offsets", Dtype::I64),
             ("ids", Dtype::U32),
             ("probabilities", Dtype::F32),
             ("tail", Dtype::F32),
-        ] {
-            let tensor = file.tensor(name).map_err(|e| wrong(&path, &e))?;
-            if tensor.dtype() != dtype {
-                return Err(refuse(format!("{name} is {:?}, expected {dtype:?}", tensor.dtype())));
+        ];
+        let mut shapes = HashMap::new();
+        for (name, dtype) in all {
+            let tensor = file.info(name).ok_or_else(|| refuse(format!("tensor {name:?} is missing")))?;
+            if tensor.dtype != dtype {
+                return Err(refuse(format!("{name} is {:?}, expected {dtype:?}", tensor.dtype)));
             }
-            let start = tensor.data().as_ptr() as usize - bytes.as_ptr() as usize;
-            places.insert(name, start..start + tensor.data().len());
-            shapes.insert(name, tensor.shape().to_vec());
+            shapes.insert(name, tensor.shape.clone());
         }
-        let (n, m) = (shapes["keys"][0], shapes["tail"][0]);
+        let length = |name: &str| shapes[name].first().copied().unwrap_or(0);
+        let (n, m) = (length("keys"), length("tail"));
         let top = shapes["ids"].get(1).copied().unwrap_or(0);
-        let expected = [vec![n, 32], vec![n + 1], vec![m, top], vec![m, top], vec![m]];
-        for (name, expected) in ["keys", "offsets", "ids", "probabilities", "tail"].into_iter().zip(expected)
-        {
+        let expected = [vec![n, 32], vec![n.saturating_add(1)], vec![m, top], vec![m, top], vec![m]];
+        for ((name, _), expected) in all.into_iter().zip(expected) {
             if shapes[name] != expected {
                 return Err(refuse(format!("{name} has shape {:?}, expected {expected:?}", shapes[name])));
             }
         }
-        let offsets: Vec<i64> =
-            bytes[places["offsets"].clone()].as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect();
+        let bytes = |name: &str, count: usize| {
+            let mut bytes = vec![0; count];
+            file.read_bytes(name, 0, &mut bytes).map(|()| bytes)
+        };
+        let offsets = bytes("offsets", (n + 1) * 8)?;
+        let offsets: Vec<i64> = offsets.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect();
         if offsets.windows(2).any(|pair| pair[0] < 0 || pair[1] < pair[0]) || offsets[n] != m as i64 {
             return Err(refuse("its offsets do not rise to the number of its tokens".into()));
         }
-        let keys = bytes[places["keys"].clone()].as_chunks::<32>().0.iter().map(|key| Digest(*key));
+        let keys = bytes("keys", n * 32)?;
+        let keys = keys.as_chunks::<32>().0.iter().map(|key| Digest(*key));
         let ranges = offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
         let index = keys.zip(ranges).collect();
-        Ok(Self { path, bytes, places, top, index })
+        Ok(Self { file, speaker, top, vocabulary, index })
     }
 
-    /// Hash of the whole file.
-    pub(super) fn digest(&self) -> Digest {
-        Digest(Sha256::digest(&self.bytes).into())
+    /// Hash of who said it: the same of two stores means the same words of the same documents.
+    pub(super) fn speaker(&self) -> Digest {
+        self.speaker
+    }
+
+    /// Hands over what was said of each document, in the order of their hashes.
+    ///
+    /// # Errors
+    /// The file's; what `see` says.
+    pub(super) fn each(
+        &self,
+        mut see: impl FnMut(Digest, Vec<Answer>) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        self.index.iter().try_for_each(|(key, range)| {
+            let mut answers = Vec::new();
+            self.read(range.clone(), &mut answers)?;
+            see(*key, answers)
+        })
+    }
+
+    /// Sees that something was said of every answer of these rows.
+    ///
+    /// # Errors
+    /// The first of which nothing was.
+    pub(super) fn check(&self, rows: &[PackedRow]) -> Result<(), TrainError> {
+        rows.iter().flat_map(documents).try_for_each(|(key, count)| self.find(key, count).map(drop))
     }
 
     /// What was said of the rows' answers.
     pub(super) fn answers(&self, rows: &[PackedRow]) -> Result<Vec<Answer>, TrainError> {
         let mut answers = Vec::new();
         for (key, count) in rows.iter().flat_map(documents) {
-            match self.index.get(&key) {
-                Some(range) if range.len() == count => {
-                    answers.extend(range.clone().map(|at| self.answer(at)));
-                }
-                _ => {
-                    let message = format!(
-                        "it has nothing about a row of {count} answer tokens (key {}): write it again with this recipe \
-                         (`bespoke data distil`)",
-                        key.short()
-                    );
-                    return Err(TrainError::Teacher { endpoint: self.path.display().to_string(), message });
-                }
-            }
+            self.read(self.find(key, count)?, &mut answers)?;
         }
         Ok(answers)
     }
 
-    fn answer(&self, at: usize) -> Answer {
-        let part = |name: &str, from: usize, count: usize| {
-            let start = self.places[name].start + from * 4;
-            self.bytes[start..start + count * 4].as_chunks::<4>().0
+    /// Where the answers of a document lie.
+    fn find(&self, key: Digest, count: usize) -> Result<Range<usize>, TrainError> {
+        let found = self.index.get(&key).filter(|range| range.len() == count);
+        found.cloned().ok_or_else(|| {
+            self.wrong(format!(
+                "it has nothing about a row of {count} answer tokens (key {}): `bespoke data distil` with this recipe adds what \
+                 is missing",
+                key.short()
+            ))
+        })
+    }
+
+    fn wrong(&self, message: String) -> TrainError {
+        TrainError::Teacher { endpoint: self.file.path().display().to_string(), message }
+    }
+
+    /// The answers of these tokens.
+    fn read(&self, range: Range<usize>, answers: &mut Vec<Answer>) -> Result<(), TrainError> {
+        let part = |name: &str, width: usize| -> Result<Vec<[u8; 4]>, TrainError> {
+            let mut bytes = vec![0; range.len() * width * 4];
+            self.file.read_bytes(name, range.start * width * 4, &mut bytes)?;
+            Ok(bytes.as_chunks().0.to_vec())
         };
-        let ids = part("ids", at * self.top, self.top).iter().map(|&b| u32::from_le_bytes(b));
-        let ps = part("probabilities", at * self.top, self.top).iter().map(|&b| f32::from_le_bytes(b));
-        let (ids, probabilities) = ids.zip(ps).filter(|(id, _)| *id != u32::MAX).unzip();
-        let tail = f32::from_le_bytes(part("tail", at, 1)[0]);
-        Answer { ids, probabilities, tail }
+        let (ids, probabilities) = (part("ids", self.top)?, part("probabilities", self.top)?);
+        for (at, tail) in part("tail", 1)?.into_iter().enumerate() {
+            let of = at * self.top..(at + 1) * self.top;
+            let pairs = ids[of.clone()].iter().zip(&probabilities[of]);
+            let pairs = pairs.map(|(&id, &p)| (u32::from_le_bytes(id), f32::from_le_bytes(p)));
+            let (ids, probabilities): (Vec<u32>, Vec<f32>) = pairs.filter(|(id, _)| *id != u32::MAX).unzip();
+            let tail = f32::from_le_bytes(tail);
+            let token = range.start + at;
+            if let Some(wrong) = no_tokens(&ids, self.vocabulary) {
+                return Err(self.wrong(format!("answer token {token}: {wrong}")));
+            }
+            let share = |p: &f32| (0.0..=1.0 + 1e-3).contains(p);
+            if let Some(p) = probabilities.iter().chain([&tail]).find(|p| !share(p)) {
+                return Err(
+                    self.wrong(format!("answer token {token} has a probability of {p}, expected 0 to 1"))
+                );
+            }
+            answers.push(Answer { ids, probabilities, tail });
+        }
+        Ok(())
     }
 }

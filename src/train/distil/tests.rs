@@ -41,6 +41,10 @@ fn recipe(text: &str) -> DistilRecipe {
 
 /// Another decoder of the same shape.
 fn teacher() -> Decoder {
+    noisy().0
+}
+
+fn noisy() -> (Decoder, Parameters) {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
     for (_, var) in parameters.iter() {
         let noisy = with_floats([var.as_tensor()], "test", |[values]| {
@@ -53,7 +57,7 @@ fn teacher() -> Decoder {
         });
         var.set(&noisy.unwrap()).unwrap();
     }
-    decoder
+    (decoder, parameters)
 }
 
 fn lessons(teacher: &Teacher) -> (Terms, Vec<Vec<f32>>) {
@@ -80,32 +84,49 @@ fn close(a: &(Terms, Vec<Vec<f32>>), b: &(Terms, Vec<Vec<f32>>), bound: f32) {
 fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
     // All tokens are named, so that nothing is left to the tail.
     let text = "teacher = \"x\"\ntop = 320\nce = 0.3\n";
-    let beside =
-        Teacher { kind: Kind::Beside(teacher().into()), recipe: recipe(text), hidden: None, digest: None };
+    let beside = Teacher {
+        kind: Kind::Beside(teacher().into()),
+        recipe: recipe(text),
+        hidden: None,
+        digest: None,
+        vocabulary: 320,
+    };
     let expected = lessons(&beside);
     assert!(expected.0.divergence > 0.01, "{:?}", expected.0);
 
     let asked = Arc::new(Mutex::new(0));
-    let served = Served::new("http://x", 320, Some(server(teacher(), asked.clone()))).unwrap();
-    let served = Teacher { kind: Kind::Served(served), recipe: recipe(text), hidden: None, digest: None };
+    let served = Served::new("http://x", 320, 320, Some(server(teacher(), asked.clone()))).unwrap();
+    let served = Teacher {
+        kind: Kind::Served(served),
+        recipe: recipe(text),
+        hidden: None,
+        digest: None,
+        vocabulary: 320,
+    };
     close(&lessons(&served), &expected, 1e-3);
     assert_eq!(*asked.lock().unwrap(), packed(2)[..2].iter().map(|row| row.targets.len()).sum::<usize>());
 
     let folder = tempfile::tempdir().unwrap();
-    let mut writer = Writer::new(folder.path(), 320, 1.0);
+    let mut writer = Writer::open(folder.path(), Digest([1; 32]), 320, 1.0).unwrap();
     for row in &packed(2)[..2] {
-        writer.add(row, beside.answers(std::slice::from_ref(row)).unwrap());
+        writer.add(row, beside.answers(std::slice::from_ref(row)).unwrap()).unwrap();
         assert!(writer.has(row));
     }
     let documents: usize = packed(2)[..2].iter().map(|row| row.documents.len()).sum();
     assert!(writer.finish().unwrap() <= documents);
-    let store = Store::open(folder.path(), 1.0).unwrap();
+    let store = Store::open(folder.path(), 1.0, 320).unwrap();
     let unknown = store.answers(&packed(3)[..1]).unwrap_err().to_string();
     assert!(unknown.contains("has nothing about a row"), "{unknown}");
-    let stored = Teacher { kind: Kind::Stored(store), recipe: recipe(text), hidden: None, digest: None };
+    let stored = Teacher {
+        kind: Kind::Stored(store),
+        recipe: recipe(text),
+        hidden: None,
+        digest: None,
+        vocabulary: 320,
+    };
     close(&lessons(&stored), &expected, 1e-5);
 
-    let other = Store::open(folder.path(), 2.0).err().unwrap().to_string();
+    let other = Store::open(folder.path(), 2.0, 320).err().unwrap().to_string();
     assert!(other.contains("temperature 1, distil.temperature is 2"), "{other}");
     // Fewer tokens: what they lack is in the tail.
     let head = beside.answers(&packed(2)[..1]).unwrap();
@@ -133,11 +154,36 @@ fn an_answer_without_numbers_is_refused() {
             json!({"completion_probabilities": [{"top_logprobs": [{"id": 1, "logprob": null}]}]}),
             "logprob is null",
         ),
+        (
+            json!({"completion_probabilities": [{"top_logprobs": [{"id": 9, "logprob": -1.0}, {"id": 9, "logprob": -2.0}]}]}),
+            "names token 9 twice",
+        ),
+        (
+            json!({"completion_probabilities": [{"top_logprobs": [{"id": 320, "logprob": -1.0}]}]}),
+            "names token 320, the student has 320",
+        ),
     ] {
-        let served = Served::new("http://x", 4, Some(ask(reply))).unwrap();
+        let served = Served::new("http://x", 4, 320, Some(ask(reply))).unwrap();
         let error = served.answers(&packed(1)[..1]).unwrap_err().to_string();
         assert!(error.contains("http://x") && error.contains(part), "{error}");
     }
+}
+
+#[test]
+fn a_served_teacher_that_reads_texts_otherwise_is_refused() {
+    let own = tokenizer();
+    let served = |shift: u32| {
+        let own = own.clone();
+        let ask: Ask = Arc::new(move |path, body| {
+            assert_eq!(path, "/tokenize");
+            let ids = own.encode(body["content"].as_str().unwrap()).unwrap();
+            Ok(json!({"tokens": ids.into_iter().map(|id| id + shift).collect::<Vec<u32>>()}))
+        });
+        Served::new("http://x", 4, 320, Some(ask)).unwrap()
+    };
+    served(0).check_tokens(&own).unwrap();
+    let error = served(1).check_tokens(&own).unwrap_err().to_string();
+    assert!(error.contains("http://x") && error.contains("The retry at 14:05"), "{error}");
 }
 
 #[test]
@@ -149,6 +195,7 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
     let hidden = Hidden::new(&pairs, &teacher, &trained).unwrap();
     let text = "teacher = \"x\"\nkl = 0.0\nce = 1.0\n";
     let teacher = Teacher {
+        vocabulary: 320,
         kind: Kind::Beside(teacher.into()),
         recipe: recipe(text),
         hidden: Some(hidden),
@@ -204,4 +251,36 @@ fn a_teacher_with_other_tokens_is_refused() {
     let said =
         format!("a teacher needs the student's tokenizer: it has {} entries", tokenizer().vocab_size());
     assert!(error.contains(&said), "{error}");
+}
+
+/// An embedding that is padded for a GPU's sake has rows of no token: they have no part in what is taught.
+#[test]
+fn a_padded_teacher_teaches_what_it_does_without_padding() {
+    let (decoder, parameters) = noisy();
+    let of = |decoder: Decoder| Teacher {
+        kind: Kind::Beside(decoder.into()),
+        recipe: recipe("teacher = \"x\"\n"),
+        hidden: None,
+        digest: None,
+        vocabulary: 320,
+    };
+    let mut padded = Parameters::default();
+    for (name, var) in parameters.iter() {
+        let tensor = match name {
+            "model.embed_tokens.weight" => {
+                let rows = Tensor::full(0.7f32, (8, var.dims()[1]), &Device::Cpu).unwrap();
+                Tensor::cat(&[var.as_tensor(), &rows], 0).unwrap()
+            }
+            _ => var.as_detached_tensor(),
+        };
+        padded.insert(name, candle_core::Var::from_tensor(&tensor).unwrap()).unwrap();
+    }
+    let config = crate::model::DecoderConfig { vocab_size: 328, ..decoder.config().clone() };
+    let text = crate::model::TextSide::of_post(&tokenizer()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    hugging_face::save(folder.path(), &crate::model::Model { config, parameters: padded, text }).unwrap();
+    let place = Place::new(DeviceChoice::Cpu, Precision::Auto).unwrap();
+    let (opened, _) = beside(folder.path(), &Chat::of_post(tokenizer()), &place).unwrap();
+    assert_eq!(opened.config().vocab_size, 328);
+    close(&lessons(&of(opened)), &lessons(&of(decoder)), 1e-5);
 }

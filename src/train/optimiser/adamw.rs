@@ -8,8 +8,14 @@ use crate::train::in_place::{blend, blend_square, is_elsewhere, update};
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
-    /// Peak learning rate.
+    /// Peak learning rate of what has none of its own below.
     pub lr: f64,
+    /// Of matrices of blocks and adapters, where AdamW moves them (`train.matrices`).
+    pub matrix_lr: Option<f64>,
+    /// Of the embedding and the head.
+    pub embedding_lr: Option<f64>,
+    /// Of vectors: norms, biases, gates.
+    pub vector_lr: Option<f64>,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -22,7 +28,33 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { lr: 3e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 }
+        let (matrix_lr, embedding_lr, vector_lr) = (None, None, None);
+        Self {
+            lr: 3e-3,
+            matrix_lr,
+            embedding_lr,
+            vector_lr,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+impl AdamWConfig {
+    /// The peak learning rate of a parameter.
+    fn rate_of(&self, name: &str, dims: &[usize]) -> f64 {
+        let own = if dims.len() == 1 {
+            self.vector_lr
+        } else if super::is_block_matrix(name, dims) {
+            self.matrix_lr
+        } else if name.starts_with("model.embed_tokens.") || name.starts_with("lm_head.") {
+            self.embedding_lr
+        } else {
+            None
+        };
+        own.unwrap_or(self.lr)
     }
 }
 
@@ -37,6 +69,8 @@ pub struct AdamW {
 #[derive(Debug)]
 struct Entry {
     name: String,
+    /// Peak learning rate.
+    lr: f64,
     weight: Tensor,
     first: Tensor,
     second: Tensor,
@@ -46,7 +80,8 @@ impl AdamW {
     /// Zero moments for parameters that share their storage with the model.
     pub(super) fn new(config: AdamWConfig, parameters: Vec<(String, Tensor)>) -> Result<Self> {
         let entry = |(name, weight): (String, Tensor)| {
-            Ok(Entry { first: weight.zeros_like()?, second: weight.zeros_like()?, name, weight })
+            let lr = config.rate_of(&name, weight.dims());
+            Ok(Entry { first: weight.zeros_like()?, second: weight.zeros_like()?, name, lr, weight })
         };
         Ok(Self { config, steps: 0, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
     }
@@ -58,11 +93,11 @@ impl AdamW {
 
     /// Moves parameter `index`.
     pub(super) fn step(&self, index: usize, gradient: &Tensor, factor: f64) -> Result<()> {
-        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
-        let lr = lr * factor;
+        let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let (bias1, bias2) = (1.0 - beta1.powi(steps), 1.0 - beta2.powi(steps));
         let entry = &self.entries[index];
+        let lr = entry.lr * factor;
         blend(&entry.first, beta1, 1.0 - beta1, gradient)?;
         blend_square(&entry.second, beta2, 1.0 - beta2, gradient)?;
         let decay = if entry.weight.rank() > 1 { lr * weight_decay } else { 0.0 };
@@ -100,7 +135,7 @@ mod tests {
     #[test]
     fn two_steps_match_numbers_computed_by_hand() {
         let weight = Var::from_vec(vec![1.0f32, -2.0], (1, 2), &Device::Cpu).unwrap();
-        let config = AdamWConfig { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.5 };
+        let config = AdamWConfig { lr: 0.1, beta2: 0.99, weight_decay: 0.5, ..AdamWConfig::default() };
         let mut adamw = AdamW::new(config, vec![("w".into(), weight.as_tensor().clone())]).unwrap();
         let gradient = |values: [f32; 2]| Tensor::new(&[values], &Device::Cpu).unwrap();
         // Step 1: m/bias = g and sqrt(v/bias) = |g|, so w = 0.95 w - 0.1 sign(g).

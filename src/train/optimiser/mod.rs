@@ -1,4 +1,4 @@
-//! Optimisers with visible state: Muon for the matrices of the blocks, AdamW for embeddings, norms and head.
+//! Optimisers with visible state: AdamW for embeddings, norms and head, and Muon for the matrices of the blocks, or AdamW too.
 
 pub mod adamw;
 pub mod muon;
@@ -12,6 +12,24 @@ pub use muon::{Muon, MuonConfig};
 
 use super::gradient::Workers;
 use crate::model::Parameters;
+
+/// Who moves the matrices of blocks and adapters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Matrices {
+    /// Muon: one moment, and fewer steps.
+    #[default]
+    Muon,
+    /// AdamW, as most recipes of the literature.
+    AdamW,
+}
+
+impl Matrices {
+    /// Moments that are kept of each element of a parameter.
+    pub fn moments(self, name: &str, dims: &[usize]) -> usize {
+        if self == Self::Muon && is_block_matrix(name, dims) { 1 } else { 2 }
+    }
+}
 
 /// Both optimisers over one set of parameters.
 #[derive(Debug)]
@@ -29,7 +47,7 @@ enum Place {
     AdamW(usize),
 }
 
-/// Whether a parameter is a matrix of a block, which Muon moves.
+/// Whether a parameter is a matrix of a block, or of an adapter beside one.
 fn is_block_matrix(name: &str, dims: &[usize]) -> bool {
     dims.len() == 2 && name.starts_with("model.layers.")
 }
@@ -39,11 +57,11 @@ impl Optimiser {
     ///
     /// # Errors
     /// Memory that is not there.
-    pub fn new(parameters: &Parameters, muon: MuonConfig, adamw: AdamWConfig) -> Result<Self> {
+    pub fn new(parameters: &Parameters, who: Matrices, muon: MuonConfig, adamw: AdamWConfig) -> Result<Self> {
         let (mut matrices, mut rest, mut places) = (vec![], vec![], vec![]);
         for (name, var) in parameters.iter() {
             let entry = (name.to_owned(), var.as_tensor().clone());
-            if is_block_matrix(name, var.dims()) {
+            if who.moments(name, var.dims()) == 1 {
                 places.push(Place::Muon(matrices.len()));
                 matrices.push(entry);
             } else {
@@ -123,7 +141,7 @@ mod tests {
         let (parameters, workers) = (parameters(dtype), Workers::new(2).unwrap());
         let adamw = AdamWConfig { weight_decay: 0.1, ..Default::default() };
         let muon = MuonConfig { weight_decay: 0.1, ..Default::default() };
-        let mut optimiser = Optimiser::new(&parameters, muon, adamw).unwrap();
+        let mut optimiser = Optimiser::new(&parameters, Matrices::Muon, muon, adamw).unwrap();
         for step in 1..=10 {
             let turn = (2.0 * f64::from(step)).sin();
             let gradient = |(_, var): (&str, &Var)| var.as_detached_tensor() * turn;
@@ -133,7 +151,7 @@ mod tests {
         }
         // A state that is read again goes on as it was.
         let state = optimiser.state();
-        let mut again = Optimiser::new(&parameters, muon, adamw).unwrap();
+        let mut again = Optimiser::new(&parameters, Matrices::Muon, muon, adamw).unwrap();
         again.restore(&state, 10).unwrap();
         for (name, moment) in again.state() {
             let apart = (moment - &state[&name]).unwrap().abs().unwrap().to_dtype(DType::F32).unwrap();

@@ -1,6 +1,16 @@
 //! Everything in a recipe that can't be meant, by key, all at once.
 
 use super::{AdapterRecipe, DistilRecipe, Recipe};
+use crate::train::optimiser::{Matrices, MuonConfig};
+
+/// Bounds of sizes: above what any model or spoke has.
+const WIDTH: usize = 1 << 20;
+const LAYERS: usize = 4096;
+const POSITIONS: usize = 1 << 24;
+const VOCABULARY: usize = 1 << 22;
+const BATCH: usize = crate::train::batch::ROWS as usize;
+const RANK: usize = 4096;
+const TOP: usize = 4096;
 
 /// Collects mistakes.
 #[derive(Default)]
@@ -15,6 +25,11 @@ impl Mistakes {
 
     fn positive(&mut self, key: &str, value: u64) {
         self.check(value > 0, || format!("{key} is 0; expected at least 1"));
+    }
+
+    /// Sizes: at least 1, and no more than anything real has, so that what is multiplied of them stays a number.
+    fn size(&mut self, key: &str, value: usize, most: usize) {
+        self.check((1..=most).contains(&value), || format!("{key} is {value}; expected 1 to {most}"));
     }
 
     fn share(&mut self, key: &str, value: f64) {
@@ -68,14 +83,17 @@ impl Recipe {
             found.above_zero("base.reference_bound", bound);
         }
         let Some(model) = &self.model else { return };
-        for (key, value) in [
-            ("model.hidden_size", model.hidden_size),
-            ("model.layers", model.layers),
-            ("model.heads", model.heads),
-            ("model.kv_heads", model.kv_heads),
-            ("model.ffn", model.ffn),
+        for (key, value, most) in [
+            ("model.hidden_size", model.hidden_size, WIDTH),
+            ("model.layers", model.layers, LAYERS),
+            ("model.heads", model.heads, LAYERS),
+            ("model.kv_heads", model.kv_heads, LAYERS),
+            ("model.head_dim", model.head_dim, LAYERS),
+            ("model.ffn", model.ffn, WIDTH),
+            ("model.max_position", model.max_position, POSITIONS),
+            ("data.vocabulary", self.data.vocabulary, VOCABULARY),
         ] {
-            found.positive(key, value as u64);
+            found.size(key, value, most);
         }
         found.above_zero("model.rope_theta", model.rope_theta);
         found.above_zero("model.rms_eps", model.rms_eps);
@@ -83,7 +101,7 @@ impl Recipe {
         found.check(kv_heads == 0 || heads.is_multiple_of(kv_heads), || {
             format!("model.heads is {heads}; expected a multiple of model.kv_heads, {kv_heads}")
         });
-        found.check(model.head_dim > 0 && model.head_dim.is_multiple_of(2), || {
+        found.check(model.head_dim.is_multiple_of(2), || {
             format!("model.head_dim is {}; expected an even number of at least 2", model.head_dim)
         });
     }
@@ -91,7 +109,6 @@ impl Recipe {
     fn check_train(&self, found: &mut Mistakes) {
         let train = &self.train;
         for (key, value) in [
-            ("train.batch", train.batch as u64),
             ("train.micro_tokens", train.micro_tokens as u64),
             ("train.steps", train.steps),
             ("train.checkpoint_every", train.checkpoint_every),
@@ -99,6 +116,7 @@ impl Recipe {
         ] {
             found.positive(key, value);
         }
+        found.size("train.batch", train.batch, BATCH);
         found.share("train.warmup", train.warmup);
         found.share("train.floor", train.floor);
         found.decay("train.ema", train.ema);
@@ -109,6 +127,32 @@ impl Recipe {
         found.decay("train.muon.momentum", muon.momentum);
         found.at_least_zero("train.muon.weight_decay", muon.weight_decay);
         found.at_least_zero("train.adamw.lr", adamw.lr);
+        for (key, lr) in [
+            ("train.adamw.matrix_lr", adamw.matrix_lr),
+            ("train.adamw.embedding_lr", adamw.embedding_lr),
+            ("train.adamw.vector_lr", adamw.vector_lr),
+        ] {
+            found.at_least_zero(key, lr.unwrap_or(0.0));
+        }
+        let rates =
+            [("train.adamw.embedding_lr", adamw.embedding_lr), ("train.adamw.vector_lr", adamw.vector_lr)];
+        // A LoRA has matrices of blocks alone, a Felix spoke gates too.
+        let idle = match &self.adapter {
+            None => &rates[..0],
+            Some(adapter) if adapter.lora.is_some() => &rates[..],
+            Some(_) => &rates[..1],
+        };
+        for (key, lr) in idle {
+            found.check(lr.is_none(), || format!("{key} is there, but the adapter has no such parameters"));
+        }
+        match train.matrices {
+            Matrices::Muon => found.check(adamw.matrix_lr.is_none(), || {
+                "train.adamw.matrix_lr is there, but train.matrices is \"muon\": expected train.muon.lr, or \"adamw\"".into()
+            }),
+            Matrices::AdamW => found.check(muon == MuonConfig::default(), || {
+                "train.muon is there, but train.matrices is \"adamw\": expected train.adamw alone, or \"muon\"".into()
+            }),
+        }
         found.decay("train.adamw.beta1", adamw.beta1);
         found.decay("train.adamw.beta2", adamw.beta2);
         found.above_zero("train.adamw.eps", adamw.eps);
@@ -169,7 +213,7 @@ impl Recipe {
             found.check(stage.max_event_chars.is_none() || generated, || {
                 format!("{key}.max_event_chars limits a generator; no domain has one")
             });
-            found.check(stage.batch != Some(0), || format!("{key}.batch is 0; expected at least 1"));
+            found.size(&format!("{key}.batch"), stage.batch.unwrap_or(1), BATCH);
         }
         // Of a base, the limit is known when it is read.
         let most = self.model.as_ref().map_or(usize::MAX, |model| model.max_position);
@@ -187,15 +231,15 @@ fn check_adapter(adapter: &AdapterRecipe, found: &mut Mistakes) {
         "adapter: expected exactly one of [adapter.lora] and [adapter.felix]".into()
     });
     if let Some(lora) = &adapter.lora {
-        found.positive("adapter.lora.rank", lora.rank as u64);
+        found.size("adapter.lora.rank", lora.rank, RANK);
         found.above_zero("adapter.lora.alpha", lora.alpha);
         found.check(!lora.targets.is_empty(), || {
             "adapter.lora.targets is empty; expected names of matrices".into()
         });
     }
     if let Some(felix) = &adapter.felix {
-        found.positive("adapter.felix.spokes", felix.spokes as u64);
-        found.positive("adapter.felix.rank", felix.rank as u64);
+        found.size("adapter.felix.spokes", felix.spokes, RANK);
+        found.size("adapter.felix.rank", felix.rank, RANK);
     }
 }
 
@@ -205,7 +249,7 @@ fn check_distil(distil: &DistilRecipe, found: &mut Mistakes) {
         "distil: expected exactly one of teacher, endpoint and stored".into()
     });
     found.above_zero("distil.temperature", distil.temperature);
-    found.positive("distil.top", distil.top as u64);
+    found.size("distil.top", distil.top, TOP);
     let at_one = (distil.temperature - 1.0).abs() < f64::EPSILON;
     found.check(distil.endpoint.is_none() || at_one, || {
         format!("distil.temperature is {}; a served teacher speaks at 1 alone", distil.temperature)

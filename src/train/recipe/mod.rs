@@ -94,6 +94,13 @@ impl Recipe {
         *stage.expect("the last stage has no end")
     }
 
+    /// The domains' weights at the beginning, in the order of their names; their sum is 1.
+    pub fn domain_weights(&self) -> Vec<f64> {
+        let weights = || self.data.domains.values().map(|domain| domain.weight);
+        let total: f64 = weights().sum();
+        weights().map(|weight| weight / total).collect()
+    }
+
     /// The learning rate's course.
     pub fn schedule(&self) -> Schedule {
         let TrainRecipe { steps, warmup, floor, .. } = self.train;
@@ -143,17 +150,26 @@ mod tests {
             ("train.muon.momentum=1.0", "train.muon.momentum is 1; expected at least 0 and less than 1"),
             ("train.muon.weight_decay=inf", "train.muon.weight_decay is inf"),
             ("train.adamw.lr=nan", "train.adamw.lr is NaN"),
+            ("train.adamw.vector_lr=-2.0", "train.adamw.vector_lr is -2"),
+            ("train.adamw.matrix_lr=0.1", "train.matrices is \"muon\""),
+            ("train.matrices=sgd", "unknown variant `sgd`, expected `muon` or `adamw`"),
             ("train.adamw.beta1=-0.5", "train.adamw.beta1 is -0.5"),
             ("train.adamw.beta2=1.5", "train.adamw.beta2 is 1.5"),
             ("train.adamw.eps=0.0", "train.adamw.eps is 0; expected a number above 0"),
             ("train.adamw.weight_decay=-1.0", "train.adamw.weight_decay is -1"),
             ("train.ema=1.0", "train.ema is 1; expected at least 0 and less than 1"),
+            ("train.batch=1000000000000000", "train.batch is 1000000000000000; expected 1 to 4096"),
+            ("model.hidden_size=4000000000000", "model.hidden_size is 4000000000000; expected 1 to"),
+            ("model.layers=0", "model.layers is 0; expected 1 to"),
             ("model.rope_theta=0.0", "model.rope_theta is 0"),
             ("model.rms_eps=-1e-6", "model.rms_eps is -0.000001"),
         ] {
             let error = load(SMALL, &[set]).unwrap_err();
             assert!(error.contains(part), "{set}: {error}");
         }
+        let error = load(SMALL, &["train.matrices=adamw", "train.muon.lr=0.1"]).unwrap_err();
+        assert!(error.contains("train.matrices is \"adamw\""), "{error}");
+        load(SMALL, &["train.matrices=adamw", "train.adamw.matrix_lr=0.001"]).unwrap();
         // A rate of 0 freezes what the optimiser moves.
         load(SMALL, &["train.muon.lr=0.0"]).unwrap();
     }
@@ -183,6 +199,12 @@ mod tests {
         assert!(load(SMALL, &["train"]).unwrap_err().contains("KEY=VALUE"));
         let error = load(SMALL, &["base.path=x.gguf"]).unwrap_err();
         assert!(error.contains("exactly one of [model] and [base]"), "{error}");
+        let set = ["adapter.lora.rank=100000000000", "adapter.lora.alpha=8", "train.adamw.embedding_lr=0.1"];
+        let error = load(SMALL, &set).unwrap_err();
+        assert!(error.contains("adapter.lora.rank is 100000000000; expected 1 to 4096"), "{error}");
+        assert!(error.contains("train.adamw.embedding_lr is there, but the adapter has no such"), "{error}");
+        let error = load(SMALL, &["distil.top=1000000000", "distil.teacher=x"]).unwrap_err();
+        assert!(error.contains("distil.top is 1000000000; expected 1 to 4096"), "{error}");
         let error = load(SMALL, &["adapter.lora.rank=4", "adapter.lora.alpha=8"]).unwrap_err();
         assert!(error.contains("[adapter] needs a [base]"), "{error}");
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::train::optimiser::{AdamWConfig, MuonConfig};
+use crate::train::optimiser::{AdamWConfig, Matrices, MuonConfig};
 
 /// `[train]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,7 +58,10 @@ pub struct TrainRecipe {
     pub ema: f64,
     /// Ends the run when held-out loss no longer falls; then the best weights are the result.
     pub stop: Option<StopRecipe>,
-    /// Muon, for matrices of blocks and adapters.
+    /// Who moves the matrices of blocks and adapters.
+    #[serde(default)]
+    pub matrices: Matrices,
+    /// Muon, for these matrices.
     #[serde(default)]
     pub muon: MuonConfig,
     /// AdamW, for the rest.

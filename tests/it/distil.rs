@@ -1,0 +1,115 @@
+//! Distillation from the command line: a teacher beside the student, its words on disk, interruption, a teacher that changed.
+
+use std::path::Path;
+
+use bespoke::model::hugging_face;
+use bespoke::train::log;
+
+use crate::program::MODEL;
+use crate::real::Real;
+use crate::train::{bespoke, folder, stderr, stdout, write};
+
+/// A folder with a teacher in `runs/teacher`.
+fn taught() -> tempfile::TempDir {
+    let folder = folder();
+    let teacher = ["train", "recipe.toml", "--out", "runs/teacher", "--set", "train.seed=7"];
+    bespoke(folder.path()).args(teacher).assert().success();
+    folder
+}
+
+/// The recipe's student, with the teacher's tokenizer and this key of `[distil]`.
+fn student(folder: &Path, command: &[&str], from: &str) -> assert_cmd::Command {
+    let mut program = bespoke(folder);
+    program.args(command);
+    for set in ["data.tokenizer=runs/teacher/tokenizer.json", "distil.top=400", from] {
+        program.args(["--set", set]);
+    }
+    program
+}
+
+const BESIDE: &str = "distil.teacher=runs/teacher";
+
+#[test]
+fn a_teachers_words_are_written_through_a_kill_and_teach_what_it_does() {
+    let folder = taught();
+    let write = |out: &str| student(folder.path(), &["data", "distil", "recipe.toml", "--out", out], BESIDE);
+    let whole = stdout(&write("whole").assert().success());
+    let bytes = |out: &str| std::fs::read(folder.path().join(out).join("teacher.safetensors")).unwrap();
+    // Dead behind its second row, it goes on with what is there.
+    write("killed").env("BESPOKE_FAIL", "distil.said#2").assert().failure();
+    assert!(folder.path().join("killed/teacher.partial").exists());
+    assert!(!folder.path().join("killed/teacher.safetensors").exists());
+    let resumed = stdout(&write("killed").assert().success());
+    assert!(
+        whole.starts_with("whole: 9 documents") && resumed.contains("of them written before"),
+        "{whole}{resumed}"
+    );
+    assert!(bytes("killed") == bytes("whole") && !folder.path().join("killed/teacher.partial").exists());
+
+    let losses = |out: &str, from: &str| {
+        student(folder.path(), &["train", "recipe.toml", "--out", out], from).assert().success();
+        let steps = log::read(&folder.path().join(out)).unwrap();
+        steps.into_iter().map(|step| step.terms.unwrap().divergence).collect::<Vec<_>>()
+    };
+    let beside = losses("beside", BESIDE);
+    let stored = losses("stored", "distil.stored=whole");
+    assert!(beside[0] > 1e-3 && beside.len() == 4, "{beside:?}");
+    for (beside, stored) in beside.iter().zip(&stored) {
+        assert!((beside - stored).abs() < 1e-4 * beside, "{beside} beside, {stored} stored");
+    }
+
+    // What was finished is begun anew, here at another temperature.
+    let warm = ["data", "distil", "recipe.toml", "--out", "killed", "--set", "distil.temperature=2.0"];
+    let said = stdout(&student(folder.path(), &warm, BESIDE).assert().success());
+    assert!(!said.contains("written before"), "{said}");
+    let cold = ["train", "recipe.toml", "--out", "cold"];
+    let said = stderr(&student(folder.path(), &cold, "distil.stored=killed").assert().code(1));
+    assert!(said.contains("written at temperature 2, distil.temperature is 1"), "{said}");
+}
+
+#[test]
+fn a_run_does_not_go_on_with_a_teacher_that_changed() {
+    let folder = taught();
+    let train = |more: &[&str]| {
+        let command = ["train", "recipe.toml", "--out", "run"];
+        student(folder.path(), &[&command[..], more].concat(), BESIDE)
+    };
+    train(&["--set", "train.steps=2"]).assert().success();
+    let path = folder.path().join("runs/teacher");
+    let model = hugging_face::load(&path).unwrap();
+    let (name, var) =
+        model.parameters.iter().next().map(|(name, var)| (name.to_owned(), var.clone())).unwrap();
+    let before = var.as_detached_tensor().copy().unwrap();
+    var.set(&(&before * 1.01).unwrap()).unwrap();
+    hugging_face::save(&path, &model).unwrap();
+    let said = stderr(&train(&["--resume"]).assert().code(1));
+    assert!(said.contains("made with another distil teacher: SHA-256 "), "{said}");
+    // As it was, it teaches on.
+    model.parameters.get(&name).unwrap().set(&before).unwrap();
+    hugging_face::save(&path, &model).unwrap();
+    train(&["--resume"]).assert().success();
+    assert_eq!(log::read(&folder.path().join("run")).unwrap().len(), 4);
+}
+
+/// The shipped post as its own teacher, through a daemon of it: the same tokens, and nearly the same distributions, as one side
+/// computes in llama.cpp from Q8_0 and the other in Candle.
+#[test]
+fn a_daemon_teaches_whoever_has_its_tokens() {
+    let Some(real) = Real::serve(|_| {}, |_| {}) else { return };
+    let folder = folder();
+    let (model, endpoint) = (std::path::absolute(MODEL).unwrap(), real.daemon.address);
+    let recipe = format!(
+        "[base]\npath = {model:?}\n[adapter.lora]\nrank = 2\nalpha = 4\n[distil]\nendpoint = \"http://{endpoint}\"\ntop = 64\n\
+         [train]\nsteps = 1\nbatch = 1\nseq_len = 64\nseed = 1\ncheckpoint_every = 1\neval_every = 1\n[data]\n\
+         eval_rows = 2\n[data.domains.rows]\ntrain = [\"rows.jsonl\"]\neval = [\"rows.jsonl\"]\n"
+    );
+    write(folder.path(), "served.toml", &recipe);
+    bespoke(folder.path()).args(["train", "served.toml", "--out", "run"]).assert().success();
+    let terms = log::read(&folder.path().join("run")).unwrap()[0].terms.unwrap();
+    assert!(terms.cross_entropy > 0.5 && (0.0..0.01).contains(&terms.divergence), "{terms:?}");
+
+    let endpoint = format!("distil.endpoint=http://{endpoint}");
+    let other = ["train", "recipe.toml", "--out", "other", "--set", "distil.top=64", "--set", &endpoint];
+    let said = stderr(&bespoke(folder.path()).args(other).assert().code(1));
+    assert!(said.contains("a teacher needs the student's tokenizer: it reads \"The retry"), "{said}");
+}
