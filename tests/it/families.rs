@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bespoke::cli::export::{candle_logits, relative_difference};
 use bespoke::engine::reference::Reference;
 use bespoke::gguf::{Array, Gguf, Value};
+use bespoke::model::features::Mixer;
 use bespoke::model::safetensors_file::{SafetensorsFile, f32_values};
 use bespoke::model::tokenizer::Tokenizer;
 use bespoke::model::{BatchLayout, Decoder, Family, Model, NoTaps, TextSide, gguf_file, hugging_face};
@@ -374,6 +375,22 @@ fn awkward_texts_have_the_same_tokens_everywhere() {
         let text = hugging_face::load(folder.path()).unwrap().text;
         assert_same_ids(case, &text, &gguf, pieces);
     }
+}
+
+/// llama.cpp ends the process on such a file; here it is never written.
+#[test]
+fn a_gemma_without_windows_makes_no_gguf_file() {
+    let case = "gemma2_usual";
+    if !root().join(case).exists() {
+        return; // another folder of cases
+    }
+    let folder = complete(case);
+    let mut model = hugging_face::load(folder.path()).unwrap();
+    model.config.features.mixers.fill(Mixer::Attention { window: None });
+    let target = folder.path().join("model.gguf");
+    let error =
+        gguf_file::export(&model, case, folder.path(), &target, gguf_file::Precision::F32).unwrap_err();
+    assert!(error.to_string().contains("\"layer_types\"") && !target.exists(), "{error}");
 }
 
 #[test]

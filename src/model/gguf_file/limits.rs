@@ -43,6 +43,11 @@ pub(super) fn check(config: &DecoderConfig, path: &Path) -> Result<(), FileError
                 let expected = "true: llama.cpp has no head of its own for the architecture gemma2";
                 return refuse("tie_word_embeddings", "false".into(), expected);
             }
+            if features.windows().next().is_none() {
+                let expected =
+                    "\"sliding_attention\" at least once: llama.cpp ends the process without a window";
+                return refuse("layer_types", "\"full_attention\" alone".into(), expected);
+            }
         }
         Family::Qwen3_5 => {
             let attends = features.mixers.iter().any(|mixer| matches!(mixer, Mixer::Attention { .. }));

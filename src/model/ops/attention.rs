@@ -236,6 +236,11 @@ impl Attention {
                 let log_sum = log_sums[at * group + head];
                 let delta = deltas[(task.token + at) * q.count + first_head + head];
                 let (weights, d_scores) = (&mut weights[seen.clone()], &mut d_scores[seen]);
+                // One key has all the weight whatever its score: what would be left of dP - g.o is rounding.
+                if let ([weight], [d_score]) = (&mut *weights, &mut *d_scores) {
+                    (*weight, *d_score) = (1.0, 0.0);
+                    continue;
+                }
                 match self.scoring.cap {
                     None => {
                         let scale = self.scoring.scale;

@@ -193,6 +193,23 @@ fn attention_matches_inside_documents_longer_and_shorter_than_a_block() {
     assert!(attention(&q, &k, &v, never, &layout).is_err());
 }
 
+/// A softmax over one score does not depend on it: not even by rounding.
+#[test]
+fn a_score_that_stands_alone_has_no_gradient() {
+    let [q, k, v] = [1, 2, 3].map(|salt| values(&[1, 40, 2, 8], salt));
+    let documents = (0..40).map(|start| Document { row: 0, start, len: 1 }).collect();
+    let layout = BatchLayout::packed(1, 40, documents).unwrap();
+    for cap in [None, Some(1.5)] {
+        let scoring = Scoring { cap, ..Scoring::of_width(8) };
+        let weights = values(&[1, 40, 2, 8], 99).as_detached_tensor();
+        let mixed = attention(&(&*q * 4.0).unwrap(), &k, &v, scoring, &layout).unwrap();
+        let gradients = (mixed * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let all = |of: &Var| gradients.get(of).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(all(&q).iter().chain(&all(&k)).all(|value| *value == 0.0), "{cap:?}");
+        assert_eq!(all(&v), weights.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    }
+}
+
 #[test]
 fn cross_entropy_matches_over_several_chunks() {
     let (rows, vocab, width) = (700, 37, 16);
