@@ -27,8 +27,9 @@ pub(super) enum Output {
     Answer(Part),
     /// Text of the thinking before it.
     Reasoning(String),
-    /// The end: always the last, if no error is.
-    End(FinishReason, Usage),
+    /// The end: always the last, if no error is. With the last token that was reported and has no text, which is what ended the
+    /// answer unless a stop text did.
+    End(FinishReason, Usage, Option<TokenReport>),
 }
 
 /// Text of an answer and the tokens that begin in it, if the request asked for a report.
@@ -137,7 +138,8 @@ impl Generation {
                 self.held = None;
                 let held = self.splitter.take().and_then(Splitter::finish);
                 self.told.extend(held.map(|piece| self.reports.output(piece)));
-                self.told.push_back(Output::End(reason, usage));
+                let last = (reason == FinishReason::Stop).then(|| self.reports.waiting.pop_back()).flatten();
+                self.told.push_back(Output::End(reason, usage, last));
                 self.witness.finished(&usage);
                 tracing::debug!(
                     id = self.id,

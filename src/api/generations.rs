@@ -28,6 +28,8 @@ pub(super) struct Whole {
     pub(super) text: String,
     pub(super) reasoning: String,
     pub(super) tokens: Vec<TokenReport>,
+    /// The reported token without text that it ended with.
+    pub(super) last: Option<TokenReport>,
     /// How it ended.
     pub(super) end: Option<(FinishReason, Usage)>,
 }
@@ -75,7 +77,10 @@ impl Generations {
                 }
                 Output::Reasoning(text) => whole.reasoning.push_str(&text),
                 Output::Started => {}
-                Output::End(reason, usage) => whole.end = Some((reason, usage)),
+                Output::End(reason, usage, last) => {
+                    whole.end = Some((reason, usage));
+                    whole.last = last;
+                }
             }
         }
         Ok(wholes)

@@ -37,6 +37,15 @@ pub fn encoding_request(event: &Event) -> Value {
     prompt::request(event, &Wording::standard())
 }
 
+/// Has a request answered by a spoke of this name, by the post alone (`post`), or by what the daemon chooses (none).
+pub fn choose_spoke(request: &mut Value, spoke: Option<&str>) {
+    match spoke {
+        None => {}
+        Some("post") => request["lora"] = serde_json::json!([]),
+        Some(name) => request["model"] = format!("bespoke:{name}").into(),
+    }
+}
+
 /// A client of one daemon.
 #[derive(Debug, Clone)]
 pub struct Client {

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 use serde_json::Value;
 
-use super::client::{Daemon, encoding_request};
+use super::client::{Daemon, choose_spoke, encoding_request};
 use crate::task::{Encoding, Event, SOURCES};
 
 /// Arguments.
@@ -24,6 +24,9 @@ pub struct Args {
     /// What sort of event it is: decision, error, insight, ... [default: general]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
+    /// The spoke that answers [default: what the daemon's configuration says; `post` is the post alone]
+    #[arg(long, value_name = "NAME")]
+    spoke: Option<String>,
     /// Print JSON on a terminal too
     #[arg(long)]
     json: bool,
@@ -40,7 +43,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let known = SOURCES.join(", ");
         eprintln!("warning: the post has not learnt events from {:?}, only from {known}", event.source);
     }
-    let reply = args.daemon.client()?.post("/v1/chat/completions", &encoding_request(&event))?;
+    let mut request = encoding_request(&event);
+    choose_spoke(&mut request, args.spoke.as_deref());
+    let reply = args.daemon.client()?.post("/v1/chat/completions", &request)?;
     let encoding = memory(&reply)?;
     if args.json || !std::io::stdout().is_terminal() {
         println!("{}", encoding.to_compact_json());

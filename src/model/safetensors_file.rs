@@ -1,8 +1,7 @@
 //! One safetensors file: its header checked, its tensors read as f32 on demand; and f32 parameters written.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::fmt::Display;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, SafeTensorError, View};
+use safetensors::{Dtype, View};
 
 use super::Parameters;
 use super::file_error::FileError;
@@ -221,15 +220,24 @@ pub fn write_tensors(
 ///
 /// # Errors
 /// The disk.
-pub fn write_views<S: AsRef<str> + Ord + Display, V: View>(
+pub fn write_views<S: AsRef<str> + Ord, V: View>(
     target: &Path,
     views: impl IntoIterator<Item = (S, V)>,
     metadata: impl IntoIterator<Item = (String, String)>,
 ) -> Result<(), FileError> {
-    let staged = Staged::new(target).map_err(FileError::io(target))?;
-    safetensors::serialize_to_file(views, Some(metadata.into_iter().collect()), staged.path())
-        .map_err(|error| not_written(target, error))?;
-    staged.commit().map_err(FileError::io(target))
+    let mut views: Vec<(S, V)> = views.into_iter().collect();
+    // Wide types first, as the format's own library has it: each begins at a multiple of its width.
+    views.sort_by(|(a, left), (b, right)| right.dtype().cmp(&left.dtype()).then(a.cmp(b)));
+    let metadata: BTreeMap<String, String> = metadata.into_iter().collect();
+    let metadata: Vec<(&str, String)> =
+        metadata.iter().map(|(key, text)| (key.as_str(), text.clone())).collect();
+    let tensors: Vec<(&str, Dtype, Vec<usize>)> =
+        views.iter().map(|(name, view)| (name.as_ref(), view.dtype(), view.shape().to_vec())).collect();
+    let mut all = views.iter();
+    write_streamed(target, &metadata, &tensors, |_, out| {
+        // In the same order.
+        all.next().map_or(Ok(()), |(_, view)| out.write_all(&view.data()))
+    })
 }
 
 /// Writes tensors whose bytes `fill` brings one after the other, atomically: for those that memory has no room for. Texts and
@@ -275,14 +283,6 @@ pub fn write_streamed(
     staged.commit().map_err(io())
 }
 
-/// A disk that is full says nothing of the file's form.
-fn not_written(target: &Path, error: SafeTensorError) -> FileError {
-    match error {
-        SafeTensorError::IoError(source) => FileError::io(target)(source),
-        other => FileError::Safetensors { path: target.to_owned(), message: other.to_string() },
-    }
-}
-
 /// The elements of an f32 tensor, row-major.
 pub fn f32_values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
@@ -312,12 +312,50 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_no_damaged_file() {
-        let full = SafeTensorError::IoError(Error::from(ErrorKind::StorageFull));
-        let error = not_written(Path::new("out/model.safetensors"), full);
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("model.safetensors");
+        let tensors = [("a", Dtype::F32, vec![2])];
+        let full = |_: &str, _: &mut dyn Write| Err(Error::from(ErrorKind::StorageFull));
+        let error = write_streamed(&target, &[], &tensors, full).unwrap_err();
         assert!(matches!(error, FileError::Io { .. }), "{error}");
         assert!(error.hint().unwrap().contains("make room"));
         let error = crate::train::TrainError::from(error);
-        assert!(error.to_string().starts_with("out/model.safetensors: "), "{error}");
+        assert!(error.to_string().starts_with(&format!("{}: ", target.display())), "{error}");
         assert!(error.hint().unwrap().contains("--resume"));
+        let few = write_streamed(&target, &[], &tensors, |_, out| out.write_all(&[0; 4])).unwrap_err();
+        assert!(few.to_string().contains("its header describes"), "{few}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn equal_content_is_equal_bytes_that_the_formats_own_library_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = |name: &str, reversed: bool| {
+            let target = folder.path().join(name);
+            let mut tensors: Vec<NewTensor> = ["b", "a", "c"]
+                .iter()
+                .enumerate()
+                .map(|(at, name)| NewTensor {
+                    name: (*name).to_owned(),
+                    shape: vec![at],
+                    values: vec![at as f32; at],
+                })
+                .collect();
+            let mut texts: Vec<(String, String)> =
+                (0..9).map(|at| (format!("key{at}"), format!("\"text\" {at}"))).collect();
+            if reversed {
+                tensors.reverse();
+                texts.reverse();
+            }
+            write_tensors(&target, &tensors, texts).unwrap();
+            std::fs::read(target).unwrap()
+        };
+        let bytes = written("one", false);
+        assert!(written("two", true) == bytes);
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.tensor("c").unwrap().data(), [2f32.to_le_bytes(), 2f32.to_le_bytes()].concat());
+        assert_eq!(file.tensor("b").unwrap().shape(), [0]);
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(header.metadata().as_ref().unwrap()["key7"], "\"text\" 7");
     }
 }

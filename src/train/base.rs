@@ -53,7 +53,7 @@ pub fn load(path: &Path) -> Result<(Model, Digest), TrainError> {
     Ok((model, digest))
 }
 
-/// Refuses a tokenizer that knows tokens which the base does not.
+/// Refuses a tokenizer that knows tokens which the base does not, or not half of those that it does.
 ///
 /// # Errors
 /// Both numbers.
@@ -61,6 +61,14 @@ pub fn check_vocabulary(path: &Path, chat: &Chat, vocabulary: usize) -> Result<(
     let tokens = chat.tokenizer().vocab_size();
     if tokens > vocabulary {
         let message = format!("its tokenizer has {tokens} entries, its embedding {vocabulary}");
+        return Err(TrainError::Base { path: path.to_owned(), message });
+    }
+    // Embeddings are padded by some hundred rows for a GPU's sake, never to twice their size.
+    if tokens < vocabulary.div_ceil(2) {
+        let message = format!(
+            "its tokenizer has {tokens} entries, its embedding {vocabulary}: more than half of the rows have no token; expected \
+             the model's own tokenizer"
+        );
         return Err(TrainError::Base { path: path.to_owned(), message });
     }
     Ok(())
@@ -80,7 +88,7 @@ pub fn check_loss(
     if batch.targets() == 0 {
         let most = decoder.config().max_position;
         let message = format!("none of {name} fits its {most} positions: base.reference names another text");
-        return Err(TrainError::Base { path: recipe.path.clone(), message });
+        return Err(TrainError::Reference { path: recipe.path.clone(), message });
     }
     let outcome = workers.run(decoder, None, &batch.rows, TOKENS)?;
     let guess = (decoder.config().vocab_size as f64).ln();
@@ -91,7 +99,7 @@ pub fn check_loss(
             "loss per token on {name} is {loss:.3}, expected at most {bound:.3} (a uniform guess has {guess:.3}): \
              it was read wrongly, or never trained on such text"
         );
-        return Err(TrainError::Base { path: recipe.path.clone(), message });
+        return Err(TrainError::Reference { path: recipe.path.clone(), message });
     }
     Ok(format!("base: loss {loss:.4} per token on {name} (bound {bound:.3}, a uniform guess {guess:.3})"))
 }

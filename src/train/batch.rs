@@ -154,8 +154,17 @@ pub fn batch(
             let inputs = drawn.sample.inputs();
             if inputs > stage.seq_len {
                 skipped += 1;
-                if long_rows == LongRows::Error || skipped == ALL_LONG {
-                    return Err(longer(&mixture.domains()[drawn.domain], drawn.index, inputs, stage));
+                let domain = &mixture.domains()[drawn.domain];
+                if long_rows == LongRows::Error {
+                    return Err(longer(domain, drawn.index, inputs, stage.seq_len));
+                }
+                if skipped == ALL_LONG {
+                    let message = format!(
+                        "{inputs} tokens, and so are {ALL_LONG} rows in a row longer than seq_len, {}: raise train.seq_len, or \
+                         give shorter rows",
+                        stage.seq_len
+                    );
+                    return Err(TrainError::Row { place: domain.place(drawn.index), message });
                 }
                 too_long += 1;
                 continue;
@@ -173,11 +182,19 @@ pub fn batch(
     Ok(Batch { rows, too_long })
 }
 
+/// Sees before the first step that every row of a file fits the longest packed rows.
+///
+/// # Errors
+/// The first that doesn't.
+pub fn check_lengths(domain: &Domain, seq_len: usize) -> Result<(), TrainError> {
+    let first = domain.lengths().enumerate().find(|(_, inputs)| *inputs > seq_len);
+    first.map_or(Ok(()), |(index, inputs)| Err(longer(domain, index as u64, inputs, seq_len)))
+}
+
 /// A row that no packed row has room for.
-fn longer(domain: &Domain, index: u64, inputs: usize, stage: Stage) -> TrainError {
+fn longer(domain: &Domain, index: u64, inputs: usize, seq_len: usize) -> TrainError {
     let message = format!(
-        "{inputs} tokens; seq_len is {}: raise train.seq_len, shorten the row, or set data.long_rows = \"skip\"",
-        stage.seq_len
+        "{inputs} tokens; seq_len is {seq_len}: raise train.seq_len, shorten the row, or set data.long_rows = \"skip\""
     );
     TrainError::Row { place: domain.place(index), message }
 }
@@ -198,7 +215,7 @@ pub fn eval_rows(
         let sample = domain.sample(index, stage.max_event_chars)?;
         if sample.inputs() > stage.seq_len {
             if long_rows == LongRows::Error {
-                return Err(longer(domain, index, sample.inputs(), stage));
+                return Err(longer(domain, index, sample.inputs(), stage.seq_len));
             }
             too_long += 1;
             continue;

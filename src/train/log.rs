@@ -71,6 +71,7 @@ pub struct Log {
     bar: Option<indicatif::ProgressBar>,
     steps: u64,
     seconds: f64,
+    kept: u64,
 }
 
 impl Log {
@@ -79,7 +80,7 @@ impl Log {
     /// # Errors
     /// A file that can't be read or written.
     pub fn open(out: &Path, from: u64, steps: u64) -> Result<Self, TrainError> {
-        let (log, _) = reopened::<Step>(out.join(LOG), from)?;
+        let (log, kept) = reopened::<Step>(out.join(LOG), from)?;
         let (speed, speeds) = reopened::<Speed>(out.join(SPEED), from)?;
         let seconds = speeds.last().map_or(0.0, |speed| speed.seconds);
         let bar = std::io::stderr().is_terminal().then(|| {
@@ -87,7 +88,12 @@ impl Log {
             bar.set_position(from);
             bar
         });
-        Ok(Self { files: [log, speed], bar, steps, seconds })
+        Ok(Self { files: [log, speed], bar, steps, seconds, kept: kept.len() as u64 })
+    }
+
+    /// Steps before this sitting that have a line.
+    pub fn kept(&self) -> u64 {
+        self.kept
     }
 
     /// Seconds of training in sittings before this one.

@@ -105,6 +105,17 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let mut log = Log::open(out, state.step, recipe.train.steps)?;
     let mut metrics = Metrics::open(out, recipe.train.metrics_every, state.step)?;
     log.say(&place.to_string());
+    if resume && state.step == 0 {
+        log.say(&format!("{} has no checkpoint yet: from the beginning", out.display()));
+    }
+    if log.kept() < state.step {
+        let (kept, step) = (log.kept(), state.step);
+        log.say(&format!(
+            "warning: {}/{} has {kept} of the {step} steps so far: it was damaged",
+            out.display(),
+            log::LOG
+        ));
+    }
     log.say(&prepared.summary(&held_out, state.step));
     if let Some(sane) = &prepared.sane {
         log.say(sane);

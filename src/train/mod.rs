@@ -56,6 +56,14 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
+    /// The base's loss is none of a trained model.
+    #[error("base {path}: {message}")]
+    Reference {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found and what was expected.
+        message: String,
+    },
     /// The output folder holds another run.
     #[error("{path} has checkpoints up to step {step}")]
     Occupied {
@@ -199,7 +207,7 @@ impl TrainError {
             {
                 Some("make room and go on with --resume: what was saved before is intact")
             }
-            Self::Base { .. } => Some(
+            Self::Reference { .. } => Some(
                 "base.reference and base.reference_bound choose another text and bound; \
                  `bespoke export` checks a model against llama.cpp",
             ),

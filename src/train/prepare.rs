@@ -7,12 +7,12 @@ use candle_core::{DType, Var};
 use sha2::{Digest as _, Sha256};
 
 use super::adapter::{self, Adapter};
-use super::batch::Batch;
+use super::batch::{Batch, check_lengths};
 use super::data::{Chat, Domain, Mixture, Sources};
 use super::device::Place;
 use super::gradient::Workers;
 use super::objective::Student;
-use super::recipe::Recipe;
+use super::recipe::{LongRows, Recipe};
 use super::{TrainError, base, distil, vocabulary};
 use crate::digest::Digest;
 use crate::durable;
@@ -90,6 +90,10 @@ impl Prepared {
         let own_cache = out.join("cache");
         let cache = recipe.data.cache.as_deref().unwrap_or(&own_cache);
         let (train, eval) = sources.tokenised(&chat, cache, recipe.train.seed)?;
+        if recipe.data.long_rows == LongRows::Error {
+            let longest = recipe.stages().into_iter().map(|stage| stage.seq_len).max().unwrap_or(0);
+            train.domains().iter().chain(&eval).try_for_each(|domain| check_lengths(domain, longest))?;
+        }
         let identity = Identity { base, tokens_of };
         Ok(Self { config, text, chat, identity, whole, trained, train, eval, place, workers, sane })
     }

@@ -19,11 +19,14 @@ fn taught() -> tempfile::TempDir {
 
 /// The recipe's student, with the teacher's tokenizer and this key of `[distil]`.
 fn student(folder: &Path, command: &[&str], from: &str) -> assert_cmd::Command {
-    let mut program = bespoke(folder);
-    program.args(command);
+    let (mut program, mut settings) = (bespoke(folder), Vec::new());
     for set in ["data.tokenizer=runs/teacher/tokenizer.json", "distil.top=400", from] {
-        program.args(["--set", set]);
+        settings.extend(["--set", set]);
     }
+    // What the command sets itself comes last.
+    let (words, own) =
+        command.split_at(command.iter().position(|word| *word == "--set").unwrap_or(command.len()));
+    program.args(words).args(settings).args(own);
     program
 }
 
@@ -58,13 +61,14 @@ fn a_teachers_words_are_written_through_a_kill_and_teach_what_it_does() {
         assert!((beside - stored).abs() < 1e-4 * beside, "{beside} beside, {stored} stored");
     }
 
-    // What was finished is begun anew, here at another temperature.
+    // Another teacher's words are not thrown away, nor learnt from as if they were at this temperature.
+    let before = bytes("killed");
     let warm = ["data", "distil", "recipe.toml", "--out", "killed", "--set", "distil.temperature=2.0"];
-    let said = stdout(&student(folder.path(), &warm, BESIDE).assert().success());
-    assert!(!said.contains("written before"), "{said}");
-    let cold = ["train", "recipe.toml", "--out", "cold"];
-    let said = stderr(&student(folder.path(), &cold, "distil.stored=killed").assert().code(1));
-    assert!(said.contains("written at temperature 2, distil.temperature is 1"), "{said}");
+    let said = stderr(&student(folder.path(), &warm, BESIDE).assert().code(1));
+    assert!(said.contains("written at temperature 1, distil.temperature is 2"), "{said}");
+    let short = ["data", "distil", "recipe.toml", "--out", "killed", "--set", "distil.top=8"];
+    let said = stderr(&student(folder.path(), &short, BESIDE).assert().code(1));
+    assert!(said.contains("another teacher, tokenizer, distil.top") && bytes("killed") == before, "{said}");
 }
 
 #[test]
@@ -107,6 +111,16 @@ fn a_daemon_teaches_whoever_has_its_tokens() {
     bespoke(folder.path()).args(["train", "served.toml", "--out", "run"]).assert().success();
     let terms = log::read(&folder.path().join("run")).unwrap()[0].terms.unwrap();
     assert!(terms.cross_entropy > 0.5 && (0.0..0.01).contains(&terms.divergence), "{terms:?}");
+
+    // Of what it has learnt itself, the teacher ends answers where they end.
+    let own = "[base]\npath = MODEL\n[adapter.lora]\nrank = 2\nalpha = 4\n[distil]\nendpoint = \"ENDPOINT\"\ntop = 64\n[train]\nsteps = 1\n\
+        batch = 1\nseq_len = 768\nseed = 1\ncheckpoint_every = 1\neval_every = 1\n[data]\neval_rows = 1\n\
+        [data.domains.encoding]\ngenerator = \"encoding\"\n[[data.stages]]\nmax_event_chars = 60\n";
+    let own = own.replace("MODEL", &format!("{model:?}")).replace("ENDPOINT", &format!("http://{endpoint}"));
+    write(folder.path(), "own.toml", &own);
+    bespoke(folder.path()).args(["train", "own.toml", "--out", "own"]).assert().success();
+    let terms = log::read(&folder.path().join("own")).unwrap()[0].terms.unwrap();
+    assert!(terms.cross_entropy < 0.5 && (0.0..0.01).contains(&terms.divergence), "{terms:?}");
 
     let endpoint = format!("distil.endpoint=http://{endpoint}");
     let other = ["train", "recipe.toml", "--out", "other", "--set", "distil.top=64", "--set", &endpoint];

@@ -124,6 +124,11 @@ struct Answer {
 }
 
 impl NativeReply {
+    /// The token that ended an answer, which llama-server reports like any other; tokens of a stop text it does not.
+    fn ending(&self, last: Option<TokenReport>) -> Vec<TokenReport> {
+        last.filter(|_| !self.stops).into_iter().collect()
+    }
+
     fn ids(&self, tokens: &[TokenReport]) -> Value {
         let tokens = tokens.iter().filter(|_| self.return_tokens);
         tokens.map(|report| report.token.id).collect()
@@ -200,7 +205,10 @@ impl Dialect for NativeReply {
         let mut replies: Vec<Value> = answers
             .iter()
             .enumerate()
-            .map(|(index, whole)| self.finished(index, &whole.text, &whole.tokens, whole.ended()))
+            .map(|(index, whole)| {
+                let tokens = [&whole.tokens[..], &self.ending(whole.last.clone())].concat();
+                self.finished(index, &whole.text, &tokens, whole.ended())
+            })
             .collect();
         if replies.len() > 1 { replies.into() } else { replies.pop().unwrap_or_default() }
     }
@@ -218,7 +226,10 @@ impl Dialect for NativeReply {
             Output::Answer(part) => vec![self.chunk(index, &part, progress.unwrap_or_default())],
             // A raw splitter finds none.
             Output::Started | Output::Reasoning(_) => Vec::new(),
-            Output::End(reason, usage) => vec![self.finished(index, "", &[], (reason, usage))],
+            Output::End(reason, usage, last) => {
+                let tokens = self.ending(last);
+                vec![self.finished(index, "", &tokens, (reason, usage))]
+            }
         }
     }
 

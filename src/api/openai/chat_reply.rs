@@ -195,7 +195,7 @@ impl Dialect for ChatReply {
                 let progress = progress.filter(|_| self.timings_per_token);
                 vec![self.chunk(index, json!({ "reasoning_content": text }), None, None, progress)]
             }
-            Output::End(reason, usage) => self.finish(index, reason, usage),
+            Output::End(reason, usage, _) => self.finish(index, reason, usage),
         }
     }
 

@@ -146,7 +146,7 @@ impl Dialect for TextReply {
             }
             // A raw splitter finds none.
             Output::Started | Output::Reasoning(_) => return Vec::new(),
-            Output::End(reason, usage) => {
+            Output::End(reason, usage, _) => {
                 self.usages[index] = usage;
                 let mut last = self.chunk(index, "", Value::Null, Some(reason));
                 last["timings"] = timings(&usage);

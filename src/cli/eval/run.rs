@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::table;
-use crate::cli::client::{Client, Daemon, encoding_request};
+use crate::cli::client::{Client, Daemon, choose_spoke, encoding_request};
 use crate::durable;
 use crate::eval::report::{Judged, Summary};
 use crate::eval::rows::{self, Pair, Probe};
@@ -142,11 +142,7 @@ fn ask(client: &Client, probe: &Probe, args: &Args) -> anyhow::Result<Answer> {
     if let Some(tokens) = args.max_tokens {
         request["max_tokens"] = json!(tokens);
     }
-    match args.spoke.as_deref() {
-        None => {}
-        Some("post") => request["lora"] = json!([]),
-        Some(name) => request["model"] = json!(format!("bespoke:{name}")),
-    }
+    choose_spoke(&mut request, args.spoke.as_deref());
     let begun = Instant::now();
     let answer = client.post("/v1/chat/completions", &request)?;
     let choice = &answer["choices"][0];

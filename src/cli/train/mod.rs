@@ -36,8 +36,8 @@ pub struct Args {
     /// Print the resolved recipe and what it costs, and stop
     #[arg(long)]
     dry_run: bool,
-    /// Dollars per hour of each GPU, or of one, for `--dry-run`: `2.5`, `H200=3.1`
-    #[arg(long, value_name = "[GPU=]DOLLARS", default_value = "3.0")]
+    /// Dollars per hour of each GPU, or of one, for `--dry-run`: `2.5`, `H200=3.1` [default: 3]
+    #[arg(long, value_name = "[GPU=]DOLLARS", requires = "dry_run")]
     gpu_price: Vec<plan::Price>,
 }
 
@@ -73,10 +73,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// # Errors
 /// A wrong one is wrong configuration.
 pub(super) fn load(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> {
-    Recipe::load(path, overrides).map_err(|error| match error {
+    let recipe = Recipe::load(path, overrides).map_err(|error| match error {
         TrainError::Recipe { .. } => WrongConfiguration(error.to_string()).into(),
         other => anyhow::Error::new(other),
-    })
+    })?;
+    let missing = recipe.files().into_iter().find(|(_, file)| !file.exists());
+    if let Some((key, file)) = missing {
+        return Err(WrongConfiguration(format!(
+            "{}: {key}: {} is not there",
+            path.display(),
+            file.display()
+        ))
+        .into());
+    }
+    Ok(recipe)
 }
 
 /// How a served teacher is asked.

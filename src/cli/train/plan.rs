@@ -39,10 +39,13 @@ impl FromStr for Price {
     }
 }
 
+/// What a GPU costs in an hour where nobody says otherwise.
+const DOLLARS: f64 = 3.0;
+
 /// What a GPU costs in an hour: the last price that is its own, or else the last for each.
-fn price(prices: &[Price], gpu: &str) -> Option<f64> {
+fn price(prices: &[Price], gpu: &str) -> f64 {
     let last = |own: Option<&str>| prices.iter().rfind(|price| price.gpu == own).map(|price| price.dollars);
-    last(Some(gpu)).or_else(|| last(None))
+    last(Some(gpu)).or_else(|| last(None)).unwrap_or(DOLLARS)
 }
 /// Share of its peak that training reaches on a GPU: what well-kept code bases report for dense models of this size.
 const GPU_SHARE: f64 = 0.4;
@@ -117,14 +120,13 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
     for (name, peak, room) in GPUS {
         let seconds = flops / (peak * GPU_SHARE);
         let fits = if rented.total() <= room { "fits" } else { "does not fit" };
-        let cost = price(prices, name).map_or_else(String::new, |dollars| {
-            format!("; ${:.2} at ${dollars}/h", seconds / 3600.0 * dollars)
-        });
+        let dollars = price(prices, name);
         say(format_args!(
-            "time on one {name}: about {} at {:.0} % of its bf16 peak; {fits} its {}{cost}",
+            "time on one {name}: about {} at {:.0} % of its bf16 peak; {fits} its {}; ${:.2} at ${dollars}/h",
             time(seconds),
             GPU_SHARE * 100.0,
             bytes(room),
+            seconds / 3600.0 * dollars,
         ));
     }
     Ok(out)

@@ -85,6 +85,11 @@ impl TokenFile {
         Ok(Some(Self { path: path.to_owned(), file, offsets, answers }))
     }
 
+    /// Tokens that the model reads of each row.
+    pub fn inputs(&self) -> impl Iterator<Item = usize> {
+        self.offsets.windows(2).map(|pair| (pair[1] - pair[0]).saturating_sub(1) as usize)
+    }
+
     /// A row.
     pub fn sample(&self, index: u64) -> Result<Sample, TrainError> {
         let rows = self.answers.len() as u64;

@@ -120,6 +120,11 @@ impl Domain {
             .map_err(|e| TrainError::Row { place: self.place(index), message: e.to_string() })
     }
 
+    /// Tokens that the model reads of each row, where rows have an end.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.tokens.iter().flat_map(TokenFile::inputs)
+    }
+
     /// Rows, if there is an end.
     pub fn rows(&self) -> Option<u64> {
         self.source.rows()

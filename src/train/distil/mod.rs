@@ -182,7 +182,7 @@ fn beside(path: &Path, chat: &Chat, place: &Place) -> Result<(Decoder, Digest), 
             vocabularies[0].len(),
             vocabularies[1].len()
         );
-        return Err(TrainError::Base { path: path.to_owned(), message });
+        return Err(TrainError::Teacher { endpoint: path.display().to_string(), message });
     }
     // Its embedding may be padded to another size than the student's; it must have every token.
     base::check_vocabulary(path, &its, model.config.vocab_size)?;

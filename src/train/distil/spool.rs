@@ -54,7 +54,7 @@ impl Writer {
     /// same `speaker`, a hash of whatever decides what is said of a document: in the growing file, or in a finished store.
     ///
     /// # Errors
-    /// A growing file of another speaker; the disk.
+    /// A file of another speaker; the disk.
     pub fn open(folder: &Path, speaker: Digest, top: usize, temperature: f32) -> Result<Self, TrainError> {
         let path = folder.join(PARTIAL);
         let file = durable::grow(&path).map_err(TrainError::file(&path))?;
@@ -71,13 +71,11 @@ impl Writer {
         writer.file.read_exact_at(&mut head, 0).map_err(TrainError::file(&writer.path))?;
         let (magic, begun_by) = head.split_at(MAGIC.len());
         let begun_by = Digest(begun_by.try_into().expect("32 bytes are left"));
-        if magic != MAGIC || begun_by != speaker {
-            let message = format!(
-                "it was begun with another teacher, tokenizer, distil.top or distil.temperature ({begun_by}, now {speaker}): \
-                 remove it to begin anew, or write to another folder"
-            );
+        if magic != MAGIC {
+            let message = "it is no file of a teacher's words: remove it, or write to another folder".into();
             return Err(TrainError::Teacher { endpoint: writer.path.display().to_string(), message });
         }
+        writer.check_speaker(&writer.path, begun_by)?;
         writer.scan(length).map_err(TrainError::file(&writer.path))?;
         Ok(writer)
     }
@@ -87,12 +85,22 @@ impl Writer {
         if !self.folder.join(FILE).exists() {
             return Ok(());
         }
-        // Of another one, nothing is wanted.
-        let Ok(store) = Store::open(&self.folder, self.temperature, usize::MAX) else { return Ok(()) };
-        if store.speaker() != self.speaker {
+        let store = Store::open(&self.folder, self.temperature, usize::MAX)?;
+        self.check_speaker(&self.folder.join(FILE), store.speaker())?;
+        store.each(|key, said| self.put(key, &said))
+    }
+
+    /// What another one said is neither mixed with this one's words nor thrown away.
+    fn check_speaker(&self, path: &Path, speaker: Digest) -> Result<(), TrainError> {
+        if speaker == self.speaker {
             return Ok(());
         }
-        store.each(|key, said| self.put(key, &said))
+        let message = format!(
+            "it was written with another teacher, tokenizer, distil.top or distil.temperature ({speaker}, now {}): remove it to \
+             begin anew, or write to another folder",
+            self.speaker
+        );
+        Err(TrainError::Teacher { endpoint: path.display().to_string(), message })
     }
 
     /// Finds the documents that are whole, and cuts what comes behind them.

@@ -1,7 +1,7 @@
 //! Everything in a recipe that can't be meant, by key, all at once.
 
 use super::{AdapterRecipe, DistilRecipe, Recipe};
-use crate::train::optimiser::{Matrices, MuonConfig};
+use crate::train::optimiser::Matrices;
 
 /// Bounds of sizes: above what any model or spoke has.
 const WIDTH: usize = 1 << 20;
@@ -9,6 +9,7 @@ const LAYERS: usize = 4096;
 const POSITIONS: usize = 1 << 24;
 const VOCABULARY: usize = 1 << 22;
 const BATCH: usize = crate::train::batch::ROWS as usize;
+const THREADS: usize = 1024;
 const RANK: usize = 4096;
 const TOP: usize = 4096;
 
@@ -117,6 +118,9 @@ impl Recipe {
             found.positive(key, value);
         }
         found.size("train.batch", train.batch, BATCH);
+        found.check(train.threads <= THREADS, || {
+            format!("train.threads is {}; expected at most {THREADS}, or 0 for one per core", train.threads)
+        });
         found.share("train.warmup", train.warmup);
         found.share("train.floor", train.floor);
         found.decay("train.ema", train.ema);
@@ -145,14 +149,9 @@ impl Recipe {
         for (key, lr) in idle {
             found.check(lr.is_none(), || format!("{key} is there, but the adapter has no such parameters"));
         }
-        match train.matrices {
-            Matrices::Muon => found.check(adamw.matrix_lr.is_none(), || {
-                "train.adamw.matrix_lr is there, but train.matrices is \"muon\": expected train.muon.lr, or \"adamw\"".into()
-            }),
-            Matrices::AdamW => found.check(muon == MuonConfig::default(), || {
-                "train.muon is there, but train.matrices is \"adamw\": expected train.adamw alone, or \"muon\"".into()
-            }),
-        }
+        found.check(adamw.matrix_lr.is_none() || train.matrices == Matrices::AdamW, || {
+            "train.adamw.matrix_lr is there, but train.matrices is \"muon\": expected train.muon.lr, or \"adamw\"".into()
+        });
         found.decay("train.adamw.beta1", adamw.beta1);
         found.decay("train.adamw.beta2", adamw.beta2);
         found.above_zero("train.adamw.eps", adamw.eps);
@@ -217,11 +216,14 @@ impl Recipe {
         }
         // Of a base, the limit is known when it is read.
         let most = self.model.as_ref().map_or(usize::MAX, |model| model.max_position);
+        let bound = self.model.as_ref().map_or("2 or more".to_owned(), |model| {
+            format!("2 to model.max_position, {}", model.max_position)
+        });
         for (at, stage) in self.stages().iter().enumerate() {
             let seq = stage.seq_len;
-            found.check((2..=most).contains(&seq), || {
-                format!("seq_len of stage {at} is {seq}; expected 2 to model.max_position, {most}")
-            });
+            let own = self.data.stages.get(at).is_some_and(|stage| stage.seq_len.is_some());
+            let key = if own { format!("data.stages.{at}.seq_len") } else { "train.seq_len".to_owned() };
+            found.check((2..=most).contains(&seq), || format!("{key} is {seq}; expected {bound}"));
         }
     }
 }
