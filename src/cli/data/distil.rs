@@ -1,11 +1,15 @@
 //! `bespoke data distil`: a teacher's words on disk, so that many students learn from one pass of a slow teacher.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 
 use crate::cli::train;
 use crate::train::distil;
+
+/// Time between lines about how far it is, where nobody sees a bar.
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -28,7 +32,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let recipe = train::load(&args.recipe, &args.set)?;
     let bar = ProgressBar::new(recipe.train.steps);
     let ask = train::ask(&recipe)?;
-    let (documents, before) = distil::store(&recipe, &args.out, ask, |step| bar.set_position(step))?;
+    let steps = recipe.train.steps;
+    let mut told = Instant::now();
+    let (documents, before) = distil::store(&recipe, &args.out, ask, |step| {
+        bar.set_position(step);
+        // Where no bar is seen, a line now and then.
+        if bar.is_hidden() && told.elapsed() > LINE_EVERY {
+            eprintln!("rows of step {step} of {steps} are written");
+            told = Instant::now();
+        }
+    })?;
     bar.finish_and_clear();
     let before = if before > 0 { format!(", {before} of them written before") } else { String::new() };
     println!("{}: {documents} documents{before}", args.out.display());
