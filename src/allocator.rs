@@ -13,7 +13,7 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Zeroing = Zeroing;
 
 /// jemalloc, but for zeroed memory: it zeroes large buffers by giving their pages back and taking them anew, which costs a
-/// page fault for every 4 KiB and a halt of every processor (a third of a training step in a virtual machine). Who asks for
+/// page fault for every 4 KiB and a halt of every processor (two fifths of a training step in a virtual machine). Who asks for
 /// zeros fills the buffer soon after, so writing them is cheaper.
 struct Zeroing;
 

@@ -77,8 +77,7 @@ impl Tokenizer {
 
     /// The first marker of a post that is not at its place, with its id.
     pub fn foreign_marker(&self) -> Option<(u32, &'static str)> {
-        let markers = (0..).zip(MARKERS);
-        markers.into_iter().find(|(id, marker)| self.inner.token_to_id(marker) != Some(*id))
+        (0..).zip(MARKERS).find(|(id, marker)| self.inner.token_to_id(marker) != Some(*id))
     }
 
     /// Holds a file's tokenizer to the markers of a post.

@@ -15,7 +15,7 @@ use super::log::{DomainNumbers, Log, Speed, Step};
 use super::metrics::Metrics;
 use super::objective::Objective;
 use super::optimiser::Optimiser;
-use super::prepare::{Prepared, copy, result};
+use super::prepare::{Prepared, copy, lock, result};
 use super::recipe::Recipe;
 use super::{TrainError, adapter, clip, curve, log};
 use crate::digest::Digest;
@@ -259,17 +259,6 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     };
     fail::point("train.written", "");
     Ok(written)
-}
-
-/// Keeps a folder from being written by two at a time, as long as what is given lives.
-///
-/// # Errors
-/// Another process that writes there; a folder that can't be made.
-pub(super) fn lock(out: &Path) -> Result<std::fs::File, TrainError> {
-    durable::make_folder(out).map_err(TrainError::file(out))?;
-    let path = out.join(".lock");
-    let held = durable::lock(&path).map_err(TrainError::file(path))?;
-    held.ok_or_else(|| TrainError::Busy { path: out.to_owned() })
 }
 
 fn together(each: &[Evaluation], held_out: &[Batch]) -> Evaluation {

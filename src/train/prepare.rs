@@ -208,6 +208,17 @@ fn check_tokenizer(recipe: &Recipe, base: &Path, chat: &Chat) -> Result<(), Trai
     Ok(())
 }
 
+/// Keeps a folder from being written by two at a time, as long as what is given lives.
+///
+/// # Errors
+/// Another process that writes there; a folder that can't be made.
+pub(super) fn lock(out: &Path) -> Result<std::fs::File, TrainError> {
+    durable::make_folder(out).map_err(TrainError::file(out))?;
+    let path = out.join(".lock");
+    let held = durable::lock(&path).map_err(TrainError::file(path))?;
+    held.ok_or_else(|| TrainError::Busy { path: out.to_owned() })
+}
+
 /// Parameters of their own with the same values.
 pub(super) fn copy(parameters: &Parameters) -> Result<Parameters, TrainError> {
     let mut copied = Parameters::default();

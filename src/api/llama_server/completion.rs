@@ -125,8 +125,8 @@ struct Answer {
 
 impl NativeReply {
     /// The token that ended an answer, which llama-server reports like any other; tokens of a stop text it does not.
-    fn ending(&self, last: Option<TokenReport>) -> Vec<TokenReport> {
-        last.filter(|_| !self.stops).into_iter().collect()
+    fn ending(&self, last: Option<TokenReport>) -> Option<TokenReport> {
+        last.filter(|_| !self.stops)
     }
 
     fn ids(&self, tokens: &[TokenReport]) -> Value {
@@ -203,11 +203,11 @@ impl Dialect for NativeReply {
 
     fn reply(self, answers: Vec<Whole>) -> Value {
         let mut replies: Vec<Value> = answers
-            .iter()
+            .into_iter()
             .enumerate()
-            .map(|(index, whole)| {
-                let tokens = [&whole.tokens[..], &self.ending(whole.last.clone())].concat();
-                self.finished(index, &whole.text, &tokens, whole.ended())
+            .map(|(index, mut whole)| {
+                whole.tokens.extend(self.ending(whole.last.take()));
+                self.finished(index, &whole.text, &whole.tokens, whole.ended())
             })
             .collect();
         if replies.len() > 1 { replies.into() } else { replies.pop().unwrap_or_default() }
@@ -227,8 +227,8 @@ impl Dialect for NativeReply {
             // A raw splitter finds none.
             Output::Started | Output::Reasoning(_) => Vec::new(),
             Output::End(reason, usage, last) => {
-                let tokens = self.ending(last);
-                vec![self.finished(index, "", &tokens, (reason, usage))]
+                let last = self.ending(last);
+                vec![self.finished(index, "", last.as_slice(), (reason, usage))]
             }
         }
     }

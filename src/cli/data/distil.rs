@@ -30,9 +30,9 @@ pub struct Args {
 /// A wrong recipe (exit code 78), a teacher that gives no answer, the disk.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let recipe = train::load(&args.recipe, &args.set)?;
-    let bar = ProgressBar::new(recipe.train.steps);
     let ask = train::ask(&recipe)?;
     let steps = recipe.train.steps;
+    let bar = ProgressBar::new(steps);
     let mut told = Instant::now();
     let (documents, before) = distil::store(&recipe, &args.out, ask, |step| {
         bar.set_position(step);

@@ -18,9 +18,8 @@ use super::base;
 use super::batch::{Inputs, PackedRow, batch};
 use super::data::{Chat, Mixture};
 use super::device::Place;
-use super::r#loop;
 use super::objective::{Objective, PartLoss, Student, Terms};
-use super::prepare::Prepared;
+use super::prepare::{Prepared, lock};
 use super::recipe::{DistilRecipe, Recipe};
 use crate::digest::Digest;
 use crate::fail;
@@ -312,7 +311,7 @@ pub fn store(
     if recipe.data.loading.is_some() {
         return refuse("with data.loading the rows depend on losses: nobody knows them before the run");
     }
-    let _lock = r#loop::lock(out)?;
+    let _lock = lock(out)?;
     let prepared = Prepared::new(recipe, out, false)?;
     let teacher = Teacher::open(distil, &prepared, ask)?;
     let weights = recipe.domain_weights();

@@ -39,6 +39,11 @@ fn recipe(text: &str) -> DistilRecipe {
     toml::from_str(text).unwrap()
 }
 
+/// A teacher for students of 320 entries.
+fn of(kind: Kind, text: &str) -> Teacher {
+    Teacher { kind, recipe: recipe(text), hidden: None, digest: None, vocabulary: 320 }
+}
+
 /// Another decoder of the same shape.
 fn teacher() -> Decoder {
     noisy().0
@@ -84,25 +89,13 @@ fn close(a: &(Terms, Vec<Vec<f32>>), b: &(Terms, Vec<Vec<f32>>), bound: f32) {
 fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
     // All tokens are named, so that nothing is left to the tail.
     let text = "teacher = \"x\"\ntop = 320\nce = 0.3\n";
-    let beside = Teacher {
-        kind: Kind::Beside(teacher().into()),
-        recipe: recipe(text),
-        hidden: None,
-        digest: None,
-        vocabulary: 320,
-    };
+    let beside = of(Kind::Beside(teacher().into()), text);
     let expected = lessons(&beside);
     assert!(expected.0.divergence > 0.01, "{:?}", expected.0);
 
     let asked = Arc::new(Mutex::new(0));
     let served = Served::new("http://x", 320, 320, Some(server(teacher(), asked.clone()))).unwrap();
-    let served = Teacher {
-        kind: Kind::Served(served),
-        recipe: recipe(text),
-        hidden: None,
-        digest: None,
-        vocabulary: 320,
-    };
+    let served = of(Kind::Served(served), text);
     close(&lessons(&served), &expected, 1e-3);
     assert_eq!(*asked.lock().unwrap(), packed(2)[..2].iter().map(|row| row.targets.len()).sum::<usize>());
 
@@ -117,13 +110,7 @@ fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
     let store = Store::open(folder.path(), 1.0, 320).unwrap();
     let unknown = store.answers(&packed(3)[..1]).unwrap_err().to_string();
     assert!(unknown.contains("has nothing about a row"), "{unknown}");
-    let stored = Teacher {
-        kind: Kind::Stored(store),
-        recipe: recipe(text),
-        hidden: None,
-        digest: None,
-        vocabulary: 320,
-    };
+    let stored = of(Kind::Stored(store), text);
     close(&lessons(&stored), &expected, 1e-5);
 
     let other = Store::open(folder.path(), 2.0, 320).err().unwrap().to_string();
@@ -194,13 +181,7 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
     hidden::add_maps(&pairs, decoder.config(), teacher.config(), 1, &mut trained).unwrap();
     let hidden = Hidden::new(&pairs, &teacher, &trained).unwrap();
     let text = "teacher = \"x\"\nkl = 0.0\nce = 1.0\n";
-    let teacher = Teacher {
-        vocabulary: 320,
-        kind: Kind::Beside(teacher.into()),
-        recipe: recipe(text),
-        hidden: Some(hidden),
-        digest: None,
-    };
+    let teacher = Teacher { hidden: Some(hidden), ..of(Kind::Beside(teacher.into()), text) };
     let lessons = teacher.teaching(Student { decoder: &decoder, adapter: None });
     let workers = Workers::new(1).unwrap();
     let rows = packed(2);
@@ -257,13 +238,6 @@ fn a_teacher_with_other_tokens_is_refused() {
 #[test]
 fn a_padded_teacher_teaches_what_it_does_without_padding() {
     let (decoder, parameters) = noisy();
-    let of = |decoder: Decoder| Teacher {
-        kind: Kind::Beside(decoder.into()),
-        recipe: recipe("teacher = \"x\"\n"),
-        hidden: None,
-        digest: None,
-        vocabulary: 320,
-    };
     let mut padded = Parameters::default();
     for (name, var) in parameters.iter() {
         let tensor = match name {
@@ -282,5 +256,6 @@ fn a_padded_teacher_teaches_what_it_does_without_padding() {
     let place = Place::new(DeviceChoice::Cpu, Precision::Auto).unwrap();
     let (opened, _) = beside(folder.path(), &Chat::of_post(tokenizer()), &place).unwrap();
     assert_eq!(opened.config().vocab_size, 328);
-    close(&lessons(&of(opened)), &lessons(&of(decoder)), 1e-5);
+    let lessons = |decoder: Decoder| lessons(&of(Kind::Beside(decoder.into()), "teacher = \"x\"\n"));
+    close(&lessons(opened), &lessons(decoder), 1e-5);
 }
