@@ -1,5 +1,5 @@
 # `make serve` and `make test` do everything on a Debian machine that has only a Rust toolchain.
-.PHONY: serve test build build-tools lint cuda
+.PHONY: serve test test-real build portable build-tools lint cuda
 
 LISTEN ?= 127.0.0.1:8899
 
@@ -7,10 +7,17 @@ serve: build
 	./target/release/bespoke serve --listen $(LISTEN)
 
 build: build-tools
-	cargo build --release --locked
+	@./tests/tools/build-progress.sh target/release cargo build --release --locked
+
+# One binary for every x86-64 processor since 2009, in target/portable/release: our own kernels are chosen at run time.
+# llama.cpp's are those of the baseline (SSE 4.2); the sys crate would switch on AVX2 of its own accord.
+portable: build-tools
+	@GGML_AVX=OFF GGML_AVX2=OFF GGML_FMA=OFF GGML_F16C=OFF GGML_BMI2=OFF RUSTFLAGS="-C target-cpu=x86-64-v2" \
+		./tests/tools/build-progress.sh target/portable \
+		cargo build --release --locked --target-dir target/portable
 
 test: build-tools
-	cargo test --locked
+	@./tests/tools/build-progress.sh target/debug cargo test --locked
 
 lint: build-tools
 	cargo fmt --check

@@ -1,5 +1,6 @@
 //! Integration tests: one file per story, each driving the real library or binary.
 
+mod amx;
 mod async_openai;
 mod bad_input;
 mod bench;

@@ -1,0 +1,8 @@
+# What llama.cpp's build is told beyond what llama-cpp-sys-2 sets. CMake includes this file after each `project()`:
+# `.cargo/config.toml` names it in CMAKE_PROJECT_INCLUDE, which that crate passes on.
+
+# No AMX. GCC up to 13 takes `_tile_loadconfig` for a read of 8 bytes and drops the other stores of llama.cpp's tile
+# configuration (ggml_tile_config_init); the first product is then an illegal instruction and the process ends. Weights
+# that llama.cpp repacks for AMX would also be out of reach of our own kernels. The macros guard all of that code, and
+# undefining them works whatever -march says and in whatever order the flags come.
+add_compile_options(-U__AMX_TILE__ -U__AMX_INT8__ -U__AMX_BF16__)
