@@ -2,6 +2,8 @@
 //! to the right one; and JSON has any number of digits, a reader 64 bits: what an answer must be
 //! (`const`, `enum`) is refused rather than written as another number.
 
+use std::fmt::Write;
+
 use serde_json::{Number, Value};
 
 /// Significant digits that every double keeps.
@@ -107,7 +109,7 @@ fn path(steps: &[Step]) -> String {
         match step {
             Step::Key(key) if path.is_empty() => path.push_str(key),
             Step::Key(key) => path.extend([".", key]),
-            Step::Index(index) => path.push_str(&format!("[{index}]")),
+            Step::Index(index) => drop(write!(path, "[{index}]")),
         }
     }
     path

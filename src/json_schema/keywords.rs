@@ -80,10 +80,14 @@ pub fn walk_mut(schema: &mut Value, change: &mut impl FnMut(&mut Map<String, Val
         match (holds(keyword), value) {
             (Holds::Schema | Holds::Either, inner @ Value::Object(_)) => walk_mut(inner, change),
             (Holds::Schemas | Holds::Either, Value::Array(items)) => {
-                items.iter_mut().for_each(|item| walk_mut(item, change));
+                for item in items {
+                    walk_mut(item, change);
+                }
             }
             (Holds::Map, Value::Object(entries)) => {
-                entries.values_mut().for_each(|entry| walk_mut(entry, change));
+                for entry in entries.values_mut() {
+                    walk_mut(entry, change);
+                }
             }
             _ => {}
         }

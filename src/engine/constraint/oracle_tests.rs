@@ -117,7 +117,7 @@ fn keywords(rng: &mut ChaCha8Rng, depth: usize, schema: &mut Map<String, Value>)
                 put("prefixItems", (0..rng.random_range(1..4)).map(|_| schema_of(rng, depth + 1)).collect());
             }
             if rng.random_bool(0.05) {
-                put(*["contains", "not"].choose(rng).unwrap(), json!({"type": "null"}));
+                put(["contains", "not"].choose(rng).unwrap(), json!({"type": "null"}));
             }
             limits(rng, schema, "minItems", "maxItems", 4);
         }

@@ -158,7 +158,8 @@ mod tests {
             assert!(Decimal::parse(pair[0]) < Decimal::parse(pair[1]), "{pair:?}");
         }
         assert_eq!(Decimal::parse("100e-2"), Decimal::parse("1.0"));
-        assert_eq!(Decimal::of_double(f64::MAX).double(), f64::MAX);
-        assert_eq!(Decimal::of_double(5e-324).double(), 5e-324);
+        for double in [f64::MAX, 5e-324, 0.1, -2.5] {
+            assert_eq!(Decimal::of_double(double).double().to_bits(), double.to_bits());
+        }
     }
 }

@@ -19,8 +19,11 @@ pub mod kind {
     pub const ALL: u8 = 63;
 }
 
+/// Whether nothing follows from a keyword with this value.
+type IsIdle = fn(&Value) -> bool;
+
 /// What can't be held to, whatever its value is, unless nothing follows from it.
-const REFUSED: [(&str, fn(&Value) -> bool); 11] = [
+const REFUSED: [(&str, IsIdle); 11] = [
     ("$dynamicRef", |_| false),
     ("$recursiveRef", |_| false),
     ("not", |value| matches!(value, Value::Bool(_)) || value.as_object().is_some_and(Map::is_empty)),

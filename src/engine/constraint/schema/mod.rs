@@ -99,7 +99,7 @@ enum Key {
     Value(Value),
 }
 
-impl<'a> Reader<'a> {
+impl Reader<'_> {
     fn node(&mut self, key: Key) -> NodeId {
         if let Some(&known) = self.known.get(&key) {
             return known;

@@ -80,7 +80,7 @@ impl Numbers {
     /// # Errors
     /// They can't be, in words.
     pub fn lexeme(&self) -> Result<Option<Lexeme>, String> {
-        let ast = if self.whole { self.integers()? } else { self.numbers()? };
+        let ast = if self.whole { self.integers()? } else { self.numbers() };
         let multiples = self.multiples.iter().map(multiples).collect::<Result<Vec<_>, _>>()?;
         let plain = multiples.is_empty();
         let ast = multiples.into_iter().fold(ast, both);
@@ -98,8 +98,7 @@ impl Numbers {
             let value = inside(limit, is_low, false);
             let (floor, exact) = value.floor().ok_or_else(beyond)?;
             Ok(match (is_low, exact, limit.exclusive && value == limit.value) {
-                (true, true, true) => floor + 1,
-                (true, false, _) => floor + 1,
+                (true, true, true) | (true, false, _) => floor + 1,
                 (false, true, true) => floor - 1,
                 _ => floor,
             })
@@ -113,7 +112,7 @@ impl Numbers {
         Ok(integers(low_or, high_or))
     }
 
-    fn numbers(&self) -> Result<RegexAst, String> {
+    fn numbers(&self) -> RegexAst {
         // Readers hold these exactly.
         let (mut low, mut high) = (i128::from(i64::MIN), i128::from(u64::MAX));
         if let Some(limit) = &self.low {
@@ -132,7 +131,7 @@ impl Numbers {
             self.low.as_ref().map_or_else(|| Decimal::of_double(f64::MIN), |low| inside(low, true, true));
         let high = self.high.as_ref().map_or_else(|| largest.clone(), |high| inside(high, false, true));
         if low > high {
-            return Ok(exact);
+            return exact;
         }
         let above = |limit: &Option<Limit>| {
             limit.as_ref().is_some_and(|limit| limit.exclusive && limit.value.is_zero())
@@ -150,7 +149,7 @@ impl Numbers {
             options
                 .push(sequence(vec![text("-"), magnitudes(&least, above_zero, &low.magnitude(), written)]));
         }
-        Ok(either(options))
+        either(options)
     }
 }
 
@@ -166,7 +165,7 @@ fn inside(limit: &Limit, is_low: bool, fractions: bool) -> Decimal {
     let decimal = Decimal::of_double(double);
     let out = if is_low { decimal < limit.value } else { decimal > limit.value };
     let equal = decimal == limit.value;
-    if !out && !(equal && limit.exclusive) {
+    if !(out || equal && limit.exclusive) {
         return if equal { limit.value.clone() } else { decimal };
     }
     Decimal::of_double(if is_low { double.next_up() } else { double.next_down() })

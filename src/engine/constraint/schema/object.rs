@@ -152,7 +152,7 @@ impl Reader<'_> {
                     schemas.extend(self.schema(place, keywords, "additionalProperties")?);
                 }
             }
-            if schemas.iter().any(|&schema| self.document.value(schema) == &false) {
+            if schemas.iter().any(|&schema| *self.document.value(schema) == false) {
                 continue;
             }
             let Some(key) = self.names(places, &names)? else { continue };
