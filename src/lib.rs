@@ -16,6 +16,7 @@ pub mod eval;
 pub mod fail;
 pub mod gguf;
 pub mod hub;
+pub mod json_schema;
 pub mod model;
 pub mod spoke;
 pub mod svg;

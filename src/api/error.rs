@@ -210,7 +210,8 @@ impl ApiError {
                 | EngineError::EmptyPrompt
                 | EngineError::NoSuchToken { .. }
                 | EngineError::TooMuchInput { .. }
-                | EngineError::Schema(_) => (StatusCode::BAD_REQUEST, INVALID),
+                | EngineError::Schema(_)
+                | EngineError::Grammar(_) => (StatusCode::BAD_REQUEST, INVALID),
                 EngineError::Overloaded { .. }
                 | EngineError::QueueTokens { .. }
                 | EngineError::SpokeNotLoaded { .. }
@@ -251,7 +252,7 @@ impl ApiError {
             Self::Field { field, .. } => Some(field.as_str()),
             Self::Engine { error, fields } => match error {
                 error if is_of_the_prompt(error) => Some(fields.prompt),
-                EngineError::Schema(_) => Some(fields.constraint),
+                EngineError::Schema(_) | EngineError::Grammar(_) => Some(fields.constraint),
                 EngineError::BudgetTooSmall { .. } => Some("max_tokens"),
                 _ => None,
             },
@@ -267,10 +268,7 @@ impl ApiError {
         match self {
             Self::Engine { error, fields: Fields { prompt, constraint } } => match error {
                 error if is_of_the_prompt(error) => format!("{prompt}: {error}"),
-                EngineError::Schema(reason) if matches!(*constraint, "grammar" | "regex") => {
-                    format!("{constraint}: it can't be compiled: {reason}")
-                }
-                EngineError::Schema(_) => format!("{constraint}: {error}"),
+                EngineError::Schema(_) | EngineError::Grammar(_) => format!("{constraint}: {error}"),
                 _ => error.to_string(),
             },
             other => other.to_string(),
@@ -327,6 +325,7 @@ mod tests {
         assert_eq!(status(EngineError::PromptTooLong { tokens: 9, context: 8 }), 400);
         assert_eq!(status(EngineError::BudgetTooSmall { needed: 9, given: 8 }), 400);
         assert_eq!(status(EngineError::Schema("x".into())), 400);
+        assert_eq!(status(EngineError::Grammar("x".into())), 400);
         assert_eq!(status(EngineError::EmptyPrompt), 400);
         assert_eq!(status(EngineError::PromptTooLarge { bytes: 90, least: 9, context: 8 }), 400);
         assert_eq!(status(EngineError::TooMuchInput { limit: 8 }), 400);

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::error::ApiError;
+use super::exact::put_right;
 use super::observe::Record;
 use super::state::App;
 
@@ -35,8 +36,14 @@ impl FromRequest<App> for JsonBody {
             }
             other => ApiError::Body(other.body_text()),
         })?;
-        let value: Value =
+        let mut value: Value =
             serde_json::from_slice(&bytes).map_err(|error| ApiError::NotJson(error.to_string()))?;
+        if let Some((field, number)) = put_right(&bytes, &mut value) {
+            let message = format!(
+                "found {number}, which 64 bits don't hold exactly; write it as a text, or with fewer digits"
+            );
+            return Err(ApiError::field(field, message));
+        }
         let name = value.pointer("/response_format/json_schema/name");
         Record::current().set_schema_name(name.and_then(Value::as_str));
         Ok(Self(value))

@@ -5,6 +5,7 @@ mod confidence;
 pub mod connection;
 mod conversation;
 pub mod error;
+mod exact;
 mod generation;
 mod generations;
 mod json;

@@ -14,7 +14,6 @@ mod foresight;
 mod heart;
 mod kernels;
 mod llama;
-mod minimal;
 pub mod protocol;
 pub mod reference;
 mod run;

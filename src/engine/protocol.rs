@@ -496,9 +496,12 @@ pub enum EngineError {
         /// Entries of the vocabulary.
         vocabulary: u32,
     },
-    /// llguidance does not take the schema.
+    /// The schema can't be held to, for this reason at this place.
     #[error("the schema can't be compiled: {0}")]
     Schema(String),
+    /// llguidance does not take the grammar or the regular expression.
+    #[error("it can't be compiled: {0}")]
+    Grammar(String),
     /// The request runs with a spoke that isn't loaded.
     #[error("the spoke {} is not loaded", generation.short())]
     SpokeNotLoaded {

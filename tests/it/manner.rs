@@ -107,12 +107,25 @@ fn every_shape_reaches_the_engine() {
 
 #[test]
 fn what_the_engine_finds_wrong_with_a_shape_names_its_field() {
-    let daemon = Daemon::script(Script::Fail(EngineError::Schema("unclosed group".into())));
-    for (fields, start) in [
-        (json!({"regex": "("}), "regex: it can't be compiled: unclosed group"),
-        (json!({"grammar": "root ::="}), "grammar: it can't be compiled: unclosed group"),
-        (json!({"json_schema": {}}), "json_schema: the schema can't be compiled: unclosed group"),
+    let daemon = Daemon::script(Script::Echo);
+    let grammar = EngineError::Grammar("unclosed group".into());
+    let schema = EngineError::Schema("#/items/type: found 5".into());
+    let format = json!({"type": "regex", "pattern": "("});
+    for (error, fields, start) in [
+        (&grammar, json!({"regex": "("}), "regex: it can't be compiled: unclosed group"),
+        (&grammar, json!({"grammar": "root ::="}), "grammar: it can't be compiled: unclosed group"),
+        (
+            &grammar,
+            json!({"response_format": format}),
+            "response_format: it can't be compiled: unclosed group",
+        ),
+        (
+            &schema,
+            json!({"json_schema": {}}),
+            "json_schema: the schema can't be compiled: #/items/type: found 5",
+        ),
     ] {
+        daemon.engine.set_script(Script::Fail(error.clone()));
         let answer = daemon.chat("x", fields);
         assert_eq!(answer.status, 400);
         assert_eq!(answer.json()["error"]["message"], start);

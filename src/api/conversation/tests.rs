@@ -97,6 +97,28 @@ fn a_promised_call_is_a_schema_whose_references_lead_home() {
 }
 
 #[test]
+fn references_are_led_home_where_they_are_some_and_data_stays_as_it_is() {
+    let data = json!({"$ref": "#/nowhere", "type": "number"});
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "$ref": {"type": "string"}, "default": {"$ref": "#/$defs/a~1b"}, "q": {"$ref": "#here"}, "k": {"const": data},
+        },
+        "examples": [data], "$defs": {"a/b": {"type": "integer"}, "h": {"$anchor": "here", "type": "string"}},
+    });
+    let tools = json!([tool("f", &json!({"type": "object"})), tool("g", &schema)]);
+    let manner = constrained(json!({"tools": tools, "tool_choice": "required"})).unwrap();
+    let Some(Constraint::JsonSchema(any)) = manner.constraint else { panic!("no schema") };
+    let call = |arguments: Value| jsonschema::is_valid(&any, &json!({"name": "g", "arguments": arguments}));
+    assert!(call(json!({"$ref": "x", "default": 5, "q": "x", "k": data})));
+    assert!(!call(json!({"$ref": 5})) && !call(json!({"default": "x"})) && !call(json!({"q": 5})));
+    assert!(!call(json!({"k": {"$ref": "#/anyOf/1/properties/arguments/nowhere", "type": "number"}})));
+    let mut embedded = any["anyOf"][1]["properties"]["arguments"].clone();
+    embedded.as_object_mut().unwrap().shift_remove("$id");
+    assert_eq!(embedded, schema, "nothing but a name was added");
+}
+
+#[test]
 fn an_answer_in_a_shape_may_be_a_call_instead() {
     let answer = json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}, "required": ["a"],
                         "$defs": {"n": {"type": "integer"}}});

@@ -7,6 +7,7 @@ use super::calls::{CLOSE, OPEN};
 use crate::api::error::ApiError;
 use crate::api::json::{JsonBody, short};
 use crate::api::template::{Call, Turn, spaced};
+use crate::json_schema::{inside, walk};
 
 /// Tools that one request may bring.
 const MOST_TOOLS: usize = 128;
@@ -128,8 +129,7 @@ impl Tools {
         if chosen == 1 { schemas.swap_remove(0) } else { json!({"anyOf": schemas}) }
     }
 
-    /// A schema per chosen function. They will stand at `place`, or at the places from `first` on of an array that is
-    /// there: references within them must lead there.
+    /// A schema per chosen function. They will stand at `place`, or at the places from `first` on of an array that is there.
     pub(super) fn call_schemas(&self, place: &str, first: usize) -> Vec<Value> {
         self.chosen()
             .enumerate()
@@ -208,29 +208,33 @@ fn plain(turn: &Turn) -> Turn {
     Turn::new(turn.role, content)
 }
 
-/// The schema with its local references led to the place where it will stand.
+/// The schema as a part of a larger one, which stands at `place`: with a name of its own, so that `#` in its references still
+/// leads to itself.
 pub(super) fn rooted(mut schema: Value, place: &str) -> Value {
-    if place != "#" {
-        lead(&mut schema, place);
+    if place != "#"
+        && let Value::Object(keywords) = &mut schema
+        && refers(keywords)
+    {
+        let name = format!("part:{}", place.trim_start_matches('#'));
+        match keywords.get("$id").and_then(Value::as_str) {
+            // A name that is an anchor alone, as in older drafts.
+            Some(id) if id.starts_with('#') => {
+                keywords.insert("$id".to_owned(), format!("{name}{id}").into());
+            }
+            Some(_) => {}
+            None => {
+                keywords.insert("$id".to_owned(), name.into());
+            }
+        }
     }
     schema
 }
 
-fn lead(schema: &mut Value, place: &str) {
-    match schema {
-        Value::Object(keys) => {
-            for (key, value) in keys {
-                match value {
-                    Value::String(target) if key == "$ref" => {
-                        if let Some(rest) = target.strip_prefix('#') {
-                            *target = format!("{place}{rest}");
-                        }
-                    }
-                    other => lead(other, place),
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| lead(item, place)),
-        _ => {}
+/// Whether a schema refers to anything.
+fn refers(keywords: &Map<String, Value>) -> bool {
+    let mut refers = keywords.contains_key("$ref");
+    for (_, inner) in inside(keywords) {
+        walk(inner, "", &mut |_, schema| refers |= schema.get("$ref").is_some());
     }
+    refers
 }

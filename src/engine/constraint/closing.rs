@@ -3,7 +3,8 @@
 //!
 //! Between values the shortest continuation is tried first (a closing bracket before a comma, an empty string before a
 //! number) and alternatives only when it leads nowhere. Inside a string or number, a breadth-first search over the
-//! states of the grammar's lexer finds the fewest bytes that end it.
+//! states of the grammar's lexer finds the fewest bytes that end it; where that is a name, other
+//! names are alternatives too.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -18,6 +19,8 @@ use super::scanner::{Place, Scanner};
 const MAX_STEPS: usize = 400_000;
 /// Of these, for the breadth-first search of one string or number.
 const MAX_BREADTH: usize = 60_000;
+/// Names that are tried at one place.
+const MAX_NAMES: usize = 48;
 /// Longest closing that is looked for.
 const MAX_BYTES: usize = 32_768;
 
@@ -27,8 +30,10 @@ const BETWEEN: &[u8] = b"}],:\"0123456789-ntf[{";
 const NUMBER: &[u8] = b"0123456789.-+eE";
 
 /// Bytes that lead from the parser's state to the end of a valid answer: empty at an end, `None` if none was found within
-/// the limits. `scanner` has seen what the parser has consumed.
-pub fn search(parser: &mut TokenParser, mut scanner: Scanner) -> Option<Vec<u8>> {
+/// the limits. `scanner` has seen what the parser has consumed. No more than `levels` brackets are
+/// opened within each other: where a value may hold others of its own kind, the search would follow
+/// them without end.
+pub fn search(parser: &mut TokenParser, mut scanner: Scanner, levels: usize) -> Option<Vec<u8>> {
     if parser.is_accepting() {
         return Some(Vec::new());
     }
@@ -40,7 +45,8 @@ pub fn search(parser: &mut TokenParser, mut scanner: Scanner) -> Option<Vec<u8>>
     }
     let found = parser.parser.with_recognizer(|recognizer| {
         recognizer.trie_started("closing");
-        let mut search = Search { recognizer, path: Vec::new(), steps: 0 };
+        let deepest = scanner.depth() + levels;
+        let mut search = Search { recognizer, path: Vec::new(), steps: 0, deepest };
         let found = search.run(scanner);
         let Search { path, .. } = search;
         recognizer.pop_bytes(path.len());
@@ -60,19 +66,22 @@ pub fn search(parser: &mut TokenParser, mut scanner: Scanner) -> Option<Vec<u8>>
     })
 }
 
-/// A point at which another byte could have been taken.
+/// A point at which another way could have been taken.
 struct Choice {
     /// Length of the path before it.
     length: usize,
     scanner: Scanner,
-    /// Index in [`BETWEEN`] of the next candidate.
+    /// The next candidate: in [`BETWEEN`], or of the names that may be written, shortest first.
     next: usize,
+    is_name: bool,
 }
 
 struct Search<'a, 'b> {
     recognizer: &'a mut ParserRecognizer<'b>,
     path: Vec<u8>,
     steps: usize,
+    /// Brackets that may be open.
+    deepest: usize,
 }
 
 impl Search<'_, '_> {
@@ -86,6 +95,10 @@ impl Search<'_, '_> {
             if self.steps > MAX_STEPS || self.path.len() > MAX_BYTES {
                 return None;
             }
+            if scanner.depth() > self.deepest {
+                scanner = self.take_choice(&mut choices)?;
+                continue;
+            }
             if self.forced(&mut scanner) {
                 continue;
             }
@@ -94,17 +107,21 @@ impl Search<'_, '_> {
                 Place::Number if scanner.top_level_number() => return Some(self.number_endings()),
                 Place::Literal(_) => match (b'a'..=b'z').find(|&byte| self.allowed(byte)) {
                     Some(letter) => {
-                        self.step(letter, &mut scanner);
+                        self.step(letter, &mut scanner)?;
                         continue;
                     }
                     None => false,
                 },
-                place => match self.shortest_exit(place) {
+                place => match self.exit(place, 0) {
                     Some(exit) => {
+                        let (length, before) = (self.path.len(), scanner);
                         for byte in exit {
-                            self.step(byte, &mut scanner);
+                            self.step(byte, &mut scanner)?;
                         }
                         if place != Place::Number {
+                            if self.allowed(b':') {
+                                choices.push(Choice { length, scanner: before, next: 1, is_name: true });
+                            }
                             continue;
                         }
                         true
@@ -113,7 +130,7 @@ impl Search<'_, '_> {
                 },
             };
             if ready {
-                choices.push(Choice { length: self.path.len(), scanner, next: 0 });
+                choices.push(Choice { length: self.path.len(), scanner, next: 0, is_name: false });
             }
             scanner = self.take_choice(&mut choices)?;
         }
@@ -131,26 +148,52 @@ impl Search<'_, '_> {
         true
     }
 
-    /// Pushes a byte that is known to be allowed.
-    fn step(&mut self, byte: u8, scanner: &mut Scanner) {
-        let pushed = self.try_byte(byte);
-        debug_assert!(pushed, "the byte was allowed a moment ago");
+    /// Pushes a byte that is known to be allowed; `None` if the lexer gave up since (it may be full).
+    fn step(&mut self, byte: u8, scanner: &mut Scanner) -> Option<()> {
+        if !self.try_byte(byte) {
+            return None;
+        }
         self.path.push(byte);
         scanner.push(byte);
+        Some(())
     }
 
-    /// Goes back to the latest choice that has an untried byte, and takes it.
+    /// Pushes all of these, which are known to be allowed.
+    fn push_all(&mut self, bytes: &[u8]) -> Option<()> {
+        for (index, &byte) in bytes.iter().enumerate() {
+            if !self.recognizer.try_push_byte(byte) {
+                self.recognizer.pop_bytes(index);
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    /// Goes back to the latest choice that has an untried way, and takes it.
     fn take_choice(&mut self, choices: &mut Vec<Choice>) -> Option<Scanner> {
         while let Some(choice) = choices.last_mut() {
             self.recognizer.pop_bytes(self.path.len() - choice.length);
             self.path.truncate(choice.length);
+            if choice.is_name {
+                choice.next += 1;
+                let (skipped, mut scanner) = (choice.next - 1, choice.scanner);
+                if skipped < MAX_NAMES
+                    && let Some(exit) = self.exit(scanner.place(), skipped)
+                {
+                    for byte in exit {
+                        self.step(byte, &mut scanner)?;
+                    }
+                    return Some(scanner);
+                }
+                choices.pop();
+                continue;
+            }
             while let Some(&byte) = BETWEEN.get(choice.next) {
                 choice.next += 1;
-                let scanner = choice.scanner;
-                if self.try_byte(byte) {
+                let mut scanner = choice.scanner;
+                scanner.push(byte);
+                if scanner.depth() <= self.deepest && self.try_byte(byte) {
                     self.path.push(byte);
-                    let mut scanner = scanner;
-                    scanner.push(byte);
                     return Some(scanner);
                 }
             }
@@ -160,21 +203,23 @@ impl Search<'_, '_> {
     }
 
     /// The fewest bytes that end the string in which the path stands, its quotation mark included, or that complete a
-    /// number, what follows it excluded.
-    fn shortest_exit(&mut self, place: Place) -> Option<Vec<u8>> {
+    /// number, what follows it excluded; of others that mean something else, so many are skipped.
+    fn exit(&mut self, place: Place, mut skipped: usize) -> Option<Vec<u8>> {
         let mut seen = HashSet::from([(self.recognizer.lexer_state(), place)]);
         let mut queue = VecDeque::from([(place, Vec::new())]);
         let first_step = self.steps;
         while let Some((place, mut bytes)) = queue.pop_front() {
             self.steps += bytes.len();
-            let pushed = bytes.iter().all(|&byte| self.recognizer.try_push_byte(byte));
-            debug_assert!(pushed, "each prefix was allowed when it was found");
+            self.push_all(&bytes)?;
             let exits: &[u8] = match place {
                 Place::String => b"\"",
                 Place::Number => b"}],",
                 _ => b"",
             };
-            if let Some(exit) = exits.iter().copied().find(|&byte| self.allowed(byte)) {
+            let exit = exits.iter().copied().find(|&byte| self.allowed(byte));
+            if exit.is_some() && skipped > 0 {
+                skipped -= 1;
+            } else if let Some(exit) = exit {
                 self.recognizer.pop_bytes(bytes.len());
                 bytes.extend((place == Place::String).then_some(exit));
                 return Some(bytes);
@@ -211,8 +256,9 @@ impl Search<'_, '_> {
         let mut queue = VecDeque::from([Vec::new()]);
         let mut endings = Vec::new();
         while let Some(bytes) = queue.pop_front() {
-            let pushed = bytes.iter().all(|&byte| self.recognizer.try_push_byte(byte));
-            debug_assert!(pushed, "each prefix was allowed when it was found");
+            if self.push_all(&bytes).is_none() {
+                break;
+            }
             for &byte in NUMBER {
                 if self.try_byte(byte) {
                     if seen.insert(self.recognizer.lexer_state()) {

@@ -4,17 +4,16 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::{ParserFactory, TokenParser};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use toktrie::{InferenceCapabilities, TokEnv};
 
-use super::numbers::{limit_number, limit_numbers};
 use super::scanner::Scanner;
 use super::session::Session;
-use super::{bound, close, gbnf, guarded, size};
+use super::{close, gbnf, guarded, schema, size};
 use crate::engine::{Constraint, EngineError};
 
 /// Compiled grammars that are kept, and about how much memory they may take together.
@@ -65,6 +64,7 @@ pub(super) struct Grammar {
     /// A way to the end from the beginning; `None` for grammars that aren't JSON, which are not closed.
     pub(super) closing: Option<Vec<u32>>,
     pub(super) bound: usize,
+    pub(super) levels: usize,
 }
 
 impl fmt::Debug for Grammars {
@@ -113,7 +113,8 @@ impl Grammars {
     /// The same, compiled if it has to be.
     ///
     /// # Errors
-    /// [`EngineError::Schema`]: llguidance does not take the schema, it is too large, or no instance of it was found.
+    /// [`EngineError::Schema`]: the schema can't be held to, it is too large, or no instance of it was found.
+    /// [`EngineError::Grammar`]: llguidance does not take the grammar or regular expression, or it is too large.
     pub fn shape(&self, constraint: &Constraint) -> Result<Box<Shape>, EngineError> {
         let (key, text) = key(constraint)?;
         if let Some(known) = self.shelf().find(key) {
@@ -144,11 +145,11 @@ impl Grammars {
 
     fn compile(&self, constraint: &Constraint, text: String) -> Result<Grammar, EngineError> {
         match constraint {
-            Constraint::JsonSchema(schema) => compile(&self.factory, schema.clone()),
-            Constraint::JsonObject => compile(&self.factory, any_object()),
+            Constraint::JsonSchema(schema) => compile(&self.factory, schema),
+            Constraint::JsonObject => compile(&self.factory, &any_object()),
             Constraint::Regex(_) => grammar(&self.factory, TopLevelGrammar::from_regex(&text)),
             Constraint::Gbnf(_) => gbnf::to_lark(&text)
-                .map_err(EngineError::Schema)
+                .map_err(EngineError::Grammar)
                 .and_then(|lark| grammar(&self.factory, TopLevelGrammar::from_lark(lark))),
             Constraint::Lark(_) => size::check_lark(&text)
                 .and_then(|()| grammar(&self.factory, TopLevelGrammar::from_lark(text))),
@@ -196,14 +197,17 @@ fn key(constraint: &Constraint) -> Result<(Key, String), EngineError> {
         Constraint::JsonObject => String::new(),
         Constraint::Regex(text) | Constraint::Gbnf(text) | Constraint::Lark(text) => text.clone(),
     };
-    size::check_bytes(&text)?;
+    size::check_bytes(&text).map_err(match constraint {
+        Constraint::JsonSchema(_) | Constraint::JsonObject => EngineError::Schema,
+        Constraint::Regex(_) | Constraint::Gbnf(_) | Constraint::Lark(_) => EngineError::Grammar,
+    })?;
     let kind = std::mem::discriminant(constraint);
     Ok((Sha256::digest(format!("{kind:?}{text}")).into(), text))
 }
 
 impl Grammar {
-    fn new(parser: TokenParser, closing: Option<Vec<u32>>, bound: usize) -> Self {
-        Self { fresh: Arc::new(parser.deep_clone()), parser, closing, bound }
+    fn new(parser: TokenParser, closing: Option<Vec<u32>>, bound: usize, levels: usize) -> Self {
+        Self { fresh: Arc::new(parser.deep_clone()), parser, closing, bound, levels }
     }
 
     /// Memory that it takes, about.
@@ -214,39 +218,28 @@ impl Grammar {
 
 /// A grammar that need not be JSON.
 fn grammar(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Grammar, EngineError> {
-    Ok(Grammar::new(parser(factory, grammar)?, None, usize::MAX))
+    let parser = parser(factory, GrammarInit::Serialized(grammar)).map_err(EngineError::Grammar)?;
+    Ok(Grammar::new(parser, None, usize::MAX, 0))
 }
 
-fn parser(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<TokenParser, EngineError> {
+fn parser(factory: &ParserFactory, init: GrammarInit) -> Result<TokenParser, String> {
     guarded(|| {
-        let mut parser = factory.create_parser(grammar)?;
+        let mut parser = factory.create_parser_from_init_default(init)?;
         parser.start_without_prompt();
         Ok(parser)
     })
-    .map_err(EngineError::Schema)
 }
 
-fn compile(factory: &ParserFactory, mut schema: Value) -> Result<Grammar, EngineError> {
-    if schema == Value::Bool(true) {
-        schema = json!({});
-    }
-    size::check_schema(&schema)?;
-    let bound = bound::closing_bound(&schema).unwrap_or(usize::MAX);
-    let Value::Object(keys) = &mut schema else {
-        return Err(EngineError::Schema(format!("a schema is an object, found {schema}")));
-    };
-    keys.values_mut().for_each(limit_numbers);
-    limit_number(keys);
-    // No free white space; no escapes of control characters but line end, carriage return and tab.
-    keys.insert(
-        "x-guidance".to_owned(),
-        json!({"whitespace_flexible": false, "item_separator": ",", "key_separator": ":", "json_allowed_escapes": "nrt\\\""}),
-    );
-    let mut parser = parser(factory, TopLevelGrammar::from_json_schema(schema))?;
-    let closing = guarded(|| Ok(close(&mut parser, Scanner::START)))
+fn compile(factory: &ParserFactory, schema: &Value) -> Result<Grammar, EngineError> {
+    size::check_schema(schema)?;
+    let compiled = guarded(|| Ok(schema::compile(schema)?)).map_err(EngineError::Schema)?;
+    let (bound, levels) = (compiled.bound.unwrap_or(usize::MAX), compiled.levels);
+    let init = GrammarInit::Internal(compiled.grammar, compiled.lexer);
+    let mut parser = parser(factory, init).map_err(EngineError::Schema)?;
+    let closing = guarded(|| Ok(close(&mut parser, Scanner::START, levels)))
         .map_err(EngineError::Schema)?
-        .ok_or_else(|| EngineError::Schema("no value that validates against it was found".to_owned()))?;
-    Ok(Grammar::new(parser, Some(closing), bound))
+        .ok_or_else(|| EngineError::Schema("#: no short value that validates was found".to_owned()))?;
+    Ok(Grammar::new(parser, Some(closing), bound, levels))
 }
 
 /// Any object, its numbers within limits.

@@ -1,12 +1,11 @@
 //! Answers that must have a shape: JSON Schema and grammars through llguidance, forced tokens, and for JSON a valid end
 //! within any budget.
 
-mod bound;
 mod closing;
 mod gbnf;
 mod grammars;
-mod numbers;
 mod scanner;
+mod schema;
 mod session;
 mod shares;
 mod size;
@@ -24,10 +23,18 @@ use super::vocabulary::fewest_tokens;
 /// Longest message about a grammar, in characters.
 const LONGEST_MESSAGE: usize = 1_000;
 
-/// Tokens of a short way to the end.
-fn close(parser: &mut TokenParser, scanner: Scanner) -> Option<Vec<u32>> {
-    let bytes = closing::search(parser, scanner)?;
+/// Tokens of a short way to the end that opens at most so many levels of brackets.
+fn close(parser: &mut TokenParser, scanner: Scanner, levels: usize) -> Option<Vec<u32>> {
+    let bytes = closing::search(parser, scanner, levels)?;
     fewest_tokens(parser.token_env.tok_trie(), &bytes)
+}
+
+/// A short value that validates against a schema, as compact JSON: what a fake engine answers.
+///
+/// # Errors
+/// What of the schema can't be held to, or leads to no value, with its place.
+pub fn instance(schema: &serde_json::Value) -> Result<String, String> {
+    schema::instance(schema).map_err(|fault| fault.to_string())
 }
 
 /// Runs llguidance; a panic inside it becomes a message.
@@ -41,5 +48,9 @@ fn guarded<T>(run: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
     }
 }
 
+#[cfg(test)]
+mod exact_tests;
+#[cfg(test)]
+mod oracle_tests;
 #[cfg(test)]
 mod tests;

@@ -49,6 +49,11 @@ impl Scanner {
         self.depth == 0 && self.place == Place::Number
     }
 
+    /// Brackets that are open.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
     /// Goes on by one byte.
     pub fn push(&mut self, byte: u8) {
         self.begun = true;

@@ -27,6 +27,8 @@ pub struct Session {
     /// Whether a value was ended that would have gone on, so that others get their share.
     is_cut: bool,
     bound: usize,
+    /// Levels of brackets that closing has to open at most.
+    levels: usize,
     closes: bool,
     /// A way to the end from here, if it was looked for.
     closing: Option<Vec<u32>>,
@@ -42,7 +44,7 @@ impl fmt::Debug for Session {
 
 impl Session {
     pub(super) fn new(key: Key, grammar: Grammar) -> Self {
-        let Grammar { parser, fresh, closing, bound } = grammar;
+        let Grammar { parser, fresh, closing, bound, levels } = grammar;
         Self {
             key,
             parser,
@@ -52,6 +54,7 @@ impl Session {
             shares: Shares::new(usize::MAX),
             is_cut: false,
             bound,
+            levels,
             closes: closing.is_some(),
             closing,
             foreseen: None,
@@ -132,7 +135,7 @@ impl Session {
         });
         tracing::debug!(failed, again = again.is_ok(), "a shared lexer was given up");
         self.parser = own;
-        again.map_err(EngineError::Schema)
+        again.map_err(if self.closes { EngineError::Schema } else { EngineError::Grammar })
     }
 
     /// Whether the answer is closed when tokens run out; if not, `bound` and `closing` must not be asked.
@@ -151,8 +154,8 @@ impl Session {
     /// None was found.
     pub fn closing(&mut self) -> Result<&[u32], EngineError> {
         if self.closing.is_none() {
-            let scanner = self.scanner;
-            let found = self.ask(|parser| Ok(close(parser, scanner)))?;
+            let (scanner, levels) = (self.scanner, self.levels);
+            let found = self.ask(|parser| Ok(close(parser, scanner, levels)))?;
             let missing = || EngineError::Schema("no short way to close the answer was found".to_owned());
             self.closing = Some(found.ok_or_else(missing)?);
         }

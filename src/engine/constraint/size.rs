@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use crate::engine::EngineError;
+use crate::json_schema::{Document, Fault, walk};
 
 /// Stack of a thread that compiles: several times what the largest that is taken needs. Of it, only what is used takes memory.
 pub const STACK: usize = 64 << 20;
@@ -27,11 +28,11 @@ fn refuse(message: String) -> EngineError {
 /// Refuses what is too long to be looked at.
 ///
 /// # Errors
-/// [`EngineError::Schema`].
-pub fn check_bytes(text: &str) -> Result<(), EngineError> {
+/// How long it is.
+pub fn check_bytes(text: &str) -> Result<(), String> {
     let found = text.len();
     if found > MAX_BYTES {
-        return Err(refuse(format!("it has {found} bytes; at most {MAX_BYTES} are taken")));
+        return Err(format!("it has {found} bytes; at most {MAX_BYTES} are taken"));
     }
     Ok(())
 }
@@ -45,13 +46,21 @@ pub fn check_schema(schema: &Value) -> Result<(), EngineError> {
     if whole > MAX_DEPTH {
         return Err(refuse(format!("it nests deeper than {MAX_DEPTH} levels")));
     }
-    let mut references = HashSet::new();
-    collect(schema, &mut references);
-    // What isn't found by a plain path (an anchor, an id) counts as the whole schema.
-    let target = |reference: &&str| reference.strip_prefix('#').and_then(|path| schema.pointer(path));
-    let levels: usize = references.iter().map(|reference| target(reference).map_or(whole, depth) + 1).sum();
+    let fault = |fault: Fault| refuse(fault.to_string());
+    let mut document = Document::new(schema).map_err(fault)?;
+    let mut references = Vec::new();
+    walk(schema, "#", &mut |_, value| {
+        let reference = value.as_object().and_then(|keywords| keywords.get("$ref")).and_then(Value::as_str);
+        references.extend(reference.map(|reference| (value, reference)));
+    });
+    let mut targets = HashSet::new();
+    for (value, reference) in references {
+        let place = document.within(document.root(), &[], value).map_err(fault)?;
+        targets.insert(document.follow(place, reference).map_err(fault)?);
+    }
+    let levels: usize = targets.iter().map(|&target| depth(document.value(target)) + 1).sum();
     if whole + levels > MAX_LEVELS {
-        let (found, count) = (whole + levels, references.len());
+        let (found, count) = (whole + levels, targets.len());
         return Err(refuse(format!(
             "it has {found} levels, with those of the {count} places that $ref leads to; at most {MAX_LEVELS} are taken: \
              write out what is used once"
@@ -63,13 +72,13 @@ pub fn check_schema(schema: &Value) -> Result<(), EngineError> {
 /// Refuses a Lark grammar with too many rules or brackets.
 ///
 /// # Errors
-/// [`EngineError::Schema`].
+/// [`EngineError::Grammar`].
 pub fn check_lark(text: &str) -> Result<(), EngineError> {
     let lines = text.lines().count();
     let brackets = text.bytes().filter(|byte| matches!(byte, b'(' | b'[' | b'{')).count();
     for (found, most, what) in [(lines, MAX_LINES, "lines"), (brackets, MAX_BRACKETS, "opening brackets")] {
         if found > most {
-            return Err(refuse(format!("it has {found} {what}; at most {most} are taken")));
+            return Err(EngineError::Grammar(format!("it has {found} {what}; at most {most} are taken")));
         }
     }
     Ok(())
@@ -80,24 +89,6 @@ fn depth(value: &Value) -> usize {
         Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
         Value::Object(keys) => 1 + keys.values().map(depth).max().unwrap_or(0),
         _ => 0,
-    }
-}
-
-/// Places that a value refers to.
-fn collect<'v>(value: &'v Value, into: &mut HashSet<&'v str>) {
-    match value {
-        Value::Array(items) => items.iter().for_each(|item| collect(item, into)),
-        Value::Object(keys) => {
-            for (key, value) in keys {
-                match value {
-                    Value::String(place) if matches!(key.as_str(), "$ref" | "$dynamicRef") => {
-                        into.insert(place);
-                    }
-                    other => collect(other, into),
-                }
-            }
-        }
-        _ => {}
     }
 }
 
@@ -123,12 +114,14 @@ pub(super) mod tests {
         // The same place counts once, however often it is referred to.
         let often: Vec<Value> = (0..3_000).map(|_| json!({"$ref": "#/$defs/d"})).collect();
         assert_eq!(check_schema(&json!({"anyOf": often, "$defs": {"d": {"type": "null"}}})), Ok(()));
-        let nested = (0..40).fold(json!({}), |inner, _| json!({"items": inner}));
-        let unknown: Vec<Value> = (0..60).map(|index| json!({"$ref": format!("#name{index}")})).collect();
-        assert!(
-            check_schema(&json!({"anyOf": unknown, "items": nested})).is_err(),
-            "an anchor may be anywhere"
+        // Data refers to nothing.
+        let data: Vec<Value> = (0..3_000).map(|index| json!({"$ref": format!("#/$defs/{index}")})).collect();
+        assert_eq!(
+            check_schema(&json!({"enum": data, "properties": {"$ref": {"default": data[0]}}})),
+            Ok(())
         );
+        let error = check_schema(&json!({"items": {"$ref": "#name"}})).unwrap_err().to_string();
+        assert!(error.contains("#/items/$ref: \"#name\" leads nowhere"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a fake engine takes for tokens: a word with the white space behind it, under an id that its letters give.
 
 use super::FakeEngine;
-use crate::engine::minimal::minimal_instance;
+use crate::engine::constraint::instance;
 use crate::engine::{Constraint, EngineError, Prompt, TokenLikelihood, TokenReport};
 
 /// The answer under a constraint: the scripted text if it is JSON, else a minimal instance.
@@ -10,14 +10,13 @@ pub(super) fn constrained(
     text: String,
     budget: u32,
 ) -> Result<String, EngineError> {
-    let instance = match constraint {
+    let text = match constraint {
         Some(_) if serde_json::from_str::<serde_json::Value>(&text).is_ok() => return Ok(text),
-        Some(Constraint::JsonObject) => serde_json::json!({}),
-        Some(Constraint::JsonSchema(schema)) => minimal_instance(schema).map_err(EngineError::Schema)?,
+        Some(Constraint::JsonObject) => "{}".to_owned(),
+        Some(Constraint::JsonSchema(schema)) => instance(schema).map_err(EngineError::Schema)?,
         // A fake has no grammar; the script is trusted to fit.
         None | Some(Constraint::Regex(_) | Constraint::Gbnf(_) | Constraint::Lark(_)) => return Ok(text),
     };
-    let text = instance.to_string();
     let needed = words(&text).count() as u32;
     if needed > budget {
         return Err(EngineError::BudgetTooSmall { needed, given: budget });
