@@ -2,6 +2,7 @@
 
 mod async_openai;
 mod bad_input;
+mod bases;
 mod bench;
 mod completions;
 mod contents;
@@ -24,6 +25,7 @@ mod hostile;
 mod likelihood;
 mod llama_server;
 mod load;
+mod lora_order;
 mod manner;
 mod memory;
 mod mnemonic;
