@@ -223,7 +223,8 @@ pub fn check(model: &Model, gguf: &Path) -> anyhow::Result<Parity> {
         // What a person writes. llama.cpp has tables of texts that it treats as tokens of its own kind. Runs of what stands
         // for a space are made by merges, which depend on what is around them.
         if !token.content.contains('▁') {
-            let (ours, theirs) = (tokenizer.encode(&token.content)?, reference.tokenize(&token.content, false));
+            let (ours, theirs) =
+                (tokenizer.encode(&token.content)?, reference.tokenize(&token.content, false));
             ensure!(
                 ours == theirs,
                 "in a text, llama.cpp reads {:?} as {theirs:?}, tokenizer.json as {ours:?}: llama.cpp has a meaning of its own \

@@ -303,12 +303,10 @@ pub fn write_parts(
     let mut told = None;
     let format = [("format", "pt".to_owned())];
     let written = write_streamed(target, &format, &tensors, |name, out| match values(name) {
-        Ok(values) => {
-            values.chunks(PART).try_for_each(|part| {
-                let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
-                out.write_all(&bytes)
-            })
-        }
+        Ok(values) => values.chunks(PART).try_for_each(|part| {
+            let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
+            out.write_all(&bytes)
+        }),
         Err(error) => {
             let message = error.to_string();
             told = Some(error);

@@ -80,7 +80,8 @@ mod tests {
     #[test]
     fn shards_are_told_by_their_numbers() {
         assert!(is_shard("model-00001-of-00002.safetensors"));
-        for other in ["model.safetensors", "model-of-.safetensors", "model-1-of-x.safetensors", "a-1-of-2.safetensors"]
+        for other in
+            ["model.safetensors", "model-of-.safetensors", "model-1-of-x.safetensors", "a-1-of-2.safetensors"]
         {
             assert!(!is_shard(other), "{other}");
         }

@@ -81,11 +81,14 @@ fn nothing_of_an_earlier_model_wins_over_an_import() {
     assert_eq!(weights(&found), weights(&model));
     assert_eq!((found.text.chat_template, found.text.ids), (model.text.chat_template, model.text.ids));
     assert_eq!(found.text.named_templates, []);
-    let mut left: Vec<_> =
-        std::fs::read_dir(target).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut left: Vec<_> = std::fs::read_dir(target)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     left.retain(|name| name != "additional_chat_templates" && name != "expected.safetensors");
     left.sort();
-    let expected = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    let expected =
+        ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     assert_eq!(left, expected);
 }
 
@@ -156,4 +159,44 @@ fn cutting_filling_and_chance_of_a_tokenizer_file_are_off() {
     assert!(text.tokenizer["truncation"].is_null() && text.tokenizer["padding"].is_null());
     let chat = bespoke::train::data::Chat::of_model(&text).unwrap();
     assert_eq!(chat.tokenizer().encode(&long).unwrap(), plain);
+}
+
+/// llama.cpp reads these in any text as tokens, control tokens or not: a text that somebody writes could forge them.
+#[test]
+fn a_token_that_llama_cpp_reads_in_any_text_is_not_exported() {
+    for text in ["<|channel|>", "<|start|>"] {
+        let folder = copy("llama_tied");
+        let path = folder.path().join("tokenizer.json");
+        let mut file = read(&path);
+        let mut token = file["added_tokens"][1].clone();
+        let last = file["model"]["vocab"].as_object_mut().unwrap();
+        let (entry, id) = last
+            .iter()
+            .find(|(_, id)| id.as_u64() == Some(319))
+            .map(|(e, i)| (e.clone(), i.clone()))
+            .unwrap();
+        last.remove(&entry);
+        file["model"]["merges"].as_array_mut().unwrap().retain(|merge| {
+            let parts = merge.as_array().map_or_else(
+                || merge.as_str().unwrap().replace(' ', ""),
+                |parts| parts.iter().map(|part| part.as_str().unwrap()).collect(),
+            );
+            parts != entry
+        });
+        token["id"] = id;
+        token["content"] = text.into();
+        file["added_tokens"].as_array_mut().unwrap().push(token);
+        write(&path, &file);
+        let out = folder.path().join("out.gguf");
+        let failed = Command::cargo_bin("bespoke")
+            .unwrap()
+            .arg("export")
+            .arg(folder.path())
+            .arg(&out)
+            .assert()
+            .code(1);
+        let message = String::from_utf8(failed.get_output().stderr.clone()).unwrap();
+        assert!(message.contains(text) && message.contains("a meaning of its own"), "{message}");
+        assert!(!out.exists());
+    }
 }

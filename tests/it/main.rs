@@ -33,6 +33,7 @@ mod observability;
 mod openai_client;
 mod program;
 mod real;
+mod real_bases;
 mod resume;
 mod security;
 mod serve;

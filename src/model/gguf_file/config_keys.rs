@@ -1,8 +1,8 @@
 //! A decoder's shape and constants as metadata of a GGUF file, the keys that llama.cpp's own converter writes, and back.
 
 use super::names::architecture;
-use super::{foreign_keys, scaling};
 use super::values::assumed_query_scalar;
+use super::{foreign_keys, scaling};
 use crate::gguf::{Array, Gguf, Value, Writer};
 use crate::model::features::{AttentionBias, DeltaNetShape, Family, Features, Mixer};
 use crate::model::{DecoderConfig, FileError};

@@ -130,6 +130,7 @@ fn shown(value: &Value) -> String {
     match (value, number(value)) {
         (Value::Bool(truth), _) => truth.to_string(),
         (Value::String(text), _) => format!("{text:?}"),
+        (Value::F32(number), _) => number.to_string(),
         (_, Some(number)) => number.to_string(),
         (other, None) => other.type_name(),
     }

@@ -4,8 +4,8 @@
 use super::config_keys::QUERY_SCALAR_KEY;
 use super::names::architecture;
 use crate::gguf::{Gguf, GgufError};
-use crate::model::features::{DeltaNetShape, Family, NormWeight};
 use crate::model::DecoderConfig;
+use crate::model::features::{DeltaNetShape, Family, NormWeight};
 
 /// A difference between the two files.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -126,12 +126,10 @@ impl Order {
                 vec![Step::Scale(self.query_factor)]
             }
             "linear_attn.norm" => vec![],
-            _ if is_norm(part) => {
-                match self.family.features(1, self.heads, self.head_dim).norm {
-                    NormWeight::Plain => vec![],
-                    NormWeight::OnePlus => vec![Step::AddOne],
-                }
-            }
+            _ if is_norm(part) => match self.family.features(1, self.heads, self.head_dim).norm {
+                NormWeight::Plain => vec![],
+                NormWeight::OnePlus => vec![Step::AddOne],
+            },
             _ => self.delta_net.map_or_else(Vec::new, |shape| {
                 let rate = (last == "A_log").then_some(Step::MinusExp);
                 delta_tile(shape, part, last).into_iter().chain(rate).collect()
