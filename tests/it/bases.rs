@@ -80,7 +80,7 @@ fn nothing_of_an_earlier_model_wins_over_an_import() {
     let found = hugging_face::load(target).unwrap();
     assert_eq!(weights(&found), weights(&model));
     assert_eq!((found.text.chat_template, found.text.ids), (model.text.chat_template, model.text.ids));
-    assert_eq!(found.text.named_templates, []);
+    assert!(found.text.named_templates.is_empty());
     let mut left: Vec<_> = std::fs::read_dir(target)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

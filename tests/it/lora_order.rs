@@ -103,6 +103,6 @@ fn the_way_back_of_reordered_rows_needs_the_post() {
         let [lora, back] = ["lora.gguf", "back"].map(|name| folder.path().join(name));
         spoke::to_served(peft.path(), &lora, &post, &Limits::default()).unwrap();
         let refusal = spoke::convert(&lora, &back, Format::PeftFolder, None, &Limits::default()).unwrap_err();
-        assert_eq!(refusal.reason.code(), "post_needed", "{case}: {refusal}");
+        assert_eq!(refusal.code(), "post_needed", "{case}: {refusal}");
     }
 }

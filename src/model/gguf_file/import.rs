@@ -9,7 +9,7 @@ use super::config_keys::read_config;
 use super::names::{gguf_dims, gguf_name};
 use super::scaling::ROPE_FREQS;
 use super::{NAMED, values};
-use crate::gguf::{Gguf, TensorInfo, check_model, check_readable};
+use crate::gguf::{Gguf, TensorInfo, check_readable};
 use crate::model::file_error::FileError;
 use crate::model::hugging_face::{Model, TextSide};
 use crate::model::{DecoderConfig, Parameters, gguf_tokenizer};
@@ -20,7 +20,7 @@ use crate::model::{DecoderConfig, Parameters, gguf_tokenizer};
 /// As [`import`].
 pub fn load_config(path: &Path) -> Result<DecoderConfig, FileError> {
     let file = Gguf::open(path)?;
-    check_model(&file)?;
+    check_readable(&file)?;
     read_config(&file)
 }
 

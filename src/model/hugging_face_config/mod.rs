@@ -10,7 +10,7 @@ mod rope;
 use serde_json::{Map, Value};
 
 use super::file_error::FileError;
-use super::{DecoderConfig, Family, RopeScaling};
+use super::{DecoderConfig, Family};
 use keys::Keys;
 pub use render::render;
 
@@ -110,6 +110,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::RopeScaling;
 
     fn config() -> DecoderConfig {
         DecoderConfig {
