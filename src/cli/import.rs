@@ -7,7 +7,7 @@ use crate::model::{gguf_file, hugging_face};
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// GGUF file of architecture llama, qwen2, qwen3, gemma2 or qwen35 with F32, F16, BF16 or Q8_0 weights
+    /// GGUF file of architecture llama, qwen2, qwen3, gemma2 or qwen35, with weights of any type that ggml can dequantise
     file: PathBuf,
     /// Folder to write
     output: PathBuf,
@@ -18,8 +18,9 @@ pub struct Args {
 /// # Errors
 /// A file that breaks a rule or holds what the decoder does not compute; the disk.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let model = gguf_file::import(&args.file)?;
-    hugging_face::save(&args.output, &model)?;
-    println!("{}: {} parameters as F32", args.output.display(), model.config.parameter_count());
+    // Weights pass through one at a time: a large model needs no memory of its size.
+    let file = gguf_file::Imported::open(&args.file)?;
+    hugging_face::save_parts(&args.output, &file.config, &file.text, |name| file.values(name))?;
+    println!("{}: {} parameters as F32", args.output.display(), file.config.parameter_count());
     Ok(())
 }

@@ -13,7 +13,7 @@ mod types;
 mod value;
 mod writer;
 
-pub use check::{check_contiguous, check_model};
+pub use check::{check_contiguous, check_model, check_readable};
 pub use content::TensorHasher;
 pub use error::{GgufError, Rule};
 pub use reader::{Gguf, TensorInfo};

@@ -87,6 +87,16 @@ pub enum FileError {
         /// What is read.
         expected: &'static str,
     },
+    /// Two files that say the same thing, of which only one can be meant.
+    #[error("{} and {} stand side by side, and only one can be meant: {why}", one.display(), other.display())]
+    TwoPlaces {
+        /// The first.
+        one: PathBuf,
+        /// The second.
+        other: PathBuf,
+        /// What happens with both.
+        why: String,
+    },
     /// A broken rule of GGUF.
     #[error(transparent)]
     Gguf(#[from] GgufError),
@@ -120,6 +130,7 @@ impl FileError {
             Self::MissingTensor { .. } | Self::ExtraTensor { .. } | Self::Shape { .. } => {
                 Some("the configuration and the weights are not of one model, or one of them was changed")
             }
+            Self::TwoPlaces { .. } => Some("move one of them to another folder"),
             Self::Dtype { .. } => Some("store the weights as BF16, F16 or F32"),
             Self::Safetensors { .. } | Self::Json { .. } => {
                 Some("the file is damaged, or its download incomplete")

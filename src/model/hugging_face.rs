@@ -10,7 +10,12 @@ use super::file_error::FileError;
 use super::hugging_face_config::{self, TokenIds};
 use super::safetensors_file::{self, SafetensorsFile};
 use super::tokenizer::{BOS, CHAT_TEMPLATE, END, PAD, Tokenizer, TokenizerError};
-use super::{DecoderConfig, Family, Parameters, hugging_face_text};
+use super::{DecoderConfig, Family, Parameters, hugging_face_text, superseded};
+
+/// All weights in one file.
+const WEIGHTS: &str = "model.safetensors";
+/// Which file has which weight, where there are several.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// A model as its files describe it.
 #[derive(Debug, Clone)]
@@ -131,11 +136,13 @@ fn refuse_rest(
     Ok(())
 }
 
-/// Opens `model.safetensors`, or all files that `model.safetensors.index.json` names.
+/// Opens `model.safetensors`, or else all files that `model.safetensors.index.json` names: the order of transformers, which
+/// matters where a model was saved into the folder of another.
 fn open_shards(folder: &Path) -> Result<Vec<SafetensorsFile>, FileError> {
-    let index = folder.join("model.safetensors.index.json");
-    if !index.exists() {
-        return Ok(vec![SafetensorsFile::open(&folder.join("model.safetensors"))?]);
+    superseded::refuse_adapter(folder)?;
+    let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
+    if single.exists() || !index.exists() {
+        return Ok(vec![SafetensorsFile::open(&single)?]);
     }
     let object = read_object(&index)?;
     let Some(map) = object.get("weight_map").and_then(Value::as_object) else {
@@ -167,7 +174,8 @@ fn open_shards(folder: &Path) -> Result<Vec<SafetensorsFile>, FileError> {
 }
 
 /// Writes a folder that transformers loads: `config.json`, `model.safetensors` (f32), `tokenizer.json`,
-/// `tokenizer_config.json`. Each file is replaced atomically.
+/// `tokenizer_config.json`. Each file is replaced atomically, and files of an earlier model that would win over these are
+/// removed.
 ///
 /// # Errors
 /// Parameters that do not fit the configuration; the disk.
@@ -178,10 +186,27 @@ pub fn save(folder: &Path, model: &Model) -> Result<(), FileError> {
             return Err(FileError::Shape { path: folder.to_owned(), tensor: name, found, expected });
         }
     }
-    safetensors_file::write(&folder.join("model.safetensors"), &model.parameters)?;
-    hugging_face_text::save(folder, &model.text)?;
+    save_parts(folder, &model.config, &model.text, |name| {
+        Ok(safetensors_file::f32_values(model.parameters.get(name)?)?)
+    })
+}
+
+/// As [`save`], with one parameter at a time in memory: `values` gives those of the parameter with this name.
+///
+/// # Errors
+/// What `values` says; a parameter of another size than its shape; the disk.
+pub fn save_parts(
+    folder: &Path,
+    config: &DecoderConfig,
+    text: &TextSide,
+    values: impl FnMut(&str) -> Result<Vec<f32>, FileError>,
+) -> Result<(), FileError> {
+    superseded::refuse_adapter(folder)?;
+    safetensors_file::write_parts(&folder.join(WEIGHTS), config.parameter_shapes(), values)?;
+    hugging_face_text::save(folder, text)?;
+    superseded::remove(folder)?;
     // Last: a folder with a configuration is complete.
-    write_json(folder.join("config.json"), &hugging_face_config::render(&model.config, &model.text.ids))
+    write_json(folder.join("config.json"), &hugging_face_config::render(config, &text.ids))
 }
 
 pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> {

@@ -6,11 +6,17 @@ use serde_json::{Map, Value, json};
 
 use super::file_error::FileError;
 use super::hugging_face::{TextSide, read_object, write_json};
-use super::hugging_face_config::TokenIds;
+use super::hugging_face_config::{self, TokenIds};
 
 const CONFIG: &str = "tokenizer_config.json";
+/// Names of special tokens, where `tokenizer_config.json` does not describe each token itself.
+pub(super) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+/// How answers are generated; its ends go before those of `config.json`.
+pub(super) const GENERATION: &str = "generation_config.json";
+/// The template, before that of `tokenizer_config.json`.
+pub(super) const TEMPLATE: &str = "chat_template.jinja";
 /// Folder of templates with names of their own.
-const NAMED_TEMPLATES: &str = "additional_chat_templates";
+pub(super) const NAMED_TEMPLATES: &str = "additional_chat_templates";
 /// Name of the template that is meant where none is named.
 const DEFAULT_TEMPLATE: &str = "default";
 
@@ -18,10 +24,26 @@ const DEFAULT_TEMPLATE: &str = "default";
 ///
 /// # Errors
 /// Files that are not there or not JSON, templates that are no texts.
-pub(super) fn load(folder: &Path, ids: TokenIds) -> Result<TextSide, FileError> {
-    let tokenizer = Value::Object(read_object(&folder.join("tokenizer.json"))?);
+pub(super) fn load(folder: &Path, mut ids: TokenIds) -> Result<TextSide, FileError> {
+    let mut tokenizer = read_object(&folder.join("tokenizer.json"))?;
+    // Left over from one use of it: not meant for any other.
+    for key in ["truncation", "padding"] {
+        tokenizer.insert(key.to_owned(), Value::Null);
+    }
+    let tokenizer = Value::Object(tokenizer);
     let path = folder.join(CONFIG);
-    let config = if path.exists() { read_object(&path)? } else { Map::new() };
+    let optional = |path: &Path| if path.exists() { read_object(path) } else { Ok(Map::new()) };
+    let mut config = optional(&path)?;
+    if !config.contains_key("added_tokens_decoder") {
+        // As transformers, which takes these names for those of older files.
+        let names = optional(&folder.join(SPECIAL_TOKENS))?;
+        config.extend(names.into_iter().filter(|(_, token)| !token.is_null()));
+    }
+    let path_of_ends = folder.join(GENERATION);
+    let ends = hugging_face_config::ends(&path_of_ends, &optional(&path_of_ends)?)?;
+    if !ends.is_empty() {
+        ids.eos = ends;
+    }
     let ids = with_named(ids, &config, &tokenizer);
     let (chat_template, named_templates) = templates(folder, &path, &config)?;
     Ok(TextSide { tokenizer, chat_template, named_templates, ids })
@@ -55,7 +77,7 @@ type Templates = (Option<String>, Vec<(String, String)>);
 
 /// The template of `chat_template.jinja` and those beside it, or else what `tokenizer_config.json` has.
 fn templates(folder: &Path, path: &Path, config: &Map<String, Value>) -> Result<Templates, FileError> {
-    let file = folder.join("chat_template.jinja");
+    let file = folder.join(TEMPLATE);
     if file.exists() {
         return Ok((Some(read_text(&file)?), named_files(&folder.join(NAMED_TEMPLATES))?));
     }

@@ -2,6 +2,7 @@
 
 mod block;
 pub mod config;
+mod control_texts;
 pub mod decoder;
 pub mod features;
 pub mod felix;
@@ -17,6 +18,7 @@ pub mod ops;
 pub mod parameters;
 pub mod safetensors_file;
 pub mod stand_in;
+mod superseded;
 pub mod taps;
 pub mod tokenizer;
 

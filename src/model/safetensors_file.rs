@@ -11,7 +11,6 @@ use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, View};
 
-use super::Parameters;
 use super::file_error::FileError;
 use crate::durable::Staged;
 
@@ -288,21 +287,34 @@ pub fn f32_values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
 }
 
-/// Writes parameters as f32, atomically.
+/// Writes parameters of these names and shapes as f32, atomically, with one at a time in memory.
 ///
 /// # Errors
-/// A parameter that is not f32; the disk.
-pub fn write(target: &Path, parameters: &Parameters) -> Result<(), FileError> {
-    for (name, var) in parameters.iter() {
-        if var.dtype() != candle_core::DType::F32 {
-            let (tensor, found) = (name.to_owned(), format!("{:?}", var.dtype()));
-            return Err(FileError::Dtype { path: target.to_owned(), tensor, found, expected: "F32" });
+/// What `values` says; values that are not as many as the shape has; the disk.
+pub fn write_parts(
+    target: &Path,
+    mut shapes: Vec<(String, Vec<usize>)>,
+    mut values: impl FnMut(&str) -> Result<Vec<f32>, FileError>,
+) -> Result<(), FileError> {
+    // In the order of `write_views`.
+    shapes.sort();
+    let tensors: Vec<(&str, Dtype, Vec<usize>)> =
+        shapes.iter().map(|(name, shape)| (name.as_str(), Dtype::F32, shape.clone())).collect();
+    let mut told = None;
+    let format = [("format", "pt".to_owned())];
+    let written = write_streamed(target, &format, &tensors, |name, out| match values(name) {
+        Ok(values) => values.chunks(PART).try_for_each(|part| {
+            let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
+            out.write_all(&bytes)
+        }),
+        Err(error) => {
+            let message = error.to_string();
+            told = Some(error);
+            Err(std::io::Error::other(message))
         }
-    }
-    let tensors = parameters.iter().map(|(name, var)| (name, Stored(var)));
-    // transformers refuses files that do not say which framework's names they use.
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_views(target, tensors, format)
+    });
+    // The reader's error, not that nothing was written.
+    told.map_or(written, Err)
 }
 
 #[cfg(test)]

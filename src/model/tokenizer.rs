@@ -2,6 +2,10 @@
 
 use std::path::Path;
 
+use tokenizers::{AddedToken, ModelWrapper};
+
+use super::control_texts;
+
 /// Tokens that mark the turns of a conversation; ids 0..=6, in this order.
 pub const MARKERS: [&str; 7] =
     ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"];
@@ -90,17 +94,33 @@ impl Tokenizer {
         Err(TokenizerError::NoPost { path: path.to_owned(), id, found, marker })
     }
 
-    /// Wraps a tokenizer made in memory.
+    /// Wraps a tokenizer made in memory. What a file asks for besides, for one use of it, is off: cutting and filling texts
+    /// to a length, and leaving out merges by chance.
     pub fn new(mut inner: tokenizers::Tokenizer) -> Self {
+        inner.with_padding(None);
+        // Can only fail for a length that does not fit: `None` has no length.
+        let _ = inner.with_truncation(None);
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some()
+        {
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
+        }
         // Without this, special tokens are looked for in any text; a person's text must never become a marker.
         inner.set_encode_special_tokens(true);
         // Some files mark the markers of their templates as ordinary; llama.cpp takes them for what they look like.
-        let markers: Vec<_> = inner
-            .get_added_tokens_decoder()
-            .into_values()
+        let added = inner.get_added_tokens_decoder();
+        let mut markers: Vec<_> = added
+            .values()
             .filter(|token| !token.special && looks_special(&token.content))
-            .map(|token| tokenizers::AddedToken { special: true, ..token })
+            .map(|token| AddedToken { special: true, ..token.clone() })
             .collect();
+        // Entries of the vocabulary that are no added tokens.
+        let is_added = |text: &str| added.values().any(|token| token.content == text);
+        let entries =
+            control_texts::all().filter(|text| inner.token_to_id(text).is_some() && !is_added(text));
+        markers.extend(entries.map(|text| AddedToken::from(text, true)));
         inner.add_special_tokens(&markers);
         Self { inner }
     }
@@ -165,13 +185,14 @@ impl Tokenizer {
     }
 }
 
-/// Whether an added token is a marker by its looks, although its file does not say so (the rule of llama.cpp's converter).
+/// Whether a token is a marker by its looks, although its file does not say so (the rules of llama.cpp and its converter).
 pub fn looks_special(token: &str) -> bool {
     let between = |open: &str, close: &str| token.starts_with(open) && token.ends_with(close);
     matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
         || between("<|", "|>")
         || between("<｜", "｜>")
         || between("<unused", ">")
+        || control_texts::contains(token)
 }
 
 /// Cuts compact JSON into pieces that are tokenised apart: what stands between string values (keys, brackets and the

@@ -177,7 +177,16 @@ impl Parts {
             Err(reason) => Err(Refusal::new(&path.join(name), reason)),
         };
         let mut files = Vec::new();
+        let other = part(FELIX_WEIGHTS, limits.max_bytes)?;
         if let Some(config) = part(PEFT_CONFIG, MAX_JSON_BYTES)? {
+            if other.is_some() {
+                return Err(refuse(Reason::Unsupported {
+                    code: "two_spokes",
+                    what: format!("there are {PEFT_CONFIG:?} and {FELIX_WEIGHTS:?}"),
+                    why: "are two spokes, of which one would be passed over",
+                    hint: "give each a folder of its own",
+                }));
+            }
             let Some(weights) = part(PEFT_WEIGHTS, limits.max_bytes)? else {
                 return Err(match part(PEFT_PICKLE, limits.max_bytes)? {
                     Some((_, pickle)) => pickle.refuse(Reason::Pickle { found: "PyTorch's" }),
@@ -185,7 +194,7 @@ impl Parts {
                 });
             };
             files.extend([weights, config]);
-        } else if let Some(weights) = part(FELIX_WEIGHTS, limits.max_bytes)? {
+        } else if let Some(weights) = other {
             files.push(weights);
             files.extend(part(FELIX_CONFIG, MAX_JSON_BYTES)?);
         } else {

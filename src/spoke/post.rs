@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Digest, Refusal};
 use crate::gguf::{Array, GgmlType, Gguf, GgufError, ORIGIN_KEY, Rule, TensorInfo, Value, check_model};
+use crate::model::gguf_file::values::Order;
 
 /// A post, without its weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,8 +22,8 @@ pub struct Post {
     pub vocabulary: u64,
     /// Epsilon of its RMS norms, where the architecture has one.
     pub rms_eps: Option<f32>,
-    /// Query heads and key/value heads, where the architecture has one number of each.
-    pub heads: Option<(u64, u64)>,
+    /// In which order and scale its file stores values, where the architecture is known here.
+    pub(crate) order: Option<Order>,
     /// Every tensor, by name.
     pub tensors: BTreeMap<String, PostTensor>,
     /// Content hash of its tensors: names, dimensions, types and data, in the order of names.
@@ -74,10 +75,6 @@ impl Post {
     fn with_hash(file: &Gguf, sha256: Digest) -> Result<Self, GgufError> {
         let architecture: &str = file.get("general.architecture")?;
         let key = |name: &str| format!("{architecture}.{name}");
-        // A list of numbers, one a layer, stands here in some architectures: then there is no one number.
-        let number = |name: &str| file.find::<u32>(&key(name)).unwrap_or_default();
-        let heads = number("attention.head_count")
-            .map(|heads| (heads.into(), number("attention.head_count_kv").unwrap_or(heads).into()));
         let tensor =
             |info: &TensorInfo| (info.name.clone(), PostTensor { dims: info.dims.clone(), kind: info.kind });
         Ok(Self {
@@ -86,7 +83,7 @@ impl Post {
             layers: file.get(&key("block_count"))?,
             vocabulary: file.get::<&[String]>("tokenizer.ggml.tokens")?.len() as u64,
             rms_eps: Self::rms_eps_of(file)?,
-            heads,
+            order: Order::of_file(file)?,
             tensors: file.tensors().iter().map(tensor).collect(),
             sha256,
             origin: file.find::<&str>(ORIGIN_KEY)?.map(|text| recorded(file, text)).transpose()?,

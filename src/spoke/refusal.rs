@@ -64,7 +64,9 @@ impl From<FileError> for Reason {
                 Self::Dimensions { tensor, found: wide(found), expected: wide(expected) }
             }
             FileError::Dtype { tensor, found, .. } => Self::TensorType { tensor, found },
-            FileError::Tensor(error) => Self::NotConvertible { why: error.to_string() },
+            error @ (FileError::Tensor(_) | FileError::TwoPlaces { .. }) => {
+                Self::NotConvertible { why: error.to_string() }
+            }
         }
     }
 }

@@ -321,7 +321,7 @@ const TOKENIZERS: [(&str, &[&str]); 4] = [
 ];
 
 /// A text as the tokenizer's normaliser leaves it: llama.cpp has no Unicode normal forms, and reads what is in one alike.
-fn normal_form(tokenizer: &Tokenizer, text: &str) -> String {
+pub fn normal_form(tokenizer: &Tokenizer, text: &str) -> String {
     match tokenizer.inner().get_normalizer() {
         Some(tokenizers::NormalizerWrapper::NFC(form)) => {
             let mut normal = tokenizers::NormalizedString::from(text);

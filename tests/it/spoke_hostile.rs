@@ -125,6 +125,11 @@ fn a_folder_is_held_to_the_same_rules_part_by_part() {
     assert_eq!(code(&folder, &post), "pickle");
     durable::write(&weights, &peft_weights()).unwrap();
     assert_eq!(code(&folder, &post), "none");
+    // A Felix spoke beside it: one of the two would be passed over.
+    let felix = folder.join("spoke.safetensors");
+    durable::write(&felix, &peft_weights()).unwrap();
+    assert_eq!(code(&folder, &post), "two_spokes");
+    std::fs::remove_file(&felix).unwrap();
     durable::write(&weights, b"").unwrap();
     assert_eq!(code(&folder, &post), "empty_file");
     for part in [&weights, &config] {

@@ -50,7 +50,7 @@ fn assert_agree_within(bound: f32, what: &str, expected: &[f32], found: &[f32]) 
 }
 
 /// Adds `alpha / r B A` to the weights of a post, in llama.cpp's terms: nothing here knows Hugging Face's order of rows.
-fn merge(post: &Path, lora: &Path, target: &Path) {
+pub fn merge(post: &Path, lora: &Path, target: &Path) {
     let (post, lora) = (Gguf::open(post).unwrap(), Gguf::open(lora).unwrap());
     let alpha: f32 = lora.get("adapter.lora.alpha").unwrap();
     let mut writer = Writer::new();

@@ -87,7 +87,7 @@ fn exported(tokenizer: &Tokenizer, folder: &std::path::Path) -> Reference {
     exported_text(TextSide::of_post(tokenizer).unwrap(), tokenizer.vocab_size(), folder)
 }
 
-fn exported_text(text: TextSide, vocab_size: usize, folder: &std::path::Path) -> Reference {
+pub fn exported_text(text: TextSide, vocab_size: usize, folder: &std::path::Path) -> Reference {
     let config = DecoderConfig {
         family: Family::Qwen3,
         vocab_size,
@@ -215,5 +215,47 @@ fn every_character_up_to_unicode_15_is_cut_alike() {
             "U+{:04X}",
             u32::from(c)
         );
+    }
+}
+
+/// llama.cpp takes some texts for control tokens, whatever a model's files say: a text that has them has the same ids on both
+/// sides, and no token of its own.
+#[test]
+fn texts_of_llama_cpps_own_tables_are_read_alike() {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let trained = vocabulary::train(conversations(&mut rng).into_iter(), 600).unwrap();
+    let texts =
+        ["</s>", "<EOT>", "_<EOT>", "[EOS]", "<PRE>", "<fim_suffix>", "[PAD]", "<reponame>", "<turn|>"];
+    // Added tokens that are no special ones, as Gemma's files have them; and plain entries of the vocabulary.
+    for added in [true, false] {
+        let mut side = TextSide::of_post(&trained).unwrap();
+        let first = trained.vocab_size();
+        for (id, text) in (first..).zip(texts) {
+            if added {
+                side.tokenizer["added_tokens"].as_array_mut().unwrap().push(json!({
+                    "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": false,
+                }));
+            } else {
+                side.tokenizer["model"]["vocab"][text] = id.into();
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let size = first + texts.len();
+        let reference = exported_text(side.clone(), size, folder.path());
+        let bytes = serde_json::to_vec(&side.tokenizer).unwrap();
+        let tokenizer = Tokenizer::new(tokenizers::Tokenizer::from_bytes(bytes).unwrap());
+        assert_eq!(tokenizer.vocab_size(), size);
+        let imported = gguf_file::import(&folder.path().join("model.gguf")).unwrap().text.tokenizer;
+        let back = Tokenizer::new(tokenizers::Tokenizer::from_bytes(imported.to_string()).unwrap());
+        for (id, text) in (first as u32..).zip(texts) {
+            for around in [text.to_owned(), format!("a {text} b{text}{text}\n"), format!("<b>{text}</b>")] {
+                let ids = tokenizer.encode(&around).unwrap();
+                assert_eq!(ids, reference.tokenize(&around, false), "{around:?}");
+                assert_eq!(ids, back.encode(&around).unwrap(), "{around:?}, imported");
+                assert!(!ids.contains(&id), "{around:?}");
+            }
+            assert_eq!(reference.tokenize(text, true), [id], "{text:?} is a token where markup is meant");
+        }
     }
 }

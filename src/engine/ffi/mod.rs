@@ -3,6 +3,7 @@
 
 mod adapter;
 mod context;
+mod dequantise;
 mod end;
 mod processor;
 mod quantise;
@@ -10,6 +11,9 @@ mod rewrite;
 
 pub use adapter::{Adapter, AdapterError};
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError, gives_up};
+pub use dequantise::Dequantise;
+#[cfg(test)]
+pub use dequantise::quantise_rows;
 pub use end::end;
 #[cfg(target_arch = "x86_64")]
 pub use processor::prefetch;

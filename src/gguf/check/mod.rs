@@ -20,10 +20,16 @@ const MAX_BLOCKS: u32 = 512;
 /// # Errors
 /// The first rule that the file breaks.
 pub fn check_model(file: &Gguf) -> Result<(), GgufError> {
-    Check { file }.model().map_err(|wrong| match wrong {
-        Wrong::Rule(rule) => file.error(rule),
-        Wrong::Told(error) => error,
-    })
+    Check { file, served: true }.checked()
+}
+
+/// Checks a file as a model that is only read here: as [`check_model`], but for the types of its tensors, which may be any
+/// that can be read as floats.
+///
+/// # Errors
+/// The first rule that the file breaks.
+pub fn check_readable(file: &Gguf) -> Result<(), GgufError> {
+    Check { file, served: false }.checked()
 }
 
 /// Checks that tensors stand one after the other, without holes: ggml insists on it in every file.
@@ -67,9 +73,18 @@ fn bad_value(key: impl Into<String>, found: impl ToString, expected: impl Into<S
 
 struct Check<'a> {
     file: &'a Gguf,
+    /// Whether llama.cpp is to compute with it.
+    served: bool,
 }
 
 impl<'a> Check<'a> {
+    fn checked(&self) -> Result<(), GgufError> {
+        self.model().map_err(|wrong| match wrong {
+            Wrong::Rule(rule) => self.file.error(rule),
+            Wrong::Told(error) => error,
+        })
+    }
+
     fn model(&self) -> Checked {
         let architecture = self.general()?;
         self.tensors_as_loaded()?;
@@ -119,6 +134,9 @@ impl<'a> Check<'a> {
     /// Tensors stand one after the other, and are of types that llama.cpp computes with.
     fn tensors_as_loaded(&self) -> Checked {
         check_contiguous(self.file)?;
+        if !self.served {
+            return Ok(()); // what can't be read is said when it is read
+        }
         for tensor in self.file.tensors() {
             let expected = match tensor.dims.len() {
                 1 if tensor.kind != super::GgmlType::F32 => "F32 (llama.cpp multiplies vectors in f32 only)",

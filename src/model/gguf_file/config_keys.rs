@@ -1,8 +1,8 @@
 //! A decoder's shape and constants as metadata of a GGUF file, the keys that llama.cpp's own converter writes, and back.
 
 use super::names::architecture;
-use super::scaling;
 use super::values::assumed_query_scalar;
+use super::{foreign_keys, scaling};
 use crate::gguf::{Array, Gguf, Value, Writer};
 use crate::model::features::{AttentionBias, DeltaNetShape, Family, Features, Mixer};
 use crate::model::{DecoderConfig, FileError};
@@ -18,7 +18,7 @@ const DEFAULT_THETA: f64 = 10_000.0;
 const DEFAULT_SECTIONS: [usize; 3] = [11, 11, 10];
 /// What scores are divided by the square root of, if llama.cpp would divide by something else: an export folds the ratio
 /// into the query weights, and an import needs to know.
-const QUERY_SCALAR_KEY: &str = "bespoke.attention.query_scalar";
+pub(super) const QUERY_SCALAR_KEY: &str = "bespoke.attention.query_scalar";
 
 /// Writes what a decoder is; `file_type` is llama.cpp's `LLAMA_FTYPE_*`.
 pub(in crate::model) fn write_config(
@@ -30,7 +30,8 @@ pub(in crate::model) fn write_config(
     let architecture = architecture(config.family);
     let features = &config.features;
     let key = |name: &str| format!("{architecture}.{name}");
-    writer.set("general.architecture", architecture).set("general.type", "model").set("general.name", name);
+    writer.set("general.architecture", architecture).set("general.type", "model");
+    writer.set("general.name", told_name(name));
     writer.set("general.size_label", size_label(config.parameter_count()));
     let mut counts = vec![
         ("block_count", config.layers),
@@ -117,6 +118,15 @@ fn fitting_sections(found: &[usize], pairs: usize, head_dim: usize) -> Vec<i32> 
     chosen.iter().map(|&n| n as i32).chain(std::iter::repeat(0)).take(4).collect()
 }
 
+/// A model's name for `general.name`. llama.cpp knows some models by it, and eats spaces behind their control tokens.
+fn told_name(name: &str) -> String {
+    let lower = name.to_ascii_lowercase();
+    if ["phi-3", "phi3", "modern-bert"].iter().any(|known| lower.contains(known)) {
+        return name.replace('3', " 3").replace('-', " - ");
+    }
+    name.to_owned()
+}
+
 /// The number of parameters in short, as model files are labelled: two digits at least, and a letter.
 fn size_label(parameters: u64) -> String {
     let (scale, letter) = match parameters {
@@ -144,7 +154,7 @@ pub(super) fn read_config(file: &Gguf) -> Result<DecoderConfig, FileError> {
         FileError::key(file.path(), "general.architecture", format!("{found:?}"), format!("one of {all}"))
     })?;
     let keys = Keys { file, architecture: architecture(family) };
-    keys.refuse_scaling(family)?;
+    foreign_keys::refuse(file, keys.architecture, family)?;
     let (hidden_size, heads) = (keys.count("embedding_length")?, keys.count("attention.head_count")?);
     let layers = keys.count("block_count")?;
     let head_dim = match keys.optional("attention.key_length")? {
@@ -203,24 +213,6 @@ impl Keys<'_> {
 
     fn wrong(&self, name: &str, found: impl Into<String>, expected: &str) -> FileError {
         FileError::key(self.file.path(), self.name(name), found, expected)
-    }
-
-    /// Refuses rotary scaling that the decoder does not compute, and windows where the architecture has none.
-    fn refuse_scaling(&self, family: Family) -> Result<(), FileError> {
-        let expected = "nothing: the decoder does not compute it";
-        let kind = self.file.find::<&str>(&self.name("rope.scaling.type"))?;
-        if let Some(kind) = kind.filter(|kind| *kind != "none") {
-            return Err(self.wrong("rope.scaling.type", format!("{kind:?}"), expected));
-        }
-        if let Some(factor) = self.float("rope.scaling.factor")?.filter(|factor| (factor - 1.0).abs() > 0.0) {
-            return Err(self.wrong("rope.scaling.factor", factor.to_string(), expected));
-        }
-        if family != Family::Gemma2
-            && let Some(window) = self.optional("attention.sliding_window")?.filter(|window| *window != 0)
-        {
-            return Err(self.wrong("attention.sliding_window", window.to_string(), expected));
-        }
-        Ok(())
     }
 
     fn features(
@@ -317,7 +309,7 @@ impl Keys<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{fitting_sections, size_label};
+    use super::{fitting_sections, size_label, told_name};
 
     #[test]
     fn sections_cover_the_pairs_and_fit_a_head() {
@@ -326,6 +318,15 @@ mod tests {
         assert_eq!(fitting_sections(&[11, 11, 10], 2, 16), [1, 1, 0, 0]);
         assert_eq!(fitting_sections(&[2, 1, 1], 4, 16), [2, 1, 1, 0]);
         assert_eq!(fitting_sections(&[1, 1, 1], 4, 16), [2, 1, 1, 0]);
+    }
+
+    #[test]
+    fn no_name_is_one_that_llama_cpp_treats_apart() {
+        assert_eq!(told_name("my-model-3"), "my-model-3");
+        for name in ["Phi-3-mini", "my-phi3", "PHI3", "Modern-BERT", "modern-bert-base"] {
+            let told = told_name(name).to_ascii_lowercase();
+            assert!(!["phi-3", "phi3", "modern-bert"].iter().any(|known| told.contains(known)), "{told}");
+        }
     }
 
     #[test]

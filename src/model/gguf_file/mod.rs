@@ -1,25 +1,25 @@
 //! A model as a GGUF file that llama.cpp serves, and back.
 
 mod config_keys;
+mod foreign_keys;
+mod import;
 mod limits;
 pub mod names;
 mod scaling;
 pub(crate) mod values;
 
-use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{Device, Var};
 use half::{bf16, f16};
 
 use super::file_error::FileError;
 use super::hugging_face::Model;
 use super::safetensors_file::f32_values;
-use super::{DecoderConfig, Parameters, gguf_tokenizer};
+use super::{DecoderConfig, gguf_tokenizer};
 use crate::digest::Digest;
-use crate::gguf::{GgmlType, Gguf, ORIGIN_KEY, TensorHasher, TensorInfo, Writer, check_model};
-use config_keys::read_config;
+use crate::gguf::{GgmlType, ORIGIN_KEY, TensorHasher, Writer};
 pub(super) use config_keys::write_config;
+pub use import::{Imported, import, load_config};
 use names::{gguf_dims, gguf_name};
 use scaling::ROPE_FREQS;
 
@@ -154,49 +154,4 @@ pub(crate) fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
         GgmlType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
-}
-
-/// Reads what a GGUF file of a known architecture says of its decoder; no weights.
-///
-/// # Errors
-/// As [`import`].
-pub fn load_config(path: &Path) -> Result<DecoderConfig, FileError> {
-    let file = Gguf::open(path)?;
-    check_model(&file)?;
-    read_config(&file)
-}
-
-/// Reads a GGUF file of a known architecture with F32, F16, BF16 or Q8_0 weights.
-///
-/// # Errors
-/// A file that breaks a rule; parts that the decoder does not compute.
-pub fn import(path: &Path) -> Result<Model, FileError> {
-    let file = Gguf::open(path)?;
-    check_model(&file)?;
-    let config = read_config(&file)?;
-    let mut rest: HashMap<&str, &TensorInfo> =
-        file.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-    let mut parameters = Parameters::default();
-    for (name, shape) in config.parameter_shapes() {
-        let theirs = gguf_name(config.family, &name).expect(NAMED);
-        let (expected, path) = (gguf_dims(&shape), || path.to_owned());
-        let as_sizes = |dims: &[u64]| dims.iter().map(|&dim| dim as usize).collect::<Vec<_>>();
-        let Some(tensor) = rest.remove(theirs.as_str()) else {
-            let expected = as_sizes(&expected);
-            return Err(FileError::MissingTensor { path: path(), tensor: theirs, expected });
-        };
-        if tensor.dims != expected {
-            let (found, expected) = (as_sizes(&tensor.dims), as_sizes(&expected));
-            return Err(FileError::Shape { path: path(), tensor: theirs, found, expected });
-        }
-        let values = values::from_gguf(&config, &name, file.tensor_f32(&theirs)?);
-        parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu)?)?;
-    }
-    rest.remove(ROPE_FREQS); // read with the configuration
-    // The first by name, so that the same file always gives the same message.
-    if let Some(tensor) = rest.into_values().min_by(|a, b| a.name.cmp(&b.name)) {
-        let found = tensor.dims.iter().map(|&dim| dim as usize).collect();
-        return Err(FileError::ExtraTensor { path: path.to_owned(), tensor: tensor.name.clone(), found });
-    }
-    Ok(Model { config, parameters, text: gguf_tokenizer::read(&file)? })
 }

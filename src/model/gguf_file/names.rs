@@ -59,7 +59,7 @@ pub fn gguf_name(family: Family, name: &str) -> Option<String> {
     Some(format!("blk.{layer}.{theirs}.{kind}"))
 }
 
-/// The inverse of [`gguf_name`] for weights of the families that share Llama's names (`llama`, `qwen2`, `qwen3`).
+/// The inverse of [`gguf_name`] for matrices, whose names all families share.
 pub fn hugging_face_name(name: &str) -> Option<String> {
     match name {
         "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
@@ -74,24 +74,6 @@ pub fn hugging_face_name(name: &str) -> Option<String> {
         _ => BLOCK.iter().find(|(_, theirs)| *theirs == part)?.0,
     };
     Some(format!("model.layers.{layer}.{ours}.weight"))
-}
-
-/// Parameters whose rows rotary positions turn in pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rotated {
-    /// `q_proj`
-    Query,
-    /// `k_proj`
-    Key,
-}
-
-/// Whether the parameter with this Hugging Face name is one of them.
-pub fn rotated(name: &str) -> Option<Rotated> {
-    match name {
-        _ if name.ends_with(".self_attn.q_proj.weight") => Some(Rotated::Query),
-        _ if name.ends_with(".self_attn.k_proj.weight") => Some(Rotated::Key),
-        _ => None,
-    }
 }
 
 /// Dimensions in ggml's order (row length first) of a parameter of this shape. A depthwise kernel has no dimension for its

@@ -1,8 +1,11 @@
-//! How llama.cpp stores the values of some parameters otherwise than Hugging Face, there and back.
+//! How llama.cpp stores the values of some parameters otherwise than Hugging Face, there and back: of weights, and of the two
+//! matrices of a LoRA, whose product is added to them.
 
+use super::config_keys::QUERY_SCALAR_KEY;
+use super::names::architecture;
+use crate::gguf::{Gguf, GgufError};
 use crate::model::DecoderConfig;
-use crate::model::Family;
-use crate::model::features::{DeltaNetShape, NormWeight};
+use crate::model::features::{DeltaNetShape, Family, NormWeight};
 
 /// A difference between the two files.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,24 +18,151 @@ enum Step {
     MinusExp,
     /// A factor that llama.cpp's graph lacks, folded into the weights.
     Scale(f32),
-    /// Value heads, in blocks of so many values after the first `skip`, `key_heads` x `per_key` at a time: Hugging Face has those
-    /// of one key head side by side, llama.cpp the first of each key head, then the second of each.
-    Tile { skip: usize, key_heads: usize, per_key: usize, block: usize },
+    /// Rows in the order of value heads.
+    Rows(Tile),
+    /// Columns in the order of value heads: each row on its own.
+    Columns(Tile),
 }
 
-/// Rows `[heads * head_dim, width]` from Hugging Face's order to that of llama.cpp's `llama`.
-pub(crate) fn interleave(values: Vec<f32>, heads: usize, head_dim: usize) -> Vec<f32> {
-    Step::Interleave { heads, head_dim }.apply(values)
+/// Value heads, in blocks of so many rows or columns after the first `skip`, `key_heads` x `per_key` at a time: Hugging Face has
+/// those of one key head side by side, llama.cpp the first of each key head, then the second of each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Tile {
+    skip: usize,
+    key_heads: usize,
+    per_key: usize,
+    block: usize,
 }
 
-/// The inverse of [`interleave`].
-pub(crate) fn deinterleave(values: Vec<f32>, heads: usize, head_dim: usize) -> Vec<f32> {
-    Step::Interleave { heads, head_dim }.undo(values)
+/// What of a model decides the order and the scale of its values in a GGUF file.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Order {
+    family: Family,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    /// What query weights are multiplied by, because llama.cpp divides scores by the square root of another number.
+    query_factor: f32,
+    delta_net: Option<DeltaNetShape>,
+}
+
+/// The two matrices of a LoRA: `B A` is added to a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Half {
+    /// `[rank, inputs]`
+    A,
+    /// `[outputs, rank]`
+    B,
+}
+
+impl Order {
+    pub(crate) fn of(config: &DecoderConfig) -> Self {
+        let assumed = assumed_query_scalar(config);
+        Self {
+            family: config.family,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            query_factor: (assumed / config.features.query_scalar).sqrt() as f32,
+            delta_net: config.features.delta_net(),
+        }
+    }
+
+    /// The order of a file that has passed `check_model`; none for an architecture that is not computed here. Unlike a whole
+    /// configuration, it is there for files that ask for what only llama.cpp computes.
+    ///
+    /// # Errors
+    /// Keys that are missing, or of another type.
+    pub(crate) fn of_file(file: &Gguf) -> Result<Option<Self>, GgufError> {
+        let found: &str = file.get("general.architecture")?;
+        let Some(family) = Family::ALL.into_iter().find(|family| architecture(*family) == found) else {
+            return Ok(None);
+        };
+        let find = |name: &str| Ok(file.find::<u32>(&format!("{found}.{name}"))?.map(|n| n as usize));
+        let count = |name: &str| Ok::<_, GgufError>(file.get::<u32>(&format!("{found}.{name}"))? as usize);
+        let (hidden, heads) = (count("embedding_length")?, count("attention.head_count")?);
+        let head_dim = find("attention.key_length")?.unwrap_or(hidden / heads.max(1));
+        let assumed = assumed(family, count("block_count")?, hidden, heads, head_dim);
+        let scalar = file.find::<f64>(QUERY_SCALAR_KEY)?.unwrap_or(assumed);
+        let delta_net = match find("ssm.time_step_rank")?.filter(|_| family == Family::Qwen3_5) {
+            None => None,
+            Some(value_heads) => Some(DeltaNetShape {
+                key_heads: count("ssm.group_count")?,
+                value_heads,
+                key_dim: count("ssm.state_size")?,
+                value_dim: count("ssm.inner_size")? / value_heads.max(1),
+                kernel: count("ssm.conv_kernel")?,
+            }),
+        };
+        let query_factor = (assumed / scalar).sqrt() as f32;
+        let kv_heads = find("attention.head_count_kv")?.unwrap_or(heads);
+        Ok(Some(Self { family, heads, kv_heads, head_dim, query_factor, delta_net }))
+    }
+
+    /// A matrix of a LoRA on the parameter `name` (Hugging Face's) as llama.cpp's file of the weights wants it.
+    pub(crate) fn half_to_gguf(&self, name: &str, half: Half, mut values: Vec<f32>) -> Vec<f32> {
+        for step in self.steps(name).into_iter().filter(|step| step.acts_on(half)) {
+            values = step.apply(values);
+        }
+        values
+    }
+
+    /// The inverse of [`Self::half_to_gguf`].
+    pub(crate) fn half_from_gguf(&self, name: &str, half: Half, mut values: Vec<f32>) -> Vec<f32> {
+        for step in self.steps(name).into_iter().rev().filter(|step| step.acts_on(half)) {
+            values = step.undo(values);
+        }
+        values
+    }
+
+    fn steps(&self, name: &str) -> Vec<Step> {
+        let (part, last) = parts(name);
+        match part {
+            "self_attn.q_proj" | "self_attn.k_proj" if self.family == Family::Llama => {
+                let heads = if part == "self_attn.q_proj" { self.heads } else { self.kv_heads };
+                vec![Step::Interleave { heads, head_dim: self.head_dim }]
+            }
+            "self_attn.q_proj" if (self.query_factor - 1.0).abs() > 0.0 => {
+                vec![Step::Scale(self.query_factor)]
+            }
+            "linear_attn.norm" => vec![],
+            _ if is_norm(part) => match self.family.features(1, self.heads, self.head_dim).norm {
+                NormWeight::Plain => vec![],
+                NormWeight::OnePlus => vec![Step::AddOne],
+            },
+            _ => self.delta_net.map_or_else(Vec::new, |shape| {
+                let rate = (last == "A_log").then_some(Step::MinusExp);
+                delta_tile(shape, part, last).into_iter().chain(rate).collect()
+            }),
+        }
+    }
+}
+
+/// Whether models of an architecture may store what a LoRA on this parameter changes in another order or scale than Hugging
+/// Face: then the model must be known.
+pub(crate) fn needs_order(found: &str, name: &str) -> bool {
+    let (part, _) = parts(name);
+    let is = |family: Family| architecture(family) == found;
+    (is(Family::Llama) && matches!(part, "self_attn.q_proj" | "self_attn.k_proj"))
+        || (is(Family::Gemma2) && part == "self_attn.q_proj")
+        || (is(Family::Qwen3_5) && part.starts_with("linear_attn."))
+}
+
+/// A parameter's module in its block (or in the model), and the last part of its name.
+fn parts(name: &str) -> (&str, &str) {
+    let (module, last) = name.rsplit_once('.').unwrap_or((name, name));
+    let module = module.strip_prefix("model.").unwrap_or(module);
+    let part = module.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+    (part.map_or(module, |(_, part)| part), last)
+}
+
+fn is_norm(part: &str) -> bool {
+    matches!(part, "norm" | "self_attn.q_norm" | "self_attn.k_norm") || part.ends_with("layernorm")
 }
 
 /// The parameter's values as llama.cpp stores them.
 pub(super) fn to_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>) -> Vec<f32> {
-    for step in steps(config, name) {
+    for step in Order::of(config).steps(name) {
         values = step.apply(values);
     }
     values
@@ -40,7 +170,7 @@ pub(super) fn to_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>) 
 
 /// The inverse of [`to_gguf`].
 pub(super) fn from_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>) -> Vec<f32> {
-    for step in steps(config, name).into_iter().rev() {
+    for step in Order::of(config).steps(name).into_iter().rev() {
         values = step.undo(values);
     }
     values
@@ -48,65 +178,45 @@ pub(super) fn from_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>
 
 /// What llama.cpp's graph divides scores by the square root of.
 pub(super) fn assumed_query_scalar(config: &DecoderConfig) -> f64 {
+    assumed(config.family, config.layers, config.hidden_size, config.heads, config.head_dim)
+}
+
+fn assumed(family: Family, layers: usize, hidden: usize, heads: usize, head_dim: usize) -> f64 {
     // It tells Gemma 2 27B by its number of layers.
-    if config.family == Family::Gemma2 && config.layers == 46 {
-        return config.hidden_size as f64 / config.heads as f64;
-    }
-    config.head_dim as f64
-}
-
-fn steps(config: &DecoderConfig, name: &str) -> Vec<Step> {
-    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
-    let module = module.strip_prefix("model.").unwrap_or(module);
-    let part = module.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
-    let part = part.map_or(module, |(_, part)| part);
-    let last = name.rsplit('.').next().unwrap_or(name);
-    match part {
-        "self_attn.q_proj" | "self_attn.k_proj" if config.family == Family::Llama => {
-            let heads = if part == "self_attn.q_proj" { config.heads } else { config.kv_heads };
-            vec![Step::Interleave { heads, head_dim: config.head_dim }]
-        }
-        "self_attn.q_proj" => {
-            let factor = (assumed_query_scalar(config) / config.features.query_scalar).sqrt() as f32;
-            if (factor - 1.0).abs() > 0.0 { vec![Step::Scale(factor)] } else { vec![] }
-        }
-        "linear_attn.norm" => vec![],
-        "norm" | "self_attn.q_norm" | "self_attn.k_norm" => add_one(config),
-        _ if part.ends_with("layernorm") => add_one(config),
-        _ => config.features.delta_net().map_or_else(Vec::new, |shape| {
-            let tile = delta_tile(shape, part, last, config.hidden_size);
-            let rate = (last == "A_log").then_some(Step::MinusExp);
-            tile.into_iter().chain(rate).collect()
-        }),
-    }
-}
-
-fn add_one(config: &DecoderConfig) -> Vec<Step> {
-    match config.features.norm {
-        NormWeight::Plain => vec![],
-        NormWeight::OnePlus => vec![Step::AddOne],
-    }
+    if family == Family::Gemma2 && layers == 46 { hidden as f64 / heads as f64 } else { head_dim as f64 }
 }
 
 /// How a parameter of a DeltaNet block is tiled, if it is.
-fn delta_tile(shape: DeltaNetShape, part: &str, last: &str, hidden: usize) -> Option<Step> {
-    let DeltaNetShape { key_heads, value_heads, value_dim, kernel, .. } = shape;
-    let before_values = shape.channels() - shape.values();
-    let (skip, block) = match (part, last) {
-        ("linear_attn", "A_log" | "dt_bias") => (0, 1),
-        ("linear_attn.in_proj_qkv", _) => (before_values * hidden, value_dim * hidden),
-        ("linear_attn.conv1d", _) => (before_values * kernel, value_dim * kernel),
-        ("linear_attn.in_proj_z", _) => (0, value_dim * hidden),
-        ("linear_attn.in_proj_a" | "linear_attn.in_proj_b", _) => (0, hidden),
-        // Columns: each row on its own.
-        ("linear_attn.out_proj", _) => (0, value_dim),
-        _ => return None,
-    };
+fn delta_tile(shape: DeltaNetShape, part: &str, last: &str) -> Option<Step> {
+    let DeltaNetShape { key_heads, value_heads, value_dim, .. } = shape;
     let per_key = value_heads / key_heads;
-    (key_heads > 1 && per_key > 1).then_some(Step::Tile { skip, key_heads, per_key, block })
+    if key_heads <= 1 || per_key <= 1 {
+        return None;
+    }
+    let tile = |skip: usize, block: usize| Tile { skip, key_heads, per_key, block };
+    match (part, last) {
+        ("linear_attn", "A_log" | "dt_bias") => Some(Step::Rows(tile(0, 1))),
+        ("linear_attn.in_proj_qkv" | "linear_attn.conv1d", _) => {
+            Some(Step::Rows(tile(shape.channels() - shape.values(), value_dim)))
+        }
+        ("linear_attn.in_proj_z", _) => Some(Step::Rows(tile(0, value_dim))),
+        ("linear_attn.in_proj_a" | "linear_attn.in_proj_b", _) => Some(Step::Rows(tile(0, 1))),
+        ("linear_attn.out_proj", _) => Some(Step::Columns(tile(0, value_dim))),
+        _ => None,
+    }
 }
 
 impl Step {
+    /// Whether it is taken on this matrix of a LoRA: B has the rows of the weight, A its columns, and a factor is on one.
+    fn acts_on(self, half: Half) -> bool {
+        match self {
+            Self::Interleave { .. } | Self::Scale(_) | Self::Rows(_) => half == Half::B,
+            Self::Columns(_) => half == Half::A,
+            // Of vectors, which no LoRA changes.
+            Self::AddOne | Self::MinusExp => false,
+        }
+    }
+
     fn apply(self, values: Vec<f32>) -> Vec<f32> {
         let each = |f: &dyn Fn(f32) -> f32| values.iter().map(|&value| f(value)).collect();
         match self {
@@ -116,11 +226,8 @@ impl Step {
             Self::AddOne => each(&|value| value + 1.0),
             Self::MinusExp => each(&|value| -value.exp()),
             Self::Scale(factor) => each(&|value| value * factor),
-            Self::Tile { skip, key_heads, per_key, block } => {
-                tile(&values, skip, block, key_heads * per_key, |to| {
-                    (to % key_heads) * per_key + to / key_heads
-                })
-            }
+            Self::Rows(tile) => tile.rows(&values, |to| tile.from(to)),
+            Self::Columns(tile) => tile.columns(&values, |to| tile.from(to)),
         }
     }
 
@@ -133,12 +240,35 @@ impl Step {
             Self::AddOne => each(&|value| value - 1.0),
             Self::MinusExp => each(&|value| (-value).ln()),
             Self::Scale(factor) => each(&|value| value / factor),
-            Self::Tile { skip, key_heads, per_key, block } => {
-                tile(&values, skip, block, key_heads * per_key, |to| {
-                    (to % per_key) * key_heads + to / per_key
-                })
-            }
+            Self::Rows(tile) => tile.rows(&values, |to| tile.back(to)),
+            Self::Columns(tile) => tile.columns(&values, |to| tile.back(to)),
         }
+    }
+}
+
+impl Tile {
+    fn count(self) -> usize {
+        self.key_heads * self.per_key
+    }
+
+    /// The block that becomes block `to` of llama.cpp's.
+    fn from(self, to: usize) -> usize {
+        (to % self.key_heads) * self.per_key + to / self.key_heads
+    }
+
+    /// The block of llama.cpp's that becomes block `to`.
+    fn back(self, to: usize) -> usize {
+        (to % self.per_key) * self.key_heads + to / self.per_key
+    }
+
+    /// Rows of any width in another order.
+    fn rows(self, values: &[f32], from: impl Fn(usize) -> usize) -> Vec<f32> {
+        let width = values.len() / (self.skip + self.count() * self.block);
+        tile(values, self.skip * width, self.block * width, self.count(), from)
+    }
+
+    fn columns(self, values: &[f32], from: impl Fn(usize) -> usize) -> Vec<f32> {
+        tile(values, 0, self.block, self.count(), from)
     }
 }
 
@@ -183,9 +313,20 @@ mod tests {
             (Step::Scale(2.0), vec![0.5], vec![1.0]),
             // One value kept, then 2 key heads of 3 value heads each.
             (
-                Step::Tile { skip: 1, key_heads: 2, per_key: 3, block: 1 },
+                Step::Rows(Tile { skip: 1, key_heads: 2, per_key: 3, block: 1 }),
                 vec![9.0, 0.0, 1.0, 2.0, 10.0, 11.0, 12.0],
                 vec![9.0, 0.0, 10.0, 1.0, 11.0, 2.0, 12.0],
+            ),
+            // The same with rows of two.
+            (
+                Step::Rows(Tile { skip: 1, key_heads: 2, per_key: 2, block: 1 }),
+                vec![9.0, 9.5, 0.0, 0.5, 1.0, 1.5, 10.0, 10.5, 11.0, 11.5],
+                vec![9.0, 9.5, 0.0, 0.5, 10.0, 10.5, 1.0, 1.5, 11.0, 11.5],
+            ),
+            (
+                Step::Columns(Tile { skip: 0, key_heads: 2, per_key: 2, block: 1 }),
+                vec![0.0, 1.0, 10.0, 11.0, 2.0, 3.0, 12.0, 13.0],
+                vec![0.0, 10.0, 1.0, 11.0, 2.0, 12.0, 3.0, 13.0],
             ),
         ];
         for (step, values, expected) in steps {

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, filler};
+use crate::model::control_texts;
 use crate::model::file_error::FileError;
 use crate::model::hugging_face_config::TokenIds;
 use crate::model::tokenizer::looks_special;
@@ -87,7 +88,12 @@ impl<'a> Json<'a> {
         };
         let bytes = self.root["model"]["byte_fallback"] == true;
         for (token, id) in vocabulary {
-            let kind = if bytes && byte_of(token).is_some() { BYTE } else { NORMAL };
+            let kind = match () {
+                () if bytes && byte_of(token).is_some() => BYTE,
+                // llama.cpp makes it one all the same.
+                () if control_texts::contains(token) => CONTROL,
+                () => NORMAL,
+            };
             put(&format!("model.vocab.{token}"), id, token, kind)?;
         }
         let unknown = self.root["model"]["unk_token"].as_str();

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value, json};
 
 use super::json::{Json, Vocabulary, byte_of};
-use super::{NORMAL, Rebuilt, USER_DEFINED, string_merges};
+use super::{CONTROL, NORMAL, Rebuilt, USER_DEFINED, string_merges};
 use crate::gguf::{Gguf, Writer};
 use crate::model::file_error::FileError;
 
@@ -181,7 +181,8 @@ fn ways(tokens: &[String], types: &[i32], scores: &[f32]) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for (text, &id) in &ids {
         let kind = types.get(id).copied().unwrap_or(NORMAL);
-        if !matches!(kind, NORMAL | USER_DEFINED) || byte_of(text).is_some() {
+        // llama.cpp merges by text, whatever the token's type.
+        if !matches!(kind, NORMAL | USER_DEFINED | CONTROL) || byte_of(text).is_some() {
             continue;
         }
         for (at, _) in text.char_indices().skip(1) {

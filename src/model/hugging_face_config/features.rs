@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::keys::Keys;
+use super::rope;
 use crate::model::features::{AttentionBias, DEFAULT_WINDOW, DeltaNetShape, Family, Features, Mixer};
 use crate::model::file_error::FileError;
 
@@ -243,7 +244,7 @@ fn delta_net(keys: &Keys) -> Result<DeltaNetShape, FileError> {
 
 /// Rotated dimensions of a head: a share of it, a quarter unless the file says otherwise.
 fn rotary_dim(keys: &Keys, head_dim: usize) -> Result<usize, FileError> {
-    let nested = keys.inner("rope_parameters")?.or(keys.inner("rope_scaling")?);
+    let nested = rope::holder(keys)?;
     let key = "partial_rotary_factor";
     let holder = nested.filter(|nested| nested.get(key).is_some()).unwrap_or(*keys);
     let share = holder.optional_positive(key)?.unwrap_or(0.25);
@@ -256,7 +257,7 @@ fn rotary_dim(keys: &Keys, head_dim: usize) -> Result<usize, FileError> {
 }
 
 fn rotary_sections(keys: &Keys) -> Result<Option<Vec<usize>>, FileError> {
-    let Some(rope) = keys.inner("rope_parameters")?.or(keys.inner("rope_scaling")?) else { return Ok(None) };
+    let Some(rope) = rope::holder(keys)? else { return Ok(None) };
     let Some(value) = rope.get("mrope_section") else { return Ok(None) };
     let small = |value: &Value| value.as_u64().filter(|&n| n <= 1 << 16).map(|n| n as usize);
     let sections: Option<Vec<usize>> = value

@@ -5,11 +5,12 @@ use std::path::Path;
 mod features;
 mod keys;
 mod render;
+mod rope;
 
 use serde_json::{Map, Value};
 
 use super::file_error::FileError;
-use super::{DecoderConfig, Family, RopeScaling};
+use super::{DecoderConfig, Family};
 use keys::Keys;
 pub use render::render;
 
@@ -55,7 +56,7 @@ pub fn parse(path: &Path, object: &Map<String, Value>) -> Result<(DecoderConfig,
         return Err(keys.wrong("num_hidden_layers", format!("at most {MAX_LAYERS}")));
     }
     let features = features::features(&keys, family, layers, heads, head_dim)?;
-    let (rope_theta, rope_scaling) = rope(&keys, family)?;
+    let (rope_theta, rope_scaling) = rope::read(&keys, family)?;
     let config = DecoderConfig {
         family,
         vocab_size: keys.count("vocab_size")?,
@@ -75,57 +76,33 @@ pub fn parse(path: &Path, object: &Map<String, Value>) -> Result<(DecoderConfig,
     Ok((config, token_ids(&keys)?))
 }
 
-/// Rotary base and scaling. transformers 5 writes `rope_parameters`, older versions `rope_theta` and `rope_scaling`.
-fn rope(keys: &Keys, family: Family) -> Result<(f64, Option<RopeScaling>), FileError> {
-    let top = keys.optional_positive("rope_theta")?;
-    let whole = |keys: &Keys| {
-        let share = keys.get("partial_rotary_factor");
-        if share.is_some_and(|share| family != Family::Qwen3_5 && share.as_f64() != Some(1.0)) {
-            return Err(keys.wrong("partial_rotary_factor", "1 or nothing: whole heads are rotated"));
-        }
-        Ok(())
-    };
-    whole(keys)?;
-    let Some(keys) = keys.inner("rope_parameters")?.or(keys.inner("rope_scaling")?) else {
-        return Ok((top.unwrap_or(10_000.0), None));
-    };
-    whole(&keys)?;
-    let theta = keys.optional_positive("rope_theta")?.or(top).unwrap_or(10_000.0);
-    let kind = if keys.get("rope_type").is_some() { "rope_type" } else { "type" };
-    match keys.get(kind).map(Value::as_str) {
-        None | Some(Some("default")) => Ok((theta, None)),
-        // Qwen's name for positions in three dimensions, which are one for text.
-        Some(Some("mrope")) if family == Family::Qwen3_5 => Ok((theta, None)),
-        Some(Some("llama3")) => {
-            let scaling = RopeScaling {
-                factor: keys.positive("factor")?,
-                low_freq_factor: keys.positive("low_freq_factor")?,
-                high_freq_factor: keys.positive("high_freq_factor")?,
-                original_max_position: keys.count("original_max_position_embeddings")?,
-            };
-            if scaling.high_freq_factor <= scaling.low_freq_factor {
-                let expected = format!("more than {} (low_freq_factor)", scaling.low_freq_factor);
-                return Err(keys.wrong("high_freq_factor", expected));
-            }
-            Ok((theta, Some(scaling)))
-        }
-        Some(_) => Err(keys.wrong(kind, "\"default\" or \"llama3\"")),
-    }
+/// The ids under `eos_token_id` of another file, such as `generation_config.json`; none where there is no such key.
+///
+/// # Errors
+/// What is no id.
+pub fn ends(path: &Path, object: &Map<String, Value>) -> Result<Vec<u32>, FileError> {
+    end_ids(&Keys { path, object, prefix: "" })
 }
 
-fn token_ids(keys: &Keys) -> Result<TokenIds, FileError> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let one = |key: &str| match keys.get(key) {
-        None => Ok(None),
-        Some(value) => id(value).map(Some).ok_or_else(|| keys.wrong(key, "a token id")),
-    };
-    let eos = match keys.get("eos_token_id") {
+fn id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+fn end_ids(keys: &Keys) -> Result<Vec<u32>, FileError> {
+    let ids = match keys.get("eos_token_id") {
         Some(Value::Array(ids)) => ids.iter().map(id).collect::<Option<_>>(),
         Some(value) => id(value).map(|id| vec![id]),
         None => Some(vec![]),
     };
-    let eos = eos.ok_or_else(|| keys.wrong("eos_token_id", "a token id or a list of them"))?;
-    Ok(TokenIds { bos: one("bos_token_id")?, eos, pad: one("pad_token_id")?, unk: None })
+    ids.ok_or_else(|| keys.wrong("eos_token_id", "a token id or a list of them"))
+}
+
+fn token_ids(keys: &Keys) -> Result<TokenIds, FileError> {
+    let one = |key: &str| match keys.get(key) {
+        None => Ok(None),
+        Some(value) => id(value).map(Some).ok_or_else(|| keys.wrong(key, "a token id")),
+    };
+    Ok(TokenIds { bos: one("bos_token_id")?, eos: end_ids(keys)?, pad: one("pad_token_id")?, unk: None })
 }
 
 #[cfg(test)]
@@ -133,6 +110,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::RopeScaling;
 
     fn config() -> DecoderConfig {
         DecoderConfig {
@@ -179,6 +157,46 @@ mod tests {
         rope["rope_theta"] = object.remove("rope_theta").unwrap();
         object.insert("rope_parameters".into(), rope);
         assert_eq!(read(&value).unwrap().0, config());
+    }
+
+    /// transformers takes `rope_scaling` where both are there, and then knows nothing of what stands in the other.
+    #[test]
+    fn one_of_two_places_for_rotary_keys_counts() {
+        let scaling = render(&config(), &TokenIds::default())["rope_scaling"].clone();
+        let read_with = |change: &dyn Fn(&mut Map<String, Value>)| {
+            let mut value = render(&config(), &TokenIds::default());
+            change(value.as_object_mut().unwrap());
+            read(&value).map(|(config, _)| (config.rope_theta, config.rope_scaling))
+        };
+        let both = |parameters: Value, scaling: Value| {
+            read_with(&move |object| {
+                object.insert("rope_parameters".into(), parameters.clone());
+                object.insert("rope_scaling".into(), scaling.clone());
+            })
+        };
+        let plain = json!({"rope_type": "default", "rope_theta": 20_000.0});
+        let llama3 = config().rope_scaling;
+        assert_eq!(both(plain.clone(), scaling.clone()).unwrap(), (500_000.0, llama3.clone()));
+        for kind in ["yarn", "dynamic", "longrope", "linear"] {
+            let message = both(plain.clone(), json!({"rope_type": kind, "factor": 4.0})).unwrap_err();
+            assert!(message.contains("\"rope_scaling.rope_type\"") && message.contains(kind), "{message}");
+            let message = both(plain.clone(), json!({"type": kind, "factor": 4.0})).unwrap_err();
+            assert!(message.contains("\"rope_scaling.type\""), "{message}");
+        }
+        // Nothing in it: the other counts, with its own base.
+        for nothing in [Value::Null, json!({})] {
+            assert_eq!(both(plain.clone(), nothing).unwrap(), (20_000.0, None));
+        }
+        let mut own = scaling.clone();
+        own["rope_theta"] = json!(300.0);
+        assert_eq!(both(plain, own).unwrap(), (300.0, llama3));
+        // By kind of layer, as Gemma 3 has it.
+        let message = both(json!({"full_attention": {"rope_type": "yarn"}}), Value::Null).unwrap_err();
+        assert!(message.contains("\"rope_parameters.full_attention\""), "{message}");
+        let message = read_with(&|object| {
+            object.insert("partial_rotary_factor".into(), json!(0.5));
+        });
+        assert!(message.unwrap_err().contains("\"partial_rotary_factor\""));
     }
 
     #[test]

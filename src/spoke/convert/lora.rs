@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::set_origin;
 use crate::gguf::{GgmlType, Gguf, Writer};
 use crate::model::gguf_file::encode;
-use crate::model::gguf_file::names::{Rotated, hugging_face_name, rotated};
-use crate::model::gguf_file::values::{deinterleave, interleave};
+use crate::model::gguf_file::names::hugging_face_name;
+use crate::model::gguf_file::values::{Half, Order, needs_order};
 use crate::model::safetensors_file::{self, NewTensor};
 use crate::spoke::container::Container;
 use crate::spoke::dropped::{Json, PEFT_CONFIG, PEFT_WEIGHTS};
@@ -38,22 +38,21 @@ pub(super) fn to_gguf(
         writer.tensor(format!("{}.lora_b", pair.target), &pair.b.dims[..2], GgmlType::F32);
         sources.extend([(pair, Side::A, 1.0), (pair, Side::B, *factor)]);
     }
+    let order = order(post).map_err(|reason| container.refuse(reason))?;
     let mut sources = sources.into_iter();
     writer.write(target, |tensor| {
         let (pair, side, factor) = sources.next().expect("each tensor was announced with its source");
+        let name = parameter(pair);
         let values = match side {
             // PEFT keeps a column for each token, llama.cpp a row.
             Side::A if pair.target == EMBEDDING => transpose(&container.values(&pair.a)?, pair.rank as usize),
-            Side::A => container.values(&pair.a)?,
+            Side::A => order.half_to_gguf(&name, Half::A, container.values(&pair.a)?),
             Side::B => {
                 let mut values = container.values(&pair.b)?;
                 for value in &mut values {
                     *value *= factor;
                 }
-                match rotated_heads(&pair.target, post).map_err(|reason| container.refuse(reason))? {
-                    Some((heads, head_dim)) => interleave(values, heads, head_dim),
-                    None => values,
-                }
+                order.half_to_gguf(&name, Half::B, values)
             }
         };
         Ok::<_, Refusal>(encode(&values, tensor.kind))
@@ -66,22 +65,17 @@ fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
 
-/// Heads and their width where llama.cpp orders the rows of a matrix otherwise than Hugging Face.
-fn rotated_heads(target: &str, post: &Post) -> Result<Option<(usize, usize)>, Reason> {
-    if post.architecture != "llama" {
-        return Ok(None);
-    }
-    let Some(part) = hugging_face_name(target).and_then(|name| rotated(&name)) else { return Ok(None) };
-    let rows = post.tensors.get(target).map_or(0, |tensor| tensor.dims[1]);
-    let heads = post.heads.map(|(query, key)| if part == Rotated::Query { query } else { key });
-    match heads {
-        Some(heads) if heads > 0 && rows.is_multiple_of(2 * heads) => {
-            Ok(Some((heads as usize, (rows / heads) as usize)))
-        }
-        _ => Err(Reason::NotConvertible {
-            why: format!("{rows} rows of {target:?} are no heads of even width"),
-        }),
-    }
+/// The order and scale of the post's values, which its adapters share.
+fn order(post: &Post) -> Result<&Order, Reason> {
+    peft::names::check_family(post)?;
+    let why = || format!("the order of values of a {:?} is not known here", post.architecture);
+    post.order.as_ref().ok_or_else(|| Reason::NotConvertible { why: why() })
+}
+
+/// Hugging Face's name of what a pair changes.
+fn parameter(pair: &Pair) -> String {
+    // Targets that have no such name have been refused, or are refused under their own.
+    hugging_face_name(&pair.target).unwrap_or_else(|| pair.target.clone())
 }
 
 /// Writes PEFT's folder from llama.cpp's file.
@@ -93,31 +87,29 @@ pub(super) fn to_peft(
 ) -> Result<(), Refusal> {
     let container = Container::Gguf(file);
     let refuse = |reason: Reason| container.refuse(reason);
-    if let Some(post) = post {
-        peft::names::check_family(post).map_err(refuse)?;
-    }
     let (_, origin) = keys::read(file)?;
     let (alpha, pairs) = lora::read(&container, file, post, limits)?;
-    let llama = origin.architecture.as_deref() == Some("llama");
+    let order = post.map(order).transpose().map_err(refuse)?;
+    let architecture = post.map_or(origin.architecture.as_deref(), |post| Some(post.architecture.as_str()));
     let mut tensors = Vec::new();
     for pair in &pairs {
         let name = |side| {
             let none = || Reason::UnknownTarget { tensor: pair.a.name.clone(), target: pair.target.clone() };
             peft::names::write(&pair.target, side).ok_or_else(|| refuse(none()))
         };
-        let mut a = container.values(&pair.a)?;
+        let parameter = parameter(pair);
+        if order.is_none() && architecture.is_none_or(|found| needs_order(found, &parameter)) {
+            let why = "rows of some matrices are ordered, or scaled, by the post's shape";
+            return Err(refuse(Reason::PostNeeded { why }));
+        }
+        let (mut a, mut b) = (container.values(&pair.a)?, container.values(&pair.b)?);
         let mut a_dims = [pair.a.dims[0], pair.a.dims[1]];
         if pair.target == EMBEDDING {
             a = transpose(&a, a_dims[1] as usize);
             a_dims.swap(0, 1);
-        }
-        let mut b = container.values(&pair.b)?;
-        if llama && hugging_face_name(&pair.target).is_some_and(|name| rotated(&name).is_some()) {
-            let why = "rows of q and k are ordered by the post's heads";
-            let post = post.ok_or_else(|| refuse(Reason::PostNeeded { why }))?;
-            if let Some((heads, head_dim)) = rotated_heads(&pair.target, post).map_err(refuse)? {
-                b = deinterleave(b, heads, head_dim);
-            }
+        } else if let Some(order) = order {
+            a = order.half_from_gguf(&parameter, Half::A, a);
+            b = order.half_from_gguf(&parameter, Half::B, b);
         }
         tensors.push(NewTensor { name: name(Side::A)?, shape: shape(a_dims), values: a });
         tensors.push(NewTensor {
@@ -145,7 +137,7 @@ fn shape(dims: [u64; 2]) -> Vec<usize> {
 /// `adapter_config.json`: one alpha, the most common rank, and a table of the other ranks.
 fn peft_config(alpha: f32, pairs: &[Pair], post: Option<&Post>) -> Value {
     let module = |pair: &Pair| {
-        let name = hugging_face_name(&pair.target).expect("every target has been written under its name");
+        let name = parameter(pair);
         name.strip_suffix(".weight").unwrap_or(&name).to_owned()
     };
     let mut counts: BTreeMap<u64, usize> = BTreeMap::new();

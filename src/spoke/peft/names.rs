@@ -24,7 +24,7 @@ pub(in crate::spoke) struct Module {
 /// An architecture whose linear layers have other names or another order of rows than the dense families'.
 pub(in crate::spoke) fn check_family(post: &Post) -> Result<(), Reason> {
     match post.architecture.as_str() {
-        "llama" | "qwen2" | "qwen3" | "gemma2" => Ok(()),
+        "llama" | "qwen2" | "qwen3" | "gemma2" | "qwen35" => Ok(()),
         other => Err(Reason::Unsupported {
             code: "peft_architecture",
             what: format!("the post is a {other:?}"),
