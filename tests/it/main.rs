@@ -46,5 +46,6 @@ mod spokes;
 mod staleness;
 mod swap;
 mod tokenizer;
+mod templates;
 mod tools;
 mod train;
