@@ -334,21 +334,21 @@ pub fn spoke_limits(spokes: &SpokeSettings) -> spoke::Limits {
 }
 
 /// The safe reader goes over the file before any C++ parser may see it.
+/// Whether the model can be served, and its conversations be written.
 fn check_model_file(model: &ModelSettings) -> Result<(), HubError> {
     let wrong = |error: GgufError| HubError::Model { path: error.path, reason: error.rule.to_string() };
     let file = Gguf::open(&model.path).map_err(wrong)?;
     gguf::check_model(&file).map_err(wrong)?;
-    // A daemon that is healthy and answers no chat helps its operator less than one that doesn't start.
-    match file.find::<&str>("tokenizer.chat_template").map_err(wrong)? {
-        Some(source) if model.chat_template.is_none() => {
-            ChatTemplate::check(source).map_err(|error| HubError::Template {
-                path: model.path.clone(),
-                reason: format!("tokenizer.chat_template: {error}"),
-                hint: "model.chat_template names a file with another one",
-            })
-        }
-        _ => Ok(()),
+    if let Some(file) = &model.chat_template {
+        return read_template(file).map(|_| ());
     }
+    // A daemon that is healthy and answers no chat helps its operator less than one that doesn't start.
+    let Some(source) = file.find::<&str>("tokenizer.chat_template").map_err(wrong)? else { return Ok(()) };
+    ChatTemplate::check(source).map_err(|error| HubError::Template {
+        path: model.path.clone(),
+        reason: format!("tokenizer.chat_template: {error}"),
+        hint: "model.chat_template names a file with another one",
+    })
 }
 
 /// The chat template of a file, if it is one.

@@ -12,7 +12,7 @@ use crate::engine::reference::Reference;
 use crate::model::features::Activation;
 use crate::model::gguf_file::{self, Precision};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{BatchLayout, Decoder, Model, NoTaps, hugging_face};
+use crate::model::{BatchLayout, Decoder, Model, NoTaps, TextSide, hugging_face};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -117,7 +117,7 @@ impl Kind {
 /// A folder that can't be read or exported; a file with which llama.cpp computes something else.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = hugging_face::load(&args.folder)?;
-    for warning in template_warnings(&model, &args.folder) {
+    for warning in template_warnings(&model.text, &args.folder) {
         eprintln!("warning: {warning}");
     }
     let report = export(&model, &args.folder, &args.output, args.kind)?;
@@ -138,9 +138,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// What is wrong with the chat templates of a model. They are carried over all the same: others may read them.
-fn template_warnings(model: &Model, folder: &Path) -> Vec<String> {
-    let named = model.text.named_templates.iter().map(|(name, source)| (format!(" {name:?}"), source));
-    let default = model.text.chat_template.iter().map(|source| (String::new(), source));
+fn template_warnings(text: &TextSide, folder: &Path) -> Vec<String> {
+    let named = text.named_templates.iter().map(|(name, source)| (format!(" {name:?}"), source));
+    let default = text.chat_template.iter().map(|source| (String::new(), source));
     let warning = |(name, source): (String, &String)| {
         let error = ChatTemplate::check(source).err()?;
         Some(format!(
@@ -282,4 +282,28 @@ pub fn relative_difference(expected: &[f32], found: &[f32]) -> anyhow::Result<(f
     let rms = (square[0] / square[1]).sqrt();
     let max = if rms.is_nan() { f64::NAN } else { max[0] / max[1] };
     Ok((max as f32, rms as f32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::hugging_face_config::TokenIds;
+
+    #[test]
+    fn templates_that_are_none_are_said_with_their_names_and_lines() {
+        let text = TextSide {
+            tokenizer: serde_json::Value::Null,
+            chat_template: Some("{{ x }}\n{% for m in %}".into()),
+            named_templates: vec![("good".into(), "{{ x }}".into()), ("rag".into(), "{% x".into())],
+            ids: TokenIds::default(),
+        };
+        let found = template_warnings(&text, Path::new("some/folder"));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(
+            found[0].starts_with("some/folder: chat template: the chat template can't be parsed: line 2: "),
+            "{found:?}"
+        );
+        assert!(found[1].starts_with("some/folder: chat template \"rag\": "), "{found:?}");
+        assert!(found[0].contains("hint: "), "{found:?}");
+    }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use bespoke::durable;
 use bespoke::engine::{EngineState, FakeEngine, ModelInfo, Script, Segment};
 use serde_json::{Value, json};
 
@@ -34,7 +35,7 @@ fn refused(arguments: &[&str]) -> (Option<i32>, String) {
 fn a_template_in_a_file_takes_the_place_of_the_models_own() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("chat.jinja");
-    std::fs::write(&file, "{% for m in messages %}[{{ m.content }}]\n{% endfor %}<|go|>").unwrap();
+    durable::write(&file, b"{% for m in messages %}[{{ m.content }}]\n{% endfor %}<|go|>").unwrap();
     let engine = FakeEngine::loading(Script::Echo);
     let info = ModelInfo { chat_template: Some("<|own|>".to_owned()), ..FakeEngine::info() };
     engine.set_state(EngineState::Ready(Arc::new(info)));
@@ -50,20 +51,21 @@ fn a_template_in_a_file_takes_the_place_of_the_models_own() {
 fn a_template_that_is_none_is_said_at_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let write = |name: &str, bytes: &[u8]| durable::write(&folder.path().join(name), bytes).unwrap();
     let model = Path::new(MODEL).canonicalize().unwrap();
     let config = |template: &str| {
         let text = format!("[model]\npath = {model:?}\nchat_template = {template:?}\n");
-        std::fs::write(path("bespoke.toml"), text).unwrap();
+        write("bespoke.toml", text.as_bytes());
         refused(&["--config", &path("bespoke.toml")])
     };
-    std::fs::write(path("broken.jinja"), "{% for m in messages %}\n{{ m.content }\n{% endfor %}").unwrap();
+    write("broken.jinja", b"{% for m in messages %}\n{{ m.content }\n{% endfor %}");
     let (status, said) = config("broken.jinja");
     assert_eq!(status, Some(78), "{said}");
     assert!(
         said.contains(&format!("{}: the chat template can't be parsed: line 2: ", path("broken.jinja"))),
         "{said}"
     );
-    std::fs::write(path("filter.jinja"), "\n\n{{ messages | nosuchfilter }}").unwrap();
+    write("filter.jinja", b"\n\n{{ messages | nosuchfilter }}");
     let (status, said) = config("filter.jinja");
     assert!(status == Some(78) && said.contains("line 3: unknown filter: nosuchfilter"), "{said}");
     let (status, said) = config("missing.jinja");
@@ -75,7 +77,7 @@ fn a_template_that_is_none_is_said_at_the_start() {
     let (good, broken) = (b"{% endfor %}", b"{% endfox %}");
     let at = bytes.windows(good.len()).position(|window| window == good).unwrap();
     bytes[at..at + good.len()].copy_from_slice(broken);
-    std::fs::write(path("broken.gguf"), bytes).unwrap();
+    write("broken.gguf", &bytes);
     let (status, said) = refused(&["--model", &path("broken.gguf")]);
     assert_eq!(status, Some(78), "{said}");
     assert!(
