@@ -333,8 +333,7 @@ pub fn spoke_limits(spokes: &SpokeSettings) -> spoke::Limits {
     }
 }
 
-/// The safe reader goes over the file before any C++ parser may see it.
-/// Whether the model can be served, and its conversations be written.
+/// The safe reader goes over the file before any C++ parser may see it; the chat template is parsed too.
 fn check_model_file(model: &ModelSettings) -> Result<(), HubError> {
     let wrong = |error: GgufError| HubError::Model { path: error.path, reason: error.rule.to_string() };
     let file = Gguf::open(&model.path).map_err(wrong)?;
