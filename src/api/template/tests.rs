@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::*;
 
 fn turns(pairs: &[(&'static str, &str)]) -> Vec<Turn> {
