@@ -45,7 +45,7 @@ mod spoke_reference;
 mod spokes;
 mod staleness;
 mod swap;
-mod tokenizer;
 mod templates;
+mod tokenizer;
 mod tools;
 mod train;
