@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use candle_core::{Device, Tensor};
 
+use crate::api::ChatTemplate;
 use crate::durable::Staged;
 use crate::engine::ffi::{QuantType, quantise};
 use crate::engine::reference::Reference;
 use crate::model::features::Activation;
 use crate::model::gguf_file::{self, Precision};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{BatchLayout, Decoder, Model, NoTaps, hugging_face};
+use crate::model::{BatchLayout, Decoder, Model, NoTaps, TextSide, hugging_face};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -116,6 +117,9 @@ impl Kind {
 /// A folder that can't be read or exported; a file with which llama.cpp computes something else.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = hugging_face::load(&args.folder)?;
+    for warning in template_warnings(&model.text, &args.folder) {
+        eprintln!("warning: {warning}");
+    }
     let report = export(&model, &args.folder, &args.output, args.kind)?;
     let bytes = fs_err::metadata(&args.output)?.len();
     println!("{}: {} parameters, {bytes} bytes", args.output.display(), model.config.parameter_count());
@@ -131,6 +135,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// What is wrong with the chat templates of a model. They are carried over all the same: others may read them.
+fn template_warnings(text: &TextSide, folder: &Path) -> Vec<String> {
+    let named = text.named_templates.iter().map(|(name, source)| (format!(" {name:?}"), source));
+    let default = text.chat_template.iter().map(|source| (String::new(), source));
+    let warning = |(name, source): (String, &String)| {
+        let error = ChatTemplate::check(source).err()?;
+        Some(format!(
+            "{}: chat template{name}: {error}\nhint: `bespoke serve` takes no model whose template it can't read, unless \
+             model.chat_template names a file with another one",
+            folder.display()
+        ))
+    };
+    default.chain(named).filter_map(warning).collect()
 }
 
 /// How far Candle and llama.cpp agree.
@@ -275,4 +294,28 @@ pub fn relative_difference(expected: &[f32], found: &[f32]) -> anyhow::Result<(f
     let rms = (square[0] / square[1]).sqrt();
     let max = if rms.is_nan() { f64::NAN } else { max[0] / max[1] };
     Ok((max as f32, rms as f32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::hugging_face_config::TokenIds;
+
+    #[test]
+    fn templates_that_are_none_are_said_with_their_names_and_lines() {
+        let text = TextSide {
+            tokenizer: serde_json::Value::Null,
+            chat_template: Some("{{ x }}\n{% for m in %}".into()),
+            named_templates: vec![("good".into(), "{{ x }}".into()), ("rag".into(), "{% x".into())],
+            ids: TokenIds::default(),
+        };
+        let found = template_warnings(&text, Path::new("some/folder"));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(
+            found[0].starts_with("some/folder: chat template: the chat template can't be parsed: line 2: "),
+            "{found:?}"
+        );
+        assert!(found[1].starts_with("some/folder: chat template \"rag\": "), "{found:?}");
+        assert!(found[0].contains("hint: "), "{found:?}");
+    }
 }

@@ -127,12 +127,13 @@ mod tests {
 
     #[test]
     fn the_command_line_wins_and_paths_are_relative_to_the_file() {
-        let text = "[server]\nlisten = '127.0.0.1:1'\nrequest_deadline = '90s'\n[model]\npath = 'm/x.gguf'\n[paths]\nspokes='s'";
+        let text = "[server]\nlisten = '127.0.0.1:1'\nrequest_deadline = '90s'\n[model]\npath = 'm/x.gguf'\nchat_template = 'm/c.jinja'\n[paths]\nspokes='s'";
         let overrides = Overrides { listen: Some("127.0.0.1:2".parse().unwrap()), ..Overrides::default() };
         let settings = parse(text, Path::new("/etc/bespoke"), overrides).unwrap();
         assert_eq!(settings.server.listen.port(), 2);
         assert_eq!(settings.server.request_deadline, Duration::from_secs(90));
         assert_eq!(settings.model.path, Path::new("/etc/bespoke/m/x.gguf"));
+        assert_eq!(settings.model.chat_template.as_deref(), Some(Path::new("/etc/bespoke/m/c.jinja")));
         assert_eq!(settings.model.id, "x");
         assert_eq!(settings.paths.spokes, Path::new("/etc/bespoke/s"));
     }

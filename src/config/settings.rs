@@ -90,6 +90,8 @@ pub struct ModelSettings {
     pub path: PathBuf,
     /// Name in the API; the file's stem unless given.
     pub id: String,
+    /// A file with the chat template, in place of the model's own.
+    pub chat_template: Option<PathBuf>,
     /// Tokens that one request may use, prompt and answer; the model's own limit unless given.
     pub context: Option<u32>,
     /// Requests that are answered at the same time.
@@ -176,6 +178,7 @@ impl Settings {
             model: ModelSettings {
                 id: check.name("model.id", model.id, stem),
                 path,
+                chat_template: model.chat_template.map(from_file),
                 context: model
                     .context
                     .map(|given| check.whole("model.context", Some(given), 16..=1 << 20, 16)),

@@ -52,6 +52,7 @@ pub(super) struct Log {
 pub(super) struct Model {
     pub(super) path: Option<Spanned<String>>,
     pub(super) id: Option<Spanned<String>>,
+    pub(super) chat_template: Option<Spanned<String>>,
     pub(super) context: Option<Spanned<i64>>,
     pub(super) lanes: Option<Spanned<i64>>,
     pub(super) threads: Option<Spanned<i64>>,

@@ -1,6 +1,7 @@
 //! A conversation: messages, the tools that may be called, and how a template makes a prompt of them.
 
 pub(super) mod calls;
+mod members;
 mod message;
 mod tools;
 
@@ -8,12 +9,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use self::calls::Listener;
-use self::message::{Message, turns};
+use self::message::{Message, turns, without_marker};
 use self::tools::{Choice, Tools};
 use super::error::ApiError;
 use super::json::JsonBody;
 use super::request::{Manner, both};
-use super::template::{ChatTemplate, TemplateError, Turn};
+use super::template::{ChatTemplate, OPEN, TemplateError, Turn};
 use crate::engine::{Constraint, Prompt, Segment};
 
 /// As written.
@@ -65,12 +66,7 @@ impl Conversation {
     pub(super) fn constrain(&self, manner: &mut Manner) -> Result<(), ApiError> {
         let call = match &self.tools.choice {
             Choice::None => return Ok(()),
-            Choice::Auto if manner.constraint.is_none() => {
-                if !self.tools.parallel {
-                    manner.stop.push(calls::CLOSE.to_owned());
-                }
-                return Ok(());
-            }
+            Choice::Auto if manner.constraint.is_none() => return Ok(()),
             Choice::Auto => match &manner.constraint {
                 // The answer is in its shape, or it is a call.
                 Some(Constraint::JsonSchema(answer)) => {
@@ -108,11 +104,17 @@ impl Conversation {
     /// Adds it to the prompt. It is part of an answer: behind opened thinking nobody could tell where that had ended.
     fn go_on(&self, mut prompt: Prompt) -> Result<Prompt, ApiError> {
         let Some(said) = self.continued() else { return Ok(prompt) };
+        let last = self.turns.len() - 1;
+        if self.turns[last].reasoning.is_some() {
+            let message = "an assistant's message at the end is gone on with, which can't be combined with what it thought \
+                           before: leave that out, or let the last message be another's";
+            return Err(ApiError::field(format!("messages[{last}].reasoning_content"), message));
+        }
         if !opens_thinking(&prompt) {
             prompt.push(Segment::plain(said));
             return Ok(prompt);
         }
-        let field = format!("messages[{}]", self.turns.len() - 1);
+        let field = format!("messages[{last}]");
         let message = "an assistant's message at the end is gone on with, which can't be combined with thinking: turn that off \
                        with reasoning_effort \"none\", or let the last message be another's";
         Err(ApiError::field(field, message))
@@ -120,15 +122,13 @@ impl Conversation {
 
     fn rendered(&self, template: &ChatTemplate) -> Result<Prompt, ApiError> {
         let said = usize::from(self.continued().is_some());
-        let turns = &self.turns[..self.turns.len() - said];
-        let rendered = if template.knows_tools() {
-            template.render(turns, self.tools.shown(), &self.parameters)
-        } else {
-            template.render(&self.tools.told(turns), &[], &self.parameters)
-        };
-        rendered.map_err(|error| match error {
+        let mut turns = self.turns[..self.turns.len() - said].to_vec();
+        if !template.source().contains("no_think") {
+            without_marker(&mut turns);
+        }
+        template.render(&turns, self.tools.shown(), &self.parameters).map_err(|error| match error {
             TemplateError::Refused(_) => ApiError::field("messages", error.to_string()),
-            TemplateError::Syntax(_) => ApiError::Model(error.to_string()),
+            TemplateError::Syntax(_) | TemplateError::Broken(_) => ApiError::Model(error.to_string()),
         })
     }
 
@@ -141,7 +141,7 @@ impl Conversation {
         }
         let mut prompt = self.go_on(prompt)?;
         if matches!(self.tools.choice, Choice::Must(_)) {
-            prompt.push(Segment::markup(format!("{}\n", calls::OPEN)));
+            prompt.push(Segment::markup(format!("{OPEN}\n")));
         }
         Ok(prompt)
     }
@@ -153,6 +153,28 @@ impl Conversation {
             Choice::Auto => Some(Listener::new(self.tools.names(), self.tools.parallel)),
             Choice::Must(names) => Some(Listener::opened(names.clone())),
         }
+    }
+}
+
+/// A conversation of a training row, read as a request's is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dialogue {
+    /// The messages.
+    pub turns: Vec<Turn>,
+    /// The tools that are offered in it.
+    pub tools: Vec<Value>,
+    /// What the template is told beside them.
+    pub parameters: Map<String, Value>,
+}
+
+impl Dialogue {
+    /// Reads `messages`, `tools`, `chat_template_kwargs` and what else makes the prompt of a request.
+    ///
+    /// # Errors
+    /// What is wrong, by its field.
+    pub fn parse(row: Map<String, Value>) -> Result<Self, String> {
+        let read = Conversation::parse(&JsonBody(Value::Object(row))).map_err(|error| error.to_string())?;
+        Ok(Self { tools: read.tools.shown().to_vec(), turns: read.turns, parameters: read.parameters })
     }
 }
 

@@ -206,6 +206,29 @@ fn what_the_assistant_said_last_is_gone_on_with() {
 }
 
 #[test]
+fn a_marker_against_thinking_is_for_templates_that_look_for_it() {
+    let fields = json!({"messages": [{"role": "user", "content": "a /no_think"}]});
+    for (source, expected) in [
+        ("{{ messages[0].content }}", "a"),
+        (
+            "{% if '/no_think' in messages[0].content %}off: {% endif %}{{ messages[0].content }}",
+            "off: a /no_think",
+        ),
+    ] {
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        assert_eq!(text(parse(fields.clone()).unwrap().prompt(&template).unwrap()), expected);
+    }
+}
+
+#[test]
+fn what_was_thought_is_not_gone_on_with() {
+    let messages = json!([{"role": "user", "content": "u"},
+        {"role": "assistant", "content": "so far", "reasoning_content": "because"}]);
+    let error = parse(json!({"messages": messages})).unwrap().prompt(&ChatTemplate::chat_ml()).unwrap_err();
+    assert!(error.to_string().starts_with("messages[1].reasoning_content: "), "{error}");
+}
+
+#[test]
 fn nothing_is_gone_on_with_behind_opened_thinking() {
     let source =
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %}<think>{% endif %}";

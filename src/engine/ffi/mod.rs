@@ -5,6 +5,7 @@ mod adapter;
 mod context;
 mod dequantise;
 mod end;
+mod local_time;
 mod processor;
 mod quantise;
 mod rewrite;
@@ -15,6 +16,7 @@ pub use dequantise::Dequantise;
 #[cfg(test)]
 pub use dequantise::quantise_rows;
 pub use end::end;
+pub use local_time::local_time;
 #[cfg(target_arch = "x86_64")]
 pub use processor::prefetch;
 pub use processor::{Panel, has_product, product};
