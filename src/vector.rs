@@ -59,6 +59,12 @@ pub fn add(y: &mut [f32], x: &[f32]) {
 /// Cephes' `expf`: x = n ln 2 + r, a polynomial in r, and n added to the exponent bits.
 #[inline]
 pub fn exp(x: f32) -> f32 {
+    exp_by(x, fma)
+}
+
+/// [`exp`] by another [`fma`]: kernels that are compiled for processors with the instruction give `f32::mul_add`.
+#[inline(always)]
+pub fn exp_by(x: f32, fma: impl Fn(f32, f32, f32) -> f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer that then stands in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
