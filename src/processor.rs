@@ -170,8 +170,24 @@ fn hidden(text: &str) -> Result<Features, UnknownFeature> {
 
 /// The processor's own name, as the system tells it.
 pub fn name() -> Option<String> {
+    told("model name")
+}
+
+/// Extensions for vectors and matrices that the processor has, by the system's names, and that no kernel of ours uses.
+pub fn unused() -> Vec<String> {
+    let flags = told("flags").unwrap_or_default();
+    let of_vectors = |flag: &&str| (flag.starts_with("avx") && *flag != "avx") || flag.starts_with("amx");
+    let used = |flag: &&str| {
+        let plain = flag.replace('_', "");
+        Feature::ALL.iter().any(|feature| feature.name() == plain)
+    };
+    flags.split_whitespace().filter(of_vectors).filter(|flag| !used(flag)).map(str::to_owned).collect()
+}
+
+/// What the system says of the first processor.
+fn told(what: &str) -> Option<String> {
     let text = fs_err::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    let line = text.lines().find(|line| line.split_once(':').is_some_and(|(name, _)| name.trim() == what))?;
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 

@@ -16,18 +16,23 @@ pub(super) fn features() -> Item {
     let (usable, missing) = (processor.usable().names(), missing_features());
     let lacking: Vec<_> =
         Feature::ALL.map(Feature::name).into_iter().filter(|name| !usable.contains(name)).collect();
+    let unused = processor::unused();
     let details = json!({
         "name": name,
         "architecture": std::env::consts::ARCH,
         "processors": count,
         "used": usable,
-        "not_used": lacking,
+        "lacking": lacking,
+        "unused": unused,
         "hidden": processor.hidden.names(),
         "compiled_for": compiled_features(),
         "missing": missing,
     });
     let list = |names: &[&str]| if names.is_empty() { "nothing".to_owned() } else { names.join(" ") };
-    let found = format!("{name}, {count} processors; our kernels use {}", list(&usable));
+    let mut found = format!("{name}, {count} processors; our kernels use {}", list(&usable));
+    if !unused.is_empty() {
+        found += &format!(", not {}", unused.join(" "));
+    }
     let item = if !missing.is_empty() {
         let found = format!("{name} has no {}, which this program was compiled for", list(&missing));
         Item::failure(NAME, found, "run `make` on this machine, or `make portable`")

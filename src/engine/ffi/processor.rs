@@ -115,6 +115,7 @@ pub fn product(
 ///
 /// # Panics
 /// A form that there isn't or that the processor can't compute; panels that are not there; columns that are not whole.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub fn multiply(
     form: Form,
     matrix: &Matrix,
@@ -157,10 +158,10 @@ pub fn missing_features() -> Vec<&'static str> {
 
 /// What llama.cpp's own kernels were compiled with, in its words.
 pub fn llama_features() -> String {
-    // SAFETY: gives a text that lives as long as the process and ends with zero; nobody else asks at the same time that it
-    // is being written, which happens at each call, so the text is copied under a lock.
     static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _held = LOCK.lock();
+    // SAFETY: gives a text that lives as long as the process and ends with zero. Each call writes it anew, so it is copied
+    // under a lock, and nothing else here calls it.
     let text = unsafe {
         let text = sys::llama_print_system_info();
         if text.is_null() {

@@ -24,8 +24,7 @@ pub fn check(kernel: Kernel, form: Form) -> Result<(), String> {
 fn close(found: &[f32], expected: &[f64], what: &dyn Fn() -> String) -> Result<(), String> {
     let size = expected.iter().fold(0.0_f64, |size, x| size.max(x.abs()));
     let off = found.iter().zip(expected).map(|(&found, &expected)| (f64::from(found) - expected).abs());
-    // A number that isn't one is never close.
-    match off.zip(found).find(|(off, _)| !(*off <= CLOSE * size)) {
+    match off.zip(found).find(|(off, _)| *off > CLOSE * size || off.is_nan()) {
         None => Ok(()),
         Some((off, found)) => {
             Err(format!("it computes wrong numbers: {} gives {found}, off by {off}", what()))

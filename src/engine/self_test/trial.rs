@@ -165,8 +165,7 @@ fn compare(found: &Found, plain: &Found) -> Option<String> {
     found.iter().zip(plain).enumerate().find_map(|(at, ((rows, own), (_, plain)))| {
         let off = distance(own, plain);
         let of = if at + 1 == found.len() { "an embedding of " } else { "" };
-        // A number that isn't one is never within a bound.
-        (!(off <= BOUND)).then(|| {
+        (off > BOUND || off.is_nan()).then(|| {
             format!(
                 "it computes wrong numbers: with {of}{rows} rows they are off by {off:.3} of their size from llama.cpp's, at most {BOUND} are explained by rounding"
             )

@@ -1,4 +1,5 @@
 //! Attention in vector registers, in two forms with the same numbers: sixteen registers with AVX2, thirty-two with AVX-512.
+#![allow(clippy::wildcard_imports, reason = "the forms of a kernel share what stands around them")]
 
 use std::arch::x86_64::{
     __m256, _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtph_ps, _mm256_fmadd_ps,

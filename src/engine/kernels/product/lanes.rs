@@ -1,4 +1,5 @@
 //! Products in vector registers: one form with AVX-512's dot products of bytes, one with AVX2.
+#![allow(clippy::wildcard_imports, reason = "the forms of a kernel share what stands around them")]
 
 use std::arch::x86_64::{
     __m256, __m256i, __m512, __m512i, _mm256_abs_epi8, _mm256_add_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
