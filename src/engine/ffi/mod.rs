@@ -13,6 +13,8 @@ pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError, gi
 pub use end::end;
 #[cfg(target_arch = "x86_64")]
 pub use processor::prefetch;
-pub use processor::{attend, compiled_features, llama_features, missing_features, multiply, pack, product};
+pub use processor::{
+    attend, compiled_features, llama_features, missing_features, multiply, pack, product, vectorised,
+};
 pub use quantise::{QuantType, QuantiseError, quantise};
 pub use rewrite::{FelixError, Use as FelixUse};
