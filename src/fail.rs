@@ -25,6 +25,18 @@ pub fn is_blind(name: &str) -> bool {
     }
 }
 
+/// Whether something is to go wrong here in the way that the caller knows, each time.
+#[inline]
+pub fn is_set(name: &str, detail: &str) -> bool {
+    #[cfg(debug_assertions)]
+    return armed::is_set(name, detail);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = (name, detail);
+        false
+    }
+}
+
 #[cfg(debug_assertions)]
 mod armed {
     use std::sync::LazyLock;
@@ -63,6 +75,11 @@ mod armed {
 
     pub(super) fn is_listed(name: &str) -> bool {
         POINTS.iter().any(|point| point.name == name)
+    }
+
+    pub(super) fn is_set(name: &str, detail: &str) -> bool {
+        let detailed = |point: &Point| point.detail.as_deref().is_none_or(|wanted| wanted == detail);
+        POINTS.iter().any(|point| point.name == name && detailed(point))
     }
 
     pub(super) fn pass(name: &str, detail: &str) {

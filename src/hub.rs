@@ -14,7 +14,7 @@ use crate::api::connection::{self, Limits, Patience};
 use crate::api::{self, App, ChatTemplate, Options, Pulse, Room, SpokeOptions};
 use crate::config::{GateSettings, ModelSettings, Settings, SpokeSettings};
 use crate::database::{DatabaseError, StateDirectory};
-use crate::engine::{Engine, EngineState, Health, LlamaEngine, LlamaSettings};
+use crate::engine::{Computing, Engine, EngineState, Health, LlamaEngine, LlamaSettings, SelfTest};
 use crate::gguf::{self, Gguf, GgufError};
 use crate::spoke;
 use crate::spoke::gate::{Bounds, Gate};
@@ -25,6 +25,8 @@ use crate::spoke::probe::{ChildProbe, LEAST_MEMORY};
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes that the kernel keeps of an answer for its reader: what a slow reader costs, and how late it is noticed.
 const SEND_BUFFER: u32 = 128 << 10;
+/// Where it is remembered what the self-test found, in the state folder.
+pub const SELF_TEST: &str = "self-test.json";
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
 
@@ -133,7 +135,8 @@ impl Hub {
         if let Some(fake) = crate::engine::FakeEngine::from_environment() {
             return Self::join(settings, Arc::new(fake), door, state);
         }
-        let engine = Arc::new(LlamaEngine::start(LlamaSettings {
+        let computing = computing(settings, state.path());
+        let engine = LlamaSettings {
             path: model.path.clone(),
             context: model.context,
             lanes: model.lanes,
@@ -144,7 +147,8 @@ impl Hub {
             draft: model.draft,
             force: true,
             own_memory: true,
-        }));
+        };
+        let engine = Arc::new(LlamaEngine::start_with(engine, computing));
         Self::join(settings, engine, door, state)
     }
 
@@ -290,15 +294,30 @@ fn open_state(settings: &Settings) -> Result<StateDirectory, HubError> {
     Ok(state)
 }
 
+/// Bytes of memory that a process which tries something on the post may take.
+fn probe_memory(settings: &Settings) -> u64 {
+    let post_bytes = fs_err::metadata(&settings.model.path).map_or(0, |metadata| metadata.len());
+    settings.spokes.probe_memory.map_or(LEAST_MEMORY + 3 * post_bytes, |memory| memory.as_u64())
+}
+
+/// With which kernels the engine computes, and how they are tried.
+pub fn computing(settings: &Settings, state: &Path) -> Computing {
+    let test = settings.model.self_test.then(|| SelfTest {
+        program: settings.spokes.probe_program.clone(),
+        remembered: Some(state.join(SELF_TEST)),
+        memory: probe_memory(settings),
+    });
+    Computing { choice: settings.model.kernels, test }
+}
+
 /// What the keeper of spokes is told.
 fn keeper_settings(settings: &Settings) -> KeeperSettings {
     let (spokes, model) = (&settings.spokes, &settings.model);
-    let post_bytes = fs_err::metadata(&model.path).map_or(0, |metadata| metadata.len());
     let probe = ChildProbe {
         program: spokes.probe_program.clone(),
         model: model.path.clone(),
         limit: spokes.probe_limit,
-        memory: spokes.probe_memory.map_or(LEAST_MEMORY + 3 * post_bytes, |memory| memory.as_u64()),
+        memory: probe_memory(settings),
     };
     let gate = |(name, gate): (&String, &GateSettings)| {
         let bounds = Bounds { epr: gate.epr, np: gate.np, sc: gate.sc, fr: gate.fr };

@@ -14,7 +14,7 @@ use prometheus::{
 };
 
 use super::state::App;
-use crate::engine::{Health, Totals, Usage};
+use crate::engine::{EngineState, Health, Outcome, Totals, Usage};
 use crate::spoke::life::STATES;
 use crate::spoke::registry::Totals as SpokeTotals;
 
@@ -65,6 +65,8 @@ struct FromOthers {
     spoke_gauges: Vec<(Gauge, Of<SpokeTotals>)>,
     transitions: IntCounterVec,
     spokes: IntGaugeVec,
+    kernels: IntGaugeVec,
+    self_test: IntGaugeVec,
 }
 
 /// llama-server's counters, by its names and with its words, and ours of the cache.
@@ -183,6 +185,23 @@ impl Default for Metrics {
                 .collect(),
             transitions: kept(&registry, IntCounterVec::new(transitions, &to)),
             spokes: kept(&registry, IntGaugeVec::new(spokes, &state)),
+            kernels: kept(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "bespoke_kernel",
+                        "1 for the form in which a kernel computes; llama.cpp: not at all.",
+                    ),
+                    &["kernel", "form"],
+                ),
+            ),
+            self_test: kept(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("bespoke_self_test", "1 for how the self-test of the kernels ended."),
+                    &["outcome"],
+                ),
+            ),
         };
         let spoke_requests = IntCounterVec::new(
             Opts::new("bespoke_spoke_requests_total", "Requests that ran with a spoke, by its name."),
@@ -283,6 +302,16 @@ impl Metrics {
         for (gauge, value) in &others.spoke_gauges {
             gauge.set(value(spokes));
         }
+        if let EngineState::Ready(model) = &health.state {
+            others.kernels.reset();
+            for kernel in &model.computing.kernels {
+                others.kernels.with_label_values(&[kernel.kernel.name(), &kernel.form]).set(1);
+            }
+            for outcome in Outcome::ALL {
+                let is = outcome == model.computing.self_test.outcome;
+                others.self_test.with_label_values(&[outcome.name()]).set(i64::from(is));
+            }
+        }
         others.transitions.reset();
         for (at, state) in STATES.into_iter().enumerate() {
             others.transitions.with_label_values(&[state]).inc_by(spokes.transitions[at]);
@@ -311,7 +340,6 @@ pub(super) async fn show(State(app): State<App>) -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::EngineState;
 
     fn health() -> Health {
         let totals = Totals {

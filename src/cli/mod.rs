@@ -3,11 +3,13 @@
 pub mod bench;
 pub mod client;
 pub mod data;
+pub mod doctor;
 pub mod encode;
 pub mod eval;
 pub mod export;
 pub mod import;
 pub mod runs;
+pub mod self_test;
 pub mod serve;
 pub mod spoke;
 pub mod spokes;
@@ -18,8 +20,9 @@ use std::panic;
 
 use clap::{Parser, Subcommand};
 
-use crate::engine::ffi::end;
+use crate::engine::ffi::{end, missing_features};
 use crate::model::FileError;
+use crate::processor;
 use crate::spoke::Refusal;
 use crate::train::TrainError;
 
@@ -62,6 +65,11 @@ enum Command {
     /// Look at spokes, convert them, and change what is served
     #[command(subcommand)]
     Spoke(spoke::Command),
+    /// Say whether this machine has what the daemon needs
+    Doctor(doctor::Args),
+    /// Try the kernels with a model, as the daemon does before it serves
+    #[command(hide = true)]
+    SelfTest(self_test::Args),
     /// Judge a model
     #[command(subcommand)]
     Eval(eval::Command),
@@ -81,6 +89,18 @@ pub struct WrongConfiguration(pub String);
 /// Parses the arguments, runs the command, prints what went wrong.
 pub fn main() -> ! {
     let cli = Cli::parse();
+    if let Err(error) = processor::check() {
+        eprintln!("error: {error}");
+        end(CONFIG);
+    }
+    let missing = missing_features();
+    if !missing.is_empty() {
+        // What comes may be an illegal instruction, which says nothing.
+        eprintln!(
+            "warning: this program was compiled for a processor with {}, which this one doesn't have\nhint: run `make` on this machine, or `make portable`",
+            missing.join(", ")
+        );
+    }
     if !matches!(cli.command, Command::Serve(_)) {
         end_with_the_reader();
     }
@@ -93,6 +113,8 @@ pub fn main() -> ! {
         Command::Import(args) => import::run(&args),
         Command::Spokes(args) => spokes::run(&args),
         Command::Spoke(command) => spoke::run(command),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::SelfTest(args) => self_test::run(&args),
         Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Data(command) => data::run(command),

@@ -23,6 +23,7 @@ use crate::database::DatabaseError;
 use crate::engine::ffi::{end, gives_up};
 use crate::engine::{EngineState, Health, ModelInfo};
 use crate::hub::{Hub, HubError};
+use crate::last_run;
 use crate::task::Event;
 
 /// Arguments.
@@ -74,7 +75,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             tokio::spawn(feed_watchdog(limit, hub.health()));
         }
         notify(NotifyState::Ready);
-        hub.run_until(stop.signalled()).await.map_err(in_words)
+        let run = last_run::begin(&settings.paths.state);
+        let outcome = hub.run_until(stop.signalled()).await.map_err(in_words);
+        run.end(outcome.as_ref().err().map(ToString::to_string));
+        outcome
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome

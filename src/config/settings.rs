@@ -13,7 +13,7 @@ use super::mistake::Mistake;
 use super::places::{absolute, default_model, default_state};
 use super::spokes::SpokeSettings;
 use super::written::Written;
-use crate::engine::MAX_SEQUENCES;
+use crate::engine::{KernelChoice, MAX_SEQUENCES};
 
 /// Everything that the daemon is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,6 +106,10 @@ pub struct ModelSettings {
     pub queue: u32,
     /// Tokens of the requests that wait, estimated, prompts and answers.
     pub queue_tokens: u64,
+    /// Whose kernels compute.
+    pub kernels: KernelChoice,
+    /// Whether kernels are tried in another process before they serve.
+    pub self_test: bool,
 }
 
 /// What a request means that doesn't say how tokens are chosen. mnemonic leaves a temperature of 0 out: absent is greedy.
@@ -190,6 +194,13 @@ impl Settings {
                 queue_tokens: check
                     .whole("model.queue_tokens", model.queue_tokens, 1..=u32::MAX, 1 << 18)
                     .into(),
+                kernels: check.choice(
+                    "model.kernels",
+                    model.kernels,
+                    &[("auto", KernelChoice::Auto), ("off", KernelChoice::Off)],
+                    KernelChoice::Auto,
+                ),
+                self_test: model.self_test.unwrap_or(true),
             },
             log: LogSettings {
                 format: check.format("log.format", log.format),

@@ -60,6 +60,8 @@ pub(super) struct Model {
     pub(super) draft: Option<bool>,
     pub(super) queue: Option<Spanned<i64>>,
     pub(super) queue_tokens: Option<Spanned<i64>>,
+    pub(super) kernels: Option<Spanned<String>>,
+    pub(super) self_test: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

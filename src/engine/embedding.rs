@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::crew::Crew;
 use super::drafting::Cost;
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
+use super::kernels::Kernels;
 use super::llama::{LlamaSettings, Ticket};
 use super::scheduler::SHARE;
 use super::vocabulary::{Vocabulary, tokenize};
@@ -115,13 +116,18 @@ impl<'a> Embedder<'a> {
     ///
     /// # Errors
     /// llama.cpp can't, most likely for want of memory.
-    pub fn new(model: &'a LlamaModel, settings: &LlamaSettings, limit: u32) -> Result<Self, EngineError> {
+    pub fn new(
+        model: &'a LlamaModel,
+        settings: &LlamaSettings,
+        limit: u32,
+        kernels: Kernels,
+    ) -> Result<Self, EngineError> {
         let settings = ContextSettings {
             tokens: limit,
             batch: PART as u32,
             sequences: 1,
             threads: settings.threads,
-            own_kernels: true,
+            kernels,
             exact_cache: false,
             embeddings: true,
         };

@@ -122,6 +122,7 @@ impl FakeEngine {
             chat_template: None,
             bos_token: "<|bos|>".to_owned(),
             eos_token: "<|end|>".to_owned(),
+            computing: super::ComputingReport::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::compiler::{Compiled, Compiler};
+use super::computing::Computing;
 use super::constraint::STACK;
 use super::spokes;
 use super::way::Way;
@@ -95,11 +96,19 @@ impl Drop for Ticket {
 }
 
 impl LlamaEngine {
-    /// Starts the thread; returns at once, the weights are read there.
+    /// Starts the thread; returns at once, the weights are read there. The fastest kernels compute, untested.
     ///
     /// # Panics
     /// The system can't start a thread.
     pub fn start(settings: LlamaSettings) -> Self {
+        Self::start_with(settings, Computing::default())
+    }
+
+    /// The same, choosing and trying kernels as told.
+    ///
+    /// # Panics
+    /// The system can't start a thread.
+    pub fn start_with(settings: LlamaSettings, computing: Computing) -> Self {
         let (commands, receiver) = commands::channel();
         let loading = Health {
             state: EngineState::Loading,
@@ -116,7 +125,7 @@ impl LlamaEngine {
         thread::Builder::new()
             .name("engine".to_owned())
             .stack_size(STACK)
-            .spawn(move || worker::run(&settings, &receiver, &sender, &tell))
+            .spawn(move || worker::run(&settings, &receiver, &sender, &tell, &computing))
             .expect("the system starts a thread");
         let way = Way { commands, health };
         let compiler = Compiler::start(way.clone(), compiled);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::computing::ComputingReport;
 use super::spoke::{LoadedSpoke, SpokeChange, SpokeSet};
 use crate::spoke::Generation;
 
@@ -420,6 +421,9 @@ pub struct ModelInfo {
     pub bos_token: String,
     /// Text of the end-of-sequence token, or empty.
     pub eos_token: String,
+    /// With which kernels it is computed.
+    #[serde(default)]
+    pub computing: ComputingReport,
 }
 
 /// Why a request can't be answered.

@@ -15,9 +15,11 @@ use tracing::Span;
 use super::backend::backend;
 use super::batching::{Entry, Lanes};
 use super::compiler::Compiled;
+use super::computing::{Computing, ComputingReport};
 use super::constraint::{Grammars, Shape};
 use super::embedding::{Embedder, Embedding};
 use super::heart::{BEAT, Heart};
+use super::kernels::Kernels;
 use super::kernels::felix;
 use super::llama::{LlamaSettings, Ticket};
 use super::run::Run;
@@ -95,9 +97,10 @@ pub fn run(
     commands: &Receiver<Command>,
     health: &watch::Sender<Health>,
     compiled: &Compiled,
+    computing: &Computing,
 ) {
     let set_state = |state| health.send_modify(|health| health.state = state);
-    match serve(settings, commands, health, compiled) {
+    match serve(settings, commands, health, compiled, computing) {
         Ok(()) => {
             set_state(EngineState::Stopped);
             refuse_rest(commands, &EngineError::Stopped);
@@ -134,14 +137,19 @@ fn serve(
     commands: &Receiver<Command>,
     health: &watch::Sender<Health>,
     compiled: &Compiled,
+    computing: &Computing,
 ) -> Result<(), String> {
     let began = Instant::now();
+    // In a process of its own, while the weights are read here.
+    let choosing = computing.choose(&settings.path);
     let model = load(&settings.path, settings.own_memory)?;
-    let info = describe(&model, settings)?;
+    let mut info = describe(&model, settings)?;
     let vocabulary = Vocabulary::of(&model);
     let grammars = Arc::new(Grammars::new(&vocabulary.token_env()).map_err(|e| e.to_string())?);
     compiled.set(Arc::clone(&grammars)).expect("an engine is served once");
-    let lanes = Lanes::new(&model, settings, info.n_ctx)?;
+    let kernels;
+    (kernels, info.computing) = choosing.chosen()?;
+    let lanes = Lanes::new(&model, settings, info.n_ctx, kernels)?;
     tracing::info!(
         name = info.name,
         context = info.n_ctx,
@@ -155,6 +163,7 @@ fn serve(
         settings,
         model: &model,
         context,
+        kernels,
         vocabulary,
         grammars,
         lanes,
@@ -171,7 +180,7 @@ fn serve(
 }
 
 /// Loads a file that our own reader has passed.
-fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
+pub fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
     let file = Gguf::open(path).map_err(|e| e.to_string())?;
     check_model(&file).map_err(|e| e.to_string())?;
     if path.to_str().is_none() {
@@ -213,6 +222,7 @@ fn describe(model: &LlamaModel, settings: &LlamaSettings) -> Result<ModelInfo, S
         chat_template: text("tokenizer.chat_template"),
         bos_token: marker(vocab.bos()),
         eos_token: marker(vocab.eos()),
+        computing: ComputingReport::default(),
     })
 }
 
@@ -227,6 +237,7 @@ struct Worker<'a> {
     settings: &'a LlamaSettings,
     model: &'a LlamaModel,
     context: u32,
+    kernels: Kernels,
     vocabulary: Vocabulary,
     grammars: Arc<Grammars>,
     lanes: Lanes<'a>,
@@ -328,7 +339,7 @@ impl<'a> Worker<'a> {
 
     fn embed_part(&mut self, work: &mut Embedding) -> Result<Option<Embeddings>, EngineError> {
         if self.embedder.is_none() {
-            self.embedder = Some(Embedder::new(self.model, self.settings, self.context)?);
+            self.embedder = Some(Embedder::new(self.model, self.settings, self.context, self.kernels)?);
         }
         let embedder = self.embedder.as_mut().expect("it was made above");
         embedder.step(self.model, &self.vocabulary, work)

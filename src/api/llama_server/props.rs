@@ -44,6 +44,7 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
         "bos_token": model.bos_token,
         "eos_token": model.eos_token,
         "build_info": concat!("bespoke-", env!("CARGO_PKG_VERSION")),
+        "computing": model.computing,
     })))
 }
 

@@ -16,6 +16,7 @@ use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
 use super::foresight::Foresight;
 use super::heart::Heart;
+use super::kernels::Kernels;
 use super::llama::{LlamaSettings, MAX_SEQUENCES, Ticket};
 use super::run::{Run, Step};
 use super::scheduler::{BATCH, LONG, Price, Slice, Work, plan};
@@ -105,7 +106,12 @@ impl<'a> Lanes<'a> {
     ///
     /// # Errors
     /// llama.cpp can't, most likely for want of memory.
-    pub fn new(model: &'a LlamaModel, settings: &LlamaSettings, context: u32) -> Result<Self, String> {
+    pub fn new(
+        model: &'a LlamaModel,
+        settings: &LlamaSettings,
+        context: u32,
+        kernels: Kernels,
+    ) -> Result<Self, String> {
         let lanes = settings.lanes.max(1);
         let partial = !(model.is_recurrent() || model.is_hybrid());
         // A state that can't be cut is kept at the end of heads, beside whoever goes on from there.
@@ -122,7 +128,7 @@ impl<'a> Lanes<'a> {
             batch: BATCH as u32,
             sequences,
             threads: settings.threads,
-            own_kernels: true,
+            kernels,
             exact_cache: false,
             embeddings: false,
         };
@@ -281,7 +287,8 @@ impl<'a> Lanes<'a> {
 
     /// Computes with no spokes.
     pub fn detach(&mut self) {
-        if let Err(error) = self.context.set_adapters(&[]).and_then(|()| self.context.set_felix(&[])) {
+        self.context.set_felix(&[]);
+        if let Err(error) = self.context.set_adapters(&[]) {
             tracing::error!(%error, "spokes can't be taken off");
         }
     }
@@ -294,7 +301,8 @@ impl<'a> Lanes<'a> {
         };
         let uses: Vec<_> = (0..).zip(&self.sequences).filter_map(felix).collect();
         self.context.set_adapters(&spokes.adapters())?;
-        self.context.set_felix(&uses)
+        self.context.set_felix(&uses);
+        Ok(())
     }
 
     /// The LoRAs whose requests are computed now: those that run are so in turn, each for a while, because a change of

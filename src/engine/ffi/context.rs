@@ -13,7 +13,7 @@ use llama_cpp_sys_2 as sys;
 use super::adapter::Adapter;
 use super::rewrite::{FelixError, Rewriter, Rows, Use};
 use crate::engine::backend::backend;
-use crate::engine::kernels::attention;
+use crate::engine::kernels::Kernels;
 
 /// What a context is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +26,8 @@ pub struct ContextSettings {
     pub sequences: u32,
     /// CPU threads.
     pub threads: u32,
-    /// Whether what [`crate::engine::kernels`] covers is computed there instead of by llama.cpp's kernels.
-    pub own_kernels: bool,
+    /// What is computed by kernels of our own instead of by llama.cpp's.
+    pub kernels: Kernels,
     /// Whether keys and values are kept in f32, not in f16. Attention is llama.cpp's then.
     pub exact_cache: bool,
     /// Whether tokens get vectors ([`Context::embedding`]), as well as logits.
@@ -110,7 +110,7 @@ pub struct Context<'a> {
     rows: Vec<bool>,
     limits: ContextSettings,
     /// llama.cpp holds a pointer to it.
-    rewriter: Option<Rewriter>,
+    rewriter: Rewriter,
     /// What the next batches are computed with.
     adapters: Vec<(Rc<Adapter<'a>>, f32)>,
     model: PhantomData<&'a LlamaModel>,
@@ -171,14 +171,12 @@ impl<'a> Context<'a> {
             params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
         }
         let layers = model.n_layer() as usize;
-        let rewriter = settings.own_kernels.then(|| Rewriter::new(layers, count as usize));
-        if let Some(rewriter) = &rewriter {
-            // llama.cpp's flash attention rounds keys and values to f16 however they are kept.
-            if attention::FAST && !settings.exact_cache {
-                params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
-            }
-            (params.cb_eval, params.cb_eval_user_data) = rewriter.callback();
+        let rewriter = Rewriter::new(layers, count as usize, settings.kernels);
+        // llama.cpp's flash attention rounds keys and values to f16 however they are kept.
+        if settings.kernels.attention.is_some() && !settings.exact_cache {
+            params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
         }
+        (params.cb_eval, params.cb_eval_user_data) = rewriter.callback();
         // SAFETY: the model outlives the context ('a); the parameters are taken by value and point to nothing.
         let raw = unsafe { sys::llama_init_from_model(pointer(model), params) };
         let raw = NonNull::new(raw)
@@ -204,7 +202,7 @@ impl<'a> Context<'a> {
     /// Whether results depend on how many threads compute: llama.cpp's own attention divides a single row's cells among
     /// them. It is known from the first such row on.
     pub fn counts_threads(&self) -> bool {
-        self.rewriter.as_ref().is_none_or(Rewriter::counts_threads)
+        self.rewriter.counts_threads()
     }
 
     /// Threads that can compute.
@@ -269,16 +267,8 @@ impl<'a> Context<'a> {
 
     /// Computes what follows with these Felix spokes, at most one for each sequence. llama.cpp's graph stays as it is:
     /// sequences with different spokes, and with none, can be in one batch.
-    ///
-    /// # Errors
-    /// A context without kernels of our own: nothing has changed then.
-    pub fn set_felix(&mut self, uses: &[Use]) -> Result<(), DecodeError> {
-        match &mut self.rewriter {
-            Some(rewriter) => rewriter.set_felix(uses),
-            None if uses.is_empty() => {}
-            None => return Err(FelixError::NoKernels.into()),
-        }
-        Ok(())
+    pub fn set_felix(&mut self, uses: &[Use]) {
+        self.rewriter.set_felix(uses);
     }
 
     /// Computes a batch; its keys and values are kept.
@@ -320,10 +310,10 @@ impl<'a> Context<'a> {
             logits: batch.logits.as_ptr().cast_mut(),
         };
         self.rows.clear();
-        if let Some(rewriter) = &mut self.rewriter {
-            let (tokens, sequences, logits) = (&batch.tokens, &batch.sequences, &batch.logits);
-            rewriter.begin(Rows { tokens, sequences, logits });
-        }
+        #[cfg(debug_assertions)]
+        super::processor::may_die("llama.cpp");
+        let (tokens, sequences, logits) = (&batch.tokens, &batch.sequences, &batch.logits);
+        self.rewriter.begin(Rows { tokens, sequences, logits });
         // SAFETY: all arrays have `count` elements and live until the call returns; llama.cpp only reads them. Tokens and
         // sequences are in range. The question lives as long, and is taken back at once.
         let code = unsafe {
@@ -336,7 +326,7 @@ impl<'a> Context<'a> {
         };
         match code {
             0 => {
-                self.rewriter.as_mut().map_or(Ok(()), Rewriter::end)?;
+                self.rewriter.end()?;
                 self.rows.extend(batch.logits.iter().map(|&wanted| wanted != 0));
                 Ok(())
             }

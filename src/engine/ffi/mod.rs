@@ -19,6 +19,8 @@ pub use end::end;
 pub use local_time::local_time;
 #[cfg(target_arch = "x86_64")]
 pub use processor::prefetch;
-pub use processor::{Panel, has_product, product};
+pub use processor::{
+    attend, compiled_features, llama_features, missing_features, multiply, pack, product, vectorised,
+};
 pub use quantise::{QuantType, QuantiseError, quantise};
 pub use rewrite::{FelixError, Use as FelixUse};

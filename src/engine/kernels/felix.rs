@@ -4,20 +4,24 @@
 //! weights serves several columns. Each result is summed in the same order whatever stands beside it, so a token gets the
 //! same numbers alone and in a batch.
 
+mod lanes;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
-use wide::f32x16 as Lanes;
 
+use super::Form;
+use crate::engine::ffi;
 use crate::spoke::felix::{Folded, FoldedLayer};
 use crate::vector::{dot, sigmoid};
 
+pub use lanes::portable;
+#[cfg(target_arch = "x86_64")]
+pub use lanes::{avx2, avx512};
+
 /// Rows of a matrix that are computed together.
 pub const ROWS: usize = 16;
-/// Columns that are computed together, as many as registers of 256 bits allow.
-const TOGETHER: usize = 6;
 
 /// A spoke: `h + W_up silu(W_down n)` behind each of its blocks.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,81 +134,16 @@ impl Matrix {
     /// [`ROWS`] rows (of which those beyond the last row are zero).
     ///
     /// # Panics
-    /// Panels that are not there; columns that are not whole.
+    /// Panels that are not there; columns that are not whole; a form that the processor can't compute.
     pub fn multiply(
         &self,
+        form: Form,
         panels: Range<usize>,
         columns: &[f32],
-        mut write: impl FnMut(usize, usize, [f32; ROWS]),
+        write: impl FnMut(usize, usize, [f32; ROWS]),
     ) {
-        let depth = self.depth;
-        assert!(depth > 0 && columns.len().is_multiple_of(depth), "whole columns");
-        let count = columns.len() / depth;
-        let panel = |at: usize| &self.panels[at * depth..][..depth];
-        let column = |at: usize| &columns[at * depth..][..depth];
-        // Several independent sums hide how long each addition takes: with few columns, several panels give them.
-        let beside = match count {
-            1 => 4,
-            2 => 2,
-            _ => 1,
-        };
-        let mut at = panels.start;
-        while at < panels.end {
-            let beside = if at + beside <= panels.end { beside } else { 1 };
-            for first in (0..count).step_by(TOGETHER) {
-                macro_rules! tiles {
-                    ($(($panels:literal, $columns:literal))*) => {
-                        match (beside, TOGETHER.min(count - first)) {
-                            $(($panels, $columns) => {
-                                let sums = tile::<$panels, $columns>(
-                                    std::array::from_fn(|i| panel(at + i)),
-                                    std::array::from_fn(|i| column(first + i)),
-                                );
-                                for (i, sums) in sums.iter().enumerate() {
-                                    for (j, sum) in sums.iter().enumerate() {
-                                        write(first + j, (at + i) * ROWS, sum.to_array());
-                                    }
-                                }
-                            })*
-                            other => unreachable!("no tile of {other:?}"),
-                        }
-                    };
-                }
-                tiles!((4, 1)(2, 2)(1, 1)(1, 2)(1, 3)(1, 4)(1, 5)(1, 6));
-            }
-            at += beside;
-        }
+        ffi::multiply(form, self, panels, columns, write);
     }
-}
-
-/// Sums of `P` panels for `C` columns.
-// With iterators instead of indices the sums leave their registers.
-#[allow(clippy::needless_range_loop)]
-#[inline]
-fn tile<const P: usize, const C: usize>(
-    panels: [&[[f16; ROWS]]; P],
-    columns: [&[f32]; C],
-) -> [[Lanes; C]; P] {
-    let depth = panels[0].len();
-    let (panels, columns) = (panels.map(|panel| &panel[..depth]), columns.map(|column| &column[..depth]));
-    let mut sums = [[Lanes::ZERO; C]; P];
-    for k in 0..depth {
-        let x: [Lanes; C] = std::array::from_fn(|column| Lanes::splat(columns[column][k]));
-        for panel in 0..P {
-            let weights = floats(&panels[panel][k]);
-            for column in 0..C {
-                sums[panel][column] = x[column].mul_add(weights, sums[panel][column]);
-            }
-        }
-    }
-    sums
-}
-
-#[inline]
-fn floats(halves: &[f16; ROWS]) -> Lanes {
-    let mut floats = [0.0; ROWS];
-    halves.convert_to_f32_slice(&mut floats);
-    Lanes::new(floats)
 }
 
 #[cfg(test)]
@@ -229,7 +168,7 @@ mod tests {
     }
 
     /// What a layer adds to rows of the residual stream, `[count, D]`, by the kernels.
-    fn update(weights: &Weights, h: &[f32]) -> Vec<f32> {
+    fn update(form: Form, weights: &Weights, h: &[f32]) -> Vec<f32> {
         let (width, layer) = (weights.width, &weights.layers[&2]);
         let (rank, count) = (layer.down.rows(), h.len() / width);
         let mut n = vec![0.0; h.len()];
@@ -241,13 +180,13 @@ mod tests {
             let length = ROWS.min(rows - first);
             to[column * rows + first..][..length].copy_from_slice(&result[..length]);
         };
-        layer.down.multiply(0..layer.down.panels(), &n, |column, first, result| {
+        layer.down.multiply(form, 0..layer.down.panels(), &n, |column, first, result| {
             put(&mut hidden, rank, column, first, silu(result));
         });
         // In two parts, as several threads do.
         let middle = layer.up.panels() / 2;
         for part in [0..middle, middle..layer.up.panels()] {
-            layer.up.multiply(part, &hidden, |column, first, result| {
+            layer.up.multiply(form, part, &hidden, |column, first, result| {
                 put(&mut out, width, column, first, result);
             });
         }
@@ -276,16 +215,19 @@ mod tests {
 
     #[test]
     fn results_are_those_of_the_definition_whatever_stands_beside_them() {
-        for (hidden, rows, norm) in [(64, 16, false), (48, 8, true), (100, 70, true), (160, 256, false)] {
+        let forms = [Form::Portable, Form::Avx2, Form::Avx512].into_iter().filter(|form| form.is_possible());
+        let shapes = [(64, 16, false), (48, 8, true), (100, 70, true), (160, 256, false)];
+        let cases = forms.flat_map(|form| shapes.map(|(hidden, rows, norm)| (form, hidden, rows, norm)));
+        for (form, hidden, rows, norm) in cases {
             let folded = folded(hidden, rows, norm);
             let weights = Weights::new(&folded);
             let h = numbers(17 * hidden, 9);
-            let alone: Vec<f32> = h.chunks_exact(hidden).flat_map(|h| update(&weights, h)).collect();
+            let alone: Vec<f32> = h.chunks_exact(hidden).flat_map(|h| update(form, &weights, h)).collect();
             for count in [1, 2, 3, 6, 7, 17] {
                 assert_eq!(
-                    update(&weights, &h[..count * hidden]),
+                    update(form, &weights, &h[..count * hidden]),
                     alone[..count * hidden],
-                    "{hidden} {rows} {count}"
+                    "{form:?} {hidden} {rows} {count}"
                 );
             }
             for (h, found) in h.chunks_exact(hidden).zip(alone.chunks_exact(hidden)) {
@@ -293,7 +235,7 @@ mod tests {
                 let size = (exact.iter().map(|x| x * x).sum::<f64>() / hidden as f64).sqrt();
                 for (found, exact) in found.iter().zip(exact) {
                     let off = (f64::from(*found) - exact).abs();
-                    assert!(off < 1e-5 * size, "{hidden} {rows}: {found} for {exact}");
+                    assert!(off < 1e-5 * size, "{form:?} {hidden} {rows}: {found} for {exact}");
                 }
             }
         }

@@ -1,15 +1,166 @@
 //! What is computed here instead of by llama.cpp, on the CPU: the inner loops, free of llama.cpp's types.
+//!
+//! Every form of every kernel is compiled into each program for x86-64, whatever processor it is built for; which one
+//! computes is chosen when it runs. Other architectures have the portable forms, and llama.cpp's kernels for the rest.
 
 pub mod attention;
 pub mod felix;
 pub mod product;
 
+use crate::processor::{Feature, Features, processor};
+
+/// How a kernel computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// With nothing that not every processor has.
+    Portable,
+    /// With AVX2, FMA and F16C.
+    Avx2,
+    /// With AVX-512, too.
+    Avx512,
+    /// With AVX-512's dot products of bytes, too.
+    Avx512Vnni,
+}
+
+impl Form {
+    /// What the processor must have.
+    pub fn needs(self) -> Features {
+        use Feature::{Avx2, Avx512bw, Avx512f, Avx512vl, Avx512vnni, F16c, Fma};
+        match self {
+            Self::Portable => Features::default(),
+            Self::Avx2 => const { Features::of(&[Avx2, Fma, F16c]) },
+            Self::Avx512 => const { Features::of(&[Avx2, Fma, F16c, Avx512f, Avx512bw, Avx512vl]) },
+            Self::Avx512Vnni => {
+                const { Features::of(&[Avx2, Fma, F16c, Avx512f, Avx512bw, Avx512vl, Avx512vnni]) }
+            }
+        }
+    }
+
+    /// Whether this processor can compute so.
+    pub fn is_possible(self) -> bool {
+        processor().usable().contain(self.needs())
+    }
+
+    /// The name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512vnni",
+        }
+    }
+
+    fn first(forms: &[Self]) -> Option<Self> {
+        forms.iter().copied().find(|form| form.is_possible())
+    }
+}
+
+/// A kernel of ours, by what it computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernel {
+    /// Attention.
+    Attention,
+    /// Products of Q8_0 weights.
+    Product,
+    /// The bottlenecks of Felix spokes, which llama.cpp doesn't compute.
+    Felix,
+}
+
+impl Kernel {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Attention, Self::Product, Self::Felix];
+
+    /// The name in settings, logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attention => "attention",
+            Self::Product => "product",
+            Self::Felix => "felix",
+        }
+    }
+}
+
+/// Which kernels of ours compute, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernels {
+    /// Of attention; `None` leaves it to llama.cpp.
+    pub attention: Option<Form>,
+    /// Of products of Q8_0 weights; `None` leaves them to llama.cpp.
+    pub product: Option<Form>,
+    /// Of Felix spokes, which only we compute.
+    pub felix: Form,
+}
+
+impl Kernels {
+    /// llama.cpp computes all that it can.
+    pub const OFF: Self = Self { attention: None, product: None, felix: Form::Portable };
+
+    /// The fastest that this processor has.
+    pub fn best() -> Self {
+        use Form::{Avx2, Avx512, Avx512Vnni, Portable};
+        Self {
+            attention: Form::first(&[Avx512, Avx2]),
+            product: Form::first(&[Avx512Vnni, Avx2]),
+            felix: Form::first(&[Avx512, Avx2]).unwrap_or(Portable),
+        }
+    }
+
+    /// The same without one.
+    pub fn without(self, kernel: Kernel) -> Self {
+        match kernel {
+            Kernel::Attention => Self { attention: None, ..self },
+            Kernel::Product => Self { product: None, ..self },
+            Kernel::Felix => Self { felix: Form::Portable, ..self },
+        }
+    }
+
+    /// How a kernel computes; `None`: it doesn't.
+    pub fn form(self, kernel: Kernel) -> Option<Form> {
+        match kernel {
+            Kernel::Attention => self.attention,
+            Kernel::Product => self.product,
+            Kernel::Felix => Some(self.felix),
+        }
+    }
+}
+
+impl std::fmt::Display for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, kernel) in Kernel::ALL.into_iter().enumerate() {
+            let form = self.form(kernel).map_or("llama.cpp", Form::name);
+            write!(f, "{}{} {form}", if at == 0 { "" } else { ", " }, kernel.name())?;
+        }
+        Ok(())
+    }
+}
+
 /// Numbers in -1..1 without end, the same each time.
-#[cfg(test)]
 pub fn numbers(salt: u32) -> impl Iterator<Item = f32> {
     let mut state = salt.wrapping_mul(2_654_435_761) | 1;
     std::iter::repeat_with(move || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) as f32 / (1 << 23) as f32 - 1.0
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_forms_are_possible_and_each_can_be_taken_away() {
+        let best = Kernels::best();
+        for kernel in Kernel::ALL {
+            assert!(best.form(kernel).is_none_or(Form::is_possible), "{best}");
+            let rest = best.without(kernel);
+            assert_ne!(rest.form(kernel).filter(|&form| form != Form::Portable), Some(Form::Avx2));
+            for other in Kernel::ALL.into_iter().filter(|&other| other != kernel) {
+                assert_eq!(rest.form(other), best.form(other));
+            }
+        }
+        assert_eq!(Kernels::OFF.to_string(), "attention llama.cpp, product llama.cpp, felix portable");
+        assert!(Form::Portable.is_possible());
+    }
 }

@@ -178,9 +178,11 @@ impl Attention {
                 before.fill(0.0);
                 let scale = self.scoring.cap_row(seen);
                 let top = lanes::max(seen) * scale;
-                for score in seen.iter_mut() {
-                    *score = lanes::exp(lanes::fma(*score, scale, -top));
-                }
+                lanes::vectorised(|| {
+                    for score in seen.iter_mut() {
+                        *score = lanes::exp(lanes::fma(*score, scale, -top));
+                    }
+                });
                 let sum = lanes::sum(seen);
                 log_sums[at * group + head] = top + sum.ln();
                 inverse_sums.push(1.0 / sum);
@@ -244,10 +246,12 @@ impl Attention {
                 match self.scoring.cap {
                     None => {
                         let scale = self.scoring.scale;
-                        for (weight, d_score) in weights.iter_mut().zip(d_scores) {
-                            *weight = lanes::exp(lanes::fma(*weight, scale, -log_sum));
-                            *d_score = (*d_score - delta) * *weight * scale;
-                        }
+                        lanes::vectorised(|| {
+                            for (weight, d_score) in weights.iter_mut().zip(d_scores) {
+                                *weight = lanes::exp(lanes::fma(*weight, scale, -log_sum));
+                                *d_score = (*d_score - delta) * *weight * scale;
+                            }
+                        });
                     }
                     Some(cap) => {
                         for (weight, d_score) in weights.iter_mut().zip(d_scores) {

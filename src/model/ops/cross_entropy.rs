@@ -59,9 +59,11 @@ pub fn linear_cross_entropy(
 fn row_loss(row: &mut [f32], target: usize, scale: f32) -> (f64, bool) {
     let top = lanes::max(row);
     let at_target = row[target];
-    for value in row.iter_mut() {
-        *value = lanes::exp(*value - top);
-    }
+    lanes::vectorised(|| {
+        for value in row.iter_mut() {
+            *value = lanes::exp(*value - top);
+        }
+    });
     let sum = lanes::sum(row);
     let factor = scale / sum;
     for value in row.iter_mut() {

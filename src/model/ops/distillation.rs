@@ -120,9 +120,11 @@ pub fn distillation(
 /// Softmax of `logits / tau` in place; gives the logarithm of its normaliser, with the largest logit taken out, and that.
 fn softmax(logits: &mut [f32], inverse_tau: f32) -> (f32, f32) {
     let top = lanes::max(logits);
-    for value in logits.iter_mut() {
-        *value = lanes::exp((*value - top) * inverse_tau);
-    }
+    lanes::vectorised(|| {
+        for value in logits.iter_mut() {
+            *value = lanes::exp((*value - top) * inverse_tau);
+        }
+    });
     let sum = lanes::sum(logits);
     let inverse = 1.0 / sum;
     for value in logits.iter_mut() {

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::lanes::{fma, sigmoid};
+use super::lanes::{fma, sigmoid, vectorised};
 use super::{floats, plain, with_floats};
 
 /// Values that one rayon task works on.
@@ -97,9 +97,11 @@ impl CustomOp1 for Silu {
         let x = floats(x, layout, "silu")?;
         let mut y = vec![0.0; x.len()];
         y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| {
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = Self::product(x, 1.0);
-            }
+            vectorised(|| {
+                for (y, &x) in y.iter_mut().zip(x) {
+                    *y = Self::product(x, 1.0);
+                }
+            });
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
@@ -110,9 +112,11 @@ impl CustomOp1 for Silu {
             let mut dx = vec![0.0; x.len()];
             dx.par_chunks_mut(TASK).zip(x.par_chunks(TASK).zip(grad.par_chunks(TASK))).for_each(
                 |(dx, (x, grad))| {
-                    for ((dx, &x), &grad) in dx.iter_mut().zip(x).zip(grad) {
-                        *dx = Self::gradients(x, 1.0, grad).0;
-                    }
+                    vectorised(|| {
+                        for ((dx, &x), &grad) in dx.iter_mut().zip(x).zip(grad) {
+                            *dx = Self::gradients(x, 1.0, grad).0;
+                        }
+                    });
                 },
             );
             Ok(dx)
@@ -178,9 +182,11 @@ impl<G: Gate> CustomOp2 for Gated<G> {
         let mut y = vec![0.0; gate.len()];
         y.par_chunks_mut(TASK).zip(gate.par_chunks(TASK).zip(up.par_chunks(TASK))).for_each(
             |(y, (gate, up))| {
-                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                    *y = G::product(gate, up);
-                }
+                vectorised(|| {
+                    for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                        *y = G::product(gate, up);
+                    }
+                });
             },
         );
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
@@ -200,9 +206,11 @@ impl<G: Gate> CustomOp2 for Gated<G> {
             let inputs = gate.par_chunks(TASK).zip(up.par_chunks(TASK)).zip(grad.par_chunks(TASK));
             outputs.zip(inputs).for_each(|((d_gate, d_up), ((gate, up), grad))| {
                 let inputs = gate.iter().zip(up).zip(grad);
-                for ((d_gate, d_up), ((&gate, &up), &grad)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
-                    (*d_gate, *d_up) = G::gradients(gate, up, grad);
-                }
+                vectorised(|| {
+                    for ((d_gate, d_up), ((&gate, &up), &grad)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
+                        (*d_gate, *d_up) = G::gradients(gate, up, grad);
+                    }
+                });
             });
             Ok((d_gate, d_up))
         })?;

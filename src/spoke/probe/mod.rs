@@ -71,11 +71,22 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Holds this process to the bounds from now on: memory, no core file, a lower priority, and death with its parent.
+    /// Holds this process to the bounds from now on, and gives it a lower priority.
     ///
     /// # Errors
     /// The system refuses the bound on memory.
     pub fn enter(self) -> std::io::Result<()> {
+        self.bound()?;
+        // A courtesy; a system that doesn't know it does no harm.
+        let _ = rustix::process::nice(NICE);
+        Ok(())
+    }
+
+    /// Holds this process to the bounds from now on: memory, no core file, and death with its parent.
+    ///
+    /// # Errors
+    /// The system refuses the bound on memory.
+    pub fn bound(self) -> std::io::Result<()> {
         use rustix::process::{Resource, Rlimit, Signal, setrlimit};
         let bound = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
         if let Some(bytes) = self.memory {
@@ -83,7 +94,6 @@ impl Confinement {
         }
         // What follows is courtesy; a system that doesn't know it does no harm.
         let _ = setrlimit(Resource::Core, bound(0));
-        let _ = rustix::process::nice(NICE);
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         Ok(())
     }

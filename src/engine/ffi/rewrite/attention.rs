@@ -8,7 +8,8 @@ use llama_cpp_sys_2 as sys;
 
 use super::stage::Stage;
 use super::{Parameters, is_host, make_room, size};
-use crate::engine::kernels::attention::{BLOCK, Cells, FAST, Partial, View, WIDTHS, attend};
+use crate::engine::kernels::Form;
+use crate::engine::kernels::attention::{BLOCK, Cells, Partial, View, WIDTHS, attend};
 
 /// Fewest cells that are worth a part of their own.
 const PART: usize = 8 * BLOCK;
@@ -29,6 +30,7 @@ struct Unit {
 /// One node.
 #[derive(Debug)]
 pub struct Task {
+    form: Form,
     shape: Shape,
     /// The parts of all units.
     stage: Stage,
@@ -56,7 +58,7 @@ impl Shape {
     fn of(node: &sys::ggml_tensor, threads: usize) -> Option<Self> {
         // Of `ggml_flash_attn_ext`: queries, keys, values, mask, sinks.
         let [q, k, v, mask, sinks, ..] = node.src;
-        if !FAST || [q, k, v, mask].iter().any(|source| source.is_null()) || !sinks.is_null() {
+        if [q, k, v, mask].iter().any(|source| source.is_null()) || !sinks.is_null() {
             return None;
         }
         // SAFETY: sources of a node live as long as the node, and nobody writes to them now.
@@ -95,14 +97,20 @@ impl Shape {
 
 impl Task {
     /// The task, if the kernel covers the node.
-    pub fn of(node: &sys::ggml_tensor, threads: usize, scratch: &mut Scratch) -> Option<Self> {
+    pub fn of(
+        node: &sys::ggml_tensor,
+        threads: usize,
+        form: Option<Form>,
+        scratch: &mut Scratch,
+    ) -> Option<Self> {
+        let form = form?;
         let shape = Shape::of(node, threads)?;
         let units = shape.kv_heads * shape.streams;
         make_room(&mut scratch.units, units);
         for unit in &mut scratch.units[..units] {
             make_room(&mut unit.parts, shape.parts);
         }
-        Some(Self { shape, stage: Stage::new(units * shape.parts) })
+        Some(Self { form, shape, stage: Stage::new(units * shape.parts) })
     }
 
     /// Computes parts until none is left.
@@ -177,7 +185,7 @@ impl Task {
         };
         let blocks = cells.div_ceil(BLOCK);
         let border = |part: usize| (blocks * part / parts * BLOCK).min(cells);
-        attend(queries, width, group, view, border(part)..border(part + 1), partial);
+        attend(self.form, queries, width, group, view, border(part)..border(part + 1), partial);
     }
 
     /// Puts the result of a head's rows where the next node reads it.

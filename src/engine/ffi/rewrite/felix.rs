@@ -14,6 +14,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::stage::Stage;
 use super::{is_host, make_room, size};
+use crate::engine::kernels::Form;
 use crate::engine::kernels::felix::{Layer, Matrix, ROWS, Weights, silu};
 
 /// Units of weights for each thread, so that all end at about the same time.
@@ -35,9 +36,6 @@ pub enum FelixError {
         "llama.cpp divided the batch in an unknown order, so nobody knows which row has which Felix spoke"
     )]
     Order,
-    /// A context that computes all by itself.
-    #[error("a context without kernels of our own has no Felix spokes")]
-    NoKernels,
 }
 
 /// Which rows of the batch have which spoke.
@@ -195,6 +193,7 @@ pub struct Scratch {
 /// One node.
 #[derive(Debug)]
 pub struct Task {
+    form: Form,
     width: usize,
     groups: Vec<Group>,
     /// For each row, where among the columns its norm goes, and of which group it is.
@@ -242,6 +241,7 @@ impl Task {
     pub fn of(
         node: &sys::ggml_tensor,
         threads: usize,
+        form: Form,
         plan: &mut Plan,
         scratch: &mut Scratch,
     ) -> Option<Self> {
@@ -299,7 +299,7 @@ impl Task {
         make_room(scratch.hidden.get_mut(), hidden);
         let down = Product::new(groups.iter().map(|group| &group.layer().down), threads);
         let up = Product::new(groups.iter().map(|group| &group.layer().up), threads);
-        Some(Self { width, groups, columns, adding: Stage::new(count), down, up })
+        Some(Self { form, width, groups, columns, adding: Stage::new(count), down, up })
     }
 
     /// Takes part in the computation.
@@ -333,7 +333,7 @@ impl Task {
                 let (group, matrix) = (&self.groups[*group], &self.groups[*group].layer().down);
                 let count = group.rows.len() * width;
                 let columns = std::slice::from_raw_parts(norms.add(group.norms).cast_const(), count);
-                matrix.multiply(panels.clone(), columns, |column, first, result| {
+                matrix.multiply(self.form, panels.clone(), columns, |column, first, result| {
                     let to = hidden.add(group.hidden + column * matrix.rows() + first);
                     let length = ROWS.min(matrix.rows() - first);
                     std::ptr::copy_nonoverlapping(silu(result).as_ptr(), to, length);
@@ -345,7 +345,7 @@ impl Task {
                 let (group, matrix) = (&self.groups[*group], &self.groups[*group].layer().up);
                 let count = group.rows.len() * matrix.depth();
                 let columns = std::slice::from_raw_parts(hidden.add(group.hidden).cast_const(), count);
-                matrix.multiply(panels.clone(), columns, |column, first, result| {
+                matrix.multiply(self.form, panels.clone(), columns, |column, first, result| {
                     let (row, scale) = group.rows[column];
                     let to = out.add(row * width + first);
                     for (i, added) in result.iter().enumerate().take(width - first) {

@@ -17,6 +17,8 @@ use std::ptr::{NonNull, null_mut};
 
 use llama_cpp_sys_2 as sys;
 
+use crate::engine::kernels::Kernels;
+
 pub use felix::{FelixError, Rows, Use};
 
 /// Nodes of a layer that may be rewritten, at most: projections of every kind of mixer, feed-forward, attention.
@@ -33,6 +35,8 @@ struct Inner {
     /// computed; then those that other nodes take in turn.
     slots: Vec<Slot>,
     layers: usize,
+    /// What is computed here.
+    kernels: Kernels,
     /// A slot by the parameters of its node.
     places: HashMap<Parameters, usize>,
     next: usize,
@@ -80,14 +84,15 @@ enum Task {
 }
 
 impl Rewriter {
-    /// For a model with so many layers, computed by so many threads.
-    pub fn new(layers: usize, threads: usize) -> Self {
+    /// For a model with so many layers, computed by so many threads with these kernels.
+    pub fn new(layers: usize, threads: usize, kernels: Kernels) -> Self {
         // The graph that is being built and the one before it have nodes.
         let count = layers + 2 * NODES * (layers + 1);
         let inner = Box::into_raw(Box::new(Inner {
             slots: Vec::with_capacity(count),
             places: HashMap::with_capacity(count),
             layers,
+            kernels,
             next: layers,
             threads: threads.max(1),
             scratch: Scratch::default(),
@@ -178,17 +183,19 @@ impl Inner {
             // As it was, to be judged anew.
             (node.op, node.op_params) = slot.given;
         }
-        let scratch = &mut self.scratch;
+        let (kernels, scratch) = (self.kernels, &mut self.scratch);
         let task = match node.op {
             sys::GGML_OP_FLASH_ATTN_EXT => {
-                attention::Task::of(node, self.threads, &mut scratch.attention).map(Task::Attention)
+                attention::Task::of(node, self.threads, kernels.attention, &mut scratch.attention)
+                    .map(Task::Attention)
             }
             sys::GGML_OP_MUL_MAT => {
-                product::Task::of(node, self.threads, &mut scratch.product, &mut self.packed)
+                product::Task::of(node, self.threads, kernels.product, &mut scratch.product, &mut self.packed)
                     .map(Task::Product)
             }
             sys::GGML_OP_ADD => {
-                felix::Task::of(node, self.threads, &mut self.felix, &mut scratch.felix).map(Task::Felix)
+                felix::Task::of(node, self.threads, kernels.felix, &mut self.felix, &mut scratch.felix)
+                    .map(Task::Felix)
             }
             _ => None,
         };

@@ -6,8 +6,9 @@ use llama_cpp_sys_2 as sys;
 
 use super::stage::Stage;
 use super::{is_host, make_room, size};
-use crate::engine::ffi::{Panel, has_product, product};
-use crate::engine::kernels::product::{BLOCK, BLOCK_BYTES, Block, Packed, ROWS};
+use crate::engine::ffi::{pack, product};
+use crate::engine::kernels::Form;
+use crate::engine::kernels::product::{BLOCK, BLOCK_BYTES, Block, Packed, Panels, ROWS};
 
 /// Blocks of activations that are packed at a time: some microseconds' work.
 const PIECE: usize = 64;
@@ -26,6 +27,7 @@ pub struct Scratch {
 /// One node.
 #[derive(Debug)]
 pub struct Task {
+    form: Form,
     /// Blocks of a row of weights and of a column of activations.
     blocks: usize,
     rows: usize,
@@ -42,11 +44,13 @@ impl Task {
     pub fn of(
         node: &sys::ggml_tensor,
         threads: usize,
+        form: Option<Form>,
         scratch: &mut Scratch,
         packed: &mut *const sys::ggml_tensor,
     ) -> Option<Self> {
+        let form = form?;
         let [weights, given, ..] = node.src;
-        if !has_product() || weights.is_null() || given.is_null() {
+        if weights.is_null() || given.is_null() {
             return None;
         }
         let source = given.cast_const();
@@ -85,7 +89,7 @@ impl Task {
         // Two groups of rows share what is read of the columns.
         let share = share.next_multiple_of(2 * ROWS);
         let multiplying = Stage::new(rows.div_ceil(share));
-        Some(Self { blocks, rows, columns, share, packing, multiplying })
+        Some(Self { form, blocks, rows, columns, share, packing, multiplying })
     }
 
     /// The buffer of the node's weights.
@@ -100,9 +104,9 @@ impl Task {
     /// The node is the one that the task was made of, and is being computed.
     pub unsafe fn work(&self, node: &sys::ggml_tensor, scratch: &Scratch) {
         thread_local! {
-            static PANELS: RefCell<Vec<Panel>> = const { RefCell::new(Vec::new()) };
+            static PANELS: RefCell<Panels> = RefCell::default();
         }
-        let Self { blocks, rows, columns, .. } = *self;
+        let Self { form, blocks, rows, columns, .. } = *self;
         // SAFETY: `Task::of` has seen that the sources are there, of these types and sizes, and in host memory, and has made
         // room in the scratch memory. Pieces don't overlap, nor do shares of the result.
         unsafe {
@@ -116,10 +120,7 @@ impl Task {
                     let x = given.data.cast::<f32>().add(column * (given.nb[1] / 4) + first * BLOCK);
                     let x = std::slice::from_raw_parts(x.cast::<[f32; BLOCK]>(), count);
                     let to = packed.add(column * blocks + first);
-                    let to = std::slice::from_raw_parts_mut(to, count);
-                    for (to, x) in to.iter_mut().zip(x) {
-                        *to = Packed::new(x);
-                    }
+                    pack(form, x, std::slice::from_raw_parts_mut(to, count));
                 });
                 packing.wait();
             }
@@ -130,7 +131,7 @@ impl Task {
                 self.multiplying.work(|index| {
                     let first = index * self.share;
                     let share = first..rows.min(first + self.share);
-                    product(weights, blocks, share, then, packed, panels, |column, row, result| {
+                    product(form, weights, blocks, share, then, packed, panels, |column, row, result| {
                         let to = node.data.cast::<f32>().add(column * rows + row);
                         std::ptr::copy_nonoverlapping(result.as_ptr(), to, ROWS);
                     });

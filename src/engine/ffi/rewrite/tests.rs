@@ -11,7 +11,7 @@ use llama_cpp_2::model::params::LlamaModelParams;
 
 use crate::engine::backend::backend;
 use crate::engine::ffi::{Batch, Context, ContextSettings, DecodeError, FelixError};
-use crate::engine::kernels::{self, felix::Weights};
+use crate::engine::kernels::{self, Form, Kernels, felix::Weights};
 use crate::model::gguf_file::{Precision, export, import};
 use crate::model::stand_in::{self, Shape, Stored};
 use crate::model::{BatchLayout, Decoder, Model};
@@ -36,25 +36,27 @@ fn posts(folder: &Path) -> [PathBuf; 2] {
     })
 }
 
-const SETTINGS: ContextSettings = ContextSettings {
-    tokens: 1024,
-    batch: 512,
-    sequences: 3,
-    threads: 3,
-    own_kernels: true,
-    exact_cache: false,
-    embeddings: false,
-};
+fn settings() -> ContextSettings {
+    ContextSettings {
+        tokens: 1024,
+        batch: 512,
+        sequences: 3,
+        threads: 3,
+        kernels: Kernels::best(),
+        exact_cache: false,
+        embeddings: false,
+    }
+}
 
 /// Logits of a conversation in several sequences: a prompt that llama.cpp's own kernel computes, single rows, several
 /// rows, several sequences at once (some with a row that nobody reads), a sequence that is cut back and continued.
-fn logits(model: &LlamaModel, threads: u32, own_kernels: bool) -> Vec<f32> {
-    logits_with(model, threads, own_kernels, &[threads])
+fn logits(model: &LlamaModel, threads: u32, kernels: Kernels) -> Vec<f32> {
+    logits_with(model, threads, kernels, &[threads])
 }
 
 /// The same, computed by other numbers of the threads in turn.
-fn logits_with(model: &LlamaModel, threads: u32, own_kernels: bool, crews: &[u32]) -> Vec<f32> {
-    let mut context = Context::new(model, ContextSettings { threads, own_kernels, ..SETTINGS }).unwrap();
+fn logits_with(model: &LlamaModel, threads: u32, kernels: Kernels, crews: &[u32]) -> Vec<f32> {
+    let mut context = Context::new(model, ContextSettings { threads, kernels, ..settings() }).unwrap();
     let token = |sequence: u32, position: u32| 5 + (position * 37 + sequence * 101) % 900;
     let mut all = Vec::new();
     let mut crews = crews.iter().cycle();
@@ -95,15 +97,19 @@ fn logits_are_those_of_the_other_kernel() {
     let folder = tempfile::tempdir().unwrap();
     for exact in posts(folder.path()) {
         let model = load(&exact);
-        let given = logits(&model, 1, false);
+        let given = logits(&model, 1, Kernels::OFF);
         let size = given.iter().map(|x| x * x).sum::<f32>() / given.len() as f32;
         // With more threads than heads of keys and values, cells are divided among them.
-        for threads in [1, 3] {
-            let own = logits(&model, threads, true);
+        for (threads, attention) in [(1, Form::Avx2), (3, Form::Avx2), (1, Form::Avx512), (3, Form::Avx512)] {
+            if !attention.is_possible() {
+                continue;
+            }
+            let kernels = Kernels { attention: Some(attention), ..Kernels::best() };
+            let own = logits(&model, threads, kernels);
             let off = own.iter().zip(&given).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
             // llama.cpp sums values in f16.
             let relative = (off / given.len() as f32 / size).sqrt();
-            assert!(relative < 5e-3, "{}, {threads} threads: {relative}", exact.display());
+            assert!(relative < 5e-3, "{}, {threads} threads, {kernels}: {relative}", exact.display());
             assert!(off > 0.0, "both kernels are the same: was anything rewritten?");
         }
     }
@@ -115,19 +121,20 @@ fn fewer_threads_compute_the_same_bits() {
     let [_, stand_in] = posts(folder.path());
     for path in [shipped(), stand_in] {
         let model = load(&path);
-        let all = logits(&model, 3, true);
+        let all = logits(&model, 3, Kernels::best());
         for crews in [&[1][..], &[2, 1, 3], &[3, 1]] {
-            let others = logits_with(&model, 3, true, crews);
+            let others = logits_with(&model, 3, Kernels::best(), crews);
             let differ = all.iter().zip(&others).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
             assert_eq!(differ, 0, "{}: {crews:?} of 3", path.display());
         }
-        for (own_kernels, counts) in [(true, false), (false, true)] {
-            let settings = ContextSettings { own_kernels, ..SETTINGS };
+        let best = Kernels::best();
+        for (kernels, counts) in [(best, best.attention.is_none()), (Kernels::OFF, true)] {
+            let settings = ContextSettings { kernels, ..settings() };
             let mut context = Context::new(&model, settings).unwrap();
             let mut batch = Batch::default();
             batch.push(5, 0, 0, true);
             context.decode(&batch).unwrap();
-            assert_eq!(context.counts_threads(), counts, "{}: own kernels: {own_kernels}", path.display());
+            assert_eq!(context.counts_threads(), counts, "{}: {kernels}", path.display());
         }
     }
 }
@@ -207,20 +214,23 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                 with
             })
             .collect();
-        for (threads, exact_cache) in [(1, true), (3, false)] {
+        // Felix spokes act with llama.cpp's kernels for all the rest, too.
+        for (threads, exact_cache, kernels) in
+            [(1, true, Kernels::best()), (3, false, Kernels::best()), (3, false, Kernels::OFF)]
+        {
             let settings = ContextSettings {
                 tokens: 256,
                 batch: 64,
                 sequences: 4,
                 threads,
-                own_kernels: true,
+                kernels,
                 exact_cache,
                 embeddings: false,
             };
             let mut context = Context::new(&model, settings).unwrap();
             // What was computed before without spokes leaves graphs behind that are used again.
             for uses in [&[][..], &uses[..]] {
-                context.set_felix(uses).unwrap();
+                context.set_felix(uses);
                 let mut positions = [0; 4];
                 for batch in BATCHES {
                     let (mut rows, mut given) = (Batch::default(), Vec::new());
@@ -259,7 +269,7 @@ fn a_batch_that_is_given_up_ends_behind_a_node_and_leaves_nothing_once_it_is_for
             batch: 512,
             sequences: 1,
             threads,
-            own_kernels: true,
+            kernels: Kernels::best(),
             exact_cache: false,
             embeddings: false,
         };
@@ -306,14 +316,14 @@ fn a_felix_spoke_that_can_not_act_is_an_error() {
         batch: 64,
         sequences: 1,
         threads: 1,
-        own_kernels: true,
+        kernels: Kernels::best(),
         exact_cache: false,
         embeddings: false,
     };
     let decode = |trained: &Trained| {
         let mut context = Context::new(&model, settings).unwrap();
         let uses = [(0, Rc::new(Weights::new(&trained.fold())), 1.0)];
-        context.set_felix(&uses).unwrap();
+        context.set_felix(&uses);
         let mut batch = Batch::default();
         batch.push(7, 0, 0, true);
         context.decode(&batch)
@@ -323,7 +333,16 @@ fn a_felix_spoke_that_can_not_act_is_an_error() {
     let missed = |block: u32| Err(DecodeError::Felix(FelixError::Block(block)));
     assert_eq!(decode(&at(width, blocks)), missed(blocks), "no such block");
     assert_eq!(decode(&at(width + 16, 0)), missed(0), "another width");
-    let mut context = Context::new(&model, ContextSettings { own_kernels: false, ..settings }).unwrap();
-    let uses = [(0, Rc::new(Weights::new(&at(width, 0).fold())), 1.0)];
-    assert_eq!(context.set_felix(&uses), Err(DecodeError::Felix(FelixError::NoKernels)));
+}
+
+#[test]
+fn products_have_the_same_bits_in_every_form() {
+    let model = load(&shipped());
+    let forms = [Form::Avx512Vnni, Form::Avx2].into_iter().filter(|form| form.is_possible());
+    let logits: Vec<Vec<f32>> =
+        forms.map(|form| logits(&model, 2, Kernels { product: Some(form), ..Kernels::best() })).collect();
+    for pair in logits.windows(2) {
+        let differ = pair[0].iter().zip(&pair[1]).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        assert_eq!(differ, 0);
+    }
 }

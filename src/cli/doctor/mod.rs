@@ -1,0 +1,179 @@
+//! `bespoke doctor`: what the daemon needs from this machine, and whether it is there.
+//!
+//! Each thing is looked at as the daemon would meet it, whether one runs or not, and becomes one item: good, worth
+//! a look, or in the way.
+
+mod build;
+mod folders;
+mod limits;
+mod processor;
+mod served;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::config::{self, DEFAULT_CONFIG, Overrides, Settings};
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Configuration of the daemon [default: config/bespoke.toml, if it is there]
+    #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    /// As it should be.
+    Ok,
+    /// The daemon runs, but worse than it could.
+    Warning,
+    /// The daemon can't run or do all that it should.
+    Failure,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Item {
+    name: &'static str,
+    state: State,
+    /// What was found, in words.
+    found: String,
+    /// What can be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+    /// What was found, for programs.
+    #[serde(skip_serializing_if = "serde_json::Value::is_null")]
+    details: serde_json::Value,
+}
+
+impl Item {
+    fn new(name: &'static str, state: State, found: impl Into<String>) -> Self {
+        Self { name, state, found: found.into(), hint: None, details: serde_json::Value::Null }
+    }
+
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self::new(name, State::Ok, found)
+    }
+
+    fn warning(name: &'static str, found: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..Self::new(name, State::Warning, found) }
+    }
+
+    fn failure(name: &'static str, found: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..Self::new(name, State::Failure, found) }
+    }
+
+    fn with(self, details: serde_json::Value) -> Self {
+        Self { details, ..self }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Something is in the way.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let items = examine(args);
+    let worst = items.iter().map(|item| item.state).max().unwrap_or(State::Ok);
+    if args.json {
+        let answer = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": worst,
+            "items": items,
+        });
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+    } else {
+        print!("{}", in_words(&items));
+    }
+    let failures = items.iter().filter(|item| item.state == State::Failure).count();
+    anyhow::ensure!(failures == 0, "{failures} of {} things are in the way", items.len());
+    Ok(())
+}
+
+fn examine(args: &Args) -> Vec<Item> {
+    let (settings, configuration) = configuration(args);
+    let mut items = vec![processor::features(), build::program(), build::allocator(), configuration];
+    items.push(limits::inotify());
+    let Some(settings) = settings else { return items };
+    items.push(limits::memory(&settings));
+    items.push(limits::files(&settings));
+    items.push(folders::state(&settings));
+    items.push(folders::spokes(&settings));
+    let daemon = served::Daemon::find(&settings);
+    items.push(daemon.port());
+    items.push(served::model(&settings));
+    items.push(daemon.kernels(&settings));
+    items.push(folders::last_run(&settings));
+    items
+}
+
+/// The settings, if they are any, and what there is to say about their file.
+fn configuration(args: &Args) -> (Option<Settings>, Item) {
+    const NAME: &str = "configuration";
+    match config::load(args.config.as_deref(), Overrides::default()) {
+        Ok(settings) => {
+            let found = match &args.config {
+                Some(path) => path.display().to_string(),
+                None => format!("{DEFAULT_CONFIG} if it is there, else the defaults"),
+            };
+            (Some(settings), Item::ok(NAME, found))
+        }
+        Err(error) => {
+            let hint = "the rest is looked at when this is right";
+            (None, Item::failure(NAME, error.to_string(), hint))
+        }
+    }
+}
+
+/// A line for each item, and its hint under it.
+fn in_words(items: &[Item]) -> String {
+    use std::fmt::Write;
+    let width = items.iter().map(|item| item.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for item in items {
+        let state = match item.state {
+            State::Ok => "ok",
+            State::Warning => "warning",
+            State::Failure => "failure",
+        };
+        let found = item.found.replace('\n', "\n    ");
+        let _ = writeln!(text, "{state:<8} {:<width$}  {found}", item.name);
+        if let Some(hint) = &item.hint {
+            let _ = writeln!(text, "{:9}{:width$}  hint: {hint}", "", "");
+        }
+    }
+    text
+}
+
+/// Bytes as people read them.
+fn bytes(count: u64) -> String {
+    bytesize::ByteSize(count).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_are_lines_and_hints_stand_under_them() {
+        let items = [
+            Item::ok("memory", "8 GiB available"),
+            Item::warning("state folder", "a write takes 40 ms", "a faster disk"),
+            Item::failure("port", "127.0.0.1:8899: another program answers", "server.listen"),
+        ];
+        insta::assert_snapshot!(in_words(&items), @r"
+        ok       memory        8 GiB available
+        warning  state folder  a write takes 40 ms
+                               hint: a faster disk
+        failure  port          127.0.0.1:8899: another program answers
+                               hint: server.listen
+        ");
+    }
+}

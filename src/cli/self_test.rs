@@ -1,0 +1,46 @@
+//! `bespoke self-test`: the child process in which the daemon tries its kernels. It writes a line of JSON before each
+//! thing that may kill it.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+
+use crate::engine::kernels::{Kernel, Kernels};
+use crate::engine::{SelfTestLine, self_test_trial};
+use crate::spoke::probe::Confinement;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The GGUF file to compute with
+    #[arg(value_name = "MODEL.gguf")]
+    model: PathBuf,
+    /// A kernel that is not tried: attention, product or felix
+    #[arg(long, value_name = "KERNEL", value_parser = parse)]
+    without: Vec<Kernel>,
+    /// Memory that this process may take for itself
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<u64>,
+}
+
+fn parse(text: &str) -> Result<Kernel, String> {
+    let named = Kernel::ALL.into_iter().find(|kernel| kernel.name() == text);
+    named.ok_or_else(|| "expected attention, product or felix".to_owned())
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The model can't be loaded or computed.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let bounds = Confinement { memory: args.memory };
+    bounds.bound().context("this process can't be held to its memory")?;
+    let kernels = args.without.iter().fold(Kernels::best(), |kernels, &kernel| kernels.without(kernel));
+    let mut tell = |line: &SelfTestLine| {
+        // Nobody reads any more: the parent is gone, and this process soon.
+        let _ = serde_json::to_string(line).map(|line| println!("{line}"));
+        let _ = std::io::stdout().flush();
+    };
+    self_test_trial(&args.model, kernels, &mut tell).map_err(|error| anyhow!(error))
+}

@@ -1,0 +1,58 @@
+//! What was found is remembered: the same program, processor and post need no second test.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::durable;
+use crate::engine::computing::TestState;
+use crate::engine::kernels::Kernels;
+use crate::processor::{self, processor};
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    key: String,
+    state: TestState,
+}
+
+/// What the result depends on; `None` where a file can't be looked at. Files are told by inode, length and time, as `make`
+/// does: hashing a large post would take longer than trying it.
+pub fn key(program: &Path, model: &Path, kernels: Kernels) -> Option<String> {
+    let file = |path: &Path| {
+        let about = fs_err::metadata(path).ok()?;
+        Some(format!(
+            "{} {} {} {}.{:09}",
+            about.dev(),
+            about.ino(),
+            about.len(),
+            about.mtime(),
+            about.mtime_nsec()
+        ))
+    };
+    let parts = [
+        env!("CARGO_PKG_VERSION").to_owned(),
+        file(program)?,
+        file(model)?,
+        processor::name().unwrap_or_default(),
+        processor().usable().names().join(" "),
+        kernels.to_string(),
+    ];
+    Digest::of_reader(parts.join("\n").as_bytes()).ok().map(|digest| digest.to_string())
+}
+
+/// What was found under this key.
+pub fn recall(path: &Path, key: &str) -> Option<TestState> {
+    let kept: Kept = serde_json::from_slice(&fs_err::read(path).ok()?).ok()?;
+    (kept.key == key).then_some(kept.state)
+}
+
+/// Keeps what was found; if that can't be done, it is found again next time.
+pub fn keep(path: &Path, key: &str, state: &TestState) {
+    let kept = Kept { key: key.to_owned(), state: state.clone() };
+    let written = serde_json::to_vec_pretty(&kept).map_err(std::io::Error::from);
+    if let Err(error) = written.and_then(|text| durable::write(path, &text)) {
+        tracing::warn!(path = %path.display(), %error, "the self-test can't be remembered");
+    }
+}
