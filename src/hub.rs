@@ -157,6 +157,11 @@ impl Hub {
         let server = &settings.server;
         let options = Options {
             model_id: settings.model.id.clone(),
+            aliases: settings.model.aliases.clone(),
+            tags: settings.model.tags.clone(),
+            model_file: settings.model.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            slots: server.slots,
+            metrics: server.metrics,
             body_limit: server.body_limit.as_u64(),
             deadline: server.request_deadline,
             room: Room {

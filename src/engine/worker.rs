@@ -137,8 +137,8 @@ fn serve(
 ) -> Result<(), String> {
     let began = Instant::now();
     let model = load(&settings.path, settings.own_memory)?;
-    let info = describe(&model, settings)?;
     let vocabulary = Vocabulary::of(&model);
+    let info = ModelInfo { end_tokens: vocabulary.end_tokens(), ..describe(&model, settings)? };
     let grammars = Arc::new(Grammars::new(&vocabulary.token_env()).map_err(|e| e.to_string())?);
     compiled.set(Arc::clone(&grammars)).expect("an engine is served once");
     let lanes = Lanes::new(&model, settings, info.n_ctx)?;
@@ -213,6 +213,7 @@ fn describe(model: &LlamaModel, settings: &LlamaSettings) -> Result<ModelInfo, S
         chat_template: text("tokenizer.chat_template"),
         bos_token: marker(vocab.bos()),
         eos_token: marker(vocab.eos()),
+        end_tokens: Vec::new(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! Integration tests: one file per story, each driving the real library or binary.
 
+mod anthropic;
 mod async_openai;
 mod bad_input;
 mod bench;
@@ -31,6 +32,7 @@ mod observability;
 mod openai_client;
 mod program;
 mod real;
+mod responses;
 mod resume;
 mod security;
 mod serve;

@@ -217,6 +217,31 @@ fn other_sites_pages_are_kept_out_unless_configured() {
     assert!(allowed.contains("authorization"), "{allowed}");
 }
 
+#[test]
+fn pages_of_this_machine_can_be_let_in_at_any_port_and_send_any_header() {
+    let daemon = Daemon::with(FakeEngine::new(Script::Echo), |settings| {
+        settings.server.cors_origins = vec!["localhost".to_owned()];
+    });
+    let preflight = |origin: &str| {
+        let request = format!(
+            "OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\norigin: {origin}\r\n\
+             access-control-request-method: POST\r\naccess-control-request-headers: x-stainless-os,authorization\r\n\
+             connection: close\r\n\r\n"
+        );
+        daemon.raw(&request).to_ascii_lowercase()
+    };
+    let local = preflight("http://127.0.0.1:3000");
+    assert!(local.contains("access-control-allow-origin: http://127.0.0.1:3000"), "{local}");
+    assert!(local.contains("access-control-allow-headers: x-stainless-os,authorization"), "{local}");
+    let other = preflight("http://localhost.evil.com");
+    assert!(other.starts_with("http/1.1 200") && !other.contains("allow-origin: "), "{other}");
+    let send = |origin: &str| {
+        let headers = [("origin", origin), ("content-type", "application/json")];
+        daemon.post_with("/v1/chat/completions", &headers, &chat("x", json!({})).to_string()).status
+    };
+    assert_eq!((send("http://[::1]:5"), send("http://evil.example")), (200, 403));
+}
+
 /// A browser lets any page send a request without a body, or with a form's, anywhere: only the answer is kept from it.
 #[test]
 fn a_page_of_another_origin_can_change_nothing() {

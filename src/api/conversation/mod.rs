@@ -22,6 +22,9 @@ struct Written {
     messages: Vec<Message>,
     reasoning_effort: Option<Effort>,
     chat_template_kwargs: Option<Map<String, Value>>,
+    add_generation_prompt: Option<bool>,
+    /// vLLM's word for what an assistant's message at the end means here anyway.
+    continue_final_message: Option<bool>,
 }
 
 /// How much a model may think before it answers.
@@ -42,6 +45,8 @@ pub(super) struct Conversation {
     turns: Vec<Turn>,
     tools: Tools,
     parameters: Map<String, Value>,
+    /// Whether an assistant's text at the end is gone on with.
+    goes_on: bool,
 }
 
 impl Conversation {
@@ -58,7 +63,40 @@ impl Conversation {
         }
         // What is said to the template itself is the more exact word.
         parameters.extend(written.chat_template_kwargs.unwrap_or_default());
-        Ok(Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters })
+        if let Some(generation) = written.add_generation_prompt {
+            parameters.insert("add_generation_prompt".to_owned(), generation.into());
+        }
+        let closed = written.add_generation_prompt == Some(false);
+        let goes_on = written.continue_final_message.unwrap_or(!closed);
+        let conversation =
+            Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters, goes_on };
+        conversation.check_end(written.continue_final_message, written.add_generation_prompt)?;
+        Ok(conversation)
+    }
+
+    /// What a client says that contradicts itself about where the prompt ends.
+    fn check_end(&self, goes_on: Option<bool>, opened: Option<bool>) -> Result<(), ApiError> {
+        let field = "continue_final_message";
+        if goes_on == Some(true) && opened == Some(true) {
+            return Err(ApiError::field(field, "can't be combined with add_generation_prompt: true"));
+        }
+        let continued = self.continued().is_some();
+        if goes_on == Some(true) && !continued {
+            return Err(ApiError::field(field, "the last message is no text of the assistant"));
+        }
+        let mut texts = self.turns.iter().rev().map(|turn| turn.role == "assistant" && turn.calls.is_empty());
+        if continued && texts.nth(1) == Some(true) {
+            let field = format!("messages[{}]", self.turns.len() - 1);
+            let message =
+                "the last message is gone on with, which another message of the assistant can't precede";
+            return Err(ApiError::field(field, message));
+        }
+        Ok(())
+    }
+
+    /// Sets whether the model thinks, if the request says nothing about it.
+    pub(super) fn thinks_unless_told(&mut self, thinks: bool) {
+        self.parameters.entry("enable_thinking").or_insert(thinks.into());
     }
 
     /// Adds to the manner of the answer what a promised call needs.
@@ -101,6 +139,9 @@ impl Conversation {
 
     /// What the assistant has said last, to be gone on with.
     fn continued(&self) -> Option<&str> {
+        if !self.goes_on {
+            return None;
+        }
         let last = self.turns.last().filter(|turn| turn.role == "assistant" && turn.calls.is_empty())?;
         Some(last.content.as_str()).filter(|said| !said.is_empty())
     }

@@ -203,7 +203,9 @@ impl ChatTemplate {
         let veil = veil.map(AsRef::as_ref);
         let messages: Vec<Value> =
             turns.iter().map(|turn| Value::from_serialize(message(turn, veil))).collect();
-        let given = context! { messages, bos_token, eos_token, add_generation_prompt => true };
+        let opened = parameters.get("add_generation_prompt").and_then(serde_json::Value::as_bool);
+        let given =
+            context! { messages, bos_token, eos_token, add_generation_prompt => opened.unwrap_or(true) };
         let mut all = Map::new();
         all.insert("enable_thinking".to_owned(), false.into());
         all.extend(parameters.clone());
