@@ -54,12 +54,12 @@ fn a_message_is_answered_in_anthropics_form() {
     let prompt: String = request.prompt.iter().map(|segment| segment.text.as_str()).collect();
     assert_eq!(prompt, "S\n\nx y\n\n");
     let expected = json!({
-        "input_tokens": 2, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 1, "output_tokens": 3
+        "input_tokens": 4, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 1, "output_tokens": 3
     });
     assert_eq!(answer["usage"], expected);
     assert!(answer.get("timings").is_none());
     let counted = daemon.post("/v1/messages/count_tokens", &body(json!({"system": "S"}))).ok();
-    assert_eq!(counted, json!({"input_tokens": 3}));
+    assert_eq!(counted, json!({"input_tokens": 5}));
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn a_response_is_answered_in_openais_form() {
     assert_eq!((prompt.as_str(), request.max_tokens), ("S\n\nx y\n\n", Some(9)));
     assert_eq!(
         (&answer["usage"]["input_tokens"], &answer["usage"]["input_tokens_details"]["cached_tokens"]),
-        (&json!(3), &json!(1))
+        (&json!(5), &json!(1))
     );
     let cut = ask(&daemon, json!({"max_output_tokens": 1})).ok();
     assert_eq!(
@@ -56,7 +56,7 @@ fn a_response_is_answered_in_openais_form() {
         (&json!("incomplete"), &json!("max_output_tokens"))
     );
     for path in ["/v1/responses/input_tokens", "/responses/input_tokens"] {
-        assert_eq!(daemon.post(path, &json!({"input": "x y"})).ok()["input_tokens"], 2, "{path}");
+        assert_eq!(daemon.post(path, &json!({"input": "x y"})).ok()["input_tokens"], 3, "{path}");
     }
     assert_eq!(daemon.post("/responses", &json!({"input": "x"})).ok()["object"], "response");
 }
@@ -86,8 +86,8 @@ fn a_stream_is_a_row_of_named_and_numbered_events() {
     let events = chunks(&stream);
     let read: Vec<&Value> =
         events.iter().map(|event| &event["prompt_progress"]).filter(|read| read.is_object()).collect();
-    assert_eq!((&read[0]["processed"], &read[1]["processed"]), (&json!(0), &json!(2)));
-    assert_eq!(read[1]["total"], 2);
+    assert_eq!((&read[0]["processed"], &read[1]["processed"]), (&json!(0), &json!(3)));
+    assert_eq!(read[1]["total"], 3);
     let deltas: Vec<&Value> =
         events.iter().filter(|event| event["type"] == "response.output_text.delta").collect();
     assert_eq!((&deltas[0]["delta"], &deltas[1]["delta"]), (&json!("one "), &json!("two")));
