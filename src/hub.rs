@@ -11,11 +11,11 @@ use tokio::sync::watch;
 
 use crate::api::auth::{Hosts, KeyRing, KeysError};
 use crate::api::connection::{self, Limits, Patience};
-use crate::api::{self, App, Options, Pulse, Room, SpokeOptions};
-use crate::config::{GateSettings, Settings, SpokeSettings};
+use crate::api::{self, App, ChatTemplate, Options, Pulse, Room, SpokeOptions};
+use crate::config::{GateSettings, ModelSettings, Settings, SpokeSettings};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::{Engine, EngineState, Health, LlamaEngine, LlamaSettings};
-use crate::gguf::{self, Gguf};
+use crate::gguf::{self, Gguf, GgufError};
 use crate::spoke;
 use crate::spoke::gate::{Bounds, Gate};
 use crate::spoke::keeper::{KeeperError, KeeperSettings, Spokes};
@@ -38,6 +38,16 @@ pub enum HubError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The chat template can't be used.
+    #[error("{path}: {reason}\nhint: {hint}", path = path.display())]
+    Template {
+        /// The file that it is in.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What helps.
+        hint: &'static str,
     },
     /// The address can't be had.
     #[error("can't listen on {address}: {reason}\nhint: server.listen and --listen name another address")]
@@ -115,7 +125,7 @@ impl Hub {
     /// # Errors
     /// [`HubError`], all but those of a daemon that runs.
     pub fn build(settings: &Settings) -> Result<Self, HubError> {
-        check_model_file(&settings.model.path)?;
+        check_model_file(&settings.model)?;
         let door = Door::open(settings)?;
         let state = open_state(settings)?;
         let model = &settings.model;
@@ -155,6 +165,7 @@ impl Hub {
     ) -> Result<Self, HubError> {
         let Door { listener, address, keys } = door;
         let server = &settings.server;
+        let chat_template = settings.model.chat_template.as_deref().map(read_template).transpose()?;
         let options = Options {
             model_id: settings.model.id.clone(),
             aliases: settings.model.aliases.clone(),
@@ -162,6 +173,7 @@ impl Hub {
             model_file: settings.model.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             slots: server.slots,
             metrics: server.metrics,
+            chat_template,
             body_limit: server.body_limit.as_u64(),
             deadline: server.request_deadline,
             room: Room {
@@ -327,9 +339,34 @@ pub fn spoke_limits(spokes: &SpokeSettings) -> spoke::Limits {
 }
 
 /// The safe reader goes over the file before any C++ parser may see it.
-fn check_model_file(path: &Path) -> Result<(), HubError> {
-    let checked = Gguf::open(path).and_then(|file| gguf::check_model(&file));
-    checked.map_err(|error| HubError::Model { path: error.path, reason: error.rule.to_string() })
+fn check_model_file(model: &ModelSettings) -> Result<(), HubError> {
+    let wrong = |error: GgufError| HubError::Model { path: error.path, reason: error.rule.to_string() };
+    let file = Gguf::open(&model.path).map_err(wrong)?;
+    gguf::check_model(&file).map_err(wrong)?;
+    // A daemon that is healthy and answers no chat helps its operator less than one that doesn't start.
+    match file.find::<&str>("tokenizer.chat_template").map_err(wrong)? {
+        Some(source) if model.chat_template.is_none() => {
+            ChatTemplate::check(source).map_err(|error| HubError::Template {
+                path: model.path.clone(),
+                reason: format!("tokenizer.chat_template: {error}"),
+                hint: "model.chat_template names a file with another one",
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The chat template of a file, if it is one.
+fn read_template(path: &Path) -> Result<String, HubError> {
+    let wrong = |reason: String| HubError::Template {
+        path: path.to_owned(),
+        reason,
+        hint: "model.chat_template names a file with a chat template in Jinja; without it, the model's own is used",
+    };
+    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let source = String::from_utf8(bytes).map_err(|error| wrong(format!("is not UTF-8: {error}")))?;
+    ChatTemplate::check(&source).map_err(|error| wrong(error.to_string()))?;
+    Ok(source)
 }
 
 /// Where requests come in, and the keys that they need.

@@ -1,8 +1,9 @@
 //! An answer as the APIs with blocks tell it: thinking, text and calls, one after the other, each opened, told and closed.
 
 use super::conversation::calls::{Listener, Said};
-use super::generation::Output;
+use super::generation::{Output, Part};
 use super::generations::Whole;
+use crate::engine::FinishReason;
 
 /// A part of an answer: what of it has been said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,17 +44,24 @@ pub(super) struct Blocks {
     /// Blocks that were closed.
     closed: usize,
     calls: bool,
+    /// Whether nothing that could follow would count.
+    over: bool,
 }
 
 impl Blocks {
     /// Of an answer in which calls may be found.
     pub(super) fn new(listener: Option<Listener>) -> Self {
-        Self { listener, open: None, closed: 0, calls: false }
+        Self { listener, open: None, closed: 0, calls: false, over: false }
     }
 
     /// Whether there was a call.
     pub(super) fn has_calls(&self) -> bool {
         self.calls
+    }
+
+    /// Whether an answer that ended so is not whole.
+    pub(super) fn is_cut(&self, reason: FinishReason) -> bool {
+        reason == FinishReason::Length && !self.over
     }
 
     /// What follows from an output. The end closes what is open; an answer has at least one block.
@@ -70,7 +78,9 @@ impl Blocks {
                 None => self.say(Block::Text(part.text), &mut steps),
             },
             Output::End(..) => {
-                let held = self.listener.take().map_or_else(Vec::new, Listener::finish);
+                let listener = self.listener.take();
+                self.over = listener.as_ref().is_some_and(Listener::is_over);
+                let held = listener.map_or_else(Vec::new, Listener::finish);
                 self.hear(held, &mut steps);
                 if self.closed == 0 && self.open.is_none() {
                     self.say(Block::Text(String::new()), &mut steps);
@@ -82,19 +92,17 @@ impl Blocks {
     }
 
     /// The blocks of a whole answer.
-    pub(super) fn of(mut self, whole: Whole) -> (Vec<Block>, bool) {
+    pub(super) fn of(&mut self, whole: Whole) -> Vec<Block> {
         let (reason, usage) = whole.ended();
         let reasoning = Some(whole.reasoning).filter(|text| !text.is_empty()).map(Output::Reasoning);
         let text = Some(whole.text).filter(|text| !text.is_empty());
-        let answer = text.map(|text| Output::Answer(super::generation::Part { text, tokens: whole.tokens }));
-        let end = Output::End(reason, usage, None);
-        let steps = reasoning.into_iter().chain(answer).chain([end]).flat_map(|output| self.take(output));
+        let answer = text.map(|text| Output::Answer(Part { text, tokens: whole.tokens }));
+        let outputs = reasoning.into_iter().chain(answer).chain([Output::End(reason, usage, None)]);
         let closed = |step: Step| match step.what {
             What::Close(block) => Some(block),
             _ => None,
         };
-        let blocks = steps.filter_map(closed).collect();
-        (blocks, self.calls)
+        outputs.flat_map(|output| self.take(output)).filter_map(closed).collect()
     }
 
     fn hear(&mut self, said: Vec<Said>, steps: &mut Vec<Step>) {
@@ -160,8 +168,7 @@ impl Block {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::generation::Part;
-    use crate::engine::{FinishReason, Usage};
+    use crate::engine::Usage;
 
     fn answer(text: &str) -> Output {
         Output::Answer(Part { text: text.to_owned(), tokens: Vec::new() })
@@ -194,6 +201,6 @@ mod tests {
     #[test]
     fn an_answer_without_a_word_has_an_empty_text() {
         let whole = Whole { end: Some((FinishReason::Stop, Usage::default())), ..Whole::default() };
-        assert_eq!(Blocks::new(None).of(whole), (vec![Block::Text(String::new())], false));
+        assert_eq!(Blocks::new(None).of(whole), vec![Block::Text(String::new())]);
     }
 }

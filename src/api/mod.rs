@@ -26,6 +26,7 @@ mod state;
 mod stream;
 mod template;
 
+pub use conversation::Dialogue;
 pub use error::{ApiError, Fields};
 pub use pulse::Pulse;
 pub use spokes::questioner;

@@ -34,6 +34,8 @@ pub struct Options {
     pub slots: bool,
     /// Whether `GET /metrics` is answered.
     pub metrics: bool,
+    /// The chat template, in place of the model's own.
+    pub chat_template: Option<String>,
     /// Bytes of the largest request body.
     pub body_limit: u64,
     /// Longest that one request may take, queue included.
@@ -283,14 +285,15 @@ impl App {
         }
     }
 
-    /// The model's chat template; without one, ChatML if the model knows its tokens, else plain text.
+    /// The chat template: that of the settings, else the model's own; without one, ChatML if the model knows its tokens, else plain text.
     pub(super) async fn template(
         &self,
         model: &ModelInfo,
         deadline: Deadline,
     ) -> Result<&ChatTemplate, ApiError> {
         if self.inner.template.get().is_none() {
-            let template = match &model.chat_template {
+            let source = self.inner.options.chat_template.as_ref().or(model.chat_template.as_ref());
+            let template = match source {
                 Some(source) => ChatTemplate::new(source, &model.bos_token, &model.eos_token),
                 None if self.knows("<|im_start|>", deadline).await? => Ok(ChatTemplate::chat_ml()),
                 None => Ok(ChatTemplate::plain_text()),

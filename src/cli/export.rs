@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use candle_core::{Device, Tensor};
 
+use crate::api::ChatTemplate;
 use crate::durable::Staged;
 use crate::engine::ffi::{QuantType, quantise};
 use crate::engine::reference::Reference;
@@ -116,6 +117,9 @@ impl Kind {
 /// A folder that can't be read or exported; a file with which llama.cpp computes something else.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = hugging_face::load(&args.folder)?;
+    for warning in template_warnings(&model, &args.folder) {
+        eprintln!("warning: {warning}");
+    }
     let report = export(&model, &args.folder, &args.output, args.kind)?;
     let bytes = fs_err::metadata(&args.output)?.len();
     println!("{}: {} parameters, {bytes} bytes", args.output.display(), model.config.parameter_count());
@@ -131,6 +135,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// What is wrong with the chat templates of a model. They are carried over all the same: others may read them.
+fn template_warnings(model: &Model, folder: &Path) -> Vec<String> {
+    let named = model.text.named_templates.iter().map(|(name, source)| (format!(" {name:?}"), source));
+    let default = model.text.chat_template.iter().map(|source| (String::new(), source));
+    let warning = |(name, source): (String, &String)| {
+        let error = ChatTemplate::check(source).err()?;
+        Some(format!(
+            "{}: chat template{name}: {error}\nhint: `bespoke serve` takes no model whose template it can't read, unless \
+             model.chat_template names a file with another one",
+            folder.display()
+        ))
+    };
+    default.chain(named).filter_map(warning).collect()
 }
 
 /// How far Candle and llama.cpp agree.

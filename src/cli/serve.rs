@@ -99,6 +99,7 @@ fn start_log(format: LogFormat) {
 fn in_words(error: HubError) -> anyhow::Error {
     match error {
         HubError::Model { .. }
+        | HubError::Template { .. }
         | HubError::Keys(_)
         | HubError::Unprotected(_)
         | HubError::Folder { .. }

@@ -98,6 +98,8 @@ pub struct ModelSettings {
     pub aliases: Vec<String>,
     /// What the list of models says of it, for clients that choose by it.
     pub tags: Vec<String>,
+    /// A file with the chat template, in place of the model's own.
+    pub chat_template: Option<PathBuf>,
     /// Tokens that one request may use, prompt and answer; the model's own limit unless given.
     pub context: Option<u32>,
     /// Requests that are answered at the same time.
@@ -192,6 +194,7 @@ impl Settings {
                 aliases: check.names("model.aliases", model.aliases),
                 tags: check.names("model.tags", model.tags),
                 path,
+                chat_template: model.chat_template.map(from_file),
                 context: model
                     .context
                     .map(|given| check.whole("model.context", Some(given), 16..=1 << 20, 16)),

@@ -56,6 +56,7 @@ pub(super) struct Model {
     pub(super) id: Option<Spanned<String>>,
     pub(super) aliases: Option<Vec<Spanned<String>>>,
     pub(super) tags: Option<Vec<Spanned<String>>>,
+    pub(super) chat_template: Option<Spanned<String>>,
     pub(super) context: Option<Spanned<i64>>,
     pub(super) lanes: Option<Spanned<i64>>,
     pub(super) threads: Option<Spanned<i64>>,

@@ -47,6 +47,7 @@ mod spoke_reference;
 mod spokes;
 mod staleness;
 mod swap;
+mod templates;
 mod tokenizer;
 mod tools;
 mod train;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bespoke::engine::{Constraint, EngineState, FakeEngine, ModelInfo, Script, Segment};
+use bespoke::engine::{Constraint, EngineState, FakeEngine, ModelInfo, Script, ScriptedToken, Segment};
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, chunks};
@@ -98,6 +98,74 @@ fn a_promised_call_is_held_to_its_schema() {
         chunks(&daemon.chat("x", json!({"tools": tools(), "tool_choice": "required", "stream": true})).text);
     let call = streamed.iter().find(|chunk| chunk["choices"][0]["delta"]["tool_calls"].is_array()).unwrap();
     assert_eq!(call["choices"][0]["delta"]["tool_calls"][0]["function"]["name"], "recall");
+}
+
+#[test]
+fn a_tag_in_an_argument_is_part_of_the_argument() {
+    let text = "ends with </tool_call> in it, and </think>";
+    let call = json!({"name": "recall", "arguments": {"query": text}}).to_string();
+    for (fields, said) in [
+        // What the schema dictates ends without a tag.
+        (json!({"tool_choice": "required"}), call.clone()),
+        (json!({"tool_choice": "auto"}), format!("<tool_call>\n{call}\n</tool_call>")),
+        (json!({"parallel_tool_calls": false}), format!("<tool_call>{call}</tool_call><tool_call>{call}")),
+        (json!({}), call.clone()),
+    ] {
+        let tokens = said.chars().map(|c| ScriptedToken::chosen(c.to_string(), 0.5)).collect();
+        let daemon = Daemon::script(Script::Tokens(tokens));
+        let mut fields = fields;
+        fields["tools"] = tools();
+        let answer = daemon.chat("x", fields.clone()).ok();
+        let calls = answer["choices"][0]["message"]["tool_calls"].as_array().unwrap().clone();
+        assert_eq!(calls.len(), 1, "{fields}: {answer}");
+        let arguments: Value =
+            serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
+        assert_eq!(arguments, json!({"query": text}), "{fields}");
+        assert_eq!(answer["choices"][0]["message"]["content"], Value::Null);
+        assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+        fields["stream"] = true.into();
+        let chunks = chunks(&daemon.chat("x", fields).text);
+        let streamed: Vec<&Value> = chunks
+            .iter()
+            .map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"])
+            .filter(|arguments| arguments.is_string())
+            .collect();
+        assert_eq!(streamed, [&calls[0]["function"]["arguments"]]);
+    }
+}
+
+#[test]
+fn a_tool_without_parameters_takes_none() {
+    let daemon = Daemon::script(Script::Echo);
+    let bare = [
+        json!({"name": "now"}),
+        json!({"name": "now", "parameters": null}),
+        json!({"name": "now", "parameters": {}}),
+        json!({"name": "now", "parameters": {"type": "object", "properties": {}}}),
+    ];
+    for function in bare {
+        let tools = json!([{"type": "function", "function": function}]);
+        let answer = daemon.chat("x", json!({"tools": tools, "tool_choice": "required"})).ok();
+        let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+        assert_eq!(call["arguments"], "{}", "{function}");
+        let request = daemon.engine.requests().pop().unwrap();
+        let Some(Constraint::JsonSchema(schema)) = request.constraint else { panic!("no schema") };
+        assert!(jsonschema::is_valid(&schema, &json!({"name": "now", "arguments": {}})));
+        assert!(
+            !jsonschema::is_valid(&schema, &json!({"name": "now", "arguments": {"made": "up"}})),
+            "{function}"
+        );
+        let prompt: String = request.prompt.iter().map(|segment| segment.text.as_str()).collect();
+        assert!(prompt.contains(r#""parameters": {"#), "{prompt}");
+    }
+    for arguments in [json!(""), json!("null"), Value::Null] {
+        let call =
+            json!({"id": "1", "type": "function", "function": {"name": "now", "arguments": arguments}});
+        let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "noon"}]);
+        let prompt = daemon.post("/apply-template", &json!({"messages": messages})).ok()["prompt"].clone();
+        assert!(prompt.as_str().unwrap().contains(r#"{"name": "now", "arguments": {}}"#), "{prompt}");
+    }
 }
 
 #[test]

@@ -46,13 +46,13 @@ impl MessageReply {
     }
 
     /// `stop_reason` and `stop_sequence`.
-    fn stop(&self, reason: FinishReason, calls: bool, usage: &Usage) -> (&'static str, Option<&str>) {
+    fn stop(&self, reason: FinishReason, usage: &Usage) -> (&'static str, Option<&str>) {
         let sequence = usage.stopped_by.and_then(|stop| self.stops.get(stop as usize));
         match reason {
-            FinishReason::Length => ("max_tokens", None),
-            FinishReason::Stop if calls => ("tool_use", None),
-            FinishReason::Stop if sequence.is_some() => ("stop_sequence", sequence.map(String::as_str)),
-            FinishReason::Stop => ("end_turn", None),
+            reason if self.blocks.is_cut(reason) => ("max_tokens", None),
+            _ if self.blocks.has_calls() => ("tool_use", None),
+            _ if sequence.is_some() => ("stop_sequence", sequence.map(String::as_str)),
+            _ => ("end_turn", None),
         }
     }
 }
@@ -62,12 +62,10 @@ impl Dialect for MessageReply {
     const NAMED: bool = true;
 
     fn reply(mut self, answers: Vec<Whole>) -> Value {
-        let blocks = std::mem::replace(&mut self.blocks, Blocks::new(None));
         let whole = answers.into_iter().next().unwrap_or_default();
         let (reason, usage) = whole.ended();
-        let (blocks, calls) = blocks.of(whole);
-        let content = blocks.iter().map(|block| content(block, true)).collect();
-        self.message(content, Some(self.stop(reason, calls, &usage)), &usage)
+        let content = self.blocks.of(whole).iter().map(|block| content(block, true)).collect();
+        self.message(content, Some(self.stop(reason, &usage)), &usage)
     }
 
     fn begin(&mut self) -> Vec<Value> {
@@ -86,7 +84,7 @@ impl Dialect for MessageReply {
         };
         events.extend(self.blocks.take(output).into_iter().flat_map(told));
         if let Some((reason, usage)) = ended {
-            let (reason, sequence) = self.stop(reason, self.blocks.has_calls(), &usage);
+            let (reason, sequence) = self.stop(reason, &usage);
             let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
             self.last = vec![
                 json!({"type": "message_delta", "delta": delta, "usage": tokens(&usage)}),

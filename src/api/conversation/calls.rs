@@ -1,12 +1,13 @@
 //! Finds calls in what a model says: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, as Hermes and Qwen write
 //! them, or an answer that is such an object and nothing else. What isn't a call of an offered function stays text.
+//!
+//! A call ends where its JSON ends: a tag within one of its strings is part of the string.
 
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
+use super::members::{ObjectEnd, compact, members};
 use crate::api::reasoning::partial_suffix;
-
-pub(super) const OPEN: &str = "<tool_call>";
-pub(super) const CLOSE: &str = "</tool_call>";
+use crate::api::template::{CLOSE, OPEN};
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +26,13 @@ pub(in crate::api) struct Listener {
     names: Vec<String>,
     /// Calls that are taken; what follows the last one is dropped.
     most: usize,
+    /// Whether the answer is a call and nothing else.
+    dictated: bool,
     state: State,
     held: String,
+    /// How far the object of a call has been followed, and how far end tags in it have been seen.
+    end: ObjectEnd,
+    seen: usize,
     calls: usize,
 }
 
@@ -44,16 +50,40 @@ enum State {
     Over,
 }
 
+/// What is behind `<tool_call>`: up to where it reaches, and whether that is a call.
+enum Body {
+    /// Not told yet.
+    Open,
+    /// An object up to the first place; the second is behind its end tag.
+    Object(usize, usize),
+    /// Something else, up to its end tag.
+    Other(usize),
+}
+
 impl Listener {
     /// For an answer that may have calls of these functions.
     pub(super) fn new(names: Vec<String>, parallel: bool) -> Self {
         let most = if parallel { usize::MAX } else { 1 };
-        Self { names, most, state: State::Blank, held: String::new(), calls: 0 }
+        Self {
+            names,
+            most,
+            dictated: false,
+            state: State::Blank,
+            held: String::new(),
+            end: ObjectEnd::default(),
+            seen: 0,
+            calls: 0,
+        }
     }
 
     /// For an answer that is a call, whose `<tool_call>` the prompt has.
     pub(super) fn opened(names: Vec<String>) -> Self {
-        Self { state: State::Call, ..Self::new(names, false) }
+        Self { state: State::Call, dictated: true, ..Self::new(names, false) }
+    }
+
+    /// Whether everything that counts has been said.
+    pub(in crate::api) fn is_over(&self) -> bool {
+        self.state == State::Over
     }
 
     /// More text; what of it can be told.
@@ -84,16 +114,18 @@ impl Listener {
                     let before = self.held[..at].to_owned();
                     self.held.drain(..at + OPEN.len());
                     tell(&mut said, before);
-                    self.state = State::Call;
+                    self.begin_call();
                 }
                 State::Call => {
-                    let Some(at) = self.held.find(CLOSE) else { return said };
-                    let body = self.held[..at].to_owned();
-                    self.held.drain(..at + CLOSE.len());
-                    let call = self.call(&body);
-                    match call {
+                    let (body, next) = match self.body() {
+                        Body::Open => return said,
+                        Body::Object(end, next) => (Some(self.held[..end].to_owned()), next),
+                        Body::Other(next) => (None, next),
+                    };
+                    let whole: String = self.held.drain(..next).collect();
+                    match body.and_then(|body| self.call(&body)) {
                         Some(call) => said.push(call),
-                        None => tell(&mut said, format!("{OPEN}{body}{CLOSE}")),
+                        None => tell(&mut said, format!("{OPEN}{whole}")),
                     }
                     self.state = if self.calls >= self.most { State::Over } else { State::Blank };
                 }
@@ -114,10 +146,14 @@ impl Listener {
                 Some(call) => said.push(call),
                 None => tell(&mut said, held),
             },
-            State::Call => match self.call(&held) {
-                Some(call) => said.push(call),
-                None => tell(&mut said, format!("{OPEN}{held}")),
-            },
+            State::Call => {
+                // An end tag that was cut off is none, and hurts nothing.
+                let end = self.end.find(&held).filter(|&end| CLOSE.starts_with(held[end..].trim()));
+                match self.call(&held[..end.unwrap_or(held.len())]) {
+                    Some(call) => said.push(call),
+                    None => tell(&mut said, format!("{OPEN}{held}")),
+                }
+            }
             State::Blank if self.calls > 0 && held.trim().is_empty() => {}
             State::Blank | State::Text => tell(&mut said, held),
             State::Over => {}
@@ -125,22 +161,76 @@ impl Listener {
         said
     }
 
-    fn call(&mut self, text: &str) -> Option<Said> {
-        let call: Value = serde_json::from_str(text.trim()).ok()?;
-        let fields = call.as_object()?;
-        let name =
-            fields.get("name")?.as_str().filter(|name| self.names.iter().any(|known| known == name))?;
-        let arguments = match fields.get("arguments").or(fields.get("parameters")) {
-            Some(object @ Value::Object(_)) => object.to_string(),
-            Some(Value::String(text)) if serde_json::from_str::<Value>(text).is_ok_and(|v| v.is_object()) => {
-                text.clone()
+    fn begin_call(&mut self) {
+        self.state = State::Call;
+        self.end = ObjectEnd::default();
+        self.seen = 0;
+    }
+
+    /// How far that reaches which is behind `<tool_call>`.
+    fn body(&mut self) -> Body {
+        let first = self.held.trim_start();
+        if first.is_empty() {
+            return Body::Open;
+        }
+        let start = self.held.len() - first.len();
+        if first.starts_with('{') {
+            if let Some(end) = self.end.find(&self.held) {
+                let rest = self.held[end..].trim_start();
+                if self.dictated || rest.starts_with(OPEN) {
+                    return Body::Object(end, end);
+                }
+                if rest.starts_with(CLOSE) {
+                    return Body::Object(end, self.held.len() - rest.len() + CLOSE.len());
+                }
+                if CLOSE.starts_with(rest) || OPEN.starts_with(rest) {
+                    return Body::Open;
+                }
+                self.seen = self.seen.max(end);
             }
-            None if fields.len() == 1 => "{}".to_owned(),
+        }
+        // Behind an object that isn't whole, an end tag is in one of its strings, unless that is no JSON at all.
+        while let Some(at) = self.held[self.seen..].find(CLOSE).map(|at| self.seen + at) {
+            let so_far = serde_json::from_str::<IgnoredAny>(&self.held[start..at]);
+            self.seen = at + CLOSE.len();
+            if !so_far.is_err_and(|error| error.is_eof()) || !first_is_object(&self.held) {
+                return Body::Other(self.seen);
+            }
+        }
+        self.seen = self.seen.max(self.held.len() - partial_suffix(&self.held, CLOSE));
+        Body::Open
+    }
+
+    fn call(&mut self, text: &str) -> Option<Said> {
+        let fields = members(text)?;
+        let field = |name: &str| fields.iter().rfind(|(key, _)| key == name).map(|&(_, value)| value);
+        let name: String = serde_json::from_str(field("name")?).ok()?;
+        if !self.names.contains(&name) {
+            return None;
+        }
+        let none = || "{}".to_owned();
+        let arguments = match field("arguments").or(field("parameters")) {
+            Some(object) if object.starts_with('{') => compact(object),
+            Some("null") => none(),
+            Some(text) if text.starts_with('"') => {
+                let text: String = serde_json::from_str(text).ok()?;
+                if text.trim().is_empty() {
+                    none()
+                } else {
+                    members(&text)?;
+                    text
+                }
+            }
+            None if fields.len() == 1 => none(),
             _ => return None,
         };
         self.calls += 1;
-        Some(Said::Call { name: name.to_owned(), arguments })
+        Some(Said::Call { name, arguments })
     }
+}
+
+fn first_is_object(text: &str) -> bool {
+    text.trim_start().starts_with('{')
 }
 
 fn tell(said: &mut Vec<Said>, text: String) {
@@ -219,9 +309,77 @@ mod tests {
         ] {
             assert_eq!(heard(&listener, said), expected, "{said:?}");
         }
+        let cut = r#"<tool_call>{"name":"g"}</tool_ca"#;
+        assert_eq!(heard(&listener, cut), vec![call("g", "{}")]);
         let one = Listener::new(vec!["f".into()], false);
         assert_eq!(heard(&one, &format!("{f}{f} and more")), vec![found.clone()]);
         let opened = Listener::opened(vec!["f".into()]);
         assert_eq!(heard(&opened, r#"{"name":"f","arguments":{"b":1,"a":"x"}}"#), vec![found]);
+    }
+
+    #[test]
+    fn a_tag_in_a_string_is_part_of_the_string() {
+        let listener = Listener::new(vec!["f".into(), "g".into()], true);
+        let arguments = [
+            r#"{"t":"ends with </tool_call> in it"}"#,
+            r#"{"t":"</tool_call>"}"#,
+            r#"{"t":"<tool_call>{}</tool_call></tool_call>\n</think>"}"#,
+            r#"{"t":"\"}</tool_call>","u":{"</tool_call>":["}",{"v":"\\"}]}}"#,
+            r#"{"t":"</tool_call"}"#,
+        ];
+        for arguments in arguments {
+            let body = format!(r#"{{"name":"f","arguments":{arguments}}}"#);
+            let found = call("f", arguments);
+            let tagged = format!("<tool_call>\n{body}\n</tool_call>");
+            assert_eq!(heard(&listener, &tagged), vec![found.clone()]);
+            assert_eq!(
+                heard(&listener, &format!("a{tagged}{tagged}b")),
+                vec![text("a"), found.clone(), found.clone(), text("b")]
+            );
+            assert_eq!(heard(&listener, &format!("<tool_call>{body}")), vec![found.clone()], "no end tag");
+            assert_eq!(heard(&listener, &body), vec![found.clone()], "no tag at all");
+            let dictated = Listener::opened(vec!["f".into()]);
+            assert_eq!(heard(&dictated, &body), vec![found.clone()]);
+            let mut dictated = dictated;
+            assert_eq!(dictated.push(&body), vec![found], "told as soon as it is whole");
+            assert!(dictated.is_over());
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_ends_at_its_end_tag() {
+        let listener = Listener::new(vec!["f".into(), "g".into()], true);
+        let good = r#"<tool_call>{"name":"g"}</tool_call>"#;
+        for bad in [
+            r#"<tool_call>{"name":"f","arguments":{'a':1}}</tool_call>"#,
+            "<tool_call>{\"name\":\"f\nx\"</tool_call>",
+            r#"<tool_call>{"name":"f","arguments":{}} and more</tool_call>"#,
+            "<tool_call>[]</tool_call>",
+            "<tool_call></tool_call>",
+        ] {
+            assert_eq!(heard(&listener, &format!("{bad}{good}")), vec![text(bad), call("g", "{}")], "{bad}");
+        }
+        let without_end = r#"<tool_call>{"name":"g"}"#;
+        assert_eq!(
+            heard(&listener, &format!("{without_end}\n{good}")),
+            vec![call("g", "{}"), call("g", "{}")]
+        );
+    }
+
+    #[test]
+    fn arguments_are_what_was_written() {
+        let listener = Listener::new(vec!["f".into()], true);
+        let of = |arguments: &str| heard(&listener, &format!(r#"{{"name": "f", "arguments": {arguments}}}"#));
+        for (written, expected) in [
+            (
+                r#"{ "n" : 123456789012345678901234567890 , "m": 1e400 }"#,
+                r#"{"n":123456789012345678901234567890,"m":1e400}"#,
+            ),
+            (r#"{"t": "a \u00e9 b"}"#, r#"{"t":"a \u00e9 b"}"#),
+            ("null", "{}"),
+            (r#""""#, "{}"),
+        ] {
+            assert_eq!(of(written), vec![call("f", expected)]);
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::api::template::{Call, Turn};
 
@@ -14,9 +14,19 @@ pub(super) struct Message {
     role: Role,
     #[serde(default)]
     content: Content,
+    /// What the daemon itself calls `reasoning_content`; others have other names for it.
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
+    thinking: Option<String>,
+    refusal: Option<String>,
     tool_calls: Option<Vec<ToolCall>>,
+    /// The form before `tool_calls`.
+    function_call: Option<Function>,
     tool_call_id: Option<String>,
     name: Option<String>,
+    /// Fields that only a template may know.
+    #[serde(flatten)]
+    more: Map<String, Value>,
 }
 
 /// Who speaks.
@@ -43,18 +53,31 @@ struct ToolCall {
 #[derive(Debug, Deserialize)]
 struct Function {
     name: String,
+    #[serde(default)]
     arguments: Arguments,
 }
 
-/// JSON in a string, as OpenAI has it; an object is taken as well.
+/// JSON in a string, as OpenAI has it; an object is taken as well. An empty text, `null` and nothing are no arguments.
 #[derive(Debug)]
 struct Arguments(Value);
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self(Value::Object(Map::new()))
+    }
+}
 
 impl<'de> Deserialize<'de> for Arguments {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
+            Value::Null => Ok(Self::default()),
+            Value::String(text) if text.trim().is_empty() => Ok(Self::default()),
             // What isn't JSON was said by a model all the same; it is shown as the text that it is.
-            Value::String(text) => Ok(Self(serde_json::from_str(&text).unwrap_or(Value::String(text)))),
+            Value::String(text) => match serde_json::from_str(&text) {
+                Ok(Value::Null) => Ok(Self::default()),
+                Ok(json) => Ok(Self(json)),
+                Err(_) => Ok(Self(Value::String(text))),
+            },
             object @ Value::Object(_) => Ok(Self(object)),
             other => {
                 let found = crate::api::json::kind(&other);
@@ -71,14 +94,17 @@ struct Content(String);
 #[derive(Debug, Deserialize)]
 struct Part {
     #[serde(rename = "type")]
-    _kind: PartKind,
-    text: String,
+    kind: PartKind,
+    text: Option<String>,
+    refusal: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 enum PartKind {
-    #[serde(rename = "text", alias = "input_text")]
+    #[serde(rename = "text", alias = "input_text", alias = "output_text")]
     Text,
+    #[serde(rename = "refusal")]
+    Refusal,
 }
 
 impl<'de> Deserialize<'de> for Content {
@@ -101,7 +127,11 @@ impl<'de> Deserialize<'de> for Content {
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
                 let mut text = String::new();
                 while let Some(part) = parts.next_element::<Part>()? {
-                    text.push_str(&part.text);
+                    let (name, said) = match part.kind {
+                        PartKind::Text => ("text", part.text),
+                        PartKind::Refusal => ("refusal", part.refusal),
+                    };
+                    text.push_str(&said.ok_or_else(|| de::Error::missing_field(name))?);
                 }
                 Ok(Content(text))
             }
@@ -115,23 +145,20 @@ const NO_THINK: &str = " /no_think";
 
 /// The conversation as a template takes it.
 pub(super) fn turns(messages: Vec<Message>) -> Vec<Turn> {
-    let last_user = messages.iter().rposition(|message| message.role == Role::User);
-    messages
-        .into_iter()
-        .enumerate()
-        .map(|(index, message)| {
-            let mut turn = message.turn();
-            if Some(index) == last_user
-                && let Some(rest) = turn.content.strip_suffix(NO_THINK)
-            {
-                turn.content.truncate(rest.len());
-            }
-            turn
-        })
-        .collect()
+    messages.into_iter().map(Message::turn).collect()
+}
+
+/// Takes mnemonic's marker away: for templates that don't look for it, it would be a part of the question.
+pub(super) fn without_marker(turns: &mut [Turn]) {
+    if let Some(last) = turns.iter_mut().rfind(|turn| turn.role == "user")
+        && let Some(rest) = last.content.strip_suffix(NO_THINK)
+    {
+        last.content.truncate(rest.len());
+    }
 }
 
 impl Message {
+    /// The message as a template takes it.
     fn turn(self) -> Turn {
         let role = match self.role {
             Role::System => "system",
@@ -139,17 +166,25 @@ impl Message {
             Role::Assistant => "assistant",
             Role::Tool => "tool",
         };
-        let calls = self.tool_calls.into_iter().flatten().map(|call| Call {
+        let old = self.function_call.map(|function| ToolCall { id: None, function });
+        let calls = self.tool_calls.into_iter().flatten().chain(old).map(|call| Call {
             id: call.id.unwrap_or_default(),
             name: call.function.name,
             arguments: call.function.arguments.0,
         });
+        let Content(mut content) = self.content;
+        if let Some(refusal) = self.refusal.filter(|_| content.is_empty()) {
+            content = refusal;
+        }
+        let mut thought = [self.reasoning_content, self.reasoning, self.thinking].into_iter().flatten();
         Turn {
             role,
-            content: self.content.0,
+            content,
+            reasoning: thought.find(|text| !text.is_empty()),
             calls: calls.collect(),
             call_id: self.tool_call_id,
             name: self.name,
+            more: self.more.into_iter().filter(|(_, value)| !value.is_null()).collect(),
         }
     }
 }
@@ -185,7 +220,9 @@ mod tests {
             {"role": "user", "content": "last /no_think"},
             {"role": "assistant", "content": "said /no_think"},
         ]));
-        let contents: Vec<_> = turns.unwrap().into_iter().map(|turn| turn.content).collect();
+        let mut turns = turns.unwrap();
+        without_marker(&mut turns);
+        let contents: Vec<_> = turns.into_iter().map(|turn| turn.content).collect();
         assert_eq!(contents, ["first /no_think", "last", "said /no_think"]);
     }
 
@@ -199,8 +236,37 @@ mod tests {
         assert_eq!(call(json!("{\"q\":\"x\"}")), Ok(json!({"q": "x"})));
         assert_eq!(call(json!({"q": "x"})), Ok(json!({"q": "x"})));
         assert_eq!(call(json!("no JSON")), Ok(json!("no JSON")));
+        for nothing in [json!(""), json!(" "), json!("null"), json!(null), json!("{}")] {
+            assert_eq!(call(nothing.clone()), Ok(json!({})), "{nothing}");
+        }
         let wrong = call(json!(5)).unwrap_err();
         assert!(wrong.starts_with("[0].tool_calls[0].function.arguments: found a number"), "{wrong}");
+    }
+
+    #[test]
+    fn no_field_is_lost() {
+        let turns = parse(json!([
+            {"role": "user", "content": "a", "name": "bob", "mood": {"x": 1}, "audio": null},
+            {"role": "assistant", "content": "b", "reasoning_content": "r1", "thinking": "r2"},
+            {"role": "assistant", "content": "", "reasoning": "r3", "refusal": "no"},
+            {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{\"x\": 1}"}},
+            {"role": "function", "name": "f", "content": [{"type": "refusal", "refusal": "c"}]},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "g"}}]},
+        ]));
+        let call = |name: &str, arguments: Value| Call { id: String::new(), name: name.into(), arguments };
+        let expected = [
+            Turn {
+                name: Some("bob".into()),
+                more: Map::from_iter([("mood".to_owned(), json!({"x": 1}))]),
+                ..Turn::new("user", "a")
+            },
+            Turn { reasoning: Some("r1".into()), ..Turn::new("assistant", "b") },
+            Turn { reasoning: Some("r3".into()), ..Turn::new("assistant", "no") },
+            Turn { calls: vec![call("f", json!({"x": 1}))], ..Turn::new("assistant", "") },
+            Turn { name: Some("f".into()), ..Turn::new("tool", "c") },
+            Turn { calls: vec![call("g", json!({}))], ..Turn::new("assistant", "") },
+        ];
+        assert_eq!(turns.unwrap(), expected);
     }
 
     #[test]

@@ -1,19 +1,23 @@
 //! A conversation: messages, the tools that may be called, and how a template makes a prompt of them.
 
 pub(super) mod calls;
+mod members;
 mod message;
 mod tools;
+
+use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use self::calls::Listener;
-use self::message::{Message, turns};
+use self::message::{Message, turns, without_marker};
 use self::tools::{Choice, Tools};
 use super::error::ApiError;
 use super::json::JsonBody;
 use super::request::{Manner, both};
-use super::template::{ChatTemplate, TemplateError, Turn};
+use super::template::{ChatTemplate, OPEN, TemplateError, Turn};
+use crate::engine::ffi::local_time;
 use crate::engine::{Constraint, Prompt, Segment};
 
 /// As written.
@@ -45,8 +49,34 @@ pub(super) struct Conversation {
     turns: Vec<Turn>,
     tools: Tools,
     parameters: Map<String, Value>,
-    /// Whether an assistant's text at the end is gone on with.
-    goes_on: bool,
+    end: End,
+}
+
+/// Where a prompt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Where a new answer begins, or after the assistant's text, if that is the last message.
+    Usual,
+    /// After the assistant's text: there must be one.
+    GoesOn,
+    /// Where a new answer begins, whatever the last message is.
+    New,
+    /// Where the last message ends.
+    Closed,
+    /// The request wants to go on, and a new answer.
+    Both,
+}
+
+impl End {
+    fn new(opened: Option<bool>, goes_on: Option<bool>) -> Self {
+        match (opened, goes_on) {
+            (Some(true), Some(true)) => Self::Both,
+            (_, Some(true)) => Self::GoesOn,
+            (Some(false), _) => Self::Closed,
+            (_, Some(false)) => Self::New,
+            _ => Self::Usual,
+        }
+    }
 }
 
 impl Conversation {
@@ -63,25 +93,18 @@ impl Conversation {
         }
         // What is said to the template itself is the more exact word.
         parameters.extend(written.chat_template_kwargs.unwrap_or_default());
-        if let Some(generation) = written.add_generation_prompt {
-            parameters.insert("add_generation_prompt".to_owned(), generation.into());
-        }
-        let closed = written.add_generation_prompt == Some(false);
-        let goes_on = written.continue_final_message.unwrap_or(!closed);
-        let conversation =
-            Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters, goes_on };
-        conversation.check_end(written.continue_final_message, written.add_generation_prompt)?;
-        Ok(conversation)
+        let end = End::new(written.add_generation_prompt, written.continue_final_message);
+        Ok(Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters, end })
     }
 
-    /// What a client says that contradicts itself about where the prompt ends.
-    fn check_end(&self, goes_on: Option<bool>, opened: Option<bool>) -> Result<(), ApiError> {
+    /// What a request can't say about where its prompt ends.
+    pub(super) fn check_end(&self) -> Result<(), ApiError> {
         let field = "continue_final_message";
-        if goes_on == Some(true) && opened == Some(true) {
+        if self.end == End::Both {
             return Err(ApiError::field(field, "can't be combined with add_generation_prompt: true"));
         }
         let continued = self.continued().is_some();
-        if goes_on == Some(true) && !continued {
+        if self.end == End::GoesOn && !continued {
             return Err(ApiError::field(field, "the last message is no text of the assistant"));
         }
         let mut texts = self.turns.iter().rev().map(|turn| turn.role == "assistant" && turn.calls.is_empty());
@@ -94,21 +117,22 @@ impl Conversation {
         Ok(())
     }
 
-    /// Sets whether the model thinks, if the request says nothing about it.
-    pub(super) fn thinks_unless_told(&mut self, thinks: bool) {
+    /// Sets whether the model thinks, and the dates that llama-server's templates ask for, if the request says nothing
+    /// about them.
+    pub(super) fn fill_in(&mut self, thinks: bool) {
         self.parameters.entry("enable_thinking").or_insert(thinks.into());
+        for (name, format) in [("date_string", "%d %b %Y"), ("datetime", "%b %d %Y")] {
+            if let Some(today) = local_time(format, SystemTime::now()) {
+                self.parameters.entry(name).or_insert(today.into());
+            }
+        }
     }
 
     /// Adds to the manner of the answer what a promised call needs.
     pub(super) fn constrain(&self, manner: &mut Manner) -> Result<(), ApiError> {
         let call = match &self.tools.choice {
             Choice::None => return Ok(()),
-            Choice::Auto if manner.constraint.is_none() => {
-                if !self.tools.parallel {
-                    manner.stop.push(calls::CLOSE.to_owned());
-                }
-                return Ok(());
-            }
+            Choice::Auto if manner.constraint.is_none() => return Ok(()),
             Choice::Auto => match &manner.constraint {
                 // The answer is in its shape, or it is a call.
                 Some(Constraint::JsonSchema(answer)) => {
@@ -139,7 +163,7 @@ impl Conversation {
 
     /// What the assistant has said last, to be gone on with.
     fn continued(&self) -> Option<&str> {
-        if !self.goes_on {
+        if matches!(self.end, End::New | End::Closed) {
             return None;
         }
         let last = self.turns.last().filter(|turn| turn.role == "assistant" && turn.calls.is_empty())?;
@@ -149,11 +173,17 @@ impl Conversation {
     /// Adds it to the prompt. It is part of an answer: behind opened thinking nobody could tell where that had ended.
     fn go_on(&self, mut prompt: Prompt) -> Result<Prompt, ApiError> {
         let Some(said) = self.continued() else { return Ok(prompt) };
+        let last = self.turns.len() - 1;
+        if self.turns[last].reasoning.is_some() {
+            let message = "an assistant's message at the end is gone on with, which can't be combined with what it thought \
+                           before: leave that out, or let the last message be another's";
+            return Err(ApiError::field(format!("messages[{last}].reasoning_content"), message));
+        }
         if !opens_thinking(&prompt) {
             prompt.push(Segment::plain(said));
             return Ok(prompt);
         }
-        let field = format!("messages[{}]", self.turns.len() - 1);
+        let field = format!("messages[{last}]");
         let message = "an assistant's message at the end is gone on with, which can't be combined with thinking: turn that off \
                        with reasoning_effort \"none\", or let the last message be another's";
         Err(ApiError::field(field, message))
@@ -161,15 +191,18 @@ impl Conversation {
 
     fn rendered(&self, template: &ChatTemplate) -> Result<Prompt, ApiError> {
         let said = usize::from(self.continued().is_some());
-        let turns = &self.turns[..self.turns.len() - said];
-        let rendered = if template.knows_tools() {
-            template.render(turns, self.tools.shown(), &self.parameters)
+        let mut turns = self.turns[..self.turns.len() - said].to_vec();
+        if !template.source().contains("no_think") {
+            without_marker(&mut turns);
+        }
+        let rendered = if self.end == End::Closed {
+            template.render_whole(&turns, self.tools.shown(), &self.parameters)
         } else {
-            template.render(&self.tools.told(turns), &[], &self.parameters)
+            template.render(&turns, self.tools.shown(), &self.parameters)
         };
         rendered.map_err(|error| match error {
             TemplateError::Refused(_) => ApiError::field("messages", error.to_string()),
-            TemplateError::Syntax(_) => ApiError::Model(error.to_string()),
+            TemplateError::Syntax(_) | TemplateError::Broken(_) => ApiError::Model(error.to_string()),
         })
     }
 
@@ -182,7 +215,7 @@ impl Conversation {
         }
         let mut prompt = self.go_on(prompt)?;
         if matches!(self.tools.choice, Choice::Must(_)) {
-            prompt.push(Segment::markup(format!("{}\n", calls::OPEN)));
+            prompt.push(Segment::markup(format!("{OPEN}\n")));
         }
         Ok(prompt)
     }
@@ -194,6 +227,28 @@ impl Conversation {
             Choice::Auto => Some(Listener::new(self.tools.names(), self.tools.parallel)),
             Choice::Must(names) => Some(Listener::opened(names.clone())),
         }
+    }
+}
+
+/// A conversation of a training row, read as a request's is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dialogue {
+    /// The messages.
+    pub turns: Vec<Turn>,
+    /// The tools that are offered in it.
+    pub tools: Vec<Value>,
+    /// What the template is told beside them.
+    pub parameters: Map<String, Value>,
+}
+
+impl Dialogue {
+    /// Reads `messages`, `tools`, `chat_template_kwargs` and what else makes the prompt of a request.
+    ///
+    /// # Errors
+    /// What is wrong, by its field.
+    pub fn parse(row: Map<String, Value>) -> Result<Self, String> {
+        let read = Conversation::parse(&JsonBody(Value::Object(row))).map_err(|error| error.to_string())?;
+        Ok(Self { tools: read.tools.shown().to_vec(), turns: read.turns, parameters: read.parameters })
     }
 }
 

@@ -191,6 +191,29 @@ fn what_the_assistant_said_last_is_gone_on_with() {
 }
 
 #[test]
+fn a_marker_against_thinking_is_for_templates_that_look_for_it() {
+    let fields = json!({"messages": [{"role": "user", "content": "a /no_think"}]});
+    for (source, expected) in [
+        ("{{ messages[0].content }}", "a"),
+        (
+            "{% if '/no_think' in messages[0].content %}off: {% endif %}{{ messages[0].content }}",
+            "off: a /no_think",
+        ),
+    ] {
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        assert_eq!(text(parse(fields.clone()).unwrap().prompt(&template).unwrap()), expected);
+    }
+}
+
+#[test]
+fn what_was_thought_is_not_gone_on_with() {
+    let messages = json!([{"role": "user", "content": "u"},
+        {"role": "assistant", "content": "so far", "reasoning_content": "because"}]);
+    let error = parse(json!({"messages": messages})).unwrap().prompt(&ChatTemplate::chat_ml()).unwrap_err();
+    assert!(error.to_string().starts_with("messages[1].reasoning_content: "), "{error}");
+}
+
+#[test]
 fn nothing_is_gone_on_with_behind_opened_thinking() {
     let source =
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %}<think>{% endif %}";
@@ -219,6 +242,7 @@ fn a_client_may_say_where_the_prompt_ends() {
             json!({"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let conversation = Conversation::parse(&JsonBody(body)).map_err(|error| error.to_string())?;
+        conversation.check_end().map_err(|error| error.to_string())?;
         let prompt = conversation.prompt(&template).map_err(|error| error.to_string())?;
         Ok::<_, String>(prompt.into_iter().map(|segment| segment.text).collect::<String>())
     };

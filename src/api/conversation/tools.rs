@@ -3,10 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::calls::{CLOSE, OPEN};
 use crate::api::error::ApiError;
 use crate::api::json::{JsonBody, short};
-use crate::api::template::{Call, Turn, spaced};
 
 /// Tools that one request may bring.
 const MOST_TOOLS: usize = 128;
@@ -41,7 +39,7 @@ struct Function {
 #[derive(Debug)]
 pub(super) struct Tools {
     functions: Vec<Function>,
-    /// As they were written, for the template.
+    /// As they were written, for the template; those without parameters say so.
     written: Vec<Value>,
     pub(super) choice: Choice,
     /// Whether one answer may have several calls.
@@ -77,48 +75,21 @@ impl Tools {
         }
         let choice = choice(parsed.tool_choice.as_ref(), &functions)?;
         let written = match (&choice, body.0.get("tools")) {
-            (Choice::Auto | Choice::Must(_), Some(Value::Array(tools))) => tools.clone(),
+            (Choice::Auto | Choice::Must(_), Some(Value::Array(tools))) => {
+                tools.iter().cloned().map(with_parameters).collect()
+            }
             _ => Vec::new(),
         };
         Ok(Self { functions, written, choice, parallel: parsed.parallel_tool_calls.unwrap_or(true) })
     }
 
-    /// The tools for a template that knows how to show them.
+    /// The tools for the template.
     pub(super) fn shown(&self) -> &[Value] {
         &self.written
     }
 
     pub(super) fn names(&self) -> Vec<String> {
         self.functions.iter().map(|function| function.name.clone()).collect()
-    }
-
-    /// The conversation for a template that knows nothing of tools: they are described in the system message, calls and
-    /// their answers are text, in the form that Hermes and Qwen use.
-    pub(super) fn told(&self, turns: &[Turn]) -> Vec<Turn> {
-        let mut told: Vec<Turn> = turns.iter().map(plain).collect();
-        if self.written.is_empty() {
-            return told;
-        }
-        let description = self.description();
-        match told.first_mut() {
-            Some(first) if first.role == "system" => {
-                let gap = if first.content.is_empty() { "" } else { "\n\n" };
-                first.content = format!("{}{gap}{description}", first.content);
-            }
-            _ => told.insert(0, Turn::new("system", description)),
-        }
-        told
-    }
-
-    fn description(&self) -> String {
-        let tools: Vec<String> = self.written.iter().map(spaced).collect();
-        format!(
-            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n\
-             You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{}\n</tools>\n\n\
-             For each function call, return a json object with function name and arguments within \
-             {OPEN}{CLOSE} XML tags:\n{OPEN}\n{{\"name\": <function-name>, \"arguments\": <args-json-object>}}\n{CLOSE}",
-            tools.join("\n")
-        )
     }
 
     /// The schema of a call of one of the chosen functions.
@@ -135,9 +106,7 @@ impl Tools {
             .enumerate()
             .map(|(index, function)| {
                 let root = if place == "#" { "#".to_owned() } else { format!("{place}/{}", first + index) };
-                let mut parameters = function.parameters.clone().unwrap_or_default();
-                parameters.entry("type").or_insert_with(|| "object".into());
-                let arguments = rooted(Value::Object(parameters), &format!("{root}/properties/arguments"));
+                let arguments = rooted(function.arguments(), &format!("{root}/properties/arguments"));
                 json!({
                     "type": "object",
                     "properties": {"name": {"const": function.name}, "arguments": arguments},
@@ -154,6 +123,42 @@ impl Tools {
             _ => true,
         })
     }
+}
+
+impl Function {
+    /// The schema of its arguments.
+    fn arguments(&self) -> Value {
+        let mut parameters = self.parameters.clone().unwrap_or_default();
+        parameters.entry("type").or_insert_with(|| "object".into());
+        if names_nothing(&parameters) {
+            // JSON Schema would allow anything; who names no parameter means that there is none.
+            parameters.insert("properties".to_owned(), json!({}));
+            parameters.insert("additionalProperties".to_owned(), false.into());
+        }
+        Value::Object(parameters)
+    }
+}
+
+/// Whether a schema of parameters has none and says nothing about others.
+fn names_nothing(parameters: &Map<String, Value>) -> bool {
+    parameters.iter().all(|(key, value)| match key.as_str() {
+        "type" => value == "object",
+        "properties" | "required" | "$defs" | "definitions" => {
+            value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty)
+        }
+        "title" | "description" | "$schema" | "$id" | "$comment" | "strict" => true,
+        _ => false,
+    })
+}
+
+/// A tool whose function says what it takes, if only that it takes nothing: templates look for that.
+fn with_parameters(mut tool: Value) -> Value {
+    if let Some(function) = tool.get_mut("function").and_then(Value::as_object_mut)
+        && function.get("parameters").is_none_or(Value::is_null)
+    {
+        function.insert("parameters".to_owned(), json!({"type": "object", "properties": {}}));
+    }
+    tool
 }
 
 fn choice(written: Option<&Value>, functions: &[Function]) -> Result<Choice, ApiError> {
@@ -192,20 +197,6 @@ fn wrong_choice(found: &Value) -> ApiError {
     let expected =
         r#"expected "none", "auto", "required" or {"type": "function", "function": {"name": ...}}"#;
     ApiError::field("tool_choice", format!("found {}, {expected}", short(found)))
-}
-
-/// The turn as text alone.
-fn plain(turn: &Turn) -> Turn {
-    let mut content = turn.content.clone();
-    for Call { name, arguments, .. } in &turn.calls {
-        let call = spaced(&json!({"name": name, "arguments": arguments}));
-        let gap = if content.is_empty() { "" } else { "\n" };
-        content = format!("{content}{gap}{OPEN}\n{call}\n{CLOSE}");
-    }
-    if turn.role == "tool" {
-        return Turn::new("user", format!("<tool_response>\n{content}\n</tool_response>"));
-    }
-    Turn::new(turn.role, content)
 }
 
 /// The schema with its local references led to the place where it will stand.

@@ -124,7 +124,8 @@ impl Asked {
         let mut manner = Manner::parse(body, Endpoint::Chat, app.sampling())?;
         let said = Said::parse(body, &manner)?;
         let mut conversation = Conversation::parse(body)?;
-        conversation.thinks_unless_told(app.sampling().thinking);
+        conversation.check_end()?;
+        conversation.fill_in(app.sampling().thinking);
         let stops = manner.stop.clone();
         conversation.constrain(&mut manner)?;
         Ok(Self { manner, stops, said, conversation, choice })

@@ -137,11 +137,13 @@ impl ChatReply {
 
     fn finish(&mut self, index: usize, reason: FinishReason, done: Usage) -> Vec<Value> {
         self.usages[index] = done;
-        let held = self.choices[index].listener.take().map_or_else(Vec::new, Listener::finish);
+        let listener = self.choices[index].listener.take();
+        let over = listener.as_ref().is_some_and(Listener::is_over);
+        let held = listener.map_or_else(Vec::new, Listener::finish);
         let mut chunks = self.told(index, held, None);
         let left = !self.choices[index].tokens.is_empty();
         let logprobs = if left { self.take_logprobs(index) } else { None };
-        let finish = finish_reason(reason, self.choices[index].calls > 0);
+        let finish = finish_reason(reason, self.choices[index].calls > 0, over);
         let mut last = self.chunk(index, json!({}), Some(finish), logprobs, Some(done));
         if let Some(verbose) = &self.verbose {
             last["__verbose"] = verbose.clone();
@@ -155,11 +157,14 @@ impl ChatReply {
     }
 
     fn choice(&self, index: usize, listener: Option<Listener>, whole: &Whole) -> Value {
-        let (mut content, mut calls) = (String::new(), Vec::new());
+        let (mut content, mut calls, mut over) = (String::new(), Vec::new(), false);
         match listener {
             None => content.push_str(&whole.text),
             Some(mut listener) => {
-                for said in listener.push(&whole.text).into_iter().chain(listener.finish()) {
+                let mut all = listener.push(&whole.text);
+                over = listener.is_over();
+                all.extend(listener.finish());
+                for said in all {
                     match said {
                         calls::Said::Text(text) => content.push_str(&text),
                         calls::Said::Call { name, arguments } => calls.push(tool_call(&name, &arguments)),
@@ -167,7 +172,7 @@ impl ChatReply {
                 }
             }
         }
-        let finish = finish_reason(whole.ended().0, !calls.is_empty());
+        let finish = finish_reason(whole.ended().0, !calls.is_empty(), over);
         let mut message = json!({"role": "assistant", "content": content});
         if !calls.is_empty() {
             if content.is_empty() {
@@ -255,10 +260,11 @@ fn tool_call(name: &str, arguments: &str) -> Map<String, Value> {
     call
 }
 
-/// What was cut off is said to be, also if there are calls in it.
-fn finish_reason(reason: FinishReason, calls: bool) -> &'static str {
+/// What was cut off is said to be, also if there are calls in it, unless nothing more would have counted (`over`).
+fn finish_reason(reason: FinishReason, calls: bool, over: bool) -> &'static str {
     match reason {
-        FinishReason::Length => "length",
+        FinishReason::Length if !over => "length",
+        FinishReason::Length => "tool_calls",
         FinishReason::Stop if calls => "tool_calls",
         FinishReason::Stop => "stop",
     }

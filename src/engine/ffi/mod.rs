@@ -4,6 +4,7 @@
 mod adapter;
 mod context;
 mod end;
+mod local_time;
 mod processor;
 mod quantise;
 mod rewrite;
@@ -11,6 +12,7 @@ mod rewrite;
 pub use adapter::{Adapter, AdapterError};
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError, gives_up};
 pub use end::end;
+pub use local_time::local_time;
 #[cfg(target_arch = "x86_64")]
 pub use processor::prefetch;
 pub use processor::{Panel, has_product, product};

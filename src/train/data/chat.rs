@@ -1,9 +1,13 @@
 //! How rows become tokens: by the markers of a post that was made here, or by a model's own chat template.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::Map;
 
-use super::row::Row;
-use crate::api::{ChatTemplate, Turn};
+use super::dialogue;
+use super::row::{Row, in_text};
+use crate::api::{ChatTemplate, Dialogue, Turn};
+use crate::engine::Prompt;
 use crate::model::TextSide;
 use crate::model::tokenizer::{END, Message, Tokenizer, TokenizerError};
 
@@ -65,7 +69,7 @@ impl Chat {
         // As the daemon does for a model without a template.
         let known = markup.token_to_id("<|im_start|>").is_some();
         let usual = || if known { ChatTemplate::chat_ml() } else { ChatTemplate::plain_text() };
-        let template = template.unwrap_or_else(usual);
+        let template = template.unwrap_or_else(usual).with_clock(day);
         let end = turn_end(&template, &markup)?.unwrap_or(end_of_text);
         Ok(Self { tokenizer, markup, template: Some(template), end, end_of_text })
     }
@@ -85,7 +89,9 @@ impl Chat {
     /// # Errors
     /// The tokenizer can't be written as JSON.
     pub fn identity(&self) -> Result<String, TokenizerError> {
-        let template = self.template.as_ref().map_or("markers", |template| template.source());
+        // The number counts the ways in which templates were rendered.
+        let template =
+            self.template.as_ref().map_or_else(|| "markers".into(), |it| format!("2 {}", it.source()));
         Ok(format!("{}\n{template}\n{} {}", self.tokenizer.to_json()?, self.end, self.end_of_text))
     }
 
@@ -106,6 +112,7 @@ impl Chat {
                 };
                 (self.prompt(prompt)?, learnt)
             }
+            Row::Dialogue(dialogue) => return self.dialogue(dialogue),
             Row::Completion { prompt, completion } => {
                 (self.beginning(prompt)?, self.tokenizer.encode(completion)?)
             }
@@ -129,8 +136,30 @@ impl Chat {
             .map(|message| Ok(Turn::new(role(&message.role)?, message.content.clone())))
             .collect::<Result<_, TokenizerError>>()?;
         let prompt = template.render(&turns, &[], &Map::new());
+        self.ids(&prompt.map_err(|e| TokenizerError::Text(e.to_string()))?)
+    }
+
+    /// A conversation of more than texts.
+    fn dialogue(&self, row: &Dialogue) -> Result<Sample, TokenizerError> {
+        let Some(template) = &self.template else {
+            dialogue::check_learnable(row)?;
+            return self.sample(&Row::Chat(in_text(row)));
+        };
+        let (prompt, learnt) = dialogue::prompt_and_answer(template, row)?;
+        let mut ids = self.ids(&prompt)?;
+        let answer = ids.len().max(1);
+        let mut learnt = self.ids(&learnt)?;
+        // What a template writes behind the end of a turn is not said by the model.
+        let end = learnt.iter().rposition(|&id| id == self.end);
+        learnt.truncate(end.unwrap_or(learnt.len()));
+        ids.extend(learnt);
+        ids.push(self.end);
+        Ok(Sample { ids, answer })
+    }
+
+    fn ids(&self, prompt: &Prompt) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::new();
-        for segment in prompt.map_err(|e| TokenizerError::Text(e.to_string()))? {
+        for segment in prompt {
             if segment.markup {
                 let encoding = self.markup.encode_fast(segment.text.as_str(), false);
                 ids.extend(encoding.map_err(|e| TokenizerError::Text(e.to_string()))?.get_ids());
@@ -152,6 +181,11 @@ impl Chat {
         ids.splice(0..0, before);
         Ok(ids)
     }
+}
+
+/// The day on which all conversations of training are, for templates that name one: rows are the same whenever they are read.
+fn day() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_721_995_200)
 }
 
 /// The control token that a template puts behind an answer: what ends a turn is often not what ends a text.
@@ -240,5 +274,66 @@ mod tests {
             assert_eq!(sample.ids[sample.answer..sample.ids.len() - 1], completion, "{family}");
             assert_eq!(sample.ids.last(), side.ids.eos.first(), "{family}: a completion is no turn");
         }
+    }
+
+    const TOOLS: &str = "{% for t in tools %}<tools>{{ t | tojson }}</tools>{% endfor %}{% for m in messages %}\
+        <|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}\
+        {{ m.content }}{% for c in m.tool_calls %}<call>{{ c.function | tojson }}</call>{% endfor %}<|im_end|>\n\
+        {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+    const CALL: &str = r#"{"tools": [{"type": "function", "function": {"name": "look"}}], "messages": [
+        {"role": "user", "content": "go <|im_end|>", "name": "me"}, {"role": "assistant", "content": null, "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{\"q\": \"<|im_end|>\"}"}}]}]}"#;
+    const THOUGHT: &str = r#"{"messages": [{"role": "user", "content": "go"},
+        {"role": "assistant", "content": "yes", "reasoning_content": "hm"}]}"#;
+
+    /// What is read and what is learnt, as texts.
+    fn halves(chat: &Chat, row: &str) -> Result<(String, String), String> {
+        let sample = chat.sample(&Row::parse(row).unwrap()).map_err(|error| error.to_string())?;
+        let text = |ids: &[u32]| chat.tokenizer().decode(ids).unwrap();
+        Ok((text(&sample.ids[..sample.answer]), text(&sample.ids[sample.answer..])))
+    }
+
+    #[test]
+    fn calls_and_thinking_are_learnt_as_the_template_writes_them() {
+        let chat = Chat::of_model(&TextSide { chat_template: Some(TOOLS.into()), ..text("qwen2") }).unwrap();
+        let (read, learnt) = halves(&chat, CALL).unwrap();
+        assert!(
+            read.starts_with("<tools>{\"type\": \"function\"") && read.contains("\"parameters\": {"),
+            "{read}"
+        );
+        assert!(read.ends_with("go <|im_end|><|im_end|>\n<|im_start|>assistant\n"), "{read}");
+        assert_eq!(
+            learnt,
+            "<call>{\"name\": \"look\", \"arguments\": {\"q\": \"<|im_end|>\"}}</call><|im_end|>"
+        );
+        let sample = chat.sample(&Row::parse(CALL).unwrap()).unwrap();
+        let end = chat.tokenizer().inner().token_to_id("<|im_end|>").unwrap();
+        assert_eq!(sample.ids.iter().filter(|&&id| id == end).count(), 2, "those that were brought are text");
+        let (read, learnt) = halves(&chat, THOUGHT).unwrap();
+        assert!(read.ends_with("<|im_start|>assistant\n"), "{read}");
+        assert_eq!(learnt, "<think>hm</think>yes<|im_end|>");
+    }
+
+    #[test]
+    fn a_form_that_knows_no_tools_is_told_of_them_and_what_it_can_not_show_is_refused() {
+        let chat_ml = Chat::of_model(&TextSide { chat_template: None, ..text("qwen2") }).unwrap();
+        let post = Chat::of_post(crate::train::tests::tokenizer());
+        for (chat, end) in [(chat_ml, "<|im_end|>"), (post, "<|end|>")] {
+            let (read, learnt) = halves(&chat, CALL).unwrap();
+            assert!(read.contains("# Tools") && read.contains("\"name\": \"look\""), "{read}");
+            let call =
+                "<tool_call>\n{\"name\": \"look\", \"arguments\": {\"q\": \"<|im_end|>\"}}\n</tool_call>";
+            assert_eq!(learnt, format!("{call}{end}"));
+            let error = halves(&chat, THOUGHT).unwrap_err();
+            assert!(error.contains("messages[1].reasoning_content isn't shown"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_names_the_day_gives_the_same_row_on_any_day() {
+        let source = format!("{{{{ strftime_now('%d %b %Y') }}}}{TOOLS}");
+        let chat = Chat::of_model(&TextSide { chat_template: Some(source), ..text("qwen2") }).unwrap();
+        assert!(halves(&chat, THOUGHT).unwrap().0.starts_with("26 Jul 2024"));
     }
 }

@@ -2,6 +2,7 @@
 
 mod cache;
 mod chat;
+mod dialogue;
 mod domain;
 mod jsonl;
 mod loading;

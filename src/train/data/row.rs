@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::api::{ChatTemplate, Dialogue};
 use crate::model::tokenizer::Message;
 
 /// What a row says, and which part of it is learnt.
@@ -9,6 +10,8 @@ use crate::model::tokenizer::Message;
 pub enum Row {
     /// A conversation; its last message, the assistant's, is learnt.
     Chat(Vec<Message>),
+    /// A conversation of more than texts: with tools, calls, thinking, names.
+    Dialogue(Box<Dialogue>),
     /// A text and how it goes on; only that is learnt.
     Completion {
         /// What is read.
@@ -50,6 +53,7 @@ impl Row {
         let message = |role: &str, content: String| Message { role: role.to_owned(), content };
         match self {
             Self::Chat(messages) => messages,
+            Self::Dialogue(dialogue) => in_text(&dialogue),
             Self::Completion { prompt, completion } => {
                 vec![message("user", prompt), message("user", completion)]
             }
@@ -62,6 +66,17 @@ fn conversation(object: &Map<String, Value>) -> Result<Row, String> {
     let Some(list) = object["messages"].as_array() else {
         return Err(format!("messages is {}, expected a list of messages", kind(&object["messages"])));
     };
+    let at = list.len().checked_sub(1).ok_or("messages is empty")?;
+    let last = &list[at];
+    let last_role = last.get("role").and_then(Value::as_str).unwrap_or_default();
+    if last_role != "assistant" && last.get("role").is_some_and(Value::is_string) {
+        return Err(format!("messages[{at}].role is {last_role:?}, expected \"assistant\""));
+    }
+    if MORE.iter().any(|key| object.get(*key).is_some_and(|value| !value.is_null()))
+        || list.iter().any(|message| !is_text(message))
+    {
+        return dialogue(object, at);
+    }
     let messages: Vec<Message> = list
         .iter()
         .enumerate()
@@ -74,13 +89,45 @@ fn conversation(object: &Map<String, Value>) -> Result<Row, String> {
             Ok(Message { role: field("role")?, content: field("content")? })
         })
         .collect::<Result<_, String>>()?;
-    let Some(last) = messages.last() else { return Err("messages is empty".into()) };
-    let at = messages.len() - 1;
-    if last.role != "assistant" {
-        return Err(format!("messages[{at}].role is {:?}, expected \"assistant\"", last.role));
-    }
-    learnt(last.content.clone(), &format!("messages[{at}].content"))?;
+    learnt(messages[at].content.clone(), &format!("messages[{at}].content"))?;
     Ok(Row::Chat(messages))
+}
+
+/// Fields of a row, beside its messages, that make the prompt.
+const MORE: [&str; 3] = ["tools", "chat_template_kwargs", "reasoning_effort"];
+
+/// Whether a message is a role and a text, or tries to be.
+fn is_text(message: &Value) -> bool {
+    message.as_object().is_none_or(|message| {
+        message.iter().all(|(key, value)| match key.as_str() {
+            "role" => !matches!(value.as_str(), Some("developer" | "function")),
+            "content" => !value.is_array() && !value.is_null(),
+            _ => value.is_null(),
+        }) && message.contains_key("content")
+    })
+}
+
+/// A conversation of more than texts, whose last message is number `at`.
+fn dialogue(object: &Map<String, Value>, at: usize) -> Result<Row, String> {
+    let dialogue = Dialogue::parse(object.clone())?;
+    let last = &dialogue.turns[at];
+    if last.content.is_empty() && last.calls.is_empty() {
+        let content = object["messages"][at].get("content").unwrap_or(&Value::Null);
+        return Err(match content {
+            Value::Null => {
+                format!("messages[{at}].content is {}, expected a text or tool_calls", kind(content))
+            }
+            _ => format!("messages[{at}].content is empty: there is nothing to learn"),
+        });
+    }
+    Ok(Row::Dialogue(Box::new(dialogue)))
+}
+
+/// A conversation as texts alone.
+pub(super) fn in_text(dialogue: &Dialogue) -> Vec<Message> {
+    let turns = ChatTemplate::plain_text().in_text(&dialogue.turns, &dialogue.tools).unwrap_or_default();
+    let message = |turn: crate::api::Turn| Message { role: turn.role.to_owned(), content: turn.content };
+    turns.into_iter().map(message).collect()
 }
 
 fn text(object: &Map<String, Value>, key: &str) -> Result<String, String> {
@@ -113,6 +160,11 @@ mod tests {
         let chat =
             r#"{"id":1,"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]}"#;
         assert!(matches!(row(chat), Ok(Row::Chat(messages)) if messages.len() == 2));
+        let call = r#"{"messages":[{"role":"user","content":"x","name":"me"},{"role":"assistant","content":null,
+            "tool_calls":[{"function":{"name":"f","arguments":""}}]}],"tools":[{"type":"function","function":{"name":"f"}}]}"#;
+        let Ok(Row::Dialogue(dialogue)) = row(call) else { panic!("{:?}", row(call)) };
+        assert_eq!((dialogue.turns[0].name.as_deref(), dialogue.tools.len()), (Some("me"), 1));
+        assert_eq!(dialogue.turns[1].calls[0].arguments, serde_json::json!({}));
         assert!(matches!(row(r#"{"prompt":"","completion":"y"}"#), Ok(Row::Completion { .. })));
         assert_eq!(row(r#"{"text":"abc"}"#), Ok(Row::Text("abc".into())));
         for (line, part) in [
@@ -127,6 +179,12 @@ mod tests {
                 "messages[0].content is missing or null",
             ),
             (r#"{"messages":[{"role":"assistant","content":""}]}"#, "messages[0].content is empty"),
+            (r#"{"messages":[{"role":"assistant","tool_calls":[]}]}"#, "messages[0].content is missing"),
+            (r#"{"messages":[{"role":"assistant","tool_calls":[{"id":1}]}]}"#, "messages[0].tool_calls[0]"),
+            (
+                r#"{"messages":[{"role":"assistant","content":"y"}],"tools":[{"type":"x"}]}"#,
+                "tools[0].type: unknown variant `x`",
+            ),
             (r#"{"prompt":"x","completion":""}"#, "completion is empty"),
             (r#"{"prompt":"x"}"#, "completion is missing"),
             (r#"{"text":3}"#, "text is a number"),

@@ -69,8 +69,10 @@ impl ResponseReply {
     fn response(&self, end: Option<(FinishReason, Usage)>) -> Value {
         let (status, details) = match end {
             None => ("in_progress", Value::Null),
-            Some((FinishReason::Stop, _)) => ("completed", Value::Null),
-            Some((FinishReason::Length, _)) => ("incomplete", json!({"reason": "max_output_tokens"})),
+            Some((reason, _)) if self.blocks.is_cut(reason) => {
+                ("incomplete", json!({"reason": "max_output_tokens"}))
+            }
+            Some(_) => ("completed", Value::Null),
         };
         let mut response = json!({
             "id": self.envelope.id,
@@ -191,10 +193,9 @@ impl Dialect for ResponseReply {
     const NAMED: bool = true;
 
     fn reply(mut self, answers: Vec<Whole>) -> Value {
-        let blocks = std::mem::replace(&mut self.blocks, Blocks::new(None));
         let whole = answers.into_iter().next().unwrap_or_default();
         let end = whole.ended();
-        let (blocks, _) = blocks.of(whole);
+        let blocks = self.blocks.of(whole);
         self.output = blocks.iter().map(|block| item(&new_id(block), block, "completed")).collect();
         let mut response = self.response(Some(end));
         response["timings"] = timings(&end.1);
@@ -231,10 +232,7 @@ impl Dialect for ResponseReply {
 
     fn end(&mut self) -> Vec<Value> {
         let end = self.end.unwrap_or((FinishReason::Stop, Usage::default()));
-        let name = match end.0 {
-            FinishReason::Stop => "response.completed",
-            FinishReason::Length => "response.incomplete",
-        };
+        let name = if self.blocks.is_cut(end.0) { "response.incomplete" } else { "response.completed" };
         let mut event = self.event(name, json!({"response": self.response(Some(end))}));
         event["timings"] = timings(&end.1);
         vec![event]
