@@ -76,7 +76,7 @@ fn a_refusal_before_the_body_has_come_costs_neither_the_answer_nor_the_connectio
         connection.write_all(b"{}").unwrap();
         let answer = read_until(&mut connection, "Invalid API Key");
         assert!(
-            answer.contains("HTTP/1.1 401") && !answer.contains("connection: close"),
+            answer.contains("HTTP/1.1 401") && !answer.contains("Connection: close"),
             "{round}: {answer}"
         );
     }
@@ -88,13 +88,13 @@ fn a_refusal_before_the_body_has_come_costs_neither_the_answer_nor_the_connectio
     assert!(sent > 0);
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("connection: close"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("Connection: close"), "{answer}");
     // A client that asks whether to send at all is told not to.
     let mut connection = daemon.connection();
     let asks = head(2).replace("\r\n\r\n", "\r\nexpect: 100-continue\r\n\r\n");
     connection.write_all(asks.as_bytes()).unwrap();
     let answer = read_until(&mut connection, "Invalid API Key");
-    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("connection: close"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("Connection: close"), "{answer}");
 }
 
 #[test]

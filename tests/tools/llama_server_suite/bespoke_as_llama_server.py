@@ -65,7 +65,9 @@ def main():
     model = {"lanes": lanes, "threads": int(last("--threads", "-t") or 2)}
     # All lanes share llama-server's context; here each has its own.
     if context := last("--ctx-size", "-c"):
-        model["context"] = max(16, int(context) // lanes)
+        # Texts to embed may have the whole: they are read one after the other.
+        parts = 1 if "--embedding" in given else lanes
+        model["context"] = max(16, int(context) // parts)
     if alias := last("--alias", "-a"):
         aliases = sorted(set(alias.split(",")))
         model["id"], model["aliases"] = aliases[0], aliases if len(aliases) > 1 else []
