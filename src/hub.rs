@@ -172,6 +172,11 @@ impl Hub {
         let chat_template = settings.model.chat_template.as_deref().map(read_template).transpose()?;
         let options = Options {
             model_id: settings.model.id.clone(),
+            aliases: settings.model.aliases.clone(),
+            tags: settings.model.tags.clone(),
+            model_file: settings.model.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            slots: server.slots,
+            metrics: server.metrics,
             chat_template,
             body_limit: server.body_limit.as_u64(),
             deadline: server.request_deadline,

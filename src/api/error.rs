@@ -88,6 +88,14 @@ pub enum ApiError {
     /// All lanes are busy, and the client asked for an error in this case.
     #[error("no slot is free")]
     NoFreeSlot,
+    /// This is not answered here, by configuration.
+    #[error("{path} is switched off here ({setting} = false)")]
+    SwitchedOff {
+        /// The path.
+        path: &'static str,
+        /// What switches it on.
+        setting: &'static str,
+    },
     /// Something lives at this path, but not for this method.
     #[error("{path} can't be asked with {method}")]
     WrongMethod {
@@ -189,6 +197,7 @@ impl ApiError {
             | Self::NoSuchModel { .. }
             | Self::NotServing { .. }
             | Self::NoSuchSpoke(_) => (StatusCode::NOT_FOUND, "not_found_error"),
+            Self::SwitchedOff { .. } => (StatusCode::NOT_IMPLEMENTED, "not_supported_error"),
             Self::SpokeConflict(_) => (StatusCode::CONFLICT, INVALID),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID),
             Self::Model(_) | Self::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
@@ -261,6 +270,21 @@ impl ApiError {
         body["error"]["param"] = json!(param);
         body["error"]["code"] = Value::Null;
         body
+    }
+
+    /// The body in Anthropic's form, also sent inside a stream that has begun.
+    pub(super) fn anthropic_body(&self) -> Value {
+        let kind = match self.class().0 {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            StatusCode::GATEWAY_TIMEOUT => "timeout_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({"type": "error", "error": {"type": kind, "message": self.message()}})
     }
 
     /// The message, with the field in front where the engine found the fault and only this side knows the field.

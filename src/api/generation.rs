@@ -23,6 +23,8 @@ use crate::engine::{EngineError, Event, FinishReason, Generate, TokenReport, Usa
 pub(super) enum Output {
     /// The prompt is accepted: what fails from now on can't be foreseen.
     Started,
+    /// So many tokens of the prompt are read, if the request asked for that.
+    Read(u32),
     /// Text of the answer.
     Answer(Part),
     /// Text of the thinking before it.
@@ -110,11 +112,13 @@ impl Generation {
         let Some(splitter) = &mut self.splitter else { return Ok(()) };
         match event {
             Event::Started { prompt_tokens, cached_tokens } => {
+                self.progress.began = Instant::now();
                 self.progress.usage.prompt_tokens = prompt_tokens;
                 self.progress.usage.cached_tokens = cached_tokens;
                 self.witness.started(prompt_tokens, cached_tokens);
                 self.told.push_back(Output::Started);
             }
+            Event::Read(tokens) => self.told.push_back(Output::Read(tokens)),
             Event::Tokens(tokens) => {
                 self.progress.usage.completion_tokens += tokens.len() as u32;
                 self.reports.waiting.extend(tokens);

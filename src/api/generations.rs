@@ -76,7 +76,7 @@ impl Generations {
                     whole.tokens.extend(part.tokens);
                 }
                 Output::Reasoning(text) => whole.reasoning.push_str(&text),
-                Output::Started => {}
+                Output::Started | Output::Read(_) => {}
                 Output::End(reason, usage, last) => {
                     whole.end = Some((reason, usage));
                     whole.last = last;

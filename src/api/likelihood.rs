@@ -38,6 +38,21 @@ pub(super) fn llama_server(tokens: &[TokenReport], top: u32) -> Value {
         .collect()
 }
 
+/// The same for likelihoods of what the sampler drew from: probabilities, and none that are zero.
+pub(super) fn llama_server_sampled(tokens: &[TokenReport], top: u32) -> Value {
+    let entry = |token: &TokenLikelihood, probability: f32| json!({"id": token.id, "token": text(token), "bytes": token.bytes, "prob": probability});
+    tokens
+        .iter()
+        .map(|report| {
+            let likely = report.top.iter().map(|token| (token, token.logprob.exp()));
+            let likely = likely.filter(|(_, probability)| *probability > 0.0).take(top as usize);
+            let mut probability = entry(&report.token, own(report).exp());
+            probability["top_probs"] = likely.map(|(token, probability)| entry(token, probability)).collect();
+            probability
+        })
+        .collect()
+}
+
 /// OpenAI's older form for text completions, in which a token is known by its text and its place.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Legacy {
@@ -112,6 +127,10 @@ mod tests {
         assert_eq!((&chat[2]["logprob"], &chat[3]["logprob"]), (&json!(0.0), &json!(-9999.0)));
         assert_eq!(chat[0]["top_logprobs"], json!([{"token": "a", "logprob": -0.5, "bytes": [97]}]));
         assert_eq!(llama_server(&tokens, 2)[0]["top_logprobs"][1]["id"], 7);
+        let sampled = llama_server_sampled(&tokens[2..3], 1);
+        assert_eq!((&sampled[0]["prob"], &sampled[0]["top_probs"][0]["id"]), (&json!(1.0), &json!(7)));
+        let never = llama_server_sampled(&tokens[3..], 9);
+        assert_eq!(never[0]["top_probs"].as_array().unwrap().len(), 1, "the other one; zero is not told");
         let mut legacy = Legacy::default();
         let first = legacy.more(&tokens[..2], 0);
         assert_eq!((&first["text_offset"], &first["top_logprobs"]), (&json!([0, 1]), &Value::Null));

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::IntoResponse;
 use prometheus::core::Collector;
 use prometheus::{
@@ -13,6 +13,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::error::ApiError;
 use super::state::App;
 use crate::engine::{EngineState, Health, Outcome, Totals, Usage};
 use crate::spoke::life::STATES;
@@ -78,6 +79,17 @@ const COUNTERS: &[(&str, &str, Of<Totals>)] = &[
     }),
     ("llamacpp:tokens_predicted_seconds_total", "Predict process time", |t| t.predicted_seconds),
     ("llamacpp:n_decode_total", "Total number of llama_decode() calls", |t| t.decodes as f64),
+    ("llamacpp:prompt_tokens_cached_total", "Number of prompt tokens that a cache had.", |t| {
+        t.cached_tokens as f64
+    }),
+    ("llamacpp:n_tokens_max", "Largest number of tokens of a request, prompt and answer.", |t| {
+        t.most_tokens as f64
+    }),
+    ("llamacpp:spec_decode_num_drafts_total", "Number of drafts.", |t| t.drafts as f64),
+    ("llamacpp:spec_decode_num_draft_tokens_total", "Number of drafted tokens.", |t| t.drafted_tokens as f64),
+    ("llamacpp:spec_decode_num_accepted_tokens_total", "Number of drafted tokens that were right.", |t| {
+        t.accepted_tokens as f64
+    }),
     ("bespoke_cache_evictions_total", "Sequences whose keys and values were dropped for others.", |t| {
         t.cache_evictions as f64
     }),
@@ -327,14 +339,23 @@ fn ratio(above: f64, below: f64) -> f64 {
 }
 
 /// Answers with all metrics.
-pub(super) async fn show(State(app): State<App>) -> impl IntoResponse {
+pub(super) async fn show(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
+    if !app.options().metrics {
+        return Err(ApiError::SwitchedOff { path: "/metrics", setting: "server.metrics" });
+    }
     let health = app.engine().health().borrow().clone();
     let spokes = app.spokes().registry().totals();
     let text = app.metrics().text(&health, app.pulse().age(), &spokes).unwrap_or_else(|error| {
         tracing::error!(%error, "metrics can't be written");
         String::new()
     });
-    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text)
+    // llama-server's: scrapers tell by it that counters began anew.
+    let began = HeaderValue::from(app.created());
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT)),
+        (HeaderName::from_static("process-start-time-unix"), began),
+    ];
+    Ok((headers, text))
 }
 
 #[cfg(test)]
@@ -353,6 +374,9 @@ mod tests {
             cache_size: 64,
             place_bytes: 100,
             cache_evictions: 2,
+            cached_tokens: 11,
+            drafts: 5,
+            most_tokens: 77,
             ..Totals::default()
         };
         Health { state: EngineState::Loading, beat: 1, running: 3, waiting: 2, totals }
@@ -374,6 +398,9 @@ mod tests {
             "llamacpp:tokens_predicted_total 30",
             "llamacpp:tokens_predicted_seconds_total 1.5",
             "llamacpp:n_decode_total 4",
+            "llamacpp:prompt_tokens_cached_total 11",
+            "llamacpp:n_tokens_max 77",
+            "llamacpp:spec_decode_num_drafts_total 5",
             "llamacpp:prompt_tokens_seconds 200",
             "llamacpp:predicted_tokens_seconds 20",
             "llamacpp:requests_processing 3",

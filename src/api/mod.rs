@@ -1,11 +1,15 @@
-//! The HTTP side: OpenAI's API, in the dialect of llama-server, over whatever engine there is.
+//! The HTTP side: OpenAI's API in the dialect of llama-server, and Anthropic's, over whatever engine there is.
 
+mod anthropic;
 pub mod auth;
+mod blocks;
 mod confidence;
 pub mod connection;
 mod conversation;
+mod cors;
 pub mod error;
 mod exact;
+mod form;
 mod generation;
 mod generations;
 mod json;
@@ -33,14 +37,12 @@ pub use template::{Call, ChatTemplate, TemplateError, Turn};
 use std::sync::LazyLock;
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::extract::DefaultBodyLimit;
+use axum::http::{Method, Uri};
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use self::auth::{Access, Scope};
 
@@ -52,21 +54,49 @@ struct Route {
     handler: MethodRouter<App>,
 }
 
-/// All of them. Each stands in `openapi/` too; a test compares the two.
+/// Other paths of routes: llama-server's clients leave `/v1` out.
+const ALIASES: [(&str, &str); 9] = [
+    ("/chat/completions", "/v1/chat/completions"),
+    ("/chat/completions/input_tokens", "/v1/chat/completions/input_tokens"),
+    ("/responses", "/v1/responses"),
+    ("/responses/input_tokens", "/v1/responses/input_tokens"),
+    ("/embeddings", "/v1/embeddings"),
+    ("/models", "/v1/models"),
+    ("/models/{*id}", "/v1/models/{*id}"),
+    ("/completions", "/completion"),
+    ("/v1/health", "/health"),
+];
+
+/// All of them, each under each of its paths. They stand in `openapi/` too; a test compares the two.
 fn routes() -> Vec<Route> {
+    let mut routes = own_routes();
+    for (alias, path) in ALIASES {
+        let route = routes.iter().find(|route| route.path == path).expect("a test looks at each");
+        let Route { method, access, handler, .. } = route;
+        routes.push(Route { method: method.clone(), path: alias, access: *access, handler: handler.clone() });
+    }
+    routes
+}
+
+fn own_routes() -> Vec<Route> {
     const OPEN: Access = Access::Open;
     const ASK: Access = Access::Key(Scope::Inference);
     const ADMIN: Access = Access::Key(Scope::Admin);
     let route = |method, path, access, handler| Route { method, path, access, handler };
     vec![
         route(Method::POST, "/v1/chat/completions", ASK, post(openai::chat::complete)),
+        route(Method::POST, "/v1/chat/completions/input_tokens", ASK, post(openai::chat::count)),
+        route(Method::POST, "/v1/responses", ASK, post(openai::responses::respond)),
+        route(Method::POST, "/v1/responses/input_tokens", ASK, post(openai::responses::count)),
+        route(Method::POST, "/v1/messages", ASK, post(anthropic::messages)),
+        route(Method::POST, "/v1/messages/count_tokens", ASK, post(anthropic::count)),
         route(Method::POST, "/v1/completions", ASK, post(openai::completion::complete)),
         route(Method::POST, "/v1/embeddings", ASK, post(openai::embeddings::embed)),
         route(Method::GET, "/v1/models", ASK, get(openai::models::list)),
         route(Method::GET, "/v1/models/{*id}", ASK, get(openai::models::one)),
         route(Method::GET, "/health", OPEN, get(llama_server::health)),
         route(Method::POST, "/completion", ASK, post(llama_server::completion::complete)),
-        route(Method::POST, "/completions", ASK, post(llama_server::completion::complete)),
+        route(Method::POST, "/embedding", ASK, post(llama_server::embedding::embed)),
         route(Method::POST, "/tokenize", ASK, post(llama_server::tokens::tokenize)),
         route(Method::POST, "/detokenize", ASK, post(llama_server::tokens::detokenize)),
         route(Method::POST, "/apply-template", ASK, post(llama_server::tokens::apply_template)),
@@ -107,7 +137,7 @@ pub fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::max(body_limit))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(app.clone(), auth::check_key));
-    let router = match cors(app.cors_origins()) {
+    let router = match cors::layer(app.cors_origins()) {
         Some(layer) => router.layer(layer),
         None => router,
     };
@@ -115,44 +145,9 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(app.clone(), auth::check_origin))
         .layer(from_fn_with_state(app.clone(), auth::check_host))
         .layer(from_fn(connection::check_head))
-        .layer(from_fn(errors_in_their_form))
+        .layer(from_fn(form::errors_in_their_form))
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
-}
-
-/// What lets web pages of these origins ask. Without any there is nothing: browsers keep other pages out by themselves.
-fn cors(origins: &[String]) -> Option<CorsLayer> {
-    const SHOWN: [&str; 3] = ["x-request-id", "retry-after", spokes::HEADER];
-    const TAKEN: [HeaderName; 2] = [header::AUTHORIZATION, header::CONTENT_TYPE];
-    const OURS: [&str; 2] = ["x-api-key", "x-request-id"];
-    if origins.is_empty() {
-        return None;
-    }
-    let allowed = if origins.iter().any(|origin| origin == "*") {
-        AllowOrigin::any()
-    } else {
-        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
-    };
-    let layer = CorsLayer::new()
-        .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
-        .allow_headers(TAKEN.into_iter().chain(OURS.map(HeaderName::from_static)).collect::<Vec<_>>())
-        .expose_headers(SHOWN.map(HeaderName::from_static));
-    Some(layer)
-}
-
-/// Under `/v1/` errors have OpenAI's form, elsewhere llama-server's.
-async fn errors_in_their_form(request: Request, next: Next) -> Response {
-    let openai = request.uri().path().starts_with("/v1/");
-    let mut response = next.run(request).await;
-    match response.extensions_mut().remove::<ApiError>() {
-        Some(error) if openai => {
-            let (mut parts, _) = response.into_parts();
-            parts.headers.remove(header::CONTENT_LENGTH);
-            Response::from_parts(parts, Body::from(error.openai_body().to_string()))
-        }
-        _ => response,
-    }
 }
 
 async fn no_such_path(uri: Uri) -> ApiError {

@@ -17,13 +17,23 @@ use super::spokes::Default as DefaultSpokes;
 use super::template::{ChatTemplate, TemplateError};
 use crate::config::{LogFormat, LogSettings, Otherwise, SamplingDefaults};
 use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Reply, Segment};
-use crate::spoke::keeper::Spokes;
+use crate::spoke::keeper::{POST, Spokes};
 
 /// What the API is told.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Name of the model on the wire.
     pub model_id: String,
+    /// Further names of it.
+    pub aliases: Vec<String>,
+    /// What the list of models says of it.
+    pub tags: Vec<String>,
+    /// Name of its file, without its folder.
+    pub model_file: String,
+    /// Whether `GET /slots` is answered.
+    pub slots: bool,
+    /// Whether `GET /metrics` is answered.
+    pub metrics: bool,
     /// The chat template, in place of the model's own.
     pub chat_template: Option<String>,
     /// Bytes of the largest request body.
@@ -147,7 +157,8 @@ impl App {
     /// Names that a request may have for `model`.
     pub(super) fn served_models(&self) -> String {
         let serving = self.spokes().registry().serving();
-        let all = std::iter::once(self.model_id()).chain(serving.names.keys().map(String::as_str));
+        let post = std::iter::once(self.model_id()).chain(self.options().aliases.iter().map(String::as_str));
+        let all = post.chain(serving.names.keys().map(String::as_str));
         all.map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
     }
 
@@ -190,6 +201,17 @@ impl App {
 
     pub(super) fn model_id(&self) -> &str {
         &self.inner.options.model_id
+    }
+
+    /// What the API is told.
+    pub(super) fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
+    /// Whether a request's `model` means the post.
+    pub(super) fn is_post(&self, model: &str) -> bool {
+        let Options { model_id, aliases, .. } = &self.inner.options;
+        model == model_id || model == POST || model.is_empty() || aliases.iter().any(|alias| alias == model)
     }
 
     pub(super) fn body_limit(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! From running generations to an answer, whole or streamed, in whichever of the three dialects was asked.
+//! From running generations to an answer, whole or streamed, in whichever dialect was asked.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,6 +23,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(super) trait Dialect: Send + Unpin + 'static {
     /// Whether a stream ends with `[DONE]`.
     const DONE: bool;
+    /// Whether each event is named as the `type` in its data says.
+    const NAMED: bool = false;
 
     /// The whole answer.
     fn reply(self, answers: Vec<Whole>) -> Value;
@@ -52,7 +54,7 @@ pub(super) async fn respond<D: Dialect>(
         return Ok(Json(dialect.reply(generations.collect().await?)).into_response());
     }
     let (index, first) = generations.first().await?;
-    let ready = dialect.begin().iter().map(event).collect();
+    let ready = dialect.begin().iter().map(event::<D>).collect();
     let mut chunks = Chunks { dialect, generations: Some(generations), ready };
     chunks.tell(index, first);
     Ok(Sse::new(chunks).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
@@ -69,11 +71,11 @@ struct Chunks<D> {
 impl<D: Dialect> Chunks<D> {
     fn tell(&mut self, index: usize, output: Output) {
         let progress = self.generations.as_ref().and_then(|generations| generations.progress(index));
-        self.ready.extend(self.dialect.output(index, output, progress).iter().map(event));
+        self.ready.extend(self.dialect.output(index, output, progress).iter().map(event::<D>));
     }
 
     fn end(&mut self, last: &[Value]) {
-        self.ready.extend(last.iter().map(event));
+        self.ready.extend(last.iter().map(event::<D>));
         if D::DONE {
             self.ready.push_back(Event::default().data("[DONE]"));
         }
@@ -81,8 +83,12 @@ impl<D: Dialect> Chunks<D> {
     }
 }
 
-fn event(data: &Value) -> Event {
-    Event::default().json_data(data).expect("a JSON value is always JSON")
+fn event<D: Dialect>(data: &Value) -> Event {
+    let event = Event::default().json_data(data).expect("a JSON value is always JSON");
+    match data.get("type").and_then(Value::as_str) {
+        Some(name) if D::NAMED => event.event(name),
+        _ => event,
+    }
 }
 
 impl<D: Dialect> Stream for Chunks<D> {

@@ -187,10 +187,11 @@ impl Check {
                             || matches!(c, '.' | '-' | '_' | ':' | '[' | ']')
                     })
             };
-            if origin == "*" || authority.is_some_and(fits) {
+            if matches!(origin, "*" | "localhost") || authority.is_some_and(fits) {
                 origins.push(found.into_inner());
             } else {
-                let hint = "as in \"http://localhost:3000\", without a path; \"*\" is all of them";
+                let hint = "as in \"http://localhost:3000\", without a path; \"localhost\" is this machine's at any \
+                            port, \"*\" all of them";
                 self.wrong(key, &found, "an origin", Some(hint));
             }
         }
@@ -204,6 +205,20 @@ impl Check {
             return default;
         }
         found.into_inner()
+    }
+
+    /// Further names of a thing.
+    pub(super) fn names(&mut self, key: &str, found: Option<Vec<Spanned<String>>>) -> Vec<String> {
+        let names = found.into_iter().flatten().map(|name| self.name(key, Some(name), String::new()));
+        names.filter(|name| !name.is_empty()).collect()
+    }
+
+    /// A seed; -1 is llama-server's "draw one".
+    pub(super) fn seed(&mut self, key: &str, found: &Spanned<i64>) -> Option<u64> {
+        if *found.get_ref() < -1 {
+            self.wrong(key, found, "a whole number from 0 on, or -1: one is drawn", None);
+        }
+        u64::try_from(*found.get_ref()).ok()
     }
 
     pub(super) fn whole(

@@ -82,8 +82,15 @@ mod tests {
         let settings = parse("", Path::new("/etc"), Overrides::default()).unwrap();
         assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8899");
         assert_eq!(settings.server.body_limit.as_u64(), 2 << 20);
-        let greedy =
-            SamplingDefaults { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, task_limits: true };
+        let greedy = SamplingDefaults {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: None,
+            thinking: false,
+            task_limits: true,
+        };
         assert_eq!(settings.sampling, greedy, "an absent temperature means greedy");
         assert!(settings.paths.spokes.is_absolute() && settings.model.path.is_absolute());
     }
@@ -147,8 +154,22 @@ mod tests {
     #[test]
     fn mistakes_of_limits_logs_and_names_are_found_too() {
         let text = "[server]\nslow_reader = '0s'\nhead_limit = '1 KiB'\nhosts = ['a b', 'box.lan:80', '[::1]']\n\
-                    cors_origins = ['localhost', 'http://ok:1']\nconnections = 0\n[log]\naccess = 'loud'\nformat = 'xml'\n";
+                    cors_origins = ['box.lan', 'localhost', 'http://ok:1']\nconnections = 0\n[log]\naccess = 'loud'\nformat = 'xml'\n";
         insta::assert_snapshot!(mistakes(text).join("\n"));
+    }
+
+    #[test]
+    fn a_seed_is_drawn_unless_one_is_given() {
+        let seed = |text: &str| {
+            let text = format!("[sampling]\nseed = {text}\n");
+            parse(&text, Path::new("/etc"), Overrides::default()).map(|settings| settings.sampling.seed)
+        };
+        assert_eq!((seed("42").unwrap(), seed("-1").unwrap()), (Some(42), None));
+        let found = mistakes("[sampling]\nseed = -2\n[model]\naliases = ['a', '']\n");
+        assert!(
+            found[0].starts_with("line 2: sampling.seed = -2") && found[1].contains("model.aliases"),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -59,8 +59,12 @@ pub struct ServerSettings {
     pub keys_file: Option<PathBuf>,
     /// Names, beside this machine's own, under which clients may address the daemon.
     pub hosts: Vec<String>,
-    /// Origins whose web pages may ask.
+    /// Origins whose web pages may ask; `localhost` is this machine's at any port, `*` all of them.
     pub cors_origins: Vec<String>,
+    /// Whether `GET /slots` is answered.
+    pub slots: bool,
+    /// Whether `GET /metrics` is answered.
+    pub metrics: bool,
 }
 
 /// What is written about what happens.
@@ -90,6 +94,10 @@ pub struct ModelSettings {
     pub path: PathBuf,
     /// Name in the API; the file's stem unless given.
     pub id: String,
+    /// Further names that mean the same.
+    pub aliases: Vec<String>,
+    /// What the list of models says of it, for clients that choose by it.
+    pub tags: Vec<String>,
     /// A file with the chat template, in place of the model's own.
     pub chat_template: Option<PathBuf>,
     /// Tokens that one request may use, prompt and answer; the model's own limit unless given.
@@ -123,6 +131,10 @@ pub struct SamplingDefaults {
     pub top_k: u32,
     /// 0 keeps all.
     pub min_p: f32,
+    /// The seed of requests that bring none; `None` draws one for each.
+    pub seed: Option<u64>,
+    /// Whether a model thinks before it answers, if its template asks.
+    pub thinking: bool,
     /// Whether an answer to a task that is known by the name of its schema is held to the limits that its prompt states,
     /// which the schema itself does not.
     pub task_limits: bool,
@@ -178,9 +190,13 @@ impl Settings {
                 keys_file: server.keys_file.map(from_file),
                 hosts: check.hosts("server.hosts", server.hosts),
                 cors_origins: check.origins("server.cors_origins", server.cors_origins),
+                slots: server.slots.unwrap_or(true),
+                metrics: server.metrics.unwrap_or(true),
             },
             model: ModelSettings {
                 id: check.name("model.id", model.id, stem),
+                aliases: check.names("model.aliases", model.aliases),
+                tags: check.names("model.tags", model.tags),
                 path,
                 chat_template: model.chat_template.map(from_file),
                 context: model
@@ -212,6 +228,8 @@ impl Settings {
                 top_p: check.number("sampling.top_p", sampling.top_p, 0.000_1..=1.0, 1.0),
                 top_k: check.whole("sampling.top_k", sampling.top_k, 0..=1 << 20, 0),
                 min_p: check.number("sampling.min_p", sampling.min_p, 0.0..=1.0, 0.0),
+                seed: sampling.seed.and_then(|seed| check.seed("sampling.seed", &seed)),
+                thinking: sampling.thinking.unwrap_or(false),
                 task_limits: sampling.task_limits.unwrap_or(true),
             },
             spokes: SpokeSettings::new(spokes, folder, &mut check),

@@ -37,6 +37,8 @@ pub(super) struct Server {
     pub(super) keys_file: Option<Spanned<String>>,
     pub(super) hosts: Option<Vec<Spanned<String>>>,
     pub(super) cors_origins: Option<Vec<Spanned<String>>>,
+    pub(super) slots: Option<bool>,
+    pub(super) metrics: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -52,6 +54,8 @@ pub(super) struct Log {
 pub(super) struct Model {
     pub(super) path: Option<Spanned<String>>,
     pub(super) id: Option<Spanned<String>>,
+    pub(super) aliases: Option<Vec<Spanned<String>>>,
+    pub(super) tags: Option<Vec<Spanned<String>>>,
     pub(super) chat_template: Option<Spanned<String>>,
     pub(super) context: Option<Spanned<i64>>,
     pub(super) lanes: Option<Spanned<i64>>,
@@ -71,6 +75,8 @@ pub(super) struct Sampling {
     pub(super) top_p: Option<Spanned<f64>>,
     pub(super) top_k: Option<Spanned<i64>>,
     pub(super) min_p: Option<Spanned<f64>>,
+    pub(super) seed: Option<Spanned<i64>>,
+    pub(super) thinking: Option<bool>,
     pub(super) task_limits: Option<bool>,
 }
 

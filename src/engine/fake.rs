@@ -123,6 +123,7 @@ impl FakeEngine {
             bos_token: "<|bos|>".to_owned(),
             eos_token: "<|end|>".to_owned(),
             computing: super::ComputingReport::default(),
+            end_tokens: vec![2],
         }
     }
 
@@ -377,7 +378,10 @@ impl Inner {
         };
         let cached_tokens = lock(&self.usage).cached_tokens;
         let _ = events.send(Event::Started { prompt_tokens, cached_tokens });
-        let (text, stopped) = cut_at_stop(text, &request.stop);
+        if request.progress {
+            let _ = events.send(Event::Read(prompt_tokens));
+        }
+        let (text, stopped_by) = cut_at_stop(text, &request.stop);
         let start = Instant::now();
         let mut completion_tokens = 0;
         let mut reason = FinishReason::Stop;
@@ -404,9 +408,15 @@ impl Inner {
         }
         // The end-of-turn token counts, as it does in a real engine.
         completion_tokens +=
-            u32::from(reason == FinishReason::Stop && !stopped && completion_tokens < budget);
+            u32::from(reason == FinishReason::Stop && stopped_by.is_none() && completion_tokens < budget);
         let predicted_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(self.finished(reason, prompt_tokens, completion_tokens, predicted_ms))
+        let stopped_by = stopped_by.filter(|_| reason == FinishReason::Stop);
+        Ok(match self.finished(reason, prompt_tokens, completion_tokens, predicted_ms) {
+            Event::Finished { reason, usage } => {
+                Event::Finished { reason, usage: Usage { stopped_by, ..usage } }
+            }
+            other => other,
+        })
     }
 
     fn finished(&self, reason: FinishReason, prompt_tokens: u32, completion_tokens: u32, ms: f64) -> Event {
@@ -498,7 +508,7 @@ mod tests {
         let mut text = String::new();
         loop {
             match events.blocking_recv().expect("ends with a last event") {
-                Event::Started { .. } | Event::Tokens(_) => {}
+                Event::Started { .. } | Event::Read(_) | Event::Tokens(_) => {}
                 Event::Text(more) => text += &more,
                 last => return (text, last),
             }

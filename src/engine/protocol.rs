@@ -165,6 +165,13 @@ pub struct Generate {
     pub cache: bool,
     /// Whether tokens are drafted by looking the last ones up in the prompt and the answer; changes speed only.
     pub draft: bool,
+    /// Whether an [`Event::Read`] follows each part of the prompt that is read.
+    #[serde(default)]
+    pub progress: bool,
+    /// Whether reported likelihoods are those that the sampler draws from, after bias, shape,
+    /// penalties, temperature and filters; else they are the model's own.
+    #[serde(default)]
+    pub sampled: bool,
 }
 
 impl Generate {
@@ -183,6 +190,8 @@ impl Generate {
             report: None,
             cache: true,
             draft: true,
+            progress: false,
+            sampled: false,
         }
     }
 }
@@ -244,7 +253,8 @@ pub enum Constraint {
     Lark(String),
 }
 
-/// What an engine says about a running generation. `Started`, then `Text` any number of times, then one of the last two.
+/// What an engine says about a running generation. `Started`, then `Text` any number of times (with
+/// `Read` and `Tokens` among them where they are asked for), then one of the last two.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// The prompt is accepted: every check that can refuse it has passed.
@@ -254,6 +264,9 @@ pub enum Event {
         /// Of these, taken from a cache.
         cached_tokens: u32,
     },
+    /// So many tokens of the prompt are read, those from a cache included, if the request asked for
+    /// its progress.
+    Read(u32),
     /// The tokens of the next text, if the request asked for a report.
     Tokens(Vec<TokenReport>),
     /// More text, always whole UTF-8 characters.
@@ -280,7 +293,8 @@ pub struct TokenReport {
     pub top: Vec<TokenLikelihood>,
 }
 
-/// A token and the natural logarithm of its probability by the model's own softmax (temperature 1, nothing masked).
+/// A token and the natural logarithm of its probability by the model's own softmax (temperature 1, nothing masked),
+/// unless the request wants what the sampler makes of it ([`Generate::sampled`]).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLikelihood {
     /// Its id.
@@ -322,6 +336,9 @@ pub struct Usage {
     pub predicted_ms: f64,
     /// Milliseconds in the queue before that.
     pub queued_ms: f64,
+    /// Which of the request's stop texts ended the answer, from 0.
+    #[serde(default)]
+    pub stopped_by: Option<u32>,
 }
 
 /// Embeddings and what they cost.
@@ -373,6 +390,12 @@ pub struct Totals {
     pub drafted_tokens: u64,
     /// Of these, the ones that were right.
     pub accepted_tokens: u64,
+    /// Drafts that were decoded.
+    #[serde(default)]
+    pub drafts: u64,
+    /// Tokens of the request that had most, prompt and answer.
+    #[serde(default)]
+    pub most_tokens: u64,
     /// Places for keys and values that hold something (counted for each sequence that holds it).
     pub cache_used: u64,
     /// All places for keys and values.
@@ -424,6 +447,9 @@ pub struct ModelInfo {
     /// With which kernels it is computed.
     #[serde(default)]
     pub computing: ComputingReport,
+    /// All tokens that end an answer.
+    #[serde(default)]
+    pub end_tokens: Vec<u32>,
 }
 
 /// Why a request can't be answered.

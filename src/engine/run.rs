@@ -26,6 +26,10 @@ pub struct Run {
     report: Option<u32>,
     /// What is known of the token that is being chosen.
     likelihoods: Option<Likelihoods>,
+    /// Whether the report is of what the sampler draws from.
+    sampled: bool,
+    /// Tokens of the prompt that were told to be read, if that is told.
+    read: Option<u32>,
     ignore_end: bool,
     /// Whether dictated tokens are taken without asking the model.
     force: bool,
@@ -89,6 +93,8 @@ impl Run {
             left: budget,
             report: request.report,
             likelihoods: None,
+            sampled: request.sampled,
+            read: request.progress.then_some(usage.cached_tokens),
             ignore_end: request.ignore_end,
             force: true,
             usage,
@@ -145,6 +151,15 @@ impl Run {
         self.usage.accepted_tokens += accepted;
     }
 
+    /// So many tokens of the prompt and of what follows it are decoded.
+    pub fn tell_read(&mut self, decoded: usize) {
+        let now = self.usage.prompt_tokens.min(u32::try_from(decoded).unwrap_or(u32::MAX));
+        if let Some(read) = self.read.as_mut().filter(|read| **read < now) {
+            *read = now;
+            let _ = self.events.send(Event::Read(now));
+        }
+    }
+
     /// Whether nobody waits for the answer any more.
     pub fn cancelled(&self) -> bool {
         self.events.is_closed()
@@ -183,7 +198,7 @@ impl Run {
     /// Goes on with the logits behind the last decoded token.
     pub fn next(&mut self, logits: &[f32], vocabulary: &Vocabulary) -> Step {
         self.prompt_done.get_or_insert_with(Instant::now);
-        self.likelihoods = self.report.map(|top| Likelihoods::of(logits, top));
+        self.likelihoods = self.report.filter(|_| !self.sampled).map(|top| Likelihoods::of(logits, top));
         let added = match self.session.clone() {
             Some(session) => self.choose_constrained(&mut lock(&session), logits, vocabulary),
             None => self.choose_free(logits, vocabulary),
@@ -194,6 +209,7 @@ impl Run {
     fn choose_free(&mut self, logits: &[f32], vocabulary: &Vocabulary) -> Result<Added, EngineError> {
         let ends = !self.ignore_end;
         let allowed = |token| vocabulary.speakable(token) && (ends || *vocabulary.token(token) != Token::End);
+        self.look_at_sampler(logits, allowed);
         let token = self.sampler.choose(logits, allowed).ok_or_else(no_token)?;
         let tokens = vec![token];
         Ok(if *vocabulary.token(token) == Token::End {
@@ -203,6 +219,14 @@ impl Run {
         } else {
             Added::Tokens { tokens, sampled: 1 }
         })
+    }
+
+    /// Notes what the sampler draws from, if that is reported.
+    fn look_at_sampler(&mut self, logits: &[f32], allowed: impl Fn(u32) -> bool) {
+        if let Some(top) = self.report.filter(|_| self.sampled) {
+            let kept = self.sampler.shares(logits, allowed);
+            self.likelihoods = Some(Likelihoods::of_shares(logits.len(), &kept, top));
+        }
     }
 
     fn choose_constrained(
@@ -224,6 +248,7 @@ impl Run {
                 session.set_cut();
             }
         }
+        self.look_at_sampler(logits, fits);
         let token = self.sampler.choose(logits, fits).ok_or_else(no_token)?;
         if *vocabulary.token(token) == Token::End {
             return Ok(Added::Last { tokens: vec![token], sampled: 1, reason: FinishReason::Stop });
@@ -307,7 +332,8 @@ impl Run {
         self.usage.completion_tokens += tokens.len() as u32;
         self.usage.forced_tokens += (tokens.len() - sampled) as u32;
         let mut text: String = tokens.iter().map(|&token| self.text.push(vocabulary.bytes(token))).collect();
-        if self.text.stopped() {
+        if let Some(stop) = self.text.stopped() {
+            self.usage.stopped_by = Some(stop);
             end = Some(FinishReason::Stop);
         }
         if end.is_some() {
@@ -350,6 +376,18 @@ impl Likelihoods {
         order.truncate(top);
         order.sort_by(by_logit);
         Self { logits: logits.to_vec(), total: best + sum.ln() as f32, top: order }
+    }
+
+    /// Of tokens that are drawn with these shares, the largest first; all others are never drawn.
+    fn of_shares(tokens: usize, shares: &[(u32, f64)], top: u32) -> Self {
+        let mut logits = vec![f32::NEG_INFINITY; tokens];
+        for &(token, share) in shares {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = share.ln() as f32;
+            }
+        }
+        let top = shares.iter().take(top as usize).map(|&(token, _)| token).collect();
+        Self { logits, total: 0.0, top }
     }
 
     fn token(&self, id: u32, vocabulary: &Vocabulary) -> TokenLikelihood {

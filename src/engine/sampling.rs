@@ -94,14 +94,44 @@ impl Sampler {
         }
     }
 
+    /// What [`choose`](Self::choose) draws from: tokens and their shares, which add up to 1, the
+    /// largest first. Greedy has one token.
+    pub fn shares(&self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Vec<(u32, f64)> {
+        let adjusted = self.adjusted(logits);
+        let Some(mut kept) = self.kept(adjusted.as_deref().unwrap_or(logits), allowed) else {
+            return Vec::new();
+        };
+        let total: f64 = kept.iter().map(|&(_, weight)| weight).sum();
+        kept.iter_mut().for_each(|(_, weight)| *weight /= total);
+        kept
+    }
+
     fn choose_adjusted(&mut self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
+        let kept = self.kept(logits, allowed)?;
+        if self.settings.temperature <= 0.0 {
+            return kept.first().map(|&(token, _)| token);
+        }
+        let drawn: f64 = self.rng.random();
+        let total: f64 = kept.iter().map(|&(_, weight)| weight).sum();
+        let mut left = drawn * total;
+        for &(token, weight) in &kept {
+            left -= weight;
+            if left < 0.0 {
+                return Some(token);
+            }
+        }
+        kept.last().map(|&(token, _)| token)
+    }
+
+    /// Tokens that can be drawn, with weights relative to the best one's, the largest first; `None` if
+    /// none is admitted.
+    fn kept(&self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<Vec<(u32, f64)>> {
         let candidates = (0u32..).zip(logits).filter(|&(token, logit)| !logit.is_nan() && allowed(token));
         // NaN is out, so this is a total order; of equals, the first.
         let best = candidates.clone().reduce(|best, next| if next.1 > best.1 { next } else { best })?;
         if self.settings.temperature <= 0.0 {
-            return Some(best.0);
+            return Some(vec![(best.0, 1.0)]);
         }
-        let drawn: f64 = self.rng.random();
         let scale = 1.0 / f64::from(self.settings.temperature);
         let mut kept: Vec<(u32, f64)> = candidates
             .map(|(token, &logit)| (token, (f64::from(logit) - f64::from(*best.1)) * scale))
@@ -122,15 +152,7 @@ impl Sampler {
             reached >= enough
         });
         kept.truncate(nucleus.map_or(kept.len(), |last| last + 1));
-        let total: f64 = kept.iter().map(|&(_, weight)| weight).sum();
-        let mut left = drawn * total;
-        for &(token, weight) in &kept {
-            left -= weight;
-            if left < 0.0 {
-                return Some(token);
-            }
-        }
-        kept.last().map(|&(token, _)| token)
+        Some(kept)
     }
 }
 
@@ -215,6 +237,28 @@ mod tests {
         assert_eq!(seen(Sampling { top_p: 0.75, ..sampler(1.0) }), [0, 1]);
         assert_eq!(seen(Sampling { min_p: 0.2, ..sampler(1.0) }), [0, 1, 2]);
         assert_eq!(seen(sampler(1.0)), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn what_is_drawn_from_is_told_and_drawn_from() {
+        let logits = [0.5_f32.ln(), 0.3_f32.ln(), 0.15_f32.ln(), 0.05_f32.ln()];
+        let shares = |settings, allowed: fn(u32) -> bool| {
+            Sampler::new(settings, &[(3, -100.0)], &[]).shares(&logits, allowed)
+        };
+        let near = |found: Vec<(u32, f64)>, expected: &[(u32, f64)]| {
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(
+                    found.0 == expected.0 && (found.1 - expected.1).abs() < 1e-6,
+                    "{found:?} {expected:?}"
+                );
+            }
+        };
+        let all = |_| true;
+        near(shares(Sampling { top_k: 2, ..sampler(1.0) }, all), &[(0, 0.625), (1, 0.375)]);
+        near(shares(sampler(1.0), |token| token != 0), &[(1, 2.0 / 3.0), (2, 1.0 / 3.0)]);
+        near(shares(Sampling::GREEDY, all), &[(0, 1.0)]);
+        near(shares(sampler(1.0), |_| false), &[]);
     }
 
     #[test]

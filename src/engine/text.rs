@@ -3,39 +3,42 @@
 /// The text of an answer as it grows.
 #[derive(Debug, Clone, Default)]
 pub struct AnswerText {
-    stops: Vec<String>,
+    /// Stop texts, each with its place in the request.
+    stops: Vec<(u32, String)>,
     /// Bytes of a character that is not whole yet.
     partial: Vec<u8>,
     /// Text that may turn out to be the beginning of a stop text.
     held: String,
-    stopped: bool,
+    stopped: Option<u32>,
 }
 
 impl AnswerText {
     /// An empty answer that ends before the first of these (empty ones are ignored).
     pub fn new(stops: &[String]) -> Self {
-        Self { stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), ..Self::default() }
+        let stops = (0..).zip(stops.iter().cloned()).filter(|(_, stop)| !stop.is_empty());
+        Self { stops: stops.collect(), ..Self::default() }
     }
 
     /// Adds a token's bytes; gives the text that is certain now. Bytes that are not UTF-8 become U+FFFD.
     pub fn push(&mut self, bytes: &[u8]) -> String {
-        if self.stopped {
+        if self.stopped.is_some() {
             return String::new();
         }
         self.partial.extend_from_slice(bytes);
         self.held.push_str(&whole_characters(&mut self.partial));
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
-            self.stopped = true;
+        let found = self.stops.iter().filter_map(|(index, stop)| Some((self.held.find(stop)?, *index)));
+        if let Some((at, index)) = found.min() {
+            self.stopped = Some(index);
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
-        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let keep = self.stops.iter().map(|(_, stop)| overlap(&self.held, stop)).max().unwrap_or(0);
         let tail = self.held.split_off(self.held.len() - keep);
         std::mem::replace(&mut self.held, tail)
     }
 
-    /// Whether a stop text has been met.
-    pub fn stopped(&self) -> bool {
+    /// Which stop text has been met: of several at one place the first in the request.
+    pub fn stopped(&self) -> Option<u32> {
         self.stopped
     }
 
@@ -82,7 +85,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn run(stops: &[&str], pieces: &[&[u8]]) -> (Vec<String>, bool) {
+    fn run(stops: &[&str], pieces: &[&[u8]]) -> (Vec<String>, Option<u32>) {
         let stops: Vec<_> = stops.iter().map(ToString::to_string).collect();
         let mut text = AnswerText::new(&stops);
         let mut out: Vec<_> = pieces.iter().map(|piece| text.push(piece)).collect();
@@ -101,14 +104,16 @@ mod tests {
     fn stop_texts_are_withheld_while_they_may_complete() {
         assert_eq!(
             run(&["END"], &[b"aE", b"N", b"D tail"]),
-            (["a", "", "", ""].map(String::from).into(), true)
+            (["a", "", "", ""].map(String::from).into(), Some(0))
         );
         assert_eq!(
             run(&["END"], &[b"aE", b"N", b"x"]),
-            (["a", "", "ENx", ""].map(String::from).into(), false)
+            (["a", "", "ENx", ""].map(String::from).into(), None)
         );
-        assert_eq!(run(&["END"], &[b"aEN"]), (["a", "EN"].map(String::from).into(), false));
-        assert_eq!(run(&["b", "ab"], &[b"xab"]).0[0], "x");
+        assert_eq!(run(&["END"], &[b"aEN"]), (["a", "EN"].map(String::from).into(), None));
+        let (texts, stopped) = run(&["b", "ab"], &[b"xab"]);
+        assert_eq!((texts[0].as_str(), stopped), ("x", Some(1)), "the one that begins first");
+        assert_eq!(run(&["no", "", "yes"], &[b"yes"]).1, Some(2), "counted as they were sent");
     }
 
     proptest! {
@@ -118,7 +123,7 @@ mod tests {
             let (out, stopped) = run(&[&stop], &pieces);
             let expected = text.find(&stop).map_or(text.as_str(), |at| &text[..at]);
             prop_assert_eq!(out.concat(), expected);
-            prop_assert_eq!(stopped, text.contains(&stop));
+            prop_assert_eq!(stopped, text.contains(&stop).then_some(0));
         }
     }
 }

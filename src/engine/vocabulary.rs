@@ -126,6 +126,11 @@ impl Vocabulary {
         *self.token(id) != Token::Control
     }
 
+    /// All tokens that end an answer.
+    pub fn end_tokens(&self) -> Vec<u32> {
+        (0..self.tokens.len() as u32).filter(|&id| *self.token(id) == Token::End).collect()
+    }
+
     /// The trie over all tokens, with greedy (longest token first) tokenisation.
     pub fn token_env(&self) -> TokEnv {
         let words: Vec<Vec<u8>> = self
@@ -140,9 +145,7 @@ impl Vocabulary {
             .collect();
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, self.end), &words);
         let mut ends = vec![self.end];
-        ends.extend(
-            (0..self.tokens.len() as u32).filter(|&id| id != self.end && *self.token(id) == Token::End),
-        );
+        ends.extend(self.end_tokens().into_iter().filter(|&id| id != self.end));
         Arc::new(Greedy { trie: trie.with_eos_tokens(&ends) })
     }
 }

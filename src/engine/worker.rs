@@ -143,8 +143,8 @@ fn serve(
     // In a process of its own, while the weights are read here.
     let choosing = computing.choose(&settings.path);
     let model = load(&settings.path, settings.own_memory)?;
-    let mut info = describe(&model, settings)?;
     let vocabulary = Vocabulary::of(&model);
+    let mut info = ModelInfo { end_tokens: vocabulary.end_tokens(), ..describe(&model, settings)? };
     let grammars = Arc::new(Grammars::new(&vocabulary.token_env()).map_err(|e| e.to_string())?);
     compiled.set(Arc::clone(&grammars)).expect("an engine is served once");
     let kernels;
@@ -223,6 +223,7 @@ fn describe(model: &LlamaModel, settings: &LlamaSettings) -> Result<ModelInfo, S
         bos_token: marker(vocab.bos()),
         eos_token: marker(vocab.eos()),
         computing: ComputingReport::default(),
+        end_tokens: Vec::new(),
     })
 }
 

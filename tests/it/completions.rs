@@ -116,6 +116,22 @@ fn llama_servers_own_completion_has_its_own_shape() {
     assert_eq!(ask(&daemon, "/completions", &json!("x"), json!({})).ok()["content"], "one\ntwo");
     let cut = native(&daemon, json!("x"), json!({"n_predict": 1})).ok();
     assert_eq!((&cut["stop_type"], &cut["tokens_predicted"]), (&json!("limit"), &json!(1)));
+    let ended = |stop: Value| {
+        let answer = native(&daemon, json!("x"), json!({"stop": stop})).ok();
+        (answer["stop_type"].clone(), answer["stopping_word"].clone(), answer["content"].clone())
+    };
+    assert_eq!(ended(json!(["no", "two"])), ("word".into(), "two".into(), "one\n".into()));
+    assert_eq!(ended(json!(["no"])), ("eos".into(), "".into(), "one\ntwo".into()));
+    let fields = json!(["content", "generation_settings/n_predict", "nowhere/at/all"]);
+    let chosen = native(&daemon, json!("x"), json!({"n_predict": 9, "response_fields": fields})).ok();
+    assert_eq!(chosen, json!({"content": "one\ntwo", "generation_settings/n_predict": 9}));
+    let sampled = native(&daemon, json!("x"), json!({"n_probs": 2, "post_sampling_probs": true})).ok();
+    assert!(daemon.engine.requests().pop().unwrap().sampled);
+    let first = &sampled["completion_probabilities"][0];
+    assert!((first["prob"].as_f64().unwrap() - 0.5).abs() < 1e-6, "{first}");
+    assert_eq!(first["top_probs"].as_array().map(Vec::len), Some(2));
+    let endless = native(&daemon, json!("x"), json!({"ignore_eos": true})).ok();
+    assert_eq!(endless["generation_settings"]["logit_bias"], json!([{"token": 2, "bias": null}]));
     let many = native(&daemon, json!(["a", "b"]), json!({})).ok();
     assert_eq!((&many[1]["index"], &many[1]["prompt"]), (&json!(1), &json!("b")));
 }

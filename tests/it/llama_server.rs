@@ -38,7 +38,10 @@ fn the_template_is_applied_as_for_a_chat() {
 #[test]
 fn props_tell_the_model_and_the_defaults() {
     let engine = FakeEngine::loading(Script::Echo);
-    let daemon = Daemon::with(engine, |settings| settings.sampling.top_k = 40);
+    let daemon = Daemon::with(engine, |settings| {
+        settings.sampling.top_k = 40;
+        settings.sampling.seed = Some(42);
+    });
     assert_eq!(daemon.get("/props").status, 503);
     let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
     let info = ModelInfo { chat_template: Some(template.into()), ..FakeEngine::info() };
@@ -47,6 +50,8 @@ fn props_tell_the_model_and_the_defaults() {
     let defaults = &props["default_generation_settings"];
     assert_eq!(defaults["n_ctx"], FakeEngine::info().n_ctx);
     assert_eq!(defaults["params"]["top_k"], 40);
+    assert_eq!((&defaults["params"]["seed"], &props["is_sleeping"]), (&json!(42), &json!(false)));
+    assert!(props["model_path"].as_str().unwrap().ends_with(".gguf"), "{props}");
     assert_eq!((&props["total_slots"], &props["chat_template"]), (&json!(1), &json!(template)));
     assert_eq!((&props["bos_token"], &props["eos_token"]), (&json!("<|bos|>"), &json!("<|end|>")));
     assert!(props["build_info"].as_str().unwrap().starts_with("bespoke-"));
@@ -66,6 +71,10 @@ fn slots_tell_what_is_done_and_no_texts() {
     assert!(busy[0].get("prompt").is_none());
     assert!(busy[0]["id_task"].as_u64() > Some(0) && idle[0]["id_task"] == -1, "{busy}");
     assert!(busy[0]["request"].is_string(), "{busy}");
+    assert_eq!(
+        (&idle[0]["next_token"][0]["n_remain"], &idle[0]["next_token"][0]["n_decoded"]),
+        (&json!(-1), &json!(0))
+    );
     assert_eq!(daemon.get("/slots?fail_on_no_slot=1").status, 503);
 }
 
@@ -195,4 +204,101 @@ fn texts_of_a_bias_stand_for_each_of_their_tokens() {
     expected.extend(tokens("three").into_iter().map(|id| (id, -100.0)));
     assert_eq!(expected.len(), 4);
     assert_eq!(daemon.engine.requests().last().unwrap().logit_bias, expected);
+}
+
+#[test]
+fn llama_servers_clients_leave_v1_out() {
+    let daemon = Daemon::script(Script::Text("one two".into()));
+    let chat = json!({"messages": [{"role": "user", "content": "x y"}]});
+    let answer = daemon.post("/chat/completions", &chat).ok();
+    assert_eq!(answer["choices"][0]["message"]["content"], "one two");
+    for path in ["/chat/completions/input_tokens", "/v1/chat/completions/input_tokens"] {
+        assert_eq!(daemon.post(path, &chat).ok()["input_tokens"], 3, "{path}");
+    }
+    assert_eq!(daemon.get("/models").ok(), daemon.get("/v1/models").ok());
+    let id = daemon.get("/v1/models").ok()["data"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(daemon.get(&format!("/models/{id}")).ok()["id"], id.as_str());
+    assert_eq!(daemon.get("/v1/health").ok(), json!({"status": "ok"}));
+    let input = json!({"input": "two words"});
+    let vector = daemon.post("/embeddings", &input).ok()["data"][0]["embedding"].clone();
+    assert_eq!(daemon.post("/v1/embeddings", &input).ok()["data"][0]["embedding"], vector);
+    let own = json!([{"index": 0, "embedding": [vector]}]);
+    assert_eq!(daemon.post("/embedding", &json!({"content": "two words"})).ok(), own);
+    assert_eq!(daemon.post("/embedding", &json!({"content": "x", "embd_normalize": -1})).status, 400);
+    // Errors have OpenAI's form there as well.
+    let error = daemon.post("/chat/completions", &json!({"messages": []})).json()["error"].clone();
+    assert_eq!((&error["param"], &error["code"]), (&json!("messages"), &Value::Null));
+}
+
+#[test]
+fn the_post_may_have_further_names() {
+    let daemon = Daemon::with(FakeEngine::new(Script::Echo), |settings| {
+        settings.model.id = "small".into();
+        settings.model.aliases = vec!["gpt-4".into()];
+        settings.model.tags = vec!["chat".into()];
+    });
+    let model = daemon.get("/models").ok()["data"][0].clone();
+    assert_eq!((&model["aliases"], &model["tags"]), (&json!(["gpt-4"]), &json!(["chat"])));
+    assert_eq!(daemon.get("/v1/models/gpt-4").ok()["id"], "small");
+    let status = |name: &str| daemon.chat("x", json!({"model": name})).status;
+    assert_eq!((status("gpt-4"), status("small"), status("gpt-5")), (200, 200, 404));
+}
+
+#[test]
+fn what_is_switched_off_says_what_switches_it_on() {
+    let daemon = Daemon::with(FakeEngine::new(Script::Echo), |settings| {
+        settings.server.slots = false;
+        settings.server.metrics = false;
+    });
+    for (path, setting) in [("/slots", "server.slots"), ("/metrics", "server.metrics")] {
+        let answer = daemon.get(path);
+        assert_eq!((answer.status, &answer.json()["error"]["type"]), (501, &json!("not_supported_error")));
+        assert!(answer.text.contains(setting), "{}", answer.text);
+    }
+    let open = Daemon::script(Script::Echo).get("/metrics");
+    assert!(open.header("process-start-time-unix").unwrap().parse::<u64>().unwrap() > 1_600_000_000);
+}
+
+#[test]
+fn streams_tell_how_far_a_prompt_is_read() {
+    let daemon = Daemon::script(Script::Text("one".into()));
+    let fields = json!({
+        "stream": true, "return_progress": true, "timings_per_token": true, "prompt": "x y",
+        "messages": [{"role": "user", "content": "x y"}],
+    });
+    // A template adds a line break.
+    for (path, without, tokens) in [
+        ("/completion", "messages", 2),
+        ("/v1/completions", "messages", 2),
+        ("/chat/completions", "prompt", 3),
+    ] {
+        let mut body = fields.clone();
+        body.as_object_mut().unwrap().remove(without);
+        let chunks = crate::daemon::chunks(&daemon.post(path, &body).text);
+        let read: Vec<&Value> = chunks.iter().filter(|chunk| chunk["prompt_progress"].is_object()).collect();
+        assert_eq!(read.len(), 2, "{path}");
+        assert_eq!(
+            read[0]["prompt_progress"],
+            json!({"total": tokens, "cache": 0, "processed": 0, "time_ms": 0.0})
+        );
+        assert_eq!(
+            (&read[0]["timings"]["prompt_n"], &read[0]["timings"]["prompt_ms"]),
+            (&json!(0), &json!(0.0))
+        );
+        assert_eq!(
+            (&read[1]["prompt_progress"]["processed"], &read[1]["timings"]["prompt_n"]),
+            (&json!(tokens), &json!(tokens))
+        );
+        body["return_progress"] = false.into();
+        assert!(!daemon.post(path, &body).text.contains("prompt_progress"), "{path}");
+    }
+}
+
+#[test]
+fn a_client_may_ask_what_the_model_was_asked() {
+    let daemon = Daemon::script(Script::Text("one".into()));
+    let prompt = |fields: Value| daemon.chat("x y", fields).ok()["__verbose"]["prompt"].clone();
+    assert_eq!((prompt(json!({"verbose": true})), prompt(json!({}))), ("x y\n\n".into(), Value::Null));
+    let stream = crate::daemon::chunks(&daemon.chat("x", json!({"verbose": true, "stream": true})).text);
+    assert!(stream.last().unwrap()["__verbose"]["generation_settings"].is_object());
 }

@@ -1,6 +1,7 @@
 //! Integration tests: one file per story, each driving the real library or binary.
 
 mod amx;
+mod anthropic;
 mod async_openai;
 mod bad_input;
 mod bases;
@@ -36,6 +37,7 @@ mod openai_client;
 mod program;
 mod real;
 mod real_bases;
+mod responses;
 mod resume;
 mod security;
 mod self_test;

@@ -129,6 +129,8 @@ fn the_document_describes_the_routes_that_answer() {
     };
     valid("/components/schemas/ChatReply", &daemon.chat("x", json!({})).ok());
     valid("/components/schemas/Models", &daemon.get("/v1/models").ok());
+    let message = json!({"messages": [{"role": "user", "content": "x"}]});
+    valid("/components/schemas/MessageReply", &daemon.post("/v1/messages", &message).ok());
     valid("/components/schemas/EmbeddingReply", &daemon.post("/v1/embeddings", &json!({"input": "x"})).ok());
     valid("/components/schemas/Error", &daemon.chat("x", json!({"n": 0})).json());
 }

@@ -76,7 +76,7 @@ fn a_refusal_before_the_body_has_come_costs_neither_the_answer_nor_the_connectio
         connection.write_all(b"{}").unwrap();
         let answer = read_until(&mut connection, "Invalid API Key");
         assert!(
-            answer.contains("HTTP/1.1 401") && !answer.contains("connection: close"),
+            answer.contains("HTTP/1.1 401") && !answer.contains("Connection: close"),
             "{round}: {answer}"
         );
     }
@@ -88,13 +88,13 @@ fn a_refusal_before_the_body_has_come_costs_neither_the_answer_nor_the_connectio
     assert!(sent > 0);
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("connection: close"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("Connection: close"), "{answer}");
     // A client that asks whether to send at all is told not to.
     let mut connection = daemon.connection();
     let asks = head(2).replace("\r\n\r\n", "\r\nexpect: 100-continue\r\n\r\n");
     connection.write_all(asks.as_bytes()).unwrap();
     let answer = read_until(&mut connection, "Invalid API Key");
-    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("connection: close"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("Connection: close"), "{answer}");
 }
 
 #[test]
@@ -215,6 +215,31 @@ fn other_sites_pages_are_kept_out_unless_configured() {
     assert!(allowed.starts_with("http/1.1 200"), "{allowed}");
     assert!(allowed.contains("access-control-allow-origin: http://app.example:3000"), "{allowed}");
     assert!(allowed.contains("authorization"), "{allowed}");
+}
+
+#[test]
+fn pages_of_this_machine_can_be_let_in_at_any_port_and_send_any_header() {
+    let daemon = Daemon::with(FakeEngine::new(Script::Echo), |settings| {
+        settings.server.cors_origins = vec!["localhost".to_owned()];
+    });
+    let preflight = |origin: &str| {
+        let request = format!(
+            "OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\norigin: {origin}\r\n\
+             access-control-request-method: POST\r\naccess-control-request-headers: x-stainless-os,authorization\r\n\
+             connection: close\r\n\r\n"
+        );
+        daemon.raw(&request).to_ascii_lowercase()
+    };
+    let local = preflight("http://127.0.0.1:3000");
+    assert!(local.contains("access-control-allow-origin: http://127.0.0.1:3000"), "{local}");
+    assert!(local.contains("access-control-allow-headers: x-stainless-os,authorization"), "{local}");
+    let other = preflight("http://localhost.evil.com");
+    assert!(other.starts_with("http/1.1 200") && !other.contains("allow-origin: "), "{other}");
+    let send = |origin: &str| {
+        let headers = [("origin", origin), ("content-type", "application/json")];
+        daemon.post_with("/v1/chat/completions", &headers, &chat("x", json!({})).to_string()).status
+    };
+    assert_eq!((send("http://[::1]:5"), send("http://evil.example")), (200, 403));
 }
 
 /// A browser lets any page send a request without a body, or with a form's, anywhere: only the answer is kept from it.

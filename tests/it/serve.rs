@@ -21,12 +21,12 @@ fn a_stream_has_role_deltas_end_usage_and_done() {
     let chunks: Vec<Value> =
         data[..data.len() - 1].iter().map(|data| serde_json::from_str(data).unwrap()).collect();
     let deltas: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]).collect();
-    assert_eq!(deltas[0], &json!({"role": "assistant", "content": ""}));
+    assert_eq!(deltas[0], &json!({"role": "assistant", "content": null}));
     assert_eq!((deltas[1], deltas[2]), (&json!({"content": "one "}), &json!({"content": "two"})));
     assert_eq!(chunks[3]["choices"][0]["finish_reason"], "stop");
     assert!(chunks[3]["timings"].is_object());
     assert_eq!(chunks[4]["choices"], json!([]));
-    assert!(chunks[4]["usage"]["total_tokens"].as_u64() > Some(0));
+    assert!(chunks[4]["usage"]["total_tokens"].as_u64() > Some(0) && chunks[4]["timings"].is_object());
     assert_eq!(chunks.len(), 5);
     assert!(
         chunks

@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
+use super::cors;
 use super::error::ApiError;
 use super::observe::Record;
 use super::state::App;
@@ -65,8 +66,7 @@ fn foreign_page(target: &Uri, headers: &HeaderMap, allowed: &[String]) -> Option
         let foreign = matches!(site.as_ref(), "cross-site" | "same-site");
         return foreign.then(|| format!("an unnamed {site} page"));
     };
-    let named = |name: &String| name == "*" || name.eq_ignore_ascii_case(&origin);
-    if allowed.iter().any(named) {
+    if cors::allows(allowed, &origin) {
         return None;
     }
     // A proxy in front of us may have spoken TLS: the scheme says nothing.

@@ -140,6 +140,8 @@ async fn talk(stream: TcpStream, router: Router, limits: Limits, mut closing: wa
         })
     });
     let mut http = http1::Builder::new();
+    // Names of headers mean the same in any case; some clients of llama-server look for its spelling.
+    http.title_case_headers(true);
     // `Patient` has its own clock for heads; hyper's would count the pause between two requests as part of the second.
     http.header_read_timeout(None).max_buf_size(limits.head);
     let mut connection = http.serve_connection(stream, service);

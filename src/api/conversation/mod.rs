@@ -5,6 +5,8 @@ mod members;
 mod message;
 mod tools;
 
+use std::time::SystemTime;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -15,6 +17,7 @@ use super::error::ApiError;
 use super::json::JsonBody;
 use super::request::{Manner, both};
 use super::template::{ChatTemplate, OPEN, TemplateError, Turn};
+use crate::engine::ffi::local_time;
 use crate::engine::{Constraint, Prompt, Segment};
 
 /// As written.
@@ -23,6 +26,9 @@ struct Written {
     messages: Vec<Message>,
     reasoning_effort: Option<Effort>,
     chat_template_kwargs: Option<Map<String, Value>>,
+    add_generation_prompt: Option<bool>,
+    /// vLLM's word for what an assistant's message at the end means here anyway.
+    continue_final_message: Option<bool>,
 }
 
 /// How much a model may think before it answers.
@@ -43,6 +49,34 @@ pub(super) struct Conversation {
     turns: Vec<Turn>,
     tools: Tools,
     parameters: Map<String, Value>,
+    end: End,
+}
+
+/// Where a prompt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Where a new answer begins, or after the assistant's text, if that is the last message.
+    Usual,
+    /// After the assistant's text: there must be one.
+    GoesOn,
+    /// Where a new answer begins, whatever the last message is.
+    New,
+    /// Where the last message ends.
+    Closed,
+    /// The request wants to go on, and a new answer.
+    Both,
+}
+
+impl End {
+    fn new(opened: Option<bool>, goes_on: Option<bool>) -> Self {
+        match (opened, goes_on) {
+            (Some(true), Some(true)) => Self::Both,
+            (_, Some(true)) => Self::GoesOn,
+            (Some(false), _) => Self::Closed,
+            (_, Some(false)) => Self::New,
+            _ => Self::Usual,
+        }
+    }
 }
 
 impl Conversation {
@@ -59,7 +93,39 @@ impl Conversation {
         }
         // What is said to the template itself is the more exact word.
         parameters.extend(written.chat_template_kwargs.unwrap_or_default());
-        Ok(Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters })
+        let end = End::new(written.add_generation_prompt, written.continue_final_message);
+        Ok(Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters, end })
+    }
+
+    /// What a request can't say about where its prompt ends.
+    pub(super) fn check_end(&self) -> Result<(), ApiError> {
+        let field = "continue_final_message";
+        if self.end == End::Both {
+            return Err(ApiError::field(field, "can't be combined with add_generation_prompt: true"));
+        }
+        let continued = self.continued().is_some();
+        if self.end == End::GoesOn && !continued {
+            return Err(ApiError::field(field, "the last message is no text of the assistant"));
+        }
+        let mut texts = self.turns.iter().rev().map(|turn| turn.role == "assistant" && turn.calls.is_empty());
+        if continued && texts.nth(1) == Some(true) {
+            let field = format!("messages[{}]", self.turns.len() - 1);
+            let message =
+                "the last message is gone on with, which another message of the assistant can't precede";
+            return Err(ApiError::field(field, message));
+        }
+        Ok(())
+    }
+
+    /// Sets whether the model thinks, and the dates that llama-server's templates ask for, if the request says nothing
+    /// about them.
+    pub(super) fn fill_in(&mut self, thinks: bool) {
+        self.parameters.entry("enable_thinking").or_insert(thinks.into());
+        for (name, format) in [("date_string", "%d %b %Y"), ("datetime", "%b %d %Y")] {
+            if let Some(today) = local_time(format, SystemTime::now()) {
+                self.parameters.entry(name).or_insert(today.into());
+            }
+        }
     }
 
     /// Adds to the manner of the answer what a promised call needs.
@@ -97,6 +163,9 @@ impl Conversation {
 
     /// What the assistant has said last, to be gone on with.
     fn continued(&self) -> Option<&str> {
+        if matches!(self.end, End::New | End::Closed) {
+            return None;
+        }
         let last = self.turns.last().filter(|turn| turn.role == "assistant" && turn.calls.is_empty())?;
         Some(last.content.as_str()).filter(|said| !said.is_empty())
     }
@@ -126,7 +195,12 @@ impl Conversation {
         if !template.source().contains("no_think") {
             without_marker(&mut turns);
         }
-        template.render(&turns, self.tools.shown(), &self.parameters).map_err(|error| match error {
+        let rendered = if self.end == End::Closed {
+            template.render_whole(&turns, self.tools.shown(), &self.parameters)
+        } else {
+            template.render(&turns, self.tools.shown(), &self.parameters)
+        };
+        rendered.map_err(|error| match error {
             TemplateError::Refused(_) => ApiError::field("messages", error.to_string()),
             TemplateError::Syntax(_) | TemplateError::Broken(_) => ApiError::Model(error.to_string()),
         })

@@ -6,8 +6,15 @@ use super::*;
 use crate::api::request::Endpoint;
 use crate::config::SamplingDefaults;
 
-const GREEDY: SamplingDefaults =
-    SamplingDefaults { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, task_limits: true };
+const GREEDY: SamplingDefaults = SamplingDefaults {
+    temperature: 0.0,
+    top_p: 1.0,
+    top_k: 0,
+    min_p: 0.0,
+    seed: None,
+    thinking: false,
+    task_limits: true,
+};
 
 fn body(fields: &Value) -> JsonBody {
     let mut body = json!({"messages": [{"role": "user", "content": "x"}]});
@@ -247,4 +254,43 @@ fn nothing_is_gone_on_with_behind_opened_thinking() {
     let (conversation, manner) = (parse(fields.clone()).unwrap(), constrained(fields).unwrap());
     let prompt = text(conversation.prompt_for(&template, &manner).unwrap());
     assert_eq!(prompt, "u<think>\n</think>\n\nso far");
+}
+
+#[test]
+fn a_client_may_say_where_the_prompt_ends() {
+    let template = ChatTemplate::chat_ml();
+    let rendered = |fields: Value| {
+        let mut body =
+            json!({"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let conversation = Conversation::parse(&JsonBody(body)).map_err(|error| error.to_string())?;
+        conversation.check_end().map_err(|error| error.to_string())?;
+        let prompt = conversation.prompt(&template).map_err(|error| error.to_string())?;
+        Ok::<_, String>(prompt.into_iter().map(|segment| segment.text).collect::<String>())
+    };
+    let (user, open) = ("<|im_start|>user\nU<|im_end|>\n", "<|im_start|>assistant\n");
+    let continued = format!("{user}{open}A");
+    let closed = format!("{user}{open}A<|im_end|>\n");
+    for (fields, expected) in [
+        (json!({}), &continued),
+        (json!({"continue_final_message": true, "add_generation_prompt": false}), &continued),
+        (json!({"add_generation_prompt": false}), &closed),
+        (json!({"continue_final_message": false}), &format!("{closed}{open}")),
+    ] {
+        assert_eq!(rendered(fields.clone()).as_ref(), Ok(expected), "{fields}");
+    }
+    for (fields, start) in [
+        (json!({"continue_final_message": true, "add_generation_prompt": true}), "continue_final_message: "),
+        (
+            json!({"continue_final_message": true, "messages": [{"role": "user", "content": "U"}]}),
+            "continue_final_message: the last message",
+        ),
+        (
+            json!({"messages": [{"role": "assistant", "content": "A"}, {"role": "assistant", "content": "B"}]}),
+            "messages[1]: the last message is gone on with",
+        ),
+    ] {
+        let error = rendered(fields.clone()).unwrap_err();
+        assert!(error.starts_with(start), "{fields}: {error}");
+    }
 }

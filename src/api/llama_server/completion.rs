@@ -5,6 +5,8 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::settings::settings;
+use super::timings::{prompt_progress, so_far};
 use crate::api::error::{ApiError, Fields};
 use crate::api::generation::{Output, Part};
 use crate::api::generations::{Generations, Whole};
@@ -12,11 +14,11 @@ use crate::api::json::JsonBody;
 use crate::api::likelihood;
 use crate::api::openai::envelope::timings;
 use crate::api::reasoning::Splitter;
-use crate::api::request::{Endpoint, Manner, REPEAT_LAST, prompt};
+use crate::api::request::{Endpoint, Manner, prompt};
 use crate::api::spokes::{Choice, Chosen};
 use crate::api::state::App;
 use crate::api::stream::{self, Dialect};
-use crate::engine::{FinishReason, Generate, Segment, TokenReport, Usage};
+use crate::engine::{FinishReason, Segment, TokenReport, Usage};
 
 /// Alternatives that may be reported for each token.
 const MOST_ALTERNATIVES: u32 = 100;
@@ -25,21 +27,32 @@ const MOST_ALTERNATIVES: u32 = 100;
 #[derive(Debug, Deserialize)]
 struct Written {
     n_probs: Option<u32>,
+    post_sampling_probs: Option<bool>,
     return_tokens: Option<bool>,
+    response_fields: Option<Vec<String>>,
 }
+
+/// Fields that one request may choose.
+const MOST_FIELDS: usize = 256;
 
 /// Continues prompts. Several answers, to one prompt or to many, come as an array.
 pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
     let manner = Manner::parse(&body, Endpoint::Native, app.sampling())?;
     let choice = Choice::parse(&body)?;
-    let Written { n_probs, return_tokens } = body.parse()?;
+    let Written { n_probs, post_sampling_probs, return_tokens, response_fields } = body.parse()?;
     let probabilities = n_probs.filter(|&top| top > 0);
     if let Some(top) = probabilities.filter(|&top| top > MOST_ALTERNATIVES) {
         let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
         return Err(ApiError::field("n_probs", message));
     }
     let return_tokens = return_tokens.unwrap_or(false);
+    let sampled = post_sampling_probs.unwrap_or(false);
+    let fields = response_fields.unwrap_or_default();
+    if fields.len() > MOST_FIELDS {
+        let message = format!("has {} entries, expected at most {MOST_FIELDS}", fields.len());
+        return Err(ApiError::field("response_fields", message));
+    }
     let written = body.0.get("prompt").cloned();
     let prompts = prompt::parse("prompt", written.as_ref(), Segment::markup)?;
     let many = prompts.len() > 1;
@@ -47,7 +60,8 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     let id = format!("completion-{:032x}", rand::random::<u128>());
     let report = probabilities.or(return_tokens.then_some(0));
     let spokes = Chosen::take(&app, choice, deadline).await?;
-    let requests = manner.requests(&app, &model, deadline, &id, prompts, report).await?;
+    let mut requests = manner.requests(&app, &model, deadline, &id, prompts, report).await?;
+    requests.iter_mut().for_each(|request| request.sampled = sampled);
     let answers = requests
         .iter()
         .enumerate()
@@ -56,7 +70,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
             let prompt = written.as_ref().filter(|_| many).and_then(|all| all.get(own)).or(written.as_ref());
             Answer {
                 prompt: prompt.cloned().unwrap_or_default(),
-                settings: settings(request, &manner),
+                settings: settings(request, &manner, &model),
                 line: false,
             }
         })
@@ -65,9 +79,12 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
         model: app.model_id().to_owned(),
         spokes: spokes.field(),
         timings_per_token: manner.timings_per_token,
+        progress: manner.progress,
         probabilities,
+        sampled,
         return_tokens,
-        stops: !manner.stop.is_empty(),
+        stops: manner.stop.clone(),
+        fields,
         answers,
     };
     let requests = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
@@ -76,43 +93,21 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
 }
 
-/// The settings as they were understood.
-fn settings(request: &Generate, manner: &Manner) -> Value {
-    let sampling = &request.sampling;
-    json!({
-        "n_predict": request.max_tokens.map_or(-1, i64::from),
-        "seed": sampling.seed.map_or(Value::from(-1), Value::from),
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "repeat_penalty": sampling.penalties.repeat,
-        "repeat_last_n": match sampling.penalties.last {
-            None => i64::from(REPEAT_LAST),
-            Some(u32::MAX) => -1,
-            Some(last) => i64::from(last),
-        },
-        "presence_penalty": sampling.penalties.presence,
-        "frequency_penalty": sampling.penalties.frequency,
-        "stop": request.stop,
-        "ignore_eos": request.ignore_end,
-        "stream": manner.stream,
-        "n_probs": request.report.unwrap_or(0),
-        "timings_per_token": manner.timings_per_token,
-        "samplers": ["penalties", "top_k", "top_p", "min_p", "temperature"],
-    })
-}
-
 /// Answers in the making.
 struct NativeReply {
     model: String,
     /// The spokes that answer.
     spokes: Option<Value>,
     timings_per_token: bool,
+    /// Whether it is told how far prompts are read.
+    progress: bool,
     probabilities: Option<u32>,
+    /// Whether these are those that the sampler drew from.
+    sampled: bool,
     return_tokens: bool,
-    /// Whether there were stop texts.
-    stops: bool,
+    stops: Vec<String>,
+    /// Fields of the whole answer that are sent, by their paths; all, if there are none.
+    fields: Vec<String>,
     answers: Vec<Answer>,
 }
 
@@ -124,11 +119,6 @@ struct Answer {
 }
 
 impl NativeReply {
-    /// The token that ended an answer, which llama-server reports like any other; tokens of a stop text it does not.
-    fn ending(&self, last: Option<TokenReport>) -> Option<TokenReport> {
-        last.filter(|_| !self.stops)
-    }
-
     fn ids(&self, tokens: &[TokenReport]) -> Value {
         let tokens = tokens.iter().filter(|_| self.return_tokens);
         tokens.map(|report| report.token.id).collect()
@@ -143,10 +133,10 @@ impl NativeReply {
     ) -> Value {
         let (reason, usage) = end;
         let answer = &self.answers[index];
-        // The engine doesn't tell a stop text from an end of turn; with stop texts the former is the likelier.
+        let word = usage.stopped_by.and_then(|stop| self.stops.get(stop as usize));
         let stop_type = match reason {
             FinishReason::Length => "limit",
-            FinishReason::Stop if self.stops => "word",
+            FinishReason::Stop if word.is_some() => "word",
             FinishReason::Stop => "eos",
         };
         let mut reply = json!({
@@ -163,7 +153,7 @@ impl NativeReply {
             "has_new_line": answer.line || content.contains('\n'),
             "truncated": false,
             "stop_type": stop_type,
-            "stopping_word": "",
+            "stopping_word": word.map_or("", String::as_str),
             "tokens_cached": usage.cached_tokens,
             "timings": timings(&usage),
         });
@@ -171,14 +161,25 @@ impl NativeReply {
             reply["spokes"] = spokes.clone();
         }
         if let Some(top) = self.probabilities.filter(|_| !tokens.is_empty()) {
-            reply["completion_probabilities"] = likelihood::llama_server(tokens, top);
+            reply["completion_probabilities"] = self.likelihoods(tokens, top);
         }
-        reply
+        self.chosen(reply)
     }
 
     fn chunk(&mut self, index: usize, part: &Part, progress: Usage) -> Value {
         self.answers[index].line |= part.text.contains('\n');
-        let mut chunk = json!({
+        let mut chunk = self.chunk_of(index, part, progress);
+        if self.timings_per_token {
+            chunk["timings"] = timings(&progress);
+        }
+        if let Some(top) = self.probabilities {
+            chunk["completion_probabilities"] = self.likelihoods(&part.tokens, top);
+        }
+        chunk
+    }
+
+    fn chunk_of(&self, index: usize, part: &Part, progress: Usage) -> Value {
+        json!({
             "index": index,
             "content": part.text,
             "tokens": self.ids(&part.tokens),
@@ -186,14 +187,40 @@ impl NativeReply {
             "id_slot": -1,
             "tokens_predicted": progress.completion_tokens,
             "tokens_evaluated": progress.prompt_tokens,
-        });
+        })
+    }
+
+    fn likelihoods(&self, tokens: &[TokenReport], top: u32) -> Value {
+        if self.sampled {
+            likelihood::llama_server_sampled(tokens, top)
+        } else {
+            likelihood::llama_server(tokens, top)
+        }
+    }
+
+    /// What the client wants of an answer: each field under its path, as in `generation_settings/n_predict`.
+    fn chosen(&self, reply: Value) -> Value {
+        if self.fields.is_empty() {
+            return reply;
+        }
+        let found = |path: &String| {
+            let value = path.split('/').try_fold(&reply, |value, key| value.get(key))?;
+            Some((path.clone(), value.clone()))
+        };
+        Value::Object(self.fields.iter().filter_map(found).collect())
+    }
+
+    /// How far the prompt of an answer is read.
+    fn read(&self, index: usize, tokens: u32, progress: Usage) -> Vec<Value> {
+        if !self.progress {
+            return Vec::new();
+        }
+        let mut chunk = self.chunk_of(index, &Part::default(), progress);
+        chunk["prompt_progress"] = prompt_progress(tokens, &progress);
         if self.timings_per_token {
-            chunk["timings"] = timings(&progress);
+            chunk["timings"] = timings(&so_far(tokens, &progress));
         }
-        if let Some(top) = self.probabilities {
-            chunk["completion_probabilities"] = likelihood::llama_server(&part.tokens, top);
-        }
-        chunk
+        vec![chunk]
     }
 }
 
@@ -206,7 +233,8 @@ impl Dialect for NativeReply {
             .into_iter()
             .enumerate()
             .map(|(index, mut whole)| {
-                whole.tokens.extend(self.ending(whole.last.take()));
+                let ending = whole.last.take();
+                whole.tokens.extend(ending.filter(|_| whole.ended().1.stopped_by.is_none()));
                 self.finished(index, &whole.text, &whole.tokens, whole.ended())
             })
             .collect();
@@ -224,10 +252,16 @@ impl Dialect for NativeReply {
     fn output(&mut self, index: usize, output: Output, progress: Option<Usage>) -> Vec<Value> {
         match output {
             Output::Answer(part) => vec![self.chunk(index, &part, progress.unwrap_or_default())],
+            Output::Started => {
+                let progress = progress.unwrap_or_default();
+                self.read(index, progress.cached_tokens, progress)
+            }
+            Output::Read(tokens) => self.read(index, tokens, progress.unwrap_or_default()),
             // A raw splitter finds none.
-            Output::Started | Output::Reasoning(_) => Vec::new(),
+            Output::Reasoning(_) => Vec::new(),
             Output::End(reason, usage, last) => {
-                let last = self.ending(last);
+                // llama-server reports the token that ended an answer like any other; those of a stop text it does not.
+                let last = last.filter(|_| usage.stopped_by.is_none());
                 vec![self.finished(index, "", last.as_slice(), (reason, usage))]
             }
         }

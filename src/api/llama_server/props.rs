@@ -18,7 +18,7 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
     let defaults = app.sampling();
     let params = json!({
         "n_predict": -1,
-        "seed": -1,
+        "seed": defaults.seed.map_or(Value::from(-1), Value::from),
         "temperature": defaults.temperature,
         "top_k": defaults.top_k,
         "top_p": defaults.top_p,
@@ -38,7 +38,9 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
         },
         "total_slots": lanes.len(),
         "model_alias": app.model_id(),
-        "model_path": model.name,
+        "model_path": app.options().model_file,
+        // Weights stay in memory while nobody asks.
+        "is_sleeping": false,
         "modalities": {"vision": false, "audio": false},
         "chat_template": app.template(&model, deadline).await?.source(),
         "bos_token": model.bos_token,
@@ -50,6 +52,9 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
 
 /// What each lane does; texts of prompts and answers are private. With `?fail_on_no_slot=1`, 503 if all are busy.
 pub(in crate::api) async fn slots(State(app): State<App>, uri: Uri) -> Result<Json<Value>, ApiError> {
+    if !app.options().slots {
+        return Err(ApiError::SwitchedOff { path: "/slots", setting: "server.slots" });
+    }
     let model = app.model_now()?;
     let lanes = lanes(&app).await?;
     let strict = uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "fail_on_no_slot=1"));
@@ -66,7 +71,11 @@ pub(in crate::api) async fn slots(State(app): State<App>, uri: Uri) -> Result<Js
             "is_processing": lane.request.is_some(),
             "n_prompt_tokens": lane.prompt_tokens,
             "n_prompt_tokens_cache": lane.cached_tokens,
-            "next_token": {"has_next_token": lane.request.is_some(), "n_decoded": lane.completion_tokens},
+            "next_token": [{
+                "has_next_token": lane.request.is_some(),
+                "n_decoded": lane.completion_tokens,
+                "n_remain": -1,
+            }],
         })
     };
     Ok(Json(lanes.iter().map(slot).collect()))

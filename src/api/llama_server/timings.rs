@@ -1,6 +1,7 @@
 //! llama-server's `timings`: what an answer cost.
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::engine::Usage;
 
@@ -27,6 +28,8 @@ impl From<&Usage> for Timings {
         // `prompt_n` counts what was decoded, not what the cache had.
         let prompt_n = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
         let predicted_n = usage.completion_tokens;
+        // The first token is chosen by what the prompt's last one gave: it costs no step of its own.
+        let steps = f64::from(predicted_n.saturating_sub(1));
         let drafted = usage.drafted_tokens > 0;
         Self {
             cache_n: usage.cached_tokens,
@@ -36,12 +39,28 @@ impl From<&Usage> for Timings {
             prompt_per_second: ratio(f64::from(prompt_n) * 1e3, usage.prompt_ms),
             predicted_n,
             predicted_ms: usage.predicted_ms,
-            predicted_per_token_ms: ratio(usage.predicted_ms, f64::from(predicted_n)),
-            predicted_per_second: ratio(f64::from(predicted_n) * 1e3, usage.predicted_ms),
+            predicted_per_token_ms: ratio(usage.predicted_ms, steps),
+            predicted_per_second: ratio(steps * 1e3, usage.predicted_ms),
             draft_n: drafted.then_some(usage.drafted_tokens),
             draft_n_accepted: drafted.then_some(usage.accepted_tokens),
         }
     }
+}
+
+/// llama-server's `prompt_progress`: how much of a prompt is read.
+pub(in crate::api) fn prompt_progress(read: u32, progress: &Usage) -> Value {
+    json!({
+        "total": progress.prompt_tokens,
+        "cache": progress.cached_tokens,
+        "processed": read,
+        "time_ms": so_far(read, progress).prompt_ms.round(),
+    })
+}
+
+/// What reading so much of a prompt has cost. What a cache had cost nothing.
+pub(in crate::api) fn so_far(read: u32, progress: &Usage) -> Usage {
+    let prompt_ms = if read > progress.cached_tokens { progress.prompt_ms } else { 0.0 };
+    Usage { prompt_tokens: read, prompt_ms, completion_tokens: 0, predicted_ms: 0.0, ..*progress }
 }
 
 /// JSON has no infinity: what took no time has no speed.
@@ -71,6 +90,16 @@ mod tests {
         );
         assert_eq!(json["predicted_per_second"], 0.0);
         assert!(json.get("draft_n").is_none());
+        let seven = serde_json::to_value(Timings::from(&Usage { predicted_ms: 60.0, ..usage })).unwrap();
+        assert_eq!(
+            (&seven["predicted_per_second"], &seven["predicted_per_token_ms"]),
+            (&100.0.into(), &10.0.into()),
+            "six steps made seven tokens"
+        );
+        let start = so_far(10, &usage);
+        assert_eq!((start.prompt_ms, Timings::from(&start).prompt_n), (0.0, 0));
+        let half = prompt_progress(60, &usage);
+        assert_eq!(half, json!({"total": 110, "cache": 10, "processed": 60, "time_ms": 50.0}));
         let drafted = Usage { drafted_tokens: 4, accepted_tokens: 3, ..Usage::default() };
         let json = serde_json::to_value(Timings::from(&drafted)).unwrap();
         assert_eq!((&json["draft_n"], &json["draft_n_accepted"]), (&4.into(), &3.into()));

@@ -87,7 +87,9 @@ pub(in crate::api) async fn apply_template(
     body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
     let deadline = app.deadline();
-    let conversation = Conversation::parse(&body)?;
+    let mut conversation = Conversation::parse(&body)?;
+    conversation.check_end()?;
+    conversation.fill_in(app.sampling().thinking);
     let model = app.ready(deadline).await?;
     let prompt = conversation.prompt(app.template(&model, deadline).await?)?;
     let text: String = prompt.into_iter().map(|segment| segment.text).collect();

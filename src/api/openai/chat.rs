@@ -1,21 +1,26 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
+
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{Json, Response};
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::chat_reply::ChatReply;
 use super::envelope::Envelope;
+use crate::api::conversation::calls::Listener;
 use crate::api::conversation::{Conversation, opens_thinking};
 use crate::api::error::{ApiError, Fields};
 use crate::api::generations::Generations;
 use crate::api::json::JsonBody;
+use crate::api::llama_server::verbose;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner};
 use crate::api::spokes::{Choice, Chosen};
-use crate::api::state::App;
+use crate::api::state::{App, Deadline, answered};
 use crate::api::stream;
-use crate::engine::Constraint;
+use crate::engine::{Constraint, Query, Reply};
 
 /// Alternatives that may be reported for each token.
 pub(super) const MOST_ALTERNATIVES: u32 = 20;
@@ -71,24 +76,99 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     answer(&app, &body, choice).await
 }
 
-/// Answers with these spokes. What can be judged without the model is judged before waiting for it.
+/// Answers with these spokes.
 pub(in crate::api) async fn answer(app: &App, body: &JsonBody, choice: Choice) -> Result<Response, ApiError> {
     let deadline = app.deadline();
-    let mut manner = Manner::parse(body, Endpoint::Chat, app.sampling())?;
-    let said = Said::parse(body, &manner)?;
-    let conversation = Conversation::parse(body)?;
-    conversation.constrain(&mut manner)?;
-    let model = app.ready(deadline).await?;
-    let template = app.template(&model, deadline).await?;
-    let prompt = conversation.prompt_for(template, &manner)?;
-    let thinking = opens_thinking(&prompt);
-    let object = if manner.stream { "chat.completion.chunk" } else { "chat.completion" };
-    let spokes = Chosen::take(app, choice, deadline).await?;
-    let envelope = Envelope::new(app, "chatcmpl", object, &spokes);
-    let requests = manner.requests(app, &model, deadline, &envelope.id, vec![prompt], said.report()).await?;
-    let requests = requests.into_iter().map(|request| (request, Splitter::new(thinking))).collect();
-    let fields = Fields { prompt: "messages", constraint: manner.constraint_field };
-    let generations = Generations::start(app, requests, manner.n, &spokes, fields, deadline)?;
-    let reply = ChatReply::new(envelope, &manner, said, conversation.listener().as_ref());
+    let asked = Asked::parse(app, body, choice)?;
+    let object = if asked.manner.stream { "chat.completion.chunk" } else { "chat.completion" };
+    let started = asked.start(app, deadline, ("chatcmpl-", object), "messages").await?;
+    let Started { envelope, manner, said, listener, generations, spokes, verbose } = started;
+    let reply = ChatReply::new(envelope, &manner, said, listener, verbose);
     Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
+}
+
+/// `POST /v1/chat/completions/input_tokens`: the tokens of the prompt that a request would ask.
+pub(in crate::api) async fn count(State(app): State<App>, body: JsonBody) -> Result<Json<Value>, ApiError> {
+    let deadline = app.deadline();
+    let asked = Asked::parse(&app, &body, Choice::parse(&body)?)?;
+    let tokens = asked.count(&app, deadline, "messages").await?;
+    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens})))
+}
+
+/// A conversation to be answered, as chat writes it; the other APIs for conversations are translated into it. What can be
+/// judged without the model has been, so that nobody waits for a refusal.
+pub(in crate::api) struct Asked {
+    pub(in crate::api) manner: Manner,
+    /// Stop texts that the client sent; others may stand after them.
+    pub(in crate::api) stops: Vec<String>,
+    said: Said,
+    conversation: Conversation,
+    choice: Choice,
+}
+
+/// A conversation that is being answered.
+pub(in crate::api) struct Started {
+    pub(in crate::api) envelope: Envelope,
+    pub(in crate::api) manner: Manner,
+    pub(super) said: Said,
+    /// Who finds calls in an answer, if there can be any.
+    pub(in crate::api) listener: Option<Listener>,
+    pub(in crate::api) generations: Generations,
+    pub(in crate::api) spokes: Arc<Chosen>,
+    verbose: Option<Value>,
+}
+
+impl Asked {
+    /// Judges a body.
+    pub(in crate::api) fn parse(app: &App, body: &JsonBody, choice: Choice) -> Result<Self, ApiError> {
+        let mut manner = Manner::parse(body, Endpoint::Chat, app.sampling())?;
+        let said = Said::parse(body, &manner)?;
+        let mut conversation = Conversation::parse(body)?;
+        conversation.check_end()?;
+        conversation.fill_in(app.sampling().thinking);
+        let stops = manner.stop.clone();
+        conversation.constrain(&mut manner)?;
+        Ok(Self { manner, stops, said, conversation, choice })
+    }
+
+    /// Tokens of the prompt; `field` is where it came from.
+    pub(in crate::api) async fn count(
+        &self,
+        app: &App,
+        deadline: Deadline,
+        field: &'static str,
+    ) -> Result<usize, ApiError> {
+        let model = app.ready(deadline).await?;
+        let prompt = self.conversation.prompt_for(app.template(&model, deadline).await?, &self.manner)?;
+        let blame = |error| Fields { prompt: field, ..Fields::CHAT }.blame(error);
+        let asked = app.engine().query(Query::Tokenize { prompt, whole: true }).map_err(blame)?;
+        match answered(deadline.within(asked).await?).map_err(blame)? {
+            Reply::Tokens(tokens) => Ok(tokens.len()),
+            _ => Ok(0),
+        }
+    }
+
+    /// Begins to answer, under an id with this prefix; `field` is where the prompt came from.
+    pub(in crate::api) async fn start(
+        self,
+        app: &App,
+        deadline: Deadline,
+        (prefix, object): (&str, &'static str),
+        field: &'static str,
+    ) -> Result<Started, ApiError> {
+        let Self { manner, said, conversation, choice, .. } = self;
+        let model = app.ready(deadline).await?;
+        let prompt = conversation.prompt_for(app.template(&model, deadline).await?, &manner)?;
+        let thinking = opens_thinking(&prompt);
+        let spokes = Chosen::take(app, choice, deadline).await?;
+        let envelope = Envelope::new(app, prefix, object, &spokes);
+        let requests =
+            manner.requests(app, &model, deadline, &envelope.id, vec![prompt], said.report()).await?;
+        let verbose = verbose(&requests, &manner, &model);
+        let requests = requests.into_iter().map(|request| (request, Splitter::new(thinking))).collect();
+        let fields = Fields { prompt: field, constraint: manner.constraint_field };
+        let generations = Generations::start(app, requests, manner.n, &spokes, fields, deadline)?;
+        let listener = conversation.listener();
+        Ok(Started { envelope, manner, said, listener, generations, spokes, verbose })
+    }
 }

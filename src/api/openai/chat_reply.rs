@@ -12,6 +12,7 @@ use crate::api::conversation::calls::{self, Listener};
 use crate::api::generation::{Output, Part};
 use crate::api::generations::{Whole, total};
 use crate::api::likelihood;
+use crate::api::llama_server::timings::{prompt_progress, so_far};
 use crate::api::request::Manner;
 use crate::api::stream::Dialect;
 use crate::engine::{FinishReason, TokenReport, Usage};
@@ -22,6 +23,10 @@ pub(super) struct ChatReply {
     envelope: Envelope,
     include_usage: bool,
     timings_per_token: bool,
+    /// Whether it is told how far the prompt is read.
+    progress: bool,
+    /// What the model was asked, if that is to be told.
+    verbose: Option<Value>,
     said: Said,
     choices: Vec<Choice>,
     usages: Vec<Usage>,
@@ -40,13 +45,21 @@ struct Choice {
 }
 
 impl ChatReply {
-    pub(super) fn new(envelope: Envelope, manner: &Manner, said: Said, listener: Option<&Listener>) -> Self {
-        let choice = Choice { listener: listener.cloned(), ..Choice::default() };
+    pub(super) fn new(
+        envelope: Envelope,
+        manner: &Manner,
+        said: Said,
+        listener: Option<Listener>,
+        verbose: Option<Value>,
+    ) -> Self {
+        let choice = Choice { listener, ..Choice::default() };
         let n = manner.n as usize;
         Self {
             envelope,
             include_usage: manner.include_usage,
             timings_per_token: manner.timings_per_token,
+            progress: manner.progress,
+            verbose,
             said,
             choices: vec![choice; n],
             usages: vec![Usage::default(); n],
@@ -70,6 +83,17 @@ impl ChatReply {
             chunk["timings"] = timings(&done);
         }
         chunk
+    }
+
+    /// How far the prompt is read.
+    fn read(&self, index: usize, tokens: u32, progress: Usage) -> Vec<Value> {
+        if !self.progress {
+            return Vec::new();
+        }
+        let timed = self.timings_per_token.then(|| so_far(tokens, &progress));
+        let mut chunk = self.chunk(index, json!({}), None, None, timed);
+        chunk["prompt_progress"] = prompt_progress(tokens, &progress);
+        vec![chunk]
     }
 
     /// Chunks for what a choice has said.
@@ -121,6 +145,9 @@ impl ChatReply {
         let logprobs = if left { self.take_logprobs(index) } else { None };
         let finish = finish_reason(reason, self.choices[index].calls > 0, over);
         let mut last = self.chunk(index, json!({}), Some(finish), logprobs, Some(done));
+        if let Some(verbose) = &self.verbose {
+            last["__verbose"] = verbose.clone();
+        }
         if self.said.confidence {
             let Choice { answer, all, .. } = &self.choices[index];
             last["choices"][0]["confidence"] = confidence(answer, all);
@@ -184,17 +211,25 @@ impl Dialect for ChatReply {
         let mut reply = self.envelope.around(choices);
         reply["usage"] = usage(&total);
         reply["timings"] = timings(&total);
+        if let Some(verbose) = self.verbose {
+            reply["__verbose"] = verbose;
+        }
         reply
     }
 
     fn begin(&mut self) -> Vec<Value> {
-        let role = json!({"role": "assistant", "content": ""});
+        // An empty text would be a piece of the answer.
+        let role = json!({"role": "assistant", "content": null});
         (0..self.choices.len()).map(|index| self.chunk(index, role.clone(), None, None, None)).collect()
     }
 
     fn output(&mut self, index: usize, output: Output, progress: Option<Usage>) -> Vec<Value> {
         match output {
-            Output::Started => Vec::new(),
+            Output::Started => {
+                let progress = progress.unwrap_or_default();
+                self.read(index, progress.cached_tokens, progress)
+            }
+            Output::Read(tokens) => self.read(index, tokens, progress.unwrap_or_default()),
             Output::Answer(part) => self.answer(index, part, progress),
             Output::Reasoning(text) => {
                 let progress = progress.filter(|_| self.timings_per_token);
@@ -209,7 +244,9 @@ impl Dialect for ChatReply {
             return Vec::new();
         }
         let mut last = self.envelope.around(Vec::new());
-        last["usage"] = usage(&total(&self.usages, self.usages.len()));
+        let total = total(&self.usages, self.usages.len());
+        last["usage"] = usage(&total);
+        last["timings"] = timings(&total);
         vec![last]
     }
 }

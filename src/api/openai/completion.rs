@@ -12,6 +12,8 @@ use crate::api::generation::Output;
 use crate::api::generations::{Generations, Whole, total};
 use crate::api::json::JsonBody;
 use crate::api::likelihood::Legacy;
+use crate::api::llama_server::timings::{prompt_progress, so_far};
+use crate::api::llama_server::verbose;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner, prompt};
 use crate::api::spokes::{Choice, Chosen};
@@ -50,13 +52,16 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
         }
     }
     let spokes = Chosen::take(&app, choice, deadline).await?;
-    let envelope = Envelope::new(&app, "cmpl", "text_completion", &spokes);
+    let envelope = Envelope::new(&app, "cmpl-", "text_completion", &spokes);
     let requests = manner.requests(&app, &model, deadline, &envelope.id, prompts, logprobs).await?;
+    let verbose = verbose(&requests, &manner, &model);
     let requests: Vec<_> = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
     let reply = TextReply {
         envelope,
         include_usage: manner.include_usage,
         timings_per_token: manner.timings_per_token,
+        progress: manner.progress,
+        verbose,
         per_prompt: manner.n as usize,
         logprobs,
         echoed,
@@ -90,6 +95,10 @@ struct TextReply {
     envelope: Envelope,
     include_usage: bool,
     timings_per_token: bool,
+    /// Whether it is told how far prompts are read.
+    progress: bool,
+    /// What the model was asked, if that is to be told.
+    verbose: Option<Value>,
     /// Answers to each prompt.
     per_prompt: usize,
     logprobs: Option<u32>,
@@ -107,6 +116,19 @@ impl TextReply {
     fn chunk(&self, index: usize, text: &str, logprobs: Value, finish: Option<FinishReason>) -> Value {
         let choice = json!({"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish});
         self.envelope.around(vec![choice])
+    }
+
+    /// How far the prompt of an answer is read.
+    fn read(&self, index: usize, tokens: u32, progress: Usage) -> Vec<Value> {
+        if !self.progress {
+            return Vec::new();
+        }
+        let mut chunk = self.chunk(index, "", Value::Null, None);
+        chunk["prompt_progress"] = prompt_progress(tokens, &progress);
+        if self.timings_per_token {
+            chunk["timings"] = timings(&so_far(tokens, &progress));
+        }
+        vec![chunk]
     }
 }
 
@@ -128,6 +150,9 @@ impl Dialect for TextReply {
         let mut reply = self.envelope.around(choices);
         reply["usage"] = usage(&total);
         reply["timings"] = timings(&total);
+        if let Some(verbose) = self.verbose {
+            reply["__verbose"] = verbose;
+        }
         reply
     }
 
@@ -144,12 +169,20 @@ impl Dialect for TextReply {
                 let logprobs = self.logprobs.map(|top| self.places[index].more(&part.tokens, top));
                 self.chunk(index, &part.text, logprobs.into(), None)
             }
+            Output::Started => {
+                let progress = progress.unwrap_or_default();
+                return self.read(index, progress.cached_tokens, progress);
+            }
+            Output::Read(tokens) => return self.read(index, tokens, progress.unwrap_or_default()),
             // A raw splitter finds none.
-            Output::Started | Output::Reasoning(_) => return Vec::new(),
+            Output::Reasoning(_) => return Vec::new(),
             Output::End(reason, usage, _) => {
                 self.usages[index] = usage;
                 let mut last = self.chunk(index, "", Value::Null, Some(reason));
                 last["timings"] = timings(&usage);
+                if let Some(verbose) = &self.verbose {
+                    last["__verbose"] = verbose.clone();
+                }
                 return vec![last];
             }
         };
@@ -164,7 +197,9 @@ impl Dialect for TextReply {
             return Vec::new();
         }
         let mut last = self.envelope.around(Vec::new());
-        last["usage"] = usage(&total(&self.usages, self.per_prompt));
+        let total = total(&self.usages, self.per_prompt);
+        last["usage"] = usage(&total);
+        last["timings"] = timings(&total);
         vec![last]
     }
 }

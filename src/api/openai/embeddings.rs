@@ -13,7 +13,7 @@ use crate::api::observe::Record;
 use crate::api::request::prompt;
 use crate::api::spokes::{Choice, Chosen};
 use crate::api::state::{App, Deadline, answered};
-use crate::engine::Segment;
+use crate::engine::{Embeddings, Segment};
 
 /// Texts that one request may bring.
 const MOST_INPUTS: usize = 2048;
@@ -35,28 +35,8 @@ enum Format {
 
 /// Answers with one vector per text, in order.
 pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    let deadline = app.deadline();
     let written: Written = body.parse()?;
-    let prompts = prompt::parse("input", body.0.get("input"), Segment::plain)?;
-    if prompts.len() > MOST_INPUTS {
-        let message = format!("has {} texts, expected 1 to {MOST_INPUTS}", prompts.len());
-        return Err(ApiError::field("input", message));
-    }
-    let empty = |prompt: &Vec<Segment>| prompt.iter().all(|part| part.text.is_empty() && part.ids.is_empty());
-    if let Some(index) = prompts.iter().position(empty) {
-        return Err(ApiError::field(format!("input[{index}]"), "is empty, expected a text"));
-    }
-    are_of_the_post(&app, &body, deadline).await?;
-    let model = app.ready(deadline).await?;
-    if let Some(dimensions) = written.dimensions.filter(|&dimensions| dimensions != model.n_embd) {
-        let message =
-            format!("found {dimensions}; this model's vectors have {} and can't be cut", model.n_embd);
-        return Err(ApiError::field("dimensions", message));
-    }
-    let blame = |error| Fields { prompt: "input", ..Fields::CHAT }.blame(error);
-    let receiver = app.engine().embed(prompts).map_err(blame)?;
-    let embeddings = answered(deadline.within(receiver).await?).map_err(blame)?;
-    Record::current().add_prompt(embeddings.prompt_tokens, 0);
+    let embeddings = vectors(&app, &body, "input").await?;
     let format = written.encoding_format.unwrap_or_default();
     let data: Vec<Value> = embeddings
         .vectors
@@ -70,6 +50,37 @@ pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Res
         "data": data,
         "usage": {"prompt_tokens": embeddings.prompt_tokens, "total_tokens": embeddings.prompt_tokens},
     })))
+}
+
+/// One vector for each text in a field, in order.
+pub(in crate::api) async fn vectors(
+    app: &App,
+    body: &JsonBody,
+    field: &'static str,
+) -> Result<Embeddings, ApiError> {
+    let deadline = app.deadline();
+    let written: Written = body.parse()?;
+    let prompts = prompt::parse(field, body.0.get(field), Segment::plain)?;
+    if prompts.len() > MOST_INPUTS {
+        let message = format!("has {} texts, expected 1 to {MOST_INPUTS}", prompts.len());
+        return Err(ApiError::field(field, message));
+    }
+    let empty = |prompt: &Vec<Segment>| prompt.iter().all(|part| part.text.is_empty() && part.ids.is_empty());
+    if let Some(index) = prompts.iter().position(empty) {
+        return Err(ApiError::field(format!("{field}[{index}]"), "is empty, expected a text"));
+    }
+    are_of_the_post(app, body, deadline).await?;
+    let model = app.ready(deadline).await?;
+    if let Some(dimensions) = written.dimensions.filter(|&dimensions| dimensions != model.n_embd) {
+        let message =
+            format!("found {dimensions}; this model's vectors have {} and can't be cut", model.n_embd);
+        return Err(ApiError::field("dimensions", message));
+    }
+    let blame = |error| Fields { prompt: field, ..Fields::CHAT }.blame(error);
+    let receiver = app.engine().embed(prompts).map_err(blame)?;
+    let embeddings = answered(deadline.within(receiver).await?).map_err(blame)?;
+    Record::current().add_prompt(embeddings.prompt_tokens, 0);
+    Ok(embeddings)
 }
 
 /// Refuses a model that isn't there, as chat does, and spokes: a vector is the post's, so that all of them can be compared.

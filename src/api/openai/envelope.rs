@@ -11,21 +11,21 @@ use crate::engine::Usage;
 
 /// What every reply and chunk of one request carries.
 #[derive(Debug, Clone)]
-pub(super) struct Envelope {
-    pub(super) id: String,
+pub(in crate::api) struct Envelope {
+    pub(in crate::api) id: String,
     object: &'static str,
     /// Seconds since 1970.
-    created: u64,
-    model: String,
+    pub(in crate::api) created: u64,
+    pub(in crate::api) model: String,
     /// The spokes that answer.
-    spokes: Option<Value>,
+    pub(in crate::api) spokes: Option<Value>,
 }
 
 impl Envelope {
-    /// For a request that arrives now; `prefix` is that of its id.
+    /// For a request that arrives now; its id begins with `prefix`.
     pub(super) fn new(app: &App, prefix: &str, object: &'static str, spokes: &Chosen) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let id = format!("{prefix}-{:032x}", rand::random::<u128>());
+        let id = format!("{prefix}{:032x}", rand::random::<u128>());
         Self { id, object, created, model: app.model_id().to_owned(), spokes: spokes.field() }
     }
 

@@ -1,4 +1,4 @@
-//! OpenAI's API: chat and text completions, embeddings, models.
+//! OpenAI's API: chat and text completions, responses, embeddings, models.
 
 pub(super) mod chat;
 mod chat_reply;
@@ -6,3 +6,4 @@ pub(super) mod completion;
 pub(super) mod embeddings;
 pub(super) mod envelope;
 pub(super) mod models;
+pub(super) mod responses;

@@ -21,7 +21,7 @@ pub(in crate::api) async fn one(
     State(app): State<App>,
     Path(wanted): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    if wanted == app.model_id() {
+    if app.is_post(&wanted) {
         return Ok(Json(model(&app)));
     }
     let serving = app.spokes().registry().serving();
@@ -56,6 +56,11 @@ fn spoke(app: &App, name: &str, served: &Served) -> Value {
 fn model(app: &App) -> Value {
     let mut model =
         json!({"id": app.model_id(), "object": "model", "created": app.created(), "owned_by": "bespoke"});
+    for (field, names) in [("aliases", &app.options().aliases), ("tags", &app.options().tags)] {
+        if !names.is_empty() {
+            model[field] = json!(names);
+        }
+    }
     if let Some(facts) = app.model() {
         model["meta"] = json!({
             "n_vocab": facts.n_vocab,

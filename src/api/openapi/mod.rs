@@ -12,9 +12,10 @@ use super::state::App;
 /// Head of the document: version, security, and the parts that all rooms share.
 const HEAD: &str = include_str!("head.json");
 /// Paths and schemas, room by room.
-const ROOMS: [&str; 5] = [
+const ROOMS: [&str; 6] = [
     include_str!("request.json"),
     include_str!("openai.json"),
+    include_str!("anthropic.json"),
     include_str!("llama_server.json"),
     include_str!("spokes.json"),
     include_str!("operation.json"),
@@ -30,8 +31,22 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
             whole.expect("the head has both places").extend(parts);
         }
     }
+    for (alias, path) in super::ALIASES.map(|(alias, path)| (plain(alias), plain(path))) {
+        let mut item = document["paths"][&path].clone();
+        for operation in item.as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
+            let id = operation["operationId"].as_str().unwrap_or_default();
+            operation["operationId"] = format!("{id}At{}", alias.replace(['/', '{', '}', '_'], "-")).into();
+            operation["summary"] = format!("The same as {path}.").into();
+        }
+        document["paths"][&alias] = item;
+    }
     document
 });
+
+/// A route's path as OpenAPI writes it: it knows no parameter that spans slashes.
+fn plain(path: &str) -> String {
+    path.replace("{*", "{")
+}
 
 /// The document, with the limit of bodies that is in force.
 pub(super) async fn show(State(app): State<App>) -> impl IntoResponse {
@@ -56,11 +71,6 @@ mod tests {
             methods.map(|method| (method.to_uppercase(), path.clone())).collect()
         };
         paths.iter().flat_map(of).collect()
-    }
-
-    /// A route's path as OpenAPI writes it: it knows no parameter that spans slashes.
-    fn plain(path: &str) -> String {
-        path.replace("{*", "{")
     }
 
     #[test]

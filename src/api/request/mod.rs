@@ -32,6 +32,8 @@ struct Written {
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     timings_per_token: Option<bool>,
+    return_progress: Option<bool>,
+    verbose: Option<bool>,
     n: Option<i64>,
     best_of: Option<i64>,
     max_tokens: Option<i64>,
@@ -79,6 +81,10 @@ pub(in crate::api) struct Manner {
     pub(in crate::api) stream: bool,
     pub(in crate::api) include_usage: bool,
     pub(in crate::api) timings_per_token: bool,
+    /// Whether a stream tells how far the prompt is read.
+    pub(in crate::api) progress: bool,
+    /// Whether the reply has what the model was asked.
+    pub(in crate::api) verbose: bool,
     /// Answers to each prompt.
     pub(in crate::api) n: u32,
     pub(in crate::api) max_tokens: Option<u32>,
@@ -131,10 +137,13 @@ impl Manner {
             Some((field, constraint)) => (field, Some(constraint)),
             None => (Fields::CHAT.constraint, None),
         };
+        let stream = written.stream.unwrap_or(false);
         Ok(Self {
-            stream: written.stream.unwrap_or(false),
+            stream,
             include_usage: written.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
             timings_per_token: written.timings_per_token.unwrap_or(false),
+            progress: stream && written.return_progress.unwrap_or(false),
+            verbose: written.verbose.unwrap_or(false),
             n,
             max_tokens,
             sampling: sampling::parse(body, defaults)?,
@@ -170,6 +179,7 @@ impl Manner {
             report: report.or(counted),
             cache: self.cache,
             draft: self.draft,
+            progress: self.progress,
             ..Generate::new("", Prompt::new())
         };
         let many = prompts.len() > 1 || self.n > 1;

@@ -1,6 +1,6 @@
 //! Prompts and inputs as OpenAI and llama-server write them: a text, token ids, or several of these.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::api::error::ApiError;
 use crate::api::json::{kind, short};
@@ -20,6 +20,7 @@ pub(in crate::api) fn parse(
     let value = value.ok_or_else(|| ApiError::field(field, "is missing"))?;
     match value {
         Value::String(_) => Ok(vec![one(field, value, text)?]),
+        Value::Object(fields) if is_wrapped(fields) => Ok(vec![one(field, value, text)?]),
         Value::Array(items) if items.is_empty() => {
             Err(ApiError::field(field, format!("is empty, {EXPECTED}")))
         }
@@ -41,6 +42,7 @@ pub(in crate::api) fn one(
 ) -> Result<Prompt, ApiError> {
     match value {
         Value::String(string) => Ok(vec![text(string.clone())]),
+        Value::Object(fields) if is_wrapped(fields) => Ok(vec![text(wrapped(field, fields)?)]),
         Value::Array(items) if items.is_empty() => {
             Err(ApiError::field(field, "is empty, expected token ids"))
         }
@@ -63,6 +65,40 @@ pub(in crate::api) fn one(
             Err(ApiError::field(field, format!("found {}, expected a string or token ids", kind(other))))
         }
     }
+}
+
+/// The key of a text in llama-server's form that media could stand beside.
+const STRING: &str = "prompt_string";
+
+fn is_wrapped(fields: &Map<String, Value>) -> bool {
+    fields.contains_key(STRING) || fields.contains_key("content")
+}
+
+/// The text of `{"prompt_string": TEXT}`, or of `{"content": [{"type": "text", "text": TEXT}]}`.
+fn wrapped(field: &str, fields: &Map<String, Value>) -> Result<String, ApiError> {
+    let wrong = |key: &str, value: &Value, expected: &str| {
+        ApiError::field(format!("{field}.{key}"), format!("found {}, expected {expected}", short(value)))
+    };
+    if let Some(data) = fields.get("multimodal_data").filter(|data| !data.is_null()) {
+        return Err(wrong("multimodal_data", data, "nothing: only text is read"));
+    }
+    if let Some(string) = fields.get(STRING) {
+        return string.as_str().map(str::to_owned).ok_or_else(|| wrong(STRING, string, "a string"));
+    }
+    let content = fields.get("content").unwrap_or(&Value::Null);
+    let parts = content.as_array().filter(|parts| !parts.is_empty());
+    let parts = parts.ok_or_else(|| wrong("content", content, "an array of text parts"))?;
+    let mut text = String::new();
+    for (index, part) in parts.iter().enumerate() {
+        let kind = part.get("type").unwrap_or(&Value::Null);
+        if kind != "text" {
+            return Err(wrong(&format!("content[{index}].type"), kind, "\"text\": only text is read"));
+        }
+        let said = part.get("text").unwrap_or(&Value::Null);
+        let said = said.as_str().ok_or_else(|| wrong(&format!("content[{index}].text"), said, "a string"))?;
+        text.push_str(said);
+    }
+    Ok(text)
 }
 
 /// A token id; whether the vocabulary has it is the engine's to say.
@@ -90,6 +126,9 @@ mod tests {
         let mixed = vec![ids(vec![1]), text("a"), ids(vec![2, 3])];
         assert_eq!(parsed(json!([1, "a", 2, 3])), Ok(vec![mixed.clone()]));
         assert_eq!(parsed(json!(["a", [1, "a", 2, 3]])), Ok(vec![vec![text("a")], mixed]));
+        let parts = json!({"content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]});
+        assert_eq!(parsed(json!({"prompt_string": "a"})), Ok(vec![vec![text("a")]]));
+        assert_eq!(parsed(json!([[1], parts])), Ok(vec![vec![ids(vec![1])], vec![text("a b")]]));
     }
 
     #[test]
@@ -98,6 +137,19 @@ mod tests {
             (json!([]), "prompt: is empty"),
             (json!(5), "prompt: found a number"),
             (json!({"a": 1}), "prompt: found an object"),
+            (json!({"prompt_string": 1}), "prompt.prompt_string: found 1, expected a string"),
+            (
+                json!({"prompt_string": "a", "multimodal_data": ["x"]}),
+                "prompt.multimodal_data: found [\"x\"]",
+            ),
+            (
+                json!(["a", {"content": "a"}]),
+                "prompt[1].content: found \"a\", expected an array of text parts",
+            ),
+            (
+                json!({"content": [{"type": "image_url", "image_url": {}}]}),
+                "prompt.content[0].type: found \"image_url\", expected \"text\": only text is read",
+            ),
             (json!(["a", null]), "prompt[1]: found null, expected a string or token ids"),
             (json!([1, -1]), "prompt[1]: found -1, expected a token id"),
             (json!([[1], []]), "prompt[1]: is empty"),

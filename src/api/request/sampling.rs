@@ -35,7 +35,7 @@ pub(super) fn parse(body: &JsonBody, defaults: &SamplingDefaults) -> Result<Samp
         top_k: top_k(written.top_k, defaults.top_k)?,
         min_p: number("min_p", written.min_p, 0.0..=1.0, defaults.min_p)?,
         // llama-server's -1, and any other negative number, draws one.
-        seed: written.seed.and_then(|seed| u64::try_from(seed).ok()),
+        seed: written.seed.map_or(defaults.seed, |seed| u64::try_from(seed).ok()),
         penalties: written.penalties()?,
     })
 }

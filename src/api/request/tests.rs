@@ -5,8 +5,15 @@ use serde_json::{Value, json};
 use super::*;
 use crate::engine::Penalties;
 
-const GREEDY: SamplingDefaults =
-    SamplingDefaults { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, task_limits: true };
+const GREEDY: SamplingDefaults = SamplingDefaults {
+    temperature: 0.0,
+    top_p: 1.0,
+    top_k: 0,
+    min_p: 0.0,
+    seed: None,
+    thinking: false,
+    task_limits: true,
+};
 
 fn parse_with(fields: Value, defaults: &SamplingDefaults) -> Result<Manner, String> {
     Manner::parse(&JsonBody(fields), Endpoint::Chat, defaults).map_err(|error| error.to_string())

@@ -133,7 +133,7 @@ impl Choice {
 
 /// The spoke that a model's name stands for, if it stands for one.
 fn by_model<'a>(app: &App, serving: &'a Serving, model: &'a str) -> Result<Option<&'a str>, ApiError> {
-    if model == app.model_id() || model == POST || model.is_empty() {
+    if app.is_post(model) {
         return Ok(None);
     }
     let behind = |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(':'));

@@ -269,6 +269,8 @@ impl<'a> Lanes<'a> {
     fn count_answer(&mut self, usage: &Usage) {
         self.totals.predicted_tokens += u64::from(usage.completion_tokens);
         self.totals.forced_tokens += u64::from(usage.forced_tokens);
+        let tokens = u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens);
+        self.totals.most_tokens = self.totals.most_tokens.max(tokens);
         self.totals.drafted_tokens += u64::from(usage.drafted_tokens);
         self.totals.accepted_tokens += u64::from(usage.accepted_tokens);
     }
@@ -394,6 +396,14 @@ impl<'a> Lanes<'a> {
             }
         }
         self.count(slices.len(), prompt, price, began.elapsed().as_secs_f64());
+        for slice in slices {
+            let Sequence { cached, running: Some(running), .. } = &mut self.sequences[slice.lane] else {
+                continue;
+            };
+            if !running.run.speaks() {
+                running.run.tell_read(cached.len());
+            }
+        }
         self.keep_heads(slices);
         for slice in slices.iter().filter(|slice| slice.padding > 0) {
             let keep = self.sequences[slice.lane].cached.len();
@@ -516,6 +526,7 @@ impl<'a> Lanes<'a> {
             tracing::debug!(answer = running.run.id(), "its prompt is read");
         }
         running.run.count_draft(guesses.len() as u32, 0);
+        self.totals.drafts += u64::from(!guesses.is_empty());
         let mut right = 0;
         let ended = loop {
             let logits = self.context.logits(row + right);

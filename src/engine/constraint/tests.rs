@@ -96,7 +96,7 @@ fn answer_with(
     let mut text = String::new();
     loop {
         match receiver.try_recv().expect("a last event comes") {
-            Event::Started { .. } | Event::Tokens(_) => {}
+            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) => {}
             Event::Text(more) => text += &more,
             Event::Finished { reason, usage } => return Ok((text, reason, usage)),
             Event::Failed(error) => panic!("{constraint:?} with {budget} tokens: {error}"),

@@ -24,13 +24,12 @@ pub(super) fn constrained(
     Ok(text)
 }
 
-/// The text before the first stop text, and whether there was one.
-pub(super) fn cut_at_stop(mut text: String, stop: &[String]) -> (String, bool) {
-    let first = stop.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s)).min();
-    if let Some(at) = first {
-        text.truncate(at);
-    }
-    (text, first.is_some())
+/// The text before the first stop text, and which one that was.
+pub(super) fn cut_at_stop(mut text: String, stop: &[String]) -> (String, Option<u32>) {
+    let found = (0..).zip(stop).filter_map(|(index, stop)| Some((text.find(stop)?, index)));
+    let Some((at, index)) = found.min() else { return (text, None) };
+    text.truncate(at);
+    (text, Some(index))
 }
 
 pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {

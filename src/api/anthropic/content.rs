@@ -1,0 +1,243 @@
+//! Messages made of blocks become chat's messages: calls and their results, which stand within others here, are apart there.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use crate::api::error::ApiError;
+use crate::api::json::{kind, short};
+
+/// What stands before a result that is an error: templates know no other way to say so.
+const ERROR: &str = "Error: ";
+
+/// The conversation in chat's form.
+pub(super) fn messages(written: Option<&Value>) -> Result<Vec<Value>, ApiError> {
+    let written = written.ok_or_else(|| ApiError::field("messages", "is missing"))?;
+    let Value::Array(written) = written else {
+        return Err(ApiError::field("messages", format!("found {}, expected an array", kind(written))));
+    };
+    if written.is_empty() {
+        return Err(ApiError::field("messages", "is empty, expected at least one message"));
+    }
+    let mut all = Vec::new();
+    // Names of the functions that were called, which a result doesn't repeat.
+    let mut called = HashMap::new();
+    for (index, message) in written.iter().enumerate() {
+        let path = format!("messages[{index}]");
+        match message.get("role").and_then(Value::as_str) {
+            Some("user") => user(&path, message, &called, &mut all)?,
+            Some("assistant") => all.push(assistant(&path, message, &mut called)?),
+            Some("system") => {
+                let text = text_blocks(&format!("{path}.content"), content(&path, message)?)?.concat();
+                all.push(json!({"role": "system", "content": text}));
+            }
+            _ => {
+                let found = message.get("role").map_or_else(|| "nothing".to_owned(), short);
+                let message = format!("found {found}, expected \"user\", \"assistant\" or \"system\"");
+                return Err(ApiError::field(format!("{path}.role"), message));
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn content<'a>(path: &str, message: &'a Value) -> Result<&'a Value, ApiError> {
+    message.get("content").ok_or_else(|| ApiError::field(format!("{path}.content"), "is missing"))
+}
+
+/// Results of calls first, since they must follow the calls; then what the person says.
+fn user(
+    path: &str,
+    message: &Value,
+    called: &HashMap<String, Value>,
+    all: &mut Vec<Value>,
+) -> Result<(), ApiError> {
+    let written = content(path, message)?;
+    let Value::Array(blocks) = written else {
+        let text = text_blocks(&format!("{path}.content"), written)?.concat();
+        all.push(json!({"role": "user", "content": text}));
+        return Ok(());
+    };
+    let (mut said, mut results) = (Vec::new(), false);
+    for (index, block) in blocks.iter().enumerate() {
+        let path = format!("{path}.content[{index}]");
+        if block.get("type").is_some_and(|kind| kind == "tool_result") {
+            all.push(result(&path, block, called)?);
+            results = true;
+        } else {
+            said.push(text_block(&path, block)?);
+        }
+    }
+    if !results || !said.is_empty() {
+        all.push(json!({"role": "user", "content": said.concat()}));
+    }
+    Ok(())
+}
+
+fn result(path: &str, block: &Value, called: &HashMap<String, Value>) -> Result<Value, ApiError> {
+    let id = string(&format!("{path}.tool_use_id"), block.get("tool_use_id"))?;
+    let mut text = match block.get("content") {
+        None | Some(Value::Null) => String::new(),
+        Some(content) => text_blocks(&format!("{path}.content"), content)?.concat(),
+    };
+    if block.get("is_error") == Some(&Value::Bool(true)) {
+        text.insert_str(0, ERROR);
+    }
+    let mut message = json!({"role": "tool", "tool_call_id": id, "content": text});
+    if let Some(name) = called.get(id) {
+        message["name"] = name.clone();
+    }
+    Ok(message)
+}
+
+fn assistant(path: &str, message: &Value, called: &mut HashMap<String, Value>) -> Result<Value, ApiError> {
+    let written = content(path, message)?;
+    let Value::Array(blocks) = written else {
+        let text = text_blocks(&format!("{path}.content"), written)?.concat();
+        return Ok(json!({"role": "assistant", "content": text}));
+    };
+    let (mut text, mut thinking, mut calls) = (String::new(), String::new(), Vec::new());
+    for (index, block) in blocks.iter().enumerate() {
+        let path = format!("{path}.content[{index}]");
+        match block.get("type").and_then(Value::as_str) {
+            Some("thinking") => {
+                thinking.push_str(string(&format!("{path}.thinking"), block.get("thinking"))?);
+            }
+            Some("tool_use") => {
+                let id = string(&format!("{path}.id"), block.get("id"))?;
+                let name = string(&format!("{path}.name"), block.get("name"))?;
+                let input = match block.get("input") {
+                    None | Some(Value::Null) => json!({}),
+                    Some(input @ Value::Object(_)) => input.clone(),
+                    Some(other) => {
+                        let message = format!("found {}, expected an object", kind(other));
+                        return Err(ApiError::field(format!("{path}.input"), message));
+                    }
+                };
+                called.insert(id.to_owned(), name.into());
+                calls.push(
+                    json!({"id": id, "type": "function", "function": {"name": name, "arguments": input}}),
+                );
+            }
+            _ => text.push_str(&text_block(&path, block)?),
+        }
+    }
+    let mut message = json!({"role": "assistant", "content": text});
+    if !thinking.is_empty() {
+        message["reasoning_content"] = thinking.into();
+    }
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
+    }
+    Ok(message)
+}
+
+/// The texts of a content: of a string, or of blocks.
+pub(super) fn text_blocks(path: &str, content: &Value) -> Result<Vec<String>, ApiError> {
+    match content {
+        Value::String(text) => Ok(vec![text.clone()]),
+        Value::Array(blocks) => {
+            let block = |(index, block): (usize, &Value)| text_block(&format!("{path}[{index}]"), block);
+            blocks.iter().enumerate().map(block).collect()
+        }
+        other => Err(ApiError::field(
+            path,
+            format!("found {}, expected a string or an array of blocks", kind(other)),
+        )),
+    }
+}
+
+/// The text of a block that is one, or of a document that is plain text.
+fn text_block(path: &str, block: &Value) -> Result<String, ApiError> {
+    let found = block.get("type");
+    match found.and_then(Value::as_str) {
+        Some("text") => string(&format!("{path}.text"), block.get("text")).map(str::to_owned),
+        Some("document") if block.pointer("/source/type").is_some_and(|kind| kind == "text") => {
+            string(&format!("{path}.source.data"), block.pointer("/source/data")).map(str::to_owned)
+        }
+        Some("image") => Err(ApiError::field(path, "image input is not supported: only text is read")),
+        _ => {
+            let found = found.map_or_else(|| "nothing".to_owned(), short);
+            let message = format!(
+                "found {found}, which is not supported here: only text, calls and their results are read"
+            );
+            Err(ApiError::field(format!("{path}.type"), message))
+        }
+    }
+}
+
+fn string<'a>(path: &str, value: Option<&'a Value>) -> Result<&'a str, ApiError> {
+    let found = value.map_or("nothing", kind);
+    value
+        .and_then(Value::as_str)
+        .ok_or_else(|| ApiError::field(path, format!("found {found}, expected a string")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn translated(written: Value) -> Result<Value, String> {
+        messages(Some(&written)).map(Value::from).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn calls_and_results_stand_apart_and_results_come_first() {
+        let written = json!([
+            {"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "text", "text": "now?"}]},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "I look.", "signature": "s"},
+                {"type": "text", "text": "Let me see."},
+                {"type": "tool_use", "id": "t1", "name": "look", "input": {"at": "x"}},
+                {"type": "tool_use", "id": "t2", "name": "hear"},
+            ]},
+            {"role": "user", "content": [
+                {"type": "text", "text": "Here:"},
+                {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "a"}]},
+                {"type": "tool_result", "tool_use_id": "t2", "content": "gone", "is_error": true},
+            ]},
+        ]);
+        let call = |id: &str, name: &str, arguments: Value| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+        let expected = json!([
+            {"role": "user", "content": "What now?"},
+            {
+                "role": "assistant", "content": "Let me see.", "reasoning_content": "I look.",
+                "tool_calls": [call("t1", "look", json!({"at": "x"})), call("t2", "hear", json!({}))],
+            },
+            {"role": "tool", "tool_call_id": "t1", "content": "a", "name": "look"},
+            {"role": "tool", "tool_call_id": "t2", "content": "Error: gone", "name": "hear"},
+            {"role": "user", "content": "Here:"},
+        ]);
+        assert_eq!(translated(written), Ok(expected));
+    }
+
+    #[test]
+    fn mistakes_name_their_place() {
+        let user = |content: Value| json!([{"role": "user", "content": content}]);
+        let image = json!({"type": "image", "source": {"type": "base64", "data": "AAAA"}});
+        for (written, start) in [
+            (json!("x"), "messages: found a string"),
+            (json!([]), "messages: is empty"),
+            (json!([{"content": "x"}]), "messages[0].role: found nothing"),
+            (json!([{"role": "user"}]), "messages[0].content: is missing"),
+            (user(json!(5)), "messages[0].content: found a number"),
+            (user(json!([image])), "messages[0].content[0]: image input is not supported"),
+            (
+                user(json!([{"type": "tool_result", "tool_use_id": "t", "content": [image]}])),
+                "messages[0].content[0].content[0]: image input is not supported",
+            ),
+            (user(json!([{"type": "tool_result"}])), "messages[0].content[0].tool_use_id: found nothing"),
+            (
+                user(json!([{"type": "search_result"}])),
+                "messages[0].content[0].type: found \"search_result\"",
+            ),
+            (
+                json!([{"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": 3}]}]),
+                "messages[0].content[0].input: found a number",
+            ),
+        ] {
+            let error = translated(written.clone()).unwrap_err();
+            assert!(error.starts_with(start), "{written}: {error}");
+        }
+    }
+}

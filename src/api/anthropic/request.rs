@@ -1,0 +1,286 @@
+//! A body of the Messages API becomes one of chat. Fields that mean the same in both go over as they are.
+
+use serde_json::{Map, Value, json};
+
+use super::content::{messages, text_blocks};
+use crate::api::error::ApiError;
+use crate::api::json::{JsonBody, kind, short};
+
+/// Fields that are translated, or that say nothing about the answer.
+const OWN: [&str; 15] = [
+    "system",
+    "messages",
+    "stop_sequences",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "output_config",
+    "output_format",
+    "metadata",
+    "service_tier",
+    "cache_control",
+    "context_management",
+    "logprobs",
+    "top_logprobs",
+    "confidence",
+];
+
+/// Fields that would have something done elsewhere.
+const REFUSED: [(&str, &str); 2] =
+    [("mcp_servers", "no server is asked"), ("container", "nothing is run here")];
+
+/// How agents of Anthropic's begin a block that is for the one who sends the bill: it changes with each request, and no
+/// prefix could be shared after it.
+const BILLING: &str = "x-anthropic-billing-header:";
+
+/// The body in chat's words.
+pub(super) fn translate(body: &Value) -> Result<JsonBody, ApiError> {
+    let Value::Object(fields) = body else {
+        return Err(ApiError::field("body", format!("found {}, expected an object", kind(body))));
+    };
+    for (field, why) in REFUSED {
+        if let Some(value) = fields.get(field).filter(|value| !is_nothing(value)) {
+            let message = format!("{} is not supported here: {why}", short(value));
+            return Err(ApiError::field(field, message));
+        }
+    }
+    let mut chat: Map<String, Value> = fields
+        .iter()
+        .filter(|(name, _)| !OWN.contains(&name.as_str()))
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect();
+    let mut all = Vec::new();
+    if let Some(system) = fields.get("system").filter(|system| !system.is_null()) {
+        let mut parts = text_blocks("system", system)?;
+        parts.retain(|text| !text.starts_with(BILLING));
+        all.push(json!({"role": "system", "content": parts.join("\n\n")}));
+    }
+    all.extend(messages(fields.get("messages"))?);
+    chat.insert("messages".to_owned(), all.into());
+    if let Some(stop) = fields.get("stop_sequences") {
+        chat.insert("stop".to_owned(), stop.clone());
+    }
+    if let Some(tools) = fields.get("tools").filter(|tools| !tools.is_null()) {
+        chat.insert("tools".to_owned(), tools_of(tools)?);
+    }
+    if let Some(choice) = fields.get("tool_choice").filter(|choice| !choice.is_null()) {
+        tool_choice(choice, &mut chat)?;
+    }
+    let mut told = thinking(fields.get("thinking"))?;
+    let config = fields.get("output_config");
+    if let Some(effort) = config.and_then(|config| config.get("effort")).filter(|effort| !effort.is_null()) {
+        told.insert("reasoning_effort".to_owned(), self::effort(effort)?);
+    }
+    // What is said to the template itself is the more exact word.
+    match chat.get_mut("chat_template_kwargs") {
+        Some(Value::Object(given)) => {
+            for (name, value) in told {
+                given.entry(name).or_insert(value);
+            }
+        }
+        Some(Value::Null) | None if !told.is_empty() => {
+            chat.insert("chat_template_kwargs".to_owned(), told.into());
+        }
+        _ => {}
+    }
+    let format = config.and_then(|config| config.get("format")).or(fields.get("output_format"));
+    if let Some(format) = format.filter(|format| !format.is_null()) {
+        chat.insert("response_format".to_owned(), response_format(format)?);
+    }
+    Ok(JsonBody(Value::Object(chat)))
+}
+
+fn is_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
+}
+
+/// Tools that the client calls itself; Anthropic's own are of other types.
+fn tools_of(written: &Value) -> Result<Value, ApiError> {
+    let Value::Array(tools) = written else {
+        return Err(ApiError::field("tools", format!("found {}, expected an array", kind(written))));
+    };
+    let tool = |(index, tool): (usize, &Value)| {
+        if let Some(kind) = tool.get("type").filter(|kind| !kind.is_null() && *kind != "custom") {
+            let message = format!("found {}, expected \"custom\": no tool is run here", short(kind));
+            return Err(ApiError::field(format!("tools[{index}].type"), message));
+        }
+        let mut function = Map::new();
+        for (name, field) in
+            [("name", "name"), ("description", "description"), ("input_schema", "parameters")]
+        {
+            if let Some(value) = tool.get(name) {
+                function.insert(field.to_owned(), value.clone());
+            }
+        }
+        Ok(json!({"type": "function", "function": function}))
+    };
+    tools.iter().enumerate().map(tool).collect()
+}
+
+fn tool_choice(written: &Value, chat: &mut Map<String, Value>) -> Result<(), ApiError> {
+    let choice = match written.get("type").and_then(Value::as_str) {
+        Some("auto") => "auto".into(),
+        Some("any") => "required".into(),
+        Some("none") => "none".into(),
+        Some("tool") => {
+            let name = written.get("name").filter(|name| name.is_string());
+            let name = name
+                .ok_or_else(|| ApiError::field("tool_choice.name", "is missing, expected a tool's name"))?;
+            json!({"type": "function", "function": {"name": name}})
+        }
+        _ => {
+            let expected = r#"expected {"type": "auto"}, "any", "none" or "tool" with its name"#;
+            return Err(ApiError::field("tool_choice", format!("found {}, {expected}", short(written))));
+        }
+    };
+    chat.insert("tool_choice".to_owned(), choice);
+    if let Some(one) = written.get("disable_parallel_tool_use").filter(|one| !one.is_null()) {
+        let one = one.as_bool().ok_or_else(|| {
+            let message = format!("found {}, expected true or false", short(one));
+            ApiError::field("tool_choice.disable_parallel_tool_use", message)
+        })?;
+        chat.insert("parallel_tool_calls".to_owned(), (!one).into());
+    }
+    Ok(())
+}
+
+/// Whether the model thinks. `budget_tokens` comes with it and is no promise: `max_tokens` bounds thinking and answer.
+fn thinking(written: Option<&Value>) -> Result<Map<String, Value>, ApiError> {
+    let mut told = Map::new();
+    let Some(written) = written.filter(|written| !written.is_null()) else { return Ok(told) };
+    let thinks = match written.get("type").and_then(Value::as_str) {
+        Some("enabled" | "adaptive") => true,
+        Some("disabled") => false,
+        _ => {
+            let expected = r#"expected {"type": "enabled"}, "adaptive" or "disabled""#;
+            return Err(ApiError::field("thinking", format!("found {}, {expected}", short(written))));
+        }
+    };
+    told.insert("enable_thinking".to_owned(), thinks.into());
+    Ok(told)
+}
+
+/// In the words of templates, which know no `max`.
+fn effort(written: &Value) -> Result<Value, ApiError> {
+    match written.as_str() {
+        Some(word @ ("low" | "medium" | "high" | "xhigh")) => Ok(word.into()),
+        Some("max") => Ok("xhigh".into()),
+        _ => {
+            let message = format!("found {}, expected low, medium, high, xhigh or max", short(written));
+            Err(ApiError::field("output_config.effort", message))
+        }
+    }
+}
+
+fn response_format(written: &Value) -> Result<Value, ApiError> {
+    match written.get("type").and_then(Value::as_str) {
+        Some("json_schema") => {
+            let schema = written.get("schema").cloned().unwrap_or_default();
+            let name = written.get("name").cloned().unwrap_or_default();
+            Ok(json!({"type": "json_schema", "json_schema": {"name": name, "schema": schema}}))
+        }
+        _ => {
+            let message =
+                format!("found {}, expected {{\"type\": \"json_schema\", \"schema\": ...}}", short(written));
+            Err(ApiError::field("output_config.format", message))
+        }
+    }
+}
+
+/// The name under which a client of this API knows a field of chat's.
+pub(super) fn own_name(field: &str) -> String {
+    let renamed = [
+        ("stop", "stop_sequences"),
+        ("response_format.json_schema.schema", "output_config.format.schema"),
+        ("response_format", "output_config.format"),
+        ("tool_choice.function.name", "tool_choice.name"),
+        ("chat_template_kwargs.enable_thinking", "thinking"),
+    ];
+    for (theirs, ours) in renamed {
+        match field.strip_prefix(theirs) {
+            Some(rest) if rest.is_empty() || rest.starts_with(['[', '.']) => return format!("{ours}{rest}"),
+            _ => {}
+        }
+    }
+    if field.starts_with("tools[") {
+        return field.replace(".function.parameters", ".input_schema").replace(".function", "");
+    }
+    field.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(body: Value) -> Result<Value, String> {
+        translate(&body).map(|body| body.0).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_means_the_same_goes_over_and_the_rest_is_translated() {
+        let body = json!({
+            "model": "m", "max_tokens": 9, "temperature": 0.5, "top_k": 4, "stream": true, "seed": 3,
+            "system": [{"type": "text", "text": "x-anthropic-billing-header: cch=1;"}, {"type": "text", "text": "S"}],
+            "messages": [{"role": "user", "content": "U"}],
+            "stop_sequences": ["END"], "metadata": {"user_id": "u"},
+            "tools": [{"name": "look", "description": "D", "input_schema": {"type": "object"}, "cache_control": {}}],
+            "tool_choice": {"type": "any", "disable_parallel_tool_use": true},
+            "thinking": {"type": "enabled", "budget_tokens": 1024},
+            "output_config": {"effort": "max", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+        });
+        let expected = json!({
+            "model": "m", "max_tokens": 9, "temperature": 0.5, "top_k": 4, "stream": true, "seed": 3,
+            "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}],
+            "stop": ["END"],
+            "tools": [{"type": "function", "function": {
+                "name": "look", "description": "D", "parameters": {"type": "object"}
+            }}],
+            "tool_choice": "required", "parallel_tool_calls": false,
+            "chat_template_kwargs": {"enable_thinking": true, "reasoning_effort": "xhigh"},
+            "response_format": {
+                "type": "json_schema", "json_schema": {"name": null, "schema": {"type": "object"}}
+            },
+        });
+        assert_eq!(chat(body), Ok(expected));
+    }
+
+    #[test]
+    fn what_cant_be_followed_is_refused_by_its_name() {
+        let message = json!([{"role": "user", "content": "U"}]);
+        for (fields, start) in [
+            (
+                json!({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
+                "tools[0].type: found",
+            ),
+            (json!({"tools": {}}), "tools: found an object"),
+            (json!({"mcp_servers": [{"url": "x"}]}), "mcp_servers: "),
+            (json!({"tool_choice": "auto"}), "tool_choice: found \"auto\", expected {\"type\""),
+            (json!({"tool_choice": {"type": "tool"}}), "tool_choice.name: is missing"),
+            (json!({"thinking": true}), "thinking: found true"),
+            (json!({"output_config": {"effort": 3}}), "output_config.effort: found 3"),
+            (json!({"output_config": {"format": {"type": "xml"}}}), "output_config.format: found"),
+            (json!({"system": 5}), "system: found a number"),
+        ] {
+            let mut body = json!({"messages": message});
+            body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            let error = chat(body).unwrap_err();
+            assert!(error.starts_with(start), "{fields}: {error}");
+        }
+        assert!(chat(json!([])).unwrap_err().starts_with("body: found an array"));
+    }
+
+    #[test]
+    fn faults_of_the_translation_have_the_clients_names() {
+        for (theirs, ours) in [
+            ("stop[1]", "stop_sequences[1]"),
+            ("stopped", "stopped"),
+            ("tools[2].function.name", "tools[2].name"),
+            ("tools[0].function.parameters", "tools[0].input_schema"),
+            ("tool_choice.function.name", "tool_choice.name"),
+            ("response_format.json_schema.schema", "output_config.format.schema"),
+            ("max_tokens", "max_tokens"),
+        ] {
+            assert_eq!(own_name(theirs), ours);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! In whose words errors are told: each API has its own form.
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::Response;
+use serde_json::Value;
+
+use super::error::ApiError;
+
+/// The forms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    LlamaServer,
+    OpenAi,
+    Anthropic,
+}
+
+/// OpenAI's routes as they are called without `/v1`; `/completions` is llama-server's own there.
+const OPENAI: [&str; 4] = ["/chat/", "/responses", "/embeddings", "/models"];
+
+impl Form {
+    /// That of errors at a path.
+    fn at(path: &str) -> Self {
+        match path {
+            path if path.starts_with("/v1/messages") => Self::Anthropic,
+            path if path.starts_with("/v1/") => Self::OpenAi,
+            path if OPENAI.iter().any(|start| path.starts_with(start)) => Self::OpenAi,
+            _ => Self::LlamaServer,
+        }
+    }
+
+    fn of(self, error: &ApiError) -> Value {
+        match self {
+            Self::LlamaServer => error.body(),
+            Self::OpenAi => error.openai_body(),
+            Self::Anthropic => error.anthropic_body(),
+        }
+    }
+}
+
+/// Tells errors in the form of the API that was asked.
+pub(super) async fn errors_in_their_form(request: Request, next: Next) -> Response {
+    let form = Form::at(request.uri().path());
+    let mut response = next.run(request).await;
+    match response.extensions_mut().remove::<ApiError>() {
+        Some(error) if form != Form::LlamaServer => {
+            let (mut parts, _) = response.into_parts();
+            parts.headers.remove(header::CONTENT_LENGTH);
+            Response::from_parts(parts, Body::from(form.of(&error).to_string()))
+        }
+        _ => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_api_has_its_form_under_each_of_its_names() {
+        for (path, form) in [
+            ("/v1/chat/completions", Form::OpenAi),
+            ("/chat/completions", Form::OpenAi),
+            ("/v1/completions", Form::OpenAi),
+            ("/completions", Form::LlamaServer),
+            ("/completion", Form::LlamaServer),
+            ("/embeddings", Form::OpenAi),
+            ("/embedding", Form::LlamaServer),
+            ("/models/x", Form::OpenAi),
+            ("/responses", Form::OpenAi),
+            ("/v1/messages", Form::Anthropic),
+            ("/v1/messages/count_tokens", Form::Anthropic),
+            ("/props", Form::LlamaServer),
+        ] {
+            assert_eq!(Form::at(path), form, "{path}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Responses as they are answered: whole, and as the events of a stream.
+
+use serde_json::{Map, Value, json};
+
+use crate::api::blocks::{Block, Blocks, Step, What};
+use crate::api::conversation::calls::Listener;
+use crate::api::error::ApiError;
+use crate::api::generation::Output;
+use crate::api::generations::Whole;
+use crate::api::llama_server::timings::{prompt_progress, so_far};
+use crate::api::openai::envelope::{Envelope, timings};
+use crate::api::request::Manner;
+use crate::api::stream::Dialect;
+use crate::engine::{FinishReason, Usage};
+
+/// What a response repeats of its request, and what is told beside it.
+#[derive(Debug)]
+pub(super) struct Settings {
+    repeated: Map<String, Value>,
+    timings_per_token: bool,
+    progress: bool,
+}
+
+impl Settings {
+    pub(super) fn new(body: &Value, manner: &Manner) -> Self {
+        let mut repeated = Map::new();
+        for (name, absent) in [
+            ("instructions", Value::Null),
+            ("max_output_tokens", Value::Null),
+            ("metadata", json!({})),
+            ("parallel_tool_calls", true.into()),
+            ("reasoning", json!({"effort": null, "summary": null})),
+            ("text", json!({"format": {"type": "text"}})),
+            ("tool_choice", "auto".into()),
+            ("tools", json!([])),
+        ] {
+            let given = body.get(name).filter(|value| !value.is_null());
+            repeated.insert(name.to_owned(), given.cloned().unwrap_or(absent));
+        }
+        for (name, value) in [("temperature", manner.sampling.temperature), ("top_p", manner.sampling.top_p)]
+        {
+            repeated.insert(name.to_owned(), value.into());
+        }
+        Self { repeated, timings_per_token: manner.timings_per_token, progress: manner.progress }
+    }
+}
+
+/// A response in the making.
+#[derive(Debug)]
+pub(super) struct ResponseReply {
+    envelope: Envelope,
+    settings: Settings,
+    blocks: Blocks,
+    /// Items that are whole, and the id of the one that is open.
+    output: Vec<Value>,
+    item: String,
+    /// Number of the next event.
+    sequence: u64,
+    end: Option<(FinishReason, Usage)>,
+}
+
+impl ResponseReply {
+    pub(super) fn new(envelope: Envelope, listener: Option<Listener>, settings: Settings) -> Self {
+        let blocks = Blocks::new(listener);
+        Self { envelope, settings, blocks, output: Vec::new(), item: String::new(), sequence: 0, end: None }
+    }
+
+    /// The response with what there is of it.
+    fn response(&self, end: Option<(FinishReason, Usage)>) -> Value {
+        let (status, details) = match end {
+            None => ("in_progress", Value::Null),
+            Some((reason, _)) if self.blocks.is_cut(reason) => {
+                ("incomplete", json!({"reason": "max_output_tokens"}))
+            }
+            Some(_) => ("completed", Value::Null),
+        };
+        let mut response = json!({
+            "id": self.envelope.id,
+            "object": "response",
+            "created_at": self.envelope.created,
+            "status": status,
+            "background": false,
+            "error": null,
+            "incomplete_details": details,
+            "model": self.envelope.model,
+            "output": self.output,
+            "previous_response_id": null,
+            "store": false,
+            "truncation": "disabled",
+            "usage": end.map(|(_, usage)| tokens(&usage)),
+        });
+        for (name, value) in &self.settings.repeated {
+            response[name] = value.clone();
+        }
+        if let Some(spokes) = &self.envelope.spokes {
+            response["spokes"] = spokes.clone();
+        }
+        response
+    }
+
+    fn event(&mut self, kind: &str, fields: Value) -> Value {
+        let mut event = json!({"type": kind, "sequence_number": self.sequence});
+        self.sequence += 1;
+        if let (Value::Object(event), Value::Object(fields)) = (&mut event, fields) {
+            event.extend(fields);
+        }
+        event
+    }
+
+    /// How far the prompt is read.
+    fn read(&mut self, tokens: u32, progress: Usage) -> Vec<Value> {
+        if !self.settings.progress {
+            return Vec::new();
+        }
+        let mut event = self.event("response.in_progress", json!({"response": self.response(None)}));
+        event["prompt_progress"] = prompt_progress(tokens, &progress);
+        if self.settings.timings_per_token {
+            event["timings"] = timings(&so_far(tokens, &progress));
+        }
+        vec![event]
+    }
+
+    /// The events of a step.
+    fn told(&mut self, step: Step) -> Vec<Value> {
+        let index = step.index;
+        match step.what {
+            What::Open(block) => {
+                self.item = new_id(&block);
+                let item = item(&self.item, &block, "in_progress");
+                let mut events = vec![
+                    self.event("response.output_item.added", json!({"output_index": index, "item": item})),
+                ];
+                if let Some(part) = part(&block) {
+                    let fields = self.place(index, json!({"content_index": 0, "part": part}));
+                    events.push(self.event("response.content_part.added", fields));
+                }
+                events
+            }
+            What::More(block) => {
+                let (name, said) = match block {
+                    Block::Thinking(text) => ("response.reasoning_text.delta", text),
+                    Block::Text(text) => ("response.output_text.delta", text),
+                    Block::Call { arguments, .. } => ("response.function_call_arguments.delta", arguments),
+                };
+                let mut fields = self.place(index, json!({"delta": said}));
+                if name == "response.output_text.delta" {
+                    fields["logprobs"] = json!([]);
+                }
+                if !name.starts_with("response.function") {
+                    fields["content_index"] = 0.into();
+                }
+                vec![self.event(name, fields)]
+            }
+            What::Close(block) => self.closed(index, &block),
+        }
+    }
+
+    fn closed(&mut self, index: usize, block: &Block) -> Vec<Value> {
+        let mut events = Vec::new();
+        let (name, mut fields) = match block {
+            Block::Thinking(text) => {
+                ("response.reasoning_text.done", json!({"content_index": 0, "text": text}))
+            }
+            Block::Text(text) => {
+                ("response.output_text.done", json!({"content_index": 0, "text": text, "logprobs": []}))
+            }
+            Block::Call { name, arguments, .. } => {
+                ("response.function_call_arguments.done", json!({"name": name, "arguments": arguments}))
+            }
+        };
+        fields = self.place(index, fields);
+        events.push(self.event(name, fields));
+        if let Some(part) = part(block) {
+            let fields = self.place(index, json!({"content_index": 0, "part": part}));
+            events.push(self.event("response.content_part.done", fields));
+        }
+        let item = item(&self.item, block, "completed");
+        self.output.push(item.clone());
+        events.push(self.event("response.output_item.done", json!({"output_index": index, "item": item})));
+        events
+    }
+
+    /// Fields with the place of the open item.
+    fn place(&self, index: usize, mut fields: Value) -> Value {
+        fields["item_id"] = self.item.clone().into();
+        fields["output_index"] = index.into();
+        fields
+    }
+}
+
+impl Dialect for ResponseReply {
+    const DONE: bool = false;
+    const NAMED: bool = true;
+
+    fn reply(mut self, answers: Vec<Whole>) -> Value {
+        let whole = answers.into_iter().next().unwrap_or_default();
+        let end = whole.ended();
+        let blocks = self.blocks.of(whole);
+        self.output = blocks.iter().map(|block| item(&new_id(block), block, "completed")).collect();
+        let mut response = self.response(Some(end));
+        response["timings"] = timings(&end.1);
+        response
+    }
+
+    fn begin(&mut self) -> Vec<Value> {
+        let response = json!({"response": self.response(None)});
+        vec![self.event("response.created", response.clone()), self.event("response.in_progress", response)]
+    }
+
+    fn output(&mut self, _: usize, output: Output, progress: Option<Usage>) -> Vec<Value> {
+        let progress = progress.unwrap_or_default();
+        let mut events = match &output {
+            Output::Started => self.read(progress.cached_tokens, progress),
+            Output::Read(tokens) => self.read(*tokens, progress),
+            Output::End(reason, usage, _) => {
+                self.end = Some((*reason, *usage));
+                Vec::new()
+            }
+            Output::Answer(_) | Output::Reasoning(_) => Vec::new(),
+        };
+        let timed = self.settings.timings_per_token && self.end.is_none();
+        for step in self.blocks.take(output) {
+            let is_said = matches!(step.what, What::More(_));
+            let mut told = self.told(step);
+            if timed && is_said {
+                told.iter_mut().for_each(|event| event["timings"] = timings(&progress));
+            }
+            events.extend(told);
+        }
+        events
+    }
+
+    fn end(&mut self) -> Vec<Value> {
+        let end = self.end.unwrap_or((FinishReason::Stop, Usage::default()));
+        let name = if self.blocks.is_cut(end.0) { "response.incomplete" } else { "response.completed" };
+        let mut event = self.event(name, json!({"response": self.response(Some(end))}));
+        event["timings"] = timings(&end.1);
+        vec![event]
+    }
+
+    fn error(error: &ApiError) -> Value {
+        let body = error.openai_body();
+        let of = |name: &str| body["error"][name].clone();
+        json!({"type": "error", "code": of("type"), "message": of("message"), "param": of("param")})
+    }
+}
+
+/// `usage`.
+fn tokens(usage: &Usage) -> Value {
+    json!({
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    })
+}
+
+fn new_id(block: &Block) -> String {
+    let prefix = match block {
+        Block::Thinking(_) => "rs",
+        Block::Text(_) => "msg",
+        Block::Call { .. } => "fc",
+    };
+    format!("{prefix}_{:032x}", rand::random::<u128>())
+}
+
+/// The part of an item's content that a block is; a call has none.
+fn part(block: &Block) -> Option<Value> {
+    match block {
+        Block::Thinking(text) => Some(json!({"type": "reasoning_text", "text": text})),
+        Block::Text(text) => {
+            Some(json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []}))
+        }
+        Block::Call { .. } => None,
+    }
+}
+
+/// A block as an item; one that has just begun has no content yet.
+fn item(id: &str, block: &Block, status: &str) -> Value {
+    let content: Vec<Value> = part(block).into_iter().filter(|_| status == "completed").collect();
+    match block {
+        Block::Thinking(_) => {
+            json!({"id": id, "type": "reasoning", "summary": [], "content": content, "status": status})
+        }
+        Block::Text(_) => {
+            json!({"id": id, "type": "message", "role": "assistant", "content": content, "status": status})
+        }
+        Block::Call { id: call_id, name, arguments } => json!({
+            "id": id, "type": "function_call", "call_id": call_id, "name": name, "arguments": arguments,
+            "status": status,
+        }),
+    }
+}

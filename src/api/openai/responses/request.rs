@@ -1,0 +1,238 @@
+//! A body of the Responses API becomes one of chat. Fields that mean the same in both go over as they are.
+
+use serde_json::{Map, Value, json};
+
+use super::input::messages;
+use crate::api::error::ApiError;
+use crate::api::json::{JsonBody, kind, short};
+
+/// Fields that are translated, or that say nothing about the answer.
+const OWN: [&str; 19] = [
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "tools",
+    "tool_choice",
+    "text",
+    "reasoning",
+    "store",
+    "include",
+    "metadata",
+    "user",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "service_tier",
+    "truncation",
+    "max_tool_calls",
+    "logprobs",
+    "confidence",
+];
+
+/// Fields that ask for what isn't kept or done here, and what to do instead.
+const REFUSED: [(&str, &str); 5] = [
+    ("previous_response_id", "no response is kept: send the whole conversation as input"),
+    ("conversation", "no conversation is kept: send it whole as input"),
+    ("prompt", "no prompt is kept: send it as instructions and input"),
+    ("background", "a response is answered at once: leave it out or send false"),
+    ("top_logprobs", "use /v1/chat/completions"),
+];
+
+/// The body in chat's words.
+pub(super) fn translate(body: &Value) -> Result<JsonBody, ApiError> {
+    let Value::Object(fields) = body else {
+        return Err(ApiError::field("body", format!("found {}, expected an object", kind(body))));
+    };
+    let given = |name: &str| fields.get(name).filter(|value| !value.is_null());
+    for (field, instead) in REFUSED {
+        let nothing = |value: &&Value| **value == Value::Bool(false) || value.as_u64() == Some(0);
+        if let Some(value) = given(field).filter(|value| !nothing(value)) {
+            let message = format!("{} is not supported here: {instead}", short(value));
+            return Err(ApiError::field(field, message));
+        }
+    }
+    if let Some(truncation) = given("truncation").filter(|truncation| *truncation != "disabled") {
+        let message = format!("{} is not supported here: no part of input is left out", short(truncation));
+        return Err(ApiError::field("truncation", message));
+    }
+    let logprobs = |entry: &Value| *entry == "message.output_text.logprobs";
+    if given("include").and_then(Value::as_array).is_some_and(|entries| entries.iter().any(logprobs)) {
+        let message = "message.output_text.logprobs is not supported here: use /v1/chat/completions";
+        return Err(ApiError::field("include", message));
+    }
+    let mut chat: Map<String, Value> = fields
+        .iter()
+        .filter(|(name, _)| !OWN.contains(&name.as_str()))
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect();
+    let mut all = Vec::new();
+    if let Some(instructions) = given("instructions") {
+        let text = instructions.as_str().ok_or_else(|| {
+            ApiError::field("instructions", format!("found {}, expected a string", kind(instructions)))
+        })?;
+        all.push(json!({"role": "system", "content": text}));
+    }
+    all.extend(messages(given("input"))?);
+    chat.insert("messages".to_owned(), all.into());
+    for (ours, theirs) in [("max_output_tokens", "max_completion_tokens")] {
+        if let Some(value) = given(ours) {
+            chat.insert(theirs.to_owned(), value.clone());
+        }
+    }
+    if let Some(tools) = given("tools") {
+        chat.insert("tools".to_owned(), tools_of(tools)?);
+    }
+    if let Some(choice) = given("tool_choice") {
+        chat.insert("tool_choice".to_owned(), tool_choice(choice)?);
+    }
+    if let Some(effort) = given("reasoning").and_then(|reasoning| reasoning.get("effort")) {
+        chat.insert("reasoning_effort".to_owned(), effort.clone());
+    }
+    if let Some(text) = given("text") {
+        if let Some(format) = text.get("format").filter(|format| !format.is_null()) {
+            chat.insert("response_format".to_owned(), response_format(format)?);
+        }
+        if let Some(verbosity) = text.get("verbosity") {
+            chat.insert("verbosity".to_owned(), verbosity.clone());
+        }
+    }
+    Ok(JsonBody(Value::Object(chat)))
+}
+
+/// Functions; OpenAI's own tools are of other types.
+fn tools_of(written: &Value) -> Result<Value, ApiError> {
+    let Value::Array(tools) = written else {
+        return Err(ApiError::field("tools", format!("found {}, expected an array", kind(written))));
+    };
+    let tool = |(index, tool): (usize, &Value)| {
+        let found = tool.get("type");
+        if found.is_none_or(|kind| kind != "function") {
+            let found = found.map_or_else(|| "nothing".to_owned(), short);
+            let message = format!("found {found}, expected \"function\": no other tool can be called here");
+            return Err(ApiError::field(format!("tools[{index}].type"), message));
+        }
+        let mut function = tool.as_object().cloned().unwrap_or_default();
+        function.shift_remove("type");
+        Ok(json!({"type": "function", "function": function}))
+    };
+    tools.iter().enumerate().map(tool).collect()
+}
+
+fn tool_choice(written: &Value) -> Result<Value, ApiError> {
+    match (written, written.get("type").and_then(Value::as_str)) {
+        (Value::String(_), _) => Ok(written.clone()),
+        (_, Some("function")) => {
+            let name = written.get("name").cloned().unwrap_or_default();
+            Ok(json!({"type": "function", "function": {"name": name}}))
+        }
+        _ => {
+            let expected = r#"expected "none", "auto", "required" or {"type": "function", "name": ...}"#;
+            Err(ApiError::field("tool_choice", format!("found {}, {expected}", short(written))))
+        }
+    }
+}
+
+/// A format's fields stand in it, without the object that chat has around them.
+fn response_format(written: &Value) -> Result<Value, ApiError> {
+    match written.get("type").and_then(Value::as_str) {
+        Some("json_schema") => {
+            let mut schema = written.as_object().cloned().unwrap_or_default();
+            schema.shift_remove("type");
+            Ok(json!({"type": "json_schema", "json_schema": schema}))
+        }
+        Some(_) => Ok(written.clone()),
+        None => Err(ApiError::field("text.format.type", "is missing")),
+    }
+}
+
+/// The name under which a client of this API knows a field of chat's.
+pub(super) fn own_name(field: &str) -> String {
+    let renamed = [
+        ("response_format.json_schema", "text.format"),
+        ("response_format", "text.format"),
+        ("max_completion_tokens", "max_output_tokens"),
+        ("reasoning_effort", "reasoning.effort"),
+        ("verbosity", "text.verbosity"),
+        ("tool_choice.function.name", "tool_choice.name"),
+        ("messages", "input"),
+    ];
+    for (theirs, ours) in renamed {
+        match field.strip_prefix(theirs) {
+            // Items are not messages one by one: the place would be wrong.
+            Some(_) if theirs == "messages" => return ours.to_owned(),
+            Some(rest) if rest.is_empty() || rest.starts_with(['[', '.']) => return format!("{ours}{rest}"),
+            _ => {}
+        }
+    }
+    if field.starts_with("tools[") { field.replace(".function", "") } else { field.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(body: Value) -> Result<Value, String> {
+        translate(&body).map(|body| body.0).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_means_the_same_goes_over_and_the_rest_is_translated() {
+        let body = json!({
+            "model": "m", "instructions": "S", "input": "U", "max_output_tokens": 9, "temperature": 0.5,
+            "store": false, "include": ["reasoning.encrypted_content"], "truncation": "disabled", "background": false,
+            "previous_response_id": null, "top_logprobs": 0,
+            "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": true}],
+            "tool_choice": {"type": "function", "name": "f"}, "reasoning": {"effort": "low", "summary": "auto"},
+            "text": {"format": {"type": "json_schema", "name": "n", "strict": true, "schema": {}}, "verbosity": "medium"},
+        });
+        let expected = json!({
+            "model": "m", "temperature": 0.5, "background": false, "previous_response_id": null, "top_logprobs": 0,
+            "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}],
+            "max_completion_tokens": 9,
+            "tools": [{
+                "type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": true}
+            }],
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "reasoning_effort": "low",
+            "response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": {}}},
+            "verbosity": "medium",
+        });
+        assert_eq!(chat(body), Ok(expected));
+    }
+
+    #[test]
+    fn what_cant_be_followed_is_refused_by_its_name() {
+        for (fields, start) in [
+            (json!({"previous_response_id": "resp_1"}), "previous_response_id: \"resp_1\" is not supported"),
+            (json!({"conversation": "conv_1"}), "conversation: "),
+            (json!({"prompt": {"id": "p"}}), "prompt: "),
+            (json!({"background": true}), "background: "),
+            (json!({"top_logprobs": 3}), "top_logprobs: 3"),
+            (json!({"include": ["message.output_text.logprobs"]}), "include: "),
+            (json!({"truncation": "auto"}), "truncation: "),
+            (json!({"instructions": 5}), "instructions: found a number"),
+            (json!({"tools": [{"type": "web_search"}]}), "tools[0].type: found \"web_search\""),
+            (json!({"tool_choice": {"type": "web_search"}}), "tool_choice: found"),
+            (json!({"text": {"format": {}}}), "text.format.type: is missing"),
+        ] {
+            let mut body = json!({"input": "U"});
+            body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            let error = chat(body).unwrap_err();
+            assert!(error.starts_with(start), "{fields}: {error}");
+        }
+    }
+
+    #[test]
+    fn faults_of_the_translation_have_the_clients_names() {
+        for (theirs, ours) in [
+            ("response_format.json_schema.schema", "text.format.schema"),
+            ("max_completion_tokens", "max_output_tokens"),
+            ("reasoning_effort", "reasoning.effort"),
+            ("messages[3].content", "input"),
+            ("tools[1].function.name", "tools[1].name"),
+            ("temperature", "temperature"),
+        ] {
+            assert_eq!(own_name(theirs), ours);
+        }
+    }
+}
