@@ -134,6 +134,8 @@ impl Hub {
             draft: model.draft,
             force: true,
             own_memory: true,
+            cache_memory: model.cache_memory.map(|size| size.as_u64()),
+            prepare_constraints: true,
         }));
         Self::join(settings, engine, door, state)
     }

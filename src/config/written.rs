@@ -53,6 +53,7 @@ pub(super) struct Model {
     pub(super) path: Option<Spanned<String>>,
     pub(super) id: Option<Spanned<String>>,
     pub(super) context: Option<Spanned<i64>>,
+    pub(super) cache_memory: Option<Spanned<String>>,
     pub(super) lanes: Option<Spanned<i64>>,
     pub(super) threads: Option<Spanned<i64>>,
     pub(super) cached_sequences: Option<Spanned<i64>>,
