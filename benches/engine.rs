@@ -29,6 +29,8 @@ fn start(lanes: u32) -> LlamaEngine {
         draft: true,
         force: true,
         own_memory: true,
+        cache_memory: None,
+        prepare_constraints: false,
     });
     let mut health = engine.health();
     loop {

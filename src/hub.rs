@@ -147,6 +147,8 @@ impl Hub {
             draft: model.draft,
             force: true,
             own_memory: true,
+            cache_memory: model.cache_memory.map(|size| size.as_u64()),
+            prepare_constraints: true,
         };
         let engine = Arc::new(LlamaEngine::start_with(engine, computing));
         Self::join(settings, engine, door, state)

@@ -102,6 +102,8 @@ pub struct ModelSettings {
     pub chat_template: Option<PathBuf>,
     /// Tokens that one request may use, prompt and answer; the model's own limit unless given.
     pub context: Option<u32>,
+    /// Memory that keys and values of all sequences may take; half of what is there unless given.
+    pub cache_memory: Option<ByteSize>,
     /// Requests that are answered at the same time.
     pub lanes: u32,
     /// CPU threads.
@@ -202,6 +204,9 @@ impl Settings {
                 context: model
                     .context
                     .map(|given| check.whole("model.context", Some(given), 16..=1 << 20, 16)),
+                cache_memory: model.cache_memory.map(|given| {
+                    check.size("model.cache_memory", Some(given), ByteSize::gib(1), 1 << 20..=1 << 50)
+                }),
                 lanes,
                 threads: check.whole("model.threads", model.threads, 1..=1024, processors()),
                 cached_sequences: check.whole("model.cached_sequences", model.cached_sequences, 0..=spare, 0),

@@ -58,6 +58,7 @@ pub(super) struct Model {
     pub(super) tags: Option<Vec<Spanned<String>>>,
     pub(super) chat_template: Option<Spanned<String>>,
     pub(super) context: Option<Spanned<i64>>,
+    pub(super) cache_memory: Option<Spanned<String>>,
     pub(super) lanes: Option<Spanned<i64>>,
     pub(super) threads: Option<Spanned<i64>>,
     pub(super) cached_sequences: Option<Spanned<i64>>,

@@ -125,6 +125,7 @@ impl<'a> Embedder<'a> {
         let settings = ContextSettings {
             tokens: limit,
             batch: PART as u32,
+            outputs: PART as u32,
             sequences: 1,
             threads: settings.threads,
             kernels,

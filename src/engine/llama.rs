@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
-use super::compiler::{Compiled, Compiler};
+use super::compiler::{Compiler, Index};
 use super::computing::Computing;
 use super::constraint::STACK;
 use super::spokes;
@@ -39,6 +39,9 @@ pub struct LlamaSettings {
     pub queue: u32,
     /// Tokens of the requests that wait, estimated, prompts and answers; one may always wait alone.
     pub queue_tokens: u64,
+    /// Bytes that keys and values of all sequences may take; half of the memory that is there
+    /// unless given.
+    pub cache_memory: Option<u64>,
     /// CPU threads.
     pub threads: u32,
     /// Sequences beside those of the lanes whose keys and values are kept for later requests.
@@ -48,8 +51,11 @@ pub struct LlamaSettings {
     /// Whether tokens that a constraint dictates are taken without asking the model. Off only to measure what it brings.
     pub force: bool,
     /// Whether weights go into memory of the engine's own, in huge pages, where there is plenty, instead of into the file's
-    /// pages, which processes share and the system takes back.
+    /// pages, which processes share and the system takes back. Only where that makes it faster.
     pub own_memory: bool,
+    /// Whether what constraints need is made as soon as the model is loaded, instead of with the
+    /// first of them.
+    pub prepare_constraints: bool,
 }
 
 /// llama.cpp behind [`Engine`]. Dropping it stops its thread without draining.
@@ -120,15 +126,15 @@ impl LlamaEngine {
         let (sender, health) = watch::channel(loading);
         let (lanes, queue, queue_tokens) = (settings.lanes.max(1), settings.queue, settings.queue_tokens);
         let (context, path) = (settings.context, settings.path.clone());
-        let compiled = Compiled::default();
-        let tell = Arc::clone(&compiled);
+        let index = Arc::<Index>::default();
+        let tell = Arc::clone(&index);
         thread::Builder::new()
             .name("engine".to_owned())
             .stack_size(STACK)
             .spawn(move || worker::run(&settings, &receiver, &sender, &tell, &computing))
             .expect("the system starts a thread");
         let way = Way { commands, health };
-        let compiler = Compiler::start(way.clone(), compiled);
+        let compiler = Compiler::start(way.clone(), index);
         Self { way, compiler, path, load: Arc::default(), lanes, queue, queue_tokens, context }
     }
 

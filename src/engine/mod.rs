@@ -3,6 +3,7 @@
 pub mod backend;
 mod batching;
 mod cache;
+mod cache_memory;
 mod compiler;
 mod computing;
 mod constraint;

@@ -9,22 +9,24 @@ use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use super::{EngineError, Prompt, Segment};
 
 /// What a token is to the engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token {
     /// Text (which may be part of a character).
-    Text(Vec<u8>),
+    Text,
     /// Ends an answer.
     End,
     /// A marker without text; never part of an answer.
     Control,
 }
 
-/// All tokens by id.
-#[derive(Debug, Clone)]
+/// All tokens by id. There may be hundreds of thousands: their bytes stand in one piece of memory.
+#[derive(Debug)]
 pub struct Vocabulary {
     tokens: Vec<Token>,
-    /// Names of tokens that are not text, for the trie.
-    names: Vec<Vec<u8>>,
+    /// Bytes of all tokens, of those that are not text their names, one after the other.
+    names: Vec<u8>,
+    /// Where the bytes of each end.
+    ends: Vec<u32>,
     end: u32,
     /// Bytes of the longest token; `None` where a text may have bytes that no token stands for.
     longest: Option<u64>,
@@ -34,46 +36,45 @@ impl Vocabulary {
     /// The vocabulary of a loaded model.
     pub fn of(model: &LlamaModel) -> Self {
         let vocab = model.vocab();
-        let mut tokens = Vec::new();
-        let mut names = Vec::new();
-        for id in vocab.tokens() {
+        let mut piece = Vec::with_capacity(256);
+        let token = |id| {
             let attributes = vocab.attr(id);
             let hidden = attributes.contains(LlamaTokenAttr::Control)
                 || attributes.contains(LlamaTokenAttr::Unknown)
                 || attributes.contains(LlamaTokenAttr::Unused);
-            let piece = vocab.token_to_piece(id, true, None);
-            tokens.push(if vocab.is_eog(id) {
+            piece.clear();
+            vocab.token_to_piece_into(id, &mut piece, true, None);
+            let token = if vocab.is_eog(id) {
                 Token::End
             } else if hidden || piece.is_empty() {
                 Token::Control
             } else {
-                Token::Text(piece.clone())
-            });
-            names.push(piece);
-        }
+                Token::Text
+            };
+            (token, piece.clone())
+        };
         let end =
             [vocab.eot(), vocab.eos()].into_iter().find(|id| id.0 >= 0).map_or(0, |id| id.0.cast_unsigned());
-        Self::from_parts(tokens, names, end)
+        Self::from_parts(vocab.tokens().map(token), end)
     }
 
-    fn from_parts(tokens: Vec<Token>, names: Vec<Vec<u8>>, end: u32) -> Self {
-        let mut single = [false; 256];
-        for token in &tokens {
-            if let Token::Text(bytes) = token
-                && let [byte] = bytes[..]
-            {
-                single[usize::from(byte)] = true;
+    fn from_parts(all: impl Iterator<Item = (Token, Vec<u8>)>, end: u32) -> Self {
+        let (mut tokens, mut names, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut single, mut longest) = ([false; 256], 0);
+        for (token, name) in all {
+            if let (Token::Text, [byte]) = (token, &name[..]) {
+                single[usize::from(*byte)] = true;
             }
+            longest = longest.max(name.len() as u64);
+            tokens.push(token);
+            names.extend(name);
+            ends.push(u32::try_from(names.len()).expect("a vocabulary has less than 4 GiB of text"));
         }
+        names.shrink_to_fit();
         // The others are in no text.
         let spells_all =
             (0..=0xF4).filter(|byte| !matches!(byte, 0xC0 | 0xC1)).all(|byte: usize| single[byte]);
-        let length = |(token, name): (&Token, &Vec<u8>)| match token {
-            Token::Text(bytes) => bytes.len().max(name.len()) as u64,
-            Token::End | Token::Control => name.len() as u64,
-        };
-        let longest = tokens.iter().zip(&names).map(length).max().filter(|_| spells_all);
-        Self { tokens, names, end, longest }
+        Self { tokens, names, ends, end, longest: spells_all.then_some(longest) }
     }
 
     /// Tokens that a prompt has at least, as its bytes tell without a look at them; 0 if they can't. White space counts for
@@ -94,18 +95,17 @@ impl Vocabulary {
     /// A token's part of the text: nothing for those that are not text.
     pub fn bytes(&self, id: u32) -> &[u8] {
         match self.token(id) {
-            Token::Text(bytes) => bytes,
+            Token::Text => self.name(id),
             Token::End | Token::Control => &[],
         }
     }
 
     /// A token's bytes; of one that is not text, its name.
     pub fn name(&self, id: u32) -> &[u8] {
-        match self.tokens.get(id as usize) {
-            Some(Token::Text(bytes)) => bytes,
-            Some(Token::End | Token::Control) => &self.names[id as usize],
-            None => &[],
-        }
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.names[start as usize..end as usize]
     }
 
     /// The bytes of these tokens, of those that are not text their names.
@@ -133,16 +133,12 @@ impl Vocabulary {
 
     /// The trie over all tokens, with greedy (longest token first) tokenisation.
     pub fn token_env(&self) -> TokEnv {
-        let words: Vec<Vec<u8>> = self
-            .tokens
-            .iter()
-            .zip(&self.names)
-            .map(|(token, name)| match token {
-                Token::Text(bytes) => bytes.clone(),
-                // The marker byte keeps them out of reach of any text.
-                Token::End | Token::Control => [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_slice()].concat(),
-            })
-            .collect();
+        let word = |id: u32| match self.token(id) {
+            Token::Text => self.name(id).to_vec(),
+            // The marker byte keeps them out of reach of any text.
+            Token::End | Token::Control => [&[TokTrie::SPECIAL_TOKEN_MARKER], self.name(id)].concat(),
+        };
+        let words: Vec<Vec<u8>> = (0..self.tokens.len() as u32).map(word).collect();
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, self.end), &words);
         let mut ends = vec![self.end];
         ends.extend(self.end_tokens().into_iter().filter(|&id| id != self.end));
@@ -253,12 +249,12 @@ pub(super) mod tests {
 
     /// All bytes, then the given texts, then an end token and a control token.
     pub(crate) fn vocabulary(texts: &[&str]) -> Vocabulary {
-        let mut tokens: Vec<Token> = (0..=255u8).map(|byte| Token::Text(vec![byte])).collect();
-        tokens.extend(texts.iter().map(|text| Token::Text(text.as_bytes().to_vec())));
+        let mut tokens: Vec<_> = (0..=255u8).map(|byte| (Token::Text, vec![byte])).collect();
+        tokens.extend(texts.iter().map(|text| (Token::Text, text.as_bytes().to_vec())));
         let end = tokens.len() as u32;
-        tokens.extend([Token::End, Token::Control]);
-        let names = (0..tokens.len()).map(|id| format!("<|{id}|>").into_bytes()).collect();
-        Vocabulary::from_parts(tokens, names, end)
+        let marker = |token, id| (token, format!("<|{id}|>").into_bytes());
+        tokens.extend([marker(Token::End, end), marker(Token::Control, end + 1)]);
+        Vocabulary::from_parts(tokens.into_iter(), end)
     }
 
     #[test]
@@ -278,10 +274,17 @@ pub(super) mod tests {
         assert_eq!(least(&[Segment::plain("x".repeat(70)), Segment::ids(vec![1, 2])]), 12);
         assert_eq!(least(&[Segment::plain(" \n".repeat(70)), Segment::markup("x")]), 1);
         // Where bytes can be lost, their number says nothing.
-        let tokens: Vec<Token> = (b'a'..=b'z').map(|byte| Token::Text(vec![byte])).collect();
-        let names = vec![Vec::new(); tokens.len()];
-        let poor = Vocabulary::from_parts(tokens, names, 0);
+        let letters = (b'a'..=b'z').map(|byte| (Token::Text, vec![byte]));
+        let poor = Vocabulary::from_parts(letters, 0);
         assert_eq!(poor.least_tokens(&vec![Segment::plain("é".repeat(900))]), 0);
+    }
+
+    #[test]
+    fn each_token_has_its_own_bytes() {
+        let vocabulary = vocabulary(&["the", "", "é"]);
+        assert_eq!([256, 257, 258].map(|id| vocabulary.bytes(id)), [&b"the"[..], b"", "é".as_bytes()]);
+        assert_eq!((vocabulary.bytes(0), vocabulary.name(259)), (&[0u8][..], &b"<|259|>"[..]));
+        assert_eq!((vocabulary.bytes(259), vocabulary.name(9_999)), (&[][..], &[][..]));
     }
 
     #[test]

@@ -13,11 +13,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::backend::backend;
-use super::batching::{Entry, Lanes};
-use super::compiler::Compiled;
+use super::batching::{Entry, Lanes, room};
+use super::cache_memory::available;
+use super::compiler::Index;
 use super::computing::{Computing, ComputingReport};
-use super::constraint::{Grammars, Shape};
+use super::constraint::Shape;
 use super::embedding::{Embedder, Embedding};
+use super::ffi::has_product;
 use super::heart::{BEAT, Heart};
 use super::kernels::Kernels;
 use super::kernels::felix;
@@ -29,7 +31,8 @@ use super::{
     Embeddings, EngineError, EngineState, Event, Generate, Health, ModelInfo, Prompt, Query, Reply,
     SpokeChange, Usage,
 };
-use crate::gguf::{Gguf, check_model};
+use crate::allocator;
+use crate::gguf::{GgmlType, Gguf, check_model};
 
 /// What the thread is asked.
 pub enum Command {
@@ -96,11 +99,12 @@ pub fn run(
     settings: &LlamaSettings,
     commands: &Receiver<Command>,
     health: &watch::Sender<Health>,
-    compiled: &Compiled,
+    index: &Arc<Index>,
     computing: &Computing,
 ) {
     let set_state = |state| health.send_modify(|health| health.state = state);
-    match serve(settings, commands, health, compiled, computing) {
+    let _waiting = Waited(index);
+    match serve(settings, commands, health, index, computing) {
         Ok(()) => {
             set_state(EngineState::Stopped);
             refuse_rest(commands, &EngineError::Stopped);
@@ -110,6 +114,15 @@ pub fn run(
             set_state(EngineState::Failed(reason.clone()));
             refuse_rest(commands, &EngineError::Model(reason));
         }
+    }
+}
+
+/// However the thread ends, nobody waits for a vocabulary that will not come.
+struct Waited<'a>(&'a Index);
+
+impl Drop for Waited<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
     }
 }
 
@@ -136,36 +149,43 @@ fn serve(
     settings: &LlamaSettings,
     commands: &Receiver<Command>,
     health: &watch::Sender<Health>,
-    compiled: &Compiled,
+    index: &Arc<Index>,
     computing: &Computing,
 ) -> Result<(), String> {
     let began = Instant::now();
     // In a process of its own, while the weights are read here.
     let choosing = computing.choose(&settings.path);
     let model = load(&settings.path, settings.own_memory)?;
-    let vocabulary = Vocabulary::of(&model);
-    let mut info = ModelInfo { end_tokens: vocabulary.end_tokens(), ..describe(&model, settings)? };
-    let grammars = Arc::new(Grammars::new(&vocabulary.token_env()).map_err(|e| e.to_string())?);
-    compiled.set(Arc::clone(&grammars)).expect("an engine is served once");
+    let read_ms = began.elapsed().as_millis();
+    let vocabulary = Arc::new(Vocabulary::of(&model));
+    let vocabulary_ms = began.elapsed().as_millis() - read_ms;
+    let context = room(&model, settings)?;
+    let mut info = ModelInfo { end_tokens: vocabulary.end_tokens(), ..describe(&model, settings, context)? };
     let kernels;
     (kernels, info.computing) = choosing.chosen()?;
-    let lanes = Lanes::new(&model, settings, info.n_ctx, kernels)?;
+    let lanes = Lanes::new(&model, settings, context, kernels)?;
+    allocator::give_back();
     tracing::info!(
         name = info.name,
-        context = info.n_ctx,
+        context,
         lanes = settings.lanes,
         ms = began.elapsed().as_millis(),
+        read_ms,
+        vocabulary_ms,
         "model loaded"
     );
-    let context = info.n_ctx;
     health.send_modify(|health| health.state = EngineState::Ready(Arc::new(info)));
+    index.tell(&vocabulary);
+    if settings.prepare_constraints {
+        index.prepare();
+    }
     let mut worker = Worker {
         settings,
         model: &model,
         context,
         kernels,
         vocabulary,
-        grammars,
+        index: Arc::clone(index),
         lanes,
         embedder: None,
         embeddings: VecDeque::new(),
@@ -186,22 +206,24 @@ pub fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
     if path.to_str().is_none() {
         return Err(format!("{}: a path that isn't UTF-8 can't be given to llama.cpp", path.display()));
     }
-    // Memory of its own can be in huge pages, which a file's can't: a token reads all weights, and looks each page up.
     let bytes = fs_err::metadata(path).map_err(|e| e.to_string())?.len();
-    let own = own_memory && available_memory().is_some_and(|available| bytes <= available / 2);
+    let own = own_memory && pays(&file) && available().is_some_and(|available| bytes <= available / 2);
+    drop(file);
     let params = LlamaModelParams::default().with_use_mmap(!own);
     LlamaModel::load_from_file(backend(), path, &params)
         .map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
 }
 
-/// Bytes that programs can still have, as Linux estimates them.
-fn available_memory() -> Option<u64> {
-    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+/// Whether weights are quicker in memory of their own, which can be in huge pages, as a file's can't:
+/// looking up small pages is an eighth of the time that our kernels take to read them. No others are
+/// put into huge pages (`ffi/rewrite/pages.rs`), so a good part of them must be our kernels'.
+fn pays(file: &Gguf) -> bool {
+    let all = |q8: bool| file.tensors().iter().filter(move |t| !q8 || t.kind == GgmlType::Q8_0);
+    let bytes = |q8: bool| all(q8).map(|tensor| tensor.bytes).sum::<u64>();
+    has_product() && bytes(true) >= bytes(false) / 4
 }
 
-fn describe(model: &LlamaModel, settings: &LlamaSettings) -> Result<ModelInfo, String> {
+fn describe(model: &LlamaModel, settings: &LlamaSettings, n_ctx: u32) -> Result<ModelInfo, String> {
     let text = |key: &str| model.meta_val_str(key).ok().filter(|text| !text.is_empty());
     let vocab = model.vocab();
     let marker = |id: LlamaToken| match id.0 {
@@ -209,15 +231,14 @@ fn describe(model: &LlamaModel, settings: &LlamaSettings) -> Result<ModelInfo, S
         _ => String::new(),
     };
     let stem = || settings.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let n_ctx_train = model.n_ctx_train();
     Ok(ModelInfo {
         name: text("general.name").unwrap_or_else(stem),
         architecture: text("general.architecture").unwrap_or_default(),
         parameters: model.n_params(),
         bytes: fs_err::metadata(&settings.path).map_err(|e| e.to_string())?.len(),
         n_embd: model.n_embd().unsigned_abs(),
-        n_ctx: settings.context.unwrap_or(n_ctx_train).max(2),
-        n_ctx_train,
+        n_ctx,
+        n_ctx_train: model.n_ctx_train(),
         n_vocab: model.n_vocab().unsigned_abs(),
         chat_template: text("tokenizer.chat_template"),
         bos_token: marker(vocab.bos()),
@@ -239,8 +260,8 @@ struct Worker<'a> {
     model: &'a LlamaModel,
     context: u32,
     kernels: Kernels,
-    vocabulary: Vocabulary,
-    grammars: Arc<Grammars>,
+    vocabulary: Arc<Vocabulary>,
+    index: Arc<Index>,
     lanes: Lanes<'a>,
     embedder: Option<Embedder<'a>>,
     /// Texts to embed, those whose turn it is in front.
@@ -282,7 +303,7 @@ impl<'a> Worker<'a> {
             self.waiting.retain(|waiting| !waiting.events.is_closed());
             self.lanes.drop_cancelled();
             self.admit();
-            self.lanes.step(&self.vocabulary, &self.grammars, &self.heart);
+            self.lanes.step(&self.vocabulary, self.index.get().map(AsRef::as_ref), &self.heart);
             self.embed();
             self.free_spokes();
             self.beat();
@@ -370,9 +391,15 @@ impl<'a> Worker<'a> {
         }
         let room = self.context - tokens;
         let budget = request.max_tokens.map_or(room, |given| given.min(room)) as usize;
-        let shape =
-            shape.or_else(|| request.constraint.as_ref().map(|c| self.grammars.shape(c))).transpose()?;
-        let session = shape.map(|shape| self.grammars.begin(*shape));
+        let session = match (shape, &request.constraint) {
+            (Some(shape), _) => Some(self.index.grammars()?.begin(*shape?)),
+            // Accepted while the engine was about to stop.
+            (None, Some(constraint)) => {
+                let grammars = self.index.grammars()?;
+                Some(grammars.begin(*grammars.shape(constraint)?))
+            }
+            (None, None) => None,
+        };
         let placement = self.lanes.placement(&prompt, spokes.origin, request.cache);
         let queued_ms = queued.elapsed().as_secs_f64() * 1e3;
         let cached_tokens = placement.known as u32;

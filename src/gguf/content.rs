@@ -5,6 +5,9 @@ use sha2::{Digest as _, Sha256};
 use super::{GgmlType, Gguf, GgufError};
 use crate::digest::Digest;
 
+/// Bytes that are read at a time.
+const PART: usize = 1 << 20;
+
 /// Hashes tensors in the order of their names: name, dimensions, type and data of each.
 #[derive(Debug, Default)]
 pub struct TensorHasher(Sha256);
@@ -12,6 +15,12 @@ pub struct TensorHasher(Sha256);
 impl TensorHasher {
     /// Adds a tensor. The caller goes by names in ascending order.
     pub fn add(&mut self, name: &str, dims: &[u64], kind: GgmlType, bytes: &[u8]) {
+        self.begin(name, dims, kind, bytes.len() as u64);
+        self.0.update(bytes);
+    }
+
+    /// Begins a tensor of so many bytes, which follow.
+    fn begin(&mut self, name: &str, dims: &[u64], kind: GgmlType, bytes: u64) {
         // Lengths first: nothing can move from one field into the next.
         self.0.update((name.len() as u64).to_le_bytes());
         self.0.update(name);
@@ -20,8 +29,7 @@ impl TensorHasher {
             self.0.update(dim.to_le_bytes());
         }
         self.0.update(kind.id().to_le_bytes());
-        self.0.update((bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
+        self.0.update(bytes.to_le_bytes());
     }
 
     /// The hash of what was added.
@@ -39,9 +47,34 @@ impl Gguf {
         let mut tensors: Vec<_> = self.tensors().iter().collect();
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let mut hasher = TensorHasher::default();
+        // A part at a time: the embedding of a large vocabulary is most of a small model.
+        let mut part = vec![0; PART];
         for tensor in tensors {
-            hasher.add(&tensor.name, &tensor.dims, tensor.kind, &self.tensor_bytes(tensor)?);
+            hasher.begin(&tensor.name, &tensor.dims, tensor.kind, tensor.bytes);
+            for from in (0..tensor.bytes).step_by(PART) {
+                let part = &mut part[..(tensor.bytes - from).min(PART as u64) as usize];
+                self.fill_from_tensor(tensor, from, part)?;
+                hasher.0.update(part);
+            }
         }
         Ok(hasher.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_that_is_read_in_parts_has_the_hash_of_the_whole() {
+        let file = Gguf::open(&crate::config::default_model()).unwrap();
+        let mut tensors: Vec<_> = file.tensors().iter().collect();
+        assert!(tensors.iter().any(|t| t.bytes > PART as u64 && t.bytes % PART as u64 != 0));
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut hasher = TensorHasher::default();
+        for tensor in tensors {
+            hasher.add(&tensor.name, &tensor.dims, tensor.kind, &file.tensor_bytes(tensor).unwrap());
+        }
+        assert_eq!(file.content_hash().unwrap(), hasher.finish());
     }
 }

@@ -66,6 +66,9 @@ pub enum Shape {
     Post,
     /// A model for tests: 0.4 million parameters.
     Tiny,
+    /// A model for tests of memory: little but a vocabulary of 262,144 entries and a context of
+    /// 131,072 tokens, of 4 KiB each.
+    Wide,
 }
 
 impl Shape {
@@ -100,6 +103,14 @@ impl Shape {
                 max_position: 2048,
                 features: Family::Qwen3.features(2, 4, 32),
                 ..Self::Post.config()
+            },
+            Self::Wide => DecoderConfig {
+                vocab_size: 1 << 18,
+                kv_heads: 4,
+                head_dim: 128,
+                max_position: 1 << 17,
+                features: Family::Qwen3.features(2, 4, 128),
+                ..Self::Tiny.config()
             },
         }
     }

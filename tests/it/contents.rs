@@ -80,6 +80,8 @@ impl Contents {
                 draft: false,
                 force: false,
                 own_memory: false,
+                cache_memory: None,
+                prepare_constraints: false,
             });
             let mut health = engine.health();
             while matches!(health.borrow_and_update().state, EngineState::Loading) {

@@ -38,6 +38,8 @@ fn settings(path: &Path) -> LlamaSettings {
         draft: true,
         force: true,
         own_memory: false,
+        cache_memory: None,
+        prepare_constraints: false,
     }
 }
 

@@ -31,6 +31,8 @@ fn engine(lanes: u32, fast: bool) -> LlamaEngine {
         draft: fast,
         force: fast,
         own_memory: false,
+        cache_memory: None,
+        prepare_constraints: false,
     });
     let mut health = engine.health();
     loop {

@@ -39,6 +39,8 @@ impl Real {
             draft: true,
             force: true,
             own_memory: false,
+            cache_memory: None,
+            prepare_constraints: false,
         };
         engine(&mut settings);
         let engine = Arc::new(LlamaEngine::start(settings));

@@ -32,6 +32,8 @@ fn engine(lanes: u32) -> LlamaEngine {
         draft: true,
         force: true,
         own_memory: false,
+        cache_memory: None,
+        prepare_constraints: false,
     });
     let mut health = engine.health();
     while matches!(health.borrow_and_update().state, EngineState::Loading) {

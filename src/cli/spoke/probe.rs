@@ -109,5 +109,7 @@ fn engine(path: PathBuf) -> Arc<dyn Engine> {
         draft: false,
         force: true,
         own_memory: false,
+        cache_memory: None,
+        prepare_constraints: false,
     }))
 }

@@ -1,6 +1,7 @@
 //! Lanes: requests that are decoded together, each in a sequence of llama.cpp. There may be more sequences than lanes: what
 //! the others hold is known to later requests (see [`super::cache`]).
 
+mod room;
 mod sharing;
 
 use std::collections::HashMap;
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 use llama_cpp_2::model::LlamaModel;
 use tracing::Span;
 
+pub use self::room::room;
+use self::room::{is_partial, sequences, warm_up};
 use super::cache::{NO_SPOKE, Origin, Placement, shared};
 use super::constraint::Grammars;
 use super::crew::Crew;
@@ -17,7 +20,7 @@ use super::ffi::{Batch, Context, ContextSettings, DecodeError};
 use super::foresight::Foresight;
 use super::heart::Heart;
 use super::kernels::Kernels;
-use super::llama::{LlamaSettings, MAX_SEQUENCES, Ticket};
+use super::llama::{LlamaSettings, Ticket};
 use super::run::{Run, Step};
 use super::scheduler::{BATCH, LONG, Price, Slice, Work, plan};
 use super::spokes::SpokeUse;
@@ -26,6 +29,10 @@ use super::{EngineError, LaneState, Totals, Usage};
 
 /// Bytes of keys and values copied in a second, as a cautious guess.
 const COPIED_PER_SECOND: f64 = 2e9;
+/// Seconds that a copy takes however short it is.
+const COPY: f64 = 1e-4;
+/// Bytes that are worth giving back to the system.
+const SPARE: u64 = 1 << 20;
 
 /// How long one set of LoRAs is computed while others wait.
 const TURN: Duration = Duration::from_millis(50);
@@ -41,7 +48,7 @@ pub struct Lanes<'a> {
     lanes: usize,
     /// Places of each sequence.
     places: usize,
-    /// Seconds to copy a sequence.
+    /// Seconds to copy a sequence, however much of it is wanted.
     copying: f64,
     /// Whether a prefix of a sequence can be used without the rest.
     partial: bool,
@@ -59,6 +66,8 @@ pub struct Lanes<'a> {
 struct Sequence<'a> {
     /// Tokens whose keys and values are in the context.
     cached: Vec<u32>,
+    /// Places that may have memory: those that were written since memory was given back last.
+    written: usize,
     origin: Origin,
     last_used: u64,
     /// Whether it holds the head of prompts, for those that begin with it.
@@ -113,19 +122,12 @@ impl<'a> Lanes<'a> {
         kernels: Kernels,
     ) -> Result<Self, String> {
         let lanes = settings.lanes.max(1);
-        let partial = !(model.is_recurrent() || model.is_hybrid());
-        // A state that can't be cut is kept at the end of heads, beside whoever goes on from there.
-        let least = if partial { 0 } else { HEADS.min(MAX_SEQUENCES.saturating_sub(lanes)) };
-        let sequences = lanes.saturating_add(settings.cached_sequences.max(least));
-        if sequences > MAX_SEQUENCES {
-            return Err(format!(
-                "{lanes} lanes and {} cached sequences: llama.cpp has at most {MAX_SEQUENCES} together",
-                settings.cached_sequences
-            ));
-        }
+        let partial = is_partial(model);
+        let sequences = sequences(model, settings)?;
         let settings = ContextSettings {
             tokens: context,
             batch: BATCH as u32,
+            outputs: (BATCH as u32).min(lanes * (1 + drafting::MOST as u32)),
             sequences,
             threads: settings.threads,
             kernels,
@@ -135,9 +137,11 @@ impl<'a> Lanes<'a> {
         let mut made = Context::new(model, settings).map_err(|e| {
             format!("{e}; model.context, model.lanes and model.cached_sequences set its size")
         })?;
-        let place_bytes = place_bytes(&mut made).map_err(|e| e.to_string())?;
+        let place_bytes = warm_up(&mut made).map_err(|e| e.to_string())?;
         let (places, threads) = (made.tokens(), made.threads());
         let cache_size = places as u64 * u64::from(sequences);
+        let copying =
+            if made.is_sparse() { COPY } else { place_bytes as f64 * places as f64 / COPIED_PER_SECOND };
         Ok(Self {
             context: made,
             crew: Crew::new(threads, Instant::now()),
@@ -146,7 +150,7 @@ impl<'a> Lanes<'a> {
             sequences: (0..sequences).map(|_| Sequence::default()).collect(),
             lanes: lanes as usize,
             places,
-            copying: place_bytes as f64 * places as f64 / COPIED_PER_SECOND,
+            copying,
             partial,
             clock: 0,
             turn: NO_SPOKE,
@@ -263,7 +267,19 @@ impl<'a> Lanes<'a> {
             tracing::debug!(answer = running.run.id(), tokens = usage.completion_tokens, "its lane is free");
         });
         self.count_answer(usage);
+        self.give_back(index);
         Some(running)
+    }
+
+    /// Gives the memory behind what an idle sequence holds back to the system, where earlier
+    /// requests have left much.
+    fn give_back(&mut self, index: usize) {
+        let sequence = &mut self.sequences[index];
+        let held = sequence.cached.len();
+        let spare = sequence.written.saturating_sub(held) as u64 * self.totals.place_bytes;
+        if spare >= SPARE && self.context.give_back(index as u32, held as u32) {
+            sequence.written = held;
+        }
     }
 
     fn count_answer(&mut self, usage: &Usage) {
@@ -333,7 +349,7 @@ impl<'a> Lanes<'a> {
     }
 
     /// Decodes one batch for each group of lanes and lets those go on whose tokens are all decoded.
-    pub fn step(&mut self, vocabulary: &Vocabulary, grammars: &Grammars, heart: &Heart<'_>) {
+    pub fn step(&mut self, vocabulary: &Vocabulary, grammars: Option<&Grammars>, heart: &Heart<'_>) {
         self.catch_up();
         let Some(spokes) = self.turn() else { return };
         if let Err(error) = self.attach(&spokes) {
@@ -373,7 +389,7 @@ impl<'a> Lanes<'a> {
         slices: &[Slice],
         drafts: &[Draft],
         vocabulary: &Vocabulary,
-        grammars: &Grammars,
+        grammars: Option<&Grammars>,
         heart: &Heart<'_>,
     ) {
         let (ready, prompt) = self.fill(slices, drafts);
@@ -444,7 +460,9 @@ impl<'a> Lanes<'a> {
         self.batch.clear();
         let (mut ready, mut prompt) = (Vec::new(), 0);
         for &Slice { lane, certain, guessed, padding } in slices {
-            let Sequence { cached, running: Some(running), .. } = &mut self.sequences[lane] else { continue };
+            let Sequence { cached, written, running: Some(running), .. } = &mut self.sequences[lane] else {
+                continue;
+            };
             prompt += running.planned.len().saturating_sub(cached.len()).min(certain);
             let whole = certain == running.pending.len();
             let guesses = drafts[lane].tokens.iter().take(guessed).copied();
@@ -460,6 +478,7 @@ impl<'a> Lanes<'a> {
             for index in 0..padding {
                 self.batch.push(last, (cached.len() + index) as u32, lane as u32, false);
             }
+            *written = (*written).max(cached.len() + padding);
         }
         (ready, prompt)
     }
@@ -516,7 +535,7 @@ impl<'a> Lanes<'a> {
         row: usize,
         draft: &Draft,
         vocabulary: &Vocabulary,
-        grammars: &Grammars,
+        grammars: Option<&Grammars>,
     ) {
         let guesses = &draft.tokens;
         let Some(running) = &mut self.sequences[lane].running else { return };
@@ -554,25 +573,9 @@ impl<'a> Lanes<'a> {
             && let Some(ended) = self.take(lane)
             && ended.run.failed()
             && let Some(session) = ended.run.session()
+            && let Some(grammars) = grammars
         {
             grammars.forget(&session);
         }
     }
 }
-
-/// Bytes of a token's keys and values: what a sequence grows by with its second token. The first batch also puts the weights
-/// into huge pages, for which no request should wait.
-fn place_bytes(context: &mut Context<'_>) -> Result<u64, DecodeError> {
-    let mut bytes = [0; 2];
-    for (position, bytes) in (0..).zip(&mut bytes) {
-        let mut batch = Batch::default();
-        batch.push(0, position, 0, true);
-        context.decode(&batch)?;
-        *bytes = context.bytes(0);
-    }
-    context.forget(0, 0);
-    Ok(bytes[1].saturating_sub(bytes[0]))
-}
-
-/// Heads of prompts that are kept, at least, where a state can't be cut.
-const HEADS: u32 = 4;

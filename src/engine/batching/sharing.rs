@@ -41,9 +41,11 @@ impl Lanes<'_> {
         if length == 0 {
             return self.forget(to, 0);
         }
-        self.context.copy(from as u32, to as u32);
+        self.context.copy(from as u32, to as u32, length as u32);
         let tokens = self.sequences[from].cached.clone();
-        self.sequences[to].cached = tokens;
+        let whole = if self.context.is_sparse() { length } else { self.places };
+        let target = &mut self.sequences[to];
+        (target.cached, target.written) = (tokens, target.written.max(whole));
         self.forget(to, length);
     }
 

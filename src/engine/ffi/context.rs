@@ -11,6 +11,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_sys_2 as sys;
 
 use super::adapter::Adapter;
+use super::buffers::{self, Half, Handed};
 use super::rewrite::{FelixError, Rewriter, Rows, Use};
 use crate::engine::backend::backend;
 use crate::engine::kernels::Kernels;
@@ -22,6 +23,8 @@ pub struct ContextSettings {
     pub tokens: u32,
     /// Largest batch.
     pub batch: u32,
+    /// Tokens of a batch that may have logits or vectors, at most: there is room for so many rows.
+    pub outputs: u32,
     /// Sequences, each a stream of its own in the cache.
     pub sequences: u32,
     /// CPU threads.
@@ -113,6 +116,12 @@ pub struct Context<'a> {
     rewriter: Rewriter,
     /// What the next batches are computed with.
     adapters: Vec<(Rc<Adapter<'a>>, f32)>,
+    /// Keys and values of all layers.
+    cache: Vec<Half>,
+    /// Whether each place of a sequence is a row of its own there, in the order of positions.
+    in_rows: bool,
+    /// Sequences that llama.cpp hands on before it computes the next batch.
+    handed: Vec<Handed>,
     model: PhantomData<&'a LlamaModel>,
 }
 
@@ -159,6 +168,8 @@ impl<'a> Context<'a> {
         params.n_ctx = stream.saturating_mul(settings.sequences);
         params.n_batch = settings.batch;
         params.n_ubatch = settings.batch;
+        // llama.cpp has a row for each sequence from the start.
+        params.n_outputs_max = settings.outputs.max(settings.sequences);
         params.n_seq_max = settings.sequences;
         params.n_threads = count;
         params.n_threads_batch = count;
@@ -178,7 +189,10 @@ impl<'a> Context<'a> {
         }
         (params.cb_eval, params.cb_eval_user_data) = rewriter.callback();
         // SAFETY: the model outlives the context ('a); the parameters are taken by value and point to nothing.
-        let raw = unsafe { sys::llama_init_from_model(pointer(model), params) };
+        let (raw, cache) = buffers::making(|| unsafe { sys::llama_init_from_model(pointer(model), params) });
+        // Without flash attention values are kept in columns. Grok has none, whatever is asked for.
+        let in_rows = params.flash_attn_type == sys::LLAMA_FLASH_ATTN_TYPE_ENABLED
+            && model.meta_val_str("general.architecture").is_ok_and(|name| name != "grok");
         let raw = NonNull::new(raw)
             .ok_or(ContextError { sequences: settings.sequences, tokens: settings.tokens })?;
         let vocabulary = model.n_vocab().unsigned_abs() as usize;
@@ -193,6 +207,9 @@ impl<'a> Context<'a> {
             limits,
             rewriter,
             adapters: Vec::new(),
+            cache,
+            in_rows,
+            handed: Vec::new(),
             model: PhantomData,
         };
         context.compute_with(limits.threads);
@@ -277,7 +294,8 @@ impl<'a> Context<'a> {
     /// llama.cpp can't: nothing of the batch may be relied on then.
     ///
     /// # Panics
-    /// A batch that is empty or larger than the context was made for, or a sequence that it does not have.
+    /// A batch that is empty or larger than the context was made for, or has more tokens with
+    /// logits; a sequence that it does not have.
     pub fn decode(&mut self, batch: &Batch) -> Result<(), DecodeError> {
         self.decode_unless(batch, &|| false)
     }
@@ -297,6 +315,8 @@ impl<'a> Context<'a> {
         assert!(batch.sequences.iter().all(|id| (0..sequences).contains(id)), "no such sequence");
         let vocabulary = self.vocabulary as i32;
         assert!(batch.tokens.iter().all(|id| (0..vocabulary).contains(id)), "no such token");
+        let outputs = batch.logits.iter().filter(|&&wanted| wanted != 0).count();
+        assert!(outputs <= self.limits.outputs as usize, "{outputs} tokens with logits in a batch");
         let mut one_each = vec![1i32; count];
         let mut lists: Vec<*mut i32> =
             batch.sequences.iter().map(|id| std::ptr::from_ref(id).cast_mut()).collect();
@@ -319,11 +339,16 @@ impl<'a> Context<'a> {
         let code = unsafe {
             let question = (&raw const given_up).cast_mut().cast();
             sys::llama_set_abort_callback(self.raw.as_ptr(), Some(asks_to_stop), question);
-            let code = sys::llama_decode(self.raw.as_ptr(), raw);
+            let code = buffers::handing(&self.handed, || sys::llama_decode(self.raw.as_ptr(), raw));
             sys::llama_set_abort_callback(self.raw.as_ptr(), None, null_mut());
             STOPPED.set(false);
             code
         };
+        // With this code llama.cpp has not come to it.
+        const REFUSED: i32 = -1;
+        if code != REFUSED {
+            self.handed.clear();
+        }
         match code {
             0 => {
                 self.rewriter.end()?;
@@ -384,8 +409,35 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Gives a sequence the keys and values of another; what it had is gone. Streams can only be copied as a whole.
-    pub fn copy(&mut self, from: u32, to: u32) {
+    /// Bytes of keys and values that each place of a sequence has. Recurrent states have no places.
+    pub fn place_bytes(&self) -> u64 {
+        self.cache.iter().map(|half| half.place as u64).sum()
+    }
+
+    /// Whether a copy takes as long as what is copied, and memory can be given back; else each
+    /// takes a whole stream.
+    pub fn is_sparse(&self) -> bool {
+        self.in_rows && !self.cache.is_empty()
+    }
+
+    /// Gives the memory of a sequence's places from one on back to the system; all of them must
+    /// have been forgotten. Says whether it could: not as long as the sequence is about to be
+    /// copied.
+    pub fn give_back(&mut self, sequence: u32, from: u32) -> bool {
+        assert!(sequence < self.limits.sequences, "no such sequence");
+        let (sequence, from) = (sequence as usize, from as usize);
+        if !self.in_rows || self.handed.iter().any(|handed| handed.from == sequence) {
+            return false;
+        }
+        // SAFETY: the context lives and computes nothing; what is there belongs to no position.
+        self.cache.iter().for_each(|half| unsafe { half.give_back(sequence, from) });
+        true
+    }
+
+    /// Gives a sequence the keys and values of the first `places` of another; what it had is gone.
+    /// Those behind them are to be forgotten before the next batch: llama.cpp knows of whole
+    /// streams only.
+    pub fn copy(&mut self, from: u32, to: u32, places: u32) {
         assert!(
             from < self.limits.sequences && to < self.limits.sequences && from != to,
             "no such sequences"
@@ -395,6 +447,27 @@ impl<'a> Context<'a> {
             let memory = sys::llama_get_memory(self.raw.as_ptr());
             sys::llama_memory_seq_cp(memory, from.cast_signed(), to.cast_signed(), -1, -1);
         }
+        if self.in_rows {
+            let handed = Handed { from: from as usize, to: to as usize, places: places as usize };
+            match self.handed.iter_mut().find(|other| (other.from, other.to) == (handed.from, handed.to)) {
+                Some(other) => other.places = other.places.max(handed.places),
+                None => self.handed.push(handed),
+            }
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+impl Context<'_> {
+    /// Pages of each sequence's keys and values that are in memory.
+    pub(super) fn resident(&self) -> Vec<usize> {
+        let of = |stream| self.cache.iter().map(|half| half.resident(stream)).sum();
+        (0..self.limits.sequences as usize).map(of).collect()
+    }
+
+    /// Keys and values of layers.
+    pub(super) fn halves(&self) -> usize {
+        self.cache.len()
     }
 }
 

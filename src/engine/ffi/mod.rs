@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod adapter;
+mod buffers;
 mod context;
 mod dequantise;
 mod end;
@@ -11,6 +12,7 @@ mod quantise;
 mod rewrite;
 
 pub use adapter::{Adapter, AdapterError};
+pub use buffers::take_part;
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError, gives_up};
 pub use dequantise::Dequantise;
 #[cfg(test)]

@@ -183,7 +183,7 @@ impl<'a> Check<'a> {
                 "1 to 2147483647",
             ));
         }
-        let mut seen = HashMap::new();
+        let mut seen = HashMap::with_capacity(tokens.len());
         for (id, token) in tokens.iter().enumerate() {
             if token.is_empty() {
                 return Err(bad_value(

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::lives::{LifeId, Source};
 use super::names::served_form;
 use super::turn::Keeper;
+use crate::allocator;
 use crate::durable;
 use crate::fail;
 use crate::spoke::folder::{self, Fingerprint};
@@ -393,6 +394,12 @@ pub(super) fn marks(staged: &Path) -> std::io::Result<Vec<Generation>> {
 }
 
 async fn open_post(open: impl FnOnce() -> Result<Post, Refusal> + Send + 'static) -> Result<Arc<Post>, Why> {
+    let open = move || {
+        let opened = open();
+        // The texts of a large vocabulary were in memory.
+        allocator::give_back();
+        opened
+    };
     let opened = tokio::task::spawn_blocking(open).await;
     let unreadable =
         |message: String| Why::new("post_unreadable", format!("the post can't be read: {message}"));

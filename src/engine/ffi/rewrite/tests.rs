@@ -40,6 +40,7 @@ fn settings() -> ContextSettings {
     ContextSettings {
         tokens: 1024,
         batch: 512,
+        outputs: 512,
         sequences: 3,
         threads: 3,
         kernels: Kernels::best(),
@@ -81,7 +82,7 @@ fn logits_with(model: &LlamaModel, threads: u32, kernels: Kernels, crews: &[u32]
         decode(&mut context, &[(0, position..position + 1)]);
     }
     decode(&mut context, &[(0, 404..411)]);
-    context.copy(0, 1);
+    context.copy(0, 1, 300);
     assert!(context.forget(1, 300));
     decode(&mut context, &[(1, 300..305)]);
     decode(&mut context, &[(2, 0..40)]);
@@ -221,6 +222,7 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
             let settings = ContextSettings {
                 tokens: 256,
                 batch: 64,
+                outputs: 64,
                 sequences: 4,
                 threads,
                 kernels,
@@ -267,6 +269,7 @@ fn a_batch_that_is_given_up_ends_behind_a_node_and_leaves_nothing_once_it_is_for
         let settings = ContextSettings {
             tokens: 512,
             batch: 512,
+            outputs: 512,
             sequences: 1,
             threads,
             kernels: Kernels::best(),
@@ -314,6 +317,7 @@ fn a_felix_spoke_that_can_not_act_is_an_error() {
     let settings = ContextSettings {
         tokens: 256,
         batch: 64,
+        outputs: 64,
         sequences: 1,
         threads: 1,
         kernels: Kernels::best(),

@@ -1,0 +1,121 @@
+//! How many sequences a model is served with, and how long they may be.
+
+use bytesize::ByteSize;
+use llama_cpp_2::model::LlamaModel;
+
+use super::super::cache_memory::{STEP, Wish, available, grant};
+use super::super::ffi::{Batch, Context, ContextSettings, DecodeError};
+use super::super::llama::{LlamaSettings, MAX_SEQUENCES};
+
+/// Heads of prompts that are kept, at least, where a state can't be cut.
+const HEADS: u32 = 4;
+
+/// Whether a prefix of a sequence can be used without the rest.
+pub(super) fn is_partial(model: &LlamaModel) -> bool {
+    !(model.is_recurrent() || model.is_hybrid())
+}
+
+/// Sequences that a model is served with.
+///
+/// # Errors
+/// More than llama.cpp can have.
+pub(super) fn sequences(model: &LlamaModel, settings: &LlamaSettings) -> Result<u32, String> {
+    let lanes = settings.lanes.max(1);
+    // A state that can't be cut is kept at the end of heads, beside whoever goes on from there.
+    let least = if is_partial(model) { 0 } else { HEADS.min(MAX_SEQUENCES.saturating_sub(lanes)) };
+    let sequences = lanes.saturating_add(settings.cached_sequences.max(least));
+    if sequences > MAX_SEQUENCES {
+        return Err(format!(
+            "{lanes} lanes and {} cached sequences: llama.cpp has at most {MAX_SEQUENCES} together",
+            settings.cached_sequences
+        ));
+    }
+    Ok(sequences)
+}
+
+/// Tokens of a sequence: what was asked for, or what the model was trained for as far as there is memory.
+///
+/// # Errors
+/// More is asked for than memory is allowed; llama.cpp can't make the smallest of contexts.
+pub fn room(model: &LlamaModel, settings: &LlamaSettings) -> Result<u32, String> {
+    let wish = Wish {
+        trained: model.n_ctx_train(),
+        asked: settings.context,
+        // The one for embeddings is made when somebody asks for some.
+        sequences: sequences(model, settings)? + 1,
+        place_bytes: place_bytes(model)?,
+        limit: settings.cache_memory,
+        available: available(),
+    };
+    let granted = grant(&wish)?;
+    let size = |bytes: u64| ByteSize(bytes).display().iec().to_string();
+    let (context, sequences, trained) = (granted.tokens, wish.sequences, wish.trained);
+    let (token, most) = (size(wish.place_bytes), size(granted.most));
+    let limit = granted.limit.map_or_else(|| "none".to_owned(), size);
+    if granted.is_cut(&wish) {
+        tracing::warn!(
+            context,
+            trained,
+            sequences,
+            token,
+            most,
+            limit,
+            "a lane's context is shorter than the model's, so that the keys and values of all keep within the limit: \
+             model.cache_memory raises it, fewer model.lanes leave each more"
+        );
+    } else if granted.is_bold() {
+        tracing::warn!(
+            context,
+            sequences,
+            token,
+            most,
+            limit,
+            "with the model.context that was asked for, keys and values may take more than half of the memory that is there"
+        );
+    } else {
+        tracing::info!(context, sequences, token, most, limit, "keys and values take memory as tokens come");
+    }
+    Ok(context)
+}
+
+/// Bytes of keys and values that a token takes, found out before there is a context of the right size.
+fn place_bytes(model: &LlamaModel) -> Result<u64, String> {
+    let settings = ContextSettings {
+        tokens: STEP,
+        batch: 1,
+        outputs: 1,
+        sequences: 1,
+        threads: 1,
+        own_kernels: true,
+        exact_cache: false,
+        embeddings: false,
+    };
+    Ok(Context::new(model, settings).map_err(|e| e.to_string())?.place_bytes())
+}
+
+/// Computes a first batch, which puts the weights into huge pages: no request should wait for that. Gives the bytes of a
+/// token's keys and values.
+///
+/// # Errors
+/// llama.cpp can't compute.
+pub(super) fn warm_up(context: &mut Context<'_>) -> Result<u64, DecodeError> {
+    let threads = context.threads();
+    // One token needs no more. Several threads wait for each other, spinning, for seconds where other programs keep the
+    // processors busy.
+    context.compute_with(1);
+    let compute = |context: &mut Context<'_>, position| {
+        let mut batch = Batch::default();
+        batch.push(0, position, 0, true);
+        context.decode(&batch)?;
+        Ok::<u64, DecodeError>(context.bytes(0))
+    };
+    let first = compute(context, 0)?;
+    // A buffer that was made in llama.cpp's own way doesn't tell: then a sequence grows by so much with its second token.
+    let bytes = match context.place_bytes() {
+        0 => compute(context, 1)?.saturating_sub(first),
+        known => known,
+    };
+    context.forget(0, 0);
+    context.compute_with(threads);
+    Ok(bytes)
+}

@@ -1,0 +1,458 @@
+//! Memory of a context's large buffers, taken from the system page by page: what was never written
+//! takes none.
+//!
+//! llama.cpp clears the cache of keys and values when it makes a context, which writes every page
+//! of it, and hands a sequence on by copying all places that it could have. Both are calls of the
+//! buffer that holds the cache, and buffers of the CPU are made by a table of functions that can be
+//! changed. Here a buffer that is made for a context is mapped instead of allocated: it is zero
+//! already, clearing it gives its pages back, and a copy ends where the sequence does.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, c_int, c_void};
+use std::mem::size_of;
+use std::ptr::{NonNull, null_mut};
+use std::sync::OnceLock;
+
+use llama_cpp_sys_2 as sys;
+
+type Raw = sys::ggml_backend_buffer_t;
+type Kind = sys::ggml_backend_buffer_type_t;
+type Tensor = sys::ggml_tensor;
+/// A function that is only passed on.
+type Opaque = Option<unsafe extern "C" fn()>;
+
+/// `struct ggml_backend_buffer_type` of `ggml-backend-impl.h`.
+#[repr(C)]
+struct BufferKind {
+    get_name: Opaque,
+    alloc_buffer: Option<unsafe extern "C" fn(Kind, usize) -> Raw>,
+    alloc_buffer_n: Opaque,
+    get_alignment: Opaque,
+    get_max_size: Opaque,
+    get_alloc_size: Opaque,
+    get_alloc_size_n: Opaque,
+    is_host: Opaque,
+    device: *mut c_void,
+    context: *mut c_void,
+}
+
+/// `struct ggml_backend_buffer_i` of the same.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Functions {
+    free_buffer: Option<unsafe extern "C" fn(Raw)>,
+    get_base: Option<unsafe extern "C" fn(Raw) -> *mut c_void>,
+    init_tensor: Option<unsafe extern "C" fn(Raw, *mut Tensor) -> c_int>,
+    memset_tensor: Opaque,
+    set_tensor: Option<unsafe extern "C" fn(Raw, *mut Tensor, *const c_void, usize, usize)>,
+    get_tensor: Opaque,
+    set_tensor_2d: Opaque,
+    get_tensor_2d: Opaque,
+    cpy_tensor: Opaque,
+    clear: Option<unsafe extern "C" fn(Raw, u8)>,
+    reset: Opaque,
+}
+
+/// `struct ggml_backend_buffer` of the same.
+#[repr(C)]
+struct Buffer {
+    functions: Functions,
+    kind: Kind,
+    context: *mut c_void,
+    size: usize,
+    usage: sys::ggml_backend_buffer_usage,
+}
+
+unsafe extern "C" {
+    fn ggml_backend_buffer_init(kind: Kind, functions: Functions, context: *mut c_void, size: usize) -> Raw;
+}
+
+/// How llama.cpp makes buffers of the CPU.
+#[derive(Clone, Copy)]
+struct Usual {
+    allocate: unsafe extern "C" fn(Kind, usize) -> Raw,
+    functions: Functions,
+}
+
+static USUAL: OnceLock<Usual> = OnceLock::new();
+
+/// One half of a cache: the keys or the values of a layer, `[streams, places, width]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Half {
+    start: *mut u8,
+    /// Bytes of a place.
+    pub(super) place: usize,
+    places: usize,
+    /// Bytes of a stream.
+    stream: usize,
+}
+
+/// What is noted while a context is made.
+#[derive(Default)]
+struct Making {
+    buffers: Vec<NonNull<Buffer>>,
+    halves: Vec<Half>,
+}
+
+/// A sequence that is to be handed on: from which stream to which, and how many of its places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Handed {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) places: usize,
+}
+
+thread_local! {
+    /// Set while this thread makes a context.
+    static MAKING: RefCell<Option<Making>> = const { RefCell::new(None) };
+    /// What the batch that this thread computes begins with.
+    static HANDED: RefCell<Vec<Handed>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Notes something, if this thread makes a context.
+fn noting<R>(note: impl FnOnce(&mut Making) -> R) -> Option<R> {
+    // A thread that ends, and frees a context that it still has, makes none.
+    MAKING.try_with(|making| making.borrow_mut().as_mut().map(note)).ok().flatten()
+}
+
+/// Takes part in making buffers from now on. To be called once, before any buffer is made. Says
+/// whether it could: llama.cpp's tables must look as they do in the version that this is written
+/// for.
+pub fn take_part() -> bool {
+    // SAFETY: the table lives as long as the program, nobody else uses it yet, and it is written
+    // only if each of its words is what the version that this was written for has there. The sample
+    // is freed.
+    unsafe {
+        let kind = sys::ggml_backend_cpu_buffer_type();
+        let table = kind.cast::<BufferKind>();
+        let words = table.cast::<[usize; size_of::<BufferKind>() / size_of::<usize>()]>();
+        if (*words).map(|word| word != 0)
+            != [true, true, false, true, false, false, false, true, false, false]
+        {
+            return false;
+        }
+        const SAMPLE: usize = 64;
+        let sample = sys::ggml_backend_buft_alloc_buffer(kind, SAMPLE);
+        let Some(buffer) = sample.cast::<Buffer>().as_ref() else { return false };
+        let functions = buffer.functions;
+        let words = std::ptr::from_ref(buffer).cast::<[usize; size_of::<Functions>() / size_of::<usize>()]>();
+        let known = (*words).map(|word| word != 0)
+            == [true, true, false, true, true, true, false, false, true, true, false]
+            && (buffer.kind, buffer.size) == (kind, SAMPLE)
+            && buffer.context == sys::ggml_backend_buffer_get_base(sample);
+        sys::ggml_backend_buffer_free(sample);
+        let Some(allocate) = (*table).alloc_buffer.filter(|_| known) else { return false };
+        if USUAL.set(Usual { allocate, functions }).is_ok() {
+            (*table).alloc_buffer = Some(make);
+        }
+        true
+    }
+}
+
+/// Runs what makes a context; gives what it has made, and the halves of its cache.
+pub(super) fn making<R>(make: impl FnOnce() -> R) -> (R, Vec<Half>) {
+    MAKING.set(Some(Making::default()));
+    let made = make();
+    let Making { buffers, halves } = MAKING.take().unwrap_or_default();
+    for mut buffer in buffers {
+        // SAFETY: a buffer of the context that was made just now; those that were freed on the way
+        // are not in the list. Tensors of a graph are nothing to note.
+        unsafe { buffer.as_mut() }.functions.init_tensor = None;
+    }
+    (made, halves)
+}
+
+/// Runs what computes a batch; sequences that it copies first are copied as far as `handed` says.
+pub(super) fn handing<R>(handed: &[Handed], compute: impl FnOnce() -> R) -> R {
+    HANDED.with_borrow_mut(|known| {
+        known.clear();
+        known.extend_from_slice(handed);
+    });
+    let computed = compute();
+    HANDED.with_borrow_mut(Vec::clear);
+    computed
+}
+
+impl Half {
+    /// Gives back the memory of a stream's places from one on, which then hold zeros.
+    ///
+    /// # Safety
+    /// The cache lives, and nobody reads or writes it meanwhile.
+    pub(super) unsafe fn give_back(&self, stream: usize, from: usize) {
+        let (from, all) = (from.min(self.places) * self.place, self.places * self.place);
+        // SAFETY: within the stream. Whole pages alone: what shares one with them stays.
+        unsafe {
+            let (start, page) = (self.start.byte_add(stream * self.stream + from), page());
+            let skipped = start.align_offset(page);
+            if let Some(length) = (all - from).checked_sub(skipped).map(|length| length / page * page)
+                && length > 0
+            {
+                zero(start.byte_add(skipped).cast(), length);
+            }
+        }
+    }
+}
+
+/// Makes a buffer.
+unsafe extern "C" fn make(kind: Kind, size: usize) -> Raw {
+    let Some(usual) = USUAL.get() else { return null_mut() };
+    if noting(|_| ()).is_none() {
+        // SAFETY: as llama.cpp would have called it.
+        return unsafe { (usual.allocate)(kind, size) };
+    }
+    let Some(start) = map(size) else { return null_mut() };
+    let functions = Functions {
+        free_buffer: Some(free),
+        init_tensor: Some(note),
+        set_tensor: Some(set),
+        clear: Some(clear),
+        ..usual.functions
+    };
+    // SAFETY: the functions are those of a buffer of the CPU, but for these; they find the memory
+    // where those do.
+    unsafe {
+        let made = ggml_backend_buffer_init(kind, functions, start.as_ptr(), size);
+        noting(|making| making.buffers.extend(NonNull::new(made.cast())));
+        made
+    }
+}
+
+unsafe extern "C" fn free(buffer: Raw) {
+    noting(|making| making.buffers.retain(|made| made.as_ptr() != buffer.cast()));
+    // SAFETY: the buffer is one of `make`, and its memory is used no more.
+    unsafe {
+        let Buffer { context, size, .. } = *buffer.cast::<Buffer>();
+        libc::munmap(context, size);
+    }
+}
+
+unsafe extern "C" fn clear(buffer: Raw, value: u8) {
+    // SAFETY: the buffer is one of `make`, of this size.
+    unsafe {
+        let Buffer { context, size, .. } = *buffer.cast::<Buffer>();
+        if value != 0 {
+            return context.cast::<u8>().write_bytes(value, size);
+        }
+        zero(context, size);
+        // What is cleared is a cache, of which a part is used: where the system gives huge pages
+        // unasked, a few places would take one each.
+        #[cfg(target_os = "linux")]
+        libc::madvise(context, size, libc::MADV_NOHUGEPAGE);
+    }
+}
+
+/// Notes the halves of a cache, by the names that llama.cpp gives them.
+unsafe extern "C" fn note(_: Raw, tensor: *mut Tensor) -> c_int {
+    // SAFETY: a tensor that is being given its memory, with its name and sizes.
+    let tensor = unsafe { &*tensor };
+    if tensor.view_src.is_null() && is_half(tensor) {
+        let half = Half {
+            start: tensor.data.cast(),
+            place: tensor.nb[1],
+            places: usize::try_from(tensor.ne[1]).unwrap_or(0),
+            stream: tensor.nb[2],
+        };
+        noting(|making| making.halves.push(half));
+    }
+    sys::GGML_STATUS_SUCCESS
+}
+
+/// Writes into a tensor. A stream that is written from another stream of the same cache is a
+/// sequence that is handed on.
+unsafe extern "C" fn set(buffer: Raw, tensor: *mut Tensor, data: *const c_void, offset: usize, size: usize) {
+    // SAFETY: the tensor is in the buffer, `size` bytes can be read from `data`, and written behind
+    // `offset`. Fewer can be, too.
+    unsafe {
+        let size = known_part(&*tensor, data, offset, size);
+        if let Some(set) = USUAL.get().and_then(|usual| usual.functions.set_tensor) {
+            set(buffer, tensor, data, offset, size);
+        }
+    }
+}
+
+/// Bytes that are to be written of so many.
+///
+/// # Safety
+/// The tensor is one of llama.cpp's, that lives.
+unsafe fn known_part(tensor: &Tensor, data: *const c_void, offset: usize, size: usize) -> usize {
+    // SAFETY: a view's source lives as long as the view.
+    let Some(whole) = (unsafe { tensor.view_src.as_ref() }) else { return size };
+    let stream = whole.nb[2];
+    if offset != 0 || size != stream || !is_half(whole) {
+        return size;
+    }
+    let at = |address: usize| {
+        let from = address.checked_sub(whole.data.addr())?;
+        (from % stream == 0 && from / stream < usize::try_from(whole.ne[2]).unwrap_or(0))
+            .then_some(from / stream)
+    };
+    let (from, to) = (at(data.addr()), at(tensor.data.addr()));
+    HANDED.with_borrow(|handed| {
+        let handed = handed.iter().find(|handed| (Some(handed.from), Some(handed.to)) == (from, to));
+        handed.map_or(size, |handed| size.min(handed.places * whole.nb[1]))
+    })
+}
+
+/// Whether a tensor is the keys or the values of a layer, with a row for each place.
+fn is_half(tensor: &Tensor) -> bool {
+    // SAFETY: the name of a tensor ends within its field.
+    let name = unsafe { CStr::from_ptr(tensor.name.as_ptr()) }.to_bytes();
+    let Some(name) = name.strip_prefix(b"cache_") else { return false };
+    name.starts_with(b"k_l") || name.starts_with(b"v_l")
+}
+
+/// Memory that holds zeros, of which no page is there yet.
+fn map(size: usize) -> Option<NonNull<c_void>> {
+    // SAFETY: a new mapping touches nothing that is there.
+    let start = unsafe { libc::mmap(null_mut(), size, WRITABLE, FRESH, -1, 0) };
+    if start == libc::MAP_FAILED { None } else { NonNull::new(start) }
+}
+
+/// Bytes of a page.
+fn page() -> usize {
+    static PAGE: OnceLock<usize> = OnceLock::new();
+    // SAFETY: asks a number.
+    *PAGE.get_or_init(|| usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(64 << 10))
+}
+
+const WRITABLE: c_int = libc::PROT_READ | libc::PROT_WRITE;
+const FRESH: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// Has memory of such a mapping hold zeros, without a page.
+///
+/// # Safety
+/// `start` is at the beginning of a page, and `length` bytes from there on are of one mapping,
+/// which nobody uses meanwhile.
+unsafe fn zero(start: *mut c_void, length: usize) {
+    // SAFETY: the caller's promise. A mapping in the place of another one is new; if there can be
+    // none, the old one stays, and is written.
+    unsafe {
+        #[cfg(target_os = "linux")]
+        let zeroed = libc::madvise(start, length, libc::MADV_DONTNEED) == 0;
+        #[cfg(not(target_os = "linux"))]
+        let zeroed = libc::mmap(start, length, WRITABLE, FRESH | libc::MAP_FIXED, -1, 0) != libc::MAP_FAILED;
+        if !zeroed {
+            start.cast::<u8>().write_bytes(0, length);
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use llama_cpp_2::model::LlamaModel;
+    use llama_cpp_2::model::params::LlamaModelParams;
+
+    use super::*;
+    use crate::engine::backend::backend;
+    use crate::engine::ffi::{Batch, Context, ContextSettings};
+
+    impl Half {
+        /// Pages of a stream's places that are in memory, read or written.
+        pub(in crate::engine::ffi) fn resident(&self, stream: usize) -> usize {
+            let begin = self.start.addr() + stream * self.stream;
+            let (first, last) = (begin / page(), (begin + self.places * self.place).div_ceil(page()));
+            let mut found = vec![0u8; last - first];
+            let start = self.start.with_addr(first * page());
+            // SAFETY: whole pages of a mapping that lives, and a byte for each of them.
+            let code = unsafe { libc::mincore(start.cast(), found.len() * page(), found.as_mut_ptr()) };
+            assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
+            found.iter().filter(|page| **page & 1 != 0).count()
+        }
+    }
+
+    const PLACES: u32 = 1 << 16;
+
+    fn model() -> LlamaModel {
+        let path = crate::config::default_model();
+        LlamaModel::load_from_file(backend(), path, &LlamaModelParams::default()).unwrap()
+    }
+
+    fn context(model: &LlamaModel) -> Context<'_> {
+        let settings = ContextSettings {
+            tokens: PLACES,
+            batch: 512,
+            outputs: 4,
+            sequences: 4,
+            threads: 1,
+            own_kernels: true,
+            exact_cache: false,
+            embeddings: false,
+        };
+        Context::new(model, settings).unwrap()
+    }
+
+    fn token(position: u32) -> u32 {
+        300 + position * 37 % 900
+    }
+
+    /// Reads tokens of a sequence; logits behind the last.
+    fn read(context: &mut Context<'_>, sequence: u32, positions: std::ops::Range<u32>) -> Vec<f32> {
+        let (mut batch, last) = (Batch::default(), positions.end - 1);
+        for position in positions {
+            batch.push(token(position), position, sequence, position == last);
+        }
+        context.decode(&batch).unwrap();
+        context.logits(batch.len() - 1).to_vec()
+    }
+
+    #[test]
+    fn this_llama_cpp_makes_buffers_as_is_known_here() {
+        backend();
+        assert!(take_part());
+    }
+
+    #[test]
+    fn a_place_without_a_token_takes_no_memory() {
+        let model = model();
+        let mut context = context(&model);
+        assert!(context.place_bytes() > 0 && context.is_sparse());
+        assert_eq!(context.resident(), [0; 4]);
+        read(&mut context, 2, 0..1);
+        // Attention looks at 256 places at a time.
+        let most = 256 * context.place_bytes() as usize / page() + 2 * context.halves();
+        let found = context.resident();
+        assert!((1..=most).contains(&found[2]), "{found:?}, at most {most}");
+        assert_eq!((found[0], found[1], found[3]), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_sequence_is_handed_on_as_far_as_it_is_wanted_and_computes_as_before() {
+        let model = model();
+        let mut context = context(&model);
+        read(&mut context, 0, 0..100);
+        (0..5).for_each(|part| drop(read(&mut context, 0, 100 + part * 500..600 + part * 500)));
+        context.copy(0, 1, 100);
+        context.forget(1, 100);
+        assert!(!context.give_back(0, 2600), "it is about to be read");
+        let handed = read(&mut context, 1, 100..101);
+        let most = 256 * context.place_bytes() as usize / page() + 2 * context.halves();
+        let found = context.resident();
+        assert!(found[1] <= most && found[0] > 4 * most, "{found:?}, at most {most}");
+        read(&mut context, 2, 0..100);
+        assert_eq!(handed, read(&mut context, 2, 100..101));
+        // Twice before the next batch: the longer one counts.
+        context.copy(0, 3, 200);
+        context.copy(0, 3, 100);
+        context.forget(3, 200);
+        let again = read(&mut context, 3, 200..201);
+        context.forget(0, 200);
+        assert_eq!(again, read(&mut context, 0, 200..201));
+    }
+
+    #[test]
+    fn what_is_forgotten_can_be_given_back_and_the_rest_computes_as_before() {
+        let model = model();
+        let mut context = context(&model);
+        read(&mut context, 0, 0..100);
+        (0..5).for_each(|part| drop(read(&mut context, 0, 100 + part * 500..600 + part * 500)));
+        read(&mut context, 1, 0..100);
+        let before = context.resident();
+        context.forget(0, 100);
+        assert!(context.give_back(0, 100));
+        let after = context.resident();
+        let held = 100 * context.place_bytes() as usize / page() + 2 * context.halves();
+        assert!(after[0] <= held && before[0] > 4 * held, "{before:?} {after:?}, at most {held}");
+        assert_eq!(after[1], before[1], "another sequence keeps its own");
+        assert_eq!(read(&mut context, 0, 100..101), read(&mut context, 1, 100..101));
+    }
+}
