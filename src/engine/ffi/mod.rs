@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod adapter;
+pub mod child;
 mod context;
 mod dequantise;
 mod end;
