@@ -73,6 +73,7 @@ impl Keeper {
                 disabled: stored.disabled,
                 given: stored.given,
                 left: stored.left,
+                left_for: stored.left_for,
                 history: stored.history,
             };
             self.names.insert(name.clone(), named);
