@@ -161,13 +161,13 @@ impl Database {
         &mut self,
         act: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let done = fail::trouble("database").map_err(refused).and_then(|()| act(&mut self.connection));
+        let done = fail::trouble("database").map_err(|error| refused(&error)).and_then(|()| act(&mut self.connection));
         done.map_err(|source| DatabaseError::Sqlite { path: self.path.clone(), source })
     }
 }
 
 /// As `SQLite` says it when the system refuses.
-fn refused(error: std::io::Error) -> rusqlite::Error {
+fn refused(error: &std::io::Error) -> rusqlite::Error {
     use rusqlite::ffi;
     let code = match error.kind() {
         std::io::ErrorKind::StorageFull => ffi::SQLITE_FULL,

@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn befriend(args: &Args, settings: &Settings, folder: &Path, named: Option<Digest>) -> anyhow::Result<()> {
     let model = args.model.as_ref().unwrap_or(&settings.model.path);
     let kin = compare(folder, model)?;
-    println!(
+    eprintln!(
         "{}: {} tensors compared with {}; the furthest: {}",
         model.display(),
         kin.tensors,

@@ -177,40 +177,36 @@ impl Keeper {
             Err(EngineError::Stopped) => Load::Ended,
             Err(error) => {
                 let why = Why::from(error);
-                match self.is_to_blame(slot).await {
-                    Some(found) => Load::Refused(found.unwrap_or(why)),
-                    None => {
-                        tracing::warn!(name = slot.name, %why, "spoke can't be loaded now");
-                        let message = format!("the engine can't load it now, and could before: {why}");
-                        Load::Failed(Why::new(Code::NotLoadedNow, message))
-                    }
+                if self.is_to_blame(slot).await {
+                    return Load::Refused(why);
                 }
+                tracing::warn!(name = slot.name, %why, "spoke can't be loaded now");
+                let message = format!("the engine can't load it now, and could before: {why}");
+                Load::Failed(Why::new(Code::NotLoadedNow, message))
             }
         }
     }
 
-    /// Whether the content is to blame for a load that failed, and what is wrong with it if that is found. One that was loaded
-    /// before, by us or by its probe, is to blame only if its copy isn't what it was: memory or files may be short.
-    async fn is_to_blame(&mut self, slot: &Slot) -> Option<Option<Why>> {
+    /// Whether the content is to blame for a load that failed. One that was loaded before, by us or by its probe, is to blame
+    /// only if its copy isn't what it was: memory or files may be short.
+    async fn is_to_blame(&mut self, slot: &Slot) -> bool {
         let generation = slot.generation;
         let known = self.known.get(&generation);
         let is_proven = known.is_some_and(|known| known.proven);
         let is_tried = self.settings.probe.is_some()
             && known.is_some_and(|known| known.verdict == Some(Verdict::Differs));
         if is_out_of_reach(&slot.path, slot.facts.resident_bytes) {
-            return None;
+            return false;
         }
         if !(is_proven || is_tried) || !slot.path.is_file() {
-            return Some(None);
+            return true;
         }
         let was_looked_at = self.stumbles.get(&generation).is_some_and(|looked| looked.elapsed() < LOOKED);
-        let Some(Ok(post)) = self.post.clone().filter(|_| !was_looked_at) else { return None };
+        let Some(Ok(post)) = self.post.clone().filter(|_| !was_looked_at) else { return false };
         self.stumbles.insert(generation, Instant::now());
         let (path, limits) = (slot.path.clone(), self.settings.limits.clone());
-        match aside(move || inspect(&path, Some(&post), &limits)).await {
-            Ok(Err(refusal)) if refusal.io().is_none() => Some(Some(refusal.into())),
-            _ => None,
-        }
+        let looked = aside(move || inspect(&path, Some(&post), &limits)).await;
+        matches!(looked, Ok(Err(refusal)) if refusal.io().is_none())
     }
 
     fn end_loading(&mut self, slot: &Slot, version: Option<&str>) {

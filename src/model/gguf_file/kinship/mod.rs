@@ -143,7 +143,7 @@ pub enum Unlike {
         /// The folder.
         folder: PathBuf,
         /// The tensor that is furthest off.
-        worst: Agreement,
+        worst: Box<Agreement>,
     },
 }
 
@@ -186,6 +186,7 @@ pub fn compare(folder: &Path, post: &Path) -> Result<Kin, Unlike> {
     let worst = compared.into_iter().max_by(|a, b| a.ratio().total_cmp(&b.ratio()));
     let worst = worst.expect("a decoder has tensors");
     if worst.ratio() > 1.0 {
+        let worst = worst.into();
         return Err(Unlike::Differs { path: post.to_owned(), folder: folder.to_owned(), worst });
     }
     Ok(Kin { folder: hasher.finish(), post: file.content_hash()?, tensors, worst })
@@ -311,7 +312,7 @@ impl<'a> Meter<'a> {
         let size = (squares(values) / self.width as f64).max(FAINT * FAINT * self.mean);
         let error = relative(self.row / self.width as f64, size);
         // A NaN is the worst there is.
-        if !(error <= self.worst.1) {
+        if error.is_nan() || error > self.worst.1 {
             self.worst = (self.at / self.width - 1, if error.is_nan() { f64::INFINITY } else { error });
         }
         self.total += self.row;

@@ -118,13 +118,14 @@ fn each_type_explains_what_ggml_makes_of_weights_and_not_much_more() {
     }
 }
 
+type Change = fn(&mut [f32]);
+
 #[test]
 fn a_folder_with_one_other_tensor_is_refused_by_its_name() {
     let root = tempfile::tempdir().unwrap();
     let model = model(true);
     let up = "model.layers.1.mlp.up_proj.weight";
     let query = "model.layers.0.self_attn.q_proj.weight";
-    type Change = fn(&mut [f32]);
     let cases: [(&str, &str, &str, GgmlType, Change); 8] = [
         ("noise", up, "blk.1.ffn_up.weight", GgmlType::Q4_K, |values| {
             values.iter_mut().enumerate().for_each(|(at, v)| *v += if at % 2 == 0 { 0.005 } else { -0.005 });
