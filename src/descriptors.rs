@@ -88,7 +88,7 @@ mod tests {
         let of = |limit, in_use, wanted| {
             let Connections { served, beyond } = Connections::beside(limit, in_use, wanted);
             assert!(
-                u64::from(served + beyond) + in_use <= limit.max(in_use + 2),
+                u64::from(served) + u64::from(beyond) + in_use <= limit.max(in_use + 2),
                 "{limit} {in_use} {wanted}"
             );
             (served, beyond)

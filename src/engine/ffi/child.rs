@@ -36,15 +36,13 @@ pub fn start_clean(command: &mut Command) {
 mod tests {
     use super::*;
 
-    /// Prints which signals the shell that it is run by was told to ignore or to block, as the kernel keeps it.
-    const STATUS: &str = "grep -E '^Sig(Blk|Ign):' /proc/$$/status";
-
     #[test]
     fn a_child_of_a_process_that_ignores_signals_ignores_none() {
         const INNER: &str = "BESPOKE_TEST_INNER";
         if std::env::var_os(INNER).is_some() {
-            let mut command = Command::new("sh");
-            command.args(["-c", STATUS]);
+            // What the kernel keeps of the signals that the child blocks and ignores.
+            let mut command = Command::new("grep");
+            command.args(["-E", "^Sig(Blk|Ign):", "/proc/self/status"]);
             start_clean(&mut command);
             let told = String::from_utf8(command.output().unwrap().stdout).unwrap();
             assert_eq!(told.lines().count(), 2, "{told}");

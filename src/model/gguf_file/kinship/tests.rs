@@ -20,10 +20,10 @@ fn model(tied: bool) -> Model {
         heads: 4,
         kv_heads: 2,
         head_dim: 64,
-        ffn: 512,
-        layers: 2,
+        ffn: 256,
+        layers: 1,
         tied,
-        features: Family::Llama.features(2, 4, 64),
+        features: Family::Llama.features(1, 4, 64),
         ..config
     };
     let mut rng = ChaCha8Rng::seed_from_u64(11);
@@ -100,12 +100,12 @@ fn each_type_explains_what_ggml_makes_of_weights_and_not_much_more() {
     let root = tempfile::tempdir().unwrap();
     let model = model(true);
     let folder = saved(root.path(), "folder", &model);
-    let theirs = f32_values(model.parameters.get("model.layers.1.mlp.up_proj.weight").unwrap()).unwrap();
+    let theirs = f32_values(model.parameters.get("model.layers.0.mlp.up_proj.weight").unwrap()).unwrap();
     for (kind, bound) in EXPLAINED {
         let post = quantised(root.path(), &model, kind, as_it_is);
         let file = Gguf::open(&post).unwrap();
         let mut meter = Meter::new(&theirs, 256);
-        meter.see(&file.tensor_f32("blk.1.ffn_up.weight").unwrap());
+        meter.see(&file.tensor_f32("blk.0.ffn_up.weight").unwrap());
         let (whole, (_, row)) = meter.errors();
         eprintln!("{kind}: {whole:.2e} of {bound:.1e}; the worst row {:.2}", row / whole.max(1e-12));
         if kind != GgmlType::F32 {
@@ -124,13 +124,13 @@ type Change = fn(&mut [f32]);
 fn a_folder_with_one_other_tensor_is_refused_by_its_name() {
     let root = tempfile::tempdir().unwrap();
     let model = model(true);
-    let up = "model.layers.1.mlp.up_proj.weight";
+    let up = "model.layers.0.mlp.up_proj.weight";
     let query = "model.layers.0.self_attn.q_proj.weight";
     let cases: [(&str, &str, &str, GgmlType, Change); 8] = [
-        ("noise", up, "blk.1.ffn_up.weight", GgmlType::Q4_K, |values| {
+        ("noise", up, "blk.0.ffn_up.weight", GgmlType::Q4_K, |values| {
             values.iter_mut().enumerate().for_each(|(at, v)| *v += if at % 2 == 0 { 0.005 } else { -0.005 });
         }),
-        ("one row", up, "blk.1.ffn_up.weight", GgmlType::Q4_K, |values| {
+        ("one row", up, "blk.0.ffn_up.weight", GgmlType::Q4_K, |values| {
             values[256 * 7..256 * 8].reverse();
         }),
         ("scaled", query, "blk.0.attn_q.weight", GgmlType::Q8_0, |values| {
@@ -149,7 +149,7 @@ fn a_folder_with_one_other_tensor_is_refused_by_its_name() {
         ("the embedding", "model.embed_tokens.weight", "token_embd.weight", GgmlType::Q6_K, |values| {
             values.rotate_left(256);
         }),
-        ("a number", up, "blk.1.ffn_up.weight", GgmlType::F16, |values| values[1000] += 0.2),
+        ("a number", up, "blk.0.ffn_up.weight", GgmlType::F16, |values| values[1000] += 0.2),
     ];
     for (what, ours, theirs, kind, change) in cases {
         let post = quantised(root.path(), &model, kind, as_it_is);
@@ -200,7 +200,7 @@ fn what_can_not_be_compared_is_never_taken_for_equal() {
     ] {
         let mut other = tied.clone();
         change(&mut other.config);
-        other.config.features = Family::Llama.features(2, other.config.heads, other.config.head_dim);
+        other.config.features = Family::Llama.features(1, other.config.heads, other.config.head_dim);
         let folder = saved(root.path(), "constants", &other);
         assert!(refused(&folder, &post).contains(key), "{key}: {}", refused(&folder, &post));
     }
