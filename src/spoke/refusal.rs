@@ -228,6 +228,14 @@ pub(super) fn is_out_of_reach(path: &Path, bytes: u64) -> bool {
         || usize::try_from(bytes).map_or(true, |bytes| room.try_reserve_exact(bytes).is_err())
 }
 
+/// What the system says, without the paths that libraries add: whoever asks over the network learns none.
+pub(super) fn plain(error: &std::io::Error) -> String {
+    errno(error).map_or_else(
+        || error.kind().to_string(),
+        |number| std::io::Error::from_raw_os_error(number).to_string(),
+    )
+}
+
 /// The system's number of an error, however often it was wrapped.
 fn errno(error: &std::io::Error) -> Option<i32> {
     let mut number = error.raw_os_error();

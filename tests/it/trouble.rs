@@ -163,6 +163,8 @@ fn a_state_folder_on_a_full_disk() {
     assert!(matches!(code, "not_copied" | "not_written"), "{row}");
     assert_eq!(living.client.serving("small"), Some(small));
     assert!(living.client.asked("small", false).is_ok());
+    // Its room is free once nobody has it open.
+    drop(file);
     std::fs::remove_file(&filler).unwrap();
     living.client.serves("late", late);
 }

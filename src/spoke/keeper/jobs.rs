@@ -17,7 +17,7 @@ use crate::spoke::folder::{self, Fingerprint};
 use crate::spoke::gate::{self, Gate};
 use crate::spoke::life::{Event, State, Why};
 use crate::spoke::probe::{Finding, Verdict as Probed};
-use crate::spoke::refusal::{is_trouble, is_trouble_at_home};
+use crate::spoke::refusal::{is_trouble, is_trouble_at_home, plain};
 use crate::spoke::store::{Examined, Facts, Known, Verdict, Write};
 use crate::spoke::{Generation, Limits, Pinned, Post, Refusal, inspect, pin, to_served};
 
@@ -442,13 +442,13 @@ fn blamed(refusal: Refusal, staged: &Path) -> Why {
     let ours = refusal.path.starts_with(staged);
     match refusal.io() {
         Some(error) if ours && is_trouble_at_home(error) => not_copied(error),
-        Some(error) if is_trouble(error) => Why::new(Code::NotRead, format!("can't be read now: {error}")),
+        Some(error) if is_trouble(error) => Why::new(Code::NotRead, format!("can't be read now: {}", plain(error))),
         _ => refusal.into(),
     }
 }
 
 fn not_copied(error: &std::io::Error) -> Why {
-    Why::new(Code::NotCopied, format!("the state directory can't keep its copy: {error}"))
+    Why::new(Code::NotCopied, format!("the state directory can't keep its copy: {}", plain(error)))
         .hint("look at the room, the limits and the permissions of paths.state")
 }
 

@@ -86,6 +86,8 @@ impl Keeper {
                 self.restore_name(&name, generation, source, file, stored.given);
             }
         }
+        // Why those that serve no more don't is to be known, also where nothing serves.
+        self.names_changed |= !self.names.is_empty();
         for (entry, file) in files {
             self.restore_file(&entry, file, same_place);
         }
