@@ -442,7 +442,7 @@ fn blamed(refusal: Refusal, staged: &Path) -> Why {
     let ours = refusal.path.starts_with(staged);
     match refusal.io() {
         Some(error) if ours && is_trouble_at_home(error) => not_copied(error),
-        Some(error) if is_trouble(error) => Why::new(Code::NotRead, format!("can't be read: {}", plain(error))),
+        Some(e) if is_trouble(e) => Why::new(Code::NotRead, format!("can't be read: {}", plain(e))),
         _ => refusal.into(),
     }
 }
