@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::durable;
+use crate::fail;
 
 /// Name of the file in the state directory.
 const FILE: &str = "bespoke.sqlite";
@@ -160,8 +161,20 @@ impl Database {
         &mut self,
         act: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        act(&mut self.connection).map_err(|source| DatabaseError::Sqlite { path: self.path.clone(), source })
+        let done = fail::trouble("database").map_err(|error| refused(&error)).and_then(|()| act(&mut self.connection));
+        done.map_err(|source| DatabaseError::Sqlite { path: self.path.clone(), source })
     }
+}
+
+/// As `SQLite` says it when the system refuses.
+fn refused(error: &std::io::Error) -> rusqlite::Error {
+    use rusqlite::ffi;
+    let code = match error.kind() {
+        std::io::ErrorKind::StorageFull => ffi::SQLITE_FULL,
+        std::io::ErrorKind::ResourceBusy => ffi::SQLITE_BUSY,
+        _ => ffi::SQLITE_IOERR,
+    };
+    rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(error.to_string()))
 }
 
 #[cfg(test)]

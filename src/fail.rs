@@ -2,7 +2,8 @@
 //! They do nothing in a release build.
 //!
 //! `BESPOKE_FAIL` lists them, separated by commas: `NAME`, or `NAME@DETAIL` to fail only where the detail is this, and
-//! behind either `#N` to fail at the Nth time only.
+//! behind either `#N` to fail at the Nth time only. The system's trouble lasts as long as a test wants it to: `NAME@FILE` has
+//! the system refuse, as long as this file is there, with the number of the error that is written in it.
 
 /// Dies here if the environment says so.
 #[inline]
@@ -34,6 +35,21 @@ pub fn is_set(name: &str, detail: &str) -> bool {
     {
         let _ = (name, detail);
         false
+    }
+}
+
+/// The error of the system that a test wants here now.
+///
+/// # Errors
+/// That.
+#[inline]
+pub fn trouble(name: &str) -> std::io::Result<()> {
+    #[cfg(debug_assertions)]
+    return armed::trouble(name);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = name;
+        Ok(())
     }
 }
 
@@ -80,6 +96,12 @@ mod armed {
     pub(super) fn is_set(name: &str, detail: &str) -> bool {
         let detailed = |point: &Point| point.detail.as_deref().is_none_or(|wanted| wanted == detail);
         POINTS.iter().any(|point| point.name == name && detailed(point))
+    }
+
+    pub(super) fn trouble(name: &str) -> std::io::Result<()> {
+        let file = POINTS.iter().find(|point| point.name == name).and_then(|point| point.detail.as_ref());
+        let number = file.and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
+        number.map_or(Ok(()), |number| Err(std::io::Error::from_raw_os_error(number)))
     }
 
     pub(super) fn pass(name: &str, detail: &str) {

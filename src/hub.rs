@@ -14,6 +14,7 @@ use crate::api::connection::{self, Limits, Patience};
 use crate::api::{self, App, ChatTemplate, Options, Pulse, Room, SpokeOptions};
 use crate::config::{GateSettings, ModelSettings, Settings, SpokeSettings};
 use crate::database::{DatabaseError, StateDirectory};
+use crate::descriptors::{self, Connections};
 use crate::engine::{Computing, Engine, EngineState, Health, LlamaEngine, LlamaSettings, SelfTest};
 use crate::gguf::{self, Gguf, GgufError};
 use crate::spoke;
@@ -212,8 +213,11 @@ impl Hub {
         let app = App::new(Arc::clone(&engine), spokes.clone(), Arc::clone(&pulse), options);
         spokes.set_questioner(api::questioner(&app));
         let router = api::router(app.clone());
+        let connections = connections_within_descriptors(server.connections);
         let limits = Limits {
-            connections: server.connections,
+            connections: connections.served,
+            beyond: connections.beyond,
+            watched: connections.served < server.connections,
             head: usize::try_from(server.head_limit.as_u64()).unwrap_or(usize::MAX),
             patience: Patience {
                 head: server.slow_sender,
@@ -288,6 +292,23 @@ impl Hub {
         }
         outcome
     }
+}
+
+/// As many connections as the settings say, if the limit of file descriptors has room for them: without a descriptor nothing
+/// could be opened, and no one would get an answer.
+fn connections_within_descriptors(wanted: u32) -> Connections {
+    let limit = descriptors::limit();
+    let connections = Connections::within(limit, wanted);
+    if connections.served < wanted {
+        tracing::warn!(
+            connections = connections.served,
+            wanted,
+            descriptors = limit,
+            "fewer connections than server.connections: the limit of file descriptors (ulimit -Hn, LimitNOFILE=) has no \
+             room for more"
+        );
+    }
+    connections
 }
 
 /// Locks the state folder, and makes the folder of spokes where somebody named one. A default one that isn't there is no

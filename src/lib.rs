@@ -9,6 +9,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod database;
+pub mod descriptors;
 pub mod digest;
 pub mod durable;
 pub mod engine;

@@ -44,8 +44,8 @@ pub enum ApiError {
     /// The body broke off.
     #[error("the body can't be read: {0}")]
     Body(String),
-    /// Nothing lives at this path.
-    #[error("nothing lives at {0}")]
+    /// No route has this path.
+    #[error("no route is at {0}; /openapi.json lists those that are")]
     NoSuchPath(String),
     /// No model has this name.
     #[error("no model is named {wanted:?}; this daemon serves {served}")]
@@ -72,6 +72,15 @@ pub enum ApiError {
         name: String,
         /// Its state.
         state: &'static str,
+    },
+    /// A spoke can't be examined or served for a reason that isn't its own.
+    #[error("{}{why} ({code}); it says nothing of the spoke, which is tried again{hint}",
+        waiting(name.as_deref()), code = why.code, hint = advice(why))]
+    SpokeWaits {
+        /// Its name, where that isn't the question.
+        name: Option<String>,
+        /// What is in the way.
+        why: Why,
     },
     /// A spoke can't be loaded back into memory.
     #[error("the spoke can't be loaded: {0}")]
@@ -144,6 +153,10 @@ pub enum ApiError {
     Panicked,
 }
 
+fn waiting(name: Option<&str>) -> String {
+    name.map_or_else(String::new, |name| format!("the spoke {name:?} waits: "))
+}
+
 fn advice(why: &Why) -> String {
     why.hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"))
 }
@@ -205,6 +218,7 @@ impl ApiError {
             | Self::NoFreeSlot
             | Self::Connections(_)
             | Self::SpokeUnderWay { .. }
+            | Self::SpokeWaits { .. }
             | Self::SpokeFailed(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error"),
             Self::SlowBody(_) => (StatusCode::REQUEST_TIMEOUT, INVALID),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "authentication_error"),

@@ -143,6 +143,9 @@ const SPOKE_GAUGES: &[(&str, &str, Of<SpokeTotals>)] = &[
         "1 if the folder of spokes could be read when it was last looked at.",
         |s| f64::from(u8::from(s.folder_readable)),
     ),
+    ("bespoke_spoke_state_writable", "1 if what last happened to spokes could be written down.", |s| {
+        f64::from(u8::from(s.state_writable))
+    }),
 ];
 
 impl Default for Metrics {
@@ -418,6 +421,7 @@ mod tests {
             "bespoke_spoke_swap_seconds_total 1.5",
             "bespoke_spoke_resident_bytes 7",
             "bespoke_spoke_folder_readable 0",
+            "bespoke_spoke_state_writable 0",
             "bespoke_spoke_transitions_total{to=\"serving\"} 5",
             "bespoke_spokes{state=\"quarantined\"} 0",
         ] {

@@ -106,6 +106,7 @@ fn own_routes() -> Vec<Route> {
         route(Method::POST, "/lora-adapters", ADMIN, post(llama_server::adapters::set_adapters)),
         route(Method::GET, "/v1/spokes", ASK, get(spokes::list)),
         route(Method::GET, "/v1/spokes/events", ASK, get(spokes::events)),
+        route(Method::POST, "/v1/spokes/trained-on", ADMIN, post(spokes::befriend)),
         route(Method::POST, "/v1/spokes/{change}", ADMIN, post(spokes::change)),
         route(Method::POST, "/v1/load_lora_adapter", ADMIN, post(spokes::load)),
         route(Method::POST, "/v1/unload_lora_adapter", ADMIN, post(spokes::unload)),

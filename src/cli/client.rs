@@ -80,6 +80,14 @@ pub enum ClientError {
         /// The daemon's message.
         message: String,
     },
+    /// The answer began and didn't come to its end.
+    #[error("the answer of {endpoint} broke off: {reason}")]
+    BrokenOff {
+        /// The address.
+        endpoint: String,
+        /// What the system says.
+        reason: String,
+    },
     /// The answer isn't what the daemon sends.
     #[error("{url} doesn't answer as the daemon does: {reason}")]
     Answer {
@@ -94,7 +102,7 @@ impl ClientError {
     /// Whether the same question may be answered a little later.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::BrokenOff { .. } => true,
             Self::Refused { status, .. } => matches!(status, 429 | 503),
             Self::Endpoint(_) | Self::Answer { .. } => false,
         }
@@ -182,7 +190,10 @@ impl Client {
     fn read(&self, path: &str, response: Result<Response<Body>, ureq::Error>) -> Result<Value, ClientError> {
         let mut response = response.map_err(|error| self.unreachable(&error))?;
         let status = response.status().as_u16();
-        let text = response.body_mut().read_to_string().map_err(|error| self.unreachable(&error))?;
+        let text = response.body_mut().read_to_string().map_err(|error| ClientError::BrokenOff {
+            endpoint: self.endpoint.clone(),
+            reason: error.to_string(),
+        })?;
         let answer = serde_json::from_str::<Value>(&text);
         if status >= 400 {
             let message = answer.ok().and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));

@@ -8,6 +8,7 @@ use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 use serde_json::Value;
 
 use super::client::{Daemon, choose_spoke, encoding_request};
+use super::table;
 use crate::task::{Encoding, Event, SOURCES};
 
 /// Arguments.
@@ -134,7 +135,7 @@ fn readable(memory: &Encoding, colour: bool) -> Table {
         ("outcome", memory.outcome.clone()),
         ("salience", memory.salience.to_string()),
     ];
-    let mut table = Table::new();
+    let mut table = table::fitting();
     table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     for (label, text) in rows.into_iter().filter(|(_, text)| !text.is_empty()) {
         let label = Cell::new(label);

@@ -18,7 +18,7 @@ pub mod train;
 
 use std::panic;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::engine::ffi::{end, missing_features};
 use crate::model::FileError;
@@ -86,9 +86,21 @@ enum Command {
 #[error("{0}")]
 pub struct WrongConfiguration(pub String);
 
+/// The arguments. Where `COLUMNS` says 0, as it does for some terminals, help is laid out for 80 columns.
+fn parsed() -> Cli {
+    let mut command = Cli::command();
+    if std::env::var("COLUMNS").is_ok_and(|columns| columns.trim() == "0") {
+        command = command.term_width(table::COLUMNS.into());
+    }
+    match Cli::from_arg_matches(&command.get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    }
+}
+
 /// Parses the arguments, runs the command, prints what went wrong.
 pub fn main() -> ! {
-    let cli = Cli::parse();
+    let cli = parsed();
     if let Err(error) = processor::check() {
         eprintln!("error: {error}");
         end(CONFIG);
@@ -140,10 +152,38 @@ fn end_with_the_reader() {
     }));
 }
 
+/// What an error and its causes say, each thing once: many a message has the one of its cause in it.
+pub(crate) fn told(error: &anyhow::Error) -> Vec<String> {
+    let mut said: Vec<String> = Vec::new();
+    for text in error.chain().map(ToString::to_string) {
+        if said.iter().any(|before| says(before, &text)) {
+            continue;
+        }
+        match said.last_mut().filter(|before| says(&text, before)) {
+            Some(before) => *before = text,
+            None => said.push(text),
+        }
+    }
+    said
+}
+
+/// Whether a text has another one in it, as whole words.
+fn says(whole: &str, part: &str) -> bool {
+    let part = part.trim().trim_end_matches('.');
+    if part.is_empty() {
+        return true;
+    }
+    let ends_word = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric());
+    whole.match_indices(part).any(|(at, _)| {
+        ends_word(whole[..at].chars().next_back()) && ends_word(whole[at + part.len()..].chars().next())
+    })
+}
+
 /// Prints an error with its chain of causes, one a line, and what can be done about it.
 fn report(error: &anyhow::Error) {
-    eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
+    let said = told(error);
+    eprintln!("error: {}", said[0]);
+    for cause in &said[1..] {
         eprintln!("  caused by: {cause}");
     }
     let refusal = error.downcast_ref::<Refusal>();
@@ -155,5 +195,28 @@ fn report(error: &anyhow::Error) {
     let hint = refusal.and_then(Refusal::hint);
     if let Some(hint) = hint.or_else(|| of_file().or_else(of_run).map(str::to_owned)) {
         eprintln!("\nhint: {hint}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_and_its_causes_say_each_thing_once() {
+        let of = |lines: &[&'static str]| {
+            let mut lines = lines.iter().rev();
+            let first = anyhow::anyhow!(*lines.next().unwrap());
+            told(&lines.fold(first, |error, line| error.context(*line)))
+        };
+        assert_eq!(of(&["can't read x", "not found"]), ["can't read x", "not found"]);
+        assert_eq!(of(&["not found", "not found", "not found."]), ["not found"]);
+        assert_eq!(of(&["x: not found", "not found"]), ["x: not found"]);
+        assert_eq!(of(&["can't read x", "can't read x: not found"]), ["can't read x: not found"]);
+        assert_eq!(of(&["a: b: c", "b: c", "c"]), ["a: b: c"]);
+        // Other words, though the letters are there.
+        assert_eq!(of(&["error 28", "error 2"]), ["error 28", "error 2"]);
+        assert_eq!(of(&["cannot", "not"]), ["cannot", "not"]);
+        assert_eq!(of(&["", "why"]), ["why"]);
     }
 }

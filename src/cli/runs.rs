@@ -182,7 +182,7 @@ enum Listed {
 fn list(place: &Place) -> anyhow::Result<()> {
     let open = |name: String| match Run::open(&place.runs.join(&name), name.clone()) {
         Ok(run) => Listed::Run(run.into()),
-        Err(error) => Listed::Unreadable { id: name, error: format!("{error:#}") },
+        Err(error) => Listed::Unreadable { id: name, error: super::told(&error).join(": ") },
     };
     let runs: Vec<Listed> = names(&place.runs)?.into_iter().map(open).collect();
     if place.json {

@@ -20,6 +20,7 @@ use super::client::encoding_request;
 use crate::api::auth::KeyRing;
 use crate::config::{self, LogFormat, Overrides};
 use crate::database::DatabaseError;
+use crate::descriptors::{self, Raised};
 use crate::engine::ffi::{end, gives_up};
 use crate::engine::{EngineState, Health, ModelInfo};
 use crate::hub::{Hub, HubError};
@@ -56,6 +57,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let settings =
         config::load(config.as_deref(), overrides).map_err(|error| WrongConfiguration(error.to_string()))?;
     start_log(settings.log.format);
+    let Raised { before, now } = descriptors::raise();
+    tracing::info!(before, now, "limit of file descriptors");
     // HTTP needs little; the cores belong to the engine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

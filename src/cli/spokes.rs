@@ -29,6 +29,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let rows = answer["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if let Some(message) = answer["state_error"]["message"].as_str() {
+        eprintln!("warning: {message}");
+    }
     if rows.is_empty() {
         println!("no spokes: drop a LoRA or Felix file into the daemon's folder");
         return Ok(());
@@ -38,6 +41,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let text = |key: &str| row["reason"][key].as_str().unwrap_or_default();
         let name = row["name"].as_str().unwrap_or_default();
         println!("{name}: {} ({})", text("message"), text("code"));
+        if let Some(at) = row["retry_at"].as_u64() {
+            println!("  it is tried again {}", ahead(at, SystemTime::now()));
+        }
         if row["reason"]["hint"].is_string() {
             println!("  hint: {}", text("hint"));
         }
@@ -80,6 +86,15 @@ fn ago(at: u64, now: SystemTime) -> String {
         _ => seconds / 86_400 * 86_400,
     };
     format!("{} ago", humantime::format_duration(Duration::from_secs(rough)))
+}
+
+/// How far ahead a second since 1970 is.
+fn ahead(at: u64, now: SystemTime) -> String {
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    match at.saturating_sub(now) {
+        0 => "now".to_owned(),
+        seconds => format!("in {}", humantime::format_duration(Duration::from_secs(seconds))),
+    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,21 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
 
+/// Columns of a terminal that says it has none: an editor's, a serial line, one whose size was never set.
+pub const COLUMNS: u16 = 80;
+
+/// A table that fits the terminal.
+pub fn fitting() -> Table {
+    let mut table = Table::new();
+    if table.width() == Some(0) {
+        table.set_width(COLUMNS);
+    }
+    table
+}
+
 /// A table with a line under its header and right-aligned cells behind the first column.
 pub fn plain(header: &[&str]) -> Table {
-    let mut table = Table::new();
+    let mut table = fitting();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     for lines in [TableComponent::HorizontalLines, TableComponent::MiddleIntersections] {
         table.remove_style(lines);

@@ -19,7 +19,6 @@ use super::compiler::Index;
 use super::computing::{Computing, ComputingReport};
 use super::constraint::Shape;
 use super::embedding::{Embedder, Embedding};
-use super::ffi::has_product;
 use super::heart::{BEAT, Heart};
 use super::kernels::Kernels;
 use super::kernels::felix;
@@ -220,7 +219,7 @@ pub fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
 fn pays(file: &Gguf) -> bool {
     let all = |q8: bool| file.tensors().iter().filter(move |t| !q8 || t.kind == GgmlType::Q8_0);
     let bytes = |q8: bool| all(q8).map(|tensor| tensor.bytes).sum::<u64>();
-    has_product() && bytes(true) >= bytes(false) / 4
+    Kernels::best().product.is_some() && bytes(true) >= bytes(false) / 4
 }
 
 fn describe(model: &LlamaModel, settings: &LlamaSettings, n_ctx: u32) -> Result<ModelInfo, String> {

@@ -101,15 +101,77 @@ pub fn load_parameters(folder: &Path, config: &DecoderConfig) -> Result<Paramete
         let values = file.f32(&name)?;
         parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu)?)?;
     }
-    refuse_rest(found, config, &parameters)?;
+    let embedding = || Ok(safetensors_file::f32_values(parameters.get(EMBEDDING)?)?);
+    refuse_rest(found, config, embedding)?;
     Ok(parameters)
 }
+
+/// The weights of a folder, to be read one tensor at a time.
+#[derive(Debug)]
+pub struct Weights {
+    files: Vec<SafetensorsFile>,
+    /// Which file has a tensor.
+    at: HashMap<String, usize>,
+}
+
+impl Weights {
+    /// Opens the files of a folder, which hold exactly the parameters of `config`.
+    ///
+    /// # Errors
+    /// As [`load_parameters`].
+    pub fn open(folder: &Path, config: &DecoderConfig) -> Result<Self, FileError> {
+        let files = open_shards(folder)?;
+        let mut at = HashMap::new();
+        for (index, file) in files.iter().enumerate() {
+            for (name, _) in file.shapes() {
+                if at.insert(name.clone(), index).is_some() {
+                    let message = format!("tensor {name:?} is also in another shard");
+                    return Err(FileError::Safetensors { path: file.path().to_owned(), message });
+                }
+            }
+        }
+        let mut rest = at.clone();
+        for (name, expected) in config.parameter_shapes() {
+            let Some(index) = rest.remove(&name) else {
+                return Err(FileError::MissingTensor { path: folder.to_owned(), tensor: name, expected });
+            };
+            let found = files[index].info(&name).map(|info| info.shape.clone()).unwrap_or_default();
+            if found != expected {
+                let path = files[index].path().to_owned();
+                return Err(FileError::Shape { path, tensor: name, found, expected });
+            }
+        }
+        let described = |(name, index): (String, usize)| {
+            let shape = files[index].info(&name).map(|info| info.shape.clone()).unwrap_or_default();
+            (name, (shape, &files[index]))
+        };
+        let weights = |name: &str| files[at[name]].f32(name);
+        refuse_rest(rest.into_iter().map(described).collect(), config, || weights(EMBEDDING))?;
+        Ok(Self { files, at })
+    }
+
+    /// The values of a parameter, as f32.
+    ///
+    /// # Errors
+    /// No such parameter; a type that isn't one of floats.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>, FileError> {
+        match self.at.get(name) {
+            Some(&index) => self.files[index].f32(name),
+            None => {
+                let path = self.files.first().map(|file| file.path().to_owned()).unwrap_or_default();
+                Err(FileError::MissingTensor { path, tensor: name.to_owned(), expected: vec![] })
+            }
+        }
+    }
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Refuses tensors that are no parameters, but for kinds that have no part in what is computed.
 fn refuse_rest(
     rest: HashMap<String, (Vec<usize>, &SafetensorsFile)>,
     config: &DecoderConfig,
-    parameters: &Parameters,
+    embedding: impl Fn() -> Result<Vec<f32>, FileError>,
 ) -> Result<(), FileError> {
     // Sorted, so that the same folder always gives the same message.
     let rest: BTreeMap<_, _> = rest.into_iter().collect();
@@ -124,7 +186,7 @@ fn refuse_rest(
         }
         // A tied head may be stored as a copy of the embedding.
         if config.tied && name == "lm_head.weight" {
-            let embedding = safetensors_file::f32_values(parameters.get("model.embed_tokens.weight")?)?;
+            let embedding = embedding()?;
             let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
             let head = file.f32(&name)?;
             if head.len() == embedding.len() && head.iter().zip(&embedding).all(same) {

@@ -10,7 +10,7 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::dropped::{MAX_JSON_BYTES, PEFT_CONFIG, PEFT_WEIGHTS, Part};
-use super::refusal::is_of_the_disk;
+use super::refusal::is_trouble;
 use super::{Limits, Reason, Refusal};
 
 /// Bytes that may be read to learn what an archive holds; a folder of PEFT takes a few hundred.
@@ -26,7 +26,7 @@ pub(super) fn open(archive: Part, limits: &Limits) -> Result<(Part, Part), Refus
     let refuse = |reason: Reason| Refusal::new(&path, reason);
     let budget = Arc::new(AtomicU64::new(MAX_DIRECTORY_BYTES));
     let reader = Budget { file, left: budget.clone() };
-    let mut archive = ZipArchive::new(reader).map_err(|error| refuse(wrong(&error)))?;
+    let mut archive = ZipArchive::new(reader).map_err(|error| refuse(wrong(error)))?;
     // From here on every read is bounded by what it unpacks; packed bytes hardly exceed unpacked ones.
     budget.store(limits.max_bytes.saturating_mul(2).saturating_add(MAX_DIRECTORY_BYTES), Ordering::Relaxed);
     let names: Vec<String> =
@@ -67,7 +67,7 @@ fn find(names: &[String], part: &'static str) -> Result<usize, Reason> {
 }
 
 fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &Path) -> Result<File, Reason> {
-    let entry = archive.by_index(index).map_err(|error| wrong(&error))?;
+    let entry = archive.by_index(index).map_err(wrong)?;
     if entry.is_symlink() {
         return Err(Reason::Link);
     }
@@ -80,7 +80,7 @@ fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &P
     // The size that the archive claims is not the size that it has.
     let unpacked = io::copy(&mut entry.take(limit.saturating_add(1)), &mut file);
     let broken = |error: io::Error| {
-        if is_of_the_disk(&error) { Reason::Io(error) } else { Reason::Zip { message: error.to_string() } }
+        if is_trouble(&error) { Reason::Io(error) } else { Reason::Zip { message: error.to_string() } }
     };
     match unpacked.map_err(broken)? {
         0 => return Err(Reason::Empty),
@@ -91,8 +91,11 @@ fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &P
     Ok(file)
 }
 
-fn wrong(error: &ZipError) -> Reason {
-    Reason::Zip { message: error.to_string() }
+fn wrong(error: ZipError) -> Reason {
+    match error {
+        ZipError::Io(error) if is_trouble(&error) => Reason::Io(error),
+        error => Reason::Zip { message: error.to_string() },
+    }
 }
 
 /// A file from which only so many bytes can be read: nobody has to trust the lengths that it holds.

@@ -219,6 +219,7 @@ impl Parts {
 
 /// Opens a regular file without following a link in its last part, and without waiting for anyone.
 fn open_at(folder: impl rustix::fd::AsFd, path: &Path, limit: u64) -> Result<File, Reason> {
+    crate::fail::trouble("spoke.open")?;
     // Looked at before opening: opening a device can have an effect.
     let looked = rustix::fs::statat(&folder, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
     let mode = looked.map_err(|error| Reason::Io(error.into()))?.st_mode;

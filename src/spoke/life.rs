@@ -1,19 +1,21 @@
 //! The life of a dropped file, as states and the one function that moves between them.
 //!
 //! `Seen -> Settled -> Inspected -> Probed -> Gated -> Serving`, or on the way `Inert` or `Quarantined`; `Retired` is what
-//! has served. One life is that of one content under one name: a file that is written again after it came to rest begins
+//! has served. What fails for a reason of our own, such as a full disk, is `Waiting` and tried again: it is held against no
+//! file. One life is that of one content under one name: a file that is written again after it came to rest begins
 //! a new life, and the old one goes on until the new one serves.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::code::Code;
+
 /// Why something is the way it is: for programs, for people, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {
-    /// In small letters with underscores; stable.
-    pub code: Cow<'static, str>,
+    /// What programs go by.
+    pub code: Code,
     /// What was found and what was expected.
     pub message: String,
     /// What to do.
@@ -23,7 +25,7 @@ pub struct Why {
 
 impl Why {
     /// Without advice.
-    pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+    pub fn new(code: impl Into<Code>, message: impl Into<String>) -> Self {
         Self { code: code.into(), message: message.into(), hint: None }
     }
 
@@ -58,6 +60,8 @@ pub enum State {
     Serving,
     /// It runs and changes nothing; it isn't loaded.
     Inert,
+    /// This process or its machine is in trouble, which says nothing of the content: it is tried again.
+    Waiting(Why),
     /// It will not be loaded.
     Quarantined(Why),
     /// It could serve and doesn't any more.
@@ -65,8 +69,18 @@ pub enum State {
 }
 
 /// The names of states, without what they carry.
-pub const STATES: [&str; 9] =
-    ["seen", "settled", "inspected", "probed", "gated", "serving", "inert", "quarantined", "retired"];
+pub const STATES: [&str; 10] = [
+    "seen",
+    "settled",
+    "inspected",
+    "probed",
+    "gated",
+    "serving",
+    "inert",
+    "waiting",
+    "quarantined",
+    "retired",
+];
 
 impl State {
     /// Its name on the wire, one of [`STATES`].
@@ -79,6 +93,7 @@ impl State {
             Self::Gated => "gated",
             Self::Serving => "serving",
             Self::Inert => "inert",
+            Self::Waiting(_) => "waiting",
             Self::Quarantined(_) => "quarantined",
             Self::Retired(_) => "retired",
         }
@@ -87,7 +102,7 @@ impl State {
     /// Why, where there is a why.
     pub fn reason(&self) -> Option<&Why> {
         match self {
-            Self::Quarantined(reason) | Self::Retired(reason) => Some(reason),
+            Self::Waiting(reason) | Self::Quarantined(reason) | Self::Retired(reason) => Some(reason),
             _ => None,
         }
     }
@@ -95,6 +110,11 @@ impl State {
     /// Whether something is under way that will change it.
     pub fn is_moving(&self) -> bool {
         matches!(self, Self::Seen | Self::Settled | Self::Inspected | Self::Probed | Self::Gated)
+    }
+
+    /// Whether it is still open what will become of it: something is under way, or waits to be tried again.
+    pub fn is_open(&self) -> bool {
+        self.is_moving() || matches!(self, Self::Waiting(_))
     }
 }
 
@@ -119,6 +139,10 @@ pub enum Event {
     Known,
     /// Something is wrong with it.
     Refused(Why),
+    /// Something is wrong with us.
+    Postponed(Why),
+    /// It is time to try again.
+    Due,
     /// It is not to serve (any more): replaced, deleted, rolled back, disabled.
     Withdrawn(Why),
     /// Somebody wants it (again).
@@ -187,6 +211,11 @@ pub fn step(state: &State, event: Event) -> Result<(State, Option<Effect>), Impo
             (S::Quarantined(reason), Some(Effect::Quarantine))
         }
 
+        (S::Settled | S::Inspected | S::Probed | S::Gated, E::Postponed(reason)) => {
+            (S::Waiting(reason), None)
+        }
+        (S::Waiting(_), E::Due | E::Wanted) => (S::Settled, Some(Effect::Inspect)),
+
         (S::Serving, E::Withdrawn(reason)) => (S::Retired(reason), Some(Effect::Withdraw)),
         (
             S::Seen
@@ -195,6 +224,7 @@ pub fn step(state: &State, event: Event) -> Result<(State, Option<Effect>), Impo
             | S::Probed
             | S::Gated
             | S::Inert
+            | S::Waiting(_)
             | S::Quarantined(_)
             | S::Retired(_),
             E::Withdrawn(reason),
@@ -218,7 +248,7 @@ mod tests {
         Why::new("r", "R")
     }
 
-    fn states() -> [State; 9] {
+    fn states() -> [State; 10] {
         [
             State::Seen,
             State::Settled,
@@ -227,12 +257,13 @@ mod tests {
             State::Gated,
             State::Serving,
             State::Inert,
+            State::Waiting(reason()),
             State::Quarantined(reason()),
             State::Retired(reason()),
         ]
     }
 
-    fn events() -> [(&'static str, Event); 12] {
+    fn events() -> [(&'static str, Event); 14] {
         [
             ("rested", Event::Rested),
             ("changed", Event::Changed),
@@ -243,6 +274,8 @@ mod tests {
             ("loaded", Event::Loaded),
             ("known", Event::Known),
             ("refused", Event::Refused(reason())),
+            ("postponed", Event::Postponed(reason())),
+            ("due", Event::Due),
             ("withdrawn", Event::Withdrawn(reason())),
             ("wanted", Event::Wanted),
             ("reconsidered", Event::Reconsidered),
@@ -259,25 +292,32 @@ mod tests {
         ("settled", "known", "serving", None),
         ("settled", "changed", "seen", Some(Effect::Await)),
         ("settled", "refused", "quarantined", Some(Effect::Quarantine)),
+        ("settled", "postponed", "waiting", None),
         ("settled", "withdrawn", "retired", None),
         ("inspected", "differs", "probed", Some(Effect::Judge)),
         ("inspected", "same", "inert", None),
         ("inspected", "changed", "seen", Some(Effect::Await)),
         ("inspected", "refused", "quarantined", Some(Effect::Quarantine)),
+        ("inspected", "postponed", "waiting", None),
         ("inspected", "withdrawn", "retired", None),
         ("probed", "passes", "gated", Some(Effect::Load)),
         ("probed", "changed", "seen", Some(Effect::Await)),
         ("probed", "refused", "quarantined", Some(Effect::Quarantine)),
+        ("probed", "postponed", "waiting", None),
         ("probed", "withdrawn", "retired", None),
         ("gated", "loaded", "serving", Some(Effect::Serve)),
         ("gated", "changed", "seen", Some(Effect::Await)),
         ("gated", "refused", "quarantined", Some(Effect::Quarantine)),
+        ("gated", "postponed", "waiting", None),
         ("gated", "withdrawn", "retired", None),
         ("serving", "refused", "quarantined", Some(Effect::Quarantine)),
         ("serving", "withdrawn", "retired", Some(Effect::Withdraw)),
         ("inert", "withdrawn", "retired", None),
         ("inert", "wanted", "gated", Some(Effect::Load)),
         ("inert", "reconsidered", "settled", Some(Effect::Inspect)),
+        ("waiting", "withdrawn", "retired", None),
+        ("waiting", "wanted", "settled", Some(Effect::Inspect)),
+        ("waiting", "due", "settled", Some(Effect::Inspect)),
         ("quarantined", "withdrawn", "retired", None),
         ("quarantined", "wanted", "settled", Some(Effect::Inspect)),
         ("retired", "withdrawn", "retired", None),

@@ -4,6 +4,7 @@
 
 mod archive;
 pub mod budget;
+pub mod code;
 mod container;
 mod convert;
 mod dropped;
@@ -31,6 +32,7 @@ pub mod stand_in;
 pub mod store;
 
 pub use crate::digest::Digest;
+pub use code::Code;
 pub use convert::{Split, convert, load_felix, read_folded, split, to_served};
 pub use facts::{Adapter, FelixFacts, Format, Kind, LayerNorms, LoraFacts, Spoke};
 pub use identity::Generation;

@@ -1,6 +1,5 @@
 //! Copies of dropped files, named by their content: what is judged is what is used.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,9 @@ use sha2::{Digest as _, Sha256};
 use super::dropped::{Part, Parts};
 use super::{Digest, Generation, Limits, Reason, Refusal};
 use crate::durable::{self, Staged};
+
+/// Bytes that are copied at once.
+const PART: usize = 1 << 18;
 
 /// A copy that nobody else writes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,27 +95,27 @@ fn copy_part(part: Part, target: &Path, limits: &Limits) -> Result<(Digest, u64)
     let refuse = |reason: Reason| Refusal::new(&path, reason);
     let disk = |error: io::Error| Refusal::new(target, error);
     let mut staged = Staged::new(target).map_err(disk)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; PART];
+    let mut found = 0;
     // It may have grown since its size was looked at.
-    let mut reader = Hashing { file: file.take(limits.max_bytes.saturating_add(1)), hasher: Sha256::new() };
-    let found = io::copy(&mut reader, &mut staged).map_err(|error| refuse(error.into()))?;
+    let mut reader = file.take(limits.max_bytes.saturating_add(1));
+    loop {
+        let part = match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => &buffer[..count],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(refuse(error.into())),
+        };
+        hasher.update(part);
+        // A disk that is full is no fault of what was read.
+        staged.write_all(part).map_err(disk)?;
+        found += part.len() as u64;
+    }
     if found > limits.max_bytes {
         return Err(refuse(Reason::TooLarge { found, limit: limits.max_bytes }));
     }
     staged.flush().map_err(disk)?;
     staged.commit().map_err(disk)?;
-    Ok((Digest(reader.hasher.finalize().into()), found))
-}
-
-/// A file, and the hash of what was read of it.
-struct Hashing {
-    file: io::Take<File>,
-    hasher: Sha256,
-}
-
-impl Read for Hashing {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(into)?;
-        self.hasher.update(&into[..count]);
-        Ok(count)
-    }
+    Ok((Digest(hasher.finalize().into()), found))
 }

@@ -1,6 +1,6 @@
 //! The facts of the served post that a spoke is judged against.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -30,6 +30,8 @@ pub struct Post {
     pub sha256: Digest,
     /// Content hash of the tensors that this file was made from, if recorded: equal for all quantisations of one model.
     pub origin: Option<Digest>,
+    /// Content hashes of folders whose tensors were found to be those that this file was made from.
+    pub kin: BTreeSet<Digest>,
     /// Identity of its tokenizer: kind, tokens, merges, scores, special ids.
     pub tokenizer: Digest,
 }
@@ -87,6 +89,7 @@ impl Post {
             tensors: file.tensors().iter().map(tensor).collect(),
             sha256,
             origin: file.find::<&str>(ORIGIN_KEY)?.map(|text| recorded(file, text)).transpose()?,
+            kin: BTreeSet::new(),
             tokenizer: hash_tokenizer(file),
         })
     }
@@ -102,7 +105,7 @@ impl Post {
 
     /// Whether this is the post that a spoke names.
     pub fn is(&self, named: &Digest) -> bool {
-        self.sha256 == *named || self.origin.as_ref() == Some(named)
+        self.sha256 == *named || self.origin.as_ref() == Some(named) || self.kin.contains(named)
     }
 
     /// What a spoke for this post should name: the origin where there is one.

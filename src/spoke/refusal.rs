@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::Digest;
 use crate::gguf::{GgufError, Rule};
 use crate::model::FileError;
@@ -160,17 +162,90 @@ pub enum Reason {
 }
 
 impl Refusal {
-    /// Whether the disk is to blame for what could not be written, and not the file.
-    pub(super) fn is_of_the_disk(&self) -> bool {
-        let (Reason::Io(error) | Reason::Gguf(Rule::Io(error))) = &self.reason else { return false };
-        is_of_the_disk(error)
+    /// What the system says, if it is that.
+    pub fn io(&self) -> Option<&std::io::Error> {
+        match &self.reason {
+            Reason::Io(error) | Reason::Gguf(Rule::Io(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether the system is in trouble, which says nothing of the file.
+    pub fn is_trouble(&self) -> bool {
+        self.io().is_some_and(is_trouble)
     }
 }
 
-/// Whether a disk takes nothing more.
-pub(super) fn is_of_the_disk(error: &std::io::Error) -> bool {
+/// Whether the system is to blame for an error and not the file that was read: no room, no memory, no file descriptors, a
+/// disk that fails. What isn't known to lie in a file is the system's: to try again does no harm.
+pub(super) fn is_trouble(error: &std::io::Error) -> bool {
     use std::io::ErrorKind as Kind;
-    matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded | Kind::ReadOnlyFilesystem)
+    if let Some(number) = errno(error) {
+        return !matches!(
+            Errno::from_raw_os_error(number),
+            Errno::NOENT
+                | Errno::ACCESS
+                | Errno::PERM
+                | Errno::LOOP
+                | Errno::NOTDIR
+                | Errno::ISDIR
+                | Errno::NAMETOOLONG
+                | Errno::FBIG
+                | Errno::OVERFLOW
+                | Errno::INVAL
+                | Errno::NXIO
+                | Errno::ILSEQ
+        );
+    }
+    // Made by a program, not by the system; or wrapped so that its number is lost.
+    !matches!(
+        error.kind(),
+        Kind::NotFound
+            | Kind::PermissionDenied
+            | Kind::InvalidData
+            | Kind::InvalidInput
+            | Kind::UnexpectedEof
+            | Kind::WriteZero
+            | Kind::NotADirectory
+            | Kind::IsADirectory
+            | Kind::Other
+    )
+}
+
+/// The same of an error in a folder of our own: there a missing or protected file is trouble, too.
+pub(super) fn is_trouble_at_home(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    let of_content =
+        matches!(error.kind(), Kind::InvalidData | Kind::InvalidInput | Kind::UnexpectedEof | Kind::Other);
+    errno(error).is_some() || !of_content
+}
+
+/// Whether this process can't so much as open a file now, or has no memory for so many bytes: why something fails whose
+/// reason isn't told.
+pub(super) fn is_out_of_reach(path: &Path, bytes: u64) -> bool {
+    let mut room = Vec::<u8>::new();
+    std::fs::File::open(path).is_err_and(|error| is_trouble(&error))
+        || usize::try_from(bytes).map_or(true, |bytes| room.try_reserve_exact(bytes).is_err())
+}
+
+/// What the system says, without the paths that libraries add: whoever asks over the network learns none.
+pub(super) fn plain(error: &std::io::Error) -> String {
+    errno(error).map_or_else(
+        || error.kind().to_string(),
+        |number| std::io::Error::from_raw_os_error(number).to_string(),
+    )
+}
+
+/// The system's number of an error, however often it was wrapped.
+fn errno(error: &std::io::Error) -> Option<i32> {
+    let mut number = error.raw_os_error();
+    let mut inner: Option<&(dyn std::error::Error + 'static)> =
+        error.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static));
+    while let (None, Some(wrapped)) = (number, inner) {
+        number = wrapped.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        inner = wrapped.source();
+    }
+    number
 }
 
 impl Reason {
@@ -251,7 +326,8 @@ impl Reason {
                 "it was trained on another model: serve that one, or train it on this one"
             }
             Self::Post { .. } | Self::Tokenizer { .. } => {
-                "train it again on this post, or serve the post that it was trained on"
+                "train it again on this post, or serve the post that it was trained on; if that is a Hugging Face folder which \
+                 this post was made from, `bespoke spoke add FILE --trained-on FOLDER` compares the two"
             }
             Self::TiedEmbedding { .. } => "train without the embedding among the targets",
             Self::NotFinite { .. } => "its training has diverged: take an earlier checkpoint",
@@ -263,4 +339,54 @@ impl Reason {
         };
         Some(text.to_owned())
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn trouble_of_the_system_is_told_from_what_lies_in_a_file() {
+        let of = |number: Errno| io::Error::from(number);
+        for number in [
+            Errno::NOSPC,
+            Errno::DQUOT,
+            Errno::ROFS,
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+            Errno::IO,
+            Errno::AGAIN,
+            Errno::INTR,
+            Errno::STALE,
+            Errno::TIMEDOUT,
+            Errno::BUSY,
+        ] {
+            assert!(is_trouble(&of(number)), "{number:?}");
+            // As tempfile wraps it, and zip.
+            let wrapped = io::Error::new(of(number).kind(), Wrapped(of(number)));
+            assert!(is_trouble(&wrapped), "{number:?} wrapped");
+        }
+        for number in [Errno::NOENT, Errno::ACCESS, Errno::LOOP, Errno::ISDIR, Errno::NAMETOOLONG] {
+            assert!(!is_trouble(&of(number)), "{number:?}");
+            assert!(
+                !is_trouble(&io::Error::new(of(number).kind(), Wrapped(of(number)))),
+                "{number:?} wrapped"
+            );
+        }
+        for kind in [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof, io::ErrorKind::Other] {
+            assert!(!is_trouble(&io::Error::new(kind, "a damaged archive")), "{kind}");
+        }
+        let refusal = |reason: Reason| Refusal::new(Path::new("x"), reason);
+        // What is missing or protected is a file's own affair, but not in our folder.
+        assert!(is_trouble_at_home(&of(Errno::ACCESS)) && is_trouble_at_home(&of(Errno::NOENT)));
+        assert!(!is_trouble_at_home(&io::Error::new(io::ErrorKind::UnexpectedEof, "cut off")));
+        assert!(refusal(Rule::Io(of(Errno::IO)).into()).is_trouble());
+        assert!(!refusal(Reason::Empty).is_trouble());
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("wrapped")]
+    struct Wrapped(#[source] io::Error);
 }

@@ -1,6 +1,6 @@
 //! What serves now and what is known of every file: snapshots that requests read without waiting for anybody.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -21,8 +21,8 @@ const BACKLOG: usize = 1_024;
 pub struct Serving {
     /// By name.
     pub names: BTreeMap<String, Served>,
-    /// Names that served once and don't now.
-    pub past: BTreeSet<String>,
+    /// Names that served once and don't now, each with the reason if it is known.
+    pub past: BTreeMap<String, Option<Why>>,
 }
 
 /// What serves under a name.
@@ -58,6 +58,8 @@ pub struct Row {
     pub since: SystemTime,
     /// What it is, once it is known.
     pub facts: Option<Facts>,
+    /// When it is tried again, if it waits.
+    pub retry_at: Option<SystemTime>,
     /// What serves, if it does.
     pub slot: Option<Arc<Slot>>,
 }
@@ -85,6 +87,8 @@ pub struct Totals {
     pub resident_bytes: u64,
     /// Whether the folder could be read when it was last looked at.
     pub folder_readable: bool,
+    /// Whether what happens could be written down at last.
+    pub state_writable: bool,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +114,8 @@ pub struct Registry {
     /// Whether what served before the start is known.
     restored: watch::Sender<bool>,
     counts: Counts,
+    /// Why what happens can't be written down.
+    unwritten: RwLock<Option<Why>>,
 }
 
 impl Default for Registry {
@@ -120,6 +126,7 @@ impl Default for Registry {
             news: broadcast::Sender::new(BACKLOG),
             restored: watch::Sender::new(false),
             counts: Counts::default(),
+            unwritten: RwLock::default(),
         }
     }
 }
@@ -215,6 +222,16 @@ impl Registry {
         self.counts.unreadable.load(Ordering::Relaxed) == 0
     }
 
+    /// Why what happens to spokes can't be written down, if it can't.
+    pub fn unwritten(&self) -> Option<Why> {
+        self.unwritten.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether what happens can be written down.
+    pub fn set_unwritten(&self, why: Option<Why>) {
+        *self.unwritten.write().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     /// Whether the folder can be read.
     pub fn set_readable(&self, readable: bool) {
         self.counts.unreadable.store(u64::from(!readable), Ordering::Relaxed);
@@ -242,6 +259,7 @@ impl Registry {
             evictions: of(&counts.evictions),
             resident_bytes: of(&counts.resident),
             folder_readable: self.is_readable(),
+            state_writable: self.unwritten().is_none(),
         }
     }
 }
@@ -254,7 +272,16 @@ mod tests {
 
     fn row(name: &str, state: State, second: u64) -> Row {
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
-        Row { name: name.to_owned(), entry: None, generation: None, state, since, facts: None, slot: None }
+        Row {
+            name: name.to_owned(),
+            entry: None,
+            generation: None,
+            state,
+            since,
+            facts: None,
+            retry_at: None,
+            slot: None,
+        }
     }
 
     #[test]
@@ -284,7 +311,7 @@ mod tests {
         assert_eq!(registry.latest("b"), Some((State::Quarantined(why.clone()), Some(why))));
         assert_eq!(registry.latest("c"), None);
         let lives = registry.totals().lives;
-        assert_eq!(lives, [0, 0, 0, 0, 0, 1, 1, 1, 0]);
+        assert_eq!(lives, [0, 0, 0, 0, 0, 1, 1, 0, 1, 0]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bespoke::durable;
 use bespoke::gguf::{GgmlType, GgufError, Writer};
-use bespoke::spoke::{Generation, Post};
+use bespoke::spoke::{Digest, Generation, Post};
 
 use crate::program::MODEL;
 
@@ -15,15 +15,20 @@ pub fn quarantined(state: &Path, name: &str, generation: Generation) -> PathBuf 
 
 /// A LoRA on one matrix of the shipped model; another seed is another content.
 pub fn lora(seed: u32) -> Vec<u8> {
-    lora_of(seed, 8.0)
+    lora_of(seed, 8.0, None)
 }
 
 /// One that turns every answer over.
 pub fn strong_lora(seed: u32) -> Vec<u8> {
-    lora_of(seed, 32_000.0)
+    lora_of(seed, 32_000.0, None)
 }
 
-fn lora_of(seed: u32, alpha: f32) -> Vec<u8> {
+/// One that says on which tensors it was trained.
+pub fn lora_trained_on(seed: u32, post: &Digest) -> Vec<u8> {
+    lora_of(seed, 8.0, Some(post))
+}
+
+fn lora_of(seed: u32, alpha: f32, trained_on: Option<&Digest>) -> Vec<u8> {
     let post = post();
     let (name, tensor) = post
         .tensors
@@ -32,6 +37,9 @@ fn lora_of(seed: u32, alpha: f32) -> Vec<u8> {
         .expect("the shipped model has attention");
     let (inputs, outputs, rank) = (tensor.dims[0], tensor.dims[1], 4);
     let mut writer = Writer::new();
+    if let Some(post) = trained_on {
+        writer.set("bespoke.post.sha256", post.to_string());
+    }
     writer
         .set("general.type", "adapter")
         .set("general.architecture", post.architecture.as_str())

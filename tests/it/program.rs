@@ -19,9 +19,16 @@ pub struct Program {
 
 impl Program {
     pub fn serve(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::through(&[], arguments, environment)
+    }
+
+    /// The same, started by a program with arguments of its own, as `sh -c '... && exec "$0" "$@"'`.
+    pub fn through(by: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         // Tests run beside each other, and beside a daemon of whoever runs them.
         let folder = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bespoke"))
+        let whole: Vec<&str> = by.iter().copied().chain([env!("CARGO_BIN_EXE_bespoke")]).collect();
+        let mut child = Command::new(whole[0])
+            .args(&whole[1..])
             .args(["serve", "--listen", "127.0.0.1:0"])
             .env("STATE_DIRECTORY", folder.path().join("state"))
             .args(arguments)

@@ -53,6 +53,11 @@ pub(super) async fn check_head(request: axum::extract::Request, next: Next) -> R
 pub struct Limits {
     /// How many there may be.
     pub connections: u32,
+    /// How many beyond them are told so at the same time; yet others are just closed.
+    pub beyond: u32,
+    /// Whether those beyond are told how the daemon is, if they ask: where the system allows fewer than the settings, what
+    /// watches the daemon must not take it for dead.
+    pub watched: bool,
     /// Bytes of a request's head, and of what is kept for a reader that is slower than its answer.
     pub head: usize,
     /// How long they are waited for.
@@ -61,8 +66,8 @@ pub struct Limits {
 
 /// Pause after a failure to accept, most likely for want of file descriptors.
 const BREATH: Duration = Duration::from_millis(100);
-/// Connections beyond the limit that are told so at the same time; yet others are just closed.
-const TOLD: usize = 64;
+/// How long one beyond the limit may take to say what it asks: whoever asks how the daemon is gets an answer.
+const GLANCE: Duration = Duration::from_millis(100);
 /// Longest that a client is listened to that has its last answer and still sends.
 const TELLING: Duration = Duration::from_secs(1);
 
@@ -75,7 +80,9 @@ pub async fn serve(
     mut closing: watch::Receiver<bool>,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections as usize));
-    let told = Arc::new(Semaphore::new(TOLD));
+    let told = Arc::new(Semaphore::new(limits.beyond as usize));
+    // Half of them: who lingers must not keep the next one from being told.
+    let lingering = Arc::new(Semaphore::new(limits.beyond.div_ceil(2) as usize));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -94,15 +101,27 @@ pub async fn serve(
         // Small events must not wait for a full packet.
         let _ = stream.set_nodelay(true);
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            let connection = talk(stream, router.clone(), limits, closing.clone());
+            let connection = talk(stream, router.clone(), limits, closing.clone(), Manner::KeptAlive);
             connections.spawn(async move {
                 connection.await;
                 drop(place);
             });
         } else if let Ok(place) = Arc::clone(&told).try_acquire_owned() {
+            let (router, closing, lingering) = (router.clone(), closing.clone(), Arc::clone(&lingering));
             connections.spawn(async move {
-                let _ = tokio::time::timeout(TELLING, refuse(stream, limits.connections)).await;
-                drop(place);
+                let _ = tokio::time::timeout(TELLING, async {
+                    if limits.watched && asks_for_health(&stream).await {
+                        return talk(stream, router, limits, closing, Manner::Once).await;
+                    }
+                    let mut stream = stream;
+                    if refuse(&mut stream, limits.connections).await.is_ok()
+                        && let Ok(_linger) = lingering.try_acquire_owned()
+                    {
+                        drop(place);
+                        read_away(&mut stream).await;
+                    }
+                })
+                .await;
             });
         }
     }
@@ -115,8 +134,21 @@ async fn told_to_close(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
 }
 
+/// How many requests a connection may bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    KeptAlive,
+    Once,
+}
+
 /// Answers the requests of one connection.
-async fn talk(stream: TcpStream, router: Router, limits: Limits, mut closing: watch::Receiver<bool>) {
+async fn talk(
+    stream: TcpStream,
+    router: Router,
+    limits: Limits,
+    mut closing: watch::Receiver<bool>,
+    manner: Manner,
+) {
     let activity = Activity::new();
     let stream = TokioIo::new(Patient::new(stream, limits.patience, activity.clone()));
     let router = TowerToHyperService::new(router);
@@ -143,7 +175,7 @@ async fn talk(stream: TcpStream, router: Router, limits: Limits, mut closing: wa
     // Names of headers mean the same in any case; some clients of llama-server look for its spelling.
     http.title_case_headers(true);
     // `Patient` has its own clock for heads; hyper's would count the pause between two requests as part of the second.
-    http.header_read_timeout(None).max_buf_size(limits.head);
+    http.header_read_timeout(None).max_buf_size(limits.head).keep_alive(manner == Manner::KeptAlive);
     let mut connection = http.serve_connection(stream, service);
     let ended = tokio::select! {
         ended = poll_fn(|context| connection.poll_without_shutdown(context)) => ended,
@@ -161,18 +193,25 @@ async fn talk(stream: TcpStream, router: Router, limits: Limits, mut closing: wa
     }
 }
 
+/// Whether the first bytes of a connection ask for `/health`. They stay where they are.
+async fn asks_for_health(stream: &TcpStream) -> bool {
+    const ASKED: [&[u8]; 4] = [b"GET /health ", b"GET /health?", b"HEAD /health ", b"GET /v1/health "];
+    let mut head = [0; 16];
+    let looked = tokio::time::timeout(GLANCE, stream.peek(&mut head)).await;
+    let Ok(Ok(length)) = looked else { return false };
+    ASKED.iter().any(|asked| head[..length].starts_with(asked))
+}
+
 /// Says that there are too many connections.
-async fn refuse(mut stream: TcpStream, limit: u32) {
+async fn refuse(stream: &mut TcpStream, limit: u32) -> std::io::Result<()> {
     let body = ApiError::Connections(limit).body().to_string();
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 2\r\n\
          connection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    if stream.write_all(answer.as_bytes()).await.is_err() || stream.shutdown().await.is_err() {
-        return;
-    }
-    read_away(&mut stream).await;
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await
 }
 
 /// Reads until the client has closed: closing with something unread would take the answer back.

@@ -162,12 +162,20 @@ fn absent(app: &App, serving: &Serving, name: &str, wanted: &str) -> ApiError {
         Some((state, _)) if state.is_moving() => {
             return ApiError::SpokeUnderWay { name: name.to_owned(), state: state.name() };
         }
+        Some((State::Waiting(why), _)) => {
+            return ApiError::SpokeWaits { name: Some(name.to_owned()), why };
+        }
         Some((State::Inert, _)) => "it is inert: its answers would be those of the post".to_owned(),
         Some((state, Some(why))) => format!("it is {}: {why}", state.name()),
-        latest if latest.is_some() || serving.past.contains(name) => {
-            "it is retired: its file was deleted".to_owned()
-        }
-        _ => return ApiError::no_such_model(wanted, app),
+        latest => match serving.past.get(name) {
+            Some(Some(why)) => format!("it is retired: {why}"),
+            Some(None) => "it is retired".to_owned(),
+            // It is about to serve, or has just ceased to.
+            None if latest.is_some() => {
+                return ApiError::SpokeUnderWay { name: name.to_owned(), state: State::Gated.name() };
+            }
+            None => return ApiError::no_such_model(wanted, app),
+        },
     };
     ApiError::NotServing { name: name.to_owned(), why, served: app.served_models() }
 }
@@ -281,7 +289,9 @@ impl Chosen {
                     Ok(leases) => leases,
                     Err(Trouble::Retired) => continue,
                     // It will be another one, or none, at the next look of whoever asks again.
-                    Err(Trouble::Refused(why)) => return Err(ApiError::SpokeFailed(why)),
+                    Err(Trouble::Refused(why) | Trouble::Postponed(why)) => {
+                        return Err(ApiError::SpokeFailed(why));
+                    }
                     Err(trouble) => return Err(blame("model")(trouble)),
                 },
             };

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Json, Response};
 use serde::Serialize;
 
 use crate::api::state::App;
+use crate::spoke::life::Why;
 use crate::spoke::registry::{Row, Serving};
 use crate::spoke::{Generation, Kind};
 
@@ -16,13 +17,18 @@ pub(in crate::api) async fn list(State(app): State<App>) -> Response {
     let serving = registry.serving();
     let rows = registry.rows();
     let data = rows.iter().map(|row| Entry::new(row, &serving)).collect();
-    Json(List { object: "list", data }).into_response()
+    let unwritten = registry.unwritten();
+    let state_error = unwritten.as_ref().map(Reason::of);
+    Json(List { object: "list", data, state_error }).into_response()
 }
 
 #[derive(Serialize)]
 struct List<'a> {
     object: &'static str,
     data: Vec<Entry<'a>>,
+    /// Why what happens can't be written down, if it can't: then nothing gets on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_error: Option<Reason<'a>>,
 }
 
 /// One of them. Written as it is: a folder of ten thousand files must not become ten thousand trees of JSON first.
@@ -40,6 +46,9 @@ pub(super) struct Entry<'a> {
     since: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<Reason<'a>>,
+    /// When one that waits is tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_at: Option<u64>,
     #[serde(flatten)]
     serves: Option<Serves<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -52,6 +61,12 @@ struct Reason<'a> {
     code: &'a str,
     message: &'a str,
     hint: Option<&'a str>,
+}
+
+impl<'a> Reason<'a> {
+    fn of(why: &'a Why) -> Self {
+        Self { code: &why.code, message: &why.message, hint: why.hint.as_deref() }
+    }
 }
 
 /// What is known of one that serves.
@@ -85,11 +100,8 @@ impl<'a> Entry<'a> {
             last_used: last_used.map(seconds),
             file: row.entry.as_deref(),
             since: seconds(row.since),
-            reason: row.state.reason().map(|why| Reason {
-                code: &why.code,
-                message: &why.message,
-                hint: why.hint.as_deref(),
-            }),
+            reason: row.state.reason().map(Reason::of),
+            retry_at: row.retry_at.map(seconds),
             serves,
             task: facts.and_then(|facts| facts.task.as_deref()),
         }

@@ -4,6 +4,7 @@ mod change;
 mod choose;
 mod events;
 mod gate;
+mod kin;
 mod list;
 mod vllm;
 
@@ -11,6 +12,7 @@ pub(super) use change::change;
 pub(super) use choose::{Choice, Chosen, Default, HEADER, defaults};
 pub(super) use events::events;
 pub use gate::questioner;
+pub(super) use kin::befriend;
 pub(super) use list::list;
 pub(super) use vllm::{load, unload};
 
@@ -25,6 +27,7 @@ fn blame(field: &str) -> impl Fn(Trouble) -> ApiError + '_ {
             ApiError::SpokeConflict(trouble.to_string())
         }
         Trouble::Refused(why) => ApiError::SpokeRefused(why),
+        Trouble::Postponed(why) => ApiError::SpokeWaits { name: None, why },
         Trouble::TooLarge { .. } => ApiError::field(field, trouble.to_string()),
         Trouble::Stopped => crate::engine::EngineError::Stopped.into(),
     }

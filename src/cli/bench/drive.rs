@@ -78,7 +78,7 @@ impl Target {
                 let mut round = round.lock().expect("no thread panics while it stores");
                 match answer {
                     Ok(answer) => round.answers.push((request.kind, answer)),
-                    Err(error) => round.errors.push(format!("{error:#}")),
+                    Err(error) => round.errors.push(crate::cli::told(&error).join(": ")),
                 }
                 drop(round);
                 done();

@@ -8,13 +8,18 @@ use serde_json::Value;
 
 use crate::cli::client::{Client, ClientError, Daemon};
 use crate::config::{self, Overrides, Settings};
+use crate::database::StateDirectory;
 use crate::durable::{self, Staged};
 use crate::hub::spoke_limits;
+use crate::model::gguf_file::kinship::compare;
 use crate::spoke::folder::{check_name, counts, spoke_name};
-use crate::spoke::{Generation, generation, inspect};
+use crate::spoke::store::{Kinship, Store};
+use crate::spoke::{Digest, Generation, generation, inspect};
 
 /// Longest that the daemon is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long one that waits is watched: after that, the daemon tries it again by itself.
+const WAITING: Duration = Duration::from_secs(10);
 /// How often it is asked.
 const PACE: Duration = Duration::from_millis(200);
 
@@ -55,6 +60,13 @@ pub struct Args {
     /// The name to serve it under [default: the file's own]
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
+    /// The Hugging Face folder that it was trained on: if the served post holds the same model, tensor by tensor within what
+    /// its quantisation explains, spokes of this folder are accepted from now on
+    #[arg(long, value_name = "FOLDER")]
+    trained_on: Option<PathBuf>,
+    /// The post that the daemon serves, to be compared with that folder [default: that of the configuration]
+    #[arg(long, value_name = "MODEL.gguf", requires = "trained_on")]
+    model: Option<PathBuf>,
     /// Don't wait for the daemon
     #[arg(long)]
     no_wait: bool,
@@ -72,7 +84,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let entry = entry(&args.file, args.name.as_deref())?;
     // What is no spoke must not take the place of one that is.
     let limits = spoke_limits(&settings.spokes);
-    inspect(&args.file, None, &limits)?;
+    let found = inspect(&args.file, None, &limits)?;
+    if let Some(folder) = &args.trained_on {
+        befriend(args, &settings, folder, found.post)?;
+    }
     let generation = generation(&args.file, &limits)?;
     let target = settings.paths.spokes.join(&entry);
     let began = SystemTime::now();
@@ -93,6 +108,40 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let message = || row["reason"]["message"].as_str().unwrap_or("it does not serve").to_owned();
     ensure!(row["state"] == "serving", "{}", message());
     Ok(())
+}
+
+/// Compares a folder with the post, and has the daemon accept what was trained on it.
+fn befriend(args: &Args, settings: &Settings, folder: &Path, named: Option<Digest>) -> anyhow::Result<()> {
+    let model = args.model.as_ref().unwrap_or(&settings.model.path);
+    let kin = compare(folder, model)?;
+    eprintln!(
+        "{}: {} tensors compared with {}; the furthest: {}",
+        model.display(),
+        kin.tensors,
+        folder.display(),
+        kin.worst
+    );
+    if let Some(named) = named.filter(|named| *named != kin.folder && *named != kin.post) {
+        bail!(
+            "{}: was trained on the post {}, and {} is {}",
+            args.file.display(),
+            named.short(),
+            folder.display(),
+            kin.folder.short()
+        );
+    }
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string();
+    let kinship = Kinship { post_sha256: kin.post, trained_on: kin.folder, folder };
+    match args.daemon.client()?.post("/v1/spokes/trained-on", &kinship) {
+        Ok(_) => Ok(()),
+        // The state is ours then, unless another daemon has it.
+        Err(ClientError::Unreachable { .. }) => {
+            let state = StateDirectory::open(&settings.paths.state)?;
+            Store::open(state.database()?)?.set_kin(&kinship)?;
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Says what a spoke is now.
@@ -167,6 +216,7 @@ fn followed(
     let copied = copied.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let began = Instant::now();
     let mut shown = String::new();
+    let mut waiting = None;
     while began.elapsed() < PATIENCE {
         let answer = client.get("/v1/spokes")?;
         let rows = answer["data"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -182,12 +232,17 @@ fn followed(
         };
         if let Some(row) = own.find(|row| counts(row)) {
             let state = row["state"].as_str().unwrap_or_default();
-            if is_over(state) {
+            // It is tried again, perhaps a second later.
+            let waits = (state == "waiting").then(|| *waiting.get_or_insert_with(Instant::now));
+            if is_over(state) || waits.is_some_and(|since| since.elapsed() > WAITING) {
                 return Ok(row.clone());
             }
             if shown != state {
                 state.clone_into(&mut shown);
-                eprintln!("{state}");
+                match row["reason"]["message"].as_str() {
+                    Some(message) => eprintln!("{state}: {message}"),
+                    None => eprintln!("{state}"),
+                }
             }
         }
         std::thread::sleep(PACE);

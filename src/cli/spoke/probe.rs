@@ -4,13 +4,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use bytesize::ByteSize;
+use serde_json::json;
 
 use crate::config::default_model;
 use crate::engine::{Engine, LlamaEngine, LlamaSettings, LoadSpoke};
 use crate::spoke::life::Why;
-use crate::spoke::probe::{Confinement, Finding, LEAST_MEMORY, Verdict, trial};
+use crate::spoke::probe::{Confinement, Finding, LEAST_MEMORY, Stage, Verdict, trial_in_stages};
 use crate::spoke::{Limits, Post, generation, inspect, to_served};
 
 /// Tokens of the probe's context: its texts are short.
@@ -44,7 +45,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "--memory: a probe needs at least {least}"
     );
     Confinement { memory: args.memory }.enter().context("this process can't be held to its memory")?;
-    let finding = probe(args)?;
+    let finding = match probe(args) {
+        // The daemon must not take for the file's what is our own trouble.
+        Err(error) if args.json => Finding::undecided(crate::cli::told(&error).join(": ")),
+        finding => finding?,
+    };
     if args.json {
         println!("{}", serde_json::to_string(&finding)?);
         return Ok(());
@@ -53,6 +58,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Verdict::Differs => "it works and changes answers",
         Verdict::Same => "it works and changes nothing",
         Verdict::Refused => "it does not work",
+        Verdict::Undecided => "it could not be tried",
     };
     println!("{}: {verdict} ({} tokens compared)", args.file.display(), finding.tokens);
     if let Some(why) = &finding.why {
@@ -61,7 +67,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             eprintln!("hint: {hint}");
         }
     }
-    ensure!(finding.verdict != Verdict::Refused, "{} is refused", args.file.display());
+    match finding.verdict {
+        Verdict::Refused => bail!("{} is refused", args.file.display()),
+        Verdict::Undecided => bail!("{} could not be tried", args.file.display()),
+        Verdict::Differs | Verdict::Same => {}
+    }
     Ok(())
 }
 
@@ -71,7 +81,9 @@ fn probe(args: &Args) -> anyhow::Result<Finding> {
     let found = match inspect(&args.file, None, &limits) {
         Ok(found) => found,
         // Whoever asks for JSON asks what is wrong; whoever doesn't gets it as an error.
-        Err(refusal) if args.json => return Ok(Finding::refused(Why::from(refusal))),
+        Err(refusal) if args.json && !refusal.is_trouble() => {
+            return Ok(Finding::refused(Why::from(refusal)));
+        }
         Err(refusal) => return Err(refusal.into()),
     };
     let work = tempfile::tempdir()?;
@@ -88,7 +100,13 @@ fn probe(args: &Args) -> anyhow::Result<Finding> {
         path,
         name: "probe".to_owned(),
     };
-    Ok(trial(engine(model).as_ref(), spoke)?)
+    let tell = |stage: Stage| {
+        // Whoever started us learns so how far we came, should we die.
+        if args.json {
+            eprintln!("{}", json!({ "stage": stage }));
+        }
+    };
+    Ok(trial_in_stages(engine(model).as_ref(), spoke, tell)?)
 }
 
 /// An engine of this process's own, as small as it can be.

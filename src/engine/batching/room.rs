@@ -86,7 +86,7 @@ fn place_bytes(model: &LlamaModel) -> Result<u64, String> {
         outputs: 1,
         sequences: 1,
         threads: 1,
-        own_kernels: true,
+        kernels: Kernels::best(),
         exact_cache: false,
         embeddings: false,
     };

@@ -374,7 +374,7 @@ mod tests {
             outputs: 4,
             sequences: 4,
             threads: 1,
-            own_kernels: true,
+            kernels: Kernels::best(),
             exact_cache: false,
             embeddings: false,
         };

@@ -3,6 +3,7 @@
 
 mod adapter;
 mod buffers;
+pub mod child;
 mod context;
 mod dequantise;
 mod end;

@@ -3,6 +3,7 @@
 mod config_keys;
 mod foreign_keys;
 mod import;
+pub mod kinship;
 mod limits;
 pub mod names;
 mod scaling;

@@ -5,12 +5,17 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::lives::{Life, LifeId, Source, replaced};
+use super::lives::{Life, LifeId, Source};
 use super::turn::Keeper;
 use super::{Row, Transition};
+use crate::spoke::code::Code;
 use crate::spoke::folder::check_name;
 use crate::spoke::life::{Event, State, Why};
 use crate::spoke::slot::{Lease, Slot};
+use crate::spoke::store::Kinship;
+
+/// The inspector's code for a spoke that names another post.
+const POST_MISMATCH: &str = "post_mismatch";
 
 type Reply<T> = oneshot::Sender<Result<T, Trouble>>;
 
@@ -25,6 +30,7 @@ pub enum Ask {
     Load { name: String, path: PathBuf, replace: bool, reply: Reply<Row> },
     Unload { name: String, reply: Reply<()> },
     Journal { behind: i64, most: usize, reply: Reply<Vec<Transition>> },
+    Kin { kinship: Kinship, reply: Reply<()> },
 }
 
 /// Leases that somebody waits for.
@@ -48,6 +54,9 @@ pub enum Trouble {
     /// The content can't serve.
     #[error("{0}")]
     Refused(Why),
+    /// Something of our own is in the way: the same may succeed later.
+    #[error("{0}")]
+    Postponed(Why),
     /// The file went away before its end was known.
     #[error("the file of {0:?} changed or was deleted meanwhile")]
     Gone(String),
@@ -70,12 +79,11 @@ pub enum Trouble {
 impl From<Trouble> for Why {
     fn from(trouble: Trouble) -> Self {
         match trouble {
-            Trouble::Refused(why) => why,
+            Trouble::Refused(why) | Trouble::Postponed(why) => why,
             Trouble::TooLarge { .. } => {
                 Self::new("too_large_together", trouble.to_string()).hint("spokes.memory is the limit")
             }
-            Trouble::Stopped => Self::new("gate_failed", trouble.to_string()),
-            other => Self::new("not_loaded", other.to_string()),
+            other => Self::new("gate_failed", other.to_string()),
         }
     }
 }
@@ -91,6 +99,10 @@ impl Keeper {
             Ask::Disable { name, reply } => self.disable(&name, reply),
             Ask::Load { name, path, replace, reply } => self.load_given(name, path, replace, reply),
             Ask::Unload { name, reply } => self.unload_given(&name, reply),
+            Ask::Kin { kinship, reply } => {
+                // Whoever asked may have left.
+                let _ = reply.send(self.befriend(&kinship));
+            }
             Ask::Journal { behind, most, reply } => {
                 self.write_down();
                 let journal = self.store.journal(behind, most);
@@ -99,6 +111,34 @@ impl Keeper {
                 let _ = reply.send(journal.map_err(failed));
             }
         }
+    }
+
+    /// Notes that the post holds a folder's model, and looks again at what was refused because that wasn't known.
+    fn befriend(&mut self, kinship: &Kinship) -> Result<(), Trouble> {
+        let post = match &mut self.post {
+            Some(Ok(post)) => post,
+            Some(Err(why)) => return Err(Trouble::Postponed(why.clone())),
+            None => return Err(Trouble::Stopped),
+        };
+        if post.sha256 != kinship.post_sha256 {
+            return Err(Trouble::Conflict(format!(
+                "the post that is served has the tensors {}, and those that were compared are {}",
+                post.sha256, kinship.post_sha256
+            )));
+        }
+        self.store.set_kin(kinship).map_err(|error| {
+            Trouble::Postponed(Why::new(Code::NotWritten, format!("it can't be written down: {error}")))
+        })?;
+        Arc::make_mut(post).kin.insert(kinship.trained_on);
+        tracing::info!(folder = kinship.folder, "spokes that were trained on this folder fit the post");
+        let stranger =
+            |life: &Life| matches!(&life.state, State::Quarantined(why) if why.code == POST_MISMATCH);
+        let strangers: Vec<LifeId> =
+            self.lives.iter().filter(|(_, life)| stranger(life)).map(|(id, _)| *id).collect();
+        for id in strangers {
+            self.happen(id, Event::Wanted);
+        }
+        Ok(())
     }
 
     fn load_given(&mut self, name: String, path: PathBuf, replace: bool, reply: Reply<Row>) {
@@ -124,8 +164,9 @@ impl Keeper {
             let before: Vec<LifeId> =
                 self.lives.iter().filter(|(_, life)| before(life)).map(|(id, _)| *id).collect();
             for id in before {
-                if self.lives[&id].state.is_moving() {
-                    self.happen(id, Event::Withdrawn(replaced()));
+                if self.lives[&id].state.is_open() {
+                    let why = Why::new(Code::Replaced, "it was asked for once more before it was decided");
+                    self.happen(id, Event::Withdrawn(why));
                 }
                 self.forget(id);
             }
@@ -144,7 +185,15 @@ impl Keeper {
         let life = named.and_then(|id| self.lives.get(&id).map(|life| (id, life.entry().is_some())));
         let (row, answer) = oneshot::channel();
         match life {
-            None => self.answers.push((row, Err(Trouble::NoSuch(name.to_owned())))),
+            None => {
+                // It may be there all the same: refused, or under way.
+                let known = self.lives.values().find(|life| life.name == name);
+                let trouble = known.map_or_else(
+                    || Trouble::NoSuch(name.to_owned()),
+                    |life| Trouble::Conflict(format!("{name:?} is {} and does not serve", life.state.name())),
+                );
+                self.answers.push((row, Err(trouble)));
+            }
             Some((_, true)) => self.disable(name, row),
             Some((id, false)) => {
                 self.happen(id, Event::Withdrawn(Why::new("unloaded", "it was unloaded by request")));

@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 
 use super::jobs::Task;
-use super::lives::{Life, LifeId, PASSING};
+use super::lives::{Life, LifeId};
 use super::turn::Keeper;
 use crate::durable;
 use crate::fail;
@@ -52,7 +52,7 @@ impl Keeper {
         let life = &self.lives[&id];
         let (State::Quarantined(why), name) = (&life.state, life.name.clone()) else { return };
         let generation = life.generation;
-        let passing = PASSING.contains(&&*why.code);
+        let passing = why.code.is_passing();
         let pinned = life.pinned.as_deref().filter(|pinned| pinned.exists());
         // What is wrong with an entry's name or place is no content's fault.
         if pinned.is_some() || !passing {

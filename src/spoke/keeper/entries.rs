@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::lives::{Life, Source};
 use super::turn::Keeper;
+use crate::spoke::code::Code;
 use crate::spoke::folder::{self, Change, Fingerprint, Noticed, Watcher};
 use crate::spoke::life::{Event, State, Why};
 use crate::spoke::store::Write;
@@ -38,7 +39,8 @@ impl Keeper {
             return now;
         }
         let list = self.listed_at.map_or(now, |listed| listed + self.pace());
-        self.scan.next_due().map_or(list, |due| due.min(list))
+        let next = self.scan.next_due().into_iter().chain(self.next_try());
+        next.fold(list, Instant::min)
     }
 
     /// The system has told something.
@@ -111,7 +113,6 @@ impl Keeper {
                 self.start_watching();
             }
             self.settle_orphans();
-            self.retry();
         } else {
             self.watcher = None;
         }
@@ -120,20 +121,6 @@ impl Keeper {
     /// Whether the folder is on another device than it was.
     fn is_elsewhere(&self, (device, _): (u64, u64)) -> bool {
         self.listed.is_some_and(|(before, _)| before != device)
-    }
-
-    /// What failed for want of room or of a process is tried again.
-    fn retry(&mut self) {
-        let passing = |life: &&Life| {
-            life.state
-                .reason()
-                .is_some_and(|why| matches!(&*why.code, "gate_failed" | "not_copied" | "not_probed"))
-        };
-        let entries: Vec<String> =
-            self.lives.values().filter(passing).filter_map(|life| life.entry().map(str::to_owned)).collect();
-        for entry in entries {
-            self.revisit(&entry);
-        }
     }
 
     /// Looks at an entry as if it had just appeared.
@@ -243,7 +230,7 @@ impl Keeper {
             .lives
             .values()
             .filter(|life| names.contains(&life.name))
-            .filter(|life| life.state.reason().is_some_and(|why| why.code == "name_taken"))
+            .filter(|life| life.state.reason().is_some_and(|why| why.code == Code::NameTaken))
             .filter_map(|life| life.entry().map(str::to_owned))
             .collect();
         for entry in waiting {

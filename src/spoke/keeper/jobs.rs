@@ -5,16 +5,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::lives::{LifeId, Source};
 use super::names::served_form;
 use super::turn::Keeper;
 use crate::allocator;
 use crate::durable;
 use crate::fail;
+use crate::spoke::code::Code;
 use crate::spoke::folder::{self, Fingerprint};
 use crate::spoke::gate::{self, Gate};
 use crate::spoke::life::{Event, State, Why};
 use crate::spoke::probe::{Finding, Verdict as Probed};
+use crate::spoke::refusal::{is_trouble, is_trouble_at_home, plain};
 use crate::spoke::store::{Examined, Facts, Known, Verdict, Write};
 use crate::spoke::{Generation, Limits, Pinned, Post, Refusal, inspect, pin, to_served};
 
@@ -64,7 +68,7 @@ struct Inspected {
 enum Failed {
     /// It was written to meanwhile.
     Changed,
-    /// It is no spoke for this post. The copy, if there is one.
+    /// It is no spoke for this post, or that can't be found out now. The copy, if there is one.
     Refused(Box<(Option<Pinned>, Why)>),
 }
 
@@ -77,6 +81,17 @@ impl Failed {
 impl Keeper {
     /// Reads the post's facts. Its identity is remembered, as long as the file is the same: a large one takes a while to hash.
     pub(super) async fn read_post(&mut self) {
+        self.open_post().await;
+        // Folders that it was compared with.
+        let kin = self.store.kin(&self.here.post);
+        match (&mut self.post, kin) {
+            (Some(Ok(post)), Ok(kin)) => Arc::make_mut(post).kin = kin.into_keys().collect(),
+            (_, Err(error)) => tracing::error!(%error, "what the post was compared with can't be read"),
+            _ => {}
+        }
+    }
+
+    async fn open_post(&mut self) {
         let path = self.settings.model.clone();
         let print = path
             .parent()
@@ -163,7 +178,7 @@ impl Keeper {
             let outcome = match work.await {
                 Ok(outcome) => outcome,
                 Err(error) if error.is_cancelled() => return,
-                Err(error) => broken(Why::new("examiner_failed", error.to_string())),
+                Err(error) => broken(Why::new(Code::ExaminerFailed, error.to_string())),
             };
             // The keeper may have stopped.
             let _ = done.send(Done { id, attempt, outcome });
@@ -173,8 +188,10 @@ impl Keeper {
 
     fn inspect(&mut self, id: LifeId) {
         let life = &self.lives[&id];
+        // What is tried again is there already, unless the copy itself was the trouble.
+        let copied = life.tries > 0 && life.pinned.as_ref().is_some_and(|pinned| pinned.exists());
         let from = match (&life.pinned, &life.source, &life.print) {
-            (Some(pinned), _, None) => From::Copy(pinned.clone()),
+            (Some(pinned), _, print) if print.is_none() || copied => From::Copy(pinned.clone()),
             (_, Source::Given(path), _) => From::Path(path.clone()),
             (_, Source::Entry(entry), print) => {
                 From::Entry(self.settings.folder.clone(), entry.clone(), print.clone())
@@ -189,9 +206,8 @@ impl Keeper {
                 None => open_post(move || Post::open(&path)).await,
             };
             let work = move || inspected(&from, &staged, &limits, &deadly, post);
-            Outcome::Inspected(
-                tokio::task::spawn_blocking(work).await.expect("what panics there panics here"),
-            )
+            let outcome = aside(work).await;
+            Outcome::Inspected(outcome.unwrap_or_else(|why| Err(Failed::refused(None, why))))
         });
     }
 
@@ -230,8 +246,8 @@ impl Keeper {
     fn ask_gate(&mut self, id: LifeId) {
         let (Some(gate), questioner) = (self.gate_of(id), self.spokes.questioner()) else { return };
         let Some(questioner) = questioner else {
-            let why = Why::new("gate_failed", "nobody is there to ask the gate's questions");
-            return self.happen(id, Event::Refused(why));
+            let why = Why::new(Code::GateFailed, "there is no one yet to ask the gate's questions");
+            return self.turned_down(id, why);
         };
         let slot = self.slot_for(id);
         let generation = slot.generation;
@@ -263,7 +279,7 @@ impl Keeper {
             (State::Settled, Outcome::Inspected(outcome)) => self.was_inspected(id, outcome),
             (State::Inspected, Outcome::Probed(outcome)) => self.was_probed(id, outcome),
             (State::Probed, Outcome::Judged(Ok(()))) => self.happen(id, Event::Passes),
-            (State::Probed, Outcome::Judged(Err(why))) => self.happen(id, Event::Refused(why)),
+            (State::Probed, Outcome::Judged(Err(why))) => self.turned_down(id, why),
             // Somebody switched its name off, or on.
             _ => {}
         }
@@ -292,7 +308,7 @@ impl Keeper {
                     life.generation = Some(pinned.generation);
                     life.pinned = Some(pinned.path);
                 }
-                return self.happen(id, Event::Refused(why));
+                return self.turned_down(id, why);
             }
         };
         let generation = pinned.generation;
@@ -317,14 +333,18 @@ impl Keeper {
     fn was_probed(&mut self, id: LifeId, outcome: Result<Finding, Why>) {
         let finding = match outcome {
             Ok(finding) => finding,
-            Err(why) => return self.happen(id, Event::Refused(why)),
+            Err(why) => return self.turned_down(id, why),
         };
         let verdict = match finding.verdict {
             Probed::Differs => Verdict::Differs,
             Probed::Same => Verdict::Same,
             Probed::Refused => {
-                let why = finding.why.unwrap_or_else(|| Why::new("probe_failed", "it gave no reason"));
-                return self.happen(id, Event::Refused(why));
+                let why = finding.why.unwrap_or_else(|| Why::new(Code::ProbeFailed, "it gave no reason"));
+                return self.turned_down(id, why);
+            }
+            Probed::Undecided => {
+                let why = finding.why.map_or_else(|| "it gave no reason".to_owned(), |why| why.message);
+                return self.turned_down(id, Why::new(Code::NotProbed, why));
             }
         };
         self.examined(id, verdict, finding.resident_bytes);
@@ -400,14 +420,43 @@ async fn open_post(open: impl FnOnce() -> Result<Post, Refusal> + Send + 'static
         allocator::give_back();
         opened
     };
-    let opened = tokio::task::spawn_blocking(open).await;
     let unreadable =
-        |message: String| Why::new("post_unreadable", format!("the post can't be read: {message}"));
-    match opened {
+        |message: String| Why::new(Code::PostUnreadable, format!("the post can't be read: {message}"));
+    match aside(open).await {
         Ok(Ok(post)) => Ok(Arc::new(post)),
         Ok(Err(refusal)) => Err(unreadable(refusal.reason.to_string())),
-        Err(error) => Err(unreadable(error.to_string())),
+        Err(why) => Err(unreadable(why.message)),
     }
+}
+
+/// Does what blocks on a thread of its own. That the system gives none says nothing of what is examined.
+pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Why> {
+    let (send, receive) = oneshot::channel();
+    let run = move || {
+        // The keeper may have stopped.
+        let _ = send.send(work());
+    };
+    let start = |()| std::thread::Builder::new().name("spoke-examiner".to_owned()).spawn(run);
+    let started = fail::trouble("thread").and_then(start);
+    started.map_err(|error| {
+        Why::new(Code::NotRead, format!("the system gives no thread to examine it: {error}"))
+    })?;
+    receive.await.map_err(|_| Why::new(Code::ExaminerFailed, "what examined it panicked; the log says where"))
+}
+
+/// A refusal, or the trouble that says nothing of the file.
+fn blamed(refusal: Refusal, staged: &Path) -> Why {
+    let ours = refusal.path.starts_with(staged);
+    match refusal.io() {
+        Some(error) if ours && is_trouble_at_home(error) => not_copied(error),
+        Some(e) if is_trouble(e) => Why::new(Code::NotRead, format!("can't be read: {}", plain(e))),
+        _ => refusal.into(),
+    }
+}
+
+fn not_copied(error: &std::io::Error) -> Why {
+    Why::new(Code::NotCopied, format!("the state directory can't keep its copy: {}", plain(error)))
+        .hint("look at the room, the limits and the permissions of paths.state")
 }
 
 fn inspected(
@@ -418,31 +467,21 @@ fn inspected(
     post: Result<Arc<Post>, Why>,
 ) -> Result<Inspected, Failed> {
     let post = post.map_err(|why| Failed::refused(None, why))?;
-    let copied = |refusal: Refusal| {
-        let ours = refusal.path.starts_with(staged);
-        let why = Why::from(refusal);
-        let why = if ours {
-            Why::new("not_copied", format!("the copy {why}"))
-                .hint("is there room in the state directory? It is tried again")
-        } else {
-            why
-        };
-        Failed::refused(None, why)
-    };
+    let copied = |refusal: Refusal| Failed::refused(None, blamed(refusal, staged));
     let pinned = match from {
         From::Copy(path) => {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let generation: Generation = name
                 .trim_end_matches(".gguf")
                 .parse()
-                .map_err(|_| Failed::refused(None, Why::new("no_copy", "its copy has lost its name")))?;
+                .map_err(|_| Failed::refused(None, Why::new(Code::NoCopy, "its copy has lost its name")))?;
             Pinned { generation, path: path.clone() }
         }
         From::Path(path) => pin(path, staged, limits).map_err(copied)?,
         From::Entry(folder, entry, print) => {
             let pinned = pin(&folder.join(entry), staged, limits);
-            // Whatever came of it, it came of something that is another thing now.
-            if folder::look(folder, entry).ok().flatten() != *print {
+            // Whatever came of it, it came of something that is another thing now. What can't be looked at may be the same.
+            if folder::look(folder, entry).is_ok_and(|now| now != *print) {
                 return Err(Failed::Changed);
             }
             pinned.map_err(copied)?
@@ -452,18 +491,10 @@ fn inspected(
         return Err(Failed::refused(Some(pinned), why.clone()));
     }
     // Should the process die of it, the next one finds out whom it was looking at.
-    let _mark = Mark::set(staged, pinned.generation).map_err(|error| {
-        let why = Why::new("not_copied", format!("the state directory can't be written to: {error}"))
-            .hint("is there room in the state directory? It is tried again");
-        Failed::refused(None, why)
-    })?;
+    let _mark = Mark::set(staged, pinned.generation)
+        .map_err(|error| Failed::refused(Some(pinned.clone()), not_copied(&error)))?;
     fail::point("spoke.inspecting", &pinned.generation.short());
-    let refused = |refusal: Refusal| {
-        if refusal.is_of_the_disk() {
-            return copied(refusal);
-        }
-        Failed::refused(Some(pinned.clone()), refusal.into())
-    };
+    let refused = |refusal: Refusal| Failed::refused(Some(pinned.clone()), blamed(refusal, staged));
     let mut spoke = inspect(&pinned.path, Some(&post), limits).map_err(refused)?;
     let served = if spoke.format.is_served() {
         pinned.path.clone()

@@ -1,24 +1,28 @@
 //! What is in memory: leases for requests, loads into the engine, and who goes when another needs room.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use super::asks::{Holding, Trouble};
+use super::jobs::aside;
 use super::lives::LifeId;
 use super::lives::replaced;
 use super::names::disabled;
 use super::turn::Keeper;
 use crate::engine::{EngineError, LoadSpoke, SpokeChange};
 use crate::fail;
-use crate::spoke::Generation;
 use crate::spoke::budget::{self, Resident, Room};
+use crate::spoke::code::Code;
 use crate::spoke::life::{Event, State, Why};
+use crate::spoke::refusal::is_out_of_reach;
 use crate::spoke::slot::{Lease, Refused, Slot};
+use crate::spoke::store::Verdict;
+use crate::spoke::{Generation, inspect};
 
-/// Times that what was loaded before may fail to be, before its content is to blame.
-const STUMBLES: u32 = 3;
+/// How long the copy of a content that can't be loaded needs no second look.
+const LOOKED: Duration = Duration::from_secs(60);
 
 /// How a load ended.
 enum Load {
@@ -119,8 +123,8 @@ impl Keeper {
         // What is known of it first: that it could be loaded is written beside that.
         self.write_down();
         if let Err(error) = self.store.begin_loading(generation, &slot.name) {
-            let why = Why::new("not_written", format!("the load can't be written down: {error}"))
-                .hint("is there room in the state directory?");
+            let why = Why::new(Code::NotWritten, format!("its load can't be written down: {error}"))
+                .hint("look at the room, the limits and the permissions of paths.state");
             tracing::error!(name = slot.name, %why, "spoke can't be loaded now");
             return Load::Failed(why);
         }
@@ -133,7 +137,9 @@ impl Keeper {
         let spoke =
             LoadSpoke { generation, kind: slot.facts.kind, path: slot.path.clone(), name: slot.name.clone() };
         let began = Instant::now();
-        let loaded = match self.engine.spoke(SpokeChange::Load(spoke)) {
+        let refused = |error: std::io::Error| EngineError::Spoke(error.to_string());
+        let begun = fail::trouble("engine.load").map_err(refused);
+        let loaded = match begun.and_then(|()| self.engine.spoke(SpokeChange::Load(spoke))) {
             Ok(reply) => {
                 let mut stop = stop.clone();
                 tokio::select! {
@@ -171,21 +177,36 @@ impl Keeper {
             Err(EngineError::Stopped) => Load::Ended,
             Err(error) => {
                 let why = Why::from(error);
-                let proven = self.known.get(&generation).is_some_and(|known| known.proven);
-                if !proven || !slot.path.is_file() {
+                if self.is_to_blame(slot).await {
                     return Load::Refused(why);
                 }
-                // It was loaded before: files or memory may be short at the moment.
-                let stumbles = self.stumbles.entry(generation).or_default();
-                *stumbles += 1;
-                if *stumbles < STUMBLES {
-                    tracing::warn!(name = slot.name, %why, "spoke can't be loaded now");
-                    return Load::Failed(why);
-                }
-                self.stumbles.remove(&generation);
-                Load::Refused(why)
+                tracing::warn!(name = slot.name, %why, "spoke can't be loaded now");
+                let message = format!("the engine can't load it now, and could before: {why}");
+                Load::Failed(Why::new(Code::NotLoadedNow, message))
             }
         }
+    }
+
+    /// Whether the content is to blame for a load that failed. One that was loaded before, by us or by its probe, is to blame
+    /// only if its copy isn't what it was: memory or files may be short.
+    async fn is_to_blame(&mut self, slot: &Slot) -> bool {
+        let generation = slot.generation;
+        let known = self.known.get(&generation);
+        let is_proven = known.is_some_and(|known| known.proven);
+        let is_tried = self.settings.probe.is_some()
+            && known.is_some_and(|known| known.verdict == Some(Verdict::Differs));
+        if is_out_of_reach(&slot.path, slot.facts.resident_bytes) {
+            return false;
+        }
+        if !(is_proven || is_tried) || !slot.path.is_file() {
+            return true;
+        }
+        let was_looked_at = self.stumbles.get(&generation).is_some_and(|looked| looked.elapsed() < LOOKED);
+        let Some(Ok(post)) = self.post.clone().filter(|_| !was_looked_at) else { return false };
+        self.stumbles.insert(generation, Instant::now());
+        let (path, limits) = (slot.path.clone(), self.settings.limits.clone());
+        let looked = aside(move || inspect(&path, Some(&post), &limits)).await;
+        matches!(looked, Ok(Err(refusal)) if refusal.io().is_none())
     }
 
     fn end_loading(&mut self, slot: &Slot, version: Option<&str>) {
@@ -221,8 +242,8 @@ impl Keeper {
         match budget::room(&residents, &[], needed, limit) {
             Room::After(gone) => match self.load(&slot, &gone, stop).await {
                 Load::Done => self.happen(id, Event::Loaded),
-                Load::Refused(why) => self.happen(id, Event::Refused(why)),
-                Load::Failed(_) | Load::NoRoom => self.cramped.push_back(id),
+                Load::Refused(why) | Load::Failed(why) => self.turned_down(id, why),
+                Load::NoRoom => self.cramped.push_back(id),
                 Load::Ended => {}
             },
             Room::Later(busy) => {
@@ -330,7 +351,7 @@ impl Keeper {
                     Load::Done => {}
                     Load::NoRoom => break,
                     Load::Ended => return Some(Err(Trouble::Stopped)),
-                    Load::Failed(why) => return Some(Err(Trouble::Refused(why))),
+                    Load::Failed(why) => return Some(Err(Trouble::Postponed(why))),
                     Load::Refused(why) => {
                         self.was_refused(slot.generation, &why);
                         return Some(Err(Trouble::Refused(why)));

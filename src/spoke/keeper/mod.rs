@@ -26,7 +26,7 @@ use super::life::Why;
 use super::probe::ChildProbe;
 use super::registry::{Registry, Row};
 use super::slot::{Lease, Slot};
-use super::store::Transition;
+use super::store::{Kinship, Transition};
 use super::{Limits, Refusal};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::Engine;
@@ -202,6 +202,14 @@ impl Spokes {
     /// [`Trouble`].
     pub async fn journal(&self, behind: i64, most: usize) -> Result<Vec<Transition>, Trouble> {
         self.ask(|reply| Ask::Journal { behind, most, reply }).await
+    }
+
+    /// Has spokes accepted that were trained on a folder, whose model the post was found to hold.
+    ///
+    /// # Errors
+    /// [`Trouble::Conflict`]: another post is served.
+    pub async fn befriend(&self, kinship: Kinship) -> Result<(), Trouble> {
+        self.ask(|reply| Ask::Kin { kinship, reply }).await
     }
 
     /// The daemon begins to stop: streams of news end; whoever still asks for leases gets them.

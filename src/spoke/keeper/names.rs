@@ -22,8 +22,9 @@ pub(super) struct Named {
     pub(super) disabled: bool,
     /// Whether it came by request.
     pub(super) given: bool,
-    /// When it lost what served, in milliseconds since 1970.
+    /// When it lost what served, in milliseconds since 1970, and why if that is known.
     pub(super) left: i64,
+    pub(super) left_for: Option<Why>,
     /// What has served, the latest last; what serves among it.
     pub(super) history: Vec<Generation>,
 }
@@ -114,8 +115,10 @@ impl Keeper {
     pub(super) fn withdraw(&mut self, id: LifeId) {
         let Some(life) = self.lives.get(&id) else { return };
         let (name, given) = (life.name.clone(), life.entry().is_none());
+        let why = life.state.reason().cloned();
         let Some(named) = self.names.get_mut(&name).filter(|named| named.life == Some(id)) else { return };
         (named.current, named.life, named.left) = (None, None, now());
+        named.left_for = why;
         let (number, left) = (named.id, named.left);
         self.writes.get_mut().push(Write::Current { id: number, name, generation: None, given, left });
         self.names_changed = true;
@@ -133,7 +136,7 @@ impl Keeper {
 
     /// What new requests get, from now on; generations that no name has any more are retired.
     pub(super) fn publish(&mut self) {
-        let (mut names, mut past) = (BTreeMap::new(), BTreeSet::new());
+        let (mut names, mut past) = (BTreeMap::new(), BTreeMap::new());
         for (name, named) in &self.names {
             let slot = named.current.and_then(|generation| self.slots.get(&generation));
             if let Some(slot) = slot.filter(|_| !named.disabled) {
@@ -141,7 +144,8 @@ impl Keeper {
                 let served = Served { id: named.id, slot: Arc::clone(slot), before: named.before() };
                 names.insert(name.clone(), served);
             } else {
-                past.insert(name.clone());
+                let why = if named.disabled { Some(disabled()) } else { named.left_for.clone() };
+                past.insert(name.clone(), why);
             }
         }
         self.registry.publish(Serving { names, past });
@@ -254,6 +258,9 @@ impl Keeper {
         let before = self.names.get(name).map(Named::before);
         let target = before.as_ref().and_then(|before| before.last().copied());
         let outcome = match (before, target) {
+            (None, _) if self.lives.values().any(|life| life.name == name) => {
+                Err(Trouble::Conflict(format!("nothing has served as {name:?} before")))
+            }
             (None, _) => Err(Trouble::NoSuch(name.to_owned())),
             (Some(_), None) => {
                 Err(Trouble::Conflict(format!("no generation of {name:?} is kept that served before")))
@@ -282,16 +289,14 @@ impl Keeper {
         let was_disabled = self.set_disabled(name, false);
         let outcome = match idle {
             // The file is in the way of another, or has no name that can be asked for: nothing about it has changed.
-            Some((_, _, State::Quarantined(why))) if OF_THE_ENTRY.contains(&&*why.code) => {
-                Err(Trouble::Refused(why))
-            }
+            Some((_, _, State::Quarantined(why))) if why.code.concerns_entry() => Err(Trouble::Refused(why)),
             Some((id, generation, state)) => {
                 if let Some(generation) = generation {
                     self.allow(name, generation);
                 }
                 // What is refused is looked at again in any case; the rest, unless it is known to be good here.
                 let known = generation.and_then(|generation| self.known.get(&generation)?.verdict);
-                let refused = matches!(state, State::Quarantined(_));
+                let refused = matches!(state, State::Quarantined(_) | State::Waiting(_));
                 let good =
                     known.is_some() && self.lives[&id].served.as_ref().is_some_and(|file| file.is_file());
                 self.happen(id, if refused || good { Event::Wanted } else { Event::Reconsidered });
@@ -334,7 +339,7 @@ impl Keeper {
         let mut last = None;
         for id in ids {
             let state = &self.lives[&id].state;
-            if state.is_moving() || *state == State::Serving {
+            if state.is_open() || *state == State::Serving {
                 self.happen(id, Event::Withdrawn(disabled()));
                 self.withdraw(id);
                 last = Some(id);
@@ -375,9 +380,6 @@ pub(super) const FIRST_NAME: &str = "first_name";
 
 /// Names without a file whose contents are kept: `rollback` brings back what was deleted by mistake.
 const GONE: usize = 16;
-
-/// Reasons that lie in the entry and not in what it holds.
-const OF_THE_ENTRY: [&str; 3] = ["bad_name", "name_taken", "too_many"];
 
 /// What is said of a life whose name is switched off.
 pub(super) fn disabled() -> Why {

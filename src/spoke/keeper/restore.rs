@@ -73,6 +73,7 @@ impl Keeper {
                 disabled: stored.disabled,
                 given: stored.given,
                 left: stored.left,
+                left_for: stored.left_for,
                 history: stored.history,
             };
             self.names.insert(name.clone(), named);
@@ -85,6 +86,8 @@ impl Keeper {
                 self.restore_name(&name, generation, source, file, stored.given);
             }
         }
+        // Why those that serve no more don't is to be known, also where nothing serves.
+        self.names_changed |= !self.names.is_empty();
         for (entry, file) in files {
             self.restore_file(&entry, file, same_place);
         }

@@ -12,10 +12,11 @@ use super::jobs::{Done, Judging, Task};
 use super::lives::{Life, LifeId, Waiter};
 use super::names::Named;
 use super::{KeeperError, KeeperSettings, Row, Spokes, Trouble};
-use crate::database::StateDirectory;
+use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::{Engine, EngineState, Health};
+use crate::spoke::code::Code;
 use crate::spoke::folder::{Change, Scan, Watcher};
-use crate::spoke::life::{Effect, Why};
+use crate::spoke::life::{Effect, State, Why};
 use crate::spoke::quarantine::Quarantine;
 use crate::spoke::registry::Registry;
 use crate::spoke::slot::{Bell, Slot};
@@ -74,8 +75,10 @@ pub(super) struct Keeper {
     pub(super) orphans: Vec<LifeId>,
     /// Generations to be in memory before anybody asks.
     pub(super) preload: VecDeque<Generation>,
-    /// Loads in a row that failed of contents that were loaded before.
-    pub(super) stumbles: BTreeMap<Generation, u32>,
+    /// When copies were last looked at whose loads failed.
+    pub(super) stumbles: BTreeMap<Generation, Instant>,
+    /// What was put off, by when it is tried again.
+    pub(super) retries: BTreeSet<(Instant, LifeId)>,
 
     pub(super) urgent: VecDeque<(LifeId, Task)>,
     pub(super) queue: VecDeque<(LifeId, Task)>,
@@ -139,6 +142,7 @@ impl Keeper {
             orphans: Vec::new(),
             preload: VecDeque::new(),
             stumbles: BTreeMap::new(),
+            retries: BTreeSet::new(),
             urgent: VecDeque::new(),
             queue: VecDeque::new(),
             running: None,
@@ -200,6 +204,12 @@ impl Keeper {
                 noticed = noticed(self.watcher.as_ref()) => self.noticed(&noticed),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
+            if self.next_try().is_some_and(|at| at <= Instant::now()) {
+                if matches!(self.post, Some(Err(_))) {
+                    self.read_post().await;
+                }
+                self.try_again();
+            }
             self.look();
         }
     }
@@ -251,10 +261,17 @@ impl Keeper {
             }
             Err(error) => {
                 // Tried again with the next turn; until then names stay with whom they are, on disk and in memory.
-                tracing::error!(%error, "what happened to spokes can't be written down");
+                if self.registry.unwritten().is_none() {
+                    tracing::error!(%error, "what happened to spokes can't be written down");
+                }
                 self.writes.borrow_mut().splice(..0, writes);
+                self.tell_unwritten(&error);
                 return;
             }
+        }
+        if self.registry.unwritten().is_some() {
+            tracing::info!("what happens to spokes is written down again");
+            self.registry.set_unwritten(None);
         }
         if std::mem::take(&mut self.names_changed) {
             self.publish();
@@ -263,6 +280,27 @@ impl Keeper {
         for (waiter, answer) in std::mem::take(&mut self.answers) {
             // Whoever asked may have left.
             let _ = waiter.send(answer);
+        }
+    }
+
+    /// What can be said although it isn't on disk: why nothing gets on, and what doesn't serve. Who asked for a change is not
+    /// kept waiting: it takes effect when it is written.
+    fn tell_unwritten(&mut self, error: &DatabaseError) {
+        let why =
+            Why::new(Code::NotWritten, format!("what happens to spokes can't be written down: {error}"))
+                .hint("look at the room, the limits and the permissions of paths.state; it is tried again");
+        self.registry.set_unwritten(Some(why.clone()));
+        let serves = |id: &LifeId| {
+            self.lives.get(id).is_none_or(|life| matches!(life.state, State::Serving | State::Retired(_)))
+        };
+        let unshown = std::mem::take(self.unshown.get_mut());
+        let (later, now): (BTreeSet<LifeId>, BTreeSet<LifeId>) = unshown.into_iter().partition(serves);
+        *self.unshown.get_mut() = now;
+        self.show_all();
+        *self.unshown.get_mut() = later;
+        for (waiter, answer) in std::mem::take(&mut self.answers) {
+            // Whoever asked may have left.
+            let _ = waiter.send(answer.and(Err(Trouble::Postponed(why.clone()))));
         }
     }
 
@@ -287,11 +325,7 @@ impl Keeper {
         }
         self.forget_names();
         let mut needed: BTreeSet<_> = BTreeSet::new();
-        for life in self
-            .lives
-            .values()
-            .filter(|life| !matches!(life.state, crate::spoke::life::State::Quarantined(_)))
-        {
+        for life in self.lives.values().filter(|life| !matches!(life.state, State::Quarantined(_))) {
             needed.extend(life.pinned.iter().chain(&life.served).cloned());
         }
         let kept = self.names.values().flat_map(|named| named.history.iter().chain(&named.current));

@@ -6,10 +6,14 @@ use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
-use super::Finding;
+use super::{Finding, Stage};
+use crate::engine::ffi::child;
+use crate::fail;
+use crate::spoke::code::Code;
 use crate::spoke::life::Why;
 
 /// Bytes of a child's answer, and of what it says about itself, that are read.
@@ -36,9 +40,10 @@ impl ChildProbe {
     /// Probes a file in the form that the engine loads.
     ///
     /// # Errors
-    /// The system can't start the child: nothing is known about the file.
+    /// The file couldn't be tried, for a reason that isn't its own: nothing is known about it.
     pub async fn run(&self, file: &Path) -> Result<Finding, Why> {
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args(["spoke", "probe", "--json", "--memory", &self.memory.to_string(), "--model"])
             .arg(&self.model)
             .arg("--")
@@ -48,66 +53,152 @@ impl ChildProbe {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             // What a terminal sends to stop the daemon is not for the child.
-            .process_group(0)
-            .spawn()
+            .process_group(0);
+        child::start_clean(command.as_std_mut());
+        let mut child = fail::trouble("spoke.fork")
+            .and_then(|()| command.spawn())
             .map_err(|error| self.not_started(&error))?;
         let (out, err, id) = (child.stdout.take(), child.stderr.take(), child.id());
         let mut all = pin!(async { tokio::join!(child.wait(), read(out), read(err)) });
-        let (began, mut allowed) = (Instant::now(), self.limit);
+        let mut clock = Clock::new(TICK.min(self.limit / 4));
         let (status, out, err) = loop {
-            let left = allowed.saturating_sub(began.elapsed());
-            if let Ok(ended) = tokio::time::timeout(left, &mut all).await {
+            if let Ok(ended) = tokio::time::timeout(clock.tick, &mut all).await {
                 break ended;
             }
+            clock.tick(Instant::now(), id.is_some_and(is_held_up));
             let waited = id.map_or(Duration::ZERO, waited_for_processor);
-            allowed = (self.limit + waited).min(PATIENCE * self.limit);
-            if allowed <= began.elapsed() {
-                // Dropped with the future, and with that killed.
-                let [limit, took] = [self.limit, Duration::from_secs(began.elapsed().as_secs())]
-                    .map(humantime::format_duration);
+            let took = clock.took();
+            // Dropped with the future, and with that killed.
+            if clock.counted.saturating_sub(waited) >= self.limit {
+                let [limit, took] = [self.limit, whole_seconds(took)].map(humantime::format_duration);
                 let message =
-                    format!("the probe took longer than {limit} ({took} with its waiting for a processor)");
-                let why = Why::new("probe_too_slow", message).hint("spokes.probe_limit gives it more time");
+                    format!("the probe took longer than {limit} ({took} with its waiting for the machine)");
+                let why = Why::new(Code::ProbeTooSlow, message).hint("spokes.probe_limit gives it more time");
                 return Ok(Finding::refused(why));
+            }
+            if took >= PATIENCE * self.limit {
+                let took = humantime::format_duration(whole_seconds(took));
+                let message =
+                    format!("the machine is too busy: in {took} the process that tried it hardly ran");
+                return Err(Why::new(Code::NotProbed, message));
             }
         };
         let status = status.map_err(|error| self.not_started(&error))?;
-        if let Some(signal @ (libc::SIGINT | libc::SIGTERM)) = status.signal() {
-            let message = format!("somebody stopped the process that tried it by signal {signal}");
-            return Err(Why::new("not_probed", message).hint("it is tried again"));
-        }
-        Ok(self.understood(status, &out, &err))
+        self.understood(status, &out, &err)
     }
 
     fn not_started(&self, error: &std::io::Error) -> Why {
-        Why::new("not_probed", format!("{}: {error}", self.program.display()))
+        Why::new(Code::NotProbed, format!("{}: {error}", self.program.display()))
             .hint("the daemon must be able to start its own program")
     }
 
     /// What a child that has ended says by its answer and by the way of its end.
-    fn understood(&self, status: ExitStatus, out: &str, err: &str) -> Finding {
-        let last = err.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    fn understood(&self, status: ExitStatus, out: &str, err: &str) -> Result<Finding, Why> {
+        let stage = err.lines().rev().find_map(stage);
+        let said = |line: &&str| !line.trim().is_empty() && self::stage(line).is_none();
+        let last = err.lines().rev().find(said).unwrap_or("it said nothing");
         if let Some(signal) = status.signal() {
             let memory = bytesize::ByteSize(self.memory);
-            let why = Why::new(
-                "probe_died",
-                format!("the process that tried it died by signal {signal}{}", named(signal)),
-            )
-            .hint(format!("its last words: {last}; it may take {memory} (spokes.probe_memory)"));
-            return Finding::refused(why);
+            let words = format!("its last words: {last}; it may take {memory} (spokes.probe_memory)");
+            let how = format!("died by signal {signal}{}", named(signal));
+            let undecided = |message: String| Err(Why::new(Code::NotProbed, message).hint(words.clone()));
+            if stage == Some(Stage::Post) {
+                return undecided(format!("the process that was to try it {how} before it came to it"));
+            }
+            if let Some(cause) = from_outside(signal) {
+                return undecided(format!("the process that tried it {how}: {cause}"));
+            }
+            if is_of_memory(last) {
+                return undecided(format!("the process that tried it {how} for want of memory"));
+            }
+            let why = Why::new(Code::ProbeDied, format!("the process that tried it {how}")).hint(words);
+            return Ok(Finding::refused(why));
         }
         let answer = out.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         match serde_json::from_str(answer) {
-            Ok(finding) if status.success() => finding,
+            Ok(finding) if status.success() => Ok(finding),
             _ => {
                 let code = status.code().unwrap_or(-1);
-                Finding::refused(Why::new(
-                    "probe_failed",
+                Ok(Finding::refused(Why::new(
+                    Code::ProbeFailed,
                     format!("the process that tried it ended with {code}: {last}"),
-                ))
+                )))
             }
         }
     }
+}
+
+/// The stage that a line tells.
+fn stage(line: &str) -> Option<Stage> {
+    #[derive(Deserialize)]
+    struct Line {
+        stage: Stage,
+    }
+    serde_json::from_str(line).ok().map(|Line { stage }| stage)
+}
+
+/// Why a signal says nothing of the file, if so: no instruction of the process itself raises it.
+fn from_outside(signal: i32) -> Option<&'static str> {
+    match signal {
+        libc::SIGKILL => Some("as the system does where memory is short"),
+        libc::SIGBUS => Some("the system could not bring a page of a file or of memory"),
+        libc::SIGILL | libc::SIGABRT | libc::SIGFPE | libc::SIGSEGV | libc::SIGTRAP | libc::SIGSYS => None,
+        _ => Some("somebody stopped it"),
+    }
+}
+
+/// Whether a process ended for want of memory: what Rust, C++ and llama.cpp say of it. The inspection has bounded what a file
+/// takes, so that the machine or `spokes.probe_memory` is to blame.
+fn is_of_memory(last_words: &str) -> bool {
+    ["memory allocation of", "bad_alloc", "out of memory", "failed to allocate", "Cannot allocate memory"]
+        .iter()
+        .any(|words| last_words.contains(words))
+}
+
+/// How often it is looked at how a child gets on.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Time that a child had for itself. What passes while this process doesn't run either (the machine slept, was paused, or has
+/// no processor to spare) and what a child spends on waiting for a disk is not its own.
+struct Clock {
+    tick: Duration,
+    began: Instant,
+    last: Instant,
+    counted: Duration,
+}
+
+impl Clock {
+    fn new(tick: Duration) -> Self {
+        let now = Instant::now();
+        Self { tick, began: now, last: now, counted: Duration::ZERO }
+    }
+
+    fn tick(&mut self, now: Instant, held_up: bool) {
+        let passed = now.duration_since(self.last);
+        self.last = now;
+        if !held_up {
+            self.counted += passed.min(2 * self.tick);
+        }
+    }
+
+    fn took(&self) -> Duration {
+        self.last.duration_since(self.began)
+    }
+}
+
+fn whole_seconds(duration: Duration) -> Duration {
+    Duration::from_secs(duration.as_secs())
+}
+
+/// Whether a thread of a process waits for a disk, or all of it was stopped: then its time doesn't count. Only Linux tells.
+fn is_held_up(process: u32) -> bool {
+    let state = |thread: fs_err::DirEntry| {
+        // The state follows the name in parentheses, which may hold anything (proc_pid_stat(5)).
+        let text = fs_err::read_to_string(thread.path().join("stat")).ok()?;
+        text.rsplit_once(") ")?.1.chars().next()
+    };
+    let threads = fs_err::read_dir(format!("/proc/{process}/task")).into_iter().flatten();
+    threads.filter_map(|thread| state(thread.ok()?)).any(|state| matches!(state, 'D' | 'T' | 't'))
 }
 
 /// How long the threads of a process have waited for a processor so far: the longest of them. Only Linux tells.
@@ -184,11 +275,53 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_that_somebody_stops_says_nothing_of_the_file() {
-        for signal in ["INT", "TERM"] {
+    async fn a_child_that_is_stopped_from_outside_says_nothing_of_the_file() {
+        for signal in ["INT", "TERM", "KILL", "HUP", "QUIT", "XCPU", "BUS"] {
             let why = tried(&format!("kill -{signal} $$"), LONG).await.unwrap_err();
-            assert_eq!(why.code, "not_probed", "{why}");
+            assert_eq!(why.code, "not_probed", "{signal}: {why}");
         }
+        let why = tried("kill -KILL $$", LONG).await.unwrap_err();
+        assert!(why.message.contains("signal 9 (kill): as the system does where memory is short"), "{why}");
+        let why = tried("echo 'memory allocation of 99 bytes failed' >&2; kill -ABRT $$", LONG).await;
+        assert!(why.unwrap_err().message.contains("for want of memory"));
+    }
+
+    #[tokio::test]
+    async fn a_child_that_dies_before_it_comes_to_the_file_says_nothing_of_it() {
+        let script = |stage: &str| format!("echo '{{\"stage\":\"{stage}\"}}' >&2; kill -SEGV $$");
+        let why = tried(&script("post"), LONG).await.unwrap_err();
+        assert_eq!(why.code, "not_probed", "{why}");
+        assert!(why.hint.unwrap().contains("it said nothing"), "a stage is no last word");
+        assert_eq!(code(&scripted(&script("spoke"), LONG).await), "probe_died");
+        let undecided =
+            r#"echo '{"verdict":"undecided","finite":true,"differs":false,"tokens":0,"resident_bytes":0}'"#;
+        assert_eq!(scripted(undecided, LONG).await.verdict, Verdict::Undecided);
+    }
+
+    #[tokio::test]
+    async fn a_child_that_is_stopped_for_a_while_goes_on_afterwards() {
+        let line = r#"{"verdict":"same","finite":true,"differs":false,"tokens":1,"resident_bytes":1}"#;
+        // Stopped for longer than it may take.
+        let script = format!("(sleep 1; kill -CONT $$) & kill -STOP $$; echo '{line}'");
+        let finding = scripted(&script, Duration::from_millis(600)).await;
+        assert_eq!(finding.verdict, Verdict::Same, "{finding:?}");
+        // Stopped for good: nothing is known of the file.
+        let why = tried("kill -STOP $$", Duration::from_millis(40)).await.unwrap_err();
+        assert!(why.code == "not_probed" && why.message.contains("too busy"), "{why}");
+    }
+
+    #[test]
+    fn time_in_which_nothing_ran_is_not_counted() {
+        let second = Duration::from_secs(1);
+        let mut clock = Clock::new(second);
+        let mut now = clock.began;
+        // What passed, whether the child was held up, and what is counted so far.
+        for (seconds, held_up, counted) in [(1, false, 1), (1, true, 1), (3_600, false, 3), (2, false, 5)] {
+            now += seconds * second;
+            clock.tick(now, held_up);
+            assert_eq!(clock.counted, counted * second);
+        }
+        assert_eq!(clock.took(), 3_604 * second);
     }
 
     #[tokio::test]

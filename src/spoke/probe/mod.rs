@@ -4,10 +4,11 @@ mod child;
 mod trial;
 
 pub use child::ChildProbe;
-pub use trial::{TrialError, trial};
+pub use trial::{Stage, TrialError, trial, trial_in_stages};
 
 use serde::{Deserialize, Serialize};
 
+use super::code::Code;
 use super::life::Why;
 
 /// What a probe found: the one line of JSON that the child writes.
@@ -38,6 +39,8 @@ pub enum Verdict {
     Same,
     /// It doesn't work.
     Refused,
+    /// It couldn't be tried, for a reason that isn't its own.
+    Undecided,
 }
 
 impl Finding {
@@ -51,6 +54,12 @@ impl Finding {
             resident_bytes: 0,
             why: Some(why),
         }
+    }
+
+    /// One that says nothing of the spoke.
+    pub fn undecided(message: impl Into<String>) -> Self {
+        let why = Why::new(Code::NotProbed, message);
+        Self { verdict: Verdict::Undecided, ..Self::refused(why) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The trial itself: the same few texts with the spoke and without it, token by token.
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Finding, Verdict};
@@ -7,6 +8,7 @@ use crate::engine::{
     Engine, EngineError, Event, Generate, LoadSpoke, ScaledSpoke, Segment, SpokeChange, SpokeSet, TokenReport,
 };
 use crate::spoke::life::Why;
+use crate::spoke::refusal::is_out_of_reach;
 
 /// What is read: an event and the beginning of an answer, which small models were made for here. One text and a few
 /// tokens: each is read by a post that may be large, on cores that serve others.
@@ -30,22 +32,49 @@ pub enum TrialError {
     Gone,
 }
 
+/// How far a trial is. Until the post has answered alone, whatever happens is no fault of the spoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The post is loaded and asked.
+    Post,
+    /// The spoke is.
+    Spoke,
+}
+
 /// Loads the spoke and compares. Blocks; the engine is the probe's own.
 ///
 /// # Errors
 /// [`TrialError`].
 pub fn trial(engine: &dyn Engine, spoke: LoadSpoke) -> Result<Finding, TrialError> {
+    trial_in_stages(engine, spoke, |_| {})
+}
+
+/// The same; `tell` hears of each stage as it begins.
+///
+/// # Errors
+/// [`TrialError`].
+pub fn trial_in_stages(
+    engine: &dyn Engine,
+    spoke: LoadSpoke,
+    mut tell: impl FnMut(Stage),
+) -> Result<Finding, TrialError> {
+    tell(Stage::Post);
     let mut without = Vec::new();
     for text in TEXTS {
         without.push(ask(engine, text, SpokeSet::new())?.map_err(TrialError::Post)?);
     }
+    tell(Stage::Spoke);
     let set = vec![ScaledSpoke { generation: spoke.generation, scale: 1.0 }];
+    let path = spoke.path.clone();
     let loaded = match engine.spoke(SpokeChange::Load(spoke)) {
         Ok(reply) => wait(reply)?,
         Err(error) => Err(error),
     };
     let loaded = match loaded {
         Ok(loaded) => loaded,
+        // The engine doesn't say whether the file or the system failed it.
+        Err(error) if is_out_of_reach(&path, 0) => return Ok(Finding::undecided(error.to_string())),
         Err(error) => return Ok(Finding::refused(error.into())),
     };
     let mut with = Vec::new();
@@ -159,11 +188,16 @@ mod tests {
     #[test]
     fn what_can_not_be_loaded_is_refused_and_a_broken_post_is_nobody_elses_fault() {
         let engine = FakeEngine::new(Script::Echo);
-        let finding = trial(&engine, spoke("/nowhere".as_ref())).unwrap();
+        let mut stages = Vec::new();
+        let finding =
+            trial_in_stages(&engine, spoke("/nowhere".as_ref()), |stage| stages.push(stage)).unwrap();
+        assert_eq!(stages, [Stage::Post, Stage::Spoke]);
         assert_eq!((finding.verdict, finding.why.unwrap().code.as_ref()), (Verdict::Refused, "not_loaded"));
         assert_eq!(Why::from(EngineError::NotFinite).code, "not_finite");
         engine.set_script(Script::Fail(EngineError::Internal("no memory".to_owned())));
-        assert!(matches!(trial(&engine, spoke("/nowhere".as_ref())), Err(TrialError::Post(_))));
+        let mut stages = Vec::new();
+        let failed = trial_in_stages(&engine, spoke("/nowhere".as_ref()), |stage| stages.push(stage));
+        assert!(matches!(failed, Err(TrialError::Post(_))) && stages == [Stage::Post]);
     }
 
     #[test]

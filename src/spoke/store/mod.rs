@@ -8,6 +8,8 @@ mod write;
 pub use read::{File, Known, Name, Stored};
 pub use write::{Examined, Transition, Write};
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::life::Why;
@@ -59,6 +61,18 @@ pub enum Verdict {
     Differs,
     /// It doesn't.
     Same,
+}
+
+/// That a post holds the model of a folder, so that spokes which were trained on one fit the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kinship {
+    /// Hash of the post's tensors.
+    pub post_sha256: Digest,
+    /// Hash of the folder's, as spokes name it.
+    pub trained_on: Digest,
+    /// Where the folder was.
+    pub folder: String,
 }
 
 /// A load that was begun and of which no end is known: the process died on it.
@@ -169,6 +183,34 @@ impl Store {
     /// The database's.
     pub fn ban(&mut self, generation: Generation, why: &Why) -> Result<(), DatabaseError> {
         self.database.run(|connection| write::ban(connection, generation, why))
+    }
+
+    /// Folders whose model this post holds, each with its path when it was compared.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn kin(&mut self, post: &Digest) -> Result<BTreeMap<Digest, String>, DatabaseError> {
+        self.database.run(|connection| {
+            let query = "SELECT trained_on, folder FROM spoke_kin WHERE post = ?1";
+            let mut query = connection.prepare(query)?;
+            let rows = query.query_map([post.to_string()], |row| Ok((read::parsed(row, 0)?, row.get(1)?)))?;
+            rows.collect()
+        })
+    }
+
+    /// Notes that a post holds a folder's model.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn set_kin(&mut self, kin: &Kinship) -> Result<(), DatabaseError> {
+        self.database.run(|connection| {
+            let keep =
+                "INSERT OR REPLACE INTO spoke_kin (post, trained_on, folder, at) VALUES (?1, ?2, ?3, ?4)";
+            let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            let at = at.map_or(0, |since| since.as_millis() as i64);
+            let row = (kin.post_sha256.to_string(), kin.trained_on.to_string(), &kin.folder, at);
+            connection.execute(keep, row).map(drop)
+        })
     }
 
     /// A text that is kept under a key.

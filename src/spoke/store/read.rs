@@ -42,6 +42,8 @@ pub struct Name {
     pub given: bool,
     /// When it lost what served, in milliseconds since 1970.
     pub left: i64,
+    /// Why, as far as the journal goes back.
+    pub left_for: Option<Why>,
     /// What has served, the latest last; `current` among it.
     pub history: Vec<Generation>,
 }
@@ -122,6 +124,7 @@ impl Store {
                         disabled: row.get(3)?,
                         given: row.get(4)?,
                         left: row.get(5)?,
+                        left_for: None,
                         history: Vec::new(),
                     };
                     Ok((row.get(0)?, name))
@@ -134,6 +137,16 @@ impl Store {
             })?;
             for (name, generation) in history {
                 names.entry(name).or_default().history.push(generation);
+            }
+            // The last end of each name that has nothing to serve.
+            let ends = "SELECT name.name, line.why FROM spoke_name AS name JOIN spoke_transition AS line
+                ON line.id = (SELECT max(id) FROM spoke_transition WHERE name = name.name
+                    AND is_now IN ('retired', 'quarantined'))
+                WHERE name.current IS NULL AND line.why IS NOT NULL";
+            for (name, why) in
+                all(connection, ends, |row| Ok((row.get::<_, String>(0)?, from_json(row, 1)?)))?
+            {
+                names.entry(name).or_default().left_for = Some(why);
             }
             let generations =
                 "SELECT generation, facts, verdict, post, version, proven FROM spoke_generation";

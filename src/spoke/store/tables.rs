@@ -74,4 +74,13 @@ INSERT INTO spoke_rolled_back (name, generation, why)
 DELETE FROM spoke_banned WHERE json_extract(why, '$.code') = 'rolled_back';
 -- When a name lost what served, in milliseconds since 1970.
 ALTER TABLE spoke_name ADD COLUMN left_at INTEGER NOT NULL DEFAULT 0;
+", "
+-- Folders whose model a post was found to hold, both by the hash of their tensors; `at`: milliseconds since 1970.
+CREATE TABLE spoke_kin (
+    post TEXT NOT NULL,
+    trained_on TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (post, trained_on)
+) STRICT;
 "];

@@ -1,0 +1,18 @@
+//! `POST /v1/spokes/trained-on`: spokes that were trained on a folder fit the post, whose tensors were compared with it.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Json, Response};
+
+use super::blame;
+use crate::api::error::ApiError;
+use crate::api::json::JsonBody;
+use crate::api::state::App;
+use crate::spoke::store::Kinship;
+
+/// Notes it; answers when it is on disk.
+pub(in crate::api) async fn befriend(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let deadline = app.deadline();
+    let kinship: Kinship = body.parse()?;
+    deadline.within(app.spokes().befriend(kinship.clone())).await?.map_err(blame("post_sha256"))?;
+    Ok(Json(kinship).into_response())
+}

@@ -1,0 +1,64 @@
+//! What a child process inherits from the daemon, and must not.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use crate::descriptors;
+
+/// Has a child start as from a terminal: no signal ignored or blocked, and the limit of file descriptors that this process
+/// was started with. What ignores SIGINT (`nohup make test &`) would otherwise hand that down to every child, and a limit
+/// that was raised for connections would make a child that closes all descriptors count to a billion.
+pub fn start_clean(command: &mut Command) {
+    let limit = descriptors::inherited();
+    let reset = move || {
+        for signal in 1..=libc::SIGRTMAX() {
+            // SAFETY: a system call; it fails for the few signals that can't be set, which nobody can ignore either.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        // SAFETY: a set of signals is plain memory that sigemptyset makes valid.
+        unsafe {
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        }
+        if let Some((soft, hard)) = limit {
+            let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+            // SAFETY: the limit is read during the call. That it isn't lowered does no harm.
+            unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes system calls alone: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(reset) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_of_a_process_that_ignores_signals_ignores_none() {
+        const INNER: &str = "BESPOKE_TEST_INNER";
+        if std::env::var_os(INNER).is_some() {
+            // What the kernel keeps of the signals that the child blocks and ignores.
+            let mut command = Command::new("grep");
+            command.args(["-E", "^Sig(Blk|Ign):", "/proc/self/status"]);
+            start_clean(&mut command);
+            let told = String::from_utf8(command.output().unwrap().stdout).unwrap();
+            assert_eq!(told.lines().count(), 2, "{told}");
+            assert!(told.lines().all(|line| line.ends_with("0000000000000000")), "{told}");
+            return;
+        }
+        // This very test once more, in a process that ignores signals, as `nohup make test &` starts it.
+        let name = "engine::ffi::child::tests::a_child_of_a_process_that_ignores_signals_ignores_none";
+        let again = Command::new("sh")
+            .args(["-c", "trap '' INT QUIT HUP USR1 TERM; exec \"$0\" --exact \"$1\" --nocapture"])
+            .arg(std::env::current_exe().unwrap())
+            .arg(name)
+            .env(INNER, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&again.stdout).into_owned();
+        assert!(again.status.success() && said.contains("1 passed"), "{said}");
+    }
+}

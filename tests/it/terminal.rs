@@ -1,0 +1,41 @@
+//! A terminal that says that it has no columns: taken for one of 80.
+
+use std::process::Command;
+
+use bespoke::durable;
+
+use crate::dropped::lora;
+
+/// What a command prints on a terminal of this many columns.
+fn on_a_terminal(columns: u16, environment: &[(&str, &str)], command: &str) -> String {
+    let program = env!("CARGO_BIN_EXE_bespoke");
+    let script = format!("stty cols {columns} rows 0; exec {program} {command}");
+    // script(1) belongs to the tools that every Debian has.
+    let output = Command::new("script")
+        .args(["-qec", &script, "/dev/null"])
+        .envs(environment.iter().copied())
+        .output()
+        .expect("script is there");
+    assert!(output.status.success(), "{script}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).replace('\r', "")
+}
+
+#[test]
+fn a_terminal_without_columns_is_taken_for_one_of_80() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.gguf");
+    durable::write(&file, &lora(1)).unwrap();
+    let show = format!("spoke show {}", file.display());
+    // A table, which is laid out for the terminal.
+    let wide = on_a_terminal(80, &[], &show);
+    assert!(wide.lines().any(|line| line.contains("block") && line.contains("|up|")), "{wide}");
+    assert_eq!(on_a_terminal(0, &[], &show), wide);
+    // And help, which is wrapped.
+    for environment in [&[("COLUMNS", "0")][..], &[("COLUMNS", "")], &[]] {
+        let help = on_a_terminal(0, environment, "spoke add --help");
+        let words = |line: &str| line.split_whitespace().count();
+        assert!(help.lines().any(|line| words(line) > 8), "{help}");
+        // The escapes of bold words are no columns.
+        assert!(help.lines().all(|line| line.chars().count() <= 120), "{help}");
+    }
+}
