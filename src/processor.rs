@@ -89,6 +89,7 @@ impl Features {
     }
 
     /// Those that are not among the others.
+    #[must_use]
     pub fn without(self, others: Self) -> Self {
         Self(self.0 & !others.0)
     }

@@ -27,6 +27,7 @@ use crate::spoke::Kind;
 pub const MAX_SEQUENCES: u32 = 256;
 
 /// What a [`LlamaEngine`] is told.
+#[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LlamaSettings {
     /// The GGUF file.

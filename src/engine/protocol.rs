@@ -138,6 +138,7 @@ pub struct LaneState {
 }
 
 /// A request for text.
+#[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Generate {
     /// For logs and traces.

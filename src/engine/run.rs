@@ -12,6 +12,7 @@ use super::vocabulary::{Token, Vocabulary};
 use super::{EngineError, Event, FinishReason, Generate, TokenLikelihood, TokenReport, Usage};
 
 /// A request in a lane.
+#[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 pub struct Run {
     id: String,
     events: mpsc::UnboundedSender<Event>,

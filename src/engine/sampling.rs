@@ -102,7 +102,9 @@ impl Sampler {
             return Vec::new();
         };
         let total: f64 = kept.iter().map(|&(_, weight)| weight).sum();
-        kept.iter_mut().for_each(|(_, weight)| *weight /= total);
+        for (_, weight) in &mut kept {
+            *weight /= total;
+        }
         kept
     }
 

@@ -155,12 +155,11 @@ impl Weights {
     /// # Errors
     /// No such parameter; a type that isn't one of floats.
     pub fn values(&self, name: &str) -> Result<Vec<f32>, FileError> {
-        match self.at.get(name) {
-            Some(&index) => self.files[index].f32(name),
-            None => {
-                let path = self.files.first().map(|file| file.path().to_owned()).unwrap_or_default();
-                Err(FileError::MissingTensor { path, tensor: name.to_owned(), expected: vec![] })
-            }
+        if let Some(&index) = self.at.get(name) {
+            self.files[index].f32(name)
+        } else {
+            let path = self.files.first().map(|file| file.path().to_owned()).unwrap_or_default();
+            Err(FileError::MissingTensor { path, tensor: name.to_owned(), expected: vec![] })
         }
     }
 }

@@ -42,7 +42,9 @@ pub(super) fn refuse_adapter(folder: &Path) -> Result<(), FileError> {
 pub(super) fn remove(folder: &Path) -> Result<(), FileError> {
     let mut found: Vec<PathBuf> = FILES.iter().map(|name| folder.join(name)).collect();
     found.extend(entries(folder, is_shard)?);
-    found.extend(entries(&folder.join(NAMED_TEMPLATES), |name| name.ends_with(".jinja"))?);
+    found.extend(entries(&folder.join(NAMED_TEMPLATES), |name| {
+        Path::new(name).extension().is_some_and(|form| form == "jinja")
+    })?);
     for path in found {
         match std::fs::remove_file(&path) {
             Ok(()) => tracing::warn!(path = %path.display(), "a file of an earlier model was removed"),
@@ -68,8 +70,7 @@ fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>,
     let all: Vec<PathBuf> = fs_err::read_dir(folder)
         .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
         .map_err(FileError::io(folder))?;
-    let is_wanted =
-        |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| wanted(name));
+    let is_wanted = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).is_some_and(&wanted);
     Ok(all.into_iter().filter(is_wanted).collect())
 }
 

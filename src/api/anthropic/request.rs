@@ -173,17 +173,14 @@ fn effort(written: &Value) -> Result<Value, ApiError> {
 }
 
 fn response_format(written: &Value) -> Result<Value, ApiError> {
-    match written.get("type").and_then(Value::as_str) {
-        Some("json_schema") => {
-            let schema = written.get("schema").cloned().unwrap_or_default();
-            let name = written.get("name").cloned().unwrap_or_default();
-            Ok(json!({"type": "json_schema", "json_schema": {"name": name, "schema": schema}}))
-        }
-        _ => {
-            let message =
-                format!("found {}, expected {{\"type\": \"json_schema\", \"schema\": ...}}", short(written));
-            Err(ApiError::field("output_config.format", message))
-        }
+    if let Some("json_schema") = written.get("type").and_then(Value::as_str) {
+        let schema = written.get("schema").cloned().unwrap_or_default();
+        let name = written.get("name").cloned().unwrap_or_default();
+        Ok(json!({"type": "json_schema", "json_schema": {"name": name, "schema": schema}}))
+    } else {
+        let message =
+            format!("found {}, expected {{\"type\": \"json_schema\", \"schema\": ...}}", short(written));
+        Err(ApiError::field("output_config.format", message))
     }
 }
 

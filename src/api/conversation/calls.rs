@@ -174,20 +174,20 @@ impl Listener {
             return Body::Open;
         }
         let start = self.held.len() - first.len();
-        if first.starts_with('{') {
-            if let Some(end) = self.end.find(&self.held) {
-                let rest = self.held[end..].trim_start();
-                if self.dictated || rest.starts_with(OPEN) {
-                    return Body::Object(end, end);
-                }
-                if rest.starts_with(CLOSE) {
-                    return Body::Object(end, self.held.len() - rest.len() + CLOSE.len());
-                }
-                if CLOSE.starts_with(rest) || OPEN.starts_with(rest) {
-                    return Body::Open;
-                }
-                self.seen = self.seen.max(end);
+        if first.starts_with('{')
+            && let Some(end) = self.end.find(&self.held)
+        {
+            let rest = self.held[end..].trim_start();
+            if self.dictated || rest.starts_with(OPEN) {
+                return Body::Object(end, end);
             }
+            if rest.starts_with(CLOSE) {
+                return Body::Object(end, self.held.len() - rest.len() + CLOSE.len());
+            }
+            if CLOSE.starts_with(rest) || OPEN.starts_with(rest) {
+                return Body::Open;
+            }
+            self.seen = self.seen.max(end);
         }
         // Behind an object that isn't whole, an end tag is in one of its strings, unless that is no JSON at all.
         while let Some(at) = self.held[self.seen..].find(CLOSE).map(|at| self.seen + at) {

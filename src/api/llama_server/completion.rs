@@ -61,7 +61,9 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     let report = probabilities.or(return_tokens.then_some(0));
     let spokes = Chosen::take(&app, choice, deadline).await?;
     let mut requests = manner.requests(&app, &model, deadline, &id, prompts, report).await?;
-    requests.iter_mut().for_each(|request| request.sampled = sampled);
+    for request in &mut requests {
+        request.sampled = sampled;
+    }
     let answers = requests
         .iter()
         .enumerate()
@@ -94,6 +96,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
 }
 
 /// Answers in the making.
+#[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 struct NativeReply {
     model: String,
     /// The spokes that answer.

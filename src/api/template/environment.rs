@@ -88,7 +88,8 @@ pub(super) fn check_names(
 
 /// What went wrong, and where.
 fn detail(error: &Error) -> String {
-    let raised = std::error::Error::source(error).is_some_and(|source| source.is::<Raised>());
+    let raised =
+        std::error::Error::source(error).is_some_and(<dyn std::error::Error + 'static>::is::<Raised>);
     let what = match error.detail() {
         Some(detail) if raised || error.kind() == ErrorKind::InvalidOperation => detail.to_owned(),
         Some(detail) => format!("{}: {detail}", error.kind()),

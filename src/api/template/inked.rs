@@ -75,20 +75,17 @@ impl Inked {
         if best.is_some() {
             attempt.add(&mut with, 0, source.places, &allowed, &mut best);
         }
-        match best {
-            Some((version, rendered)) => {
-                self.now.store(Some(Arc::new(version)));
-                Some(rendered)
+        if let Some((version, rendered)) = best {
+            self.now.store(Some(Arc::new(version)));
+            Some(rendered)
+        } else {
+            if !self.warned.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "the chat template looks into what it has written itself: its control tokens are sent as text \
+                     for such conversations"
+                );
             }
-            None => {
-                if !self.warned.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        "the chat template looks into what it has written itself: its control tokens are sent as text \
-                         for such conversations"
-                    );
-                }
-                None
-            }
+            None
         }
     }
 }

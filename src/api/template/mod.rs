@@ -214,7 +214,7 @@ impl Jinja {
         answer: bool,
         now: SystemTime,
     ) -> Result<Prompt, TemplateError> {
-        let shown = self.variables(turns, tools, parameters, answer, self.typed);
+        let shown = Self::variables(turns, tools, parameters, answer, self.typed);
         let guard = Guard::over(&shown, &self.source);
         let covered = match &guard {
             Some(guard) => guard.cover(shown),
@@ -230,7 +230,6 @@ impl Jinja {
     }
 
     fn variables(
-        &self,
         turns: &[Turn],
         tools: &[Value],
         parameters: &Map<String, Value>,
@@ -257,7 +256,7 @@ impl Jinja {
     fn shows_contents(&self, typed: bool) -> bool {
         const PROBE: &str = "zq7probe";
         let turns = [Turn::new("user", PROBE)];
-        let shown = self.variables(&turns, &[], &Map::new(), true, typed);
+        let shown = Self::variables(&turns, &[], &Map::new(), true, typed);
         let rendered = render(&self.plain, &shown, &self.special, &Guard::default(), SystemTime::UNIX_EPOCH);
         rendered.is_ok_and(|text| text.contains(PROBE))
     }

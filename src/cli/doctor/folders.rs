@@ -97,7 +97,7 @@ pub(super) fn spokes(settings: &Settings) -> Item {
         }
         .with(json!({"path": path, "exists": false}));
     }
-    let entries = fs_err::read_dir(path).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+    let entries = fs_err::read_dir(path).and_then(std::iter::Iterator::collect::<Result<Vec<_>, _>>);
     match entries {
         Ok(entries) => {
             let count = entries.iter().filter(|entry| counts(&entry.file_name().to_string_lossy())).count();

@@ -24,7 +24,7 @@ pub(super) fn memory(settings: &Settings) -> Item {
     let model = fs_err::metadata(&settings.model.path).map_or(0, |metadata| metadata.len());
     let mut found = format!("{} of {} available", bytes(available), bytes(total));
     if let Some((limit, used)) = group {
-        found += &format!("; the control group has {} and uses {}", bytes(limit), bytes(used));
+        found = format!("{found}; the control group has {} and uses {}", bytes(limit), bytes(used));
     }
     let details = json!({
         "total": total,

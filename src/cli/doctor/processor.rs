@@ -31,7 +31,7 @@ pub(super) fn features() -> Item {
     let list = |names: &[&str]| if names.is_empty() { "nothing".to_owned() } else { names.join(" ") };
     let mut found = format!("{name}, {count} processors; our kernels use {}", list(&usable));
     if !unused.is_empty() {
-        found += &format!(", not {}", unused.join(" "));
+        found = format!("{found}, not {}", unused.join(" "));
     }
     let item = if !missing.is_empty() {
         let found = format!("{name} has no {}, which this program was compiled for", list(&missing));

@@ -128,7 +128,7 @@ fn patiently<T>(pauses: &[u64], ask: impl Fn() -> Result<T, ClientError>) -> Res
 /// What an adapter is trained for.
 enum Target {
     /// A file that is served.
-    Post(Post),
+    Post(Box<Post>),
     /// A Hugging Face folder that is not exported yet; llama.cpp's name of its architecture.
     Unexported(&'static str),
 }
@@ -138,7 +138,7 @@ impl Target {
     fn of(recipe: &Recipe) -> anyhow::Result<Option<Self>> {
         let (Some(_), Some(base)) = (&recipe.adapter, &recipe.base) else { return Ok(None) };
         Ok(Some(if base.path.is_file() {
-            Self::Post(Post::open(&base.path)?)
+            Self::Post(Box::new(Post::open(&base.path)?))
         } else {
             let config = hugging_face::load_config(&base.path)?.0;
             Self::Unexported(gguf_file::names::architecture(config.family))

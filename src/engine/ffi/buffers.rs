@@ -7,6 +7,8 @@
 //! changed. Here a buffer that is made for a context is mapped instead of allocated: it is zero
 //! already, clearing it gives its pages back, and a copy ends where the sequence does.
 
+#![allow(clippy::cast_ptr_alignment, reason = "a buffer of ggml is of the type that is laid out here")]
+
 use std::cell::RefCell;
 use std::ffi::{CStr, c_int, c_void};
 use std::mem::size_of;

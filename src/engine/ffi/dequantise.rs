@@ -33,7 +33,7 @@ impl Dequantise {
         let count = bytes.len() / block * self.kind.block_elements() as usize;
         // Blocks begin with numbers of two or four bytes, which C wants aligned.
         let mut copy: Vec<u64>;
-        let source = if bytes.as_ptr().cast::<u64>().is_aligned() {
+        let source = if (bytes.as_ptr() as usize).is_multiple_of(align_of::<u64>()) {
             bytes
         } else {
             copy = vec![0; bytes.len().div_ceil(size_of::<u64>())];

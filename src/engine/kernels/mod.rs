@@ -108,6 +108,7 @@ impl Kernels {
     }
 
     /// The same without one.
+    #[must_use]
     pub fn without(self, kernel: Kernel) -> Self {
         match kernel {
             Kernel::Attention => Self { attention: None, ..self },

@@ -253,16 +253,15 @@ fn ended(status: ExitStatus, at: Option<(Stage, u32)>, words: &str) -> End {
         libc::SIGTRAP => Some("SIGTRAP, trap"),
         _ => None,
     };
-    match status.signal() {
-        Some(signal) => match named(signal) {
+    if let Some(signal) = status.signal() {
+        match named(signal) {
             // An abort with few words is most likely memory that wasn't given.
             Some(name) => End::Died { at, how: format!("it dies by signal {signal} ({name})") },
             None => End::Other(format!("its process was ended by signal {signal}")),
-        },
-        None => {
-            let code = status.code().unwrap_or(-1);
-            End::Other(format!("its process ended with {code}: {words}"))
         }
+    } else {
+        let code = status.code().unwrap_or(-1);
+        End::Other(format!("its process ended with {code}: {words}"))
     }
 }
 

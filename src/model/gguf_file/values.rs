@@ -195,12 +195,13 @@ fn delta_tile(shape: DeltaNetShape, part: &str, last: &str) -> Option<Step> {
     }
     let tile = |skip: usize, block: usize| Tile { skip, key_heads, per_key, block };
     match (part, last) {
-        ("linear_attn", "A_log" | "dt_bias") => Some(Step::Rows(tile(0, 1))),
+        ("linear_attn", "A_log" | "dt_bias") | ("linear_attn.in_proj_a" | "linear_attn.in_proj_b", _) => {
+            Some(Step::Rows(tile(0, 1)))
+        }
         ("linear_attn.in_proj_qkv" | "linear_attn.conv1d", _) => {
             Some(Step::Rows(tile(shape.channels() - shape.values(), value_dim)))
         }
         ("linear_attn.in_proj_z", _) => Some(Step::Rows(tile(0, value_dim))),
-        ("linear_attn.in_proj_a" | "linear_attn.in_proj_b", _) => Some(Step::Rows(tile(0, 1))),
         ("linear_attn.out_proj", _) => Some(Step::Columns(tile(0, value_dim))),
         _ => None,
     }

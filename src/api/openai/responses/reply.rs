@@ -223,7 +223,9 @@ impl Dialect for ResponseReply {
             let is_said = matches!(step.what, What::More(_));
             let mut told = self.told(step);
             if timed && is_said {
-                told.iter_mut().for_each(|event| event["timings"] = timings(&progress));
+                for event in &mut told {
+                    event["timings"] = timings(&progress);
+                }
             }
             events.extend(told);
         }

@@ -1,4 +1,5 @@
 //! Attention in vector registers, in two forms with the same numbers: sixteen registers with AVX2, thirty-two with AVX-512.
+#![allow(clippy::missing_safety_doc, reason = "safe where the processor has the features that a form names")]
 #![allow(clippy::wildcard_imports, reason = "the forms of a kernel share what stands around them")]
 
 use std::arch::x86_64::{

@@ -1,4 +1,5 @@
 //! Products with the matrices of a bottleneck in vector registers: with AVX-512, with AVX2, and for every processor.
+#![allow(clippy::missing_safety_doc, reason = "safe where the processor has the features that a form names")]
 #![allow(clippy::wildcard_imports, reason = "the forms of a kernel share what stands around them")]
 
 use std::ops::Range;

@@ -1,4 +1,5 @@
 //! Products in vector registers: one form with AVX-512's dot products of bytes, one with AVX2.
+#![allow(clippy::missing_safety_doc, reason = "safe where the processor has the features that a form names")]
 #![allow(clippy::wildcard_imports, reason = "the forms of a kernel share what stands around them")]
 
 use std::arch::x86_64::{

@@ -134,17 +134,23 @@ fn a_folder_with_one_other_tensor_is_refused_by_its_name() {
             values[256 * 7..256 * 8].reverse();
         }),
         ("scaled", query, "blk.0.attn_q.weight", GgmlType::Q8_0, |values| {
-            values.iter_mut().for_each(|v| *v *= 1.03);
+            for v in values.iter_mut() {
+                *v *= 1.03;
+            }
         }),
         ("negative", query, "blk.0.attn_q.weight", GgmlType::Q2_K, |values| {
-            values.iter_mut().for_each(|v| *v = -*v);
+            for v in values.iter_mut() {
+                *v = -*v;
+            }
         }),
         ("rows in another order", query, "blk.0.attn_q.weight", GgmlType::Q4_K, |values| {
             let (a, b) = values.split_at_mut(256);
             a.swap_with_slice(&mut b[..256]);
         }),
         ("a norm", "model.norm.weight", "output_norm.weight", GgmlType::Q4_K, |values| {
-            values.iter_mut().for_each(|v| *v *= 1.001);
+            for v in values.iter_mut() {
+                *v *= 1.001;
+            }
         }),
         ("the embedding", "model.embed_tokens.weight", "token_embd.weight", GgmlType::Q6_K, |values| {
             values.rotate_left(256);
@@ -214,7 +220,9 @@ fn errors_are_those_of_the_whole_and_of_the_worst_row() {
     let theirs = [3.0, 4.0, 0.0, 0.0, 3.0, -4.0];
     let errors = |parts: &[&[f32]]| {
         let mut meter = Meter::new(&theirs, 2);
-        parts.iter().for_each(|part| meter.see(part));
+        for part in parts {
+            meter.see(part);
+        }
         meter.errors()
     };
     assert_eq!(errors(&[&theirs]), (0.0, (0, 0.0)));
