@@ -2,6 +2,7 @@
 .PHONY: serve test test-real build portable build-tools lint cuda
 
 LISTEN ?= 127.0.0.1:8899
+REAL ?=
 
 serve: build
 	./target/release/bespoke serve --listen $(LISTEN)
@@ -18,6 +19,11 @@ portable: build-tools
 
 test: build-tools
 	@./tests/tools/build-progress.sh target/debug cargo test --locked
+
+# Published models and tokenizers, fetched by hash into target/real: served, imported, compared. REAL=all adds Gemma 3.
+test-real: build-tools
+	REAL=$(REAL) ./tests/real/fetch.sh target/real
+	REAL=$(REAL) BESPOKE_REAL=$(CURDIR)/target/real cargo test --locked --test it real_bases:: -- --ignored --nocapture
 
 lint: build-tools
 	cargo fmt --check
