@@ -185,6 +185,7 @@ impl Engine for FakeEngine {
         requests.push(request.clone());
         drop(requests);
         let script = lock(&self.inner.script).clone();
+        self.inner.tell_running();
         let (events, receiver) = mpsc::unbounded_channel();
         let inner = Arc::clone(&self.inner);
         // Now and not on its thread: what is sent after this request must find its spokes in use.
@@ -196,6 +197,7 @@ impl Engine for FakeEngine {
             };
             drop(spokes);
             inner.running.fetch_sub(1, Ordering::SeqCst);
+            inner.tell_running();
             match end {
                 Ok(last) => {
                     let _ = events.send(last);
@@ -293,6 +295,11 @@ impl Engine for FakeEngine {
 struct Cancelled;
 
 impl Inner {
+    /// Tells how many requests are unfinished.
+    fn tell_running(&self) {
+        self.health.send_modify(|health| health.running = self.running.load(Ordering::SeqCst));
+    }
+
     /// What can be judged at once.
     fn refuse(&self) -> Result<(), EngineError> {
         if self.stopping.load(Ordering::SeqCst) {
@@ -474,6 +481,9 @@ fn tell_tokens(
             events.send(Event::Tokens(std::mem::take(&mut reports))).map_err(|_| Cancelled)?;
         }
         events.send(Event::Text(text)).map_err(|_| Cancelled)?;
+    }
+    if !reports.is_empty() {
+        events.send(Event::Tokens(reports)).map_err(|_| Cancelled)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod embedding;
 pub mod fake;
 pub mod ffi;
 mod foresight;
+pub mod guard;
 mod heart;
 mod kernels;
 mod llama;
@@ -28,6 +29,7 @@ mod way;
 mod worker;
 
 pub use fake::{FakeEngine, Script, ScriptedToken};
+pub use guard::{CloseReason, Closed, DistinctList, Guard, Longest};
 pub use llama::{LlamaEngine, LlamaSettings, MAX_SEQUENCES};
 pub use protocol::*;
 pub use spoke::{LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange, SpokeSet};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::guard::{Closed, Guard};
 use super::spoke::{LoadedSpoke, SpokeChange, SpokeSet};
 use crate::spoke::Generation;
 
@@ -164,6 +165,9 @@ pub struct Generate {
     pub cache: bool,
     /// Whether tokens are drafted by looking the last ones up in the prompt and the answer; changes speed only.
     pub draft: bool,
+    /// How an answer in JSON is kept from repeating itself.
+    #[serde(default)]
+    pub guard: Option<Guard>,
 }
 
 impl Generate {
@@ -182,6 +186,7 @@ impl Generate {
             report: None,
             cache: true,
             draft: true,
+            guard: None,
         }
     }
 }
@@ -244,6 +249,7 @@ pub enum Constraint {
 }
 
 /// What an engine says about a running generation. `Started`, then `Text` any number of times, then one of the last two.
+/// Text is certain: what may still be taken back is not told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// The prompt is accepted: every check that can refuse it has passed.
@@ -257,6 +263,8 @@ pub enum Event {
     Tokens(Vec<TokenReport>),
     /// More text, always whole UTF-8 characters.
     Text(String),
+    /// The answer was kept from repeating itself here.
+    Closed(Closed),
     /// The end, in peace.
     Finished {
         /// Why.

@@ -270,6 +270,8 @@ impl<'a> Worker<'a> {
             self.waiting.retain(|waiting| !waiting.events.is_closed());
             self.lanes.drop_cancelled();
             self.admit();
+            // A batch may take half a second.
+            self.beat();
             self.lanes.step(&self.vocabulary, &self.grammars, &self.heart);
             self.embed();
             self.free_spokes();

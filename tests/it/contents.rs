@@ -157,7 +157,7 @@ fn answer(engine: &LlamaEngine, spokes: SpokeSet) -> Option<(String, f32)> {
             }
             Event::Finished { .. } => return Some((text, margin)),
             Event::Failed(_) => return None,
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Closed(_) => {}
         }
     }
 }

@@ -57,7 +57,7 @@ fn answer(mut events: UnboundedReceiver<Event>) -> (Tokens, Usage) {
             }
             Event::Finished { usage, .. } => return (tokens, usage),
             Event::Failed(error) => panic!("{error}"),
-            Event::Started { .. } | Event::Text(_) => {}
+            Event::Started { .. } | Event::Text(_) | Event::Closed(_) => {}
         }
     }
 }

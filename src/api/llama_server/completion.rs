@@ -10,13 +10,13 @@ use crate::api::generation::{Output, Part};
 use crate::api::generations::{Generations, Whole};
 use crate::api::json::JsonBody;
 use crate::api::likelihood;
-use crate::api::openai::envelope::timings;
+use crate::api::openai::envelope::{tell_closed, timings};
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner, REPEAT_LAST, prompt};
 use crate::api::spokes::{Choice, Chosen};
 use crate::api::state::App;
 use crate::api::stream::{self, Dialect};
-use crate::engine::{FinishReason, Generate, Segment, TokenReport, Usage};
+use crate::engine::{Closed, FinishReason, Generate, Segment, TokenReport, Usage};
 
 /// Alternatives that may be reported for each token.
 const MOST_ALTERNATIVES: u32 = 100;
@@ -58,6 +58,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
                 prompt: prompt.cloned().unwrap_or_default(),
                 settings: settings(request, &manner),
                 line: false,
+                closed: Vec::new(),
             }
         })
         .collect();
@@ -121,6 +122,8 @@ struct Answer {
     settings: Value,
     /// Whether a line break was sent.
     line: bool,
+    /// Where it was kept from repeating itself.
+    closed: Vec<Closed>,
 }
 
 impl NativeReply {
@@ -207,7 +210,9 @@ impl Dialect for NativeReply {
             .enumerate()
             .map(|(index, mut whole)| {
                 whole.tokens.extend(self.ending(whole.last.take()));
-                self.finished(index, &whole.text, &whole.tokens, whole.ended())
+                let mut reply = self.finished(index, &whole.text, &whole.tokens, whole.ended());
+                tell_closed(&mut reply, &whole.closed);
+                reply
             })
             .collect();
         if replies.len() > 1 { replies.into() } else { replies.pop().unwrap_or_default() }
@@ -224,11 +229,17 @@ impl Dialect for NativeReply {
     fn output(&mut self, index: usize, output: Output, progress: Option<Usage>) -> Vec<Value> {
         match output {
             Output::Answer(part) => vec![self.chunk(index, &part, progress.unwrap_or_default())],
+            Output::Closed(closed) => {
+                self.answers[index].closed.push(closed);
+                Vec::new()
+            }
             // A raw splitter finds none.
             Output::Started | Output::Reasoning(_) => Vec::new(),
             Output::End(reason, usage, last) => {
                 let last = self.ending(last);
-                vec![self.finished(index, "", last.as_slice(), (reason, usage))]
+                let mut reply = self.finished(index, "", last.as_slice(), (reason, usage));
+                tell_closed(&mut reply, &self.answers[index].closed);
+                vec![reply]
             }
         }
     }

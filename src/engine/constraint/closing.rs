@@ -1,17 +1,20 @@
 //! A short way to the end of a constrained answer: searched over bytes in the grammar itself, so that it also holds for
 //! schemas with lengths, patterns and bounds.
 //!
-//! Between values the shortest continuation is tried first (a closing bracket before a comma, an empty string before a
-//! number) and alternatives only when it leads nowhere. Inside a string or number, a breadth-first search over the
-//! states of the grammar's lexer finds the fewest bytes that end it.
+//! Between values the shortest continuation is tried first (a closing bracket before a comma, an
+//! empty string before a number) and alternatives only when it leads nowhere. Inside a string or
+//! number, a breadth-first search over the states of the grammar's lexer finds the fewest bytes
+//! that end it. Where an item of a list has to differ from others, one that doesn't leads nowhere
+//! either, and other strings and numbers are tried, too.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use llguidance::TokenParser;
-use llguidance::derivre::NextByte;
+use llguidance::derivre::{NextByte, StateID};
 use llguidance::earley::ParserRecognizer;
 use toktrie::Recognizer;
 
+use super::repeats::Watch;
 use super::scanner::{Place, Scanner};
 
 /// Bytes tried in one search, at most: bounds the time of a schema whose shortest instance is hard to find (about 0.1 s).
@@ -20,27 +23,39 @@ const MAX_STEPS: usize = 400_000;
 const MAX_BREADTH: usize = 60_000;
 /// Longest closing that is looked for.
 const MAX_BYTES: usize = 32_768;
+/// Bytes tried in one search where items have to differ, at most: it is made for each token.
+const MAX_STEPS_DISTINCT: usize = 100_000;
+/// Strings or numbers that are tried at one place so that an item differs from others.
+const MAX_OTHERS: usize = 300;
 
 /// What may follow between values, cheapest first.
 const BETWEEN: &[u8] = b"}],:\"0123456789-ntf[{";
 /// What may follow in a number.
 const NUMBER: &[u8] = b"0123456789.-+eE";
 
-/// Bytes that lead from the parser's state to the end of a valid answer: empty at an end, `None` if none was found within
-/// the limits. `scanner` has seen what the parser has consumed.
-pub fn search(parser: &mut TokenParser, mut scanner: Scanner) -> Option<Vec<u8>> {
+/// Bytes that lead from the parser's state to the end of a valid answer: empty at an end, `None` if
+/// none was found within the limits. `scanner` has seen what the parser has consumed, and so has
+/// `watch`, if items of lists have to differ.
+pub fn search(parser: &mut TokenParser, mut scanner: Scanner, mut watch: Option<Watch>) -> Option<Vec<u8>> {
     if parser.is_accepting() {
         return Some(Vec::new());
     }
     // The parser's own state is behind the bytes that it has found to be forced.
     let mut bytes = parser.parser.currently_forced_bytes().to_vec();
     scanner.push_all(&bytes);
+    if let Some(watch) = &mut watch {
+        watch.push_all(0, &bytes);
+        if watch.found().is_some() {
+            return None;
+        }
+    }
     if scanner.complete() {
         return Some(bytes);
     }
     let found = parser.parser.with_recognizer(|recognizer| {
         recognizer.trie_started("closing");
-        let mut search = Search { recognizer, path: Vec::new(), steps: 0 };
+        let most = if watch.is_some() { MAX_STEPS_DISTINCT } else { MAX_STEPS };
+        let mut search = Search { recognizer, path: Vec::new(), watch, steps: 0, most };
         let found = search.run(scanner);
         let Search { path, .. } = search;
         recognizer.pop_bytes(path.len());
@@ -65,14 +80,38 @@ struct Choice {
     /// Length of the path before it.
     length: usize,
     scanner: Scanner,
-    /// Index in [`BETWEEN`] of the next candidate.
-    next: usize,
+    watch: Option<Watch>,
+    next: Next,
+}
+
+/// What can be taken next at a choice.
+enum Next {
+    /// The candidate with this index in [`BETWEEN`].
+    Byte(usize),
+    /// Another way out of a string or a number.
+    Exit(Exits),
+}
+
+/// Ways out of a string, the quotation mark included, or of a number, what follows it excluded:
+/// those of the fewest bytes first.
+struct Exits {
+    /// How often a state of the lexer has been come to.
+    seen: HashMap<(StateID, Place), usize>,
+    queue: VecDeque<(Place, Vec<u8>)>,
+    /// What the last way out goes on from.
+    last: Option<(Place, Vec<u8>)>,
+    /// One way to each state is enough, unless others than the shortest are looked for.
+    most: usize,
+    found: usize,
 }
 
 struct Search<'a, 'b> {
     recognizer: &'a mut ParserRecognizer<'b>,
     path: Vec<u8>,
+    /// Has seen the path, too.
+    watch: Option<Watch>,
     steps: usize,
+    most: usize,
 }
 
 impl Search<'_, '_> {
@@ -80,10 +119,14 @@ impl Search<'_, '_> {
     fn run(&mut self, mut scanner: Scanner) -> Option<Vec<Vec<u8>>> {
         let mut choices: Vec<Choice> = Vec::new();
         loop {
+            if self.repeats() {
+                scanner = self.take_choice(&mut choices)?;
+                continue;
+            }
             if scanner.complete() && !self.path.is_empty() {
                 return Some(Vec::new());
             }
-            if self.steps > MAX_STEPS || self.path.len() > MAX_BYTES {
+            if self.steps > self.most || self.path.len() > MAX_BYTES {
                 return None;
             }
             if self.forced(&mut scanner) {
@@ -99,21 +142,28 @@ impl Search<'_, '_> {
                     }
                     None => false,
                 },
-                place => match self.shortest_exit(place) {
-                    Some(exit) => {
-                        for byte in exit {
-                            self.step(byte, &mut scanner);
+                place => {
+                    let others = self.watch.as_ref().is_some_and(Watch::is_within);
+                    let mut exits = self.exits(place, if others { MAX_OTHERS } else { 1 });
+                    match self.next_exit(&mut exits) {
+                        Some(exit) => {
+                            if others {
+                                choices.push(self.choice(scanner, Next::Exit(exits)));
+                            }
+                            for byte in exit {
+                                self.step(byte, &mut scanner);
+                            }
+                            if place != Place::Number {
+                                continue;
+                            }
+                            true
                         }
-                        if place != Place::Number {
-                            continue;
-                        }
-                        true
+                        None => false,
                     }
-                    None => false,
-                },
+                }
             };
             if ready {
-                choices.push(Choice { length: self.path.len(), scanner, next: 0 });
+                choices.push(self.choice(scanner, Next::Byte(0)));
             }
             scanner = self.take_choice(&mut choices)?;
         }
@@ -126,83 +176,135 @@ impl Search<'_, '_> {
         if !self.try_byte(byte) {
             return false;
         }
+        self.add(byte, scanner);
+        true
+    }
+
+    fn add(&mut self, byte: u8, scanner: &mut Scanner) {
         self.path.push(byte);
         scanner.push(byte);
-        true
+        if let Some(watch) = &mut self.watch {
+            watch.push_all(0, &[byte]);
+        }
+    }
+
+    /// Whether the path has an item that repeats another.
+    fn repeats(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.found().is_some())
+    }
+
+    fn choice(&self, scanner: Scanner, next: Next) -> Choice {
+        Choice { length: self.path.len(), scanner, watch: self.watch.clone(), next }
     }
 
     /// Pushes a byte that is known to be allowed.
     fn step(&mut self, byte: u8, scanner: &mut Scanner) {
         let pushed = self.try_byte(byte);
         debug_assert!(pushed, "the byte was allowed a moment ago");
-        self.path.push(byte);
-        scanner.push(byte);
+        self.add(byte, scanner);
     }
 
-    /// Goes back to the latest choice that has an untried byte, and takes it.
+    /// Goes back to the latest choice that has an untried byte or way out, and takes it.
     fn take_choice(&mut self, choices: &mut Vec<Choice>) -> Option<Scanner> {
-        while let Some(choice) = choices.last_mut() {
+        while let Some(mut choice) = choices.pop() {
+            if self.steps > self.most {
+                return None;
+            }
             self.recognizer.pop_bytes(self.path.len() - choice.length);
             self.path.truncate(choice.length);
-            while let Some(&byte) = BETWEEN.get(choice.next) {
-                choice.next += 1;
-                let scanner = choice.scanner;
-                if self.try_byte(byte) {
-                    self.path.push(byte);
-                    let mut scanner = scanner;
-                    scanner.push(byte);
-                    return Some(scanner);
+            self.watch.clone_from(&choice.watch);
+            let mut scanner = choice.scanner;
+            match &mut choice.next {
+                Next::Byte(next) => {
+                    let tried = BETWEEN.iter().skip(*next).position(|&byte| self.try_byte(byte));
+                    let Some(tried) = tried else { continue };
+                    let byte = BETWEEN[*next + tried];
+                    *next += tried + 1;
+                    choices.push(choice);
+                    self.add(byte, &mut scanner);
+                }
+                Next::Exit(exits) => {
+                    let Some(exit) = self.next_exit(exits) else { continue };
+                    choices.push(choice);
+                    for byte in exit {
+                        self.step(byte, &mut scanner);
+                    }
                 }
             }
-            choices.pop();
+            return Some(scanner);
         }
         None
     }
 
-    /// The fewest bytes that end the string in which the path stands, its quotation mark included, or that complete a
-    /// number, what follows it excluded.
-    fn shortest_exit(&mut self, place: Place) -> Option<Vec<u8>> {
-        let mut seen = HashSet::from([(self.recognizer.lexer_state(), place)]);
-        let mut queue = VecDeque::from([(place, Vec::new())]);
+    /// Ways out of the string or number in which the path stands.
+    fn exits(&mut self, place: Place, most: usize) -> Exits {
+        let seen = HashMap::from([((self.recognizer.lexer_state(), place), 1)]);
+        Exits { seen, queue: VecDeque::from([(place, Vec::new())]), last: None, most, found: 0 }
+    }
+
+    /// The next of them.
+    fn next_exit(&mut self, exits: &mut Exits) -> Option<Vec<u8>> {
+        if exits.found >= exits.most {
+            return None;
+        }
         let first_step = self.steps;
-        while let Some((place, mut bytes)) = queue.pop_front() {
-            self.steps += bytes.len();
-            let pushed = bytes.iter().all(|&byte| self.recognizer.try_push_byte(byte));
-            debug_assert!(pushed, "each prefix was allowed when it was found");
-            let exits: &[u8] = match place {
+        if let Some((place, bytes)) = exits.last.take() {
+            self.push_again(&bytes);
+            self.go_further(exits, place, &bytes, first_step);
+            self.recognizer.pop_bytes(bytes.len());
+        }
+        while let Some((place, mut bytes)) = exits.queue.pop_front() {
+            self.push_again(&bytes);
+            let ends: &[u8] = match place {
                 Place::String => b"\"",
                 Place::Number => b"}],",
                 _ => b"",
             };
-            if let Some(exit) = exits.iter().copied().find(|&byte| self.allowed(byte)) {
+            if let Some(end) = ends.iter().copied().find(|&byte| self.allowed(byte)) {
                 self.recognizer.pop_bytes(bytes.len());
-                bytes.extend((place == Place::String).then_some(exit));
+                exits.last = Some((place, bytes.clone()));
+                exits.found += 1;
+                bytes.extend((place == Place::String).then_some(end));
                 return Some(bytes);
             }
-            for byte in candidates(place) {
-                if !self.try_byte(byte) {
-                    continue;
-                }
-                let mut scanner = Scanner::inside(place);
-                scanner.push(byte);
-                let next = scanner.place();
-                if seen.insert((self.recognizer.lexer_state(), next)) {
-                    let longer = [bytes.as_slice(), &[byte]].concat();
-                    // Out of patience, any way out will do: depth first.
-                    if self.steps - first_step > MAX_BREADTH {
-                        queue.push_front((next, longer));
-                    } else {
-                        queue.push_back((next, longer));
-                    }
-                }
-                self.recognizer.pop_bytes(1);
-            }
+            self.go_further(exits, place, &bytes, first_step);
             self.recognizer.pop_bytes(bytes.len());
-            if self.steps > MAX_STEPS {
+            if self.steps > self.most {
                 break;
             }
         }
         None
+    }
+
+    fn push_again(&mut self, bytes: &[u8]) {
+        self.steps += bytes.len();
+        let pushed = bytes.iter().all(|&byte| self.recognizer.try_push_byte(byte));
+        debug_assert!(pushed, "each prefix was allowed when it was found");
+    }
+
+    /// Queues what a byte more leads to from where the recognizer stands.
+    fn go_further(&mut self, exits: &mut Exits, place: Place, bytes: &[u8], first_step: usize) {
+        for byte in candidates(place) {
+            if !self.try_byte(byte) {
+                continue;
+            }
+            let mut scanner = Scanner::inside(place);
+            scanner.push(byte);
+            let next = scanner.place();
+            let ways = exits.seen.entry((self.recognizer.lexer_state(), next)).or_insert(0);
+            // What is behind the end is none of its ways out.
+            if next != Place::Between && *ways < exits.most {
+                *ways += 1;
+                let longer = [bytes, &[byte]].concat();
+                // Out of patience, any way out will do: depth first.
+                if self.steps - first_step > MAX_BREADTH {
+                    exits.queue.push_front((next, longer));
+                } else {
+                    exits.queue.push_back((next, longer));
+                }
+            }
+            self.recognizer.pop_bytes(1);
+        }
     }
 
     /// Continuations of a top-level number, shortest first.

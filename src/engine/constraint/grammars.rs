@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use toktrie::{InferenceCapabilities, TokEnv};
 
 use super::numbers::{limit_number, limit_numbers};
+use super::repeats::{self, Rules, Shapes, Watch};
 use super::scanner::Scanner;
 use super::session::Session;
 use super::{bound, close, gbnf, guarded, size};
@@ -65,6 +66,8 @@ pub(super) struct Grammar {
     /// A way to the end from the beginning; `None` for grammars that aren't JSON, which are not closed.
     pub(super) closing: Option<Vec<u32>>,
     pub(super) bound: usize,
+    /// Where items have to differ, if they have to anywhere.
+    pub(super) shapes: Option<Arc<Shapes>>,
 }
 
 impl fmt::Debug for Grammars {
@@ -203,7 +206,7 @@ fn key(constraint: &Constraint) -> Result<(Key, String), EngineError> {
 
 impl Grammar {
     fn new(parser: TokenParser, closing: Option<Vec<u32>>, bound: usize) -> Self {
-        Self { fresh: Arc::new(parser.deep_clone()), parser, closing, bound }
+        Self { fresh: Arc::new(parser.deep_clone()), parser, closing, bound, shapes: None }
     }
 
     /// Memory that it takes, about.
@@ -232,6 +235,7 @@ fn compile(factory: &ParserFactory, mut schema: Value) -> Result<Grammar, Engine
     }
     size::check_schema(&schema)?;
     let bound = bound::closing_bound(&schema).unwrap_or(usize::MAX);
+    let shapes = repeats::take(&mut schema).map(Arc::new);
     let Value::Object(keys) = &mut schema else {
         return Err(EngineError::Schema(format!("a schema is an object, found {schema}")));
     };
@@ -243,10 +247,12 @@ fn compile(factory: &ParserFactory, mut schema: Value) -> Result<Grammar, Engine
         json!({"whitespace_flexible": false, "item_separator": ",", "key_separator": ":", "json_allowed_escapes": "nrt\\\""}),
     );
     let mut parser = parser(factory, TopLevelGrammar::from_json_schema(schema))?;
-    let closing = guarded(|| Ok(close(&mut parser, Scanner::START)))
+    let watch =
+        shapes.clone().map(|shapes| Watch::new(Arc::new(Rules { shapes: Some(shapes), guard: None })));
+    let closing = guarded(|| Ok(close(&mut parser, Scanner::START, watch)))
         .map_err(EngineError::Schema)?
         .ok_or_else(|| EngineError::Schema("no value that validates against it was found".to_owned()))?;
-    Ok(Grammar::new(parser, Some(closing), bound))
+    Ok(Grammar { shapes, ..Grammar::new(parser, Some(closing), bound) })
 }
 
 /// Any object, its numbers within limits.

@@ -6,6 +6,7 @@ mod closing;
 mod gbnf;
 mod grammars;
 mod numbers;
+mod repeats;
 mod scanner;
 mod session;
 mod shares;
@@ -16,6 +17,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use llguidance::TokenParser;
 
 pub use self::grammars::{Grammars, Shape};
+pub use self::repeats::Repeat;
+use self::repeats::Watch;
 use self::scanner::Scanner;
 pub use self::session::{Session, Shared};
 pub use self::size::STACK;
@@ -24,9 +27,10 @@ use super::vocabulary::fewest_tokens;
 /// Longest message about a grammar, in characters.
 const LONGEST_MESSAGE: usize = 1_000;
 
-/// Tokens of a short way to the end.
-fn close(parser: &mut TokenParser, scanner: Scanner) -> Option<Vec<u32>> {
-    let bytes = closing::search(parser, scanner)?;
+/// Tokens of a short way to the end; with `watch`, one on which no item repeats another of its
+/// list.
+fn close(parser: &mut TokenParser, scanner: Scanner, watch: Option<Watch>) -> Option<Vec<u32>> {
+    let bytes = closing::search(parser, scanner, watch)?;
     fewest_tokens(parser.token_env.tok_trie(), &bytes)
 }
 
