@@ -31,6 +31,7 @@ mod observability;
 mod openai_client;
 mod program;
 mod real;
+mod repetition;
 mod resume;
 mod security;
 mod serve;
