@@ -312,7 +312,13 @@ impl Run {
             // Not all that it would have said is there.
             end = Some(FinishReason::Length);
         }
-        debug_assert!(drop <= self.held.len(), "what was told is never taken back");
+        if drop > self.held.len() {
+            // A defect, which must not become an answer that says what the model never did.
+            self.failed = true;
+            let message = "tokens that were told can't be taken back".to_owned();
+            self.last = Some(Event::Failed(EngineError::Internal(message)));
+            return Step::Ended;
+        }
         self.take_back(drop);
         self.left -= tokens.len().min(self.left);
         self.sampler.used(&tokens);

@@ -123,11 +123,16 @@ impl Session {
         self.taken[index]
     }
 
-    /// The token behind which a text has gone round, if one has, and what that text is, as a JSON
-    /// pointer.
-    pub fn round(&self) -> Option<(usize, String)> {
-        let to = self.loops.as_ref().and_then(Loops::round)?;
-        Some((to, self.watch.as_ref().map_or_else(String::new, Watch::path)))
+    /// The token behind which a text has gone round, if one has.
+    pub fn round(&self) -> Option<usize> {
+        self.loops.as_ref().and_then(Loops::round)
+    }
+
+    /// Has the texts up to here stay as they are.
+    pub fn settle(&mut self) {
+        if let Some(loops) = &mut self.loops {
+            loops.settle();
+        }
     }
 
     /// Ends the text that has gone round behind this many tokens, or a few more: gives how many,
@@ -135,7 +140,11 @@ impl Session {
     ///
     /// # Errors
     /// llguidance gives up.
-    pub fn end_text(&mut self, to: usize, force: bool) -> Result<Option<(usize, Vec<u32>)>, EngineError> {
+    pub fn end_text(
+        &mut self,
+        to: usize,
+        force: bool,
+    ) -> Result<Option<(usize, Vec<u32>, String)>, EngineError> {
         let said = self.taken.clone();
         let quote = self.parser.token_env.tok_trie().token_id(b"\"");
         if let Some(loops) = &mut self.loops {
@@ -149,13 +158,16 @@ impl Session {
                 && let Some(quote) = quote
                 && self.mask()?.is_allowed(quote)
             {
+                let path = self.watch.as_ref().map_or_else(String::new, Watch::path);
                 self.accept(quote)?;
                 self.set_cut();
                 let mut tokens = vec![quote];
                 if force {
                     tokens.extend(self.forced()?);
                 }
-                return Ok(Some((at, tokens)));
+                // It may still end with much of one phrase, if that was told.
+                self.settle();
+                return Ok(Some((at, tokens, path)));
             }
             self.accept(said[at])?;
         }
@@ -259,6 +271,7 @@ impl Session {
         for index in 0..to {
             self.follow(index);
         }
+        self.settle();
         Ok(())
     }
 

@@ -179,8 +179,15 @@ impl Run {
 
     /// Ends a text that has gone round where it began to.
     fn end_round(&mut self, session: &mut Session, here: usize) -> Result<Option<Added>, EngineError> {
-        let Some((to, path)) = session.round() else { return Ok(None) };
-        let Some((from, tokens)) = session.end_text(to, self.force)? else { return Ok(None) };
+        // What was told stays.
+        let Some(to) = session.round().filter(|to| *to >= self.told) else {
+            session.settle();
+            return Ok(None);
+        };
+        let Some((from, tokens, path)) = session.end_text(to, self.force)? else {
+            session.settle();
+            return Ok(None);
+        };
         tracing::debug!(answer = self.id, path, "a text goes round and is ended");
         let cost = here.saturating_sub(from);
         self.turns.back(from);

@@ -98,6 +98,11 @@ impl Loops {
         self.round
     }
 
+    /// What the answer has up to here stays.
+    pub fn settle(&mut self) {
+        self.round = None;
+    }
+
     /// A text has been ended because it had gone round.
     pub fn set_again(&mut self) {
         self.again = true;
