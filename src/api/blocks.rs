@@ -68,7 +68,7 @@ impl Blocks {
     pub(super) fn take(&mut self, output: Output) -> Vec<Step> {
         let mut steps = Vec::new();
         match output {
-            Output::Started | Output::Read(_) => {}
+            Output::Started | Output::Read(_) | Output::Closed(_) => {}
             Output::Reasoning(text) => self.say(Block::Thinking(text), &mut steps),
             Output::Answer(part) => match &mut self.listener {
                 Some(listener) => {

@@ -216,7 +216,7 @@ impl Dialect for ResponseReply {
                 self.end = Some((*reason, *usage));
                 Vec::new()
             }
-            Output::Answer(_) | Output::Reasoning(_) => Vec::new(),
+            Output::Answer(_) | Output::Reasoning(_) | Output::Closed(_) => Vec::new(),
         };
         let timed = self.settings.timings_per_token && self.end.is_none();
         for step in self.blocks.take(output) {
