@@ -161,7 +161,9 @@ impl Database {
         &mut self,
         act: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let done = fail::trouble("database").map_err(|error| refused(&error)).and_then(|()| act(&mut self.connection));
+        let done = fail::trouble("database")
+            .map_err(|error| refused(&error))
+            .and_then(|()| act(&mut self.connection));
         done.map_err(|source| DatabaseError::Sqlite { path: self.path.clone(), source })
     }
 }

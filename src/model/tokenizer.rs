@@ -121,7 +121,7 @@ impl Tokenizer {
         let entries =
             control_texts::all().filter(|text| inner.token_to_id(text).is_some() && !is_added(text));
         markers.extend(entries.map(|text| AddedToken::from(text, true)));
-        inner.add_special_tokens(markers);
+        inner.add_special_tokens(markers).expect("texts that a vocabulary has can be searched for");
         Self { inner }
     }
 

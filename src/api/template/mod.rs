@@ -22,7 +22,7 @@ mod turn;
 use std::time::SystemTime;
 
 use minijinja::Environment;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 pub(super) use self::to_json::spaced;
 pub(super) use self::told::{CLOSE, OPEN};

@@ -345,6 +345,7 @@ mod tests {
     use super::*;
     use crate::engine::backend::backend;
     use crate::engine::ffi::{Batch, Context, ContextSettings};
+    use crate::engine::kernels::Kernels;
 
     impl Half {
         /// Pages of a stream's places that are in memory, read or written.

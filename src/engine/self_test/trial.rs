@@ -95,6 +95,7 @@ impl Trial<'_> {
         let settings = ContextSettings {
             tokens: 768,
             batch: ROWS[3],
+            outputs: 1,
             sequences: 2,
             // Several would wait for each other where the machine is busy, spinning: hundreds of times as long.
             threads: 1,
@@ -136,8 +137,14 @@ impl Trial<'_> {
         if matches!(stage, Stage::With(_)) {
             return Ok(found);
         }
-        let settings =
-            ContextSettings { tokens: 256, batch: ROWS[2], sequences: 1, embeddings: true, ..settings };
+        let settings = ContextSettings {
+            tokens: 256,
+            batch: ROWS[2],
+            outputs: ROWS[2],
+            sequences: 1,
+            embeddings: true,
+            ..settings
+        };
         tell(&Line::Begin { stage, rows: ROWS[2] });
         let mut context = make(model, settings)?;
         let mut batch = Batch::default();
