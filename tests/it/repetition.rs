@@ -31,6 +31,8 @@ fn serve(path: &Path, lanes: u32, draft: bool) -> LlamaEngine {
         draft,
         force: true,
         own_memory: false,
+        cache_memory: None,
+        prepare_constraints: false,
     });
     let mut health = engine.health();
     while matches!(health.borrow_and_update().state, EngineState::Loading) {
