@@ -240,6 +240,29 @@ fn encodings_name_nothing_twice_and_end_what_goes_round() {
     let line = metrics.lines().find(|line| line.starts_with("bespoke_closed_total{why=\"loop\"}")).unwrap();
     assert!(line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() >= 2.0, "{line}");
 
+    // The other APIs tell it of the whole answer.
+    let format = json!({"type": "json_schema", "name": schema::SCHEMA_NAME, "schema": encoding_schema()});
+    let (asked, mut fields) = (encoding(&event, json!({})), looping.clone());
+    fields.as_object_mut().unwrap().remove("max_tokens");
+    fields["temperature"] = 0.into();
+    let with = |more: Value| {
+        let mut body = fields.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let body =
+        with(json!({"input": asked["messages"], "text": {"format": format}, "max_output_tokens": 4096}));
+    let response = real.daemon.post("/v1/responses", &body).ok();
+    assert_eq!(response["closed"], choice["closed"]);
+    let mut body =
+        with(json!({"messages": asked["messages"], "output_config": {"format": format}, "max_tokens": 4096}));
+    let message = real.daemon.post("/v1/messages", &body).ok();
+    assert_eq!(message["closed"], choice["closed"]);
+    body["stream"] = true.into();
+    let events = chunks(&real.daemon.post("/v1/messages", &body).text);
+    let ended = events.iter().find(|event| event["type"] == "message_delta").unwrap();
+    assert_eq!(ended["delta"]["closed"], choice["closed"]);
+
     // Other schemas are others' business.
     let mut other = encoding(&event, looping.clone());
     other["response_format"]["json_schema"]["name"] = "mine".into();

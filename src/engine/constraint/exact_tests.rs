@@ -331,7 +331,10 @@ fn items_differ_wherever_a_schema_wants_it() {
         let value: Value = serde_json::from_str(&instance(&schema).unwrap()).unwrap();
         assert!(jsonschema::is_valid(&schema, &value), "{value}");
     }
-    assert!(instance(&json!({"type": "array", "items": {"const": 1}, "minItems": 2, "uniqueItems": true})).is_err());
+    assert!(
+        instance(&json!({"type": "array", "items": {"const": 1}, "minItems": 2, "uniqueItems": true}))
+            .is_err()
+    );
 }
 
 #[test]

@@ -264,7 +264,10 @@ fn enumerations_that_run_out_end_the_list_or_are_refused() {
         }
     }
     let error = Asked::of(of(json!({"minItems": 5}))).answer(|_, _| vec![0.0; 267]).unwrap_err();
-    assert!(matches!(&error, EngineError::Schema(why) if why.contains("no short value that validates")), "{error}");
+    assert!(
+        matches!(&error, EngineError::Schema(why) if why.contains("no short value that validates")),
+        "{error}"
+    );
     let constant = json!({"type": "array", "uniqueItems": true, "minItems": 2, "items": {"const": 1}});
     assert!(Asked::of(constant).answer(|_, _| vec![0.0; 267]).is_err());
 }

@@ -63,9 +63,7 @@ impl<'a> Reading<'a> {
             Value::Array(all) => {
                 all.iter().enumerate().map(|(index, one)| (index.to_string(), "", one)).collect()
             }
-            Value::Object(all) => {
-                all.iter().map(|(name, one)| (name.clone(), name.as_str(), one)).collect()
-            }
+            Value::Object(all) => all.iter().map(|(name, one)| (name.clone(), name.as_str(), one)).collect(),
             _ => Vec::new(),
         };
         let place_of = |(key, name, one): (String, &'a str, &'a Value)| {
@@ -120,12 +118,8 @@ impl Shapes {
     /// Of a schema that could be compiled; `None` if none of its lists has to have different items.
     pub fn of(schema: &Value) -> Option<Self> {
         let document = Document::new(schema).ok()?;
-        let mut reading = Reading {
-            document,
-            shapes: Self::default(),
-            known: HashMap::new(),
-            todo: Vec::new(),
-        };
+        let mut reading =
+            Reading { document, shapes: Self::default(), known: HashMap::new(), todo: Vec::new() };
         let root = reading.document.root();
         reading.node(root);
         while let Some((number, place)) = reading.todo.pop() {

@@ -331,8 +331,9 @@ mod tests {
 
     #[test]
     fn unique_items_are_judged_at_every_depth() {
-        let strict = |schema: serde_json::Value| {
-            Rules { shapes: Some(Arc::new(Shapes::of(&schema).unwrap())), guard: None }
+        let strict = |schema: serde_json::Value| Rules {
+            shapes: Some(Arc::new(Shapes::of(&schema).unwrap())),
+            guard: None,
         };
         let list = || strict(json!({"type": "array", "uniqueItems": true}));
         for (text, read) in [
