@@ -67,7 +67,8 @@ fn end(mut events: UnboundedReceiver<Event>) -> Usage {
         match events.blocking_recv().expect("a last event comes") {
             Event::Finished { usage, .. } => return usage,
             Event::Failed(error) => panic!("{error}"),
-            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) | Event::Text(_) => {}
+            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) | Event::Text(_) | Event::Closed(_) => {
+            }
         }
     }
 }

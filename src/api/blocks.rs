@@ -3,7 +3,7 @@
 use super::conversation::calls::{Listener, Said};
 use super::generation::{Output, Part};
 use super::generations::Whole;
-use crate::engine::FinishReason;
+use crate::engine::{Closed, FinishReason};
 
 /// A part of an answer: what of it has been said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,17 +46,24 @@ pub(super) struct Blocks {
     calls: bool,
     /// Whether nothing that could follow would count.
     over: bool,
+    /// Where the answer was kept from repeating itself.
+    kept: Vec<Closed>,
 }
 
 impl Blocks {
     /// Of an answer in which calls may be found.
     pub(super) fn new(listener: Option<Listener>) -> Self {
-        Self { listener, open: None, closed: 0, calls: false, over: false }
+        Self { listener, open: None, closed: 0, calls: false, over: false, kept: Vec::new() }
     }
 
     /// Whether there was a call.
     pub(super) fn has_calls(&self) -> bool {
         self.calls
+    }
+
+    /// Where the answer was kept from repeating itself, so far.
+    pub(super) fn kept(&self) -> &[Closed] {
+        &self.kept
     }
 
     /// Whether an answer that ended so is not whole.
@@ -69,6 +76,7 @@ impl Blocks {
         let mut steps = Vec::new();
         match output {
             Output::Started | Output::Read(_) => {}
+            Output::Closed(closed) => self.kept.push(closed),
             Output::Reasoning(text) => self.say(Block::Thinking(text), &mut steps),
             Output::Answer(part) => match &mut self.listener {
                 Some(listener) => {
@@ -94,6 +102,7 @@ impl Blocks {
     /// The blocks of a whole answer.
     pub(super) fn of(&mut self, whole: Whole) -> Vec<Block> {
         let (reason, usage) = whole.ended();
+        self.kept = whole.closed;
         let reasoning = Some(whole.reasoning).filter(|text| !text.is_empty()).map(Output::Reasoning);
         let text = Some(whole.text).filter(|text| !text.is_empty());
         let answer = text.map(|text| Output::Answer(Part { text, tokens: whole.tokens }));

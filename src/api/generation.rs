@@ -16,7 +16,9 @@ use super::observe::Witness;
 use super::reasoning::{Kind, Piece, Splitter};
 use super::spokes::Chosen;
 use super::state::{App, Deadline};
-use crate::engine::{EngineError, Event, FinishReason, Generate, TokenReport, Usage, whole_characters};
+use crate::engine::{
+    Closed, EngineError, Event, FinishReason, Generate, TokenReport, Usage, whole_characters,
+};
 
 /// What a generation brings.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +31,8 @@ pub(super) enum Output {
     Answer(Part),
     /// Text of the thinking before it.
     Reasoning(String),
+    /// The answer was kept from repeating itself here.
+    Closed(Closed),
     /// The end: always the last, if no error is. With the last token that was reported and has no text, which is what ended the
     /// answer unless a stop text did.
     End(FinishReason, Usage, Option<TokenReport>),
@@ -36,8 +40,10 @@ pub(super) enum Output {
 
 /// Text of an answer and the tokens that begin in it, if the request asked for a report.
 ///
-/// Tokens and text are matched by their bytes. Where a stop text or the end of the thinking cuts a token in two, the
-/// token is among those of the answer; tokens of which no byte is sent are dropped.
+/// Tokens and text are matched by their bytes. Where a stop text or the end of the thinking cuts a
+/// token in two, the token is among those of the answer; tokens of a stop text of which no byte is
+/// sent are dropped. Tokens of a character that breaks off with the answer have no text, but they
+/// are among those of the answer, too.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Part {
     pub(super) text: String,
@@ -138,11 +144,21 @@ impl Generation {
                     self.told.push_back(self.reports.output(piece));
                 }
             }
+            Event::Closed(closed) => {
+                tracing::info!(id = self.id, why = closed.why.name(), "kept from repeating itself");
+                self.witness.closed(closed.why);
+                self.told.push_back(Output::Closed(closed));
+            }
             Event::Finished { reason, usage } => {
                 self.held = None;
+                let thinks = splitter.is_thinking();
                 let held = self.splitter.take().and_then(Splitter::finish);
                 self.told.extend(held.map(|piece| self.reports.output(piece)));
                 let last = (reason == FinishReason::Stop).then(|| self.reports.waiting.pop_back()).flatten();
+                let tokens = if thinks { Vec::new() } else { self.reports.broken_off() };
+                if !tokens.is_empty() {
+                    self.told.push_back(Output::Answer(Part { text: String::new(), tokens }));
+                }
                 self.told.push_back(Output::End(reason, usage, last));
                 self.witness.finished(&usage);
                 tracing::debug!(
@@ -211,6 +227,13 @@ impl Reach {
 }
 
 impl Reports {
+    /// Tokens of a character that the answer breaks off in.
+    fn broken_off(&mut self) -> Vec<TokenReport> {
+        let waiting = self.waiting.iter().flat_map(|report| &report.token.bytes);
+        let mut rest: Vec<u8> = self.reach.partial.iter().chain(waiting).copied().collect();
+        if whole_characters(&mut rest).is_empty() { self.waiting.drain(..).collect() } else { Vec::new() }
+    }
+
     fn output(&mut self, piece: Piece) -> Output {
         let mut tokens = Vec::new();
         let end = piece.at + piece.text.len();

@@ -11,7 +11,7 @@ use super::generation::{Generation, Output};
 use super::reasoning::Splitter;
 use super::spokes::Chosen;
 use super::state::{App, Deadline};
-use crate::engine::{EngineError, FinishReason, Generate, TokenReport, Usage};
+use crate::engine::{Closed, EngineError, FinishReason, Generate, TokenReport, Usage};
 
 /// A stream of the outputs of all, each with the index of its generation. An error of one ends them all.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(super) struct Whole {
     pub(super) tokens: Vec<TokenReport>,
     /// The reported token without text that it ended with.
     pub(super) last: Option<TokenReport>,
+    /// Where it was kept from repeating itself.
+    pub(super) closed: Vec<Closed>,
     /// How it ended.
     pub(super) end: Option<(FinishReason, Usage)>,
 }
@@ -77,6 +79,7 @@ impl Generations {
                 }
                 Output::Reasoning(text) => whole.reasoning.push_str(&text),
                 Output::Started | Output::Read(_) => {}
+                Output::Closed(closed) => whole.closed.push(closed),
                 Output::End(reason, usage, last) => {
                     whole.end = Some((reason, usage));
                     whole.last = last;

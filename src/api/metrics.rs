@@ -15,7 +15,7 @@ use prometheus::{
 
 use super::error::ApiError;
 use super::state::App;
-use crate::engine::{EngineState, Health, Outcome, Totals, Usage};
+use crate::engine::{CloseReason, EngineState, Health, Outcome, Totals, Usage};
 use crate::spoke::life::STATES;
 use crate::spoke::registry::Totals as SpokeTotals;
 
@@ -46,6 +46,7 @@ pub struct Metrics {
     forced_tokens: IntCounter,
     drafted_tokens: IntCounter,
     accepted_tokens: IntCounter,
+    closed: IntCounterVec,
     spoke_requests: IntCounterVec,
     /// Names of spokes that are counted apart.
     spoke_names: Mutex<HashSet<String>>,
@@ -222,7 +223,20 @@ impl Default for Metrics {
             Opts::new("bespoke_spoke_requests_total", "Requests that ran with a spoke, by its name."),
             &["spoke"],
         );
+        let closed = IntCounterVec::new(
+            Opts::new(
+                "bespoke_closed_total",
+                "What answers were kept from: repeated items, loops, endless texts.",
+            ),
+            &["why"],
+        );
+        let closed = kept(&registry, closed);
+        // All are there from the beginning, so that the first one is seen to be new.
+        for why in [CloseReason::RepeatedItem, CloseReason::Loop, CloseReason::TooLong] {
+            closed.with_label_values(&[why.name()]);
+        }
         Self {
+            closed,
             requests: kept(&registry, requests),
             client_gone: counter("bespoke_client_gone_total", "Answers that were given up before their end."),
             queue_seconds: histogram("bespoke_queue_seconds", "Time in the queue.", SECONDS),
@@ -264,6 +278,11 @@ impl Metrics {
         if gone {
             self.client_gone.inc();
         }
+    }
+
+    /// An answer was kept from repeating itself.
+    pub(super) fn closed(&self, why: CloseReason) {
+        self.closed.with_label_values(&[why.name()]).inc();
     }
 
     /// A request runs with a spoke. Names come and go as files do: those that come when there have been many count together.

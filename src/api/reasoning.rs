@@ -57,6 +57,11 @@ impl Splitter {
         Self { state, held: String::new(), at: 0 }
     }
 
+    /// Whether what comes next is thinking.
+    pub(super) fn is_thinking(&self) -> bool {
+        self.state == State::Thinking
+    }
+
     /// More text; what of it can be told.
     pub(super) fn push(&mut self, text: &str) -> Vec<Piece> {
         self.held.push_str(text);

@@ -187,6 +187,7 @@ impl Engine for FakeEngine {
         requests.push(request.clone());
         drop(requests);
         let script = lock(&self.inner.script).clone();
+        self.inner.tell_running();
         let (events, receiver) = mpsc::unbounded_channel();
         let inner = Arc::clone(&self.inner);
         // Now and not on its thread: what is sent after this request must find its spokes in use.
@@ -198,6 +199,7 @@ impl Engine for FakeEngine {
             };
             drop(spokes);
             inner.running.fetch_sub(1, Ordering::SeqCst);
+            inner.tell_running();
             match end {
                 Ok(last) => {
                     let _ = events.send(last);
@@ -295,6 +297,11 @@ impl Engine for FakeEngine {
 struct Cancelled;
 
 impl Inner {
+    /// Tells how many requests are unfinished.
+    fn tell_running(&self) {
+        self.health.send_modify(|health| health.running = self.running.load(Ordering::SeqCst));
+    }
+
     /// What can be judged at once.
     fn refuse(&self) -> Result<(), EngineError> {
         if self.stopping.load(Ordering::SeqCst) {
@@ -486,6 +493,9 @@ fn tell_tokens(
         }
         events.send(Event::Text(text)).map_err(|_| Cancelled)?;
     }
+    if !reports.is_empty() {
+        events.send(Event::Tokens(reports)).map_err(|_| Cancelled)?;
+    }
     Ok(())
 }
 
@@ -508,7 +518,7 @@ mod tests {
         let mut text = String::new();
         loop {
             match events.blocking_recv().expect("ends with a last event") {
-                Event::Started { .. } | Event::Read(_) | Event::Tokens(_) => {}
+                Event::Started { .. } | Event::Read(_) | Event::Closed(_) | Event::Tokens(_) => {}
                 Event::Text(more) => text += &more,
                 last => return (text, last),
             }

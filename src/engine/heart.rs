@@ -54,6 +54,14 @@ impl<'a> Heart<'a> {
         });
     }
 
+    /// So many requests run now, before anybody learns in another way that one has ended.
+    pub fn runs(&self, running: u32, totals: Totals) {
+        self.health.send_modify(|health| {
+            health.running = running;
+            health.totals = totals;
+        });
+    }
+
     /// Within a batch: a slow machine may take longer for one than the watchdog's patience lasts.
     pub fn still(&self) {
         if self.due() {

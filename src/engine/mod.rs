@@ -13,6 +13,7 @@ mod embedding;
 pub mod fake;
 pub mod ffi;
 mod foresight;
+pub mod guard;
 mod heart;
 pub mod kernels;
 mod llama;
@@ -31,6 +32,7 @@ mod worker;
 
 pub use computing::{Computing, ComputingReport, KernelChoice, KernelState, Outcome, TestState};
 pub use fake::{FakeEngine, Script, ScriptedToken};
+pub use guard::{CloseReason, Closed, DistinctList, Guard, Longest};
 pub use llama::{LlamaEngine, LlamaSettings, MAX_SEQUENCES};
 pub use protocol::*;
 pub use self_test::{Line as SelfTestLine, SelfTest, trial as self_test_trial};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::computing::ComputingReport;
+use super::guard::{Closed, Guard};
 use super::spoke::{LoadedSpoke, SpokeChange, SpokeSet};
 use crate::spoke::Generation;
 
@@ -173,6 +174,9 @@ pub struct Generate {
     /// penalties, temperature and filters; else they are the model's own.
     #[serde(default)]
     pub sampled: bool,
+    /// How an answer in JSON is kept from repeating itself.
+    #[serde(default)]
+    pub guard: Option<Guard>,
 }
 
 impl Generate {
@@ -193,6 +197,7 @@ impl Generate {
             draft: true,
             progress: false,
             sampled: false,
+            guard: None,
         }
     }
 }
@@ -255,7 +260,8 @@ pub enum Constraint {
 }
 
 /// What an engine says about a running generation. `Started`, then `Text` any number of times (with
-/// `Read` and `Tokens` among them where they are asked for), then one of the last two.
+/// `Read` and `Tokens` among them where they are asked for, and `Closed` before the end), then one
+/// of the last two. Text is certain: what may still be taken back is not told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// The prompt is accepted: every check that can refuse it has passed.
@@ -272,6 +278,8 @@ pub enum Event {
     Tokens(Vec<TokenReport>),
     /// More text, always whole UTF-8 characters.
     Text(String),
+    /// The answer was kept from repeating itself here.
+    Closed(Closed),
     /// The end, in peace.
     Finished {
         /// Why.

@@ -1,10 +1,15 @@
 //! One request while it is answered: budget, constraint, text, events. Knows nothing of llama.cpp: logits in, tokens out.
 
+mod choice;
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use self::choice::Turns;
 use super::constraint::{Session, Shared};
 use super::sampling::Sampler;
 use super::text::AnswerText;
@@ -34,27 +39,55 @@ pub struct Run {
     ignore_end: bool,
     /// Whether dictated tokens are taken without asking the model.
     force: bool,
+    turns: Turns,
+    /// Tokens that have been told, and those that may still be taken back.
+    told: usize,
+    held: Vec<Piece>,
     usage: Usage,
     begun: Instant,
     prompt_done: Option<Instant>,
+    /// The last event, until somebody concludes.
+    last: Option<Event>,
     failed: bool,
 }
+
+/// Tokens of an answer that is kept from going on and on: so many, and two for each token of its
+/// prompt. Right encodings, their events included in their prompts, have 2.44 at most.
+const LEAST: usize = 300;
 
 /// What follows from a step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// These tokens are part of the answer and must be decoded before the next step.
     Decode(Vec<u32>),
-    /// The answer is whole; its last event has been sent.
+    /// The same, after the last `drop` of the tokens that were decoded are forgotten: they are not
+    /// part of the answer.
+    Back {
+        /// How many.
+        drop: usize,
+        /// What comes in their place; at least one.
+        tokens: Vec<u32>,
+    },
+    /// The answer is whole, or it failed; [`Run::conclude`] says so.
     Ended,
 }
 
-/// What a step adds to the answer.
-enum Added {
-    /// Tokens, the first `sampled` of them chosen by the model; the answer goes on.
-    Tokens { tokens: Vec<u32>, sampled: usize },
-    /// The last tokens.
-    Last { tokens: Vec<u32>, sampled: usize, reason: FinishReason },
+/// What a step adds to the answer, after it has taken back some of it.
+struct Added {
+    drop: usize,
+    tokens: Vec<u32>,
+    /// The first so many were chosen by the model.
+    sampled: usize,
+    /// Whether they are the last.
+    end: Option<FinishReason>,
+}
+
+/// A token of the answer that isn't told yet.
+#[derive(Debug)]
+struct Piece {
+    id: u32,
+    forced: bool,
+    report: Option<TokenReport>,
 }
 
 impl Run {
@@ -76,6 +109,11 @@ impl Run {
                 return Err(EngineError::BudgetTooSmall { needed: needed as u32, given: budget as u32 });
             }
             session.set_budget(budget);
+            let prompt_tokens = prompt.len();
+            if let Some(guard) = &request.guard {
+                let prompt: String = request.prompt.iter().map(|segment| segment.text.as_str()).collect();
+                session.guard(guard, 2 * prompt_tokens + LEAST, prompt.into());
+            }
         }
         // A stop text would cut JSON in two, and who asks for JSON wants to read it: the shape alone says where it ends. Other
         // shapes are cut where tokens run out, too.
@@ -98,9 +136,13 @@ impl Run {
             read: request.progress.then_some(usage.cached_tokens),
             ignore_end: request.ignore_end,
             force: true,
+            turns: Turns::new(budget),
+            told: 0,
+            held: Vec::new(),
             usage,
             begun: Instant::now(),
             prompt_done: None,
+            last: None,
             failed: false,
         })
     }
@@ -117,7 +159,7 @@ impl Run {
         let (prompt_tokens, cached_tokens) = (self.usage.prompt_tokens, self.usage.cached_tokens);
         let _ = self.events.send(Event::Started { prompt_tokens, cached_tokens });
         let Some(session) = self.session.clone() else { return Step::Decode(Vec::new()) };
-        let added = self.constrained(&mut lock(&session), None);
+        let added = self.dictated(&mut lock(&session));
         self.add(added, vocabulary)
     }
 
@@ -176,6 +218,13 @@ impl Run {
         let _ = self.events.send(Event::Failed(error));
     }
 
+    /// Sends the last event of an answer that has ended. Its lane is free by then, and seen to be.
+    pub fn conclude(&mut self) {
+        if let Some(last) = self.last.take() {
+            let _ = self.events.send(last);
+        }
+    }
+
     /// Whether the last step ended in an error.
     pub fn failed(&self) -> bool {
         self.failed
@@ -188,12 +237,13 @@ impl Run {
 
     /// The constraint, for somebody to look ahead in while the model computes, and whether a way to the end will be wanted.
     pub fn ahead(&self) -> Option<(&Shared, bool)> {
-        Some((self.session.as_ref()?, self.is_near()))
+        Some((self.session.as_ref()?, self.is_near(self.left)))
     }
 
-    /// Whether the way to the end must be known: behind the next choice, it may be the only one.
-    fn is_near(&self) -> bool {
-        self.bound.is_some_and(|bound| self.left <= bound.saturating_add(1))
+    /// Whether the way to the end must be known with so many tokens left: behind the next choice,
+    /// it may be the only one.
+    fn is_near(&self, left: usize) -> bool {
+        self.bound.is_some_and(|bound| left <= bound.saturating_add(1))
     }
 
     /// Goes on with the logits behind the last decoded token.
@@ -212,14 +262,12 @@ impl Run {
         let allowed = |token| vocabulary.speakable(token) && (ends || *vocabulary.token(token) != Token::End);
         self.look_at_sampler(logits, allowed);
         let token = self.sampler.choose(logits, allowed).ok_or_else(no_token)?;
-        let tokens = vec![token];
-        Ok(if *vocabulary.token(token) == Token::End {
-            Added::Last { tokens, sampled: 1, reason: FinishReason::Stop }
-        } else if self.left == 1 {
-            Added::Last { tokens, sampled: 1, reason: FinishReason::Length }
-        } else {
-            Added::Tokens { tokens, sampled: 1 }
-        })
+        let end = match vocabulary.token(token) {
+            Token::End => Some(FinishReason::Stop),
+            _ if self.left == 1 => Some(FinishReason::Length),
+            _ => None,
+        };
+        Ok(Added { drop: 0, tokens: vec![token], sampled: 1, end })
     }
 
     /// Notes what the sampler draws from, if that is reported.
@@ -230,75 +278,11 @@ impl Run {
         }
     }
 
-    fn choose_constrained(
-        &mut self,
-        session: &mut Session,
-        logits: &[f32],
-        vocabulary: &Vocabulary,
-    ) -> Result<Added, EngineError> {
-        let mask = session.mask()?;
-        let allowed = |token| mask.is_allowed(token) && vocabulary.speakable(token);
-        let due = session.due()?.filter(|due| {
-            (0..logits.len() as u32).any(|token| due.is(vocabulary.bytes(token)) && allowed(token))
-        });
-        let fits = |token| due.is_none_or(|due| due.is(vocabulary.bytes(token))) && allowed(token);
-        if let Some(due) = due.filter(|_| !session.is_cut()) {
-            // With the same luck: perhaps the model ends the value here by itself, alone or with what follows.
-            let own = self.sampler.clone().choose(logits, allowed).ok_or_else(no_token)?;
-            if !due.begins(vocabulary.bytes(own)) {
-                session.set_cut();
-            }
-        }
-        self.look_at_sampler(logits, fits);
-        let token = self.sampler.choose(logits, fits).ok_or_else(no_token)?;
-        if *vocabulary.token(token) == Token::End {
-            return Ok(Added::Last { tokens: vec![token], sampled: 1, reason: FinishReason::Stop });
-        }
-        self.constrained(session, Some(token))
-    }
-
-    /// Takes the model's choice, if there was one, and what the constraint dictates behind it; but closes the answer
-    /// instead if it could not be closed any more behind them.
-    ///
-    /// Invariant: the answer can be closed with the tokens that are left, before and after.
-    fn constrained(&self, session: &mut Session, chosen: Option<u32>) -> Result<Added, EngineError> {
-        let escape = if self.is_near() { Some(session.closing()?.to_vec()) } else { None };
-        let mut tokens = Vec::new();
-        if let Some(token) = chosen {
-            session.accept(token)?;
-            tokens.push(token);
-        }
-        if self.force {
-            tokens.extend(session.forced()?);
-        }
-        let sampled = usize::from(chosen.is_some());
-        let ended = session.ended()?;
-        if !session.closes() && !ended && tokens.len() >= self.left {
-            // A grammar that isn't JSON is cut where the tokens end, as every free text is.
-            tokens.truncate(self.left);
-            let sampled = sampled.min(tokens.len());
-            return Ok(Added::Last { tokens, sampled, reason: FinishReason::Length });
-        }
-        let fits = match self.left.checked_sub(tokens.len()) {
-            None => false,
-            Some(_) if ended => true,
-            Some(left) => left > 0 && (escape.is_none() || session.closing()?.len() <= left),
-        };
-        Ok(match escape {
-            Some(escape) if !fits => Added::Last { tokens: escape, sampled: 0, reason: FinishReason::Length },
-            _ if ended => Added::Last { tokens, sampled, reason: FinishReason::Stop },
-            _ => Added::Tokens { tokens, sampled },
-        })
-    }
-
-    /// Sends the likelihoods of what was added, if they are wanted.
-    fn tell(&mut self, tokens: &[u32], sampled: usize, vocabulary: &Vocabulary) {
-        if self.report.is_none() || tokens.is_empty() {
-            return;
-        }
+    /// What is to be told of these tokens, the first `sampled` of which were chosen.
+    fn pieces(&mut self, tokens: &[u32], sampled: usize, vocabulary: &Vocabulary) -> Vec<Piece> {
         let likelihoods = self.likelihoods.take();
-        let report = |(index, &id): (usize, &u32)| match &likelihoods {
-            Some(likelihoods) if index < sampled => TokenReport {
+        let report = |id: u32, forced: bool| match &likelihoods {
+            Some(likelihoods) if !forced => TokenReport {
                 token: likelihoods.token(id, vocabulary),
                 forced: false,
                 top: likelihoods.top.iter().map(|&id| likelihoods.token(id, vocabulary)).collect(),
@@ -308,18 +292,44 @@ impl Run {
                 TokenReport { top: vec![], forced: true, token }
             }
         };
-        let reports = tokens.iter().enumerate().map(report).collect();
-        let _ = self.events.send(Event::Tokens(reports));
+        let wanted = self.report.is_some();
+        let piece = |(index, &id): (usize, &u32)| {
+            let forced = index >= sampled;
+            Piece { id, forced, report: wanted.then(|| report(id, forced)) }
+        };
+        tokens.iter().enumerate().map(piece).collect()
     }
 
-    /// Sends the text of what was added, and the last event if it was the last.
+    /// Takes the last tokens back, which have not been told.
+    fn take_back(&mut self, drop: usize) {
+        let keep = self.held.len().saturating_sub(drop);
+        for piece in self.held.drain(keep..) {
+            self.left += 1;
+            self.usage.completion_tokens -= 1;
+            self.usage.forced_tokens -= u32::from(piece.forced);
+        }
+    }
+
+    /// Tells tokens that are certain, and gives their text.
+    fn tell(&mut self, count: usize, vocabulary: &Vocabulary) -> String {
+        let certain: Vec<Piece> = self.held.drain(..count).collect();
+        self.told += count;
+        let text = certain.iter().map(|piece| self.text.push(vocabulary.bytes(piece.id))).collect();
+        let reports: Vec<TokenReport> = certain.into_iter().filter_map(|piece| piece.report).collect();
+        if !reports.is_empty() {
+            let _ = self.events.send(Event::Tokens(reports));
+        }
+        text
+    }
+
+    /// Sends the text of what was added, as far as it is certain, and the last event if it was the
+    /// last.
     fn add(&mut self, added: Result<Added, EngineError>, vocabulary: &Vocabulary) -> Step {
-        let (tokens, sampled, mut end) = match added {
-            Ok(Added::Tokens { tokens, sampled }) => (tokens, sampled, None),
-            Ok(Added::Last { tokens, sampled, reason }) => (tokens, sampled, Some(reason)),
+        let Added { drop, tokens, sampled, mut end } = match added {
+            Ok(added) => added,
             Err(error) => {
                 self.failed = true;
-                let _ = self.events.send(Event::Failed(error));
+                self.last = Some(Event::Failed(error));
                 return Step::Ended;
             }
         };
@@ -327,12 +337,24 @@ impl Run {
             // Not all that it would have said is there.
             end = Some(FinishReason::Length);
         }
+        if drop > self.held.len() {
+            // A defect, which must not become an answer that says what the model never did.
+            self.failed = true;
+            let message = "tokens that were told can't be taken back".to_owned();
+            self.last = Some(Event::Failed(EngineError::Internal(message)));
+            return Step::Ended;
+        }
+        self.take_back(drop);
         self.left -= tokens.len().min(self.left);
         self.sampler.used(&tokens);
-        self.tell(&tokens, sampled, vocabulary);
+        let pieces = self.pieces(&tokens, sampled, vocabulary);
+        self.held.extend(pieces);
         self.usage.completion_tokens += tokens.len() as u32;
         self.usage.forced_tokens += (tokens.len() - sampled) as u32;
-        let mut text: String = tokens.iter().map(|&token| self.text.push(vocabulary.bytes(token))).collect();
+        let uncertain = self.session().filter(|_| end.is_none()).and_then(|session| session.uncertain());
+        let certain =
+            uncertain.map_or(self.held.len(), |from| from.saturating_sub(self.told).min(self.held.len()));
+        let mut text = self.tell(certain, vocabulary);
         if let Some(stop) = self.text.stopped() {
             self.usage.stopped_by = Some(stop);
             end = Some(FinishReason::Stop);
@@ -343,13 +365,18 @@ impl Run {
         if !text.is_empty() {
             let _ = self.events.send(Event::Text(text));
         }
-        let Some(reason) = end else { return Step::Decode(tokens) };
+        let Some(reason) = end else {
+            return if drop == 0 { Step::Decode(tokens) } else { Step::Back { drop, tokens } };
+        };
+        for closed in self.turns.closed() {
+            let _ = self.events.send(Event::Closed(closed));
+        }
         let now = Instant::now();
         let prompt_done = self.prompt_done.unwrap_or(now);
         let milliseconds = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
         self.usage.prompt_ms = milliseconds(self.begun, prompt_done);
         self.usage.predicted_ms = milliseconds(prompt_done, now);
-        let _ = self.events.send(Event::Finished { reason, usage: self.usage });
+        self.last = Some(Event::Finished { reason, usage: self.usage });
         Step::Ended
     }
 }

@@ -22,6 +22,13 @@ pub struct Sampler {
     rng: ChaCha8Rng,
 }
 
+/// What counts as used at some place of an answer.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    history: VecDeque<u32>,
+    counts: HashMap<u32, u32>,
+}
+
 /// A bias of this or less bans a token.
 const BANNED: f32 = -100.0;
 
@@ -60,6 +67,16 @@ impl Sampler {
                 }
             }
         }
+    }
+
+    /// What counts as used now.
+    pub fn memory(&self) -> Memory {
+        Memory { history: self.history.clone(), counts: self.counts.clone() }
+    }
+
+    /// Goes back to what counted as used then. Random numbers that were drawn since stay drawn.
+    pub fn recall(&mut self, memory: Memory) {
+        (self.history, self.counts) = (memory.history, memory.counts);
     }
 
     /// Logits with bias and penalties, if there are any.

@@ -302,6 +302,8 @@ impl<'a> Worker<'a> {
             self.waiting.retain(|waiting| !waiting.events.is_closed());
             self.lanes.drop_cancelled();
             self.admit();
+            // A batch may take half a second.
+            self.beat();
             self.lanes.step(&self.vocabulary, self.index.get().map(AsRef::as_ref), &self.heart);
             self.embed();
             self.free_spokes();

@@ -159,7 +159,7 @@ fn answer(engine: &LlamaEngine, spokes: SpokeSet) -> Option<(String, f32)> {
             }
             Event::Finished { .. } => return Some((text, margin)),
             Event::Failed(_) => return None,
-            Event::Started { .. } | Event::Read(_) => {}
+            Event::Started { .. } | Event::Read(_) | Event::Closed(_) => {}
         }
     }
 }

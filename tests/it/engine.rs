@@ -88,7 +88,7 @@ fn collect(mut events: UnboundedReceiver<Event>) -> Result<Answer, EngineError> 
     let mut text = String::new();
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) => {}
+            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) | Event::Closed(_) => {}
             Event::Text(more) => text += &more,
             Event::Finished { reason, usage } => return Ok(Answer { text, reason, usage }),
             Event::Failed(error) => return Err(error),

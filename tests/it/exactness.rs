@@ -77,7 +77,7 @@ fn collect(mut events: UnboundedReceiver<Event>) -> Answer {
     let (mut text, mut tokens) = (String::new(), Vec::new());
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Started { .. } | Event::Read(_) => {}
+            Event::Started { .. } | Event::Read(_) | Event::Closed(_) => {}
             Event::Tokens(more) => tokens.extend(more),
             Event::Text(more) => text += &more,
             Event::Finished { reason, usage } => return Answer { text, tokens, reason, usage },

@@ -59,7 +59,7 @@ fn answer(mut events: UnboundedReceiver<Event>) -> (Tokens, Usage) {
             }
             Event::Finished { usage, .. } => return (tokens, usage),
             Event::Failed(error) => panic!("{error}"),
-            Event::Started { .. } | Event::Read(_) | Event::Text(_) => {}
+            Event::Started { .. } | Event::Read(_) | Event::Text(_) | Event::Closed(_) => {}
         }
     }
 }

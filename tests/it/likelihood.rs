@@ -62,6 +62,40 @@ fn dictated_tokens_are_certain_and_parts_of_characters_are_exact() {
 }
 
 #[test]
+fn a_token_that_is_part_of_a_character_has_its_report_though_it_has_no_text() {
+    let face = "😀".as_bytes();
+    let begun = vec![ScriptedToken::chosen("a", 0.5), ScriptedToken::chosen(&face[..2], 0.25)];
+    let daemon = Daemon::script(Script::Tokens(begun[1..].to_vec()));
+    let ask = |body: Value| daemon.post("/completion", &body);
+    let reply = ask(json!({"prompt": "x", "n_predict": 1, "n_probs": 2})).ok();
+    assert_eq!(reply["content"], "");
+    let probabilities = reply["completion_probabilities"].as_array().unwrap();
+    assert_eq!(probabilities.len(), 1, "{reply}");
+    assert_eq!(probabilities[0]["bytes"], json!([240, 159]));
+    assert_eq!(probabilities[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    assert!(near(&probabilities[0]["logprob"], 0.25f64.ln()));
+    // A stream has them, too, and so have text in front of it, chat and token ids.
+    daemon.engine.set_script(Script::Tokens(begun));
+    let streamed = ask(json!({"prompt": "x", "n_probs": 1, "stream": true})).text;
+    let found: Vec<Value> = chunks(&streamed)
+        .iter()
+        .flat_map(|chunk| chunk["completion_probabilities"].as_array().cloned().unwrap_or_default())
+        .map(|token| token["bytes"].clone())
+        .collect();
+    assert_eq!(found, [json!([97]), json!([240, 159])]);
+    let chat = daemon.chat("x", json!({"logprobs": true})).ok()["choices"][0].clone();
+    assert_eq!(chat["message"]["content"], "a");
+    assert_eq!(chat["logprobs"]["content"][1]["bytes"], json!([240, 159]));
+    let ids = ask(json!({"prompt": "x", "return_tokens": true})).ok()["tokens"].clone();
+    assert_eq!(ids.as_array().unwrap().len(), 2);
+    // Thinking that breaks off has no tokens in the answer.
+    let thought = vec![ScriptedToken::chosen("<think>a", 0.5), ScriptedToken::chosen(&face[..2], 0.25)];
+    daemon.engine.set_script(Script::Tokens(thought));
+    let chat = daemon.chat("x", json!({"logprobs": true})).ok()["choices"][0].clone();
+    assert_eq!(chat["logprobs"]["content"], json!([]));
+}
+
+#[test]
 fn tokens_end_where_a_stop_text_ends_the_answer() {
     let daemon = Daemon::script(Script::Text("one two three".into()));
     let choice = daemon.chat("x", json!({"logprobs": true, "stop": " two"})).ok()["choices"][0].clone();

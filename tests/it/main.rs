@@ -38,6 +38,7 @@ mod openai_client;
 mod program;
 mod real;
 mod real_bases;
+mod repetition;
 mod responses;
 mod resume;
 mod security;

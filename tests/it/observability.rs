@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, chat, read_until, wait_until};
 use crate::program::{MODEL, Program};
+use crate::real::Real;
 
 /// The value of a metric, labels and all.
 fn metric(text: &str, name: &str) -> f64 {
@@ -85,6 +86,20 @@ fn metrics_tell_who_left_and_what_runs() {
     });
     let text = daemon.get("/metrics").text;
     assert_eq!(count(&text, "bespoke_requests_total{route=\"/v1/chat/completions\",status=\"499\"}"), 1);
+}
+
+#[test]
+fn what_runs_is_told_before_anything_else_says_so() {
+    let Some(real) = Real::serve(|_| {}, |_| {}) else { return };
+    let processing = || count(&real.daemon.get("/metrics").text, "llamacpp:requests_processing");
+    for round in 0..8 {
+        let fields = json!({"stream": true, "max_tokens": 500, "ignore_eos": true});
+        let mut connection = real.daemon.chat_connection(fields);
+        read_until(&mut connection, "data:");
+        assert_eq!(processing(), 1, "round {round}: its first chunk has come");
+        read_until(&mut connection, "[DONE]");
+        assert_eq!(processing(), 0, "round {round}: its last chunk has come");
+    }
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn answer(mut events: UnboundedReceiver<Event>) -> Result<(Vec<(u32, f32)>, u32)
             Event::Tokens(more) => tokens.extend(more.iter().map(|t| (t.token.id, t.token.logprob))),
             Event::Finished { usage, .. } => return Ok((tokens, usage.cached_tokens)),
             Event::Failed(error) => return Err(error),
-            Event::Started { .. } | Event::Read(_) | Event::Text(_) => {}
+            Event::Started { .. } | Event::Read(_) | Event::Text(_) | Event::Closed(_) => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::api::conversation::calls::Listener;
 use crate::api::error::ApiError;
 use crate::api::generation::Output;
 use crate::api::generations::Whole;
-use crate::api::openai::envelope::Envelope;
+use crate::api::openai::envelope::{Envelope, tell_closed};
 use crate::api::stream::Dialect;
 use crate::engine::{FinishReason, Usage};
 
@@ -42,6 +42,7 @@ impl MessageReply {
         if let Some(spokes) = &self.envelope.spokes {
             message["spokes"] = spokes.clone();
         }
+        tell_closed(&mut message, self.blocks.kept());
         message
     }
 
@@ -85,7 +86,8 @@ impl Dialect for MessageReply {
         events.extend(self.blocks.take(output).into_iter().flat_map(told));
         if let Some((reason, usage)) = ended {
             let (reason, sequence) = self.stop(reason, &usage);
-            let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
+            let mut delta = json!({"stop_reason": reason, "stop_sequence": sequence});
+            tell_closed(&mut delta, self.blocks.kept());
             self.last = vec![
                 json!({"type": "message_delta", "delta": delta, "usage": tokens(&usage)}),
                 json!({"type": "message_stop"}),

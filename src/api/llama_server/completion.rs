@@ -12,13 +12,13 @@ use crate::api::generation::{Output, Part};
 use crate::api::generations::{Generations, Whole};
 use crate::api::json::JsonBody;
 use crate::api::likelihood;
-use crate::api::openai::envelope::timings;
+use crate::api::openai::envelope::{tell_closed, timings};
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner, prompt};
 use crate::api::spokes::{Choice, Chosen};
 use crate::api::state::App;
 use crate::api::stream::{self, Dialect};
-use crate::engine::{FinishReason, Segment, TokenReport, Usage};
+use crate::engine::{Closed, FinishReason, Segment, TokenReport, Usage};
 
 /// Alternatives that may be reported for each token.
 const MOST_ALTERNATIVES: u32 = 100;
@@ -74,6 +74,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
                 prompt: prompt.cloned().unwrap_or_default(),
                 settings: settings(request, &manner, &model),
                 line: false,
+                closed: Vec::new(),
             }
         })
         .collect();
@@ -119,6 +120,8 @@ struct Answer {
     settings: Value,
     /// Whether a line break was sent.
     line: bool,
+    /// Where it was kept from repeating itself.
+    closed: Vec<Closed>,
 }
 
 impl NativeReply {
@@ -166,7 +169,7 @@ impl NativeReply {
         if let Some(top) = self.probabilities.filter(|_| !tokens.is_empty()) {
             reply["completion_probabilities"] = self.likelihoods(tokens, top);
         }
-        self.chosen(reply)
+        reply
     }
 
     fn chunk(&mut self, index: usize, part: &Part, progress: Usage) -> Value {
@@ -238,7 +241,9 @@ impl Dialect for NativeReply {
             .map(|(index, mut whole)| {
                 let ending = whole.last.take();
                 whole.tokens.extend(ending.filter(|_| whole.ended().1.stopped_by.is_none()));
-                self.finished(index, &whole.text, &whole.tokens, whole.ended())
+                let mut reply = self.finished(index, &whole.text, &whole.tokens, whole.ended());
+                tell_closed(&mut reply, &whole.closed);
+                self.chosen(reply)
             })
             .collect();
         if replies.len() > 1 { replies.into() } else { replies.pop().unwrap_or_default() }
@@ -260,12 +265,18 @@ impl Dialect for NativeReply {
                 self.read(index, progress.cached_tokens, progress)
             }
             Output::Read(tokens) => self.read(index, tokens, progress.unwrap_or_default()),
+            Output::Closed(closed) => {
+                self.answers[index].closed.push(closed);
+                Vec::new()
+            }
             // A raw splitter finds none.
             Output::Reasoning(_) => Vec::new(),
             Output::End(reason, usage, last) => {
                 // llama-server reports the token that ended an answer like any other; those of a stop text it does not.
                 let last = last.filter(|_| usage.stopped_by.is_none());
-                vec![self.finished(index, "", last.as_slice(), (reason, usage))]
+                let mut reply = self.finished(index, "", last.as_slice(), (reason, usage));
+                tell_closed(&mut reply, &self.answers[index].closed);
+                vec![self.chosen(reply)]
             }
         }
     }

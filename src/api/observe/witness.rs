@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::record::Record;
 use crate::api::metrics::Metrics;
-use crate::engine::Usage;
+use crate::engine::{CloseReason, Usage};
 
 /// One generation as it is watched.
 #[derive(Debug)]
@@ -34,6 +34,11 @@ impl Witness {
             self.record.add_prompt(prompt_tokens, cached_tokens);
             self.cached = cached_tokens;
         }
+    }
+
+    /// The answer was kept from repeating itself.
+    pub(in crate::api) fn closed(&self, why: CloseReason) {
+        self.metrics.closed(why);
     }
 
     /// Text has come.

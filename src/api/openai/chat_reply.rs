@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::chat::Said;
-use super::envelope::{Envelope, timings, usage};
+use super::envelope::{Envelope, tell_closed, timings, usage};
 use crate::api::confidence::confidence;
 use crate::api::conversation::calls::{self, Listener};
 use crate::api::generation::{Output, Part};
@@ -15,7 +15,7 @@ use crate::api::likelihood;
 use crate::api::llama_server::timings::{prompt_progress, so_far};
 use crate::api::request::Manner;
 use crate::api::stream::Dialect;
-use crate::engine::{FinishReason, TokenReport, Usage};
+use crate::engine::{Closed, FinishReason, TokenReport, Usage};
 
 /// A chat reply in the making.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ struct Choice {
     calls: usize,
     /// Tokens that no chunk has carried yet.
     tokens: Vec<TokenReport>,
+    /// Where it was kept from repeating itself.
+    closed: Vec<Closed>,
     /// The whole answer and its tokens, for the confidence.
     answer: String,
     all: Vec<TokenReport>,
@@ -148,6 +150,7 @@ impl ChatReply {
         if let Some(verbose) = &self.verbose {
             last["__verbose"] = verbose.clone();
         }
+        tell_closed(&mut last["choices"][0], &self.choices[index].closed);
         if self.said.confidence {
             let Choice { answer, all, .. } = &self.choices[index];
             last["choices"][0]["confidence"] = confidence(answer, all);
@@ -187,6 +190,7 @@ impl ChatReply {
         if let Some(top) = self.said.logprobs {
             choice["logprobs"] = json!({"content": likelihood::chat(&whole.tokens, top)});
         }
+        tell_closed(&mut choice, &whole.closed);
         if self.said.confidence {
             choice["confidence"] = confidence(&whole.text, &whole.tokens);
         }
@@ -234,6 +238,10 @@ impl Dialect for ChatReply {
             Output::Reasoning(text) => {
                 let progress = progress.filter(|_| self.timings_per_token);
                 vec![self.chunk(index, json!({ "reasoning_content": text }), None, None, progress)]
+            }
+            Output::Closed(closed) => {
+                self.choices[index].closed.push(closed);
+                Vec::new()
             }
             Output::End(reason, usage, _) => self.finish(index, reason, usage),
         }

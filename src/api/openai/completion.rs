@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chat::MOST_ALTERNATIVES;
-use super::envelope::{Envelope, timings, usage};
+use super::envelope::{Envelope, tell_closed, timings, usage};
 use crate::api::error::{ApiError, Fields};
 use crate::api::generation::Output;
 use crate::api::generations::{Generations, Whole, total};
@@ -19,7 +19,7 @@ use crate::api::request::{Endpoint, Manner, prompt};
 use crate::api::spokes::{Choice, Chosen};
 use crate::api::state::{App, Deadline};
 use crate::api::stream::{self, Dialect};
-use crate::engine::{FinishReason, Prompt, Query, Reply, Segment, Usage};
+use crate::engine::{Closed, FinishReason, Prompt, Query, Reply, Segment, Usage};
 
 /// The part of a body that is this endpoint's own, as written.
 #[derive(Debug, Deserialize)]
@@ -66,6 +66,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
         logprobs,
         echoed,
         places: vec![Legacy::default(); requests.len()],
+        closed: vec![Vec::new(); requests.len()],
         usages: vec![Usage::default(); requests.len()],
     };
     let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
@@ -105,6 +106,8 @@ struct TextReply {
     /// Texts of the prompts, if they are part of the answers.
     echoed: Vec<String>,
     places: Vec<Legacy>,
+    /// Where each answer was kept from repeating itself.
+    closed: Vec<Vec<Closed>>,
     usages: Vec<Usage>,
 }
 
@@ -143,8 +146,10 @@ impl Dialect for TextReply {
             usages.push(usage);
             let logprobs = self.logprobs.map(|top| self.places[index].more(&whole.tokens, top));
             let text = format!("{}{}", self.echoed(index), whole.text);
-            choices
-                .push(json!({"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}));
+            let mut choice =
+                json!({"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason});
+            tell_closed(&mut choice, &whole.closed);
+            choices.push(choice);
         }
         let total = total(&usages, self.per_prompt);
         let mut reply = self.envelope.around(choices);
@@ -174,6 +179,10 @@ impl Dialect for TextReply {
                 return self.read(index, progress.cached_tokens, progress);
             }
             Output::Read(tokens) => return self.read(index, tokens, progress.unwrap_or_default()),
+            Output::Closed(closed) => {
+                self.closed[index].push(closed);
+                return Vec::new();
+            }
             // A raw splitter finds none.
             Output::Reasoning(_) => return Vec::new(),
             Output::End(reason, usage, _) => {
@@ -183,6 +192,7 @@ impl Dialect for TextReply {
                 if let Some(verbose) = &self.verbose {
                     last["__verbose"] = verbose.clone();
                 }
+                tell_closed(&mut last["choices"][0], &self.closed[index]);
                 return vec![last];
             }
         };

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::api::llama_server::timings::Timings;
 use crate::api::spokes::Chosen;
 use crate::api::state::App;
-use crate::engine::Usage;
+use crate::engine::{Closed, Usage};
 
 /// What every reply and chunk of one request carries.
 #[derive(Debug, Clone)]
@@ -49,6 +49,13 @@ pub(super) fn usage(usage: &Usage) -> Value {
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     })
+}
+
+/// Ours: where an answer was kept from repeating itself, if it was.
+pub(in crate::api) fn tell_closed(choice: &mut Value, closed: &[Closed]) {
+    if !closed.is_empty() {
+        choice["closed"] = serde_json::to_value(closed).unwrap_or_default();
+    }
 }
 
 /// llama-server's `timings`.

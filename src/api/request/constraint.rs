@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use crate::api::error::ApiError;
 use crate::api::json::{JsonBody, kind};
-use crate::engine::Constraint;
-use crate::task::schema::{SCHEMA_NAME, add_limits};
+use crate::engine::{Constraint, DistinctList, Guard, Longest, Prompt};
+use crate::task::schema::{NAMES, SCHEMA_NAME, add_limits, longest_list, longest_text};
 
 #[derive(Debug, Deserialize)]
 struct Written {
@@ -72,6 +72,50 @@ pub(super) fn parse(
     match (&first, given.next()) {
         (Some((one, _)), Some((other, _))) => Err(both(one, other)),
         _ => Ok(first),
+    }
+}
+
+/// How answers of this shape are kept from repeating themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guarded {
+    /// They aren't.
+    Not,
+    /// Any JSON: numbers end.
+    Json,
+    /// Encodings: items have different names, texts end.
+    Encoding,
+}
+
+impl Guarded {
+    /// Of a body with this constraint.
+    pub(super) fn of(body: &JsonBody, task_limits: bool, constraint: Option<&Constraint>) -> Self {
+        let name = body.0.pointer("/response_format/json_schema/name").and_then(Value::as_str);
+        match constraint {
+            Some(Constraint::JsonSchema(_)) if task_limits && name == Some(SCHEMA_NAME) => Self::Encoding,
+            Some(Constraint::JsonSchema(_) | Constraint::JsonObject) if task_limits => Self::Json,
+            _ => Self::Not,
+        }
+    }
+
+    /// Of answers to this prompt.
+    pub(super) fn guard(self, prompt: &Prompt) -> Option<Guard> {
+        let distinct = |(path, members): &(&str, &[&str])| DistinctList {
+            path: (*path).to_owned(),
+            members: members.iter().map(|&member| member.to_owned()).collect(),
+        };
+        match self {
+            Self::Not => None,
+            Self::Json => Some(Guard::default()),
+            Self::Encoding => {
+                // The event is in the last text that a person wrote.
+                let event = prompt.iter().rfind(|segment| !segment.markup);
+                let longest = event.map(|event| Longest {
+                    text: longest_text(event.text.len()),
+                    list: longest_list(event.text.len()),
+                });
+                Some(Guard { distinct: NAMES.iter().map(distinct).collect(), longest })
+            }
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::config::SamplingDefaults;
 use crate::engine::{Constraint, Generate, ModelInfo, Prompt, Sampling, likely_use};
 
 use self::bias::Bias;
+use self::constraint::Guarded;
 pub(in crate::api) use self::constraint::both;
 
 /// Answers that one request may ask for.
@@ -94,6 +95,7 @@ pub(in crate::api) struct Manner {
     /// The field that the constraint came from.
     pub(in crate::api) constraint_field: &'static str,
     pub(in crate::api) ignore_end: bool,
+    guarded: Guarded,
     bias: Vec<Bias>,
     cache: bool,
     draft: bool,
@@ -127,6 +129,8 @@ impl Manner {
         let given = budgets.into_iter().find_map(|(field, given)| given.map(|given| (field, given)));
         let max_tokens = given.map_or(Ok(None), |(field, given)| budget(field, given))?;
         let constraint = constraint::parse(body, defaults.task_limits)?;
+        let shape = constraint.as_ref().map(|(_, constraint)| constraint);
+        let guarded = Guarded::of(body, defaults.task_limits, shape);
         let ignore_end = written.ignore_eos.unwrap_or(false);
         if ignore_end && let Some((field, _)) = &constraint {
             let message =
@@ -151,6 +155,7 @@ impl Manner {
             constraint,
             constraint_field,
             ignore_end,
+            guarded,
             bias: bias::parse(&body.0)?,
             cache: written.cache_prompt.unwrap_or(true),
             draft: written.draft.unwrap_or(true) && written.speculative != Some(0),
@@ -190,7 +195,8 @@ impl Manner {
                 let index = requests.len();
                 let id = if many { format!("{id}-{index}") } else { id.to_owned() };
                 let sampling = Sampling { seed, ..self.sampling };
-                requests.push(Generate { id, sampling, prompt: prompt.clone(), ..template.clone() });
+                let guard = self.guarded.guard(&prompt);
+                requests.push(Generate { id, sampling, guard, prompt: prompt.clone(), ..template.clone() });
             }
         }
         Ok(requests)

@@ -199,7 +199,11 @@ impl<'a> Lanes<'a> {
     /// Puts a request into its lane.
     pub fn start(&mut self, placement: Placement, entry: Entry<'a>, words: &Vocabulary) {
         let Entry { prompt, head, mut run, spokes, drafts, ticket, span } = entry;
-        let Step::Decode(dictated) = run.start(words) else { return self.count_answer(run.usage()) };
+        let Step::Decode(dictated) = run.start(words) else {
+            self.count_answer(run.usage());
+            drop(ticket);
+            return run.conclude();
+        };
         let Placement { target, known, source, follow, mark } = placement;
         self.totals.cache_evictions += u64::from(known == 0 && !self.sequences[target].cached.is_empty());
         self.clock += 1;
@@ -427,7 +431,7 @@ impl<'a> Lanes<'a> {
         }
         for (lane, row, guessed) in ready {
             let draft = Draft { tokens: drafts[lane].tokens[..guessed].to_vec(), ..drafts[lane] };
-            self.go_on(lane, row, &draft, vocabulary, grammars);
+            self.go_on(lane, row, &draft, vocabulary, grammars, heart);
         }
     }
 
@@ -536,6 +540,7 @@ impl<'a> Lanes<'a> {
         draft: &Draft,
         vocabulary: &Vocabulary,
         grammars: Option<&Grammars>,
+        heart: &Heart<'_>,
     ) {
         let guesses = &draft.tokens;
         let Some(running) = &mut self.sequences[lane].running else { return };
@@ -547,9 +552,17 @@ impl<'a> Lanes<'a> {
         running.run.count_draft(guesses.len() as u32, 0);
         self.totals.drafts += u64::from(!guesses.is_empty());
         let mut right = 0;
+        let mut back = None;
         let ended = loop {
             let logits = self.context.logits(row + right);
-            let Step::Decode(tokens) = running.run.next(logits, vocabulary) else { break true };
+            let tokens = match running.run.next(logits, vocabulary) {
+                Step::Decode(tokens) => tokens,
+                Step::Back { drop, tokens } => {
+                    back = Some((drop, tokens));
+                    break false;
+                }
+                Step::Ended => break true,
+            };
             let agreed = shared(&guesses[right..], &tokens);
             running.run.count_draft(0, agreed as u32);
             for index in right..right + agreed {
@@ -569,13 +582,19 @@ impl<'a> Lanes<'a> {
             let keep = self.sequences[lane].cached.len() - wrong;
             self.forget(lane, keep);
         }
-        if ended
-            && let Some(ended) = self.take(lane)
-            && ended.run.failed()
-            && let Some(session) = ended.run.session()
-            && let Some(grammars) = grammars
-        {
-            grammars.forget(&session);
+        if let Some((drop, tokens)) = back {
+            self.go_back(lane, drop, tokens);
+        }
+        if ended && let Some(Running { mut run, _ticket: ticket, .. }) = self.take(lane) {
+            if run.failed()
+                && let Some(session) = run.session()
+                && let Some(grammars) = grammars
+            {
+                grammars.forget(&session);
+            }
+            drop(ticket);
+            heart.runs(self.running() as u32, self.totals());
+            run.conclude();
         }
     }
 }

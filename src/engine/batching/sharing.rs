@@ -36,6 +36,27 @@ impl Lanes<'_> {
         }
     }
 
+    /// Forgets the last tokens of an answer that is in the middle; others come in their place. A
+    /// state that can't be cut is computed again from the longest head that is kept.
+    pub(super) fn go_back(&mut self, lane: usize, drop: usize, tokens: Vec<u32>) {
+        let Sequence { cached, origin, .. } = &self.sequences[lane];
+        let (keep, origin) = (cached.len().saturating_sub(drop), *origin);
+        let mut text = cached[..keep].to_vec();
+        if self.partial {
+            self.forget(lane, keep);
+        } else {
+            match self.kept_head(&text, origin) {
+                Some((head, length)) => self.copy(head, lane, length),
+                None => self.forget(lane, 0),
+            }
+        }
+        text.drain(..self.sequences[lane].cached.len());
+        text.extend(tokens);
+        if let Some(running) = &mut self.sequences[lane].running {
+            running.pending = text;
+        }
+    }
+
     /// Gives `to` the first `length` tokens of `from` instead of what it holds.
     pub(super) fn copy(&mut self, from: usize, to: usize, length: usize) {
         if length == 0 {

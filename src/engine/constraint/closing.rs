@@ -1,52 +1,71 @@
 //! A short way to the end of a constrained answer: searched over bytes in the grammar itself, so that it also holds for
 //! schemas with lengths, patterns and bounds.
 //!
-//! Between values the shortest continuation is tried first (a closing bracket before a comma, an empty string before a
-//! number) and alternatives only when it leads nowhere. Inside a string or number, a breadth-first search over the
-//! states of the grammar's lexer finds the fewest bytes that end it; where that is a name, other
-//! names are alternatives too.
+//! Between values the shortest continuation is tried first (a closing bracket before a comma, an
+//! empty string before a number) and alternatives only when it leads nowhere. Inside a string or
+//! number, a breadth-first search over the states of the grammar's lexer finds the fewest bytes
+//! that end it; where that is a name, other names are alternatives too. Where an item of a list has
+//! to differ from others, one that doesn't leads nowhere either, and other strings and numbers are
+//! tried, too.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use llguidance::TokenParser;
-use llguidance::derivre::NextByte;
+use llguidance::derivre::{NextByte, StateID};
 use llguidance::earley::ParserRecognizer;
 use toktrie::Recognizer;
 
+use super::repeats::Watch;
 use super::scanner::{Place, Scanner};
 
 /// Bytes tried in one search, at most: bounds the time of a schema whose shortest instance is hard to find (about 0.1 s).
 const MAX_STEPS: usize = 400_000;
 /// Of these, for the breadth-first search of one string or number.
 const MAX_BREADTH: usize = 60_000;
-/// Names that are tried at one place.
+/// Names that are tried at one place, of those that lead on in different ways.
 const MAX_NAMES: usize = 48;
 /// Longest closing that is looked for.
 const MAX_BYTES: usize = 32_768;
+/// Bytes tried in one search where items have to differ, at most: it is made for each token.
+const MAX_STEPS_DISTINCT: usize = 100_000;
+/// Strings or numbers that are tried at one place so that an item differs from others.
+const MAX_OTHERS: usize = 300;
 
 /// What may follow between values, cheapest first.
 const BETWEEN: &[u8] = b"}],:\"0123456789-ntf[{";
 /// What may follow in a number.
 const NUMBER: &[u8] = b"0123456789.-+eE";
 
-/// Bytes that lead from the parser's state to the end of a valid answer: empty at an end, `None` if none was found within
-/// the limits. `scanner` has seen what the parser has consumed. No more than `levels` brackets are
-/// opened within each other: where a value may hold others of its own kind, the search would follow
-/// them without end.
-pub fn search(parser: &mut TokenParser, mut scanner: Scanner, levels: usize) -> Option<Vec<u8>> {
+/// Bytes that lead from the parser's state to the end of a valid answer: empty at an end, `None` if
+/// none was found within the limits. `scanner` has seen what the parser has consumed, and so has
+/// `watch`, if items of lists have to differ. No more than `levels` brackets are opened within each
+/// other: where a value may hold others of its own kind, the search would follow them without end.
+pub fn search(
+    parser: &mut TokenParser,
+    mut scanner: Scanner,
+    levels: usize,
+    mut watch: Option<Watch>,
+) -> Option<Vec<u8>> {
     if parser.is_accepting() {
         return Some(Vec::new());
     }
     // The parser's own state is behind the bytes that it has found to be forced.
     let mut bytes = parser.parser.currently_forced_bytes().to_vec();
     scanner.push_all(&bytes);
+    if let Some(watch) = &mut watch {
+        watch.push_all(0, &bytes);
+        if watch.found().is_some() {
+            return None;
+        }
+    }
     if scanner.complete() {
         return Some(bytes);
     }
     let found = parser.parser.with_recognizer(|recognizer| {
         recognizer.trie_started("closing");
+        let most = if watch.is_some() { MAX_STEPS_DISTINCT } else { MAX_STEPS };
         let deepest = scanner.depth() + levels;
-        let mut search = Search { recognizer, path: Vec::new(), steps: 0, deepest };
+        let mut search = Search { recognizer, path: Vec::new(), watch, steps: 0, most, deepest };
         let found = search.run(scanner);
         let Search { path, .. } = search;
         recognizer.pop_bytes(path.len());
@@ -71,15 +90,40 @@ struct Choice {
     /// Length of the path before it.
     length: usize,
     scanner: Scanner,
-    /// The next candidate: in [`BETWEEN`], or of the names that may be written, shortest first.
-    next: usize,
-    is_name: bool,
+    watch: Option<Watch>,
+    next: Next,
+}
+
+/// What can be taken next at a choice.
+enum Next {
+    /// The candidate with this index in [`BETWEEN`].
+    Byte(usize),
+    /// Another way out of a string or a number.
+    Exit(Exits),
+}
+
+/// Ways out of a string, the quotation mark included, or of a number, what follows it excluded:
+/// those of the fewest bytes first.
+struct Exits {
+    /// How often a state of the lexer has been come to.
+    seen: HashMap<(StateID, Place), usize>,
+    queue: VecDeque<(Place, Vec<u8>)>,
+    /// What the last way out goes on from.
+    last: Option<(Place, Vec<u8>)>,
+    /// Ways to one state that are gone: one is enough, unless items have to differ.
+    ways: usize,
+    /// Ways out that are looked for.
+    most: usize,
+    found: usize,
 }
 
 struct Search<'a, 'b> {
     recognizer: &'a mut ParserRecognizer<'b>,
     path: Vec<u8>,
+    /// Has seen the path, too.
+    watch: Option<Watch>,
     steps: usize,
+    most: usize,
     /// Brackets that may be open.
     deepest: usize,
 }
@@ -89,10 +133,14 @@ impl Search<'_, '_> {
     fn run(&mut self, mut scanner: Scanner) -> Option<Vec<Vec<u8>>> {
         let mut choices: Vec<Choice> = Vec::new();
         loop {
+            if self.repeats() {
+                scanner = self.take_choice(&mut choices)?;
+                continue;
+            }
             if scanner.complete() && !self.path.is_empty() {
                 return Some(Vec::new());
             }
-            if self.steps > MAX_STEPS || self.path.len() > MAX_BYTES {
+            if self.steps > self.most || self.path.len() > MAX_BYTES {
                 return None;
             }
             if scanner.depth() > self.deepest {
@@ -112,25 +160,30 @@ impl Search<'_, '_> {
                     }
                     None => false,
                 },
-                place => match self.exit(place, 0) {
-                    Some(exit) => {
-                        let (length, before) = (self.path.len(), scanner);
-                        for byte in exit {
-                            self.step(byte, &mut scanner)?;
-                        }
-                        if place != Place::Number {
-                            if self.allowed(b':') {
-                                choices.push(Choice { length, scanner: before, next: 1, is_name: true });
+                place => {
+                    let differs = self.watch.as_ref().is_some_and(Watch::is_within);
+                    let mut exits = self.exits(place, differs);
+                    match self.next_exit(&mut exits) {
+                        Some(exit) => {
+                            let others = self.choice(scanner, Next::Exit(exits));
+                            for byte in exit {
+                                self.step(byte, &mut scanner)?;
                             }
-                            continue;
+                            let is_name = place != Place::Number && self.allowed(b':');
+                            if differs || is_name {
+                                choices.push(others);
+                            }
+                            if place != Place::Number {
+                                continue;
+                            }
+                            true
                         }
-                        true
+                        None => false,
                     }
-                    None => false,
-                },
+                }
             };
             if ready {
-                choices.push(Choice { length: self.path.len(), scanner, next: 0, is_name: false });
+                choices.push(self.choice(scanner, Next::Byte(0)));
             }
             scanner = self.take_choice(&mut choices)?;
         }
@@ -143,9 +196,25 @@ impl Search<'_, '_> {
         if !self.try_byte(byte) {
             return false;
         }
+        self.add(byte, scanner);
+        true
+    }
+
+    fn add(&mut self, byte: u8, scanner: &mut Scanner) {
         self.path.push(byte);
         scanner.push(byte);
-        true
+        if let Some(watch) = &mut self.watch {
+            watch.push_all(0, &[byte]);
+        }
+    }
+
+    /// Whether the path has an item that repeats another.
+    fn repeats(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.found().is_some())
+    }
+
+    fn choice(&self, scanner: Scanner, next: Next) -> Choice {
+        Choice { length: self.path.len(), scanner, watch: self.watch.clone(), next }
     }
 
     /// Pushes a byte that is known to be allowed; `None` if the lexer gave up since (it may be full).
@@ -153,13 +222,13 @@ impl Search<'_, '_> {
         if !self.try_byte(byte) {
             return None;
         }
-        self.path.push(byte);
-        scanner.push(byte);
+        self.add(byte, scanner);
         Some(())
     }
 
     /// Pushes all of these, which are known to be allowed.
     fn push_all(&mut self, bytes: &[u8]) -> Option<()> {
+        self.steps += bytes.len();
         for (index, &byte) in bytes.iter().enumerate() {
             if !self.recognizer.try_push_byte(byte) {
                 self.recognizer.pop_bytes(index);
@@ -169,85 +238,107 @@ impl Search<'_, '_> {
         Some(())
     }
 
-    /// Goes back to the latest choice that has an untried way, and takes it.
+    /// Goes back to the latest choice that has an untried byte or way out, and takes it.
     fn take_choice(&mut self, choices: &mut Vec<Choice>) -> Option<Scanner> {
-        while let Some(choice) = choices.last_mut() {
+        while let Some(mut choice) = choices.pop() {
+            if self.steps > self.most {
+                return None;
+            }
             self.recognizer.pop_bytes(self.path.len() - choice.length);
             self.path.truncate(choice.length);
-            if choice.is_name {
-                choice.next += 1;
-                let (skipped, mut scanner) = (choice.next - 1, choice.scanner);
-                if skipped < MAX_NAMES
-                    && let Some(exit) = self.exit(scanner.place(), skipped)
-                {
+            self.watch.clone_from(&choice.watch);
+            let mut scanner = choice.scanner;
+            match &mut choice.next {
+                Next::Byte(next) => {
+                    let tried = BETWEEN.iter().skip(*next).position(|&byte| {
+                        let mut behind = scanner;
+                        behind.push(byte);
+                        behind.depth() <= self.deepest && self.try_byte(byte)
+                    });
+                    let Some(tried) = tried else { continue };
+                    let byte = BETWEEN[*next + tried];
+                    *next += tried + 1;
+                    choices.push(choice);
+                    self.add(byte, &mut scanner);
+                }
+                Next::Exit(exits) => {
+                    let Some(exit) = self.next_exit(exits) else { continue };
+                    choices.push(choice);
                     for byte in exit {
                         self.step(byte, &mut scanner)?;
                     }
-                    return Some(scanner);
-                }
-                choices.pop();
-                continue;
-            }
-            while let Some(&byte) = BETWEEN.get(choice.next) {
-                choice.next += 1;
-                let mut scanner = choice.scanner;
-                scanner.push(byte);
-                if scanner.depth() <= self.deepest && self.try_byte(byte) {
-                    self.path.push(byte);
-                    return Some(scanner);
                 }
             }
-            choices.pop();
+            return Some(scanner);
         }
         None
     }
 
-    /// The fewest bytes that end the string in which the path stands, its quotation mark included, or that complete a
-    /// number, what follows it excluded; of others that mean something else, so many are skipped.
-    fn exit(&mut self, place: Place, mut skipped: usize) -> Option<Vec<u8>> {
-        let mut seen = HashSet::from([(self.recognizer.lexer_state(), place)]);
-        let mut queue = VecDeque::from([(place, Vec::new())]);
+    /// Ways out of the string or number in which the path stands: one, and others for names and
+    /// where items have to differ.
+    fn exits(&mut self, place: Place, differs: bool) -> Exits {
+        let seen = HashMap::from([((self.recognizer.lexer_state(), place), 1)]);
+        let (ways, most) = if differs { (MAX_OTHERS, MAX_OTHERS) } else { (1, MAX_NAMES) };
+        Exits { seen, queue: VecDeque::from([(place, Vec::new())]), last: None, ways, most, found: 0 }
+    }
+
+    /// The next of them.
+    fn next_exit(&mut self, exits: &mut Exits) -> Option<Vec<u8>> {
+        if exits.found >= exits.most {
+            return None;
+        }
         let first_step = self.steps;
-        while let Some((place, mut bytes)) = queue.pop_front() {
-            self.steps += bytes.len();
+        if let Some((place, bytes)) = exits.last.take() {
             self.push_all(&bytes)?;
-            let exits: &[u8] = match place {
+            self.go_further(exits, place, &bytes, first_step);
+            self.recognizer.pop_bytes(bytes.len());
+        }
+        while let Some((place, mut bytes)) = exits.queue.pop_front() {
+            self.push_all(&bytes)?;
+            let ends: &[u8] = match place {
                 Place::String => b"\"",
                 Place::Number => b"}],",
                 _ => b"",
             };
-            let exit = exits.iter().copied().find(|&byte| self.allowed(byte));
-            if exit.is_some() && skipped > 0 {
-                skipped -= 1;
-            } else if let Some(exit) = exit {
+            if let Some(end) = ends.iter().copied().find(|&byte| self.allowed(byte)) {
                 self.recognizer.pop_bytes(bytes.len());
-                bytes.extend((place == Place::String).then_some(exit));
+                exits.last = Some((place, bytes.clone()));
+                exits.found += 1;
+                bytes.extend((place == Place::String).then_some(end));
                 return Some(bytes);
             }
-            for byte in candidates(place) {
-                if !self.try_byte(byte) {
-                    continue;
-                }
-                let mut scanner = Scanner::inside(place);
-                scanner.push(byte);
-                let next = scanner.place();
-                if seen.insert((self.recognizer.lexer_state(), next)) {
-                    let longer = [bytes.as_slice(), &[byte]].concat();
-                    // Out of patience, any way out will do: depth first.
-                    if self.steps - first_step > MAX_BREADTH {
-                        queue.push_front((next, longer));
-                    } else {
-                        queue.push_back((next, longer));
-                    }
-                }
-                self.recognizer.pop_bytes(1);
-            }
+            self.go_further(exits, place, &bytes, first_step);
             self.recognizer.pop_bytes(bytes.len());
-            if self.steps > MAX_STEPS {
+            if self.steps > self.most {
                 break;
             }
         }
         None
+    }
+
+    /// Queues what a byte more leads to from where the recognizer stands.
+    fn go_further(&mut self, exits: &mut Exits, place: Place, bytes: &[u8], first_step: usize) {
+        for byte in candidates(place) {
+            if !self.try_byte(byte) {
+                continue;
+            }
+            let mut scanner = Scanner::inside(place);
+            scanner.push(byte);
+            let next = scanner.place();
+            let ways = exits.seen.entry((self.recognizer.lexer_state(), next)).or_insert(0);
+            // What is behind the end is none of its ways out.
+            if next != Place::Between && *ways < exits.ways {
+                *ways += 1;
+                let longer = [bytes, &[byte]].concat();
+                // Out of patience, any way out will do: depth first.
+                if self.steps - first_step > MAX_BREADTH {
+                    exits.queue.push_front((next, longer));
+                } else {
+                    exits.queue.push_back((next, longer));
+                }
+            }
+            self.recognizer.pop_bytes(1);
+        }
     }
 
     /// Continuations of a top-level number, shortest first.

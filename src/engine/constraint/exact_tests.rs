@@ -17,6 +17,9 @@ fn takes(grammars: &Grammars, words: &Vocabulary, schema: &Value, text: &str) ->
             let Some(after) = rest.strip_prefix(words.bytes(token)) else { return false };
             rest = after;
         }
+        if session.repeat().is_some() {
+            return false;
+        }
         let Some((&byte, after)) = rest.split_first() else {
             return session.ended().unwrap() || session.closing().unwrap().is_empty();
         };
@@ -292,6 +295,46 @@ fn listed_values_come_out_as_they_were_written() {
         let (said, _, _) = answer(&grammars, &words, &schema, 200, 1).unwrap();
         assert_eq!(said, data.to_string());
     }
+}
+
+#[test]
+fn items_differ_wherever_a_schema_wants_it() {
+    let numbers = json!({"type": "array", "uniqueItems": true, "items": {"type": "number"}});
+    check(vec![
+        (
+            numbers.clone(),
+            vec!["[]", "[1]", "[1,2,-1,1.5]", "[9007199254740993,9007199254740992]"],
+            vec!["[1,1]", "[1,2,1.0]", "[0,-0.0]", "[10,1e1]", "[0.1,0.10]", "[0.1,0.1000000000000000055]"],
+        ),
+        (json!({"type": "array", "uniqueItems": false}), vec!["[1,1]"], vec![]),
+        (
+            json!({"enum": [[1, 1.0], [1, 2], ["a", ["a"]], "x"], "uniqueItems": true}),
+            vec!["[1,2]", "[\"a\",[\"a\"]]", "\"x\""],
+            vec!["[1,1.0]"],
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {"$ref": "#here"}, "b": {}}, "additionalProperties": {"$ref": "u:x"},
+                   "$defs": {"x": {"$anchor": "here", "uniqueItems": true}, "y": {"$id": "u:x", "items": {"$ref": "#/$defs/z"},
+                             "$defs": {"z": {"uniqueItems": true}}}, "z": {"type": "null"}}}),
+            vec![r#"{"a":[1,2],"b":[1,1],"c":[1,1]}"#, r#"{"c":[[1,2],[1,2]]}"#],
+            vec![r#"{"a":[1,1]}"#, r#"{"c":[[1,1]]}"#],
+        ),
+        (
+            json!({"allOf": [{"type": "array", "items": {"enum": ["a", "A", {"k": 1, "l": [2]}]}}, {"uniqueItems": true}]}),
+            vec![r#"["a","A"]"#, r#"[{"k":1,"l":[2]},"a"]"#],
+            vec![r#"["a","a"]"#, r#"[{"k":1,"l":[2]},"a",{"k":1,"l":[2]}]"#],
+        ),
+    ]);
+    for least in 0..6 {
+        let schema = json!({"type": "object", "properties": {"l": numbers, "o": {"type": "array", "uniqueItems": true, "minItems": least}},
+                            "required": ["l", "o"]});
+        let value: Value = serde_json::from_str(&instance(&schema).unwrap()).unwrap();
+        assert!(jsonschema::is_valid(&schema, &value), "{value}");
+    }
+    assert!(
+        instance(&json!({"type": "array", "items": {"const": 1}, "minItems": 2, "uniqueItems": true}))
+            .is_err()
+    );
 }
 
 #[test]

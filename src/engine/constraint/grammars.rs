@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use toktrie::{InferenceCapabilities, TokEnv};
 
+use super::repeats::{Rules, Shapes, Watch};
 use super::scanner::Scanner;
 use super::session::Session;
 use super::{close, gbnf, guarded, schema, size};
@@ -22,6 +23,8 @@ const KEPT_BYTES: usize = 512 << 20;
 /// States of a grammar's lexer. Answers share them and add to them: a grammar is renewed when half of them are used, so that
 /// each answer finds as many as any could need.
 const LEXER_STATES: usize = 100_000;
+/// Levels of brackets that closing may open beyond the fewest, so that an item differs from others.
+const LEVELS_TO_DIFFER: usize = 2;
 
 /// Compiles constraints for one vocabulary and keeps what it has compiled. Threads share it; what one of them compiles
 /// keeps no other one waiting.
@@ -65,6 +68,8 @@ pub(super) struct Grammar {
     pub(super) closing: Option<Vec<u32>>,
     pub(super) bound: usize,
     pub(super) levels: usize,
+    /// Where items have to differ, if they have to anywhere.
+    pub(super) shapes: Option<Arc<Shapes>>,
 }
 
 impl fmt::Debug for Grammars {
@@ -123,6 +128,13 @@ impl Grammars {
         let grammar = self.compile(constraint, text);
         self.shelf().put(key, grammar.clone());
         Ok(Box::new(Shape { key, grammar: grammar? }))
+    }
+
+    /// A short value that validates against a schema.
+    pub(super) fn shortest(&self, schema: &Value) -> Result<String, EngineError> {
+        let Shape { grammar, .. } = *self.shape(&Constraint::JsonSchema(schema.clone()))?;
+        let trie = grammar.parser.token_env.tok_trie();
+        Ok(trie.decode_str(grammar.closing.as_deref().unwrap_or_default()))
     }
 
     /// Begins an answer. A grammar whose lexer is used up is renewed. Whoever uses the lexer at this moment is waited for.
@@ -207,7 +219,7 @@ fn key(constraint: &Constraint) -> Result<(Key, String), EngineError> {
 
 impl Grammar {
     fn new(parser: TokenParser, closing: Option<Vec<u32>>, bound: usize, levels: usize) -> Self {
-        Self { fresh: Arc::new(parser.deep_clone()), parser, closing, bound, levels }
+        Self { fresh: Arc::new(parser.deep_clone()), parser, closing, bound, levels, shapes: None }
     }
 
     /// Memory that it takes, about.
@@ -233,13 +245,20 @@ fn parser(factory: &ParserFactory, init: GrammarInit) -> Result<TokenParser, Str
 fn compile(factory: &ParserFactory, schema: &Value) -> Result<Grammar, EngineError> {
     size::check_schema(schema)?;
     let compiled = guarded(|| Ok(schema::compile(schema)?)).map_err(EngineError::Schema)?;
-    let (bound, levels) = (compiled.bound.unwrap_or(usize::MAX), compiled.levels);
+    let shapes = Shapes::of(schema).map(Arc::new);
+    // Where items have to differ, the shortest way on may be closed.
+    let (bound, levels) = match &shapes {
+        Some(_) => (usize::MAX, compiled.levels + LEVELS_TO_DIFFER),
+        None => (compiled.bound.unwrap_or(usize::MAX), compiled.levels),
+    };
     let init = GrammarInit::Internal(compiled.grammar, compiled.lexer);
     let mut parser = parser(factory, init).map_err(EngineError::Schema)?;
-    let closing = guarded(|| Ok(close(&mut parser, Scanner::START, levels)))
+    let watch =
+        shapes.clone().map(|shapes| Watch::new(Arc::new(Rules { shapes: Some(shapes), guard: None })));
+    let closing = guarded(|| Ok(close(&mut parser, Scanner::START, levels, watch)))
         .map_err(EngineError::Schema)?
         .ok_or_else(|| EngineError::Schema("#: no short value that validates was found".to_owned()))?;
-    Ok(Grammar::new(parser, Some(closing), bound, levels))
+    Ok(Grammar { shapes, ..Grammar::new(parser, Some(closing), bound, levels) })
 }
 
 /// Any object, its numbers within limits.

@@ -4,6 +4,7 @@
 mod closing;
 mod gbnf;
 mod grammars;
+mod repeats;
 mod scanner;
 mod schema;
 mod session;
@@ -13,8 +14,11 @@ mod size;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llguidance::TokenParser;
+use toktrie::ApproximateTokEnv;
 
 pub use self::grammars::{Grammars, Shape};
+pub use self::repeats::Repeat;
+use self::repeats::{Shapes, Watch};
 use self::scanner::Scanner;
 pub use self::session::{Session, Shared};
 pub use self::size::STACK;
@@ -23,9 +27,15 @@ use super::vocabulary::fewest_tokens;
 /// Longest message about a grammar, in characters.
 const LONGEST_MESSAGE: usize = 1_000;
 
-/// Tokens of a short way to the end that opens at most so many levels of brackets.
-fn close(parser: &mut TokenParser, scanner: Scanner, levels: usize) -> Option<Vec<u32>> {
-    let bytes = closing::search(parser, scanner, levels)?;
+/// Tokens of a short way to the end that opens at most so many levels of brackets; with `watch`, one
+/// on which no item repeats another of its list.
+fn close(
+    parser: &mut TokenParser,
+    scanner: Scanner,
+    levels: usize,
+    watch: Option<Watch>,
+) -> Option<Vec<u32>> {
+    let bytes = closing::search(parser, scanner, levels, watch)?;
     fewest_tokens(parser.token_env.tok_trie(), &bytes)
 }
 
@@ -34,7 +44,13 @@ fn close(parser: &mut TokenParser, scanner: Scanner, levels: usize) -> Option<Ve
 /// # Errors
 /// What of the schema can't be held to, or leads to no value, with its place.
 pub fn instance(schema: &serde_json::Value) -> Result<String, String> {
-    schema::instance(schema).map_err(|fault| fault.to_string())
+    let instance = schema::instance(schema).map_err(|fault| fault.to_string())?;
+    match Shapes::of(schema) {
+        None => Ok(instance),
+        Some(_) => Grammars::new(&ApproximateTokEnv::single_byte_env())
+            .and_then(|grammars| grammars.shortest(schema))
+            .map_err(|error| error.to_string()),
+    }
 }
 
 /// Runs llguidance; a panic inside it becomes a message.

@@ -120,6 +120,9 @@ fn keywords(rng: &mut ChaCha8Rng, depth: usize, schema: &mut Map<String, Value>)
                 put(["contains", "not"].choose(rng).unwrap(), json!({"type": "null"}));
             }
             limits(rng, schema, "minItems", "maxItems", 4);
+            if rng.random_bool(0.35) {
+                schema.insert("uniqueItems".to_owned(), json!(rng.random_bool(0.9)));
+            }
         }
         _ => {
             put("type", json!("object"));
@@ -196,7 +199,7 @@ fn every_answer_to_a_random_schema_validates_or_the_schema_is_refused_with_its_p
     let words = words();
     let grammars = grammars(&words);
     let mut rng = ChaCha8Rng::seed_from_u64(20);
-    let (mut whole, mut closed, mut small, mut refused) = (0, 0, 0, 0);
+    let (mut whole, mut closed, mut small, mut refused, mut distinct) = (0, 0, 0, 0, 0);
     for case in 0..SCHEMAS {
         let schema = whole_schema(&mut rng);
         let judge = jsonschema::options().should_validate_formats(true).build(&schema);
@@ -210,6 +213,7 @@ fn every_answer_to_a_random_schema_validates_or_the_schema_is_refused_with_its_p
                     let wrong: Vec<String> = judge.iter_errors(&value).map(|e| e.to_string()).collect();
                     assert!(wrong.is_empty(), "{text} of {schema} with {budget} tokens: {wrong:?}");
                     assert!(usage.completion_tokens as usize <= budget);
+                    distinct += u32::from(text.contains('[') && repeats::Shapes::of(&schema).is_some());
                     if reason == FinishReason::Stop { whole += 1 } else { closed += 1 }
                 }
                 Err(EngineError::BudgetTooSmall { needed, given }) => {
@@ -231,6 +235,7 @@ fn every_answer_to_a_random_schema_validates_or_the_schema_is_refused_with_its_p
         }
     }
     assert!(whole > 100 && closed > 100 && small > 30, "{whole} whole, {closed} closed, {small} too small");
+    assert!(distinct > 20, "{distinct} with lists of which items may have to differ");
     assert!(refused < SCHEMAS as usize / 3, "{refused} of {SCHEMAS} were refused");
 }
 

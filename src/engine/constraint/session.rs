@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use llguidance::TokenParser;
-use toktrie::SimpleVob;
+use toktrie::{Recognizer, SimpleVob};
 
 use super::grammars::{Grammar, Key};
-use super::scanner::Scanner;
+use super::repeats::{Loops, Mark, Repeat, Rules, Shapes, Watch};
+use super::scanner::{Place, Scanner};
 use super::shares::{Due, Shares};
 use super::{close, guarded};
-use crate::engine::EngineError;
+use crate::engine::{CloseReason, EngineError, Guard};
 
 /// A session that somebody may look ahead in.
 pub type Shared = Arc<Mutex<Session>>;
@@ -24,8 +25,15 @@ pub struct Session {
     taken: Vec<u32>,
     scanner: Scanner,
     shares: Shares,
-    /// Whether a value was ended that would have gone on, so that others get their share.
-    is_cut: bool,
+    budget: usize,
+    /// Behind which token a value was ended that would have gone on.
+    cut: Option<usize>,
+    shapes: Option<Arc<Shapes>>,
+    /// Which items have to differ, and what goes round in a loop.
+    watch: Option<Watch>,
+    loops: Option<Loops>,
+    /// Bytes that have to come next.
+    steered: Vec<u8>,
     bound: usize,
     /// Levels of brackets that closing has to open at most.
     levels: usize,
@@ -44,7 +52,8 @@ impl fmt::Debug for Session {
 
 impl Session {
     pub(super) fn new(key: Key, grammar: Grammar) -> Self {
-        let Grammar { parser, fresh, closing, bound, levels } = grammar;
+        let Grammar { parser, fresh, closing, bound, levels, shapes } = grammar;
+        let strict = |shapes| Watch::new(Arc::new(Rules { shapes: Some(shapes), guard: None }));
         Self {
             key,
             parser,
@@ -52,7 +61,12 @@ impl Session {
             taken: Vec::new(),
             scanner: Scanner::START,
             shares: Shares::new(usize::MAX),
-            is_cut: false,
+            budget: usize::MAX,
+            cut: None,
+            watch: shapes.clone().map(strict),
+            shapes,
+            loops: None,
+            steered: Vec::new(),
             bound,
             levels,
             closes: closing.is_some(),
@@ -87,15 +101,238 @@ impl Session {
     /// The answer may have so many tokens.
     pub fn set_budget(&mut self, budget: usize) {
         self.shares = Shares::new(budget);
+        self.budget = budget;
     }
 
-    /// What must come next, if it may, so that a string or array that goes on and on leaves something to what has to follow.
+    /// The answer is kept from repeating itself, and from more than so many tokens. The prompt is
+    /// where it may have copied from.
+    pub fn guard(&mut self, guard: &Guard, most: usize, prompt: Arc<str>) {
+        if self.closes {
+            let most = guard.longest.map_or(usize::MAX, |_| most);
+            self.set_budget(self.budget.min(most));
+            self.loops = Some(Loops::new(guard.longest, most, prompt));
+            let rules = Rules { shapes: self.shapes.clone(), guard: Some(guard.clone()) };
+            self.watch = Some(Watch::new(Arc::new(rules)));
+        }
+    }
+
+    /// Tokens so far.
+    pub fn len(&self) -> usize {
+        self.taken.len()
+    }
+
+    /// A token of the answer so far.
+    pub fn taken(&self, index: usize) -> u32 {
+        self.taken[index]
+    }
+
+    /// The token behind which a text has gone round, if one has.
+    pub fn round(&self) -> Option<usize> {
+        self.loops.as_ref().and_then(Loops::round)
+    }
+
+    /// Has the texts up to here stay as they are.
+    pub fn settle(&mut self) {
+        if let Some(loops) = &mut self.loops {
+            loops.settle();
+        }
+    }
+
+    /// Ends the text that has gone round behind this many tokens, or a few more: gives how many,
+    /// and the tokens that follow. `None` if it can't end there; it is as long as before then.
+    ///
+    /// # Errors
+    /// llguidance gives up.
+    pub fn end_text(
+        &mut self,
+        to: usize,
+        force: bool,
+    ) -> Result<Option<(usize, Vec<u32>, String)>, EngineError> {
+        let said = self.taken.clone();
+        let quote = self.parser.token_env.tok_trie().token_id(b"\"");
+        if let Some(loops) = &mut self.loops {
+            loops.set_again();
+        }
+        self.back(to)?;
+        for at in to..said.len() {
+            // The token may end within a character.
+            let may = self.scanner.place() == Place::String;
+            if may
+                && let Some(quote) = quote
+                && self.mask()?.is_allowed(quote)
+            {
+                let path = self.watch.as_ref().map_or_else(String::new, Watch::path);
+                self.accept(quote)?;
+                self.set_cut();
+                let mut tokens = vec![quote];
+                if force {
+                    tokens.extend(self.forced()?);
+                }
+                // It may still end with much of one phrase, if that was told.
+                self.settle();
+                return Ok(Some((at, tokens, path)));
+            }
+            self.accept(said[at])?;
+        }
+        Ok(None)
+    }
+
+    /// Everything that is open is to be ended.
+    pub fn exhaust(&mut self) {
+        if let Some(loops) = &mut self.loops {
+            loops.exhaust();
+        }
+    }
+
+    /// The token from which on nothing is certain: an item may turn out to be a repeat, a text to
+    /// be a loop.
+    pub fn uncertain(&self) -> Option<usize> {
+        let item = self.watch.as_ref().and_then(|watch| watch.marks().next()).map(|mark| mark.token);
+        let text = self.loops.as_ref().and_then(Loops::held);
+        item.into_iter().chain(text).min()
+    }
+
+    /// An item that repeats one of its list, if there is one.
+    pub fn repeat(&self) -> Option<Repeat> {
+        self.watch.as_ref().and_then(Watch::found).cloned()
+    }
+
+    /// Whether equal items would make the answer invalid.
+    pub fn is_strict(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::is_strict)
+    }
+
+    /// From here on, items may repeat others where the answer is valid all the same.
+    pub fn allow_repeats(&mut self) {
+        let strict = |shapes| Watch::new(Arc::new(Rules { shapes: Some(shapes), guard: None }));
+        self.watch = self.shapes.clone().map(strict);
+        if let Some(watch) = &mut self.watch {
+            for (index, &token) in self.taken.iter().enumerate() {
+                watch.push_all(index, self.parser.token_env.tok_trie().token(token));
+            }
+        }
+    }
+
+    /// Where items begin that may turn out to be repeats, outermost first.
+    pub fn marks(&self) -> Vec<usize> {
+        self.watch.iter().flat_map(Watch::marks).map(|mark| mark.token).collect()
+    }
+
+    /// The item that would be a repeat behind these tokens.
+    pub fn repeat_behind(&self, tokens: &[u32]) -> Option<Repeat> {
+        let mut watch = self.watch.clone()?;
+        for (index, &token) in (self.taken.len()..).zip(tokens) {
+            watch.push_all(index, self.parser.token_env.tok_trie().token(token));
+        }
+        watch.found().cloned()
+    }
+
+    /// Bytes of values so far, where items have to differ.
+    pub fn said(&self) -> usize {
+        self.watch.as_ref().map_or(0, Watch::said)
+    }
+
+    /// Whether items have to differ anywhere.
+    pub fn watches(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// What is ended by what is due, as a JSON pointer.
+    pub fn path(&self, due: Due) -> String {
+        let path = self.watch.as_ref().map_or_else(String::new, Watch::path);
+        match due {
+            Due::Quote | Due::Number => path,
+            Due::Bracket => path.rsplit_once('/').map_or_else(String::new, |(list, _)| list.to_owned()),
+        }
+    }
+
+    /// Goes back to where it was behind so many tokens.
+    ///
+    /// # Errors
+    /// llguidance gives up.
+    pub fn back(&mut self, to: usize) -> Result<(), EngineError> {
+        let dropped = self.taken.len().saturating_sub(to);
+        if dropped == 0 {
+            return Ok(());
+        }
+        self.taken.truncate(to);
+        let parser = &mut self.parser;
+        let rolled = guarded(|| parser.rollback(dropped));
+        if rolled.is_err() || parser.parser.get_error().is_some() {
+            let mut own = self.fresh.deep_clone();
+            let taken = &self.taken;
+            guarded(|| taken.iter().try_for_each(|&token| own.consume_token(token).map(drop)))
+                .map_err(EngineError::Schema)?;
+            self.parser = own;
+        }
+        (self.closing, self.foreseen) = (None, None);
+        self.steered.clear();
+        self.cut = self.cut.filter(|&cut| cut < to);
+        (self.scanner, self.shares) = (Scanner::START, Shares::new(self.budget));
+        self.watch = self.watch.as_ref().map(Watch::anew);
+        self.loops = self.loops.as_ref().map(Loops::anew);
+        for index in 0..to {
+            self.follow(index);
+        }
+        self.settle();
+        Ok(())
+    }
+
+    /// Learns of a token that was taken.
+    fn follow(&mut self, index: usize) {
+        let bytes = self.parser.token_env.tok_trie().token(self.taken[index]);
+        self.shares.accept(&mut self.scanner, bytes);
+        if let Some(watch) = &mut self.watch {
+            watch.push_all(index, bytes);
+        }
+        if let Some(loops) = &mut self.loops {
+            loops.push_all(bytes);
+        }
+        self.steered = self.steered.strip_prefix(bytes).map(<[u8]>::to_vec).unwrap_or_default();
+    }
+
+    /// Has the answer go on with the end of the list whose next item is behind the mark, if it may
+    /// end there. It must have gone back to the token with the mark.
+    pub fn close_list(&mut self, mark: Mark, token: u32) -> bool {
+        let bytes = self.parser.token_env.tok_trie().token(token);
+        let end = [&bytes[..mark.before], b"]"].concat();
+        let may = self.may_follow(&end);
+        if may {
+            self.steered = end;
+        }
+        may
+    }
+
+    fn may_follow(&mut self, bytes: &[u8]) -> bool {
+        let parser = &mut self.parser.parser;
+        // The parser's own state is behind the bytes that it has found to be forced.
+        let forced = parser.currently_forced_bytes();
+        let Some(rest) = bytes.strip_prefix(forced) else { return forced.starts_with(bytes) };
+        parser.with_recognizer(|recognizer| {
+            recognizer.trie_started("list");
+            let pushed = rest.iter().take_while(|&&byte| recognizer.try_push_byte(byte)).count();
+            recognizer.pop_bytes(pushed);
+            recognizer.trie_finished();
+            pushed == rest.len()
+        })
+    }
+
+    /// Bytes that have to come next, because a list is to end.
+    pub fn steered(&self) -> &[u8] {
+        &self.steered
+    }
+
+    /// What must come next, if it may, so that a string or array that goes on and on leaves
+    /// something to what has to follow; with the reason, if it would say nothing new.
     ///
     /// # Errors
     /// As [`Session::closing`].
-    pub fn due(&mut self) -> Result<Option<Due>, EngineError> {
+    pub fn due(&mut self) -> Result<Option<(Due, Option<CloseReason>)>, EngineError> {
         if !self.closes {
             return Ok(None);
+        }
+        if let Some((due, why)) = self.loops.as_ref().and_then(Loops::due) {
+            return Ok(Some((due, Some(why))));
         }
         let mut shares = std::mem::replace(&mut self.shares, Shares::new(0));
         let due = shares.due(self.scanner, || {
@@ -104,17 +341,17 @@ impl Session {
             Ok(tokens.into_iter().flat_map(|token| trie.token(token).to_vec()).collect())
         });
         self.shares = shares;
-        due
+        Ok(due?.map(|due| (due, None)))
     }
 
     /// A value is ended that the model would have gone on with.
     pub fn set_cut(&mut self) {
-        self.is_cut = true;
+        self.cut.get_or_insert(self.taken.len());
     }
 
     /// Whether a value was ended that would have gone on.
     pub fn is_cut(&self) -> bool {
-        self.is_cut
+        self.cut.is_some()
     }
 
     /// Asks the parser. Other answers may have used up the lexer that it shares with them: then this one goes on with a lexer
@@ -155,7 +392,8 @@ impl Session {
     pub fn closing(&mut self) -> Result<&[u32], EngineError> {
         if self.closing.is_none() {
             let (scanner, levels) = (self.scanner, self.levels);
-            let found = self.ask(|parser| Ok(close(parser, scanner, levels)))?;
+            let watch = self.watch.clone().filter(Watch::is_strict);
+            let found = self.ask(|parser| Ok(close(parser, scanner, levels, watch.clone())))?;
             let missing = || EngineError::Schema("no short way to close the answer was found".to_owned());
             self.closing = Some(found.ok_or_else(missing)?);
         }
@@ -195,7 +433,7 @@ impl Session {
     pub fn accept(&mut self, token: u32) -> Result<(), EngineError> {
         self.ask(|parser| parser.consume_token(token))?;
         self.taken.push(token);
-        self.shares.accept(&mut self.scanner, self.parser.token_env.tok_trie().token(token));
+        self.follow(self.taken.len() - 1);
         (self.closing, self.foreseen) = (None, None);
         Ok(())
     }

@@ -27,6 +27,8 @@ pub enum Due {
     Quote,
     /// The end of the array.
     Bracket,
+    /// The end of the number: what follows it.
+    Number,
 }
 
 impl Due {
@@ -34,17 +36,18 @@ impl Due {
     pub fn is(self, token: &[u8]) -> bool {
         match self {
             Self::Quote => token.len() == 1 && self.begins(token),
-            Self::Bracket => self.begins(token),
+            Self::Bracket | Self::Number => self.begins(token),
         }
     }
 
     /// Whether a token ends the value, alone or with what follows.
     pub fn begins(self, token: &[u8]) -> bool {
-        let end = match self {
-            Self::Quote => b'"',
-            Self::Bracket => b']',
+        let ends: &[u8] = match self {
+            Self::Quote => b"\"",
+            Self::Bracket => b"]",
+            Self::Number => b",]}",
         };
-        token.first() == Some(&end)
+        token.first().is_some_and(|byte| ends.contains(byte))
     }
 }
 

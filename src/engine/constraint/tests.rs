@@ -85,18 +85,20 @@ fn answer_with(
     let mut run = Run::new(&request, &[], events, Some(session), budget, Usage::default())?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut step = run.start(words);
-    let mut steps = 0;
+    let (mut steps, mut backs) = (0, 0);
     while step != Step::Ended {
         steps += 1;
-        assert!(steps <= budget, "a step adds at least a token");
+        backs += usize::from(matches!(step, Step::Back { .. }));
+        assert!(steps <= budget + 40 * backs * budget, "a step adds at least a token");
         ahead(&run);
         let logits: Vec<f32> = (0..274).map(|_| rng.random_range(-3.0..3.0)).collect();
         step = run.next(&logits, words);
     }
+    run.conclude();
     let mut text = String::new();
     loop {
         match receiver.try_recv().expect("a last event comes") {
-            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) => {}
+            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) | Event::Closed(_) => {}
             Event::Text(more) => text += &more,
             Event::Finished { reason, usage } => return Ok((text, reason, usage)),
             Event::Failed(error) => panic!("{constraint:?} with {budget} tokens: {error}"),
@@ -297,6 +299,7 @@ fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
         while step != Step::Ended {
             step = run.next(&logits, &words);
         }
+        run.conclude();
         let (mut text, mut end) = (String::new(), None);
         while let Ok(event) = receiver.try_recv() {
             match event {
@@ -430,6 +433,7 @@ fn wanting(
     let mut step = run.start(words);
     loop {
         let mut end = None;
+        run.conclude();
         while let Ok(event) = receiver.try_recv() {
             match event {
                 Event::Text(more) => said += &more,

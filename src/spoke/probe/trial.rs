@@ -152,7 +152,7 @@ fn ask(
     loop {
         match events.blocking_recv().ok_or(TrialError::Gone)? {
             Event::Tokens(more) => tokens.extend(more),
-            Event::Started { .. } | Event::Read(_) | Event::Text(_) => {}
+            Event::Started { .. } | Event::Read(_) | Event::Text(_) | Event::Closed(_) => {}
             Event::Finished { .. } => return Ok(Ok(tokens)),
             Event::Failed(error) => return Ok(Err(error)),
         }

@@ -8,7 +8,7 @@ use crate::api::error::ApiError;
 use crate::api::generation::Output;
 use crate::api::generations::Whole;
 use crate::api::llama_server::timings::{prompt_progress, so_far};
-use crate::api::openai::envelope::{Envelope, timings};
+use crate::api::openai::envelope::{Envelope, tell_closed, timings};
 use crate::api::request::Manner;
 use crate::api::stream::Dialect;
 use crate::engine::{FinishReason, Usage};
@@ -95,6 +95,7 @@ impl ResponseReply {
         if let Some(spokes) = &self.envelope.spokes {
             response["spokes"] = spokes.clone();
         }
+        tell_closed(&mut response, self.blocks.kept());
         response
     }
 
@@ -216,7 +217,7 @@ impl Dialect for ResponseReply {
                 self.end = Some((*reason, *usage));
                 Vec::new()
             }
-            Output::Answer(_) | Output::Reasoning(_) => Vec::new(),
+            Output::Answer(_) | Output::Reasoning(_) | Output::Closed(_) => Vec::new(),
         };
         let timed = self.settings.timings_per_token && self.end.is_none();
         for step in self.blocks.take(output) {

@@ -23,13 +23,12 @@ pub mod kind {
 type IsIdle = fn(&Value) -> bool;
 
 /// What can't be held to, whatever its value is, unless nothing follows from it.
-const REFUSED: [(&str, IsIdle); 11] = [
+const REFUSED: [(&str, IsIdle); 10] = [
     ("$dynamicRef", |_| false),
     ("$recursiveRef", |_| false),
     ("not", |value| matches!(value, Value::Bool(_)) || value.as_object().is_some_and(Map::is_empty)),
     ("if", |_| false),
     ("contains", |_| false),
-    ("uniqueItems", |value| value == &Value::Bool(false)),
     ("unevaluatedItems", |value| value == &Value::Bool(true)),
     ("unevaluatedProperties", |value| value == &Value::Bool(true)),
     ("dependentRequired", |value| value.as_object().is_some_and(Map::is_empty)),
@@ -53,7 +52,16 @@ impl<'a> Reader<'a> {
                 return Err(Fault::new(self.document.path_to(place, &[keyword]), message));
             }
         }
-        Ok(())
+        self.wants_distinct(place, keywords).map(drop)
+    }
+
+    /// Whether the items of an array have to differ. Grammars can't say so: the answer is watched.
+    pub fn wants_distinct(&self, place: Place, keywords: &Map<String, Value>) -> Result<bool, Fault> {
+        match keywords.get("uniqueItems") {
+            None => Ok(false),
+            Some(Value::Bool(says)) => Ok(*says),
+            Some(other) => Err(self.wrong(place, "uniqueItems", other, "true or false")),
+        }
     }
 
     /// The types that a schema allows, and whether its numbers are whole.

@@ -170,7 +170,9 @@ impl<'a> Reader<'a> {
                 return Ok(false);
             }
         }
-        Ok((least..=most).contains(&items.len()))
+        let repeats = |(index, item): (usize, &Value)| items[..index].iter().any(|other| same(other, item));
+        let distinct = !self.wants_distinct(place, keywords)? || !items.iter().enumerate().any(repeats);
+        Ok(distinct && (least..=most).contains(&items.len()))
     }
 
     fn fits_entries(

@@ -25,8 +25,8 @@ fn what_can_not_be_held_to_is_refused_with_its_place() {
             "#/properties/a~1b/not: answers can't be held to not",
         ),
         (
-            json!({"items": {"uniqueItems": true}}),
-            "#/items/uniqueItems: answers can't be held to uniqueItems",
+            json!({"items": {"uniqueItems": "yes"}}),
+            "#/items/uniqueItems: found \"yes\", expected true or false",
         ),
         (json!({"if": {}, "then": {}}), "#/if: "),
         (json!({"contains": {}}), "#/contains: "),

@@ -1,0 +1,11 @@
+//! Answers that repeat themselves: items of a list that must differ, and texts and numbers that go
+//! round in a loop.
+
+mod identity;
+mod looping;
+mod unique;
+mod watch;
+
+pub use self::looping::Loops;
+pub use self::unique::Shapes;
+pub use self::watch::{Mark, Repeat, Rules, Watch};
