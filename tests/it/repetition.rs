@@ -259,7 +259,7 @@ fn encodings_name_nothing_twice_and_end_what_goes_round() {
     let message = real.daemon.post("/v1/messages", &body).ok();
     assert_eq!(message["closed"], choice["closed"]);
     body["stream"] = true.into();
-    let events = chunks(&real.daemon.post("/v1/messages", &body).text);
+    let events = crate::daemon::chunks(&real.daemon.post("/v1/messages", &body).text);
     let ended = events.iter().find(|event| event["type"] == "message_delta").unwrap();
     assert_eq!(ended["delta"]["closed"], choice["closed"]);
 
