@@ -154,7 +154,10 @@ impl Generation {
                 let thinks = splitter.is_thinking();
                 let held = self.splitter.take().and_then(Splitter::finish);
                 self.told.extend(held.map(|piece| self.reports.output(piece)));
-                let last = (reason == FinishReason::Stop).then(|| self.reports.waiting.pop_back()).flatten();
+                // A token that ends an answer has no bytes; what has some is part of a character.
+                let ended = reason == FinishReason::Stop
+                    && self.reports.waiting.back().is_some_and(|report| report.token.bytes.is_empty());
+                let last = if ended { self.reports.waiting.pop_back() } else { None };
                 let tokens = if thinks { Vec::new() } else { self.reports.broken_off() };
                 if !tokens.is_empty() {
                     self.told.push_back(Output::Answer(Part { text: String::new(), tokens }));

@@ -374,6 +374,8 @@ impl<'a> Worker<'a> {
             && let Some(mut waiting) = self.waiting.pop_front()
         {
             waiting.ticket.admitted();
+            // Before its first event is sent, after which somebody may ask what runs.
+            self.heart.beat(self.lanes.running() as u32 + 1, self.waiting.len() as u32, self.lanes.totals());
             let (sender, span) = (waiting.events.clone(), waiting.span.clone());
             let _entered = span.enter();
             if let Err(error) = self.admit_one(waiting) {

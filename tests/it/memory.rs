@@ -1,6 +1,8 @@
 //! How much memory a process has.
 
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use bespoke::durable;
 use bespoke::model::stand_in::{self, Shape, Stored};
@@ -50,7 +52,15 @@ fn short_chat(url: &str) {
 }
 
 fn context(url: &str) -> u64 {
-    let mut answer = ureq::get(format!("{url}/props")).call().unwrap();
+    // The line of the log comes before the state is told.
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut answer = loop {
+        match ureq::get(format!("{url}/props")).call() {
+            Ok(answer) => break answer,
+            Err(ureq::Error::StatusCode(503)) if Instant::now() < end => sleep(Duration::from_millis(20)),
+            Err(error) => panic!("{error}"),
+        }
+    };
     let props: Value = serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap();
     props["default_generation_settings"]["n_ctx"].as_u64().unwrap()
 }

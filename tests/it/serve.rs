@@ -132,7 +132,7 @@ fn who_waits_for_weights_is_told_when_the_daemon_stops() {
     std::thread::sleep(Duration::from_millis(100));
     daemon.signal();
     let answer = read_until(&mut waiting, "}}");
-    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("Retry-After"), "{answer}");
 }
 
 #[test]

@@ -251,7 +251,12 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                             let off = distance(context.logits(place), expected);
                             // As they are served keys and values are in f16, whose rounding adds up from block to block: up to 1.04e-3
                             // here, of which 3.3e-6 is left with a cache in f32.
-                            let bound = if exact_cache { 1e-4 } else { 2e-3 };
+                            // llama.cpp's own products round activations to 8 bits otherwise than ours: 2.06e-3.
+                            let bound = match (exact_cache, kernels == Kernels::OFF) {
+                                (true, _) => 1e-4,
+                                (false, false) => 2e-3,
+                                (false, true) => 5e-3,
+                            };
                             assert!(off < bound, "{sequence} at {position} in {batch:?}: {off}");
                         }
                     }
