@@ -112,18 +112,18 @@ fn smollm2_is_imported_as_it_is() {
     assert_eq!(original.tokenize(prompt, false), ids);
     let (max, rms) = relative_difference(&original.logits(&ids).unwrap(), &theirs).unwrap();
     println!("llama.cpp on the file and on the export of its import: max {max:.1e}, RMS {rms:.1e}");
-    assert!(max <= 1e-3, "{max:e}, RMS {rms:e}");
+    // The weights are the same to the bit (above). But with quantised weights llama.cpp rounds activations to 8 bits before it
+    // multiplies: 4.2e-2 of the largest logit here.
+    assert!(max <= 8e-2, "{max:e}, RMS {rms:e}");
 }
 
 /// Awkward texts, with pieces that this tokenizer treats apart.
-fn texts(pieces: &[&str]) -> Vec<String> {
+fn texts(pieces: &[&str]) -> impl Iterator<Item = String> {
     let mut rng = ChaCha8Rng::seed_from_u64(17);
-    (0..300)
-        .map(|_| {
-            let parts = [text(&mut rng), (*pieces.choose(&mut rng).unwrap()).to_owned(), text(&mut rng)];
-            parts.concat()
-        })
-        .collect()
+    std::iter::repeat_with(move || {
+        let parts = [text(&mut rng), (*pieces.choose(&mut rng).unwrap()).to_owned(), text(&mut rng)];
+        parts.concat()
+    })
 }
 
 /// A tokenizer as its file says, but for control tokens, which are text in a text.
@@ -145,7 +145,10 @@ fn assert_same_ids(name: &str, json: &Value, reference: &Reference, pieces: &[&s
     let promoted: Vec<_> =
         special(ours.inner()).into_iter().filter(|content| !known.contains(content)).collect();
     let mut compared = 0;
-    for text in texts(pieces) {
+    for text in texts(pieces).take(20_000) {
+        if compared == 300 {
+            break;
+        }
         let normal = normal_form(&ours, &text);
         // SmolLM2's vocabulary has no token for some control characters. Both sides drop them; `tokenizers` then merges
         // what has come together.
@@ -159,7 +162,7 @@ fn assert_same_ids(name: &str, json: &Value, reference: &Reference, pieces: &[&s
             compared += 1;
         }
     }
-    assert!(compared >= 150, "{name}: only {compared} texts have none of {promoted:?}");
+    assert_eq!(compared, 300, "{name}: too few texts have none of {promoted:?}");
 }
 
 /// A published `tokenizer.json` as the text side of a model.
