@@ -222,7 +222,7 @@ fn encodings_name_nothing_twice_and_end_what_goes_round() {
     let value: Value = serde_json::from_str(text).unwrap();
     assert!(valid.is_valid(&value), "{text}");
     assert!(texts(&value).iter().all(|text| !goes_round(text)), "{text}");
-    assert_eq!(repeated(&value), [String::new(); 0], "{text}");
+    assert_eq!(repeated(&value), Vec::<String>::new(), "{text}");
     let tokens = reply["usage"]["completion_tokens"].as_u64().unwrap();
     assert!(tokens < 2_500, "{tokens}: {text}");
     let closed = choice["closed"].as_array().unwrap();
@@ -334,7 +334,7 @@ fn a_model_that_goes_round_without_a_spoke_comes_to_an_end() {
     for line in lines {
         let row: Value = serde_json::from_str(line).unwrap();
         let text = |key: &str| row[key].as_str().unwrap().to_owned();
-        let event = task::Event::new(&text("source"), &text("type"), &text("raw_input"));
+        let event = task::Event::new(text("source"), text("type"), text("raw_input"));
         let began = std::time::Instant::now();
         let reply =
             real.daemon.post("/v1/chat/completions", &encoding(&event, json!({"max_tokens": 4096}))).ok();
@@ -350,7 +350,7 @@ fn a_model_that_goes_round_without_a_spoke_comes_to_an_end() {
         );
         let value: Value = serde_json::from_str(said).unwrap_or_else(|error| panic!("{said}: {error}"));
         assert!(valid.is_valid(&value), "{said}");
-        assert_eq!(repeated(&value), [String::new(); 0], "{said}");
+        assert_eq!(repeated(&value), Vec::<String>::new(), "{said}");
         assert!(texts(&value).iter().all(|text| !goes_round(text)), "{said}");
         assert!(tokens <= 1_200, "{tokens}: {said}");
         longest = longest.max(tokens);
@@ -380,7 +380,7 @@ fn default_encodings_of_the_shipped_model_are_the_same_fast_and_plain() {
         .map(|line| {
             let row: Value = serde_json::from_str(line).unwrap();
             let text = |key: &str| row[key].as_str().unwrap().to_owned();
-            let event = task::Event::new(&text("source"), &text("type"), &text("raw_input"));
+            let event = task::Event::new(text("source"), text("type"), text("raw_input"));
             let mut prompt = Vec::new();
             for message in messages(&event, &Wording::standard()) {
                 prompt.extend([
@@ -403,7 +403,7 @@ fn default_encodings_of_the_shipped_model_are_the_same_fast_and_plain() {
     for (events, plain) in running.into_iter().zip(&plain) {
         let fast = answer(events);
         assert_eq!((&fast.text, &fast.closed), (&plain.text, &plain.closed));
-        assert_eq!(repeated(&serde_json::from_str(&fast.text).unwrap()), [String::new(); 0]);
+        assert_eq!(repeated(&serde_json::from_str(&fast.text).unwrap()), Vec::<String>::new());
         taken_back += fast.closed.len();
     }
     println!("{taken_back} items were taken back");

@@ -154,7 +154,7 @@ impl Session {
             loops.set_again();
         }
         self.back(to)?;
-        for at in to..said.len() {
+        for (at, &token) in said.iter().enumerate().skip(to) {
             // The token may end within a character.
             let may = self.scanner.place() == Place::String;
             if may
@@ -172,7 +172,7 @@ impl Session {
                 self.settle();
                 return Ok(Some((at, tokens, path)));
             }
-            self.accept(said[at])?;
+            self.accept(token)?;
         }
         Ok(None)
     }

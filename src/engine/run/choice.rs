@@ -306,9 +306,8 @@ impl Run {
         }
         let strict = session.is_strict();
         let fits = match left.checked_sub(tokens.len()) {
-            None => false,
             Some(_) if ended => true,
-            Some(0) => false,
+            None | Some(0) => false,
             Some(_) if escape.is_none() => true,
             Some(rest) => match session.closing() {
                 Ok(closing) => closing.len() <= rest,

@@ -86,7 +86,9 @@ impl Loops {
 
     /// Goes on by a token.
     pub fn push_all(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.push(byte));
+        for &byte in bytes {
+            self.push(byte);
+        }
         self.tokens += 1;
         if self.longest.is_some() && self.scanner.place() != Place::Number {
             self.suspect();
@@ -240,6 +242,7 @@ impl Loops {
 }
 
 #[cfg(test)]
+#[allow(clippy::format_collect, reason = "texts of tests are short")]
 mod tests {
     use super::*;
 

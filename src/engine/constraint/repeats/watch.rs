@@ -240,14 +240,14 @@ impl Watch {
     /// A value has ended.
     fn end(&mut self) {
         let at = self.frames.len().wrapping_sub(1);
-        self.judge(at, |rule, item| rule.of_whole(item), self.text.len());
+        self.judge(at, Rule::of_whole, self.text.len());
     }
 
     /// A member of an object has ended: it may be the last that the name of an item needs.
     fn member_ends(&mut self, end: usize) {
         let is_object = self.frames.last().is_some_and(|frame| !frame.is_list);
         if is_object && self.frames.len() > 1 {
-            self.judge(self.frames.len() - 2, |rule, item| rule.of_part(item), end);
+            self.judge(self.frames.len() - 2, Rule::of_part, end);
         }
     }
 
