@@ -154,9 +154,9 @@ impl Generation {
                 let thinks = splitter.is_thinking();
                 let held = self.splitter.take().and_then(Splitter::finish);
                 self.told.extend(held.map(|piece| self.reports.output(piece)));
-                // A token that ends an answer has no bytes; what has some is part of a character.
-                let ended = reason == FinishReason::Stop
-                    && self.reports.waiting.back().is_some_and(|report| report.token.bytes.is_empty());
+                // A token that ends an answer has no bytes or a name; other bytes are part of a character.
+                let is_name = |report: &TokenReport| std::str::from_utf8(&report.token.bytes).is_ok();
+                let ended = reason == FinishReason::Stop && self.reports.waiting.back().is_some_and(is_name);
                 let last = if ended { self.reports.waiting.pop_back() } else { None };
                 let tokens = if thinks { Vec::new() } else { self.reports.broken_off() };
                 if !tokens.is_empty() {
