@@ -1,4 +1,4 @@
-//! File descriptors: the limit raised at the start, and how many connections it has room for beside everything else.
+//! File descriptors: the limit raised at the start, and how many connections it has room for besides everything else.
 
 use std::sync::OnceLock;
 

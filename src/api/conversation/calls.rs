@@ -50,11 +50,11 @@ enum State {
     Over,
 }
 
-/// What is behind `<tool_call>`: up to where it reaches, and whether that is a call.
+/// What follows `<tool_call>`: up to where it reaches, and whether that is a call.
 enum Body {
     /// Not told yet.
     Open,
-    /// An object up to the first place; the second is behind its end tag.
+    /// An object up to the first place; the second is after its end tag.
     Object(usize, usize),
     /// Something else, up to its end tag.
     Other(usize),
@@ -167,7 +167,7 @@ impl Listener {
         self.seen = 0;
     }
 
-    /// How far that reaches which is behind `<tool_call>`.
+    /// How far what follows `<tool_call>` reaches.
     fn body(&mut self) -> Body {
         let first = self.held.trim_start();
         if first.is_empty() {

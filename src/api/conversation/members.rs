@@ -14,7 +14,7 @@ pub(super) struct ObjectEnd {
 }
 
 impl ObjectEnd {
-    /// The place behind the object that `text` begins with, once it is there. Each call brings a longer text.
+    /// The place after the object that `text` begins with, once it is there. Each call brings a longer text.
     pub(super) fn find(&mut self, text: &str) -> Option<usize> {
         let bytes = text.as_bytes();
         while self.end.is_none() && self.at < bytes.len() {

@@ -237,7 +237,7 @@ pub struct Dialogue {
     pub turns: Vec<Turn>,
     /// The tools that are offered in it.
     pub tools: Vec<Value>,
-    /// What the template is told beside them.
+    /// What the template is told next to them.
     pub parameters: Map<String, Value>,
 }
 

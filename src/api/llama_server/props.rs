@@ -39,7 +39,7 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
         "total_slots": lanes.len(),
         "model_alias": app.model_id(),
         "model_path": app.options().model_file,
-        // Weights stay in memory while nobody asks.
+        // Weights stay in memory while no one asks.
         "is_sleeping": false,
         "modalities": {"vision": false, "audio": false},
         "chat_template": app.template(&model, deadline).await?.source(),

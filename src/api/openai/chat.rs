@@ -96,7 +96,7 @@ pub(in crate::api) async fn count(State(app): State<App>, body: JsonBody) -> Res
 }
 
 /// A conversation to be answered, as chat writes it; the other APIs for conversations are translated into it. What can be
-/// judged without the model has been, so that nobody waits for a refusal.
+/// judged without the model has been, so that no one waits for a refusal.
 pub(in crate::api) struct Asked {
     pub(in crate::api) manner: Manner,
     /// Stop texts that the client sent; others may stand after them.

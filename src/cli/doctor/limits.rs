@@ -10,7 +10,7 @@ use crate::config::Settings;
 
 /// Memory for everything but weights, at least.
 const BASE: u64 = 256 << 20;
-/// Files that the daemon has open beside connections: database, log, model, watches, pipes of children.
+/// Files that the daemon has open besides connections: database, log, model, watches, pipes of children.
 const FILES: u64 = 64;
 
 /// Memory of the machine and of the control group that the process is in.

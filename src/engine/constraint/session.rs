@@ -126,7 +126,7 @@ impl Session {
         self.taken[index]
     }
 
-    /// The token behind which a text has gone round, if one has.
+    /// The token after which a text has gone round, if one has.
     pub fn round(&self) -> Option<usize> {
         self.loops.as_ref().and_then(Loops::round)
     }
@@ -138,7 +138,7 @@ impl Session {
         }
     }
 
-    /// Ends the text that has gone round behind this many tokens, or a few more: gives how many,
+    /// Ends the text that has gone round after this many tokens, or a few more: gives how many,
     /// and the tokens that follow. `None` if it can't end there; it is as long as before then.
     ///
     /// # Errors
@@ -218,7 +218,7 @@ impl Session {
         self.watch.iter().flat_map(Watch::marks).map(|mark| mark.token).collect()
     }
 
-    /// The item that would be a repeat behind these tokens.
+    /// The item that would be a repeat after these tokens.
     pub fn repeat_behind(&self, tokens: &[u32]) -> Option<Repeat> {
         let mut watch = self.watch.clone()?;
         for (index, &token) in (self.taken.len()..).zip(tokens) {
@@ -246,7 +246,7 @@ impl Session {
         }
     }
 
-    /// Goes back to where it was behind so many tokens.
+    /// Goes back to where it was after so many tokens.
     ///
     /// # Errors
     /// llguidance gives up.

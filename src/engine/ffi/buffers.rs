@@ -179,7 +179,7 @@ impl Half {
     /// Gives back the memory of a stream's places from one on, which then hold zeros.
     ///
     /// # Safety
-    /// The cache lives, and nobody reads or writes it meanwhile.
+    /// The cache lives, and no one reads or writes it meanwhile.
     pub(super) unsafe fn give_back(&self, stream: usize, from: usize) {
         let (from, all) = (from.min(self.places) * self.place, self.places * self.place);
         // SAFETY: within the stream. Whole pages alone: what shares one with them stays.
@@ -324,7 +324,7 @@ const FRESH: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESER
 ///
 /// # Safety
 /// `start` is at the beginning of a page, and `length` bytes from there on are of one mapping,
-/// which nobody uses meanwhile.
+/// which no one uses meanwhile.
 unsafe fn zero(start: *mut c_void, length: usize) {
     // SAFETY: the caller's promise. A mapping in the place of another one is new; if there can be
     // none, the old one stays, and is written.
@@ -388,7 +388,7 @@ mod tests {
         300 + position * 37 % 900
     }
 
-    /// Reads tokens of a sequence; logits behind the last.
+    /// Reads tokens of a sequence; logits after the last.
     fn read(context: &mut Context<'_>, sequence: u32, positions: std::ops::Range<u32>) -> Vec<f32> {
         let (mut batch, last) = (Batch::default(), positions.end - 1);
         for position in positions {

@@ -12,7 +12,7 @@ pub fn start_clean(command: &mut Command) {
     let limit = descriptors::inherited();
     let reset = move || {
         for signal in 1..=libc::SIGRTMAX() {
-            // SAFETY: a system call; it fails for the few signals that can't be set, which nobody can ignore either.
+            // SAFETY: a system call; it fails for the few signals that can't be set, which no one can ignore either.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
         // SAFETY: a set of signals is plain memory that sigemptyset makes valid.

@@ -13,7 +13,7 @@ use crate::api::request::Manner;
 use crate::api::stream::Dialect;
 use crate::engine::{FinishReason, Usage};
 
-/// What a response repeats of its request, and what is told beside it.
+/// What a response repeats of its request, and what is told next to it.
 #[derive(Debug)]
 pub(super) struct Settings {
     repeated: Map<String, Value>,

@@ -95,7 +95,7 @@ impl Loops {
         }
     }
 
-    /// The token behind which a text has gone round: it should have ended there.
+    /// The token after which a text has gone round: it should have ended there.
     pub fn round(&self) -> Option<usize> {
         self.round
     }
@@ -158,7 +158,7 @@ impl Loops {
         self.of_token.push(self.tokens);
     }
 
-    /// Looks at the text behind a token.
+    /// Looks at the text after a token.
     fn suspect(&mut self) {
         if self.round.is_some() {
             return;
