@@ -7,6 +7,7 @@ mod confidence;
 pub mod connection;
 mod conversation;
 mod cors;
+mod dialect;
 pub mod error;
 mod exact;
 mod form;

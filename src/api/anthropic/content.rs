@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use crate::api::dialect::{self, string, unread};
 use crate::api::error::ApiError;
 use crate::api::json::{kind, short};
 
@@ -132,45 +133,20 @@ fn assistant(path: &str, message: &Value, called: &mut HashMap<String, Value>) -
     Ok(message)
 }
 
-/// The texts of a content: of a string, or of blocks.
+/// The texts of a string, or of blocks.
 pub(super) fn text_blocks(path: &str, content: &Value) -> Result<Vec<String>, ApiError> {
-    match content {
-        Value::String(text) => Ok(vec![text.clone()]),
-        Value::Array(blocks) => {
-            let block = |(index, block): (usize, &Value)| text_block(&format!("{path}[{index}]"), block);
-            blocks.iter().enumerate().map(block).collect()
-        }
-        other => Err(ApiError::field(
-            path,
-            format!("found {}, expected a string or an array of blocks", kind(other)),
-        )),
-    }
+    dialect::texts(path, content, "blocks", text_block)
 }
 
 /// The text of a block that is one, or of a document that is plain text.
 fn text_block(path: &str, block: &Value) -> Result<String, ApiError> {
-    let found = block.get("type");
-    match found.and_then(Value::as_str) {
+    match block.get("type").and_then(Value::as_str) {
         Some("text") => string(&format!("{path}.text"), block.get("text")).map(str::to_owned),
         Some("document") if block.pointer("/source/type").is_some_and(|kind| kind == "text") => {
             string(&format!("{path}.source.data"), block.pointer("/source/data")).map(str::to_owned)
         }
-        Some("image") => Err(ApiError::field(path, "image input is not supported: only text is read")),
-        _ => {
-            let found = found.map_or_else(|| "nothing".to_owned(), short);
-            let message = format!(
-                "found {found}, which is not supported here: only text, calls and their results are read"
-            );
-            Err(ApiError::field(format!("{path}.type"), message))
-        }
+        _ => Err(unread(path, block, "text, calls and their results are read")),
     }
-}
-
-fn string<'a>(path: &str, value: Option<&'a Value>) -> Result<&'a str, ApiError> {
-    let found = value.map_or("nothing", kind);
-    value
-        .and_then(Value::as_str)
-        .ok_or_else(|| ApiError::field(path, format!("found {found}, expected a string")))
 }
 
 #[cfg(test)]

@@ -3,8 +3,23 @@
 use serde_json::{Map, Value, json};
 
 use super::content::{messages, text_blocks};
+use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
 use crate::api::json::{JsonBody, kind, short};
+
+/// Names of this API.
+pub(super) const DIALECT: Dialect = Dialect {
+    answer: "a message",
+    prompt: "messages",
+    format: "output_config.format",
+    renamed: &[
+        ("stop", "stop_sequences"),
+        ("response_format.json_schema.schema", "output_config.format.schema"),
+        ("tool_choice.function.name", "tool_choice.name"),
+        ("chat_template_kwargs.enable_thinking", "thinking"),
+    ],
+    tool: &[(".function.parameters", ".input_schema"), (".function", "")],
+};
 
 /// Fields that are translated, or that say nothing about the answer.
 const OWN: [&str; 15] = [
@@ -184,27 +199,6 @@ fn response_format(written: &Value) -> Result<Value, ApiError> {
     }
 }
 
-/// The name under which a client of this API knows a field of chat's.
-pub(super) fn own_name(field: &str) -> String {
-    let renamed = [
-        ("stop", "stop_sequences"),
-        ("response_format.json_schema.schema", "output_config.format.schema"),
-        ("response_format", "output_config.format"),
-        ("tool_choice.function.name", "tool_choice.name"),
-        ("chat_template_kwargs.enable_thinking", "thinking"),
-    ];
-    for (theirs, ours) in renamed {
-        match field.strip_prefix(theirs) {
-            Some(rest) if rest.is_empty() || rest.starts_with(['[', '.']) => return format!("{ours}{rest}"),
-            _ => {}
-        }
-    }
-    if field.starts_with("tools[") {
-        return field.replace(".function.parameters", ".input_schema").replace(".function", "");
-    }
-    field.to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,7 +271,7 @@ mod tests {
             ("response_format.json_schema.schema", "output_config.format.schema"),
             ("max_tokens", "max_tokens"),
         ] {
-            assert_eq!(own_name(theirs), ours);
+            assert_eq!(DIALECT.name(theirs), ours);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use crate::api::dialect::{self, string, unread};
 use crate::api::error::ApiError;
 use crate::api::json::{kind, short};
 
@@ -136,39 +137,15 @@ impl Said {
 
 /// The text of a string, or of parts.
 fn texts(path: &str, content: &Value) -> Result<String, ApiError> {
-    let parts = match content {
-        Value::String(text) => return Ok(text.clone()),
-        Value::Array(parts) => parts,
-        other => {
-            let message = format!("found {}, expected a string or an array of text parts", kind(other));
-            return Err(ApiError::field(path, message));
-        }
-    };
-    let mut text = String::new();
-    for (index, part) in parts.iter().enumerate() {
-        let path = format!("{path}[{index}]");
+    let part = |path: &str, part: &Value| {
         let key = match part.get("type").and_then(Value::as_str) {
             Some("input_text" | "output_text" | "text" | "summary_text" | "reasoning_text") => "text",
             Some("refusal") => "refusal",
-            Some("input_image") => {
-                return Err(ApiError::field(path, "image input is not supported: only text is read"));
-            }
-            found => {
-                let found = found.map_or_else(|| "nothing".to_owned(), |found| format!("{found:?}"));
-                let message = format!("found {found}, which is not supported here: only text is read");
-                return Err(ApiError::field(format!("{path}.type"), message));
-            }
+            _ => return Err(unread(path, part, "text is read")),
         };
-        text.push_str(string(&format!("{path}.{key}"), part.get(key))?);
-    }
-    Ok(text)
-}
-
-fn string<'a>(path: &str, value: Option<&'a Value>) -> Result<&'a str, ApiError> {
-    let found = value.map_or("nothing", kind);
-    value
-        .and_then(Value::as_str)
-        .ok_or_else(|| ApiError::field(path, format!("found {found}, expected a string")))
+        string(&format!("{path}.{key}"), part.get(key)).map(str::to_owned)
+    };
+    Ok(dialect::texts(path, content, "text parts", part)?.concat())
 }
 
 #[cfg(test)]

@@ -3,8 +3,24 @@
 use serde_json::{Map, Value, json};
 
 use super::input::messages;
+use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
 use crate::api::json::{JsonBody, kind, short};
+
+/// Names of this API.
+pub(super) const DIALECT: Dialect = Dialect {
+    answer: "a response",
+    prompt: "input",
+    format: "text.format",
+    renamed: &[
+        ("response_format.json_schema", "text.format"),
+        ("max_completion_tokens", "max_output_tokens"),
+        ("reasoning_effort", "reasoning.effort"),
+        ("verbosity", "text.verbosity"),
+        ("tool_choice.function.name", "tool_choice.name"),
+    ],
+    tool: &[(".function", "")],
+};
 
 /// Fields that are translated, or that say nothing about the answer.
 const OWN: [&str; 19] = [
@@ -145,28 +161,6 @@ fn response_format(written: &Value) -> Result<Value, ApiError> {
     }
 }
 
-/// The name under which a client of this API knows a field of chat's.
-pub(super) fn own_name(field: &str) -> String {
-    let renamed = [
-        ("response_format.json_schema", "text.format"),
-        ("response_format", "text.format"),
-        ("max_completion_tokens", "max_output_tokens"),
-        ("reasoning_effort", "reasoning.effort"),
-        ("verbosity", "text.verbosity"),
-        ("tool_choice.function.name", "tool_choice.name"),
-        ("messages", "input"),
-    ];
-    for (theirs, ours) in renamed {
-        match field.strip_prefix(theirs) {
-            // Items are not messages one by one: the place would be wrong.
-            Some(_) if theirs == "messages" => return ours.to_owned(),
-            Some(rest) if rest.is_empty() || rest.starts_with(['[', '.']) => return format!("{ours}{rest}"),
-            _ => {}
-        }
-    }
-    if field.starts_with("tools[") { field.replace(".function", "") } else { field.to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,7 +226,7 @@ mod tests {
             ("tools[1].function.name", "tools[1].name"),
             ("temperature", "temperature"),
         ] {
-            assert_eq!(own_name(theirs), ours);
+            assert_eq!(DIALECT.name(theirs), ours);
         }
     }
 }

@@ -1,0 +1,132 @@
+//! What the APIs that are translated into chat have in common: how a body is judged, answered and counted in chat's words,
+//! and how faults found there get the names that the client knows.
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::json::{JsonBody, kind, short};
+use super::openai::chat::{Asked, Started};
+use super::spokes::Choice;
+use super::state::{App, Deadline};
+
+/// One of these APIs.
+pub(super) struct Dialect {
+    /// What it calls an answer, with its article.
+    pub(super) answer: &'static str,
+    /// The field that the prompt comes from.
+    pub(super) prompt: &'static str,
+    /// The field for what chat calls `response_format`.
+    pub(super) format: &'static str,
+    /// Other fields of chat's, and their names in this API. A name stands for the fields inside it too.
+    pub(super) renamed: &'static [(&'static str, &'static str)],
+    /// What is left out of the path of a tool's field, and what takes its place.
+    pub(super) tool: &'static [(&'static str, &'static str)],
+}
+
+impl Dialect {
+    /// Judges a translated body.
+    pub(super) fn parse(&self, app: &App, chat: &JsonBody) -> Result<Asked, ApiError> {
+        let choice = Choice::parse(chat)?;
+        let mut asked = Asked::parse(app, chat, choice).map_err(|error| self.translate(error))?;
+        if asked.manner.n > 1 {
+            let message = format!("found {}, expected 1: {} is one answer", asked.manner.n, self.answer);
+            return Err(ApiError::field("n", message));
+        }
+        if asked.manner.constraint_field == "response_format" {
+            asked.manner.constraint_field = self.format;
+        }
+        Ok(asked)
+    }
+
+    /// Begins to answer, under an id with this prefix.
+    pub(super) async fn start(
+        &self,
+        asked: Asked,
+        app: &App,
+        deadline: Deadline,
+        id: (&str, &'static str),
+    ) -> Result<Started, ApiError> {
+        asked.start(app, deadline, id, self.prompt).await.map_err(|error| self.translate(error))
+    }
+
+    /// Tokens of the prompt.
+    pub(super) async fn count(
+        &self,
+        asked: &Asked,
+        app: &App,
+        deadline: Deadline,
+    ) -> Result<usize, ApiError> {
+        asked.count(app, deadline, self.prompt).await.map_err(|error| self.translate(error))
+    }
+
+    fn translate(&self, error: ApiError) -> ApiError {
+        match error {
+            ApiError::Field { field, message } => ApiError::Field { field: self.name(&field), message },
+            other => other,
+        }
+    }
+
+    /// The name under which a client knows a field of chat's.
+    pub(super) fn name(&self, field: &str) -> String {
+        let inside = |theirs: &str| {
+            field.strip_prefix(theirs).filter(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
+        };
+        // Elsewhere the items are not messages one by one: the place would be wrong.
+        if self.prompt != "messages" && inside("messages").is_some() {
+            return self.prompt.to_owned();
+        }
+        for (theirs, ours) in self.renamed {
+            if let Some(rest) = inside(theirs) {
+                return format!("{ours}{rest}");
+            }
+        }
+        match inside("response_format") {
+            Some(rest) => format!("{}{rest}", self.format),
+            None if field.starts_with("tools[") => {
+                self.tool.iter().fold(field.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours))
+            }
+            None => field.to_owned(),
+        }
+    }
+}
+
+/// The texts of a content: of a string, or of parts that `text` reads. `parts` is what the API calls them.
+pub(super) fn texts(
+    path: &str,
+    content: &Value,
+    parts: &str,
+    text: impl Fn(&str, &Value) -> Result<String, ApiError>,
+) -> Result<Vec<String>, ApiError> {
+    match content {
+        Value::String(text) => Ok(vec![text.clone()]),
+        Value::Array(all) => {
+            all.iter().enumerate().map(|(index, part)| text(&format!("{path}[{index}]"), part)).collect()
+        }
+        other => {
+            let message = format!("found {}, expected a string or an array of {parts}", kind(other));
+            Err(ApiError::field(path, message))
+        }
+    }
+}
+
+/// A part that can't be read. `read` are those that can.
+pub(super) fn unread(path: &str, part: &Value, read: &str) -> ApiError {
+    match part.get("type") {
+        Some(Value::String(image)) if matches!(&**image, "image" | "input_image") => {
+            ApiError::field(path, "image input is not supported: only text is read")
+        }
+        found => {
+            let found = found.map_or_else(|| "nothing".to_owned(), short);
+            let message = format!("found {found}, which is not supported here: only {read}");
+            ApiError::field(format!("{path}.type"), message)
+        }
+    }
+}
+
+/// A string that must be there.
+pub(super) fn string<'a>(path: &str, value: Option<&'a Value>) -> Result<&'a str, ApiError> {
+    let found = value.map_or("nothing", kind);
+    value
+        .and_then(Value::as_str)
+        .ok_or_else(|| ApiError::field(path, format!("found {found}, expected a string")))
+}
