@@ -6,12 +6,12 @@ use std::time::Instant;
 use llama_cpp_2::model::LlamaModel;
 use tokio::sync::oneshot;
 
-use super::crew::Crew;
 use super::drafting::Cost;
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
+use super::handle::{LlamaSettings, Ticket};
 use super::kernels::Kernels;
-use super::llama::{LlamaSettings, Ticket};
 use super::scheduler::SHARE;
+use super::thread_tuner::ThreadTuner;
 use super::vocabulary::{Vocabulary, tokenize};
 use super::{Embeddings, EngineError, Prompt};
 
@@ -106,7 +106,7 @@ impl Embedding {
 pub struct Embedder<'a> {
     context: Context<'a>,
     batch: Batch,
-    crew: Crew,
+    tuner: ThreadTuner,
     cost: Cost,
     limit: u32,
 }
@@ -135,8 +135,8 @@ impl<'a> Embedder<'a> {
         let context = Context::new(model, settings).map_err(|e| {
             EngineError::Internal(format!("no context for embeddings of {limit} tokens: {e}"))
         })?;
-        let crew = Crew::new(context.threads(), Instant::now());
-        Ok(Self { context, batch: Batch::default(), crew, cost: Cost::default(), limit })
+        let tuner = ThreadTuner::new(context.threads(), Instant::now());
+        Ok(Self { context, batch: Batch::default(), tuner, cost: Cost::default(), limit })
     }
 
     /// Goes on with texts for a short while; gives vectors of length 1, one per text, when all are there.
@@ -189,14 +189,14 @@ impl<'a> Embedder<'a> {
     fn compute(&mut self) -> Result<(), DecodeError> {
         let tokens = self.batch.len();
         let price = self.cost.prompt_token() * tokens as f64;
-        self.crew.lead(&mut self.context, price);
+        self.tuner.lead(&mut self.context, price);
         let began = Instant::now();
         self.context.decode(&self.batch)?;
         let seconds = began.elapsed().as_secs_f64();
-        if !self.crew.is_trying() {
+        if !self.tuner.is_trying() {
             self.cost.learn_prompt(tokens, seconds);
         }
-        self.crew.worked(price, seconds, Instant::now());
+        self.tuner.worked(price, seconds, Instant::now());
         Ok(())
     }
 }

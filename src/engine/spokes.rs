@@ -7,9 +7,9 @@ use std::rc::Rc;
 use llama_cpp_2::model::LlamaModel;
 use tokio::sync::oneshot;
 
-use super::cache::{NO_SPOKE, Origin};
 use super::ffi::Adapter;
 use super::kernels::felix;
+use super::prefix_cache::{NO_SPOKE, Origin};
 use super::{EngineError, LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange};
 use crate::gguf::Gguf;
 use crate::spoke::{Generation, Kind, Limits, Post, read_folded};

@@ -15,15 +15,15 @@ use tracing::Span;
 use super::backend::backend;
 use super::batching::{Entry, Lanes, room};
 use super::cache_memory::available;
-use super::compiler::Index;
 use super::computing::{Computing, ComputingReport};
 use super::constraint::Shape;
 use super::embedding::{Embedder, Embedding};
-use super::heart::{BEAT, Heart};
+use super::grammar_compiler::Index;
+use super::handle::{LlamaSettings, Ticket};
+use super::heartbeat::{BEAT, Heartbeat};
 use super::kernels::Kernels;
 use super::kernels::felix;
-use super::llama::{LlamaSettings, Ticket};
-use super::run::Run;
+use super::sequence::Sequence;
 use super::spokes::{Answer, SpokeUse, Spokes};
 use super::vocabulary::{Vocabulary, head, token_ids, tokenize};
 use super::{
@@ -125,7 +125,7 @@ impl Drop for Waited<'_> {
     }
 }
 
-/// Answers what was sent before the state changed for good; nothing follows it (see `Way::offer`).
+/// Answers what was sent before the state changed for good; nothing follows it (see `CommandSender::offer`).
 fn refuse_rest(commands: &Receiver<Command>, error: &EngineError) {
     while let Ok(command) = commands.try_recv() {
         refuse(command, error);
@@ -192,7 +192,7 @@ fn serve(
         waiting: VecDeque::new(),
         read: None,
         stop_at: None,
-        heart: Heart::new(health),
+        heartbeat: Heartbeat::new(health),
     };
     worker.serve(commands);
     Ok(())
@@ -271,7 +271,7 @@ struct Worker<'a> {
     read: Option<Read>,
     /// When what still runs is failed; set by the stop command.
     stop_at: Option<Instant>,
-    heart: Heart<'a>,
+    heartbeat: Heartbeat<'a>,
 }
 
 impl<'a> Worker<'a> {
@@ -304,7 +304,7 @@ impl<'a> Worker<'a> {
             self.admit();
             // A batch may take half a second.
             self.beat();
-            self.lanes.step(&self.vocabulary, self.index.get().map(AsRef::as_ref), &self.heart);
+            self.lanes.step(&self.vocabulary, self.index.get().map(AsRef::as_ref), &self.heartbeat);
             self.embed();
             self.free_spokes();
             self.beat();
@@ -375,7 +375,11 @@ impl<'a> Worker<'a> {
         {
             waiting.ticket.admitted();
             // Before its first event is sent, after which somebody may ask what runs.
-            self.heart.beat(self.lanes.running() as u32 + 1, self.waiting.len() as u32, self.lanes.totals());
+            self.heartbeat.beat(
+                self.lanes.running() as u32 + 1,
+                self.waiting.len() as u32,
+                self.lanes.totals(),
+            );
             let (sender, span) = (waiting.events.clone(), waiting.span.clone());
             let _entered = span.enter();
             if let Err(error) = self.admit_one(waiting) {
@@ -407,7 +411,7 @@ impl<'a> Worker<'a> {
         let queued_ms = queued.elapsed().as_secs_f64() * 1e3;
         let cached_tokens = placement.known as u32;
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
-        let run = Run::new(&request, &prompt, events, session, budget, usage)?;
+        let run = Sequence::new(&request, &prompt, events, session, budget, usage)?;
         let run = if self.settings.force { run } else { run.without_force() };
         tracing::debug!(
             answer = request.id,
@@ -457,6 +461,6 @@ impl<'a> Worker<'a> {
 
     fn beat(&self) {
         let (running, waiting) = (self.lanes.running() as u32, self.waiting.len() as u32);
-        self.heart.beat(running, waiting, self.lanes.totals());
+        self.heartbeat.beat(running, waiting, self.lanes.totals());
     }
 }

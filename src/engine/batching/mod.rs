@@ -1,8 +1,8 @@
 //! Lanes: requests that are decoded together, each in a sequence of llama.cpp. There may be more sequences than lanes: what
 //! the others hold is known to later requests (see [`super::cache`]).
 
+mod prefix_reuse;
 mod room;
-mod sharing;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,18 +12,18 @@ use tracing::Span;
 
 pub use self::room::room;
 use self::room::{is_partial, sequences, warm_up};
-use super::cache::{NO_SPOKE, Origin, Placement, shared};
 use super::constraint::Grammars;
-use super::crew::Crew;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
 use super::foresight::Foresight;
-use super::heart::Heart;
+use super::handle::{LlamaSettings, Ticket};
+use super::heartbeat::Heartbeat;
 use super::kernels::Kernels;
-use super::llama::{LlamaSettings, Ticket};
-use super::run::{Run, Step};
+use super::prefix_cache::{NO_SPOKE, Origin, Placement, shared};
 use super::scheduler::{BATCH, LONG, Price, Slice, Work, plan};
+use super::sequence::{Sequence, Step};
 use super::spokes::SpokeUse;
+use super::thread_tuner::ThreadTuner;
 use super::vocabulary::Vocabulary;
 use super::{EngineError, LaneState, Totals, Usage};
 
@@ -40,10 +40,10 @@ const TURN: Duration = Duration::from_millis(50);
 /// All lanes and the context that they share.
 pub struct Lanes<'a> {
     context: Context<'a>,
-    crew: Crew,
+    tuner: ThreadTuner,
     foresight: Foresight,
     batch: Batch,
-    sequences: Vec<Sequence<'a>>,
+    sequences: Vec<Lane<'a>>,
     /// Requests that run at the same time.
     lanes: usize,
     /// Places of each sequence.
@@ -63,7 +63,7 @@ pub struct Lanes<'a> {
 }
 
 #[derive(Default)]
-struct Sequence<'a> {
+struct Lane<'a> {
     /// Tokens whose keys and values are in the context.
     cached: Vec<u32>,
     /// Places that may have memory: those that were written since memory was given back last.
@@ -76,7 +76,7 @@ struct Sequence<'a> {
 }
 
 struct Running<'a> {
-    run: Run,
+    run: Sequence,
     age: u64,
     /// The prompt, dictated beginning of the answer included.
     planned: Vec<u32>,
@@ -99,7 +99,7 @@ pub struct Entry<'a> {
     /// How much of it other prompts probably begin with too.
     pub head: Option<usize>,
     /// Its answer.
-    pub run: Run,
+    pub run: Sequence,
     /// What it runs with beside the post.
     pub spokes: SpokeUse<'a>,
     /// Whether tokens are drafted.
@@ -144,10 +144,10 @@ impl<'a> Lanes<'a> {
             if made.is_sparse() { COPY } else { place_bytes as f64 * places as f64 / COPIED_PER_SECOND };
         Ok(Self {
             context: made,
-            crew: Crew::new(threads, Instant::now()),
+            tuner: ThreadTuner::new(threads, Instant::now()),
             foresight: Foresight::start(threads),
             batch: Batch::default(),
-            sequences: (0..sequences).map(|_| Sequence::default()).collect(),
+            sequences: (0..sequences).map(|_| Lane::default()).collect(),
             lanes: lanes as usize,
             places,
             copying,
@@ -166,7 +166,7 @@ impl<'a> Lanes<'a> {
     pub fn states(&self) -> Vec<LaneState> {
         let mut order: Vec<_> = self.sequences.iter().collect();
         order.sort_by_key(|sequence| (sequence.running.is_none(), std::cmp::Reverse(sequence.last_used)));
-        let state = |(lane, sequence): (u32, &Sequence<'a>)| {
+        let state = |(lane, sequence): (u32, &Lane<'a>)| {
             let run = sequence.running.as_ref().map(|running| &running.run);
             LaneState {
                 lane,
@@ -296,7 +296,7 @@ impl<'a> Lanes<'a> {
     }
 
     /// What is guessed to follow in a lane.
-    fn draft(&self, sequence: &Sequence<'a>) -> Draft {
+    fn draft(&self, sequence: &Lane<'a>) -> Draft {
         let Some(running) = sequence.running.as_ref().filter(|running| running.drafts && self.partial) else {
             return Draft::default();
         };
@@ -317,7 +317,7 @@ impl<'a> Lanes<'a> {
 
     /// Computes with these adapters, and each request that they serve with its own Felix spoke.
     fn attach(&mut self, spokes: &SpokeUse<'a>) -> Result<(), DecodeError> {
-        let felix = |(id, sequence): (u32, &Sequence<'a>)| {
+        let felix = |(id, sequence): (u32, &Lane<'a>)| {
             let (weights, scale) = sequence.running.as_ref()?.spokes.felix()?;
             Some((id, weights, scale))
         };
@@ -353,7 +353,7 @@ impl<'a> Lanes<'a> {
     }
 
     /// Decodes one batch for each group of lanes and lets those go on whose tokens are all decoded.
-    pub fn step(&mut self, vocabulary: &Vocabulary, grammars: Option<&Grammars>, heart: &Heart<'_>) {
+    pub fn step(&mut self, vocabulary: &Vocabulary, grammars: Option<&Grammars>, heartbeat: &Heartbeat<'_>) {
         self.catch_up();
         let Some(spokes) = self.turn() else { return };
         if let Err(error) = self.attach(&spokes) {
@@ -384,7 +384,7 @@ impl<'a> Lanes<'a> {
             tracing::debug!(?milliseconds, ?chances, "what batches cost and how often guesses are right");
         }
         for slices in plan(&work, self.others_decode(), &self.cost) {
-            self.call(&slices, &drafts, vocabulary, grammars, heart);
+            self.call(&slices, &drafts, vocabulary, grammars, heartbeat);
         }
     }
 
@@ -394,18 +394,18 @@ impl<'a> Lanes<'a> {
         drafts: &[Draft],
         vocabulary: &Vocabulary,
         grammars: Option<&Grammars>,
-        heart: &Heart<'_>,
+        heartbeat: &Heartbeat<'_>,
     ) {
         let (ready, prompt) = self.fill(slices, drafts);
         let sequences = &self.sequences;
         self.foresight
             .look(ready.iter().filter_map(|&(lane, ..)| sequences[lane].running.as_ref()?.run.ahead()));
         let price = self.cost.batch(self.batch.len());
-        self.totals.threads = self.crew.lead(&mut self.context, price);
+        self.totals.threads = self.tuner.lead(&mut self.context, price);
         let began = Instant::now();
-        let decoded = self.decode(slices, heart);
+        let decoded = self.decode(slices, heartbeat);
         if decoded.is_err() {
-            self.crew.interrupted(Instant::now());
+            self.tuner.interrupted(Instant::now());
         }
         match decoded {
             Ok(()) => {}
@@ -417,7 +417,7 @@ impl<'a> Lanes<'a> {
         }
         self.count(slices.len(), prompt, price, began.elapsed().as_secs_f64());
         for slice in slices {
-            let Sequence { cached, running: Some(running), .. } = &mut self.sequences[slice.lane] else {
+            let Lane { cached, running: Some(running), .. } = &mut self.sequences[slice.lane] else {
                 continue;
             };
             if !running.run.speaks() {
@@ -431,7 +431,7 @@ impl<'a> Lanes<'a> {
         }
         for (lane, row, guessed) in ready {
             let draft = Draft { tokens: drafts[lane].tokens[..guessed].to_vec(), ..drafts[lane] };
-            self.go_on(lane, row, &draft, vocabulary, grammars, heart);
+            self.go_on(lane, row, &draft, vocabulary, grammars, heartbeat);
         }
     }
 
@@ -442,11 +442,11 @@ impl<'a> Lanes<'a> {
     }
 
     /// Computes the batch as long as somebody waits for one of its requests: a share of a prompt can take long.
-    fn decode(&mut self, slices: &[Slice], heart: &Heart<'_>) -> Result<(), DecodeError> {
+    fn decode(&mut self, slices: &[Slice], heartbeat: &Heartbeat<'_>) -> Result<(), DecodeError> {
         let running = slices.iter().filter_map(|slice| self.sequences[slice.lane].running.as_ref());
         let listeners: Vec<_> = running.map(|running| running.run.listener()).collect();
         let left = || listeners.iter().all(|events| events.is_closed());
-        self.context.decode_unless(&self.batch, &heart.unless(left))
+        self.context.decode_unless(&self.batch, &heartbeat.unless(left))
     }
 
     /// Ends requests in the middle of a batch.
@@ -464,7 +464,7 @@ impl<'a> Lanes<'a> {
         self.batch.clear();
         let (mut ready, mut prompt) = (Vec::new(), 0);
         for &Slice { lane, certain, guessed, padding } in slices {
-            let Sequence { cached, written, running: Some(running), .. } = &mut self.sequences[lane] else {
+            let Lane { cached, written, running: Some(running), .. } = &mut self.sequences[lane] else {
                 continue;
             };
             prompt += running.planned.len().saturating_sub(cached.len()).min(certain);
@@ -498,7 +498,7 @@ impl<'a> Lanes<'a> {
             self.totals.prompt_seconds += seconds;
         }
         // What others than usually have computed tells nothing of what it costs.
-        if !self.crew.is_trying() {
+        if !self.tuner.is_trying() {
             if prompt == 0 {
                 self.cost.learn(tokens, seconds);
             }
@@ -506,7 +506,7 @@ impl<'a> Lanes<'a> {
                 self.cost.learn_prompt(prompt, seconds);
             }
         }
-        self.crew.worked(price, seconds, Instant::now());
+        self.tuner.worked(price, seconds, Instant::now());
     }
 
     /// Ends the requests whose turn it is.
@@ -540,7 +540,7 @@ impl<'a> Lanes<'a> {
         draft: &Draft,
         vocabulary: &Vocabulary,
         grammars: Option<&Grammars>,
-        heart: &Heart<'_>,
+        heartbeat: &Heartbeat<'_>,
     ) {
         let guesses = &draft.tokens;
         let Some(running) = &mut self.sequences[lane].running else { return };
@@ -593,7 +593,7 @@ impl<'a> Lanes<'a> {
                 grammars.forget(&session);
             }
             drop(ticket);
-            heart.runs(self.running() as u32, self.totals());
+            heartbeat.runs(self.running() as u32, self.totals());
             run.conclude();
         }
     }

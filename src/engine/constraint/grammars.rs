@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use toktrie::{InferenceCapabilities, TokEnv};
 
+use super::json_cursor::Scanner;
 use super::repeats::{Rules, Shapes, Watch};
-use super::scanner::Scanner;
 use super::session::Session;
 use super::{close, gbnf, guarded, schema, size};
 use crate::engine::{Constraint, EngineError};

@@ -1,15 +1,15 @@
 //! Answers that must have a shape: JSON Schema and grammars through llguidance, forced tokens, and for JSON a valid end
 //! within any budget.
 
-mod closing;
+mod closing_search;
 mod gbnf;
 mod grammars;
+mod json_cursor;
 mod repeats;
-mod scanner;
 mod schema;
 mod session;
-mod shares;
 mod size;
+mod token_budget;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -17,9 +17,9 @@ use llguidance::TokenParser;
 use toktrie::ApproximateTokEnv;
 
 pub use self::grammars::{Grammars, Shape};
+use self::json_cursor::Scanner;
 pub use self::repeats::Repeat;
 use self::repeats::{Shapes, Watch};
-use self::scanner::Scanner;
 pub use self::session::{Session, Shared};
 pub use self::size::STACK;
 use super::vocabulary::fewest_tokens;
@@ -35,7 +35,7 @@ fn close(
     levels: usize,
     watch: Option<Watch>,
 ) -> Option<Vec<u32>> {
-    let bytes = closing::search(parser, scanner, levels, watch)?;
+    let bytes = closing_search::search(parser, scanner, levels, watch)?;
     fewest_tokens(parser.token_env.tok_trie(), &bytes)
 }
 

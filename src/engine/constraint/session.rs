@@ -7,9 +7,9 @@ use llguidance::TokenParser;
 use toktrie::{Recognizer, SimpleVob};
 
 use super::grammars::{Grammar, Key};
+use super::json_cursor::{Place, Scanner};
 use super::repeats::{Loops, Mark, Repeat, Rules, Shapes, Watch};
-use super::scanner::{Place, Scanner};
-use super::shares::{Due, Shares};
+use super::token_budget::{Due, Shares};
 use super::{close, guarded};
 use crate::engine::{CloseReason, EngineError, Guard};
 

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::grammars::{KEPT, any_object};
 use super::*;
-use crate::engine::run::{Run, Step};
+use crate::engine::sequence::{Sequence, Step};
 use crate::engine::vocabulary::tests::vocabulary;
 use crate::engine::vocabulary::{Token, Vocabulary};
 use crate::engine::{Constraint, EngineError, Event, FinishReason, Generate, Sampling, Usage};
@@ -76,13 +76,13 @@ fn answer_with(
     constraint: &Constraint,
     budget: usize,
     seed: u64,
-    mut ahead: impl FnMut(&Run),
+    mut ahead: impl FnMut(&Sequence),
 ) -> Result<(String, FinishReason, Usage), EngineError> {
     let session = begin(grammars, constraint)?;
     let sampling = Sampling { temperature: 1.0, seed: Some(seed), ..Sampling::GREEDY };
     let request = Generate { sampling, ..Generate::new("", vec![]) };
     let (events, mut receiver) = mpsc::unbounded_channel();
-    let mut run = Run::new(&request, &[], events, Some(session), budget, Usage::default())?;
+    let mut run = Sequence::new(&request, &[], events, Some(session), budget, Usage::default())?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut step = run.start(words);
     let (mut steps, mut backs) = (0, 0);
@@ -292,7 +292,7 @@ fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
         let session = begin(&grammars, &Constraint::JsonSchema(schema.clone())).unwrap();
         let (events, mut receiver) = mpsc::unbounded_channel();
         let request = Generate::new("", vec![]);
-        let mut run = Run::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
+        let mut run = Sequence::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
         let x = words.token_env().tok_trie().greedy_tokenize(b"x")[0];
         let logits: Vec<f32> = (0..274).map(|token| if token == x { 1.0 } else { -1.0 }).collect();
         let mut step = run.start(&words);
@@ -428,7 +428,7 @@ fn wanting(
     let stop = stop.iter().map(|&text| text.to_owned()).collect();
     let request = Generate { stop, ..Generate::new("", vec![]) };
     let (events, mut receiver) = mpsc::unbounded_channel();
-    let mut run = Run::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
+    let mut run = Sequence::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
     let (env, mut said) = (words.token_env(), String::new());
     let mut step = run.start(words);
     loop {

@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use crate::engine::constraint::scanner::{Place, Scanner};
-use crate::engine::constraint::shares::Due;
+use crate::engine::constraint::json_cursor::{Place, Scanner};
+use crate::engine::constraint::token_budget::Due;
 use crate::engine::{CloseReason, Longest};
 
 /// Bytes in a row that say what was said a phrase before. From so many on, text is held back: it

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::identity::Rule;
 use super::unique::{Judges, Shapes};
 use crate::engine::Guard;
-use crate::engine::constraint::scanner::{Place, Scanner};
+use crate::engine::constraint::json_cursor::{Place, Scanner};
 
 /// Which lists have to have different items.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@
 //! with its place in the schema.
 
 mod apart;
-mod bound;
+mod closing_bound;
 mod decimal;
 mod digits;
 mod expand;

@@ -11,7 +11,7 @@ use super::super::constraint::{Repeat, Session};
 use super::super::sampling::Memory;
 use super::super::vocabulary::{Token, Vocabulary};
 use super::super::{CloseReason, Closed, EngineError, FinishReason};
-use super::{Added, Likelihoods, Run, no_token};
+use super::{Added, Likelihoods, Sequence, no_token};
 
 /// Other items that are tried in the place of one that is there already, before it may become
 /// another one in its middle.
@@ -106,7 +106,7 @@ impl Turns {
     }
 }
 
-impl Run {
+impl Sequence {
     /// What the constraint dictates before any choice.
     pub(super) fn dictated(&mut self, session: &mut Session) -> Result<Added, EngineError> {
         let mut outcome = self.extend(session, self.left, None)?;

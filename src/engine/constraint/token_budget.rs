@@ -1,7 +1,7 @@
 //! How much of the budget one value may take. A string or an array that goes on and on leaves half of what there was when
 //! it began to the values that have to come behind it; what nothing has to follow may take everything.
 
-use super::scanner::{Place, Scanner};
+use super::json_cursor::{Place, Scanner};
 
 /// A string, an array or an object that isn't closed.
 #[derive(Debug, Clone, Copy)]

@@ -75,7 +75,7 @@ impl Asked {
             ..Generate::new("", prompt)
         };
         let (events, mut receiver) = mpsc::unbounded_channel();
-        let mut run = Run::new(&request, &[], events, Some(session), self.budget, Usage::default())?;
+        let mut run = Sequence::new(&request, &[], events, Some(session), self.budget, Usage::default())?;
         if !self.force {
             run = run.without_force();
         }

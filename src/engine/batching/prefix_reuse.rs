@@ -1,9 +1,9 @@
 //! What sequences take over from each other. Keys and values of a prompt's beginning can be had from any sequence that goes
 //! on otherwise. A recurrent state can't be cut: it is kept where a head ends, in a sequence of its own, while it is there.
 
-use super::super::cache::{Handing, Held, Origin, Placement, place, shared};
+use super::super::prefix_cache::{Handing, Held, Origin, Placement, place, shared};
 use super::super::scheduler::Slice;
-use super::{Lanes, Running, Sequence};
+use super::{Lane, Lanes, Running};
 
 impl Lanes<'_> {
     /// Whether states can only be had as a whole, so that it has to be known beforehand where heads end.
@@ -39,7 +39,7 @@ impl Lanes<'_> {
     /// Forgets the last tokens of an answer that is in the middle; others come in their place. A
     /// state that can't be cut is computed again from the longest head that is kept.
     pub(super) fn go_back(&mut self, lane: usize, drop: usize, tokens: Vec<u32>) {
-        let Sequence { cached, origin, .. } = &self.sequences[lane];
+        let Lane { cached, origin, .. } = &self.sequences[lane];
         let (keep, origin) = (cached.len().saturating_sub(drop), *origin);
         let mut text = cached[..keep].to_vec();
         if self.partial {
@@ -114,7 +114,7 @@ impl Lanes<'_> {
     /// Keeps what lanes hold that have come to the end of a head.
     pub(super) fn keep_heads(&mut self, slices: &[Slice]) {
         for &Slice { lane, .. } in slices {
-            let Sequence { cached, origin, running: Some(running), .. } = &mut self.sequences[lane] else {
+            let Lane { cached, origin, running: Some(running), .. } = &mut self.sequences[lane] else {
                 continue;
             };
             let (here, origin) = (cached.len(), *origin);
@@ -149,7 +149,7 @@ impl Running<'_> {
     }
 }
 
-fn held<'s>((sequence, held): (usize, &'s Sequence<'_>)) -> Held<'s> {
+fn held<'s>((sequence, held): (usize, &'s Lane<'_>)) -> Held<'s> {
     Held {
         sequence,
         origin: held.origin,

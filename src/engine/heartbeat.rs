@@ -13,14 +13,14 @@ pub const BEAT: Duration = Duration::from_millis(200);
 const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Beats for the engine's thread, and for whatever computes for it.
-pub struct Heart<'a> {
+pub struct Heartbeat<'a> {
     health: &'a watch::Sender<Health>,
     began: Instant,
     /// Milliseconds from `began` to the last beat.
     last: AtomicU64,
 }
 
-impl<'a> Heart<'a> {
+impl<'a> Heartbeat<'a> {
     /// Begins to beat.
     pub fn new(health: &'a watch::Sender<Health>) -> Self {
         Self { health, began: Instant::now(), last: AtomicU64::new(0) }
@@ -92,8 +92,8 @@ mod tests {
     #[test]
     fn a_long_batch_is_a_sign_of_life_at_each_of_its_nodes_but_not_all_the_time() {
         let health = health();
-        let heart = Heart::new(&health);
-        let given_up = heart.unless(|| false);
+        let heartbeat = Heartbeat::new(&health);
+        let given_up = heartbeat.unless(|| false);
         let began = Instant::now();
         let mut nodes = 0;
         while began.elapsed() < 5 * SHORTEST {
@@ -102,17 +102,17 @@ mod tests {
         }
         let beats = health.borrow().beat;
         assert!((1..=5).contains(&beats), "{beats} beats in {nodes} nodes");
-        assert!(heart.unless(|| true)(), "the answer is passed on");
+        assert!(heartbeat.unless(|| true)(), "the answer is passed on");
     }
 
     #[test]
     fn what_changes_is_told_at_once_and_what_does_not_now_and_then() {
         let health = health();
-        let heart = Heart::new(&health);
-        heart.beat(1, 0, Totals::default());
-        heart.beat(1, 0, Totals::default());
+        let heartbeat = Heartbeat::new(&health);
+        heartbeat.beat(1, 0, Totals::default());
+        heartbeat.beat(1, 0, Totals::default());
         assert_eq!((health.borrow().beat, health.borrow().running), (1, 1));
-        heart.beat(1, 2, Totals::default());
+        heartbeat.beat(1, 2, Totals::default());
         assert_eq!((health.borrow().beat, health.borrow().waiting), (2, 2));
     }
 }

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::Instant;
 
 use super::EngineError;
+use super::command_sender::CommandSender;
 use super::constraint::{Grammars, STACK};
 use super::vocabulary::Vocabulary;
-use super::way::Way;
 use super::worker::Command;
 use crate::allocator;
 
@@ -74,34 +74,34 @@ impl Index {
 
 /// Sends requests to the engine's thread, those with a new constraint by way of the thread that compiles it.
 #[derive(Debug)]
-pub struct Compiler {
-    way: Way,
+pub struct GrammarCompiler {
+    sender: CommandSender,
     index: Arc<Index>,
     jobs: mpsc::Sender<Command>,
     /// Nothing is compiled any more: what was accepted goes to the engine's thread ahead of the word to stop.
     stopping: Arc<AtomicBool>,
 }
 
-impl Compiler {
+impl GrammarCompiler {
     /// Starts the thread.
     ///
     /// # Panics
     /// The system can't start a thread.
-    pub fn start(way: Way, index: Arc<Index>) -> Self {
+    pub fn start(sender: CommandSender, index: Arc<Index>) -> Self {
         let (jobs, received) = mpsc::channel::<Command>();
         let stopping = Arc::<AtomicBool>::default();
-        let (own_way, own_index, stop) = (way.clone(), Arc::clone(&index), Arc::clone(&stopping));
+        let (own_sender, own_index, stop) = (sender.clone(), Arc::clone(&index), Arc::clone(&stopping));
         let compile = move || {
             for mut command in received {
                 if !stop.load(Ordering::SeqCst) {
                     prepare(&mut command, &own_index);
                 }
-                own_way.deliver(command);
+                own_sender.deliver(command);
             }
         };
         let named = thread::Builder::new().name("grammars".to_owned()).stack_size(STACK);
         named.spawn(compile).expect("the system starts a thread");
-        Self { way, index, jobs, stopping }
+        Self { sender, index, jobs, stopping }
     }
 
     /// Sends it.
@@ -114,18 +114,18 @@ impl Compiler {
         {
             *shape = self.index.get().and_then(|grammars| grammars.known(constraint));
             if shape.is_none() {
-                self.way.check()?;
+                self.sender.check()?;
                 return self.jobs.send(command).map_err(|_| EngineError::Stopped);
             }
         }
-        self.way.send(command)
+        self.sender.send(command)
     }
 
     /// Sends the word to stop, behind everything that was accepted before.
     pub fn stop(&self, command: Command) {
         self.stopping.store(true, Ordering::SeqCst);
         if let Err(mpsc::SendError(command)) = self.jobs.send(command) {
-            self.way.deliver(command);
+            self.sender.deliver(command);
         }
     }
 }

@@ -36,7 +36,7 @@ const STALE: Duration = Duration::from_secs(1);
 
 /// Chooses how many threads compute.
 #[derive(Debug)]
-pub struct Crew {
+pub struct ThreadTuner {
     most: u32,
     /// Who compute while nothing is tried, and how they do.
     settled: u32,
@@ -91,7 +91,7 @@ impl Work {
     }
 }
 
-impl Crew {
+impl ThreadTuner {
     /// At most so many.
     pub fn new(most: u32, now: Instant) -> Self {
         let most = most.max(1);
@@ -229,7 +229,7 @@ mod tests {
 
     /// A machine that says what a batch takes with so many threads, and an engine on it that learns prices as it goes.
     struct Bench {
-        crew: Crew,
+        tuner: ThreadTuner,
         cost: Cost,
         now: Instant,
     }
@@ -237,17 +237,17 @@ mod tests {
     impl Bench {
         fn new(most: u32) -> Self {
             let now = Instant::now();
-            Self { crew: Crew::new(most, now), cost: Cost::default(), now }
+            Self { tuner: ThreadTuner::new(most, now), cost: Cost::default(), now }
         }
 
         fn batch(&mut self, machine: &impl Fn(u32) -> f64) {
             let price = self.cost.batch(1);
-            let took = machine(self.crew.begin(price));
+            let took = machine(self.tuner.begin(price));
             self.now += Duration::from_secs_f64(took);
-            if !self.crew.is_trying() {
+            if !self.tuner.is_trying() {
                 self.cost.learn(1, took);
             }
-            self.crew.worked(price, took, self.now);
+            self.tuner.worked(price, took, self.now);
         }
 
         /// How many batches there were in some seconds.
@@ -277,7 +277,7 @@ mod tests {
         for (most, batch) in [(2, 0.0008), (2, 0.002), (3, 0.01), (16, 0.002), (16, 0.06)] {
             let mut bench = Bench::new(most);
             let made = bench.run(120.0, free(most, batch));
-            assert_eq!(bench.crew.settled, most);
+            assert_eq!(bench.tuner.settled, most);
             assert!(made > 0.97 * 120.0 / batch, "{made} with {most}, {batch}: trying costs too much");
         }
     }
@@ -290,12 +290,12 @@ mod tests {
                 let mut bench = Bench::new(most);
                 bench.run(5.0, free(most, batch));
                 let made = bench.run(120.0, busy(most, batch, left));
-                assert_eq!(bench.crew.settled, best, "{case}");
+                assert_eq!(bench.tuner.settled, best, "{case}");
                 let ideal = 120.0 / free(most, batch)(best);
                 assert!(made > 0.75 * ideal, "{case}: {made} of {ideal}");
                 // The others are gone.
                 bench.run(120.0, free(most, batch));
-                assert_eq!(bench.crew.settled, most, "{case}: all again");
+                assert_eq!(bench.tuner.settled, most, "{case}: all again");
             }
         }
     }
@@ -304,7 +304,7 @@ mod tests {
     fn a_machine_that_is_busy_from_the_beginning_is_found_out() {
         let mut bench = Bench::new(2);
         bench.run(5.0, busy(2, 0.002, 1));
-        assert_eq!(bench.crew.settled, 1);
+        assert_eq!(bench.tuner.settled, 1);
     }
 
     #[test]
@@ -312,7 +312,7 @@ mod tests {
         let mut bench = Bench::new(2);
         bench.run(5.0, free(2, 0.001));
         bench.run(60.0, |threads| if threads == 1 { 0.002 } else { 0.0026 });
-        assert_eq!(bench.crew.settled, 1);
+        assert_eq!(bench.tuner.settled, 1);
     }
 
     #[test]
@@ -320,7 +320,7 @@ mod tests {
         let mut bench = Bench::new(2);
         bench.run(5.0, free(2, 0.002));
         let made = bench.run(60.0, free(2, 0.01));
-        assert_eq!(bench.crew.settled, 2);
+        assert_eq!(bench.tuner.settled, 2);
         assert!(made > 5_500.0, "{made} of 6,000");
     }
 
@@ -328,15 +328,15 @@ mod tests {
     fn what_is_given_up_ends_a_try() {
         let mut bench = Bench::new(2);
         let machine = free(2, 0.002);
-        while bench.crew.tried.is_none() {
+        while bench.tuner.tried.is_none() {
             bench.batch(&machine);
         }
-        assert_eq!(bench.crew.begin(0.4), 2, "too long for one");
-        bench.crew.interrupted(bench.now);
-        assert!(bench.crew.tried.is_some(), "it was not the try's");
-        assert_eq!(bench.crew.begin(0.002), 1);
-        bench.crew.interrupted(bench.now);
-        assert_eq!((bench.crew.begin(0.002), bench.crew.tried.is_none()), (2, true));
+        assert_eq!(bench.tuner.begin(0.4), 2, "too long for one");
+        bench.tuner.interrupted(bench.now);
+        assert!(bench.tuner.tried.is_some(), "it was not the try's");
+        assert_eq!(bench.tuner.begin(0.002), 1);
+        bench.tuner.interrupted(bench.now);
+        assert_eq!((bench.tuner.begin(0.002), bench.tuner.tried.is_none()), (2, true));
     }
 
     #[test]
@@ -345,13 +345,13 @@ mod tests {
         bench.run(5.0, busy(2, 0.002, 0));
         bench.now += Duration::from_secs(3600);
         bench.batch(&free(2, 0.002));
-        assert!(bench.crew.usual.batches == 1 && bench.crew.tried.is_none());
+        assert!(bench.tuner.usual.batches == 1 && bench.tuner.tried.is_none());
     }
 
     #[test]
     fn one_thread_stays_one() {
         let mut bench = Bench::new(1);
         bench.run(5.0, |_| 0.01);
-        assert_eq!(bench.crew.begin(0.01), 1);
+        assert_eq!(bench.tuner.begin(0.01), 1);
     }
 }

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
-use super::compiler::{Compiler, Index};
+use super::command_sender::CommandSender;
 use super::computing::Computing;
 use super::constraint::STACK;
+use super::grammar_compiler::{GrammarCompiler, Index};
 use super::spokes;
-use super::way::Way;
 use super::worker::{self, Command};
 use super::{
     Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, LoadedSpoke, Prompt, Query, Reply,
@@ -62,8 +62,8 @@ pub struct LlamaSettings {
 /// llama.cpp behind [`Engine`]. Dropping it stops its thread without draining.
 #[derive(Debug)]
 pub struct LlamaEngine {
-    way: Way,
-    compiler: Compiler,
+    sender: CommandSender,
+    compiler: GrammarCompiler,
     /// The model's file.
     path: PathBuf,
     load: Arc<Load>,
@@ -134,9 +134,9 @@ impl LlamaEngine {
             .stack_size(STACK)
             .spawn(move || worker::run(&settings, &receiver, &sender, &tell, &computing))
             .expect("the system starts a thread");
-        let way = Way { commands, health };
-        let compiler = Compiler::start(way.clone(), index);
-        Self { way, compiler, path, load: Arc::default(), lanes, queue, queue_tokens, context }
+        let sender = CommandSender { commands, health };
+        let compiler = GrammarCompiler::start(sender.clone(), index);
+        Self { sender, compiler, path, load: Arc::default(), lanes, queue, queue_tokens, context }
     }
 
     /// Accepts a request of about so many tokens, if it has a place to wait. One that takes a lane, as long as one is free,
@@ -159,7 +159,7 @@ impl LlamaEngine {
 
     /// Tokens that a request will probably use: no more than the context holds.
     fn estimate(&self, request: &Generate) -> u64 {
-        let context = self.context.or_else(|| match &self.way.health.borrow().state {
+        let context = self.context.or_else(|| match &self.sender.health.borrow().state {
             EngineState::Ready(model) => Some(model.n_ctx),
             _ => None,
         });
@@ -188,13 +188,13 @@ impl Engine for LlamaEngine {
     ) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError> {
         let ticket = self.ticket(inputs.iter().map(likely_tokens).sum(), false)?;
         let (reply, receiver) = oneshot::channel();
-        self.way.send(Command::Embed { inputs, reply, ticket })?;
+        self.sender.send(Command::Embed { inputs, reply, ticket })?;
         Ok(receiver)
     }
 
     fn query(&self, query: Query) -> Result<oneshot::Receiver<Result<Reply, EngineError>>, EngineError> {
         let (reply, receiver) = oneshot::channel();
-        self.way.send(Command::Query { query, reply })?;
+        self.sender.send(Command::Query { query, reply })?;
         Ok(receiver)
     }
 
@@ -205,27 +205,27 @@ impl Engine for LlamaEngine {
         let (reply, receiver) = oneshot::channel();
         match change {
             SpokeChange::Load(spoke) if spoke.kind == Kind::Felix => {
-                let (way, post) = (self.way.clone(), self.path.clone());
+                let (sender, post) = (self.sender.clone(), self.path.clone());
                 // Reading and ordering its weights takes longer than a token: it isn't the engine's thread that does it.
                 let read = move || match panic::catch_unwind(|| spokes::read_felix(&spoke.path, &post))
                     .unwrap_or_else(|_| Err(EngineError::Spoke("reading it failed".to_owned())))
                 {
                     Ok(weights) => {
                         let (change, felix) = (SpokeChange::Load(spoke), Some(weights));
-                        way.deliver(Command::Spoke { change, felix, reply });
+                        sender.deliver(Command::Spoke { change, felix, reply });
                     }
                     Err(error) => drop(reply.send(Err(error))),
                 };
                 let named = thread::Builder::new().name("felix".to_owned());
                 named.spawn(read).map_err(|error| EngineError::Spoke(error.to_string()))?;
             }
-            change => self.way.send(Command::Spoke { change, felix: None, reply })?,
+            change => self.sender.send(Command::Spoke { change, felix: None, reply })?,
         }
         Ok(receiver)
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.way.health.clone()
+        self.sender.health.clone()
     }
 
     fn stop(&self, drain: Duration) {

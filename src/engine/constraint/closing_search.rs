@@ -15,8 +15,8 @@ use llguidance::derivre::{NextByte, StateID};
 use llguidance::earley::ParserRecognizer;
 use toktrie::Recognizer;
 
+use super::json_cursor::{Place, Scanner};
 use super::repeats::Watch;
-use super::scanner::{Place, Scanner};
 
 /// Bytes tried in one search, at most: bounds the time of a schema whose shortest instance is hard to find (about 0.1 s).
 const MAX_STEPS: usize = 400_000;

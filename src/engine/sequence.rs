@@ -11,14 +11,14 @@ use tokio::sync::mpsc;
 
 use self::choice::Turns;
 use super::constraint::{Session, Shared};
+use super::detokenizer::AnswerText;
 use super::sampling::Sampler;
-use super::text::AnswerText;
 use super::vocabulary::{Token, Vocabulary};
 use super::{EngineError, Event, FinishReason, Generate, TokenLikelihood, TokenReport, Usage};
 
 /// A request in a lane.
 #[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
-pub struct Run {
+pub struct Sequence {
     id: String,
     events: mpsc::UnboundedSender<Event>,
     sampler: Sampler,
@@ -68,7 +68,7 @@ pub enum Step {
         /// What comes in their place; at least one.
         tokens: Vec<u32>,
     },
-    /// The answer is whole, or it failed; [`Run::conclude`] says so.
+    /// The answer is whole, or it failed; [`Sequence::conclude`] says so.
     Ended,
 }
 
@@ -90,7 +90,7 @@ struct Piece {
     report: Option<TokenReport>,
 }
 
-impl Run {
+impl Sequence {
     /// Begins an answer to `prompt` of at most `budget` tokens (at least 1); [`Usage`] has what is known of the prompt.
     ///
     /// # Errors

@@ -9,14 +9,14 @@ use super::{EngineError, EngineState, Health};
 
 /// The way to the engine's thread.
 #[derive(Debug, Clone)]
-pub struct Way {
+pub struct CommandSender {
     /// Commands, in the order in which they are followed.
     pub commands: commands::Sender<Command>,
     /// Whether anybody follows them.
     pub health: watch::Receiver<Health>,
 }
 
-impl Way {
+impl CommandSender {
     /// Sends it.
     ///
     /// # Errors
