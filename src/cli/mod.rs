@@ -20,9 +20,9 @@ use std::panic;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::cpu_features;
 use crate::engine::ffi::{end, missing_features};
 use crate::model::FileError;
-use crate::processor;
 use crate::spoke::Refusal;
 use crate::train::TrainError;
 
@@ -101,7 +101,7 @@ fn parsed() -> Cli {
 /// Parses the arguments, runs the command, prints what went wrong.
 pub fn main() -> ! {
     let cli = parsed();
-    if let Err(error) = processor::check() {
+    if let Err(error) = cpu_features::check() {
         eprintln!("error: {error}");
         end(CONFIG);
     }

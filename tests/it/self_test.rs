@@ -9,7 +9,7 @@ use crate::program::Program;
 
 /// Whether there are kernels of ours to be tried.
 fn has_kernels() -> bool {
-    let usable = bespoke::processor::processor().usable().names();
+    let usable = bespoke::cpu_features::processor().usable().names();
     let has = usable.contains(&"avx2");
     if !has {
         eprintln!("skipped: this processor has no AVX2");
@@ -162,7 +162,7 @@ fn kernels_and_their_test_can_be_switched_off() {
 #[test]
 fn features_can_be_hidden_from_the_detection() {
     for (hidden, product) in [("x86-64-v4", "avx2"), ("x86-64-v3", "avx2"), ("x86-64-v2", "llama.cpp")] {
-        let usable = bespoke::processor::processor().usable().names();
+        let usable = bespoke::cpu_features::processor().usable().names();
         let product = if usable.contains(&"avx2") { product } else { "llama.cpp" };
         let program = Program::serve(&[], &[("BESPOKE_CPU", hidden)]);
         let (url, _) = ready(&program);

@@ -3,20 +3,20 @@
 use serde_json::json;
 
 use super::Item;
+use crate::cpu_features::{self, Feature, VARIABLE};
 use crate::engine::ffi::{compiled_features, missing_features};
-use crate::processor::{self, Feature, VARIABLE};
 
 const NAME: &str = "processor";
 
 /// What the processor can do, and what of it kernels use.
 pub(super) fn features() -> Item {
-    let processor = processor::processor();
+    let processor = cpu_features::processor();
     let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let name = processor::name().unwrap_or_else(|| format!("unknown ({})", std::env::consts::ARCH));
+    let name = cpu_features::name().unwrap_or_else(|| format!("unknown ({})", std::env::consts::ARCH));
     let (usable, missing) = (processor.usable().names(), missing_features());
     let lacking: Vec<_> =
         Feature::ALL.map(Feature::name).into_iter().filter(|name| !usable.contains(name)).collect();
-    let unused = processor::unused();
+    let unused = cpu_features::unused();
     let details = json!({
         "name": name,
         "architecture": std::env::consts::ARCH,

@@ -12,7 +12,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::adapter::Adapter;
 use super::buffers::{self, Half, Handed};
-use super::rewrite::{FelixError, Rewriter, Rows, Use};
+use super::custom_ops::{CustomOps, FelixError, Rows, Use};
 use crate::engine::backend::backend;
 use crate::engine::kernels::Kernels;
 
@@ -113,7 +113,7 @@ pub struct Context<'a> {
     rows: Vec<bool>,
     limits: ContextSettings,
     /// llama.cpp holds a pointer to it.
-    rewriter: Rewriter,
+    ops: CustomOps,
     /// What the next batches are computed with.
     adapters: Vec<(Rc<Adapter<'a>>, f32)>,
     /// Keys and values of all layers.
@@ -182,12 +182,12 @@ impl<'a> Context<'a> {
             params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
         }
         let layers = model.n_layer() as usize;
-        let rewriter = Rewriter::new(layers, count as usize, settings.kernels);
+        let ops = CustomOps::new(layers, count as usize, settings.kernels);
         // llama.cpp's flash attention rounds keys and values to f16 however they are kept.
         if settings.kernels.attention.is_some() && !settings.exact_cache {
             params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
         }
-        (params.cb_eval, params.cb_eval_user_data) = rewriter.callback();
+        (params.cb_eval, params.cb_eval_user_data) = ops.callback();
         // SAFETY: the model outlives the context ('a); the parameters are taken by value and point to nothing.
         let (raw, cache) = buffers::making(|| unsafe { sys::llama_init_from_model(pointer(model), params) });
         // Without flash attention values are kept in columns. Grok has none, whatever is asked for.
@@ -205,7 +205,7 @@ impl<'a> Context<'a> {
             vocabulary,
             rows: Vec::new(),
             limits,
-            rewriter,
+            ops,
             adapters: Vec::new(),
             cache,
             in_rows,
@@ -219,7 +219,7 @@ impl<'a> Context<'a> {
     /// Whether results depend on how many threads compute: llama.cpp's own attention divides a single row's cells among
     /// them. It is known from the first such row on.
     pub fn counts_threads(&self) -> bool {
-        self.rewriter.counts_threads()
+        self.ops.counts_threads()
     }
 
     /// Threads that can compute.
@@ -285,7 +285,7 @@ impl<'a> Context<'a> {
     /// Computes what follows with these Felix spokes, at most one for each sequence. llama.cpp's graph stays as it is:
     /// sequences with different spokes, and with none, can be in one batch.
     pub fn set_felix(&mut self, uses: &[Use]) {
-        self.rewriter.set_felix(uses);
+        self.ops.set_felix(uses);
     }
 
     /// Computes a batch; its keys and values are kept.
@@ -331,9 +331,9 @@ impl<'a> Context<'a> {
         };
         self.rows.clear();
         #[cfg(debug_assertions)]
-        super::processor::may_die("llama.cpp");
+        super::cpu_features::may_die("llama.cpp");
         let (tokens, sequences, logits) = (&batch.tokens, &batch.sequences, &batch.logits);
-        self.rewriter.begin(Rows { tokens, sequences, logits });
+        self.ops.begin(Rows { tokens, sequences, logits });
         // SAFETY: all arrays have `count` elements and live until the call returns; llama.cpp only reads them. Tokens and
         // sequences are in range. The question lives as long, and is taken back at once.
         let code = unsafe {
@@ -351,7 +351,7 @@ impl<'a> Context<'a> {
         }
         match code {
             0 => {
-                self.rewriter.end()?;
+                self.ops.end()?;
                 self.rows.extend(batch.logits.iter().map(|&wanted| wanted != 0));
                 Ok(())
             }

@@ -5,25 +5,25 @@ mod adapter;
 mod buffers;
 pub mod child;
 mod context;
+mod cpu_features;
+mod custom_ops;
 mod dequantise;
-mod end;
 mod local_time;
-mod processor;
+mod process_exit;
 mod quantise;
-mod rewrite;
 
 pub use adapter::{Adapter, AdapterError};
 pub use buffers::take_part;
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError, gives_up};
+#[cfg(target_arch = "x86_64")]
+pub use cpu_features::prefetch;
+pub use cpu_features::{
+    attend, compiled_features, llama_features, missing_features, multiply, pack, product, vectorised,
+};
+pub use custom_ops::{FelixError, Use as FelixUse};
 pub use dequantise::Dequantise;
 #[cfg(test)]
 pub use dequantise::quantise_rows;
-pub use end::end;
 pub use local_time::local_time;
-#[cfg(target_arch = "x86_64")]
-pub use processor::prefetch;
-pub use processor::{
-    attend, compiled_features, llama_features, missing_features, multiply, pack, product, vectorised,
-};
+pub use process_exit::end;
 pub use quantise::{QuantType, QuantiseError, quantise};
-pub use rewrite::{FelixError, Use as FelixUse};

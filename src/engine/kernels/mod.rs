@@ -7,7 +7,7 @@ pub mod attention;
 pub mod felix;
 pub mod product;
 
-use crate::processor::{Feature, Features, processor};
+use crate::cpu_features::{Feature, Features, processor};
 
 /// How a kernel computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

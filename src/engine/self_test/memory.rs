@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cpu_features::{self, processor};
 use crate::digest::Digest;
 use crate::durable;
 use crate::engine::computing::TestState;
 use crate::engine::kernels::Kernels;
-use crate::processor::{self, processor};
 
 #[derive(Serialize, Deserialize)]
 struct Kept {
@@ -35,7 +35,7 @@ pub fn key(program: &Path, model: &Path, kernels: Kernels) -> Option<String> {
         env!("CARGO_PKG_VERSION").to_owned(),
         file(program)?,
         file(model)?,
-        processor::name().unwrap_or_default(),
+        cpu_features::name().unwrap_or_default(),
         processor().usable().names().join(" "),
         kernels.to_string(),
     ];

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::computing::{Outcome, TestState};
 use super::kernels::{Kernel, Kernels};
-use crate::processor;
+use crate::cpu_features;
 
 pub use trial::trial;
 
@@ -289,7 +289,7 @@ fn fatal(at: Option<(Stage, u32)>, how: &str) -> TestError {
         format!(
             "this program was compiled for a processor with {}, which this one{} doesn't have: run `make` on this machine, or `make portable`",
             missing.join(", "),
-            processor::name().map_or_else(String::new, |name| format!(" ({name})")),
+            cpu_features::name().map_or_else(String::new, |name| format!(" ({name})")),
         )
     };
     TestError { what, hint }

@@ -244,8 +244,8 @@ mod tests {
     fn what_the_processor_says_is_what_the_standard_library_finds() {
         // The tests run, so nothing that they are compiled for is missing.
         assert_eq!(missing_features(), [""; 0]);
-        for feature in crate::processor::Feature::ALL {
-            let present = crate::processor::processor().present.names().contains(&feature.name());
+        for feature in crate::cpu_features::Feature::ALL {
+            let present = crate::cpu_features::processor().present.names().contains(&feature.name());
             let place = TABLE.iter().find(|(name, ..)| *name == feature.name()).map(|(.., place)| *place);
             assert!(place.is_none_or(|place| has(place) == present), "{feature:?}");
         }

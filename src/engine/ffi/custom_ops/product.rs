@@ -4,7 +4,7 @@ use std::cell::{RefCell, UnsafeCell};
 
 use llama_cpp_sys_2 as sys;
 
-use super::stage::Stage;
+use super::work_queue::WorkQueue;
 use super::{is_host, make_room, size};
 use crate::engine::ffi::{pack, product};
 use crate::engine::kernels::Form;
@@ -35,8 +35,8 @@ pub struct Task {
     /// Rows of weights of a unit.
     share: usize,
     /// None if the node before had the same activations.
-    packing: Option<Stage>,
-    multiplying: Stage,
+    packing: Option<WorkQueue>,
+    multiplying: WorkQueue,
 }
 
 impl Task {
@@ -81,14 +81,14 @@ impl Task {
         }
         make_room(scratch.packed.get_mut(), columns * blocks);
         let pieces = columns * blocks.div_ceil(PIECE);
-        let packing = (*packed != source).then(|| Stage::new(pieces));
+        let packing = (*packed != source).then(|| WorkQueue::new(pieces));
         *packed = source;
         // Bringing a block into lanes costs as much as computing four columns.
         let least = UNIT / (blocks * (4 + columns));
         let share = rows.div_ceil(threads * UNITS).max(least.min(rows.div_ceil(threads)));
         // Two groups of rows share what is read of the columns.
         let share = share.next_multiple_of(2 * ROWS);
-        let multiplying = Stage::new(rows.div_ceil(share));
+        let multiplying = WorkQueue::new(rows.div_ceil(share));
         Some(Self { form, blocks, rows, columns, share, packing, multiplying })
     }
 

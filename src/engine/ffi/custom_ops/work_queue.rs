@@ -8,13 +8,13 @@ const PATIENCE: usize = 1 << 14;
 
 /// Units of work, each drawn by one thread.
 #[derive(Debug, Default)]
-pub struct Stage {
+pub struct WorkQueue {
     units: usize,
     next: AtomicUsize,
     done: AtomicUsize,
 }
 
-impl Stage {
+impl WorkQueue {
     /// So many units.
     pub fn new(units: usize) -> Self {
         Self { units, ..Self::default() }

@@ -7,9 +7,9 @@
 
 mod attention;
 mod felix;
-mod pages;
+mod huge_pages;
 mod product;
-mod stage;
+mod work_queue;
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -27,7 +27,7 @@ const NODES: usize = 16;
 /// What the callback knows; llama.cpp holds pointers into it, so it stays where it is until it is dropped behind the
 /// context.
 #[derive(Debug)]
-pub struct Rewriter(NonNull<Inner>);
+pub struct CustomOps(NonNull<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -83,7 +83,7 @@ enum Task {
     Product(product::Task),
 }
 
-impl Rewriter {
+impl CustomOps {
     /// For a model with so many layers, computed by so many threads with these kernels.
     pub fn new(layers: usize, threads: usize, kernels: Kernels) -> Self {
         // The graph that is being built and the one before it have nodes.
@@ -154,7 +154,7 @@ impl Rewriter {
     }
 }
 
-impl Drop for Rewriter {
+impl Drop for CustomOps {
     fn drop(&mut self) {
         // SAFETY: made by `Box::into_raw`; the context that had pointers into it is gone.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
@@ -208,7 +208,7 @@ impl Inner {
                 let buffer = product::Task::weights(node);
                 if !buffer.is_null() && !self.weights.contains(&buffer.cast_const()) {
                     self.weights.push(buffer);
-                    pages::make_huge(buffer);
+                    huge_pages::make_huge(buffer);
                 }
             }
             slot.given = (node.op, node.op_params);

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use llama_cpp_sys_2 as sys;
 
-use super::stage::Stage;
+use super::work_queue::WorkQueue;
 use super::{is_host, make_room, size};
 use crate::engine::kernels::Form;
 use crate::engine::kernels::felix::{Layer, Matrix, ROWS, Weights, silu};
@@ -198,7 +198,7 @@ pub struct Task {
     groups: Vec<Group>,
     /// For each row, where among the columns its norm goes, and of which group it is.
     columns: Vec<Option<(usize, usize)>>,
-    adding: Stage,
+    adding: WorkQueue,
     down: Product,
     up: Product,
 }
@@ -221,7 +221,7 @@ struct Group {
 struct Product {
     /// Group and panels.
     units: Vec<(usize, std::ops::Range<usize>)>,
-    stage: Stage,
+    stage: WorkQueue,
 }
 
 impl Product {
@@ -232,7 +232,7 @@ impl Product {
             let share = all.div_ceil(threads * UNITS);
             units.extend((0..all).step_by(share).map(|first| (group, first..all.min(first + share))));
         }
-        Self { stage: Stage::new(units.len()), units }
+        Self { stage: WorkQueue::new(units.len()), units }
     }
 }
 
@@ -299,7 +299,7 @@ impl Task {
         make_room(scratch.hidden.get_mut(), hidden);
         let down = Product::new(groups.iter().map(|group| &group.layer().down), threads);
         let up = Product::new(groups.iter().map(|group| &group.layer().up), threads);
-        Some(Self { form, width, groups, columns, adding: Stage::new(count), down, up })
+        Some(Self { form, width, groups, columns, adding: WorkQueue::new(count), down, up })
     }
 
     /// Takes part in the computation.

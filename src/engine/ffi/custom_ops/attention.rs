@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::f16;
 use llama_cpp_sys_2 as sys;
 
-use super::stage::Stage;
+use super::work_queue::WorkQueue;
 use super::{Parameters, is_host, make_room, size};
 use crate::engine::kernels::Form;
 use crate::engine::kernels::attention::{BLOCK, Cells, Partial, View, WIDTHS, attend};
@@ -33,7 +33,7 @@ pub struct Task {
     form: Form,
     shape: Shape,
     /// The parts of all units.
-    stage: Stage,
+    stage: WorkQueue,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl Task {
         for unit in &mut scratch.units[..units] {
             make_room(&mut unit.parts, shape.parts);
         }
-        Some(Self { form, shape, stage: Stage::new(units * shape.parts) })
+        Some(Self { form, shape, stage: WorkQueue::new(units * shape.parts) })
     }
 
     /// Computes parts until none is left.
