@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::api::auth::{Hosts, KeyRing, KeysError};
 use crate::api::connection::{self, Limits, Patience};
-use crate::api::{self, App, ChatTemplate, Options, Pulse, Room, SpokeOptions};
+use crate::api::{self, App, ChatTemplate, Liveness, Options, Room, SpokeOptions};
 use crate::config::{GateSettings, ModelSettings, Settings, SpokeSettings};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::descriptors::{self, Connections};
@@ -107,7 +107,7 @@ pub struct Hub {
     drain: Duration,
     limits: Limits,
     keys: Arc<KeyRing>,
-    pulse: Arc<Pulse>,
+    liveness: Arc<Liveness>,
     watchdog: Duration,
     spokes: Kept,
 }
@@ -207,10 +207,10 @@ impl Hub {
                 "mnemonic appends /no_think for ids with qwen3 in them: set model.id"
             );
         }
-        let pulse = Pulse::new(engine.health());
+        let liveness = Liveness::new(engine.health());
         let spokes = Spokes::start(keeper_settings(settings), state, Arc::clone(&engine));
         let spokes = spokes.map_err(HubError::Spokes)?;
-        let app = App::new(Arc::clone(&engine), spokes.clone(), Arc::clone(&pulse), options);
+        let app = App::new(Arc::clone(&engine), spokes.clone(), Arc::clone(&liveness), options);
         spokes.set_questioner(api::questioner(&app));
         let router = api::router(app.clone());
         let connections = connections_within_descriptors(server.connections);
@@ -237,7 +237,7 @@ impl Hub {
             drain,
             limits,
             keys,
-            pulse,
+            liveness,
             watchdog,
             spokes,
         })
@@ -270,7 +270,7 @@ impl Hub {
         let outcome = tokio::select! {
             () = stop => Ok(()),
             failure = failure(self.engine.health(), self.model) => Err(failure),
-            () = self.pulse.silence(self.watchdog) => Err(HubError::Silent(self.watchdog)),
+            () = self.liveness.silence(self.watchdog) => Err(HubError::Silent(self.watchdog)),
             () = self.spokes.0.ended() => Err(HubError::Keeper),
             ended = &mut server => {
                 return Err(HubError::Serve(ended.err().map_or_else(String::new, |error| error.to_string())));

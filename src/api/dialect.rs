@@ -3,11 +3,11 @@
 
 use serde_json::Value;
 
+use super::app::{App, Deadline};
+use super::body::{JsonBody, kind, short};
 use super::error::ApiError;
-use super::json::{JsonBody, kind, short};
 use super::openai::chat::{Asked, Started};
 use super::spokes::Choice;
-use super::state::{App, Deadline};
 
 /// One of these APIs.
 pub(super) struct Dialect {

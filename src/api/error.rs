@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use serde_json::{Value, json};
 
-use super::state::App;
+use super::app::App;
 use crate::engine::EngineError;
 use crate::spoke::life::Why;
 

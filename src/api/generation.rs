@@ -11,11 +11,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 
+use super::app::{App, Deadline};
 use super::error::{ApiError, Fields};
-use super::observe::Witness;
+use super::observe::GenerationMetrics;
 use super::reasoning::{Kind, Piece, Splitter};
 use super::spokes::Chosen;
-use super::state::{App, Deadline};
 use crate::engine::{
     Closed, EngineError, Event, FinishReason, Generate, TokenReport, Usage, whole_characters,
 };
@@ -57,7 +57,7 @@ pub(super) struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
     /// `None` once the generation is over.
     splitter: Option<Splitter>,
-    witness: Witness,
+    metrics: GenerationMetrics,
     log_texts: bool,
     told: VecDeque<Output>,
     reports: Reports,
@@ -89,14 +89,14 @@ impl Generation {
             tracing::info!(id, prompt, "asked");
         }
         tracing::debug!(id, "queued");
-        let witness = Witness::begin(Arc::clone(app.metrics()), first);
+        let metrics = GenerationMetrics::begin(Arc::clone(app.metrics()), first);
         let events = app.engine().generate(request).map_err(|error| fields.blame(error))?;
         let alarm = Box::pin(tokio::time::sleep_until(deadline.at));
         Ok(Self {
             id,
             events,
             splitter: Some(splitter),
-            witness,
+            metrics,
             log_texts,
             told: VecDeque::new(),
             reports: Reports::default(),
@@ -121,7 +121,7 @@ impl Generation {
                 self.progress.began = Instant::now();
                 self.progress.usage.prompt_tokens = prompt_tokens;
                 self.progress.usage.cached_tokens = cached_tokens;
-                self.witness.started(prompt_tokens, cached_tokens);
+                self.metrics.started(prompt_tokens, cached_tokens);
                 self.told.push_back(Output::Started);
             }
             Event::Read(tokens) => self.told.push_back(Output::Read(tokens)),
@@ -131,7 +131,7 @@ impl Generation {
             }
             Event::Text(text) => {
                 self.progress.first.get_or_insert_with(Instant::now);
-                self.witness.text();
+                self.metrics.text();
                 if self.log_texts {
                     tracing::info!(id = self.id, text, "told");
                 }
@@ -146,7 +146,7 @@ impl Generation {
             }
             Event::Closed(closed) => {
                 tracing::info!(id = self.id, why = closed.why.name(), "kept from repeating itself");
-                self.witness.closed(closed.why);
+                self.metrics.closed(closed.why);
                 self.told.push_back(Output::Closed(closed));
             }
             Event::Finished { reason, usage } => {
@@ -163,7 +163,7 @@ impl Generation {
                     self.told.push_back(Output::Answer(Part { text: String::new(), tokens }));
                 }
                 self.told.push_back(Output::End(reason, usage, last));
-                self.witness.finished(&usage);
+                self.metrics.finished(&usage);
                 tracing::debug!(
                     id = self.id,
                     prompt = usage.prompt_tokens,
@@ -189,7 +189,7 @@ impl Drop for Generation {
     fn drop(&mut self) {
         if self.splitter.is_some() {
             tracing::debug!(id = self.id, "the client left: generation is cancelled");
-            self.witness.gone(&self.progress.usage);
+            self.metrics.gone(&self.progress.usage);
         }
     }
 }
@@ -305,7 +305,7 @@ impl Stream for Generation {
                 }
             };
             if let Err(error) = taken {
-                self.witness.gone(&self.progress.usage);
+                self.metrics.gone(&self.progress.usage);
                 self.splitter = None;
                 self.told.clear();
                 self.events.close();

@@ -6,11 +6,11 @@ use std::task::{Context, Poll};
 
 use tokio_stream::{Stream, StreamExt};
 
+use super::app::{App, Deadline};
 use super::error::{ApiError, Fields};
 use super::generation::{Generation, Output};
 use super::reasoning::Splitter;
 use super::spokes::Chosen;
-use super::state::{App, Deadline};
 use crate::engine::{Closed, EngineError, FinishReason, Generate, TokenReport, Usage};
 
 /// A stream of the outputs of all, each with the index of its generation. An error of one ends them all.

@@ -13,8 +13,8 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::app::App;
 use super::error::ApiError;
-use super::state::App;
 use crate::engine::{CloseReason, EngineState, Health, Outcome, Totals, Usage};
 use crate::spoke::life::STATES;
 use crate::spoke::registry::Totals as SpokeTotals;
@@ -367,7 +367,7 @@ pub(super) async fn show(State(app): State<App>) -> Result<impl IntoResponse, Ap
     }
     let health = app.engine().health().borrow().clone();
     let spokes = app.spokes().registry().totals();
-    let text = app.metrics().text(&health, app.pulse().age(), &spokes).unwrap_or_else(|error| {
+    let text = app.metrics().text(&health, app.liveness().age(), &spokes).unwrap_or_else(|error| {
         tracing::error!(%error, "metrics can't be written");
         String::new()
     });

@@ -1,8 +1,10 @@
 //! The HTTP side: OpenAI's API in the dialect of llama-server, and Anthropic's, over whatever engine there is.
 
 mod anthropic;
+mod app;
 pub mod auth;
 mod blocks;
+mod body;
 mod confidence;
 pub mod connection;
 mod conversation;
@@ -13,26 +15,24 @@ mod exact;
 mod form;
 mod generation;
 mod generations;
-mod json;
-mod likelihood;
+mod liveness;
 mod llama_server;
+mod logprobs;
 mod metrics;
 mod observe;
 mod openai;
 mod openapi;
-mod pulse;
 mod reasoning;
 mod request;
 mod spokes;
-mod state;
-mod stream;
+mod sse;
 mod template;
 
+pub use app::{App, Options, Room, SpokeOptions};
 pub use conversation::Dialogue;
 pub use error::{ApiError, Fields};
-pub use pulse::Pulse;
+pub use liveness::Liveness;
 pub use spokes::questioner;
-pub use state::{App, Options, Room, SpokeOptions};
 pub use template::{Call, ChatTemplate, TemplateError, Turn};
 
 use std::sync::LazyLock;

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use self::reply::MessageReply;
 use self::request::{DIALECT, translate};
+use super::app::App;
+use super::body::JsonBody;
 use super::error::ApiError;
-use super::json::JsonBody;
-use super::state::App;
-use super::stream;
+use super::sse;
 
 /// `POST /v1/messages`.
 pub(super) async fn messages(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
@@ -23,7 +23,7 @@ pub(super) async fn messages(State(app): State<App>, body: JsonBody) -> Result<R
     let started = DIALECT.start(asked, &app, deadline, ("msg_", "message")).await?;
     let (stream, spokes) = (started.manner.stream, started.spokes);
     let reply = MessageReply::new(started.envelope, started.listener, stops);
-    Ok(spokes.sign(stream::respond(reply, started.generations, stream).await?))
+    Ok(spokes.sign(sse::respond(reply, started.generations, stream).await?))
 }
 
 /// `POST /v1/messages/count_tokens`.

@@ -8,7 +8,7 @@ use crate::api::error::ApiError;
 use crate::api::generation::Output;
 use crate::api::generations::Whole;
 use crate::api::openai::envelope::{Envelope, tell_closed};
-use crate::api::stream::Dialect;
+use crate::api::sse::ReplyFormat;
 use crate::engine::{FinishReason, Usage};
 
 /// A message in the making.
@@ -58,7 +58,7 @@ impl MessageReply {
     }
 }
 
-impl Dialect for MessageReply {
+impl ReplyFormat for MessageReply {
     const DONE: bool = false;
     const NAMED: bool = true;
 

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::content::{messages, text_blocks};
+use crate::api::body::{JsonBody, kind, short};
 use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
-use crate::api::json::{JsonBody, kind, short};
 
 /// Names of this API.
 pub(super) const DIALECT: Dialect = Dialect {

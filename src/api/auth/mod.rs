@@ -11,10 +11,10 @@ use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
+use super::app::App;
 use super::cors;
 use super::error::ApiError;
-use super::observe::Record;
-use super::state::App;
+use super::observe::RequestContext;
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub(super) async fn check_key(
         let keys = app.key_ring().keys();
         let key = presented(request.headers()).and_then(|presented| keys.find(presented));
         let key = key.ok_or(ApiError::Unauthenticated)?;
-        Record::current().set_key(key.name());
+        RequestContext::current().set_key(key.name());
         if key.scope < needed {
             return Err(ApiError::Forbidden);
         }

@@ -1,9 +1,9 @@
 //! Connections: accepted up to a limit, spoken HTTP/1.1 with, waited for with bounded patience, ended in order.
 
-mod patience;
-mod unread;
+mod drain_body;
+mod timeouts;
 
-pub use patience::Patience;
+pub use timeouts::Patience;
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -28,8 +28,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use self::patience::{Activity, Busy, Patient};
-use self::unread::{Lent, asks_first};
+use self::drain_body::{Lent, asks_first};
+use self::timeouts::{Activity, Busy, Patient};
 use super::error::ApiError;
 
 /// What a request's head may have.

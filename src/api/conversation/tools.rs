@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::api::body::{JsonBody, short};
 use crate::api::error::ApiError;
-use crate::api::json::{JsonBody, short};
 use crate::json_schema::{inside, walk};
 
 /// Tools that one request may bring.

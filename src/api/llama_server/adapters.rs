@@ -4,10 +4,10 @@ use axum::extract::State;
 use axum::response::Json;
 use serde_json::{Value, json};
 
+use crate::api::app::App;
+use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
-use crate::api::json::JsonBody;
 use crate::api::spokes::defaults;
-use crate::api::state::App;
 
 /// All that serve. Where their files are stays private: their names stand in the place.
 pub(in crate::api) async fn adapters(State(app): State<App>) -> Json<Value> {

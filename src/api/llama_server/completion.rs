@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 
 use super::settings::settings;
 use super::timings::{prompt_progress, so_far};
+use crate::api::app::App;
+use crate::api::body::JsonBody;
 use crate::api::error::{ApiError, Fields};
 use crate::api::generation::{Output, Part};
 use crate::api::generations::{Generations, Whole};
-use crate::api::json::JsonBody;
-use crate::api::likelihood;
+use crate::api::logprobs;
 use crate::api::openai::envelope::{tell_closed, timings};
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner, prompt};
 use crate::api::spokes::{Choice, Chosen};
-use crate::api::state::App;
-use crate::api::stream::{self, Dialect};
+use crate::api::sse::{self, ReplyFormat};
 use crate::engine::{Closed, FinishReason, Segment, TokenReport, Usage};
 
 /// Alternatives that may be reported for each token.
@@ -93,7 +93,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     let requests = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
     let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
     let generations = Generations::start(&app, requests, manner.n, &spokes, fields, deadline)?;
-    Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
+    Ok(spokes.sign(sse::respond(reply, generations, manner.stream).await?))
 }
 
 /// Answers in the making.
@@ -198,9 +198,9 @@ impl NativeReply {
 
     fn likelihoods(&self, tokens: &[TokenReport], top: u32) -> Value {
         if self.sampled {
-            likelihood::llama_server_sampled(tokens, top)
+            logprobs::llama_server_sampled(tokens, top)
         } else {
-            likelihood::llama_server(tokens, top)
+            logprobs::llama_server(tokens, top)
         }
     }
 
@@ -230,7 +230,7 @@ impl NativeReply {
     }
 }
 
-impl Dialect for NativeReply {
+impl ReplyFormat for NativeReply {
     /// llama-server ends its own streams with the chunk that says `stop`.
     const DONE: bool = false;
 

@@ -4,10 +4,10 @@ use axum::extract::State;
 use axum::response::Json;
 use serde_json::{Value, json};
 
+use crate::api::app::App;
+use crate::api::body::{JsonBody, short};
 use crate::api::error::ApiError;
-use crate::api::json::{JsonBody, short};
 use crate::api::openai::embeddings::vectors;
-use crate::api::state::App;
 
 /// Vectors of length 1: llama-server's number for the Euclidean norm.
 const EUCLIDEAN: i64 = 2;

@@ -14,8 +14,8 @@ use axum::extract::State;
 use axum::response::Json;
 use serde_json::{Value, json};
 
+use super::app::App;
 use super::error::ApiError;
-use super::state::App;
 
 /// `GET /health`: 200 when completions are answered at once, 503 while weights are read.
 pub(super) async fn health(State(app): State<App>) -> Result<Json<Value>, ApiError> {

@@ -5,9 +5,9 @@ use axum::http::Uri;
 use axum::response::Json;
 use serde_json::{Value, json};
 
+use crate::api::app::App;
 use crate::api::error::ApiError;
 use crate::api::request::REPEAT_LAST;
-use crate::api::state::App;
 use crate::engine::{LaneState, Query, Reply};
 
 /// Facts of the model and the settings of a request that says nothing. The path of the model's file stays private: its

@@ -55,7 +55,7 @@ pub(in crate::api) fn verbose(requests: &[Generate], manner: &Manner, model: &Mo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::json::JsonBody;
+    use crate::api::body::JsonBody;
     use crate::api::request::Endpoint;
     use crate::config::{Overrides, load};
     use crate::engine::{FakeEngine, Prompt};

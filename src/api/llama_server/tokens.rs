@@ -5,11 +5,11 @@ use axum::response::Json;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::api::app::{App, Deadline, answered};
+use crate::api::body::{JsonBody, kind};
 use crate::api::conversation::Conversation;
 use crate::api::error::{ApiError, Fields};
-use crate::api::json::{JsonBody, kind};
 use crate::api::request::prompt;
-use crate::api::state::{App, Deadline, answered};
 use crate::engine::{Query, Reply, Segment};
 
 #[derive(Debug, Deserialize)]

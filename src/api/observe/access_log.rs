@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::record::Facts;
+use super::request_context::Facts;
 use crate::config::LogFormat;
 
 /// Longest path that is written.

@@ -1,11 +1,11 @@
 //! Every request gets an id, a span, a line in the access log and its place in the metrics, whether or not it ends well.
 
 mod access_log;
-mod record;
-mod witness;
+mod generation_metrics;
+mod request_context;
 
-pub(super) use record::Record;
-pub(super) use witness::Witness;
+pub(super) use generation_metrics::GenerationMetrics;
+pub(super) use request_context::RequestContext;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use hyper::body::{Frame, SizeHint};
 use tracing::{Instrument, Span};
 
 use self::access_log::Line;
+use super::app::App;
 use super::metrics::Metrics;
-use super::state::App;
 use crate::config::LogFormat;
 
 /// The header that carries a request's id, both ways.
@@ -35,7 +35,7 @@ const CLIENT_GONE: u16 = 499;
 /// The outermost layer.
 pub(super) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
-    let record = Arc::new(Record::default());
+    let record = Arc::new(RequestContext::default());
     let route =
         request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).replace("{*", "{");
     let span = tracing::info_span!("request", id, route);
@@ -76,7 +76,7 @@ fn request_id(headers: &HeaderMap) -> String {
 struct Account {
     metrics: Arc<Metrics>,
     log: Option<LogFormat>,
-    record: Arc<Record>,
+    record: Arc<RequestContext>,
     id: String,
     method: Method,
     path: String,

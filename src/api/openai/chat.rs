@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 
 use super::chat_reply::ChatReply;
 use super::envelope::Envelope;
+use crate::api::app::{App, Deadline, answered};
+use crate::api::body::JsonBody;
 use crate::api::conversation::calls::Listener;
 use crate::api::conversation::{Conversation, opens_thinking};
 use crate::api::error::{ApiError, Fields};
 use crate::api::generations::Generations;
-use crate::api::json::JsonBody;
 use crate::api::llama_server::verbose;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner};
 use crate::api::spokes::{Choice, Chosen};
-use crate::api::state::{App, Deadline, answered};
-use crate::api::stream;
+use crate::api::sse;
 use crate::engine::{Constraint, Query, Reply};
 
 /// Alternatives that may be reported for each token.
@@ -84,7 +84,7 @@ pub(in crate::api) async fn answer(app: &App, body: &JsonBody, choice: Choice) -
     let started = asked.start(app, deadline, ("chatcmpl-", object), "messages").await?;
     let Started { envelope, manner, said, listener, generations, spokes, verbose } = started;
     let reply = ChatReply::new(envelope, &manner, said, listener, verbose);
-    Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
+    Ok(spokes.sign(sse::respond(reply, generations, manner.stream).await?))
 }
 
 /// `POST /v1/chat/completions/input_tokens`: the tokens of the prompt that a request would ask.

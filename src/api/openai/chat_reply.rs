@@ -11,10 +11,10 @@ use crate::api::confidence::confidence;
 use crate::api::conversation::calls::{self, Listener};
 use crate::api::generation::{Output, Part};
 use crate::api::generations::{Whole, total};
-use crate::api::likelihood;
 use crate::api::llama_server::timings::{prompt_progress, so_far};
+use crate::api::logprobs;
 use crate::api::request::Manner;
-use crate::api::stream::Dialect;
+use crate::api::sse::ReplyFormat;
 use crate::engine::{Closed, FinishReason, TokenReport, Usage};
 
 /// A chat reply in the making.
@@ -120,7 +120,7 @@ impl ChatReply {
 
     fn take_logprobs(&mut self, index: usize) -> Option<Value> {
         let tokens = std::mem::take(&mut self.choices[index].tokens);
-        self.said.logprobs.map(|top| json!({"content": likelihood::chat(&tokens, top)}))
+        self.said.logprobs.map(|top| json!({"content": logprobs::chat(&tokens, top)}))
     }
 
     fn answer(&mut self, index: usize, part: Part, progress: Option<Usage>) -> Vec<Value> {
@@ -188,7 +188,7 @@ impl ChatReply {
         }
         let mut choice = json!({"index": index, "message": message, "finish_reason": finish});
         if let Some(top) = self.said.logprobs {
-            choice["logprobs"] = json!({"content": likelihood::chat(&whole.tokens, top)});
+            choice["logprobs"] = json!({"content": logprobs::chat(&whole.tokens, top)});
         }
         tell_closed(&mut choice, &whole.closed);
         if self.said.confidence {
@@ -198,7 +198,7 @@ impl ChatReply {
     }
 }
 
-impl Dialect for ChatReply {
+impl ReplyFormat for ChatReply {
     const DONE: bool = true;
 
     fn reply(mut self, answers: Vec<Whole>) -> Value {

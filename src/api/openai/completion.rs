@@ -7,18 +7,18 @@ use serde_json::{Value, json};
 
 use super::chat::MOST_ALTERNATIVES;
 use super::envelope::{Envelope, tell_closed, timings, usage};
+use crate::api::app::{App, Deadline};
+use crate::api::body::JsonBody;
 use crate::api::error::{ApiError, Fields};
 use crate::api::generation::Output;
 use crate::api::generations::{Generations, Whole, total};
-use crate::api::json::JsonBody;
-use crate::api::likelihood::Legacy;
 use crate::api::llama_server::timings::{prompt_progress, so_far};
 use crate::api::llama_server::verbose;
+use crate::api::logprobs::Legacy;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner, prompt};
 use crate::api::spokes::{Choice, Chosen};
-use crate::api::state::{App, Deadline};
-use crate::api::stream::{self, Dialect};
+use crate::api::sse::{self, ReplyFormat};
 use crate::engine::{Closed, FinishReason, Prompt, Query, Reply, Segment, Usage};
 
 /// The part of a body that is this endpoint's own, as written.
@@ -71,7 +71,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     };
     let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
     let generations = Generations::start(&app, requests, manner.n, &spokes, fields, deadline)?;
-    Ok(spokes.sign(stream::respond(reply, generations, manner.stream).await?))
+    Ok(spokes.sign(sse::respond(reply, generations, manner.stream).await?))
 }
 
 /// The text of a prompt.
@@ -82,7 +82,7 @@ async fn text(app: &App, prompt: &Prompt, deadline: Deadline) -> Result<String, 
         if !segment.ids.is_empty() {
             let query = app.engine().query(Query::Pieces(segment.ids.clone()))?;
             let fields = Fields { prompt: "prompt", ..Fields::CHAT };
-            let answer = crate::api::state::answered(deadline.within(query).await?);
+            let answer = crate::api::app::answered(deadline.within(query).await?);
             if let Reply::Pieces(pieces) = answer.map_err(|error| fields.blame(error))? {
                 bytes.extend(pieces.into_iter().flatten());
             }
@@ -135,7 +135,7 @@ impl TextReply {
     }
 }
 
-impl Dialect for TextReply {
+impl ReplyFormat for TextReply {
     const DONE: bool = true;
 
     fn reply(mut self, answers: Vec<Whole>) -> Value {

@@ -7,12 +7,12 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::api::app::{App, Deadline, answered};
+use crate::api::body::{JsonBody, short};
 use crate::api::error::{ApiError, Fields};
-use crate::api::json::{JsonBody, short};
-use crate::api::observe::Record;
+use crate::api::observe::RequestContext;
 use crate::api::request::prompt;
 use crate::api::spokes::{Choice, Chosen};
-use crate::api::state::{App, Deadline, answered};
 use crate::engine::{Embeddings, Segment};
 
 /// Texts that one request may bring.
@@ -79,7 +79,7 @@ pub(in crate::api) async fn vectors(
     let blame = |error| Fields { prompt: field, ..Fields::CHAT }.blame(error);
     let receiver = app.engine().embed(prompts).map_err(blame)?;
     let embeddings = answered(deadline.within(receiver).await?).map_err(blame)?;
-    Record::current().add_prompt(embeddings.prompt_tokens, 0);
+    RequestContext::current().add_prompt(embeddings.prompt_tokens, 0);
     Ok(embeddings)
 }
 

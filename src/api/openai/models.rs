@@ -4,8 +4,8 @@ use axum::extract::{Path, State};
 use axum::response::Json;
 use serde_json::{Value, json};
 
+use crate::api::app::App;
 use crate::api::error::ApiError;
-use crate::api::state::App;
 use crate::spoke::registry::Served;
 
 /// The post, and the spokes on it.

@@ -7,7 +7,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use serde_json::Value;
 
-use super::state::App;
+use super::app::App;
 
 /// Head of the document: version, security, and the parts that all rooms share.
 const HEAD: &str = include_str!("head.json");

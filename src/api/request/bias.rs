@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
+use crate::api::app::{App, Deadline};
+use crate::api::body::{kind, short};
 use crate::api::error::ApiError;
-use crate::api::json::{kind, short};
-use crate::api::state::{App, Deadline};
 use crate::engine::{ModelInfo, Query, Reply, Segment};
 
 /// Entries of one request, and bytes of a text among them: each text is tokenised.

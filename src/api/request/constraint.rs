@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::api::body::{JsonBody, kind};
 use crate::api::error::ApiError;
-use crate::api::json::{JsonBody, kind};
 use crate::engine::{Constraint, DistinctList, Guard, Longest, Prompt};
 use crate::task::schema::{NAMES, SCHEMA_NAME, add_limits, longest_list, longest_text};
 

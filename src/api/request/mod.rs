@@ -9,9 +9,9 @@ mod unsupported;
 pub(super) use sampling::REPEAT_LAST;
 use serde::Deserialize;
 
+use super::app::{App, Deadline, Room};
+use super::body::JsonBody;
 use super::error::{ApiError, Fields};
-use super::json::JsonBody;
-use super::state::{App, Deadline, Room};
 use crate::config::SamplingDefaults;
 use crate::engine::{Constraint, Generate, ModelInfo, Prompt, Sampling, likely_use};
 

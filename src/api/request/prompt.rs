@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::api::body::{kind, short};
 use crate::api::error::ApiError;
-use crate::api::json::{kind, short};
 use crate::engine::{Prompt, Segment};
 
 const EXPECTED: &str =

@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use serde::Deserialize;
 
+use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
-use crate::api::json::JsonBody;
 use crate::config::SamplingDefaults;
 use crate::engine::{Penalties, Sampling};
 

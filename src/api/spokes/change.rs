@@ -5,8 +5,8 @@ use axum::response::{IntoResponse, Json, Response};
 
 use super::blame;
 use super::list::Entry;
+use crate::api::app::App;
 use crate::api::error::ApiError;
-use crate::api::state::App;
 
 /// Changes what serves under a name; answers when it is done and on disk.
 pub(in crate::api) async fn change(

@@ -9,10 +9,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::blame;
+use crate::api::app::{App, Deadline};
+use crate::api::body::{JsonBody, kind, short};
 use crate::api::error::ApiError;
-use crate::api::json::{JsonBody, kind, short};
-use crate::api::observe::Record;
-use crate::api::state::{App, Deadline};
+use crate::api::observe::RequestContext;
 use crate::config::Otherwise;
 use crate::engine::{ScaledSpoke, SpokeSet};
 use crate::spoke::keeper::{POST, Trouble};
@@ -313,7 +313,7 @@ impl Chosen {
         let set = set.into_iter().map(|(generation, scale)| ScaledSpoke { generation, scale }).collect();
         let chosen = Self { set, told, _leases: leases, _held: None };
         if !chosen.told.is_empty() {
-            Record::current().set_spokes(chosen.text());
+            RequestContext::current().set_spokes(chosen.text());
         }
         chosen
     }

@@ -11,8 +11,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::api::app::App;
 use crate::api::error::ApiError;
-use crate::api::state::App;
 use crate::spoke::keeper::Spokes;
 use crate::spoke::store::Transition;
 

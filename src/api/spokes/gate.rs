@@ -6,9 +6,9 @@ use axum::body::to_bytes;
 use serde_json::Value;
 
 use super::Choice;
-use crate::api::json::JsonBody;
+use crate::api::app::App;
+use crate::api::body::JsonBody;
 use crate::api::openai::chat;
-use crate::api::state::App;
 use crate::spoke::gate::{Answer, Questioner};
 use crate::spoke::life::Why;
 use crate::spoke::slot::Lease;

@@ -4,9 +4,9 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Json, Response};
 
 use super::blame;
+use crate::api::app::App;
+use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
-use crate::api::json::JsonBody;
-use crate::api::state::App;
 use crate::spoke::store::Kinship;
 
 /// Notes it; answers when it is on disk.

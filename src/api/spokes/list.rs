@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Json, Response};
 use serde::Serialize;
 
-use crate::api::state::App;
+use crate::api::app::App;
 use crate::spoke::life::Why;
 use crate::spoke::registry::{Row, Serving};
 use crate::spoke::{Generation, Kind};

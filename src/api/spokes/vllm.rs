@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::blame;
+use crate::api::app::App;
+use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
-use crate::api::json::JsonBody;
-use crate::api::state::App;
 use crate::spoke::keeper::Trouble;
 use crate::spoke::life::State as Life;
 

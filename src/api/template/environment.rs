@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use minijinja::value::{Kwargs, Rest, merge_maps};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
-use super::ink::Guard;
 use super::python::{self, Raised};
+use super::sentinel::Guard;
 use super::source::Use;
 use super::to_json::to_json;
 use super::{Special, TemplateError};
@@ -31,7 +31,7 @@ fn give(environment: &mut Environment<'_>, guard: &Guard, now: SystemTime) {
         to_json(&guard, &value, arguments, &kwargs)
     });
     environment.add_function("strftime_now", move |format: String| {
-        local_time(&super::ink::read(&format), now).ok_or_else(|| {
+        local_time(&super::sentinel::read(&format), now).ok_or_else(|| {
             Error::new(
                 ErrorKind::InvalidOperation,
                 format!("strftime_now: {format:?} is no format of a time"),

@@ -10,10 +10,10 @@
 //! [`Segment::plain`]: crate::engine::Segment::plain
 
 mod environment;
-mod ink;
-mod inked;
+mod marked;
 mod python;
 mod scan;
+mod sentinel;
 mod source;
 mod to_json;
 mod told;
@@ -29,9 +29,9 @@ pub(super) use self::told::{CLOSE, OPEN};
 pub use self::turn::{Call, Turn};
 
 use self::environment::{check_names, environment, render};
-use self::ink::Guard;
-use self::inked::Inked;
+use self::marked::Inked;
 use self::scan::without_generation;
+use self::sentinel::Guard;
 use self::source::Source;
 use self::told::told;
 use self::turn::message;

@@ -1,4 +1,4 @@
-//! Python's methods of strings and Jinja's filters of them, for texts that are partly in [ink](super::ink): they read the
+//! Python's methods of strings and Jinja's filters of them, for texts that are partly in [ink](super::sentinel): they read the
 //! text as it is meant, and what they keep of it keeps its ink.
 
 use std::fmt::Write;
@@ -7,7 +7,7 @@ use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::ink;
+use super::sentinel;
 use super::to_json::python_float;
 
 /// Makes an environment speak Python.
@@ -35,7 +35,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
         None => escape_formatter(out, state, value),
     });
     environment.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, ink::read(&text(&message)).into_owned())
+        Err(Error::new(ErrorKind::InvalidOperation, sentinel::read(&text(&message)).into_owned())
             .with_source(Raised))
     });
 }
@@ -71,7 +71,7 @@ fn represent(out: &mut String, value: &serde_json::Value) {
             Some(float) => out.push_str(&python_float(float)),
             None => out.push_str(&number.to_string()),
         },
-        Json::String(text) => represent_text(out, &ink::read(text)),
+        Json::String(text) => represent_text(out, &sentinel::read(text)),
         Json::Array(items) => {
             out.push('[');
             for (index, item) in items.iter().enumerate() {
@@ -84,7 +84,7 @@ fn represent(out: &mut String, value: &serde_json::Value) {
             out.push('{');
             for (index, (key, field)) in fields.iter().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                represent_text(out, &ink::read(key));
+                represent_text(out, &sentinel::read(key));
                 out.push_str(": ");
                 represent(out, field);
             }
@@ -164,7 +164,7 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
         "join" => unknown_method_callback(state, value, name, args),
         _ => {
             let read = |value: &Value| match value.as_str() {
-                Some(text) if ink::has_ink(text) => Value::from(ink::read(text)),
+                Some(text) if sentinel::has_ink(text) => Value::from(sentinel::read(text)),
                 _ => value.clone(),
             };
             let args: Vec<Value> = args.iter().map(read).collect();
@@ -179,13 +179,13 @@ fn characters(text: &str) -> Vec<char> {
 
 /// Whether two texts read the same.
 fn reads(one: &[char], other: &[char]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).all(|(&a, &b)| ink::bare(a) == ink::bare(b))
+    one.len() == other.len() && one.iter().zip(other).all(|(&a, &b)| sentinel::bare(a) == sentinel::bare(b))
 }
 
 fn strip(string: &str, chars: Option<&str>, left: bool, right: bool) -> String {
-    let chars = chars.map(|chars| ink::read(chars).into_owned());
+    let chars = chars.map(|chars| sentinel::read(chars).into_owned());
     let goes = |c: char| {
-        let c = ink::bare(c);
+        let c = sentinel::bare(c);
         chars.as_deref().map_or_else(|| c.is_whitespace(), |chars| chars.contains(c))
     };
     let string = if left { string.trim_start_matches(goes) } else { string };
@@ -196,7 +196,7 @@ fn cased(string: &str, how: &str) -> String {
     let mut begins = true;
     let mut cased = String::new();
     for written in string.chars() {
-        let c = ink::bare(written);
+        let c = sentinel::bare(written);
         let upper = match how {
             "upper" => true,
             "lower" => false,
@@ -204,9 +204,9 @@ fn cased(string: &str, how: &str) -> String {
         };
         begins = how == "title" && (c.is_ascii_punctuation() || c.is_whitespace());
         if upper {
-            cased.extend(c.to_uppercase().map(|c| ink::as_written(written, c)));
+            cased.extend(c.to_uppercase().map(|c| sentinel::as_written(written, c)));
         } else {
-            cased.extend(c.to_lowercase().map(|c| ink::as_written(written, c)));
+            cased.extend(c.to_lowercase().map(|c| sentinel::as_written(written, c)));
         }
     }
     cased
@@ -229,7 +229,7 @@ fn places(all: &[char], part: &[char]) -> Vec<usize> {
 
 fn replace(string: &str, old: &str, new: &str, count: Option<i64>) -> String {
     let most = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
-    if !ink::has_ink(string) && !ink::has_ink(old) {
+    if !sentinel::has_ink(string) && !sentinel::has_ink(old) {
         return string.replacen(old, new, most);
     }
     let (all, part) = (characters(string), characters(old));
@@ -277,7 +277,7 @@ fn split(
 }
 
 fn split_white(all: &[char], most: usize, from_right: bool) -> Vec<String> {
-    let is_white = |&c: &char| ink::bare(c).is_whitespace();
+    let is_white = |&c: &char| sentinel::bare(c).is_whitespace();
     let mut words: Vec<std::ops::Range<usize>> = Vec::new();
     let mut at = 0;
     while let Some(start) = all[at..].iter().position(|c| !is_white(c)).map(|found| at + found) {
@@ -314,8 +314,8 @@ fn indent(value: Value, arguments: Rest<Value>, kwargs: Kwargs) -> Result<String
     };
     let mut indented = String::new();
     let mut line_begins = first;
-    for (index, line) in text(&value).split_inclusive(|c| ink::bare(c) == '\n').enumerate() {
-        let is_blank = line.chars().all(|c| ink::bare(c) == '\n');
+    for (index, line) in text(&value).split_inclusive(|c| sentinel::bare(c) == '\n').enumerate() {
+        let is_blank = line.chars().all(|c| sentinel::bare(c) == '\n');
         if (index > 0 || line_begins) && (blank || !is_blank || (index == 0 && first)) {
             indented.push_str(&width);
         }
@@ -334,10 +334,10 @@ mod tests {
     fn made(expression: &str, x: &str) -> [String; 2] {
         let mut environment = Environment::new();
         add_to(&mut environment);
-        [x.to_owned(), ink::write(x)].map(|x| {
+        [x.to_owned(), sentinel::write(x)].map(|x| {
             let template = format!("{{{{ {expression} }}}}");
             let rendered = environment.render_str(&template, context! { x }).unwrap();
-            ink::read(&rendered).into_owned()
+            sentinel::read(&rendered).into_owned()
         })
     }
 
@@ -378,14 +378,14 @@ mod tests {
 
     #[test]
     fn what_is_kept_keeps_its_ink() {
-        let text = format!("{}a", ink::write("<|x|> "));
-        assert_eq!(strip(&text, Some("a"), true, true), ink::write("<|x|> "));
-        assert_eq!(cased(&text, "upper"), format!("{}A", ink::write("<|X|> ")));
+        let text = format!("{}a", sentinel::write("<|x|> "));
+        assert_eq!(strip(&text, Some("a"), true, true), sentinel::write("<|x|> "));
+        assert_eq!(cased(&text, "upper"), format!("{}A", sentinel::write("<|X|> ")));
         assert_eq!(
             replace(&text, "|", "b", None),
-            format!("{0}b{1}b{2}a", ink::write("<"), ink::write("x"), ink::write("> "))
+            format!("{0}b{1}b{2}a", sentinel::write("<"), sentinel::write("x"), sentinel::write("> "))
         );
         let parts = split(&text, Some("x"), None, false).unwrap();
-        assert_eq!(parts, [ink::write("<|"), format!("{}a", ink::write("|> "))]);
+        assert_eq!(parts, [sentinel::write("<|"), format!("{}a", sentinel::write("|> "))]);
     }
 }

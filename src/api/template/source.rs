@@ -2,12 +2,12 @@
 //!
 //! What is to be shown is told from what is compared by the neighbours of a string: `'<|user|>' + content` is shown,
 //! `role == 'user'` is compared, `'</think>'` in `content.split('</think>')` is an argument. A wrong guess is no danger: the
-//! rendering in ink has to read as the plain one does, and places where it doesn't go without (see [`super::inked`]).
+//! rendering in ink has to read as the plain one does, and places where it doesn't go without (see [`super::marked`]).
 
 use std::collections::BTreeSet;
 
-use super::ink;
 use super::scan::{Tag, TagKind, Token, TokenKind, scan};
+use super::sentinel;
 
 /// The filter that writes a role in ink.
 pub(super) const OWN: &str = "bespoke_own";
@@ -85,12 +85,12 @@ impl Source {
         let mut source = String::new();
         for piece in &self.pieces {
             match piece {
-                Piece::Data(text) => source.push_str(&ink::write(text)),
+                Piece::Data(text) => source.push_str(&sentinel::write(text)),
                 Piece::Code(code) => source.push_str(code),
                 Piece::Text { place, text, .. } if with[*place] => {
                     // Nothing that is written in ink needs an escape.
                     source.push('\'');
-                    source.push_str(&ink::write(text));
+                    source.push_str(&sentinel::write(text));
                     source.push('\'');
                 }
                 Piece::Text { written, .. } => source.push_str(written),
@@ -321,12 +321,12 @@ mod tests {
         let mut shown = String::new();
         let mut within = false;
         for c in taken.written(&vec![true; taken.places]).chars() {
-            let ink = ink::has_ink(c.encode_utf8(&mut [0; 4]));
+            let ink = sentinel::has_ink(c.encode_utf8(&mut [0; 4]));
             if ink != within {
                 shown.push(if ink { '«' } else { '»' });
                 within = ink;
             }
-            shown.push(ink::bare(c));
+            shown.push(sentinel::bare(c));
         }
         if within { shown + "»" } else { shown }
     }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest};
 use minijinja::{Error, ErrorKind, Value};
 
-use super::ink::{self, Guard};
+use super::sentinel::{self, Guard};
 
 /// JSON of a value. It is never the template's own text: nothing of it is in ink.
 pub(super) fn to_json(
@@ -33,7 +33,7 @@ pub(super) fn to_json(
     let indent = match &given[1] {
         None => None,
         Some(value) => Some(match value.as_str() {
-            Some(text) => ink::read(text).into_owned(),
+            Some(text) => sentinel::read(text).into_owned(),
             None => " ".repeat(usize::try_from(i64::try_from(value.clone())?.clamp(0, 1_000)).unwrap_or(0)),
         }),
     };
@@ -41,8 +41,10 @@ pub(super) fn to_json(
         None => None,
         Some(value) => {
             let both: Vec<Value> = value.try_iter()?.collect();
-            let texts: Vec<String> =
-                both.iter().filter_map(|one| one.as_str().map(|text| ink::read(text).into_owned())).collect();
+            let texts: Vec<String> = both
+                .iter()
+                .filter_map(|one| one.as_str().map(|text| sentinel::read(text).into_owned()))
+                .collect();
             let pair: Result<[String; 2], _> = texts.try_into();
             Some(pair.map_err(|_| {
                 invalid(format!("tojson: separators is {value}, expected two texts, as in (',', ':')"))
@@ -57,7 +59,7 @@ pub(super) fn to_json(
         separators: separators.unwrap_or(usual),
     };
     let json = serde_json::to_value(value).map_err(|error| invalid(error.to_string()))?;
-    let uncovered = |text: &str| guard.uncover(&ink::read(text));
+    let uncovered = |text: &str| guard.uncover(&sentinel::read(text));
     let json = guard.cover(style.dump(&json, &uncovered).into());
     Ok(json.as_str().unwrap_or_default().to_owned())
 }

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use self::reply::{ResponseReply, Settings};
 use self::request::{DIALECT, translate};
 use super::chat::Asked;
+use crate::api::app::App;
+use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
-use crate::api::json::JsonBody;
-use crate::api::observe::Record;
-use crate::api::state::App;
-use crate::api::stream;
+use crate::api::observe::RequestContext;
+use crate::api::sse;
 
 /// `POST /v1/responses`.
 pub(in crate::api) async fn respond(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
@@ -26,7 +26,7 @@ pub(in crate::api) async fn respond(State(app): State<App>, body: JsonBody) -> R
     let (stream, spokes) = (started.manner.stream, started.spokes);
     let settings = Settings::new(&body.0, &started.manner);
     let reply = ResponseReply::new(started.envelope, started.listener, settings);
-    Ok(spokes.sign(stream::respond(reply, started.generations, stream).await?))
+    Ok(spokes.sign(sse::respond(reply, started.generations, stream).await?))
 }
 
 /// `POST /v1/responses/input_tokens`.
@@ -39,6 +39,6 @@ pub(in crate::api) async fn count(State(app): State<App>, body: JsonBody) -> Res
 fn asked(app: &App, body: &JsonBody) -> Result<Asked, ApiError> {
     let chat = translate(&body.0)?;
     let name = chat.0.pointer("/response_format/json_schema/name").and_then(Value::as_str);
-    Record::current().set_schema_name(name);
+    RequestContext::current().set_schema_name(name);
     DIALECT.parse(app, &chat)
 }

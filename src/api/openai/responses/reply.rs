@@ -10,7 +10,7 @@ use crate::api::generations::Whole;
 use crate::api::llama_server::timings::{prompt_progress, so_far};
 use crate::api::openai::envelope::{Envelope, tell_closed, timings};
 use crate::api::request::Manner;
-use crate::api::stream::Dialect;
+use crate::api::sse::ReplyFormat;
 use crate::engine::{FinishReason, Usage};
 
 /// What a response repeats of its request, and what is told next to it.
@@ -189,7 +189,7 @@ impl ResponseReply {
     }
 }
 
-impl Dialect for ResponseReply {
+impl ReplyFormat for ResponseReply {
     const DONE: bool = false;
     const NAMED: bool = true;
 

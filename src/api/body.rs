@@ -7,10 +7,10 @@ use axum::http::header;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::app::App;
 use super::error::ApiError;
 use super::exact::put_right;
-use super::observe::Record;
-use super::state::App;
+use super::observe::RequestContext;
 
 /// A request body that is JSON; not yet looked at.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl FromRequest<App> for JsonBody {
             return Err(ApiError::field(field, message));
         }
         let name = value.pointer("/response_format/json_schema/name");
-        Record::current().set_schema_name(name.and_then(Value::as_str));
+        RequestContext::current().set_schema_name(name.and_then(Value::as_str));
         Ok(Self(value))
     }
 }

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::record::Record;
+use super::request_context::RequestContext;
 use crate::api::metrics::Metrics;
 use crate::engine::{CloseReason, Usage};
 
 /// One generation as it is watched.
 #[derive(Debug)]
-pub(in crate::api) struct Witness {
+pub(in crate::api) struct GenerationMetrics {
     metrics: Arc<Metrics>,
-    record: Arc<Record>,
+    record: Arc<RequestContext>,
     begun: Instant,
     /// When the last text came.
     last: Option<Instant>,
@@ -22,10 +22,17 @@ pub(in crate::api) struct Witness {
     cached: u32,
 }
 
-impl Witness {
+impl GenerationMetrics {
     /// Of the current request's generation, which begins now.
     pub(in crate::api) fn begin(metrics: Arc<Metrics>, first: bool) -> Self {
-        Self { metrics, record: Record::current(), begun: Instant::now(), last: None, first, cached: 0 }
+        Self {
+            metrics,
+            record: RequestContext::current(),
+            begun: Instant::now(),
+            last: None,
+            first,
+            cached: 0,
+        }
     }
 
     /// The prompt is accepted.
@@ -75,9 +82,11 @@ mod tests {
 
     #[test]
     fn several_answers_add_up_and_their_prompt_counts_once() {
-        let record = Arc::new(Record::default());
-        let witness =
-            |first| Witness { record: Arc::clone(&record), ..Witness::begin(Arc::default(), first) };
+        let record = Arc::new(RequestContext::default());
+        let witness = |first| GenerationMetrics {
+            record: Arc::clone(&record),
+            ..GenerationMetrics::begin(Arc::default(), first)
+        };
         let usage = |cached_tokens, completion_tokens| Usage {
             prompt_tokens: 20,
             cached_tokens,

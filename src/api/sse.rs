@@ -20,7 +20,7 @@ use crate::engine::Usage;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// How one kind of request is answered.
-pub(super) trait Dialect: Send + Unpin + 'static {
+pub(super) trait ReplyFormat: Send + Unpin + 'static {
     /// Whether a stream ends with `[DONE]`.
     const DONE: bool;
     /// Whether each event is named as the `type` in its data says.
@@ -45,7 +45,7 @@ pub(super) trait Dialect: Send + Unpin + 'static {
 }
 
 /// Answers with what the generations bring.
-pub(super) async fn respond<D: Dialect>(
+pub(super) async fn respond<D: ReplyFormat>(
     mut dialect: D,
     mut generations: Generations,
     stream: bool,
@@ -68,7 +68,7 @@ struct Chunks<D> {
     ready: VecDeque<Event>,
 }
 
-impl<D: Dialect> Chunks<D> {
+impl<D: ReplyFormat> Chunks<D> {
     fn tell(&mut self, index: usize, output: Output) {
         let progress = self.generations.as_ref().and_then(|generations| generations.progress(index));
         self.ready.extend(self.dialect.output(index, output, progress).iter().map(event::<D>));
@@ -83,7 +83,7 @@ impl<D: Dialect> Chunks<D> {
     }
 }
 
-fn event<D: Dialect>(data: &Value) -> Event {
+fn event<D: ReplyFormat>(data: &Value) -> Event {
     let event = Event::default().json_data(data).expect("a JSON value is always JSON");
     match data.get("type").and_then(Value::as_str) {
         Some(name) if D::NAMED => event.event(name),
@@ -91,7 +91,7 @@ fn event<D: Dialect>(data: &Value) -> Event {
     }
 }
 
-impl<D: Dialect> Stream for Chunks<D> {
+impl<D: ReplyFormat> Stream for Chunks<D> {
     type Item = Result<Event, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

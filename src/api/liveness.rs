@@ -11,14 +11,14 @@ use crate::engine::{EngineState, Health};
 /// Longer than any machine runs.
 const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
-/// Feels an engine's heartbeat, as long as somebody waits in [`Pulse::silence`].
+/// Feels an engine's heartbeat, as long as somebody waits in [`Liveness::silence`].
 #[derive(Debug)]
-pub struct Pulse {
+pub struct Liveness {
     health: watch::Receiver<Health>,
     last: Mutex<Instant>,
 }
 
-impl Pulse {
+impl Liveness {
     /// Of the engine with this health. The beat counts as felt just now.
     pub fn new(health: watch::Receiver<Health>) -> Arc<Self> {
         Arc::new(Self { health, last: Mutex::new(Instant::now()) })
@@ -66,10 +66,10 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(30);
 
-    fn health(state: EngineState) -> (watch::Sender<Health>, Arc<Pulse>) {
+    fn health(state: EngineState) -> (watch::Sender<Health>, Arc<Liveness>) {
         let health = Health { state, beat: 1, running: 0, waiting: 0, totals: Totals::default() };
         let (sender, receiver) = watch::channel(health);
-        (sender, Pulse::new(receiver))
+        (sender, Liveness::new(receiver))
     }
 
     fn runtime() -> tokio::runtime::Runtime {
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn a_ready_engine_that_stops_beating_is_noticed() {
         runtime().block_on(async {
-            let (sender, pulse) = health(EngineState::Ready(Arc::new(FakeEngine::info())));
+            let (sender, liveness) = health(EngineState::Ready(Arc::new(FakeEngine::info())));
             let limit = Duration::from_millis(100);
             let began = Instant::now();
             let beating = tokio::spawn(async move {
@@ -89,9 +89,9 @@ mod tests {
                 }
                 sender
             });
-            pulse.silence(limit).await;
+            liveness.silence(limit).await;
             assert!(began.elapsed() >= limit + Duration::from_millis(180), "{:?}", began.elapsed());
-            assert!(pulse.age() >= limit);
+            assert!(liveness.age() >= limit);
             drop(beating.await);
         });
     }
@@ -99,9 +99,9 @@ mod tests {
     #[test]
     fn changes_without_a_beat_are_no_sign_of_life_and_loading_needs_none() {
         runtime().block_on(async {
-            let (sender, pulse) = health(EngineState::Loading);
+            let (sender, liveness) = health(EngineState::Loading);
             let limit = Duration::from_millis(50);
-            assert!(tokio::time::timeout(4 * limit, pulse.silence(limit)).await.is_err(), "it loads");
+            assert!(tokio::time::timeout(4 * limit, liveness.silence(limit)).await.is_err(), "it loads");
             sender.send_modify(|health| health.state = EngineState::Ready(Arc::new(FakeEngine::info())));
             let moving = tokio::spawn(async move {
                 loop {
@@ -109,7 +109,7 @@ mod tests {
                     sender.send_modify(|health| health.waiting += 1);
                 }
             });
-            tokio::time::timeout(LIMIT, pulse.silence(limit)).await.expect("the beat has stopped");
+            tokio::time::timeout(LIMIT, liveness.silence(limit)).await.expect("the beat has stopped");
             moving.abort();
         });
     }

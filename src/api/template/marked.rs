@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::Special;
 use super::environment::{environment, render};
-use super::ink::{self, Guard};
+use super::sentinel::{self, Guard};
 use super::source::{OWN, Source};
 
 /// Roles that a message can have; a template's own words may stand for them.
@@ -62,8 +62,10 @@ impl Inked {
         now: SystemTime,
     ) -> Option<String> {
         let source = self.source.as_ref()?;
-        let special =
-            Special { bos_token: ink::write(&special.bos_token), eos_token: ink::write(&special.eos_token) };
+        let special = Special {
+            bos_token: sentinel::write(&special.bos_token),
+            eos_token: sentinel::write(&special.eos_token),
+        };
         let attempt = Attempt { source, text, variables, special, guard, now };
         let current = self.now.load_full();
         if let Some(rendered) = current.as_ref().and_then(|version| attempt.render(version)) {
@@ -94,7 +96,7 @@ impl Attempt<'_> {
     fn render(&self, version: &Version) -> Option<String> {
         let rendered =
             render(&version.environment, self.variables, &self.special, self.guard, self.now).ok()?;
-        (ink::read(&rendered) == self.text).then_some(rendered)
+        (sentinel::read(&rendered) == self.text).then_some(rendered)
     }
 
     fn try_with(&self, with: &[bool]) -> Option<(Version, String)> {
@@ -134,7 +136,7 @@ fn version(source: &Source, with: Vec<bool>) -> Option<Version> {
     let words = source.words.clone();
     // A role is one of ours, or a word of the template that stands for one: it can't be anything that a client made up.
     environment.add_filter(OWN, move |value: minijinja::Value| match value.as_str() {
-        Some(role) if ROLES.contains(&role) || words.contains(role) => ink::write(role).into(),
+        Some(role) if ROLES.contains(&role) || words.contains(role) => sentinel::write(role).into(),
         _ => value,
     });
     Some(Version { with, environment })

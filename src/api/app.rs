@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::auth::{Hosts, KeyRing};
 use super::error::ApiError;
+use super::liveness::Liveness;
 use super::metrics::Metrics;
-use super::pulse::Pulse;
 use super::spokes::Default as DefaultSpokes;
 use super::template::{ChatTemplate, TemplateError};
 use crate::config::{LogFormat, LogSettings, Otherwise, SamplingDefaults};
@@ -91,7 +91,7 @@ pub struct App {
 struct Inner {
     engine: Arc<dyn Engine>,
     options: Options,
-    pulse: Arc<Pulse>,
+    liveness: Arc<Liveness>,
     metrics: Arc<Metrics>,
     created: u64,
     template: OnceLock<Result<ChatTemplate, TemplateError>>,
@@ -103,7 +103,7 @@ struct Inner {
 
 impl App {
     /// An API over an engine.
-    pub fn new(engine: Arc<dyn Engine>, spokes: Spokes, pulse: Arc<Pulse>, options: Options) -> Self {
+    pub fn new(engine: Arc<dyn Engine>, spokes: Spokes, liveness: Arc<Liveness>, options: Options) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (template, waiting_for_load) = (OnceLock::new(), AtomicU32::new(0));
         let metrics = Arc::<Metrics>::default();
@@ -112,7 +112,7 @@ impl App {
         let inner = Inner {
             engine,
             options,
-            pulse,
+            liveness,
             metrics,
             created,
             template,
@@ -166,8 +166,8 @@ impl App {
         &self.inner.metrics
     }
 
-    pub(super) fn pulse(&self) -> &Pulse {
-        &self.inner.pulse
+    pub(super) fn liveness(&self) -> &Liveness {
+        &self.inner.liveness
     }
 
     pub(super) fn hosts(&self) -> &Hosts {

@@ -6,12 +6,12 @@ use crate::task::TASKS;
 
 tokio::task_local! {
     // Handlers pass nothing on and need to know nothing: whoever has something to tell finds the record of its request.
-    static CURRENT: Arc<Record>;
+    static CURRENT: Arc<RequestContext>;
 }
 
 /// Facts of one request, shared by everything that works on it.
 #[derive(Debug, Default)]
-pub(in crate::api) struct Record(Mutex<Facts>);
+pub(in crate::api) struct RequestContext(Mutex<Facts>);
 
 /// The facts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,7 +30,7 @@ pub(super) struct Facts {
 /// The task of requests whose schema has another name, or none.
 pub(in crate::api) const OTHER: &str = "other";
 
-impl Record {
+impl RequestContext {
     /// That of the request that is being handled; an unheard one outside of any.
     pub(in crate::api) fn current() -> Arc<Self> {
         CURRENT.try_with(Arc::clone).unwrap_or_default()
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn only_known_tasks_have_a_name() {
-        let record = Record::default();
+        let record = RequestContext::default();
         assert_eq!(record.task(), OTHER);
         record.set_schema_name(Some("encoding_response"));
         assert_eq!(record.task(), "encoding_response");
