@@ -9,6 +9,7 @@ use axum::Router;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
+use crate::adapter;
 use crate::api::auth::{Hosts, KeyRing, KeysError};
 use crate::api::connection::{self, Limits, Patience};
 use crate::api::{self, App, ChatTemplate, Liveness, Options, Room, SpokeOptions};
@@ -17,10 +18,9 @@ use crate::database::{DatabaseError, StateDirectory};
 use crate::descriptors::{self, Connections};
 use crate::engine::{Computing, Engine, EngineState, Health, LlamaEngine, LlamaSettings, SelfTest};
 use crate::gguf::{self, Gguf, GgufError};
-use crate::spoke;
-use crate::spoke::gate::{Bounds, Gate};
-use crate::spoke::keeper::{KeeperError, KeeperSettings, Spokes};
-use crate::spoke::probe::{ChildProbe, LEAST_MEMORY};
+use crate::spokes::gate::{Bounds, Gate};
+use crate::spokes::keeper::{KeeperError, KeeperSettings, Spokes};
+use crate::spokes::probe::{ChildProbe, LEAST_MEMORY};
 
 /// How much longer than the engine's own drain connections may take to send what they have.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -371,12 +371,12 @@ fn keeper_settings(settings: &Settings) -> KeeperSettings {
 }
 
 /// What a spoke may be at most.
-pub fn spoke_limits(spokes: &SpokeSettings) -> spoke::Limits {
-    spoke::Limits {
+pub fn spoke_limits(spokes: &SpokeSettings) -> adapter::Limits {
+    adapter::Limits {
         max_bytes: spokes.file_limit.as_u64(),
         max_resident_bytes: spokes.memory.as_u64(),
         max_rank: spokes.rank_limit.into(),
-        ..spoke::Limits::default()
+        ..adapter::Limits::default()
     }
 }
 

@@ -3,6 +3,7 @@
 //! The rooms of the house and the directions between them are drawn in `docs/architecture.md`.
 
 // A sanitizer brings its own.
+pub mod adapter;
 #[cfg(not(fuzzing))]
 mod allocator;
 pub mod api;
@@ -21,7 +22,7 @@ pub mod hub;
 pub mod json_schema;
 pub mod last_run;
 pub mod model;
-pub mod spoke;
+pub mod spokes;
 pub mod svg;
 pub mod task;
 pub mod train;

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use bespoke::spoke::{Limits, Post, Spoke, inspect, to_served};
+use bespoke::adapter::{Limits, Post, Spoke, inspect, to_served};
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// A folder in memory where there is one: files on a disk would be the slowest part.

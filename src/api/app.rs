@@ -17,7 +17,7 @@ use super::spokes::Default as DefaultSpokes;
 use super::template::{ChatTemplate, TemplateError};
 use crate::config::{LogFormat, LogSettings, Otherwise, SamplingDefaults};
 use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Reply, Segment};
-use crate::spoke::keeper::{POST, Spokes};
+use crate::spokes::keeper::{POST, Spokes};
 
 /// What the API is told.
 #[derive(Debug, Clone)]

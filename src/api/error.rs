@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::app::App;
 use crate::engine::EngineError;
-use crate::spoke::life::Why;
+use crate::spokes::life::Why;
 
 /// Why a request isn't answered.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

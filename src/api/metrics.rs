@@ -16,8 +16,8 @@ use prometheus::{
 use super::app::App;
 use super::error::ApiError;
 use crate::engine::{CloseReason, EngineState, Health, Outcome, Totals, Usage};
-use crate::spoke::life::STATES;
-use crate::spoke::registry::Totals as SpokeTotals;
+use crate::spokes::life::STATES;
+use crate::spokes::registry::Totals as SpokeTotals;
 
 /// Bounds of what takes from a millisecond to minutes.
 const SECONDS: &[f64] =

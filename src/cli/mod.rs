@@ -20,10 +20,10 @@ use std::panic;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::adapter::Refusal;
 use crate::cpu_features;
 use crate::engine::ffi::{end, missing_features};
 use crate::model::FileError;
-use crate::spoke::Refusal;
 use crate::train::TrainError;
 
 /// Done.

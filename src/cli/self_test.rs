@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 
 use crate::engine::kernels::{Kernel, Kernels};
 use crate::engine::{SelfTestLine, self_test_trial};
-use crate::spoke::probe::Confinement;
+use crate::spokes::probe::Confinement;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]

@@ -10,8 +10,8 @@ use toml::Spanned;
 use super::check::Check;
 use super::places::absolute;
 use super::written;
-use crate::spoke::folder::check_name;
-use crate::spoke::probe::LEAST_MEMORY;
+use crate::spokes::folder::check_name;
+use crate::spokes::probe::LEAST_MEMORY;
 
 /// Everything about spokes but where their folder is.
 #[derive(Debug, Clone, PartialEq)]

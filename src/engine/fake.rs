@@ -20,7 +20,7 @@ use super::{
     Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, Health, LaneState,
     LoadedSpoke, ModelInfo, Prompt, Query, Reply, SpokeChange, Totals, Usage,
 };
-use crate::spoke::Generation;
+use crate::adapter::Generation;
 
 /// How often a fake looks whether it was cancelled.
 const TICK: Duration = Duration::from_millis(2);

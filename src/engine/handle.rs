@@ -21,7 +21,7 @@ use super::{
     Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, LoadedSpoke, Prompt, Query, Reply,
     SpokeChange, Totals, likely_tokens, likely_use,
 };
-use crate::spoke::Kind;
+use crate::adapter::Kind;
 
 /// Sequences that llama.cpp can have (its `LLAMA_MAX_SEQ`): those of the lanes and those beside them.
 pub const MAX_SEQUENCES: u32 = 256;

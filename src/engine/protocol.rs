@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::computing::ComputingReport;
 use super::guard::{Closed, Guard};
 use super::spoke::{LoadedSpoke, SpokeChange, SpokeSet};
-use crate::spoke::Generation;
+use crate::adapter::Generation;
 
 /// An engine: owns a model and answers requests for it. Cheap to share; every method returns at once.
 pub trait Engine: Send + Sync + 'static {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spoke::{Generation, Kind};
+use crate::adapter::{Generation, Kind};
 
 /// What one request runs with beside the post: each generation once, in ascending order; empty is the post alone.
 /// Any number of LoRAs, and at most one Felix spoke.
@@ -36,7 +36,7 @@ pub struct LoadSpoke {
     pub generation: Generation,
     /// How it acts.
     pub kind: Kind,
-    /// A file in the form that the engine loads ([`Format::is_served`](crate::spoke::Format::is_served)), inspected, and
+    /// A file in the form that the engine loads ([`Format::is_served`](crate::adapter::Format::is_served)), inspected, and
     /// not changed by anybody any more.
     pub path: PathBuf,
     /// For logs.

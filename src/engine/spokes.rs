@@ -11,8 +11,8 @@ use super::ffi::Adapter;
 use super::kernels::felix;
 use super::prefix_cache::{NO_SPOKE, Origin};
 use super::{EngineError, LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange};
+use crate::adapter::{Generation, Kind, Limits, Post, read_folded};
 use crate::gguf::Gguf;
-use crate::spoke::{Generation, Kind, Limits, Post, read_folded};
 
 /// Where the answer to a change goes.
 pub type Answer = oneshot::Sender<Result<LoadedSpoke, EngineError>>;

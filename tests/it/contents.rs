@@ -4,11 +4,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use bespoke::adapter::{Generation, Kind};
 use bespoke::engine::{
     Engine, EngineState, Event, Generate, LlamaEngine, LlamaSettings, LoadSpoke, ScaledSpoke, Segment,
     SpokeChange, SpokeSet,
 };
-use bespoke::spoke::{Generation, Kind};
 use serde_json::{Value, json};
 
 use crate::dropped::{generation, lora, strong_felix, strong_lora};

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bespoke::spoke::Generation;
+use bespoke::adapter::Generation;
 
 use crate::contents::{Backend, Content, Contents};
 use crate::daemon::wait_until;

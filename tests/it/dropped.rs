@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use bespoke::adapter::{Digest, Generation, Post};
 use bespoke::durable;
 use bespoke::gguf::{GgmlType, GgufError, Writer};
-use bespoke::spoke::{Digest, Generation, Post};
 
 use crate::program::MODEL;
 

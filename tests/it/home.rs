@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bespoke::spoke::Generation;
+use bespoke::adapter::Generation;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use bespoke::adapter::{Format, Limits};
 use bespoke::gguf::Gguf;
 use bespoke::model::gguf_file;
 use bespoke::model::safetensors_file::{NewTensor, SafetensorsFile, f32_values, write_tensors};
-use bespoke::spoke::{self, Format, Limits};
+use bespoke::spokes;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use assert_cmd::Command;
+use bespoke::adapter::{Adapter, Limits, Post};
 use bespoke::durable;
 use bespoke::gguf::Gguf;
-use bespoke::spoke::{self, Adapter, Limits, Post};
+use bespoke::spokes;
 use serde_json::{Value, json};
 
 use crate::spoke_files::{RawGguf, felix, lora, number, peft_config, peft_weights, post};

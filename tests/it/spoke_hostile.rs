@@ -4,9 +4,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bespoke::adapter::{Limits, Post, Refusal, Spoke};
 use bespoke::durable;
 use bespoke::engine::reference::Reference;
-use bespoke::spoke::{self, Limits, Post, Refusal, Spoke};
+use bespoke::spokes;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use bespoke::adapter::felix::Trained;
+use bespoke::adapter::{Adapter, Format, Limits, Post, Spoke};
 use bespoke::cli::export::{candle_logits, relative_difference};
 use bespoke::engine::reference::Reference;
 use bespoke::gguf::{GgmlType, Gguf, TensorInfo, Writer};
 use bespoke::model::gguf_file::{self, Precision};
 use bespoke::model::safetensors_file::SafetensorsFile;
 use bespoke::model::{BatchLayout, Decoder, FileError, hugging_face};
-use bespoke::spoke::felix::Trained;
-use bespoke::spoke::{self, Adapter, Format, Limits, Post, Spoke};
+use bespoke::spokes;
 use candle_core::{Device, Tensor};
 
 use crate::families::complete;

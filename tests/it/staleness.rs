@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
+use bespoke::adapter::{Generation, Kind, Post, stand_in};
 use bespoke::durable;
 use bespoke::engine::{
     Engine, EngineError, EngineState, Event, Generate, LlamaEngine, LlamaSettings, LoadSpoke, LoadedSpoke,
     ScaledSpoke, Segment, SpokeChange, SpokeSet,
 };
-use bespoke::spoke::probe::{Verdict, trial};
-use bespoke::spoke::{Generation, Kind, Post, stand_in};
+use bespoke::spokes::probe::{Verdict, trial};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::dropped::{felix, generation, lora};

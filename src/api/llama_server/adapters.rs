@@ -15,7 +15,7 @@ pub(in crate::api) async fn adapters(State(app): State<App>) -> Json<Value> {
     let serving = app.spokes().registry().serving();
     let mut all: Vec<_> = serving.names.iter().collect();
     all.sort_by_key(|(_, served)| served.id);
-    let adapter = |(name, served): (&String, &crate::spoke::registry::Served)| {
+    let adapter = |(name, served): (&String, &crate::spokes::registry::Served)| {
         let scale = defaults.get(name).copied().unwrap_or(0.0);
         json!({"id": served.id, "path": name, "scale": scale, "generation": served.slot.generation})
     };

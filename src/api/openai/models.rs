@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api::app::App;
 use crate::api::error::ApiError;
-use crate::spoke::registry::Served;
+use crate::spokes::registry::Served;
 
 /// The post, and the spokes on it.
 pub(in crate::api) async fn list(State(app): State<App>) -> Json<Value> {

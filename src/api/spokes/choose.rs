@@ -9,17 +9,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::blame;
+use crate::adapter::{Generation, Kind};
 use crate::api::app::{App, Deadline};
 use crate::api::body::{JsonBody, kind, short};
 use crate::api::error::ApiError;
 use crate::api::observe::RequestContext;
 use crate::config::Otherwise;
 use crate::engine::{ScaledSpoke, SpokeSet};
-use crate::spoke::keeper::{POST, Trouble};
-use crate::spoke::life::State;
-use crate::spoke::registry::Serving;
-use crate::spoke::slot::{Lease, Refused, Slot};
-use crate::spoke::{Generation, Kind};
+use crate::spokes::keeper::{POST, Trouble};
+use crate::spokes::life::State;
+use crate::spokes::registry::Serving;
+use crate::spokes::slot::{Lease, Refused, Slot};
 
 /// The header that says which spokes answered.
 pub(in crate::api) const HEADER: &str = "x-bespoke-spokes";

@@ -13,8 +13,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api::app::App;
 use crate::api::error::ApiError;
-use crate::spoke::keeper::Spokes;
-use crate::spoke::store::Transition;
+use crate::spokes::keeper::Spokes;
+use crate::spokes::store::Transition;
 
 /// Comments keep the connection open through proxies while nothing happens.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

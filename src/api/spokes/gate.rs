@@ -9,9 +9,9 @@ use super::Choice;
 use crate::api::app::App;
 use crate::api::body::JsonBody;
 use crate::api::openai::chat;
-use crate::spoke::gate::{Answer, Questioner};
-use crate::spoke::life::Why;
-use crate::spoke::slot::Lease;
+use crate::spokes::gate::{Answer, Questioner};
+use crate::spokes::life::Why;
+use crate::spokes::slot::Lease;
 use crate::task::Event;
 use crate::task::prompt::{Wording, request};
 

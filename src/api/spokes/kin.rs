@@ -7,7 +7,7 @@ use super::blame;
 use crate::api::app::App;
 use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
-use crate::spoke::store::Kinship;
+use crate::spokes::store::Kinship;
 
 /// Notes it; answers when it is on disk.
 pub(in crate::api) async fn befriend(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {

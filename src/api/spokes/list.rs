@@ -6,10 +6,10 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Json, Response};
 use serde::Serialize;
 
+use crate::adapter::{Generation, Kind};
 use crate::api::app::App;
-use crate::spoke::life::Why;
-use crate::spoke::registry::{Row, Serving};
-use crate::spoke::{Generation, Kind};
+use crate::spokes::life::Why;
+use crate::spokes::registry::{Row, Serving};
 
 /// All of them, by name.
 pub(in crate::api) async fn list(State(app): State<App>) -> Response {

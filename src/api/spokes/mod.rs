@@ -17,7 +17,7 @@ pub(super) use list::list;
 pub(super) use vllm::{load, unload};
 
 use super::error::ApiError;
-use crate::spoke::keeper::Trouble;
+use crate::spokes::keeper::Trouble;
 
 /// The field of a request that a trouble is about.
 fn blame(field: &str) -> impl Fn(Trouble) -> ApiError + '_ {

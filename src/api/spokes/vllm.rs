@@ -11,8 +11,8 @@ use super::blame;
 use crate::api::app::App;
 use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
-use crate::spoke::keeper::Trouble;
-use crate::spoke::life::State as Life;
+use crate::spokes::keeper::Trouble;
+use crate::spokes::life::State as Life;
 
 #[derive(Debug, Deserialize)]
 struct Written {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 
-use crate::spoke::{Kind, Post, stand_in};
+use crate::adapter::{Kind, Post, stand_in};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Item, bytes};
 use crate::config::Settings;
 use crate::last_run::{self, LastRun};
-use crate::spoke::folder::counts;
+use crate::spokes::folder::counts;
 
 /// Space that the daemon should find.
 const ROOM: u64 = 256 << 20;

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
+use crate::adapter::{Digest, Generation, generation, inspect};
 use crate::cli::client::{Client, ClientError, Daemon};
 use crate::config::{self, Overrides, Settings};
 use crate::database::StateDirectory;
 use crate::durable::{self, Staged};
 use crate::hub::spoke_limits;
 use crate::model::gguf_file::kinship::compare;
-use crate::spoke::folder::{check_name, counts, spoke_name};
-use crate::spoke::store::{Kinship, Store};
-use crate::spoke::{Digest, Generation, generation, inspect};
+use crate::spokes::folder::{check_name, counts, spoke_name};
+use crate::spokes::store::{Kinship, Store};
 
 /// Longest that the daemon is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);

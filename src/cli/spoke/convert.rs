@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use super::show::format;
-use crate::spoke::{self, Format, Kind, Limits, Post};
+use crate::adapter::{self, Format, Kind, Limits, Post};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -29,12 +29,12 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let limits = Limits::default();
     let post = args.post.as_deref().map(Post::open).transpose()?;
-    let found = spoke::inspect(&args.input, post.as_ref(), &limits)?;
+    let found = adapter::inspect(&args.input, post.as_ref(), &limits)?;
     let to = target(found.kind(), &args.output);
     if to == Format::PeftFolder && args.output.is_file() {
         bail!("{}: is a file, expected a folder or nothing", args.output.display());
     }
-    let written = spoke::convert(&args.input, &args.output, to, post.as_ref(), &limits)?;
+    let written = adapter::convert(&args.input, &args.output, to, post.as_ref(), &limits)?;
     println!("{}: {}, {} bytes", args.output.display(), format(written.format), written.file_bytes);
     Ok(())
 }

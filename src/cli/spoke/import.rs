@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::show::format;
-use crate::spoke::{self, Limits, Split};
+use crate::adapter::{self, Limits, Split};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub struct Args {
 /// A file without a spoke in it, or whose rest is no model; the disk.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let Split { post, spoke } =
-        spoke::split(&args.file, &args.post_out, &args.spoke_out, &Limits::default())?;
+        adapter::split(&args.file, &args.post_out, &args.spoke_out, &Limits::default())?;
     let (architecture, layers, sha256) = (&post.architecture, post.layers, post.identity());
     println!("{}: a {architecture} of {layers} blocks, content {sha256}", args.post_out.display());
     let blocks = spoke.layers.len();

@@ -8,11 +8,11 @@ use anyhow::{Context, bail, ensure};
 use bytesize::ByteSize;
 use serde_json::json;
 
+use crate::adapter::{Limits, Post, generation, inspect, to_served};
 use crate::config::default_model;
 use crate::engine::{Engine, LlamaEngine, LlamaSettings, LoadSpoke};
-use crate::spoke::life::Why;
-use crate::spoke::probe::{Confinement, Finding, LEAST_MEMORY, Stage, Verdict, trial_in_stages};
-use crate::spoke::{Limits, Post, generation, inspect, to_served};
+use crate::spokes::life::Why;
+use crate::spokes::probe::{Confinement, Finding, LEAST_MEMORY, Stage, Verdict, trial_in_stages};
 
 /// Tokens of the probe's context: its texts are short.
 const CONTEXT: u32 = 256;

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::add::Place;
 use crate::cli::client::Daemon;
-use crate::spoke::folder::{self, spoke_name};
+use crate::spokes::folder::{self, spoke_name};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use serde::Serialize;
 
+use crate::adapter::{self, Adapter, Format, Generation, Limits, Post, Spoke};
 use crate::cli::table;
-use crate::spoke::{self, Adapter, Format, Generation, Limits, Post, Spoke};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -36,8 +36,8 @@ struct Shown {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let limits = Limits::default();
     let post = args.post.as_deref().map(Post::open).transpose()?;
-    let spoke = spoke::inspect(&args.file, post.as_ref(), &limits)?;
-    let generation = spoke::generation(&args.file, &limits)?;
+    let spoke = adapter::inspect(&args.file, post.as_ref(), &limits)?;
+    let generation = adapter::generation(&args.file, &limits)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&Shown { generation, spoke })?);
         return Ok(());

@@ -12,8 +12,8 @@ use anyhow::Context;
 
 use super::WrongConfiguration;
 use super::client::{Client, ClientError};
+use crate::adapter::{Limits, Post, origin_texts, to_served, unexported_origin_texts};
 use crate::model::{gguf_file, hugging_face};
-use crate::spoke::{self, Limits, Post};
 use crate::train::distil::Ask;
 use crate::train::r#loop::{self, Origin, Outside};
 use crate::train::recipe::{AdapterRecipe, Recipe};
@@ -152,11 +152,11 @@ impl Target {
         let task = adapter.and_then(|adapter| adapter.task.clone());
         match self {
             Self::Post(post) => {
-                let texts = spoke::origin_texts(post, prompt.as_deref(), task.as_deref());
+                let texts = origin_texts(post, prompt.as_deref(), task.as_deref());
                 Box::new(move |_| texts.clone())
             }
             &Self::Unexported(architecture) => Box::new(move |base| {
-                spoke::unexported_origin_texts(architecture, base, prompt.as_deref(), task.as_deref())
+                unexported_origin_texts(architecture, base, prompt.as_deref(), task.as_deref())
             }),
         }
     }
@@ -180,7 +180,7 @@ fn try_out(recipe: &Recipe, adapter: &AdapterRecipe, post: &Post, out: &Path) ->
 fn served(adapter: &Path, out: &Path, post: &Post) -> anyhow::Result<PathBuf> {
     let name = out.file_name().map_or_else(|| "spoke".into(), |name| name.to_string_lossy().into_owned());
     let target = out.join(format!("{name}.gguf"));
-    spoke::to_served(adapter, &target, post, &Limits::default())?;
+    to_served(adapter, &target, post, &Limits::default())?;
     Ok(target)
 }
 

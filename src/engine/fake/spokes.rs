@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::adapter::Generation;
 use crate::engine::{EngineError, LoadSpoke, LoadedSpoke, ScaledSpoke};
-use crate::spoke::Generation;
 
 /// What is loaded.
 #[derive(Debug, Default)]
@@ -110,8 +110,8 @@ impl Drop for Use {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::Kind;
     use crate::engine::{Engine, Event, FakeEngine, Generate, Script, Segment, SpokeChange};
-    use crate::spoke::Kind;
     use std::time::Duration;
 
     #[test]

@@ -35,7 +35,7 @@ pub struct Adapter<'a> {
 }
 
 impl<'a> Adapter<'a> {
-    /// Loads a LoRA file. It must have passed [`crate::spoke::inspect`] against this model: llama.cpp ends the process over
+    /// Loads a LoRA file. It must have passed [`crate::adapter::inspect`] against this model: llama.cpp ends the process over
     /// some faults and computes with others.
     ///
     /// # Errors

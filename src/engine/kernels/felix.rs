@@ -12,8 +12,8 @@ use std::ops::Range;
 use half::f16;
 
 use super::Form;
+use crate::adapter::felix::{Folded, FoldedLayer};
 use crate::engine::ffi;
-use crate::spoke::felix::{Folded, FoldedLayer};
 use crate::vector::{dot, sigmoid};
 
 pub use lanes::portable;

@@ -1,7 +1,7 @@
 //! Which spoke a request gets: by name, by number, by task, by default; and what it is told where there is none.
 
+use bespoke::adapter::Generation;
 use bespoke::config::Otherwise;
-use bespoke::spoke::Generation;
 use serde_json::{Value, json};
 
 use super::{Served, alone, message};

@@ -8,9 +8,9 @@ mod operation;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bespoke::adapter::Generation;
 use bespoke::config::Settings;
 use bespoke::engine::{FakeEngine, Script};
-use bespoke::spoke::Generation;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use bespoke::adapter::Generation;
 use bespoke::engine::{FakeEngine, Script};
-use bespoke::spoke::Generation;
 use std::time::Duration;
 
 use serde_json::{Value, json};

@@ -9,13 +9,13 @@ use half::f16;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 
+use crate::adapter::felix::{Trained, TrainedLayer};
 use crate::engine::backend::backend;
 use crate::engine::ffi::{Batch, Context, ContextSettings, DecodeError, FelixError};
 use crate::engine::kernels::{self, Form, Kernels, felix::Weights};
 use crate::model::gguf_file::{Precision, export, import};
 use crate::model::stand_in::{self, Shape, Stored};
 use crate::model::{BatchLayout, Decoder, Model};
-use crate::spoke::felix::{Trained, TrainedLayer};
 
 fn load(path: &Path) -> LlamaModel {
     LlamaModel::load_from_file(backend(), path, &LlamaModelParams::default()).unwrap()

@@ -1,0 +1,211 @@
+//! What others ask of the keeper.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::lives::{Life, LifeId, Source};
+use super::turn::Keeper;
+use super::{Row, Transition};
+use crate::spokes::code::Code;
+use crate::spokes::folder::check_name;
+use crate::spokes::life::{Event, State, Why};
+use crate::spokes::slot::{Lease, Slot};
+use crate::spokes::store::Kinship;
+
+/// The inspector's code for a spoke that names another post.
+const POST_MISMATCH: &str = "post_mismatch";
+
+type Reply<T> = oneshot::Sender<Result<T, Trouble>>;
+
+/// Something that only the keeper's thread can do.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the methods of Spokes say what each is")]
+pub enum Ask {
+    Hold { slots: Vec<Arc<Slot>>, beyond: bool, reply: Reply<Vec<Lease>> },
+    RollBack { name: String, reply: Reply<Row> },
+    Enable { name: String, reply: Reply<Row> },
+    Disable { name: String, reply: Reply<Row> },
+    Load { name: String, path: PathBuf, replace: bool, reply: Reply<Row> },
+    Unload { name: String, reply: Reply<()> },
+    Journal { behind: i64, most: usize, reply: Reply<Vec<Transition>> },
+    Kin { kinship: Kinship, reply: Reply<()> },
+}
+
+/// Leases that somebody waits for.
+#[derive(Debug)]
+pub(super) struct Holding {
+    pub(super) slots: Vec<Arc<Slot>>,
+    /// Whether they may be in memory beyond the limit.
+    pub(super) beyond: bool,
+    pub(super) reply: Reply<Vec<Lease>>,
+}
+
+/// Why something that was asked isn't done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// Nothing has this name.
+    #[error("no spoke is named {0:?}")]
+    NoSuch(String),
+    /// It isn't in a state in which this can be done.
+    #[error("{0}")]
+    Conflict(String),
+    /// The content can't serve.
+    #[error("{0}")]
+    Refused(Why),
+    /// Something of our own is in the way: the same may succeed later.
+    #[error("{0}")]
+    Postponed(Why),
+    /// The file went away before its end was known.
+    #[error("the file of {0:?} changed or was deleted meanwhile")]
+    Gone(String),
+    /// More than may be in memory.
+    #[error("the spokes take {needed} bytes in memory, and all together may take {limit}")]
+    TooLarge {
+        /// Bytes of those that were asked for.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The generation gave way to another: to be looked up again.
+    #[error("another generation serves now")]
+    Retired,
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopped,
+}
+
+impl From<Trouble> for Why {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Refused(why) | Trouble::Postponed(why) => why,
+            Trouble::TooLarge { .. } => {
+                Self::new("too_large_together", trouble.to_string()).hint("spokes.memory is the limit")
+            }
+            other => Self::new("gate_failed", other.to_string()),
+        }
+    }
+}
+
+impl Keeper {
+    pub(super) fn asked(&mut self, ask: Ask) {
+        match ask {
+            Ask::Hold { slots, beyond, reply } => {
+                self.holdings.push_back(Holding { slots, beyond, reply });
+            }
+            Ask::RollBack { name, reply } => self.roll_back(&name, reply),
+            Ask::Enable { name, reply } => self.enable(&name, reply),
+            Ask::Disable { name, reply } => self.disable(&name, reply),
+            Ask::Load { name, path, replace, reply } => self.load_given(name, path, replace, reply),
+            Ask::Unload { name, reply } => self.unload_given(&name, reply),
+            Ask::Kin { kinship, reply } => {
+                // Whoever asked may have left.
+                let _ = reply.send(self.befriend(&kinship));
+            }
+            Ask::Journal { behind, most, reply } => {
+                self.write_down();
+                let journal = self.store.journal(behind, most);
+                let failed = |error| Trouble::Conflict(format!("the journal can't be read: {error}"));
+                // Whoever asked may have left.
+                let _ = reply.send(journal.map_err(failed));
+            }
+        }
+    }
+
+    /// Notes that the post holds a folder's model, and looks again at what was refused because that wasn't known.
+    fn befriend(&mut self, kinship: &Kinship) -> Result<(), Trouble> {
+        let post = match &mut self.post {
+            Some(Ok(post)) => post,
+            Some(Err(why)) => return Err(Trouble::Postponed(why.clone())),
+            None => return Err(Trouble::Stopped),
+        };
+        if post.sha256 != kinship.post_sha256 {
+            return Err(Trouble::Conflict(format!(
+                "the post that is served has the tensors {}, and those that were compared are {}",
+                post.sha256, kinship.post_sha256
+            )));
+        }
+        self.store.set_kin(kinship).map_err(|error| {
+            Trouble::Postponed(Why::new(Code::NotWritten, format!("it can't be written down: {error}")))
+        })?;
+        Arc::make_mut(post).kin.insert(kinship.trained_on);
+        tracing::info!(folder = kinship.folder, "spokes that were trained on this folder fit the post");
+        let stranger =
+            |life: &Life| matches!(&life.state, State::Quarantined(why) if why.code == POST_MISMATCH);
+        let strangers: Vec<LifeId> =
+            self.lives.iter().filter(|(_, life)| stranger(life)).map(|(id, _)| *id).collect();
+        for id in strangers {
+            self.happen(id, Event::Wanted);
+        }
+        Ok(())
+    }
+
+    fn load_given(&mut self, name: String, path: PathBuf, replace: bool, reply: Reply<Row>) {
+        let refuse = |why: Why| Err(Trouble::Refused(why));
+        let life = self.names.get(&name).and_then(|named| named.life).and_then(|life| self.lives.get(&life));
+        let by_file = self.lives.values().any(|life| {
+            life.name == name
+                && life.entry().is_some()
+                && !matches!(life.state, State::Quarantined(_) | State::Inert)
+        });
+        let outcome = if let Err(message) = check_name(&name) {
+            refuse(Why::new("bad_name", message))
+        } else if self.settings.is_post(&name) {
+            refuse(Why::new("name_taken", "the post itself has this name"))
+        } else if by_file {
+            refuse(Why::new("name_taken", format!("a file of the folder has the name {name:?}")))
+        } else if life.is_some() && !replace {
+            Err(Trouble::Conflict(format!("{name:?} is loaded already; load_inplace replaces it")))
+        } else {
+            // What was asked for before and isn't decided has come too late; what was refused is over.
+            let before =
+                |life: &Life| life.name == name && life.entry().is_none() && life.state != State::Serving;
+            let before: Vec<LifeId> =
+                self.lives.iter().filter(|(_, life)| before(life)).map(|(id, _)| *id).collect();
+            for id in before {
+                if self.lives[&id].state.is_open() {
+                    let why = Why::new(Code::Replaced, "it was asked for once more before it was decided");
+                    self.happen(id, Event::Withdrawn(why));
+                }
+                self.forget(id);
+            }
+            let mut life = Life::new(name.clone(), Source::Given(path));
+            life.seen = Some(std::time::Instant::now());
+            let id = self.begin(life);
+            // What somebody names is finished.
+            self.happen(id, Event::Rested);
+            Ok(id)
+        };
+        self.wait_for(outcome, reply);
+    }
+
+    fn unload_given(&mut self, name: &str, reply: Reply<()>) {
+        let named = self.names.get(name).and_then(|named| named.life);
+        let life = named.and_then(|id| self.lives.get(&id).map(|life| (id, life.entry().is_some())));
+        let (row, answer) = oneshot::channel();
+        match life {
+            None => {
+                // It may be there all the same: refused, or under way.
+                let known = self.lives.values().find(|life| life.name == name);
+                let trouble = known.map_or_else(
+                    || Trouble::NoSuch(name.to_owned()),
+                    |life| Trouble::Conflict(format!("{name:?} is {} and does not serve", life.state.name())),
+                );
+                self.answers.push((row, Err(trouble)));
+            }
+            Some((_, true)) => self.disable(name, row),
+            Some((id, false)) => {
+                self.happen(id, Event::Withdrawn(Why::new("unloaded", "it was unloaded by request")));
+                self.withdraw(id);
+                self.wait_for(Ok(id), row);
+                self.forget(id);
+                self.revisit_waiting(&[name.to_owned()]);
+            }
+        }
+        tokio::spawn(async move {
+            let done = answer.await.unwrap_or(Err(Trouble::Stopped));
+            reply.send(done.map(drop))
+        });
+    }
+}

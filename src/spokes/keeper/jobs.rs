@@ -1,0 +1,507 @@
+//! What takes time and the keeper's thread must not wait for: copies, inspections and probes, one at a time, and gates, one
+//! at a time beside them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::lives::{LifeId, Source};
+use super::names::served_form;
+use super::turn::Keeper;
+use crate::adapter::refusal::{is_trouble, is_trouble_at_home, plain};
+use crate::adapter::{Generation, Limits, Pinned, Post, Refusal, inspect, pin, to_served};
+use crate::allocator;
+use crate::durable;
+use crate::fail;
+use crate::spokes::code::Code;
+use crate::spokes::folder::{self, Fingerprint};
+use crate::spokes::gate::{self, Gate};
+use crate::spokes::life::{Event, State, Why};
+use crate::spokes::probe::{Finding, Verdict as Probed};
+use crate::spokes::store::{Examined, Facts, Known, Verdict, Write};
+
+/// What is to be done for a life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Pin it, inspect the copy, and bring that into the form that the engine loads.
+    Inspect,
+    /// Try it in a child.
+    Probe,
+}
+
+/// A life whose gate is being asked.
+#[derive(Debug)]
+pub(super) struct Judging {
+    id: LifeId,
+    attempt: u64,
+    pub(super) generation: Generation,
+    task: tokio::task::AbortHandle,
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub(super) struct Done {
+    id: LifeId,
+    /// Of the life when the task began.
+    attempt: u64,
+    outcome: Outcome,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    /// The post's facts, or why there are none.
+    Inspected(Result<Inspected, Failed>),
+    Probed(Result<Finding, Why>),
+    Judged(Result<(), Why>),
+}
+
+#[derive(Debug)]
+struct Inspected {
+    pinned: Pinned,
+    served: PathBuf,
+    facts: Facts,
+}
+
+#[derive(Debug)]
+enum Failed {
+    /// It was written to meanwhile.
+    Changed,
+    /// It is no spoke for this post, or that can't be found out now. The copy, if there is one.
+    Refused(Box<(Option<Pinned>, Why)>),
+}
+
+impl Failed {
+    fn refused(pinned: Option<Pinned>, why: Why) -> Self {
+        Self::Refused(Box::new((pinned, why)))
+    }
+}
+
+impl Keeper {
+    /// Reads the post's facts. Its identity is remembered, as long as the file is the same: a large one takes a while to hash.
+    pub(super) async fn read_post(&mut self) {
+        self.open_post().await;
+        // Folders that it was compared with.
+        let kin = self.store.kin(&self.here.post);
+        match (&mut self.post, kin) {
+            (Some(Ok(post)), Ok(kin)) => Arc::make_mut(post).kin = kin.into_keys().collect(),
+            (_, Err(error)) => tracing::error!(%error, "what the post was compared with can't be read"),
+            _ => {}
+        }
+    }
+
+    async fn open_post(&mut self) {
+        let path = self.settings.model.clone();
+        let print = path
+            .parent()
+            .zip(path.file_name())
+            .and_then(|(folder, name)| folder::look(folder, name.to_str()?).ok().flatten());
+        let key = serde_json::json!([path, print]).to_string();
+        let noted = self.store.note(&key).ok().flatten().and_then(|text| text.parse().ok());
+        if let Some(identity) = noted {
+            self.here.post = identity;
+            self.post = Some(open_post(move || Post::noted(&path, identity)).await);
+            return;
+        }
+        self.post = Some(open_post(move || Post::open(&path)).await);
+        if let Some(Ok(post)) = &self.post {
+            self.here.post = post.sha256;
+            let kept = self.store.set_note(&key, &post.sha256.to_string());
+            if let Err(error) = kept {
+                tracing::warn!(%error, "the post's identity can't be remembered");
+            }
+        }
+    }
+
+    /// Puts a task into the queue. What is under way goes on; then comes what somebody waits for or already has a name, in the
+    /// order in which it came: of two contents for a name the later one must win.
+    pub(super) fn enqueue(&mut self, id: LifeId, task: Task) {
+        let life = &self.lives[&id];
+        if task != Task::Inspect {
+            self.urgent.push_front((id, task));
+        } else if !life.waiters.is_empty() || self.names.contains_key(&life.name) {
+            self.urgent.push_back((id, task));
+        } else {
+            self.queue.push_back((id, task));
+        }
+    }
+
+    /// Begins the next task, if none is under way.
+    pub(super) fn start_job(&mut self) {
+        while self.running.is_none()
+            && let Some((id, task)) = self.urgent.pop_front().or_else(|| self.queue.pop_front())
+        {
+            let Some(life) = self.lives.get(&id) else { continue };
+            let still = match task {
+                Task::Inspect => life.state == State::Settled,
+                Task::Probe => life.state == State::Inspected,
+            };
+            if still {
+                match task {
+                    Task::Inspect => self.inspect(id),
+                    Task::Probe => self.probe(id),
+                }
+            }
+        }
+    }
+
+    /// Begins to ask the next life in line, if none is being asked. Answers about what has changed meanwhile, or is gone, are
+    /// not waited for.
+    pub(super) fn start_judging(&mut self) {
+        let stale = |judging: &mut Judging| {
+            self.lives.get(&judging.id).is_none_or(|life| life.attempt != judging.attempt)
+        };
+        if let Some(judging) = self.judging.take_if(stale) {
+            judging.task.abort();
+        }
+        while self.judging.is_none()
+            && let Some(id) = self.gates.pop_front()
+        {
+            if self.lives.get(&id).is_some_and(|life| life.state == State::Probed) {
+                self.ask_gate(id);
+            }
+        }
+    }
+
+    /// Does something beside; if it panics, `broken` says what has come of it.
+    fn spawn(
+        &self,
+        id: LifeId,
+        broken: fn(Why) -> Outcome,
+        work: impl Future<Output = Outcome> + 'static + Send,
+    ) -> tokio::task::AbortHandle {
+        let (attempt, done) = (self.lives[&id].attempt, self.done.0.clone());
+        let work = tokio::spawn(work);
+        let abort = work.abort_handle();
+        tokio::spawn(async move {
+            let outcome = match work.await {
+                Ok(outcome) => outcome,
+                Err(error) if error.is_cancelled() => return,
+                Err(error) => broken(Why::new(Code::ExaminerFailed, error.to_string())),
+            };
+            // The keeper may have stopped.
+            let _ = done.send(Done { id, attempt, outcome });
+        });
+        abort
+    }
+
+    fn inspect(&mut self, id: LifeId) {
+        let life = &self.lives[&id];
+        // What is tried again is there already, unless the copy itself was the trouble.
+        let copied = life.tries > 0 && life.pinned.as_ref().is_some_and(|pinned| pinned.exists());
+        let from = match (&life.pinned, &life.source, &life.print) {
+            (Some(pinned), _, print) if print.is_none() || copied => From::Copy(pinned.clone()),
+            (_, Source::Given(path), _) => From::Path(path.clone()),
+            (_, Source::Entry(entry), print) => {
+                From::Entry(self.settings.folder.clone(), entry.clone(), print.clone())
+            }
+        };
+        let (staged, limits) = (self.staged(), self.settings.limits.clone());
+        let (known, path, deadly) = (self.post.clone(), self.settings.model.clone(), self.banned.clone());
+        self.running = Some(id);
+        self.spawn(id, |why| Outcome::Inspected(Err(Failed::refused(None, why))), async move {
+            let post = match known {
+                Some(post) => post,
+                None => open_post(move || Post::open(&path)).await,
+            };
+            let work = move || inspected(&from, &staged, &limits, &deadly, post);
+            let outcome = aside(work).await;
+            Outcome::Inspected(outcome.unwrap_or_else(|why| Err(Failed::refused(None, why))))
+        });
+    }
+
+    fn probe(&mut self, id: LifeId) {
+        let life = &self.lives[&id];
+        let verdict = life.generation.and_then(|generation| self.known.get(&generation)?.verdict);
+        match (verdict, self.settings.probe.clone()) {
+            (Some(Verdict::Same), _) => self.happen(id, Event::Same),
+            (Some(Verdict::Differs), _) => self.happen(id, Event::Differs),
+            (None, None) => self.examined(id, Verdict::Differs, 0),
+            (None, Some(probe)) => {
+                let file = life.served.clone().expect("what passed inspection has a form that is loaded");
+                self.running = Some(id);
+                let broken = |why| Outcome::Probed(Err(why));
+                self.spawn(id, broken, async move { Outcome::Probed(probe.run(&file).await) });
+            }
+        }
+    }
+
+    /// Lets a life through, or to its gate.
+    pub(super) fn judge(&mut self, id: LifeId) {
+        if self.gate_of(id).is_some() {
+            self.gates.push_back(id);
+        } else {
+            self.happen(id, Event::Passes);
+        }
+    }
+
+    fn gate_of(&self, id: LifeId) -> Option<Gate> {
+        let life = &self.lives[&id];
+        let task = life.facts.as_ref().and_then(|facts| facts.task.as_deref());
+        let gates = &self.settings.gates;
+        gates.get(&life.name).or_else(|| gates.get(task?)).cloned()
+    }
+
+    fn ask_gate(&mut self, id: LifeId) {
+        let (Some(gate), questioner) = (self.gate_of(id), self.spokes.questioner()) else { return };
+        let Some(questioner) = questioner else {
+            let why = Why::new(Code::GateFailed, "there is no one yet to ask the gate's questions");
+            return self.turned_down(id, why);
+        };
+        let slot = self.slot_for(id);
+        let generation = slot.generation;
+        let spokes = self.spokes.clone();
+        let task = self.spawn(id, |why| Outcome::Judged(Err(why)), async move {
+            let held = async { spokes.hold_for_gate(slot).await.map_err(Why::from) };
+            Outcome::Judged(gate::judge(&gate, questioner.as_ref(), held).await)
+        });
+        self.judging = Some(Judging { id, attempt: self.lives[&id].attempt, generation, task });
+    }
+
+    /// A task has ended.
+    pub(super) fn finished(&mut self, done: Done) {
+        let Done { id, attempt, outcome } = done;
+        match outcome {
+            Outcome::Judged(_) => {
+                self.judging.take_if(|judging| (judging.id, judging.attempt) == (id, attempt));
+            }
+            Outcome::Inspected(_) | Outcome::Probed(_) => self.running = None,
+        }
+        // Whoever stops the daemon may stop its children, too, and answers end early: that says nothing of the content, which
+        // is examined again at the next start.
+        if self.spokes.is_stopping() {
+            return;
+        }
+        // The file may have changed meanwhile, or be gone.
+        let Some(life) = self.lives.get(&id).filter(|life| life.attempt == attempt) else { return };
+        match (&life.state, outcome) {
+            (State::Settled, Outcome::Inspected(outcome)) => self.was_inspected(id, outcome),
+            (State::Inspected, Outcome::Probed(outcome)) => self.was_probed(id, outcome),
+            (State::Probed, Outcome::Judged(Ok(()))) => self.happen(id, Event::Passes),
+            (State::Probed, Outcome::Judged(Err(why))) => self.turned_down(id, why),
+            // Somebody switched its name off, or on.
+            _ => {}
+        }
+    }
+
+    fn was_inspected(&mut self, id: LifeId, outcome: Result<Inspected, Failed>) {
+        let life = self.lives.get_mut(&id).expect("looked up by the caller");
+        let Inspected { pinned, served, facts } = match outcome {
+            Ok(inspected) => inspected,
+            Err(Failed::Changed) => {
+                life.begins_anew();
+                let entry = life.entry().map(str::to_owned);
+                self.happen(id, Event::Changed);
+                if let Some(entry) = entry {
+                    self.scan.forget(&entry);
+                    // It is there as a life already; only its rest is news. What can't be looked at is found when it can.
+                    if let Ok(print) = folder::look(&self.settings.folder, &entry) {
+                        let _ = self.scan.looked(std::time::Instant::now(), &entry, print, false);
+                    }
+                }
+                return;
+            }
+            Err(Failed::Refused(refused)) => {
+                let (pinned, why) = *refused;
+                if let Some(pinned) = pinned {
+                    life.generation = Some(pinned.generation);
+                    life.pinned = Some(pinned.path);
+                }
+                return self.turned_down(id, why);
+            }
+        };
+        let generation = pinned.generation;
+        life.generation = Some(generation);
+        life.pinned = Some(pinned.path);
+        life.served = Some(served);
+        life.facts = Some(facts);
+        let (name, dropped) = (life.name.clone(), life.entry().is_some());
+        let named = self.names.get(&name);
+        // Whoever names it in a request says by that that it may serve.
+        let rolled_back = self.rolled_back.get(&(name.clone(), generation));
+        if let Some(why) = rolled_back.filter(|_| dropped).cloned() {
+            return self.happen(id, Event::Withdrawn(why));
+        }
+        if named.is_some_and(|named| named.current == Some(generation) && !named.disabled) {
+            self.happen(id, Event::Known);
+            return self.inherit(id);
+        }
+        self.happen(id, Event::Fits);
+    }
+
+    fn was_probed(&mut self, id: LifeId, outcome: Result<Finding, Why>) {
+        let finding = match outcome {
+            Ok(finding) => finding,
+            Err(why) => return self.turned_down(id, why),
+        };
+        let verdict = match finding.verdict {
+            Probed::Differs => Verdict::Differs,
+            Probed::Same => Verdict::Same,
+            Probed::Refused => {
+                let why = finding.why.unwrap_or_else(|| Why::new(Code::ProbeFailed, "it gave no reason"));
+                return self.turned_down(id, why);
+            }
+            Probed::Undecided => {
+                let why = finding.why.map_or_else(|| "it gave no reason".to_owned(), |why| why.message);
+                return self.turned_down(id, Why::new(Code::NotProbed, why));
+            }
+        };
+        self.examined(id, verdict, finding.resident_bytes);
+    }
+
+    /// What is known of a content now; it is remembered for this post and this program.
+    fn examined(&mut self, id: LifeId, verdict: Verdict, resident_bytes: u64) {
+        let life = &self.lives[&id];
+        let generation = life.generation.expect("what is examined has a content");
+        let mut facts = life.facts.clone().expect("what is examined was inspected");
+        facts.resident_bytes = facts.resident_bytes.max(resident_bytes);
+        self.writes.get_mut().push(Write::Examined(Examined { generation, facts: facts.clone(), verdict }));
+        self.known.insert(generation, Known { facts, verdict: Some(verdict), proven: false });
+        self.happen(id, if verdict == Verdict::Differs { Event::Differs } else { Event::Same });
+    }
+}
+
+/// Where a content is read from.
+enum From {
+    Entry(PathBuf, String, Option<Fingerprint>),
+    Path(PathBuf),
+    Copy(PathBuf),
+}
+
+/// Says on disk which content is being inspected, as long as it is.
+struct Mark(PathBuf);
+
+/// How the names of marks begin.
+const MARK: &str = "inspecting-";
+
+/// Takes a mark of an earlier process away.
+pub(super) fn unmark(staged: &Path, generation: Generation) -> std::io::Result<()> {
+    fs_err::remove_file(staged.join(format!("{MARK}{generation}")))
+}
+
+impl Mark {
+    fn set(staged: &Path, generation: Generation) -> std::io::Result<Self> {
+        let path = staged.join(format!("{MARK}{generation}"));
+        durable::write(&path, b"")?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        if let Err(error) = fs_err::remove_file(&self.0) {
+            tracing::warn!(%error, "the end of an inspection can't be noted");
+        }
+    }
+}
+
+/// What was being inspected when a process ended.
+pub(super) fn marks(staged: &Path) -> std::io::Result<Vec<Generation>> {
+    let entries = match fs_err::read_dir(staged) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut marked = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(generation) = name.to_str().and_then(|name| name.strip_prefix(MARK)?.parse().ok()) {
+            marked.push(generation);
+        }
+    }
+    Ok(marked)
+}
+
+async fn open_post(open: impl FnOnce() -> Result<Post, Refusal> + Send + 'static) -> Result<Arc<Post>, Why> {
+    let open = move || {
+        let opened = open();
+        // The texts of a large vocabulary were in memory.
+        allocator::give_back();
+        opened
+    };
+    let unreadable =
+        |message: String| Why::new(Code::PostUnreadable, format!("the post can't be read: {message}"));
+    match aside(open).await {
+        Ok(Ok(post)) => Ok(Arc::new(post)),
+        Ok(Err(refusal)) => Err(unreadable(refusal.reason.to_string())),
+        Err(why) => Err(unreadable(why.message)),
+    }
+}
+
+/// Does what blocks on a thread of its own. That the system gives none says nothing of what is examined.
+pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Why> {
+    let (send, receive) = oneshot::channel();
+    let run = move || {
+        // The keeper may have stopped.
+        let _ = send.send(work());
+    };
+    let start = |()| std::thread::Builder::new().name("spoke-examiner".to_owned()).spawn(run);
+    let started = fail::trouble("thread").and_then(start);
+    started.map_err(|error| {
+        Why::new(Code::NotRead, format!("the system gives no thread to examine it: {error}"))
+    })?;
+    receive.await.map_err(|_| Why::new(Code::ExaminerFailed, "what examined it panicked; the log says where"))
+}
+
+/// A refusal, or the trouble that says nothing of the file.
+fn blamed(refusal: Refusal, staged: &Path) -> Why {
+    let ours = refusal.path.starts_with(staged);
+    match refusal.io() {
+        Some(error) if ours && is_trouble_at_home(error) => not_copied(error),
+        Some(e) if is_trouble(e) => Why::new(Code::NotRead, format!("can't be read: {}", plain(e))),
+        _ => refusal.into(),
+    }
+}
+
+fn not_copied(error: &std::io::Error) -> Why {
+    Why::new(Code::NotCopied, format!("the state directory can't keep its copy: {}", plain(error)))
+        .hint("look at the room, the limits and the permissions of paths.state")
+}
+
+fn inspected(
+    from: &From,
+    staged: &Path,
+    limits: &Limits,
+    deadly: &BTreeMap<Generation, Why>,
+    post: Result<Arc<Post>, Why>,
+) -> Result<Inspected, Failed> {
+    let post = post.map_err(|why| Failed::refused(None, why))?;
+    let copied = |refusal: Refusal| Failed::refused(None, blamed(refusal, staged));
+    let pinned = match from {
+        From::Copy(path) => {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let generation: Generation = name
+                .trim_end_matches(".gguf")
+                .parse()
+                .map_err(|_| Failed::refused(None, Why::new(Code::NoCopy, "its copy has lost its name")))?;
+            Pinned { generation, path: path.clone() }
+        }
+        From::Path(path) => pin(path, staged, limits).map_err(copied)?,
+        From::Entry(folder, entry, print) => {
+            let pinned = pin(&folder.join(entry), staged, limits);
+            // Whatever came of it, it came of something that is another thing now. What can't be looked at may be the same.
+            if folder::look(folder, entry).is_ok_and(|now| now != *print) {
+                return Err(Failed::Changed);
+            }
+            pinned.map_err(copied)?
+        }
+    };
+    if let Some(why) = deadly.get(&pinned.generation) {
+        return Err(Failed::refused(Some(pinned), why.clone()));
+    }
+    // Should the process die of it, the next one finds out whom it was looking at.
+    let _mark = Mark::set(staged, pinned.generation)
+        .map_err(|error| Failed::refused(Some(pinned.clone()), not_copied(&error)))?;
+    fail::point("spoke.inspecting", &pinned.generation.short());
+    let refused = |refusal: Refusal| Failed::refused(Some(pinned.clone()), blamed(refusal, staged));
+    let mut spoke = inspect(&pinned.path, Some(&post), limits).map_err(refused)?;
+    let served = if spoke.format.is_served() {
+        pinned.path.clone()
+    } else {
+        let served = served_form(&pinned.path);
+        spoke = to_served(&pinned.path, &served, &post, limits).map_err(refused)?;
+        served
+    };
+    Ok(Inspected { facts: Facts::from(&spoke), served, pinned })
+}

@@ -1,0 +1,374 @@
+//! Lives: each step of one is made here, so that none is missing in the journal, in the events or in the rows.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::oneshot;
+
+use super::turn::Keeper;
+use super::{Row, Trouble};
+use crate::adapter::Generation;
+use crate::spokes::code::Code;
+use crate::spokes::folder::Fingerprint;
+use crate::spokes::life::{Effect, Event, State, Why, step};
+use crate::spokes::store::{Facts, Transition, Write};
+
+/// Number of a life, counted up since the start.
+pub(super) type LifeId = u64;
+
+/// Who waits for the end of a life's way.
+pub(super) type Waiter = oneshot::Sender<Result<Row, Trouble>>;
+
+/// Where the content of a life comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    /// An entry of the folder.
+    Entry(String),
+    /// A path that somebody named; it is read once.
+    Given(PathBuf),
+}
+
+/// One content under one name.
+#[derive(Debug)]
+pub(super) struct Life {
+    pub(super) name: String,
+    pub(super) source: Source,
+    /// What its entry looked like when it rested.
+    pub(super) print: Option<Fingerprint>,
+    pub(super) generation: Option<Generation>,
+    pub(super) facts: Option<Facts>,
+    /// The pinned copy, and the form of it that the engine loads.
+    pub(super) pinned: Option<PathBuf>,
+    pub(super) served: Option<PathBuf>,
+    pub(super) state: State,
+    pub(super) since: SystemTime,
+    /// When its file was last seen to change; `None`: it was there before this process, or was sent for.
+    pub(super) seen: Option<Instant>,
+    /// Counts the changes of the file: results about an earlier one are of no use.
+    pub(super) attempt: u64,
+    /// Times in a row that it had to be put off, for what at last, and when it is tried again.
+    pub(super) tries: u32,
+    pub(super) waits_for: Option<Code>,
+    pub(super) retry: Option<(Instant, SystemTime)>,
+    /// What is said of the life that this one displaces.
+    pub(super) displaces: Why,
+    /// Over what it may serve.
+    pub(super) over: Over,
+    pub(super) waiters: Vec<Waiter>,
+}
+
+/// What serves under a name when another generation is to: if it isn't this any more, what serves came later, and stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// Whatever it is.
+    Any,
+    /// Nothing: it falls back to an earlier one.
+    Nothing,
+    /// This one, which is rolled back.
+    Only(Generation),
+}
+
+impl Over {
+    pub(super) fn allows(self, current: Option<Generation>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Nothing => current.is_none(),
+            Self::Only(generation) => current == Some(generation),
+        }
+    }
+}
+
+impl Life {
+    pub(super) fn new(name: String, source: Source) -> Self {
+        Self {
+            name,
+            source,
+            print: None,
+            generation: None,
+            facts: None,
+            pinned: None,
+            served: None,
+            state: State::Seen,
+            since: SystemTime::now(),
+            seen: None,
+            attempt: 0,
+            tries: 0,
+            waits_for: None,
+            retry: None,
+            displaces: replaced(),
+            over: Over::Any,
+            waiters: Vec::new(),
+        }
+    }
+
+    /// Its file has become another one: what is known of the former is of no use.
+    pub(super) fn begins_anew(&mut self) {
+        self.attempt += 1;
+        (self.print, self.generation, self.facts) = (None, None, None);
+        (self.pinned, self.served) = (None, None);
+        (self.tries, self.waits_for, self.retry) = (0, None, None);
+    }
+
+    pub(super) fn entry(&self) -> Option<&str> {
+        match &self.source {
+            Source::Entry(entry) => Some(entry),
+            Source::Given(_) => None,
+        }
+    }
+
+    fn row(&self) -> Row {
+        Row {
+            name: self.name.clone(),
+            entry: self.entry().map(str::to_owned),
+            generation: self.generation,
+            state: self.state.clone(),
+            since: self.since,
+            facts: self.facts.clone(),
+            retry_at: self.retry.map(|(_, at)| at).filter(|_| matches!(self.state, State::Waiting(_))),
+            slot: None,
+        }
+    }
+}
+
+/// What is said of a life whose name another content got.
+pub(super) fn replaced() -> Why {
+    Why::new("replaced", "another content serves under its name")
+}
+
+/// How long the first pause before another try is; each that follows is twice as long, up to a bound.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The bound where a try is dear: a probe loads the post, a gate asks many questions.
+const LONGEST_DEAR_PAUSE: Duration = Duration::from_secs(600);
+
+/// The pause after so many tries in a row.
+fn pause(tries: u32, code: &Code) -> Duration {
+    let longest = match code {
+        Code::NotProbed | Code::GateFailed | Code::NotLoadedNow => LONGEST_DEAR_PAUSE,
+        _ => LONGEST_PAUSE,
+    };
+    FIRST_PAUSE.saturating_mul(1 << (tries.clamp(1, 16) - 1)).min(longest)
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+impl Keeper {
+    /// Begins a life.
+    pub(super) fn begin(&mut self, life: Life) -> LifeId {
+        self.next_life += 1;
+        let id = self.next_life;
+        if let Source::Entry(entry) = &life.source {
+            self.by_entry.insert(entry.clone(), id);
+        }
+        self.note(&life, None);
+        self.lives.insert(id, life);
+        self.show(id);
+        id
+    }
+
+    /// A life that is no news: the journal knows it.
+    pub(super) fn resume(&mut self, life: Life) -> LifeId {
+        self.next_life += 1;
+        self.lives.insert(self.next_life, life);
+        self.show(self.next_life);
+        self.next_life
+    }
+
+    /// Forgets a life: there is no more to be said about it.
+    pub(super) fn forget(&mut self, id: LifeId) {
+        let Some(life) = self.lives.remove(&id) else { return };
+        if let Source::Entry(entry) = &life.source
+            && self.by_entry.get(entry) == Some(&id)
+        {
+            self.by_entry.remove(entry);
+        }
+        for waiter in life.waiters {
+            self.answers.push((waiter, Err(Trouble::Gone(life.name.clone()))));
+        }
+        self.show(id);
+        self.sweep_due = true;
+    }
+
+    /// Something happens to a life.
+    pub(super) fn happen(&mut self, id: LifeId, event: Event) {
+        let Some(life) = self.lives.get_mut(&id) else { return };
+        let is_withdrawn = matches!(event, Event::Withdrawn(_));
+        let is_another_try = matches!(event, Event::Due);
+        let (state, effect) = match step(&life.state, event) {
+            Ok(next) => next,
+            Err(impossible) => {
+                tracing::error!(name = life.name, %impossible, "a spoke's life went wrong");
+                return;
+            }
+        };
+        // What is found out about it from here on belongs to the past.
+        life.attempt += u64::from(is_withdrawn);
+        let before = std::mem::replace(&mut life.state, state);
+        // What is tried again and again for one reason is one line of the journal.
+        let waits_for = match &life.state {
+            State::Waiting(why) => Some(why.code.clone()),
+            _ => None,
+        };
+        let is_known = is_another_try || (waits_for.is_some() && waits_for == life.waits_for);
+        if waits_for.is_some() {
+            life.waits_for = waits_for;
+        } else if !life.state.is_open() {
+            (life.tries, life.waits_for, life.retry) = (0, None, None);
+        }
+        if before != life.state && !is_known {
+            life.since = SystemTime::now();
+            let life = self.lives.get(&id).expect("it was there a line ago");
+            self.note(life, Some(&before));
+            self.keep_end(id);
+        }
+        self.show(id);
+        self.answer_waiters(id);
+        self.effects.extend(effect.map(|effect: Effect| (id, effect)));
+    }
+
+    /// A content is refused, or put off where the reason says nothing of it.
+    pub(super) fn turned_down(&mut self, id: LifeId, why: Why) {
+        if !why.code.is_transient() {
+            return self.happen(id, Event::Refused(why));
+        }
+        let Some(life) = self.lives.get_mut(&id) else { return };
+        life.tries += 1;
+        let pause = pause(life.tries, &why.code);
+        let at = Instant::now() + pause;
+        life.retry = Some((at, SystemTime::now() + pause));
+        // Somebody asked for it, and is told now that it can't be done: it must not happen unasked later.
+        let is_asked = !life.waiters.is_empty();
+        let is_of_the_folder = life.entry().is_some_and(|entry| self.by_entry.get(entry) == Some(&id));
+        self.happen(id, Event::Postponed(why));
+        if is_asked && !is_of_the_folder {
+            return self.forget(id);
+        }
+        self.retries.insert((at, id));
+    }
+
+    /// When something that was put off is to be tried again.
+    pub(super) fn next_try(&self) -> Option<Instant> {
+        self.retries.first().map(|(at, _)| *at)
+    }
+
+    /// Tries again what was put off until now.
+    pub(super) fn try_again(&mut self) {
+        let now = Instant::now();
+        while let Some(&(at, id)) = self.retries.first().filter(|(at, _)| *at <= now) {
+            self.retries.remove(&(at, id));
+            let is_due = |life: &Life| {
+                matches!(life.state, State::Waiting(_)) && life.retry.is_some_and(|(due, _)| due == at)
+            };
+            if self.lives.get(&id).is_some_and(is_due) {
+                self.happen(id, Event::Due);
+            }
+        }
+    }
+
+    /// A line of the journal.
+    fn note(&self, life: &Life, before: Option<&State>) {
+        let to = life.state.name();
+        let why = life.state.reason().cloned();
+        let generation = life.generation.map(|generation| generation.short());
+        match &why {
+            Some(why) if matches!(life.state, State::Quarantined(_) | State::Waiting(_)) => {
+                tracing::warn!(name = life.name, generation, code = %why.code, %why, "spoke is {to}");
+            }
+            _ => tracing::info!(
+                name = life.name,
+                generation,
+                why = why.as_ref().map(|why| &*why.code),
+                "spoke is {to}"
+            ),
+        }
+        let at = now();
+        self.writes.borrow_mut().push(Write::Journal(Transition {
+            id: 0,
+            at,
+            name: life.name.clone(),
+            generation: life.generation,
+            from: before.map(|state| state.name().to_owned()),
+            to: to.to_owned(),
+            why,
+        }));
+    }
+
+    /// How an entry ended, for the next start.
+    pub(super) fn keep_end(&self, id: LifeId) {
+        let life = &self.lives[&id];
+        let Source::Entry(entry) = &life.source else { return };
+        if self.by_entry.get(entry) != Some(&id) {
+            return;
+        }
+        if matches!(life.state, State::Waiting(_)) {
+            // The next process looks at it anew, whatever was found out about it before. What serves by the entry is known
+            // by it.
+            if !self.of_entry(entry).into_iter().any(|id| self.lives[&id].state == State::Serving) {
+                self.writes.borrow_mut().push(Write::NoFile(entry.clone()));
+            }
+            return;
+        }
+        let Some(print) = &life.print else { return };
+        let passing = life.state.reason().is_some_and(|why| why.code.is_passing());
+        if life.state.is_moving() || passing {
+            return;
+        }
+        self.writes.borrow_mut().push(Write::File {
+            entry: entry.clone(),
+            name: life.name.clone(),
+            print: print.clone(),
+            generation: life.generation,
+            state: life.state.clone(),
+        });
+    }
+
+    /// A life is to be shown as it is at the end of the turn, once that is written down.
+    pub(super) fn show(&self, id: LifeId) {
+        self.unshown.borrow_mut().insert(id);
+    }
+
+    /// Shows what has changed.
+    pub(super) fn show_all(&mut self) {
+        for id in std::mem::take(self.unshown.get_mut()) {
+            let row = self.lives.get(&id).map(|life| {
+                let slot = life.generation.filter(|_| life.state == State::Serving);
+                let slot = slot.and_then(|generation| self.slots.get(&generation).cloned());
+                Row { slot, ..life.row() }
+            });
+            self.registry.set_row(id, row);
+        }
+    }
+
+    /// Answers those who wait for a life, once nothing is under way any more.
+    pub(super) fn answer_waiters(&mut self, id: LifeId) {
+        let Some(life) = self.lives.get_mut(&id).filter(|life| !life.state.is_moving()) else { return };
+        let answer = match &life.state {
+            State::Waiting(why) => Err(Trouble::Postponed(why.clone())),
+            State::Quarantined(why) => Err(Trouble::Refused(why.clone())),
+            _ => Ok(life.row()),
+        };
+        let waiters = std::mem::take(&mut life.waiters);
+        self.answers.extend(waiters.into_iter().map(|waiter| (waiter, answer.clone())));
+    }
+
+    /// Lives of an entry.
+    pub(super) fn of_entry(&self, entry: &str) -> Vec<LifeId> {
+        let of = |life: &&Life| life.entry() == Some(entry);
+        self.lives.iter().filter(|(_, life)| of(life)).map(|(id, _)| *id).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_that_is_higher_where_a_try_is_dear() {
+        let seconds = |code: &Code| [1, 2, 3, 6, 7, 11, 100].map(|tries| pause(tries, code).as_secs());
+        assert_eq!(seconds(&Code::NotCopied), [1, 2, 4, 32, 60, 60, 60]);
+        assert_eq!(seconds(&Code::NotProbed), [1, 2, 4, 32, 64, 600, 600]);
+    }
+}

@@ -1,0 +1,392 @@
+//! What is in memory: leases for requests, loads into the engine, and who goes when another needs room.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::asks::{Holding, Trouble};
+use super::jobs::aside;
+use super::lives::LifeId;
+use super::lives::replaced;
+use super::names::disabled;
+use super::turn::Keeper;
+use crate::adapter::refusal::is_out_of_reach;
+use crate::adapter::{Generation, inspect};
+use crate::engine::{EngineError, LoadSpoke, SpokeChange};
+use crate::fail;
+use crate::spokes::budget::{self, Resident, Room};
+use crate::spokes::code::Code;
+use crate::spokes::life::{Event, State, Why};
+use crate::spokes::slot::{Lease, Refused, Slot};
+use crate::spokes::store::Verdict;
+
+/// How long the copy of a content that can't be loaded needs no second look.
+const LOOKED: Duration = Duration::from_secs(60);
+
+/// How a load ended.
+enum Load {
+    Done,
+    /// Somebody runs with what has to go for it.
+    NoRoom,
+    /// The content is to blame.
+    Refused(Why),
+    /// Something else is: it may succeed later.
+    Failed(Why),
+    /// The engine or the process is ending; nothing is known about the content.
+    Ended,
+}
+
+impl Keeper {
+    /// The slot of a life that was inspected.
+    pub(super) fn slot_for(&mut self, id: LifeId) -> Arc<Slot> {
+        let life = &self.lives[&id];
+        let generation = life.generation.expect("what was inspected has a content");
+        let facts = life.facts.clone().expect("what was inspected has facts");
+        let path = life.served.clone().expect("what was inspected has a form that is loaded");
+        let slot = self
+            .slots
+            .entry(generation)
+            .or_insert_with(|| Slot::new(generation, life.name.clone(), facts, path, Arc::clone(&self.bell)));
+        slot.revive();
+        Arc::clone(slot)
+    }
+
+    /// What is in memory, but for what a gate judges: that is beside the rest, as the new one is during a swap.
+    fn residents(&self) -> Vec<Resident> {
+        let beside = self.judging.as_ref().map(|judging| judging.generation);
+        let serving = |generation| self.names.values().any(|named| named.current == Some(generation));
+        let counts =
+            |resident: &Resident| Some(resident.generation) != beside || serving(resident.generation);
+        self.slots.values().filter_map(|slot| slot.resident()).filter(counts).collect()
+    }
+
+    fn tell_residents(&self) {
+        let bytes = |slot: &Arc<Slot>| slot.resident().map(|resident| resident.bytes);
+        self.registry.set_resident(self.slots.values().filter_map(bytes).sum());
+    }
+
+    /// Lets these go; whether all of them did.
+    fn evict(&self, gone: &[Generation]) -> bool {
+        let mut all = true;
+        for generation in gone {
+            let Some(slot) = self.slots.get(generation) else { continue };
+            if slot.evict() {
+                self.unload(*generation);
+                self.registry.evicted();
+                tracing::info!(
+                    name = slot.name,
+                    generation = generation.short(),
+                    "spoke makes room for another"
+                );
+            } else {
+                all = false;
+            }
+        }
+        all
+    }
+
+    fn unload(&self, generation: Generation) {
+        // When it is freed is the engine's affair; a stopped engine has freed everything.
+        let _ = self.engine.spoke(SpokeChange::Unload(generation));
+    }
+
+    /// Takes out of memory what no name has and no request runs with.
+    pub(super) fn free_unneeded(&mut self) {
+        if self.names_changed {
+            // What could not be written down is not so: who has a name still has it.
+            return;
+        }
+        let needed = self.needed();
+        let unneeded = self.slots.values().filter(|slot| !needed.contains(&slot.generation));
+        let mut over = Vec::new();
+        for slot in unneeded {
+            slot.retire();
+            over.extend(slot.is_over().then_some(slot.generation));
+        }
+        for generation in over {
+            if let Some(slot) = self.slots.remove(&generation)
+                && slot.evict()
+            {
+                self.unload(generation);
+                tracing::debug!(name = slot.name, generation = generation.short(), "spoke is out of memory");
+            }
+            self.sweep_due = true;
+        }
+        self.tell_residents();
+    }
+
+    /// Loads a slot in the place of those that are `gone`; the journal knows of it while it lasts, so that a content that kills
+    /// the process does so once.
+    async fn load(&mut self, slot: &Slot, gone: &[Generation], stop: &watch::Receiver<bool>) -> Load {
+        let generation = slot.generation;
+        // What is known of it first: that it could be loaded is written beside that.
+        self.write_down();
+        if let Err(error) = self.store.begin_loading(generation, &slot.name) {
+            let why = Why::new(Code::NotWritten, format!("its load can't be written down: {error}"))
+                .hint("look at the room, the limits and the permissions of paths.state");
+            tracing::error!(name = slot.name, %why, "spoke can't be loaded now");
+            return Load::Failed(why);
+        }
+        // Not before: where nothing can be written nothing could be loaded again, either.
+        if !self.evict(gone) {
+            self.end_loading(slot, None);
+            return Load::NoRoom;
+        }
+        fail::point("spoke.loading", &slot.name);
+        let spoke =
+            LoadSpoke { generation, kind: slot.facts.kind, path: slot.path.clone(), name: slot.name.clone() };
+        let began = Instant::now();
+        let refused = |error: std::io::Error| EngineError::Spoke(error.to_string());
+        let begun = fail::trouble("engine.load").map_err(refused);
+        let loaded = match begun.and_then(|()| self.engine.spoke(SpokeChange::Load(spoke))) {
+            Ok(reply) => {
+                let mut stop = stop.clone();
+                tokio::select! {
+                    reply = reply => match reply {
+                        Ok(loaded) => loaded,
+                        // The engine died on it: the line in the journal stays.
+                        Err(_) => return Load::Ended,
+                    },
+                    _ = stop.wait_for(|stop| *stop) => Err(EngineError::Stopped),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        fail::point("spoke.loaded", &slot.name);
+        let version = loaded.is_ok().then(|| self.here.version.clone());
+        self.end_loading(slot, version.as_deref());
+        self.registry.load_ended(began.elapsed(), loaded.is_ok());
+        match loaded {
+            Ok(loaded) => {
+                slot.loaded(loaded.resident_bytes);
+                self.stumbles.remove(&generation);
+                if let Some(known) = self.known.get_mut(&generation) {
+                    known.proven = true;
+                }
+                self.tell_residents();
+                tracing::info!(
+                    name = slot.name,
+                    generation = generation.short(),
+                    bytes = loaded.resident_bytes,
+                    ms = began.elapsed().as_millis() as u64,
+                    "spoke is in memory"
+                );
+                Load::Done
+            }
+            Err(EngineError::Stopped) => Load::Ended,
+            Err(error) => {
+                let why = Why::from(error);
+                if self.is_to_blame(slot).await {
+                    return Load::Refused(why);
+                }
+                tracing::warn!(name = slot.name, %why, "spoke can't be loaded now");
+                let message = format!("the engine can't load it now, and could before: {why}");
+                Load::Failed(Why::new(Code::NotLoadedNow, message))
+            }
+        }
+    }
+
+    /// Whether the content is to blame for a load that failed. One that was loaded before, by us or by its probe, is to blame
+    /// only if its copy isn't what it was: memory or files may be short.
+    async fn is_to_blame(&mut self, slot: &Slot) -> bool {
+        let generation = slot.generation;
+        let known = self.known.get(&generation);
+        let is_proven = known.is_some_and(|known| known.proven);
+        let is_tried = self.settings.probe.is_some()
+            && known.is_some_and(|known| known.verdict == Some(Verdict::Differs));
+        if is_out_of_reach(&slot.path, slot.facts.resident_bytes) {
+            return false;
+        }
+        if !(is_proven || is_tried) || !slot.path.is_file() {
+            return true;
+        }
+        let was_looked_at = self.stumbles.get(&generation).is_some_and(|looked| looked.elapsed() < LOOKED);
+        let Some(Ok(post)) = self.post.clone().filter(|_| !was_looked_at) else { return false };
+        self.stumbles.insert(generation, Instant::now());
+        let (path, limits) = (slot.path.clone(), self.settings.limits.clone());
+        let looked = aside(move || inspect(&path, Some(&post), &limits)).await;
+        matches!(looked, Ok(Err(refusal)) if refusal.io().is_none())
+    }
+
+    fn end_loading(&mut self, slot: &Slot, version: Option<&str>) {
+        if let Err(error) = self.store.end_loading(slot.generation, version) {
+            tracing::error!(%error, name = slot.name, "the end of a load can't be written down");
+        }
+    }
+
+    /// Loads a life that may serve.
+    pub(super) async fn load_life(&mut self, id: LifeId, stop: &watch::Receiver<bool>) {
+        let name = self.lives[&id].name.clone();
+        let named = self.names.get(&name);
+        if named.is_some_and(|named| named.disabled) {
+            return self.happen(id, Event::Withdrawn(disabled()));
+        }
+        if !self.engine_is_ready() {
+            self.cramped.push_back(id);
+            return;
+        }
+        let displaced = named.and_then(|named| named.current);
+        if !self.lives[&id].over.allows(displaced) {
+            self.happen(id, Event::Withdrawn(replaced()));
+            return self.forget(id);
+        }
+        let slot = self.slot_for(id);
+        if slot.resident().is_some() {
+            return self.happen(id, Event::Loaded);
+        }
+        // What it takes the place of goes anyway; for a moment both are there.
+        let mut residents = self.residents();
+        residents.retain(|resident| Some(resident.generation) != displaced);
+        let (needed, limit) = (slot.facts.resident_bytes, self.settings.memory);
+        match budget::room(&residents, &[], needed, limit) {
+            Room::After(gone) => match self.load(&slot, &gone, stop).await {
+                Load::Done => self.happen(id, Event::Loaded),
+                Load::Refused(why) | Load::Failed(why) => self.turned_down(id, why),
+                Load::NoRoom => self.cramped.push_back(id),
+                Load::Ended => {}
+            },
+            Room::Later(busy) => {
+                self.leaving.extend(busy);
+                self.cramped.push_back(id);
+            }
+            Room::Never => {
+                let why = Why::new(
+                    "too_large_together",
+                    format!("it takes {needed} bytes in memory, and all spokes together may take {limit}"),
+                )
+                .hint("spokes.memory is the limit");
+                self.happen(id, Event::Refused(why));
+            }
+        }
+    }
+
+    /// Tries again to load what had no room.
+    async fn serve_cramped(&mut self, stop: &watch::Receiver<bool>) {
+        for id in std::mem::take(&mut self.cramped) {
+            if self.lives.get(&id).is_some_and(|life| life.state == State::Gated) {
+                self.load_life(id, stop).await;
+            }
+        }
+        while let Some((id, effect)) = self.effects.pop_front() {
+            Box::pin(self.effect(id, effect, stop)).await;
+        }
+    }
+
+    /// Answers those who ask for leases, in the order in which they came.
+    async fn serve_holdings(&mut self, stop: &watch::Receiver<bool>) {
+        while let Some(holding) = self.holdings.pop_front() {
+            if holding.reply.is_closed() {
+                continue;
+            }
+            let Some(answer) = self.hold(&holding, stop).await else {
+                self.holdings.push_front(holding);
+                break;
+            };
+            // Whoever asked may have left meanwhile: the leases end with the message.
+            let _ = holding.reply.send(answer);
+        }
+    }
+
+    /// Serves all who wait for memory, as far as there is some. What is in the way of whoever is next takes no new leases
+    /// until then: two spokes that are always in use would keep a third from ever being loaded.
+    pub(super) async fn serve_waiting(&mut self, stop: &watch::Receiver<bool>) {
+        // From here on: a lease that ends while somebody is found to have to wait must be heard of.
+        self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
+        self.leaving.clear();
+        self.serve_cramped(stop).await;
+        self.serve_holdings(stop).await;
+        for slot in self.slots.values() {
+            slot.set_leaving(self.leaving.contains(&slot.generation));
+        }
+        self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
+    }
+
+    /// Leases, or why there are none; nothing yet if others have to go first.
+    async fn hold(
+        &mut self,
+        holding: &Holding,
+        stop: &watch::Receiver<bool>,
+    ) -> Option<Result<Vec<Lease>, Trouble>> {
+        if holding.slots.iter().any(|slot| self.leaving.contains(&slot.generation)) {
+            return None;
+        }
+        loop {
+            // Two names may have one content.
+            let mut slots = holding.slots.clone();
+            slots.sort_by_key(|slot| slot.generation);
+            slots.dedup_by_key(|slot| slot.generation);
+            let absent: Vec<&Arc<Slot>> = slots.iter().filter(|slot| slot.resident().is_none()).collect();
+            // A lease that is taken and dropped again would wake whoever waits for one to end: this thread.
+            if absent.is_empty() {
+                let leases: Result<Vec<Lease>, Refused> =
+                    holding.slots.iter().map(Slot::lease_in_turn).collect();
+                match leases {
+                    Ok(leases) => return Some(Ok(leases)),
+                    Err(Refused::Retired) => return Some(Err(Trouble::Retired)),
+                    Err(Refused::Absent) => continue,
+                }
+            }
+            if slots.iter().any(|slot| slot.is_retired()) {
+                return Some(Err(Trouble::Retired));
+            }
+            let kept: Vec<Generation> = slots.iter().map(|slot| slot.generation).collect();
+            let needed = absent.iter().map(|slot| slot.facts.resident_bytes).sum();
+            let limit = self.settings.memory;
+            let residents = if holding.beyond { Vec::new() } else { self.residents() };
+            let mut gone = match budget::room(&residents, &kept, needed, limit) {
+                Room::Never => {
+                    let there = slots.iter().filter_map(|slot| slot.resident());
+                    let needed = needed + there.map(|resident| resident.bytes).sum::<u64>();
+                    return Some(Err(Trouble::TooLarge { needed, limit }));
+                }
+                Room::Later(busy) => {
+                    self.leaving.extend(busy);
+                    return None;
+                }
+                Room::After(gone) => gone,
+            };
+            for slot in absent {
+                match self.load(slot, &std::mem::take(&mut gone), stop).await {
+                    Load::Done => {}
+                    Load::NoRoom => break,
+                    Load::Ended => return Some(Err(Trouble::Stopped)),
+                    Load::Failed(why) => return Some(Err(Trouble::Postponed(why))),
+                    Load::Refused(why) => {
+                        self.was_refused(slot.generation, &why);
+                        return Some(Err(Trouble::Refused(why)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A content that served can't be loaded any more: whatever lives by it is over.
+    fn was_refused(&mut self, generation: Generation, why: &Why) {
+        let of =
+            |life: &&super::lives::Life| life.generation == Some(generation) && life.state == State::Serving;
+        let lives: Vec<LifeId> = self.lives.iter().filter(|(_, life)| of(life)).map(|(id, _)| *id).collect();
+        for id in lives {
+            self.happen(id, Event::Refused(why.clone()));
+        }
+    }
+
+    /// Loads what served before the restart, one at a turn, as long as there is room.
+    pub(super) async fn serve_preload(&mut self, stop: &watch::Receiver<bool>) {
+        let Some(generation) = self.preload.pop_front() else { return };
+        let Some(slot) = self.slots.get(&generation).cloned() else { return };
+        if slot.resident().is_some() {
+            return;
+        }
+        let needed = slot.facts.resident_bytes;
+        let room = budget::room(&self.residents(), &[], needed, self.settings.memory);
+        if room != Room::After(Vec::new()) {
+            return;
+        }
+        match self.load(&slot, &[], stop).await {
+            // Whoever asks for it tries again.
+            Load::Done | Load::Ended | Load::Failed(_) | Load::NoRoom => {}
+            Load::Refused(why) => self.was_refused(generation, &why),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The start: what served serves again, what was judged stays judged, and what killed the process is kept from it.
+
+use std::collections::BTreeMap;
+
+use super::jobs::{marks, unmark};
+use super::lives::{Life, Source};
+use super::names::{FIRST_NAME, Named};
+use super::turn::Keeper;
+use crate::adapter::Generation;
+use crate::database::DatabaseError;
+use crate::spokes::life::{Effect, Event, State, Why};
+use crate::spokes::quarantine;
+use crate::spokes::slot::Slot;
+use crate::spokes::store::{File, Stored};
+
+/// Deaths in a row on a content that this program has loaded before: the first may be a power cut.
+const STRIKES: u32 = 2;
+/// Under which note it stands where verdicts were found.
+const HERE: &str = "examined_here";
+
+impl Keeper {
+    pub(super) fn restore(&mut self) -> Result<(), DatabaseError> {
+        let unfinished = self.store.unfinished()?;
+        let Stored { names, generations, files, banned, rolled_back } = self.store.stored(&self.here)?;
+        (self.known, self.banned, self.rolled_back) = (generations, banned, rolled_back);
+        for load in unfinished {
+            let proven = self.known.get(&load.generation).is_some_and(|known| known.proven);
+            tracing::error!(
+                name = load.name,
+                generation = load.generation.short(),
+                strikes = load.strikes,
+                proven,
+                "the daemon died while it loaded this spoke"
+            );
+            let why = (!proven || load.strikes >= STRIKES).then(|| {
+                Why::new("crashed", "the daemon died while it loaded this content")
+                    .hint("`bespoke spoke enable` tries it once more; the daemon may die again")
+            });
+            self.store.judge_unfinished(load.generation, why.as_ref())?;
+            self.banned.extend(why.map(|why| (load.generation, why)));
+        }
+        for generation in marks(&self.staged()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what was being inspected at the last end can't be found out");
+            Vec::new()
+        }) {
+            // What has served since is not to blame.
+            if self.known.get(&generation).is_none_or(|known| !known.proven) {
+                tracing::error!(
+                    generation = generation.short(),
+                    "the daemon died while it inspected this spoke"
+                );
+                let why = Why::new("crashed", "the daemon died while it inspected this content")
+                    .hint("`bespoke spoke enable` looks at it once more; the daemon may die again");
+                self.store.ban(generation, &why)?;
+                self.banned.insert(generation, why);
+            }
+            if let Err(error) = unmark(&self.staged(), generation) {
+                tracing::warn!(%error, "the mark of an inspection can't be taken away");
+            }
+        }
+        let here = format!("{} {}", self.here.post, self.here.version);
+        let same_place = self.store.note(HERE)?.as_deref() == Some(&*here);
+        let entries: BTreeMap<String, String> =
+            files.iter().map(|(entry, file)| (file.name.clone(), entry.clone())).collect();
+        if let Some(first) = self.store.note(FIRST_NAME)? {
+            self.first_name = first.parse().unwrap_or_default();
+        }
+        for (name, stored) in names {
+            let named = Named {
+                id: stored.id,
+                current: None,
+                life: None,
+                disabled: stored.disabled,
+                given: stored.given,
+                left: stored.left,
+                left_for: stored.left_for,
+                history: stored.history,
+            };
+            self.names.insert(name.clone(), named);
+            if let Some(generation) = stored.current {
+                let source = match (entries.get(&name), stored.given) {
+                    (Some(entry), false) => Source::Entry(entry.clone()),
+                    _ => Source::Given(self.staged().join(generation.to_string())),
+                };
+                let file = entries.get(&name).and_then(|entry| files.get(entry));
+                self.restore_name(&name, generation, source, file, stored.given);
+            }
+        }
+        // Why those that serve no more don't is to be known, also where nothing serves.
+        self.names_changed |= !self.names.is_empty();
+        for (entry, file) in files {
+            self.restore_file(&entry, file, same_place);
+        }
+        if let Err(error) = quarantine::sweep_half_made(&self.state.path().join("spokes/quarantine")) {
+            tracing::warn!(%error, "what a crash left half-made can't be removed");
+        }
+        self.store.set_note(HERE, &here)?;
+        self.write_down();
+        Ok(())
+    }
+
+    /// What served under a name does so again, unless it has to be examined first or must not be.
+    fn restore_name(
+        &mut self,
+        name: &str,
+        generation: Generation,
+        source: Source,
+        file: Option<&File>,
+        given: bool,
+    ) {
+        let known = self.known.get(&generation).cloned();
+        let served = self.served_copy(generation);
+        let mut life = Life::new(name.to_owned(), source.clone());
+        life.generation = Some(generation);
+        life.pinned = self.copies(generation).into_iter().next();
+        life.served.clone_from(&served);
+        life.facts = known.as_ref().map(|known| known.facts.clone());
+        let own = file.filter(|file| file.generation == Some(generation) && file.state == State::Serving);
+        let at_home = known.as_ref().is_some_and(|known| known.verdict.is_some());
+        let banned = self.banned.get(&generation).cloned();
+        match (known, served) {
+            (Some(known), Some(path)) if at_home || banned.is_some() => {
+                life.state = State::Serving;
+                life.print = own.map(|file| file.print.clone());
+                let slot = Slot::new(
+                    generation,
+                    name.to_owned(),
+                    known.facts,
+                    path,
+                    std::sync::Arc::clone(&self.bell),
+                );
+                let id = self.resume(life);
+                let named = self.names.get_mut(name).expect("it was put there by the caller");
+                (named.current, named.life) = (Some(generation), Some(id));
+                self.slots.insert(generation, slot);
+                self.names_changed = true;
+                match banned {
+                    Some(why) => self.happen(id, Event::Refused(why)),
+                    None => self.preload.push_back(generation),
+                }
+                self.show(id);
+                if matches!(source, Source::Given(_)) && !given {
+                    self.orphans.push(id);
+                }
+            }
+            // Another version of this program or another post: it is examined again, from its copy.
+            (Some(_), _) if life.pinned.is_some() => {
+                life.state = State::Settled;
+                let id = self.resume(life);
+                self.effects.push_back((id, Effect::Inspect));
+                if matches!(source, Source::Given(_)) && !given {
+                    self.orphans.push(id);
+                }
+            }
+            _ => {
+                tracing::warn!(
+                    name,
+                    generation = generation.short(),
+                    "the copy of what served is not there any more"
+                );
+                self.fall_back(name);
+            }
+        }
+    }
+
+    /// How an entry ended before, if that still counts.
+    fn restore_file(&mut self, entry: &str, file: File, same_place: bool) {
+        let lives_on =
+            self.of_entry(entry).into_iter().find(|id| self.lives[id].generation == file.generation);
+        if let Some(id) = lives_on {
+            // It serves, or did until a moment ago; what is examined again is looked at from the beginning.
+            if !self.lives[&id].state.is_moving() && self.lives[&id].print.is_some() {
+                self.by_entry.insert(entry.to_owned(), id);
+                self.scan.remember(entry.to_owned(), file.print);
+                self.keep_end(id);
+            }
+            return;
+        }
+        if !same_place || file.state == State::Serving || file.state.is_moving() {
+            return;
+        }
+        self.scan.remember(entry.to_owned(), file.print.clone());
+        let mut life = Life::new(file.name, Source::Entry(entry.to_owned()));
+        life.print = Some(file.print);
+        life.generation = file.generation;
+        if let Some(generation) = file.generation {
+            life.facts = self.known.get(&generation).map(|known| known.facts.clone());
+            life.pinned = self.copies(generation).into_iter().next();
+            life.served = self.served_copy(generation);
+        }
+        life.state = file.state;
+        let id = self.resume(life);
+        self.by_entry.insert(entry.to_owned(), id);
+    }
+
+    /// What served and is of no known file belongs to the file of its name, or is over if there is none.
+    pub(super) fn settle_orphans(&mut self) {
+        for id in std::mem::take(&mut self.orphans) {
+            let Some(life) = self.lives.get(&id) else { continue };
+            let owner = self.lives.values().find(|other| other.name == life.name && other.entry().is_some());
+            if let Some(source) = owner.map(|owner| owner.source.clone()) {
+                self.lives.get_mut(&id).expect("looked up above").source = source;
+            } else {
+                self.happen(id, Event::Withdrawn(Why::new("deleted", "its file was deleted")));
+                self.withdraw(id);
+                self.forget(id);
+            }
+        }
+    }
+}

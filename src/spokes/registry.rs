@@ -1,0 +1,336 @@
+//! What serves now and what is known of every file: snapshots that requests read without waiting for anybody.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{broadcast, watch};
+
+use super::life::{STATES, State, Why};
+use super::slot::Slot;
+use super::store::{Facts, Transition};
+use crate::adapter::Generation;
+
+/// Transitions that a slow reader may be behind before it has to read the journal.
+const BACKLOG: usize = 1_024;
+
+/// What serves, by name. Never changed: a swap puts another one in its place.
+#[derive(Debug, Clone, Default)]
+pub struct Serving {
+    /// By name.
+    pub names: BTreeMap<String, Served>,
+    /// Names that served once and don't now, each with the reason if it is known.
+    pub past: BTreeMap<String, Option<Why>>,
+}
+
+/// What serves under a name.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The name's number.
+    pub id: i64,
+    /// The generation.
+    pub slot: Arc<Slot>,
+    /// What served before and could again, the latest last.
+    pub before: Vec<Generation>,
+}
+
+impl Serving {
+    /// The name with this number.
+    pub fn by_id(&self, id: i64) -> Option<&str> {
+        self.names.iter().find(|(_, served)| served.id == id).map(|(name, _)| name.as_str())
+    }
+}
+
+/// What is known of one life, for people.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// Name of the spoke, or of the entry if that is no name for a spoke.
+    pub name: String,
+    /// Entry of the folder that it came by.
+    pub entry: Option<String>,
+    /// Its content, once it is known.
+    pub generation: Option<Generation>,
+    /// Where it is.
+    pub state: State,
+    /// Since when.
+    pub since: SystemTime,
+    /// What it is, once it is known.
+    pub facts: Option<Facts>,
+    /// When it is tried again, if it waits.
+    pub retry_at: Option<SystemTime>,
+    /// What serves, if it does.
+    pub slot: Option<Arc<Slot>>,
+}
+
+/// Numbers since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Totals {
+    /// Lives that came to each of [`STATES`].
+    pub transitions: [u64; STATES.len()],
+    /// Lives that are in each of them now.
+    pub lives: [u64; STATES.len()],
+    /// Names that got another generation.
+    pub swaps: u64,
+    /// Seconds from the first sight of a file to the swap, summed.
+    pub swap_seconds: f64,
+    /// Loads into the engine, and those that failed.
+    pub loads: u64,
+    /// Of these.
+    pub load_failures: u64,
+    /// Seconds that loads took.
+    pub load_seconds: f64,
+    /// Spokes that were taken out of memory to make room.
+    pub evictions: u64,
+    /// Bytes of spokes in memory.
+    pub resident_bytes: u64,
+    /// Whether the folder could be read when it was last looked at.
+    pub folder_readable: bool,
+    /// Whether what happens could be written down at last.
+    pub state_writable: bool,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    transitions: [AtomicU64; STATES.len()],
+    swaps: AtomicU64,
+    swap_micros: AtomicU64,
+    loads: AtomicU64,
+    load_failures: AtomicU64,
+    load_micros: AtomicU64,
+    evictions: AtomicU64,
+    resident: AtomicU64,
+    unreadable: AtomicU64,
+}
+
+/// Shared by the keeper, who writes, and requests, who read.
+#[derive(Debug)]
+pub struct Registry {
+    serving: ArcSwap<Serving>,
+    /// By the number of the life.
+    rows: RwLock<BTreeMap<u64, Row>>,
+    news: broadcast::Sender<Transition>,
+    /// Whether what served before the start is known.
+    restored: watch::Sender<bool>,
+    counts: Counts,
+    /// Why what happens can't be written down.
+    unwritten: RwLock<Option<Why>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            serving: ArcSwap::default(),
+            rows: RwLock::default(),
+            news: broadcast::Sender::new(BACKLOG),
+            restored: watch::Sender::new(false),
+            counts: Counts::default(),
+            unwritten: RwLock::default(),
+        }
+    }
+}
+
+impl Registry {
+    /// What serves at this moment.
+    pub fn serving(&self) -> Arc<Serving> {
+        self.serving.load_full()
+    }
+
+    /// From now on, new requests get this.
+    pub fn publish(&self, serving: Serving) {
+        self.serving.store(Arc::new(serving));
+    }
+
+    /// All lives, by name and with the one that serves first.
+    pub fn rows(&self) -> Vec<Row> {
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        let mut rows: Vec<Row> = rows.values().cloned().collect();
+        rows.sort_by(|a, b| {
+            let serves = |row: &Row| row.state != State::Serving;
+            (&a.name, serves(a), a.since).cmp(&(&b.name, serves(b), b.since))
+        });
+        rows
+    }
+
+    /// What is known of a life; `None`: nothing any more.
+    pub fn set_row(&self, life: u64, row: Option<Row>) {
+        let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
+        match row {
+            Some(row) => drop(rows.insert(life, row)),
+            None => drop(rows.remove(&life)),
+        }
+    }
+
+    /// The latest life of a name that isn't the one that serves: why there is nothing to be had under it.
+    pub fn latest(&self, name: &str) -> Option<(State, Option<Why>)> {
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        let row = rows.values().rev().find(|row| row.name == name)?;
+        Some((row.state.clone(), row.state.reason().cloned()))
+    }
+
+    /// Transitions from now on.
+    pub fn news(&self) -> broadcast::Receiver<Transition> {
+        self.news.subscribe()
+    }
+
+    /// Tells and counts a transition that is in the journal.
+    pub fn tell(&self, transition: Transition) {
+        if let Some(at) = STATES.iter().position(|state| *state == transition.to) {
+            self.counts.transitions[at].fetch_add(1, Ordering::Relaxed);
+        }
+        // Nobody may be listening.
+        let _ = self.news.send(transition);
+    }
+
+    /// A name got another generation, so long after its file was first seen.
+    pub fn swapped(&self, after: Duration) {
+        self.counts.swaps.fetch_add(1, Ordering::Relaxed);
+        self.counts.swap_micros.fetch_add(after.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// A load has ended.
+    pub fn load_ended(&self, took: Duration, succeeded: bool) {
+        self.counts.loads.fetch_add(1, Ordering::Relaxed);
+        self.counts.load_failures.fetch_add(u64::from(!succeeded), Ordering::Relaxed);
+        self.counts.load_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// A spoke was taken out of memory to make room.
+    pub fn evicted(&self) {
+        self.counts.evictions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes of spokes in memory.
+    pub fn set_resident(&self, bytes: u64) {
+        self.counts.resident.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What served before the start is known now.
+    pub fn set_restored(&self) {
+        self.restored.send_replace(true);
+    }
+
+    /// Waits until what served before the start is known.
+    pub async fn restored(&self) {
+        // The sender is our own.
+        let _ = self.restored.subscribe().wait_for(|restored| *restored).await;
+    }
+
+    /// Whether the folder could be read when it was last looked at.
+    pub fn is_readable(&self) -> bool {
+        self.counts.unreadable.load(Ordering::Relaxed) == 0
+    }
+
+    /// Why what happens to spokes can't be written down, if it can't.
+    pub fn unwritten(&self) -> Option<Why> {
+        self.unwritten.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether what happens can be written down.
+    pub fn set_unwritten(&self, why: Option<Why>) {
+        *self.unwritten.write().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Whether the folder can be read.
+    pub fn set_readable(&self, readable: bool) {
+        self.counts.unreadable.store(u64::from(!readable), Ordering::Relaxed);
+    }
+
+    /// All numbers.
+    pub fn totals(&self) -> Totals {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let seconds = |count: &AtomicU64| of(count) as f64 / 1e6;
+        let mut lives = [0; STATES.len()];
+        for row in self.rows.read().unwrap_or_else(PoisonError::into_inner).values() {
+            if let Some(at) = STATES.iter().position(|state| *state == row.state.name()) {
+                lives[at] += 1;
+            }
+        }
+        let counts = &self.counts;
+        Totals {
+            transitions: std::array::from_fn(|at| of(&counts.transitions[at])),
+            lives,
+            swaps: of(&counts.swaps),
+            swap_seconds: seconds(&counts.swap_micros),
+            loads: of(&counts.loads),
+            load_failures: of(&counts.load_failures),
+            load_seconds: seconds(&counts.load_micros),
+            evictions: of(&counts.evictions),
+            resident_bytes: of(&counts.resident),
+            folder_readable: self.is_readable(),
+            state_writable: self.unwritten().is_none(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::Kind;
+    use crate::spokes::slot::tests::slot;
+
+    fn row(name: &str, state: State, second: u64) -> Row {
+        let since = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        Row {
+            name: name.to_owned(),
+            entry: None,
+            generation: None,
+            state,
+            since,
+            facts: None,
+            retry_at: None,
+            slot: None,
+        }
+    }
+
+    #[test]
+    fn a_snapshot_stays_as_it_is_while_others_take_its_place() {
+        let registry = Registry::default();
+        let served = |text| Served { id: 3, slot: slot(text, Kind::Lora), before: vec![] };
+        registry.publish(Serving { names: [("a".to_owned(), served("one"))].into(), ..Serving::default() });
+        let before = registry.serving();
+        registry.publish(Serving { names: [("a".to_owned(), served("two"))].into(), ..Serving::default() });
+        assert_eq!(before.names["a"].slot.name, "one");
+        assert_eq!(registry.serving().names["a"].slot.name, "two");
+        assert_eq!((registry.serving().by_id(3), registry.serving().by_id(4)), (Some("a"), None));
+    }
+
+    #[test]
+    fn rows_are_sorted_counted_and_the_latest_life_of_a_name_is_known() {
+        let registry = Registry::default();
+        let why = Why::new("c", "m");
+        registry.set_row(1, Some(row("b", State::Serving, 1)));
+        registry.set_row(2, Some(row("b", State::Quarantined(why.clone()), 2)));
+        registry.set_row(3, Some(row("a", State::Inert, 3)));
+        registry.set_row(4, Some(row("a", State::Seen, 4)));
+        registry.set_row(4, None);
+        let names: Vec<_> = registry.rows().iter().map(|row| (row.name.clone(), row.state.name())).collect();
+        let expected = [("a", "inert"), ("b", "serving"), ("b", "quarantined")];
+        assert_eq!(names, expected.map(|(name, state)| (name.to_owned(), state)));
+        assert_eq!(registry.latest("b"), Some((State::Quarantined(why.clone()), Some(why))));
+        assert_eq!(registry.latest("c"), None);
+        let lives = registry.totals().lives;
+        assert_eq!(lives, [0, 0, 0, 0, 0, 1, 1, 0, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_told_is_counted_and_heard() {
+        let registry = Registry::default();
+        let mut news = registry.news();
+        let transition = Transition {
+            id: 7,
+            at: 0,
+            name: "a".to_owned(),
+            generation: None,
+            from: None,
+            to: "serving".to_owned(),
+            why: None,
+        };
+        registry.tell(transition.clone());
+        registry.swapped(Duration::from_millis(1_500));
+        assert_eq!(news.try_recv().unwrap(), transition);
+        let totals = registry.totals();
+        assert_eq!((totals.transitions[5], totals.swaps, totals.swap_seconds), (1, 1, 1.5));
+    }
+}

@@ -1,0 +1,203 @@
+//! Changes, and the transaction that makes several of them one.
+
+use rusqlite::Transaction as Sql;
+use serde::{Deserialize, Serialize};
+
+use super::read::json;
+use super::{Facts, Here, JOURNAL, Store, Verdict};
+use crate::adapter::Generation;
+use crate::database::DatabaseError;
+use crate::spokes::folder::Fingerprint;
+use crate::spokes::life::{State, Why};
+
+/// A line of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transition {
+    /// Counts up; 0 until it is written.
+    #[serde(default)]
+    pub id: i64,
+    /// Milliseconds since 1970.
+    pub at: i64,
+    /// Name of the spoke.
+    pub name: String,
+    /// Its content, once it is known.
+    pub generation: Option<Generation>,
+    /// Name of the state before; none at the first sight of a file.
+    pub from: Option<String>,
+    /// Name of the state now.
+    pub to: String,
+    /// Why, where there is a why.
+    #[serde(flatten)]
+    pub why: Option<Why>,
+}
+
+/// A content that was examined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// Which.
+    pub generation: Generation,
+    /// What it is.
+    pub facts: Facts,
+    /// What it does.
+    pub verdict: Verdict,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// A line of the journal.
+    Journal(Transition),
+    /// A content was examined.
+    Examined(Examined),
+    /// A name has this generation now, or none. `given`: it didn't come by the folder.
+    Current {
+        /// The name's number.
+        id: i64,
+        /// The name.
+        name: String,
+        /// What serves.
+        generation: Option<Generation>,
+        /// Where it came from.
+        given: bool,
+        /// When it lost what served, in milliseconds since 1970; 0 if it serves.
+        left: i64,
+    },
+    /// A generation is out of a name's history.
+    Unhistory(String, Generation),
+    /// Whether a name is disabled.
+    Disabled {
+        /// The name's number.
+        id: i64,
+        /// The name.
+        name: String,
+        /// Whether it is.
+        disabled: bool,
+    },
+    /// How an entry of the folder ended.
+    File {
+        /// The entry.
+        entry: String,
+        /// Its spoke's name.
+        name: String,
+        /// What it looked like.
+        print: Fingerprint,
+        /// Its content, if it could be read.
+        generation: Option<Generation>,
+        /// Where its life is.
+        state: State,
+    },
+    /// An entry is gone, or is to be looked at anew.
+    NoFile(String),
+    /// A content was rolled back: under this name it does not serve until somebody says so.
+    RolledBack(String, Generation, Why),
+    /// A content may be loaded again, and serve under this name.
+    Allowed(String, Generation),
+    /// Nothing is kept of a name any more.
+    Forgotten(String),
+    /// Nothing has this content any more: what was found out about it is forgotten.
+    Unexamined(Generation),
+}
+
+impl Store {
+    /// Makes these changes, all or none; ids of the lines of the journal, in order.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn commit(&mut self, writes: &[Write], here: &Here) -> Result<Vec<i64>, DatabaseError> {
+        if writes.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.database.run(|connection| {
+            let transaction = connection.transaction()?;
+            let mut ids = Vec::new();
+            for write in writes {
+                apply(&transaction, write, here, &mut ids)?;
+            }
+            if let Some(last) = ids.last() {
+                let old = "DELETE FROM spoke_transition WHERE id <= ?1 - ?2";
+                transaction.execute(old, (last, JOURNAL))?;
+            }
+            transaction.commit()?;
+            Ok(ids)
+        })
+    }
+}
+
+fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusqlite::Result<()> {
+    match write {
+        Write::Journal(line) => {
+            let insert = "INSERT INTO spoke_transition (at, name, generation, was, is_now, why)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let generation = line.generation.map(|generation| generation.to_string());
+            let why = line.why.as_ref().map(json);
+            sql.execute(insert, (line.at, &line.name, generation, &line.from, &line.to, why))?;
+            ids.push(sql.last_insert_rowid());
+        }
+        Write::Examined(Examined { generation, facts, verdict }) => {
+            let insert = "INSERT INTO spoke_generation (generation, facts, verdict, post, version)
+                VALUES (?1, ?2, ?3, ?4, ?5)
+                ON CONFLICT (generation) DO UPDATE SET facts = excluded.facts, verdict = excluded.verdict,
+                    post = excluded.post, version = excluded.version";
+            let post = here.post.to_string();
+            sql.execute(insert, (generation.to_string(), json(facts), json(verdict), post, &here.version))?;
+        }
+        Write::Current { id, name, generation, given, left } => {
+            let current = generation.map(|generation| generation.to_string());
+            let set = "INSERT INTO spoke_name (id, name, current, given, left_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                ON CONFLICT (name) DO UPDATE SET current = excluded.current, given = excluded.given,
+                    left_at = excluded.left_at";
+            sql.execute(set, (id, name, &current, given, left))?;
+            if let Some(current) = current {
+                // Behind all others, also if it was there before.
+                let delete = "DELETE FROM spoke_history WHERE name = ?1 AND generation = ?2";
+                sql.execute(delete, (name, &current))?;
+                let insert = "INSERT INTO spoke_history (name, generation) VALUES (?1, ?2)";
+                sql.execute(insert, (name, &current))?;
+            }
+        }
+        Write::Unhistory(name, generation) => {
+            let delete = "DELETE FROM spoke_history WHERE name = ?1 AND generation = ?2";
+            sql.execute(delete, (name, generation.to_string()))?;
+        }
+        Write::Disabled { id, name, disabled } => {
+            let set = "INSERT INTO spoke_name (id, name, disabled) VALUES (?1, ?2, ?3)
+                ON CONFLICT (name) DO UPDATE SET disabled = excluded.disabled";
+            sql.execute(set, (id, name, disabled))?;
+        }
+        Write::File { entry, name, print, generation, state } => {
+            let insert = "INSERT OR REPLACE INTO spoke_file (entry, name, print, generation, state)
+                VALUES (?1, ?2, ?3, ?4, ?5)";
+            let generation = generation.map(|generation| generation.to_string());
+            sql.execute(insert, (entry, name, json(print), generation, json(state)))?;
+        }
+        Write::NoFile(entry) => {
+            sql.execute("DELETE FROM spoke_file WHERE entry = ?1", [entry])?;
+        }
+        Write::Unexamined(generation) => {
+            sql.execute("DELETE FROM spoke_generation WHERE generation = ?1", [generation.to_string()])?;
+        }
+        Write::RolledBack(name, generation, why) => {
+            let keep = "INSERT OR REPLACE INTO spoke_rolled_back (name, generation, why) VALUES (?1, ?2, ?3)";
+            sql.execute(keep, (name, generation.to_string(), json(why)))?;
+        }
+        Write::Allowed(name, generation) => {
+            let generation = generation.to_string();
+            let delete = "DELETE FROM spoke_rolled_back WHERE name = ?1 AND generation = ?2";
+            sql.execute(delete, (name, &generation))?;
+            sql.execute("DELETE FROM spoke_banned WHERE generation = ?1", [&generation])?;
+            sql.execute("DELETE FROM spoke_loading WHERE generation = ?1", [&generation])?;
+        }
+        Write::Forgotten(name) => {
+            for table in ["spoke_name", "spoke_history", "spoke_rolled_back"] {
+                sql.execute(&format!("DELETE FROM {table} WHERE name = ?1"), [name])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Keeps a content from being loaded.
+pub(super) fn ban(sql: &rusqlite::Connection, generation: Generation, why: &Why) -> rusqlite::Result<()> {
+    let ban = "INSERT OR REPLACE INTO spoke_banned (generation, why) VALUES (?1, ?2)";
+    sql.execute(ban, (generation.to_string(), json(why))).map(drop)
+}
