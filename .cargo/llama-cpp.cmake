@@ -6,3 +6,11 @@
 # that llama.cpp repacks for AMX would also be out of reach of our own kernels. The macros guard all of that code, and
 # undefining them works whatever -march says and in whatever order the flags come.
 add_compile_options(-U__AMX_TILE__ -U__AMX_INT8__ -U__AMX_BF16__)
+
+# A third of what the crate compiles serves llama.cpp's own programs (`common`: arguments, templates, HTTP), and its binding
+# depends on the sys crate with that feature on. Nothing of it is used here.
+if(PROJECT_NAME STREQUAL "llama.cpp")
+    set(LLAMA_BUILD_COMMON OFF)
+    # Graphs are built here, not computed: that is ggml, which keeps its -O3. The last -O counts.
+    cmake_language(DEFER CALL target_compile_options llama PRIVATE -O1)
+endif()
