@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bespoke::engine::{
-    Constraint, Engine, EngineState, Event, Generate, LlamaEngine, LlamaSettings, Segment, Usage,
+    AnswerEvent, Constraint, Engine, EngineState, Generate, LlamaEngine, LlamaSettings, Segment, Usage,
 };
 use bespoke::task::prompt::{Wording, messages};
 use bespoke::task::schema::add_limits;
@@ -62,13 +62,16 @@ fn encoding(event: &str, max_tokens: u32, constrained: bool) -> Generate {
     Generate { max_tokens: Some(max_tokens), constraint, ..Generate::new("bench", prompt) }
 }
 
-fn end(mut events: UnboundedReceiver<Event>) -> Usage {
+fn end(mut events: UnboundedReceiver<AnswerEvent>) -> Usage {
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Finished { usage, .. } => return usage,
-            Event::Failed(error) => panic!("{error}"),
-            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) | Event::Text(_) | Event::Closed(_) => {
-            }
+            AnswerEvent::Finished { usage, .. } => return usage,
+            AnswerEvent::Failed(error) => panic!("{error}"),
+            AnswerEvent::Started { .. }
+            | AnswerEvent::Read(_)
+            | AnswerEvent::Tokens(_)
+            | AnswerEvent::Text(_)
+            | AnswerEvent::Closed(_) => {}
         }
     }
 }

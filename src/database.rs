@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use crate::durable;
-use crate::fail;
+use crate::atomic_file;
+use crate::failpoints;
 
 /// Name of the file in the state directory.
 const FILE: &str = "bespoke.sqlite";
@@ -83,7 +83,7 @@ impl StateDirectory {
         // program: that takes moments.
         let end = Instant::now() + HANDOVER;
         loop {
-            match durable::lock(&path.join(LOCK)).map_err(wrong)? {
+            match atomic_file::lock(&path.join(LOCK)).map_err(wrong)? {
                 Some(lock) => return Ok(Self { path: path.to_owned(), _lock: lock }),
                 None if Instant::now() < end => std::thread::sleep(HANDOVER / 40),
                 None => return Err(DatabaseError::Used { path: path.to_owned() }),
@@ -161,7 +161,7 @@ impl Database {
         &mut self,
         act: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let done = fail::trouble("database")
+        let done = failpoints::trouble("database")
             .map_err(|error| refused(&error))
             .and_then(|()| act(&mut self.connection));
         done.map_err(|source| DatabaseError::Sqlite { path: self.path.clone(), source })

@@ -19,8 +19,8 @@ use crate::descriptors::{self, Connections};
 use crate::engine::{Computing, Engine, EngineState, Health, LlamaEngine, LlamaSettings, SelfTest};
 use crate::gguf::{self, Gguf, GgufError};
 use crate::spokes::gate::{Bounds, Gate};
-use crate::spokes::keeper::{KeeperError, KeeperSettings, Spokes};
 use crate::spokes::probe::{ChildProbe, LEAST_MEMORY};
+use crate::spokes::reconciler::{ReconcilerError, ReconcilerSettings, Spokes};
 
 /// How much longer than the engine's own drain connections may take to send what they have.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ pub enum HubError {
     },
     /// There can be no spokes.
     #[error("spokes can't be kept: {0}")]
-    Spokes(KeeperError),
+    Spokes(ReconcilerError),
     /// The keys can't be used.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -87,7 +87,7 @@ pub enum HubError {
     Silent(Duration),
     /// The thread that keeps spokes is gone: no file would be served any more.
     #[error("the keeper of spokes has ended; the log says why")]
-    Keeper,
+    Reconciler,
     /// The engine gave up after it had been ready.
     #[error("the engine failed: {0}")]
     Engine(String),
@@ -263,7 +263,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`HubError::Model`] if the weights can't be loaded; [`HubError::Engine`] if the engine fails later,
-    /// [`HubError::Silent`] if it stops without a word; [`HubError::Keeper`] if spokes aren't kept any more.
+    /// [`HubError::Silent`] if it stops without a word; [`HubError::Reconciler`] if spokes aren't kept any more.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), HubError> {
         let (closing, closed) = watch::channel(false);
         let mut server = tokio::spawn(connection::serve(self.listener, self.router, self.limits, closed));
@@ -271,7 +271,7 @@ impl Hub {
             () = stop => Ok(()),
             failure = failure(self.engine.health(), self.model) => Err(failure),
             () = self.liveness.silence(self.watchdog) => Err(HubError::Silent(self.watchdog)),
-            () = self.spokes.0.ended() => Err(HubError::Keeper),
+            () = self.spokes.0.ended() => Err(HubError::Reconciler),
             ended = &mut server => {
                 return Err(HubError::Serve(ended.err().map_or_else(String::new, |error| error.to_string())));
             }
@@ -339,7 +339,7 @@ pub fn computing(settings: &Settings, state: &Path) -> Computing {
 }
 
 /// What the keeper of spokes is told.
-fn keeper_settings(settings: &Settings) -> KeeperSettings {
+fn keeper_settings(settings: &Settings) -> ReconcilerSettings {
     let (spokes, model) = (&settings.spokes, &settings.model);
     let probe = ChildProbe {
         program: spokes.probe_program.clone(),
@@ -351,7 +351,7 @@ fn keeper_settings(settings: &Settings) -> KeeperSettings {
         let bounds = Bounds { epr: gate.epr, np: gate.np, sc: gate.sc, fr: gate.fr };
         (name.clone(), Gate { probes: gate.probes.clone(), bounds, limit: gate.limit })
     };
-    KeeperSettings {
+    ReconcilerSettings {
         folder: settings.paths.spokes.clone(),
         events: spokes.events,
         reconcile: spokes.reconcile,

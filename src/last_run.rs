@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable;
+use crate::atomic_file;
 
 /// The file in the state folder.
 const FILE: &str = "last-run.json";
@@ -84,7 +84,7 @@ impl ThisRun {
     /// A note that can't be written is missed by nothing but the doctor.
     fn write(&self) {
         let written = serde_json::to_vec_pretty(&self.run).map_err(std::io::Error::from);
-        if let Err(error) = written.and_then(|text| durable::write(&self.path, &text)) {
+        if let Err(error) = written.and_then(|text| atomic_file::write(&self.path, &text)) {
             tracing::warn!(path = %self.path.display(), %error, "the run can't be noted");
         }
     }

@@ -11,7 +11,7 @@ use zip::result::ZipError;
 
 use super::dropped::{MAX_JSON_BYTES, PEFT_CONFIG, PEFT_WEIGHTS, Part};
 use super::refusal::is_trouble;
-use super::{Limits, Reason, Refusal};
+use super::{Defect, Limits, Refusal};
 
 /// Bytes that may be read to learn what an archive holds; a folder of PEFT takes a few hundred.
 const MAX_DIRECTORY_BYTES: u64 = 1 << 20;
@@ -23,7 +23,7 @@ const MAX_DIRECTORY_BYTES: u64 = 1 << 20;
 /// No such archive; a part that is missing, there twice, or larger than the limit; a checkpoint of PyTorch.
 pub(super) fn open(archive: Part, limits: &Limits) -> Result<(Part, Part), Refusal> {
     let Part { path, file } = archive;
-    let refuse = |reason: Reason| Refusal::new(&path, reason);
+    let refuse = |reason: Defect| Refusal::new(&path, reason);
     let budget = Arc::new(AtomicU64::new(MAX_DIRECTORY_BYTES));
     let reader = Budget { file, left: budget.clone() };
     let mut archive = ZipArchive::new(reader).map_err(|error| refuse(wrong(error)))?;
@@ -32,17 +32,17 @@ pub(super) fn open(archive: Part, limits: &Limits) -> Result<(Part, Part), Refus
     let names: Vec<String> =
         archive.file_names_raw().map(|name| String::from_utf8_lossy(name).into()).collect();
     if names.iter().any(|name| name == "data.pkl" || name.ends_with("/data.pkl")) {
-        return Err(refuse(Reason::Pickle { found: "PyTorch's" }));
+        return Err(refuse(Defect::Pickle { found: "PyTorch's" }));
     }
     if archive.has_duplicate_names() {
-        return Err(refuse(Reason::Zip { message: "a name is there twice".into() }));
+        return Err(refuse(Defect::Zip { message: "a name is there twice".into() }));
     }
     let config = find(&names, PEFT_CONFIG).map_err(refuse)?;
     let folder = &names[config][..names[config].len() - PEFT_CONFIG.len()];
     let weights = find(&names, PEFT_WEIGHTS).map_err(refuse)?;
     if names[weights] != format!("{folder}{PEFT_WEIGHTS}") {
         let message = format!("{:?} and {:?} are in different folders", names[config], names[weights]);
-        return Err(refuse(Reason::Zip { message }));
+        return Err(refuse(Defect::Zip { message }));
     }
     let mut unpack = |index: usize, limit: u64| {
         let part = path.join(&names[index]);
@@ -55,24 +55,24 @@ pub(super) fn open(archive: Part, limits: &Limits) -> Result<(Part, Part), Refus
 }
 
 /// Where the file of this name is, in whatever folder.
-fn find(names: &[String], part: &'static str) -> Result<usize, Reason> {
+fn find(names: &[String], part: &'static str) -> Result<usize, Defect> {
     let mut found = names.iter().enumerate().filter(|(_, name)| name.rsplit('/').next() == Some(part));
     match (found.next(), found.next()) {
-        (None, _) => Err(Reason::MissingPart { part }),
+        (None, _) => Err(Defect::MissingPart { part }),
         (Some((index, _)), None) => Ok(index),
         (Some((_, a)), Some((_, b))) => {
-            Err(Reason::Zip { message: format!("{a:?} and {b:?} are both there") })
+            Err(Defect::Zip { message: format!("{a:?} and {b:?} are both there") })
         }
     }
 }
 
-fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &Path) -> Result<File, Reason> {
+fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &Path) -> Result<File, Defect> {
     let entry = archive.by_index(index).map_err(wrong)?;
     if entry.is_symlink() {
-        return Err(Reason::Link);
+        return Err(Defect::Link);
     }
     if entry.size() > limit {
-        return Err(Reason::TooLarge { found: entry.size(), limit });
+        return Err(Defect::TooLarge { found: entry.size(), limit });
     }
     let folder = beside.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut file =
@@ -80,21 +80,21 @@ fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &P
     // The size that the archive claims is not the size that it has.
     let unpacked = io::copy(&mut entry.take(limit.saturating_add(1)), &mut file);
     let broken = |error: io::Error| {
-        if is_trouble(&error) { Reason::Io(error) } else { Reason::Zip { message: error.to_string() } }
+        if is_trouble(&error) { Defect::Io(error) } else { Defect::Zip { message: error.to_string() } }
     };
     match unpacked.map_err(broken)? {
-        0 => return Err(Reason::Empty),
-        found if found > limit => return Err(Reason::TooLarge { found, limit }),
+        0 => return Err(Defect::Empty),
+        found if found > limit => return Err(Defect::TooLarge { found, limit }),
         _ => {}
     }
     file.seek(SeekFrom::Start(0))?;
     Ok(file)
 }
 
-fn wrong(error: ZipError) -> Reason {
+fn wrong(error: ZipError) -> Defect {
     match error {
-        ZipError::Io(error) if is_trouble(&error) => Reason::Io(error),
-        error => Reason::Zip { message: error.to_string() },
+        ZipError::Io(error) if is_trouble(&error) => Defect::Io(error),
+        error => Defect::Zip { message: error.to_string() },
     }
 }
 

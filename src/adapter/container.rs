@@ -4,7 +4,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use super::{Limits, Reason, Refusal};
+use super::{Defect, Limits, Refusal};
 use crate::gguf::{GgmlType, Gguf, MAX_DIMENSIONS, Rule, TensorInfo, check_contiguous};
 use crate::model::safetensors_file::SafetensorsFile;
 
@@ -17,7 +17,7 @@ pub(super) enum Container<'a> {
 
 /// Description of a tensor.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Stored {
+pub(super) struct StoredTensor {
     /// Name in the file.
     pub name: String,
     /// Four dimensions in ggml's order (row length first); missing ones are 1.
@@ -28,12 +28,12 @@ pub(super) struct Stored {
     pub bytes: u64,
 }
 
-impl Stored {
+impl StoredTensor {
     /// The description of a tensor in a GGUF file.
     ///
     /// # Errors
     /// A type that is not computed with.
-    pub fn of(info: &TensorInfo) -> Result<Self, Reason> {
+    pub fn of(info: &TensorInfo) -> Result<Self, Defect> {
         let kind = computed(&info.name, Some(info.kind), &info.kind)?;
         Ok(Self { name: info.name.clone(), dims: four(&info.dims), kind, bytes: info.bytes })
     }
@@ -49,7 +49,7 @@ impl<'a> Container<'a> {
     }
 
     /// A broken rule of this file.
-    pub fn refuse(&self, reason: impl Into<Reason>) -> Refusal {
+    pub fn refuse(&self, reason: impl Into<Defect>) -> Refusal {
         Refusal::new(self.path(), reason)
     }
 
@@ -57,16 +57,16 @@ impl<'a> Container<'a> {
     ///
     /// # Errors
     /// Too many; a type that is not computed with; more dimensions than four, or one of size 0.
-    pub fn tensors(&self, limits: &Limits) -> Result<Vec<Stored>, Refusal> {
+    pub fn tensors(&self, limits: &Limits) -> Result<Vec<StoredTensor>, Refusal> {
         let mut all = self.described(limits).map_err(|reason| self.refuse(reason))?;
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
     }
 
-    fn described(&self, limits: &Limits) -> Result<Vec<Stored>, Reason> {
+    fn described(&self, limits: &Limits) -> Result<Vec<StoredTensor>, Defect> {
         let few = |found: usize| match found as u64 {
             found if found > limits.max_tensors => {
-                Err(Reason::TooMany { what: "tensors".to_owned(), found, limit: limits.max_tensors })
+                Err(Defect::TooMany { what: "tensors".to_owned(), found, limit: limits.max_tensors })
             }
             _ => Ok(()),
         };
@@ -74,7 +74,7 @@ impl<'a> Container<'a> {
             Self::Gguf(file) => {
                 few(file.tensors().len())?;
                 check_contiguous(file).map_err(|error| error.rule)?;
-                file.tensors().iter().map(Stored::of).collect()
+                file.tensors().iter().map(StoredTensor::of).collect()
             }
             Self::Safetensors(file) => {
                 let names: Vec<_> = file.shapes().collect();
@@ -90,8 +90,8 @@ impl<'a> Container<'a> {
     /// The file can't be read; what `see` says.
     pub fn scan(
         &self,
-        tensor: &Stored,
-        see: impl FnMut(&[f32]) -> Result<(), Reason>,
+        tensor: &StoredTensor,
+        see: impl FnMut(&[f32]) -> Result<(), Defect>,
     ) -> Result<(), Refusal> {
         let scanned = match self {
             Self::Gguf(file) => match file.tensor(&tensor.name) {
@@ -107,7 +107,7 @@ impl<'a> Container<'a> {
     ///
     /// # Errors
     /// The file can't be read.
-    pub fn values(&self, tensor: &Stored) -> Result<Vec<f32>, Refusal> {
+    pub fn values(&self, tensor: &StoredTensor) -> Result<Vec<f32>, Refusal> {
         let mut values = Vec::new();
         self.scan(tensor, |part| {
             values.extend_from_slice(part);
@@ -120,15 +120,15 @@ impl<'a> Container<'a> {
     ///
     /// # Errors
     /// An element that is no finite number, or larger than `bound`; the file can't be read.
-    pub fn square_sum(&self, tensor: &Stored, bound: f32) -> Result<f64, Refusal> {
+    pub fn square_sum(&self, tensor: &StoredTensor, bound: f32) -> Result<f64, Refusal> {
         let (mut at, mut sum) = (0, 0.0);
         self.scan(tensor, |part| {
             for &found in part {
                 if !found.is_finite() {
-                    return Err(Reason::NotFinite { tensor: tensor.name.clone(), at, found });
+                    return Err(Defect::NotFinite { tensor: tensor.name.clone(), at, found });
                 }
                 if found.abs() > bound {
-                    return Err(Reason::OutOfRange { tensor: tensor.name.clone(), at, found, bound });
+                    return Err(Defect::OutOfRange { tensor: tensor.name.clone(), at, found, bound });
                 }
                 sum += f64::from(found) * f64::from(found);
                 at += 1;
@@ -139,7 +139,7 @@ impl<'a> Container<'a> {
     }
 }
 
-fn from_safetensors(file: &SafetensorsFile, name: String, shape: &[usize]) -> Result<Stored, Reason> {
+fn from_safetensors(file: &SafetensorsFile, name: String, shape: &[usize]) -> Result<StoredTensor, Defect> {
     let dims: Vec<u64> = shape.iter().rev().map(|&dim| dim as u64).collect();
     if dims.len() > MAX_DIMENSIONS as usize {
         return Err(Rule::Rank { tensor: name, found: dims.len() as u32 }.into());
@@ -156,14 +156,14 @@ fn from_safetensors(file: &SafetensorsFile, name: String, shape: &[usize]) -> Re
     };
     let kind = computed(&name, kind, &format!("{:?}", info.dtype))?;
     let (from, to) = info.data_offsets;
-    Ok(Stored { name, dims: four(&dims), kind, bytes: (to - from) as u64 })
+    Ok(StoredTensor { name, dims: four(&dims), kind, bytes: (to - from) as u64 })
 }
 
 /// The type, if this program and llama.cpp both compute with spokes of it.
-fn computed(name: &str, kind: Option<GgmlType>, found: &dyn std::fmt::Display) -> Result<GgmlType, Reason> {
+fn computed(name: &str, kind: Option<GgmlType>, found: &dyn std::fmt::Display) -> Result<GgmlType, Defect> {
     match kind {
         Some(kind @ (GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q8_0)) => Ok(kind),
-        _ => Err(Reason::TensorType { tensor: name.to_owned(), found: found.to_string() }),
+        _ => Err(Defect::TensorType { tensor: name.to_owned(), found: found.to_string() }),
     }
 }
 

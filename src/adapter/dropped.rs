@@ -11,7 +11,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
-use super::{Format, Limits, Reason, Refusal, archive};
+use super::{Defect, Format, Limits, Refusal, archive};
 use crate::gguf::Gguf;
 use crate::model::safetensors_file::SafetensorsFile;
 
@@ -40,7 +40,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    fn refuse(&self, reason: impl Into<Reason>) -> Refusal {
+    fn refuse(&self, reason: impl Into<Defect>) -> Refusal {
         Refusal::new(&self.path, reason)
     }
 
@@ -60,7 +60,7 @@ impl Part {
     fn json(mut self) -> Result<Json, Refusal> {
         let found = self.bytes()?;
         if found > MAX_JSON_BYTES {
-            return Err(self.refuse(Reason::TooLarge { found, limit: MAX_JSON_BYTES }));
+            return Err(self.refuse(Defect::TooLarge { found, limit: MAX_JSON_BYTES }));
         }
         let mut text = Vec::new();
         let read = (&mut self.file).take(MAX_JSON_BYTES).read_to_end(&mut text);
@@ -144,7 +144,7 @@ impl Parts {
     /// # Errors
     /// What it is instead; a folder of another kind; more bytes than the limit.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Refusal> {
-        let refuse = |reason: Reason| Refusal::new(path, reason);
+        let refuse = |reason: Defect| Refusal::new(path, reason);
         let kind = std::fs::symlink_metadata(path).map_err(|error| refuse(error.into()))?.file_type();
         if kind.is_dir() {
             return Self::of_folder(path, limits);
@@ -156,7 +156,7 @@ impl Parts {
         if side != path && matches!(sniff(&files[0].1.file), Ok(Content::Safetensors)) {
             match open_at(CWD, &side, MAX_JSON_BYTES) {
                 Ok(file) => files.push((FELIX_CONFIG, Part { path: side, file })),
-                Err(Reason::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(Defect::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(reason) => return Err(Refusal::new(&side, reason)),
             }
         }
@@ -164,23 +164,23 @@ impl Parts {
     }
 
     fn of_folder(path: &Path, limits: &Limits) -> Result<Self, Refusal> {
-        let refuse = |reason: Reason| Refusal::new(path, reason);
+        let refuse = |reason: Defect| Refusal::new(path, reason);
         // The folder's own handle: it may be replaced by a link while its parts are opened.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
-            Errno::LOOP | Errno::NOTDIR => refuse(Reason::Link),
-            error => refuse(Reason::Io(error.into())),
+            Errno::LOOP | Errno::NOTDIR => refuse(Defect::Link),
+            error => refuse(Defect::Io(error.into())),
         })?;
         let part = |name: &'static str, limit| match open_at(&folder, Path::new(name), limit) {
             Ok(file) => Ok(Some((name, Part { path: path.join(name), file }))),
-            Err(Reason::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(Defect::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(reason) => Err(Refusal::new(&path.join(name), reason)),
         };
         let mut files = Vec::new();
         let other = part(FELIX_WEIGHTS, limits.max_bytes)?;
         if let Some(config) = part(PEFT_CONFIG, MAX_JSON_BYTES)? {
             if other.is_some() {
-                return Err(refuse(Reason::Unsupported {
+                return Err(refuse(Defect::Unsupported {
                     code: "two_spokes",
                     what: format!("there are {PEFT_CONFIG:?} and {FELIX_WEIGHTS:?}"),
                     why: "are two spokes, of which one would be passed over",
@@ -189,8 +189,8 @@ impl Parts {
             }
             let Some(weights) = part(PEFT_WEIGHTS, limits.max_bytes)? else {
                 return Err(match part(PEFT_PICKLE, limits.max_bytes)? {
-                    Some((_, pickle)) => pickle.refuse(Reason::Pickle { found: "PyTorch's" }),
-                    None => refuse(Reason::MissingPart { part: PEFT_WEIGHTS }),
+                    Some((_, pickle)) => pickle.refuse(Defect::Pickle { found: "PyTorch's" }),
+                    None => refuse(Defect::MissingPart { part: PEFT_WEIGHTS }),
                 });
             };
             files.extend([weights, config]);
@@ -198,7 +198,7 @@ impl Parts {
             files.push(weights);
             files.extend(part(FELIX_CONFIG, MAX_JSON_BYTES)?);
         } else {
-            return Err(refuse(Reason::NotAFile { found: "directory" }));
+            return Err(refuse(Defect::NotAFile { found: "directory" }));
         }
         Ok(Self { folder: Some(path.to_owned()), files })
     }
@@ -218,34 +218,34 @@ impl Parts {
 }
 
 /// Opens a regular file without following a link in its last part, and without waiting for anyone.
-fn open_at(folder: impl rustix::fd::AsFd, path: &Path, limit: u64) -> Result<File, Reason> {
-    crate::fail::trouble("spoke.open")?;
+fn open_at(folder: impl rustix::fd::AsFd, path: &Path, limit: u64) -> Result<File, Defect> {
+    crate::failpoints::trouble("spoke.open")?;
     // Looked at before opening: opening a device can have an effect.
     let looked = rustix::fs::statat(&folder, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
-    let mode = looked.map_err(|error| Reason::Io(error.into()))?.st_mode;
+    let mode = looked.map_err(|error| Defect::Io(error.into()))?.st_mode;
     match rustix::fs::FileType::from_raw_mode(mode) {
         rustix::fs::FileType::RegularFile => {}
-        rustix::fs::FileType::Symlink => return Err(Reason::Link),
-        rustix::fs::FileType::Directory => return Err(Reason::NotAFile { found: "directory" }),
-        rustix::fs::FileType::Fifo => return Err(Reason::NotAFile { found: "FIFO" }),
-        rustix::fs::FileType::Socket => return Err(Reason::NotAFile { found: "socket" }),
-        _ => return Err(Reason::NotAFile { found: "device" }),
+        rustix::fs::FileType::Symlink => return Err(Defect::Link),
+        rustix::fs::FileType::Directory => return Err(Defect::NotAFile { found: "directory" }),
+        rustix::fs::FileType::Fifo => return Err(Defect::NotAFile { found: "FIFO" }),
+        rustix::fs::FileType::Socket => return Err(Defect::NotAFile { found: "socket" }),
+        _ => return Err(Defect::NotAFile { found: "device" }),
     }
     let handle: OwnedFd =
         rustix::fs::openat(folder, path, REGULAR, Mode::empty()).map_err(|error| match error {
-            Errno::LOOP => Reason::Link,
-            error => Reason::Io(error.into()),
+            Errno::LOOP => Defect::Link,
+            error => Defect::Io(error.into()),
         })?;
     let file = File::from(handle);
     // Looked at again behind the handle: it may have been replaced between the two.
     let metadata = file.metadata()?;
     let kind = metadata.file_type();
     if !kind.is_file() {
-        return Err(Reason::NotAFile { found: if kind.is_fifo() { "FIFO" } else { "device" } });
+        return Err(Defect::NotAFile { found: if kind.is_fifo() { "FIFO" } else { "device" } });
     }
     match metadata.len() {
-        0 => Err(Reason::Empty),
-        found if found > limit => Err(Reason::TooLarge { found, limit }),
+        0 => Err(Defect::Empty),
+        found if found > limit => Err(Defect::TooLarge { found, limit }),
         _ => Ok(file),
     }
 }
@@ -257,7 +257,7 @@ enum Content {
     Zip,
 }
 
-fn sniff(file: &File) -> Result<Content, Reason> {
+fn sniff(file: &File) -> Result<Content, Defect> {
     let mut head = [0; 9];
     let mut count = 0;
     while count < head.len() {
@@ -272,12 +272,12 @@ fn sniff(file: &File) -> Result<Content, Reason> {
         // The length of the header, then its opening brace.
         [.., 0, 0, 0, b'{'] if count == 9 => Ok(Content::Safetensors),
         // Protocol 2 to 5; PyTorch's old files begin with such a number.
-        [0x80, 2..=5, ..] => Err(Reason::Pickle { found: "Python's" }),
+        [0x80, 2..=5, ..] => Err(Defect::Pickle { found: "Python's" }),
         // Not its bytes: the file may be anybody's secret, and the answer somebody else's.
         head => {
             let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
             let found = if head.iter().all(printable) { "text" } else { "unknown bytes" };
-            Err(Reason::UnknownFormat { found })
+            Err(Defect::UnknownFormat { found })
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The keys of an adapter's GGUF file: each that anyone reads has its type, and where the spoke comes from.
 
-use super::{Digest, Post, Reason, Refusal};
+use super::{Defect, Digest, Post, Refusal};
 use crate::gguf::{Gguf, Rule};
 
 /// `general.type` of every spoke.
@@ -50,16 +50,16 @@ impl Origin {
     ///
     /// # Errors
     /// Which of architecture, post and tokenizer differs.
-    pub fn check(&self, post: Option<&Post>) -> Result<(), Reason> {
+    pub fn check(&self, post: Option<&Post>) -> Result<(), Defect> {
         let Some(post) = post else { return Ok(()) };
         if let Some(found) = self.architecture.as_ref().filter(|&found| *found != post.architecture) {
-            return Err(Reason::Architecture { found: found.clone(), expected: post.architecture.clone() });
+            return Err(Defect::Architecture { found: found.clone(), expected: post.architecture.clone() });
         }
         if let Some(found) = self.post.filter(|found| !post.is(found)) {
-            return Err(Reason::Post { found, expected: post.identity() });
+            return Err(Defect::Post { found, expected: post.identity() });
         }
         match self.tokenizer.filter(|found| *found != post.tokenizer) {
-            Some(found) => Err(Reason::Tokenizer { found, expected: post.tokenizer }),
+            Some(found) => Err(Defect::Tokenizer { found, expected: post.tokenizer }),
             None => Ok(()),
         }
     }
@@ -77,13 +77,13 @@ pub(super) enum AdapterType {
 /// # Errors
 /// A key that is missing, has another type or value than it must, or is not known where that matters.
 pub(super) fn read(file: &Gguf) -> Result<(AdapterType, Origin), Refusal> {
-    let refuse = |reason: Reason| Refusal::new(file.path(), reason);
+    let refuse = |reason: Defect| Refusal::new(file.path(), reason);
     for key in TEXTS {
         file.find::<&str>(key)?;
     }
     match file.find::<&str>("general.type")? {
         Some(ADAPTER) => {}
-        found => return Err(refuse(Reason::NotAnAdapter { found: found.unwrap_or("missing").to_owned() })),
+        found => return Err(refuse(Defect::NotAnAdapter { found: found.unwrap_or("missing").to_owned() })),
     }
     let architecture = file.get::<&str>("general.architecture")?;
     for key in ["general.file_type", "general.quantization_version"] {
@@ -95,11 +95,11 @@ pub(super) fn read(file: &Gguf) -> Result<(AdapterType, Origin), Refusal> {
             &["adapter.type", ALPHA, "adapter.lora.task_name", "adapter.lora.prompt_prefix"],
         ),
         "felix" => (AdapterType::Felix, &["adapter.type", SPOKES, RANK, EPS]),
-        found => return Err(refuse(Reason::AdapterType { found: found.to_owned() })),
+        found => return Err(refuse(Defect::AdapterType { found: found.to_owned() })),
     };
     for (key, _) in file.metadata() {
         if key.starts_with("adapter.alora.") {
-            return Err(refuse(Reason::Unsupported {
+            return Err(refuse(Defect::Unsupported {
                 code: "activated_lora",
                 what: format!("key {key:?} makes it an activated LoRA"),
                 why: "takes effect from some tokens on only",
@@ -107,7 +107,7 @@ pub(super) fn read(file: &Gguf) -> Result<(AdapterType, Origin), Refusal> {
             }));
         }
         if (key.starts_with("adapter.") || key.starts_with("felix.")) && !known.contains(&key.as_str()) {
-            return Err(refuse(Reason::UnknownKey { key: key.clone() }));
+            return Err(refuse(Defect::UnknownKey { key: key.clone() }));
         }
     }
     let origin = Origin {

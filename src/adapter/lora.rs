@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::container::{Container, Stored, four};
+use super::container::{Container, StoredTensor, four};
 use super::keys::{self, Origin};
-use super::{Adapter, Format, LayerNorms, Limits, LoraFacts, Post, Reason, Refusal, Spoke};
+use super::{Adapter, Defect, Format, LayerNorms, Limits, LoraFacts, Post, Refusal, Spoke};
 use crate::gguf::Gguf;
 
 /// The embedding's name. llama.cpp takes its pair the other way round: rows of A are looked up.
@@ -24,7 +24,7 @@ pub(super) struct Half {
     pub target: String,
     pub side: Side,
     /// The tensor, with dimensions as llama.cpp has them.
-    pub stored: Stored,
+    pub stored: StoredTensor,
 }
 
 /// Both matrices: `W + scale B A`.
@@ -33,9 +33,9 @@ pub(super) struct Pair {
     /// The tensor of the post that it changes.
     pub target: String,
     /// `[in, r]`; of the embedding `[r, vocabulary]`.
-    pub a: Stored,
+    pub a: StoredTensor,
     /// `[r, out]`.
-    pub b: Stored,
+    pub b: StoredTensor,
     pub rank: u64,
 }
 
@@ -56,7 +56,7 @@ pub(super) fn layer_of(name: &str) -> Option<u32> {
 /// # Errors
 /// A tensor that is neither A nor B of anything.
 fn halves(container: &Container, limits: &Limits) -> Result<Vec<Half>, Refusal> {
-    let half = |stored: Stored| {
+    let half = |stored: StoredTensor| {
         let split = [(".lora_a", Side::A), (".lora_b", Side::B)]
             .into_iter()
             .find_map(|(end, side)| Some((stored.name.strip_suffix(end)?, side)));
@@ -65,7 +65,7 @@ fn halves(container: &Container, limits: &Limits) -> Result<Vec<Half>, Refusal> 
             Some((target, side)) if !target.contains(".lora_") => {
                 Ok(Half { target: target.to_owned(), side, stored })
             }
-            _ => Err(container.refuse(Reason::UnexpectedTensor { tensor: stored.name })),
+            _ => Err(container.refuse(Defect::UnexpectedTensor { tensor: stored.name })),
         }
     };
     container.tensors(limits)?.into_iter().map(half).collect()
@@ -82,20 +82,20 @@ pub(super) fn pair_up(
     post: Option<&Post>,
     limits: &Limits,
 ) -> Result<Vec<Pair>, Refusal> {
-    let refuse = |reason: Reason| container.refuse(reason);
-    let mut found: BTreeMap<String, [Option<Stored>; 2]> = BTreeMap::new();
+    let refuse = |reason: Defect| container.refuse(reason);
+    let mut found: BTreeMap<String, [Option<StoredTensor>; 2]> = BTreeMap::new();
     for Half { target, side, stored } in halves {
         found.entry(target).or_default()[side as usize] = Some(stored);
     }
     if found.is_empty() {
-        return Err(refuse(Reason::NoPairs));
+        return Err(refuse(Defect::NoPairs));
     }
     let mut pairs = Vec::new();
     for (target, sides) in found {
         let (a, b) = match sides {
             [Some(a), Some(b)] => (a, b),
             [Some(one), None] | [None, Some(one)] => {
-                return Err(refuse(Reason::Unpaired { tensor: one.name, target }));
+                return Err(refuse(Defect::Unpaired { tensor: one.name, target }));
             }
             [None, None] => continue,
         };
@@ -104,35 +104,41 @@ pub(super) fn pair_up(
     Ok(pairs)
 }
 
-fn pair(target: String, a: Stored, b: Stored, post: Option<&Post>, limits: &Limits) -> Result<Pair, Reason> {
+fn pair(
+    target: String,
+    a: StoredTensor,
+    b: StoredTensor,
+    post: Option<&Post>,
+    limits: &Limits,
+) -> Result<Pair, Defect> {
     for half in [&a, &b] {
         if let Some(&found) = half.dims[2..].iter().find(|&&dim| dim != 1) {
-            return Err(Reason::Experts { tensor: half.name.clone(), found });
+            return Err(Defect::Experts { tensor: half.name.clone(), found });
         }
     }
     let embedding = target == EMBEDDING;
     let a_rank = if embedding { a.dims[0] } else { a.dims[1] };
     let rank = b.dims[0];
     if rank != a_rank {
-        return Err(Reason::RankMismatch { tensor: b.name, partner: a.name, found: rank, expected: a_rank });
+        return Err(Defect::RankMismatch { tensor: b.name, partner: a.name, found: rank, expected: a_rank });
     }
     if rank > limits.max_rank {
         let what = format!("tensor {:?}", a.name);
-        return Err(Reason::RankLimit { what, found: rank, limit: limits.max_rank });
+        return Err(Defect::RankLimit { what, found: rank, limit: limits.max_rank });
     }
     let Some(post) = post else { return Ok(Pair { target, a, b, rank }) };
     let Some(changed) = post.tensors.get(&target) else {
-        return Err(Reason::UnknownTarget { tensor: a.name, target });
+        return Err(Defect::UnknownTarget { tensor: a.name, target });
     };
     let dims = four(&changed.dims);
     if let Some(&found) = dims[2..].iter().find(|&&dim| dim != 1) {
-        return Err(Reason::Experts { tensor: target, found });
+        return Err(Defect::Experts { tensor: target, found });
     }
     if changed.dims.len() != 2 || !target.ends_with(".weight") {
-        return Err(Reason::NotAMatrix { tensor: a.name, target, found: changed.dims.clone() });
+        return Err(Defect::NotAMatrix { tensor: a.name, target, found: changed.dims.clone() });
     }
     if embedding && post.is_tied() {
-        return Err(Reason::TiedEmbedding { tensor: a.name });
+        return Err(Defect::TiedEmbedding { tensor: a.name });
     }
     let [inputs, outputs, ..] = dims;
     let expected = if embedding {
@@ -144,7 +150,7 @@ fn pair(target: String, a: Stored, b: Stored, post: Option<&Post>, limits: &Limi
     for (half, expected) in expected {
         if half.dims[..2] != expected {
             let (tensor, found) = (half.name.clone(), half.dims[..2].to_vec());
-            return Err(Reason::Dimensions { tensor, found, expected: expected.to_vec() });
+            return Err(Defect::Dimensions { tensor, found, expected: expected.to_vec() });
         }
     }
     Ok(Pair { target, a, b, rank })
@@ -164,7 +170,7 @@ pub(super) fn weigh(
         pairs.iter().try_fold(0u64, |sum, pair| sum.checked_add(pair.a.bytes)?.checked_add(pair.b.bytes));
     let bytes = bytes.unwrap_or(u64::MAX);
     if bytes > limits.max_resident_bytes {
-        return Err(container.refuse(Reason::Resident { found: bytes, limit: limits.max_resident_bytes }));
+        return Err(container.refuse(Defect::Resident { found: bytes, limit: limits.max_resident_bytes }));
     }
     let mut squares: BTreeMap<Option<u32>, (f64, f64)> = BTreeMap::new();
     for pair in pairs {

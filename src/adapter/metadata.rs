@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::container::Container;
 use super::dropped::Json;
 use super::keys::{Origin, bad};
-use super::{Digest, Post, Reason, Refusal};
+use super::{Defect, Digest, Post, Refusal};
 
 /// Keys of a spoke's origin, in `__metadata__` and in JSON.
 pub(super) const ARCHITECTURE: &str = "architecture";
@@ -99,7 +99,7 @@ impl<'a> Metadata<'a> {
     /// # Errors
     /// None, or another value.
     pub fn needed(&self, key: &str) -> Result<u32, Refusal> {
-        self.count(key)?.ok_or_else(|| Refusal::new(self.path, Reason::NoConfig { key: key.to_owned() }))
+        self.count(key)?.ok_or_else(|| Refusal::new(self.path, Defect::NoConfig { key: key.to_owned() }))
     }
 
     /// A number.

@@ -15,12 +15,12 @@ pub struct Refusal {
     /// The file or folder.
     pub path: PathBuf,
     /// The rule. Not a source: the message has it.
-    pub reason: Reason,
+    pub reason: Defect,
 }
 
 impl Refusal {
     /// A broken rule of this file.
-    pub fn new(path: &Path, reason: impl Into<Reason>) -> Self {
+    pub fn new(path: &Path, reason: impl Into<Defect>) -> Self {
         Self { path: path.to_owned(), reason: reason.into() }
     }
 
@@ -37,19 +37,19 @@ impl Refusal {
 
 impl From<GgufError> for Refusal {
     fn from(error: GgufError) -> Self {
-        Self { path: error.path, reason: Reason::Gguf(error.rule) }
+        Self { path: error.path, reason: Defect::Gguf(error.rule) }
     }
 }
 
 /// The path is dropped: whoever reads a file knows it.
-impl From<GgufError> for Reason {
+impl From<GgufError> for Defect {
     fn from(error: GgufError) -> Self {
         Self::Gguf(error.rule)
     }
 }
 
 /// The path is dropped: whoever reads a file knows it.
-impl From<FileError> for Reason {
+impl From<FileError> for Defect {
     fn from(error: FileError) -> Self {
         let wide = |shape: Vec<usize>| shape.into_iter().map(|dim| dim as u64).collect();
         match error {
@@ -76,7 +76,7 @@ impl From<FileError> for Reason {
 /// The rules.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say what each field is
-pub enum Reason {
+pub enum Defect {
     #[error("can't be read or written: {0}")]
     Io(#[from] std::io::Error),
     #[error("is a symbolic link, which is never followed")]
@@ -165,7 +165,7 @@ impl Refusal {
     /// What the system says, if it is that.
     pub fn io(&self) -> Option<&std::io::Error> {
         match &self.reason {
-            Reason::Io(error) | Reason::Gguf(Rule::Io(error)) => Some(error),
+            Defect::Io(error) | Defect::Gguf(Rule::Io(error)) => Some(error),
             _ => None,
         }
     }
@@ -248,7 +248,7 @@ fn errno(error: &std::io::Error) -> Option<i32> {
     number
 }
 
-impl Reason {
+impl Defect {
     /// The rule's name on the wire, in snake_case; it never changes.
     pub fn code(&self) -> &'static str {
         match self {
@@ -378,12 +378,12 @@ mod tests {
         for kind in [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof, io::ErrorKind::Other] {
             assert!(!is_trouble(&io::Error::new(kind, "a damaged archive")), "{kind}");
         }
-        let refusal = |reason: Reason| Refusal::new(Path::new("x"), reason);
+        let refusal = |reason: Defect| Refusal::new(Path::new("x"), reason);
         // What is missing or protected is a file's own affair, but not in our folder.
         assert!(is_trouble_at_home(&of(Errno::ACCESS)) && is_trouble_at_home(&of(Errno::NOENT)));
         assert!(!is_trouble_at_home(&io::Error::new(io::ErrorKind::UnexpectedEof, "cut off")));
         assert!(refusal(Rule::Io(of(Errno::IO)).into()).is_trouble());
-        assert!(!refusal(Reason::Empty).is_trouble());
+        assert!(!refusal(Defect::Empty).is_trouble());
     }
 
     #[derive(Debug, thiserror::Error)]

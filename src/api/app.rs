@@ -17,7 +17,7 @@ use super::spokes::Default as DefaultSpokes;
 use super::template::{ChatTemplate, TemplateError};
 use crate::config::{LogFormat, LogSettings, Otherwise, SamplingDefaults};
 use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Reply, Segment};
-use crate::spokes::keeper::{POST, Spokes};
+use crate::spokes::reconciler::{POST, Spokes};
 
 /// What the API is told.
 #[derive(Debug, Clone)]
@@ -266,7 +266,7 @@ impl App {
         if let Some(model) = self.model() {
             return Ok(model);
         }
-        let _place = Place::take(&self.inner.waiting_for_load, self.inner.options.room.queue)?;
+        let _place = LoadWait::take(&self.inner.waiting_for_load, self.inner.options.room.queue)?;
         let mut health = self.engine().health();
         let mut stopping = self.inner.stopping.subscribe();
         let loaded = health.wait_for(|health| !matches!(health.state, EngineState::Loading));
@@ -334,9 +334,9 @@ impl Deadline {
 }
 
 /// A place among those who wait; given back when dropped.
-struct Place<'a>(&'a AtomicU32);
+struct LoadWait<'a>(&'a AtomicU32);
 
-impl<'a> Place<'a> {
+impl<'a> LoadWait<'a> {
     fn take(waiting: &'a AtomicU32, limit: u32) -> Result<Self, EngineError> {
         let before = waiting.fetch_add(1, Ordering::SeqCst);
         let place = Self(waiting);
@@ -344,7 +344,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for LoadWait<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }

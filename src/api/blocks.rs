@@ -1,8 +1,8 @@
 //! An answer as the APIs with blocks tell it: thinking, text and calls, one after the other, each opened, told and closed.
 
+use super::answer_stream::{Output, Part};
+use super::answer_streams::Whole;
 use super::conversation::calls::{Listener, Said};
-use super::generation::{Output, Part};
-use super::generations::Whole;
 use crate::engine::{Closed, FinishReason};
 
 /// A part of an answer: what of it has been said.

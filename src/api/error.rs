@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::app::App;
 use crate::engine::EngineError;
-use crate::spokes::life::Why;
+use crate::spokes::life::Reason;
 
 /// Why a request isn't answered.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -80,11 +80,11 @@ pub enum ApiError {
         /// Its name, where that isn't the question.
         name: Option<String>,
         /// What is in the way.
-        why: Why,
+        why: Reason,
     },
     /// A spoke can't be loaded back into memory.
     #[error("the spoke can't be loaded: {0}")]
-    SpokeFailed(Why),
+    SpokeFailed(Reason),
     /// No spoke has this name.
     #[error("no spoke is named {0:?}")]
     NoSuchSpoke(String),
@@ -93,7 +93,7 @@ pub enum ApiError {
     SpokeConflict(String),
     /// A content can't serve.
     #[error("the spoke is refused ({code}): {0}{hint}", code = .0.code, hint = advice(.0))]
-    SpokeRefused(Why),
+    SpokeRefused(Reason),
     /// All lanes are busy, and the client asked for an error in this case.
     #[error("no slot is free")]
     NoFreeSlot,
@@ -157,7 +157,7 @@ fn waiting(name: Option<&str>) -> String {
     name.map_or_else(String::new, |name| format!("the spoke {name:?} waits: "))
 }
 
-fn advice(why: &Why) -> String {
+fn advice(why: &Reason) -> String {
     why.hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"))
 }
 

@@ -1,5 +1,7 @@
 //! The HTTP side: OpenAI's API in the dialect of llama-server, and Anthropic's, over whatever engine there is.
 
+mod answer_stream;
+mod answer_streams;
 mod anthropic;
 mod app;
 pub mod auth;
@@ -13,8 +15,6 @@ mod dialect;
 pub mod error;
 mod exact;
 mod form;
-mod generation;
-mod generations;
 mod liveness;
 mod llama_server;
 mod logprobs;

@@ -11,9 +11,9 @@ use axum::response::{IntoResponse, Json, Response};
 use serde_json::Value;
 use tokio_stream::Stream;
 
+use super::answer_stream::Output;
+use super::answer_streams::{AnswerStreams, Whole};
 use super::error::ApiError;
-use super::generation::Output;
-use super::generations::{Generations, Whole};
 use crate::engine::Usage;
 
 /// Comments keep the connection open through proxies while nothing else is sent.
@@ -47,7 +47,7 @@ pub(super) trait ReplyFormat: Send + Unpin + 'static {
 /// Answers with what the generations bring.
 pub(super) async fn respond<D: ReplyFormat>(
     mut dialect: D,
-    mut generations: Generations,
+    mut generations: AnswerStreams,
     stream: bool,
 ) -> Result<Response, ApiError> {
     if !stream {
@@ -64,7 +64,7 @@ pub(super) async fn respond<D: ReplyFormat>(
 struct Chunks<D> {
     dialect: D,
     /// `None` once everything is in `ready`.
-    generations: Option<Generations>,
+    generations: Option<AnswerStreams>,
     ready: VecDeque<Event>,
 }
 

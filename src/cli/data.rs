@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use crate::durable::Staged;
+use crate::atomic_file::Staged;
 use crate::task::dataset::{self, Record};
 use crate::task::generator::{Generator, Limits, Split};
 use crate::task::overlap::{Overlap, Seen};

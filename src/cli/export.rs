@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use candle_core::{Device, Tensor};
 
 use crate::api::ChatTemplate;
-use crate::durable::Staged;
+use crate::atomic_file::Staged;
 use crate::engine::ffi::{QuantType, quantise};
 use crate::engine::reference::Reference;
 use crate::model::features::Activation;

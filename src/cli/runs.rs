@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use super::table::plain;
-use crate::durable;
+use crate::atomic_file;
 use crate::train::curve;
 use crate::train::log::{self, SPEED, Speed, Step};
 use crate::train::recipe::Recipe;
@@ -333,7 +333,7 @@ fn draw(path: Option<&Path>, runs: &[&Run]) -> anyhow::Result<()> {
     let names: Vec<String> = runs.iter().map(|run| name(run)).collect();
     let runs = runs.iter().zip(&names).map(|(run, name)| curve::Run { name, steps: &run.log });
     let drawn = curve::svg(&runs.collect::<Vec<_>>());
-    durable::write(path, drawn.as_bytes()).with_context(|| path.display().to_string())
+    atomic_file::write(path, drawn.as_bytes()).with_context(|| path.display().to_string())
 }
 
 fn dash() -> String {

@@ -117,7 +117,7 @@ fn in_words(error: HubError) -> anyhow::Error {
         | HubError::Spokes(_)
         | HubError::Listen { .. }
         | HubError::Silent(_)
-        | HubError::Keeper
+        | HubError::Reconciler
         | HubError::Engine(_)
         | HubError::Serve(_) => error.into(),
     }

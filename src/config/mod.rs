@@ -1,14 +1,14 @@
 //! Configuration: what was written in a file and on the command line becomes what is meant.
 
-mod check;
-mod mistake;
-mod places;
+mod error;
+mod paths;
+mod raw;
 mod settings;
 mod spokes;
-mod written;
+mod validate;
 
-pub use mistake::{ConfigError, Mistake};
-pub use places::{DEFAULT_CONFIG, default_model};
+pub use error::{ConfigError, Mistake};
+pub use paths::{DEFAULT_CONFIG, default_model};
 pub use settings::{
     LogFormat, LogSettings, ModelSettings, Paths, SamplingDefaults, ServerSettings, Settings,
 };
@@ -43,7 +43,7 @@ pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Settings, Confi
         None => Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()),
     };
     let Some(path) = path else {
-        return Settings::new(written::Written::default(), Path::new("."), overrides)
+        return Settings::new(raw::RawConfig::default(), Path::new("."), overrides)
             .map_err(|mistakes| ConfigError::Mistakes { path: PathBuf::from("defaults"), mistakes });
     };
     let text = fs_err::read_to_string(&path)
@@ -54,7 +54,7 @@ pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Settings, Confi
 
 /// Text of a file -> settings; mistakes of form and of meaning are collected together.
 fn parse(text: &str, folder: &Path, overrides: Overrides) -> Result<Settings, Vec<Mistake>> {
-    let (written, mut mistakes) = written::read(text);
+    let (written, mut mistakes) = raw::read(text);
     match Settings::new(written, folder, overrides) {
         Ok(settings) if mistakes.is_empty() => return Ok(settings),
         Ok(_) => {}

@@ -8,11 +8,11 @@ use bytesize::ByteSize;
 use toml::Spanned;
 
 use super::Overrides;
-use super::check::Check;
-use super::mistake::Mistake;
-use super::places::{absolute, default_model, default_state};
+use super::error::Mistake;
+use super::paths::{absolute, default_model, default_state};
+use super::raw::RawConfig;
 use super::spokes::SpokeSettings;
-use super::written::Written;
+use super::validate::Check;
 use crate::engine::{KernelChoice, MAX_SEQUENCES};
 
 /// Everything that the daemon is told.
@@ -155,9 +155,9 @@ pub struct Paths {
 
 impl Settings {
     /// Judges what was written; relative paths in it are taken from `folder`.
-    pub(super) fn new(written: Written, folder: &Path, overrides: Overrides) -> Result<Self, Vec<Mistake>> {
+    pub(super) fn new(written: RawConfig, folder: &Path, overrides: Overrides) -> Result<Self, Vec<Mistake>> {
         let mut check = Check { mistakes: Vec::new() };
-        let Written { server, model, log, sampling, spokes, paths } = written;
+        let RawConfig { server, model, log, sampling, spokes, paths } = written;
         let spokes_named = overrides.spokes.is_some() || paths.spokes.is_some();
         let from_file = |path: Spanned<String>| absolute(&folder.join(path.into_inner()));
         let path = overrides.model.as_deref().map(absolute).or_else(|| model.path.map(from_file));

@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use toml::Spanned;
 
-use super::check::Check;
-use super::places::absolute;
-use super::written;
+use super::paths::absolute;
+use super::raw;
+use super::validate::Check;
 use crate::spokes::folder::check_name;
 use crate::spokes::probe::LEAST_MEMORY;
 
@@ -89,7 +89,7 @@ const OURSELVES: &str = "/proc/self/exe";
 
 impl SpokeSettings {
     /// Judges what was written.
-    pub(super) fn new(written: written::Spokes, folder: &Path, check: &mut Check) -> Self {
+    pub(super) fn new(written: raw::Spokes, folder: &Path, check: &mut Check) -> Self {
         let seconds = Duration::from_secs;
         let name = |check: &mut Check, key: &str, found: Spanned<String>| match check_name(found.get_ref()) {
             Ok(()) => Some(found.into_inner()),
@@ -138,7 +138,7 @@ impl SpokeSettings {
     }
 }
 
-fn gate_settings(of: &str, written: written::Gate, folder: &Path, check: &mut Check) -> Option<GateSettings> {
+fn gate_settings(of: &str, written: raw::Gate, folder: &Path, check: &mut Check) -> Option<GateSettings> {
     let mut bound = |name: &str, found: Option<Spanned<f64>>| {
         found.map(|found| check.share(&format!("spokes.gate.{of}.{name}"), found))
     };

@@ -181,7 +181,7 @@ mod tests {
         let own = root.join("outer/inner");
         fs_err::create_dir_all(&own).unwrap();
         let write = |path: &str, text: &str| {
-            crate::durable::write(&root.join(path), text.as_bytes()).unwrap();
+            crate::atomic_file::write(&root.join(path), text.as_bytes()).unwrap();
         };
         write("outer/memory.max", "1000000\n");
         write("outer/memory.current", "600000\n");

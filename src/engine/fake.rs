@@ -17,7 +17,7 @@ pub use self::script::{Script, ScriptedToken};
 use self::spokes::{Spokes, Use};
 use self::words::{constrained, cut_at_stop, embedding, reported, tokens, word_id, words};
 use super::{
-    Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, Health, LaneState,
+    AnswerEvent, Embeddings, Engine, EngineError, EngineState, FinishReason, Generate, Health, LaneState,
     LoadedSpoke, ModelInfo, Prompt, Query, Reply, SpokeChange, Totals, Usage,
 };
 use crate::adapter::Generation;
@@ -173,7 +173,7 @@ impl FakeEngine {
 }
 
 impl Engine for FakeEngine {
-    fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError> {
+    fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<AnswerEvent>, EngineError> {
         self.inner.refuse()?;
         let unfinished = self.inner.running.fetch_add(1, Ordering::SeqCst);
         if unfinished >= self.inner.limit.load(Ordering::SeqCst) {
@@ -195,7 +195,7 @@ impl Engine for FakeEngine {
         thread::spawn(move || {
             let end = match &spokes {
                 Ok(spokes) => inner.answer(&script, &request, spokes, &events),
-                Err(error) => Ok(Event::Failed(error.clone())),
+                Err(error) => Ok(AnswerEvent::Failed(error.clone())),
             };
             drop(spokes);
             inner.running.fetch_sub(1, Ordering::SeqCst);
@@ -337,31 +337,31 @@ impl Inner {
         script: &Script,
         request: &Generate,
         spokes: &Use,
-        events: &mpsc::UnboundedSender<Event>,
-    ) -> Result<Event, Cancelled> {
+        events: &mpsc::UnboundedSender<AnswerEvent>,
+    ) -> Result<AnswerEvent, Cancelled> {
         match self.wait_until_ready(&|| events.is_closed()) {
             Ok(()) => {}
-            Err(Some(error)) => return Ok(Event::Failed(error)),
+            Err(Some(error)) => return Ok(AnswerEvent::Failed(error)),
             Err(None) => return Err(Cancelled),
         }
         let prompt_tokens = tokens(&request.prompt).len() as u32;
         let context = Self::context();
         if prompt_tokens == 0 {
-            return Ok(Event::Failed(EngineError::EmptyPrompt));
+            return Ok(AnswerEvent::Failed(EngineError::EmptyPrompt));
         }
         let vocabulary = FakeEngine::info().n_vocab;
         if let Some(id) = tokens(&request.prompt).into_iter().find(|&id| id >= vocabulary) {
-            return Ok(Event::Failed(EngineError::NoSuchToken { id, vocabulary }));
+            return Ok(AnswerEvent::Failed(EngineError::NoSuchToken { id, vocabulary }));
         }
         if prompt_tokens >= context {
-            return Ok(Event::Failed(EngineError::PromptTooLong { tokens: prompt_tokens, context }));
+            return Ok(AnswerEvent::Failed(EngineError::PromptTooLong { tokens: prompt_tokens, context }));
         }
         let budget = request.max_tokens.unwrap_or(u32::MAX).min(context - prompt_tokens);
         let (text, delay, failure) = match script {
-            Script::Fail(error) => return Ok(Event::Failed(error.clone())),
+            Script::Fail(error) => return Ok(AnswerEvent::Failed(error.clone())),
             Script::Never => {
-                let _ = events.send(Event::Started { prompt_tokens, cached_tokens: 0 });
-                return self.pause(Duration::MAX, events).map(|()| Event::Failed(EngineError::Stopped));
+                let _ = events.send(AnswerEvent::Started { prompt_tokens, cached_tokens: 0 });
+                return self.pause(Duration::MAX, events).map(|()| AnswerEvent::Failed(EngineError::Stopped));
             }
             Script::Echo => {
                 let plain = request.prompt.iter().rev().find(|segment| !segment.markup);
@@ -373,7 +373,7 @@ impl Inner {
             Script::Slow { text, delay } => (text.clone(), *delay, None),
             Script::Tokens(tokens) => {
                 let cached_tokens = lock(&self.usage).cached_tokens;
-                let _ = events.send(Event::Started { prompt_tokens, cached_tokens });
+                let _ = events.send(AnswerEvent::Started { prompt_tokens, cached_tokens });
                 tell_tokens(request.report, tokens, events)?;
                 return Ok(self.finished(FinishReason::Stop, prompt_tokens, tokens.len() as u32, 0.0));
             }
@@ -381,12 +381,12 @@ impl Inner {
         };
         let text = match constrained(request.constraint.as_ref(), text, budget) {
             Ok(text) => text,
-            Err(error) => return Ok(Event::Failed(error)),
+            Err(error) => return Ok(AnswerEvent::Failed(error)),
         };
         let cached_tokens = lock(&self.usage).cached_tokens;
-        let _ = events.send(Event::Started { prompt_tokens, cached_tokens });
+        let _ = events.send(AnswerEvent::Started { prompt_tokens, cached_tokens });
         if request.progress {
-            let _ = events.send(Event::Read(prompt_tokens));
+            let _ = events.send(AnswerEvent::Read(prompt_tokens));
         }
         let (text, stopped_by) = cut_at_stop(text, &request.stop);
         let start = Instant::now();
@@ -401,17 +401,17 @@ impl Inner {
                 self.pause(delay, events)?;
             }
             if self.killed.load(Ordering::SeqCst) {
-                return Ok(Event::Failed(EngineError::Stopped));
+                return Ok(AnswerEvent::Failed(EngineError::Stopped));
             }
             if let Some(top) = request.report {
                 let report = reported(word.as_bytes(), 0.5, false, top);
-                events.send(Event::Tokens(vec![report])).map_err(|_| Cancelled)?;
+                events.send(AnswerEvent::Tokens(vec![report])).map_err(|_| Cancelled)?;
             }
-            events.send(Event::Text(word.to_owned())).map_err(|_| Cancelled)?;
+            events.send(AnswerEvent::Text(word.to_owned())).map_err(|_| Cancelled)?;
             completion_tokens += 1;
         }
         if let Some(error) = failure {
-            return Ok(Event::Failed(error));
+            return Ok(AnswerEvent::Failed(error));
         }
         // The end-of-turn token counts, as it does in a real engine.
         completion_tokens +=
@@ -419,17 +419,26 @@ impl Inner {
         let predicted_ms = start.elapsed().as_secs_f64() * 1e3;
         let stopped_by = stopped_by.filter(|_| reason == FinishReason::Stop);
         Ok(match self.finished(reason, prompt_tokens, completion_tokens, predicted_ms) {
-            Event::Finished { reason, usage } => {
-                Event::Finished { reason, usage: Usage { stopped_by, ..usage } }
+            AnswerEvent::Finished { reason, usage } => {
+                AnswerEvent::Finished { reason, usage: Usage { stopped_by, ..usage } }
             }
             other => other,
         })
     }
 
-    fn finished(&self, reason: FinishReason, prompt_tokens: u32, completion_tokens: u32, ms: f64) -> Event {
+    fn finished(
+        &self,
+        reason: FinishReason,
+        prompt_tokens: u32,
+        completion_tokens: u32,
+        ms: f64,
+    ) -> AnswerEvent {
         let usage = *lock(&self.usage);
         let predicted_ms = ms + usage.predicted_ms;
-        Event::Finished { reason, usage: Usage { prompt_tokens, completion_tokens, predicted_ms, ..usage } }
+        AnswerEvent::Finished {
+            reason,
+            usage: Usage { prompt_tokens, completion_tokens, predicted_ms, ..usage },
+        }
     }
 
     fn reply(&self, query: &Query) -> Reply {
@@ -464,7 +473,7 @@ impl Inner {
     }
 
     /// Waits, unless the receiver goes or the engine is stopped.
-    fn pause(&self, length: Duration, events: &mpsc::UnboundedSender<Event>) -> Result<(), Cancelled> {
+    fn pause(&self, length: Duration, events: &mpsc::UnboundedSender<AnswerEvent>) -> Result<(), Cancelled> {
         let start = Instant::now();
         while start.elapsed() < length && !self.killed.load(Ordering::SeqCst) {
             if events.is_closed() {
@@ -480,7 +489,7 @@ impl Inner {
 fn tell_tokens(
     report: Option<u32>,
     tokens: &[ScriptedToken],
-    events: &mpsc::UnboundedSender<Event>,
+    events: &mpsc::UnboundedSender<AnswerEvent>,
 ) -> Result<(), Cancelled> {
     let (mut held, mut reports) = (Vec::new(), Vec::new());
     for token in tokens {
@@ -489,12 +498,12 @@ fn tell_tokens(
         let Ok(text) = String::from_utf8(held.clone()) else { continue };
         held.clear();
         if report.is_some() {
-            events.send(Event::Tokens(std::mem::take(&mut reports))).map_err(|_| Cancelled)?;
+            events.send(AnswerEvent::Tokens(std::mem::take(&mut reports))).map_err(|_| Cancelled)?;
         }
-        events.send(Event::Text(text)).map_err(|_| Cancelled)?;
+        events.send(AnswerEvent::Text(text)).map_err(|_| Cancelled)?;
     }
     if !reports.is_empty() {
-        events.send(Event::Tokens(reports)).map_err(|_| Cancelled)?;
+        events.send(AnswerEvent::Tokens(reports)).map_err(|_| Cancelled)?;
     }
     Ok(())
 }
@@ -513,13 +522,16 @@ mod tests {
         Generate::new("t", vec![Segment::markup("<|user|>"), Segment::plain("one two three")])
     }
 
-    fn run(engine: &FakeEngine, request: Generate) -> (String, Event) {
+    fn run(engine: &FakeEngine, request: Generate) -> (String, AnswerEvent) {
         let mut events = engine.generate(request).unwrap();
         let mut text = String::new();
         loop {
             match events.blocking_recv().expect("ends with a last event") {
-                Event::Started { .. } | Event::Read(_) | Event::Closed(_) | Event::Tokens(_) => {}
-                Event::Text(more) => text += &more,
+                AnswerEvent::Started { .. }
+                | AnswerEvent::Read(_)
+                | AnswerEvent::Closed(_)
+                | AnswerEvent::Tokens(_) => {}
+                AnswerEvent::Text(more) => text += &more,
                 last => return (text, last),
             }
         }
@@ -530,10 +542,10 @@ mod tests {
         let engine = FakeEngine::new(Script::Echo);
         let (text, last) = run(&engine, request());
         assert_eq!(text, "one two three");
-        assert!(matches!(last, Event::Finished { reason: FinishReason::Stop, .. }), "{last:?}");
+        assert!(matches!(last, AnswerEvent::Finished { reason: FinishReason::Stop, .. }), "{last:?}");
         let (text, last) = run(&engine, Generate { max_tokens: Some(2), ..request() });
         assert_eq!(text, "one two ");
-        assert!(matches!(last, Event::Finished { reason: FinishReason::Length, .. }), "{last:?}");
+        assert!(matches!(last, AnswerEvent::Finished { reason: FinishReason::Length, .. }), "{last:?}");
         let (text, _) = run(&engine, Generate { stop: vec![" three".into()], ..request() });
         assert_eq!(text, "one two");
     }
@@ -556,10 +568,10 @@ mod tests {
         let engine = FakeEngine::new(Script::Never).with_limit(1);
         let mut first = engine.generate(request()).unwrap();
         assert_eq!(engine.generate(request()).unwrap_err(), EngineError::Overloaded { waiting: 1 });
-        assert!(matches!(first.blocking_recv(), Some(Event::Started { .. })));
+        assert!(matches!(first.blocking_recv(), Some(AnswerEvent::Started { .. })));
         engine.stop(Duration::ZERO);
         assert_eq!(engine.generate(request()).unwrap_err(), EngineError::Stopped);
-        assert_eq!(first.blocking_recv(), Some(Event::Failed(EngineError::Stopped)));
+        assert_eq!(first.blocking_recv(), Some(AnswerEvent::Failed(EngineError::Stopped)));
     }
 
     #[test]

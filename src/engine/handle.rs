@@ -18,8 +18,8 @@ use super::grammar_compiler::{GrammarCompiler, Index};
 use super::spokes;
 use super::worker::{self, Command};
 use super::{
-    Embeddings, Engine, EngineError, EngineState, Event, Generate, Health, LoadedSpoke, Prompt, Query, Reply,
-    SpokeChange, Totals, likely_tokens, likely_use,
+    AnswerEvent, Embeddings, Engine, EngineError, EngineState, Generate, Health, LoadedSpoke, Prompt, Query,
+    Reply, SpokeChange, Totals, likely_tokens, likely_use,
 };
 use crate::adapter::Kind;
 
@@ -168,7 +168,7 @@ impl LlamaEngine {
 }
 
 impl Engine for LlamaEngine {
-    fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError> {
+    fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<AnswerEvent>, EngineError> {
         let ticket = self.ticket(self.estimate(&request), true)?;
         let (events, receiver) = mpsc::unbounded_channel();
         let request = Box::new(request);

@@ -15,7 +15,7 @@ use crate::adapter::Generation;
 pub trait Engine: Send + Sync + 'static {
     /// Queues a generation. Dropping the receiver cancels it: generation stops before its next token.
     /// What can be judged without the model (queue full, engine stopped) fails here; the rest arrives as [`Event::Failed`].
-    fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError>;
+    fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<AnswerEvent>, EngineError>;
 
     /// Queues mean-pooled, L2-normalised embeddings, one per input, each `[n_embd]`.
     fn embed(
@@ -263,7 +263,7 @@ pub enum Constraint {
 /// `Read` and `Tokens` among them where they are asked for, and `Closed` before the end), then one
 /// of the last two. Text is certain: what may still be taken back is not told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Event {
+pub enum AnswerEvent {
     /// The prompt is accepted: every check that can refuse it has passed.
     Started {
         /// Tokens of the prompt.

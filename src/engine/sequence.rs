@@ -14,13 +14,13 @@ use super::constraint::{Session, Shared};
 use super::detokenizer::AnswerText;
 use super::sampling::Sampler;
 use super::vocabulary::{Token, Vocabulary};
-use super::{EngineError, Event, FinishReason, Generate, TokenLikelihood, TokenReport, Usage};
+use super::{AnswerEvent, EngineError, FinishReason, Generate, TokenLikelihood, TokenReport, Usage};
 
 /// A request in a lane.
 #[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 pub struct Sequence {
     id: String,
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedSender<AnswerEvent>,
     sampler: Sampler,
     session: Option<Shared>,
     /// If the answer is closed when tokens run out: with at least so many left, that can be done in any state.
@@ -47,7 +47,7 @@ pub struct Sequence {
     begun: Instant,
     prompt_done: Option<Instant>,
     /// The last event, until somebody concludes.
-    last: Option<Event>,
+    last: Option<AnswerEvent>,
     failed: bool,
 }
 
@@ -98,7 +98,7 @@ impl Sequence {
     pub fn new(
         request: &Generate,
         prompt: &[u32],
-        events: mpsc::UnboundedSender<Event>,
+        events: mpsc::UnboundedSender<AnswerEvent>,
         mut session: Option<Session>,
         budget: usize,
         usage: Usage,
@@ -157,7 +157,7 @@ impl Sequence {
     /// decoded together with the prompt.
     pub fn start(&mut self, vocabulary: &Vocabulary) -> Step {
         let (prompt_tokens, cached_tokens) = (self.usage.prompt_tokens, self.usage.cached_tokens);
-        let _ = self.events.send(Event::Started { prompt_tokens, cached_tokens });
+        let _ = self.events.send(AnswerEvent::Started { prompt_tokens, cached_tokens });
         let Some(session) = self.session.clone() else { return Step::Decode(Vec::new()) };
         let added = self.dictated(&mut lock(&session));
         self.add(added, vocabulary)
@@ -199,7 +199,7 @@ impl Sequence {
         let now = self.usage.prompt_tokens.min(u32::try_from(decoded).unwrap_or(u32::MAX));
         if let Some(read) = self.read.as_mut().filter(|read| **read < now) {
             *read = now;
-            let _ = self.events.send(Event::Read(now));
+            let _ = self.events.send(AnswerEvent::Read(now));
         }
     }
 
@@ -209,13 +209,13 @@ impl Sequence {
     }
 
     /// Who waits for the answer.
-    pub fn listener(&self) -> &mpsc::UnboundedSender<Event> {
+    pub fn listener(&self) -> &mpsc::UnboundedSender<AnswerEvent> {
         &self.events
     }
 
     /// Ends the answer with an error.
     pub fn fail(self, error: EngineError) {
-        let _ = self.events.send(Event::Failed(error));
+        let _ = self.events.send(AnswerEvent::Failed(error));
     }
 
     /// Sends the last event of an answer that has ended. Its lane is free by then, and seen to be.
@@ -317,7 +317,7 @@ impl Sequence {
         let text = certain.iter().map(|piece| self.text.push(vocabulary.bytes(piece.id))).collect();
         let reports: Vec<TokenReport> = certain.into_iter().filter_map(|piece| piece.report).collect();
         if !reports.is_empty() {
-            let _ = self.events.send(Event::Tokens(reports));
+            let _ = self.events.send(AnswerEvent::Tokens(reports));
         }
         text
     }
@@ -329,7 +329,7 @@ impl Sequence {
             Ok(added) => added,
             Err(error) => {
                 self.failed = true;
-                self.last = Some(Event::Failed(error));
+                self.last = Some(AnswerEvent::Failed(error));
                 return Step::Ended;
             }
         };
@@ -341,7 +341,7 @@ impl Sequence {
             // A defect, which must not become an answer that says what the model never did.
             self.failed = true;
             let message = "tokens that were told can't be taken back".to_owned();
-            self.last = Some(Event::Failed(EngineError::Internal(message)));
+            self.last = Some(AnswerEvent::Failed(EngineError::Internal(message)));
             return Step::Ended;
         }
         self.take_back(drop);
@@ -363,20 +363,20 @@ impl Sequence {
             text += &self.text.finish();
         }
         if !text.is_empty() {
-            let _ = self.events.send(Event::Text(text));
+            let _ = self.events.send(AnswerEvent::Text(text));
         }
         let Some(reason) = end else {
             return if drop == 0 { Step::Decode(tokens) } else { Step::Back { drop, tokens } };
         };
         for closed in self.turns.closed() {
-            let _ = self.events.send(Event::Closed(closed));
+            let _ = self.events.send(AnswerEvent::Closed(closed));
         }
         let now = Instant::now();
         let prompt_done = self.prompt_done.unwrap_or(now);
         let milliseconds = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
         self.usage.prompt_ms = milliseconds(self.begun, prompt_done);
         self.usage.predicted_ms = milliseconds(prompt_done, now);
-        self.last = Some(Event::Finished { reason, usage: self.usage });
+        self.last = Some(AnswerEvent::Finished { reason, usage: self.usage });
         Step::Ended
     }
 }

@@ -27,7 +27,7 @@ use super::sequence::Sequence;
 use super::spokes::{Answer, SpokeUse, Spokes};
 use super::vocabulary::{Vocabulary, head, token_ids, tokenize};
 use super::{
-    Embeddings, EngineError, EngineState, Event, Generate, Health, ModelInfo, Prompt, Query, Reply,
+    AnswerEvent, Embeddings, EngineError, EngineState, Generate, Health, ModelInfo, Prompt, Query, Reply,
     SpokeChange, Usage,
 };
 use crate::allocator;
@@ -42,7 +42,7 @@ pub enum Command {
         /// What its answer begins with, if that is known already.
         shape: Option<Result<Box<Shape>, EngineError>>,
         /// Where events go.
-        events: mpsc::UnboundedSender<Event>,
+        events: mpsc::UnboundedSender<AnswerEvent>,
         /// Held until the end.
         ticket: Ticket,
         /// When it was sent.
@@ -87,7 +87,7 @@ struct Waiting<'a> {
     request: Box<Generate>,
     shape: Option<Result<Box<Shape>, EngineError>>,
     spokes: SpokeUse<'a>,
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedSender<AnswerEvent>,
     ticket: Ticket,
     queued: Instant,
     span: Span,
@@ -135,7 +135,7 @@ fn refuse_rest(commands: &Receiver<Command>, error: &EngineError) {
 /// Answers a command that is not followed.
 pub fn refuse(command: Command, error: &EngineError) {
     match command {
-        Command::Generate { events, .. } => drop(events.send(Event::Failed(error.clone()))),
+        Command::Generate { events, .. } => drop(events.send(AnswerEvent::Failed(error.clone()))),
         Command::Embed { reply, .. } => drop(reply.send(Err(error.clone()))),
         Command::Query { reply, .. } => drop(reply.send(Err(error.clone()))),
         Command::Spoke { reply, .. } => drop(reply.send(Err(error.clone()))),
@@ -208,7 +208,12 @@ pub fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
     let bytes = fs_err::metadata(path).map_err(|e| e.to_string())?.len();
     let own = own_memory && pays(&file) && available().is_some_and(|available| bytes <= available / 2);
     drop(file);
-    let params = LlamaModelParams::default().with_use_mmap(!own);
+    load_checked(path, !own)
+}
+
+/// Loads a file whose content is known to be sound.
+pub fn load_checked(path: &Path, mapped: bool) -> Result<LlamaModel, String> {
+    let params = LlamaModelParams::default().with_use_mmap(mapped);
     LlamaModel::load_from_file(backend(), path, &params)
         .map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
 }
@@ -323,7 +328,7 @@ impl<'a> Worker<'a> {
                         let waiting = Waiting { request, shape, spokes, events, ticket, queued, span };
                         self.waiting.push_back(waiting);
                     }
-                    Err(error) => drop(events.send(Event::Failed(error))),
+                    Err(error) => drop(events.send(AnswerEvent::Failed(error))),
                 }
             }
             Command::Spoke { change, felix, reply } => self.spokes.change(change, felix, reply),
@@ -384,7 +389,7 @@ impl<'a> Worker<'a> {
             let _entered = span.enter();
             if let Err(error) = self.admit_one(waiting) {
                 tracing::debug!(%error, "the engine refuses it");
-                let _ = sender.send(Event::Failed(error));
+                let _ = sender.send(AnswerEvent::Failed(error));
             }
         }
     }
@@ -453,7 +458,7 @@ impl<'a> Worker<'a> {
 
     fn fail_all(&mut self) {
         for waiting in self.waiting.drain(..) {
-            let _ = waiting.events.send(Event::Failed(EngineError::Stopped));
+            let _ = waiting.events.send(AnswerEvent::Failed(EngineError::Stopped));
         }
         self.embeddings.drain(..).for_each(|work| work.end(Err(EngineError::Stopped)));
         self.lanes.fail_all(&EngineError::Stopped);

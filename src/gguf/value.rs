@@ -95,6 +95,26 @@ pub enum Array {
     F64(Vec<f64>),
 }
 
+/// The same for the elements of whatever type an array has.
+macro_rules! each {
+    ($array:expr, $values:ident => $what:expr) => {
+        match $array {
+            Array::U8($values) => $what,
+            Array::I8($values) => $what,
+            Array::U16($values) => $what,
+            Array::I16($values) => $what,
+            Array::U32($values) => $what,
+            Array::I32($values) => $what,
+            Array::F32($values) => $what,
+            Array::Bool($values) => $what,
+            Array::String($values) => $what,
+            Array::U64($values) => $what,
+            Array::I64($values) => $what,
+            Array::F64($values) => $what,
+        }
+    };
+}
+
 impl Array {
     /// Type of the elements.
     pub fn element_type(&self) -> ValueType {
@@ -112,6 +132,21 @@ impl Array {
             Self::I64(_) => ValueType::I64,
             Self::F64(_) => ValueType::F64,
         }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        each!(self, values => values.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Keeps the first elements.
+    pub fn truncate(&mut self, len: usize) {
+        each!(self, values => values.truncate(len));
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     Array, DEFAULT_ALIGNMENT, GgmlType, GgufError, MAX_DIMENSIONS, MAX_KEY_BYTES, MAX_TENSOR_NAME_BYTES,
     Rule, TensorInfo, Value,
 };
-use crate::durable::Staged;
+use crate::atomic_file::Staged;
 
 /// A file to be: what is in it, before any tensor data.
 #[derive(Debug, Default)]
@@ -42,13 +42,28 @@ impl Writer {
     pub fn write<E: From<GgufError>>(
         &self,
         target: &Path,
+        data: impl FnMut(&TensorInfo) -> Result<Vec<u8>, E>,
+    ) -> Result<(), E> {
+        let broken = |error: std::io::Error| E::from(GgufError::new(target, error));
+        let mut staged = Staged::new(target).map_err(broken)?;
+        self.write_to(&mut staged, target, data)?;
+        staged.commit().map_err(broken)
+    }
+
+    /// Writes the file to what is open already; `target` is for errors.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub fn write_to<E: From<GgufError>>(
+        &self,
+        out: impl Write,
+        target: &Path,
         mut data: impl FnMut(&TensorInfo) -> Result<Vec<u8>, E>,
     ) -> Result<(), E> {
         let wrong = |rule: Rule| E::from(GgufError::new(target, rule));
         let broken = |error: std::io::Error| wrong(error.into());
         let (header, tensors) = self.header().map_err(wrong)?;
-        let mut staged = Staged::new(target).map_err(broken)?;
-        let mut out = BufWriter::with_capacity(1 << 20, &mut staged);
+        let mut out = BufWriter::with_capacity(1 << 20, out);
         out.write_all(&header).map_err(broken)?;
         for tensor in &tensors {
             let bytes = data(tensor)?;
@@ -60,9 +75,7 @@ impl Writer {
             let padding = tensor.bytes.next_multiple_of(DEFAULT_ALIGNMENT) - tensor.bytes;
             out.write_all(&[0; DEFAULT_ALIGNMENT as usize][..padding as usize]).map_err(broken)?;
         }
-        out.flush().map_err(broken)?;
-        drop(out);
-        staged.commit().map_err(broken)
+        out.flush().map_err(broken)
     }
 
     /// The header with its padding, and where each tensor goes.

@@ -273,7 +273,7 @@ pub fn save_parts(
 pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> {
     let text =
         serde_json::to_string_pretty(value).expect("a JSON value has no map keys that are not strings");
-    crate::durable::write(&path, (text + "\n").as_bytes()).map_err(FileError::io(&path))
+    crate::atomic_file::write(&path, (text + "\n").as_bytes()).map_err(FileError::io(&path))
 }
 
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FileError> {

@@ -12,7 +12,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, View};
 
 use super::file_error::FileError;
-use crate::durable::Staged;
+use crate::atomic_file::Staged;
 
 /// Longest header that is read (the format's own limit).
 const MAX_HEADER_BYTES: u64 = 100_000_000;

@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::life::Why;
-use super::slot::Lease;
+use super::leases::Lease;
+use super::life::Reason;
 use crate::eval::report::{Judged, Summary};
 use crate::eval::rows::{self, Pair};
 use crate::task::Event;
@@ -38,7 +38,7 @@ pub struct Bounds {
 }
 
 /// The answer to one event, or why there is none.
-pub type Answer = Pin<Box<dyn Future<Output = Result<String, Why>> + Send>>;
+pub type Answer = Pin<Box<dyn Future<Output = Result<String, Reason>> + Send>>;
 
 /// Whoever knows how a request is made: the API.
 pub trait Questioner: Debug + Send + Sync {
@@ -54,12 +54,13 @@ pub trait Questioner: Debug + Send + Sync {
 pub async fn judge(
     gate: &Gate,
     questioner: &dyn Questioner,
-    held: impl Future<Output = Result<Vec<Lease>, Why>>,
-) -> Result<(), Why> {
-    let probes = rows::read_probes(&gate.probes)
-        .map_err(|error| Why::new("gate_unreadable", error.to_string()).hint("spokes.gate names the file"))?;
+    held: impl Future<Output = Result<Vec<Lease>, Reason>>,
+) -> Result<(), Reason> {
+    let probes = rows::read_probes(&gate.probes).map_err(|error| {
+        Reason::new("gate_unreadable", error.to_string()).hint("spokes.gate names the file")
+    })?;
     let all = async {
-        let no_lease = || Why::new("gate_failed", "there is no lease");
+        let no_lease = || Reason::new("gate_failed", "there is no lease");
         let spoke = Arc::new(held.await?.pop().ok_or_else(no_lease)?);
         let mut judged = Vec::with_capacity(probes.len());
         for probe in &probes {
@@ -67,17 +68,17 @@ pub async fn judge(
             let (id, event) = (probe.id.clone(), probe.event.clone());
             judged.push(Judged::from(Pair { id, event, output, prompt: None }));
         }
-        Ok::<_, Why>(Summary::new(&judged))
+        Ok::<_, Reason>(Summary::new(&judged))
     };
     let limit = humantime::format_duration(gate.limit);
-    let summary = tokio::time::timeout(gate.limit, all)
-        .await
-        .map_err(|_| Why::new("gate_too_slow", format!("the gate's questions took longer than {limit}")))??;
+    let summary = tokio::time::timeout(gate.limit, all).await.map_err(|_| {
+        Reason::new("gate_too_slow", format!("the gate's questions took longer than {limit}"))
+    })??;
     gate.bounds.hold(&summary)
 }
 
 impl Bounds {
-    fn hold(&self, means: &Summary) -> Result<(), Why> {
+    fn hold(&self, means: &Summary) -> Result<(), Reason> {
         let mut missed = Vec::new();
         for (name, found, least) in
             [("EPR", means.epr, self.epr), ("NP", means.np, self.np), ("SC", means.sc, self.sc)]
@@ -89,7 +90,7 @@ impl Bounds {
             return Ok(());
         }
         let list = missed.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        Err(Why::new("gate", format!("it does not pass its gate: {list}"))
+        Err(Reason::new("gate", format!("it does not pass its gate: {list}"))
             .hint("the generation before it goes on serving; spokes.gate has the bounds"))
     }
 }
@@ -125,7 +126,7 @@ impl fmt::Display for Missed {
 mod tests {
     use super::*;
     use crate::adapter::Kind;
-    use crate::spokes::slot::tests::slot;
+    use crate::spokes::leases::tests::slot;
 
     #[derive(Debug)]
     struct Scripted(&'static str);
@@ -136,16 +137,16 @@ mod tests {
             let text = self.0.replace("COPY", &event.content);
             Box::pin(async move {
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                if text.is_empty() { Err(Why::new("engine_failed", "no")) } else { Ok(text) }
+                if text.is_empty() { Err(Reason::new("engine_failed", "no")) } else { Ok(text) }
             })
         }
     }
 
-    async fn verdict(script: &'static str, bounds: Bounds, limit: Duration) -> Result<(), Why> {
+    async fn verdict(script: &'static str, bounds: Bounds, limit: Duration) -> Result<(), Reason> {
         let folder = tempfile::tempdir().unwrap();
         let probes = folder.path().join("probes.jsonl");
         let rows = "{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows\"}\n{\"id\": 2, \"raw_input\": \"Bo Xi saw 7\"}\n";
-        crate::durable::write(&probes, rows.as_bytes()).unwrap();
+        crate::atomic_file::write(&probes, rows.as_bytes()).unwrap();
         let slot = slot("candidate", Kind::Lora);
         slot.loaded(1);
         let held = async { Ok(vec![slot.lease().unwrap()]) };

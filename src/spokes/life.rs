@@ -9,11 +9,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::code::Code;
+use super::reason_code::Code;
 
 /// Why something is the way it is: for programs, for people, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Why {
+pub struct Reason {
     /// What programs go by.
     pub code: Code,
     /// What was found and what was expected.
@@ -23,7 +23,7 @@ pub struct Why {
     pub hint: Option<String>,
 }
 
-impl Why {
+impl Reason {
     /// Without advice.
     pub fn new(code: impl Into<Code>, message: impl Into<String>) -> Self {
         Self { code: code.into(), message: message.into(), hint: None }
@@ -37,7 +37,7 @@ impl Why {
     }
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
@@ -61,11 +61,11 @@ pub enum State {
     /// It runs and changes nothing; it isn't loaded.
     Inert,
     /// This process or its machine is in trouble, which says nothing of the content: it is tried again.
-    Waiting(Why),
+    Waiting(Reason),
     /// It will not be loaded.
-    Quarantined(Why),
+    Quarantined(Reason),
     /// It could serve and doesn't any more.
-    Retired(Why),
+    Retired(Reason),
 }
 
 /// The names of states, without what they carry.
@@ -100,7 +100,7 @@ impl State {
     }
 
     /// Why, where there is a why.
-    pub fn reason(&self) -> Option<&Why> {
+    pub fn reason(&self) -> Option<&Reason> {
         match self {
             Self::Waiting(reason) | Self::Quarantined(reason) | Self::Retired(reason) => Some(reason),
             _ => None,
@@ -120,7 +120,7 @@ impl State {
 
 /// What happens to a life.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum Trigger {
     /// The file has been still for long enough.
     Rested,
     /// The file was written to before the life was decided.
@@ -138,13 +138,13 @@ pub enum Event {
     /// The copy is what serves under this name already.
     Known,
     /// Something is wrong with it.
-    Refused(Why),
+    Refused(Reason),
     /// Something is wrong with us.
-    Postponed(Why),
+    Postponed(Reason),
     /// It is time to try again.
     Due,
     /// It is not to serve (any more): replaced, deleted, rolled back, disabled.
-    Withdrawn(Why),
+    Withdrawn(Reason),
     /// Somebody wants it (again).
     Wanted,
     /// Somebody wants it, and it is not known to be good here.
@@ -179,7 +179,7 @@ pub struct Impossible {
     /// Where the life is.
     pub state: &'static str,
     /// What was said to have happened.
-    pub event: Event,
+    pub event: Trigger,
 }
 
 /// The next state, and what is to be done on the way into it.
@@ -190,9 +190,9 @@ pub struct Impossible {
     clippy::match_same_arms,
     reason = "a table is read line by line; that two lines end alike means nothing"
 )]
-pub fn step(state: &State, event: Event) -> Result<(State, Option<Effect>), Impossible> {
-    use Event as E;
+pub fn step(state: &State, event: Trigger) -> Result<(State, Option<Effect>), Impossible> {
     use State as S;
+    use Trigger as E;
     Ok(match (state, event) {
         (S::Seen, E::Rested) => (S::Settled, Some(Effect::Inspect)),
         (S::Settled, E::Fits) => (S::Inspected, Some(Effect::Probe)),
@@ -244,8 +244,8 @@ pub fn step(state: &State, event: Event) -> Result<(State, Option<Effect>), Impo
 mod tests {
     use super::*;
 
-    fn reason() -> Why {
-        Why::new("r", "R")
+    fn reason() -> Reason {
+        Reason::new("r", "R")
     }
 
     fn states() -> [State; 10] {
@@ -263,22 +263,22 @@ mod tests {
         ]
     }
 
-    fn events() -> [(&'static str, Event); 14] {
+    fn events() -> [(&'static str, Trigger); 14] {
         [
-            ("rested", Event::Rested),
-            ("changed", Event::Changed),
-            ("fits", Event::Fits),
-            ("differs", Event::Differs),
-            ("same", Event::Same),
-            ("passes", Event::Passes),
-            ("loaded", Event::Loaded),
-            ("known", Event::Known),
-            ("refused", Event::Refused(reason())),
-            ("postponed", Event::Postponed(reason())),
-            ("due", Event::Due),
-            ("withdrawn", Event::Withdrawn(reason())),
-            ("wanted", Event::Wanted),
-            ("reconsidered", Event::Reconsidered),
+            ("rested", Trigger::Rested),
+            ("changed", Trigger::Changed),
+            ("fits", Trigger::Fits),
+            ("differs", Trigger::Differs),
+            ("same", Trigger::Same),
+            ("passes", Trigger::Passes),
+            ("loaded", Trigger::Loaded),
+            ("known", Trigger::Known),
+            ("refused", Trigger::Refused(reason())),
+            ("postponed", Trigger::Postponed(reason())),
+            ("due", Trigger::Due),
+            ("withdrawn", Trigger::Withdrawn(reason())),
+            ("wanted", Trigger::Wanted),
+            ("reconsidered", Trigger::Reconsidered),
         ]
     }
 
@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn reasons_travel_with_the_state_and_names_are_those_of_the_wire() {
-        let (state, _) = step(&State::Seen, Event::Refused(reason())).unwrap();
+        let (state, _) = step(&State::Seen, Trigger::Refused(reason())).unwrap();
         assert_eq!(state.reason(), Some(&reason()));
         assert_eq!(states().map(|state| state.name()), STATES);
         let json = serde_json::to_value(&state).unwrap();

@@ -12,9 +12,9 @@ use std::time::SystemTime;
 use serde_json::json;
 
 use super::folder::check_name;
-use super::life::Why;
+use super::life::Reason;
 use crate::adapter::Generation;
-use crate::durable;
+use crate::atomic_file;
 
 /// Folders that are kept at most: those with a reason alone take hardly any bytes, and files of the system all the same.
 const MOST: usize = 20_000;
@@ -35,7 +35,7 @@ pub struct Refused<'a> {
     /// The pinned copy, if there is one.
     pub pinned: Option<&'a Path>,
     /// Why.
-    pub why: &'a Why,
+    pub why: &'a Reason,
 }
 
 /// Where a refused content is.
@@ -75,7 +75,7 @@ impl Quarantine {
             None => Generation::of_reader(entry.unwrap_or(name).as_bytes())?.to_string(),
         };
         let path = self.folder.join(format!("{name}-{}", &hash[..HASH]));
-        durable::make_folder(&self.folder)?;
+        atomic_file::make_folder(&self.folder)?;
         let temporary =
             tempfile::Builder::new().prefix(".staged-").suffix(".tmp").tempdir_in(&self.folder)?;
         let mut whole = false;
@@ -89,8 +89,8 @@ impl Quarantine {
             "name": name, "entry": entry, "generation": generation, "reason": why,
             "at": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         });
-        durable::write(&temporary.path().join(REASON), format!("{reason:#}\n").as_bytes())?;
-        durable::rename_folder(&temporary.keep(), &path)?;
+        atomic_file::write(&temporary.path().join(REASON), format!("{reason:#}\n").as_bytes())?;
+        atomic_file::rename_folder(&temporary.keep(), &path)?;
         let more = size(&path)?;
         self.there = match self.there.take().map(|(bytes, folders)| (bytes + more, folders + 1)) {
             Some((bytes, folders)) if bytes <= self.limit && folders <= MOST => Some((bytes, folders)),
@@ -198,8 +198,8 @@ mod tests {
     fn refuse_into(quarantine: &mut Quarantine, root: &Path, name: &str, content: &[u8]) -> PathBuf {
         let generation = Generation::of_reader(content).unwrap();
         let pinned = root.join("staged").join(generation.to_string());
-        durable::write(&pinned, content).unwrap();
-        let why = Why::new("pickle", "is a pickle").hint("convert it");
+        atomic_file::write(&pinned, content).unwrap();
+        let why = Reason::new("pickle", "is a pickle").hint("convert it");
         let (generation, pinned) = (Some(generation), Some(&*pinned));
         let refused = Refused { name, entry: Some("a.pt"), generation, pinned, why: &why };
         let kept = quarantine.keep(&refused).unwrap();
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn what_was_never_copied_leaves_its_reason() {
         let root = tempfile::tempdir().unwrap();
-        let why = Why::new("link", "is a symbolic link");
+        let why = Reason::new("link", "is a symbolic link");
         let mut quarantine = Quarantine::new(root.path().to_owned(), 1 << 20);
         let mut keep = |entry| {
             let refused =
@@ -281,7 +281,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
         for name in ["kept", "not", ".staged-x.tmp", "folder/part", "kept-folder/part"] {
-            durable::write(&path(name), b"x").unwrap();
+            atomic_file::write(&path(name), b"x").unwrap();
         }
         sweep(root.path(), &[path("kept"), path("kept-folder"), path("gone already")].into()).unwrap();
         assert_eq!(there(root.path()), ["kept", "kept-folder"]);

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::{broadcast, watch};
 
-use super::life::{STATES, State, Why};
-use super::slot::Slot;
+use super::leases::Leases;
+use super::life::{Reason, STATES, State};
 use super::store::{Facts, Transition};
 use crate::adapter::Generation;
 
@@ -22,7 +22,7 @@ pub struct Serving {
     /// By name.
     pub names: BTreeMap<String, Served>,
     /// Names that served once and don't now, each with the reason if it is known.
-    pub past: BTreeMap<String, Option<Why>>,
+    pub past: BTreeMap<String, Option<Reason>>,
 }
 
 /// What serves under a name.
@@ -31,7 +31,7 @@ pub struct Served {
     /// The name's number.
     pub id: i64,
     /// The generation.
-    pub slot: Arc<Slot>,
+    pub slot: Arc<Leases>,
     /// What served before and could again, the latest last.
     pub before: Vec<Generation>,
 }
@@ -45,7 +45,7 @@ impl Serving {
 
 /// What is known of one life, for people.
 #[derive(Debug, Clone)]
-pub struct Row {
+pub struct SpokeRow {
     /// Name of the spoke, or of the entry if that is no name for a spoke.
     pub name: String,
     /// Entry of the folder that it came by.
@@ -61,7 +61,7 @@ pub struct Row {
     /// When it is tried again, if it waits.
     pub retry_at: Option<SystemTime>,
     /// What serves, if it does.
-    pub slot: Option<Arc<Slot>>,
+    pub slot: Option<Arc<Leases>>,
 }
 
 /// Numbers since the start.
@@ -109,13 +109,13 @@ struct Counts {
 pub struct Registry {
     serving: ArcSwap<Serving>,
     /// By the number of the life.
-    rows: RwLock<BTreeMap<u64, Row>>,
+    rows: RwLock<BTreeMap<u64, SpokeRow>>,
     news: broadcast::Sender<Transition>,
     /// Whether what served before the start is known.
     restored: watch::Sender<bool>,
     counts: Counts,
     /// Why what happens can't be written down.
-    unwritten: RwLock<Option<Why>>,
+    unwritten: RwLock<Option<Reason>>,
 }
 
 impl Default for Registry {
@@ -143,18 +143,18 @@ impl Registry {
     }
 
     /// All lives, by name and with the one that serves first.
-    pub fn rows(&self) -> Vec<Row> {
+    pub fn rows(&self) -> Vec<SpokeRow> {
         let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
-        let mut rows: Vec<Row> = rows.values().cloned().collect();
+        let mut rows: Vec<SpokeRow> = rows.values().cloned().collect();
         rows.sort_by(|a, b| {
-            let serves = |row: &Row| row.state != State::Serving;
+            let serves = |row: &SpokeRow| row.state != State::Serving;
             (&a.name, serves(a), a.since).cmp(&(&b.name, serves(b), b.since))
         });
         rows
     }
 
     /// What is known of a life; `None`: nothing any more.
-    pub fn set_row(&self, life: u64, row: Option<Row>) {
+    pub fn set_row(&self, life: u64, row: Option<SpokeRow>) {
         let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
         match row {
             Some(row) => drop(rows.insert(life, row)),
@@ -163,7 +163,7 @@ impl Registry {
     }
 
     /// The latest life of a name that isn't the one that serves: why there is nothing to be had under it.
-    pub fn latest(&self, name: &str) -> Option<(State, Option<Why>)> {
+    pub fn latest(&self, name: &str) -> Option<(State, Option<Reason>)> {
         let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
         let row = rows.values().rev().find(|row| row.name == name)?;
         Some((row.state.clone(), row.state.reason().cloned()))
@@ -223,12 +223,12 @@ impl Registry {
     }
 
     /// Why what happens to spokes can't be written down, if it can't.
-    pub fn unwritten(&self) -> Option<Why> {
+    pub fn unwritten(&self) -> Option<Reason> {
         self.unwritten.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether what happens can be written down.
-    pub fn set_unwritten(&self, why: Option<Why>) {
+    pub fn set_unwritten(&self, why: Option<Reason>) {
         *self.unwritten.write().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
@@ -268,11 +268,11 @@ impl Registry {
 mod tests {
     use super::*;
     use crate::adapter::Kind;
-    use crate::spokes::slot::tests::slot;
+    use crate::spokes::leases::tests::slot;
 
-    fn row(name: &str, state: State, second: u64) -> Row {
+    fn row(name: &str, state: State, second: u64) -> SpokeRow {
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
-        Row {
+        SpokeRow {
             name: name.to_owned(),
             entry: None,
             generation: None,
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn rows_are_sorted_counted_and_the_latest_life_of_a_name_is_known() {
         let registry = Registry::default();
-        let why = Why::new("c", "m");
+        let why = Reason::new("c", "m");
         registry.set_row(1, Some(row("b", State::Serving, 1)));
         registry.set_row(2, Some(row("b", State::Quarantined(why.clone()), 2)));
         registry.set_row(3, Some(row("a", State::Inert, 3)));

@@ -117,11 +117,11 @@ mod tests {
         for record in &records {
             write_record(&mut bytes, record).unwrap();
         }
-        crate::durable::write(&path, &bytes).unwrap();
+        crate::atomic_file::write(&path, &bytes).unwrap();
         assert_eq!(read(&path).unwrap().collect::<Result<Vec<_>, _>>().unwrap(), records);
 
         bytes.extend_from_slice(b"\n{\"id\": \"odd\", \"kind\": 3}\n");
-        crate::durable::write(&path, &bytes).unwrap();
+        crate::atomic_file::write(&path, &bytes).unwrap();
         let error = read(&path).unwrap().find_map(Result::err).unwrap().to_string();
         assert!(error.contains("rows.jsonl:15: row odd:") && error.contains("string"), "{error}");
     }

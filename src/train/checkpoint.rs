@@ -11,9 +11,9 @@ use candle_core::{Device, Tensor, Var};
 
 use super::TrainError;
 use super::recipe::Recipe;
+use crate::atomic_file;
 use crate::digest::Digest;
-use crate::durable;
-use crate::fail;
+use crate::failpoints;
 use crate::model::Parameters;
 use crate::model::safetensors_file::{Stored, write_views};
 
@@ -101,15 +101,15 @@ impl Checkpoint {
         remove(&temporary)?;
         let step = self.state.step.to_string();
         let written = self.write(&temporary, recipe).and_then(|()| {
-            fail::point("checkpoint.written", &step);
-            durable::rename_folder(&temporary, &target).map_err(TrainError::file(&target))
+            failpoints::point("checkpoint.written", &step);
+            atomic_file::rename_folder(&temporary, &target).map_err(TrainError::file(&target))
         });
         if let Err(error) = written {
             // What stopped the writing may stop the removal too; the next start removes it.
             let _ = remove(&temporary);
             return Err(error);
         }
-        fail::point("checkpoint.named", &step);
+        failpoints::point("checkpoint.named", &step);
         prune(folder)?;
         Ok(target)
     }
@@ -127,12 +127,12 @@ impl Checkpoint {
         let state = serde_json::to_vec_pretty(&self.state).expect("finite numbers have a JSON form");
         for (name, bytes) in [(RECIPE, recipe.to_toml().into_bytes()), (STATE, state)] {
             let path = folder.join(name);
-            durable::write(&path, &bytes).map_err(TrainError::file(&path))?;
+            atomic_file::write(&path, &bytes).map_err(TrainError::file(&path))?;
             manifest.insert(name, hash(&path)?);
         }
         let path = folder.join(MANIFEST);
         let bytes = serde_json::to_vec_pretty(&manifest).expect("strings have a JSON form");
-        durable::write(&path, &bytes).map_err(TrainError::file(path))
+        atomic_file::write(&path, &bytes).map_err(TrainError::file(path))
     }
 
     /// The newest checkpoint of a run, or none. What a dying run left unfinished is removed.

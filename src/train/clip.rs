@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 use super::gradient::Workers;
 use super::in_place::{is_elsewhere, scale};
 use crate::model::ops::with_floats;
-use crate::vector::dot;
+use crate::simd_math::dot;
 
 /// Values whose squares are summed in f32.
 const BLOCK: usize = 1024;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::TrainError;
 use super::evaluate::Evaluation;
 use super::objective::Terms;
-use crate::durable;
+use crate::atomic_file;
 
 /// Numbers of one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -182,8 +182,8 @@ pub(super) fn reopened<T: DeserializeOwned>(
     let late = |line: &str| serde_json::from_str(line).is_ok_and(|line: Numbered| line.step > from);
     lines.truncate(lines.split_inclusive('\n').take_while(|line| !late(line)).map(str::len).sum());
     let values = parse::<T>(&path, &lines)?;
-    durable::write(&path, lines.as_bytes()).map_err(TrainError::file(&path))?;
-    let file = durable::append(&path).map_err(TrainError::file(&path))?;
+    atomic_file::write(&path, lines.as_bytes()).map_err(TrainError::file(&path))?;
+    let file = atomic_file::append(&path).map_err(TrainError::file(&path))?;
     Ok(((path, file), values))
 }
 
@@ -235,7 +235,7 @@ mod tests {
         };
         let text = line(1, "0.5") + &line(2, "null") + &line(3, "2.0");
         let path = folder.path().join(SPEED);
-        durable::write(&path, text.as_bytes()).unwrap();
+        atomic_file::write(&path, text.as_bytes()).unwrap();
         let error = reopened::<Speed>(path.clone(), 2).unwrap_err().to_string();
         assert!(error.contains("speed.jsonl, line 2"), "{error}");
         let log = Log::open(folder.path(), 1, 9).unwrap();

@@ -20,7 +20,7 @@ use super::recipe::Recipe;
 use super::{TrainError, adapter, clip, curve, log};
 use crate::digest::Digest;
 use crate::model::{Model, Parameters, hugging_face};
-use crate::{durable, fail};
+use crate::{atomic_file, failpoints};
 
 /// From the hash of a base's tensors, what an adapter says of where it comes from.
 pub type Origin = Box<dyn Fn(Digest) -> BTreeMap<String, String>>;
@@ -101,7 +101,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
 
     // Only now: what is refused leaves a run as it was.
     let path = out.join("recipe.toml");
-    durable::write(&path, recipe.to_toml().as_bytes()).map_err(TrainError::file(path))?;
+    atomic_file::write(&path, recipe.to_toml().as_bytes()).map_err(TrainError::file(path))?;
     let mut log = Log::open(out, state.step, recipe.train.steps)?;
     let mut metrics = Metrics::open(out, recipe.train.metrics_every, state.step)?;
     log.say(&place.to_string());
@@ -167,7 +167,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             if let Some(averaged) = &averaged {
                 average(averaged, trained, recipe.train.ema, step)?;
             }
-            fail::point("train.stepped", &step.to_string());
+            failpoints::point("train.stepped", &step.to_string());
 
             let tokens = batch.tokens() as u64;
             let tokens_per_s = tokens as f64 / began.elapsed().as_secs_f64();
@@ -228,7 +228,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
                     moments: optimiser.state(),
                 };
                 checkpoint.save(&checkpoints, recipe)?;
-                fail::point("train.saved", &step.to_string());
+                failpoints::point("train.saved", &step.to_string());
             }
             if state.stopped {
                 log.say(&format!("stopped: held-out loss has not fallen for {} evaluations", state.waiting));
@@ -245,7 +245,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     }
     let path = out.join("loss.svg");
     let drawn = curve::svg(&[curve::Run { name: "", steps: &log::read(out)? }]);
-    durable::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
+    atomic_file::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
     metrics.draw(out)?;
     let parameters = result(judged)?;
     let written = if let Some(adapter) = &recipe.adapter {
@@ -257,7 +257,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         hugging_face::save(out, &model)?;
         out.to_owned()
     };
-    fail::point("train.written", "");
+    failpoints::point("train.written", "");
     Ok(written)
 }
 

@@ -14,7 +14,7 @@ use super::gradient::Outcome;
 use super::heat;
 use super::log::{read_lines, reopened};
 use super::objective::Student;
-use crate::durable;
+use crate::atomic_file;
 use crate::model::ops::{Scoring, on_host, with_floats};
 use crate::model::{Again, BatchLayout, DecoderConfig, Parameters, Point, Taps};
 
@@ -153,7 +153,7 @@ impl Metrics {
         }
         for (name, drawn) in heat::maps(&measured) {
             let path = out.join("metrics").join(format!("{name}.svg"));
-            durable::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
+            atomic_file::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
         }
         Ok(())
     }

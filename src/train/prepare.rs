@@ -14,8 +14,8 @@ use super::gradient::Workers;
 use super::objective::Student;
 use super::recipe::{LongRows, Recipe};
 use super::{TrainError, base, distil, vocabulary};
+use crate::atomic_file;
 use crate::digest::Digest;
-use crate::durable;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Decoder, DecoderConfig, Model, Parameters, TextSide, init};
 
@@ -179,7 +179,7 @@ fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> R
         eprintln!("training a vocabulary of {} entries on {} rows", recipe.data.vocabulary, texts.len());
         vocabulary::train(texts.into_iter(), recipe.data.vocabulary)?
     };
-    durable::write(&path, tokenizer.to_json()?.as_bytes()).map_err(TrainError::file(&path))?;
+    atomic_file::write(&path, tokenizer.to_json()?.as_bytes()).map_err(TrainError::file(&path))?;
     Ok(tokenizer)
 }
 
@@ -213,9 +213,9 @@ fn check_tokenizer(recipe: &Recipe, base: &Path, chat: &Chat) -> Result<(), Trai
 /// # Errors
 /// Another process that writes there; a folder that can't be made.
 pub(super) fn lock(out: &Path) -> Result<std::fs::File, TrainError> {
-    durable::make_folder(out).map_err(TrainError::file(out))?;
+    atomic_file::make_folder(out).map_err(TrainError::file(out))?;
     let path = out.join(".lock");
-    let held = durable::lock(&path).map_err(TrainError::file(path))?;
+    let held = atomic_file::lock(&path).map_err(TrainError::file(path))?;
     held.ok_or_else(|| TrainError::Busy { path: out.to_owned() })
 }
 

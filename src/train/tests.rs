@@ -266,7 +266,7 @@ pub(super) fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
         serde_json::json!({ "messages": messages }).to_string() + "\n"
     };
     let data = folder.join("rows.jsonl");
-    crate::durable::write(&data, (0..60).map(row).collect::<String>().as_bytes()).unwrap();
+    crate::atomic_file::write(&data, (0..60).map(row).collect::<String>().as_bytes()).unwrap();
     let path = folder.join("recipe.toml");
     let text = format!(
         "[model]\nfamily = \"qwen3\"\nhidden_size = 16\nlayers = 1\nheads = 2\nkv_heads = 1\nhead_dim = 8\n\
@@ -274,7 +274,7 @@ pub(super) fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
          eval_every = 3\nema = 0.9\nmetrics_every = 2\n[data]\nvocabulary = 320\neval_rows = 10\n\
          [data.domains.rows]\ntrain = [{data:?}]\neval = [{data:?}]\n"
     );
-    crate::durable::write(&path, text.as_bytes()).unwrap();
+    crate::atomic_file::write(&path, text.as_bytes()).unwrap();
     let overrides: Vec<String> = overrides.iter().map(|&s| s.to_owned()).collect();
     Recipe::load(&path, &overrides).unwrap()
 }
@@ -351,7 +351,7 @@ fn a_damaged_or_foreign_checkpoint_is_refused() {
     let path = path.join("weights.safetensors");
     let mut bytes = fs_err::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
-    crate::durable::write(&path, &bytes).unwrap();
+    crate::atomic_file::write(&path, &bytes).unwrap();
     let error = Checkpoint::newest(&checkpoints, &recipe).unwrap_err().to_string();
     assert!(error.contains("weights.safetensors has SHA-256"), "{error}");
 }
@@ -362,7 +362,7 @@ fn the_newest_three_checkpoints_and_the_best_are_kept() {
     let out = folder.path().join("run");
     // Of what is judged nothing is learnt: with large steps it only gets less likely, so an early evaluation stays the best.
     let other = folder.path().join("other.jsonl");
-    crate::durable::write(&other, b"{\"text\":\"QQ@@##~~ZZ\"}\n").unwrap();
+    crate::atomic_file::write(&other, b"{\"text\":\"QQ@@##~~ZZ\"}\n").unwrap();
     let eval = format!("data.domains.rows.eval=[{other:?}]");
     let set = [
         "train.steps=12",
@@ -445,7 +445,7 @@ fn a_domain_whose_held_out_rows_are_all_too_long_is_refused_at_the_start() {
     let out = folder.path().join("run");
     let long = folder.path().join("long.jsonl");
     let text = format!("{{\"text\":\"{}\"}}\n", "w1 w2 ".repeat(90)).repeat(3);
-    crate::durable::write(&long, text.as_bytes()).unwrap();
+    crate::atomic_file::write(&long, text.as_bytes()).unwrap();
     let recipe = small_run(folder.path(), &[&format!("data.domains.rows.eval=[{long:?}]")]);
     let error = run(&recipe, &out, false).unwrap_err();
     let said = "data.domains.rows: 3 of 3 held-out rows are longer than seq_len, 96";
@@ -484,16 +484,16 @@ fn a_checkpoint_of_other_rows_is_refused_with_both_hashes() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let held_out = folder.path().join("held-out.jsonl");
-    crate::durable::write(&held_out, b"{\"text\":\"one two\"}\n").unwrap();
+    crate::atomic_file::write(&held_out, b"{\"text\":\"one two\"}\n").unwrap();
     let eval = format!("data.domains.rows.eval=[{held_out:?}]");
     let recipe = |steps: &str| small_run(folder.path(), &[steps, &eval]);
     run(&recipe("train.steps=2"), &out, false).unwrap();
-    crate::durable::write(&held_out, b"{\"text\":\"one three\"}\n").unwrap();
+    crate::atomic_file::write(&held_out, b"{\"text\":\"one three\"}\n").unwrap();
     let error = run(&recipe("train.steps=4"), &out, true).unwrap_err();
     let said = "checkpoints/2: made with another data.domains.rows.eval: SHA-256 ";
     assert!(error.to_string().contains(said), "{error}");
     assert!(error.hint().unwrap().contains("--out"));
-    crate::durable::write(&held_out, b"{\"text\":\"one two\"}\n").unwrap();
+    crate::atomic_file::write(&held_out, b"{\"text\":\"one two\"}\n").unwrap();
     run(&recipe("train.steps=4"), &out, true).unwrap();
 }
 

@@ -18,7 +18,7 @@ fn copy(name: &str) -> tempfile::TempDir {
 }
 
 fn write(path: &Path, value: &Value) {
-    bespoke::durable::write(path, value.to_string().as_bytes()).unwrap();
+    bespoke::atomic_file::write(path, value.to_string().as_bytes()).unwrap();
 }
 
 fn read(path: &Path) -> Value {
@@ -67,7 +67,8 @@ fn nothing_of_an_earlier_model_wins_over_an_import() {
     let model = hugging_face::load(source.path()).unwrap();
     gguf_file::export(&model, "x", source.path(), &gguf, gguf_file::Precision::F32).unwrap();
     add_old_shards(target, &hugging_face::load(target).unwrap());
-    let text = |name: &str, text: &str| bespoke::durable::write(&target.join(name), text.as_bytes()).unwrap();
+    let text =
+        |name: &str, text: &str| bespoke::atomic_file::write(&target.join(name), text.as_bytes()).unwrap();
     text("chat_template.jinja", "old");
     std::fs::create_dir(target.join("additional_chat_templates")).unwrap();
     text("additional_chat_templates/rag.jinja", "old");

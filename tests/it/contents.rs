@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bespoke::adapter::{Generation, Kind};
 use bespoke::engine::{
-    Engine, EngineState, Event, Generate, LlamaEngine, LlamaSettings, LoadSpoke, ScaledSpoke, Segment,
+    AnswerEvent, Engine, EngineState, Generate, LlamaEngine, LlamaSettings, LoadSpoke, ScaledSpoke, Segment,
     SpokeChange, SpokeSet,
 };
 use serde_json::{Value, json};
@@ -112,7 +112,7 @@ impl Contents {
                 (Kind::Felix, strong_felix(self.seed))
             };
             let generation = generation(&bytes);
-            bespoke::durable::write(&path, &bytes).unwrap();
+            bespoke::atomic_file::write(&path, &bytes).unwrap();
             let spoke = LoadSpoke { generation, kind, path: path.clone(), name: "test".to_owned() };
             engine.spoke(SpokeChange::Load(spoke)).unwrap().blocking_recv().unwrap().unwrap();
             let (says, margin) =
@@ -152,14 +152,14 @@ fn answer(engine: &LlamaEngine, spokes: SpokeSet) -> Option<(String, f32)> {
     let (mut text, mut margin) = (String::new(), f32::INFINITY);
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Text(more) => text += &more,
-            Event::Tokens(tokens) => {
+            AnswerEvent::Text(more) => text += &more,
+            AnswerEvent::Tokens(tokens) => {
                 let least = tokens.iter().map(|token| token.top[0].logprob - token.top[1].logprob);
                 margin = least.fold(margin, f32::min);
             }
-            Event::Finished { .. } => return Some((text, margin)),
-            Event::Failed(_) => return None,
-            Event::Started { .. } | Event::Read(_) | Event::Closed(_) => {}
+            AnswerEvent::Finished { .. } => return Some((text, margin)),
+            AnswerEvent::Failed(_) => return None,
+            AnswerEvent::Started { .. } | AnswerEvent::Read(_) | AnswerEvent::Closed(_) => {}
         }
     }
 }

@@ -92,5 +92,5 @@ fn the_check_passes_clean_splits_and_refuses_leaks_and_broken_answers() {
 }
 
 fn put(folder: &TempDir, name: &str, text: &str) {
-    bespoke::durable::write(&folder.path().join(name), text.as_bytes()).unwrap();
+    bespoke::atomic_file::write(&folder.path().join(name), text.as_bytes()).unwrap();
 }

@@ -24,7 +24,7 @@ impl Place {
             "[server]\nlisten = {listen:?}\n[model]\npath = {:?}\n[paths]\nstate = \"state\"\nspokes = \"spokes\"\n",
             model.display().to_string()
         );
-        bespoke::durable::write(&config, text.as_bytes()).unwrap();
+        bespoke::atomic_file::write(&config, text.as_bytes()).unwrap();
         Self { folder, config }
     }
 
@@ -116,7 +116,7 @@ fn a_running_daemon_is_asked_and_a_crash_is_remembered() {
     let address = program.url().trim_start_matches("http://").to_owned();
     program.line(" is ready: ");
     let text = std::fs::read_to_string(&place.config).unwrap().replace("127.0.0.1:0", &address);
-    bespoke::durable::write(&place.config, text.as_bytes()).unwrap();
+    bespoke::atomic_file::write(&place.config, text.as_bytes()).unwrap();
     let (code, answer) = place.json();
     assert_eq!(code, Some(0), "{answer:#}");
     assert_eq!(item(&answer, "port")["details"]["by"], "bespoke", "{answer:#}");
@@ -149,7 +149,7 @@ fn what_is_in_the_way_is_a_failure_with_a_hint() {
     });
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("no.gguf");
-    bespoke::durable::write(&model, b"GGUF but not for long").unwrap();
+    bespoke::atomic_file::write(&model, b"GGUF but not for long").unwrap();
     let place = Place::new(&address, &model);
     let (code, answer) = place.json();
     assert_eq!((code, &answer["state"]), (Some(1), &Value::from("failure")));
@@ -159,7 +159,7 @@ fn what_is_in_the_way_is_a_failure_with_a_hint() {
         assert!(found["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{found}");
     }
     assert!(item(&answer, "port")["found"].as_str().unwrap().contains("another program"));
-    bespoke::durable::write(&place.config, b"[model]\nlanes = \"many\"\n").unwrap();
+    bespoke::atomic_file::write(&place.config, b"[model]\nlanes = \"many\"\n").unwrap();
     let (code, answer) = place.json();
     assert_eq!((code, &item(&answer, "configuration")["state"]), (Some(1), &Value::from("failure")));
     let words = place.doctor(&[]);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bespoke::adapter::{Digest, Generation, Post};
-use bespoke::durable;
+use bespoke::atomic_file;
 use bespoke::gguf::{GgmlType, GgufError, Writer};
 
 use crate::program::MODEL;
@@ -108,14 +108,14 @@ pub fn generation(content: &[u8]) -> Generation {
 
 /// Puts a file into a folder as a careful program does: whole, by a rename.
 pub fn put(folder: &Path, entry: &str, content: &[u8]) {
-    durable::write(&folder.join(entry), content).unwrap();
+    atomic_file::write(&folder.join(entry), content).unwrap();
 }
 
 /// A program that answers as the probe's child does, in a shell's words.
 pub fn child(folder: &Path, script: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let path = folder.join("probe-child");
-    durable::write(&path, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+    atomic_file::write(&path, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     path
 }

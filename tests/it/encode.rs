@@ -53,7 +53,7 @@ fn a_file_and_flags_make_an_event() {
     let daemon = Daemon::script(Script::Text(gold::encode(&Event::new("a", "b", "c")).to_compact_json()));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("event.txt");
-    bespoke::durable::write(&file, b"Disk full on db-3").unwrap();
+    bespoke::atomic_file::write(&file, b"Disk full on db-3").unwrap();
     let arguments = [file.to_str().unwrap(), "--source", "terminal", "--type", "error", "--json"];
     assert!(encode(&daemon.url(""), &arguments, "").status.success());
     let prompt: String = daemon.engine.requests()[0].prompt.iter().map(|s| s.text.as_str()).collect();

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bespoke::engine::{
-    Constraint, Embeddings, Engine, EngineError, EngineState, Event, FinishReason, Generate, LlamaEngine,
-    LlamaSettings, Query, Reply, Sampling, Segment, Usage,
+    AnswerEvent, Constraint, Embeddings, Engine, EngineError, EngineState, FinishReason, Generate,
+    LlamaEngine, LlamaSettings, Query, Reply, Sampling, Segment, Usage,
 };
 use bespoke::model::{gguf_file, hugging_face};
 use serde_json::{Value, json};
@@ -84,14 +84,17 @@ pub struct Answer {
     usage: Usage,
 }
 
-fn collect(mut events: UnboundedReceiver<Event>) -> Result<Answer, EngineError> {
+fn collect(mut events: UnboundedReceiver<AnswerEvent>) -> Result<Answer, EngineError> {
     let mut text = String::new();
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) | Event::Closed(_) => {}
-            Event::Text(more) => text += &more,
-            Event::Finished { reason, usage } => return Ok(Answer { text, reason, usage }),
-            Event::Failed(error) => return Err(error),
+            AnswerEvent::Started { .. }
+            | AnswerEvent::Read(_)
+            | AnswerEvent::Tokens(_)
+            | AnswerEvent::Closed(_) => {}
+            AnswerEvent::Text(more) => text += &more,
+            AnswerEvent::Finished { reason, usage } => return Ok(Answer { text, reason, usage }),
+            AnswerEvent::Failed(error) => return Err(error),
         }
     }
 }
@@ -178,7 +181,7 @@ fn a_dropped_receiver_frees_its_lane_within_a_step_and_the_queue_is_bounded() {
         Generate { max_tokens: None, constraint: Some(Constraint::JsonSchema(schema)), ..request("go on") }
     };
     let mut first = engine.generate(endless()).unwrap();
-    assert!(matches!(first.blocking_recv(), Some(Event::Started { .. })));
+    assert!(matches!(first.blocking_recv(), Some(AnswerEvent::Started { .. })));
     let (second, third) = (engine.generate(endless()).unwrap(), engine.generate(request("hi")).unwrap());
     assert_eq!(engine.generate(request("no room")).unwrap_err(), EngineError::Overloaded { waiting: 2 });
     // The one in the lane and one in the queue leave; the last must be answered.
@@ -357,7 +360,7 @@ fn a_schema_that_takes_long_to_compile_holds_nobody_up() {
     let took = began.elapsed();
     // So many texts that the shortest answer is too long.
     let error = slow.blocking_recv().unwrap();
-    assert!(matches!(error, Event::Failed(EngineError::Schema(_))), "{error:?}");
+    assert!(matches!(error, AnswerEvent::Failed(EngineError::Schema(_))), "{error:?}");
     assert!(others >= 4, "{others} others were answered in {took:?}");
 }
 

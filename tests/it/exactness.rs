@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use bespoke::engine::{
-    Constraint, Engine, EngineState, Event, FinishReason, Generate, LlamaEngine, LlamaSettings, Sampling,
-    Segment, TokenReport, Usage,
+    AnswerEvent, Constraint, Engine, EngineState, FinishReason, Generate, LlamaEngine, LlamaSettings,
+    Sampling, Segment, TokenReport, Usage,
 };
 use bespoke::task::generator::{Generator, Split};
 use bespoke::task::prompt::{Wording, messages};
@@ -73,15 +73,15 @@ struct Answer {
     usage: Usage,
 }
 
-fn collect(mut events: UnboundedReceiver<Event>) -> Answer {
+fn collect(mut events: UnboundedReceiver<AnswerEvent>) -> Answer {
     let (mut text, mut tokens) = (String::new(), Vec::new());
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Started { .. } | Event::Read(_) | Event::Closed(_) => {}
-            Event::Tokens(more) => tokens.extend(more),
-            Event::Text(more) => text += &more,
-            Event::Finished { reason, usage } => return Answer { text, tokens, reason, usage },
-            Event::Failed(error) => panic!("{error}"),
+            AnswerEvent::Started { .. } | AnswerEvent::Read(_) | AnswerEvent::Closed(_) => {}
+            AnswerEvent::Tokens(more) => tokens.extend(more),
+            AnswerEvent::Text(more) => text += &more,
+            AnswerEvent::Finished { reason, usage } => return Answer { text, tokens, reason, usage },
+            AnswerEvent::Failed(error) => panic!("{error}"),
         }
     }
 }

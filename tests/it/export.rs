@@ -141,7 +141,7 @@ fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut serde_json::Value)) 
     let path = folder.join(file);
     let mut value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     change(&mut value);
-    bespoke::durable::write(&path, value.to_string().as_bytes()).unwrap();
+    bespoke::atomic_file::write(&path, value.to_string().as_bytes()).unwrap();
 }
 
 /// The message with which exporting a folder fails; no file may be left.

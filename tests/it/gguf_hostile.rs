@@ -178,7 +178,7 @@ fn every_kind_of_malformed_file_is_refused_by_its_rule() {
     let folder = tempfile::tempdir().unwrap();
     for (kind, raw, expected) in malformed() {
         let path = folder.path().join("hostile.gguf");
-        bespoke::durable::write(&path, &raw.0).unwrap();
+        bespoke::atomic_file::write(&path, &raw.0).unwrap();
         let message = inspect(&path).expect_err(kind).to_string();
         assert!(message.contains(expected), "{kind}: {message}");
         assert!(message.starts_with(&path.display().to_string()), "{kind}: {message}");
@@ -204,7 +204,7 @@ fn what_is_no_regular_file_is_refused_at_once() {
 fn the_command_says_which_file_and_why() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("text.gguf");
-    bespoke::durable::write(&path, b"not a model").unwrap();
+    bespoke::atomic_file::write(&path, b"not a model").unwrap();
     let failed =
         Command::cargo_bin("bespoke").unwrap().arg("import").arg(&path).arg(folder.path()).assert().code(1);
     let message = String::from_utf8(failed.get_output().stderr.clone()).unwrap();
@@ -404,7 +404,7 @@ fn tensors_with_a_hole_between_are_no_model() {
     let moved = u64::from_le_bytes(offset.try_into().unwrap()) + 32;
     offset.copy_from_slice(&moved.to_le_bytes());
     bytes.extend([0; 32]);
-    bespoke::durable::write(&path, &bytes).unwrap();
+    bespoke::atomic_file::write(&path, &bytes).unwrap();
     let message = inspect(&path).unwrap_err().to_string();
     assert!(message.contains("right after the one before"), "{message}");
 }
@@ -418,15 +418,15 @@ fn a_file_cut_anywhere_is_refused_and_one_cut_while_open_fails_to_read() {
     for length in (0..bytes.len() - 1).step_by(7) {
         assert!(Gguf::check_bytes(&bytes[..length]).is_err(), "cut to {length}");
     }
-    bespoke::durable::write(&cut, &bytes).unwrap();
+    bespoke::atomic_file::write(&cut, &bytes).unwrap();
     let open = Gguf::open(&cut).unwrap();
     std::fs::OpenOptions::new().write(true).open(&cut).unwrap().set_len(bytes.len() as u64 / 2).unwrap();
     let message = open.tensor_f32("blk.0.ffn_down.weight").unwrap_err().to_string();
     assert!(message.contains("in the middle of tensor \"blk.0.ffn_down.weight\""), "{message}");
     // Replaced by rename, the file that was checked is the one that is read.
-    bespoke::durable::write(&cut, &bytes).unwrap();
+    bespoke::atomic_file::write(&cut, &bytes).unwrap();
     let open = Gguf::open(&cut).unwrap();
-    bespoke::durable::write(&cut, b"another").unwrap();
+    bespoke::atomic_file::write(&cut, b"another").unwrap();
     assert_eq!(open.tensor_f32("blk.0.ffn_down.weight").unwrap().len(), 512);
 }
 
@@ -465,7 +465,7 @@ fn damaged_models_never_panic_and_llama_cpp_survives_those_that_pass() {
         for (at, value) in edits {
             bytes[at] = value;
         }
-        bespoke::durable::write(&path, &bytes).unwrap();
+        bespoke::atomic_file::write(&path, &bytes).unwrap();
         if inspect(&path).is_ok() {
             passed.set(passed.get() + 1);
             // It may refuse, but not end the process.

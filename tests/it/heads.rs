@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bespoke::engine::{
-    Engine, EngineState, Event, Generate, LlamaEngine, LlamaSettings, Segment, TokenReport, Usage,
+    AnswerEvent, Engine, EngineState, Generate, LlamaEngine, LlamaSettings, Segment, TokenReport, Usage,
 };
 use bespoke::model::gguf_file::Precision;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -50,16 +50,19 @@ fn request(system: u32, event: u32) -> Generate {
 
 type Tokens = Vec<(u32, f32)>;
 
-fn answer(mut events: UnboundedReceiver<Event>) -> (Tokens, Usage) {
+fn answer(mut events: UnboundedReceiver<AnswerEvent>) -> (Tokens, Usage) {
     let mut tokens = Vec::new();
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Tokens(more) => {
+            AnswerEvent::Tokens(more) => {
                 tokens.extend(more.iter().map(|TokenReport { token, .. }| (token.id, token.logprob)));
             }
-            Event::Finished { usage, .. } => return (tokens, usage),
-            Event::Failed(error) => panic!("{error}"),
-            Event::Started { .. } | Event::Read(_) | Event::Text(_) | Event::Closed(_) => {}
+            AnswerEvent::Finished { usage, .. } => return (tokens, usage),
+            AnswerEvent::Failed(error) => panic!("{error}"),
+            AnswerEvent::Started { .. }
+            | AnswerEvent::Read(_)
+            | AnswerEvent::Text(_)
+            | AnswerEvent::Closed(_) => {}
         }
     }
 }

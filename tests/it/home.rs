@@ -50,7 +50,7 @@ impl Home {
         let root = tempfile::tempdir().unwrap();
         // One thread: two would wait for each other where other tests run.
         let settings = format!("[log]\naccess = 'off'\n[model]\nthreads = 1\n[spokes]\n{spokes}\n");
-        bespoke::durable::write(&root.path().join("bespoke.toml"), settings.as_bytes()).unwrap();
+        bespoke::atomic_file::write(&root.path().join("bespoke.toml"), settings.as_bytes()).unwrap();
         let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
         let mut all = vec![
             ("--config".to_owned(), path("bespoke.toml")),

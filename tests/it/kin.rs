@@ -44,7 +44,7 @@ fn spokes_of_a_folder_are_accepted_once_it_is_compared_with_the_post() {
 
     // Another folder of the same shape, and one that the spoke was not trained on.
     let late = home.root.path().join("late.gguf");
-    bespoke::durable::write(&late, &lora_trained_on(2, &trained_on)).unwrap();
+    bespoke::atomic_file::write(&late, &lora_trained_on(2, &trained_on)).unwrap();
     let other = home.root.path().join("other");
     let name = model.config.parameter_shapes()[5].0.clone();
     hugging_face::save(&other, &with_noise(&model, &name)).unwrap();
@@ -77,7 +77,7 @@ fn what_is_compared_while_no_daemon_runs_counts_when_one_does() {
     let trained_on = gguf_file::content_hash(&model).unwrap();
     let file = home.root.path().join("a.gguf");
     let content = lora_trained_on(1, &trained_on);
-    bespoke::durable::write(&file, &content).unwrap();
+    bespoke::atomic_file::write(&file, &content).unwrap();
     // A port on which nothing listens.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (done, said) = add(&home, &format!("http://127.0.0.1:{port}"), &file, &folder);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bespoke::engine::{
-    Embeddings, Engine, EngineError, Event, FakeEngine, Generate, Health, Prompt, Query, Reply, Script,
+    AnswerEvent, Embeddings, Engine, EngineError, FakeEngine, Generate, Health, Prompt, Query, Reply, Script,
 };
 use bespoke::hub::HubError;
 use serde_json::json;
@@ -250,7 +250,7 @@ struct Lifeless {
 }
 
 impl Engine for Lifeless {
-    fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<Event>, EngineError> {
+    fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<AnswerEvent>, EngineError> {
         self.inner.generate(request)
     }
     fn embed(

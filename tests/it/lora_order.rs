@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use bespoke::adapter::{Format, Limits};
+use bespoke::adapter::{self, Format, Limits};
 use bespoke::gguf::Gguf;
 use bespoke::model::gguf_file;
 use bespoke::model::safetensors_file::{NewTensor, SafetensorsFile, f32_values, write_tensors};
-use bespoke::spokes;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -48,7 +47,7 @@ fn adapter(folder: &Path, shapes: &[(String, Vec<usize>)]) -> Vec<NewTensor> {
         "bias": "none", "lora_dropout": 0.0, "fan_in_fan_out": false, "modules_to_save": null,
         "use_dora": false, "use_rslora": false,
     });
-    bespoke::durable::write(&folder.join("adapter_config.json"), config.to_string().as_bytes()).unwrap();
+    bespoke::atomic_file::write(&folder.join("adapter_config.json"), config.to_string().as_bytes()).unwrap();
     tensors
 }
 
@@ -61,7 +60,7 @@ fn an_adapter_is_stored_as_the_weights_are_and_comes_back() {
         let shapes = model.config.parameter_shapes();
         let tensors = adapter(peft.path(), &shapes);
         let [lora, merged, back] = ["lora.gguf", "merged.gguf", "back"].map(|name| folder.path().join(name));
-        spoke::to_served(peft.path(), &lora, &post, &Limits::default()).unwrap();
+        adapter::to_served(peft.path(), &lora, &post, &Limits::default()).unwrap();
         assert_eq!(Gguf::open(&lora).unwrap().tensors().len(), tensors.len(), "{case}");
 
         // Added in llama.cpp's terms and imported, it is what is added in Hugging Face's.
@@ -84,7 +83,7 @@ fn an_adapter_is_stored_as_the_weights_are_and_comes_back() {
             assert!(off < 1e-5, "{case}: {name}: {off}");
         }
 
-        spoke::convert(&lora, &back, Format::PeftFolder, Some(&post), &Limits::default()).unwrap();
+        adapter::convert(&lora, &back, Format::PeftFolder, Some(&post), &Limits::default()).unwrap();
         let back = SafetensorsFile::open(&back.join("adapter_model.safetensors")).unwrap();
         for tensor in &tensors {
             let found = back.f32(&tensor.name).unwrap();
@@ -102,8 +101,9 @@ fn the_way_back_of_reordered_rows_needs_the_post() {
         let (path, post) = post(case, folder.path());
         adapter(peft.path(), &gguf_file::import(&path).unwrap().config.parameter_shapes());
         let [lora, back] = ["lora.gguf", "back"].map(|name| folder.path().join(name));
-        spoke::to_served(peft.path(), &lora, &post, &Limits::default()).unwrap();
-        let refusal = spoke::convert(&lora, &back, Format::PeftFolder, None, &Limits::default()).unwrap_err();
+        adapter::to_served(peft.path(), &lora, &post, &Limits::default()).unwrap();
+        let refusal =
+            adapter::convert(&lora, &back, Format::PeftFolder, None, &Limits::default()).unwrap_err();
         assert_eq!(refusal.code(), "post_needed", "{case}: {refusal}");
     }
 }

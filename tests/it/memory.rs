@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use bespoke::durable;
+use bespoke::atomic_file;
 use bespoke::model::stand_in::{self, Shape, Stored};
 use serde_json::{Value, json};
 
@@ -96,8 +96,11 @@ fn the_context_of_a_lane_follows_from_the_memory_that_all_may_take() {
     let model = wide(folder.path());
     let serve = |text: &str| {
         let config = folder.path().join("bespoke.toml");
-        durable::write(&config, format!("[model]\npath = {:?}\n{text}", model.to_str().unwrap()).as_bytes())
-            .unwrap();
+        atomic_file::write(
+            &config,
+            format!("[model]\npath = {:?}\n{text}", model.to_str().unwrap()).as_bytes(),
+        )
+        .unwrap();
         Program::serve(&["--config", config.to_str().unwrap()], &[])
     };
     // Four lanes and a place for embeddings, 4 KiB a token.
@@ -124,7 +127,7 @@ fn a_lane_gives_back_what_a_long_conversation_took() {
     let model = wide(folder.path());
     let config = folder.path().join("bespoke.toml");
     let text = format!("[model]\npath = {:?}\nlanes = 1\n", model.to_str().unwrap());
-    durable::write(&config, text.as_bytes()).unwrap();
+    atomic_file::write(&config, text.as_bytes()).unwrap();
     let program = Program::serve(&["--config", config.to_str().unwrap()], &[]);
     let url = program.url();
     program.line("model loaded");

@@ -155,7 +155,7 @@ fn logging(folder: &Path, settings: &str, level: &str) -> Program {
     let config = folder.join("bespoke.toml");
     let model = std::path::absolute(MODEL).unwrap();
     let text = format!("[log]\nformat = 'json'\n{settings}\n[model]\npath = '{}'\n", model.display());
-    bespoke::durable::write(&config, text.as_bytes()).unwrap();
+    bespoke::atomic_file::write(&config, text.as_bytes()).unwrap();
     Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", level)])
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use bespoke::engine::{
-    Closed, Constraint, DistinctList, Engine, EngineState, Event, Generate, Guard, LlamaEngine,
+    AnswerEvent, Closed, Constraint, DistinctList, Engine, EngineState, Generate, Guard, LlamaEngine,
     LlamaSettings, Longest, Query, Reply, Segment, TokenReport, Usage,
 };
 use bespoke::model::gguf_file::Precision;
@@ -48,16 +48,16 @@ struct Answer {
     usage: Usage,
 }
 
-fn answer(mut events: UnboundedReceiver<Event>) -> Answer {
+fn answer(mut events: UnboundedReceiver<AnswerEvent>) -> Answer {
     let (mut text, mut tokens, mut closed) = (String::new(), Vec::new(), Vec::new());
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Started { .. } | Event::Read(_) => {}
-            Event::Tokens(more) => tokens.extend(more),
-            Event::Text(more) => text += &more,
-            Event::Closed(more) => closed.push(more),
-            Event::Finished { usage, .. } => return Answer { text, tokens, closed, usage },
-            Event::Failed(error) => panic!("{error}"),
+            AnswerEvent::Started { .. } | AnswerEvent::Read(_) => {}
+            AnswerEvent::Tokens(more) => tokens.extend(more),
+            AnswerEvent::Text(more) => text += &more,
+            AnswerEvent::Closed(more) => closed.push(more),
+            AnswerEvent::Finished { usage, .. } => return Answer { text, tokens, closed, usage },
+            AnswerEvent::Failed(error) => panic!("{error}"),
         }
     }
 }

@@ -62,7 +62,7 @@ fn command(folder: &Path, out: &str, more: &[&str]) -> Command {
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: String| {
-        bespoke::durable::write(&folder.path().join(name), text.as_bytes()).unwrap();
+        bespoke::atomic_file::write(&folder.path().join(name), text.as_bytes()).unwrap();
     };
     let row = |i: u32| format!("{{\"prompt\":\"copy note {i}: \",\"completion\":\"note {}\"}}\n", i % 13);
     write("rows.jsonl", (0..60).map(row).collect());

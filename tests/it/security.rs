@@ -26,7 +26,7 @@ fn keys(folder: &TempDir) -> PathBuf {
 }
 
 fn write_keys(path: &Path, text: &str) {
-    bespoke::durable::write(path, text.as_bytes()).unwrap();
+    bespoke::atomic_file::write(path, text.as_bytes()).unwrap();
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
 }
 
@@ -155,7 +155,7 @@ fn keys_that_everybody_may_read_are_refused_at_the_start() {
     let path = keys(&folder);
     std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
     let config = folder.path().join("bespoke.toml");
-    bespoke::durable::write(&config, b"[server]\nkeys_file = 'keys'\n").unwrap();
+    bespoke::atomic_file::write(&config, b"[server]\nkeys_file = 'keys'\n").unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_bespoke"))
         .args(["serve", "--listen", "127.0.0.1:0", "--config", config.to_str().unwrap()])
         .args(["--model", MODEL])
@@ -289,7 +289,7 @@ fn keys_are_read_again_at_sighup_and_no_secret_is_logged() {
     let config = folder.path().join("bespoke.toml");
     let model = std::path::absolute(MODEL).unwrap();
     let text = format!("[server]\nkeys_file = 'keys'\n[model]\npath = '{}'\n", model.display());
-    bespoke::durable::write(&config, text.as_bytes()).unwrap();
+    bespoke::atomic_file::write(&config, text.as_bytes()).unwrap();
     let mut program =
         Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "debug,hyper=info")]);
     let url = program.url();

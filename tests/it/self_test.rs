@@ -68,7 +68,7 @@ fn configuration(folder: &Path, lines: &str) -> String {
     let path = folder.join("bespoke.toml");
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join(crate::program::MODEL);
     let text = format!("[model]\npath = {:?}\n{lines}\n", model.display().to_string());
-    bespoke::durable::write(&path, text.as_bytes()).unwrap();
+    bespoke::atomic_file::write(&path, text.as_bytes()).unwrap();
     path.display().to_string()
 }
 

@@ -190,7 +190,7 @@ fn a_file_that_is_no_model_is_exit_78_and_nothing_listens() {
         ("cut.gguf", &b"GGUF\x03\0\0\0\x05\0\0\0"[..], "cut.gguf"),
     ] {
         let path = folder.path().join(name);
-        bespoke::durable::write(&path, bytes).unwrap();
+        bespoke::atomic_file::write(&path, bytes).unwrap();
         let output = serve(&["--model", path.to_str().unwrap()]);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(78), "{stderr}");
@@ -206,7 +206,7 @@ fn a_file_that_is_no_model_is_exit_78_and_nothing_listens() {
 fn a_wrong_configuration_is_exit_78_with_all_mistakes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bespoke.toml");
-    bespoke::durable::write(&path, b"[server]\nlisten = 1\n[model]\nlanes = 0\n").unwrap();
+    bespoke::atomic_file::write(&path, b"[server]\nlisten = 1\n[model]\nlanes = 0\n").unwrap();
     let output = serve(&["--config", path.to_str().unwrap()]);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(78), "{stderr}");

@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use assert_cmd::Command;
-use bespoke::adapter::{Adapter, Limits, Post};
-use bespoke::durable;
+use bespoke::adapter::{self, Adapter, Limits, Post};
+use bespoke::atomic_file;
 use bespoke::gguf::Gguf;
-use bespoke::spokes;
 use serde_json::{Value, json};
 
 use crate::spoke_files::{RawGguf, felix, lora, number, peft_config, peft_weights, post};
@@ -29,7 +28,7 @@ fn bespoke(arguments: &[&str], paths: &[&Path]) -> Answer {
 fn show_tells_what_a_spoke_holds() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("encoding.gguf");
-    durable::write(&path, &lora().text("bespoke.prompt.id", "encoding-v3").bytes()).unwrap();
+    atomic_file::write(&path, &lora().text("bespoke.prompt.id", "encoding-v3").bytes()).unwrap();
     let shown = bespoke(&["show"], &[&path]);
     assert_eq!((shown.code, shown.err.as_str()), (0, ""));
     let text = shown.out.replace(&path.display().to_string(), "encoding.gguf");
@@ -48,7 +47,7 @@ fn show_tells_what_a_spoke_holds() {
     assert_eq!(facts["resident_bytes"], (32 + 32 + 64 + 32) * 4);
     assert!(facts["norms"][0]["down"].as_f64().unwrap() > 0.0);
 
-    durable::write(&path, &felix().bytes()).unwrap();
+    atomic_file::write(&path, &felix().bytes()).unwrap();
     let facts: Value = serde_json::from_str(&bespoke(&["show", "--json"], &[&path]).out).unwrap();
     assert_eq!(facts["kind"], "felix");
     assert_eq!((&facts["spokes"], &facts["rank"]), (&json!(2), &json!(3)));
@@ -62,8 +61,8 @@ fn show_tells_what_a_spoke_holds() {
 fn a_refusal_has_a_reason_a_code_and_advice() {
     let folder = tempfile::tempdir().unwrap();
     let [spoke, post_path] = ["spoke.gguf", "post.gguf"].map(|name| folder.path().join(name));
-    durable::write(&post_path, &post(false).bytes()).unwrap();
-    durable::write(&spoke, &lora().text("bespoke.post.sha256", &"ab".repeat(32)).bytes()).unwrap();
+    atomic_file::write(&post_path, &post(false).bytes()).unwrap();
+    atomic_file::write(&spoke, &lora().text("bespoke.post.sha256", &"ab".repeat(32)).bytes()).unwrap();
     let shown = bespoke(&["show", "--post", post_path.to_str().unwrap()], &[&spoke]);
     assert_eq!((shown.code, shown.out.as_str()), (1, ""));
     assert!(shown.err.contains("was trained on the post abab"), "{}", shown.err);
@@ -126,17 +125,17 @@ fn convert_goes_there_and_back_where_mathematics_allows() {
 fn an_archive_is_converted_like_its_folder() {
     let folder = tempfile::tempdir().unwrap();
     let place = |name: &str| folder.path().join(name);
-    durable::write(&place("post.gguf"), &post(false).bytes()).unwrap();
+    atomic_file::write(&place("post.gguf"), &post(false).bytes()).unwrap();
     let post = Post::open(&place("post.gguf")).unwrap();
     let config = peft_config().to_string();
     let parts =
         [("adapter_config.json", config.as_bytes()), ("adapter_model.safetensors", &peft_weights()[..])];
     for (name, bytes) in parts {
-        durable::write(&place("folder").join(name), bytes).unwrap();
+        atomic_file::write(&place("folder").join(name), bytes).unwrap();
     }
-    durable::write(&place("packed.zip"), &crate::spoke_files::archive(&parts)).unwrap();
+    atomic_file::write(&place("packed.zip"), &crate::spoke_files::archive(&parts)).unwrap();
     for name in ["folder", "packed.zip"] {
-        spoke::to_served(&place(name), &place(&format!("{name}.gguf")), &post, &Limits::default()).unwrap();
+        adapter::to_served(&place(name), &place(&format!("{name}.gguf")), &post, &Limits::default()).unwrap();
     }
     let [one, two] = ["folder.gguf", "packed.zip.gguf"].map(|name| std::fs::read(place(name)).unwrap());
     assert!(one == two);
@@ -172,11 +171,11 @@ fn merged(fused: bool) -> RawGguf {
 fn a_merged_file_is_split_into_post_and_spoke() {
     let folder = tempfile::tempdir().unwrap();
     let place = |name: &str| folder.path().join(name);
-    durable::write(&place("original.gguf"), &post(false).bytes()).unwrap();
+    atomic_file::write(&place("original.gguf"), &post(false).bytes()).unwrap();
     let original = Post::open(&place("original.gguf")).unwrap();
     let mut spokes = Vec::new();
     for fused in [true, false] {
-        durable::write(&place("merged.gguf"), &merged(fused).bytes()).unwrap();
+        atomic_file::write(&place("merged.gguf"), &merged(fused).bytes()).unwrap();
         let [to_post, to_spoke] = ["post.gguf", "spoke.gguf"].map(place);
         let targets = ["--post-out", to_post.to_str().unwrap(), "--spoke-out", to_spoke.to_str().unwrap()];
         let split = bespoke(&[&["import"], &targets[..]].concat(), &[&place("merged.gguf")]);
@@ -184,7 +183,7 @@ fn a_merged_file_is_split_into_post_and_spoke() {
         let post = Post::open(&to_post).unwrap();
         assert_eq!(post, original);
         assert!(Gguf::open(&to_post).unwrap().find::<u32>("llama.num_spokes").unwrap().is_none());
-        let facts = spoke::inspect(&to_spoke, Some(&post), &Limits::default()).unwrap();
+        let facts = adapter::inspect(&to_spoke, Some(&post), &Limits::default()).unwrap();
         assert_eq!((facts.post, facts.tokenizer), (Some(post.sha256), Some(post.tokenizer)));
         let Adapter::Felix(felix) = &facts.adapter else { panic!("{facts:?}") };
         // The runtime of such files takes the post's epsilon.
@@ -192,7 +191,7 @@ fn a_merged_file_is_split_into_post_and_spoke() {
         spokes.push(std::fs::read(&to_spoke).unwrap());
     }
     assert!(spokes[0] == spokes[1], "both ways of storing the matrices are one spoke");
-    let trained = spoke::load_felix(&place("spoke.gguf"), &original, &Limits::default()).unwrap();
+    let trained = adapter::load_felix(&place("spoke.gguf"), &original, &Limits::default()).unwrap();
     let expected: Vec<f32> = (0..96).map(|at| half::f16::from_f32(number(at)).to_f32()).collect();
     assert_eq!(trained.layers[&1].w_up, expected);
 }
@@ -216,8 +215,8 @@ fn what_can_not_be_split_leaves_nothing_behind() {
         (narrow(), "dimensions"),
     ];
     for (file, code) in cases {
-        durable::write(&place("merged.gguf"), &file.bytes()).unwrap();
-        let refusal = spoke::split(
+        atomic_file::write(&place("merged.gguf"), &file.bytes()).unwrap();
+        let refusal = adapter::split(
             &place("merged.gguf"),
             &place("post.gguf"),
             &place("spoke.gguf"),

@@ -20,7 +20,7 @@ struct Commanded {
 impl Commanded {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        bespoke::durable::write(
+        bespoke::atomic_file::write(
             &root.path().join("bespoke.toml"),
             b"[paths]\nspokes = 'spokes'\nstate = 'state'\n",
         )

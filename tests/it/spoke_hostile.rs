@@ -4,10 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bespoke::adapter::{Limits, Post, Refusal, Spoke};
-use bespoke::durable;
+use bespoke::adapter::{self, Limits, Post, Refusal, Spoke};
+use bespoke::atomic_file;
 use bespoke::engine::reference::Reference;
-use bespoke::spokes;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -22,12 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 fn tiny_post(folder: &Path, tied: bool) -> Post {
     let path = folder.join("post.gguf");
-    durable::write(&path, &post(tied).bytes()).unwrap();
+    atomic_file::write(&path, &post(tied).bytes()).unwrap();
     Post::open(&path).unwrap()
 }
 
 fn inspect(path: &Path, post: &Post) -> Result<Spoke, Refusal> {
-    spoke::inspect(path, Some(post), &Limits::default())
+    adapter::inspect(path, Some(post), &Limits::default())
 }
 
 fn code(path: &Path, post: &Post) -> &'static str {
@@ -42,7 +41,7 @@ fn every_kind_of_hostile_file_is_refused_with_its_code() {
     for (name, bytes, expected) in all() {
         assert!(names.insert(name), "{name} is there twice");
         let path = folder.path().join(name);
-        durable::write(&path, &bytes).unwrap();
+        atomic_file::write(&path, &bytes).unwrap();
         let start = Instant::now();
         let result = inspect(&path, &post);
         assert!(start.elapsed() < PATIENCE, "{name} took {:?}", start.elapsed());
@@ -76,7 +75,7 @@ fn the_corpus_for_the_fuzzer_is_up_to_date() {
     files.push((POST.into(), post(false).bytes()));
     if std::env::var_os("BESPOKE_WRITE_CORPUS").is_some() {
         for (path, bytes) in &files {
-            durable::write(path, bytes).unwrap();
+            atomic_file::write(path, bytes).unwrap();
         }
     }
     for (path, bytes) in &files {
@@ -93,7 +92,7 @@ fn what_is_no_regular_file_is_refused_at_once() {
     let root = tempfile::tempdir().unwrap();
     let post = tiny_post(root.path(), false);
     let place = |name: &str| root.path().join(name);
-    durable::write(&place("lora.gguf"), &lora().bytes()).unwrap();
+    atomic_file::write(&place("lora.gguf"), &lora().bytes()).unwrap();
     std::fs::create_dir(place("folder")).unwrap();
     assert_eq!(code(&place("folder"), &post), "directory");
     assert_eq!(code(&place("nowhere"), &post), "not_found");
@@ -120,18 +119,18 @@ fn a_folder_is_held_to_the_same_rules_part_by_part() {
     let folder = root.path().join("adapter");
     let [config, weights] =
         ["adapter_config.json", "adapter_model.safetensors"].map(|name| folder.join(name));
-    durable::write(&config, peft_config().to_string().as_bytes()).unwrap();
+    atomic_file::write(&config, peft_config().to_string().as_bytes()).unwrap();
     assert_eq!(code(&folder, &post), "missing_file");
-    durable::write(&folder.join("adapter_model.bin"), b"\x80\x02").unwrap();
+    atomic_file::write(&folder.join("adapter_model.bin"), b"\x80\x02").unwrap();
     assert_eq!(code(&folder, &post), "pickle");
-    durable::write(&weights, &peft_weights()).unwrap();
+    atomic_file::write(&weights, &peft_weights()).unwrap();
     assert_eq!(code(&folder, &post), "none");
     // A Felix spoke beside it: one of the two would be passed over.
     let felix = folder.join("spoke.safetensors");
-    durable::write(&felix, &peft_weights()).unwrap();
+    atomic_file::write(&felix, &peft_weights()).unwrap();
     assert_eq!(code(&folder, &post), "two_spokes");
     std::fs::remove_file(&felix).unwrap();
-    durable::write(&weights, b"").unwrap();
+    atomic_file::write(&weights, b"").unwrap();
     assert_eq!(code(&folder, &post), "empty_file");
     for part in [&weights, &config] {
         let away = root.path().join("away");
@@ -147,7 +146,7 @@ fn a_folder_is_held_to_the_same_rules_part_by_part() {
         assert_eq!(code(&folder, &post), "fifo");
         std::fs::remove_file(part).unwrap();
         std::fs::rename(&away, part).unwrap();
-        durable::write(&weights, &peft_weights()).unwrap();
+        atomic_file::write(&weights, &peft_weights()).unwrap();
     }
 }
 
@@ -156,11 +155,11 @@ fn limits_hold() {
     let root = tempfile::tempdir().unwrap();
     let post = tiny_post(root.path(), false);
     let path = root.path().join("lora.gguf");
-    durable::write(&path, &lora().bytes()).unwrap();
+    atomic_file::write(&path, &lora().bytes()).unwrap();
     let with = |change: fn(&mut Limits)| {
         let mut limits = Limits::default();
         change(&mut limits);
-        spoke::inspect(&path, Some(&post), &limits).unwrap_err().code()
+        adapter::inspect(&path, Some(&post), &limits).unwrap_err().code()
     };
     assert_eq!(with(|limits| limits.max_bytes = 100), "too_large");
     assert_eq!(with(|limits| limits.max_header_bytes = 100), "header_limit");
@@ -168,18 +167,18 @@ fn limits_hold() {
     assert_eq!(with(|limits| limits.max_rank = 1), "rank_limit");
     assert_eq!(with(|limits| limits.max_resident_bytes = 100), "too_large_in_memory");
     let path = root.path().join("felix.gguf");
-    durable::write(&path, &felix().bytes()).unwrap();
+    atomic_file::write(&path, &felix().bytes()).unwrap();
     let limits = Limits { max_resident_bytes: 100, ..Limits::default() };
-    assert_eq!(spoke::inspect(&path, Some(&post), &limits).unwrap_err().code(), "too_large_in_memory");
+    assert_eq!(adapter::inspect(&path, Some(&post), &limits).unwrap_err().code(), "too_large_in_memory");
     let limits = Limits { max_rank: 5, ..Limits::default() };
-    assert_eq!(spoke::inspect(&path, Some(&post), &limits).unwrap_err().code(), "rank_limit");
+    assert_eq!(adapter::inspect(&path, Some(&post), &limits).unwrap_err().code(), "rank_limit");
 }
 
 #[test]
 fn an_embedding_can_be_changed_only_where_it_is_not_the_output_too() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("embedding.gguf");
-    durable::write(&path, &embedding().bytes()).unwrap();
+    atomic_file::write(&path, &embedding().bytes()).unwrap();
     assert_eq!(code(&path, &tiny_post(root.path(), false)), "none");
     assert_eq!(code(&path, &tiny_post(root.path(), true)), "tied_embedding");
 }
@@ -196,7 +195,7 @@ fn a_file_cut_anywhere_is_refused() {
         // An archive ends with a record that is needed; of a GGUF file, only padding may be missing.
         let needed = bytes.len() - bytes.iter().rev().take_while(|&&byte| byte == 0).count();
         for length in (0..needed - 4).step_by(11) {
-            durable::write(&path, &bytes[..length]).unwrap();
+            atomic_file::write(&path, &bytes[..length]).unwrap();
             assert!(inspect(&path, &post).is_err(), "{name} cut to {length} of {}", bytes.len());
         }
     }
@@ -253,7 +252,7 @@ fn llama_cpp_survives_every_damaged_lora_that_passes() {
         for (at, value) in edits {
             bytes[at] = value;
         }
-        durable::write(&path, &bytes)?;
+        atomic_file::write(&path, &bytes)?;
         if inspect(&path, &post).is_ok() {
             passed.set(passed.get() + 1);
             reference
@@ -276,20 +275,20 @@ fn a_file_replaced_while_it_is_pinned_is_one_or_the_other() {
     let post = tiny_post(root.path(), false);
     let (path, staged) = (root.path().join("spoke.gguf"), root.path().join("staged"));
     let [one, other] = [lora().bytes(), felix().bytes()];
-    durable::write(&path, &one).unwrap();
+    atomic_file::write(&path, &one).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut files = [&other, &one].into_iter().cycle();
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                durable::write(&path, files.next().unwrap()).unwrap();
+                atomic_file::write(&path, files.next().unwrap()).unwrap();
             }
         });
         for _ in 0..200 {
-            let pinned = spoke::pin(&path, &staged, &Limits::default()).unwrap();
+            let pinned = adapter::pin(&path, &staged, &Limits::default()).unwrap();
             let bytes = std::fs::read(&pinned.path).unwrap();
             assert!(bytes == one || bytes == other);
-            assert_eq!(spoke::generation(&pinned.path, &Limits::default()).unwrap(), pinned.generation);
+            assert_eq!(adapter::generation(&pinned.path, &Limits::default()).unwrap(), pinned.generation);
             inspect(&pinned.path, &post).unwrap();
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -304,20 +303,20 @@ fn several_parts_are_pinned_as_one() {
     let post = tiny_post(root.path(), false);
     let staged = root.path().join("staged");
     let folder = root.path().join("adapter");
-    durable::write(&folder.join("adapter_config.json"), peft_config().to_string().as_bytes()).unwrap();
-    durable::write(&folder.join("adapter_model.safetensors"), &peft_weights()).unwrap();
-    durable::write(&folder.join("training.log"), b"not part of it").unwrap();
-    let pinned = spoke::pin(&folder, &staged, &Limits::default()).unwrap();
+    atomic_file::write(&folder.join("adapter_config.json"), peft_config().to_string().as_bytes()).unwrap();
+    atomic_file::write(&folder.join("adapter_model.safetensors"), &peft_weights()).unwrap();
+    atomic_file::write(&folder.join("training.log"), b"not part of it").unwrap();
+    let pinned = adapter::pin(&folder, &staged, &Limits::default()).unwrap();
     assert_eq!(pinned.path, staged.join(pinned.generation.to_string()));
     assert_eq!(std::fs::read_dir(&pinned.path).unwrap().count(), 2);
-    assert_eq!(spoke::generation(&pinned.path, &Limits::default()).unwrap(), pinned.generation);
+    assert_eq!(adapter::generation(&pinned.path, &Limits::default()).unwrap(), pinned.generation);
     inspect(&pinned.path, &post).unwrap();
     // The configuration is part of the identity.
     let other = peft_config().to_string().replace("\"lora_alpha\":4", "\"lora_alpha\":8");
-    durable::write(&folder.join("adapter_config.json"), other.as_bytes()).unwrap();
-    let changed = spoke::pin(&folder, &staged, &Limits::default()).unwrap();
+    atomic_file::write(&folder.join("adapter_config.json"), other.as_bytes()).unwrap();
+    let changed = adapter::pin(&folder, &staged, &Limits::default()).unwrap();
     assert_ne!(changed.generation, pinned.generation);
     // Pinned again, it stays where it is.
-    assert_eq!(spoke::pin(&folder, &staged, &Limits::default()).unwrap(), changed);
+    assert_eq!(adapter::pin(&folder, &staged, &Limits::default()).unwrap(), changed);
     assert_eq!(std::fs::read_dir(&staged).unwrap().count(), 2);
 }

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use bespoke::adapter::felix::Trained;
-use bespoke::adapter::{Adapter, Format, Limits, Post, Spoke};
+use bespoke::adapter::{self, Adapter, Format, Limits, Post, Spoke};
 use bespoke::cli::export::{candle_logits, relative_difference};
 use bespoke::engine::reference::Reference;
 use bespoke::gguf::{GgmlType, Gguf, TensorInfo, Writer};
 use bespoke::model::gguf_file::{self, Precision};
 use bespoke::model::safetensors_file::SafetensorsFile;
 use bespoke::model::{BatchLayout, Decoder, FileError, hugging_face};
-use bespoke::spokes;
 use candle_core::{Device, Tensor};
 
 use crate::families::complete;
@@ -105,7 +104,7 @@ fn a_converted_peft_adapter_gives_the_logits_of_peft() {
     ] {
         let (post_path, post) = post(base, folder.path());
         let lora = folder.path().join(format!("{name}.lora.gguf"));
-        let spoke = spoke::to_served(&fixture(name), &lora, &post, &Limits::default()).unwrap();
+        let spoke = adapter::to_served(&fixture(name), &lora, &post, &Limits::default()).unwrap();
         let Spoke { format: Format::LoraGguf, adapter: Adapter::Lora(facts), .. } = &spoke else {
             panic!("{name}: {spoke:?}");
         };
@@ -132,8 +131,8 @@ fn what_is_converted_back_is_what_it_was() {
     for (name, base) in [("lora", "llama_gqa"), ("embedding", "llama_gqa"), ("qwen3", "qwen3_tied")] {
         let (_, post) = post(base, folder.path());
         let [gguf, back] = ["there.gguf", "back"].map(|end| folder.path().join(format!("{name}.{end}")));
-        spoke::convert(&fixture(name), &gguf, Format::LoraGguf, Some(&post), &limits).unwrap();
-        spoke::convert(&gguf, &back, Format::PeftFolder, Some(&post), &limits).unwrap();
+        adapter::convert(&fixture(name), &gguf, Format::LoraGguf, Some(&post), &limits).unwrap();
+        adapter::convert(&gguf, &back, Format::PeftFolder, Some(&post), &limits).unwrap();
         let open = |folder: &Path| SafetensorsFile::open(&folder.join("adapter_model.safetensors")).unwrap();
         let (was, is) = (open(&fixture(name)), open(&back));
         let sorted = |file: &SafetensorsFile| {
@@ -173,22 +172,22 @@ fn a_felix_spoke_gives_the_logits_of_its_formula() {
     for source in [fixture("felix").join("spoke.safetensors"), fixture("felix_norm")] {
         let name = source.iter().nth(3).unwrap().to_str().unwrap();
         let (ids, _, logits) = expected(name);
-        let trained = spoke::load_felix(&source, &post, &Limits::default()).unwrap();
+        let trained = adapter::load_felix(&source, &post, &Limits::default()).unwrap();
         assert_agree(name, &logits, &felix_logits(&trained, &post_path, &ids));
 
         // F16 in the file that is served: as exact as its type.
         let served = folder.path().join(format!("{name}.gguf"));
-        let spoke = spoke::to_served(&source, &served, &post, &Limits::default()).unwrap();
+        let spoke = adapter::to_served(&source, &served, &post, &Limits::default()).unwrap();
         assert_eq!(spoke.format, Format::FelixGguf);
-        let from_served = spoke::load_felix(&served, &post, &Limits::default()).unwrap();
+        let from_served = adapter::load_felix(&served, &post, &Limits::default()).unwrap();
         assert_eq!(from_served.eps.to_bits(), trained.eps.to_bits());
         let found = felix_logits(&from_served, &post_path, &ids);
         let difference = relative_difference(&logits, &found).unwrap().0;
         assert!(difference <= 1e-3, "{name} as F16: {difference:e}");
 
         let back = folder.path().join(format!("{name}.safetensors"));
-        spoke::convert(&served, &back, Format::FelixSafetensors, None, &Limits::default()).unwrap();
-        assert_eq!(spoke::load_felix(&back, &post, &Limits::default()).unwrap(), from_served, "{name}");
+        adapter::convert(&served, &back, Format::FelixSafetensors, None, &Limits::default()).unwrap();
+        assert_eq!(adapter::load_felix(&back, &post, &Limits::default()).unwrap(), from_served, "{name}");
     }
 }
 
@@ -196,7 +195,7 @@ fn a_felix_spoke_gives_the_logits_of_its_formula() {
 fn a_folded_spoke_computes_what_the_taps_do() {
     let folder = tempfile::tempdir().unwrap();
     let (_, post) = post("llama_gqa", folder.path());
-    let trained = spoke::load_felix(&fixture("felix_norm"), &post, &Limits::default()).unwrap();
+    let trained = adapter::load_felix(&fixture("felix_norm"), &post, &Limits::default()).unwrap();
     let folded = trained.fold();
     let (width, layer) = (folded.hidden, &folded.layers[&2]);
     let h: Vec<f32> = (0..width).map(|i| ((i * 37 % 19) as f32 - 9.0) / 5.0).collect();

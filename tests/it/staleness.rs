@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use bespoke::adapter::{Generation, Kind, Post, stand_in};
-use bespoke::durable;
+use bespoke::adapter::{Generation, Kind, Post, synthetic_model};
+use bespoke::atomic_file;
 use bespoke::engine::{
-    Engine, EngineError, EngineState, Event, Generate, LlamaEngine, LlamaSettings, LoadSpoke, LoadedSpoke,
-    ScaledSpoke, Segment, SpokeChange, SpokeSet,
+    AnswerEvent, Engine, EngineError, EngineState, Generate, LlamaEngine, LlamaSettings, LoadSpoke,
+    LoadedSpoke, ScaledSpoke, Segment, SpokeChange, SpokeSet,
 };
 use bespoke::spokes::probe::{Verdict, trial};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -52,7 +52,7 @@ fn load(
     engine.spoke(SpokeChange::Load(spoke)).unwrap().blocking_recv().unwrap()
 }
 
-fn ask(engine: &LlamaEngine, spokes: &SpokeSet) -> UnboundedReceiver<Event> {
+fn ask(engine: &LlamaEngine, spokes: &SpokeSet) -> UnboundedReceiver<AnswerEvent> {
     let event = "Retry uploads after 503: uploader/retry.rs waits 2, 4 and 8 s (#418). ".repeat(6);
     let prompt = vec![
         Segment::markup("<|user|>"),
@@ -71,14 +71,17 @@ fn ask(engine: &LlamaEngine, spokes: &SpokeSet) -> UnboundedReceiver<Event> {
 
 /// Each token's id and its logarithmic probability, which follows from the logits of the whole vocabulary; and how much of
 /// the prompt was known.
-fn answer(mut events: UnboundedReceiver<Event>) -> Result<(Vec<(u32, f32)>, u32), EngineError> {
+fn answer(mut events: UnboundedReceiver<AnswerEvent>) -> Result<(Vec<(u32, f32)>, u32), EngineError> {
     let mut tokens = Vec::new();
     loop {
         match events.blocking_recv().expect("a last event comes") {
-            Event::Tokens(more) => tokens.extend(more.iter().map(|t| (t.token.id, t.token.logprob))),
-            Event::Finished { usage, .. } => return Ok((tokens, usage.cached_tokens)),
-            Event::Failed(error) => return Err(error),
-            Event::Started { .. } | Event::Read(_) | Event::Text(_) | Event::Closed(_) => {}
+            AnswerEvent::Tokens(more) => tokens.extend(more.iter().map(|t| (t.token.id, t.token.logprob))),
+            AnswerEvent::Finished { usage, .. } => return Ok((tokens, usage.cached_tokens)),
+            AnswerEvent::Failed(error) => return Err(error),
+            AnswerEvent::Started { .. }
+            | AnswerEvent::Read(_)
+            | AnswerEvent::Text(_)
+            | AnswerEvent::Closed(_) => {}
         }
     }
 }
@@ -95,7 +98,7 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
     let files = contents.map(|(kind, content)| {
         let generation = generation(&content);
         let path = folder.path().join(format!("{}.gguf", generation.short()));
-        durable::write(&path, &content).unwrap();
+        atomic_file::write(&path, &content).unwrap();
         (generation, kind, path)
     });
     let [a, b, c, d] = files.each_ref().map(|(generation, ..)| *generation);
@@ -203,7 +206,8 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
 fn a_probe_finds_what_a_felix_spoke_changes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("felix.gguf");
-    let spoke = stand_in::write(Kind::Felix, 64, 5, &Post::open(Path::new(MODEL)).unwrap(), &path).unwrap();
+    let spoke =
+        synthetic_model::write(Kind::Felix, 64, 5, &Post::open(Path::new(MODEL)).unwrap(), &path).unwrap();
     let generation = generation(&std::fs::read(&path).unwrap());
     let load = LoadSpoke { generation, kind: Kind::Felix, path, name: "felix".to_owned() };
     let finding = trial(&engine(1), load).unwrap();

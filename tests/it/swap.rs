@@ -205,7 +205,7 @@ fn a_swap_whose_event_is_dropped_with_others_is_found_at_once() {
     home.put("a.gguf", &first.bytes);
     served.client.serves("a", first.generation);
     let [one, other] = [".one", ".other"].map(|name| home.folder().join(name));
-    bespoke::durable::write(&one, b"x").unwrap();
+    bespoke::atomic_file::write(&one, b"x").unwrap();
     let mut latencies = Vec::new();
     for _ in 0..overflows {
         let content = contents.next();

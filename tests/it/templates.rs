@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use bespoke::durable;
+use bespoke::atomic_file;
 use bespoke::engine::{EngineState, FakeEngine, ModelInfo, Script, Segment};
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ fn refused(arguments: &[&str]) -> (Option<i32>, String) {
 fn a_template_in_a_file_takes_the_place_of_the_models_own() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("chat.jinja");
-    durable::write(&file, b"{% for m in messages %}[{{ m.content }}]\n{% endfor %}<|go|>").unwrap();
+    atomic_file::write(&file, b"{% for m in messages %}[{{ m.content }}]\n{% endfor %}<|go|>").unwrap();
     let engine = FakeEngine::loading(Script::Echo);
     let info = ModelInfo { chat_template: Some("<|own|>".to_owned()), ..FakeEngine::info() };
     engine.set_state(EngineState::Ready(Arc::new(info)));
@@ -51,7 +51,7 @@ fn a_template_in_a_file_takes_the_place_of_the_models_own() {
 fn a_template_that_is_none_is_said_at_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
-    let write = |name: &str, bytes: &[u8]| durable::write(&folder.path().join(name), bytes).unwrap();
+    let write = |name: &str, bytes: &[u8]| atomic_file::write(&folder.path().join(name), bytes).unwrap();
     let model = Path::new(MODEL).canonicalize().unwrap();
     let config = |template: &str| {
         let text = format!("[model]\npath = {model:?}\nchat_template = {template:?}\n");

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use bespoke::durable;
+use bespoke::atomic_file;
 
 use crate::dropped::lora;
 
@@ -24,7 +24,7 @@ fn on_a_terminal(columns: u16, environment: &[(&str, &str)], command: &str) -> S
 fn a_terminal_without_columns_is_taken_for_one_of_80() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.gguf");
-    durable::write(&file, &lora(1)).unwrap();
+    atomic_file::write(&file, &lora(1)).unwrap();
     let show = format!("spoke show {}", file.display());
     // A table, which is laid out for the terminal.
     let wide = on_a_terminal(80, &[], &show);

@@ -54,7 +54,7 @@ pub fn folder() -> tempfile::TempDir {
 }
 
 pub fn write(folder: &Path, name: &str, text: &str) {
-    bespoke::durable::write(&folder.join(name), text.as_bytes()).unwrap();
+    bespoke::atomic_file::write(&folder.join(name), text.as_bytes()).unwrap();
 }
 
 pub fn stderr(assert: &assert_cmd::assert::Assert) -> String {
@@ -426,8 +426,8 @@ fn a_model_from_nothing_needs_a_posts_tokenizer() {
 #[test]
 fn two_processes_do_not_write_one_run() {
     let folder = folder();
-    let held = bespoke::durable::make_folder(&folder.path().join("runs/recipe"))
-        .and_then(|()| bespoke::durable::lock(&folder.path().join("runs/recipe/.lock")));
+    let held = bespoke::atomic_file::make_folder(&folder.path().join("runs/recipe"))
+        .and_then(|()| bespoke::atomic_file::lock(&folder.path().join("runs/recipe/.lock")));
     let held = held.unwrap().unwrap();
     let said = stderr(&bespoke(folder.path()).args(["train", "recipe.toml"]).assert().code(1));
     assert!(
@@ -460,7 +460,7 @@ fn a_base_that_is_not_finite_is_refused_by_tensor() {
     let mut bytes = std::fs::read(&path).unwrap();
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    bespoke::durable::write(&path, &bytes).unwrap();
+    bespoke::atomic_file::write(&path, &bytes).unwrap();
     let model = RECIPE.find("[model]").unwrap();
     let train = RECIPE.find("[train]").unwrap();
     let text = format!("{}[base]\npath = \"base\"\n{}", &RECIPE[..model], &RECIPE[train..]);

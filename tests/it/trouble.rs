@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bespoke::durable;
+use bespoke::atomic_file;
 use serde_json::Value;
 
 use crate::contents::Backend;
@@ -59,7 +59,7 @@ fn what_is_our_trouble_is_held_against_no_file() {
         let living = home.start(&fail);
         let old = home.put("a.gguf", &lora(1));
         living.client.serves("a", old);
-        durable::write(&trouble, number.as_bytes()).unwrap();
+        atomic_file::write(&trouble, number.as_bytes()).unwrap();
         let new = home.put("a.gguf", &lora(2));
         let other = home.put("other.gguf", &lora(3));
         for name in ["a", "other"] {
@@ -89,7 +89,7 @@ fn a_database_that_takes_nothing_stops_no_one_from_seeing_why() {
         let living = home.start(&fail);
         let old = home.put("a.gguf", &lora(1));
         living.client.serves("a", old);
-        durable::write(&trouble, number.as_bytes()).unwrap();
+        atomic_file::write(&trouble, number.as_bytes()).unwrap();
         let new = home.put("a.gguf", &lora(2));
         let row = waiting(&living.client, "a");
         assert_eq!(row["reason"]["code"], "not_written", "{row}");
@@ -111,7 +111,7 @@ fn a_database_that_takes_nothing_stops_no_one_from_seeing_why() {
 fn what_waits_is_looked_at_anew_after_a_restart_and_can_be_sent_for() {
     let (home, trouble, fail) = troubled("durable.write");
     let mut living = home.start(&fail);
-    durable::write(&trouble, ENOSPC.as_bytes()).unwrap();
+    atomic_file::write(&trouble, ENOSPC.as_bytes()).unwrap();
     let generation = home.put("a.gguf", &lora(1));
     waiting(&living.client, "a");
     // It is tried now, and still can't be done.

@@ -10,7 +10,7 @@ use crate::adapter::felix::names::{Naming, Role};
 use crate::adapter::felix::weights::{apart, read_layer};
 use crate::adapter::felix::{Trained, TrainedLayer};
 use crate::adapter::keys::{self, ADAPTER, Origin};
-use crate::adapter::{Post, Reason, Refusal, metadata};
+use crate::adapter::{Defect, Post, Refusal, metadata};
 use crate::gguf::{GgmlType, Writer};
 use crate::model::gguf_file::encode;
 use crate::model::safetensors_file::{self, NewTensor};
@@ -28,7 +28,7 @@ pub(super) fn to_gguf(
 ) -> Result<(), Refusal> {
     let architecture = origin.architecture.as_deref().or(post.map(|post| post.architecture.as_str()));
     let why = "it does not say for which architecture it is";
-    let architecture = architecture.ok_or_else(|| Refusal::new(source, Reason::PostNeeded { why }))?;
+    let architecture = architecture.ok_or_else(|| Refusal::new(source, Defect::PostNeeded { why }))?;
     let mut writer = Writer::new();
     writer.set("general.type", ADAPTER).set("general.architecture", architecture);
     writer

@@ -11,7 +11,7 @@ use crate::adapter::dropped::{Json, PEFT_CONFIG, PEFT_WEIGHTS};
 use crate::adapter::keys::{self, ADAPTER};
 use crate::adapter::lora::{self, EMBEDDING, Pair, Side};
 use crate::adapter::peft::{self, Peft};
-use crate::adapter::{Limits, Post, Reason, Refusal, metadata};
+use crate::adapter::{Defect, Limits, Post, Refusal, metadata};
 use crate::gguf::{GgmlType, Gguf, Writer};
 use crate::model::gguf_file::encode;
 use crate::model::gguf_file::names::hugging_face_name;
@@ -66,10 +66,10 @@ fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
 }
 
 /// The order and scale of the post's values, which its adapters share.
-fn order(post: &Post) -> Result<&Order, Reason> {
+fn order(post: &Post) -> Result<&Order, Defect> {
     peft::names::check_family(post)?;
     let why = || format!("the order of values of a {:?} is not known here", post.architecture);
-    post.order.as_ref().ok_or_else(|| Reason::NotConvertible { why: why() })
+    post.order.as_ref().ok_or_else(|| Defect::NotConvertible { why: why() })
 }
 
 /// Hugging Face's name of what a pair changes.
@@ -86,7 +86,7 @@ pub(super) fn to_peft(
     target: &Path,
 ) -> Result<(), Refusal> {
     let container = Container::Gguf(file);
-    let refuse = |reason: Reason| container.refuse(reason);
+    let refuse = |reason: Defect| container.refuse(reason);
     let (_, origin) = keys::read(file)?;
     let (alpha, pairs) = lora::read(&container, file, post, limits)?;
     let order = post.map(order).transpose().map_err(refuse)?;
@@ -94,13 +94,13 @@ pub(super) fn to_peft(
     let mut tensors = Vec::new();
     for pair in &pairs {
         let name = |side| {
-            let none = || Reason::UnknownTarget { tensor: pair.a.name.clone(), target: pair.target.clone() };
+            let none = || Defect::UnknownTarget { tensor: pair.a.name.clone(), target: pair.target.clone() };
             peft::names::write(&pair.target, side).ok_or_else(|| refuse(none()))
         };
         let parameter = parameter(pair);
         if order.is_none() && architecture.is_none_or(|found| needs_order(found, &parameter)) {
             let why = "rows of some matrices are ordered, or scaled, by the post's shape";
-            return Err(refuse(Reason::PostNeeded { why }));
+            return Err(refuse(Defect::PostNeeded { why }));
         }
         let (mut a, mut b) = (container.values(&pair.a)?, container.values(&pair.b)?);
         let mut a_dims = [pair.a.dims[0], pair.a.dims[1]];
@@ -126,7 +126,7 @@ pub(super) fn to_peft(
     // Last: a folder with a configuration is complete.
     let path = target.join(PEFT_CONFIG);
     let text = format!("{:#}\n", peft_config(alpha, &pairs, post));
-    crate::durable::write(&path, text.as_bytes()).map_err(|error| Refusal::new(&path, error))
+    crate::atomic_file::write(&path, text.as_bytes()).map_err(|error| Refusal::new(&path, error))
 }
 
 /// Row-major shape of two dimensions in ggml's order.

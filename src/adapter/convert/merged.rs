@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::felix::to_gguf;
-use crate::adapter::container::{Container, Stored};
+use crate::adapter::container::{Container, StoredTensor};
 use crate::adapter::felix::layout::{Layout, Shape};
 use crate::adapter::felix::names::Naming;
 use crate::adapter::felix::weights;
 use crate::adapter::keys::Origin;
-use crate::adapter::{Limits, Post, Reason, Refusal, Spoke, inspect};
+use crate::adapter::{Defect, Limits, Post, Refusal, Spoke, inspect};
 use crate::gguf::{Gguf, GgufError, Rule, Writer};
 
 /// What came out of a merged file.
@@ -37,7 +37,7 @@ pub fn split(
     let architecture: &str = file.get("general.architecture")?;
     let keys = [format!("{architecture}.num_spokes"), format!("{architecture}.spoke_rank")];
     let missing = |error: GgufError| match error.rule {
-        Rule::MissingKey { .. } => container.refuse(Reason::NotMerged { key: keys[0].clone() }),
+        Rule::MissingKey { .. } => container.refuse(Defect::NotMerged { key: keys[0].clone() }),
         rule => container.refuse(rule),
     };
     let shape = Shape {
@@ -49,7 +49,7 @@ pub fn split(
     let mut roles = Vec::new();
     for info in file.tensors() {
         if let Some((layer, role)) = Naming::Gguf.read(&info.name) {
-            roles.push((layer, role, Stored::of(info).map_err(|reason| container.refuse(reason))?));
+            roles.push((layer, role, StoredTensor::of(info).map_err(|reason| container.refuse(reason))?));
         }
     }
     // Judged before anything is written, and once more when the post is known.

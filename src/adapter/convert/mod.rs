@@ -16,7 +16,7 @@ use super::felix::layout::Layout;
 use super::felix::weights;
 use super::felix::{Folded, FoldedLayer, Trained};
 use super::keys::{self, AdapterType, Origin};
-use super::{Format, Limits, Post, Reason, Refusal, Spoke, inspect};
+use super::{Defect, Format, Limits, Post, Refusal, Spoke, inspect};
 use crate::gguf::Writer;
 
 /// Writes a spoke in another format and inspects the result.
@@ -39,7 +39,7 @@ pub fn convert(
         (Dropped::Peft { config, weights, .. }, Format::LoraGguf) => {
             let container = Container::Safetensors(weights);
             let needed = || {
-                container.refuse(Reason::PostNeeded { why: "its names and rows are ordered by the post's" })
+                container.refuse(Defect::PostNeeded { why: "its names and rows are ordered by the post's" })
             };
             lora::to_gguf(&container, config, post.ok_or_else(needed)?, limits, target)?;
         }
@@ -59,7 +59,7 @@ pub fn convert(
                 felix::to_safetensors(&trained, eps, &origin, target)?;
             }
         }
-        _ => return Err(Refusal::new(source, Reason::NotConvertible { why: obstacle(found.format, to) })),
+        _ => return Err(Refusal::new(source, Defect::NotConvertible { why: obstacle(found.format, to) })),
     }
     inspect(target, post, limits)
 }
@@ -74,7 +74,7 @@ pub fn to_served(source: &Path, target: &Path, post: &Post, limits: &Limits) -> 
         Format::PeftFolder | Format::PeftZip => Format::LoraGguf,
         Format::FelixSafetensors => Format::FelixGguf,
         Format::LoraGguf | Format::FelixGguf => {
-            super::pin::copy(source, target, limits)?;
+            super::staging::copy(source, target, limits)?;
             return inspect(target, Some(post), limits);
         }
     };
@@ -122,7 +122,7 @@ fn eps_of(
     layout: &Layout,
     eps: impl FnOnce() -> Result<Option<f32>, Refusal>,
 ) -> Result<f32, Refusal> {
-    let missing = || Refusal::new(path, Reason::NoConfig { key: keys::EPS.to_owned() });
+    let missing = || Refusal::new(path, Defect::NoConfig { key: keys::EPS.to_owned() });
     match layout.shape.eps {
         Some(eps) => Ok(eps),
         None => eps()?.ok_or_else(missing),
@@ -140,7 +140,7 @@ fn open_felix<'a>(
 ) -> Result<(Container<'a>, Layout, Origin), Refusal> {
     let not_felix = |path: &Path| {
         let why = "it is no Felix spoke".to_owned();
-        Refusal::new(path, Reason::NotConvertible { why })
+        Refusal::new(path, Defect::NotConvertible { why })
     };
     match dropped {
         Dropped::Gguf(file) => {

@@ -3,11 +3,11 @@
 use super::layout::{Layout, Shape};
 use super::names::{Naming, Role};
 use super::weights;
-use crate::adapter::container::{Container, Stored};
+use crate::adapter::container::{Container, StoredTensor};
 use crate::adapter::dropped::Json;
 use crate::adapter::keys::{self, Origin};
 use crate::adapter::metadata::Metadata;
-use crate::adapter::{Adapter, FelixFacts, Format, Limits, Post, Reason, Refusal, Spoke};
+use crate::adapter::{Adapter, Defect, FelixFacts, Format, Limits, Post, Refusal, Spoke};
 use crate::gguf::{GgmlType, Gguf, Rule};
 
 /// The tensors of this program's file, held to the post.
@@ -43,12 +43,12 @@ fn is_vector(name: &str) -> bool {
 /// Every tensor with its layer and role.
 fn roles(
     container: &Container,
-    tensors: Vec<Stored>,
+    tensors: Vec<StoredTensor>,
     naming: Naming,
-) -> Result<Vec<(u32, Role, Stored)>, Refusal> {
-    let one = |stored: Stored| match naming.read(&stored.name) {
+) -> Result<Vec<(u32, Role, StoredTensor)>, Refusal> {
+    let one = |stored: StoredTensor| match naming.read(&stored.name) {
         Some((layer, role)) => Ok((layer, role, stored)),
-        None => Err(container.refuse(Reason::UnexpectedTensor { tensor: stored.name })),
+        None => Err(container.refuse(Defect::UnexpectedTensor { tensor: stored.name })),
     };
     tensors.into_iter().map(one).collect()
 }
@@ -87,7 +87,7 @@ pub(in crate::adapter) fn inspect(
     let resident_bytes = layout.resident_bytes();
     if resident_bytes > limits.max_resident_bytes {
         let (found, limit) = (resident_bytes, limits.max_resident_bytes);
-        return Err(container.refuse(Reason::Resident { found, limit }));
+        return Err(container.refuse(Defect::Resident { found, limit }));
     }
     let norms = weights::weigh(container, layout)?;
     let Shape { spokes, rank, eps, .. } = layout.shape;

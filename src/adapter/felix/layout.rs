@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::names::{Naming, Role};
-use crate::adapter::container::{Container, Stored};
+use crate::adapter::container::{Container, StoredTensor};
 use crate::adapter::keys::bad;
-use crate::adapter::{Limits, Post, Reason, Refusal};
+use crate::adapter::{Defect, Limits, Post, Refusal};
 use crate::gguf::Rule;
 
 /// What a file says about the spoke in it.
@@ -26,11 +26,11 @@ impl Shape {
     ///
     /// # Errors
     /// No bottleneck, no rank, more than the limit; an epsilon that is no small positive number.
-    pub fn check(&self, limits: &Limits) -> Result<(), Reason> {
+    pub fn check(&self, limits: &Limits) -> Result<(), Defect> {
         let together = u64::from(self.spokes) * u64::from(self.rank);
         if !(1..=limits.max_rank).contains(&together) {
             let what = format!("a layer of {} bottlenecks of rank {}", self.spokes, self.rank);
-            return Err(Reason::RankLimit { what, found: together, limit: limits.max_rank });
+            return Err(Defect::RankLimit { what, found: together, limit: limits.max_rank });
         }
         if self.every == Some(0) {
             return Err(bad("spoke_every_n", 0, "1 or more").into());
@@ -52,8 +52,8 @@ impl Shape {
 /// One layer's tensors.
 #[derive(Debug, Clone)]
 pub(in crate::adapter) struct LayerTensors {
-    pub norm: Option<Stored>,
-    pub gate: Stored,
+    pub norm: Option<StoredTensor>,
+    pub gate: StoredTensor,
     pub down: Matrix,
     pub up: Matrix,
 }
@@ -61,13 +61,13 @@ pub(in crate::adapter) struct LayerTensors {
 /// A matrix in one tensor or in S.
 #[derive(Debug, Clone)]
 pub(in crate::adapter) enum Matrix {
-    Fused(Stored),
-    Parts(Vec<Stored>),
+    Fused(StoredTensor),
+    Parts(Vec<StoredTensor>),
 }
 
 impl Matrix {
     /// Its tensors.
-    pub fn tensors(&self) -> &[Stored] {
+    pub fn tensors(&self) -> &[StoredTensor] {
         match self {
             Self::Fused(one) => std::slice::from_ref(one),
             Self::Parts(parts) => parts,
@@ -94,7 +94,7 @@ impl Layout {
     pub fn new(
         container: &Container,
         naming: Naming,
-        roles: Vec<(u32, Role, Stored)>,
+        roles: Vec<(u32, Role, StoredTensor)>,
         shape: Shape,
         post: Option<&Post>,
         limits: &Limits,
@@ -104,18 +104,18 @@ impl Layout {
 
     fn build(
         naming: Naming,
-        roles: Vec<(u32, Role, Stored)>,
+        roles: Vec<(u32, Role, StoredTensor)>,
         shape: Shape,
         post: Option<&Post>,
         limits: &Limits,
-    ) -> Result<Self, Reason> {
+    ) -> Result<Self, Defect> {
         shape.check(limits)?;
-        let mut by_layer: BTreeMap<u32, BTreeMap<Role, Stored>> = BTreeMap::new();
+        let mut by_layer: BTreeMap<u32, BTreeMap<Role, StoredTensor>> = BTreeMap::new();
         for (layer, role, stored) in roles {
             by_layer.entry(layer).or_default().insert(role, stored);
         }
         check_layers(naming, &by_layer, shape, post)?;
-        let down = |roles: &BTreeMap<Role, Stored>| {
+        let down = |roles: &BTreeMap<Role, StoredTensor>| {
             let mut found = roles.iter().filter(|(role, _)| matches!(role, Role::DownFused | Role::Down(_)));
             found.next().map(|(_, stored)| stored.dims[0])
         };
@@ -147,10 +147,10 @@ fn check_layers<T>(
     found: &BTreeMap<u32, T>,
     shape: Shape,
     post: Option<&Post>,
-) -> Result<(), Reason> {
-    let Some((&last, _)) = found.last_key_value() else { return Err(Reason::NoLayers) };
+) -> Result<(), Defect> {
+    let Some((&last, _)) = found.last_key_value() else { return Err(Defect::NoLayers) };
     if let Some(post) = post.filter(|post| last >= post.layers) {
-        return Err(Reason::UnknownLayer { found: last, layers: post.layers });
+        return Err(Defect::UnknownLayer { found: last, layers: post.layers });
     }
     let Some(every) = shape.every else { return Ok(()) };
     let end = post.map_or(last, |post| post.layers - 1);
@@ -169,22 +169,22 @@ fn check_layers<T>(
 fn layer_tensors(
     naming: Naming,
     layer: u32,
-    mut roles: BTreeMap<Role, Stored>,
+    mut roles: BTreeMap<Role, StoredTensor>,
     shape: Shape,
     hidden: u64,
-) -> Result<LayerTensors, Reason> {
+) -> Result<LayerTensors, Defect> {
     let rank = u64::from(shape.rank);
     let mut take = |role: Role, expected: [u64; 2]| match roles.remove(&role) {
         None => Ok(None),
         Some(stored) if stored.dims == [expected[0], expected[1], 1, 1] => Ok(Some(stored)),
         Some(stored) => {
             let (tensor, found) = (stored.name, stored.dims.to_vec());
-            Err(Reason::Dimensions { tensor, found, expected: vec![expected[0], expected[1], 1, 1] })
+            Err(Defect::Dimensions { tensor, found, expected: vec![expected[0], expected[1], 1, 1] })
         }
     };
     let missing = |role: Role, expected: &[u64]| {
         let (tensor, expected) = (naming.name(layer, role), expected.to_vec());
-        Reason::from(Rule::MissingTensor { tensor, expected })
+        Defect::from(Rule::MissingTensor { tensor, expected })
     };
     let norm = take(Role::Norm, [hidden, 1])?;
     let gate = take(Role::Gate, [1, 1])?.ok_or_else(|| missing(Role::Gate, &[1]))?;
@@ -196,13 +196,13 @@ fn layer_tensors(
             let expected = dims(hidden, rank);
             take(part(s), expected)?.ok_or_else(|| missing(part(s), &expected))
         };
-        (0..shape.spokes).map(one).collect::<Result<_, Reason>>().map(Matrix::Parts)
+        (0..shape.spokes).map(one).collect::<Result<_, Defect>>().map(Matrix::Parts)
     };
     let down = matrix(Role::DownFused, Role::Down, |hidden, rank| [hidden, rank])?;
     let up = matrix(Role::UpFused, Role::Up, |hidden, rank| [rank, hidden])?;
     match roles.into_values().next() {
         // A number past S, or parts beside the fused matrix.
-        Some(stored) => Err(Reason::UnexpectedTensor { tensor: stored.name }),
+        Some(stored) => Err(Defect::UnexpectedTensor { tensor: stored.name }),
         None => Ok(LayerTensors { norm, gate, down, up }),
     }
 }

@@ -7,7 +7,7 @@ use half::f16;
 
 use super::layout::{LayerTensors, Layout, Matrix};
 use crate::adapter::container::Container;
-use crate::adapter::{LayerNorms, Reason, Refusal};
+use crate::adapter::{Defect, LayerNorms, Refusal};
 use crate::model::felix::{Felix, FelixLayer};
 
 /// Largest number that f16 holds: the engine computes with it.
@@ -150,7 +150,7 @@ fn gate(container: &Container, layer: &LayerTensors) -> Result<f32, Refusal> {
         return Ok(found);
     }
     let tensor = layer.gate.name.clone();
-    Err(container.refuse(Reason::NotFinite { tensor, at: 0, found }))
+    Err(container.refuse(Defect::NotFinite { tensor, at: 0, found }))
 }
 
 /// Reads the weights that a layout describes.

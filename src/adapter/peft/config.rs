@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::adapter::dropped::Json;
 use crate::adapter::keys::bad;
-use crate::adapter::{Reason, Refusal};
+use crate::adapter::{Defect, Refusal};
 
 /// How B A is scaled, module by module.
 #[derive(Debug, Clone)]
@@ -127,8 +127,8 @@ impl Config {
         Self::parse(&json.object).map_err(|reason| Refusal::new(&json.path, reason))
     }
 
-    fn parse(object: &Map<String, Value>) -> Result<Self, Reason> {
-        let wrong = |key: &str, expected: &str| -> Reason {
+    fn parse(object: &Map<String, Value>) -> Result<Self, Defect> {
+        let wrong = |key: &str, expected: &str| -> Defect {
             let found = object.get(key).map_or("missing".to_owned(), Value::to_string);
             bad(key, found, expected).into()
         };
@@ -174,13 +174,13 @@ fn patterns<T>(
     key: &str,
     expected: &str,
     parse: impl Fn(&Value) -> Option<T>,
-) -> Result<Vec<(Pattern, T)>, Reason> {
+) -> Result<Vec<(Pattern, T)>, Defect> {
     let entries = match object.get(key) {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Object(entries)) => entries,
         Some(other) => return Err(bad(key, other, "an object").into()),
     };
-    let too_many = |kind: &str, found: usize, limit: usize| Reason::TooMany {
+    let too_many = |kind: &str, found: usize, limit: usize| Defect::TooMany {
         what: format!("{kind} in {key:?}"),
         found: found as u64,
         limit: limit as u64,
@@ -221,17 +221,17 @@ fn in_use(value: &Value) -> bool {
     }
 }
 
-fn refuse_options(object: &Map<String, Value>) -> Result<(), Reason> {
+fn refuse_options(object: &Map<String, Value>) -> Result<(), Defect> {
     for (key, code, why, hint) in REFUSED {
         if let Some(value) = object.get(key).filter(|value| in_use(value)) {
-            return Err(Reason::Unsupported { code, what: format!("key {key:?} is {value}"), why, hint });
+            return Err(Defect::Unsupported { code, what: format!("key {key:?} is {value}"), why, hint });
         }
     }
     match object.get("bias") {
         None | Some(Value::Null) => {}
         Some(Value::String(bias)) if bias == "none" => {}
         Some(other) => {
-            return Err(Reason::Unsupported {
+            return Err(Defect::Unsupported {
                 code: "bias",
                 what: format!("key \"bias\" is {other}"),
                 why: "trains biases, which no runtime of LoRA computes",
@@ -241,7 +241,7 @@ fn refuse_options(object: &Map<String, Value>) -> Result<(), Reason> {
     }
     let init = object.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
     if CHANGED_BASE.iter().any(|name| init.starts_with(name)) {
-        return Err(Reason::Unsupported {
+        return Err(Defect::Unsupported {
             code: "changed_base",
             what: format!("key \"init_lora_weights\" is {init:?}"),
             why: "was trained on changed weights of the post",
@@ -252,7 +252,7 @@ fn refuse_options(object: &Map<String, Value>) -> Result<(), Reason> {
         !KNOWN.contains(&key.as_str()) && REFUSED.iter().all(|refused| refused.0 != key.as_str())
     };
     match object.iter().find(|(key, value)| unknown(key) && in_use(value)) {
-        Some((key, value)) => Err(Reason::Unsupported {
+        Some((key, value)) => Err(Defect::Unsupported {
             code: "peft_option",
             what: format!("key {key:?} is {value}"),
             why: "is not known here and may change what is computed",
@@ -273,7 +273,7 @@ mod tests {
                "task_type": "CAUSAL_LM", "lora_dropout": 0.1, "runtime_config": {"ephemeral_gpu_offload": false}})
     }
 
-    fn parse(changes: Value) -> Result<Config, Reason> {
+    fn parse(changes: Value) -> Result<Config, Defect> {
         let mut config = plain();
         config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         Config::parse(config.as_object().unwrap())

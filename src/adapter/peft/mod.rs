@@ -11,7 +11,7 @@ use super::dropped::Json;
 use super::keys::{Origin, bad};
 use super::lora::{self, Half, Pair, Side};
 use super::metadata::Metadata;
-use super::{Format, Limits, Post, Reason, Refusal, Spoke};
+use super::{Defect, Format, Limits, Post, Refusal, Spoke};
 use crate::gguf::GgmlType;
 use config::Config;
 use names::Module;
@@ -37,7 +37,7 @@ impl Peft {
         post: Option<&Post>,
         limits: &Limits,
     ) -> Result<Self, Refusal> {
-        let refuse = |reason: Reason| container.refuse(reason);
+        let refuse = |reason: Defect| container.refuse(reason);
         let origin = Metadata::new(container, None).origin()?;
         origin.check(post).map_err(refuse)?;
         if let Some(post) = post {

@@ -1,7 +1,7 @@
 //! Names of PEFT's tensors, and what they change in a post of the dense families.
 
 use crate::adapter::lora::{EMBEDDING, Side};
-use crate::adapter::{Post, Reason};
+use crate::adapter::{Defect, Post};
 use crate::model::Family;
 use crate::model::gguf_file::names::{gguf_name, hugging_face_name};
 
@@ -22,10 +22,10 @@ pub(in crate::adapter) struct Module {
 ///
 /// # Errors
 /// An architecture whose linear layers have other names or another order of rows than the dense families'.
-pub(in crate::adapter) fn check_family(post: &Post) -> Result<(), Reason> {
+pub(in crate::adapter) fn check_family(post: &Post) -> Result<(), Defect> {
     match post.architecture.as_str() {
         "llama" | "qwen2" | "qwen3" | "gemma2" | "qwen35" => Ok(()),
-        other => Err(Reason::Unsupported {
+        other => Err(Defect::Unsupported {
             code: "peft_architecture",
             what: format!("the post is a {other:?}"),
             why: "has names of modules that are not known here",
@@ -38,8 +38,8 @@ pub(in crate::adapter) fn check_family(post: &Post) -> Result<(), Reason> {
 ///
 /// # Errors
 /// A tensor that is no A or B, by what it is; a module that no post of the family has.
-pub(in crate::adapter) fn read(name: &str) -> Result<Module, Reason> {
-    let unsupported = |code, why, hint| Reason::Unsupported {
+pub(in crate::adapter) fn read(name: &str) -> Result<Module, Defect> {
+    let unsupported = |code, why, hint| Defect::Unsupported {
         code,
         what: format!("there is a tensor {name:?}"),
         why,
@@ -70,7 +70,7 @@ pub(in crate::adapter) fn read(name: &str) -> Result<Module, Reason> {
             )
         });
     };
-    let unknown = || Reason::UnknownTarget { tensor: name.to_owned(), target: module.to_owned() };
+    let unknown = || Defect::UnknownTarget { tensor: name.to_owned(), target: module.to_owned() };
     let module = module.strip_prefix(PREFIX).ok_or_else(unknown)?;
     // The linear layers of the families that are known here share their names.
     let target = gguf_name(Family::Llama, &format!("{module}.weight")).ok_or_else(unknown)?;

@@ -214,7 +214,7 @@ mod tests {
     fn a_file_that_everybody_may_read_is_refused_and_a_bad_reload_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
-        crate::durable::write(&path, FIRST.as_bytes()).unwrap();
+        crate::atomic_file::write(&path, FIRST.as_bytes()).unwrap();
         let mode = |mode| fs_err::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         mode(0o644);
         let error = KeyRing::open(Some(&path)).unwrap_err().to_string();
@@ -222,11 +222,11 @@ mod tests {
         mode(0o640);
         let ring = KeyRing::open(Some(&path)).unwrap();
         assert!(!ring.is_empty());
-        crate::durable::write(&path, b"# empty").unwrap();
+        crate::atomic_file::write(&path, b"# empty").unwrap();
         mode(0o600);
         assert!(ring.reload().is_err());
         assert!(ring.keys().find(FIRST).is_some());
-        crate::durable::write(&path, SECOND.as_bytes()).unwrap();
+        crate::atomic_file::write(&path, SECOND.as_bytes()).unwrap();
         mode(0o600);
         ring.reload().unwrap();
         assert!(ring.keys().find(FIRST).is_none() && ring.keys().find(SECOND).is_some());

@@ -22,7 +22,7 @@ use crate::engine::{Constraint, Prompt, Segment};
 
 /// As written.
 #[derive(Debug, Deserialize)]
-struct Written {
+struct ConversationFields {
     messages: Vec<Message>,
     reasoning_effort: Option<Effort>,
     chat_template_kwargs: Option<Map<String, Value>>,
@@ -82,7 +82,7 @@ impl End {
 impl Conversation {
     /// Judges the part of a body that makes the prompt.
     pub(super) fn parse(body: &JsonBody) -> Result<Self, ApiError> {
-        let written: Written = body.parse()?;
+        let written: ConversationFields = body.parse()?;
         if written.messages.is_empty() {
             return Err(ApiError::field("messages", "is empty, expected at least one message"));
         }

@@ -11,7 +11,7 @@ use crate::json_schema::{inside, walk};
 const MOST_TOOLS: usize = 128;
 
 #[derive(Debug, Deserialize)]
-struct Written {
+struct ToolFields {
     tools: Option<Vec<Tool>>,
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
@@ -60,7 +60,7 @@ pub(super) enum Choice {
 
 impl Tools {
     pub(super) fn parse(body: &JsonBody) -> Result<Self, ApiError> {
-        let parsed: Written = body.parse()?;
+        let parsed: ToolFields = body.parse()?;
         let functions: Vec<Function> = parsed.tools.into_iter().flatten().map(|tool| tool.function).collect();
         if functions.len() > MOST_TOOLS {
             let message = format!("has {} entries, expected at most {MOST_TOOLS}", functions.len());

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::settings::settings;
 use super::timings::{prompt_progress, so_far};
+use crate::api::answer_stream::{Output, Part};
+use crate::api::answer_streams::{AnswerStreams, Whole};
 use crate::api::app::App;
 use crate::api::body::JsonBody;
 use crate::api::error::{ApiError, Fields};
-use crate::api::generation::{Output, Part};
-use crate::api::generations::{Generations, Whole};
 use crate::api::logprobs;
 use crate::api::openai::envelope::{tell_closed, timings};
 use crate::api::reasoning::Splitter;
@@ -25,7 +25,7 @@ const MOST_ALTERNATIVES: u32 = 100;
 
 /// The part of a body that is this endpoint's own, as written.
 #[derive(Debug, Deserialize)]
-struct Written {
+struct CompletionFields {
     n_probs: Option<u32>,
     post_sampling_probs: Option<bool>,
     return_tokens: Option<bool>,
@@ -40,7 +40,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     let deadline = app.deadline();
     let manner = Manner::parse(&body, Endpoint::Native, app.sampling())?;
     let choice = Choice::parse(&body)?;
-    let Written { n_probs, post_sampling_probs, return_tokens, response_fields } = body.parse()?;
+    let CompletionFields { n_probs, post_sampling_probs, return_tokens, response_fields } = body.parse()?;
     let probabilities = n_probs.filter(|&top| top > 0);
     if let Some(top) = probabilities.filter(|&top| top > MOST_ALTERNATIVES) {
         let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
@@ -92,7 +92,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     };
     let requests = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
     let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
-    let generations = Generations::start(&app, requests, manner.n, &spokes, fields, deadline)?;
+    let generations = AnswerStreams::start(&app, requests, manner.n, &spokes, fields, deadline)?;
     Ok(spokes.sign(sse::respond(reply, generations, manner.stream).await?))
 }
 

@@ -13,7 +13,7 @@ use crate::api::request::prompt;
 use crate::engine::{Query, Reply, Segment};
 
 #[derive(Debug, Deserialize)]
-struct Written {
+struct TokenFields {
     add_special: Option<bool>,
     parse_special: Option<bool>,
     with_pieces: Option<bool>,
@@ -25,7 +25,7 @@ pub(in crate::api) async fn tokenize(
     body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
     let deadline = app.deadline();
-    let written: Written = body.parse()?;
+    let written: TokenFields = body.parse()?;
     let markup = written.parse_special.unwrap_or(true);
     let text: fn(String) -> Segment = if markup { Segment::markup } else { Segment::plain };
     let content = body.0.get("content").ok_or_else(|| ApiError::field("content", "is missing"))?;

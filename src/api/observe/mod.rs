@@ -1,10 +1,10 @@
 //! Every request gets an id, a span, a line in the access log and its place in the metrics, whether or not it ends well.
 
 mod access_log;
-mod generation_metrics;
+mod answer_metrics;
 mod request_context;
 
-pub(super) use generation_metrics::GenerationMetrics;
+pub(super) use answer_metrics::AnswerMetrics;
 pub(super) use request_context::RequestContext;
 
 use std::pin::Pin;

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use super::chat_reply::ChatReply;
 use super::envelope::Envelope;
+use crate::api::answer_streams::AnswerStreams;
 use crate::api::app::{App, Deadline, answered};
 use crate::api::body::JsonBody;
 use crate::api::conversation::calls::Listener;
 use crate::api::conversation::{Conversation, opens_thinking};
 use crate::api::error::{ApiError, Fields};
-use crate::api::generations::Generations;
 use crate::api::llama_server::verbose;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner};
@@ -27,7 +27,7 @@ pub(super) const MOST_ALTERNATIVES: u32 = 20;
 
 /// The part of a body that is chat's own, as written.
 #[derive(Debug, Deserialize)]
-struct Written {
+struct ChatFields {
     logprobs: Option<bool>,
     top_logprobs: Option<u32>,
     confidence: Option<bool>,
@@ -44,7 +44,7 @@ pub(super) struct Said {
 
 impl Said {
     fn parse(body: &JsonBody, manner: &Manner) -> Result<Self, ApiError> {
-        let written: Written = body.parse()?;
+        let written: ChatFields = body.parse()?;
         let logprobs = match (written.logprobs.unwrap_or(false), written.top_logprobs) {
             (_, Some(top)) if top > MOST_ALTERNATIVES => {
                 let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
@@ -113,7 +113,7 @@ pub(in crate::api) struct Started {
     pub(super) said: Said,
     /// Who finds calls in an answer, if there can be any.
     pub(in crate::api) listener: Option<Listener>,
-    pub(in crate::api) generations: Generations,
+    pub(in crate::api) generations: AnswerStreams,
     pub(in crate::api) spokes: Arc<Chosen>,
     verbose: Option<Value>,
 }
@@ -167,7 +167,7 @@ impl Asked {
         let verbose = verbose(&requests, &manner, &model);
         let requests = requests.into_iter().map(|request| (request, Splitter::new(thinking))).collect();
         let fields = Fields { prompt: field, constraint: manner.constraint_field };
-        let generations = Generations::start(app, requests, manner.n, &spokes, fields, deadline)?;
+        let generations = AnswerStreams::start(app, requests, manner.n, &spokes, fields, deadline)?;
         let listener = conversation.listener();
         Ok(Started { envelope, manner, said, listener, generations, spokes, verbose })
     }

@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::chat::Said;
 use super::envelope::{Envelope, tell_closed, timings, usage};
+use crate::api::answer_stream::{Output, Part};
+use crate::api::answer_streams::{Whole, total};
 use crate::api::confidence::confidence;
 use crate::api::conversation::calls::{self, Listener};
-use crate::api::generation::{Output, Part};
-use crate::api::generations::{Whole, total};
 use crate::api::llama_server::timings::{prompt_progress, so_far};
 use crate::api::logprobs;
 use crate::api::request::Manner;

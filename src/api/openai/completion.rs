@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::chat::MOST_ALTERNATIVES;
 use super::envelope::{Envelope, tell_closed, timings, usage};
+use crate::api::answer_stream::Output;
+use crate::api::answer_streams::{AnswerStreams, Whole, total};
 use crate::api::app::{App, Deadline};
 use crate::api::body::JsonBody;
 use crate::api::error::{ApiError, Fields};
-use crate::api::generation::Output;
-use crate::api::generations::{Generations, Whole, total};
 use crate::api::llama_server::timings::{prompt_progress, so_far};
 use crate::api::llama_server::verbose;
 use crate::api::logprobs::Legacy;
@@ -23,7 +23,7 @@ use crate::engine::{Closed, FinishReason, Prompt, Query, Reply, Segment, Usage};
 
 /// The part of a body that is this endpoint's own, as written.
 #[derive(Debug, Deserialize)]
-struct Written {
+struct CompletionFields {
     logprobs: Option<u32>,
     echo: Option<bool>,
 }
@@ -33,7 +33,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     let deadline = app.deadline();
     let manner = Manner::parse(&body, Endpoint::Text, app.sampling())?;
     let choice = Choice::parse(&body)?;
-    let Written { logprobs, echo } = body.parse()?;
+    let CompletionFields { logprobs, echo } = body.parse()?;
     if let Some(top) = logprobs.filter(|&top| top > MOST_ALTERNATIVES) {
         let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
         return Err(ApiError::field("logprobs", message));
@@ -70,7 +70,7 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
         usages: vec![Usage::default(); requests.len()],
     };
     let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
-    let generations = Generations::start(&app, requests, manner.n, &spokes, fields, deadline)?;
+    let generations = AnswerStreams::start(&app, requests, manner.n, &spokes, fields, deadline)?;
     Ok(spokes.sign(sse::respond(reply, generations, manner.stream).await?))
 }
 

@@ -20,7 +20,7 @@ const MOST_INPUTS: usize = 2048;
 
 /// As written, but for `input`, `model` and `lora`. Fields that are not here change nothing and are ignored: `user`.
 #[derive(Debug, Deserialize)]
-struct Written {
+struct EmbeddingFields {
     encoding_format: Option<Format>,
     dimensions: Option<u32>,
 }
@@ -35,7 +35,7 @@ enum Format {
 
 /// Answers with one vector per text, in order.
 pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    let written: Written = body.parse()?;
+    let written: EmbeddingFields = body.parse()?;
     let embeddings = vectors(&app, &body, "input").await?;
     let format = written.encoding_format.unwrap_or_default();
     let data: Vec<Value> = embeddings
@@ -59,7 +59,7 @@ pub(in crate::api) async fn vectors(
     field: &'static str,
 ) -> Result<Embeddings, ApiError> {
     let deadline = app.deadline();
-    let written: Written = body.parse()?;
+    let written: EmbeddingFields = body.parse()?;
     let prompts = prompt::parse(field, body.0.get(field), Segment::plain)?;
     if prompts.len() > MOST_INPUTS {
         let message = format!("has {} texts, expected 1 to {MOST_INPUTS}", prompts.len());

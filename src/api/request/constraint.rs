@@ -9,7 +9,7 @@ use crate::engine::{Constraint, DistinctList, Guard, Longest, Prompt};
 use crate::task::schema::{NAMES, SCHEMA_NAME, add_limits, longest_list, longest_text};
 
 #[derive(Debug, Deserialize)]
-struct Written {
+struct ConstraintFields {
     response_format: Option<ResponseFormat>,
     /// llama-server's: a schema in the body itself.
     json_schema: Option<Value>,
@@ -54,7 +54,7 @@ pub(super) fn parse(
     body: &JsonBody,
     task_limits: bool,
 ) -> Result<Option<(&'static str, Constraint)>, ApiError> {
-    let written: Written = body.parse()?;
+    let written: ConstraintFields = body.parse()?;
     let format = written.response_format.map_or(Ok(None), |format| format.constraint(task_limits))?;
     let schema = match written.json_schema {
         None | Some(Value::Null) => None,

@@ -29,7 +29,7 @@ const LONGEST_STOP: usize = 1_024;
 /// As written. Fields that are not here, not with the kind of request and not in [`unsupported`] change nothing about
 /// the answer and are ignored: `model` (there is one), `user`, `metadata`, `store`, `id_slot` and others.
 #[derive(Debug, Deserialize)]
-struct Written {
+struct CommonFields {
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     timings_per_token: Option<bool>,
@@ -109,7 +109,7 @@ impl Manner {
         defaults: &SamplingDefaults,
     ) -> Result<Self, ApiError> {
         unsupported::refuse(&body.0, endpoint)?;
-        let written: Written = body.parse()?;
+        let written: CommonFields = body.parse()?;
         let n = match written.n {
             None => 1,
             Some(n @ 1..=MOST_ANSWERS) => n as u32,

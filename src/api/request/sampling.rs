@@ -13,7 +13,7 @@ use crate::engine::{Penalties, Sampling};
 pub(in crate::api) const REPEAT_LAST: u32 = 64;
 
 #[derive(Debug, Deserialize)]
-struct Written {
+struct SamplingFields {
     temperature: Option<f64>,
     top_p: Option<f64>,
     top_k: Option<i64>,
@@ -28,7 +28,7 @@ struct Written {
 }
 
 pub(super) fn parse(body: &JsonBody, defaults: &SamplingDefaults) -> Result<Sampling, ApiError> {
-    let written: Written = body.parse()?;
+    let written: SamplingFields = body.parse()?;
     Ok(Sampling {
         temperature: number("temperature", written.temperature, 0.0..=2.0, defaults.temperature)?,
         top_p: number("top_p", written.top_p, 0.0..=1.0, defaults.top_p)?,
@@ -40,7 +40,7 @@ pub(super) fn parse(body: &JsonBody, defaults: &SamplingDefaults) -> Result<Samp
     })
 }
 
-impl Written {
+impl SamplingFields {
     fn penalties(&self) -> Result<Penalties, ApiError> {
         let (field, repeat) = match (self.repeat_penalty, self.repetition_penalty) {
             (None, Some(given)) => ("repetition_penalty", Some(given)),

@@ -16,10 +16,10 @@ use crate::api::error::ApiError;
 use crate::api::observe::RequestContext;
 use crate::config::Otherwise;
 use crate::engine::{ScaledSpoke, SpokeSet};
-use crate::spokes::keeper::{POST, Trouble};
+use crate::spokes::leases::{Lease, Leases, Refused};
 use crate::spokes::life::State;
+use crate::spokes::reconciler::{POST, SpokeError};
 use crate::spokes::registry::Serving;
-use crate::spokes::slot::{Lease, Refused, Slot};
 
 /// The header that says which spokes answered.
 pub(in crate::api) const HEADER: &str = "x-bespoke-spokes";
@@ -33,7 +33,7 @@ pub(in crate::api) type Default = BTreeMap<String, f32>;
 
 /// As written.
 #[derive(Debug, Deserialize)]
-struct Written {
+struct ChoiceFields {
     model: Option<Value>,
     lora: Option<Value>,
 }
@@ -80,7 +80,7 @@ struct Told {
 impl Choice {
     /// Judges what can be judged without knowing what is there.
     pub(in crate::api) fn parse(body: &JsonBody) -> Result<Self, ApiError> {
-        let Written { model, lora } = body.parse()?;
+        let ChoiceFields { model, lora } = body.parse()?;
         let task = body.0.pointer("/response_format/json_schema/name").and_then(Value::as_str);
         Ok(Self {
             // What is no text names nothing.
@@ -245,7 +245,7 @@ pub(in crate::api) fn defaults(app: &App, body: &JsonBody, serving: &Serving) ->
 }
 
 /// Felix spokes rewrite the same residual stream, one after the other: which of two would come first nobody has decided.
-fn check_kinds<'a>(slots: impl Iterator<Item = &'a Arc<Slot>>, field: &str) -> Result<(), ApiError> {
+fn check_kinds<'a>(slots: impl Iterator<Item = &'a Arc<Leases>>, field: &str) -> Result<(), ApiError> {
     let felix: Vec<&str> =
         slots.filter(|slot| slot.facts.kind == Kind::Felix).map(|slot| slot.name.as_str()).collect();
     if felix.len() < 2 {
@@ -276,10 +276,10 @@ impl Chosen {
         for _ in 0..LOOKS {
             let serving = registry.serving();
             let wanted = choice.resolve(app, &serving)?;
-            let slots: Vec<Arc<Slot>> =
+            let slots: Vec<Arc<Leases>> =
                 wanted.keys().map(|name| Arc::clone(&serving.names[name].slot)).collect();
             check_kinds(slots.iter(), if choice.lora.is_some() { "lora" } else { "model" })?;
-            let leases = match slots.iter().map(Slot::lease).collect::<Result<Vec<_>, _>>() {
+            let leases = match slots.iter().map(Leases::lease).collect::<Result<Vec<_>, _>>() {
                 Ok(leases) => leases,
                 Err(Refused::Retired) => {
                     tokio::task::yield_now().await;
@@ -287,9 +287,9 @@ impl Chosen {
                 }
                 Err(Refused::Absent) => match deadline.within(app.spokes().hold(slots)).await? {
                     Ok(leases) => leases,
-                    Err(Trouble::Retired) => continue,
+                    Err(SpokeError::Retired) => continue,
                     // It will be another one, or none, at the next look of whoever asks again.
-                    Err(Trouble::Refused(why) | Trouble::Postponed(why)) => {
+                    Err(SpokeError::Refused(why) | SpokeError::Postponed(why)) => {
                         return Err(ApiError::SpokeFailed(why));
                     }
                     Err(trouble) => return Err(blame("model")(trouble)),

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api::app::App;
 use crate::api::error::ApiError;
-use crate::spokes::keeper::Spokes;
+use crate::spokes::reconciler::Spokes;
 use crate::spokes::store::Transition;
 
 /// Comments keep the connection open through proxies while nothing happens.

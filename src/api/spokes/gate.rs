@@ -10,8 +10,8 @@ use crate::api::app::App;
 use crate::api::body::JsonBody;
 use crate::api::openai::chat;
 use crate::spokes::gate::{Answer, Questioner};
-use crate::spokes::life::Why;
-use crate::spokes::slot::Lease;
+use crate::spokes::leases::Lease;
+use crate::spokes::life::Reason;
 use crate::task::Event;
 use crate::task::prompt::{Wording, request};
 
@@ -37,7 +37,7 @@ impl Questioner for Asker {
     fn encode(&self, event: &Event, spoke: Arc<Lease>) -> Answer {
         let (app, body) = (self.0.clone(), JsonBody(request(event, &Wording::standard())));
         Box::pin(async move {
-            let failed = |message: String| Why::new("gate_failed", message);
+            let failed = |message: String| Reason::new("gate_failed", message);
             let answer = chat::answer(&app, &body, Choice::only(spoke)).await;
             let answer = answer.map_err(|error| failed(error.to_string()))?;
             let bytes =

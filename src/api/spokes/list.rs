@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::adapter::{Generation, Kind};
 use crate::api::app::App;
-use crate::spokes::life::Why;
-use crate::spokes::registry::{Row, Serving};
+use crate::spokes::life::Reason;
+use crate::spokes::registry::{Serving, SpokeRow};
 
 /// All of them, by name.
 pub(in crate::api) async fn list(State(app): State<App>) -> Response {
@@ -18,7 +18,7 @@ pub(in crate::api) async fn list(State(app): State<App>) -> Response {
     let rows = registry.rows();
     let data = rows.iter().map(|row| Entry::new(row, &serving)).collect();
     let unwritten = registry.unwritten();
-    let state_error = unwritten.as_ref().map(Reason::of);
+    let state_error = unwritten.as_ref().map(ReasonBody::of);
     Json(List { object: "list", data, state_error }).into_response()
 }
 
@@ -28,7 +28,7 @@ struct List<'a> {
     data: Vec<Entry<'a>>,
     /// Why what happens can't be written down, if it can't: then nothing gets on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    state_error: Option<Reason<'a>>,
+    state_error: Option<ReasonBody<'a>>,
 }
 
 /// One of them. Written as it is: a folder of ten thousand files must not become ten thousand trees of JSON first.
@@ -45,7 +45,7 @@ pub(super) struct Entry<'a> {
     file: Option<&'a str>,
     since: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<Reason<'a>>,
+    reason: Option<ReasonBody<'a>>,
     /// When one that waits is tried again.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<u64>,
@@ -57,14 +57,14 @@ pub(super) struct Entry<'a> {
 
 /// Why it is as it is; the hint is there even if there is none.
 #[derive(Serialize)]
-struct Reason<'a> {
+struct ReasonBody<'a> {
     code: &'a str,
     message: &'a str,
     hint: Option<&'a str>,
 }
 
-impl<'a> Reason<'a> {
-    fn of(why: &'a Why) -> Self {
+impl<'a> ReasonBody<'a> {
+    fn of(why: &'a Reason) -> Self {
         Self { code: &why.code, message: &why.message, hint: why.hint.as_deref() }
     }
 }
@@ -78,7 +78,7 @@ struct Serves<'a> {
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn new(row: &'a Row, serving: &'a Serving) -> Self {
+    pub(super) fn new(row: &'a SpokeRow, serving: &'a Serving) -> Self {
         let serves = serving.names.get(&row.name);
         let serves = serves
             .filter(|served| Some(served.slot.generation) == row.generation && row.slot.is_some())
@@ -100,7 +100,7 @@ impl<'a> Entry<'a> {
             last_used: last_used.map(seconds),
             file: row.entry.as_deref(),
             since: seconds(row.since),
-            reason: row.state.reason().map(Reason::of),
+            reason: row.state.reason().map(ReasonBody::of),
             retry_at: row.retry_at.map(seconds),
             serves,
             task: facts.and_then(|facts| facts.task.as_deref()),

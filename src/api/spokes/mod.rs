@@ -17,18 +17,18 @@ pub(super) use list::list;
 pub(super) use vllm::{load, unload};
 
 use super::error::ApiError;
-use crate::spokes::keeper::Trouble;
+use crate::spokes::reconciler::SpokeError;
 
 /// The field of a request that a trouble is about.
-fn blame(field: &str) -> impl Fn(Trouble) -> ApiError + '_ {
+fn blame(field: &str) -> impl Fn(SpokeError) -> ApiError + '_ {
     move |trouble| match trouble {
-        Trouble::NoSuch(name) => ApiError::NoSuchSpoke(name),
-        Trouble::Conflict(_) | Trouble::Gone(_) | Trouble::Retired => {
+        SpokeError::NoSuch(name) => ApiError::NoSuchSpoke(name),
+        SpokeError::Conflict(_) | SpokeError::Gone(_) | SpokeError::Retired => {
             ApiError::SpokeConflict(trouble.to_string())
         }
-        Trouble::Refused(why) => ApiError::SpokeRefused(why),
-        Trouble::Postponed(why) => ApiError::SpokeWaits { name: None, why },
-        Trouble::TooLarge { .. } => ApiError::field(field, trouble.to_string()),
-        Trouble::Stopped => crate::engine::EngineError::Stopped.into(),
+        SpokeError::Refused(why) => ApiError::SpokeRefused(why),
+        SpokeError::Postponed(why) => ApiError::SpokeWaits { name: None, why },
+        SpokeError::TooLarge { .. } => ApiError::field(field, trouble.to_string()),
+        SpokeError::Stopped => crate::engine::EngineError::Stopped.into(),
     }
 }

@@ -11,11 +11,11 @@ use super::blame;
 use crate::api::app::App;
 use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
-use crate::spokes::keeper::Trouble;
 use crate::spokes::life::State as Life;
+use crate::spokes::reconciler::SpokeError;
 
 #[derive(Debug, Deserialize)]
-struct Written {
+struct AdapterFields {
     lora_name: String,
     lora_path: Option<String>,
     load_inplace: Option<bool>,
@@ -24,7 +24,7 @@ struct Written {
 /// Leads the file through the same life as one that was dropped; answers when it serves.
 pub(in crate::api) async fn load(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
-    let Written { lora_name, lora_path, load_inplace } = body.parse()?;
+    let AdapterFields { lora_name, lora_path, load_inplace } = body.parse()?;
     let path = lora_path.ok_or_else(|| ApiError::field("lora_path", "is missing"))?;
     let path = PathBuf::from(path);
     if !path.is_absolute() {
@@ -35,7 +35,7 @@ pub(in crate::api) async fn load(State(app): State<App>, body: JsonBody) -> Resu
     if row.state != Life::Serving {
         let why = row.state.reason().map_or("it changes nothing", |why| why.message.as_str());
         let trouble = format!("{lora_name:?} is {} and does not serve: {why}", row.state.name());
-        return Err(blame("lora_path")(Trouble::Conflict(trouble)));
+        return Err(blame("lora_path")(SpokeError::Conflict(trouble)));
     }
     Ok(said(format!("Success: LoRA adapter '{lora_name}' added successfully.")))
 }
@@ -43,7 +43,7 @@ pub(in crate::api) async fn load(State(app): State<App>, body: JsonBody) -> Resu
 /// Takes it out of service; one that came by the folder is switched off.
 pub(in crate::api) async fn unload(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
-    let Written { lora_name, .. } = body.parse()?;
+    let AdapterFields { lora_name, .. } = body.parse()?;
     deadline.within(app.spokes().unload(&lora_name)).await?.map_err(blame("lora_name"))?;
     Ok(said(format!("Success: LoRA adapter '{lora_name}' removed successfully.")))
 }

@@ -9,8 +9,8 @@ use rand::Rng;
 
 use super::drive::{Target, fixed_length};
 use super::table;
+use crate::atomic_file;
 use crate::cli::client::{Client, Daemon};
-use crate::durable;
 use crate::eval::rows;
 use crate::eval::speed::head::HeadReport;
 use crate::eval::speed::{Level, Report, Requests, Round, Workload, plot};
@@ -100,7 +100,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         head,
     };
     if let Some(path) = &args.svg {
-        durable::write(path, plot::svg(&report).as_bytes()).with_context(|| path.display().to_string())?;
+        atomic_file::write(path, plot::svg(&report).as_bytes())
+            .with_context(|| path.display().to_string())?;
     }
     if args.json {
         println!("{}", serde_json::to_string(&report)?);

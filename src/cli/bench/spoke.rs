@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 
-use crate::adapter::{Kind, Post, stand_in};
+use crate::adapter::{Kind, Post, synthetic_model};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Kind::Lora => 16,
         Kind::Felix => 64,
     });
-    let written = stand_in::write(args.kind, rank, args.seed, &post, &args.out)?;
+    let written = synthetic_model::write(args.kind, rank, args.seed, &post, &args.out)?;
     let (kind, bytes) = (written.kind(), ByteSize(written.resident_bytes).display().iec());
     eprintln!("{}: a {kind} spoke of rank {rank} behind {} blocks, {bytes}", args.out.display(), post.layers);
     Ok(())

@@ -11,8 +11,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::table;
+use crate::atomic_file;
 use crate::cli::client::{Client, Daemon, choose_spoke, encoding_request};
-use crate::durable;
 use crate::eval::report::{Judged, Summary};
 use crate::eval::rows::{self, Pair, Probe};
 use crate::eval::speed::statistics::percentile;
@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let answers = ask_all(&client, &probes, args)?;
     let elapsed = begun.elapsed();
     if let Some(path) = &args.out {
-        durable::write(path, &saved(&probes, &answers)).with_context(|| path.display().to_string())?;
+        atomic_file::write(path, &saved(&probes, &answers)).with_context(|| path.display().to_string())?;
     }
     let judged: Vec<Judged> = probes.iter().zip(&answers).map(pair).map(Judged::from).collect();
     let report = Report::new(&probes, &answers, &judged, elapsed);

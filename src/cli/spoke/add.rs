@@ -7,10 +7,10 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::adapter::{Digest, Generation, generation, inspect};
+use crate::atomic_file::{self, Staged};
 use crate::cli::client::{Client, ClientError, Daemon};
 use crate::config::{self, Overrides, Settings};
 use crate::database::StateDirectory;
-use crate::durable::{self, Staged};
 use crate::hub::spoke_limits;
 use crate::model::gguf_file::kinship::compare;
 use crate::spokes::folder::{check_name, counts, spoke_name};
@@ -25,7 +25,7 @@ const PACE: Duration = Duration::from_millis(200);
 
 /// Where the folder of spokes is.
 #[derive(Debug, clap::Args)]
-pub struct Place {
+pub struct Destination {
     /// Configuration of the daemon [default: config/bespoke.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
     config: Option<PathBuf>,
@@ -34,7 +34,7 @@ pub struct Place {
     spokes: Option<PathBuf>,
 }
 
-impl Place {
+impl Destination {
     /// The folder.
     pub(super) fn folder(&self) -> anyhow::Result<PathBuf> {
         Ok(self.settings()?.paths.spokes)
@@ -51,7 +51,7 @@ impl Place {
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    place: Place,
+    place: Destination,
     #[command(flatten)]
     daemon: Daemon,
     /// A spoke: a GGUF, safetensors or zip file, or a folder of PEFT's
@@ -186,7 +186,7 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
         return copy_file(from, to);
     }
     let parent = to.parent().unwrap_or(Path::new("."));
-    durable::make_folder(parent)?;
+    atomic_file::make_folder(parent)?;
     let stage = tempfile::Builder::new().prefix(".adding-").suffix(".tmp").tempdir_in(parent)?;
     for part in fs_err::read_dir(from)? {
         let part = part?;
@@ -194,7 +194,7 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
             copy_file(&part.path(), &stage.path().join(part.file_name()))?;
         }
     }
-    durable::rename_folder(&stage.keep(), to)
+    atomic_file::rename_folder(&stage.keep(), to)
 }
 
 fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {
@@ -272,8 +272,8 @@ mod tests {
     fn folders_are_copied_with_their_files_and_nothing_is_left_beside() {
         let root = tempfile::tempdir().unwrap();
         let from = root.path().join("from");
-        durable::write(&from.join("adapter_config.json"), b"{}").unwrap();
-        durable::write(&from.join("deep/er"), b"x").unwrap();
+        atomic_file::write(&from.join("adapter_config.json"), b"{}").unwrap();
+        atomic_file::write(&from.join("deep/er"), b"x").unwrap();
         let to = root.path().join("spokes/peft");
         copy(&from, &to).unwrap();
         copy(&from, &to).unwrap();

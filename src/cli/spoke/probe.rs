@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::adapter::{Limits, Post, generation, inspect, to_served};
 use crate::config::default_model;
 use crate::engine::{Engine, LlamaEngine, LlamaSettings, LoadSpoke};
-use crate::spokes::life::Why;
+use crate::spokes::life::Reason;
 use crate::spokes::probe::{Confinement, Finding, LEAST_MEMORY, Stage, Verdict, trial_in_stages};
 
 /// Tokens of the probe's context: its texts are short.
@@ -82,7 +82,7 @@ fn probe(args: &Args) -> anyhow::Result<Finding> {
         Ok(found) => found,
         // Whoever asks for JSON asks what is wrong; whoever doesn't gets it as an error.
         Err(refusal) if args.json && !refusal.is_trouble() => {
-            return Ok(Finding::refused(Why::from(refusal)));
+            return Ok(Finding::refused(Reason::from(refusal)));
         }
         Err(refusal) => return Err(refusal.into()),
     };

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use serde_json::json;
 
-use super::add::Place;
+use super::add::Destination;
 use crate::cli::client::Daemon;
 use crate::spokes::folder::{self, spoke_name};
 
@@ -11,7 +11,7 @@ use crate::spokes::folder::{self, spoke_name};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    place: Place,
+    place: Destination,
     #[command(flatten)]
     daemon: Daemon,
     /// The name that it is served under

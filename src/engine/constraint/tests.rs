@@ -11,7 +11,7 @@ use super::*;
 use crate::engine::sequence::{Sequence, Step};
 use crate::engine::vocabulary::tests::vocabulary;
 use crate::engine::vocabulary::{Token, Vocabulary};
-use crate::engine::{Constraint, EngineError, Event, FinishReason, Generate, Sampling, Usage};
+use crate::engine::{AnswerEvent, Constraint, EngineError, FinishReason, Generate, Sampling, Usage};
 
 /// Skeleton tokens as in our own vocabulary, some that begin with the closing quotation mark, and words.
 const TEXTS: [&str; 16] = [
@@ -98,10 +98,13 @@ fn answer_with(
     let mut text = String::new();
     loop {
         match receiver.try_recv().expect("a last event comes") {
-            Event::Started { .. } | Event::Read(_) | Event::Tokens(_) | Event::Closed(_) => {}
-            Event::Text(more) => text += &more,
-            Event::Finished { reason, usage } => return Ok((text, reason, usage)),
-            Event::Failed(error) => panic!("{constraint:?} with {budget} tokens: {error}"),
+            AnswerEvent::Started { .. }
+            | AnswerEvent::Read(_)
+            | AnswerEvent::Tokens(_)
+            | AnswerEvent::Closed(_) => {}
+            AnswerEvent::Text(more) => text += &more,
+            AnswerEvent::Finished { reason, usage } => return Ok((text, reason, usage)),
+            AnswerEvent::Failed(error) => panic!("{constraint:?} with {budget} tokens: {error}"),
         }
     }
 }
@@ -303,8 +306,8 @@ fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
         let (mut text, mut end) = (String::new(), None);
         while let Ok(event) = receiver.try_recv() {
             match event {
-                Event::Text(more) => text += &more,
-                Event::Finished { reason, .. } => end = Some(reason),
+                AnswerEvent::Text(more) => text += &more,
+                AnswerEvent::Finished { reason, .. } => end = Some(reason),
                 _ => {}
             }
         }
@@ -436,8 +439,8 @@ fn wanting(
         run.conclude();
         while let Ok(event) = receiver.try_recv() {
             match event {
-                Event::Text(more) => said += &more,
-                Event::Finished { reason, .. } => end = Some(reason),
+                AnswerEvent::Text(more) => said += &more,
+                AnswerEvent::Finished { reason, .. } => end = Some(reason),
                 _ => {}
             }
         }

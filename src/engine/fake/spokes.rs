@@ -111,14 +111,14 @@ impl Drop for Use {
 mod tests {
     use super::*;
     use crate::adapter::Kind;
-    use crate::engine::{Engine, Event, FakeEngine, Generate, Script, Segment, SpokeChange};
+    use crate::engine::{AnswerEvent, Engine, FakeEngine, Generate, Script, Segment, SpokeChange};
     use std::time::Duration;
 
     #[test]
     fn a_spoke_is_freed_behind_the_last_request_that_runs_with_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
-        crate::durable::write(&path, b"abc").unwrap();
+        crate::atomic_file::write(&path, b"abc").unwrap();
         let generation = Generation::of_reader(&b"abc"[..]).unwrap();
         let engine = FakeEngine::new(Script::Spokes(Duration::from_millis(100)));
         let load = || {
@@ -129,18 +129,18 @@ mod tests {
             spokes: vec![ScaledSpoke { generation, scale: 0.5 }],
             ..Generate::new("t", vec![Segment::plain("x")])
         };
-        let all = |mut events: tokio::sync::mpsc::UnboundedReceiver<Event>| {
+        let all = |mut events: tokio::sync::mpsc::UnboundedReceiver<AnswerEvent>| {
             std::iter::from_fn(move || events.blocking_recv()).collect::<Vec<_>>()
         };
         let refused = all(engine.generate(request()).unwrap());
-        assert_eq!(refused, [Event::Failed(EngineError::SpokeNotLoaded { generation })]);
+        assert_eq!(refused, [AnswerEvent::Failed(EngineError::SpokeNotLoaded { generation })]);
 
         assert_eq!(load(), Ok(LoadedSpoke { resident_bytes: 3 }));
         let running = engine.generate(request()).unwrap();
         let freed = engine.spoke(SpokeChange::Unload(generation)).unwrap();
         assert_eq!(engine.loaded(), [generation], "it is in use");
         let told = all(running);
-        assert!(told.contains(&Event::Text(format!("{}*0.5", generation.short()))), "{told:?}");
+        assert!(told.contains(&AnswerEvent::Text(format!("{}*0.5", generation.short()))), "{told:?}");
         assert_eq!(freed.blocking_recv().unwrap(), Ok(LoadedSpoke { resident_bytes: 3 }));
         assert_eq!(engine.loaded(), []);
 

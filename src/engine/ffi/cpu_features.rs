@@ -15,7 +15,7 @@ use crate::engine::kernels::{attention, felix, product};
 /// Dies here as a kernel does that has an instruction which the processor doesn't know, if a test wants that.
 #[cfg(debug_assertions)]
 pub(super) fn may_die(name: &str) {
-    if crate::fail::is_set("kernel_dies", name) {
+    if crate::failpoints::is_set("kernel_dies", name) {
         // SAFETY: sends this thread a signal.
         unsafe { libc::raise(libc::SIGILL) };
     }
@@ -24,7 +24,7 @@ pub(super) fn may_die(name: &str) {
 /// What results are multiplied with: 1, unless a test wants a kernel that computes wrong numbers.
 #[cfg(debug_assertions)]
 fn spoilt(name: &str) -> f32 {
-    if crate::fail::is_set("kernel_wrong", name) { 1.5 } else { 1.0 }
+    if crate::failpoints::is_set("kernel_wrong", name) { 1.5 } else { 1.0 }
 }
 
 /// Calls a form of a kernel.

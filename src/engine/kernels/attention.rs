@@ -13,7 +13,7 @@ use half::f16;
 
 use super::Form;
 use crate::engine::ffi;
-use crate::vector::exp;
+use crate::simd_math::exp;
 
 #[cfg(target_arch = "x86_64")]
 pub use lanes::{avx2, avx512};

@@ -14,7 +14,7 @@ use half::f16;
 use super::Form;
 use crate::adapter::felix::{Folded, FoldedLayer};
 use crate::engine::ffi;
-use crate::vector::{dot, sigmoid};
+use crate::simd_math::{dot, sigmoid};
 
 pub use lanes::portable;
 #[cfg(target_arch = "x86_64")]

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::atomic_file;
 use crate::cpu_features::{self, processor};
 use crate::digest::Digest;
-use crate::durable;
 use crate::engine::computing::TestState;
 use crate::engine::kernels::Kernels;
 
@@ -52,7 +52,7 @@ pub fn recall(path: &Path, key: &str) -> Option<TestState> {
 pub fn keep(path: &Path, key: &str, state: &TestState) {
     let kept = Kept { key: key.to_owned(), state: state.clone() };
     let written = serde_json::to_vec_pretty(&kept).map_err(std::io::Error::from);
-    if let Err(error) = written.and_then(|text| durable::write(path, &text)) {
+    if let Err(error) = written.and_then(|text| atomic_file::write(path, &text)) {
         tracing::warn!(path = %path.display(), %error, "the self-test can't be remembered");
     }
 }

@@ -5,6 +5,7 @@
 //! kernel is left out then, and the rest tried again.
 
 mod arithmetic;
+mod excerpt;
 mod memory;
 mod trial;
 

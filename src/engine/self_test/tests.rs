@@ -8,7 +8,7 @@ fn scripted(script: &str) -> Result<Tested, TestError> {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("child");
-    crate::durable::write(&program, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+    crate::atomic_file::write(&program, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
     fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let test = SelfTest { program, remembered: Some(folder.path().join("found")), memory: 1 << 30 };
     test.run(Path::new("post.gguf"), all())
@@ -98,15 +98,15 @@ fn what_says_nothing_of_kernels_leaves_them_as_they_are() {
 fn what_passed_is_remembered_until_something_changes() {
     let folder = tempfile::tempdir().unwrap();
     let (program, post) = (folder.path().join("child"), folder.path().join("post.gguf"));
-    crate::durable::write(&program, b"a").unwrap();
-    crate::durable::write(&post, b"b").unwrap();
+    crate::atomic_file::write(&program, b"a").unwrap();
+    crate::atomic_file::write(&post, b"b").unwrap();
     let path = folder.path().join("found.json");
     let key = || memory::key(&program, &post, all()).unwrap();
     let state = TestState { outcome: Outcome::Passed, rows: vec![1], seconds: 0.5, note: None };
     let first = key();
     memory::keep(&path, &first, &state);
     assert_eq!(memory::recall(&path, &key()), Some(state));
-    crate::durable::write(&post, b"c").unwrap();
+    crate::atomic_file::write(&post, b"c").unwrap();
     assert_ne!(key(), first, "another post");
     assert_eq!(memory::recall(&path, &key()), None);
     assert_ne!(memory::key(&program, &post, Kernels::OFF), memory::key(&program, &post, all()));

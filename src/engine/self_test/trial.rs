@@ -1,10 +1,11 @@
-//! The child's side: the same rows with llama.cpp's kernels and with ours, on the post that will be served.
+//! The child's side: the same rows with llama.cpp's kernels and with ours, on blocks of the post that will be served.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use llama_cpp_2::model::LlamaModel;
 
+use super::excerpt::Excerpt;
 use super::{Line, Stage, arithmetic};
 use crate::engine::ffi::{Batch, Context, ContextSettings};
 use crate::engine::kernels::{Kernel, Kernels};
@@ -36,7 +37,7 @@ pub fn trial(path: &Path, kernels: Kernels, tell: &mut dyn FnMut(&Line)) -> Resu
             kernels = kernels.without(kernel);
         }
     }
-    let model = worker::load(path, false)?;
+    let model = load(path)?;
     let mut trial = Trial { model: &model, prompt: ROWS[3] };
     let plain = trial.compute(Kernels::OFF, Stage::LlamaCpp, tell)?;
     for kernel in [Kernel::Attention, Kernel::Product] {
@@ -72,6 +73,22 @@ pub fn trial(path: &Path, kernels: Kernels, tell: &mut dyn FnMut(&Line)) -> Resu
     let rows = plain[..plain.len() - 1].iter().map(|(rows, _)| *rows).collect();
     tell(&Line::Done { rows, note });
     Ok(())
+}
+
+/// What the trial computes with: an excerpt where that shows as much, else the whole post.
+fn load(path: &Path) -> Result<LlamaModel, String> {
+    let excerpt = Excerpt::of(path).and_then(|excerpt| {
+        let Some(excerpt) = excerpt else { return Ok(None) };
+        worker::load_checked(&excerpt.path(), true).map(Some)
+    });
+    match excerpt {
+        Ok(Some(model)) => Ok(model),
+        Ok(None) => worker::load(path, false),
+        Err(error) => {
+            tracing::debug!(error, "the self-test takes the whole post");
+            worker::load(path, false)
+        }
+    }
 }
 
 struct Trial<'a> {

@@ -21,7 +21,7 @@ const OTHER_TOKENS: usize = 64;
 
 /// A place before a token that the model chose.
 #[derive(Debug, Clone)]
-struct Place {
+struct Position {
     token: usize,
     logits: Vec<f32>,
     memory: Memory,
@@ -30,7 +30,7 @@ struct Place {
 /// Where an answer can go back to, and what it would find there.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    places: Vec<Place>,
+    places: Vec<Position>,
     /// What has led nowhere, by the place.
     bans: HashMap<usize, HashSet<u32>>,
     /// Other items that were tried, by the token with the comma before them.
@@ -90,7 +90,7 @@ impl Turns {
     /// Keeps what the model said where that may be wanted again: at the comma before an item, and
     /// where the item itself begins to say something. `marks` are the commas of items that may turn
     /// out to be repeats.
-    fn remember(&mut self, marks: &[usize], place: impl FnOnce() -> Place, at: usize, says: bool) {
+    fn remember(&mut self, marks: &[usize], place: impl FnOnce() -> Position, at: usize, says: bool) {
         let (Some(&first), Some(&inner)) = (marks.first(), marks.last()) else {
             self.places.clear();
             self.bans.clear();
@@ -130,7 +130,7 @@ impl Sequence {
         vocabulary: &Vocabulary,
     ) -> Result<Added, EngineError> {
         let here = session.len();
-        let mut place: Option<Place> = None;
+        let mut place: Option<Position> = None;
         for tries in 0..2 * OTHER_TOKENS {
             let (at, row) = place.as_ref().map_or((here, logits), |place| (place.token, &place.logits));
             let picked = if tries < OTHER_TOKENS { self.pick(session, at, row, vocabulary)? } else { None };
@@ -152,7 +152,7 @@ impl Sequence {
                     {
                         return Ok(added);
                     }
-                    let now = || Place { token: at, logits: row.to_vec(), memory: self.sampler.memory() };
+                    let now = || Position { token: at, logits: row.to_vec(), memory: self.sampler.memory() };
                     if session.watches() {
                         let marks = session.marks();
                         self.turns.remember(&marks, now, at, says);
@@ -167,7 +167,7 @@ impl Sequence {
                     self.turns.ban(at, token);
                 }
                 Outcome::Repeats(repeat) => {
-                    let now = Place { token: at, logits: row.to_vec(), memory: self.sampler.memory() };
+                    let now = Position { token: at, logits: row.to_vec(), memory: self.sampler.memory() };
                     let back = self.go_back(session, &repeat, now, here)?;
                     self.sampler.recall(back.memory.clone());
                     place = Some(back);
@@ -356,9 +356,9 @@ impl Sequence {
         &mut self,
         session: &mut Session,
         repeat: &Repeat,
-        now: Place,
+        now: Position,
         here: usize,
-    ) -> Result<Place, EngineError> {
+    ) -> Result<Position, EngineError> {
         let mark = repeat.mark.token;
         let said: Vec<u32> = (mark..session.len()).map(|index| session.taken(index)).collect();
         let at = |token: usize| {

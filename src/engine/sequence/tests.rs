@@ -101,14 +101,14 @@ impl Asked {
         let (mut text, mut told, mut tokens, mut closed) = (String::new(), vec![], vec![], vec![]);
         loop {
             match receiver.try_recv().expect("a last event comes") {
-                Event::Started { .. } | Event::Read(_) => {}
-                Event::Text(more) => {
+                AnswerEvent::Started { .. } | AnswerEvent::Read(_) => {}
+                AnswerEvent::Text(more) => {
                     text += &more;
                     told.push(more);
                 }
-                Event::Tokens(more) => tokens.extend(more),
-                Event::Closed(Closed { path, why }) => closed.push((path, why)),
-                Event::Finished { reason, usage } => {
+                AnswerEvent::Tokens(more) => tokens.extend(more),
+                AnswerEvent::Closed(Closed { path, why }) => closed.push((path, why)),
+                AnswerEvent::Finished { reason, usage } => {
                     let of_tokens: Vec<u8> = tokens
                         .iter()
                         .flat_map(|report: &TokenReport| words.bytes(report.token.id).to_vec())
@@ -125,7 +125,7 @@ impl Asked {
                     let value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
                     return Ok(Said { value, text, reason, usage, closed, tokens, told });
                 }
-                Event::Failed(error) => return Err(error),
+                AnswerEvent::Failed(error) => return Err(error),
             }
         }
     }

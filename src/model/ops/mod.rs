@@ -33,7 +33,7 @@ pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
 pub use short_convolution::short_convolution;
 
-use crate::vector as lanes;
+use crate::simd_math as lanes;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
 

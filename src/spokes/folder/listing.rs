@@ -133,17 +133,17 @@ fn look_inside(folder: &Path, metadata: &Metadata) -> Option<Fingerprint> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::durable;
+    use crate::atomic_file;
 
     #[test]
     fn files_links_and_adapter_folders_are_listed_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
-        durable::write(&path("a.gguf"), b"1234").unwrap();
-        durable::write(&path("b.gguf.tmp"), b"x").unwrap();
-        durable::write(&path("peft/adapter_config.json"), b"{}").unwrap();
-        durable::write(&path("peft/adapter_model.safetensors"), b"12").unwrap();
-        durable::write(&path("photos/cat.jpg"), b"x").unwrap();
+        atomic_file::write(&path("a.gguf"), b"1234").unwrap();
+        atomic_file::write(&path("b.gguf.tmp"), b"x").unwrap();
+        atomic_file::write(&path("peft/adapter_config.json"), b"{}").unwrap();
+        atomic_file::write(&path("peft/adapter_model.safetensors"), b"12").unwrap();
+        atomic_file::write(&path("photos/cat.jpg"), b"x").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", path("link.gguf")).unwrap();
         let listing = list(root.path()).unwrap();
         assert_eq!(listing.entries.keys().collect::<Vec<_>>(), ["a.gguf", "link.gguf", "peft"]);
@@ -156,7 +156,7 @@ mod tests {
     fn a_fingerprint_changes_with_the_content_even_if_the_time_is_set_back() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("a.gguf");
-        durable::write(&file, b"one").unwrap();
+        atomic_file::write(&file, b"one").unwrap();
         let before = look(root.path(), "a.gguf").unwrap().unwrap();
         let time = fs_err::metadata(&file).unwrap().modified().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -172,9 +172,9 @@ mod tests {
     #[test]
     fn a_safetensors_file_changes_with_the_configuration_beside_it() {
         let root = tempfile::tempdir().unwrap();
-        durable::write(&root.path().join("a.safetensors"), b"x").unwrap();
+        atomic_file::write(&root.path().join("a.safetensors"), b"x").unwrap();
         let alone = look(root.path(), "a.safetensors").unwrap().unwrap();
-        durable::write(&root.path().join("a.json"), b"{}").unwrap();
+        atomic_file::write(&root.path().join("a.json"), b"{}").unwrap();
         let both = look(root.path(), "a.safetensors").unwrap().unwrap();
         assert_eq!((alone.size, both.size), (1, 3));
         assert_eq!(list(root.path()).unwrap().entries.len(), 1);
@@ -183,9 +183,9 @@ mod tests {
     #[test]
     fn a_folder_changes_with_any_of_its_files() {
         let root = tempfile::tempdir().unwrap();
-        durable::write(&root.path().join("peft/adapter_config.json"), b"{}").unwrap();
+        atomic_file::write(&root.path().join("peft/adapter_config.json"), b"{}").unwrap();
         let before = look(root.path(), "peft").unwrap().unwrap();
-        durable::write(&root.path().join("peft/adapter_model.safetensors"), b"x").unwrap();
+        atomic_file::write(&root.path().join("peft/adapter_model.safetensors"), b"x").unwrap();
         assert_ne!(look(root.path(), "peft").unwrap().unwrap(), before);
     }
 }

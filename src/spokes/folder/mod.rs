@@ -1,11 +1,11 @@
 //! The watched folder: what in it counts, what it looks like now, and what has changed since.
 
+mod debounce;
 mod listing;
-mod scan;
 mod watch;
 
+pub use debounce::{Change, Scan};
 pub use listing::{Fingerprint, Listing, list, look};
-pub use scan::{Change, Scan};
 pub use watch::{Noticed, Watcher};
 
 /// Longest name of a spoke.

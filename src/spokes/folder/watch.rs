@@ -11,7 +11,7 @@ use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 
 use super::counts;
-use crate::fail;
+use crate::failpoints;
 
 /// Names that are remembered; with more of them, the whole folder is looked at instead.
 const MOST: usize = 4_096;
@@ -92,7 +92,7 @@ impl Watcher {
         let teller = Arc::clone(&heard);
         let told = real.clone();
         let mut system = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            if fail::is_blind("watch.deaf") {
+            if failpoints::is_blind("watch.deaf") {
                 return;
             }
             let mut noticed = teller.noticed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -200,14 +200,14 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(10), look).await.expect("the system tells of it")
         };
         // The durable writer renames.
-        crate::durable::write(&root.path().join("a.gguf"), b"x").unwrap();
+        crate::atomic_file::write(&root.path().join("a.gguf"), b"x").unwrap();
         assert!(next("a.gguf").await);
         let mut open = std::fs::OpenOptions::new().append(true).open(root.path().join("a.gguf")).unwrap();
         std::io::Write::write_all(&mut open, b"more").unwrap();
         assert!(!next("a.gguf").await);
         fs_err::create_dir(root.path().join("peft")).unwrap();
         next("peft").await;
-        crate::durable::write(&root.path().join("peft/adapter_config.json"), b"{}").unwrap();
+        crate::atomic_file::write(&root.path().join("peft/adapter_config.json"), b"{}").unwrap();
         next("peft").await;
         fs_err::remove_file(root.path().join("a.gguf")).unwrap();
         next("a.gguf").await;

@@ -12,9 +12,9 @@ use tokio::process::Command;
 
 use super::{Finding, Stage};
 use crate::engine::ffi::child;
-use crate::fail;
-use crate::spokes::code::Code;
-use crate::spokes::life::Why;
+use crate::failpoints;
+use crate::spokes::life::Reason;
+use crate::spokes::reason_code::Code;
 
 /// Bytes of a child's answer, and of what it says about itself, that are read.
 const LONGEST: u64 = 64 << 10;
@@ -41,7 +41,7 @@ impl ChildProbe {
     ///
     /// # Errors
     /// The file couldn't be tried, for a reason that isn't its own: nothing is known about it.
-    pub async fn run(&self, file: &Path) -> Result<Finding, Why> {
+    pub async fn run(&self, file: &Path) -> Result<Finding, Reason> {
         let mut command = Command::new(&self.program);
         command
             .args(["spoke", "probe", "--json", "--memory", &self.memory.to_string(), "--model"])
@@ -55,7 +55,7 @@ impl ChildProbe {
             // What a terminal sends to stop the daemon is not for the child.
             .process_group(0);
         child::start_clean(command.as_std_mut());
-        let mut child = fail::trouble("spoke.fork")
+        let mut child = failpoints::trouble("spoke.fork")
             .and_then(|()| command.spawn())
             .map_err(|error| self.not_started(&error))?;
         let (out, err, id) = (child.stdout.take(), child.stderr.take(), child.id());
@@ -73,27 +73,28 @@ impl ChildProbe {
                 let [limit, took] = [self.limit, whole_seconds(took)].map(humantime::format_duration);
                 let message =
                     format!("the probe took longer than {limit} ({took} with its waiting for the machine)");
-                let why = Why::new(Code::ProbeTooSlow, message).hint("spokes.probe_limit gives it more time");
+                let why =
+                    Reason::new(Code::ProbeTooSlow, message).hint("spokes.probe_limit gives it more time");
                 return Ok(Finding::refused(why));
             }
             if took >= PATIENCE * self.limit {
                 let took = humantime::format_duration(whole_seconds(took));
                 let message =
                     format!("the machine is too busy: in {took} the process that tried it hardly ran");
-                return Err(Why::new(Code::NotProbed, message));
+                return Err(Reason::new(Code::NotProbed, message));
             }
         };
         let status = status.map_err(|error| self.not_started(&error))?;
         self.understood(status, &out, &err)
     }
 
-    fn not_started(&self, error: &std::io::Error) -> Why {
-        Why::new(Code::NotProbed, format!("{}: {error}", self.program.display()))
+    fn not_started(&self, error: &std::io::Error) -> Reason {
+        Reason::new(Code::NotProbed, format!("{}: {error}", self.program.display()))
             .hint("the daemon must be able to start its own program")
     }
 
     /// What a child that has ended says by its answer and by the way of its end.
-    fn understood(&self, status: ExitStatus, out: &str, err: &str) -> Result<Finding, Why> {
+    fn understood(&self, status: ExitStatus, out: &str, err: &str) -> Result<Finding, Reason> {
         let stage = err.lines().rev().find_map(stage);
         let said = |line: &&str| !line.trim().is_empty() && self::stage(line).is_none();
         let last = err.lines().rev().find(said).unwrap_or("it said nothing");
@@ -101,7 +102,7 @@ impl ChildProbe {
             let memory = bytesize::ByteSize(self.memory);
             let words = format!("its last words: {last}; it may take {memory} (spokes.probe_memory)");
             let how = format!("died by signal {signal}{}", named(signal));
-            let undecided = |message: String| Err(Why::new(Code::NotProbed, message).hint(words.clone()));
+            let undecided = |message: String| Err(Reason::new(Code::NotProbed, message).hint(words.clone()));
             if stage == Some(Stage::Post) {
                 return undecided(format!("the process that was to try it {how} before it came to it"));
             }
@@ -111,7 +112,7 @@ impl ChildProbe {
             if is_of_memory(last) {
                 return undecided(format!("the process that tried it {how} for want of memory"));
             }
-            let why = Why::new(Code::ProbeDied, format!("the process that tried it {how}")).hint(words);
+            let why = Reason::new(Code::ProbeDied, format!("the process that tried it {how}")).hint(words);
             return Ok(Finding::refused(why));
         }
         let answer = out.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
@@ -119,7 +120,7 @@ impl ChildProbe {
             Ok(finding) if status.success() => Ok(finding),
             _ => {
                 let code = status.code().unwrap_or(-1);
-                Ok(Finding::refused(Why::new(
+                Ok(Finding::refused(Reason::new(
                     Code::ProbeFailed,
                     format!("the process that tried it ended with {code}: {last}"),
                 )))
@@ -244,11 +245,11 @@ mod tests {
         tried(script, limit).await.unwrap()
     }
 
-    async fn tried(script: &str, limit: Duration) -> Result<Finding, Why> {
+    async fn tried(script: &str, limit: Duration) -> Result<Finding, Reason> {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("child");
-        crate::durable::write(&program, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+        crate::atomic_file::write(&program, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
         fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let probe = ChildProbe { program, model: "post.gguf".into(), limit, memory: 1 << 30 };
         probe.run(Path::new("/staged/spoke")).await

@@ -8,8 +8,8 @@ pub use trial::{Stage, TrialError, trial, trial_in_stages};
 
 use serde::{Deserialize, Serialize};
 
-use super::code::Code;
-use super::life::Why;
+use super::life::Reason;
+use super::reason_code::Code;
 
 /// What a probe found: the one line of JSON that the child writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct Finding {
     pub resident_bytes: u64,
     /// Why it is refused, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub why: Option<Why>,
+    pub why: Option<Reason>,
 }
 
 /// What follows from a probe.
@@ -45,7 +45,7 @@ pub enum Verdict {
 
 impl Finding {
     /// One that says no.
-    pub fn refused(why: Why) -> Self {
+    pub fn refused(why: Reason) -> Self {
         Self {
             verdict: Verdict::Refused,
             finite: true,
@@ -58,7 +58,7 @@ impl Finding {
 
     /// One that says nothing of the spoke.
     pub fn undecided(message: impl Into<String>) -> Self {
-        let why = Why::new(Code::NotProbed, message);
+        let why = Reason::new(Code::NotProbed, message);
         Self { verdict: Verdict::Undecided, ..Self::refused(why) }
     }
 }

@@ -6,9 +6,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Finding, Verdict};
 use crate::adapter::refusal::is_out_of_reach;
 use crate::engine::{
-    Engine, EngineError, Event, Generate, LoadSpoke, ScaledSpoke, Segment, SpokeChange, SpokeSet, TokenReport,
+    AnswerEvent, Engine, EngineError, Generate, LoadSpoke, ScaledSpoke, Segment, SpokeChange, SpokeSet,
+    TokenReport,
 };
-use crate::spokes::life::Why;
+use crate::spokes::life::Reason;
 
 /// What is read: an event and the beginning of an answer, which small models were made for here. One text and a few
 /// tokens: each is read by a post that may be large, on cores that serve others.
@@ -90,7 +91,7 @@ pub fn trial_in_stages(
     Ok(compare(&without, &with, loaded.resident_bytes))
 }
 
-impl From<EngineError> for Why {
+impl From<EngineError> for Reason {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::NotFinite => not_finite(),
@@ -115,8 +116,8 @@ fn compare(without: &[Vec<TokenReport>], with: &[Vec<TokenReport>], resident_byt
     Finding { verdict, finite, differs, tokens, resident_bytes, why }
 }
 
-fn not_finite() -> Why {
-    Why::new("not_finite", "the post computes infinities or NaN with it")
+fn not_finite() -> Reason {
+    Reason::new("not_finite", "the post computes infinities or NaN with it")
         .hint("it was trained to the point of overflow, or for another post")
 }
 
@@ -144,17 +145,20 @@ fn ask(
         draft: false,
         ..Generate::new("probe", vec![Segment::plain(text)])
     };
-    let mut events: mpsc::UnboundedReceiver<Event> = match engine.generate(request) {
+    let mut events: mpsc::UnboundedReceiver<AnswerEvent> = match engine.generate(request) {
         Ok(events) => events,
         Err(error) => return Ok(Err(error)),
     };
     let mut tokens = Vec::new();
     loop {
         match events.blocking_recv().ok_or(TrialError::Gone)? {
-            Event::Tokens(more) => tokens.extend(more),
-            Event::Started { .. } | Event::Read(_) | Event::Text(_) | Event::Closed(_) => {}
-            Event::Finished { .. } => return Ok(Ok(tokens)),
-            Event::Failed(error) => return Ok(Err(error)),
+            AnswerEvent::Tokens(more) => tokens.extend(more),
+            AnswerEvent::Started { .. }
+            | AnswerEvent::Read(_)
+            | AnswerEvent::Text(_)
+            | AnswerEvent::Closed(_) => {}
+            AnswerEvent::Finished { .. } => return Ok(Ok(tokens)),
+            AnswerEvent::Failed(error) => return Ok(Err(error)),
         }
     }
 }
@@ -179,7 +183,7 @@ mod tests {
     fn what_changes_answers_differs_and_what_does_not_is_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
-        crate::durable::write(&path, b"x").unwrap();
+        crate::atomic_file::write(&path, b"x").unwrap();
         let verdict = |script| trial(&FakeEngine::new(script), spoke(&path)).unwrap().verdict;
         assert_eq!(verdict(Script::Spokes(Duration::ZERO)), Verdict::Differs);
         assert_eq!(verdict(Script::Echo), Verdict::Same);
@@ -193,7 +197,7 @@ mod tests {
             trial_in_stages(&engine, spoke("/nowhere".as_ref()), |stage| stages.push(stage)).unwrap();
         assert_eq!(stages, [Stage::Post, Stage::Spoke]);
         assert_eq!((finding.verdict, finding.why.unwrap().code.as_ref()), (Verdict::Refused, "not_loaded"));
-        assert_eq!(Why::from(EngineError::NotFinite).code, "not_finite");
+        assert_eq!(Reason::from(EngineError::NotFinite).code, "not_finite");
         engine.set_script(Script::Fail(EngineError::Internal("no memory".to_owned())));
         let mut stages = Vec::new();
         let failed = trial_in_stages(&engine, spoke("/nowhere".as_ref()), |stage| stages.push(stage));

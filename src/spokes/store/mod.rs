@@ -5,14 +5,14 @@ mod read;
 mod tables;
 mod write;
 
-pub use read::{File, Known, Name, Stored};
+pub use read::{File, Known, Name, StoredSpoke};
 pub use write::{Examined, Transition, Write};
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::life::Why;
+use super::life::Reason;
 use crate::adapter::{Adapter, Digest, Generation, Kind, Spoke};
 use crate::database::{Database, DatabaseError};
 
@@ -164,7 +164,7 @@ impl Store {
     pub fn judge_unfinished(
         &mut self,
         generation: Generation,
-        ban: Option<&Why>,
+        ban: Option<&Reason>,
     ) -> Result<(), DatabaseError> {
         self.database.run(|connection| {
             let transaction = connection.transaction()?;
@@ -181,7 +181,7 @@ impl Store {
     ///
     /// # Errors
     /// The database's.
-    pub fn ban(&mut self, generation: Generation, why: &Why) -> Result<(), DatabaseError> {
+    pub fn ban(&mut self, generation: Generation, why: &Reason) -> Result<(), DatabaseError> {
         self.database.run(|connection| write::ban(connection, generation, why))
     }
 

@@ -12,11 +12,11 @@ use super::{Facts, Here, Store, Transition, Verdict};
 use crate::adapter::Generation;
 use crate::database::DatabaseError;
 use crate::spokes::folder::Fingerprint;
-use crate::spokes::life::{State, Why};
+use crate::spokes::life::{Reason, State};
 
 /// Everything but the journal.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Stored {
+pub struct StoredSpoke {
     /// By name.
     pub names: BTreeMap<String, Name>,
     /// Contents that were examined.
@@ -24,9 +24,9 @@ pub struct Stored {
     /// How entries of the folder ended, by entry.
     pub files: BTreeMap<String, File>,
     /// Contents that are never to be loaded.
-    pub banned: BTreeMap<Generation, Why>,
+    pub banned: BTreeMap<Generation, Reason>,
     /// Contents that were rolled back, each with the name under which it does not serve.
-    pub rolled_back: BTreeMap<(String, Generation), Why>,
+    pub rolled_back: BTreeMap<(String, Generation), Reason>,
 }
 
 /// A name that has served.
@@ -43,7 +43,7 @@ pub struct Name {
     /// When it lost what served, in milliseconds since 1970.
     pub left: i64,
     /// Why, as far as the journal goes back.
-    pub left_for: Option<Why>,
+    pub left_for: Option<Reason>,
     /// What has served, the latest last; `current` among it.
     pub history: Vec<Generation>,
 }
@@ -111,7 +111,7 @@ impl Store {
     ///
     /// # Errors
     /// The database's.
-    pub fn stored(&mut self, here: &Here) -> Result<Stored, DatabaseError> {
+    pub fn stored(&mut self, here: &Here) -> Result<StoredSpoke, DatabaseError> {
         let post = here.post.to_string();
         self.database.run(|connection| {
             let mut names: BTreeMap<String, Name> = all(
@@ -178,7 +178,7 @@ impl Store {
                 all(connection, "SELECT name, generation, why FROM spoke_rolled_back", |row| {
                     Ok(((row.get(0)?, parsed(row, 1)?), from_json(row, 2)?))
                 })?;
-            Ok(Stored {
+            Ok(StoredSpoke {
                 names,
                 generations: generations.into_iter().collect(),
                 files: files.into_iter().collect(),

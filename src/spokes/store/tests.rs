@@ -34,7 +34,7 @@ fn current(name: &str, generation: Option<Generation>) -> Write {
     Write::Current { id: 7, name: name.to_owned(), generation, given: false, left: 3 }
 }
 
-fn line(name: &str, to: &str, why: Option<Why>) -> Transition {
+fn line(name: &str, to: &str, why: Option<Reason>) -> Transition {
     let from = Some("gated".to_owned());
     Transition { id: 0, at: 5, name: name.to_owned(), generation: None, from, to: to.to_owned(), why }
 }
@@ -42,7 +42,7 @@ fn line(name: &str, to: &str, why: Option<Why>) -> Transition {
 #[test]
 fn what_is_written_is_there_after_a_restart() {
     let root = tempfile::tempdir().unwrap();
-    let why = Why::new("pickle", "is a pickle").hint("convert it");
+    let why = Reason::new("pickle", "is a pickle").hint("convert it");
     let file = File {
         name: "b".to_owned(),
         print: Fingerprint { size: 7, modified: -1, changed: i64::MAX, inode: u64::MAX },
@@ -136,7 +136,7 @@ fn a_load_that_was_never_finished_is_counted_and_one_that_was_is_not() {
     crash();
     let mut store = open(root.path());
     assert_eq!(store.unfinished().unwrap()[0].strikes, 2);
-    let why = Why::new("crashed", "C");
+    let why = Reason::new("crashed", "C");
     store.judge_unfinished(bad, Some(&why)).unwrap();
     assert_eq!(store.stored(&here("1")).unwrap().banned, [(bad, why)].into());
     store.begin_loading(bad, "b").unwrap();
@@ -150,7 +150,7 @@ fn a_load_that_was_never_finished_is_counted_and_one_that_was_is_not() {
 fn what_was_rolled_back_is_so_under_its_name_alone_and_forgotten_with_it() {
     let root = tempfile::tempdir().unwrap();
     let (one, two) = (generation("one"), generation("two"));
-    let why = Why::new("rolled_back", "R");
+    let why = Reason::new("rolled_back", "R");
     let rolled_back = |name: &str, generation| Write::RolledBack(name.to_owned(), generation, why.clone());
     let mut store = open(root.path());
     let writes =
@@ -209,5 +209,5 @@ fn changes_are_made_all_or_none() {
         .unwrap();
     let writes = [current("a", Some(generation)), Write::Journal(line("a", "serving", None))];
     store.commit(&writes, &here("1")).unwrap_err();
-    assert_eq!(store.stored(&here("1")).unwrap(), Stored::default());
+    assert_eq!(store.stored(&here("1")).unwrap(), StoredSpoke::default());
 }

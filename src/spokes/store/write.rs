@@ -8,7 +8,7 @@ use super::{Facts, Here, JOURNAL, Store, Verdict};
 use crate::adapter::Generation;
 use crate::database::DatabaseError;
 use crate::spokes::folder::Fingerprint;
-use crate::spokes::life::{State, Why};
+use crate::spokes::life::{Reason, State};
 
 /// A line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct Transition {
     pub to: String,
     /// Why, where there is a why.
     #[serde(flatten)]
-    pub why: Option<Why>,
+    pub why: Option<Reason>,
 }
 
 /// A content that was examined.
@@ -89,7 +89,7 @@ pub enum Write {
     /// An entry is gone, or is to be looked at anew.
     NoFile(String),
     /// A content was rolled back: under this name it does not serve until somebody says so.
-    RolledBack(String, Generation, Why),
+    RolledBack(String, Generation, Reason),
     /// A content may be loaded again, and serve under this name.
     Allowed(String, Generation),
     /// Nothing is kept of a name any more.
@@ -197,7 +197,7 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
 }
 
 /// Keeps a content from being loaded.
-pub(super) fn ban(sql: &rusqlite::Connection, generation: Generation, why: &Why) -> rusqlite::Result<()> {
+pub(super) fn ban(sql: &rusqlite::Connection, generation: Generation, why: &Reason) -> rusqlite::Result<()> {
     let ban = "INSERT OR REPLACE INTO spoke_banned (generation, why) VALUES (?1, ?2)";
     sql.execute(ban, (generation.to_string(), json(why))).map(drop)
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::felix::{DOWN, GATE, UP, name};
-use crate::durable;
+use crate::atomic_file;
 use crate::model::safetensors_file::{NewTensor, f32_values, write_tensors};
 use crate::model::{DecoderConfig, Parameters};
 use crate::train::TrainError;
@@ -67,7 +67,7 @@ fn peft(
     });
     // Last: a folder with a configuration is complete.
     let path = folder.join("adapter_config.json");
-    durable::write(&path, format!("{config:#}\n").as_bytes()).map_err(TrainError::file(path))?;
+    atomic_file::write(&path, format!("{config:#}\n").as_bytes()).map_err(TrainError::file(path))?;
     Ok(folder)
 }
 

@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::chat::{Chat, Sample};
 use super::source::Source;
+use crate::atomic_file::Staged;
 use crate::digest::Digest;
-use crate::durable::Staged;
 use crate::train::TrainError;
 
 const MAGIC: &[u8; 8] = b"bsptok01";
@@ -162,7 +162,7 @@ mod tests {
     fn rows_come_back_and_a_damaged_file_is_made_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
-        crate::durable::write(&path, b"{\"text\":\"one\"}\n{\"prompt\":\"a\",\"completion\":\"bb\"}\n")
+        crate::atomic_file::write(&path, b"{\"text\":\"one\"}\n{\"prompt\":\"a\",\"completion\":\"bb\"}\n")
             .unwrap();
         let source = Jsonl::open(&[path]).unwrap();
         let chat = Chat::of_post(tokenizer());
@@ -177,10 +177,10 @@ mod tests {
         let mut bytes = fs_err::read(&made.path).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
-        crate::durable::write(&made.path, &bytes).unwrap();
+        crate::atomic_file::write(&made.path, &bytes).unwrap();
         assert!(TokenFile::open(&made.path).unwrap().is_none());
         assert_eq!(read(&open()), expected);
-        crate::durable::write(&made.path, b"short").unwrap();
+        crate::atomic_file::write(&made.path, b"short").unwrap();
         assert_eq!(read(&open()), expected);
         // One file, nothing staged left beside it.
         assert_eq!(fs_err::read_dir(folder.path().join("cache")).unwrap().count(), 1);

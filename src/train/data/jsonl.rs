@@ -106,7 +106,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
         let open = |rows: &str| {
-            crate::durable::write(&path, rows.as_bytes()).unwrap();
+            crate::atomic_file::write(&path, rows.as_bytes()).unwrap();
             Jsonl::open(&[path.clone(), path.clone()]).map_err(|e| e.to_string())
         };
         let source = open("{\"text\":\"é\"}\n\n{\"text\":\"b\"}").unwrap();
@@ -118,7 +118,7 @@ mod tests {
         let error = open("{\"text\":\"a\"}\n{\"text\":\"\"}\n").unwrap_err();
         assert!(error.contains("rows.jsonl, line 2: text is empty"), "{error}");
         assert!(open("").unwrap_err().contains("no rows"));
-        crate::durable::write(&path, b"\xff\n").unwrap();
+        crate::atomic_file::write(&path, b"\xff\n").unwrap();
         assert!(
             Jsonl::open(std::slice::from_ref(&path)).unwrap_err().to_string().contains("line 1: no UTF-8")
         );

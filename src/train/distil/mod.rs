@@ -22,7 +22,7 @@ use super::objective::{Objective, PartLoss, Student, Terms};
 use super::prepare::{Prepared, lock};
 use super::recipe::{DistilRecipe, Recipe};
 use crate::digest::Digest;
-use crate::fail;
+use crate::failpoints;
 use crate::model::ops::distillation::{Taught, Teaching, Weights, distillation};
 use crate::model::{Decoder, NoTaps, Parameters};
 pub use hidden::MAP_PREFIX;
@@ -323,7 +323,7 @@ pub fn store(
         for row in &batch.rows {
             if !writer.has(row) {
                 writer.add(row, teacher.answers(std::slice::from_ref(row))?)?;
-                fail::point("distil.said", "");
+                failpoints::point("distil.said", "");
             }
         }
         progress(step);

@@ -15,8 +15,8 @@ use safetensors::Dtype;
 use sha2::{Digest as _, Sha256};
 
 use super::stored::{Answer, FILE, Store, documents};
+use crate::atomic_file;
 use crate::digest::Digest;
-use crate::durable;
 use crate::model::safetensors_file::write_streamed;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
@@ -57,7 +57,7 @@ impl Writer {
     /// A file of another speaker; the disk.
     pub fn open(folder: &Path, speaker: Digest, top: usize, temperature: f32) -> Result<Self, TrainError> {
         let path = folder.join(PARTIAL);
-        let file = durable::grow(&path).map_err(TrainError::file(&path))?;
+        let file = atomic_file::grow(&path).map_err(TrainError::file(&path))?;
         let length = file.metadata().map_err(TrainError::file(&path))?.len();
         let (folder, found) = (folder.to_owned(), BTreeMap::new());
         let mut writer = Self { folder, path, speaker, file, end: HEAD, top, temperature, found };
@@ -292,7 +292,7 @@ mod tests {
                 left[cut - 1] ^= 0x55;
                 left.extend(&grown[cut..]);
             }
-            crate::durable::write(&folder.path().join(PARTIAL), &left).unwrap();
+            crate::atomic_file::write(&folder.path().join(PARTIAL), &left).unwrap();
             let writer = store(folder.path(), [10, 20, 30]);
             assert_eq!(writer.finish().unwrap(), 6);
             assert!(fs_err::read(folder.path().join(FILE)).unwrap() == expected, "cut at {cut}");

@@ -148,7 +148,7 @@ mod tests {
 
     fn load(text: &str, overrides: &[&str]) -> Result<Recipe, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
-        crate::durable::write(file.path(), text.as_bytes()).unwrap();
+        crate::atomic_file::write(file.path(), text.as_bytes()).unwrap();
         let overrides: Vec<String> = overrides.iter().map(|&s| s.to_owned()).collect();
         Recipe::load(file.path(), &overrides).map_err(|e| e.to_string())
     }

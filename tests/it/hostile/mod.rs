@@ -62,7 +62,7 @@ fn hostile_requests_do_not_break_the_real_engine() {
         "[server]\nslow_sender = '1s'\n[model]\npath = '{}'\ncontext = 256\n[log]\naccess = 'off'\n",
         model.display()
     );
-    bespoke::durable::write(&config, text.as_bytes()).unwrap();
+    bespoke::atomic_file::write(&config, text.as_bytes()).unwrap();
     let mut program = Program::serve(&["--config", config.to_str().unwrap()], &[("RUST_LOG", "warn")]);
     let url = program.url();
     program.line("is ready");

@@ -122,7 +122,7 @@ fn what_a_probe_finds_decides() {
 /// A gate with one question, of whose names nine in ten must be kept.
 fn gate(root: &Path, limit: Duration) -> GateSettings {
     let probes = root.join("probes.jsonl");
-    bespoke::durable::write(&probes, b"{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows in db/x.sql\"}\n")
+    bespoke::atomic_file::write(&probes, b"{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows in db/x.sql\"}\n")
         .unwrap();
     GateSettings { probes, epr: Some(0.9), np: None, sc: None, fr: None, limit }
 }

@@ -207,7 +207,7 @@ fn of_two_contents_that_are_loaded_under_a_name_the_later_serves() {
     let contents = [1, 2, 3].map(lora);
     let paths = [1, 2, 3].map(|n| served.root.path().join(format!("{n}.gguf")));
     for (path, content) in paths.iter().zip(&contents) {
-        bespoke::durable::write(path, content).unwrap();
+        bespoke::atomic_file::write(path, content).unwrap();
     }
     let load = |at: usize| {
         let body = json!({"lora_name": "given", "lora_path": paths[at], "load_inplace": true});
@@ -310,7 +310,7 @@ fn what_was_refused_is_over_when_another_is_loaded_under_its_name() {
     let served = Served::new();
     let path = served.root.path().join("given.gguf");
     for n in 0..5 {
-        bespoke::durable::write(&path, &lora(n)[..1_000]).unwrap();
+        bespoke::atomic_file::write(&path, &lora(n)[..1_000]).unwrap();
         let body = json!({"lora_name": "given", "lora_path": path, "load_inplace": true});
         assert_eq!(served.daemon.post("/v1/load_lora_adapter", &body).status, 400);
         assert_eq!(served.rows("given").len(), 1, "{:?}", served.rows("given"));
@@ -381,7 +381,7 @@ fn a_spoke_that_can_never_fit_is_refused_with_the_numbers() {
 fn changes_need_an_admins_key() {
     let root = tempfile::tempdir().unwrap();
     let keys = root.path().join("keys");
-    bespoke::durable::write(&keys, b"inference-key-0123456789\nadmin:admin-key-0123456789\n").unwrap();
+    bespoke::atomic_file::write(&keys, b"inference-key-0123456789\nadmin:admin-key-0123456789\n").unwrap();
     std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let engine = FakeEngine::new(Script::Echo);
     let served = Served::over(engine, root, |settings| settings.server.keys_file = Some(keys));

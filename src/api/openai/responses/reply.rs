@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::api::answer_stream::Output;
+use crate::api::answer_streams::Whole;
 use crate::api::blocks::{Block, Blocks, Step, What};
 use crate::api::conversation::calls::Listener;
 use crate::api::error::ApiError;
-use crate::api::generation::Output;
-use crate::api::generations::Whole;
 use crate::api::llama_server::timings::{prompt_progress, so_far};
 use crate::api::openai::envelope::{Envelope, tell_closed, timings};
 use crate::api::request::Manner;

@@ -11,7 +11,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::{BLOCK, Cells, Partial, View};
-use crate::vector::exp_by;
+use crate::simd_math::exp_by;
 
 /// Queries that are computed together, as many as registers allow.
 const TOGETHER: usize = 4;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use toml::Spanned;
 
-use super::mistake::Mistake;
+use super::error::Mistake;
 use super::settings::LogFormat;
 
 /// Collects mistakes; a wrong value becomes its default, so that the next one can be judged too.

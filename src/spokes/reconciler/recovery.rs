@@ -2,26 +2,26 @@
 
 use std::collections::BTreeMap;
 
+use super::aliases::{FIRST_NAME, Named};
+use super::event_loop::Reconciler;
+use super::instances::{Instance, Source};
 use super::jobs::{marks, unmark};
-use super::lives::{Life, Source};
-use super::names::{FIRST_NAME, Named};
-use super::turn::Keeper;
 use crate::adapter::Generation;
 use crate::database::DatabaseError;
-use crate::spokes::life::{Effect, Event, State, Why};
+use crate::spokes::leases::Leases;
+use crate::spokes::life::{Effect, Reason, State, Trigger};
 use crate::spokes::quarantine;
-use crate::spokes::slot::Slot;
-use crate::spokes::store::{File, Stored};
+use crate::spokes::store::{File, StoredSpoke};
 
 /// Deaths in a row on a content that this program has loaded before: the first may be a power cut.
 const STRIKES: u32 = 2;
 /// Under which note it stands where verdicts were found.
 const HERE: &str = "examined_here";
 
-impl Keeper {
+impl Reconciler {
     pub(super) fn restore(&mut self) -> Result<(), DatabaseError> {
         let unfinished = self.store.unfinished()?;
-        let Stored { names, generations, files, banned, rolled_back } = self.store.stored(&self.here)?;
+        let StoredSpoke { names, generations, files, banned, rolled_back } = self.store.stored(&self.here)?;
         (self.known, self.banned, self.rolled_back) = (generations, banned, rolled_back);
         for load in unfinished {
             let proven = self.known.get(&load.generation).is_some_and(|known| known.proven);
@@ -33,7 +33,7 @@ impl Keeper {
                 "the daemon died while it loaded this spoke"
             );
             let why = (!proven || load.strikes >= STRIKES).then(|| {
-                Why::new("crashed", "the daemon died while it loaded this content")
+                Reason::new("crashed", "the daemon died while it loaded this content")
                     .hint("`bespoke spoke enable` tries it once more; the daemon may die again")
             });
             self.store.judge_unfinished(load.generation, why.as_ref())?;
@@ -49,7 +49,7 @@ impl Keeper {
                     generation = generation.short(),
                     "the daemon died while it inspected this spoke"
                 );
-                let why = Why::new("crashed", "the daemon died while it inspected this content")
+                let why = Reason::new("crashed", "the daemon died while it inspected this content")
                     .hint("`bespoke spoke enable` looks at it once more; the daemon may die again");
                 self.store.ban(generation, &why)?;
                 self.banned.insert(generation, why);
@@ -110,7 +110,7 @@ impl Keeper {
     ) {
         let known = self.known.get(&generation).cloned();
         let served = self.served_copy(generation);
-        let mut life = Life::new(name.to_owned(), source.clone());
+        let mut life = Instance::new(name.to_owned(), source.clone());
         life.generation = Some(generation);
         life.pinned = self.copies(generation).into_iter().next();
         life.served.clone_from(&served);
@@ -122,7 +122,7 @@ impl Keeper {
             (Some(known), Some(path)) if at_home || banned.is_some() => {
                 life.state = State::Serving;
                 life.print = own.map(|file| file.print.clone());
-                let slot = Slot::new(
+                let slot = Leases::new(
                     generation,
                     name.to_owned(),
                     known.facts,
@@ -135,7 +135,7 @@ impl Keeper {
                 self.slots.insert(generation, slot);
                 self.names_changed = true;
                 match banned {
-                    Some(why) => self.happen(id, Event::Refused(why)),
+                    Some(why) => self.happen(id, Trigger::Refused(why)),
                     None => self.preload.push_back(generation),
                 }
                 self.show(id);
@@ -180,7 +180,7 @@ impl Keeper {
             return;
         }
         self.scan.remember(entry.to_owned(), file.print.clone());
-        let mut life = Life::new(file.name, Source::Entry(entry.to_owned()));
+        let mut life = Instance::new(file.name, Source::Entry(entry.to_owned()));
         life.print = Some(file.print);
         life.generation = file.generation;
         if let Some(generation) = file.generation {
@@ -201,7 +201,7 @@ impl Keeper {
             if let Some(source) = owner.map(|owner| owner.source.clone()) {
                 self.lives.get_mut(&id).expect("looked up above").source = source;
             } else {
-                self.happen(id, Event::Withdrawn(Why::new("deleted", "its file was deleted")));
+                self.happen(id, Trigger::Withdrawn(Reason::new("deleted", "its file was deleted")));
                 self.withdraw(id);
                 self.forget(id);
             }

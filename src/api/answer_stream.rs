@@ -13,11 +13,11 @@ use tokio_stream::Stream;
 
 use super::app::{App, Deadline};
 use super::error::{ApiError, Fields};
-use super::observe::GenerationMetrics;
+use super::observe::AnswerMetrics;
 use super::reasoning::{Kind, Piece, Splitter};
 use super::spokes::Chosen;
 use crate::engine::{
-    Closed, EngineError, Event, FinishReason, Generate, TokenReport, Usage, whole_characters,
+    AnswerEvent, Closed, EngineError, FinishReason, Generate, TokenReport, Usage, whole_characters,
 };
 
 /// What a generation brings.
@@ -52,12 +52,12 @@ pub(super) struct Part {
 
 /// A stream of [`Output`]s that ends with [`Output::End`] or an error.
 #[derive(Debug)]
-pub(super) struct Generation {
+pub(super) struct AnswerStream {
     id: String,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<AnswerEvent>,
     /// `None` once the generation is over.
     splitter: Option<Splitter>,
-    metrics: GenerationMetrics,
+    metrics: AnswerMetrics,
     log_texts: bool,
     told: VecDeque<Output>,
     reports: Reports,
@@ -71,7 +71,7 @@ pub(super) struct Generation {
     held: Option<Arc<Chosen>>,
 }
 
-impl Generation {
+impl AnswerStream {
     /// Queues the request. `splitter` tells thinking from answer; `first`: no other answers the same prompt before it.
     pub(super) fn start(
         app: &App,
@@ -89,7 +89,7 @@ impl Generation {
             tracing::info!(id, prompt, "asked");
         }
         tracing::debug!(id, "queued");
-        let metrics = GenerationMetrics::begin(Arc::clone(app.metrics()), first);
+        let metrics = AnswerMetrics::begin(Arc::clone(app.metrics()), first);
         let events = app.engine().generate(request).map_err(|error| fields.blame(error))?;
         let alarm = Box::pin(tokio::time::sleep_until(deadline.at));
         Ok(Self {
@@ -114,22 +114,22 @@ impl Generation {
         self.progress.usage()
     }
 
-    fn take(&mut self, event: Event) -> Result<(), ApiError> {
+    fn take(&mut self, event: AnswerEvent) -> Result<(), ApiError> {
         let Some(splitter) = &mut self.splitter else { return Ok(()) };
         match event {
-            Event::Started { prompt_tokens, cached_tokens } => {
+            AnswerEvent::Started { prompt_tokens, cached_tokens } => {
                 self.progress.began = Instant::now();
                 self.progress.usage.prompt_tokens = prompt_tokens;
                 self.progress.usage.cached_tokens = cached_tokens;
                 self.metrics.started(prompt_tokens, cached_tokens);
                 self.told.push_back(Output::Started);
             }
-            Event::Read(tokens) => self.told.push_back(Output::Read(tokens)),
-            Event::Tokens(tokens) => {
+            AnswerEvent::Read(tokens) => self.told.push_back(Output::Read(tokens)),
+            AnswerEvent::Tokens(tokens) => {
                 self.progress.usage.completion_tokens += tokens.len() as u32;
                 self.reports.waiting.extend(tokens);
             }
-            Event::Text(text) => {
+            AnswerEvent::Text(text) => {
                 self.progress.first.get_or_insert_with(Instant::now);
                 self.metrics.text();
                 if self.log_texts {
@@ -144,12 +144,12 @@ impl Generation {
                     self.told.push_back(self.reports.output(piece));
                 }
             }
-            Event::Closed(closed) => {
+            AnswerEvent::Closed(closed) => {
                 tracing::info!(id = self.id, why = closed.why.name(), "kept from repeating itself");
                 self.metrics.closed(closed.why);
                 self.told.push_back(Output::Closed(closed));
             }
-            Event::Finished { reason, usage } => {
+            AnswerEvent::Finished { reason, usage } => {
                 self.held = None;
                 let thinks = splitter.is_thinking();
                 let held = self.splitter.take().and_then(Splitter::finish);
@@ -179,13 +179,13 @@ impl Generation {
                     "answered"
                 );
             }
-            Event::Failed(error) => return Err(self.fields.blame(error)),
+            AnswerEvent::Failed(error) => return Err(self.fields.blame(error)),
         }
         Ok(())
     }
 }
 
-impl Drop for Generation {
+impl Drop for AnswerStream {
     fn drop(&mut self) {
         if self.splitter.is_some() {
             tracing::debug!(id = self.id, "the client left: generation is cancelled");
@@ -283,7 +283,7 @@ impl Progress {
     }
 }
 
-impl Stream for Generation {
+impl Stream for AnswerStream {
     type Item = Result<Output, ApiError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -7,19 +7,19 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::lives::{LifeId, Source};
-use super::names::served_form;
-use super::turn::Keeper;
+use super::aliases::served_form;
+use super::event_loop::Reconciler;
+use super::instances::{InstanceId, Source};
 use crate::adapter::refusal::{is_trouble, is_trouble_at_home, plain};
 use crate::adapter::{Generation, Limits, Pinned, Post, Refusal, inspect, pin, to_served};
 use crate::allocator;
-use crate::durable;
-use crate::fail;
-use crate::spokes::code::Code;
+use crate::atomic_file;
+use crate::failpoints;
 use crate::spokes::folder::{self, Fingerprint};
 use crate::spokes::gate::{self, Gate};
-use crate::spokes::life::{Event, State, Why};
+use crate::spokes::life::{Reason, State, Trigger};
 use crate::spokes::probe::{Finding, Verdict as Probed};
+use crate::spokes::reason_code::Code;
 use crate::spokes::store::{Examined, Facts, Known, Verdict, Write};
 
 /// What is to be done for a life.
@@ -34,7 +34,7 @@ pub(super) enum Task {
 /// A life whose gate is being asked.
 #[derive(Debug)]
 pub(super) struct Judging {
-    id: LifeId,
+    id: InstanceId,
     attempt: u64,
     pub(super) generation: Generation,
     task: tokio::task::AbortHandle,
@@ -43,7 +43,7 @@ pub(super) struct Judging {
 /// How a task ended.
 #[derive(Debug)]
 pub(super) struct Done {
-    id: LifeId,
+    id: InstanceId,
     /// Of the life when the task began.
     attempt: u64,
     outcome: Outcome,
@@ -53,8 +53,8 @@ pub(super) struct Done {
 enum Outcome {
     /// The post's facts, or why there are none.
     Inspected(Result<Inspected, Failed>),
-    Probed(Result<Finding, Why>),
-    Judged(Result<(), Why>),
+    Probed(Result<Finding, Reason>),
+    Judged(Result<(), Reason>),
 }
 
 #[derive(Debug)]
@@ -69,16 +69,16 @@ enum Failed {
     /// It was written to meanwhile.
     Changed,
     /// It is no spoke for this post, or that can't be found out now. The copy, if there is one.
-    Refused(Box<(Option<Pinned>, Why)>),
+    Refused(Box<(Option<Pinned>, Reason)>),
 }
 
 impl Failed {
-    fn refused(pinned: Option<Pinned>, why: Why) -> Self {
+    fn refused(pinned: Option<Pinned>, why: Reason) -> Self {
         Self::Refused(Box::new((pinned, why)))
     }
 }
 
-impl Keeper {
+impl Reconciler {
     /// Reads the post's facts. Its identity is remembered, as long as the file is the same: a large one takes a while to hash.
     pub(super) async fn read_post(&mut self) {
         self.open_post().await;
@@ -116,7 +116,7 @@ impl Keeper {
 
     /// Puts a task into the queue. What is under way goes on; then comes what somebody waits for or already has a name, in the
     /// order in which it came: of two contents for a name the later one must win.
-    pub(super) fn enqueue(&mut self, id: LifeId, task: Task) {
+    pub(super) fn enqueue(&mut self, id: InstanceId, task: Task) {
         let life = &self.lives[&id];
         if task != Task::Inspect {
             self.urgent.push_front((id, task));
@@ -167,8 +167,8 @@ impl Keeper {
     /// Does something beside; if it panics, `broken` says what has come of it.
     fn spawn(
         &self,
-        id: LifeId,
-        broken: fn(Why) -> Outcome,
+        id: InstanceId,
+        broken: fn(Reason) -> Outcome,
         work: impl Future<Output = Outcome> + 'static + Send,
     ) -> tokio::task::AbortHandle {
         let (attempt, done) = (self.lives[&id].attempt, self.done.0.clone());
@@ -178,7 +178,7 @@ impl Keeper {
             let outcome = match work.await {
                 Ok(outcome) => outcome,
                 Err(error) if error.is_cancelled() => return,
-                Err(error) => broken(Why::new(Code::ExaminerFailed, error.to_string())),
+                Err(error) => broken(Reason::new(Code::ExaminerFailed, error.to_string())),
             };
             // The keeper may have stopped.
             let _ = done.send(Done { id, attempt, outcome });
@@ -186,7 +186,7 @@ impl Keeper {
         abort
     }
 
-    fn inspect(&mut self, id: LifeId) {
+    fn inspect(&mut self, id: InstanceId) {
         let life = &self.lives[&id];
         // What is tried again is there already, unless the copy itself was the trouble.
         let copied = life.tries > 0 && life.pinned.as_ref().is_some_and(|pinned| pinned.exists());
@@ -211,12 +211,12 @@ impl Keeper {
         });
     }
 
-    fn probe(&mut self, id: LifeId) {
+    fn probe(&mut self, id: InstanceId) {
         let life = &self.lives[&id];
         let verdict = life.generation.and_then(|generation| self.known.get(&generation)?.verdict);
         match (verdict, self.settings.probe.clone()) {
-            (Some(Verdict::Same), _) => self.happen(id, Event::Same),
-            (Some(Verdict::Differs), _) => self.happen(id, Event::Differs),
+            (Some(Verdict::Same), _) => self.happen(id, Trigger::Same),
+            (Some(Verdict::Differs), _) => self.happen(id, Trigger::Differs),
             (None, None) => self.examined(id, Verdict::Differs, 0),
             (None, Some(probe)) => {
                 let file = life.served.clone().expect("what passed inspection has a form that is loaded");
@@ -228,32 +228,32 @@ impl Keeper {
     }
 
     /// Lets a life through, or to its gate.
-    pub(super) fn judge(&mut self, id: LifeId) {
+    pub(super) fn judge(&mut self, id: InstanceId) {
         if self.gate_of(id).is_some() {
             self.gates.push_back(id);
         } else {
-            self.happen(id, Event::Passes);
+            self.happen(id, Trigger::Passes);
         }
     }
 
-    fn gate_of(&self, id: LifeId) -> Option<Gate> {
+    fn gate_of(&self, id: InstanceId) -> Option<Gate> {
         let life = &self.lives[&id];
         let task = life.facts.as_ref().and_then(|facts| facts.task.as_deref());
         let gates = &self.settings.gates;
         gates.get(&life.name).or_else(|| gates.get(task?)).cloned()
     }
 
-    fn ask_gate(&mut self, id: LifeId) {
+    fn ask_gate(&mut self, id: InstanceId) {
         let (Some(gate), questioner) = (self.gate_of(id), self.spokes.questioner()) else { return };
         let Some(questioner) = questioner else {
-            let why = Why::new(Code::GateFailed, "there is no one yet to ask the gate's questions");
+            let why = Reason::new(Code::GateFailed, "there is no one yet to ask the gate's questions");
             return self.turned_down(id, why);
         };
         let slot = self.slot_for(id);
         let generation = slot.generation;
         let spokes = self.spokes.clone();
         let task = self.spawn(id, |why| Outcome::Judged(Err(why)), async move {
-            let held = async { spokes.hold_for_gate(slot).await.map_err(Why::from) };
+            let held = async { spokes.hold_for_gate(slot).await.map_err(Reason::from) };
             Outcome::Judged(gate::judge(&gate, questioner.as_ref(), held).await)
         });
         self.judging = Some(Judging { id, attempt: self.lives[&id].attempt, generation, task });
@@ -278,21 +278,21 @@ impl Keeper {
         match (&life.state, outcome) {
             (State::Settled, Outcome::Inspected(outcome)) => self.was_inspected(id, outcome),
             (State::Inspected, Outcome::Probed(outcome)) => self.was_probed(id, outcome),
-            (State::Probed, Outcome::Judged(Ok(()))) => self.happen(id, Event::Passes),
+            (State::Probed, Outcome::Judged(Ok(()))) => self.happen(id, Trigger::Passes),
             (State::Probed, Outcome::Judged(Err(why))) => self.turned_down(id, why),
             // Somebody switched its name off, or on.
             _ => {}
         }
     }
 
-    fn was_inspected(&mut self, id: LifeId, outcome: Result<Inspected, Failed>) {
+    fn was_inspected(&mut self, id: InstanceId, outcome: Result<Inspected, Failed>) {
         let life = self.lives.get_mut(&id).expect("looked up by the caller");
         let Inspected { pinned, served, facts } = match outcome {
             Ok(inspected) => inspected,
             Err(Failed::Changed) => {
                 life.begins_anew();
                 let entry = life.entry().map(str::to_owned);
-                self.happen(id, Event::Changed);
+                self.happen(id, Trigger::Changed);
                 if let Some(entry) = entry {
                     self.scan.forget(&entry);
                     // It is there as a life already; only its rest is news. What can't be looked at is found when it can.
@@ -321,16 +321,16 @@ impl Keeper {
         // Whoever names it in a request says by that that it may serve.
         let rolled_back = self.rolled_back.get(&(name.clone(), generation));
         if let Some(why) = rolled_back.filter(|_| dropped).cloned() {
-            return self.happen(id, Event::Withdrawn(why));
+            return self.happen(id, Trigger::Withdrawn(why));
         }
         if named.is_some_and(|named| named.current == Some(generation) && !named.disabled) {
-            self.happen(id, Event::Known);
+            self.happen(id, Trigger::Known);
             return self.inherit(id);
         }
-        self.happen(id, Event::Fits);
+        self.happen(id, Trigger::Fits);
     }
 
-    fn was_probed(&mut self, id: LifeId, outcome: Result<Finding, Why>) {
+    fn was_probed(&mut self, id: InstanceId, outcome: Result<Finding, Reason>) {
         let finding = match outcome {
             Ok(finding) => finding,
             Err(why) => return self.turned_down(id, why),
@@ -339,26 +339,26 @@ impl Keeper {
             Probed::Differs => Verdict::Differs,
             Probed::Same => Verdict::Same,
             Probed::Refused => {
-                let why = finding.why.unwrap_or_else(|| Why::new(Code::ProbeFailed, "it gave no reason"));
+                let why = finding.why.unwrap_or_else(|| Reason::new(Code::ProbeFailed, "it gave no reason"));
                 return self.turned_down(id, why);
             }
             Probed::Undecided => {
                 let why = finding.why.map_or_else(|| "it gave no reason".to_owned(), |why| why.message);
-                return self.turned_down(id, Why::new(Code::NotProbed, why));
+                return self.turned_down(id, Reason::new(Code::NotProbed, why));
             }
         };
         self.examined(id, verdict, finding.resident_bytes);
     }
 
     /// What is known of a content now; it is remembered for this post and this program.
-    fn examined(&mut self, id: LifeId, verdict: Verdict, resident_bytes: u64) {
+    fn examined(&mut self, id: InstanceId, verdict: Verdict, resident_bytes: u64) {
         let life = &self.lives[&id];
         let generation = life.generation.expect("what is examined has a content");
         let mut facts = life.facts.clone().expect("what is examined was inspected");
         facts.resident_bytes = facts.resident_bytes.max(resident_bytes);
         self.writes.get_mut().push(Write::Examined(Examined { generation, facts: facts.clone(), verdict }));
         self.known.insert(generation, Known { facts, verdict: Some(verdict), proven: false });
-        self.happen(id, if verdict == Verdict::Differs { Event::Differs } else { Event::Same });
+        self.happen(id, if verdict == Verdict::Differs { Trigger::Differs } else { Trigger::Same });
     }
 }
 
@@ -383,7 +383,7 @@ pub(super) fn unmark(staged: &Path, generation: Generation) -> std::io::Result<(
 impl Mark {
     fn set(staged: &Path, generation: Generation) -> std::io::Result<Self> {
         let path = staged.join(format!("{MARK}{generation}"));
-        durable::write(&path, b"")?;
+        atomic_file::write(&path, b"")?;
         Ok(Self(path))
     }
 }
@@ -413,7 +413,9 @@ pub(super) fn marks(staged: &Path) -> std::io::Result<Vec<Generation>> {
     Ok(marked)
 }
 
-async fn open_post(open: impl FnOnce() -> Result<Post, Refusal> + Send + 'static) -> Result<Arc<Post>, Why> {
+async fn open_post(
+    open: impl FnOnce() -> Result<Post, Refusal> + Send + 'static,
+) -> Result<Arc<Post>, Reason> {
     let open = move || {
         let opened = open();
         // The texts of a large vocabulary were in memory.
@@ -421,7 +423,7 @@ async fn open_post(open: impl FnOnce() -> Result<Post, Refusal> + Send + 'static
         opened
     };
     let unreadable =
-        |message: String| Why::new(Code::PostUnreadable, format!("the post can't be read: {message}"));
+        |message: String| Reason::new(Code::PostUnreadable, format!("the post can't be read: {message}"));
     match aside(open).await {
         Ok(Ok(post)) => Ok(Arc::new(post)),
         Ok(Err(refusal)) => Err(unreadable(refusal.reason.to_string())),
@@ -430,32 +432,34 @@ async fn open_post(open: impl FnOnce() -> Result<Post, Refusal> + Send + 'static
 }
 
 /// Does what blocks on a thread of its own. That the system gives none says nothing of what is examined.
-pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Why> {
+pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Reason> {
     let (send, receive) = oneshot::channel();
     let run = move || {
         // The keeper may have stopped.
         let _ = send.send(work());
     };
     let start = |()| std::thread::Builder::new().name("spoke-examiner".to_owned()).spawn(run);
-    let started = fail::trouble("thread").and_then(start);
+    let started = failpoints::trouble("thread").and_then(start);
     started.map_err(|error| {
-        Why::new(Code::NotRead, format!("the system gives no thread to examine it: {error}"))
+        Reason::new(Code::NotRead, format!("the system gives no thread to examine it: {error}"))
     })?;
-    receive.await.map_err(|_| Why::new(Code::ExaminerFailed, "what examined it panicked; the log says where"))
+    receive
+        .await
+        .map_err(|_| Reason::new(Code::ExaminerFailed, "what examined it panicked; the log says where"))
 }
 
 /// A refusal, or the trouble that says nothing of the file.
-fn blamed(refusal: Refusal, staged: &Path) -> Why {
+fn blamed(refusal: Refusal, staged: &Path) -> Reason {
     let ours = refusal.path.starts_with(staged);
     match refusal.io() {
         Some(error) if ours && is_trouble_at_home(error) => not_copied(error),
-        Some(e) if is_trouble(e) => Why::new(Code::NotRead, format!("can't be read: {}", plain(e))),
+        Some(e) if is_trouble(e) => Reason::new(Code::NotRead, format!("can't be read: {}", plain(e))),
         _ => refusal.into(),
     }
 }
 
-fn not_copied(error: &std::io::Error) -> Why {
-    Why::new(Code::NotCopied, format!("the state directory can't keep its copy: {}", plain(error)))
+fn not_copied(error: &std::io::Error) -> Reason {
+    Reason::new(Code::NotCopied, format!("the state directory can't keep its copy: {}", plain(error)))
         .hint("look at the room, the limits and the permissions of paths.state")
 }
 
@@ -463,18 +467,17 @@ fn inspected(
     from: &From,
     staged: &Path,
     limits: &Limits,
-    deadly: &BTreeMap<Generation, Why>,
-    post: Result<Arc<Post>, Why>,
+    deadly: &BTreeMap<Generation, Reason>,
+    post: Result<Arc<Post>, Reason>,
 ) -> Result<Inspected, Failed> {
     let post = post.map_err(|why| Failed::refused(None, why))?;
     let copied = |refusal: Refusal| Failed::refused(None, blamed(refusal, staged));
     let pinned = match from {
         From::Copy(path) => {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let generation: Generation = name
-                .trim_end_matches(".gguf")
-                .parse()
-                .map_err(|_| Failed::refused(None, Why::new(Code::NoCopy, "its copy has lost its name")))?;
+            let generation: Generation = name.trim_end_matches(".gguf").parse().map_err(|_| {
+                Failed::refused(None, Reason::new(Code::NoCopy, "its copy has lost its name"))
+            })?;
             Pinned { generation, path: path.clone() }
         }
         From::Path(path) => pin(path, staged, limits).map_err(copied)?,
@@ -493,7 +496,7 @@ fn inspected(
     // Should the process die of it, the next one finds out whom it was looking at.
     let _mark = Mark::set(staged, pinned.generation)
         .map_err(|error| Failed::refused(Some(pinned.clone()), not_copied(&error)))?;
-    fail::point("spoke.inspecting", &pinned.generation.short());
+    failpoints::point("spoke.inspecting", &pinned.generation.short());
     let refused = |refusal: Refusal| Failed::refused(Some(pinned.clone()), blamed(refusal, staged));
     let mut spoke = inspect(&pinned.path, Some(&post), limits).map_err(refused)?;
     let served = if spoke.format.is_served() {

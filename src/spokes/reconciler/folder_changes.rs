@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use super::lives::{Life, Source};
-use super::turn::Keeper;
-use crate::spokes::code::Code;
+use super::event_loop::Reconciler;
+use super::instances::{Instance, Source};
 use crate::spokes::folder::{self, Change, Fingerprint, Noticed, Watcher};
-use crate::spokes::life::{Event, State, Why};
+use crate::spokes::life::{Reason, State, Trigger};
+use crate::spokes::reason_code::Code;
 use crate::spokes::store::Write;
 
 /// Entries that one turn looks at.
 const LOOKS: usize = 256;
 
-impl Keeper {
+impl Reconciler {
     /// Begins to listen to the system; where it can't be, the folder is looked at more often.
     pub(super) fn start_watching(&mut self) {
         if !self.settings.events {
@@ -136,7 +136,7 @@ impl Keeper {
             Change::Rested(entry, print) => self.rested(&entry, print),
             Change::Surplus(entry) => {
                 let most = self.settings.most;
-                let why = Why::new("too_many", format!("the folder has more than {most} spokes already"))
+                let why = Reason::new("too_many", format!("the folder has more than {most} spokes already"))
                     .hint("remove some, or raise spokes.most; this one is looked at when there is room");
                 self.refuse_entry(&entry, &entry, why);
             }
@@ -150,7 +150,7 @@ impl Keeper {
             if life.state.is_moving() {
                 life.seen = Some(Instant::now());
                 life.begins_anew();
-                self.happen(id, Event::Changed);
+                self.happen(id, Trigger::Changed);
                 return;
             }
             // What serves goes on until the new content does; what doesn't is over.
@@ -160,18 +160,18 @@ impl Keeper {
         }
         let name = match folder::spoke_name(entry) {
             Ok(name) if self.settings.is_post(name) => {
-                let why = Why::new("name_taken", "the post itself has this name").hint("rename the file");
+                let why = Reason::new("name_taken", "the post itself has this name").hint("rename the file");
                 return self.refuse_entry(entry, name, why);
             }
             Ok(name) => name,
-            Err(message) => return self.refuse_entry(entry, entry, Why::new("bad_name", message)),
+            Err(message) => return self.refuse_entry(entry, entry, Reason::new("bad_name", message)),
         };
         if let Some(holder) = self.holder(name, entry) {
-            let why = Why::new("name_taken", format!("{holder} has the name {name:?} already"))
+            let why = Reason::new("name_taken", format!("{holder} has the name {name:?} already"))
                 .hint("rename one of them, or remove the other: then this one is looked at");
             return self.refuse_entry(entry, name, why);
         }
-        let mut life = Life::new(name.to_owned(), Source::Entry(entry.to_owned()));
+        let mut life = Instance::new(name.to_owned(), Source::Entry(entry.to_owned()));
         life.seen = Some(Instant::now());
         self.begin(life);
     }
@@ -188,18 +188,18 @@ impl Keeper {
     }
 
     /// A life that ends as it begins.
-    fn refuse_entry(&mut self, entry: &str, name: &str, why: Why) {
+    fn refuse_entry(&mut self, entry: &str, name: &str, why: Reason) {
         for id in self.of_entry(entry) {
             // What has served by this entry may have a name that the entry has no more.
             if self.lives[&id].state == State::Serving {
-                let why = Why::new("replaced", "its file can't serve any more");
-                self.happen(id, Event::Withdrawn(why));
+                let why = Reason::new("replaced", "its file can't serve any more");
+                self.happen(id, Trigger::Withdrawn(why));
             }
             self.withdraw(id);
             self.forget(id);
         }
-        let id = self.begin(Life::new(name.to_owned(), Source::Entry(entry.to_owned())));
-        self.happen(id, Event::Refused(why));
+        let id = self.begin(Instance::new(name.to_owned(), Source::Entry(entry.to_owned())));
+        self.happen(id, Trigger::Refused(why));
     }
 
     fn rested(&mut self, entry: &str, print: Fingerprint) {
@@ -207,7 +207,7 @@ impl Keeper {
         let life = self.lives.get_mut(&id).expect("entries lead to lives");
         if life.state == State::Seen {
             life.print = Some(print);
-            self.happen(id, Event::Rested);
+            self.happen(id, Trigger::Rested);
         }
     }
 
@@ -215,7 +215,7 @@ impl Keeper {
         let mut names = Vec::new();
         for id in self.of_entry(entry) {
             names.push(self.lives[&id].name.clone());
-            self.happen(id, Event::Withdrawn(Why::new("deleted", "its file was deleted")));
+            self.happen(id, Trigger::Withdrawn(Reason::new("deleted", "its file was deleted")));
             self.withdraw(id);
             self.forget(id);
         }

@@ -6,18 +6,18 @@ use std::task::{Context, Poll};
 
 use tokio_stream::{Stream, StreamExt};
 
+use super::answer_stream::{AnswerStream, Output};
 use super::app::{App, Deadline};
 use super::error::{ApiError, Fields};
-use super::generation::{Generation, Output};
 use super::reasoning::Splitter;
 use super::spokes::Chosen;
 use crate::engine::{Closed, EngineError, FinishReason, Generate, TokenReport, Usage};
 
 /// A stream of the outputs of all, each with the index of its generation. An error of one ends them all.
 #[derive(Debug)]
-pub(super) struct Generations {
+pub(super) struct AnswerStreams {
     /// `None` where one has ended.
-    all: Vec<Option<Generation>>,
+    all: Vec<Option<AnswerStream>>,
     /// Who is looked at first next time, so that none starves the others.
     next: usize,
 }
@@ -36,7 +36,7 @@ pub(super) struct Whole {
     pub(super) end: Option<(FinishReason, Usage)>,
 }
 
-impl Generations {
+impl AnswerStreams {
     /// Queues all of them, or none, `per_prompt` for each prompt; each holds the spokes until its end.
     pub(super) fn start(
         app: &App,
@@ -50,7 +50,7 @@ impl Generations {
             let request = Generate { spokes: spokes.set().clone(), ..request };
             let held = Arc::clone(spokes);
             let first = index % per_prompt.max(1) == 0;
-            Generation::start(app, request, splitter, held, fields, deadline, first).map(Some)
+            AnswerStream::start(app, request, splitter, held, fields, deadline, first).map(Some)
         });
         Ok(Self { all: all.collect::<Result<_, _>>()?, next: 0 })
     }
@@ -63,7 +63,7 @@ impl Generations {
 
     /// How far one is.
     pub(super) fn progress(&self, index: usize) -> Option<Usage> {
-        self.all.get(index)?.as_ref().map(Generation::progress)
+        self.all.get(index)?.as_ref().map(AnswerStream::progress)
     }
 
     /// Waits for the end of all.
@@ -116,7 +116,7 @@ pub(super) fn total(usages: &[Usage], per_prompt: usize) -> Usage {
     total
 }
 
-impl Stream for Generations {
+impl Stream for AnswerStreams {
     type Item = Result<(usize, Output), ApiError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -5,20 +5,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::asks::{Holding, Trouble};
+use super::aliases::disabled;
+use super::commands::{Holding, SpokeError};
+use super::event_loop::Reconciler;
+use super::instances::InstanceId;
+use super::instances::replaced;
 use super::jobs::aside;
-use super::lives::LifeId;
-use super::lives::replaced;
-use super::names::disabled;
-use super::turn::Keeper;
 use crate::adapter::refusal::is_out_of_reach;
 use crate::adapter::{Generation, inspect};
 use crate::engine::{EngineError, LoadSpoke, SpokeChange};
-use crate::fail;
-use crate::spokes::budget::{self, Resident, Room};
-use crate::spokes::code::Code;
-use crate::spokes::life::{Event, State, Why};
-use crate::spokes::slot::{Lease, Refused, Slot};
+use crate::failpoints;
+use crate::spokes::eviction::{self, Resident, Room};
+use crate::spokes::leases::{Lease, Leases, Refused};
+use crate::spokes::life::{Reason, State, Trigger};
+use crate::spokes::reason_code::Code;
 use crate::spokes::store::Verdict;
 
 /// How long the copy of a content that can't be loaded needs no second look.
@@ -30,24 +30,23 @@ enum Load {
     /// Somebody runs with what has to go for it.
     NoRoom,
     /// The content is to blame.
-    Refused(Why),
+    Refused(Reason),
     /// Something else is: it may succeed later.
-    Failed(Why),
+    Failed(Reason),
     /// The engine or the process is ending; nothing is known about the content.
     Ended,
 }
 
-impl Keeper {
+impl Reconciler {
     /// The slot of a life that was inspected.
-    pub(super) fn slot_for(&mut self, id: LifeId) -> Arc<Slot> {
+    pub(super) fn slot_for(&mut self, id: InstanceId) -> Arc<Leases> {
         let life = &self.lives[&id];
         let generation = life.generation.expect("what was inspected has a content");
         let facts = life.facts.clone().expect("what was inspected has facts");
         let path = life.served.clone().expect("what was inspected has a form that is loaded");
-        let slot = self
-            .slots
-            .entry(generation)
-            .or_insert_with(|| Slot::new(generation, life.name.clone(), facts, path, Arc::clone(&self.bell)));
+        let slot = self.slots.entry(generation).or_insert_with(|| {
+            Leases::new(generation, life.name.clone(), facts, path, Arc::clone(&self.bell))
+        });
         slot.revive();
         Arc::clone(slot)
     }
@@ -62,7 +61,7 @@ impl Keeper {
     }
 
     fn tell_residents(&self) {
-        let bytes = |slot: &Arc<Slot>| slot.resident().map(|resident| resident.bytes);
+        let bytes = |slot: &Arc<Leases>| slot.resident().map(|resident| resident.bytes);
         self.registry.set_resident(self.slots.values().filter_map(bytes).sum());
     }
 
@@ -118,12 +117,12 @@ impl Keeper {
 
     /// Loads a slot in the place of those that are `gone`; the journal knows of it while it lasts, so that a content that kills
     /// the process does so once.
-    async fn load(&mut self, slot: &Slot, gone: &[Generation], stop: &watch::Receiver<bool>) -> Load {
+    async fn load(&mut self, slot: &Leases, gone: &[Generation], stop: &watch::Receiver<bool>) -> Load {
         let generation = slot.generation;
         // What is known of it first: that it could be loaded is written beside that.
         self.write_down();
         if let Err(error) = self.store.begin_loading(generation, &slot.name) {
-            let why = Why::new(Code::NotWritten, format!("its load can't be written down: {error}"))
+            let why = Reason::new(Code::NotWritten, format!("its load can't be written down: {error}"))
                 .hint("look at the room, the limits and the permissions of paths.state");
             tracing::error!(name = slot.name, %why, "spoke can't be loaded now");
             return Load::Failed(why);
@@ -133,12 +132,12 @@ impl Keeper {
             self.end_loading(slot, None);
             return Load::NoRoom;
         }
-        fail::point("spoke.loading", &slot.name);
+        failpoints::point("spoke.loading", &slot.name);
         let spoke =
             LoadSpoke { generation, kind: slot.facts.kind, path: slot.path.clone(), name: slot.name.clone() };
         let began = Instant::now();
         let refused = |error: std::io::Error| EngineError::Spoke(error.to_string());
-        let begun = fail::trouble("engine.load").map_err(refused);
+        let begun = failpoints::trouble("engine.load").map_err(refused);
         let loaded = match begun.and_then(|()| self.engine.spoke(SpokeChange::Load(spoke))) {
             Ok(reply) => {
                 let mut stop = stop.clone();
@@ -153,7 +152,7 @@ impl Keeper {
             }
             Err(error) => Err(error),
         };
-        fail::point("spoke.loaded", &slot.name);
+        failpoints::point("spoke.loaded", &slot.name);
         let version = loaded.is_ok().then(|| self.here.version.clone());
         self.end_loading(slot, version.as_deref());
         self.registry.load_ended(began.elapsed(), loaded.is_ok());
@@ -176,20 +175,20 @@ impl Keeper {
             }
             Err(EngineError::Stopped) => Load::Ended,
             Err(error) => {
-                let why = Why::from(error);
+                let why = Reason::from(error);
                 if self.is_to_blame(slot).await {
                     return Load::Refused(why);
                 }
                 tracing::warn!(name = slot.name, %why, "spoke can't be loaded now");
                 let message = format!("the engine can't load it now, and could before: {why}");
-                Load::Failed(Why::new(Code::NotLoadedNow, message))
+                Load::Failed(Reason::new(Code::NotLoadedNow, message))
             }
         }
     }
 
     /// Whether the content is to blame for a load that failed. One that was loaded before, by us or by its probe, is to blame
     /// only if its copy isn't what it was: memory or files may be short.
-    async fn is_to_blame(&mut self, slot: &Slot) -> bool {
+    async fn is_to_blame(&mut self, slot: &Leases) -> bool {
         let generation = slot.generation;
         let known = self.known.get(&generation);
         let is_proven = known.is_some_and(|known| known.proven);
@@ -209,18 +208,18 @@ impl Keeper {
         matches!(looked, Ok(Err(refusal)) if refusal.io().is_none())
     }
 
-    fn end_loading(&mut self, slot: &Slot, version: Option<&str>) {
+    fn end_loading(&mut self, slot: &Leases, version: Option<&str>) {
         if let Err(error) = self.store.end_loading(slot.generation, version) {
             tracing::error!(%error, name = slot.name, "the end of a load can't be written down");
         }
     }
 
     /// Loads a life that may serve.
-    pub(super) async fn load_life(&mut self, id: LifeId, stop: &watch::Receiver<bool>) {
+    pub(super) async fn load_life(&mut self, id: InstanceId, stop: &watch::Receiver<bool>) {
         let name = self.lives[&id].name.clone();
         let named = self.names.get(&name);
         if named.is_some_and(|named| named.disabled) {
-            return self.happen(id, Event::Withdrawn(disabled()));
+            return self.happen(id, Trigger::Withdrawn(disabled()));
         }
         if !self.engine_is_ready() {
             self.cramped.push_back(id);
@@ -228,20 +227,20 @@ impl Keeper {
         }
         let displaced = named.and_then(|named| named.current);
         if !self.lives[&id].over.allows(displaced) {
-            self.happen(id, Event::Withdrawn(replaced()));
+            self.happen(id, Trigger::Withdrawn(replaced()));
             return self.forget(id);
         }
         let slot = self.slot_for(id);
         if slot.resident().is_some() {
-            return self.happen(id, Event::Loaded);
+            return self.happen(id, Trigger::Loaded);
         }
         // What it takes the place of goes anyway; for a moment both are there.
         let mut residents = self.residents();
         residents.retain(|resident| Some(resident.generation) != displaced);
         let (needed, limit) = (slot.facts.resident_bytes, self.settings.memory);
-        match budget::room(&residents, &[], needed, limit) {
+        match eviction::room(&residents, &[], needed, limit) {
             Room::After(gone) => match self.load(&slot, &gone, stop).await {
-                Load::Done => self.happen(id, Event::Loaded),
+                Load::Done => self.happen(id, Trigger::Loaded),
                 Load::Refused(why) | Load::Failed(why) => self.turned_down(id, why),
                 Load::NoRoom => self.cramped.push_back(id),
                 Load::Ended => {}
@@ -251,12 +250,12 @@ impl Keeper {
                 self.cramped.push_back(id);
             }
             Room::Never => {
-                let why = Why::new(
+                let why = Reason::new(
                     "too_large_together",
                     format!("it takes {needed} bytes in memory, and all spokes together may take {limit}"),
                 )
                 .hint("spokes.memory is the limit");
-                self.happen(id, Event::Refused(why));
+                self.happen(id, Trigger::Refused(why));
             }
         }
     }
@@ -307,7 +306,7 @@ impl Keeper {
         &mut self,
         holding: &Holding,
         stop: &watch::Receiver<bool>,
-    ) -> Option<Result<Vec<Lease>, Trouble>> {
+    ) -> Option<Result<Vec<Lease>, SpokeError>> {
         if holding.slots.iter().any(|slot| self.leaving.contains(&slot.generation)) {
             return None;
         }
@@ -316,29 +315,29 @@ impl Keeper {
             let mut slots = holding.slots.clone();
             slots.sort_by_key(|slot| slot.generation);
             slots.dedup_by_key(|slot| slot.generation);
-            let absent: Vec<&Arc<Slot>> = slots.iter().filter(|slot| slot.resident().is_none()).collect();
+            let absent: Vec<&Arc<Leases>> = slots.iter().filter(|slot| slot.resident().is_none()).collect();
             // A lease that is taken and dropped again would wake whoever waits for one to end: this thread.
             if absent.is_empty() {
                 let leases: Result<Vec<Lease>, Refused> =
-                    holding.slots.iter().map(Slot::lease_in_turn).collect();
+                    holding.slots.iter().map(Leases::lease_in_turn).collect();
                 match leases {
                     Ok(leases) => return Some(Ok(leases)),
-                    Err(Refused::Retired) => return Some(Err(Trouble::Retired)),
+                    Err(Refused::Retired) => return Some(Err(SpokeError::Retired)),
                     Err(Refused::Absent) => continue,
                 }
             }
             if slots.iter().any(|slot| slot.is_retired()) {
-                return Some(Err(Trouble::Retired));
+                return Some(Err(SpokeError::Retired));
             }
             let kept: Vec<Generation> = slots.iter().map(|slot| slot.generation).collect();
             let needed = absent.iter().map(|slot| slot.facts.resident_bytes).sum();
             let limit = self.settings.memory;
             let residents = if holding.beyond { Vec::new() } else { self.residents() };
-            let mut gone = match budget::room(&residents, &kept, needed, limit) {
+            let mut gone = match eviction::room(&residents, &kept, needed, limit) {
                 Room::Never => {
                     let there = slots.iter().filter_map(|slot| slot.resident());
                     let needed = needed + there.map(|resident| resident.bytes).sum::<u64>();
-                    return Some(Err(Trouble::TooLarge { needed, limit }));
+                    return Some(Err(SpokeError::TooLarge { needed, limit }));
                 }
                 Room::Later(busy) => {
                     self.leaving.extend(busy);
@@ -350,11 +349,11 @@ impl Keeper {
                 match self.load(slot, &std::mem::take(&mut gone), stop).await {
                     Load::Done => {}
                     Load::NoRoom => break,
-                    Load::Ended => return Some(Err(Trouble::Stopped)),
-                    Load::Failed(why) => return Some(Err(Trouble::Postponed(why))),
+                    Load::Ended => return Some(Err(SpokeError::Stopped)),
+                    Load::Failed(why) => return Some(Err(SpokeError::Postponed(why))),
                     Load::Refused(why) => {
                         self.was_refused(slot.generation, &why);
-                        return Some(Err(Trouble::Refused(why)));
+                        return Some(Err(SpokeError::Refused(why)));
                     }
                 }
             }
@@ -362,12 +361,14 @@ impl Keeper {
     }
 
     /// A content that served can't be loaded any more: whatever lives by it is over.
-    fn was_refused(&mut self, generation: Generation, why: &Why) {
-        let of =
-            |life: &&super::lives::Life| life.generation == Some(generation) && life.state == State::Serving;
-        let lives: Vec<LifeId> = self.lives.iter().filter(|(_, life)| of(life)).map(|(id, _)| *id).collect();
+    fn was_refused(&mut self, generation: Generation, why: &Reason) {
+        let of = |life: &&super::instances::Instance| {
+            life.generation == Some(generation) && life.state == State::Serving
+        };
+        let lives: Vec<InstanceId> =
+            self.lives.iter().filter(|(_, life)| of(life)).map(|(id, _)| *id).collect();
         for id in lives {
-            self.happen(id, Event::Refused(why.clone()));
+            self.happen(id, Trigger::Refused(why.clone()));
         }
     }
 
@@ -379,7 +380,7 @@ impl Keeper {
             return;
         }
         let needed = slot.facts.resident_bytes;
-        let room = budget::room(&self.residents(), &[], needed, self.settings.memory);
+        let room = eviction::room(&self.residents(), &[], needed, self.settings.memory);
         if room != Room::After(Vec::new()) {
             return;
         }

@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use super::asks::{Ask, Holding};
+use super::aliases::Named;
+use super::commands::{Command, Holding};
+use super::instances::{Instance, InstanceId, Waiter};
 use super::jobs::{Done, Judging, Task};
-use super::lives::{Life, LifeId, Waiter};
-use super::names::Named;
-use super::{KeeperError, KeeperSettings, Row, Spokes, Trouble};
+use super::{ReconcilerError, ReconcilerSettings, SpokeError, SpokeRow, Spokes};
 use crate::adapter::{Digest, Generation, Post};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::{Engine, EngineState, Health};
-use crate::spokes::code::Code;
 use crate::spokes::folder::{Change, Scan, Watcher};
-use crate::spokes::life::{Effect, State, Why};
+use crate::spokes::leases::{Bell, Leases};
+use crate::spokes::life::{Effect, Reason, State};
 use crate::spokes::quarantine::Quarantine;
+use crate::spokes::reason_code::Code;
 use crate::spokes::registry::Registry;
-use crate::spokes::slot::{Bell, Slot};
 use crate::spokes::store::{Here, Known, Store, Write};
 
 /// Changes of the folder that one turn takes up: ten thousand files must not keep a request waiting.
@@ -29,8 +29,8 @@ const CHANGES: usize = 128;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Everything that the thread has.
-pub(super) struct Keeper {
-    pub(super) settings: KeeperSettings,
+pub(super) struct Reconciler {
+    pub(super) settings: ReconcilerSettings,
     /// Holds the lock.
     pub(super) state: StateDirectory,
     pub(super) store: Store,
@@ -44,7 +44,7 @@ pub(super) struct Keeper {
 
     pub(super) here: Here,
     /// `None` until it is read; then the post, or why it can't be.
-    pub(super) post: Option<Result<Arc<Post>, Why>>,
+    pub(super) post: Option<Result<Arc<Post>, Reason>>,
     pub(super) scan: Scan,
     pub(super) watcher: Option<Watcher>,
     pub(super) listed_at: Option<Instant>,
@@ -52,62 +52,62 @@ pub(super) struct Keeper {
     pub(super) listed: Option<(u64, u64)>,
     pub(super) changes: VecDeque<Change>,
 
-    pub(super) lives: BTreeMap<LifeId, Life>,
-    pub(super) next_life: LifeId,
+    pub(super) lives: BTreeMap<InstanceId, Instance>,
+    pub(super) next_life: InstanceId,
     /// The life of the content that an entry has now.
-    pub(super) by_entry: HashMap<String, LifeId>,
+    pub(super) by_entry: HashMap<String, InstanceId>,
     pub(super) names: BTreeMap<String, Named>,
     /// The smallest number that a new name may have.
     pub(super) first_name: i64,
     pub(super) known: BTreeMap<Generation, Known>,
     /// Contents that must not be loaded under any name: they kill the process.
-    pub(super) banned: BTreeMap<Generation, Why>,
+    pub(super) banned: BTreeMap<Generation, Reason>,
     /// Contents that do not serve under the name from which they were rolled back.
-    pub(super) rolled_back: BTreeMap<(String, Generation), Why>,
+    pub(super) rolled_back: BTreeMap<(String, Generation), Reason>,
 
-    pub(super) slots: HashMap<Generation, Arc<Slot>>,
+    pub(super) slots: HashMap<Generation, Arc<Leases>>,
     pub(super) holdings: VecDeque<Holding>,
     /// Lives that wait for memory.
-    pub(super) cramped: VecDeque<LifeId>,
+    pub(super) cramped: VecDeque<InstanceId>,
     /// In use, and in the way of whoever is next to be loaded.
     pub(super) leaving: BTreeSet<Generation>,
     /// What served before the start and came by no file that is known.
-    pub(super) orphans: Vec<LifeId>,
+    pub(super) orphans: Vec<InstanceId>,
     /// Generations to be in memory before anybody asks.
     pub(super) preload: VecDeque<Generation>,
     /// When copies were last looked at whose loads failed.
     pub(super) stumbles: BTreeMap<Generation, Instant>,
     /// What was put off, by when it is tried again.
-    pub(super) retries: BTreeSet<(Instant, LifeId)>,
+    pub(super) retries: BTreeSet<(Instant, InstanceId)>,
 
-    pub(super) urgent: VecDeque<(LifeId, Task)>,
-    pub(super) queue: VecDeque<(LifeId, Task)>,
-    pub(super) running: Option<LifeId>,
+    pub(super) urgent: VecDeque<(InstanceId, Task)>,
+    pub(super) queue: VecDeque<(InstanceId, Task)>,
+    pub(super) running: Option<InstanceId>,
     /// Lives that wait for their gate, and the one that is being asked. Questions take as long as requests do: they must not
     /// keep other files waiting.
-    pub(super) gates: VecDeque<LifeId>,
+    pub(super) gates: VecDeque<InstanceId>,
     pub(super) judging: Option<Judging>,
     pub(super) done: (mpsc::UnboundedSender<Done>, mpsc::UnboundedReceiver<Done>),
 
-    pub(super) effects: VecDeque<(LifeId, Effect)>,
+    pub(super) effects: VecDeque<(InstanceId, Effect)>,
     /// What is to be written at the end of the turn. Notes are taken where only a look is had.
     pub(super) writes: RefCell<Vec<Write>>,
     /// Lives that have changed since they were last shown.
-    pub(super) unshown: RefCell<BTreeSet<LifeId>>,
+    pub(super) unshown: RefCell<BTreeSet<InstanceId>>,
     /// What is to be said once it is written.
-    pub(super) answers: Vec<(Waiter, Result<Row, Trouble>)>,
+    pub(super) answers: Vec<(Waiter, Result<SpokeRow, SpokeError>)>,
     /// Whether names have changed hands since they were last published.
     pub(super) names_changed: bool,
     pub(super) sweep_due: bool,
 }
 
-impl Keeper {
+impl Reconciler {
     pub(super) fn open(
-        settings: KeeperSettings,
+        settings: ReconcilerSettings,
         state: StateDirectory,
         engine: Arc<dyn Engine>,
         spokes: &Spokes,
-    ) -> Result<Self, KeeperError> {
+    ) -> Result<Self, ReconcilerError> {
         let store = Store::open(state.database()?)?;
         let quarantine = Quarantine::new(state.path().join("spokes/quarantine"), settings.quarantine);
         let scan = Scan::new(settings.settle, settings.most);
@@ -160,7 +160,7 @@ impl Keeper {
     }
 
     /// Body of the thread.
-    pub(super) fn run(mut self, mut asked: mpsc::UnboundedReceiver<Ask>, stop: watch::Receiver<bool>) {
+    pub(super) fn run(mut self, mut asked: mpsc::UnboundedReceiver<Command>, stop: watch::Receiver<bool>) {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
         match runtime {
@@ -178,7 +178,7 @@ impl Keeper {
         drop(asked);
     }
 
-    async fn turns(&mut self, asked: &mut mpsc::UnboundedReceiver<Ask>, mut stop: watch::Receiver<bool>) {
+    async fn turns(&mut self, asked: &mut mpsc::UnboundedReceiver<Command>, mut stop: watch::Receiver<bool>) {
         self.read_post().await;
         if let Err(error) = self.restore() {
             tracing::error!(%error, "what served before can't be read: it begins with the files in the folder");
@@ -287,20 +287,21 @@ impl Keeper {
     /// kept waiting: it takes effect when it is written.
     fn tell_unwritten(&mut self, error: &DatabaseError) {
         let why =
-            Why::new(Code::NotWritten, format!("what happens to spokes can't be written down: {error}"))
+            Reason::new(Code::NotWritten, format!("what happens to spokes can't be written down: {error}"))
                 .hint("look at the room, the limits and the permissions of paths.state; it is tried again");
         self.registry.set_unwritten(Some(why.clone()));
-        let serves = |id: &LifeId| {
+        let serves = |id: &InstanceId| {
             self.lives.get(id).is_none_or(|life| matches!(life.state, State::Serving | State::Retired(_)))
         };
         let unshown = std::mem::take(self.unshown.get_mut());
-        let (later, now): (BTreeSet<LifeId>, BTreeSet<LifeId>) = unshown.into_iter().partition(serves);
+        let (later, now): (BTreeSet<InstanceId>, BTreeSet<InstanceId>) =
+            unshown.into_iter().partition(serves);
         *self.unshown.get_mut() = now;
         self.show_all();
         *self.unshown.get_mut() = later;
         for (waiter, answer) in std::mem::take(&mut self.answers) {
             // Whoever asked may have left.
-            let _ = waiter.send(answer.and(Err(Trouble::Postponed(why.clone()))));
+            let _ = waiter.send(answer.and(Err(SpokeError::Postponed(why.clone()))));
         }
     }
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::asks::Trouble;
-use super::lives::{Life, LifeId, Over, Source, Waiter, now, replaced};
-use super::turn::Keeper;
+use super::commands::SpokeError;
+use super::event_loop::Reconciler;
+use super::instances::{Instance, InstanceId, Over, Source, Waiter, now, replaced};
 use crate::adapter::Generation;
-use crate::spokes::life::{Event, State, Why};
+use crate::spokes::life::{Reason, State, Trigger};
 use crate::spokes::registry::{Served, Serving};
 use crate::spokes::store::Write;
 
@@ -18,13 +18,13 @@ pub(super) struct Named {
     pub(super) id: i64,
     /// What serves, and the life that it is.
     pub(super) current: Option<Generation>,
-    pub(super) life: Option<LifeId>,
+    pub(super) life: Option<InstanceId>,
     pub(super) disabled: bool,
     /// Whether it came by request.
     pub(super) given: bool,
     /// When it lost what served, in milliseconds since 1970, and why if that is known.
     pub(super) left: i64,
-    pub(super) left_for: Option<Why>,
+    pub(super) left_for: Option<Reason>,
     /// What has served, the latest last; what serves among it.
     pub(super) history: Vec<Generation>,
 }
@@ -35,7 +35,7 @@ impl Named {
     }
 }
 
-impl Keeper {
+impl Reconciler {
     /// Where pinned copies are.
     pub(super) fn staged(&self) -> PathBuf {
         self.state.path().join("spokes/staged")
@@ -60,7 +60,7 @@ impl Keeper {
     }
 
     /// Gives its name to a life that the engine has. Who had it before is retired.
-    pub(super) fn serve(&mut self, id: LifeId) {
+    pub(super) fn serve(&mut self, id: InstanceId) {
         let life = self.lives.get_mut(&id).expect("what is loaded lives");
         let generation = life.generation.expect("what is loaded has a content");
         let displaces = std::mem::replace(&mut life.displaces, replaced());
@@ -97,7 +97,7 @@ impl Keeper {
         self.sweep_due = true;
 
         if let Some(old) = old {
-            self.happen(old, Event::Withdrawn(displaces));
+            self.happen(old, Trigger::Withdrawn(displaces));
             let life = &self.lives[&old];
             // The file in the folder keeps its place in the list; an earlier content of it has none any more.
             if life.entry().is_none_or(|entry| self.by_entry.get(entry) != Some(&old)) {
@@ -112,7 +112,7 @@ impl Keeper {
     }
 
     /// Takes its name from a life, if it has one.
-    pub(super) fn withdraw(&mut self, id: LifeId) {
+    pub(super) fn withdraw(&mut self, id: InstanceId) {
         let Some(life) = self.lives.get(&id) else { return };
         let (name, given) = (life.name.clone(), life.entry().is_none());
         let why = life.state.reason().cloned();
@@ -125,7 +125,7 @@ impl Keeper {
     }
 
     /// A life takes the place of another of the same content, without any difference to those who are served.
-    pub(super) fn inherit(&mut self, id: LifeId) {
+    pub(super) fn inherit(&mut self, id: InstanceId) {
         let name = self.lives[&id].name.clone();
         let Some(named) = self.names.get_mut(&name) else { return };
         if let Some(old) = named.life.replace(id).filter(|old| *old != id) {
@@ -188,7 +188,7 @@ impl Keeper {
     /// Generations that a name has, or a life is about to give to one.
     pub(super) fn needed(&self) -> BTreeSet<Generation> {
         let named = self.names.values().filter(|named| !named.disabled).filter_map(|named| named.current);
-        let soon = |life: &&Life| matches!(life.state, State::Probed | State::Gated);
+        let soon = |life: &&Instance| matches!(life.state, State::Probed | State::Gated);
         named.chain(self.lives.values().filter(soon).filter_map(|life| life.generation)).collect()
     }
 
@@ -197,11 +197,11 @@ impl Keeper {
         &mut self,
         name: &str,
         generation: Generation,
-        displaces: Why,
+        displaces: Reason,
         over: Over,
-    ) -> Result<LifeId, Why> {
+    ) -> Result<InstanceId, Reason> {
         let gone =
-            || Why::new("no_copy", format!("the copy of {} is not there any more", generation.short()));
+            || Reason::new("no_copy", format!("the copy of {} is not there any more", generation.short()));
         if let Some(why) = self.banned.get(&generation) {
             return Err(why.clone());
         }
@@ -212,7 +212,7 @@ impl Keeper {
         let entry = self.lives.values().find(|life| life.name == name && life.entry().is_some());
         let source = source.or_else(|| entry.map(|life| life.source.clone()));
         let source = source.unwrap_or_else(|| Source::Given(pinned.clone()));
-        let mut life = Life::new(name.to_owned(), source);
+        let mut life = Instance::new(name.to_owned(), source);
         life.generation = Some(generation);
         life.facts = Some(known.facts.clone());
         life.served = self.served_copy(generation);
@@ -222,7 +222,7 @@ impl Keeper {
         life.state = State::Retired(replaced());
         let id = self.resume(life);
         // What was examined elsewhere is examined again, from its copy.
-        self.happen(id, if ready { Event::Wanted } else { Event::Reconsidered });
+        self.happen(id, if ready { Trigger::Wanted } else { Trigger::Reconsidered });
         Ok(id)
     }
 
@@ -253,17 +253,17 @@ impl Keeper {
     pub(super) fn roll_back(&mut self, name: &str, waiter: Waiter) {
         if self.names.get(name).is_some_and(|named| named.disabled) {
             let trouble = format!("{name:?} is switched off: enable it before it can be rolled back");
-            return self.answers.push((waiter, Err(Trouble::Conflict(trouble))));
+            return self.answers.push((waiter, Err(SpokeError::Conflict(trouble))));
         }
         let before = self.names.get(name).map(Named::before);
         let target = before.as_ref().and_then(|before| before.last().copied());
         let outcome = match (before, target) {
             (None, _) if self.lives.values().any(|life| life.name == name) => {
-                Err(Trouble::Conflict(format!("nothing has served as {name:?} before")))
+                Err(SpokeError::Conflict(format!("nothing has served as {name:?} before")))
             }
-            (None, _) => Err(Trouble::NoSuch(name.to_owned())),
+            (None, _) => Err(SpokeError::NoSuch(name.to_owned())),
             (Some(_), None) => {
-                Err(Trouble::Conflict(format!("no generation of {name:?} is kept that served before")))
+                Err(SpokeError::Conflict(format!("no generation of {name:?} is kept that served before")))
             }
             (Some(_), Some(target)) => {
                 let given = self.names.get(name).is_some_and(|named| named.given);
@@ -272,10 +272,10 @@ impl Keeper {
                 } else {
                     "`bespoke spoke enable` serves it again"
                 };
-                let why = Why::new("rolled_back", format!("rolled back to {}", target.short())).hint(hint);
+                let why = Reason::new("rolled_back", format!("rolled back to {}", target.short())).hint(hint);
                 let current = self.names.get(name).and_then(|named| named.current);
                 let over = current.map_or(Over::Nothing, Over::Only);
-                self.revive(name, target, why, over).map_err(Trouble::Refused)
+                self.revive(name, target, why, over).map_err(SpokeError::Refused)
             }
         };
         self.wait_for(outcome, waiter);
@@ -289,7 +289,9 @@ impl Keeper {
         let was_disabled = self.set_disabled(name, false);
         let outcome = match idle {
             // The file is in the way of another, or has no name that can be asked for: nothing about it has changed.
-            Some((_, _, State::Quarantined(why))) if why.code.concerns_entry() => Err(Trouble::Refused(why)),
+            Some((_, _, State::Quarantined(why))) if why.code.concerns_entry() => {
+                Err(SpokeError::Refused(why))
+            }
             Some((id, generation, state)) => {
                 if let Some(generation) = generation {
                     self.allow(name, generation);
@@ -299,20 +301,20 @@ impl Keeper {
                 let refused = matches!(state, State::Quarantined(_) | State::Waiting(_));
                 let good =
                     known.is_some() && self.lives[&id].served.as_ref().is_some_and(|file| file.is_file());
-                self.happen(id, if refused || good { Event::Wanted } else { Event::Reconsidered });
+                self.happen(id, if refused || good { Trigger::Wanted } else { Trigger::Reconsidered });
                 Ok(id)
             }
             None if was_disabled => {
                 let last = self.names.get(name).and_then(|named| named.history.last().copied());
                 match last {
-                    Some(last) => self.revive(name, last, replaced(), Over::Any).map_err(Trouble::Refused),
-                    None => Err(Trouble::Conflict(format!("{name:?} has nothing to serve"))),
+                    Some(last) => self.revive(name, last, replaced(), Over::Any).map_err(SpokeError::Refused),
+                    None => Err(SpokeError::Conflict(format!("{name:?} has nothing to serve"))),
                 }
             }
             None if self.lives.values().any(|life| life.name == name) => {
-                Err(Trouble::Conflict(format!("{name:?} is not switched off")))
+                Err(SpokeError::Conflict(format!("{name:?} is not switched off")))
             }
-            None => Err(Trouble::NoSuch(name.to_owned())),
+            None => Err(SpokeError::NoSuch(name.to_owned())),
         };
         self.wait_for(outcome, waiter);
     }
@@ -328,11 +330,11 @@ impl Keeper {
 
     /// Stops to serve a name.
     pub(super) fn disable(&mut self, name: &str, waiter: Waiter) {
-        let of_name = |life: &&Life| life.name == name;
-        let ids: Vec<LifeId> =
+        let of_name = |life: &&Instance| life.name == name;
+        let ids: Vec<InstanceId> =
             self.lives.iter().filter(|(_, life)| of_name(life)).map(|(id, _)| *id).collect();
         if ids.is_empty() {
-            self.answers.push((waiter, Err(Trouble::NoSuch(name.to_owned()))));
+            self.answers.push((waiter, Err(SpokeError::NoSuch(name.to_owned()))));
             return;
         }
         self.set_disabled(name, true);
@@ -340,12 +342,12 @@ impl Keeper {
         for id in ids {
             let state = &self.lives[&id].state;
             if state.is_open() || *state == State::Serving {
-                self.happen(id, Event::Withdrawn(disabled()));
+                self.happen(id, Trigger::Withdrawn(disabled()));
                 self.withdraw(id);
                 last = Some(id);
             }
         }
-        let nothing = || Trouble::Conflict(format!("{name:?} does not serve"));
+        let nothing = || SpokeError::Conflict(format!("{name:?} does not serve"));
         self.wait_for(last.ok_or_else(nothing), waiter);
     }
 
@@ -363,7 +365,7 @@ impl Keeper {
     }
 
     /// Answers when a life has come to its end, or at once if there is none.
-    pub(super) fn wait_for(&mut self, outcome: Result<LifeId, Trouble>, waiter: Waiter) {
+    pub(super) fn wait_for(&mut self, outcome: Result<InstanceId, SpokeError>, waiter: Waiter) {
         match outcome {
             Ok(id) => {
                 let life = self.lives.get_mut(&id).expect("it was found a moment ago");
@@ -382,8 +384,8 @@ pub(super) const FIRST_NAME: &str = "first_name";
 const GONE: usize = 16;
 
 /// What is said of a life whose name is switched off.
-pub(super) fn disabled() -> Why {
-    Why::new("disabled", "somebody switched its name off").hint("`bespoke spoke enable` switches it on")
+pub(super) fn disabled() -> Reason {
+    Reason::new("disabled", "somebody switched its name off").hint("`bespoke spoke enable` switches it on")
 }
 
 /// Where the form of a pinned copy is that the engine loads, if it isn't the copy itself.

@@ -7,12 +7,12 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
-use super::mistake::Mistake;
+use super::error::Mistake;
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Written {
+pub(super) struct RawConfig {
     pub(super) server: Server,
     pub(super) model: Model,
     pub(super) log: Log,
@@ -126,12 +126,12 @@ pub(super) struct Gate {
 /// Reads what can be read and lists what can't.
 ///
 /// serde stops at the first key that it doesn't like; so the key is noted, taken out, and the rest is read again.
-pub(super) fn read(text: &str) -> (Written, Vec<Mistake>) {
+pub(super) fn read(text: &str) -> (RawConfig, Vec<Mistake>) {
     let (mut document, errors) = DeTable::parse_recoverable(text);
     let mut mistakes: Vec<Mistake> =
         errors.iter().map(|error| Mistake::new(error.span(), one_line(error.message()), None)).collect();
     loop {
-        match Written::deserialize(Deserializer::from(document.clone())) {
+        match RawConfig::deserialize(Deserializer::from(document.clone())) {
             Ok(written) => return (written, mistakes),
             Err(error) => {
                 let span = error.span();
@@ -140,7 +140,7 @@ pub(super) fn read(text: &str) -> (Written, Vec<Mistake>) {
                 mistakes.push(Mistake::new(span, place + &one_line(error.message()), None));
                 if key.is_none() {
                     // Nothing to take out: going on would find the same mistake for ever.
-                    return (Written::default(), mistakes);
+                    return (RawConfig::default(), mistakes);
                 }
             }
         }

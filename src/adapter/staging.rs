@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use super::dropped::{Part, Parts};
-use super::{Digest, Generation, Limits, Reason, Refusal};
-use crate::durable::{self, Staged};
+use super::{Defect, Digest, Generation, Limits, Refusal};
+use crate::atomic_file::{self, Staged};
 
 /// Bytes that are copied at once.
 const PART: usize = 1 << 18;
@@ -31,7 +31,7 @@ pub struct Pinned {
 pub fn pin(path: &Path, folder: &Path, limits: &Limits) -> Result<Pinned, Refusal> {
     let parts = Parts::open(path, limits)?;
     let disk = |error: io::Error| Refusal::new(folder, error);
-    durable::make_folder(folder).map_err(disk)?;
+    atomic_file::make_folder(folder).map_err(disk)?;
     let stage = tempfile::Builder::new().prefix(".pinning-").tempdir_in(folder).map_err(disk)?;
     let single = parts.is_single();
     let mut digests = Vec::new();
@@ -42,8 +42,11 @@ pub fn pin(path: &Path, folder: &Path, limits: &Limits) -> Result<Pinned, Refusa
     let from = if single { stage.path().join(digests[0].0) } else { stage.path().to_owned() };
     let generation = combined(single, &digests);
     let target = folder.join(generation.to_string());
-    let placed =
-        if single { durable::rename_file(&from, &target) } else { durable::rename_folder(&from, &target) };
+    let placed = if single {
+        atomic_file::rename_file(&from, &target)
+    } else {
+        atomic_file::rename_folder(&from, &target)
+    };
     placed.map_err(disk)?;
     if !single {
         // Its name is gone: nothing is left to remove.
@@ -92,7 +95,7 @@ pub(super) fn copy(source: &Path, target: &Path, limits: &Limits) -> Result<Dige
 
 fn copy_part(part: Part, target: &Path, limits: &Limits) -> Result<(Digest, u64), Refusal> {
     let Part { path, file } = part;
-    let refuse = |reason: Reason| Refusal::new(&path, reason);
+    let refuse = |reason: Defect| Refusal::new(&path, reason);
     let disk = |error: io::Error| Refusal::new(target, error);
     let mut staged = Staged::new(target).map_err(disk)?;
     let mut hasher = Sha256::new();
@@ -113,7 +116,7 @@ fn copy_part(part: Part, target: &Path, limits: &Limits) -> Result<(Digest, u64)
         found += part.len() as u64;
     }
     if found > limits.max_bytes {
-        return Err(refuse(Reason::TooLarge { found, limit: limits.max_bytes }));
+        return Err(refuse(Defect::TooLarge { found, limit: limits.max_bytes }));
     }
     staged.flush().map_err(disk)?;
     staged.commit().map_err(disk)?;

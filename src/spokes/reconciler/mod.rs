@@ -1,17 +1,17 @@
 //! The keeper: one thread that follows the folder, leads each file through its life, and decides what is in memory.
 //! Everybody else holds a [`Spokes`], reads snapshots without waiting, and asks the keeper for the rest.
 
-mod asks;
+mod aliases;
+mod commands;
 mod effects;
-mod entries;
+mod event_loop;
+mod folder_changes;
+mod instances;
 mod jobs;
-mod lives;
-mod memory;
-mod names;
-mod restore;
-mod turn;
+mod recovery;
+mod residency;
 
-pub use asks::{Ask, Trouble};
+pub use commands::{Command, SpokeError};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,10 +22,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::gate::{Gate, Questioner};
-use super::life::Why;
+use super::leases::{Lease, Leases};
+use super::life::Reason;
 use super::probe::ChildProbe;
-use super::registry::{Registry, Row};
-use super::slot::{Lease, Slot};
+use super::registry::{Registry, SpokeRow};
 use super::store::{Kinship, Transition};
 use crate::adapter::{Limits, Refusal};
 use crate::database::{DatabaseError, StateDirectory};
@@ -36,7 +36,7 @@ pub const POST: &str = "bespoke";
 
 /// What the keeper is told.
 #[derive(Debug, Clone, PartialEq)]
-pub struct KeeperSettings {
+pub struct ReconcilerSettings {
     /// The watched folder.
     pub folder: PathBuf,
     /// Whether the system's word on changes is listened to; if not, the folder is looked at every [`Self::poll`].
@@ -69,7 +69,7 @@ pub struct KeeperSettings {
     pub model_id: String,
 }
 
-impl KeeperSettings {
+impl ReconcilerSettings {
     /// Whether requests mean the post by this name.
     fn is_post(&self, name: &str) -> bool {
         name == self.model_id || name == POST
@@ -78,7 +78,7 @@ impl KeeperSettings {
 
 /// Why there are no spokes.
 #[derive(Debug, thiserror::Error)]
-pub enum KeeperError {
+pub enum ReconcilerError {
     /// The state can't be used.
     #[error(transparent)]
     State(#[from] DatabaseError),
@@ -94,7 +94,7 @@ pub enum KeeperError {
 #[derive(Debug, Clone)]
 pub struct Spokes {
     registry: Arc<Registry>,
-    asks: mpsc::UnboundedSender<Ask>,
+    asks: mpsc::UnboundedSender<Command>,
     stop: Arc<watch::Sender<bool>>,
     stopping: Arc<watch::Sender<bool>>,
     questioner: Arc<Mutex<Option<Arc<dyn Questioner>>>>,
@@ -104,24 +104,24 @@ impl Spokes {
     /// Opens the state, restores what served, and starts to follow the folder. The engine may still be loading.
     ///
     /// # Errors
-    /// [`KeeperError`]: the state can't be used. What is wrong with single files is told of them.
+    /// [`ReconcilerError`]: the state can't be used. What is wrong with single files is told of them.
     pub fn start(
-        settings: KeeperSettings,
+        settings: ReconcilerSettings,
         state: StateDirectory,
         engine: Arc<dyn Engine>,
-    ) -> Result<Self, KeeperError> {
+    ) -> Result<Self, ReconcilerError> {
         let registry = Arc::<Registry>::default();
         let (asks, asked) = mpsc::unbounded_channel();
         let stop = Arc::new(watch::Sender::new(false));
         let stopping = Arc::new(watch::Sender::new(false));
         let questioner = Arc::default();
         let spokes = Self { registry, asks, stop, stopping, questioner };
-        let begin = turn::Keeper::open(settings, state, engine, &spokes)?;
+        let begin = event_loop::Reconciler::open(settings, state, engine, &spokes)?;
         let stopped = spokes.stop.subscribe();
         thread::Builder::new()
             .name("spokes".to_owned())
             .spawn(move || begin.run(asked, stopped))
-            .map_err(KeeperError::Thread)?;
+            .map_err(ReconcilerError::Thread)?;
         Ok(spokes)
     }
 
@@ -142,74 +142,74 @@ impl Spokes {
     /// Leases of these, all or none; loads what isn't in memory.
     ///
     /// # Errors
-    /// [`Trouble`].
-    pub async fn hold(&self, slots: Vec<Arc<Slot>>) -> Result<Vec<Lease>, Trouble> {
-        self.ask(|reply| Ask::Hold { slots, beyond: false, reply }).await
+    /// [`SpokeError`].
+    pub async fn hold(&self, slots: Vec<Arc<Leases>>) -> Result<Vec<Lease>, SpokeError> {
+        self.ask(|reply| Command::Hold { slots, beyond: false, reply }).await
     }
 
     /// A lease of what a gate is to judge. It may be in memory beyond the limit, as during a swap: what serves must not have to
     /// go for it.
     ///
     /// # Errors
-    /// [`Trouble`].
-    pub(super) async fn hold_for_gate(&self, slot: Arc<Slot>) -> Result<Vec<Lease>, Trouble> {
-        self.ask(|reply| Ask::Hold { slots: vec![slot], beyond: true, reply }).await
+    /// [`SpokeError`].
+    pub(super) async fn hold_for_gate(&self, slot: Arc<Leases>) -> Result<Vec<Lease>, SpokeError> {
+        self.ask(|reply| Command::Hold { slots: vec![slot], beyond: true, reply }).await
     }
 
     /// Goes back to the generation that served before.
     ///
     /// # Errors
-    /// [`Trouble`].
-    pub async fn roll_back(&self, name: &str) -> Result<Row, Trouble> {
-        self.ask(|reply| Ask::RollBack { name: name.to_owned(), reply }).await
+    /// [`SpokeError`].
+    pub async fn roll_back(&self, name: &str) -> Result<SpokeRow, SpokeError> {
+        self.ask(|reply| Command::RollBack { name: name.to_owned(), reply }).await
     }
 
     /// Serves a name again that was disabled, or the latest file under it that doesn't serve.
     ///
     /// # Errors
-    /// [`Trouble`].
-    pub async fn enable(&self, name: &str) -> Result<Row, Trouble> {
-        self.ask(|reply| Ask::Enable { name: name.to_owned(), reply }).await
+    /// [`SpokeError`].
+    pub async fn enable(&self, name: &str) -> Result<SpokeRow, SpokeError> {
+        self.ask(|reply| Command::Enable { name: name.to_owned(), reply }).await
     }
 
     /// Stops to serve a name until it is enabled again.
     ///
     /// # Errors
-    /// [`Trouble`].
-    pub async fn disable(&self, name: &str) -> Result<Row, Trouble> {
-        self.ask(|reply| Ask::Disable { name: name.to_owned(), reply }).await
+    /// [`SpokeError`].
+    pub async fn disable(&self, name: &str) -> Result<SpokeRow, SpokeError> {
+        self.ask(|reply| Command::Disable { name: name.to_owned(), reply }).await
     }
 
     /// Takes a file from anywhere and serves it under a name. `replace`: also if the name serves already.
     ///
     /// # Errors
-    /// [`Trouble`].
-    pub async fn load(&self, name: &str, path: PathBuf, replace: bool) -> Result<Row, Trouble> {
-        self.ask(|reply| Ask::Load { name: name.to_owned(), path, replace, reply }).await
+    /// [`SpokeError`].
+    pub async fn load(&self, name: &str, path: PathBuf, replace: bool) -> Result<SpokeRow, SpokeError> {
+        self.ask(|reply| Command::Load { name: name.to_owned(), path, replace, reply }).await
     }
 
     /// Forgets a name that came by [`Spokes::load`]; one that came by the folder is disabled.
     ///
     /// # Errors
-    /// [`Trouble`].
-    pub async fn unload(&self, name: &str) -> Result<(), Trouble> {
-        self.ask(|reply| Ask::Unload { name: name.to_owned(), reply }).await
+    /// [`SpokeError`].
+    pub async fn unload(&self, name: &str) -> Result<(), SpokeError> {
+        self.ask(|reply| Command::Unload { name: name.to_owned(), reply }).await
     }
 
     /// Lines of the journal behind this id.
     ///
     /// # Errors
-    /// [`Trouble`].
-    pub async fn journal(&self, behind: i64, most: usize) -> Result<Vec<Transition>, Trouble> {
-        self.ask(|reply| Ask::Journal { behind, most, reply }).await
+    /// [`SpokeError`].
+    pub async fn journal(&self, behind: i64, most: usize) -> Result<Vec<Transition>, SpokeError> {
+        self.ask(|reply| Command::Journal { behind, most, reply }).await
     }
 
     /// Has spokes accepted that were trained on a folder, whose model the post was found to hold.
     ///
     /// # Errors
-    /// [`Trouble::Conflict`]: another post is served.
-    pub async fn befriend(&self, kinship: Kinship) -> Result<(), Trouble> {
-        self.ask(|reply| Ask::Kin { kinship, reply }).await
+    /// [`SpokeError::Conflict`]: another post is served.
+    pub async fn befriend(&self, kinship: Kinship) -> Result<(), SpokeError> {
+        self.ask(|reply| Command::Kin { kinship, reply }).await
     }
 
     /// The daemon begins to stop: streams of news end; whoever still asks for leases gets them.
@@ -243,15 +243,15 @@ impl Spokes {
 
     async fn ask<T>(
         &self,
-        ask: impl FnOnce(oneshot::Sender<Result<T, Trouble>>) -> Ask,
-    ) -> Result<T, Trouble> {
+        ask: impl FnOnce(oneshot::Sender<Result<T, SpokeError>>) -> Command,
+    ) -> Result<T, SpokeError> {
         let (reply, answer) = oneshot::channel();
-        self.asks.send(ask(reply)).map_err(|_| Trouble::Stopped)?;
-        answer.await.unwrap_or(Err(Trouble::Stopped))
+        self.asks.send(ask(reply)).map_err(|_| SpokeError::Stopped)?;
+        answer.await.unwrap_or(Err(SpokeError::Stopped))
     }
 }
 
-impl From<Refusal> for Why {
+impl From<Refusal> for Reason {
     fn from(refusal: Refusal) -> Self {
         // The path is the daemon's own or in the folder; whoever asks over the network learns neither.
         Self { code: refusal.code().into(), message: refusal.reason.to_string(), hint: refusal.hint() }

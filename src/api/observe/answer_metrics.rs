@@ -10,7 +10,7 @@ use crate::engine::{CloseReason, Usage};
 
 /// One generation as it is watched.
 #[derive(Debug)]
-pub(in crate::api) struct GenerationMetrics {
+pub(in crate::api) struct AnswerMetrics {
     metrics: Arc<Metrics>,
     record: Arc<RequestContext>,
     begun: Instant,
@@ -22,7 +22,7 @@ pub(in crate::api) struct GenerationMetrics {
     cached: u32,
 }
 
-impl GenerationMetrics {
+impl AnswerMetrics {
     /// Of the current request's generation, which begins now.
     pub(in crate::api) fn begin(metrics: Arc<Metrics>, first: bool) -> Self {
         Self {
@@ -83,9 +83,9 @@ mod tests {
     #[test]
     fn several_answers_add_up_and_their_prompt_counts_once() {
         let record = Arc::new(RequestContext::default());
-        let witness = |first| GenerationMetrics {
+        let witness = |first| AnswerMetrics {
             record: Arc::clone(&record),
-            ..GenerationMetrics::begin(Arc::default(), first)
+            ..AnswerMetrics::begin(Arc::default(), first)
         };
         let usage = |cached_tokens, completion_tokens| Usage {
             prompt_tokens: 20,

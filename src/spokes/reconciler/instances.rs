@@ -5,19 +5,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::oneshot;
 
-use super::turn::Keeper;
-use super::{Row, Trouble};
+use super::event_loop::Reconciler;
+use super::{SpokeError, SpokeRow};
 use crate::adapter::Generation;
-use crate::spokes::code::Code;
 use crate::spokes::folder::Fingerprint;
-use crate::spokes::life::{Effect, Event, State, Why, step};
+use crate::spokes::life::{Effect, Reason, State, Trigger, step};
+use crate::spokes::reason_code::Code;
 use crate::spokes::store::{Facts, Transition, Write};
 
 /// Number of a life, counted up since the start.
-pub(super) type LifeId = u64;
+pub(super) type InstanceId = u64;
 
 /// Who waits for the end of a life's way.
-pub(super) type Waiter = oneshot::Sender<Result<Row, Trouble>>;
+pub(super) type Waiter = oneshot::Sender<Result<SpokeRow, SpokeError>>;
 
 /// Where the content of a life comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) enum Source {
 
 /// One content under one name.
 #[derive(Debug)]
-pub(super) struct Life {
+pub(super) struct Instance {
     pub(super) name: String,
     pub(super) source: Source,
     /// What its entry looked like when it rested.
@@ -51,7 +51,7 @@ pub(super) struct Life {
     pub(super) waits_for: Option<Code>,
     pub(super) retry: Option<(Instant, SystemTime)>,
     /// What is said of the life that this one displaces.
-    pub(super) displaces: Why,
+    pub(super) displaces: Reason,
     /// Over what it may serve.
     pub(super) over: Over,
     pub(super) waiters: Vec<Waiter>,
@@ -78,7 +78,7 @@ impl Over {
     }
 }
 
-impl Life {
+impl Instance {
     pub(super) fn new(name: String, source: Source) -> Self {
         Self {
             name,
@@ -116,8 +116,8 @@ impl Life {
         }
     }
 
-    fn row(&self) -> Row {
-        Row {
+    fn row(&self) -> SpokeRow {
+        SpokeRow {
             name: self.name.clone(),
             entry: self.entry().map(str::to_owned),
             generation: self.generation,
@@ -131,8 +131,8 @@ impl Life {
 }
 
 /// What is said of a life whose name another content got.
-pub(super) fn replaced() -> Why {
-    Why::new("replaced", "another content serves under its name")
+pub(super) fn replaced() -> Reason {
+    Reason::new("replaced", "another content serves under its name")
 }
 
 /// How long the first pause before another try is; each that follows is twice as long, up to a bound.
@@ -155,9 +155,9 @@ pub(super) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
-impl Keeper {
+impl Reconciler {
     /// Begins a life.
-    pub(super) fn begin(&mut self, life: Life) -> LifeId {
+    pub(super) fn begin(&mut self, life: Instance) -> InstanceId {
         self.next_life += 1;
         let id = self.next_life;
         if let Source::Entry(entry) = &life.source {
@@ -170,7 +170,7 @@ impl Keeper {
     }
 
     /// A life that is no news: the journal knows it.
-    pub(super) fn resume(&mut self, life: Life) -> LifeId {
+    pub(super) fn resume(&mut self, life: Instance) -> InstanceId {
         self.next_life += 1;
         self.lives.insert(self.next_life, life);
         self.show(self.next_life);
@@ -178,7 +178,7 @@ impl Keeper {
     }
 
     /// Forgets a life: there is no more to be said about it.
-    pub(super) fn forget(&mut self, id: LifeId) {
+    pub(super) fn forget(&mut self, id: InstanceId) {
         let Some(life) = self.lives.remove(&id) else { return };
         if let Source::Entry(entry) = &life.source
             && self.by_entry.get(entry) == Some(&id)
@@ -186,17 +186,17 @@ impl Keeper {
             self.by_entry.remove(entry);
         }
         for waiter in life.waiters {
-            self.answers.push((waiter, Err(Trouble::Gone(life.name.clone()))));
+            self.answers.push((waiter, Err(SpokeError::Gone(life.name.clone()))));
         }
         self.show(id);
         self.sweep_due = true;
     }
 
     /// Something happens to a life.
-    pub(super) fn happen(&mut self, id: LifeId, event: Event) {
+    pub(super) fn happen(&mut self, id: InstanceId, event: Trigger) {
         let Some(life) = self.lives.get_mut(&id) else { return };
-        let is_withdrawn = matches!(event, Event::Withdrawn(_));
-        let is_another_try = matches!(event, Event::Due);
+        let is_withdrawn = matches!(event, Trigger::Withdrawn(_));
+        let is_another_try = matches!(event, Trigger::Due);
         let (state, effect) = match step(&life.state, event) {
             Ok(next) => next,
             Err(impossible) => {
@@ -230,9 +230,9 @@ impl Keeper {
     }
 
     /// A content is refused, or put off where the reason says nothing of it.
-    pub(super) fn turned_down(&mut self, id: LifeId, why: Why) {
+    pub(super) fn turned_down(&mut self, id: InstanceId, why: Reason) {
         if !why.code.is_transient() {
-            return self.happen(id, Event::Refused(why));
+            return self.happen(id, Trigger::Refused(why));
         }
         let Some(life) = self.lives.get_mut(&id) else { return };
         life.tries += 1;
@@ -242,7 +242,7 @@ impl Keeper {
         // Somebody asked for it, and is told now that it can't be done: it must not happen unasked later.
         let is_asked = !life.waiters.is_empty();
         let is_of_the_folder = life.entry().is_some_and(|entry| self.by_entry.get(entry) == Some(&id));
-        self.happen(id, Event::Postponed(why));
+        self.happen(id, Trigger::Postponed(why));
         if is_asked && !is_of_the_folder {
             return self.forget(id);
         }
@@ -259,17 +259,17 @@ impl Keeper {
         let now = Instant::now();
         while let Some(&(at, id)) = self.retries.first().filter(|(at, _)| *at <= now) {
             self.retries.remove(&(at, id));
-            let is_due = |life: &Life| {
+            let is_due = |life: &Instance| {
                 matches!(life.state, State::Waiting(_)) && life.retry.is_some_and(|(due, _)| due == at)
             };
             if self.lives.get(&id).is_some_and(is_due) {
-                self.happen(id, Event::Due);
+                self.happen(id, Trigger::Due);
             }
         }
     }
 
     /// A line of the journal.
-    fn note(&self, life: &Life, before: Option<&State>) {
+    fn note(&self, life: &Instance, before: Option<&State>) {
         let to = life.state.name();
         let why = life.state.reason().cloned();
         let generation = life.generation.map(|generation| generation.short());
@@ -297,7 +297,7 @@ impl Keeper {
     }
 
     /// How an entry ended, for the next start.
-    pub(super) fn keep_end(&self, id: LifeId) {
+    pub(super) fn keep_end(&self, id: InstanceId) {
         let life = &self.lives[&id];
         let Source::Entry(entry) = &life.source else { return };
         if self.by_entry.get(entry) != Some(&id) {
@@ -326,7 +326,7 @@ impl Keeper {
     }
 
     /// A life is to be shown as it is at the end of the turn, once that is written down.
-    pub(super) fn show(&self, id: LifeId) {
+    pub(super) fn show(&self, id: InstanceId) {
         self.unshown.borrow_mut().insert(id);
     }
 
@@ -336,18 +336,18 @@ impl Keeper {
             let row = self.lives.get(&id).map(|life| {
                 let slot = life.generation.filter(|_| life.state == State::Serving);
                 let slot = slot.and_then(|generation| self.slots.get(&generation).cloned());
-                Row { slot, ..life.row() }
+                SpokeRow { slot, ..life.row() }
             });
             self.registry.set_row(id, row);
         }
     }
 
     /// Answers those who wait for a life, once nothing is under way any more.
-    pub(super) fn answer_waiters(&mut self, id: LifeId) {
+    pub(super) fn answer_waiters(&mut self, id: InstanceId) {
         let Some(life) = self.lives.get_mut(&id).filter(|life| !life.state.is_moving()) else { return };
         let answer = match &life.state {
-            State::Waiting(why) => Err(Trouble::Postponed(why.clone())),
-            State::Quarantined(why) => Err(Trouble::Refused(why.clone())),
+            State::Waiting(why) => Err(SpokeError::Postponed(why.clone())),
+            State::Quarantined(why) => Err(SpokeError::Refused(why.clone())),
             _ => Ok(life.row()),
         };
         let waiters = std::mem::take(&mut life.waiters);
@@ -355,8 +355,8 @@ impl Keeper {
     }
 
     /// Lives of an entry.
-    pub(super) fn of_entry(&self, entry: &str) -> Vec<LifeId> {
-        let of = |life: &&Life| life.entry() == Some(entry);
+    pub(super) fn of_entry(&self, entry: &str) -> Vec<InstanceId> {
+        let of = |life: &&Instance| life.entry() == Some(entry);
         self.lives.iter().filter(|(_, life)| of(life)).map(|(id, _)| *id).collect()
     }
 }

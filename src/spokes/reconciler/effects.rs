@@ -2,17 +2,17 @@
 
 use tokio::sync::watch;
 
+use super::event_loop::Reconciler;
+use super::instances::{Instance, InstanceId};
 use super::jobs::Task;
-use super::lives::{Life, LifeId};
-use super::turn::Keeper;
-use crate::durable;
-use crate::fail;
+use crate::atomic_file;
+use crate::failpoints;
 use crate::spokes::folder;
 use crate::spokes::life::{Effect, State};
 use crate::spokes::quarantine::Refused;
 
-impl Keeper {
-    pub(super) async fn effect(&mut self, id: LifeId, effect: Effect, stop: &watch::Receiver<bool>) {
+impl Reconciler {
+    pub(super) async fn effect(&mut self, id: InstanceId, effect: Effect, stop: &watch::Receiver<bool>) {
         let Some(life) = self.lives.get(&id) else { return };
         // What was to be done for an earlier state is of no use.
         let still = match effect {
@@ -28,7 +28,7 @@ impl Keeper {
         if !still {
             return;
         }
-        fail::point(effect_name(effect), &life.name);
+        failpoints::point(effect_name(effect), &life.name);
         match effect {
             // The folder is followed anyway.
             Effect::Await => {}
@@ -38,9 +38,9 @@ impl Keeper {
             Effect::Load => self.load_life(id, stop).await,
             Effect::Serve => {
                 self.serve(id);
-                fail::point("spoke.served", &self.lives[&id].name);
+                failpoints::point("spoke.served", &self.lives[&id].name);
                 self.write_down();
-                fail::point("spoke.swapped", &self.lives[&id].name);
+                failpoints::point("spoke.swapped", &self.lives[&id].name);
             }
             Effect::Quarantine => self.quarantine(id),
             Effect::Withdraw => self.withdraw(id),
@@ -48,7 +48,7 @@ impl Keeper {
     }
 
     /// Keeps a refused content with its reason. If it served, the last good one takes its place.
-    fn quarantine(&mut self, id: LifeId) {
+    fn quarantine(&mut self, id: InstanceId) {
         let life = &self.lives[&id];
         let (State::Quarantined(why), name) = (&life.state, life.name.clone()) else { return };
         let generation = life.generation;
@@ -82,7 +82,7 @@ impl Keeper {
 
     /// Removes a refused file from the folder, if that is wanted and it is still what was refused. Where an earlier content
     /// of it serves, that one takes its place: a name without a file has nothing to serve.
-    fn take_out(&self, id: LifeId) {
+    fn take_out(&self, id: InstanceId) {
         let life = &self.lives[&id];
         let Some(entry) = life.entry().filter(|_| self.settings.move_refused) else { return };
         let there = folder::look(&self.settings.folder, entry).ok().flatten();
@@ -90,9 +90,9 @@ impl Keeper {
             return;
         }
         let path = self.settings.folder.join(entry);
-        let serves = |life: &&Life| life.entry() == Some(entry) && life.state == State::Serving;
+        let serves = |life: &&Instance| life.entry() == Some(entry) && life.state == State::Serving;
         let removed = match self.lives.values().find(serves).map(|life| life.pinned.clone()) {
-            Some(Some(good)) if good.is_file() && path.is_file() => durable::copy(&good, &path),
+            Some(Some(good)) if good.is_file() && path.is_file() => atomic_file::copy(&good, &path),
             // The parts of a folder can't be exchanged at once.
             Some(_) => return,
             None if path.is_dir() => fs_err::remove_dir_all(&path),

@@ -5,29 +5,29 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::lives::{Life, LifeId, Source};
-use super::turn::Keeper;
-use super::{Row, Transition};
-use crate::spokes::code::Code;
+use super::event_loop::Reconciler;
+use super::instances::{Instance, InstanceId, Source};
+use super::{SpokeRow, Transition};
 use crate::spokes::folder::check_name;
-use crate::spokes::life::{Event, State, Why};
-use crate::spokes::slot::{Lease, Slot};
+use crate::spokes::leases::{Lease, Leases};
+use crate::spokes::life::{Reason, State, Trigger};
+use crate::spokes::reason_code::Code;
 use crate::spokes::store::Kinship;
 
 /// The inspector's code for a spoke that names another post.
 const POST_MISMATCH: &str = "post_mismatch";
 
-type Reply<T> = oneshot::Sender<Result<T, Trouble>>;
+type Reply<T> = oneshot::Sender<Result<T, SpokeError>>;
 
 /// Something that only the keeper's thread can do.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the methods of Spokes say what each is")]
-pub enum Ask {
-    Hold { slots: Vec<Arc<Slot>>, beyond: bool, reply: Reply<Vec<Lease>> },
-    RollBack { name: String, reply: Reply<Row> },
-    Enable { name: String, reply: Reply<Row> },
-    Disable { name: String, reply: Reply<Row> },
-    Load { name: String, path: PathBuf, replace: bool, reply: Reply<Row> },
+pub enum Command {
+    Hold { slots: Vec<Arc<Leases>>, beyond: bool, reply: Reply<Vec<Lease>> },
+    RollBack { name: String, reply: Reply<SpokeRow> },
+    Enable { name: String, reply: Reply<SpokeRow> },
+    Disable { name: String, reply: Reply<SpokeRow> },
+    Load { name: String, path: PathBuf, replace: bool, reply: Reply<SpokeRow> },
     Unload { name: String, reply: Reply<()> },
     Journal { behind: i64, most: usize, reply: Reply<Vec<Transition>> },
     Kin { kinship: Kinship, reply: Reply<()> },
@@ -36,7 +36,7 @@ pub enum Ask {
 /// Leases that somebody waits for.
 #[derive(Debug)]
 pub(super) struct Holding {
-    pub(super) slots: Vec<Arc<Slot>>,
+    pub(super) slots: Vec<Arc<Leases>>,
     /// Whether they may be in memory beyond the limit.
     pub(super) beyond: bool,
     pub(super) reply: Reply<Vec<Lease>>,
@@ -44,7 +44,7 @@ pub(super) struct Holding {
 
 /// Why something that was asked isn't done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
+pub enum SpokeError {
     /// Nothing has this name.
     #[error("no spoke is named {0:?}")]
     NoSuch(String),
@@ -53,10 +53,10 @@ pub enum Trouble {
     Conflict(String),
     /// The content can't serve.
     #[error("{0}")]
-    Refused(Why),
+    Refused(Reason),
     /// Something of our own is in the way: the same may succeed later.
     #[error("{0}")]
-    Postponed(Why),
+    Postponed(Reason),
     /// The file went away before its end was known.
     #[error("the file of {0:?} changed or was deleted meanwhile")]
     Gone(String),
@@ -76,11 +76,11 @@ pub enum Trouble {
     Stopped,
 }
 
-impl From<Trouble> for Why {
-    fn from(trouble: Trouble) -> Self {
+impl From<SpokeError> for Reason {
+    fn from(trouble: SpokeError) -> Self {
         match trouble {
-            Trouble::Refused(why) | Trouble::Postponed(why) => why,
-            Trouble::TooLarge { .. } => {
+            SpokeError::Refused(why) | SpokeError::Postponed(why) => why,
+            SpokeError::TooLarge { .. } => {
                 Self::new("too_large_together", trouble.to_string()).hint("spokes.memory is the limit")
             }
             other => Self::new("gate_failed", other.to_string()),
@@ -88,25 +88,25 @@ impl From<Trouble> for Why {
     }
 }
 
-impl Keeper {
-    pub(super) fn asked(&mut self, ask: Ask) {
+impl Reconciler {
+    pub(super) fn asked(&mut self, ask: Command) {
         match ask {
-            Ask::Hold { slots, beyond, reply } => {
+            Command::Hold { slots, beyond, reply } => {
                 self.holdings.push_back(Holding { slots, beyond, reply });
             }
-            Ask::RollBack { name, reply } => self.roll_back(&name, reply),
-            Ask::Enable { name, reply } => self.enable(&name, reply),
-            Ask::Disable { name, reply } => self.disable(&name, reply),
-            Ask::Load { name, path, replace, reply } => self.load_given(name, path, replace, reply),
-            Ask::Unload { name, reply } => self.unload_given(&name, reply),
-            Ask::Kin { kinship, reply } => {
+            Command::RollBack { name, reply } => self.roll_back(&name, reply),
+            Command::Enable { name, reply } => self.enable(&name, reply),
+            Command::Disable { name, reply } => self.disable(&name, reply),
+            Command::Load { name, path, replace, reply } => self.load_given(name, path, replace, reply),
+            Command::Unload { name, reply } => self.unload_given(&name, reply),
+            Command::Kin { kinship, reply } => {
                 // Whoever asked may have left.
                 let _ = reply.send(self.befriend(&kinship));
             }
-            Ask::Journal { behind, most, reply } => {
+            Command::Journal { behind, most, reply } => {
                 self.write_down();
                 let journal = self.store.journal(behind, most);
-                let failed = |error| Trouble::Conflict(format!("the journal can't be read: {error}"));
+                let failed = |error| SpokeError::Conflict(format!("the journal can't be read: {error}"));
                 // Whoever asked may have left.
                 let _ = reply.send(journal.map_err(failed));
             }
@@ -114,35 +114,35 @@ impl Keeper {
     }
 
     /// Notes that the post holds a folder's model, and looks again at what was refused because that wasn't known.
-    fn befriend(&mut self, kinship: &Kinship) -> Result<(), Trouble> {
+    fn befriend(&mut self, kinship: &Kinship) -> Result<(), SpokeError> {
         let post = match &mut self.post {
             Some(Ok(post)) => post,
-            Some(Err(why)) => return Err(Trouble::Postponed(why.clone())),
-            None => return Err(Trouble::Stopped),
+            Some(Err(why)) => return Err(SpokeError::Postponed(why.clone())),
+            None => return Err(SpokeError::Stopped),
         };
         if post.sha256 != kinship.post_sha256 {
-            return Err(Trouble::Conflict(format!(
+            return Err(SpokeError::Conflict(format!(
                 "the post that is served has the tensors {}, and those that were compared are {}",
                 post.sha256, kinship.post_sha256
             )));
         }
         self.store.set_kin(kinship).map_err(|error| {
-            Trouble::Postponed(Why::new(Code::NotWritten, format!("it can't be written down: {error}")))
+            SpokeError::Postponed(Reason::new(Code::NotWritten, format!("it can't be written down: {error}")))
         })?;
         Arc::make_mut(post).kin.insert(kinship.trained_on);
         tracing::info!(folder = kinship.folder, "spokes that were trained on this folder fit the post");
         let stranger =
-            |life: &Life| matches!(&life.state, State::Quarantined(why) if why.code == POST_MISMATCH);
-        let strangers: Vec<LifeId> =
+            |life: &Instance| matches!(&life.state, State::Quarantined(why) if why.code == POST_MISMATCH);
+        let strangers: Vec<InstanceId> =
             self.lives.iter().filter(|(_, life)| stranger(life)).map(|(id, _)| *id).collect();
         for id in strangers {
-            self.happen(id, Event::Wanted);
+            self.happen(id, Trigger::Wanted);
         }
         Ok(())
     }
 
-    fn load_given(&mut self, name: String, path: PathBuf, replace: bool, reply: Reply<Row>) {
-        let refuse = |why: Why| Err(Trouble::Refused(why));
+    fn load_given(&mut self, name: String, path: PathBuf, replace: bool, reply: Reply<SpokeRow>) {
+        let refuse = |why: Reason| Err(SpokeError::Refused(why));
         let life = self.names.get(&name).and_then(|named| named.life).and_then(|life| self.lives.get(&life));
         let by_file = self.lives.values().any(|life| {
             life.name == name
@@ -150,31 +150,31 @@ impl Keeper {
                 && !matches!(life.state, State::Quarantined(_) | State::Inert)
         });
         let outcome = if let Err(message) = check_name(&name) {
-            refuse(Why::new("bad_name", message))
+            refuse(Reason::new("bad_name", message))
         } else if self.settings.is_post(&name) {
-            refuse(Why::new("name_taken", "the post itself has this name"))
+            refuse(Reason::new("name_taken", "the post itself has this name"))
         } else if by_file {
-            refuse(Why::new("name_taken", format!("a file of the folder has the name {name:?}")))
+            refuse(Reason::new("name_taken", format!("a file of the folder has the name {name:?}")))
         } else if life.is_some() && !replace {
-            Err(Trouble::Conflict(format!("{name:?} is loaded already; load_inplace replaces it")))
+            Err(SpokeError::Conflict(format!("{name:?} is loaded already; load_inplace replaces it")))
         } else {
             // What was asked for before and isn't decided has come too late; what was refused is over.
             let before =
-                |life: &Life| life.name == name && life.entry().is_none() && life.state != State::Serving;
-            let before: Vec<LifeId> =
+                |life: &Instance| life.name == name && life.entry().is_none() && life.state != State::Serving;
+            let before: Vec<InstanceId> =
                 self.lives.iter().filter(|(_, life)| before(life)).map(|(id, _)| *id).collect();
             for id in before {
                 if self.lives[&id].state.is_open() {
-                    let why = Why::new(Code::Replaced, "it was asked for once more before it was decided");
-                    self.happen(id, Event::Withdrawn(why));
+                    let why = Reason::new(Code::Replaced, "it was asked for once more before it was decided");
+                    self.happen(id, Trigger::Withdrawn(why));
                 }
                 self.forget(id);
             }
-            let mut life = Life::new(name.clone(), Source::Given(path));
+            let mut life = Instance::new(name.clone(), Source::Given(path));
             life.seen = Some(std::time::Instant::now());
             let id = self.begin(life);
             // What somebody names is finished.
-            self.happen(id, Event::Rested);
+            self.happen(id, Trigger::Rested);
             Ok(id)
         };
         self.wait_for(outcome, reply);
@@ -189,14 +189,16 @@ impl Keeper {
                 // It may be there all the same: refused, or under way.
                 let known = self.lives.values().find(|life| life.name == name);
                 let trouble = known.map_or_else(
-                    || Trouble::NoSuch(name.to_owned()),
-                    |life| Trouble::Conflict(format!("{name:?} is {} and does not serve", life.state.name())),
+                    || SpokeError::NoSuch(name.to_owned()),
+                    |life| {
+                        SpokeError::Conflict(format!("{name:?} is {} and does not serve", life.state.name()))
+                    },
                 );
                 self.answers.push((row, Err(trouble)));
             }
             Some((_, true)) => self.disable(name, row),
             Some((id, false)) => {
-                self.happen(id, Event::Withdrawn(Why::new("unloaded", "it was unloaded by request")));
+                self.happen(id, Trigger::Withdrawn(Reason::new("unloaded", "it was unloaded by request")));
                 self.withdraw(id);
                 self.wait_for(Ok(id), row);
                 self.forget(id);
@@ -204,7 +206,7 @@ impl Keeper {
             }
         }
         tokio::spawn(async move {
-            let done = answer.await.unwrap_or(Err(Trouble::Stopped));
+            let done = answer.await.unwrap_or(Err(SpokeError::Stopped));
             reply.send(done.map(drop))
         });
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::fail;
+use crate::failpoints;
 
 /// A file under construction: invisible under its final name until [`Staged::commit`].
 ///
@@ -21,7 +21,7 @@ impl Staged {
     pub fn new(target: &Path) -> io::Result<Self> {
         let folder = parent(target);
         make_folder(folder)?;
-        fail::trouble("durable.open")?;
+        failpoints::trouble("durable.open")?;
         let temporary = tempfile::Builder::new().prefix(".staged-").suffix(".tmp").tempfile_in(folder)?;
         Ok(Self { temporary, target: target.to_owned() })
     }
@@ -48,7 +48,7 @@ impl Staged {
 
 impl Write for Staged {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        fail::trouble("durable.write")?;
+        failpoints::trouble("durable.write")?;
         self.temporary.write(bytes)
     }
     fn flush(&mut self) -> io::Result<()> {

@@ -10,13 +10,13 @@ use std::time::SystemTime;
 
 use tokio::sync::Notify;
 
-use super::budget::Resident;
+use super::eviction::Resident;
 use super::store::Facts;
 use crate::adapter::Generation;
 
 /// A generation under the name that it was first served under.
 #[derive(Debug)]
-pub struct Slot {
+pub struct Leases {
     /// Which content.
     pub generation: Generation,
     /// For logs.
@@ -70,7 +70,7 @@ pub enum Refused {
     Retired,
 }
 
-impl Slot {
+impl Leases {
     /// One that isn't in memory.
     pub fn new(
         generation: Generation,
@@ -171,12 +171,12 @@ impl Slot {
 /// A request's hold on a spoke: it stays in memory, unchanged, until this is dropped.
 #[derive(Debug)]
 pub struct Lease {
-    slot: Arc<Slot>,
+    slot: Arc<Leases>,
 }
 
 impl Lease {
     /// What is held.
-    pub fn slot(&self) -> &Arc<Slot> {
+    pub fn slot(&self) -> &Arc<Leases> {
         &self.slot
     }
 }
@@ -200,10 +200,10 @@ pub(in crate::spokes) mod tests {
     use crate::adapter::Kind;
 
     /// A slot for tests.
-    pub fn slot(text: &str, kind: Kind) -> Arc<Slot> {
+    pub fn slot(text: &str, kind: Kind) -> Arc<Leases> {
         let generation = Generation::of_reader(text.as_bytes()).unwrap();
         let facts = Facts { kind, rank: 8, bytes: 10, resident_bytes: 10, layers: 1, task: None };
-        Slot::new(generation, text.to_owned(), facts, PathBuf::from(text), Arc::default())
+        Leases::new(generation, text.to_owned(), facts, PathBuf::from(text), Arc::default())
     }
 
     #[test]

@@ -1,0 +1,162 @@
+//! An excerpt of a post: its first blocks and a part of its vocabulary. Kernels meet in it every
+//! shape and type that they meet in the whole, in a fraction of the time that the whole takes.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo, Value, Writer};
+
+/// Rows of the vocabulary's matrices that are kept.
+const ROWS: u64 = 4096;
+/// The matrices with a row for each entry of the vocabulary.
+const VOCABULARY: [&str; 3] = ["token_embd.weight", "output.weight", "output.bias"];
+
+/// An excerpt in memory.
+#[derive(Debug)]
+pub(super) struct Excerpt {
+    file: File,
+}
+
+impl Excerpt {
+    /// The excerpt of a post that has passed its checks; none if no small part shows all that the
+    /// whole computes.
+    pub(super) fn of(post: &Path) -> Result<Option<Self>, String> {
+        let source = Gguf::open(post).map_err(|error| error.to_string())?;
+        let Some(plan) = plan(&source).map_err(|error| error.to_string())? else { return Ok(None) };
+        let memory = memfd_create("bespoke-self-test", MemfdFlags::CLOEXEC);
+        let file = File::from(memory.map_err(|error| format!("no file in memory can be made: {error}"))?);
+        let mut tensors = plan.tensors.iter();
+        let written = plan.writer.write_to::<GgufError>(&file, post, |_| {
+            source.tensor_bytes(tensors.next().expect("asked for once per announced tensor"))
+        });
+        written.map_err(|error| error.to_string())?;
+        Ok(Some(Self { file }))
+    }
+
+    /// Where it can be opened, as long as this lives.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+/// What an excerpt will hold.
+struct Plan {
+    writer: Writer,
+    /// Where the data comes from, in the writer's order.
+    tensors: Vec<TensorInfo>,
+}
+
+fn plan(source: &Gguf) -> Result<Option<Plan>, GgufError> {
+    let architecture: &str = source.get("general.architecture")?;
+    let (blocks_key, vocabulary_key) =
+        (format!("{architecture}.block_count"), format!("{architecture}.vocab_size"));
+    let all = source.get::<u32>(&blocks_key)?;
+    let Some(kept) = blocks(source.tensors(), all) else { return Ok(None) };
+    let mut writer = Writer::new();
+    for (key, value) in source.metadata() {
+        let mut value = value.clone();
+        match &mut value {
+            _ if key.starts_with("tokenizer.") || key == "general.alignment" || *key == vocabulary_key => {
+                continue;
+            }
+            Value::U32(blocks) if *key == blocks_key => *blocks = kept,
+            // One number for each block.
+            Value::Array(array) if array.len() == all as usize => array.truncate(kept as usize),
+            _ => {}
+        }
+        writer.set(key.as_str(), value);
+    }
+    let mut tensors = Vec::new();
+    let mut rows = None;
+    for tensor in source.tensors() {
+        let mut tensor = tensor.clone();
+        match block_of(&tensor.name) {
+            Some((block, _)) if block >= kept => continue,
+            None if VOCABULARY.contains(&tensor.name.as_str()) => {
+                let last = tensor.dims.last_mut().expect("a tensor has a dimension");
+                *last = (*last).min(ROWS);
+                rows = Some(*last);
+                tensor.bytes = tensor.kind.tensor_bytes(&tensor.dims).unwrap_or(tensor.bytes);
+            }
+            // Gemma 3n and 4: its width is that of all blocks together.
+            None if tensor.name.starts_with("per_layer") => return Ok(None),
+            Some(_) | None => {}
+        }
+        writer.tensor(tensor.name.as_str(), &tensor.dims, tensor.kind);
+        tensors.push(tensor);
+    }
+    let Some(rows) = rows else { return Ok(None) };
+    // llama.cpp's word for a model whose tokens nobody reads.
+    writer.set("tokenizer.ggml.model", "none").set(vocabulary_key, rows as u32);
+    Ok(Some(Plan { writer, tensors }))
+}
+
+/// How many of the first blocks hold one of each kind that there is; none if that is more than half.
+fn blocks(tensors: &[TensorInfo], all: u32) -> Option<u32> {
+    // Our products are for one type; which of the others llama.cpp multiplies is its own affair.
+    let kind = |tensor: &TensorInfo| {
+        let (block, name) = block_of(&tensor.name)?;
+        let eight_bits = tensor.kind == GgmlType::Q8_0;
+        Some((block, (name.to_owned(), tensor.dims.clone(), eight_bits)))
+    };
+    let mut firsts = std::collections::BTreeMap::new();
+    for (block, kind) in tensors.iter().filter_map(kind) {
+        let first = firsts.entry(kind).or_insert(block);
+        *first = block.min(*first);
+    }
+    let firsts: BTreeSet<u32> = firsts.into_values().collect();
+    let kept = firsts.last()? + 1;
+    (kept <= all / 2).then_some(kept)
+}
+
+/// The block of a tensor and its name there.
+fn block_of(name: &str) -> Option<(u32, &str)> {
+    let (block, name) = name.strip_prefix("blk.")?.split_once('.')?;
+    Some((block.parse().ok()?, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, width: u64, kind: GgmlType) -> TensorInfo {
+        TensorInfo { name: name.to_owned(), dims: vec![64, width], kind, offset: 0, bytes: 0 }
+    }
+
+    #[test]
+    fn as_many_blocks_are_kept_as_show_every_kind() {
+        let q8 = GgmlType::Q8_0;
+        let mut tensors: Vec<_> = (0..8).map(|n| tensor(&format!("blk.{n}.ffn_up.weight"), 64, q8)).collect();
+        tensors.push(tensor("output.weight", 9, q8));
+        assert_eq!(blocks(&tensors, 8), Some(1));
+        // Every fourth block attends.
+        tensors.push(tensor("blk.3.attn_q.weight", 64, q8));
+        tensors.push(tensor("blk.7.attn_q.weight", 64, q8));
+        assert_eq!(blocks(&tensors, 8), Some(4));
+        // One of another width, too late to be worth it.
+        tensors[5].dims[1] = 32;
+        assert_eq!(blocks(&tensors, 8), None);
+    }
+
+    #[test]
+    fn the_shipped_post_has_an_excerpt_that_passes_the_checks() {
+        let post = crate::config::default_model();
+        let excerpt = Excerpt::of(&post).unwrap().unwrap();
+        let (whole, part) = (Gguf::open(&post).unwrap(), Gguf::open(&excerpt.path()).unwrap());
+        let blocks = |file: &Gguf| {
+            let architecture: &str = file.get("general.architecture").unwrap();
+            file.get::<u32>(&format!("{architecture}.block_count")).unwrap()
+        };
+        assert!(blocks(&part) <= blocks(&whole) / 2);
+        assert_eq!(part.tensors().iter().filter(|t| t.name.contains("attn_q")).count() as u32, blocks(&part));
+        for tensor in part.tensors() {
+            let original = whole.tensor(&tensor.name).unwrap();
+            let (part, whole) = (part.tensor_bytes(tensor).unwrap(), whole.tensor_bytes(original).unwrap());
+            assert!(whole.starts_with(&part), "{}", tensor.name);
+        }
+    }
+}
