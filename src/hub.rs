@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::adapter;
 use crate::api::auth::{Hosts, KeyRing, KeysError};
 use crate::api::connection::{self, Limits, Patience};
-use crate::api::{self, App, ChatTemplate, Liveness, Options, Room, SpokeOptions};
+use crate::api::{self, App, Liveness, Options, Room, SpokeOptions};
 use crate::config::{GateSettings, ModelSettings, Settings, SpokeSettings};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::descriptors::{self, Connections};
@@ -21,6 +21,7 @@ use crate::gguf::{self, Gguf, GgufError};
 use crate::spokes::gate::{Bounds, Gate};
 use crate::spokes::probe::{ChildProbe, LEAST_MEMORY};
 use crate::spokes::reconciler::{ReconcilerError, ReconcilerSettings, Spokes};
+use crate::text::ChatTemplate;
 
 /// How much longer than the engine's own drain connections may take to send what they have.
 const LAST_WORDS: Duration = Duration::from_secs(1);

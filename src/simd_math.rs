@@ -14,7 +14,7 @@ pub fn fma(a: f32, b: f32, c: f32) -> f32 {
 /// For loops of exponentials: they take half the time; those that only add wait for memory anyhow.
 #[inline(always)]
 pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    if cfg!(target_feature = "avx2") { work() } else { crate::engine::ffi::vectorised(work) }
+    if cfg!(target_feature = "avx2") { work() } else { crate::native::vectorised(work) }
 }
 
 /// Folds a slice in [`LANES`] independent accumulators, so that the compiler may use vector registers.

@@ -14,10 +14,10 @@ use super::error::ApiError;
 use super::liveness::Liveness;
 use super::metrics::Metrics;
 use super::spokes::Default as DefaultSpokes;
-use super::template::{ChatTemplate, TemplateError};
 use crate::config::{LogFormat, LogSettings, Otherwise, SamplingDefaults};
 use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Reply, Segment};
 use crate::spokes::reconciler::{POST, Spokes};
+use crate::text::template::{ChatTemplate, TemplateError};
 
 /// What the API is told.
 #[derive(Debug, Clone)]

@@ -26,14 +26,12 @@ mod reasoning;
 mod request;
 mod spokes;
 mod sse;
-mod template;
 
 pub use app::{App, Options, Room, SpokeOptions};
 pub use conversation::Dialogue;
 pub use error::{ApiError, Fields};
 pub use liveness::Liveness;
 pub use spokes::questioner;
-pub use template::{Call, ChatTemplate, TemplateError, Turn};
 
 use std::sync::LazyLock;
 

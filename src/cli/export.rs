@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use candle_core::{Device, Tensor};
 
-use crate::api::ChatTemplate;
 use crate::atomic_file::Staged;
 use crate::engine::ffi::{QuantType, quantise};
 use crate::engine::reference::Reference;
@@ -13,6 +12,7 @@ use crate::model::features::Activation;
 use crate::model::gguf_file::{self, Precision};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{BatchLayout, Decoder, Model, NoTaps, TextSide, hugging_face};
+use crate::text::ChatTemplate;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]

@@ -9,6 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::computing::ComputingReport;
 use super::guard::{Closed, Guard};
 use super::spoke::{LoadedSpoke, SpokeChange, SpokeSet};
+pub use crate::text::{Prompt, Segment};
+
 use crate::adapter::Generation;
 
 /// An engine: owns a model and answers requests for it. Cheap to share; every method returns at once.
@@ -41,37 +43,6 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Finishes running requests for at most `drain`, fails the rest, and ends the thread.
     fn stop(&self, drain: Duration);
-}
-
-/// A prompt as pieces: in a `markup` piece the text of a control token (`<|user|>`) is that token; elsewhere it is only text.
-/// This is what keeps a message's content from forging the conversation around it.
-pub type Prompt = Vec<Segment>;
-
-/// One piece of a [`Prompt`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Segment {
-    /// The text.
-    pub text: String,
-    /// Whether control-token text in it means control tokens.
-    pub markup: bool,
-    /// Tokens behind the text, for callers who have tokenised themselves.
-    #[serde(default)]
-    pub ids: Vec<u32>,
-}
-
-impl Segment {
-    /// Text from the template.
-    pub fn markup(text: impl Into<String>) -> Self {
-        Self { text: text.into(), markup: true, ids: Vec::new() }
-    }
-    /// Text from a person.
-    pub fn plain(text: impl Into<String>) -> Self {
-        Self { text: text.into(), markup: false, ids: Vec::new() }
-    }
-    /// Tokens as they are.
-    pub fn ids(ids: Vec<u32>) -> Self {
-        Self { text: String::new(), markup: false, ids }
-    }
 }
 
 /// Bytes of a token, as a cautious guess.

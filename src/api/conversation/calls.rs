@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 
 use super::members::{ObjectEnd, compact, members};
 use crate::api::reasoning::partial_suffix;
-use crate::api::template::{CLOSE, OPEN};
+use crate::text::template::{CLOSE, OPEN};
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::api::template::{Call, Turn};
+use crate::text::template::{Call, Turn};
 
 /// One message, as written.
 #[derive(Debug, Deserialize)]

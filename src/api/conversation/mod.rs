@@ -16,9 +16,9 @@ use self::tools::{Choice, Tools};
 use super::body::JsonBody;
 use super::error::ApiError;
 use super::request::{Manner, both};
-use super::template::{ChatTemplate, OPEN, TemplateError, Turn};
-use crate::engine::ffi::local_time;
 use crate::engine::{Constraint, Prompt, Segment};
+use crate::native::local_time;
+use crate::text::template::{ChatTemplate, OPEN, TemplateError, Turn};
 
 /// As written.
 #[derive(Debug, Deserialize)]

@@ -136,21 +136,6 @@ pub fn multiply(
     );
 }
 
-/// Does work in code for AVX2, where the processor has it.
-#[inline]
-pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    if Form::Avx2.is_possible() {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
-            work()
-        }
-        // SAFETY: it was just seen that the processor has the features.
-        return unsafe { with_avx2(work) };
-    }
-    work()
-}
-
 /// Has a line of memory brought near the processor.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]

@@ -7,8 +7,6 @@ pub mod child;
 mod context;
 mod cpu_features;
 mod custom_ops;
-mod dequantise;
-mod local_time;
 mod process_exit;
 mod quantise;
 
@@ -18,12 +16,8 @@ pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError, gi
 #[cfg(target_arch = "x86_64")]
 pub use cpu_features::prefetch;
 pub use cpu_features::{
-    attend, compiled_features, llama_features, missing_features, multiply, pack, product, vectorised,
+    attend, compiled_features, llama_features, missing_features, multiply, pack, product,
 };
 pub use custom_ops::{FelixError, Use as FelixUse};
-pub use dequantise::Dequantise;
-#[cfg(test)]
-pub use dequantise::quantise_rows;
-pub use local_time::local_time;
 pub use process_exit::end;
 pub use quantise::{QuantType, QuantiseError, quantise};

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use crate::api::{ChatTemplate, Dialogue};
+use crate::api::Dialogue;
 use crate::model::tokenizer::Message;
+use crate::text::ChatTemplate;
 
 /// What a row says, and which part of it is learnt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +127,7 @@ fn dialogue(object: &Map<String, Value>, at: usize) -> Result<Row, String> {
 /// A conversation as texts alone.
 pub(super) fn in_text(dialogue: &Dialogue) -> Vec<Message> {
     let turns = ChatTemplate::plain_text().in_text(&dialogue.turns, &dialogue.tools).unwrap_or_default();
-    let message = |turn: crate::api::Turn| Message { role: turn.role.to_owned(), content: turn.content };
+    let message = |turn: crate::text::Turn| Message { role: turn.role.to_owned(), content: turn.content };
     turns.into_iter().map(message).collect()
 }
 

@@ -65,7 +65,7 @@ pub(super) fn to_json(
 }
 
 /// JSON of a value as `tojson` writes it without arguments.
-pub(in crate::api) fn spaced(value: &serde_json::Value) -> String {
+pub fn spaced(value: &serde_json::Value) -> String {
     let separators = [", ", ": "].map(str::to_owned);
     let style = Style { ascii: false, sorted: false, indent: None, separators };
     style.dump(value, &str::to_owned)

@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 use super::spaced;
 use super::turn::{Call, Turn};
 
-/// What stands around a call.
-pub(in crate::api) const OPEN: &str = "<tool_call>";
-pub(in crate::api) const CLOSE: &str = "</tool_call>";
+/// What stands before a call.
+pub const OPEN: &str = "<tool_call>";
+/// What stands after one.
+pub const CLOSE: &str = "</tool_call>";
 
 /// The conversation in texts alone.
 pub(super) fn told(turns: &[Turn], tools: &[Value]) -> Vec<Turn> {

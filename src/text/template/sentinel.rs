@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::engine::{Prompt, Segment};
+use crate::text::{Prompt, Segment};
 
 /// Where characters below U+10000 are written, and where those of the plane after it are.
 const FIRST: u32 = 0xF_0000;

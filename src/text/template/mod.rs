@@ -6,8 +6,8 @@
 //! somebody brought ([`Segment::plain`]): contents, names, keys, ids, descriptions, and all that is shown as JSON. A
 //! person who writes `<|assistant|>` has written text and nothing else.
 //!
-//! [`Segment::markup`]: crate::engine::Segment::markup
-//! [`Segment::plain`]: crate::engine::Segment::plain
+//! [`Segment::markup`]: crate::text::Segment::markup
+//! [`Segment::plain`]: crate::text::Segment::plain
 
 mod environment;
 mod marked;
@@ -24,8 +24,8 @@ use std::time::SystemTime;
 use minijinja::Environment;
 use serde_json::{Map, Value};
 
-pub(super) use self::to_json::spaced;
-pub(super) use self::told::{CLOSE, OPEN};
+pub use self::to_json::spaced;
+pub use self::told::{CLOSE, OPEN};
 pub use self::turn::{Call, Turn};
 
 use self::environment::{check_names, environment, render};
@@ -35,7 +35,7 @@ use self::sentinel::Guard;
 use self::source::Source;
 use self::told::told;
 use self::turn::message;
-use crate::engine::{Prompt, Segment};
+use crate::text::{Prompt, Segment};
 
 /// Why a template gives no prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

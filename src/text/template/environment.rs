@@ -10,7 +10,7 @@ use super::sentinel::Guard;
 use super::source::Use;
 use super::to_json::to_json;
 use super::{Special, TemplateError};
-use crate::engine::ffi::local_time;
+use crate::native::local_time;
 
 /// An environment with this template, named `chat`.
 pub(super) fn environment(source: &str) -> Result<Environment<'static>, TemplateError> {
