@@ -13,13 +13,13 @@ use crate::adapter;
 use crate::api::auth::{Hosts, KeyRing, KeysError};
 use crate::api::connection::{self, Limits, Patience};
 use crate::api::{self, App, Liveness, Options, Room, SpokeOptions};
-use crate::config::{GateSettings, ModelSettings, Settings, SpokeSettings};
+use crate::config::{GateSettings, LEAST_PROBE_MEMORY, ModelSettings, Settings, SpokeSettings};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::descriptors::{self, Connections};
 use crate::engine::{Computing, Engine, EngineState, Health, LlamaEngine, LlamaSettings, SelfTest};
 use crate::gguf::{self, Gguf, GgufError};
 use crate::spokes::gate::{Bounds, Gate};
-use crate::spokes::probe::{ChildProbe, LEAST_MEMORY};
+use crate::spokes::probe::ChildProbe;
 use crate::spokes::reconciler::{ReconcilerError, ReconcilerSettings, Spokes};
 use crate::text::ChatTemplate;
 
@@ -326,7 +326,7 @@ fn open_state(settings: &Settings) -> Result<StateDirectory, HubError> {
 /// Bytes of memory that a process which tries something on the post may take.
 fn probe_memory(settings: &Settings) -> u64 {
     let post_bytes = fs_err::metadata(&settings.model.path).map_or(0, |metadata| metadata.len());
-    settings.spokes.probe_memory.map_or(LEAST_MEMORY + 3 * post_bytes, |memory| memory.as_u64())
+    settings.spokes.probe_memory.map_or(LEAST_PROBE_MEMORY + 3 * post_bytes, |memory| memory.as_u64())
 }
 
 /// With which kernels the engine computes, and how they are tried.

@@ -15,6 +15,7 @@ mod dialect;
 pub mod error;
 mod exact;
 mod form;
+mod gate;
 mod liveness;
 mod llama_server;
 mod logprobs;
@@ -26,12 +27,14 @@ mod reasoning;
 mod request;
 mod spokes;
 mod sse;
+mod timings;
+mod verbose;
 
 pub use app::{App, Options, Room, SpokeOptions};
 pub use conversation::Dialogue;
 pub use error::{ApiError, Fields};
+pub use gate::questioner;
 pub use liveness::Liveness;
-pub use spokes::questioner;
 
 use std::sync::LazyLock;
 

@@ -10,9 +10,10 @@ mod validate;
 pub use error::{ConfigError, Mistake};
 pub use paths::{DEFAULT_CONFIG, default_model};
 pub use settings::{
-    LogFormat, LogSettings, ModelSettings, Paths, SamplingDefaults, ServerSettings, Settings,
+    KernelChoice, LogFormat, LogSettings, MAX_SEQUENCES, ModelSettings, Paths, SamplingDefaults,
+    ServerSettings, Settings,
 };
-pub use spokes::{GateSettings, Otherwise, SpokeSettings};
+pub use spokes::{GateSettings, LEAST_PROBE_MEMORY, Otherwise, SpokeSettings};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

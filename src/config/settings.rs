@@ -13,7 +13,19 @@ use super::paths::{absolute, default_model, default_state};
 use super::raw::RawConfig;
 use super::spokes::SpokeSettings;
 use super::validate::Check;
-use crate::engine::{KernelChoice, MAX_SEQUENCES};
+
+/// Sequences that llama.cpp can have (its `LLAMA_MAX_SEQ`): those of the lanes and those beside them.
+pub const MAX_SEQUENCES: u32 = 256;
+
+/// Whose kernels compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KernelChoice {
+    /// Ours where the processor has what they need, llama.cpp's for the rest.
+    #[default]
+    Auto,
+    /// llama.cpp's; of ours only the portable form for Felix spokes, which llama.cpp hasn't.
+    Off,
+}
 
 /// Everything that the daemon is told.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,8 +10,12 @@ use toml::Spanned;
 use super::paths::absolute;
 use super::raw;
 use super::validate::Check;
-use crate::spokes::folder::check_name;
-use crate::spokes::probe::LEAST_MEMORY;
+use crate::adapter::check_name;
+
+/// Least memory that a probe's process is given, for contexts, stacks of threads and what the allocator keeps: the default post
+/// needs 0.4 GB, one of 1.6 GB less than this. The daemon adds three times the post's bytes, for larger contexts, buffers and a
+/// copy of the weights in another order.
+pub const LEAST_PROBE_MEMORY: u64 = 2 << 30;
 
 /// Everything about spokes but where their folder is.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,7 +129,12 @@ impl SpokeSettings {
             probe: written.probe.unwrap_or(true),
             probe_limit: check.time("spokes.probe_limit", written.probe_limit, seconds(20)),
             probe_memory: written.probe_memory.map(|given| {
-                check.size("spokes.probe_memory", Some(given), ByteSize(LEAST_MEMORY), LEAST_MEMORY..=1 << 42)
+                check.size(
+                    "spokes.probe_memory",
+                    Some(given),
+                    ByteSize(LEAST_PROBE_MEMORY),
+                    LEAST_PROBE_MEMORY..=1 << 42,
+                )
             }),
             probe_program: PathBuf::from(OURSELVES),
             quarantine: check.size("spokes.quarantine", written.quarantine, ByteSize::gib(2), 0..=1 << 42),

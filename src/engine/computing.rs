@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kernels::{Kernel, Kernels};
 use super::self_test::{SelfTest, TestError, Tested};
+use crate::config::KernelChoice;
 
 /// How an engine is to compute.
 #[derive(Debug, Clone, Default)]
@@ -14,22 +15,10 @@ pub struct Computing {
     pub test: Option<SelfTest>,
 }
 
-/// Whose kernels compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum KernelChoice {
-    /// Ours where the processor has what they need, llama.cpp's for the rest.
-    #[default]
-    Auto,
-    /// llama.cpp's; of ours only the portable form for Felix spokes, which llama.cpp hasn't.
-    Off,
-}
-
-impl KernelChoice {
-    fn kernels(self) -> Kernels {
-        match self {
-            Self::Auto => Kernels::best(),
-            Self::Off => Kernels::OFF,
-        }
+fn kernels(choice: KernelChoice) -> Kernels {
+    match choice {
+        KernelChoice::Auto => Kernels::best(),
+        KernelChoice::Off => Kernels::OFF,
     }
 }
 
@@ -119,7 +108,7 @@ impl Computing {
 
     /// Begins to find out which kernels can be used with this model.
     pub(super) fn choose(&self, model: &std::path::Path) -> Choosing {
-        let kernels = self.choice.kernels();
+        let kernels = kernels(self.choice);
         let test = self.test.clone().and_then(|test| {
             let model = model.to_owned();
             let named = std::thread::Builder::new().name("self-test".to_owned());

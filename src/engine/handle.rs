@@ -23,9 +23,6 @@ use super::{
 };
 use crate::adapter::Kind;
 
-/// Sequences that llama.cpp can have (its `LLAMA_MAX_SEQ`): those of the lanes and those beside them.
-pub const MAX_SEQUENCES: u32 = 256;
-
 /// What a [`LlamaEngine`] is told.
 #[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 
 mod check;
 mod content;
+mod dequantise;
 mod error;
 mod reader;
 mod tensor;
@@ -15,6 +16,9 @@ mod writer;
 
 pub use check::{check_contiguous, check_model, check_readable};
 pub use content::TensorHasher;
+pub use dequantise::Dequantise;
+#[cfg(test)]
+pub use dequantise::quantise_rows;
 pub use error::{GgufError, Rule};
 pub use reader::{Gguf, TensorInfo};
 pub use types::GgmlType;

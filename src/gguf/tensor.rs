@@ -1,7 +1,7 @@
 //! Tensor data as f32, whatever it is stored as: ggml's own conversions, so that a weight is what llama.cpp takes it for.
 
+use super::Dequantise;
 use super::{GgmlType, Gguf, GgufError, Rule, TensorInfo};
-use crate::native::Dequantise;
 
 impl Gguf {
     /// The elements of a tensor as f32, row-major; quantised types are dequantised.

@@ -11,9 +11,9 @@ use std::time::SystemTime;
 
 use serde_json::json;
 
-use super::folder::check_name;
 use super::life::Reason;
 use crate::adapter::Generation;
+use crate::adapter::check_name;
 use crate::atomic_file;
 
 /// Folders that are kept at most: those with a reason alone take hardly any bytes, and files of the system all the same.

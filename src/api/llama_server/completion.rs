@@ -5,8 +5,6 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::settings::settings;
-use super::timings::{prompt_progress, so_far};
 use crate::api::answer_stream::{Output, Part};
 use crate::api::answer_streams::{AnswerStreams, Whole};
 use crate::api::app::App;
@@ -18,6 +16,8 @@ use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner, prompt};
 use crate::api::spokes::{Choice, Chosen};
 use crate::api::sse::{self, ReplyFormat};
+use crate::api::timings::{prompt_progress, so_far};
+use crate::api::verbose::settings;
 use crate::engine::{Closed, FinishReason, Segment, TokenReport, Usage};
 
 /// Alternatives that may be reported for each token.

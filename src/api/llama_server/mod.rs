@@ -4,11 +4,8 @@ pub(super) mod adapters;
 pub(super) mod completion;
 pub(super) mod embedding;
 pub(super) mod props;
-mod settings;
-pub(super) mod timings;
-pub(super) mod tokens;
 
-pub(super) use settings::verbose;
+pub(super) mod tokens;
 
 use axum::extract::State;
 use axum::response::Json;

@@ -15,11 +15,11 @@ use crate::api::body::JsonBody;
 use crate::api::conversation::calls::Listener;
 use crate::api::conversation::{Conversation, opens_thinking};
 use crate::api::error::{ApiError, Fields};
-use crate::api::llama_server::verbose;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner};
 use crate::api::spokes::{Choice, Chosen};
 use crate::api::sse;
+use crate::api::verbose::verbose;
 use crate::engine::{Constraint, Query, Reply};
 
 /// Alternatives that may be reported for each token.

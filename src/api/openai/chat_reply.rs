@@ -11,10 +11,10 @@ use crate::api::answer_stream::{Output, Part};
 use crate::api::answer_streams::{Whole, total};
 use crate::api::confidence::confidence;
 use crate::api::conversation::calls::{self, Listener};
-use crate::api::llama_server::timings::{prompt_progress, so_far};
 use crate::api::logprobs;
 use crate::api::request::Manner;
 use crate::api::sse::ReplyFormat;
+use crate::api::timings::{prompt_progress, so_far};
 use crate::engine::{Closed, FinishReason, TokenReport, Usage};
 
 /// A chat reply in the making.

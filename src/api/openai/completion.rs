@@ -12,13 +12,13 @@ use crate::api::answer_streams::{AnswerStreams, Whole, total};
 use crate::api::app::{App, Deadline};
 use crate::api::body::JsonBody;
 use crate::api::error::{ApiError, Fields};
-use crate::api::llama_server::timings::{prompt_progress, so_far};
-use crate::api::llama_server::verbose;
 use crate::api::logprobs::Legacy;
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner, prompt};
 use crate::api::spokes::{Choice, Chosen};
 use crate::api::sse::{self, ReplyFormat};
+use crate::api::timings::{prompt_progress, so_far};
+use crate::api::verbose::verbose;
 use crate::engine::{Closed, FinishReason, Prompt, Query, Reply, Segment, Usage};
 
 /// The part of a body that is this endpoint's own, as written.

@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::api::app::App;
-use crate::api::llama_server::timings::Timings;
 use crate::api::spokes::Chosen;
+use crate::api::timings::Timings;
 use crate::engine::{Closed, Usage};
 
 /// What every reply and chunk of one request carries.

@@ -3,7 +3,6 @@
 mod change;
 mod choose;
 mod events;
-mod gate;
 mod kin;
 mod list;
 mod vllm;
@@ -11,7 +10,6 @@ mod vllm;
 pub(super) use change::change;
 pub(super) use choose::{Choice, Chosen, Default, HEADER, defaults};
 pub(super) use events::events;
-pub use gate::questioner;
 pub(super) use kin::befriend;
 pub(super) use list::list;
 pub(super) use vllm::{load, unload};

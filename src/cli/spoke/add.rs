@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
+use crate::adapter::check_name;
 use crate::adapter::{Digest, Generation, generation, inspect};
 use crate::atomic_file::{self, Staged};
 use crate::cli::client::{Client, ClientError, Daemon};
@@ -13,7 +14,7 @@ use crate::config::{self, Overrides, Settings};
 use crate::database::StateDirectory;
 use crate::hub::spoke_limits;
 use crate::model::gguf_file::kinship::compare;
-use crate::spokes::folder::{check_name, counts, spoke_name};
+use crate::spokes::folder::{counts, spoke_name};
 use crate::spokes::store::{Kinship, Store};
 
 /// Longest that the daemon is waited for.

@@ -9,10 +9,11 @@ use bytesize::ByteSize;
 use serde_json::json;
 
 use crate::adapter::{Limits, Post, generation, inspect, to_served};
+use crate::config::LEAST_PROBE_MEMORY;
 use crate::config::default_model;
 use crate::engine::{Engine, LlamaEngine, LlamaSettings, LoadSpoke};
 use crate::spokes::life::Reason;
-use crate::spokes::probe::{Confinement, Finding, LEAST_MEMORY, Stage, Verdict, trial_in_stages};
+use crate::spokes::probe::{Confinement, Finding, Stage, Verdict, trial_in_stages};
 
 /// Tokens of the probe's context: its texts are short.
 const CONTEXT: u32 = 256;
@@ -39,9 +40,9 @@ pub struct Args {
 /// # Errors
 /// A file that is no spoke for this post, or does not work with it; a post that can't be run.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let least = ByteSize(LEAST_MEMORY);
+    let least = ByteSize(LEAST_PROBE_MEMORY);
     ensure!(
-        args.memory.is_none_or(|bytes| bytes >= LEAST_MEMORY),
+        args.memory.is_none_or(|bytes| bytes >= LEAST_PROBE_MEMORY),
         "--memory: a probe needs at least {least}"
     );
     Confinement { memory: args.memory }.enter().context("this process can't be held to its memory")?;

@@ -5,8 +5,9 @@ use llama_cpp_2::model::LlamaModel;
 
 use super::super::cache_memory::{STEP, Wish, available, grant};
 use super::super::ffi::{Batch, Context, ContextSettings, DecodeError};
-use super::super::handle::{LlamaSettings, MAX_SEQUENCES};
+use super::super::handle::LlamaSettings;
 use super::super::kernels::Kernels;
+use crate::config::MAX_SEQUENCES;
 
 /// Heads of prompts that are kept, at least, where a state can't be cut.
 const HEADS: u32 = 4;

@@ -94,7 +94,7 @@ impl Imported {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::native::{Dequantise, quantise_rows};
+    use crate::gguf::{Dequantise, quantise_rows};
     use crate::gguf::{GgmlType, Value, Writer};
     use crate::model::gguf_file::{Precision, encode, export};
     use crate::model::{Family, hugging_face, init};

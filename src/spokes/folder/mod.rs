@@ -8,8 +8,7 @@ pub use debounce::{Change, Scan};
 pub use listing::{Fingerprint, Listing, list, look};
 pub use watch::{Noticed, Watcher};
 
-/// Longest name of a spoke.
-const LONGEST: usize = 100;
+use crate::adapter::check_name;
 
 /// Whether an entry of the folder can be a spoke at all. What is hidden or still under construction is not, and neither
 /// are the notes and the side files that people keep beside spokes.
@@ -32,22 +31,6 @@ pub fn spoke_name(entry: &str) -> Result<&str, String> {
     let name = &entry[..cut];
     check_name(name)?;
     Ok(name)
-}
-
-/// Whether something may be called so.
-///
-/// # Errors
-/// What is wrong with the name, in words.
-pub fn check_name(name: &str) -> Result<(), String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if name.is_empty() || name.len() > LONGEST {
-        return Err(format!("a name has 1 to {LONGEST} characters, found {}", name.len()));
-    }
-    match name.chars().find(|&c| !fits(c)) {
-        Some(c) => Err(format!("a name has letters, digits, '.', '-' and '_', found {c:?}")),
-        None if name.starts_with('.') => Err("a name doesn't begin with a dot".to_owned()),
-        None => Ok(()),
-    }
 }
 
 /// Whether `entry` ends with `end` in any case. Endings are ASCII, so a match is on a character's boundary.

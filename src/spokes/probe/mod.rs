@@ -67,11 +67,6 @@ impl Finding {
 /// for 0.13 s in the median).
 const NICE: i32 = 5;
 
-/// Least memory that a probe's process is given, for contexts, stacks of threads and what the allocator keeps: the default post
-/// needs 0.4 GB, one of 1.6 GB less than this. The daemon adds three times the post's bytes, for larger contexts, buffers and a
-/// copy of the weights in another order.
-pub const LEAST_MEMORY: u64 = 2 << 30;
-
 /// Bounds that a probe's process puts on itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Confinement {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::event_loop::Reconciler;
 use super::instances::{Instance, InstanceId, Source};
 use super::{SpokeRow, Transition};
-use crate::spokes::folder::check_name;
+use crate::adapter::check_name;
 use crate::spokes::leases::{Lease, Leases};
 use crate::spokes::life::{Reason, State, Trigger};
 use crate::spokes::reason_code::Code;

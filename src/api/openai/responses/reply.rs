@@ -7,10 +7,10 @@ use crate::api::answer_streams::Whole;
 use crate::api::blocks::{Block, Blocks, Step, What};
 use crate::api::conversation::calls::Listener;
 use crate::api::error::ApiError;
-use crate::api::llama_server::timings::{prompt_progress, so_far};
 use crate::api::openai::envelope::{Envelope, tell_closed, timings};
 use crate::api::request::Manner;
 use crate::api::sse::ReplyFormat;
+use crate::api::timings::{prompt_progress, so_far};
 use crate::engine::{FinishReason, Usage};
 
 /// What a response repeats of its request, and what is told next to it.

@@ -5,11 +5,11 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::gguf::quantise_rows;
 use crate::gguf::{TensorInfo, Writer};
 use crate::model::gguf_file::{Precision, content_hash, export};
 use crate::model::safetensors_file::f32_values;
 use crate::model::{Family, Model, Parameters};
-use crate::native::quantise_rows;
 
 /// A small model whose rows are whole blocks of every type, with weights that have heavy tails, as trained ones do.
 fn model(tied: bool) -> Model {

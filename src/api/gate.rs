@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::to_bytes;
 use serde_json::Value;
 
-use super::Choice;
+use super::spokes::Choice;
 use crate::api::app::App;
 use crate::api::body::JsonBody;
 use crate::api::openai::chat;

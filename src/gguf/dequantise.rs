@@ -1,10 +1,11 @@
 //! Stored elements to f32, by ggml's own conversion of each type.
+#![allow(unsafe_code)]
 
 use std::ffi::c_void;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::gguf::GgmlType;
+use super::GgmlType;
 
 /// ggml's conversion of one type.
 #[derive(Debug, Clone, Copy)]
