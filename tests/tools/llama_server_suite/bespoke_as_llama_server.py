@@ -65,8 +65,8 @@ def main():
     model = {"lanes": lanes, "threads": int(last("--threads", "-t") or 2)}
     # All lanes share llama-server's context; here each has its own.
     if context := last("--ctx-size", "-c"):
-        # Texts to embed may have the whole: they are read one after the other.
-        parts = 1 if "--embedding" in given else lanes
+        # Texts to embed may have the whole: they are read one after the other. So may a request of a unified cache.
+        parts = 1 if "--embedding" in given or "--kv-unified" in given else lanes
         model["context"] = max(16, int(context) // parts)
     if alias := last("--alias", "-a"):
         aliases = sorted(set(alias.split(",")))
