@@ -2,6 +2,7 @@
 
 mod amx;
 mod anthropic;
+mod architecture;
 mod async_openai;
 mod bad_input;
 mod bases;
