@@ -13,12 +13,15 @@ use std::ptr::null_mut;
 
 use tikv_jemallocator::Jemalloc;
 
-#[global_allocator]
+// Miri can't call C, and follows allocations itself.
+#[cfg_attr(not(miri), global_allocator)]
+#[cfg_attr(miri, allow(dead_code))]
 static ALLOCATOR: Zeroing = Zeroing;
 
 /// jemalloc, but for zeroed memory: it zeroes large buffers by giving their pages back and taking them anew, which costs a
 /// page fault for every 4 KiB and a halt of every processor (two fifths of a training step in a virtual machine). Who asks for
 /// zeros fills the buffer soon after, so writing them is cheaper.
+#[cfg_attr(miri, allow(dead_code))]
 struct Zeroing;
 
 // SAFETY: every call goes to jemalloc with the arguments that came; zeros are written into what it gave for this layout.
