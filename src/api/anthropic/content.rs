@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use crate::api::body::{kind, short};
 use crate::api::dialect::{self, string, unread};
 use crate::api::error::ApiError;
+use crate::text::fields::{kind, short};
 
 /// What stands before a result that is an error: templates know no other way to say so.
 const ERROR: &str = "Error: ";

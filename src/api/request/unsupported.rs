@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::Endpoint;
-use crate::api::body::short;
 use crate::api::error::ApiError;
+use crate::text::fields::short;
 
 /// When a field changes nothing, so that it may be there.
 #[derive(Debug, Clone, Copy)]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::blame;
 use crate::adapter::{Generation, Kind};
 use crate::api::app::{App, Deadline};
-use crate::api::body::{JsonBody, kind, short};
+use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
 use crate::api::observe::RequestContext;
 use crate::config::Otherwise;
@@ -20,6 +20,7 @@ use crate::spokes::leases::{Lease, Leases, Refused};
 use crate::spokes::life::State;
 use crate::spokes::reconciler::{POST, SpokeError};
 use crate::spokes::registry::Serving;
+use crate::text::fields::{kind, short};
 
 /// The header that says which spokes answered.
 pub(in crate::api) const HEADER: &str = "x-bespoke-spokes";
