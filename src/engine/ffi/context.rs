@@ -330,7 +330,7 @@ impl<'a> Context<'a> {
         };
         self.rows.clear();
         #[cfg(debug_assertions)]
-        super::cpu_features::may_die("llama.cpp");
+        crate::engine::kernels::may_die("llama.cpp");
         let Batch { tokens, positions, sequences, logits } = batch;
         self.ops.begin(Rows { tokens, positions, sequences, logits });
         // SAFETY: all arrays have `count` elements and live until the call returns; llama.cpp only reads them. Tokens and

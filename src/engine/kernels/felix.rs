@@ -12,8 +12,8 @@ use std::ops::Range;
 use half::f16;
 
 use super::Form;
+use super::dispatch;
 use crate::adapter::felix::{Folded, FoldedLayer};
-use crate::engine::ffi;
 use crate::simd_math::{dot, sigmoid};
 
 pub use lanes::portable;
@@ -142,7 +142,7 @@ impl Matrix {
         columns: &[f32],
         write: impl FnMut(usize, usize, [f32; ROWS]),
     ) {
-        ffi::multiply(form, self, panels, columns, write);
+        dispatch::multiply(form, self, panels, columns, write);
     }
 }
 

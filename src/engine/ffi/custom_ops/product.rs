@@ -7,9 +7,9 @@ use llama_cpp_sys_2 as sys;
 use super::scratch::{self, Blocks, Fill};
 use super::work_queue::WorkQueue;
 use super::{is_host, size};
-use crate::engine::ffi::{pack, product};
 use crate::engine::kernels::Form;
 use crate::engine::kernels::product::{BLOCK, BLOCK_BYTES, Block, Packed, Panels, ROWS};
+use crate::engine::kernels::{multiply_rows, pack};
 
 /// Blocks of activations that are packed at a time: some microseconds' work.
 const PIECE: usize = 64;
@@ -137,10 +137,19 @@ impl Task {
                 self.multiplying.work(|index| {
                     let first = index * self.share;
                     let share = first..rows.min(first + self.share);
-                    product(form, weights, blocks, share, then, packed, panels, |column, row, result| {
-                        let to = node.data.cast::<f32>().add(column * rows + row);
-                        std::ptr::copy_nonoverlapping(result.as_ptr(), to, ROWS);
-                    });
+                    multiply_rows(
+                        form,
+                        weights,
+                        blocks,
+                        share,
+                        then,
+                        packed,
+                        panels,
+                        |column, row, result| {
+                            let to = node.data.cast::<f32>().add(column * rows + row);
+                            std::ptr::copy_nonoverlapping(result.as_ptr(), to, ROWS);
+                        },
+                    );
                 });
             });
         }
