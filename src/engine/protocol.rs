@@ -488,7 +488,7 @@ pub enum EngineError {
     /// The texts to embed exceed the limit of one request.
     #[error("the texts have more than {limit} tokens together: send them in several requests")]
     TooMuchInput {
-        /// The limit.
+        /// Maximum tokens.
         limit: u64,
     },
     /// A text to embed does not fit into the context.

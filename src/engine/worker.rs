@@ -278,7 +278,7 @@ struct Worker<'a> {
     waiting: VecDeque<Waiting<'a>>,
     /// The prompt that was tokenised last.
     read: Option<Read>,
-    /// When what still runs is failed; set by the stop command.
+    /// When the requests that are still running are failed. Set by the stop command.
     stop_at: Option<Instant>,
     heartbeat: Heartbeat<'a>,
 }
