@@ -22,7 +22,7 @@ const BETTER: f64 = 0.9;
 /// `BATCHES` batches or `SPAN` seconds.
 const HOPELESS: f64 = 4.0;
 const WORSE: f64 = 1.2;
-/// Batches that take this many times as long as lately are a reason to try soon.
+/// Batches that take this many times as long as expected are a reason to try soon.
 const HELD_UP: f64 = 3.0;
 /// Minimum and maximum time between tries. The time is longer after an expensive try.
 const SOON: Duration = Duration::from_millis(500);

@@ -329,9 +329,9 @@ impl<'a> Lanes<'a> {
         Ok(())
     }
 
-    /// Chooses the LoRAs whose requests are computed now. Sets of LoRAs take turns of some length,
-    /// because a change of adapters makes llama.cpp rebuild its graph. Felix spokes need no turns:
-    /// requests with any of them are computed together.
+    /// Chooses the LoRAs whose requests are computed now. Sets of LoRAs take turns, each for a
+    /// while, because a change of adapters makes llama.cpp plan its graphs anew. Felix spokes need
+    /// no turns: requests with any of them are computed together.
     fn turn(&mut self) -> Option<SpokeUse<'a>> {
         let running = || self.sequences.iter().filter_map(|sequence| sequence.running.as_ref());
         let origins: Vec<(Origin, u64)> =
