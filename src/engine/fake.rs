@@ -296,7 +296,7 @@ impl Engine for FakeEngine {
     }
 }
 
-/// The receiver of a request is gone.
+/// The receiver of a request was dropped.
 #[derive(Debug)]
 struct Cancelled;
 

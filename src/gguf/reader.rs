@@ -322,7 +322,7 @@ fn read_array<R: Read>(source: &mut Source<R>, key: &str, of: ValueType, count: 
         ValueType::F64 => numbers!(F64, f64),
         ValueType::Bool => Array::Bool((0..count).map(|_| read_bool(source, key)).collect::<Result<_, _>>()?),
         ValueType::String => {
-            let mut texts = Vec::new(); // grows with what is really there
+            let mut texts = Vec::new(); // grows only as entries are read
             for index in 0..count {
                 texts.push(source.string(|| format!("entry {index} of {key:?}"))?);
             }

@@ -26,7 +26,7 @@ pub struct Session {
     scanner: Scanner,
     shares: Shares,
     budget: usize,
-    /// The number of tokens before a value was first cut short.
+    /// Number of tokens that preceded the first cut of a value.
     cut: Option<usize>,
     shapes: Option<Arc<Shapes>>,
     /// Tracks which items have to differ, and which texts loop.

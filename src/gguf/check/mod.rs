@@ -67,7 +67,7 @@ impl From<GgufError> for Wrong {
 }
 type Checked<T = ()> = Result<T, Wrong>;
 
-#[allow(clippy::needless_pass_by_value)] // a reference at each call would say less
+#[allow(clippy::needless_pass_by_value)] // a reference at each call would only add noise
 fn bad_value(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Wrong {
     Rule::BadValue { key: key.into(), found: found.to_string(), expected: expected.into() }.into()
 }
@@ -136,7 +136,7 @@ impl<'a> Check<'a> {
     fn tensors_as_loaded(&self) -> Checked {
         check_contiguous(self.file)?;
         if !self.served {
-            return Ok(()); // what can't be read is said when it is read
+            return Ok(()); // unreadable tensors are reported when they are read
         }
         for tensor in self.file.tensors() {
             let expected = match tensor.dims.len() {

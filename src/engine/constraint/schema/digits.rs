@@ -2,7 +2,7 @@
 
 use llguidance::derivre::RegexAst;
 
-/// Most digits before the point of a number that has no limit.
+/// Maximum digits before the point of a number without a limit.
 pub const WHOLE: usize = 100;
 /// Maximum digits after the point, in addition to those of a limit. A double written out in full
 /// has more only if it is tiny.

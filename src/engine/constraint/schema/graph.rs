@@ -14,9 +14,9 @@ pub const ROOT: NodeId = 0;
 /// The values that may stand at one place of an answer.
 #[derive(Default)]
 pub struct Node {
-    /// Where in the schema that is said, for messages.
+    /// Path in the schema, for messages.
     pub path: String,
-    /// Any of these.
+    /// Alternatives.
     pub forms: Vec<Form>,
 }
 
