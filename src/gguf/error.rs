@@ -107,7 +107,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// The rule's name in answers, in snake_case. It never changes.
+    /// The rule's code in machine-readable output, in snake_case. It never changes.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Io(_) => "unreadable",
