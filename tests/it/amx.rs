@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The tile configuration as llama.cpp writes it: fields one by one, then `_tile_loadconfig`, under the same guard.
+/// The tile configuration as llama.cpp writes it: fields one by one, then `_tile_loadconfig`, under
+/// the same guard.
 const TILES: &str = r#"
 #include <cstdint>
 #if defined(__AMX_INT8__) && defined(__AVX512VNNI__)

@@ -1,7 +1,8 @@
 //! A soak test: many clients for a long time, one in ten leaving in the middle. Memory must stay
 //! constant and every lane must come back.
 //!
-//! `make test` sends 64 requests. `BESPOKE_SOAK=20000 cargo test --release --test it soak` sends that many, 16 at a time.
+//! `make test` sends 64 requests. `BESPOKE_SOAK=20000 cargo test --release --test it soak` sends that
+//! many, 16 at a time.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
