@@ -1,5 +1,5 @@
-//! `docs/architecture.md` holds: no room uses another that its table doesn't list, no two rooms or
-//! folders use each other, and the picture is that of the table.
+//! Tests that the code follows `docs/architecture.md`: no room uses one that its table doesn't list,
+//! no rooms or folders depend on each other in a circle, and the picture matches the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -115,7 +115,7 @@ fn table() -> Arrows {
     rooms
 }
 
-/// A circle, if there is one.
+/// A dependency cycle, if there is one.
 fn circle(arrows: &Arrows) -> Option<Vec<String>> {
     fn walk(
         at: &str,
