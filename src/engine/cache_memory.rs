@@ -1,64 +1,62 @@
-//! How many tokens a lane gets: what the model was trained for, as far as the memory that keys and
-//! values may take allows it for every sequence at once.
+//! Determines how many tokens a lane gets: the model's trained context, unless the KV cache of all
+//! sequences would exceed its memory limit.
 //!
-//! Memory of a place is taken when a token first comes there (`ffi/buffers.rs`), so this bounds the
-//! worst case.
+//! The memory of a cell is taken only when a token is first written to it (`ffi/buffers.rs`), so
+//! the limit bounds the worst case.
 
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
-/// Tokens by which llama.cpp rounds a sequence up.
+/// llama.cpp rounds the length of a sequence up to a multiple of this many tokens.
 pub const STEP: u32 = 256;
-/// Share of the memory that is there, for keys and values, where nobody has said how much they may
-/// take.
+/// If no limit is configured, keys and values may take available memory divided by this.
 const SHARE: u64 = 2;
 
-/// What a context is to be, and what it may take.
+/// What is asked of a context, and its limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wish {
-    /// Tokens that the model was trained for.
+    /// Context length that the model was trained for.
     pub trained: u32,
-    /// Tokens that somebody has asked for.
+    /// Context length that is configured, if any.
     pub asked: Option<u32>,
-    /// Sequences that have their keys and values at the same time.
+    /// Number of sequences that have keys and values at the same time.
     pub sequences: u32,
-    /// Bytes of keys and values of a token.
+    /// Bytes of keys and values per token.
     pub place_bytes: u64,
-    /// Bytes that all may take, if somebody has said so.
+    /// Configured limit for all keys and values in bytes, if any.
     pub limit: Option<u64>,
-    /// Bytes that the system has, if it tells.
+    /// Bytes of available memory, if the system tells.
     pub available: Option<u64>,
 }
 
-/// What came of it.
+/// The context that is granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Granted {
-    /// Tokens of a sequence.
+    /// Tokens per sequence.
     pub tokens: u32,
-    /// Bytes that all sequences may take, if there is a bound.
+    /// Limit for all sequences in bytes, if there is one.
     pub limit: Option<u64>,
-    /// Bytes that they take if all are full.
+    /// Bytes that all sequences take when they are full.
     pub most: u64,
 }
 
 impl Granted {
-    /// Whether sequences are shorter than the model allows, for want of memory.
+    /// Whether sequences are shorter than the model allows because memory is short.
     pub fn is_cut(&self, wish: &Wish) -> bool {
         wish.asked.is_none() && self.tokens < wish.trained
     }
 
-    /// Whether somebody has asked for more than the memory that is there should be used for.
+    /// Whether the configured context may exceed the share of memory that is meant for it.
     pub fn is_bold(&self) -> bool {
         self.limit.is_some_and(|limit| self.most > limit)
     }
 }
 
-/// Grants as much as there may be.
+/// Grants as many tokens as fit.
 ///
 /// # Errors
-/// Both numbers were given and don't go together; the memory is not enough for the shortest
-/// sequences.
+/// The configured context exceeds the configured limit; not even the shortest sequences fit.
 pub fn grant(wish: &Wish) -> Result<Granted, String> {
     let bytes =
         |tokens: u32| u64::from(tokens.next_multiple_of(STEP)) * u64::from(wish.sequences) * wish.place_bytes;
@@ -91,8 +89,8 @@ pub fn grant(wish: &Wish) -> Result<Granted, String> {
     Ok(granted(tokens))
 }
 
-/// Bytes that this process can still have: as Linux estimates them, and within the bounds of its
-/// control groups.
+/// Bytes of memory that this process can still get, by Linux's estimate and within the limits of
+/// its control groups.
 pub fn available() -> Option<u64> {
     let groups = fs_err::read_to_string("/proc/self/cgroup").ok();
     let within = groups.and_then(|text| within_groups(Path::new("/sys/fs/cgroup"), &text));
@@ -104,14 +102,14 @@ pub fn available() -> Option<u64> {
     of_all.into_iter().chain(within).min()
 }
 
-/// Bytes that the control groups of a process leave it, those above its own included (version 2 of
-/// them).
+/// Bytes that the control groups (version 2) of a process leave it, including the groups above its
+/// own.
 fn within_groups(root: &Path, groups: &str) -> Option<u64> {
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let number = |path: PathBuf| fs_err::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let left = |group: &Path| {
         let limit = number(group.join("memory.max"))?;
-        // What files have in memory goes when it is needed.
+        // The system reclaims page cache when memory is needed.
         let stat = fs_err::read_to_string(group.join("memory.stat")).unwrap_or_default();
         let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse::<u64>().ok());
         let used = number(group.join("memory.current"))?.saturating_sub(cached.unwrap_or(0));
@@ -127,7 +125,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// 18 KiB a token, as a model of 18 layers with one head of 256 has.
+    /// 18 KiB per token, as in a model of 18 layers with one head of 256.
     const WISH: Wish = Wish {
         trained: 32_768,
         asked: None,

@@ -1,4 +1,4 @@
-//! How commands come to the engine's thread, also from threads that prepare them.
+//! Delivers commands to the engine's thread, also from the threads that prepare them.
 
 use std::sync::mpsc as commands;
 
@@ -7,17 +7,17 @@ use tokio::sync::watch;
 use super::worker::{self, Command};
 use super::{EngineError, EngineState, Health};
 
-/// The way to the engine's thread.
+/// A handle for sending commands to the engine's thread.
 #[derive(Debug, Clone)]
 pub struct CommandSender {
-    /// Commands, in the order in which they are followed.
+    /// Commands, executed in the order in which they are sent.
     pub commands: commands::Sender<Command>,
-    /// Whether anybody follows them.
+    /// Shows whether the thread still executes commands.
     pub health: watch::Receiver<Health>,
 }
 
 impl CommandSender {
-    /// Sends it.
+    /// Sends a command.
     ///
     /// # Errors
     /// The engine has failed or stopped.
@@ -25,7 +25,7 @@ impl CommandSender {
         self.offer(command).map_err(|unsent| unsent.1)
     }
 
-    /// Sends it, or answers it as what comes too late.
+    /// Sends a command. If the engine no longer accepts any, answers the command with the reason.
     pub fn deliver(&self, command: Command) {
         if let Err(unsent) = self.offer(command) {
             let (command, error) = *unsent;
@@ -33,7 +33,7 @@ impl CommandSender {
         }
     }
 
-    /// Whether anything that is sent now can be followed.
+    /// Checks whether the engine still accepts commands.
     ///
     /// # Errors
     /// The engine has failed or stopped.
@@ -41,9 +41,10 @@ impl CommandSender {
         followed(&self.health.borrow().state)
     }
 
-    /// Sends it, or gives it back with the reason.
+    /// Sends a command, or returns it with the reason why it can't be sent.
     fn offer(&self, command: Command) -> Result<(), Box<(Command, EngineError)>> {
-        // Held until the command is sent: the thread answers what was sent before it changes the state for good.
+        // Hold the borrow until the command is sent. The thread must take the write lock to enter
+        // its final state, so it sees and answers every command that was sent before.
         let health = self.health.borrow();
         if let Err(error) = followed(&health.state) {
             return Err(Box::new((command, error)));
@@ -53,7 +54,7 @@ impl CommandSender {
     }
 }
 
-/// Whether commands are followed in this state.
+/// Whether the engine executes commands in this state.
 fn followed(state: &EngineState) -> Result<(), EngineError> {
     match state {
         EngineState::Failed(reason) => Err(EngineError::Model(reason.clone())),

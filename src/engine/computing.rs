@@ -1,4 +1,4 @@
-//! With which kernels an engine computes, and what is known of them.
+//! The kernels that an engine computes with, and what the self-test says about them.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,12 +6,12 @@ use super::kernels::{Kernel, Kernels};
 use super::self_test::{SelfTest, TestError, Tested};
 use crate::config::KernelChoice;
 
-/// How an engine is to compute.
+/// Configuration of an engine's kernels.
 #[derive(Debug, Clone, Default)]
 pub struct Computing {
-    /// Which kernels.
+    /// Which kernels to use.
     pub choice: KernelChoice,
-    /// How they are tried before they serve; `None`: they aren't.
+    /// How the kernels are tested before they serve; `None` skips the test.
     pub test: Option<SelfTest>,
 }
 
@@ -22,37 +22,38 @@ fn kernels(choice: KernelChoice) -> Kernels {
     }
 }
 
-/// Which kernels compute, and what the self-test said.
+/// The kernels in use, and the result of the self-test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct ComputingReport {
-    /// Each kernel of ours and how it computes.
+    /// Each of our kernels and its form.
     pub kernels: Vec<KernelState>,
-    /// The self-test.
+    /// Result of the self-test.
     pub self_test: TestState,
 }
 
-/// A kernel of ours.
+/// State of one of our kernels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelState {
-    /// What it computes.
+    /// The kernel.
     pub kernel: Kernel,
-    /// How: `avx512vnni`, `avx512`, `avx2`, `portable`; `llama.cpp` where it doesn't.
+    /// Its form: `avx512vnni`, `avx512`, `avx2` or `portable`; `llama.cpp` if our kernel is not
+    /// used.
     pub form: String,
     /// Why it was switched off, if the self-test found a fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
 }
 
-/// What the self-test said.
+/// Result of the self-test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct TestState {
-    /// How it ended.
+    /// How the test ended.
     pub outcome: Outcome,
-    /// Rows that were computed at a time.
+    /// Batch sizes (in rows) that were tested.
     pub rows: Vec<u32>,
-    /// Seconds that it took when it ran.
+    /// Seconds that the test took when it ran.
     pub seconds: f64,
-    /// More about it: why it wasn't finished, what it left out.
+    /// Details: why it wasn't finished, or what it left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -61,25 +62,25 @@ pub struct TestState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It was not wanted.
+    /// The test was not requested.
     #[default]
     Skipped,
-    /// Everything computes what it should.
+    /// All kernels compute correctly.
     Passed,
-    /// Everything did when this program last tried this post on this processor.
+    /// All kernels passed when this program last tested this post on this processor.
     Remembered,
-    /// A kernel of ours doesn't; it is switched off.
+    /// A kernel of ours is faulty and was switched off.
     Faulty,
-    /// It could not be brought to an end: nothing is known.
+    /// The test could not be finished, so nothing is known.
     Unfinished,
 }
 
 impl Outcome {
-    /// All of them.
+    /// All outcomes.
     pub const ALL: [Self; 5] =
         [Self::Skipped, Self::Passed, Self::Remembered, Self::Faulty, Self::Unfinished];
 
-    /// The name in answers and metrics.
+    /// The name used in answers and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Skipped => "skipped",
@@ -91,22 +92,22 @@ impl Outcome {
     }
 }
 
-/// A self-test that runs in another process.
+/// A self-test that may be running in another process.
 pub(super) struct Choosing {
     kernels: Kernels,
     test: Option<std::thread::JoinHandle<Result<Tested, TestError>>>,
 }
 
 impl Computing {
-    /// What can be used with this model; blocks until that is known.
+    /// Determines the kernels that can be used with this model. Blocks until the test is done.
     ///
     /// # Errors
-    /// Not even llama.cpp's own kernels work.
+    /// Even llama.cpp's own kernels fail.
     pub fn find_out(&self, model: &std::path::Path) -> Result<ComputingReport, String> {
         self.choose(model).chosen().map(|(_, report)| report)
     }
 
-    /// Begins to find out which kernels can be used with this model.
+    /// Starts to determine the kernels that can be used with this model.
     pub(super) fn choose(&self, model: &std::path::Path) -> Choosing {
         let kernels = kernels(self.choice);
         let test = self.test.clone().and_then(|test| {
@@ -119,10 +120,10 @@ impl Computing {
 }
 
 impl Choosing {
-    /// The kernels to use, when that is known, and what there is to say about them.
+    /// Waits for the test and returns the kernels to use, with a report.
     ///
     /// # Errors
-    /// Not even llama.cpp's own kernels work.
+    /// Even llama.cpp's own kernels fail.
     pub(super) fn chosen(self) -> Result<(Kernels, ComputingReport), String> {
         let Some(test) = self.test else {
             return Ok((self.kernels, report(self.kernels, &[], TestState::default())));

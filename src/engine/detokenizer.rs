@@ -1,11 +1,12 @@
-//! Token bytes to text: whole UTF-8 characters only, stop texts withheld while they may still complete.
+//! Turns token bytes into text: emits only whole UTF-8 characters, and withholds text that may be
+//! the beginning of a stop text.
 
 /// The text of an answer as it grows.
 #[derive(Debug, Clone, Default)]
 pub struct AnswerText {
-    /// Stop texts, each with its place in the request.
+    /// Stop texts, each with its index in the request.
     stops: Vec<(u32, String)>,
-    /// Bytes of a character that is not whole yet.
+    /// Bytes of an incomplete character.
     partial: Vec<u8>,
     /// Text that may turn out to be the beginning of a stop text.
     held: String,
@@ -13,13 +14,14 @@ pub struct AnswerText {
 }
 
 impl AnswerText {
-    /// An empty answer that ends before the first of these (empty ones are ignored).
+    /// An empty answer that ends before the first of these stop texts. Empty stop texts are
+    /// ignored.
     pub fn new(stops: &[String]) -> Self {
         let stops = (0..).zip(stops.iter().cloned()).filter(|(_, stop)| !stop.is_empty());
         Self { stops: stops.collect(), ..Self::default() }
     }
 
-    /// Adds a token's bytes; gives the text that is certain now. Bytes that are not UTF-8 become U+FFFD.
+    /// Adds a token's bytes and returns the text that is now certain. Invalid UTF-8 becomes U+FFFD.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         if self.stopped.is_some() {
             return String::new();
@@ -37,18 +39,20 @@ impl AnswerText {
         std::mem::replace(&mut self.held, tail)
     }
 
-    /// Which stop text has been met: of several at one place the first in the request.
+    /// Index of the stop text that was found. If several begin at the same place, the first of the
+    /// request.
     pub fn stopped(&self) -> Option<u32> {
         self.stopped
     }
 
-    /// The text that was withheld; what is left of a broken character is dropped.
+    /// Returns the withheld text. Bytes of an incomplete character are dropped.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
 
-/// Takes whole characters from the front of `bytes`; what is left may become one. Bytes that are not UTF-8 become U+FFFD.
+/// Removes whole characters from the front of `bytes`; the rest may become a character later.
+/// Invalid UTF-8 becomes U+FFFD.
 pub fn whole_characters(bytes: &mut Vec<u8>) -> String {
     let (mut text, mut done) = (String::new(), 0);
     loop {
@@ -74,7 +78,7 @@ pub fn whole_characters(bytes: &mut Vec<u8>) -> String {
     text
 }
 
-/// Bytes of the longest end of `text` that is a beginning of `stop`.
+/// Length of the longest suffix of `text` that is a prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let longest = stop.len().min(text.len());
     (1..=longest).rev().find(|&n| text.as_bytes().ends_with(&stop.as_bytes()[..n])).unwrap_or(0)

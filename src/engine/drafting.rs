@@ -1,34 +1,37 @@
-//! Drafting by prompt lookup: what followed the last tokens when they occurred before is guessed to follow again, decoded
-//! together with them, and kept as far as the model would have chosen it (Saxena 2023, "prompt lookup decoding").
+//! Drafting by prompt lookup: the tokens that followed an earlier occurrence of the last tokens are
+//! used as a draft. They are decoded together with the certain tokens and accepted as far as the
+//! model would have chosen them (Saxena 2023, "prompt lookup decoding").
 //!
-//! How many tokens are worth guessing is measured, not set: [`Chances`] learns how often a guess is right by the length of
-//! the match, [`Cost`] how long a batch takes by its size; [`super::scheduler`] weighs one against the other.
+//! The length of drafts is measured, not configured. [`Chances`] learns how often a draft token is
+//! right by the length of the match, [`Cost`] how long a batch takes by its size, and
+//! [`super::scheduler`] weighs one against the other.
 
 use super::scheduler::Price;
 
-/// Longest match that is looked for; longer ones are as good.
+/// Longest match that is looked for. Longer ones predict no better.
 const LONGEST: usize = 16;
 /// Shortest match that is used.
 const SHORTEST: usize = 2;
-/// Longest draft.
+/// Maximum number of draft tokens.
 pub const MOST: usize = 24;
 
-/// A guess.
+/// Draft tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Draft {
     /// Tokens that may follow.
     pub tokens: Vec<u32>,
-    /// How many of the last tokens had occurred before.
+    /// Number of last tokens that occurred before.
     pub matched: usize,
 }
 
-/// What followed the longest match of the end of `text`, at most `most` tokens; of equally long matches, the earliest
-/// (the event itself, rather than an excerpt of it).
+/// Returns at most `most` tokens that followed the longest match of the end of `text`. Among
+/// equally long matches, the earliest wins (the event itself, rather than an excerpt of it).
 pub fn look_up(text: &[u32], most: usize) -> Draft {
     let [.., before, last] = text else { return Draft::default() };
     let mut best = (0, 0);
     for end in SHORTEST..text.len() {
-        // `text[..end]` is followed by something; most places differ in their last two tokens.
+        // `text[..end]` is followed by a token. Check the last two tokens first, because most
+        // positions differ there.
         if text[end - 1] != *last || text[end - 2] != *before {
             continue;
         }
@@ -48,25 +51,25 @@ pub fn look_up(text: &[u32], most: usize) -> Draft {
     Draft { tokens: text[from..].iter().copied().take(most).collect(), matched }
 }
 
-/// How often a guess was right, by the length of the match before it.
+/// How often a draft token was right, by the length of the match before it.
 #[derive(Debug, Clone)]
 pub struct Chances {
-    /// For each length: right guesses and all guesses, both fading.
+    /// For each length: number of right draft tokens and of all, both decaying.
     seen: [(f64, f64); LONGEST + 1],
 }
 
-/// Guesses that a new one counts against.
+/// Number of past draft tokens that a new one is averaged with.
 const MEMORY: f64 = 200.0;
 
 impl Default for Chances {
-    /// Before anything is known, half of the guesses are right.
+    /// Before anything is known, assume that half of the draft tokens are right.
     fn default() -> Self {
         Self { seen: [(2.0, 4.0); LONGEST + 1] }
     }
 }
 
 impl Chances {
-    /// Learns how a guess behind a match of this length went.
+    /// Learns whether a draft token after a match of this length was right.
     pub fn learn(&mut self, matched: usize, right: bool) {
         let (good, all) = &mut self.seen[matched.min(LONGEST)];
         let fade = 1.0 - 1.0 / MEMORY;
@@ -74,7 +77,7 @@ impl Chances {
         *all = *all * fade + 1.0;
     }
 
-    /// The probability that a guess behind a match of this length is right.
+    /// The probability that a draft token after a match of this length is right.
     pub fn right(&self, matched: usize) -> f64 {
         let (good, all) = self.seen[matched.min(LONGEST)];
         good / all
@@ -85,7 +88,7 @@ impl Chances {
         let mut probability = 1.0;
         (0..draft.tokens.len())
             .map(|index| {
-                // A guess that was right makes the match longer.
+                // A right draft token makes the match longer.
                 probability *= self.right(draft.matched + index);
                 probability
             })
@@ -93,25 +96,25 @@ impl Chances {
     }
 }
 
-/// Seconds of a batch by its tokens: what the quicker ones of each size took. Other programs make a batch slower, never
-/// faster, so the mean would tell of them.
+/// Seconds per batch by its number of tokens. Tracks the faster batches of each size: other
+/// programs only make a batch slower, so a mean would include their load.
 #[derive(Debug, Clone)]
 pub struct Cost {
-    /// By the number of tokens; 0 where nothing is known yet.
+    /// By number of tokens; 0 where nothing was measured.
     seconds: [f64; SIZES + 1],
-    /// Of a prompt's token.
+    /// Seconds per prompt token.
     prompt_token: f64,
 }
 
-/// Largest batch whose price is kept.
+/// Largest batch whose cost is kept.
 const SIZES: usize = 64;
 
-/// Seconds that a batch of a prompt should never take: shares are made for less.
+/// Seconds that a batch of prompt tokens should never take; shares are sized to take less.
 const LATE: f64 = 0.5;
-/// How many times the known price a late batch must have cost to be believed.
+/// A late batch is believed at once if it cost more than this many times the known price.
 const SLOWER: f64 = 1.5;
 
-/// A low expectile: follows a quick value at once and a slow one slowly.
+/// Moves a price towards a low expectile: follows a fast measurement quickly and a slow one slowly.
 fn follow(price: &mut f64, seconds: f64) {
     if *price == 0.0 {
         *price = seconds;
@@ -121,7 +124,8 @@ fn follow(price: &mut f64, seconds: f64) {
 }
 
 impl Default for Cost {
-    /// Before anything is known, guesses look cheap: they are tried, and their price is learnt.
+    /// Before anything is known, drafting looks cheap, so that it is tried and its cost is
+    /// measured.
     fn default() -> Self {
         Self { seconds: [0.0; SIZES + 1], prompt_token: 0.0 }
     }
@@ -135,8 +139,8 @@ impl Cost {
         }
     }
 
-    /// Learns how long a batch of this many tokens of prompts took. One that took longer than any should is believed at
-    /// once: the next ones must be smaller, whatever made the machine slow.
+    /// Learns how long a batch of this many prompt tokens took. A batch that took far too long is
+    /// believed at once: the next ones must be smaller, whatever slowed the machine down.
     pub fn learn_prompt(&mut self, tokens: usize, seconds: f64) {
         let price = seconds / tokens.max(1) as f64;
         if seconds > LATE && price > SLOWER * self.prompt_token {
@@ -146,7 +150,7 @@ impl Cost {
         }
     }
 
-    /// Seconds of a prompt's token; a guess before the first prompt.
+    /// Seconds per prompt token, or an estimate before the first prompt.
     pub fn prompt_token(&self) -> f64 {
         if self.prompt_token == 0.0 { 1e-3 } else { self.prompt_token }
     }
@@ -157,8 +161,9 @@ impl Price for Cost {
         if self.prompt_token == 0.0 { 0 } else { (seconds / self.prompt_token.max(1e-9)) as usize }
     }
 
-    /// Seconds of a batch. Where its size has not been seen, the next smaller one's and, for each token more, a prompt's
-    /// token: that is the least they can cost, so that a size is tried before it is judged.
+    /// Seconds of a batch. For a size that was not measured: the cost of the next smaller one, plus
+    /// a prompt token's cost for each further token. That is a lower bound, so that a size is tried
+    /// before it is judged.
     fn batch(&self, tokens: usize) -> f64 {
         let known = (1..=tokens.min(SIZES)).rev().find(|&size| self.seconds[size] > 0.0);
         let (size, seconds) =
@@ -211,13 +216,13 @@ mod tests {
         assert!((cost.batch(2) - cost.batch(1) - 1e-4).abs() < 1e-9);
         assert!((cost.batch(6) - cost.batch(4) - 2e-4).abs() < 1e-9);
         assert!(cost.batch(500) > cost.batch(64));
-        // A prompt's batch that took far too long is believed at once, and a quick one soon after.
+        // A prompt's batch that took far too long is believed at once, and a fast one soon after.
         let tokens = cost.prompt_tokens(0.4);
         cost.learn_prompt(512, 5.12);
         assert_eq!((tokens, cost.prompt_tokens(0.4)), (4_000, 40));
         (0..10).for_each(|_| cost.learn_prompt(40, 0.004));
         assert!(cost.prompt_tokens(0.4) > 3_000);
-        // A machine that is slower for good is believed in the end.
+        // A machine that stays slower is believed in the end.
         (0..200).for_each(|_| cost.learn(1, 3e-3));
         assert!(cost.batch(1) > 2.8e-3);
     }

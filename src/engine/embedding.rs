@@ -1,5 +1,5 @@
-//! Embeddings: a second context of the served model, which reads texts in small parts between the batches of the lanes and
-//! takes the mean of what the model makes of their tokens.
+//! Computes embeddings in a second context of the served model. Texts are decoded in small parts
+//! between the batches of the lanes; an embedding is the mean over the text's tokens.
 
 use std::time::Instant;
 
@@ -15,21 +15,22 @@ use super::thread_tuner::ThreadTuner;
 use super::vocabulary::{Vocabulary, tokenize};
 use super::{Embeddings, EngineError, Prompt};
 
-/// Tokens that are read at a time. Always as many, so that a text has the same vector in any company; and few, because lanes
-/// wait for them, and because llama.cpp keeps logits of each.
+/// Tokens per part. Constant, so that a text's vector doesn't depend on other texts; small, because
+/// lanes wait meanwhile and llama.cpp keeps logits of each token.
 const PART: usize = SHARE;
-/// Bytes of texts that are tokenised at a time.
+/// Bytes of text that are tokenised at a time.
 const BYTES: usize = 64 << 10;
-/// Tokens of the texts of one request.
+/// Maximum tokens of one request's texts.
 const MOST: u64 = 300_000;
 
-/// Texts that are being embedded.
+/// An embedding request in progress.
 pub struct Embedding {
     inputs: Vec<Prompt>,
-    /// Token ids of those that have been judged: all are before any is computed.
+    /// Token ids of the texts that have been checked. All texts are checked before any is computed.
     texts: Vec<Vec<u32>>,
     vectors: Vec<Vec<f32>>,
-    /// Of the text behind the last vector: tokens that were read, and the sum of what the model made of them.
+    /// Progress of the text after the last finished vector: number of tokens read, and the sum of
+    /// their outputs.
     read: usize,
     sum: Vec<f64>,
     reply: oneshot::Sender<Result<Embeddings, EngineError>>,
@@ -37,7 +38,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Begins.
+    /// Begins a request.
     pub fn new(
         inputs: Vec<Prompt>,
         reply: oneshot::Sender<Result<Embeddings, EngineError>>,
@@ -47,22 +48,23 @@ impl Embedding {
         Self { inputs, texts, vectors, read: 0, sum, reply, _ticket: ticket }
     }
 
-    /// Whether nobody waits for it any more.
+    /// Whether the client has stopped waiting for the result.
     pub fn cancelled(&self) -> bool {
         self.reply.is_closed()
     }
 
-    /// Whether it is between two texts: another one may use the context.
+    /// Whether the request is between two texts, so that another request may use the context.
     pub fn pauses(&self) -> bool {
         self.read == 0
     }
 
-    /// Tells how it went.
+    /// Sends the result.
     pub fn end(self, result: Result<Embeddings, EngineError>) {
         let _ = self.reply.send(result);
     }
 
-    /// Tokenises some of the texts; the number of bytes in a text says that it is too long before anything is done with it.
+    /// Tokenises some of the texts. A text whose byte length already shows that it is too long is
+    /// refused without being tokenised.
     fn judge(
         &mut self,
         model: &LlamaModel,
@@ -102,7 +104,7 @@ impl Embedding {
     }
 }
 
-/// The context; a text must fit it as a whole.
+/// The context for embeddings. A text must fit into it as a whole.
 pub struct Embedder<'a> {
     context: Context<'a>,
     batch: Batch,
@@ -115,7 +117,7 @@ impl<'a> Embedder<'a> {
     /// Makes the context, for texts of at most `limit` tokens.
     ///
     /// # Errors
-    /// llama.cpp can't, most likely for want of memory.
+    /// llama.cpp can't create it, most likely because memory is short.
     pub fn new(
         model: &'a LlamaModel,
         settings: &LlamaSettings,
@@ -139,10 +141,12 @@ impl<'a> Embedder<'a> {
         Ok(Self { context, batch: Batch::default(), tuner, cost: Cost::default(), limit })
     }
 
-    /// Goes on with texts for a short while; gives vectors of length 1, one per text, when all are there.
+    /// Works on the texts for a short while. Returns the unit vectors, one per text, once all are
+    /// computed.
     ///
     /// # Errors
-    /// An empty text, one that is longer than the context, by its index; more texts than are taken at once.
+    /// A text that is empty or longer than the context (with its index); more tokens than one
+    /// request may have.
     pub fn step(
         &mut self,
         model: &LlamaModel,
@@ -157,7 +161,7 @@ impl<'a> Embedder<'a> {
         Ok((work.vectors.len() == work.inputs.len()).then(|| work.found()))
     }
 
-    /// Reads the next part of a text.
+    /// Reads the next part of the current text.
     fn read(&mut self, work: &mut Embedding) -> Result<(), EngineError> {
         let wrong = |e: &dyn std::fmt::Display| EngineError::Internal(format!("llama.cpp can't embed: {e}"));
         let Embedding { texts, vectors, read, sum, .. } = work;
@@ -185,7 +189,7 @@ impl<'a> Embedder<'a> {
         Ok(())
     }
 
-    /// Computes the batch, with as many threads as get a processor.
+    /// Computes the batch with as many threads as the tuner chooses.
     fn compute(&mut self) -> Result<(), DecodeError> {
         let tokens = self.batch.len();
         let price = self.cost.prompt_token() * tokens as f64;
@@ -201,7 +205,7 @@ impl<'a> Embedder<'a> {
     }
 }
 
-/// A vector of length 1 in the direction of another: that of a sum is that of the mean.
+/// Normalises a vector to length 1. The sum of the outputs has the same direction as their mean.
 fn unit(vector: &[f64]) -> Result<Vec<f32>, f64> {
     let norm = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
     if !norm.is_normal() {

@@ -1,4 +1,4 @@
-//! An engine without a model: scripted answers, for every test of what stands above the engine.
+//! An engine without a model that plays scripted answers, for tests of the layers above the engine.
 
 mod script;
 mod spokes;
@@ -22,17 +22,18 @@ use super::{
 };
 use crate::adapter::Generation;
 
-/// How often a fake looks whether it was cancelled.
+/// How often a fake engine checks for cancellation.
 const TICK: Duration = Duration::from_millis(2);
 
-/// Requests that a fake remembers.
+/// Number of requests that a fake engine remembers.
 const KEPT: usize = 1_000;
 
-/// A scripted [`Engine`]. A token is a word with the white space behind it; a report gives each a probability of one half
-/// and, for the likeliest at its place, words that halve it further.
+/// A scripted [`Engine`]. A token is a word with the whitespace after it. A report gives each token
+/// a probability of one half, and lists made-up words, each half as likely as the one before, as
+/// alternatives.
 ///
-/// A constrained request is answered with a minimal valid instance of its schema, whatever the script's text is, except
-/// that a scripted text that is JSON is sent as it is.
+/// A request constrained by a schema is answered with a minimal valid instance, unless the scripted
+/// text is JSON, which is sent unchanged.
 #[derive(Debug, Clone)]
 pub struct FakeEngine {
     inner: Arc<Inner>,
@@ -63,7 +64,7 @@ impl FakeEngine {
         engine
     }
 
-    /// An engine that is still loading: requests wait until [`FakeEngine::set_state`].
+    /// An engine that is still loading. Requests wait until [`FakeEngine::set_state`] is called.
     pub fn loading(script: Script) -> Self {
         let health = Health {
             state: EngineState::Loading,
@@ -100,15 +101,16 @@ impl FakeEngine {
         Self { inner }
     }
 
-    /// The engine that the environment asks for in a test of the whole program: `BESPOKE_FAKE_ENGINE` is the pause before
-    /// each word in milliseconds; the answers say which spokes they ran with. Not in a release build.
+    /// The engine that the environment requests in tests of the whole program.
+    /// `BESPOKE_FAKE_ENGINE` is the pause before each word in milliseconds; the answers name the
+    /// spokes they ran with. Not in release builds.
     #[cfg(debug_assertions)]
     pub fn from_environment() -> Option<Self> {
         let pause = std::env::var("BESPOKE_FAKE_ENGINE").ok()?.parse().ok()?;
         Some(Self::new(Script::Spokes(Duration::from_millis(pause))))
     }
 
-    /// Facts of the model that a fake pretends to be.
+    /// Facts about the model that a fake engine pretends to serve.
     pub fn info() -> ModelInfo {
         ModelInfo {
             name: "fake".to_owned(),
@@ -127,41 +129,42 @@ impl FakeEngine {
         }
     }
 
-    /// Refuses a request with [`EngineError::Overloaded`] while this many are unfinished.
+    /// Refuses requests with [`EngineError::Overloaded`] while this many are unfinished.
     #[must_use]
     pub fn with_limit(self, unfinished: u32) -> Self {
         self.inner.limit.store(unfinished, Ordering::SeqCst);
         self
     }
 
-    /// What answers cost beside what is counted here: cached, forced, drafted, accepted, times.
+    /// Sets the part of [`Usage`] that a fake engine doesn't count: cached, forced, drafted and
+    /// accepted tokens, and times.
     #[must_use]
     pub fn with_usage(self, usage: Usage) -> Self {
         *lock(&self.inner.usage) = usage;
         self
     }
 
-    /// What the next requests are answered with.
+    /// Sets the script for the next requests.
     pub fn set_script(&self, script: Script) {
         *lock(&self.inner.script) = script;
     }
 
-    /// Changes the state that [`Engine::health`] shows.
+    /// Sets the state that [`Engine::health`] shows.
     pub fn set_state(&self, state: EngineState) {
         self.inner.health.send_modify(|health| health.state = state);
     }
 
-    /// Requests whose receiver was dropped before their end.
+    /// Number of requests whose receiver was dropped before their end.
     pub fn cancelled(&self) -> u32 {
         self.inner.cancelled.load(Ordering::SeqCst)
     }
 
-    /// Unfinished requests.
+    /// Number of unfinished requests.
     pub fn running(&self) -> u32 {
         self.inner.running.load(Ordering::SeqCst)
     }
 
-    /// Spokes that are loaded, in ascending order.
+    /// Loaded spokes, in ascending order.
     pub fn loaded(&self) -> Vec<Generation> {
         self.inner.spokes.loaded()
     }
@@ -190,7 +193,8 @@ impl Engine for FakeEngine {
         self.inner.tell_running();
         let (events, receiver) = mpsc::unbounded_channel();
         let inner = Arc::clone(&self.inner);
-        // Now and not on its thread: what is sent after this request must find its spokes in use.
+        // Acquire the spokes here, not on the thread: a command sent after this request must find
+        // them in use.
         let spokes = self.inner.spokes.begin(&request.spokes);
         thread::spawn(move || {
             let end = match &spokes {
@@ -265,7 +269,7 @@ impl Engine for FakeEngine {
                 let ready = ready.map_err(|error| error.unwrap_or(EngineError::Stopped));
                 reply.send(ready.and_then(|()| inner.spokes.load(&spoke)))
             })),
-            // Marked before anything else is told: a load that follows takes it back.
+            // Mark the spoke before returning, so that a load that follows cancels the unload.
             SpokeChange::Unload(generation) => {
                 inner.spokes.mark(generation);
                 thread::spawn(move || reply.send(Ok(inner.spokes.freed(generation))));
@@ -292,17 +296,17 @@ impl Engine for FakeEngine {
     }
 }
 
-/// The receiver of a request is gone.
+/// The receiver of a request was dropped.
 #[derive(Debug)]
 struct Cancelled;
 
 impl Inner {
-    /// Tells how many requests are unfinished.
+    /// Publishes the number of unfinished requests.
     fn tell_running(&self) {
         self.health.send_modify(|health| health.running = self.running.load(Ordering::SeqCst));
     }
 
-    /// What can be judged at once.
+    /// Errors that can be detected at once.
     fn refuse(&self) -> Result<(), EngineError> {
         if self.stopping.load(Ordering::SeqCst) {
             return Err(EngineError::Stopped);
@@ -314,7 +318,8 @@ impl Inner {
         }
     }
 
-    /// Waits for the end of loading; `Err(None)` if the caller left, `Err(Some)` if no answer will come.
+    /// Waits for the end of loading. `Err(None)` if the caller left, `Err(Some)` if no answer will
+    /// come.
     fn wait_until_ready(&self, left: &dyn Fn() -> bool) -> Result<(), Option<EngineError>> {
         loop {
             let state = self.health.borrow().state.clone();
@@ -331,7 +336,8 @@ impl Inner {
         }
     }
 
-    /// Plays a script; the last event comes back instead of being sent, so that counters are right before it arrives.
+    /// Plays a script. The last event is returned instead of sent, so that counters are updated
+    /// before it arrives.
     fn answer(
         &self,
         script: &Script,
@@ -413,7 +419,7 @@ impl Inner {
         if let Some(error) = failure {
             return Ok(AnswerEvent::Failed(error));
         }
-        // The end-of-turn token counts, as it does in a real engine.
+        // The end-of-turn token counts, as in a real engine.
         completion_tokens +=
             u32::from(reason == FinishReason::Stop && stopped_by.is_none() && completion_tokens < budget);
         let predicted_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -467,12 +473,12 @@ impl Inner {
         }
     }
 
-    /// Tokens of prompt and answer together.
+    /// Maximum tokens of prompt and answer together.
     fn context() -> u32 {
         FakeEngine::info().n_ctx
     }
 
-    /// Waits, unless the receiver goes or the engine is stopped.
+    /// Waits, unless the receiver is dropped or the engine is stopped.
     fn pause(&self, length: Duration, events: &mpsc::UnboundedSender<AnswerEvent>) -> Result<(), Cancelled> {
         let start = Instant::now();
         while start.elapsed() < length && !self.killed.load(Ordering::SeqCst) {
@@ -485,7 +491,7 @@ impl Inner {
     }
 }
 
-/// Plays tokens; text follows when its characters are whole.
+/// Plays tokens. Text is sent when its characters are complete.
 fn tell_tokens(
     report: Option<u32>,
     tokens: &[ScriptedToken],
@@ -508,7 +514,8 @@ fn tell_tokens(
     Ok(())
 }
 
-/// A panic in a test thread must not hide behind a poisoned lock: the data are plain values.
+/// Ignore poisoning, so that the original panic of a test thread is the one that shows. The data
+/// are plain values.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

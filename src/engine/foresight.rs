@@ -1,17 +1,18 @@
-//! What constraints will admit next, found out while the model computes: by the time that it has, masks are there.
+//! Computes the next masks of constraints while the model computes, so that they are ready when it
+//! is done.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread;
 
 use super::constraint::{STACK, Session, Shared};
 
-/// A thread that looks ahead, where a processor is free for it. It ends with this.
+/// A thread that computes masks ahead, if a processor is free for it. Ends when this is dropped.
 #[derive(Debug)]
 pub struct Foresight {
     board: Option<Arc<Board>>,
 }
 
-/// What is to be looked at.
+/// The jobs of the thread.
 #[derive(Debug, Default)]
 struct Board {
     asked: Mutex<Asked>,
@@ -20,7 +21,8 @@ struct Board {
 
 #[derive(Debug, Default)]
 struct Asked {
-    /// Sessions of the batch that is being computed, and whether they will want a way to the end. Answers may end meanwhile.
+    /// Sessions of the batch that is being computed, each with whether it will need a closing.
+    /// Weak, because answers may end meanwhile.
     sessions: Vec<(Weak<Mutex<Session>>, bool)>,
     over: bool,
 }
@@ -48,7 +50,7 @@ impl Board {
             match session.try_lock() {
                 Ok(mut session) => session.foresee(closing),
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().foresee(closing),
-                // The model was faster.
+                // The model was faster than this thread.
                 Err(TryLockError::WouldBlock) => {}
             }
         }
@@ -56,8 +58,9 @@ impl Board {
 }
 
 impl Foresight {
-    /// For an engine that computes with so many threads. One that uses all processors would only be held up: its threads wait
-    /// for each other, and so for the one that gives way.
+    /// Starts the thread for an engine that computes with `threads` threads. An engine that uses
+    /// all processors gets none: its threads wait for each other, so that the one that loses its
+    /// processor would hold up all.
     pub fn start(threads: u32) -> Self {
         let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         if processors > threads as usize { Self::with_thread() } else { Self { board: None } }
@@ -76,13 +79,13 @@ impl Foresight {
         }
     }
 
-    /// Has these looked ahead in, instead of those that were asked for before.
+    /// Replaces the jobs of the thread by these sessions.
     pub fn look<'s>(&self, sessions: impl Iterator<Item = (&'s Shared, bool)>) {
         let Some(board) = &self.board else { return };
         let mut asked = board.asked();
         asked.sessions.clear();
         asked.sessions.extend(sessions.map(|(session, closing)| (Arc::downgrade(session), closing)));
-        // The thread takes the last one first.
+        // The thread takes the last session first.
         asked.sessions.reverse();
         if !asked.sessions.is_empty() {
             board.changed.notify_one();

@@ -1,6 +1,5 @@
-//! What constraints need, away from the engine's thread: the index of the vocabulary, which takes
-//! seconds for a large one, and the thread that compiles constraints that are new. The engine's
-//! thread answers others meanwhile.
+//! Does the work of constraints that would block the engine's thread: indexing the vocabulary,
+//! which takes seconds for a large one, and compiling new constraints.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,35 +14,35 @@ use super::vocabulary::Vocabulary;
 use super::worker::Command;
 use crate::allocator;
 
-/// The engine's grammars, indexed once its vocabulary is known and somebody needs them.
+/// The compiled grammars of an engine. Created on first use, once the vocabulary is known.
 #[derive(Debug, Default)]
 pub struct Index {
-    /// `None`: the model can't be loaded.
+    /// `None` if the model can't be loaded.
     vocabulary: OnceLock<Option<Arc<Vocabulary>>>,
     grammars: OnceLock<Result<Arc<Grammars>, EngineError>>,
 }
 
 impl Index {
-    /// Tells the vocabulary.
+    /// Sets the vocabulary.
     pub fn tell(&self, vocabulary: &Arc<Vocabulary>) {
         let _ = self.vocabulary.set(Some(Arc::clone(vocabulary)));
     }
 
-    /// There will be no vocabulary, if there is none yet.
+    /// If no vocabulary is set, marks that there will be none.
     pub fn give_up(&self) {
         let _ = self.vocabulary.set(None);
     }
 
-    /// The grammars, if they are there.
+    /// The grammars, if they are created.
     pub fn get(&self) -> Option<&Arc<Grammars>> {
         self.grammars.get()?.as_ref().ok()
     }
 
-    /// The grammars; the first who asks makes them, and who asks meanwhile waits. Who asks before
-    /// the vocabulary is known waits for that, too.
+    /// The grammars. The first caller creates them and others wait. Callers also wait until the
+    /// vocabulary is known.
     ///
     /// # Errors
-    /// llguidance can't work with the vocabulary; there is none.
+    /// llguidance can't work with the vocabulary; there is no vocabulary.
     pub fn grammars(&self) -> Result<&Arc<Grammars>, EngineError> {
         let make = || {
             let Some(vocabulary) = self.vocabulary.wait() else { return Err(EngineError::Stopped) };
@@ -51,7 +50,7 @@ impl Index {
             let broken = |_| Err(EngineError::Internal("indexing the vocabulary failed".to_owned()));
             let made = catch_unwind(AssertUnwindSafe(|| Grammars::new(&vocabulary.token_env())));
             let made = made.unwrap_or_else(broken).map(Arc::new);
-            // It takes several times as much memory as what comes of it.
+            // Indexing takes several times as much memory as its result.
             allocator::give_back();
             match &made {
                 Ok(_) => tracing::debug!(ms = began.elapsed().as_millis(), "constraints can be compiled"),
@@ -62,7 +61,7 @@ impl Index {
         self.grammars.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
-    /// Has the grammars made now, on a thread of its own.
+    /// Creates the grammars now, on a separate thread.
     pub fn prepare(self: &Arc<Self>) {
         let index = Arc::clone(self);
         let named = thread::Builder::new().name("vocabulary".to_owned());
@@ -72,13 +71,15 @@ impl Index {
     }
 }
 
-/// Sends requests to the engine's thread, those with a new constraint by way of the thread that compiles it.
+/// Sends requests to the engine's thread. Requests with a new constraint go through the thread that
+/// compiles it.
 #[derive(Debug)]
 pub struct GrammarCompiler {
     sender: CommandSender,
     index: Arc<Index>,
     jobs: mpsc::Sender<Command>,
-    /// Nothing is compiled any more: what was accepted goes to the engine's thread ahead of the word to stop.
+    /// Set when the engine stops. From then on, pending requests are passed on uncompiled, so that
+    /// they reach the engine's thread before the stop command.
     stopping: Arc<AtomicBool>,
 }
 
@@ -104,7 +105,7 @@ impl GrammarCompiler {
         Self { sender, index, jobs, stopping }
     }
 
-    /// Sends it.
+    /// Sends a command.
     ///
     /// # Errors
     /// The engine has failed or stopped.
@@ -121,7 +122,7 @@ impl GrammarCompiler {
         self.sender.send(command)
     }
 
-    /// Sends the word to stop, behind everything that was accepted before.
+    /// Sends the stop command after everything that was accepted before.
     pub fn stop(&self, command: Command) {
         self.stopping.store(true, Ordering::SeqCst);
         if let Err(mpsc::SendError(command)) = self.jobs.send(command) {
@@ -130,7 +131,7 @@ impl GrammarCompiler {
     }
 }
 
-/// Compiles what a request needs, if anybody still waits for its answer.
+/// Compiles the constraint of a request, unless its client has stopped listening.
 fn prepare(command: &mut Command, index: &Index) {
     let Command::Generate { request, events, shape, .. } = command else { return };
     let Some(constraint) = request.constraint.as_ref().filter(|_| !events.is_closed()) else { return };

@@ -1,60 +1,61 @@
-//! How answers are kept from repeating themselves, and what is told of it: plain serialisable data.
+//! Settings that keep answers from repeating themselves, and reports of what they did, as plain
+//! serialisable data.
 
 use serde::{Deserialize, Serialize};
 
-/// How an answer in JSON is kept from repeating itself. Numbers that go round in a loop are ended
-/// in any case.
+/// How a JSON answer is kept from repeating itself. Numbers that loop are ended even without a
+/// guard.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Guard {
-    /// Lists whose items have to have different names.
+    /// Lists whose items must have different names.
     pub distinct: Vec<DistinctList>,
-    /// Texts that go round in a loop are ended, and so are texts and lists that are longer than
-    /// this, and an answer of more than twice as many tokens as its prompt; `None` leaves them
-    /// alone.
+    /// Ends texts that loop, texts and lists longer than these limits, and answers with more than
+    /// about twice as many tokens as the prompt. `None` disables all of these checks.
     pub longest: Option<Longest>,
 }
 
-/// Bytes that texts and lists of an answer have at most.
+/// Maximum sizes, in bytes, of the texts and lists of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Longest {
-    /// A text.
+    /// Of a text.
     pub text: usize,
-    /// A list, with everything in it.
+    /// Of a list, including everything in it.
     pub list: usize,
 }
 
-/// A list whose items have to have different names. Case and white space around a name don't count.
+/// A list whose items must have different names. Case and whitespace around a name are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DistinctList {
-    /// The list, as a JSON pointer.
+    /// The list's JSON pointer.
     pub path: String,
-    /// Texts of an item that are its name together; none: the item is one itself.
+    /// Members of an item whose texts together form its name. If empty, the item itself is the
+    /// name.
     pub members: Vec<String>,
 }
 
 /// Where an answer was kept from repeating itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closed {
-    /// The list, text or number, as a JSON pointer.
+    /// JSON pointer of the list, text or number.
     pub path: String,
-    /// Why.
+    /// Why it was closed.
     pub why: CloseReason,
 }
 
-/// What an answer was kept from.
+/// The kind of repetition that was prevented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CloseReason {
-    /// An item that repeats one of its list: it was taken back.
+    /// An item repeats another item of its list. It was removed.
     RepeatedItem,
-    /// A text or number that said the same all the time: it was ended.
+    /// A text or number repeats the same content over and over. It was ended.
     Loop,
-    /// A text or list much longer than what it is about: it was ended.
+    /// A text or list is much longer than its source. It was ended.
     TooLong,
 }
 
 impl CloseReason {
-    /// As on the wire.
+    /// The name used in answers and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::RepeatedItem => "repeated_item",

@@ -1,4 +1,5 @@
-//! The engine that serves: llama.cpp on a thread of its own, commands in by channel, events out.
+//! The engine that serves requests: runs llama.cpp on its own thread, receives commands through a
+//! channel and sends events.
 
 use std::panic;
 use std::path::PathBuf;
@@ -23,45 +24,47 @@ use super::{
 };
 use crate::adapter::Kind;
 
-/// What a [`LlamaEngine`] is told.
+/// Settings of a [`LlamaEngine`].
 #[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LlamaSettings {
-    /// The GGUF file.
+    /// Path of the GGUF file.
     pub path: PathBuf,
-    /// Tokens that one request may use, prompt and answer together; the model's own limit unless given.
+    /// Maximum tokens per request, prompt and answer together. Defaults to the model's own limit.
     pub context: Option<u32>,
-    /// Requests that are answered at the same time.
+    /// Number of requests that are answered at the same time.
     pub lanes: u32,
-    /// Requests that may wait.
+    /// Maximum number of waiting requests.
     pub queue: u32,
-    /// Tokens of the requests that wait, estimated, prompts and answers; one may always wait alone.
+    /// Maximum estimated tokens of all waiting requests, prompts and answers together. A single
+    /// request may always wait, whatever its length.
     pub queue_tokens: u64,
-    /// Bytes that keys and values of all sequences may take; half of the memory that is there
-    /// unless given.
+    /// Maximum bytes for the KV cache of all sequences. Defaults to half of the available memory.
     pub cache_memory: Option<u64>,
-    /// CPU threads.
+    /// Number of CPU threads.
     pub threads: u32,
-    /// Sequences beside those of the lanes whose keys and values are kept for later requests.
+    /// Number of sequences, in addition to the lanes, that keep keys and values for later requests.
     pub cached_sequences: u32,
-    /// Whether tokens are drafted, for requests that don't say.
+    /// Whether to draft tokens for requests that don't say.
     pub draft: bool,
-    /// Whether tokens that a constraint dictates are taken without asking the model. Off only to measure what it brings.
+    /// Whether tokens that a constraint dictates are taken without running the model. Disabled only
+    /// to measure the gain.
     pub force: bool,
-    /// Whether weights go into memory of the engine's own, in huge pages, where there is plenty, instead of into the file's
-    /// pages, which processes share and the system takes back. Only where that makes it faster.
+    /// Whether to load the weights into the engine's own memory, in huge pages, if there is plenty
+    /// of memory. Otherwise the file is mapped, so that processes share its pages and the system
+    /// can reclaim them. Takes effect only where it makes the engine faster.
     pub own_memory: bool,
-    /// Whether what constraints need is made as soon as the model is loaded, instead of with the
-    /// first of them.
+    /// Whether to build the index for constraints as soon as the model is loaded, instead of when
+    /// the first constrained request arrives.
     pub prepare_constraints: bool,
 }
 
-/// llama.cpp behind [`Engine`]. Dropping it stops its thread without draining.
+/// An [`Engine`] on top of llama.cpp. Dropping it stops its thread without draining.
 #[derive(Debug)]
 pub struct LlamaEngine {
     sender: CommandSender,
     compiler: GrammarCompiler,
-    /// The model's file.
+    /// Path of the model's file.
     path: PathBuf,
     load: Arc<Load>,
     lanes: u32,
@@ -70,15 +73,16 @@ pub struct LlamaEngine {
     context: Option<u32>,
 }
 
-/// What has been accepted and isn't over.
+/// The accepted requests that have not ended.
 #[derive(Debug, Default)]
 struct Load {
     unfinished: AtomicU32,
-    /// Tokens of the requests that wait.
+    /// Estimated tokens of the waiting requests.
     tokens: AtomicU64,
 }
 
-/// Counts a request from its acceptance to its end, however it ends, and its tokens as long as it waits.
+/// Counts a request from its acceptance to its end, however it ends, and counts its tokens while it
+/// waits.
 #[derive(Debug)]
 pub struct Ticket {
     load: Arc<Load>,
@@ -86,7 +90,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// The request waits no longer.
+    /// The request has stopped waiting: its tokens no longer count.
     pub fn admitted(&mut self) {
         self.load.tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::SeqCst);
     }
@@ -100,7 +104,8 @@ impl Drop for Ticket {
 }
 
 impl LlamaEngine {
-    /// Starts the thread; returns at once, the weights are read there. The fastest kernels compute, untested.
+    /// Starts the engine's thread and returns at once; the thread loads the weights. Uses the
+    /// fastest kernels without testing them.
     ///
     /// # Panics
     /// The system can't start a thread.
@@ -108,7 +113,7 @@ impl LlamaEngine {
         Self::start_with(settings, Computing::default())
     }
 
-    /// The same, choosing and trying kernels as told.
+    /// Like [`LlamaEngine::start`], but chooses and tests kernels as `computing` says.
     ///
     /// # Panics
     /// The system can't start a thread.
@@ -136,8 +141,8 @@ impl LlamaEngine {
         Self { sender, compiler, path, load: Arc::default(), lanes, queue, queue_tokens, context }
     }
 
-    /// Accepts a request of about so many tokens, if it has a place to wait. One that takes a lane, as long as one is free,
-    /// waits for a moment only.
+    /// Accepts a request of about `tokens` tokens if the queue has room for it. While a lane is
+    /// free, a request that takes one waits only for a moment, so its tokens don't count.
     fn ticket(&self, tokens: u64, takes_lane: bool) -> Result<Ticket, EngineError> {
         let unfinished = self.load.unfinished.fetch_add(1, Ordering::SeqCst);
         let tokens = if takes_lane && unfinished < self.lanes { 0 } else { tokens };
@@ -147,14 +152,14 @@ impl LlamaEngine {
             return Err(EngineError::Overloaded { waiting: unfinished - self.lanes });
         }
         let (tokens, limit) = (waiting + tokens, self.queue_tokens);
-        // One may wait alone, however long it is.
+        // A single request may wait, however long it is.
         if waiting > 0 && ticket.tokens > 0 && tokens > limit {
             return Err(EngineError::QueueTokens { tokens, limit });
         }
         Ok(ticket)
     }
 
-    /// Tokens that a request will probably use: no more than the context holds.
+    /// Estimates the tokens that a request will use, at most as many as the context holds.
     fn estimate(&self, request: &Generate) -> u64 {
         let context = self.context.or_else(|| match &self.sender.health.borrow().state {
             EngineState::Ready(model) => Some(model.n_ctx),
@@ -169,7 +174,7 @@ impl Engine for LlamaEngine {
         let ticket = self.ticket(self.estimate(&request), true)?;
         let (events, receiver) = mpsc::unbounded_channel();
         let request = Box::new(request);
-        // What the engine's thread logs of it belongs to whoever asked.
+        // Attribute what the engine's thread logs about the request to the caller's span.
         let span = match Span::current() {
             span if span.is_none() => tracing::info_span!("request", id = request.id),
             span => span,
@@ -203,7 +208,8 @@ impl Engine for LlamaEngine {
         match change {
             SpokeChange::Load(spoke) if spoke.kind == Kind::Felix => {
                 let (sender, post) = (self.sender.clone(), self.path.clone());
-                // Reading and ordering its weights takes longer than a token: it isn't the engine's thread that does it.
+                // Reading and reordering the weights takes longer than a token, so do it on a
+                // separate thread.
                 let read = move || match panic::catch_unwind(|| spokes::read_felix(&spoke.path, &post))
                     .unwrap_or_else(|_| Err(EngineError::Spoke("reading it failed".to_owned())))
                 {

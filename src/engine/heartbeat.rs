@@ -1,4 +1,5 @@
-//! The engine's heartbeat: between batches it tells what is going on, within one only that the thread is alive.
+//! The engine's heartbeat. Between batches it publishes the current load; during a batch it only
+//! shows that the thread is alive.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,10 +10,10 @@ use super::{Health, Totals};
 
 /// Longest time between two heartbeats of an idle engine.
 pub const BEAT: Duration = Duration::from_millis(200);
-/// Shortest time between two of a busy one.
+/// Shortest time between two heartbeats of a busy engine.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// Beats for the engine's thread, and for whatever computes for it.
+/// Sends heartbeats for the engine's thread and for the code that computes on its behalf.
 pub struct Heartbeat<'a> {
     health: &'a watch::Sender<Health>,
     began: Instant,
@@ -21,7 +22,7 @@ pub struct Heartbeat<'a> {
 }
 
 impl<'a> Heartbeat<'a> {
-    /// Begins to beat.
+    /// Creates a heartbeat that has not sent a beat yet.
     pub fn new(health: &'a watch::Sender<Health>) -> Self {
         Self { health, began: Instant::now(), last: AtomicU64::new(0) }
     }
@@ -36,7 +37,7 @@ impl<'a> Heartbeat<'a> {
         self.last.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Between two batches.
+    /// Sends a beat between two batches, if the load has changed or one is due.
     pub fn beat(&self, running: u32, waiting: u32, totals: Totals) {
         let known = {
             let health = self.health.borrow();
@@ -54,7 +55,8 @@ impl<'a> Heartbeat<'a> {
         });
     }
 
-    /// So many requests run now, before anybody learns in another way that one has ended.
+    /// Publishes the number of running requests. Called before a client can learn in another way
+    /// that a request has ended.
     pub fn runs(&self, running: u32, totals: Totals) {
         self.health.send_modify(|health| {
             health.running = running;
@@ -62,7 +64,8 @@ impl<'a> Heartbeat<'a> {
         });
     }
 
-    /// Within a batch: a slow machine may take longer for one than the watchdog's patience lasts.
+    /// Sends a beat during a batch: on a slow machine a batch may take longer than the watchdog's
+    /// timeout.
     pub fn still(&self) {
         if self.due() {
             self.felt();
@@ -70,7 +73,8 @@ impl<'a> Heartbeat<'a> {
         }
     }
 
-    /// The question that llama.cpp asks behind each node of a batch, whether to give it up; each time is a sign of life.
+    /// Wraps the abort callback that llama.cpp calls after each node of a batch. Each call counts
+    /// as a sign of life.
     pub fn unless<'q>(&'q self, given_up: impl Fn() -> bool + Sync + 'q) -> impl Fn() -> bool + Sync + 'q {
         move || {
             self.still();

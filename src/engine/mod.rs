@@ -1,4 +1,4 @@
-//! The engine: whatever turns prompts into tokens, behind one small trait.
+//! The inference engine: turns prompts into tokens, exposed through the [`Engine`] trait.
 
 pub mod backend;
 mod batching;

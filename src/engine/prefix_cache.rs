@@ -1,50 +1,53 @@
-//! Where a request goes and what of its prompt is known already: a pure function of what the sequences hold.
+//! Chooses the sequence for a request and the prefix that it reuses, as a pure function of what the
+//! sequences hold.
 //!
-//! A sequence keeps the keys and values of its last request; the common head of many prompts is computed once: used in
-//! place, copied from whoever has it, or waited for if somebody is computing it right now.
+//! A sequence keeps the keys and values of its last request. The common head of many prompts is
+//! computed once: it is used in place, copied from a sequence that has it, or waited for if another
+//! sequence is computing it.
 
 use std::cmp::Reverse;
 
-/// A prefix that another sequence is about to have is worth waiting for if it is longer than what there is by this many
-/// tokens.
+/// A prefix that another sequence is about to have is worth waiting for if it is longer than the
+/// one at hand by at least this many tokens.
 const WORTH_WAITING: usize = 16;
 
 /// What a sequence holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held<'a> {
-    /// The sequence.
+    /// Index of the sequence.
     pub sequence: usize,
-    /// What its keys and values were computed with, beside the tokens.
+    /// The spokes that its keys and values were computed with.
     pub origin: Origin,
     /// Tokens whose keys and values it holds.
     pub tokens: &'a [u32],
-    /// The prompt that is being decoded there; `None` if the sequence is idle.
+    /// The prompt that is being decoded in it; `None` if the sequence is idle.
     pub planned: Option<&'a [u32]>,
-    /// When its last request ended; smaller is longer ago.
+    /// When its last request ended. A smaller number is longer ago.
     pub last_used: u64,
-    /// Whether it is the head of prompts, kept for those that begin with it.
+    /// Whether it keeps the head of prompts for requests that begin with it.
     pub kept: bool,
 }
 
-/// What keys and values depend on beside the tokens: the generation of each spoke that was in use. Nothing is shared
-/// between different origins.
+/// Identifies what keys and values depend on besides the tokens: the generation and scale of each
+/// spoke in use. Nothing is shared between different origins.
 pub type Origin = u64;
 
-/// The post alone.
+/// The post without spokes.
 pub const NO_SPOKE: Origin = 0;
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
-    /// An idle sequence.
+    /// An idle sequence for the request.
     pub target: usize,
-    /// Tokens of the prompt that are known, from which sequence (which may be the target itself).
+    /// Number of prompt tokens that `source` holds and the request reuses.
     pub known: usize,
-    /// Where these are.
+    /// The sequence that holds them, possibly the target itself.
     pub source: usize,
-    /// A sequence that will know more soon, and how much.
+    /// A sequence that will soon hold a longer prefix, and the prefix's length.
     pub follow: Option<(usize, usize)>,
-    /// Tokens of the prompt that others have begun with too, where a state has to be kept to be had again.
+    /// Length of a prefix that other prompts share, where a recurrent state must be kept to be
+    /// reusable.
     pub mark: Option<usize>,
 }
 
@@ -53,19 +56,20 @@ pub fn shared(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// How keys and values can be handed on.
+/// How keys and values can be reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handing {
-    /// Whether a prefix of a sequence can be used without the rest. It can't in recurrent models, where only a sequence
-    /// that is a prefix as a whole can be continued.
+    /// Whether a prefix of a sequence can be used without the rest. Not in recurrent models, where
+    /// a sequence can only be continued as a whole.
     pub partial: bool,
-    /// Tokens that are computed as fast as a sequence is copied: fewer are not worth a copy.
+    /// Number of tokens that are computed as fast as a sequence is copied. Shorter prefixes are not
+    /// worth a copy.
     pub least: usize,
 }
 
-/// Where a prompt goes; `None` if no sequence is idle.
+/// Chooses the sequence for a prompt; `None` if no sequence is idle.
 ///
-/// The last token of the prompt is never taken as known: its logits begin the answer.
+/// The last token of the prompt is never reused, because its logits are needed for the answer.
 pub fn place(held: &[Held<'_>], prompt: &[u32], origin: Origin, handing: Handing) -> Option<Placement> {
     let Handing { partial, least } = handing;
     let usable = prompt.len().saturating_sub(1);
@@ -75,27 +79,29 @@ pub fn place(held: &[Held<'_>], prompt: &[u32], origin: Origin, handing: Handing
         let same = held.origin == origin;
         if same && (partial || (whole && held.planned.is_none())) { length } else { 0 }
     };
-    // Of equals, an idle one (it may be used in place), then the one that loses least.
+    // On a tie, prefer an idle sequence, which can be used in place, then the one with the fewest
+    // tokens to lose.
     let source = held
         .iter()
         .map(|held| (known(held), held))
         .max_by_key(|(known, held)| (*known, held.planned.is_none(), Reverse(held.tokens.len())));
     let (known, source) = source?;
-    // Sequences that run are computed together if they are neighbours: the fewer gaps the better.
+    // Neighbouring lanes are decoded together, so prefer a target that leaves few gaps.
     let busy = |sequence: usize| held.iter().any(|held| held.sequence == sequence && held.planned.is_some());
     let gaps = |sequence: usize| {
         let beside = |other: Option<usize>| usize::from(other.is_some_and(busy));
         2 - beside(sequence.checked_sub(1)) - beside(Some(sequence + 1))
     };
-    // A kept head goes only if nothing else is idle.
+    // A kept head is given up only if nothing else is idle.
     let only_heads = held.iter().all(|held| held.kept || held.planned.is_some());
     let idle = || held.iter().filter(|held| held.planned.is_none() && held.kept == only_heads);
     let fewest = idle().map(|held| gaps(held.sequence)).min()?;
     let oldest = idle()
         .filter(|held| gaps(held.sequence) == fewest)
         .min_by_key(|held| (!held.tokens.is_empty(), held.last_used))?;
-    // In place if little is lost by it; else what the source holds is kept for who may come back to it. A recurrent state
-    // is continued where it is: nobody could come back to a part of it.
+    // Use the source in place if that loses little; otherwise copy, so that what the source holds
+    // remains available. A recurrent state is continued in place, because no part of it can be
+    // reused; only kept heads are copied.
     let cheap = if partial {
         gaps(source.sequence) == fewest && 3 * known >= source.tokens.len()
     } else {
@@ -109,7 +115,7 @@ pub fn place(held: &[Held<'_>], prompt: &[u32], origin: Origin, handing: Handing
     let planned = |held: &Held<'_>| held.planned.map(|planned| shared(planned, prompt).min(usable));
     let follow = same()
         .filter_map(|held| Some((held, planned(held)?)))
-        // A state that has gone beyond is of no use.
+        // A recurrent state that has gone beyond the prefix is of no use.
         .filter(|&(held, length)| partial || held.tokens.len() <= length)
         .map(|(held, length)| (held.sequence, length))
         .max_by_key(|&(_, length)| length)
@@ -221,7 +227,7 @@ mod tests {
             ),
         ] {
             let found = place(&held, &prompt, 0, WHOLE);
-            // A copy from a sequence that does not exist for the request is none.
+            // If nothing is known, the source doesn't matter: normalise it to the target.
             let found = found.map(|found| Placement {
                 source: if found.known == 0 { found.target } else { found.source },
                 ..found

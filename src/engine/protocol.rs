@@ -1,4 +1,5 @@
-//! What goes into an engine and what comes out: plain serialisable data, so that the engine can live in another process.
+//! The interface of an engine: requests and events as plain serialisable data, so that the engine
+//! can run in another process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,23 +14,26 @@ pub use crate::text::{Prompt, Segment};
 
 use crate::adapter::Generation;
 
-/// An engine: owns a model and answers requests for it. Cheap to share; every method returns at once.
+/// An engine owns a model and answers requests for it. It is cheap to share, and every method
+/// returns at once.
 pub trait Engine: Send + Sync + 'static {
-    /// Queues a generation. Dropping the receiver cancels it: generation stops before its next token.
-    /// What can be judged without the model (queue full, engine stopped) fails here; the rest arrives as [`Event::Failed`].
+    /// Queues a generation. Dropping the receiver cancels it: generation stops before the next
+    /// token. Errors that can be detected without the model (queue full, engine stopped) are
+    /// returned here; all others arrive as [`AnswerEvent::Failed`].
     fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<AnswerEvent>, EngineError>;
 
-    /// Queues mean-pooled, L2-normalised embeddings, one per input, each `[n_embd]`.
+    /// Queues texts for embedding. Returns one mean-pooled, L2-normalised vector of shape
+    /// `[n_embd]` per input.
     fn embed(
         &self,
         inputs: Vec<Prompt>,
     ) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError>;
 
-    /// Asks something small: token ids of a text, texts of token ids, what the lanes do.
+    /// Queues a small query: token ids of a text, bytes of token ids, or the state of the lanes.
     fn query(&self, query: Query) -> Result<oneshot::Receiver<Result<Reply, EngineError>>, EngineError>;
 
-    /// Loads a spoke or frees one, between two batches. A request that names a generation which isn't loaded when its turn
-    /// comes fails with [`EngineError::SpokeNotLoaded`].
+    /// Loads or frees a spoke between two batches. A request that names a generation that isn't
+    /// loaded fails with [`EngineError::SpokeNotLoaded`].
     fn spoke(
         &self,
         change: SpokeChange,
@@ -38,43 +42,45 @@ pub trait Engine: Send + Sync + 'static {
         Err(EngineError::SpokesUnsupported)
     }
 
-    /// State and heartbeat of the engine's own thread.
+    /// State and heartbeat of the engine's thread.
     fn health(&self) -> watch::Receiver<Health>;
 
     /// Finishes running requests for at most `drain`, fails the rest, and ends the thread.
     fn stop(&self, drain: Duration);
 }
 
-/// Bytes of a token, as a cautious guess.
+/// Bytes per token, a cautious estimate.
 const BYTES_PER_TOKEN: u64 = 3;
 
-/// Tokens that a prompt probably has: counting them is the engine's work, and this is asked before any work.
+/// Estimates the tokens of a prompt without tokenising it: tokenising is the engine's work, and
+/// this is needed before the request is queued.
 pub fn likely_tokens(prompt: &Prompt) -> u64 {
     prompt.iter().map(|segment| segment.text.len() as u64 / BYTES_PER_TOKEN + segment.ids.len() as u64).sum()
 }
 
-/// Tokens that prompt and answer will use together, at most as many as the context holds.
+/// Estimates the tokens of prompt and answer together, capped at the context size.
 pub fn likely_use(prompt: &Prompt, max_tokens: Option<u32>, context: u32) -> u64 {
     let answer = max_tokens.unwrap_or(context);
     likely_tokens(prompt).saturating_add(answer.into()).min(context.into())
 }
 
-/// A small question to the engine's thread; answered between two batches.
+/// A small query to the engine's thread, answered between two batches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Query {
-    /// Ids of a text: with `whole`, exactly as [`Engine::generate`] would see it (a beginning-of-sequence token is added
-    /// where the model wants one, and an empty prompt is an error); else just the ids of the text.
+    /// Token ids of a text. With `whole`, the ids are exactly those that [`Engine::generate`] would
+    /// use: a beginning-of-sequence token is added if the model wants one, and an empty prompt is
+    /// an error. Otherwise, only the ids of the text itself.
     Tokenize {
         /// The text.
         prompt: Prompt,
-        /// Whether it is a whole prompt.
+        /// Whether the text is a whole prompt.
         whole: bool,
     },
-    /// Ids of each of these texts, as with `whole: false`.
+    /// Token ids of each of these texts, as with `whole: false`.
     TokenizeAll(Vec<Prompt>),
-    /// The bytes of each of these tokens, control tokens by their names.
+    /// Bytes of each of these tokens. Control tokens are given by name.
     Pieces(Vec<u32>),
-    /// What each lane does.
+    /// State of each lane.
     Lanes,
 }
 
@@ -91,21 +97,21 @@ pub enum Reply {
     Lanes(Vec<LaneState>),
 }
 
-/// What a lane does.
+/// State of a lane.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LaneState {
-    /// Its number, from 0.
+    /// Number of the lane, from 0.
     pub lane: u32,
-    /// Id of the request that it answers.
+    /// Id of the request in the lane.
     pub request: Option<String>,
-    /// Number of that request: later ones have larger ones.
+    /// Serial number of that request. Later requests have larger numbers.
     #[serde(default)]
     pub task: u64,
     /// Tokens of that request's prompt.
     pub prompt_tokens: u32,
     /// Tokens of its answer so far.
     pub completion_tokens: u32,
-    /// Tokens of that prompt that a cache had.
+    /// Tokens of its prompt that were taken from the KV cache.
     pub cached_tokens: u32,
 }
 
@@ -113,45 +119,48 @@ pub struct LaneState {
 #[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Generate {
-    /// For logs and traces.
+    /// Id for logs and traces.
     pub id: String,
-    /// What the model reads.
+    /// The prompt.
     pub prompt: Prompt,
-    /// What it runs with beside the post.
+    /// Spokes that the post runs with.
     #[serde(default)]
     pub spokes: SpokeSet,
-    /// Tokens to produce at most; `None` fills what the context has left.
+    /// Maximum tokens to generate. `None` uses the rest of the context.
     pub max_tokens: Option<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Added to the logits of these tokens before anything else; -100 and less bans a token.
+    /// Added to the logits of these tokens before any other processing. A bias of -100 or less bans
+    /// a token.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Texts that end the answer; they are not part of it.
+    /// Texts that end the answer. They are not part of it.
     pub stop: Vec<String>,
-    /// What shape the answer must have.
+    /// The shape that the answer must have.
     pub constraint: Option<Constraint>,
-    /// End-of-turn tokens are not chosen: the answer has `max_tokens` tokens.
+    /// Never chooses end-of-turn tokens, so that the answer has exactly `max_tokens` tokens.
     pub ignore_end: bool,
-    /// With a number, an [`Event::Tokens`] precedes each text, with this many of the likeliest tokens for each.
+    /// If set, an [`AnswerEvent::Tokens`] precedes each text and reports this many of the likeliest
+    /// tokens for each token.
     pub report: Option<u32>,
-    /// Whether keys and values of earlier requests may be used.
+    /// Whether keys and values of earlier requests may be reused.
     pub cache: bool,
-    /// Whether tokens are drafted by looking the last ones up in the prompt and the answer; changes speed only.
+    /// Whether to draft tokens by looking up the last ones in the prompt and the answer. Affects
+    /// speed only.
     pub draft: bool,
-    /// Whether an [`Event::Read`] follows each part of the prompt that is read.
+    /// Whether to send an [`AnswerEvent::Read`] after each part of the prompt is decoded.
     #[serde(default)]
     pub progress: bool,
-    /// Whether reported likelihoods are those that the sampler draws from, after bias, shape,
-    /// penalties, temperature and filters; else they are the model's own.
+    /// Whether reported likelihoods are those that the sampler draws from, after bias, mask,
+    /// penalties, temperature and filters. Otherwise they are the model's own.
     #[serde(default)]
     pub sampled: bool,
-    /// How an answer in JSON is kept from repeating itself.
+    /// How a JSON answer is kept from repeating itself.
     #[serde(default)]
     pub guard: Option<Guard>,
 }
 
 impl Generate {
-    /// A greedy request with nothing special about it.
+    /// A greedy request with default settings.
     pub fn new(id: impl Into<String>, prompt: Prompt) -> Self {
         Self {
             id: id.into(),
@@ -176,112 +185,117 @@ impl Generate {
 /// How tokens are chosen. Temperature 0 is greedy and needs no seed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// 0 is greedy.
+    /// Sampling temperature. 0 is greedy.
     pub temperature: f32,
-    /// Keep the smallest set of tokens whose probabilities reach this; 1 keeps all.
+    /// Keeps the smallest set of tokens whose probabilities reach this sum. 1 keeps all.
     pub top_p: f32,
-    /// Keep this many tokens; 0 keeps all.
+    /// Keeps this many tokens. 0 keeps all.
     pub top_k: u32,
-    /// Drop tokens below this share of the best token's probability; 0 keeps all.
+    /// Drops tokens below this fraction of the best token's probability. 0 keeps all.
     pub min_p: f32,
-    /// The same seed and prompt give the same answer; `None` draws one.
+    /// Equal seeds and prompts give equal answers. `None` draws a random seed.
     pub seed: Option<u64>,
-    /// What is taken from the logits of tokens that were used.
+    /// Penalties for tokens that were used.
     pub penalties: Penalties,
 }
 
-/// What is taken from the logits of tokens that were used, before anything else looks at them.
+/// Penalties that are applied to the logits of used tokens before any filter.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Penalties {
-    /// Positive logits are divided by it, negative ones multiplied; 1 changes nothing (llama.cpp's `repeat_penalty`).
+    /// Positive logits are divided by this, negative ones multiplied by it. 1 has no effect
+    /// (llama.cpp's `repeat_penalty`).
     pub repeat: f32,
-    /// Subtracted once from each token that was used (OpenAI's `presence_penalty`).
+    /// Subtracted once from the logit of each used token (OpenAI's `presence_penalty`).
     pub presence: f32,
-    /// Subtracted for each time that a token was used (OpenAI's `frequency_penalty`).
+    /// Subtracted for each use of a token (OpenAI's `frequency_penalty`).
     pub frequency: f32,
-    /// How many of the last tokens count as used, prompt included; `None`: all tokens of the answer, none of the prompt.
+    /// Number of last tokens that count as used, prompt included. `None` counts all tokens of the
+    /// answer and none of the prompt.
     pub last: Option<u32>,
 }
 
 impl Penalties {
-    /// Changes nothing.
+    /// Has no effect.
     pub const NONE: Self = Self { repeat: 1.0, presence: 0.0, frequency: 0.0, last: None };
 }
 
 impl Sampling {
-    /// Always the likeliest token.
+    /// Always chooses the likeliest token.
     pub const GREEDY: Self =
         Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: None, penalties: Penalties::NONE };
 }
 
-/// What shape an answer must have.
+/// The shape that an answer must have.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Constraint {
-    /// A JSON value that validates against this schema, without free whitespace.
+    /// A JSON value that validates against this schema, without optional whitespace.
     JsonSchema(serde_json::Value),
     /// Any JSON object.
     JsonObject,
-    /// Text that matches this regular expression (Rust's syntax) as a whole. Not closed when tokens run out.
+    /// Text that matches this regular expression (Rust's syntax) as a whole. The text is not
+    /// completed when tokens run out.
     Regex(String),
-    /// Text of this grammar in llama.cpp's GBNF, rule `root`. Not closed when tokens run out.
+    /// Text of this grammar in llama.cpp's GBNF, with start rule `root`. The text is not completed
+    /// when tokens run out.
     Gbnf(String),
-    /// Text of this grammar in llguidance's dialect of Lark, rule `start`. Not closed when tokens run out.
+    /// Text of this grammar in llguidance's dialect of Lark, with start rule `start`. The text is
+    /// not completed when tokens run out.
     Lark(String),
 }
 
-/// What an engine says about a running generation. `Started`, then `Text` any number of times (with
-/// `Read` and `Tokens` among them where they are asked for, and `Closed` before the end), then one
-/// of the last two. Text is certain: what may still be taken back is not told.
+/// An event of a running generation. `Started` comes first, then any number of `Text` events
+/// (interleaved with `Read` and `Tokens` if requested, and `Closed` before the end), then either
+/// `Finished` or `Failed`. Text is final: text that may still be taken back is not sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum AnswerEvent {
-    /// The prompt is accepted: every check that can refuse it has passed.
+    /// The prompt is accepted: it has passed every check that can refuse it.
     Started {
         /// Tokens of the prompt.
         prompt_tokens: u32,
-        /// Of these, taken from a cache.
+        /// Prompt tokens that were taken from the KV cache.
         cached_tokens: u32,
     },
-    /// So many tokens of the prompt are read, those from a cache included, if the request asked for
-    /// its progress.
+    /// Number of prompt tokens that are decoded, cached ones included. Sent if the request asked
+    /// for progress.
     Read(u32),
-    /// The tokens of the next text, if the request asked for a report.
+    /// Reports on the tokens of the next text. Sent if the request asked for a report.
     Tokens(Vec<TokenReport>),
     /// More text, always whole UTF-8 characters.
     Text(String),
     /// The answer was kept from repeating itself here.
     Closed(Closed),
-    /// The end, in peace.
+    /// The answer is complete.
     Finished {
-        /// Why.
+        /// Why the answer ended.
         reason: FinishReason,
         /// What it cost.
         usage: Usage,
     },
-    /// The end, in trouble.
+    /// The answer ended with an error.
     Failed(EngineError),
 }
 
-/// A token of an answer and how likely it was.
+/// A token of an answer and its likelihood.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenReport {
     /// The token.
     pub token: TokenLikelihood,
-    /// Whether the constraint left no choice; its likelihood is 1 then.
+    /// Whether the constraint allowed no other token. Its probability is then reported as 1.
     pub forced: bool,
-    /// The likeliest tokens at its place, best first, as many as the request wants.
+    /// The likeliest tokens at this position, best first, as many as the request asked for.
     pub top: Vec<TokenLikelihood>,
 }
 
-/// A token and the natural logarithm of its probability by the model's own softmax (temperature 1, nothing masked),
-/// unless the request wants what the sampler makes of it ([`Generate::sampled`]).
+/// A token and the natural logarithm of its probability by the model's own softmax (temperature 1,
+/// no mask), or by the sampler's distribution if the request asks for that ([`Generate::sampled`]).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLikelihood {
-    /// Its id.
+    /// Token id.
     pub id: u32,
-    /// Its text, which may be part of a character; of a control token, its name.
+    /// Bytes of its text, possibly part of a character. For a control token, its name.
     pub bytes: Vec<u8>,
-    /// At most 0.
+    /// Log probability, at most 0.
     pub logprob: f32,
 }
 
@@ -289,9 +303,10 @@ pub struct TokenLikelihood {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// End-of-turn token, stop text, or a complete constrained answer.
+    /// An end-of-turn token, a stop text, or a complete constrained answer.
     Stop,
-    /// `max_tokens` or the context ran out (a constrained answer was closed validly all the same).
+    /// `max_tokens` or the context was exhausted. A constrained JSON answer was completed validly
+    /// all the same.
     Length,
 }
 
@@ -300,23 +315,23 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Of these, taken from a cache.
+    /// Prompt tokens that were taken from the KV cache.
     pub cached_tokens: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
-    /// Of these, dictated by the constraint and not sampled.
+    /// Tokens of the answer that the constraint dictated and that were not sampled.
     pub forced_tokens: u32,
-    /// Tokens that were drafted (guessed and decoded together).
+    /// Tokens that were drafted (guessed and decoded together with certain ones).
     pub drafted_tokens: u32,
-    /// Of these, the ones that were right.
+    /// Drafted tokens that were accepted.
     pub accepted_tokens: u32,
-    /// Milliseconds from the first prompt token decoded to the last.
+    /// Milliseconds from the start of the prompt until its last token was decoded.
     pub prompt_ms: f64,
     /// Milliseconds from then to the last token of the answer.
     pub predicted_ms: f64,
-    /// Milliseconds in the queue before that.
+    /// Milliseconds in the queue before the prompt was started.
     pub queued_ms: f64,
-    /// Which of the request's stop texts ended the answer, from 0.
+    /// Index of the request's stop text that ended the answer, from 0.
     #[serde(default)]
     pub stopped_by: Option<u32>,
 }
@@ -324,41 +339,41 @@ pub struct Usage {
 /// Embeddings and what they cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Embeddings {
-    /// One `[n_embd]` vector of length 1 per input.
+    /// One unit vector of shape `[n_embd]` per input.
     pub vectors: Vec<Vec<f32>>,
-    /// Tokens read.
+    /// Number of tokens read.
     pub prompt_tokens: u32,
 }
 
-/// State of an engine; a new value at least every second while its thread is alive.
+/// Health of an engine. A new value is published at least every second while the thread is alive.
 #[derive(Debug, Clone)]
 pub struct Health {
-    /// What it is doing.
+    /// What the engine is doing.
     pub state: EngineState,
-    /// Counts up with each turn of the engine's loop.
+    /// Incremented with each heartbeat.
     pub beat: u64,
-    /// Requests running in lanes.
+    /// Number of requests running in lanes.
     pub running: u32,
-    /// Requests waiting for a lane.
+    /// Number of requests waiting for a lane.
     pub waiting: u32,
-    /// What has been done so far.
+    /// Counters since the start.
     pub totals: Totals,
 }
 
-/// Counters since the start, and what the cache holds.
+/// Counters since the start, and the state of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Totals {
-    /// Threads that compute now; fewer than configured while other programs need the processors.
+    /// Threads that compute now. Fewer than configured while other programs need the processors.
     pub threads: u32,
     /// Calls of `llama_decode`.
     pub decodes: u64,
-    /// Lanes that took part, summed over these calls.
+    /// Number of lanes that took part, summed over these calls.
     pub busy_lanes: u64,
     /// Prompt tokens decoded.
     pub prompt_tokens: u64,
-    /// Seconds in calls that decoded prompt tokens only or beside others.
+    /// Seconds in calls that decoded prompt tokens, alone or together with other tokens.
     pub prompt_seconds: f64,
-    /// Prompt tokens that a cache had.
+    /// Prompt tokens that were taken from the KV cache.
     pub cached_tokens: u64,
     /// Tokens of answers.
     pub predicted_tokens: u64,
@@ -368,19 +383,19 @@ pub struct Totals {
     pub forced_tokens: u64,
     /// Tokens drafted.
     pub drafted_tokens: u64,
-    /// Of these, the ones that were right.
+    /// Drafted tokens that were accepted.
     pub accepted_tokens: u64,
     /// Drafts that were decoded.
     #[serde(default)]
     pub drafts: u64,
-    /// Tokens of the request that had most, prompt and answer.
+    /// Tokens of the longest request so far, prompt and answer together.
     #[serde(default)]
     pub most_tokens: u64,
-    /// Places for keys and values that hold something (counted for each sequence that holds it).
+    /// KV cache cells in use, counted once for each sequence that holds them.
     pub cache_used: u64,
-    /// All places for keys and values.
+    /// Total number of KV cache cells.
     pub cache_size: u64,
-    /// Bytes of a place.
+    /// Bytes of a cell.
     pub place_bytes: u64,
     /// Sequences whose keys and values were dropped to make room for others.
     pub cache_evictions: u64,
@@ -389,34 +404,34 @@ pub struct Totals {
 /// What an engine is doing.
 #[derive(Debug, Clone)]
 pub enum EngineState {
-    /// Weights are being read; requests wait.
+    /// Weights are being loaded; requests wait.
     Loading,
-    /// Requests are answered.
+    /// Requests are being answered.
     Ready(Arc<ModelInfo>),
-    /// No request will ever be answered, for this reason.
+    /// The engine has failed for this reason and will answer no more requests.
     Failed(String),
-    /// Ended as asked.
+    /// Stopped on request.
     Stopped,
 }
 
-/// Facts of the loaded model.
+/// Facts about the loaded model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
     /// `general.name`, or the file's stem.
     pub name: String,
-    /// llama.cpp architecture.
+    /// Architecture, as llama.cpp names it.
     pub architecture: String,
-    /// Parameters.
+    /// Number of parameters.
     pub parameters: u64,
-    /// Bytes of the file.
+    /// File size in bytes.
     pub bytes: u64,
-    /// Width of the hidden state, and of an embedding.
+    /// Width of the hidden state and of an embedding.
     pub n_embd: u32,
-    /// Tokens that one request may use, prompt and answer together.
+    /// Maximum tokens per request, prompt and answer together.
     pub n_ctx: u32,
     /// Context length that the model was trained for.
     pub n_ctx_train: u32,
-    /// Vocabulary entries.
+    /// Number of vocabulary entries.
     pub n_vocab: u32,
     /// The model's own chat template (Jinja), if it has one.
     pub chat_template: Option<String>,
@@ -424,10 +439,10 @@ pub struct ModelInfo {
     pub bos_token: String,
     /// Text of the end-of-sequence token, or empty.
     pub eos_token: String,
-    /// With which kernels it is computed.
+    /// The kernels that compute the model.
     #[serde(default)]
     pub computing: ComputingReport,
-    /// All tokens that end an answer.
+    /// Ids of all tokens that end an answer.
     #[serde(default)]
     pub end_tokens: Vec<u32>,
 }
@@ -435,16 +450,16 @@ pub struct ModelInfo {
 /// Why a request can't be answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 pub enum EngineError {
-    /// Waiting requests are at their limit.
+    /// The number of waiting requests is at its limit.
     #[error("the queue is full: {waiting} requests are waiting")]
     Overloaded {
-        /// How many.
+        /// Number of waiting requests.
         waiting: u32,
     },
-    /// The texts of the waiting requests are at their limit.
+    /// The tokens of the waiting requests are at their limit.
     #[error("the queue is full: the requests that wait have about {tokens} tokens; at most {limit} may wait")]
     QueueTokens {
-        /// Tokens that would wait, estimated.
+        /// Estimated tokens of the waiting requests, this one included.
         tokens: u64,
         /// The limit.
         limit: u64,
@@ -452,53 +467,54 @@ pub enum EngineError {
     /// The prompt leaves no room for an answer.
     #[error("the prompt has {tokens} tokens; the context holds {context}, answer included")]
     PromptTooLong {
-        /// Of the prompt.
+        /// Tokens of the prompt.
         tokens: u32,
-        /// The limit.
+        /// Context size.
         context: u32,
     },
-    /// The prompt is so long that it is not even tokenised: no token stands for as many bytes as these would have to.
+    /// The prompt is so long that it is not tokenised: even if every token were the longest of the
+    /// vocabulary, it would not fit.
     #[error(
         "the prompt has {bytes} bytes, which are {least} tokens at least; the context holds {context}, answer included"
     )]
     PromptTooLarge {
-        /// Of its texts.
+        /// Bytes of the prompt's texts.
         bytes: u64,
-        /// Tokens that it has at least.
+        /// Lower bound on its tokens.
         least: u64,
-        /// The limit.
+        /// Context size.
         context: u32,
     },
-    /// Texts to embed are more than one request may bring.
+    /// The texts to embed exceed the limit of one request.
     #[error("the texts have more than {limit} tokens together: send them in several requests")]
     TooMuchInput {
-        /// The limit.
+        /// Maximum tokens.
         limit: u64,
     },
-    /// A text to embed does not fit the context.
+    /// A text to embed does not fit into the context.
     #[error("text {index} has {tokens} tokens; the context holds {context}")]
     InputTooLong {
-        /// Which of the texts, from 0.
+        /// Index of the text, from 0.
         index: u32,
-        /// Its length.
+        /// Tokens of the text.
         tokens: u32,
-        /// The limit.
+        /// Context size.
         context: u32,
     },
-    /// Not even the shortest valid answer fits.
+    /// Even the shortest valid answer exceeds the token limit.
     #[error(
         "max_tokens is {given}; the shortest answer that validates against the schema needs {needed} tokens"
     )]
     BudgetTooSmall {
         /// Tokens of the shortest valid answer.
         needed: u32,
-        /// Tokens there are.
+        /// Tokens available.
         given: u32,
     },
-    /// The prompt has no token.
+    /// The prompt has no tokens.
     #[error("the prompt is empty")]
     EmptyPrompt,
-    /// A token id outside the vocabulary.
+    /// A token id is outside the vocabulary.
     #[error("{id} is no token id: the vocabulary has {vocabulary} entries")]
     NoSuchToken {
         /// The id.
@@ -506,34 +522,34 @@ pub enum EngineError {
         /// Entries of the vocabulary.
         vocabulary: u32,
     },
-    /// The schema can't be held to, for this reason at this place.
+    /// The schema can't be enforced. The text names the place and the reason.
     #[error("the schema can't be compiled: {0}")]
     Schema(String),
-    /// llguidance does not take the grammar or the regular expression.
+    /// llguidance rejects the grammar or the regular expression.
     #[error("it can't be compiled: {0}")]
     Grammar(String),
-    /// The request runs with a spoke that isn't loaded.
+    /// The request names a spoke that isn't loaded.
     #[error("the spoke {} is not loaded", generation.short())]
     SpokeNotLoaded {
-        /// Which content.
+        /// Generation of the spoke.
         generation: Generation,
     },
     /// A spoke can't be loaded, for this reason.
     #[error("the spoke can't be loaded: {0}")]
     Spoke(String),
-    /// This engine has no spokes.
+    /// This engine does not support spokes.
     #[error("spokes are not supported by this engine")]
     SpokesUnsupported,
     /// The model file can't be served.
     #[error("{0}")]
     Model(String),
-    /// The engine was stopped or its thread is gone.
+    /// The engine was stopped or its thread has ended.
     #[error("the engine is stopping")]
     Stopped,
-    /// No token can be chosen by what the model computes.
+    /// No token can be chosen: none of the logits is finite.
     #[error("the model computes no numbers: none of its logits is finite")]
     NotFinite,
-    /// llama.cpp reported a failure that no request is to blame for.
+    /// llama.cpp reported a failure that no request has caused.
     #[error("the engine failed: {0}")]
     Internal(String),
 }

@@ -1,4 +1,5 @@
-//! llama.cpp as the measure of a file: token ids and logits of a text, without batching, caches or sampling.
+//! Runs llama.cpp as the reference for a model file: token ids and logits of a text, without
+//! batching, caches or sampling.
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -21,15 +22,15 @@ pub struct Reference {
 /// Why llama.cpp gives no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ReferenceError {
-    /// The file breaks a rule; llama.cpp has not seen it.
+    /// The file breaks a rule. It was not passed to llama.cpp.
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// llama.cpp refuses the file, for a reason that it logs.
     #[error("{}: llama.cpp can't load it: {message}", path.display())]
     Load {
-        /// The file.
+        /// Path of the file.
         path: std::path::PathBuf,
-        /// What the binding says.
+        /// Message of the binding.
         message: String,
     },
     /// llama.cpp can't compute.
@@ -38,10 +39,10 @@ pub enum ReferenceError {
 }
 
 impl Reference {
-    /// Loads a file that our own reader has passed.
+    /// Loads a model file after our own reader has checked it.
     ///
     /// # Errors
-    /// A broken rule; a refusal of llama.cpp.
+    /// The file breaks a rule, or llama.cpp refuses it.
     pub fn open(path: &Path) -> Result<Self, ReferenceError> {
         check_model(&Gguf::open(path)?)?;
         let model = LlamaModel::load_from_file(backend(), path, &LlamaModelParams::default())
@@ -49,24 +50,27 @@ impl Reference {
         Ok(Self { model })
     }
 
-    /// Ids of a text, nothing added; with `markup`, the text of a control token is that token.
+    /// Token ids of a text, without special tokens added. With `markup`, names of control tokens in
+    /// the text become those tokens.
     pub fn tokenize(&self, text: &str, markup: bool) -> Vec<u32> {
         let ids = self.model.vocab().tokenize(text.as_bytes(), false, markup);
         ids.into_iter().map(|id| id.0.cast_unsigned()).collect()
     }
 
-    /// Logits after each token, row-major `[ids, vocabulary]`, with a cache in f32 so that only arithmetic can differ.
+    /// Logits after each token, row-major `[ids, vocabulary]`. Uses an f32 KV cache, so that only
+    /// arithmetic can differ.
     ///
     /// # Errors
-    /// No ids, ids outside the vocabulary, not enough memory.
+    /// There are no ids, an id is outside the vocabulary, or memory is short.
     pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>, ReferenceError> {
         self.compute(ids, None)
     }
 
-    /// The same with a LoRA file that an inspection has passed. The adapter stays in memory as long as the process.
+    /// Like [`Reference::logits`], but with a LoRA file that has passed inspection. The adapter
+    /// stays in memory until the process ends.
     ///
     /// # Errors
-    /// As [`Reference::logits`]; a refusal of llama.cpp.
+    /// As for [`Reference::logits`]; llama.cpp refuses the file.
     pub fn logits_with(&mut self, lora: &Path, ids: &[u32]) -> Result<Vec<f32>, ReferenceError> {
         let wrong = |message: &dyn ToString| ReferenceError::Load {
             path: lora.to_owned(),

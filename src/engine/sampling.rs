@@ -1,4 +1,5 @@
-//! Choosing a token from logits: greedy, or temperature with top-k, min-p and top-p, from a seeded generator.
+//! Chooses a token from logits: greedily, or by temperature, top-k, min-p and top-p with a seeded
+//! generator.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -7,7 +8,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Penalties, Sampling};
 
-/// Tokens whose probability is below e^-30 of the best one's are never drawn; leaving them out spares sorting them.
+/// Natural logarithm of a share of the best token's probability. Tokens below it are never drawn,
+/// which saves sorting them.
 const NEGLIGIBLE: f64 = -30.0;
 
 /// Chooses the tokens of one answer.
@@ -17,12 +19,12 @@ pub struct Sampler {
     bias: Vec<(u32, f32)>,
     /// Tokens that count as used, oldest first.
     history: VecDeque<u32>,
-    /// How often each of them occurs there.
+    /// Number of occurrences of each token in the history.
     counts: HashMap<u32, u32>,
     rng: ChaCha8Rng,
 }
 
-/// What counts as used at some place of an answer.
+/// The tokens that count as used at some position of an answer.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
     history: VecDeque<u32>,
@@ -33,7 +35,7 @@ pub struct Memory {
 const BANNED: f32 = -100.0;
 
 impl Sampler {
-    /// A sampler for the answer to `prompt`; without a seed, one is drawn.
+    /// Creates a sampler for the answer to `prompt`. Without a seed, draws a random one.
     pub fn new(settings: Sampling, bias: &[(u32, f32)], prompt: &[u32]) -> Self {
         let seed = settings.seed.unwrap_or_else(rand::random);
         let mut sampler = Self {
@@ -49,7 +51,7 @@ impl Sampler {
         sampler
     }
 
-    /// Learns which tokens follow.
+    /// Records tokens of the answer as used.
     pub fn used(&mut self, tokens: &[u32]) {
         if self.settings.penalties == Penalties::NONE {
             return;
@@ -69,17 +71,17 @@ impl Sampler {
         }
     }
 
-    /// What counts as used now.
+    /// The tokens that count as used now.
     pub fn memory(&self) -> Memory {
         Memory { history: self.history.clone(), counts: self.counts.clone() }
     }
 
-    /// Goes back to what counted as used then. Random numbers that were drawn since stay drawn.
+    /// Restores the tokens that counted as used. The random generator is not reset.
     pub fn recall(&mut self, memory: Memory) {
         (self.history, self.counts) = (memory.history, memory.counts);
     }
 
-    /// Logits with bias and penalties, if there are any.
+    /// Logits with bias and penalties applied, if there are any.
     fn adjusted(&self, logits: &[f32]) -> Option<Vec<f32>> {
         if self.bias.is_empty() && self.counts.is_empty() {
             return None;
@@ -100,10 +102,11 @@ impl Sampler {
         Some(logits)
     }
 
-    /// The next token, among those that `allowed` admits: by temperature, then top-k, min-p, top-p, then a draw.
-    /// `None` if none is admitted.
+    /// Chooses the next token among those that `allowed` admits: applies temperature, then top-k,
+    /// min-p and top-p, then draws. `None` if no token is admitted.
     ///
-    /// Draws one random number whatever the logits are, so that the n-th token depends on the n-th number.
+    /// Draws one random number whatever the logits are, so that the n-th token depends on the n-th
+    /// number. Greedy sampling draws none.
     pub fn choose(&mut self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
         match self.adjusted(logits) {
             Some(logits) => self.choose_adjusted(&logits, allowed),
@@ -111,8 +114,8 @@ impl Sampler {
         }
     }
 
-    /// What [`choose`](Self::choose) draws from: tokens and their shares, which add up to 1, the
-    /// largest first. Greedy has one token.
+    /// The distribution that [`choose`](Self::choose) draws from: tokens and their shares, largest
+    /// first. The shares add up to 1. Greedy sampling has one token.
     pub fn shares(&self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Vec<(u32, f64)> {
         let adjusted = self.adjusted(logits);
         let Some(mut kept) = self.kept(adjusted.as_deref().unwrap_or(logits), allowed) else {
@@ -142,11 +145,11 @@ impl Sampler {
         kept.last().map(|&(token, _)| token)
     }
 
-    /// Tokens that can be drawn, with weights relative to the best one's, the largest first; `None` if
-    /// none is admitted.
+    /// The tokens that can be drawn, largest first, with weights relative to the best one. `None`
+    /// if no token is admitted.
     fn kept(&self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<Vec<(u32, f64)>> {
         let candidates = (0u32..).zip(logits).filter(|&(token, logit)| !logit.is_nan() && allowed(token));
-        // NaN is out, so this is a total order; of equals, the first.
+        // Without NaN, this is a total order. On a tie, the first token wins.
         let best = candidates.clone().reduce(|best, next| if next.1 > best.1 { next } else { best })?;
         if self.settings.temperature <= 0.0 {
             return Some(vec![(best.0, 1.0)]);
@@ -161,7 +164,7 @@ impl Sampler {
         if self.settings.top_k > 0 {
             kept.truncate(self.settings.top_k as usize);
         }
-        // Weights are relative to the best token's, which is what min-p is about.
+        // Weights are relative to the best token's, as min-p requires.
         kept.retain(|&(_, weight)| weight >= f64::from(self.settings.min_p));
         let total: f64 = kept.iter().map(|&(_, weight)| weight).sum();
         let mut reached = 0.0;

@@ -1,59 +1,66 @@
-//! What is decoded next: a pure function of what the lanes have to decode and of what batches cost.
+//! Plans what is decoded next, as a pure function of the lanes' work and the cost of batches.
 //!
-//! Each lane is a stream of its own in llama.cpp's cache, so that attention reads a lane's own keys only. A batch is then
-//! computed in one pass only if its lanes are neighbours and have equally many tokens; any other batch is cut into several
-//! passes, each of which reads all weights. So batches are made rectangular here: neighbours, each with the same number of
-//! tokens, filled up with guesses and, where a lane has none, with padding that is forgotten at once.
+//! Each lane is a separate stream in llama.cpp's KV cache, so that attention reads only the lane's
+//! own keys. llama.cpp computes a batch in one pass only if its lanes are neighbours and have the
+//! same number of tokens. It splits any other batch into several passes, each of which reads all
+//! weights. This module therefore makes batches rectangular: neighbouring lanes, each with the same
+//! number of tokens. A lane that has fewer is filled up with draft tokens, and then with padding
+//! that is removed right after the batch.
 
-/// Lanes with more certain tokens than this are prompts: they get calls of their own.
+/// A lane with more certain tokens than this is reading a prompt and gets calls of its own.
 pub const LONG: usize = 16;
-/// Tokens of one call, at most.
+/// Maximum tokens of a call.
 pub const BATCH: usize = 512;
-/// Seconds that a prompt's share of a step may take beside lanes that decode: bounds how long these wait.
+/// Maximum seconds that a prompt's share of a step takes while other lanes decode. Bounds how long
+/// they wait.
 const BESIDE: f64 = 0.1;
-/// Seconds of a prompt's share when nobody else decodes: bounds how late a cancellation is noticed.
+/// Maximum seconds of a prompt's share when no other lane decodes. Bounds how late a cancellation
+/// is noticed.
 const ALONE: f64 = 0.4;
-/// Smallest share of a prompt, however slow the machine is.
+/// Minimum tokens of a prompt's share, however slow the machine is.
 pub const SHARE: usize = 32;
 
-/// What calls cost.
+/// Estimates the cost of calls.
 pub trait Price {
-    /// Seconds of a batch of this many tokens.
+    /// Seconds that a batch of this many tokens takes.
     fn batch(&self, tokens: usize) -> f64;
-    /// Tokens of a prompt that take so many seconds; none as long as nothing is known of this machine.
+    /// Number of prompt tokens that take this many seconds, or 0 before anything was measured on
+    /// this machine.
     fn prompt_tokens(&self, seconds: f64) -> usize;
 }
 
-/// What a lane has to decode.
+/// The work of a lane.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Work {
-    /// The lane.
+    /// Index of the lane.
     pub lane: usize,
-    /// Order of arrival; smaller is older.
+    /// Order of arrival; a smaller number is older.
     pub age: u64,
-    /// Tokens that are certain and not decoded yet, at least 1.
+    /// Number of tokens that are certain but not decoded yet, at least 1.
     pub pending: usize,
-    /// The probability that all guesses up to this one are right, for each guess behind the certain tokens.
+    /// For each draft token after the certain ones, the probability that it and all before it are
+    /// right.
     pub guesses: Vec<f64>,
-    /// Most tokens that it can take now, padding included.
+    /// Maximum number of tokens that the lane can take now, padding included.
     pub room: usize,
 }
 
 /// A lane's share of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slice {
-    /// The lane.
+    /// Index of the lane.
     pub lane: usize,
-    /// Certain tokens.
+    /// Number of certain tokens.
     pub certain: usize,
-    /// Guesses behind them.
+    /// Number of draft tokens after the certain ones.
     pub guessed: usize,
-    /// Tokens behind these that only make the batch rectangular.
+    /// Number of padding tokens after these, which only make the batch rectangular.
     pub padding: usize,
 }
 
-/// The calls of the next step: one for each group of neighbours that decode, then one for the oldest prompt. With
-/// `others_decode`, requests that have no part in this step wait for the next token of their answers.
+/// Plans the calls of the next step: one for each group of neighbouring lanes that decode, then one
+/// for the oldest prompt. `others_decode` says that requests outside this step wait for the next
+/// token of their answers.
 pub fn plan(work: &[Work], others_decode: bool, cost: &impl Price) -> Vec<Vec<Slice>> {
     let mut decoding: Vec<&Work> = work.iter().filter(|work| work.pending <= LONG).collect();
     decoding.sort_by_key(|work| work.lane);
@@ -70,7 +77,7 @@ pub fn plan(work: &[Work], others_decode: bool, cost: &impl Price) -> Vec<Vec<Sl
     calls
 }
 
-/// Equally many tokens for each lane: the number with which most tokens are won per second.
+/// Gives each lane the same number of tokens: the number that yields the most tokens per second.
 fn rectangle(group: &[&Work], cost: &impl Price) -> Vec<Slice> {
     let lanes = group.len();
     let won = |work: &Work, width: usize| {
@@ -84,7 +91,7 @@ fn rectangle(group: &[&Work], cost: &impl Price) -> Vec<Slice> {
     let widest = group.iter().map(|work| work.pending + work.guesses.len()).max().unwrap_or(1);
     let room = group.iter().map(|work| work.room).min().unwrap_or(1);
     let limit = widest.min(room).min(BATCH / lanes).max(1);
-    // Of equals the smaller.
+    // On a tie, the smaller width wins.
     let width = (1..=limit)
         .map(|width| (width, rate(width)))
         .fold((1, 0.0), |best, next| if next.1 > best.1 * (1.0 + 1e-9) { next } else { best })
@@ -114,7 +121,7 @@ mod tests {
         }
     }
 
-    /// A call costs as much as ten tokens.
+    /// A call has a fixed cost of ten tokens.
     const MEMORY_BOUND: Line = Line { call: 10e-3 };
     const COMPUTE_BOUND: Line = Line { call: 1e-6 };
 

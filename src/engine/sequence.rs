@@ -1,4 +1,5 @@
-//! One request while it is answered: budget, constraint, text, events. Knows nothing of llama.cpp: logits in, tokens out.
+//! The state of one request while it is answered: budget, constraint, text and events. Independent
+//! of llama.cpp: takes logits and returns tokens.
 
 mod choice;
 #[cfg(test)]
@@ -23,66 +24,67 @@ pub struct Sequence {
     events: mpsc::UnboundedSender<AnswerEvent>,
     sampler: Sampler,
     session: Option<Shared>,
-    /// If the answer is closed when tokens run out: with at least so many left, that can be done in any state.
+    /// For answers that are closed when tokens run out: with at least this many tokens left, the
+    /// answer can be closed from any state.
     bound: Option<usize>,
     text: AnswerText,
-    /// Tokens that may still be produced.
+    /// Tokens that may still be generated.
     left: usize,
-    /// Likeliest tokens to report for each token, if a report is wanted.
+    /// Number of likeliest tokens to report per token, if the request wants a report.
     report: Option<u32>,
-    /// What is known of the token that is being chosen.
+    /// Likelihoods at the position of the token that is being chosen.
     likelihoods: Option<Likelihoods>,
-    /// Whether the report is of what the sampler draws from.
+    /// Whether to report the distribution that the sampler draws from.
     sampled: bool,
-    /// Tokens of the prompt that were told to be read, if that is told.
+    /// Number of prompt tokens last reported as read, if the request wants progress reports.
     read: Option<u32>,
     ignore_end: bool,
-    /// Whether dictated tokens are taken without asking the model.
+    /// Whether dictated tokens are taken without running the model.
     force: bool,
     turns: Turns,
-    /// Tokens that have been told, and those that may still be taken back.
+    /// Number of tokens whose text was sent, and tokens after them that may still be taken back.
     told: usize,
     held: Vec<Piece>,
     usage: Usage,
     begun: Instant,
     prompt_done: Option<Instant>,
-    /// The last event, until somebody concludes.
+    /// The last event, until [`Sequence::conclude`] sends it.
     last: Option<AnswerEvent>,
     failed: bool,
 }
 
-/// Tokens of an answer that is kept from going on and on: so many, and two for each token of its
-/// prompt. Right encodings, their events included in their prompts, have 2.44 at most.
+/// A guarded answer may have this many tokens plus two per prompt token. Correct encodings, whose
+/// prompts include their events, have at most 2.44 tokens per prompt token.
 const LEAST: usize = 300;
 
-/// What follows from a step.
+/// The result of a step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// These tokens are part of the answer and must be decoded before the next step.
+    /// These tokens belong to the answer and must be decoded before the next step.
     Decode(Vec<u32>),
-    /// The same, after the last `drop` of the tokens that were decoded are forgotten: they are not
-    /// part of the answer.
+    /// Like `Decode`, but first the last `drop` decoded tokens must be removed, because they no
+    /// longer belong to the answer.
     Back {
-        /// How many.
+        /// Number of decoded tokens to remove.
         drop: usize,
-        /// What comes in their place; at least one.
+        /// Tokens that replace them, at least one.
         tokens: Vec<u32>,
     },
-    /// The answer is whole, or it failed; [`Sequence::conclude`] says so.
+    /// The answer is complete, or it failed. [`Sequence::conclude`] sends the last event.
     Ended,
 }
 
-/// What a step adds to the answer, after it has taken back some of it.
+/// What a step adds to the answer, after removing its last `drop` tokens.
 struct Added {
     drop: usize,
     tokens: Vec<u32>,
-    /// The first so many were chosen by the model.
+    /// Number of leading tokens that the model chose.
     sampled: usize,
-    /// Whether they are the last.
+    /// Why the answer ends after these tokens, if it does.
     end: Option<FinishReason>,
 }
 
-/// A token of the answer that isn't told yet.
+/// A token of the answer that has not been sent.
 #[derive(Debug)]
 struct Piece {
     id: u32,
@@ -91,10 +93,12 @@ struct Piece {
 }
 
 impl Sequence {
-    /// Begins an answer to `prompt` of at most `budget` tokens (at least 1); [`Usage`] has what is known of the prompt.
+    /// Begins an answer to `prompt` with at most `budget` tokens (at least 1). `usage` holds the
+    /// figures of the prompt that are already known.
     ///
     /// # Errors
-    /// [`EngineError::BudgetTooSmall`]; a constraint that gives up. No event has been sent then.
+    /// [`EngineError::BudgetTooSmall`]; a constraint that fails. No event has been sent in that
+    /// case.
     pub fn new(
         request: &Generate,
         prompt: &[u32],
@@ -115,8 +119,9 @@ impl Sequence {
                 session.guard(guard, 2 * prompt_tokens + LEAST, prompt.into());
             }
         }
-        // A stop text would cut JSON in two, and who asks for JSON wants to read it: the shape alone says where it ends. Other
-        // shapes are cut where tokens run out, too.
+        // A stop text would cut the JSON in two and make it unreadable, so only the constraint
+        // decides where a JSON answer ends. Answers of other constraints are cut where tokens run
+        // out anyway, so they keep their stop texts.
         let closes = session.as_ref().is_some_and(Session::closes);
         let bound = session.as_ref().filter(|session| session.closes()).map(Session::bound);
         let stops = if closes { &[][..] } else { &request.stop };
@@ -147,14 +152,14 @@ impl Sequence {
         })
     }
 
-    /// Asks the model also for tokens that the constraint dictates.
+    /// Runs the model also for tokens that the constraint dictates.
     #[must_use]
     pub fn without_force(self) -> Self {
         Self { force: false, ..self }
     }
 
-    /// Says that the request is accepted, and gives the tokens that the constraint dictates before any choice; they are
-    /// decoded together with the prompt.
+    /// Announces that the request is accepted, and returns the tokens that the constraint dictates
+    /// before any choice. They are decoded together with the prompt.
     pub fn start(&mut self, vocabulary: &Vocabulary) -> Step {
         let (prompt_tokens, cached_tokens) = (self.usage.prompt_tokens, self.usage.cached_tokens);
         let _ = self.events.send(AnswerEvent::Started { prompt_tokens, cached_tokens });
@@ -163,38 +168,38 @@ impl Sequence {
         self.add(added, vocabulary)
     }
 
-    /// The request's name.
+    /// The request's id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Whether the prompt is read and something was chosen.
+    /// Whether the prompt is decoded and a token was chosen.
     pub fn speaks(&self) -> bool {
         self.prompt_done.is_some()
     }
 
-    /// What it has cost so far.
+    /// What the request has cost so far.
     pub fn usage(&self) -> &Usage {
         &self.usage
     }
 
-    /// Tokens that may still be produced.
+    /// Tokens that may still be generated.
     pub fn left(&self) -> usize {
         self.left
     }
 
-    /// More of the prompt was known than was thought at first.
+    /// Adds prompt tokens that were found in the KV cache after the request started.
     pub fn count_cached(&mut self, tokens: u32) {
         self.usage.cached_tokens += tokens;
     }
 
-    /// Guesses that were decoded, and guesses that turned out right.
+    /// Adds draft tokens that were decoded, and those that were accepted.
     pub fn count_draft(&mut self, drafted: u32, accepted: u32) {
         self.usage.drafted_tokens += drafted;
         self.usage.accepted_tokens += accepted;
     }
 
-    /// So many tokens of the prompt and of what follows it are decoded.
+    /// Reports progress: `decoded` tokens of the prompt and of what follows it are decoded.
     pub fn tell_read(&mut self, decoded: usize) {
         let now = self.usage.prompt_tokens.min(u32::try_from(decoded).unwrap_or(u32::MAX));
         if let Some(read) = self.read.as_mut().filter(|read| **read < now) {
@@ -203,12 +208,12 @@ impl Sequence {
         }
     }
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether the client has stopped listening for the answer.
     pub fn cancelled(&self) -> bool {
         self.events.is_closed()
     }
 
-    /// Who waits for the answer.
+    /// The channel to the client.
     pub fn listener(&self) -> &mpsc::UnboundedSender<AnswerEvent> {
         &self.events
     }
@@ -218,7 +223,8 @@ impl Sequence {
         let _ = self.events.send(AnswerEvent::Failed(error));
     }
 
-    /// Sends the last event of an answer that has ended. Its lane is free by then, and seen to be.
+    /// Sends the last event of an ended answer. The lane must be free by then, and the published
+    /// load must show it.
     pub fn conclude(&mut self) {
         if let Some(last) = self.last.take() {
             let _ = self.events.send(last);
@@ -230,23 +236,24 @@ impl Sequence {
         self.failed
     }
 
-    /// The constraint, to be dropped from the cache if it is the cause of an error.
+    /// The constraint's session, so that the caller can drop a faulty grammar from the cache.
     pub fn session(&self) -> Option<MutexGuard<'_, Session>> {
         self.session.as_ref().map(lock)
     }
 
-    /// The constraint, for somebody to look ahead in while the model computes, and whether a way to the end will be wanted.
+    /// The constraint's session, for computing ahead while the model runs, and whether a closing
+    /// will be needed.
     pub fn ahead(&self) -> Option<(&Shared, bool)> {
         Some((self.session.as_ref()?, self.is_near(self.left)))
     }
 
-    /// Whether the way to the end must be known with so many tokens left: behind the next choice,
-    /// it may be the only one.
+    /// Whether the closing must be known with this many tokens left: after the next choice, the
+    /// closing may be the only continuation that fits.
     fn is_near(&self, left: usize) -> bool {
         self.bound.is_some_and(|bound| left <= bound.saturating_add(1))
     }
 
-    /// Goes on with the logits behind the last decoded token.
+    /// Chooses the next token from the logits after the last decoded token.
     pub fn next(&mut self, logits: &[f32], vocabulary: &Vocabulary) -> Step {
         self.prompt_done.get_or_insert_with(Instant::now);
         self.likelihoods = self.report.filter(|_| !self.sampled).map(|top| Likelihoods::of(logits, top));
@@ -270,7 +277,7 @@ impl Sequence {
         Ok(Added { drop: 0, tokens: vec![token], sampled: 1, end })
     }
 
-    /// Notes what the sampler draws from, if that is reported.
+    /// Records what the sampler draws from, if the request wants that reported.
     fn look_at_sampler(&mut self, logits: &[f32], allowed: impl Fn(u32) -> bool) {
         if let Some(top) = self.report.filter(|_| self.sampled) {
             let kept = self.sampler.shares(logits, allowed);
@@ -278,7 +285,7 @@ impl Sequence {
         }
     }
 
-    /// What is to be told of these tokens, the first `sampled` of which were chosen.
+    /// Wraps tokens with their reports. The first `sampled` tokens were chosen by the model.
     fn pieces(&mut self, tokens: &[u32], sampled: usize, vocabulary: &Vocabulary) -> Vec<Piece> {
         let likelihoods = self.likelihoods.take();
         let report = |id: u32, forced: bool| match &likelihoods {
@@ -300,7 +307,7 @@ impl Sequence {
         tokens.iter().enumerate().map(piece).collect()
     }
 
-    /// Takes the last tokens back, which have not been told.
+    /// Takes back the last `drop` tokens, none of which has been sent.
     fn take_back(&mut self, drop: usize) {
         let keep = self.held.len().saturating_sub(drop);
         for piece in self.held.drain(keep..) {
@@ -310,7 +317,7 @@ impl Sequence {
         }
     }
 
-    /// Tells tokens that are certain, and gives their text.
+    /// Marks the next `count` tokens as certain, sends their reports, and returns their text.
     fn tell(&mut self, count: usize, vocabulary: &Vocabulary) -> String {
         let certain: Vec<Piece> = self.held.drain(..count).collect();
         self.told += count;
@@ -322,8 +329,8 @@ impl Sequence {
         text
     }
 
-    /// Sends the text of what was added, as far as it is certain, and the last event if it was the
-    /// last.
+    /// Adds tokens to the answer, sends the text that is certain, and prepares the last event if
+    /// the answer ends.
     fn add(&mut self, added: Result<Added, EngineError>, vocabulary: &Vocabulary) -> Step {
         let Added { drop, tokens, sampled, mut end } = match added {
             Ok(added) => added,
@@ -334,11 +341,12 @@ impl Sequence {
             }
         };
         if end == Some(FinishReason::Stop) && self.session().is_some_and(|session| session.is_cut()) {
-            // Not all that it would have said is there.
+            // A value was cut short, so the answer does not say all that it would have.
             end = Some(FinishReason::Length);
         }
         if drop > self.held.len() {
-            // A defect, which must not become an answer that says what the model never did.
+            // This is a bug. Fail, rather than send an answer that differs from what the model
+            // wrote.
             self.failed = true;
             let message = "tokens that were told can't be taken back".to_owned();
             self.last = Some(AnswerEvent::Failed(EngineError::Internal(message)));
@@ -381,10 +389,10 @@ impl Sequence {
     }
 }
 
-/// Probabilities of all tokens at one place.
+/// Probabilities of all tokens at one position.
 struct Likelihoods {
     logits: Vec<f32>,
-    /// Logarithm of the sum of all exponentials.
+    /// Logarithm of the sum of the exponentials of all logits.
     total: f32,
     top: Vec<u32>,
 }
@@ -406,7 +414,7 @@ impl Likelihoods {
         Self { logits: logits.to_vec(), total: best + sum.ln() as f32, top: order }
     }
 
-    /// Of tokens that are drawn with these shares, the largest first; all others are never drawn.
+    /// Builds likelihoods from sampler shares, largest first. All other tokens have probability 0.
     fn of_shares(tokens: usize, shares: &[(u32, f64)], top: u32) -> Self {
         let mut logits = vec![f32::NEG_INFINITY; tokens];
         for &(token, share) in shares {
@@ -420,13 +428,14 @@ impl Likelihoods {
 
     fn token(&self, id: u32, vocabulary: &Vocabulary) -> TokenLikelihood {
         let logit = self.logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        // JSON has no infinity.
+        // JSON can't represent infinity.
         let logprob = (logit - self.total).clamp(-1e4, 0.0);
         TokenLikelihood { id, bytes: vocabulary.name(id).to_vec(), logprob }
     }
 }
 
-/// A lock that a panic has poisoned is as good as any: llguidance's panics are caught where they happen.
+/// Locks a session. A poisoned lock is safe to use, because panics of llguidance are caught inside
+/// the session.
 fn lock(session: &Shared) -> MutexGuard<'_, Session> {
     session.lock().unwrap_or_else(PoisonError::into_inner)
 }

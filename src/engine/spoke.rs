@@ -1,4 +1,4 @@
-//! What an engine is told of spokes: which to load and to free, and which a request runs with.
+//! Messages about spokes: which to load and to free, and which a request runs with.
 
 use std::path::PathBuf;
 
@@ -6,44 +6,45 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::{Generation, Kind};
 
-/// What one request runs with beside the post: each generation once, in ascending order; empty is the post alone.
-/// Any number of LoRAs, and at most one Felix spoke.
+/// The spokes of one request: each generation once, in ascending order. Any number of LoRAs and at
+/// most one Felix spoke; empty for the post alone.
 pub type SpokeSet = Vec<ScaledSpoke>;
 
-/// A spoke and how strongly it acts.
+/// A spoke and its scale.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ScaledSpoke {
-    /// Which content.
+    /// Generation of the spoke.
     pub generation: Generation,
-    /// What its part is multiplied with; 1 is as it was trained.
+    /// Factor for its contribution. 1 is as it was trained.
     pub scale: f32,
 }
 
-/// A change of what an engine holds. It counts for requests that are sent when it has been answered; a load and an unload of the
-/// same content are not sent at the same time.
+/// A change of the loaded spokes. It applies to requests that are sent after it was answered. A
+/// load and an unload of the same generation must not be sent at the same time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SpokeChange {
-    /// Load a spoke. One that is loaded stays as it is, also if it was about to be freed.
+    /// Load a spoke. If it is already loaded, it stays, and a pending unload is cancelled.
     Load(LoadSpoke),
-    /// Free a spoke as soon as no request that was sent before runs with it, and answer then. One that isn't loaded is free.
+    /// Free a spoke once no request that was sent earlier uses it, and answer then. If it isn't
+    /// loaded, answer at once.
     Unload(Generation),
 }
 
 /// A spoke to load.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadSpoke {
-    /// Its content's hash; what requests name.
+    /// Hash of its content, which requests name.
     pub generation: Generation,
     /// How it acts.
     pub kind: Kind,
-    /// A file in the form that the engine loads ([`Format::is_served`](crate::adapter::Format::is_served)), inspected, and
-    /// not changed by anybody any more.
+    /// An inspected file in the format that the engine loads
+    /// ([`Format::is_served`](crate::adapter::Format::is_served)). It must not change any more.
     pub path: PathBuf,
-    /// For logs.
+    /// Name for logs.
     pub name: String,
 }
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadedSpoke {
     /// Bytes of memory that the spoke takes now, or that were freed.

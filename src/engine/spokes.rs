@@ -1,4 +1,5 @@
-//! Spokes that the engine's thread holds: loaded, used by requests, and freed behind the last of them.
+//! The spokes of the engine's thread: loads them, lends them to requests, and frees them after the
+//! last request.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -14,10 +15,10 @@ use super::{EngineError, LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange};
 use crate::adapter::{Generation, Kind, Limits, Post, read_folded};
 use crate::gguf::Gguf;
 
-/// Where the answer to a change goes.
+/// Receives the result of a change.
 pub type Answer = oneshot::Sender<Result<LoadedSpoke, EngineError>>;
 
-/// A loaded spoke; requests hold it as long as they run.
+/// A loaded spoke. Requests hold a reference while they run.
 #[derive(Debug)]
 struct Spoke<'a> {
     weights: Weights<'a>,
@@ -30,18 +31,18 @@ enum Weights<'a> {
     Felix(Rc<felix::Weights>),
 }
 
-/// What a request runs with.
+/// The spokes that a request runs with.
 #[derive(Debug, Clone, Default)]
 pub struct SpokeUse<'a> {
-    /// What its keys and values are computed with.
+    /// Identifies all spokes, for sharing keys and values.
     pub origin: Origin,
-    /// The same for its LoRAs alone: requests with the same number here can be computed in one batch.
+    /// Identifies the LoRAs alone. Requests with equal values can be computed in one batch.
     pub loras: Origin,
     spokes: Vec<(Rc<Spoke<'a>>, f32)>,
 }
 
 impl<'a> SpokeUse<'a> {
-    /// The LoRAs, as a context takes them.
+    /// The LoRAs, in the form that a context takes.
     pub fn adapters(&self) -> Vec<(Rc<Adapter<'a>>, f32)> {
         let lora = |(spoke, scale): &(Rc<Spoke<'a>>, f32)| match &spoke.weights {
             Weights::Lora(adapter) => Some((Rc::clone(adapter), *scale)),
@@ -59,12 +60,12 @@ impl<'a> SpokeUse<'a> {
     }
 }
 
-/// The weights of a Felix spoke, whatever the engine's thread does meanwhile.
+/// Reads the weights of a Felix spoke. Independent of the engine's thread.
 ///
 /// # Errors
-/// [`EngineError::Spoke`]: no Felix spoke; the disk.
+/// [`EngineError::Spoke`]: the file is no Felix spoke, or it can't be read.
 pub fn read_felix(path: &Path, post: &Path) -> Result<felix::Weights, EngineError> {
-    // Its size was judged when it was inspected, by limits that are not known here.
+    // Inspection has checked its size, by limits that are not known here.
     let all = Limits {
         max_bytes: u64::MAX,
         max_resident_bytes: u64::MAX,
@@ -77,31 +78,31 @@ pub fn read_felix(path: &Path, post: &Path) -> Result<felix::Weights, EngineErro
     folded.map(Into::into).map_err(|refusal| EngineError::Spoke(refusal.to_string()))
 }
 
-/// All spokes of the thread.
+/// All spokes of the engine's thread.
 pub struct Spokes<'a> {
     model: &'a LlamaModel,
     loaded: HashMap<Generation, Rc<Spoke<'a>>>,
-    /// To be freed when nobody runs with them any more.
+    /// Spokes to free once no request uses them, with the pending answers.
     leaving: HashMap<Generation, Vec<Answer>>,
-    /// Each set that was ever used has a number of its own: its content and scales decide, so keys and values stay right
-    /// when a spoke is freed and loaded again.
+    /// A number for each set of spokes and scales that was used. It depends on content, so keys and
+    /// values stay valid when a spoke is freed and loaded again.
     origins: HashMap<Vec<(Generation, u32)>, Origin>,
     last_origin: Origin,
 }
 
-/// Sets whose numbers are known at the same time: clients make up scales. Beyond, all get new numbers, and what is known of
-/// prompts is computed anew.
+/// Maximum number of sets that are remembered, because clients can make up scales. When it is
+/// exceeded, all sets get new numbers and cached prompts are computed anew.
 const MOST_ORIGINS: usize = 1 << 12;
 
 impl<'a> Spokes<'a> {
-    /// None yet.
+    /// Creates an empty collection.
     pub fn new(model: &'a LlamaModel) -> Self {
         let (loaded, leaving, origins) = (HashMap::new(), HashMap::new(), HashMap::new());
         Self { model, loaded, leaving, origins, last_origin: NO_SPOKE }
     }
 
-    /// Follows a change; an answer that has to wait is given by [`Spokes::free`]. `felix`: the weights of a Felix spoke that
-    /// is to be loaded.
+    /// Executes a change. The answer to an unload that has to wait is sent by [`Spokes::free`].
+    /// `felix` holds the weights if a Felix spoke is loaded.
     pub fn change(&mut self, change: SpokeChange, felix: Option<felix::Weights>, answer: Answer) {
         match change {
             SpokeChange::Load(spoke) => {
@@ -141,17 +142,17 @@ impl<'a> Spokes<'a> {
         Ok(LoadedSpoke { resident_bytes: bytes })
     }
 
-    /// A load takes back an unload that still waits.
+    /// Cancels a pending unload, because the spoke was loaded again.
     fn stay(&mut self, generation: Generation) {
         for answer in self.leaving.remove(&generation).unwrap_or_default() {
             let _ = answer.send(Ok(LoadedSpoke { resident_bytes: 0 }));
         }
     }
 
-    /// Uses a set of spokes; all of them must be there.
+    /// Acquires a set of spokes, all of which must be loaded.
     ///
     /// # Errors
-    /// [`EngineError::SpokeNotLoaded`]; several Felix spokes.
+    /// [`EngineError::SpokeNotLoaded`]; more than one Felix spoke.
     pub fn begin(&mut self, set: &[ScaledSpoke]) -> Result<SpokeUse<'a>, EngineError> {
         let one = |spoke: &ScaledSpoke| {
             let missing = EngineError::SpokeNotLoaded { generation: spoke.generation };
@@ -189,8 +190,8 @@ impl<'a> Spokes<'a> {
         self.last_origin
     }
 
-    /// Spokes that are to be freed and that no request runs with; the context must not use them any more when they are
-    /// given to [`Spokes::free`].
+    /// Spokes that are to be freed and have no request left. The context must stop using them
+    /// before they are passed to [`Spokes::free`].
     pub fn idle(&self) -> HashSet<Generation> {
         let idle = |generation: &&Generation| {
             self.loaded.get(*generation).is_some_and(|spoke| Rc::strong_count(spoke) == 1)
@@ -198,7 +199,7 @@ impl<'a> Spokes<'a> {
         self.leaving.keys().filter(idle).copied().collect()
     }
 
-    /// Frees spokes.
+    /// Frees spokes and answers the pending unloads.
     pub fn free(&mut self, generations: HashSet<Generation>) {
         for generation in generations {
             let Some(spoke) = self.loaded.remove(&generation) else { continue };

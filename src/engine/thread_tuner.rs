@@ -1,50 +1,54 @@
-//! How many threads compute: all, or fewer while other programs keep the processors busy.
+//! Chooses how many threads compute: all, or fewer while other programs keep the processors busy.
 //!
-//! llama.cpp's threads wait for each other by spinning, some hundred times per token. Where another program has taken one's
-//! processor, all wait until it gets it back, each time for as long as the system lets the other run: with a compiler on both of
-//! two cores, two threads made 7 tokens/s and one alone 680. What is best can't be known, but tried: now and then half or
-//! twice as many, or still fewer or more, compute for some batches, and who is quicker stays. Where the number would change
-//! results, nothing is tried.
+//! llama.cpp's threads wait for each other by spinning, some hundred times per token. If another
+//! program has taken one thread's processor, all threads wait until it gets the processor back,
+//! each time for as long as the system lets the other program run. With a compiler on both of two
+//! cores, two threads made 7 tokens/s and one alone 680. The best number can't be known in advance,
+//! so it is tried: now and then, half or twice as many threads, or still fewer or more, compute
+//! some batches, and the faster number stays. Where the number of threads would change results,
+//! nothing is tried.
 
 use std::time::{Duration, Instant};
 
 use super::ffi::Context;
 
-/// Time over which numbers of threads are compared.
+/// Seconds over which numbers of threads are compared.
 const SPAN: f64 = 0.05;
-/// Batches that a comparison needs.
+/// Minimum number of batches in a comparison.
 const BATCHES: u32 = 4;
-/// What another number must take of the time to be better.
+/// Another number is better if it takes less than this fraction of the time.
 const BETTER: f64 = 0.9;
-/// Tries end early if they take so many times as long, at once or after some time.
+/// A try ends early if it takes this many times as long: `HOPELESS` at once, `WORSE` after
+/// `BATCHES` batches or `SPAN` seconds.
 const HOPELESS: f64 = 4.0;
 const WORSE: f64 = 1.2;
-/// Batches that take so many times as long as lately are a reason to try soon.
+/// Batches that take this many times as long as expected are a reason to try soon.
 const HELD_UP: f64 = 3.0;
-/// Time between tries: at least, and at most unless tries are dear.
+/// Minimum and maximum time between tries. The time is longer after an expensive try.
 const SOON: Duration = Duration::from_millis(500);
 const LATE: Duration = Duration::from_secs(10);
-/// How many times as long as a vain try nothing is tried.
+/// After a failed try, nothing is tried for this many times its duration.
 const REST: u32 = 20;
-/// Seconds that a batch of a try may need where nothing disturbs it, if it doesn't take half as long anyhow. Others, of prompts
-/// mostly, are not tried on.
+/// Maximum undisturbed seconds of a batch in a try, unless the batch takes at least half as long at
+/// present. Longer batches, mostly of prompts, don't take part in tries.
 const LONG: f64 = 0.5;
-/// Such batches after which a try is given up.
+/// Number of such batches after which a try is given up.
 const PASSED: u32 = 16;
-/// Without a batch for so long, how quick the last ones were tells nothing any more.
+/// After this long without a batch, the speed of earlier batches means nothing any more.
 const STALE: Duration = Duration::from_secs(1);
 
 /// Chooses how many threads compute.
 #[derive(Debug)]
 pub struct ThreadTuner {
     most: u32,
-    /// Who compute while nothing is tried, and how they do.
+    /// Number of threads while nothing is tried, and their recent speed.
     settled: u32,
     usual: Work,
     tried: Option<Try>,
-    /// Whether the batch that is computed is one of the try.
+    /// Whether the current batch takes part in the try.
     trying: bool,
-    /// Whether fewer are tried next, and how often their number is halved, or else doubled; after how long, and since when.
+    /// State of the search: whether fewer threads are tried next or more, by how many halvings or
+    /// doublings, after which time, and since when.
     fewer: bool,
     reach: u32,
     rest: Duration,
@@ -60,7 +64,7 @@ struct Try {
     passed: u32,
 }
 
-/// What batches should have taken, and did.
+/// Expected and measured time of batches.
 #[derive(Debug, Clone, Copy, Default)]
 struct Work {
     expected: f64,
@@ -75,7 +79,7 @@ impl Work {
         self.batches += 1;
     }
 
-    /// Older batches count for less.
+    /// Makes older batches count for less.
     fn fade(&mut self) {
         let keep = (4.0 * SPAN / self.seconds.max(1e-9)).min(1.0);
         self.expected *= keep;
@@ -92,7 +96,7 @@ impl Work {
 }
 
 impl ThreadTuner {
-    /// At most so many.
+    /// Creates a tuner for at most `most` threads.
     pub fn new(most: u32, now: Instant) -> Self {
         let most = most.max(1);
         Self {
@@ -109,8 +113,8 @@ impl ThreadTuner {
         }
     }
 
-    /// Has a context compute its next batch, of a price, with as many as are chosen; gives their number. All compute where
-    /// the number would change results.
+    /// Sets the number of threads for the context's next batch of this price, and returns it. All
+    /// threads compute where the number would change results.
     pub fn lead(&mut self, context: &mut Context<'_>, price: f64) -> u32 {
         if context.counts_threads() {
             (self.settled, self.tried) = (self.most, None);
@@ -120,7 +124,8 @@ impl ThreadTuner {
         threads
     }
 
-    /// How many are to compute the next batch, of a price (seconds that those who compute usually need, undisturbed).
+    /// Chooses the number of threads for the next batch. `price` is the seconds that the settled
+    /// number of threads would need undisturbed.
     fn begin(&mut self, price: f64) -> u32 {
         let settled = f64::from(self.settled);
         match &mut self.tried {
@@ -134,12 +139,13 @@ impl ThreadTuner {
         self.tried.filter(|_| self.trying).map_or(self.settled, |tried| tried.threads)
     }
 
-    /// Whether the batch is computed by others than usually: it tells nothing of what batches cost.
+    /// Whether the current batch is computed by an unusual number of threads, so that it says
+    /// nothing about usual cost.
     pub fn is_trying(&self) -> bool {
         self.trying
     }
 
-    /// The batch has been computed.
+    /// Records a computed batch.
     pub fn worked(&mut self, price: f64, seconds: f64, now: Instant) {
         if self.most == 1 {
             return;
@@ -178,7 +184,7 @@ impl ThreadTuner {
         }
     }
 
-    /// The batch was given up, or failed. If it was one of a try, this may be why.
+    /// Records a batch that was aborted or failed. If it took part in a try, the try may be why.
     pub fn interrupted(&mut self, now: Instant) {
         if self.trying
             && let Some(tried) = self.tried
@@ -187,8 +193,9 @@ impl ThreadTuner {
         }
     }
 
-    /// Who are tried: half, a quarter and so on down to one, then twice as many and so on up to all. Where batches are held
-    /// up one is tried first, who waits for nobody: of sixteen with five processors, eight would lose each other too.
+    /// The next number to try: a half, a quarter and so on down to one, then twice as many and so
+    /// on up to all. If batches are held up, one thread is tried first, because it waits for no
+    /// other: of sixteen threads on five free processors, eight would still hold each other up.
     fn next(&mut self, held_up: bool) -> u32 {
         let levels = self.settled.ilog2();
         for _ in 0..3 {
@@ -227,7 +234,7 @@ mod tests {
     use crate::engine::drafting::Cost;
     use crate::engine::scheduler::Price;
 
-    /// A machine that says what a batch takes with so many threads, and an engine on it that learns prices as it goes.
+    /// A simulated machine, and an engine on it that learns prices as it goes.
     struct Bench {
         tuner: ThreadTuner,
         cost: Cost,
@@ -250,7 +257,7 @@ mod tests {
             self.tuner.worked(price, took, self.now);
         }
 
-        /// How many batches there were in some seconds.
+        /// Number of batches in this many seconds.
         fn run(&mut self, seconds: f64, machine: impl Fn(u32) -> f64) -> f64 {
             let end = self.now + Duration::from_secs_f64(seconds);
             let mut made = 0.0;
@@ -262,12 +269,12 @@ mod tests {
         }
     }
 
-    /// Seconds of a batch where each thread has a processor.
+    /// Seconds of a batch if each thread has a processor.
     fn free(most: u32, batch: f64) -> impl Fn(u32) -> f64 {
         move |threads| batch * f64::from(most) / f64::from(threads)
     }
 
-    /// So many processors are left; who has none holds the others up.
+    /// Only `left` processors are free; a thread without one holds the others up.
     fn busy(most: u32, batch: f64, left: u32) -> impl Fn(u32) -> f64 {
         move |threads| free(most, batch)(threads) + if threads > left { 75.0 * batch } else { 0.0 }
     }
@@ -293,7 +300,7 @@ mod tests {
                 assert_eq!(bench.tuner.settled, best, "{case}");
                 let ideal = 120.0 / free(most, batch)(best);
                 assert!(made > 0.75 * ideal, "{case}: {made} of {ideal}");
-                // The others are gone.
+                // The other programs are gone.
                 bench.run(120.0, free(most, batch));
                 assert_eq!(bench.tuner.settled, most, "{case}: all again");
             }

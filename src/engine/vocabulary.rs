@@ -1,4 +1,5 @@
-//! A model's vocabulary as the engine needs it: bytes of each token, which ones end an answer, a trie over them.
+//! A model's vocabulary as the engine needs it: the bytes of each token, the tokens that end an
+//! answer, and a trie over all tokens.
 
 use std::sync::Arc;
 
@@ -8,32 +9,33 @@ use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
 use super::{EngineError, Prompt, Segment};
 
-/// What a token is to the engine.
+/// What a token means to the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token {
-    /// Text (which may be part of a character).
+    /// Text, possibly part of a character.
     Text,
     /// Ends an answer.
     End,
-    /// A marker without text; never part of an answer.
+    /// A marker without text. Never part of an answer.
     Control,
 }
 
-/// All tokens by id. There may be hundreds of thousands: their bytes stand in one piece of memory.
+/// All tokens by id. There may be hundreds of thousands, so their bytes share one buffer.
 #[derive(Debug)]
 pub struct Vocabulary {
     tokens: Vec<Token>,
-    /// Bytes of all tokens, of those that are not text their names, one after the other.
+    /// Bytes of all text tokens and names of the others, concatenated.
     names: Vec<u8>,
-    /// Where the bytes of each end.
+    /// End of each token's bytes in `names`.
     ends: Vec<u32>,
     end: u32,
-    /// Bytes of the longest token; `None` where a text may have bytes that no token stands for.
+    /// Length of the longest token in bytes; `None` if a text may contain bytes that no token
+    /// stands for.
     longest: Option<u64>,
 }
 
 impl Vocabulary {
-    /// The vocabulary of a loaded model.
+    /// Reads the vocabulary of a loaded model.
     pub fn of(model: &LlamaModel) -> Self {
         let vocab = model.vocab();
         let mut piece = Vec::with_capacity(256);
@@ -71,14 +73,15 @@ impl Vocabulary {
             ends.push(u32::try_from(names.len()).expect("a vocabulary has less than 4 GiB of text"));
         }
         names.shrink_to_fit();
-        // The others are in no text.
+        // The other bytes occur in no UTF-8 text.
         let spells_all =
             (0..=0xF4).filter(|byte| !matches!(byte, 0xC0 | 0xC1)).all(|byte: usize| single[byte]);
         Self { tokens, names, ends, end, longest: spells_all.then_some(longest) }
     }
 
-    /// Tokens that a prompt has at least, as its bytes tell without a look at them; 0 if they can't. White space counts for
-    /// nothing: there are tokens that take all of it that is beside them.
+    /// A lower bound on the tokens of a prompt, derived from its length in bytes. Whitespace isn't
+    /// counted, because some tokens absorb all whitespace next to them. If the length says nothing,
+    /// only explicit ids count.
     pub fn least_tokens(&self, prompt: &Prompt) -> u64 {
         let ids: u64 = prompt.iter().map(|segment| segment.ids.len() as u64).sum();
         let Some(longest) = self.longest else { return ids };
@@ -87,12 +90,12 @@ impl Vocabulary {
         ids + prompt.iter().map(|segment| dark(segment) as u64).sum::<u64>().div_ceil(longest.max(1))
     }
 
-    /// What a token is; ids out of range are control tokens.
+    /// The kind of a token. Ids out of range are control tokens.
     pub fn token(&self, id: u32) -> &Token {
         self.tokens.get(id as usize).unwrap_or(&Token::Control)
     }
 
-    /// A token's part of the text: nothing for those that are not text.
+    /// The text of a token in bytes; empty for tokens that are not text.
     pub fn bytes(&self, id: u32) -> &[u8] {
         match self.token(id) {
             Token::Text => self.name(id),
@@ -100,7 +103,7 @@ impl Vocabulary {
         }
     }
 
-    /// A token's bytes; of one that is not text, its name.
+    /// The bytes of a token; for one that is not text, its name.
     pub fn name(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
@@ -108,7 +111,7 @@ impl Vocabulary {
         &self.names[start as usize..end as usize]
     }
 
-    /// The bytes of these tokens, of those that are not text their names.
+    /// The bytes of these tokens. For tokens that are not text, their names.
     ///
     /// # Errors
     /// An id outside the vocabulary.
@@ -121,7 +124,7 @@ impl Vocabulary {
         ids.iter().map(piece).collect()
     }
 
-    /// Whether an answer may hold this token, or end with it.
+    /// Whether an answer may contain this token or end with it.
     pub fn speakable(&self, id: u32) -> bool {
         *self.token(id) != Token::Control
     }
@@ -135,7 +138,7 @@ impl Vocabulary {
     pub fn token_env(&self) -> TokEnv {
         let word = |id: u32| match self.token(id) {
             Token::Text => self.name(id).to_vec(),
-            // The marker byte keeps them out of reach of any text.
+            // The marker byte keeps special tokens out of reach of any text.
             Token::End | Token::Control => [&[TokTrie::SPECIAL_TOKEN_MARKER], self.name(id)].concat(),
         };
         let words: Vec<Vec<u8>> = (0..self.tokens.len() as u32).map(word).collect();
@@ -146,7 +149,8 @@ impl Vocabulary {
     }
 }
 
-/// Longest token first. Declared canonical, so that forced bytes become tokens without the model being asked.
+/// Tokenises greedily, longest token first. Declared canonical, so that forced bytes become tokens
+/// without running the model.
 struct Greedy {
     trie: TokTrie,
 }
@@ -162,7 +166,8 @@ impl TokenizerEnv for Greedy {
 
 /// The fewest tokens that spell `bytes`; `None` if no sequence does.
 pub fn fewest_tokens(trie: &TokTrie, bytes: &[u8]) -> Option<Vec<TokenId>> {
-    // best[n]: tokens of the shortest spelling of the first n bytes, and its last token with its beginning.
+    // best[n]: number of tokens in the shortest spelling of the first n bytes, its last token, and
+    // where that begins.
     let mut best: Vec<Option<(usize, TokenId, usize)>> = vec![None; bytes.len() + 1];
     best[0] = Some((0, 0, 0));
     for from in 0..bytes.len() {
@@ -189,11 +194,11 @@ pub fn fewest_tokens(trie: &TokTrie, bytes: &[u8]) -> Option<Vec<TokenId>> {
     Some(tokens)
 }
 
-/// Token ids of a prompt. Control tokens are only found in markup; where the model wants a beginning-of-sequence token
-/// and the prompt has none, it is added.
+/// Token ids of a prompt. Control tokens are recognised only in markup. If the model wants a
+/// beginning-of-sequence token and the prompt has none, it is added.
 ///
 /// # Errors
-/// A prompt without tokens, or with a token id outside the vocabulary.
+/// The prompt has no tokens, or a token id outside the vocabulary.
 pub fn tokenize(model: &LlamaModel, prompt: &[Segment]) -> Result<Vec<u32>, EngineError> {
     let mut ids = token_ids(model, prompt)?;
     if ids.is_empty() {
@@ -207,18 +212,18 @@ pub fn tokenize(model: &LlamaModel, prompt: &[Segment]) -> Result<Vec<u32>, Engi
     Ok(ids)
 }
 
-/// Tokens of a head that are worth keeping.
+/// Minimum tokens of a head that is worth keeping.
 const SHORTEST_HEAD: usize = 16;
 
-/// Tokens in front of the last piece that is a person's text: what other prompts probably begin with too, if it is worth
-/// keeping.
+/// Number of tokens before the last segment of plain text: the prefix that other prompts probably
+/// share. `None` if it is too short to keep.
 pub fn head(model: &LlamaModel, prompt: &Prompt) -> Option<usize> {
     let last = prompt.iter().rposition(|segment| !segment.markup)?;
     let tokens = tokenize(model, &prompt[..last]).ok()?.len();
     (tokens >= SHORTEST_HEAD).then_some(tokens)
 }
 
-/// Token ids of a prompt's pieces, nothing added.
+/// Token ids of a prompt's segments, without special tokens added.
 ///
 /// # Errors
 /// A token id outside the vocabulary.
@@ -226,7 +231,7 @@ pub fn token_ids(model: &LlamaModel, prompt: &[Segment]) -> Result<Vec<u32>, Eng
     let vocab = model.vocab();
     let vocabulary = model.n_vocab().unsigned_abs();
     let mut ids: Vec<u32> = Vec::new();
-    // Neighbours of a kind are one text: cutting it would change its tokens.
+    // Join neighbouring segments of the same kind: splitting a text would change its tokens.
     for run in prompt.chunk_by(|a, b| a.markup == b.markup && a.ids.is_empty()) {
         let text: String = run.iter().map(|segment: &Segment| segment.text.as_str()).collect();
         if !text.is_empty() {
@@ -273,7 +278,7 @@ pub(super) mod tests {
         assert_eq!(least(&[]), 0);
         assert_eq!(least(&[Segment::plain("x".repeat(70)), Segment::ids(vec![1, 2])]), 12);
         assert_eq!(least(&[Segment::plain(" \n".repeat(70)), Segment::markup("x")]), 1);
-        // Where bytes can be lost, their number says nothing.
+        // If some bytes have no token, the length says nothing.
         let letters = (b'a'..=b'z').map(|byte| (Token::Text, vec![byte]));
         let poor = Vocabulary::from_parts(letters, 0);
         assert_eq!(poor.least_tokens(&vec![Segment::plain("é".repeat(900))]), 0);

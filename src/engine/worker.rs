@@ -1,4 +1,5 @@
-//! The engine's thread: owns model and contexts, takes commands between batches, keeps the heartbeat.
+//! The engine's thread: owns the model and its contexts, executes commands between batches, and
+//! sends the heartbeat.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -33,51 +34,51 @@ use super::{
 use crate::allocator;
 use crate::gguf::{GgmlType, Gguf, check_model};
 
-/// What the thread is asked.
+/// A command to the engine's thread.
 pub enum Command {
-    /// Answer.
+    /// Answer a request.
     Generate {
         /// The request.
         request: Box<Generate>,
-        /// What its answer begins with, if that is known already.
+        /// The compiled constraint, if it is known already.
         shape: Option<Result<Box<Shape>, EngineError>>,
-        /// Where events go.
+        /// Receives the answer's events.
         events: mpsc::UnboundedSender<AnswerEvent>,
-        /// Held until the end.
+        /// Held until the request ends.
         ticket: Ticket,
-        /// When it was sent.
+        /// When the request was sent.
         queued: Instant,
-        /// What is logged of it.
+        /// The request's tracing span.
         span: Span,
     },
-    /// Embed.
+    /// Embed texts.
     Embed {
         /// The texts.
         inputs: Vec<Prompt>,
-        /// Where the answer goes.
+        /// Receives the embeddings.
         reply: oneshot::Sender<Result<Embeddings, EngineError>>,
-        /// Held until the end.
+        /// Held until the request ends.
         ticket: Ticket,
     },
-    /// Answer a small question.
+    /// Answer a small query.
     Query {
-        /// The question.
+        /// The query.
         query: Query,
-        /// Where the answer goes.
+        /// Receives the reply.
         reply: oneshot::Sender<Result<Reply, EngineError>>,
     },
     /// Load or free a spoke.
     Spoke {
-        /// Which.
+        /// The change.
         change: SpokeChange,
-        /// The weights, if it is a Felix spoke that is to be loaded.
+        /// The weights, if a Felix spoke is loaded.
         felix: Option<felix::Weights>,
-        /// Where the answer goes.
+        /// Receives the result.
         reply: Answer,
     },
-    /// End.
+    /// Stop the engine.
     Stop {
-        /// How long running requests may go on.
+        /// How long running requests may continue.
         drain: Duration,
     },
 }
@@ -116,7 +117,7 @@ pub fn run(
     }
 }
 
-/// However the thread ends, nobody waits for a vocabulary that will not come.
+/// Releases the threads that wait for the vocabulary, however the engine's thread ends.
 struct Waited<'a>(&'a Index);
 
 impl Drop for Waited<'_> {
@@ -125,14 +126,15 @@ impl Drop for Waited<'_> {
     }
 }
 
-/// Answers what was sent before the state changed for good; nothing follows it (see `CommandSender::offer`).
+/// Refuses the commands that were sent before the state became final. No command is sent after that
+/// (see `CommandSender::offer`).
 fn refuse_rest(commands: &Receiver<Command>, error: &EngineError) {
     while let Ok(command) = commands.try_recv() {
         refuse(command, error);
     }
 }
 
-/// Answers a command that is not followed.
+/// Answers a command with an error instead of executing it.
 pub fn refuse(command: Command, error: &EngineError) {
     match command {
         Command::Generate { events, .. } => drop(events.send(AnswerEvent::Failed(error.clone()))),
@@ -143,7 +145,8 @@ pub fn refuse(command: Command, error: &EngineError) {
     }
 }
 
-/// Loads the model and serves until told to stop; the error is why it can't.
+/// Loads the model and serves requests until told to stop. Returns an error if the model can't be
+/// served.
 fn serve(
     settings: &LlamaSettings,
     commands: &Receiver<Command>,
@@ -152,7 +155,7 @@ fn serve(
     computing: &Computing,
 ) -> Result<(), String> {
     let began = Instant::now();
-    // In a process of its own, while the weights are read here.
+    // The self-test runs in a process of its own while this thread loads the weights.
     let choosing = computing.choose(&settings.path);
     let model = load(&settings.path, settings.own_memory)?;
     let read_ms = began.elapsed().as_millis();
@@ -198,7 +201,7 @@ fn serve(
     Ok(())
 }
 
-/// Loads a file that our own reader has passed.
+/// Loads a model file after our own reader has checked it.
 pub fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
     let file = Gguf::open(path).map_err(|e| e.to_string())?;
     check_model(&file).map_err(|e| e.to_string())?;
@@ -211,16 +214,17 @@ pub fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
     load_checked(path, !own)
 }
 
-/// Loads a file whose content is known to be sound.
+/// Loads a file whose content has been checked.
 pub fn load_checked(path: &Path, mapped: bool) -> Result<LlamaModel, String> {
     let params = LlamaModelParams::default().with_use_mmap(mapped);
     LlamaModel::load_from_file(backend(), path, &params)
         .map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
 }
 
-/// Whether weights are quicker in memory of their own, which can be in huge pages, as a file's can't:
-/// looking up small pages is an eighth of the time that our kernels take to read them. No others are
-/// put into huge pages (`ffi/rewrite/pages.rs`), so a good part of them must be our kernels'.
+/// Whether the model runs faster with its weights in private memory. Private memory can use huge
+/// pages, a file mapping can't, and TLB misses on small pages are an eighth of the time that our
+/// kernels take to read the weights. Only tensors that our kernels compute are put into huge pages
+/// (`ffi/rewrite/pages.rs`), so they must make up a good part of the file.
 fn pays(file: &Gguf) -> bool {
     let all = |q8: bool| file.tensors().iter().filter(move |t| !q8 || t.kind == GgmlType::Q8_0);
     let bytes = |q8: bool| all(q8).map(|tensor| tensor.bytes).sum::<u64>();
@@ -252,7 +256,7 @@ fn describe(model: &LlamaModel, settings: &LlamaSettings, n_ctx: u32) -> Result<
     })
 }
 
-/// A prompt and what was made of it.
+/// A prompt and its tokens.
 struct Read {
     prompt: Prompt,
     ids: Vec<u32>,
@@ -268,13 +272,13 @@ struct Worker<'a> {
     index: Arc<Index>,
     lanes: Lanes<'a>,
     embedder: Option<Embedder<'a>>,
-    /// Texts to embed, those whose turn it is in front.
+    /// Texts to embed, next one first.
     embeddings: VecDeque<Embedding>,
     spokes: Spokes<'a>,
     waiting: VecDeque<Waiting<'a>>,
     /// The prompt that was tokenised last.
     read: Option<Read>,
-    /// When what still runs is failed; set by the stop command.
+    /// When the requests that are still running are failed. Set by the stop command.
     stop_at: Option<Instant>,
     heartbeat: Heartbeat<'a>,
 }
@@ -297,7 +301,7 @@ impl<'a> Worker<'a> {
                 match commands.try_recv() {
                     Ok(command) => self.take(command),
                     Err(TryRecvError::Empty) => break,
-                    // Nobody holds the engine any more, so nobody can read an answer either.
+                    // All handles of the engine are dropped, so the answers have no reader.
                     Err(TryRecvError::Disconnected) => return self.fail_all(),
                 }
             }
@@ -322,7 +326,8 @@ impl<'a> Worker<'a> {
         }
         match command {
             Command::Generate { request, shape, events, ticket, queued, span } => {
-                // Now and not at its turn: an unload that follows waits for it.
+                // Acquire the spokes now rather than at admission, so that an unload command that
+                // follows waits for this request.
                 match self.spokes.begin(&request.spokes) {
                     Ok(spokes) => {
                         let waiting = Waiting { request, shape, spokes, events, ticket, queued, span };
@@ -353,7 +358,7 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Embeds a part of a text: a batch's worth of work, as often as the lanes have a step.
+    /// Embeds a part of a text, about as much work as a batch, once per step of the lanes.
     fn embed(&mut self) {
         self.embeddings.retain(|work| !work.cancelled());
         let Some(mut work) = self.embeddings.pop_front() else { return };
@@ -373,13 +378,14 @@ impl<'a> Worker<'a> {
         embedder.step(self.model, &self.vocabulary, work)
     }
 
-    /// Gives waiting requests to free lanes, oldest first.
+    /// Moves waiting requests into free lanes, oldest first.
     fn admit(&mut self) {
         while self.lanes.has_free()
             && let Some(mut waiting) = self.waiting.pop_front()
         {
             waiting.ticket.admitted();
-            // Before its first event is sent, after which somebody may ask what runs.
+            // Publish the load before the first event is sent: a client that sees the event may
+            // query it.
             self.heartbeat.beat(
                 self.lanes.running() as u32 + 1,
                 self.waiting.len() as u32,
@@ -405,7 +411,7 @@ impl<'a> Worker<'a> {
         let budget = request.max_tokens.map_or(room, |given| given.min(room)) as usize;
         let session = match (shape, &request.constraint) {
             (Some(shape), _) => Some(self.index.grammars()?.begin(*shape?)),
-            // Accepted while the engine was about to stop.
+            // The request was accepted while the engine was about to stop.
             (None, Some(constraint)) => {
                 let grammars = self.index.grammars()?;
                 Some(grammars.begin(*grammars.shape(constraint)?))
@@ -431,7 +437,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Tokens of a prompt. The answers to one prompt come one behind the other: it is tokenised for the first of them.
+    /// Tokenises a prompt. Several answers to the same prompt are admitted one after another, so
+    /// the last result is cached.
     fn read(&mut self, prompt: &Prompt) -> Result<(Vec<u32>, Option<usize>), EngineError> {
         if let Some(read) = self.read.as_ref().filter(|read| read.prompt == *prompt) {
             return Ok((read.ids.clone(), read.head));
@@ -447,7 +454,7 @@ impl<'a> Worker<'a> {
         Ok((ids, head))
     }
 
-    /// Frees what nobody runs with any more.
+    /// Frees spokes that are marked for unloading and have no request left.
     fn free_spokes(&mut self) {
         let idle = self.spokes.idle();
         if !idle.is_empty() {

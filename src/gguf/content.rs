@@ -1,4 +1,5 @@
-//! The identity of a model's weights: one hash of its tensors, whatever else stands in the file.
+//! The identity of a model's weights: one hash over all tensors, independent of anything else in
+//! the file.
 
 use sha2::{Digest as _, Sha256};
 
@@ -13,15 +14,15 @@ const PART: usize = 1 << 20;
 pub struct TensorHasher(Sha256);
 
 impl TensorHasher {
-    /// Adds a tensor. The caller goes by names in ascending order.
+    /// Adds a tensor. The caller must add tensors in ascending order of their names.
     pub fn add(&mut self, name: &str, dims: &[u64], kind: GgmlType, bytes: &[u8]) {
         self.begin(name, dims, kind, bytes.len() as u64);
         self.0.update(bytes);
     }
 
-    /// Begins a tensor of so many bytes, which follow.
+    /// Begins a tensor with this many bytes of data, which must follow.
     fn begin(&mut self, name: &str, dims: &[u64], kind: GgmlType, bytes: u64) {
-        // Lengths first: nothing can move from one field into the next.
+        // Hash lengths first, so that no byte can move from one field to the next.
         self.0.update((name.len() as u64).to_le_bytes());
         self.0.update(name);
         self.0.update((dims.len() as u64).to_le_bytes());
@@ -32,14 +33,14 @@ impl TensorHasher {
         self.0.update(bytes.to_le_bytes());
     }
 
-    /// The hash of what was added.
+    /// The hash of the added tensors.
     pub fn finish(self) -> Digest {
         Digest(self.0.finalize().into())
     }
 }
 
 impl Gguf {
-    /// The hash of all tensors; each is read once.
+    /// The hash of all tensors. Reads each tensor once.
     ///
     /// # Errors
     /// The file can't be read.
@@ -47,7 +48,7 @@ impl Gguf {
         let mut tensors: Vec<_> = self.tensors().iter().collect();
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let mut hasher = TensorHasher::default();
-        // A part at a time: the embedding of a large vocabulary is most of a small model.
+        // Read parts, because the embedding of a large vocabulary is most of a small model.
         let mut part = vec![0; PART];
         for tensor in tensors {
             hasher.begin(&tensor.name, &tensor.dims, tensor.kind, tensor.bytes);

@@ -1,4 +1,4 @@
-//! Stored elements to f32, by ggml's own conversion of each type.
+//! Converts stored elements to f32 with ggml's own function for each type.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -15,11 +15,11 @@ pub struct Dequantise {
 }
 
 impl Dequantise {
-    /// The conversion of a type; `None` where ggml has none: for types that need none (F32), whole numbers, and those that
-    /// hold only intermediate results (`Q8_1`, `Q8_K`).
+    /// The conversion of a type; `None` if ggml has none: for F32, which needs none, for integers,
+    /// and for types that hold only intermediate results (`Q8_1`, `Q8_K`).
     pub fn of(kind: GgmlType) -> Option<Self> {
         let (elements, bytes, to_float) = traits(kind)?;
-        // What is read and written below follows from our table: it must be ggml's.
+        // `append` relies on our table of block sizes, so it must agree with ggml's.
         let same = elements == kind.block_elements() && bytes == kind.block_bytes();
         to_float.filter(|_| same).map(|to_float| Self { kind, to_float })
     }
@@ -27,12 +27,12 @@ impl Dequantise {
     /// Appends the elements of whole blocks.
     ///
     /// # Panics
-    /// Bytes that are not whole blocks.
+    /// The bytes are not whole blocks.
     pub fn append(&self, bytes: &[u8], values: &mut Vec<f32>) {
         let block = self.kind.block_bytes() as usize;
         assert!(bytes.len().is_multiple_of(block), "{} bytes are not whole blocks of {block}", bytes.len());
         let count = bytes.len() / block * self.kind.block_elements() as usize;
-        // Blocks begin with numbers of two or four bytes, which C wants aligned.
+        // Blocks begin with numbers of two or four bytes, which C requires to be aligned.
         let mut copy: Vec<u64>;
         let source = if (bytes.as_ptr() as usize).is_multiple_of(align_of::<u64>()) {
             bytes
@@ -45,25 +45,26 @@ impl Dequantise {
         let start = values.len();
         values.resize(start + count, 0.0);
         let into = &mut values[start..];
-        // SAFETY: the function reads `count` elements, which are these bytes by ggml's own block sizes (`of` has compared
-        // them), from an aligned address, and writes as many floats. Any bytes are valid blocks: indices into ggml's
-        // tables are masked to the tables' sizes.
+        // SAFETY: the function reads `count` elements from an aligned address. By ggml's own block
+        // sizes, which `of` has compared, these are exactly the given bytes. It writes as many
+        // floats. Any bytes are valid blocks: indices into ggml's tables are masked to the tables'
+        // sizes.
         unsafe { (self.to_float)(source.as_ptr().cast(), into.as_mut_ptr(), count as i64) };
     }
 }
 
-/// Elements and bytes of a block as ggml has them, and its conversion.
+/// Elements and bytes per block by ggml's table, and the conversion.
 fn traits(kind: GgmlType) -> Option<(u64, u64, sys::ggml_to_float_t)> {
     let id = kind.id();
     if id >= sys::GGML_TYPE_COUNT {
         return None;
     }
-    // SAFETY: the id is one of ggml's table, which is never freed or changed.
+    // SAFETY: the id is inside ggml's table, which is never freed or changed.
     let traits = unsafe { &*sys::ggml_get_type_traits(id) };
     Some((u64::try_from(traits.blck_size).ok()?, traits.type_size as u64, traits.to_float))
 }
 
-/// Rows of `row` elements, quantised by ggml; every element counts alike.
+/// Quantises rows of `row` elements with ggml. Every element has the same weight.
 #[cfg(test)]
 pub fn quantise_rows(kind: GgmlType, values: &[f32], row: usize) -> Vec<u8> {
     let rows = values.len() / row;
@@ -71,7 +72,8 @@ pub fn quantise_rows(kind: GgmlType, values: &[f32], row: usize) -> Vec<u8> {
     let bytes = kind.tensor_bytes(&[row as u64, rows as u64]).unwrap() as usize;
     let mut out = vec![0u64; bytes.div_ceil(size_of::<u64>())];
     let weights = vec![1f32; row];
-    // SAFETY: `values` are `rows` x `row` floats, `weights` is one row, and `out` has room for that many whole blocks.
+    // SAFETY: `values` has `rows` x `row` floats, `weights` has one row, and `out` has room for
+    // that many whole blocks.
     let written = unsafe {
         sys::ggml_quantize_chunk(
             kind.id(),
@@ -107,7 +109,8 @@ mod tests {
         }
     }
 
-    /// `(type, relative root mean square error of normal values at most)` of each type that ggml quantises.
+    /// `(type, maximum relative root mean square error of normal values)` of each type that ggml
+    /// quantises.
     const KINDS: [(GgmlType, f64); 25] = [
         (GgmlType::Q1_0, 0.9),
         (GgmlType::Q2_0, 0.8),
@@ -195,14 +198,14 @@ mod tests {
             read(GgmlType::Q8_0, &eight),
             (0..32).map(|q| 2.0 * (q as f32 - 16.0)).collect::<Vec<_>>()
         );
-        // E2M1 values with a shared exponent of 128: twice the table's.
+        // E2M1 values with a shared exponent of 128: twice the table's values.
         let table = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
         let codes: Vec<u8> = (0..16u8).map(|at| at | at << 4).collect();
         let signed: Vec<f32> =
             table.iter().copied().chain(table.iter().map(|v| -v)).map(|v| 2.0 * v).collect();
         let found = read(GgmlType::MXFP4, &[&[128u8][..], &codes].concat());
         assert_eq!(found, [&signed[..], &signed].concat());
-        // Q6_K with every scale 1: 16 scales, then d; quants are 6 bits less 32.
+        // Q6_K with every scale 1: 16 scales, then d. Quants are 6 bits minus 32.
         let six = [&[0u8; 128][..], &[0u8; 64], &[1u8; 16], &half(0.5)].concat();
         assert_eq!(read(GgmlType::Q6_K, &six), vec![-16.0; 256]);
         let brain = [half::bf16::from_f32(1.5).to_le_bytes(), half::bf16::from_f32(-2.0).to_le_bytes()];

@@ -1,14 +1,14 @@
-//! What can be wrong with a GGUF file: one variant per rule.
+//! Errors of GGUF files: one variant per rule that a file can break.
 
 use std::path::{Path, PathBuf};
 
 use super::{GgmlType, MAX_DIMENSIONS, MAX_KEY_BYTES, MAX_TENSOR_NAME_BYTES};
 
-/// A rule that a file breaks, and the file.
+/// A rule that a file breaks.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {rule}", path.display())]
 pub struct GgufError {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
     /// The rule.
     #[source]
@@ -16,7 +16,7 @@ pub struct GgufError {
 }
 
 impl GgufError {
-    /// A broken rule of this file.
+    /// An error for a file that breaks this rule.
     pub fn new(path: &Path, rule: impl Into<Rule>) -> Self {
         Self { path: path.to_owned(), rule: rule.into() }
     }
@@ -107,7 +107,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// The rule's name on the wire, in snake_case; it never changes.
+    /// The rule's code in machine-readable output, in snake_case. It never changes.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Io(_) => "unreadable",

@@ -1,8 +1,9 @@
-//! GGUF files: a reader that trusts nothing, a writer, and the rules that a file must pass before llama.cpp may see it.
+//! GGUF files: a reader that trusts no input, a writer, and the checks that a file must pass before
+//! it is given to llama.cpp.
 //!
-//! The format is ggml's `docs/gguf.md`, versions 2 and 3, little endian. Every count and length is compared with
-//! what is left of the file before memory is asked for, and every rule that a file can break has its own
-//! [`Rule`] variant. `docs/formats.md` lists them.
+//! The format is ggml's `docs/gguf.md`, versions 2 and 3, little endian. Every count and length is
+//! compared with the rest of the file before memory is allocated, and every rule that a file can
+//! break has its own [`Rule`] variant. `docs/formats.md` lists them.
 
 mod check;
 mod content;
@@ -25,13 +26,14 @@ pub use types::GgmlType;
 pub use value::{Array, FromValue, Value, ValueType};
 pub use writer::Writer;
 
-/// Key under which an export records the hash of the F32 tensors that it was made from; quantised copies keep it.
+/// Key under which an export records the hash of the F32 tensors that it was made from. Quantised
+/// copies keep it.
 pub const ORIGIN_KEY: &str = "bespoke.post.sha256";
-/// Alignment of tensor data where `general.alignment` is not given.
+/// Alignment of tensor data if `general.alignment` is missing.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
-/// Longest key in bytes (the format's own limit).
+/// Maximum length of a key in bytes (the format's own limit).
 pub const MAX_KEY_BYTES: u64 = 65_535;
-/// Longest tensor name in bytes (ggml's `GGML_MAX_NAME` less the final zero).
+/// Maximum length of a tensor name in bytes (ggml's `GGML_MAX_NAME` minus the final zero).
 pub const MAX_TENSOR_NAME_BYTES: u64 = 63;
-/// Most dimensions of a tensor (ggml's `GGML_MAX_DIMS`).
+/// Maximum number of dimensions of a tensor (ggml's `GGML_MAX_DIMS`).
 pub const MAX_DIMENSIONS: u32 = 4;

@@ -1,4 +1,4 @@
-//! Reads the header of a GGUF file (keys and tensor descriptions) and hands out tensor data on demand.
+//! Reads the header of a GGUF file (keys and tensor descriptions), and tensor data on demand.
 
 use std::collections::HashMap;
 use std::io::{BufReader, ErrorKind, Read};
@@ -10,14 +10,16 @@ use super::{
     MAX_TENSOR_NAME_BYTES, Rule, Value, ValueType,
 };
 
-/// Fewest bytes of a key with its value: length, one letter, type, one byte.
+/// Minimum bytes of a key with its value: length, one letter, type, one byte.
 const MIN_PAIR_BYTES: u64 = 8 + 1 + 4 + 1;
-/// Fewest bytes of a tensor description: name length, one letter, rank, one dimension, type, offset.
+/// Minimum bytes of a tensor description: name length, one letter, rank, one dimension, type,
+/// offset.
 const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 8 + 4 + 8;
 
 /// An open GGUF file whose header has passed every rule of the format.
 ///
-/// The handle stays open: a file that is replaced by rename while it is read stays the one that was checked.
+/// The handle stays open, so that the checked file is the one that is read even if another file
+/// replaces it by rename.
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
@@ -40,14 +42,14 @@ pub struct TensorInfo {
     pub dims: Vec<u64>,
     /// How elements are stored.
     pub kind: GgmlType,
-    /// Position of the data, counted from the start of the data section.
+    /// Position of the data, relative to the start of the data section.
     pub offset: u64,
-    /// Length of the data.
+    /// Length of the data in bytes.
     pub bytes: u64,
 }
 
 impl TensorInfo {
-    /// Dimensions in row-major order, as Candle and PyTorch give them (the row length last).
+    /// Dimensions in row-major order (row length last), as in Candle and PyTorch.
     pub fn shape(&self) -> Vec<usize> {
         self.dims.iter().rev().map(|&dim| dim as usize).collect()
     }
@@ -63,7 +65,7 @@ impl Gguf {
     }
 
     fn open_inner(path: &Path) -> Result<Self, Rule> {
-        // Looked at before opening: opening a FIFO would wait for a writer that never comes.
+        // Check the type before opening: opening a FIFO would block until a writer opens it.
         let kind = std::fs::metadata(path)?.file_type();
         if !kind.is_file() {
             let found = match () {
@@ -77,8 +79,8 @@ impl Gguf {
         Self::from_file_inner(path, std::fs::File::open(path)?, u64::MAX)
     }
 
-    /// Takes a file that is open already and checks its header, which may have at most `max_header` bytes. `path` is for
-    /// errors.
+    /// Takes an open file and checks its header, which may have at most `max_header` bytes. `path`
+    /// is used in errors.
     ///
     /// # Errors
     /// The first [`Rule`] of the format that the file breaks.
@@ -94,31 +96,31 @@ impl Gguf {
         Ok(Self { path: path.to_owned(), metadata, keys, tensors, names, data_start, alignment, file })
     }
 
-    /// Reads only the header of a file that is held in memory.
+    /// Checks only the header of a file that is held in memory.
     ///
     /// # Errors
-    /// As [`Gguf::open`].
+    /// As for [`Gguf::open`].
     pub fn check_bytes(bytes: &[u8]) -> Result<(), Rule> {
         Header::read(&mut Source { reader: bytes, at: 0, length: bytes.len() as u64, max_header: u64::MAX })
             .map(drop)
     }
 
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A broken rule of this file.
+    /// An error for this file.
     pub fn error(&self, rule: Rule) -> GgufError {
         GgufError::new(&self.path, rule)
     }
 
-    /// All keys and values, in the file's order.
+    /// All keys and values, in file order.
     pub fn metadata(&self) -> &[(String, Value)] {
         &self.metadata
     }
 
-    /// All tensors, in the file's order.
+    /// All tensors, in file order.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
@@ -131,7 +133,7 @@ impl Gguf {
     /// The value of a key as `T`.
     ///
     /// # Errors
-    /// No such key; another type.
+    /// The key is missing or has another type.
     pub fn get<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<T, GgufError> {
         let missing = || self.error(Rule::MissingKey { key: key.to_owned(), expected: T::EXPECTED });
         self.find(key)?.ok_or_else(missing)
@@ -140,7 +142,7 @@ impl Gguf {
     /// The value of a key as `T`, if the key is there.
     ///
     /// # Errors
-    /// Another type.
+    /// The key has another type.
     pub fn find<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>, GgufError> {
         let Some(&index) = self.keys.get(key) else { return Ok(None) };
         let value = &self.metadata[index].1;
@@ -168,7 +170,8 @@ impl Gguf {
         Ok(bytes)
     }
 
-    /// Fills `into` with stored bytes of a tensor, from byte `from` of it on; the two must lie in the tensor.
+    /// Fills `into` with stored bytes of a tensor, starting at byte `from` of the tensor. The range
+    /// must lie inside the tensor.
     pub(super) fn fill_from_tensor(
         &self,
         tensor: &TensorInfo,
@@ -189,7 +192,7 @@ impl Gguf {
     }
 }
 
-/// What stands before the data section.
+/// Everything before the data section.
 struct Header {
     metadata: Vec<(String, Value)>,
     keys: HashMap<String, usize>,
@@ -296,7 +299,7 @@ fn read_bool<R: Read>(source: &mut Source<R>, key: &str) -> Result<bool, Rule> {
     }
 }
 
-/// Reads `count` elements; the caller has checked that the file can hold them.
+/// Reads `count` elements. The caller must have checked that the file can hold them.
 fn read_array<R: Read>(source: &mut Source<R>, key: &str, of: ValueType, count: u64) -> Result<Array, Rule> {
     macro_rules! numbers {
         ($variant:ident, $rust:ty) => {{
@@ -319,7 +322,7 @@ fn read_array<R: Read>(source: &mut Source<R>, key: &str, of: ValueType, count: 
         ValueType::F64 => numbers!(F64, f64),
         ValueType::Bool => Array::Bool((0..count).map(|_| read_bool(source, key)).collect::<Result<_, _>>()?),
         ValueType::String => {
-            let mut texts = Vec::new(); // grows with what is really there
+            let mut texts = Vec::new(); // grows only as entries are read
             for index in 0..count {
                 texts.push(source.string(|| format!("entry {index} of {key:?}"))?);
             }
@@ -353,7 +356,7 @@ fn read_tensor_info<R: Read>(source: &mut Source<R>, index: u64, alignment: u64)
     if row % block != 0 {
         return Err(Rule::RowNotBlocks { tensor: name, kind, row, block });
     }
-    // Elements and bytes must both be countable in ggml's signed 64 bits, padding included.
+    // Elements and bytes, padding included, must fit into ggml's signed 64-bit integers.
     let elements = dims.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
     let fits = |n: &u64| *n <= i64::MAX as u64 - alignment;
     let (Some(bytes), Some(_)) = (kind.tensor_bytes(&dims).filter(fits), elements.filter(fits)) else {
@@ -365,7 +368,7 @@ fn read_tensor_info<R: Read>(source: &mut Source<R>, index: u64, alignment: u64)
     Ok(TensorInfo { name, dims, kind, offset, bytes })
 }
 
-/// Every tensor lies inside the data section and none on another.
+/// Checks that every tensor lies inside the data section and that none overlap.
 fn check_placement(tensors: &[TensorInfo], available: u64) -> Result<(), Rule> {
     for tensor in tensors {
         if tensor.offset.checked_add(tensor.bytes).is_none_or(|end| end > available) {
@@ -384,12 +387,12 @@ fn check_placement(tensors: &[TensorInfo], available: u64) -> Result<(), Rule> {
     Ok(())
 }
 
-/// Bytes with a known end. `what` names the part being read, for errors.
+/// A reader with a known length. `what` names the part being read, for errors.
 struct Source<R> {
     reader: R,
     at: u64,
     length: u64,
-    /// Bytes that may be read at all: less than `length` where a header must not fill the memory.
+    /// Maximum bytes to read. May be less than `length`, so that a header can't fill the memory.
     max_header: u64,
 }
 
@@ -398,7 +401,7 @@ impl<R: Read> Source<R> {
         self.length.saturating_sub(self.at)
     }
 
-    /// Refuses a count whose smallest content does not fit into the rest of the file.
+    /// Refuses a count whose smallest content doesn't fit into the rest of the file.
     fn check_count(&self, found: u64, each: u64, what: impl FnOnce() -> String) -> Result<(), Rule> {
         let (left, most) = (self.left(), self.left() / each);
         if found > most {
@@ -407,7 +410,7 @@ impl<R: Read> Source<R> {
         self.check_header(found * each, what)
     }
 
-    /// Refuses to go on where a header would become longer than it may.
+    /// Refuses to read on if the header would exceed its limit.
     fn check_header(&self, needed: u64, what: impl FnOnce() -> String) -> Result<(), Rule> {
         let limit = self.max_header;
         if self.at.checked_add(needed).is_some_and(|end| end <= limit) {
@@ -429,7 +432,7 @@ impl<R: Read> Source<R> {
                 self.at += needed;
                 Ok(())
             }
-            // Also when the file shrinks while it is read.
+            // Also occurs when the file shrinks while it is read.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
                 Err(Rule::Truncated { what: what(), at: self.at, needed, length: self.length })
             }
@@ -461,7 +464,7 @@ impl<R: Read> Source<R> {
         self.text(length, what)
     }
 
-    /// Reads a text of a length that is checked against the file before memory is asked for.
+    /// Reads a text. Compares its length with the rest of the file before memory is allocated.
     fn text(&mut self, length: u64, what: impl Fn() -> String) -> Result<String, Rule> {
         if length > self.left() {
             return Err(Rule::Truncated { what: what(), at: self.at, needed: length, length: self.length });
@@ -470,7 +473,7 @@ impl<R: Read> Source<R> {
         let start = self.at;
         let mut bytes = vec![0; length as usize];
         self.fill(&mut bytes, &what)?;
-        // C strings end at a zero byte: two keys that differ for us would be one for llama.cpp.
+        // C strings end at a zero byte, so llama.cpp could see two different keys as one.
         if bytes.contains(&0) {
             return Err(Rule::ZeroByte { what: what() });
         }

@@ -1,4 +1,5 @@
-//! Tensor data as f32, whatever it is stored as: ggml's own conversions, so that a weight is what llama.cpp takes it for.
+//! Tensor data as f32, whatever the stored type, by ggml's own conversions, so that weights have
+//! the values that llama.cpp uses.
 
 use super::Dequantise;
 use super::{GgmlType, Gguf, GgufError, Rule, TensorInfo};
@@ -7,7 +8,8 @@ impl Gguf {
     /// The elements of a tensor as f32, row-major; quantised types are dequantised.
     ///
     /// # Errors
-    /// No such tensor; a type of whole numbers or intermediate results; the file can't be read.
+    /// The tensor is missing, its type is an integer or for intermediate results, or the file can't
+    /// be read.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, GgufError> {
         let missing = || self.error(Rule::MissingTensor { tensor: name.to_owned(), expected: Vec::new() });
         let tensor = self.tensor(name).ok_or_else(missing)?;
@@ -19,10 +21,11 @@ impl Gguf {
         Ok(values)
     }
 
-    /// Hands the elements of a tensor to `see` as f32, row-major, a part at a time: memory stays small for any tensor.
+    /// Passes the elements of a tensor to `see` as f32, row-major and in parts, so that memory use
+    /// is small for any tensor.
     ///
     /// # Errors
-    /// A type of whole numbers or intermediate results; the file can't be read; what `see` says.
+    /// The type is an integer or for intermediate results, the file can't be read, or `see` fails.
     pub fn scan_f32<E: From<GgufError>>(
         &self,
         tensor: &TensorInfo,
@@ -57,7 +60,7 @@ impl Decode {
     fn of(tensor: &TensorInfo) -> Result<Self, Rule> {
         match tensor.kind {
             GgmlType::F32 => Ok(Self::F32),
-            // ggml computes with it nowhere; a file may keep such weights all the same.
+            // ggml never computes with F64, but a file may contain such weights.
             GgmlType::F64 => Ok(Self::F64),
             kind => Dequantise::of(kind).map(Self::Ggml).ok_or_else(|| Rule::TensorType {
                 tensor: tensor.name.clone(),

@@ -1,4 +1,4 @@
-//! Tensor element types of ggml: ids in files, names, block sizes.
+//! Element types of ggml tensors: ids in files, names and block sizes.
 
 /// How the elements of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,7 +48,8 @@ use GgmlType::{
     TQ1_0, TQ2_0,
 };
 
-/// (type, id in files, name, elements of a block, bytes of a block); ids 4, 5, 31-33 and 36-38 are retired.
+/// (type, id in files, name, elements per block, bytes per block). Ids 4, 5, 31-33 and 36-38 are
+/// retired.
 const TABLE: [(GgmlType, u32, &str, u64, u64); 35] = [
     (F32, 0, "F32", 1, 4),
     (F16, 1, "F16", 1, 2),
@@ -92,7 +93,7 @@ impl GgmlType {
         TABLE.iter().find(|row| row.0 == self).expect("the table has a row for each type")
     }
 
-    /// The type with this id, if there is one today.
+    /// The type with this id, if the id is in use.
     pub fn from_id(id: u32) -> Option<Self> {
         TABLE.iter().find(|row| row.1 == id).map(|row| row.0)
     }
@@ -102,17 +103,18 @@ impl GgmlType {
         self.row().1
     }
 
-    /// Elements that are stored together; the first dimension is a multiple of it.
+    /// Number of elements per block. The first dimension must be a multiple of it.
     pub fn block_elements(self) -> u64 {
         self.row().3
     }
 
-    /// Bytes of one block.
+    /// Bytes per block.
     pub fn block_bytes(self) -> u64 {
         self.row().4
     }
 
-    /// Bytes of a tensor of these dimensions; `None` if the first dimension is not whole blocks or a product overflows.
+    /// Bytes of a tensor with these dimensions; `None` if the first dimension is not whole blocks
+    /// or a product overflows.
     pub fn tensor_bytes(self, dims: &[u64]) -> Option<u64> {
         let (&first, rest) = dims.split_first()?;
         if first % self.block_elements() != 0 {
@@ -122,8 +124,9 @@ impl GgmlType {
         rest.iter().try_fold(row, |bytes, &dim| bytes.checked_mul(dim))
     }
 
-    /// Whether llama.cpp computes with weights of this type. The others are for intermediate results or bookkeeping:
-    /// a model with F64 weights, for one, loads and then ends the process at the first token.
+    /// Whether llama.cpp computes with weights of this type. The others are for intermediate
+    /// results or bookkeeping: a model with F64 weights, for example, loads and then aborts the
+    /// process at the first token.
     pub fn is_weight(self) -> bool {
         !matches!(self, Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64)
     }

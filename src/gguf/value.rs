@@ -1,4 +1,4 @@
-//! Metadata values of a GGUF file, and how callers read them with a type.
+//! Metadata values of a GGUF file, and typed access to them.
 
 /// Type of a metadata value, with its id in files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl ValueType {
         [U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64].get(id as usize).copied()
     }
 
-    /// The fewest bytes that a value of this type takes in a file.
+    /// Minimum bytes of a value of this type in a file.
     pub fn min_bytes(self) -> u64 {
         match self {
             Self::U8 | Self::I8 | Self::Bool => 1,
@@ -77,7 +77,7 @@ pub enum Value {
     F64(f64),
 }
 
-/// An array of metadata values; arrays of arrays are refused.
+/// An array of metadata values. Nested arrays are refused.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub enum Array {
@@ -95,7 +95,7 @@ pub enum Array {
     F64(Vec<f64>),
 }
 
-/// The same for the elements of whatever type an array has.
+/// Evaluates an expression for the elements of an array, whatever their type.
 macro_rules! each {
     ($array:expr, $values:ident => $what:expr) => {
         match $array {
@@ -139,12 +139,12 @@ impl Array {
         each!(self, values => values.len())
     }
 
-    /// Whether there are none.
+    /// Whether the array is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Keeps the first elements.
+    /// Keeps only the first `len` elements.
     pub fn truncate(&mut self, len: usize) {
         each!(self, values => values.truncate(len));
     }
@@ -170,7 +170,7 @@ impl Value {
         }
     }
 
-    /// The type in words, element type included: `array of i32`.
+    /// The type in words, including the element type: `array of i32`.
     pub fn type_name(&self) -> String {
         match self {
             Self::Array(array) => format!("array of {}", array.element_type()),
@@ -179,7 +179,8 @@ impl Value {
     }
 }
 
-/// A Rust type that a metadata value can be read as. No conversions: llama.cpp insists on exact types too.
+/// A Rust type that a metadata value can be read as. There are no conversions, because llama.cpp
+/// also requires exact types.
 pub trait FromValue<'a>: Sized {
     /// The type in words, for errors.
     const EXPECTED: &'static str;

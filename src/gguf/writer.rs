@@ -1,4 +1,4 @@
-//! Writes a GGUF file (version 3): metadata in the order given, then tensors one at a time.
+//! Writes a GGUF file (version 3): metadata in the given order, then tensors one at a time.
 
 use std::collections::HashSet;
 use std::io::{BufWriter, Write};
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::atomic_file::Staged;
 
-/// A file to be: what is in it, before any tensor data.
+/// The contents of a file to write, except for tensor data.
 #[derive(Debug, Default)]
 pub struct Writer {
     metadata: Vec<(String, Value)>,
@@ -18,27 +18,29 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Nothing yet.
+    /// Creates an empty file description.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a key. Keys stand in the file in the order of these calls.
+    /// Adds a key. Keys are written in the order of these calls.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) -> &mut Self {
         self.metadata.push((key.into(), value.into()));
         self
     }
 
-    /// Announces a tensor; `dims` in ggml's order (row length first). Data follows in the order of these calls.
+    /// Announces a tensor, with `dims` in ggml's order (row length first). Data must follow in the
+    /// order of these calls.
     pub fn tensor(&mut self, name: impl Into<String>, dims: &[u64], kind: GgmlType) -> &mut Self {
         self.tensors.push((name.into(), dims.to_vec(), kind));
         self
     }
 
-    /// Writes the file atomically. `data` gives the stored bytes of each tensor, in order; only one is held at a time.
+    /// Writes the file atomically. `data` returns the stored bytes of each tensor, in order. Only
+    /// one tensor is held at a time.
     ///
     /// # Errors
-    /// A name, value or size that the reader would refuse; what `data` says; the disk.
+    /// A name, value or size that the reader would refuse; an error of `data`; an I/O error.
     pub fn write<E: From<GgufError>>(
         &self,
         target: &Path,
@@ -50,10 +52,10 @@ impl Writer {
         staged.commit().map_err(broken)
     }
 
-    /// Writes the file to what is open already; `target` is for errors.
+    /// Writes the file to an open writer. `target` is used in errors.
     ///
     /// # Errors
-    /// As [`Writer::write`].
+    /// As for [`Writer::write`].
     pub fn write_to<E: From<GgufError>>(
         &self,
         out: impl Write,
@@ -78,7 +80,7 @@ impl Writer {
         out.flush().map_err(broken)
     }
 
-    /// The header with its padding, and where each tensor goes.
+    /// The header with its padding, and the position of each tensor.
     fn header(&self) -> Result<(Vec<u8>, Vec<TensorInfo>), Rule> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());

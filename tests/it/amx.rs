@@ -1,10 +1,11 @@
-//! llama.cpp is built without AMX, because GCC 12 compiles its tile configuration wrong.
+//! Checks that llama.cpp is built without AMX, because GCC 12 miscompiles its tile configuration.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The tile configuration as llama.cpp writes it: fields one by one, then `_tile_loadconfig`, under the same guard.
+/// The tile configuration as llama.cpp writes it: fields one by one, then `_tile_loadconfig`, under
+/// the same guard.
 const TILES: &str = r#"
 #include <cstdint>
 #if defined(__AMX_INT8__) && defined(__AVX512VNNI__)
@@ -22,13 +23,14 @@ void configure() {
 #endif
 void nothing() {}
 "#;
-/// Sixteen in each of eight bytes: how a compiler stores `rows` in one go.
+/// Sixteen in each of eight bytes: a compiler's single store for `rows`.
 const ROWS: &str = "1157442765409226768";
 
-/// The assembly that `compiler` makes of [`TILES`] for a processor with AMX; none if it can't be run or knows no AMX.
+/// The assembly that `compiler` makes of [`TILES`] for a processor with AMX; `None` if the compiler
+/// can't be run or has no AMX.
 fn assembly(compiler: &str, flags: &[&str]) -> Option<String> {
     let mut child = Command::new(compiler)
-        // Not every compiler counts AMX to the processor.
+        // Not every compiler includes AMX in the processor's features.
         .args(["-O3", "-march=sapphirerapids", "-mamx-tile", "-mamx-int8", "-x", "c++", "-S", "-o", "-", "-"])
         .args(flags)
         .stdin(Stdio::piped())
@@ -81,7 +83,7 @@ fn the_tile_configuration_is_compiled_wrong_or_not_at_all() {
     assert!(tried > 0, "no C++ compiler that knows AMX");
 }
 
-/// The options reach the files of llama.cpp that hold its AMX kernels.
+/// The options must reach the files of llama.cpp that contain its AMX kernels.
 #[test]
 fn this_build_of_llama_cpp_has_amx_off() {
     let profile = Path::new(env!("CARGO_BIN_EXE_bespoke")).parent().unwrap();

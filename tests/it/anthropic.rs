@@ -1,4 +1,5 @@
-//! Anthropic's Messages API: whole messages, streams, tools, thinking, errors in their own form.
+//! Tests of Anthropic's Messages API: whole messages, streams, tools, thinking, and errors in
+//! Anthropic's format.
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ fn tools() -> Value {
     json!([{"name": "recall", "description": "Looks things up.", "input_schema": schema}])
 }
 
-/// Names of the events of a stream, which are also in their data.
+/// Names of a stream's events, which must also be in their data.
 fn names(stream: &str) -> Vec<String> {
     let named: Vec<String> =
         stream.lines().filter_map(|line| line.strip_prefix("event: ")).map(str::to_owned).collect();
@@ -85,7 +86,7 @@ fn a_stream_is_a_row_of_named_events() {
     };
     let expected = [
         vec!["message_start"],
-        // One for the thought and one for its signature.
+        // One delta for the thought and one for its signature.
         block(2),
         block(2),
         vec!["message_delta", "message_stop"],

@@ -1,5 +1,5 @@
-//! `docs/architecture.md` holds: no room uses another that its table doesn't list, no two rooms or
-//! folders use each other, and the picture is that of the table.
+//! Tests that the code follows `docs/architecture.md`: no room uses one that its table doesn't list,
+//! no rooms or folders depend on each other in a circle, and the picture matches the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ const PICTURE: &str = "docs/architecture.svg";
 
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 
-/// A source file: its place in the tree of modules, and its text without comments and unit tests.
+/// A source file: its module path, and its text without comments and unit tests.
 struct Source {
     module: Vec<String>,
     text: String,
@@ -33,7 +33,7 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// None for the roots of the crates, and for files of unit tests.
+/// `None` for the roots of the crates, and for files of unit tests.
 fn source(path: &Path) -> Option<Source> {
     let inside = path.strip_prefix("src").unwrap().with_extension("");
     let mut module: Vec<String> = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
@@ -51,7 +51,7 @@ fn source(path: &Path) -> Option<Source> {
 }
 
 impl Source {
-    /// Paths that are used, from the crate's root on.
+    /// Paths that the file uses, from the crate's root.
     fn used(&self) -> Vec<Vec<String>> {
         let path = regex::Regex::new(r"\b(crate|super|self)((?:::\w+)+)(?:::\{([^;]*?)\};)?").unwrap();
         let group = regex::Regex::new(r"\bcrate::\{([^;]*)\};").unwrap();
@@ -78,7 +78,7 @@ impl Source {
     }
 }
 
-/// Who uses whom, in the code, where both have a name at the depth in which they differ.
+/// Uses in the code, where both modules have a name at the depth where they differ.
 fn arrows(of: impl Fn(&[String], &[String]) -> Option<(String, String)>) -> Arrows {
     let mut arrows = Arrows::new();
     for source in sources() {
@@ -95,7 +95,7 @@ fn rooms_in_code() -> Arrows {
     arrows(|from, to| (from[0] != to[0]).then(|| (from[0].clone(), to[0].clone())))
 }
 
-/// The table: each room with those that it may use.
+/// The table: each room with the rooms that it may use.
 fn table() -> Arrows {
     let text = std::fs::read_to_string(TABLE).unwrap();
     let names = |cell: &str| -> Vec<String> {
@@ -115,7 +115,7 @@ fn table() -> Arrows {
     rooms
 }
 
-/// A circle, if there is one.
+/// A dependency cycle, if there is one.
 fn circle(arrows: &Arrows) -> Option<Vec<String>> {
     fn walk(
         at: &str,
@@ -180,7 +180,7 @@ fn a_circle_is_found() {
     assert_eq!(circle(&arrows(&[("a", "b"), ("b", "c"), ("c", "b")])).unwrap(), ["b", "c"]);
 }
 
-/// Written anew with `UPDATE=1`.
+/// With `UPDATE=1`, the test writes the picture.
 #[test]
 fn the_picture_is_that_of_the_table() {
     let drawn = picture(&table());
@@ -191,8 +191,8 @@ fn the_picture_is_that_of_the_table() {
     assert!(kept == drawn, "{PICTURE} is not that of {TABLE}: UPDATE=1 cargo test --test it architecture");
 }
 
-/// Rooms in storeys: each stands above all that it uses. What every second room uses is drawn
-/// without its arrows.
+/// Draws rooms in storeys, each above all that it uses. Rooms that every second room uses are drawn
+/// without arrows.
 fn picture(rooms: &Arrows) -> String {
     let users = |name: &String| rooms.values().filter(|uses| uses.contains(name)).count();
     let (ground, house): (Vec<&String>, Vec<&String>) = rooms.keys().partition(|name| {

@@ -1,4 +1,5 @@
-//! The Rust client `async-openai` reads what the daemon says: chat, stream, tools, JSON Schema, embeddings, errors.
+//! Tests that the Rust client `async-openai` reads the daemon's answers: chat, stream, tools, JSON
+//! Schema, embeddings, errors.
 
 use std::future::Future;
 
@@ -20,7 +21,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// The client's own types, from the JSON that its builders would write.
+/// A request in the client's own types, from the JSON that its builders would write.
 fn request<T: DeserializeOwned>(fields: Value) -> T {
     let mut body = json!({"model": "bespoke", "messages": [{"role": "user", "content": "x"}]});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());

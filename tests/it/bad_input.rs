@@ -1,4 +1,4 @@
-//! Bad input: every kind gets the right status and a message that says what to change.
+//! Tests of bad input: every kind gets the right status and a message that says what to change.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,5 @@
-//! Folders of models as people have them: with files of two models, or of two forms, in them.
+//! Tests of model folders as people have them, including folders with files of two models or in two
+//! formats.
 
 use std::path::Path;
 
@@ -54,7 +55,7 @@ fn one_file_goes_before_an_index_as_in_transformers() {
     let before = hugging_face::load(folder.path()).unwrap();
     add_old_shards(folder.path(), &before);
     assert_eq!(weights(&hugging_face::load(folder.path()).unwrap()), weights(&before));
-    // Without it, the shards count.
+    // Without that file, the shards are used.
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     let old = hugging_face::load(folder.path()).unwrap();
     assert!(weights(&old).iter().flatten().all(|w| (w - 9.0).abs() < f32::EPSILON));
@@ -99,7 +100,7 @@ fn an_adapter_in_the_folder_is_refused_by_both_names() {
     write(&folder.path().join("adapter_config.json"), &json!({"peft_type": "LORA"}));
     let message = hugging_face::load(folder.path()).unwrap_err().to_string();
     assert!(message.contains("adapter_config.json") && message.contains("config.json stand"), "{message}");
-    // Nothing is written either.
+    // Saving fails as well.
     let model = hugging_face::load(copy("llama_tied").path()).unwrap();
     let before = std::fs::read(folder.path().join("model.safetensors")).unwrap();
     assert!(hugging_face::save(folder.path(), &model).is_err());
@@ -126,7 +127,7 @@ fn ends_of_generation_and_names_of_tokens_come_from_where_transformers_takes_the
     let message = hugging_face::load(folder.path()).unwrap_err().to_string();
     assert!(message.contains("generation_config.json") && message.contains("eos_token_id"), "{message}");
     std::fs::remove_file(path("generation_config.json")).unwrap();
-    // Names of tokens in a file of their own, unless each token is described.
+    // Names of tokens in a separate file, unless each token is described.
     let content = read(&path("tokenizer.json"))["added_tokens"][1].clone();
     write(&path("special_tokens_map.json"), &json!({"eos_token": {"content": content["content"]}}));
     assert_eq!(ids().eos[0], content["id"].as_u64().unwrap() as u32);
@@ -155,14 +156,15 @@ fn cutting_filling_and_chance_of_a_tokenizer_file_are_off() {
     assert_eq!(tokenizer.encode("x").unwrap().len(), 1);
     let json: Value = serde_json::from_str(&tokenizer.to_json().unwrap()).unwrap();
     assert!(json["truncation"].is_null() && json["padding"].is_null() && json["model"]["dropout"].is_null());
-    // In a folder too, and what is written from it.
+    // The same holds for a folder, and for what is written from it.
     let text = hugging_face::load(folder.path()).unwrap().text;
     assert!(text.tokenizer["truncation"].is_null() && text.tokenizer["padding"].is_null());
     let chat = bespoke::train::data::Chat::of_model(&text).unwrap();
     assert_eq!(chat.tokenizer().encode(&long).unwrap(), plain);
 }
 
-/// llama.cpp reads these in any text as tokens, control tokens or not: a text that somebody writes could forge them.
+/// llama.cpp recognises these as tokens in any text, whether or not they are control tokens, so a
+/// user's text could forge them.
 #[test]
 fn a_token_that_llama_cpp_reads_in_any_text_is_not_exported() {
     for text in ["<|channel|>", "<|start|>"] {

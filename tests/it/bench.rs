@@ -1,4 +1,5 @@
-//! `bespoke bench`: the real binary against scripted daemons, and stand-in models in llama.cpp.
+//! Tests of `bespoke bench`: the real binary against scripted daemons, and stand-in models in
+//! llama.cpp.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,7 +20,7 @@ fn bench(args: &[&str]) -> Command {
     command
 }
 
-/// What a run prints with `--json`.
+/// The output of a run with `--json`.
 fn report(args: &[&str]) -> Value {
     let done = bench(&[&["serve", "--json"], args].concat()).assert().success();
     serde_json::from_slice(&done.get_output().stdout).unwrap()
@@ -29,9 +30,9 @@ fn slow(words: &str, milliseconds: u64) -> Daemon {
     Daemon::script(Script::Slow { text: words.to_owned(), delay: Duration::from_millis(milliseconds) })
 }
 
-/// The same with null for each number that a clock had a part in, and for addresses.
+/// The report with null in place of numbers that depend on the clock, and of addresses.
 fn untimed(value: &Value, key: &str) -> Value {
-    // Whether the daemon takes `ignore_eos` is no matter of the report's shape.
+    // Whether the daemon accepts `ignore_eos` doesn't matter for the report's shape.
     let timed =
         ["fixed_length", "seconds", "min", "median", "max", "p50", "p90", "p99", "ttft_p50_ms", "url"];
     match value {
@@ -67,7 +68,8 @@ fn two_endpoints_are_asked_the_same_in_turn_and_the_slower_one_is_found() {
         let texts = |prompt: &bespoke::engine::Prompt| prompt.iter().map(|s| s.text.as_str()).collect();
         daemon.engine.requests().iter().map(|request| texts(&request.prompt)).collect()
     };
-    // Besides the question whether a fixed length can be had: a warm-up and two rounds at each of two concurrencies.
+    // In addition to the check whether a fixed length is possible: a warm-up and two rounds at each
+    // of two concurrencies.
     let (asked, other) = (prompts(&ours), prompts(&theirs));
     let asked: Vec<&String> = asked.iter().filter(|prompt| prompt.contains("What does this mean")).collect();
     assert_eq!(asked.len(), 2 * (1 + 2 * 3));
@@ -82,7 +84,8 @@ fn two_endpoints_are_asked_the_same_in_turn_and_the_slower_one_is_found() {
 #[test]
 fn answers_that_are_no_json_are_counted_and_shown() {
     let daemon = Daemon::script(Script::Text("{\"gist\": \"cut in the".into()));
-    // The scripted engine answers a schema with an instance of it, so what breaks here is asked for as text.
+    // The scripted engine answers a schema with an instance of it, so a failure is provoked with a
+    // text request.
     let url = daemon.url("");
     let encoding =
         ["--endpoint", &url, "--concurrency", "2", "--requests", "4", "--rounds", "1", "--warmup", "0"];
@@ -93,7 +96,7 @@ fn answers_that_are_no_json_are_counted_and_shown() {
     let output = shown.get_output();
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(table.contains("requests/s") && table.contains("invalid"), "{table}");
-    // Where nobody watches, a line per round.
+    // Without a terminal, one line per round is printed.
     assert!(String::from_utf8_lossy(&output.stderr).contains("round 1, "), "{output:?}");
 }
 
@@ -128,7 +131,7 @@ fn a_head_test_reports_new_and_known_heads() {
     let report = report(&args);
     let head = &report["head"]["endpoints"][0];
     assert!(head["first_ttft_ms"]["p50"].as_f64().unwrap() >= 2.0, "{head}");
-    // The scripted engine remembers nothing, and says so.
+    // The scripted engine caches nothing, and says so.
     assert_eq!(head["cached_share"], 0.0);
 }
 

@@ -1,4 +1,4 @@
-//! Text completions, in OpenAI's form and in llama-server's own.
+//! Tests of text completions, in OpenAI's format and in llama-server's own.
 
 use bespoke::engine::{Constraint, Script, Segment};
 use serde_json::{Value, json};

@@ -1,5 +1,6 @@
-//! Spokes whose answers tell them apart: a scripted engine says which generation it ran with; under llama.cpp each content
-//! has an answer of its own, found out by an engine that has nothing else loaded.
+//! Spokes whose answers identify them. A scripted engine says which generation it ran with. Under
+//! llama.cpp each content has a distinct answer, determined by an engine that has nothing else
+//! loaded.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -14,17 +15,17 @@ use serde_json::{Value, json};
 use crate::dropped::{generation, lora, strong_felix, strong_lora};
 use crate::program::MODEL;
 
-/// What runs below the daemon.
+/// The engine below the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
-    /// A scripted engine that pauses so many milliseconds before each word.
+    /// A scripted engine that pauses this many milliseconds before each word.
     Scripted(u32),
     /// llama.cpp with the shipped model.
     Llama,
 }
 
 impl Backend {
-    /// For the environment of the real binary.
+    /// Environment variables for the real binary.
     pub fn environment(self) -> Vec<(&'static str, String)> {
         match self {
             Self::Scripted(pause) => vec![("BESPOKE_FAKE_ENGINE", pause.to_string())],
@@ -33,15 +34,15 @@ impl Backend {
     }
 }
 
-/// What is asked.
+/// The question of each request.
 const QUESTION: &str = "Say it.";
-/// Tokens of an answer.
+/// Tokens per answer.
 const TOKENS: u32 = 6;
-/// How much likelier each token of an answer must be than the next best (difference of logarithms): a batch of another
+/// Minimum margin of each token over the next best (difference of logarithms). A different batch
 /// size may move a probability by a hundredth, and must not change an answer.
 const MARGIN: f32 = 0.1;
 
-/// The request whose answer tells.
+/// The request whose answer identifies the content.
 pub fn question(model: &str, stream: bool) -> Value {
     json!({
         "model": model, "stream": stream, "max_tokens": TOKENS, "temperature": 0,
@@ -49,7 +50,7 @@ pub fn question(model: &str, stream: bool) -> Value {
     })
 }
 
-/// A spoke and what it answers.
+/// A spoke and its answer.
 #[derive(Debug, Clone)]
 pub struct Content {
     pub bytes: Vec<u8>,
@@ -57,12 +58,12 @@ pub struct Content {
     pub says: String,
 }
 
-/// Makes contents, none like another, LoRAs and Felix spokes by turns.
+/// Creates contents with distinct answers, LoRAs and Felix spokes by turns.
 pub struct Contents {
     engine: Option<LlamaEngine>,
     said: HashSet<String>,
     seed: u32,
-    /// Seeds that were passed over.
+    /// Number of seeds that were skipped.
     pub unfit: u32,
 }
 
@@ -94,7 +95,7 @@ impl Contents {
         Self { engine, said, seed: 0, unfit: 0 }
     }
 
-    /// The next one.
+    /// The next content.
     pub fn next(&mut self) -> Content {
         let Some(engine) = &self.engine else {
             self.seed += 1;
@@ -132,7 +133,8 @@ impl Contents {
     }
 }
 
-/// What an engine answers, and the least margin of its tokens; `None` if it computes no finite numbers.
+/// An engine's answer and the smallest margin of its tokens; `None` if it computes no finite
+/// numbers.
 fn answer(engine: &LlamaEngine, spokes: SpokeSet) -> Option<(String, f32)> {
     let prompt = vec![
         Segment::markup("<|user|>"),

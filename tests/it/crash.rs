@@ -1,5 +1,5 @@
-//! Crashes: the program is killed at each point of a swap, and at random; it comes back with the last good generation, and
-//! a file that kills it does so once.
+//! Tests of crashes: the program is killed at each point of a swap and at random. It must come back
+//! with the last good generation, and a file that kills it must do so only once.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,24 +11,25 @@ use crate::daemon::wait_until;
 use crate::dropped::{generation, lora, quarantined};
 use crate::home::{Home, Served};
 
-/// Longest that a restart may take until everything is served again; this machine does other things too.
+/// Maximum time until everything is served again after a restart. Generous, because other tests run
+/// on the machine.
 const BACK: Duration = Duration::from_secs(10);
 
-/// What answers under a name; a scripted engine and the reply must agree.
+/// The generation that answers under a name. A scripted engine's text and the reply must agree.
 fn answers(living: &Served, name: &str) -> Option<String> {
     let (told, says) = living.client.asked(name, false).ok()?;
     assert_eq!(says, format!("{told}*1"));
     Some(told)
 }
 
-/// Whether the database is whole.
+/// Checks the integrity of the database.
 fn check_database(state: &Path) {
     let connection = rusqlite::Connection::open(state.join("bespoke.sqlite")).unwrap();
     let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(verdict, "ok");
 }
 
-/// Every point of a swap at which it can be killed.
+/// All points of a swap where the program can be killed.
 const POINTS: [&str; 9] = [
     "spoke.inspect",
     "spoke.probe",
@@ -41,7 +42,7 @@ const POINTS: [&str; 9] = [
     "spoke.swapped",
 ];
 
-/// Whether a content is suspected of having killed the process there.
+/// Whether a content is suspected of having killed the process at this point.
 fn is_load(point: &str) -> bool {
     matches!(point, "spoke.loading" | "spoke.loaded")
 }
@@ -56,7 +57,7 @@ fn killed_anywhere_in_a_swap_it_comes_back_with_a_good_generation() {
         living.client.serves("victim", old);
         living.client.serves("other", other);
         drop(living);
-        // What served is loaded at the start; the swap is to be hit.
+        // The first load is that of the serving content at startup; the swap's load is the second.
         let time = if is_load(point) { 2 } else { 1 };
         let living = mortal.start(&format!("{point}@victim#{time}"));
         living.client.serves("other", other);
@@ -71,7 +72,7 @@ fn killed_anywhere_in_a_swap_it_comes_back_with_a_good_generation() {
         });
         assert!(began.elapsed() < BACK, "{point}: {:?}", began.elapsed());
         if is_load(point) {
-            // A new content is suspected of having killed us.
+            // A new content is suspected of having killed the process.
             wait_until("it is quarantined", || living.client.is_quarantined(new, "crashed"));
             living.client.serves("victim", old);
         } else {
@@ -108,10 +109,11 @@ fn killed_behind_a_rollback_it_stays_rolled_back() {
     let old = mortal.put("victim.gguf", &lora(1));
     let living = mortal.start("spoke.withdraw@victim#1");
     living.client.serves("victim", old);
-    // The first life of this name that is withdrawn and keeps its place in the list: its file is still there.
+    // The first content of this name that is withdrawn and remains in the list: its file is still
+    // there.
     let new = mortal.put("victim.gguf", &lora(2));
     living.client.serves("victim", new);
-    // It dies behind it: the answer may or may not have left.
+    // The program dies after the rollback, so the answer may or may not have been sent.
     let answer = living.client.change("victim:rollback");
     assert!(answer.is_none_or(|status| status == 200), "{answer:?}");
     living.dies();
@@ -136,7 +138,7 @@ fn a_file_that_kills_the_process_does_so_once() {
     living.client.serves("good", good);
     let bad = mortal.put("killer.gguf", &lora(2));
     living.dies();
-    // The file is still there, and would still kill it.
+    // The file is still there, and would kill the program again.
     for _ in 0..2 {
         let mut living = mortal.start("spoke.loading@killer");
         wait_until("it is quarantined", || living.client.is_quarantined(bad, "crashed"));
@@ -147,7 +149,7 @@ fn a_file_that_kills_the_process_does_so_once() {
     }
     let kept = quarantined(&mortal.state(), "killer", bad);
     assert!(kept.join("reason.json").exists());
-    // The same content under another name is the same content.
+    // Equal contents under different names are one generation.
     let living = mortal.start("spoke.loading@killer,spoke.loading@again");
     mortal.put("again.gguf", &lora(2));
     wait_until("it is known", || {
@@ -181,7 +183,7 @@ fn a_proven_spoke_survives_one_crash_and_not_two_in_a_row() {
     let second = mortal.put("a.gguf", &lora(2));
     living.client.serves("a", second);
     drop(living);
-    // As by a power cut while what served is loaded again.
+    // As in a power cut while the serving content is loaded again.
     mortal.start("spoke.loading@a").dies();
     let living = mortal.start("");
     wait_until("it answers", || answers(&living, "a").is_some());
@@ -196,12 +198,12 @@ fn a_proven_spoke_survives_one_crash_and_not_two_in_a_row() {
     assert_eq!(answers(&living, "a"), Some(first.short()));
 }
 
-/// How often: `BESPOKE_CRASHES`; the long form is 200.
+/// Number of crashes: `BESPOKE_CRASHES`. The long form is 200.
 fn crashes(short: u32) -> u32 {
     std::env::var("BESPOKE_CRASHES").map_or(short, |text| text.parse().expect("BESPOKE_CRASHES is a number"))
 }
 
-/// Numbers without a pattern, the same each time.
+/// Deterministic pseudo-random numbers.
 struct Random(u32);
 
 impl Random {
@@ -252,7 +254,7 @@ fn killed_at_random_it_comes_back_with_what_it_acknowledged() {
         living.client.serving("a") == Some(last) || living.client.is_quarantined(last, "crashed")
     });
     assert!(answers(&living, "a").is_some());
-    // Nothing is left of copies that were never finished.
+    // Unfinished copies must be removed.
     let staged = mortal.state().join("spokes/staged");
     wait_until("half copies are swept", || {
         std::fs::read_dir(&staged)
@@ -263,8 +265,8 @@ fn killed_at_random_it_comes_back_with_what_it_acknowledged() {
     eprintln!("{crashes} crashes; the slowest return took {slowest:?}");
 }
 
-/// Over llama.cpp, at points of the swap drawn at random: what answers afterwards is, to the word, the last content that
-/// served or the new one.
+/// With llama.cpp, killed at random points of the swap. Afterwards, the answer must be exactly that
+/// of the last content that served or of the new one.
 #[test]
 fn killed_at_random_points_llama_cpp_comes_back_answering_as_the_last_good_generation() {
     let crashes = crashes(3);

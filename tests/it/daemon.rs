@@ -1,4 +1,4 @@
-//! A daemon for tests: the real hub, router and listener on a free port, over a scripted engine.
+//! A daemon for tests: the real hub, router and listener on a free port, with a scripted engine.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-/// A running daemon; stopped when dropped.
+/// A running daemon. Stopped when dropped.
 pub struct Daemon {
     pub engine: FakeEngine,
     pub address: SocketAddr,
     agent: ureq::Agent,
     stop: Option<oneshot::Sender<()>>,
-    /// State and spokes, unless the settings were told others.
+    /// State and spokes, unless the settings specify others.
     _folder: TempDir,
     thread: Option<JoinHandle<Result<(), HubError>>>,
 }
@@ -33,7 +33,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A header, by its name in small letters.
+    /// A header by its lowercase name.
     pub fn header(&self, name: &str) -> Option<String> {
         self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
     }
@@ -42,7 +42,7 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
-    /// The JSON of a 200.
+    /// The JSON of an answer with status 200.
     pub fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text);
         self.json()
@@ -63,13 +63,13 @@ impl Daemon {
         Self::with(engine, |_| {})
     }
 
-    /// A daemon whose settings `change` has seen.
+    /// A daemon with settings changed by `change`.
     pub fn with(engine: FakeEngine, change: impl FnOnce(&mut Settings)) -> Self {
         let served = Arc::new(engine.clone());
         Self::serving(served, engine, change)
     }
 
-    /// A daemon over any engine; `engine` is what its scripted part, if it has one, is seen by.
+    /// A daemon with any engine. `engine` is the handle to its scripted part, if it has one.
     pub fn serving(served: Arc<dyn Engine>, engine: FakeEngine, change: impl FnOnce(&mut Settings)) -> Self {
         let listen = Some("127.0.0.1:0".parse().unwrap());
         let mut settings = config::load(None, Overrides { listen, ..Overrides::default() }).unwrap();
@@ -120,13 +120,13 @@ impl Daemon {
         }
     }
 
-    /// A GET with these headers.
+    /// Sends a GET with these headers.
     pub fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
         let request = self.agent.get(self.url(path));
         answer(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).call())
     }
 
-    /// A POST with these headers.
+    /// Sends a POST with these headers.
     pub fn post_with(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let request = self.agent.post(self.url(path));
         answer(
@@ -134,7 +134,7 @@ impl Daemon {
         )
     }
 
-    /// Sends bytes as they are and reads to the end.
+    /// Sends bytes unchanged and reads to the end.
     pub fn raw(&self, request: &str) -> String {
         let mut connection = self.connection();
         connection.write_all(request.as_bytes()).unwrap();
@@ -143,19 +143,19 @@ impl Daemon {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    /// A connection over which nothing has been sent.
+    /// A connection on which nothing has been sent.
     pub fn connection(&self) -> TcpStream {
         let connection = TcpStream::connect(self.address).unwrap();
         connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         connection
     }
 
-    /// A chat request with this user message and these further fields.
+    /// Sends a chat request with this user message and these additional fields.
     pub fn chat(&self, content: &str, fields: Value) -> Answer {
         self.post("/v1/chat/completions", &chat(content, fields))
     }
 
-    /// A connection that has sent a chat request and read nothing.
+    /// A connection on which a chat request was sent and nothing was read.
     pub fn chat_connection(&self, fields: Value) -> TcpStream {
         let body = chat("x", fields).to_string();
         let mut connection = self.connection();
@@ -167,7 +167,7 @@ impl Daemon {
         connection
     }
 
-    /// Stops the daemon; what it ended with and how long that took.
+    /// Stops the daemon. Returns its result and how long stopping took.
     pub fn stop(&mut self) -> (Result<(), HubError>, Duration) {
         let start = Instant::now();
         self.signal();
@@ -182,7 +182,7 @@ impl Daemon {
         }
     }
 
-    /// Waits for the daemon to end by itself.
+    /// Waits until the daemon ends by itself.
     pub fn ended(&mut self) -> Result<(), HubError> {
         self.thread.take().expect("ends once").join().expect("the daemon doesn't panic")
     }
@@ -190,7 +190,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Nothing is joined here: a failed test must not wait for a drain.
+        // Don't join the thread: a failed test must not wait for a drain.
         self.signal();
     }
 }
@@ -201,7 +201,7 @@ pub fn chat(content: &str, fields: Value) -> Value {
     body
 }
 
-/// Data of the events of a stream.
+/// Data of a stream's events.
 pub fn events(stream: &str) -> Vec<String> {
     stream.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
 }
@@ -213,7 +213,7 @@ pub fn chunks(stream: &str) -> Vec<Value> {
     chunks.map(|data| serde_json::from_str(data).unwrap_or_else(|error| panic!("{error}: {data}"))).collect()
 }
 
-/// Reads until `text` has come.
+/// Reads until `text` arrives.
 pub fn read_until(connection: &mut TcpStream, text: &str) -> String {
     let mut seen = String::new();
     let mut buffer = [0; 4096];
@@ -225,7 +225,7 @@ pub fn read_until(connection: &mut TcpStream, text: &str) -> String {
     seen
 }
 
-/// Waits until something holds.
+/// Waits until `holds` returns true.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !holds() {

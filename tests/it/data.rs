@@ -1,4 +1,5 @@
-//! `bespoke data`: rows are made, the same each time, and a check tells clean files from leaking and broken ones.
+//! Tests of `bespoke data`: rows are generated deterministically, and a check distinguishes clean
+//! files from leaking and broken ones.
 
 use assert_cmd::Command;
 use serde_json::Value;

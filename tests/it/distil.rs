@@ -1,4 +1,5 @@
-//! Distillation from the command line: a teacher beside the student, its words on disk, interruption, a teacher that changed.
+//! Tests of distillation from the command line: a teacher that runs alongside the student, its
+//! outputs on disk, interruption, and a changed teacher.
 
 use std::path::Path;
 
@@ -17,13 +18,13 @@ fn taught() -> tempfile::TempDir {
     folder
 }
 
-/// The recipe's student, with the teacher's tokenizer and this key of `[distil]`.
+/// The recipe's student with the teacher's tokenizer and this key of `[distil]`.
 fn student(folder: &Path, command: &[&str], from: &str) -> assert_cmd::Command {
     let (mut program, mut settings) = (bespoke(folder), Vec::new());
     for set in ["data.tokenizer=runs/teacher/tokenizer.json", "distil.top=400", from] {
         settings.extend(["--set", set]);
     }
-    // What the command sets itself comes last.
+    // Settings in the command come last, so that they take precedence.
     let (words, own) =
         command.split_at(command.iter().position(|word| *word == "--set").unwrap_or(command.len()));
     program.args(words).args(settings).args(own);
@@ -38,7 +39,7 @@ fn a_teachers_words_are_written_through_a_kill_and_teach_what_it_does() {
     let write = |out: &str| student(folder.path(), &["data", "distil", "recipe.toml", "--out", out], BESIDE);
     let whole = stdout(&write("whole").assert().success());
     let bytes = |out: &str| std::fs::read(folder.path().join(out).join("teacher.safetensors")).unwrap();
-    // Dead behind its second row, it goes on with what is there.
+    // Killed after its second row, it continues with the rows that exist.
     write("killed").env("BESPOKE_FAIL", "distil.said#2").assert().failure();
     assert!(folder.path().join("killed/teacher.partial").exists());
     assert!(!folder.path().join("killed/teacher.safetensors").exists());
@@ -61,7 +62,8 @@ fn a_teachers_words_are_written_through_a_kill_and_teach_what_it_does() {
         assert!((beside - stored).abs() < 1e-4 * beside, "{beside} beside, {stored} stored");
     }
 
-    // Another teacher's words are not thrown away, nor learnt from as if they were at this temperature.
+    // The outputs of another teacher are neither thrown away nor used for training at another
+    // temperature.
     let before = bytes("killed");
     let warm = ["data", "distil", "recipe.toml", "--out", "killed", "--set", "distil.temperature=2.0"];
     let said = stderr(&student(folder.path(), &warm, BESIDE).assert().code(1));
@@ -88,15 +90,15 @@ fn a_run_does_not_go_on_with_a_teacher_that_changed() {
     hugging_face::save(&path, &model).unwrap();
     let said = stderr(&train(&["--resume"]).assert().code(1));
     assert!(said.contains("made with another distil teacher: SHA-256 "), "{said}");
-    // As it was, it teaches on.
+    // Restored, the teacher continues.
     model.parameters.get(&name).unwrap().set(&before).unwrap();
     hugging_face::save(&path, &model).unwrap();
     train(&["--resume"]).assert().success();
     assert_eq!(log::read(&folder.path().join("run")).unwrap().len(), 4);
 }
 
-/// The shipped post as its own teacher, through a daemon of it: the same tokens, and nearly the same distributions, as one side
-/// computes in llama.cpp from Q8_0 and the other in Candle.
+/// The shipped post is its own teacher, through a daemon that serves it. The tokens are the same
+/// and the distributions nearly so: one side computes in llama.cpp from Q8_0, the other in Candle.
 #[test]
 fn a_daemon_teaches_whoever_has_its_tokens() {
     let Some(real) = Real::serve(|_| {}, |_| {}) else { return };
@@ -112,7 +114,7 @@ fn a_daemon_teaches_whoever_has_its_tokens() {
     let terms = log::read(&folder.path().join("run")).unwrap()[0].terms.unwrap();
     assert!(terms.cross_entropy > 0.5 && (0.0..0.01).contains(&terms.divergence), "{terms:?}");
 
-    // Of what it has learnt itself, the teacher ends answers where they end.
+    // On tasks that it was trained on, the teacher ends answers where they end.
     let own = "[base]\npath = MODEL\n[adapter.lora]\nrank = 2\nalpha = 4\n[distil]\nendpoint = \"ENDPOINT\"\ntop = 64\n[train]\nsteps = 1\n\
         batch = 1\nseq_len = 768\nseed = 1\ncheckpoint_every = 1\neval_every = 1\n[data]\neval_rows = 1\n\
         [data.domains.encoding]\ngenerator = \"encoding\"\n[[data.stages]]\nmax_event_chars = 60\n";

@@ -1,4 +1,4 @@
-//! `bespoke doctor`: with and without a daemon, in words and as JSON.
+//! Tests of `bespoke doctor`: with and without a daemon, as text and as JSON.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::program::{MODEL, Program};
 
-/// A configuration in a folder of its own, and the folder.
+/// A configuration in its own folder.
 struct Place {
     folder: TempDir,
     config: PathBuf,
@@ -38,7 +38,7 @@ impl Place {
         command.output().unwrap()
     }
 
-    /// The exit code and the answer.
+    /// The exit code and the JSON answer.
     fn json(&self) -> (Option<i32>, Value) {
         let output = self.doctor(&["--json"]);
         (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
@@ -74,7 +74,7 @@ fn people_get_a_line_for_each_item() {
     let output = place.doctor(&[]);
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
-    // What a machine is, another is not: states and names stay.
+    // Remove facts that differ between machines; states and names remain.
     let lines: Vec<String> = text
         .lines()
         .filter(|line| !line.trim_start().starts_with("hint: "))
@@ -130,7 +130,7 @@ fn a_running_daemon_is_asked_and_a_crash_is_remembered() {
     let last = item(&answer, "last run");
     assert_eq!(last["state"], "warning", "{last}");
     assert!(last["found"].as_str().unwrap().contains("ended without a word"), "{last}");
-    // Tried by the daemon, on this post, with this program.
+    // The daemon has run the self-test on this post with this program.
     assert_eq!(item(&answer, "kernels")["details"]["self_test"]["outcome"], "remembered", "{answer:#}");
 }
 

@@ -1,4 +1,5 @@
-//! Spokes for tests: small LoRA and Felix files that fit the shipped model, and a child that plays the probe.
+//! Spokes for tests: small LoRA and Felix files that fit the shipped model, and a script that plays
+//! the probe's child.
 
 use std::path::{Path, PathBuf};
 
@@ -8,22 +9,22 @@ use bespoke::gguf::{GgmlType, GgufError, Writer};
 
 use crate::program::MODEL;
 
-/// Where a refused content of a name is kept, under the state folder.
+/// Path of a name's refused content under the state folder.
 pub fn quarantined(state: &Path, name: &str, generation: Generation) -> PathBuf {
     state.join("spokes/quarantine").join(format!("{name}-{}", &generation.to_string()[..16]))
 }
 
-/// A LoRA on one matrix of the shipped model; another seed is another content.
+/// A LoRA on one matrix of the shipped model. Each seed gives different content.
 pub fn lora(seed: u32) -> Vec<u8> {
     lora_of(seed, 8.0, None)
 }
 
-/// One that turns every answer over.
+/// A LoRA strong enough to change every answer.
 pub fn strong_lora(seed: u32) -> Vec<u8> {
     lora_of(seed, 32_000.0, None)
 }
 
-/// One that says on which tensors it was trained.
+/// A LoRA that names the tensors it was trained on.
 pub fn lora_trained_on(seed: u32, post: &Digest) -> Vec<u8> {
     lora_of(seed, 8.0, Some(post))
 }
@@ -55,7 +56,7 @@ pub fn felix(seed: u32) -> Vec<u8> {
     felix_of(seed, 1.0)
 }
 
-/// One that turns every answer over.
+/// A Felix spoke strong enough to change every answer.
 pub fn strong_felix(seed: u32) -> Vec<u8> {
     felix_of(seed, 100_000.0)
 }
@@ -81,7 +82,7 @@ fn post() -> Post {
     Post::open(Path::new(MODEL)).expect("the shipped model is there")
 }
 
-/// The file with small numbers that the seed chooses; those of W_up are `strength` times as large.
+/// The file with small numbers from the seed. Those of W_up are multiplied by `strength`.
 fn written(writer: &Writer, seed: u32, strength: f32) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("spoke.gguf");
@@ -106,12 +107,12 @@ pub fn generation(content: &[u8]) -> Generation {
     Generation::of_reader(content).unwrap()
 }
 
-/// Puts a file into a folder as a careful program does: whole, by a rename.
+/// Puts a file into a folder atomically, by a rename.
 pub fn put(folder: &Path, entry: &str, content: &[u8]) {
     atomic_file::write(&folder.join(entry), content).unwrap();
 }
 
-/// A program that answers as the probe's child does, in a shell's words.
+/// A shell script that answers as the probe's child does.
 pub fn child(folder: &Path, script: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let path = folder.join("probe-child");
@@ -120,9 +121,9 @@ pub fn child(folder: &Path, script: &str) -> PathBuf {
     path
 }
 
-/// What a child says of a spoke that works.
+/// The child's report on a spoke that works.
 pub const DIFFERS: &str =
     r#"echo '{"verdict":"differs","finite":true,"differs":true,"tokens":24,"resident_bytes":0}'"#;
-/// And of one that does nothing.
+/// The child's report on a spoke that has no effect.
 pub const SAME: &str =
     r#"echo '{"verdict":"same","finite":true,"differs":false,"tokens":24,"resident_bytes":0}'"#;

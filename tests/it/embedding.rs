@@ -1,4 +1,5 @@
-//! Embeddings by the real engine: the same numbers as in one piece, in small parts between everything else.
+//! Tests of embeddings with the real engine: computed in small parts between other work, they equal
+//! those computed in one batch.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -20,8 +21,8 @@ fn embed(engine: &LlamaEngine, texts: &[String]) -> Result<Embeddings, EngineErr
     engine.embed(inputs(texts)).unwrap().blocking_recv().unwrap()
 }
 
-/// What llama.cpp's own mean of a text in one batch is; `exact`: with keys and values in f32 instead of f16, and no flash
-/// attention, which rounds too.
+/// llama.cpp's own mean of a text in one batch. With `exact`, keys and values are f32 instead of
+/// f16, and flash attention, which also rounds, is off.
 fn in_one_piece(model: &LlamaModel, ids: &[u32], exact: bool) -> Vec<f32> {
     let mut params = LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(CONTEXT))
@@ -67,7 +68,8 @@ fn a_text_read_in_parts_has_the_vector_that_it_has_in_one_piece() {
         longest = longest.max(ids.len());
         let found = embed(&served.engine, &[text]).unwrap().vectors.remove(0);
         let (whole, exact) = (in_one_piece(&model, &ids, false), in_one_piece(&model, &ids, true));
-        // Attention in f16 rounds one way in one batch and another in several: neither may be further from the truth.
+        // Attention in f16 rounds differently in one batch and in several. The parts must not be
+        // much further from the exact result.
         let (rounded, parted) = (apart(&whole, &exact), apart(&found, &exact));
         assert!(
             parted < 2.0 * rounded + 1e-5,
@@ -95,7 +97,7 @@ fn many_texts_let_others_through_and_end_when_nobody_waits_for_them() {
     assert!(many.try_recv().is_err(), "too fast to see anything: {:?}", began.elapsed());
     assert!(engine.health().borrow().beat > beats, "no sign of life beside it");
     drop(many);
-    // Who comes next has the embedder for itself.
+    // The next request has the embedder to itself.
     let began = Instant::now();
     assert!(embed(engine, &texts[..1]).is_ok());
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());

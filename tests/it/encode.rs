@@ -1,4 +1,4 @@
-//! `bespoke encode`: the real binary against a daemon.
+//! Tests of `bespoke encode`: the real binary against a daemon.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -40,7 +40,8 @@ fn an_event_comes_back_as_json_when_piped() {
         assert_eq!(back, memory);
     }
     let request = &daemon.engine.requests()[0];
-    // The client sends the schema of the wire; the daemon adds the limits that the prompt states.
+    // The client sends the schema of the wire format; the daemon adds the limits that the prompt
+    // states.
     let mut schema = bespoke::task::encoding_schema();
     bespoke::task::schema::add_limits(&mut schema);
     assert_eq!(request.constraint, Some(Constraint::JsonSchema(schema)));
@@ -62,7 +63,7 @@ fn a_file_and_flags_make_an_event() {
 
 #[test]
 fn without_a_daemon_the_message_says_how_to_start_one() {
-    // Bound and given back: nobody listens there.
+    // A port that was bound and released, so that nothing listens on it.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let output = encode(&format!("http://{free}"), &[], "an event");
     let stderr = text(&output.stderr);

@@ -1,4 +1,5 @@
-//! The engine on a random model: batching, caches, cancelling, closing, embeddings, files that are no model.
+//! Tests of the engine with a random model: batching, caches, cancelling, closing, embeddings, and
+//! files that are no model.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,14 +14,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 pub const CONTEXT: u32 = 256;
 
-/// A random model of 320 tokens, its file living as long as the folder.
+/// A random model of 320 tokens. Its file lives as long as the folder.
 pub struct Served {
     pub engine: LlamaEngine,
     folder: tempfile::TempDir,
 }
 
 impl Served {
-    /// The model's file.
+    /// Path of the model's file.
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("random.gguf")
     }
@@ -176,7 +177,7 @@ fn content_cannot_forge_a_marker() {
 fn a_dropped_receiver_frees_its_lane_within_a_step_and_the_queue_is_bounded() {
     let Served { engine, .. } = &serve(|settings| settings.lanes = 1);
     let endless = || {
-        // An array of strings that is closed only when the tokens run out.
+        // An array of strings that is closed only when tokens run out.
         let schema = json!({"type": "array", "items": {"type": "string", "minLength": 60}, "minItems": 1});
         Generate { max_tokens: None, constraint: Some(Constraint::JsonSchema(schema)), ..request("go on") }
     };
@@ -184,7 +185,7 @@ fn a_dropped_receiver_frees_its_lane_within_a_step_and_the_queue_is_bounded() {
     assert!(matches!(first.blocking_recv(), Some(AnswerEvent::Started { .. })));
     let (second, third) = (engine.generate(endless()).unwrap(), engine.generate(request("hi")).unwrap());
     assert_eq!(engine.generate(request("no room")).unwrap_err(), EngineError::Overloaded { waiting: 2 });
-    // The one in the lane and one in the queue leave; the last must be answered.
+    // The request in the lane and one in the queue leave; the last one must be answered.
     drop(first);
     drop(second);
     let answer = collect(third).unwrap();
@@ -257,7 +258,7 @@ fn embeddings_have_length_one_and_name_a_text_that_is_too_long() {
     assert_ne!(found.vectors[0], found.vectors[1]);
     let long = embed(&["fine", &"word ".repeat(300)]).unwrap_err();
     assert!(matches!(long, EngineError::InputTooLong { index: 1, context: CONTEXT, .. }), "{long}");
-    // Generating still works beside it.
+    // Generation still works meanwhile.
     assert!(ask(engine, request("hello")).is_ok());
 }
 
@@ -270,7 +271,7 @@ fn a_file_that_is_no_model_fails_with_its_reason() {
     let early = engine.generate(request("hello"));
     let EngineState::Failed(reason) = settled(&engine) else { panic!("a text file was served") };
     assert!(reason.contains("notes.gguf") && reason.contains("not a GGUF file"), "{reason}");
-    // Whether it was sent before or after the failure was known, it is answered with it.
+    // The request gets this error whether it was sent before or after the failure was known.
     let error = early.and_then(collect).unwrap_err();
     assert_eq!(error, EngineError::Model(reason.clone()));
     assert_eq!(ask(&engine, request("hello")).unwrap_err(), EngineError::Model(reason));
@@ -299,7 +300,7 @@ fn free_lanes_take_what_the_queue_would_have_no_room_for() {
     let Served { engine, .. } = &serve(|settings| settings.queue_tokens = 10);
     let endless = || Generate { max_tokens: None, ..request("go on") };
     let lanes: Vec<_> = (0..4).map(|_| engine.generate(endless()).unwrap()).collect();
-    // They are taken; one more may wait alone, and not two.
+    // These requests are accepted. One more may wait, but not two.
     let alone = engine.generate(endless()).unwrap();
     let error = engine.generate(endless()).unwrap_err();
     assert!(matches!(error, EngineError::QueueTokens { limit: 10, .. }), "{error}");
@@ -316,7 +317,7 @@ fn a_schema_or_grammar_that_leads_too_far_is_refused_and_the_engine_lives() {
         .chain([("d6000".to_owned(), json!({"type": "boolean"}))])
         .collect();
     let schema = Constraint::JsonSchema(json!({"$ref": "#/$defs/d0", "$defs": definitions}));
-    // Within the bytes that are taken.
+    // Within the size limit.
     let rules: Vec<String> = (0..4_000).map(|index| format!("r{index}::=r{}\n", index + 1)).collect();
     let grammar = Constraint::Gbnf(format!("root::=r0\n{}r4000::=\"a\"", rules.concat()));
     for constraint in [schema, grammar] {
@@ -358,7 +359,7 @@ fn a_schema_that_takes_long_to_compile_holds_nobody_up() {
         others += 1;
     }
     let took = began.elapsed();
-    // So many texts that the shortest answer is too long.
+    // The schema requires so many texts that the shortest answer is too long.
     let error = slow.blocking_recv().unwrap();
     assert!(matches!(error, AnswerEvent::Failed(EngineError::Schema(_))), "{error:?}");
     assert!(others >= 4, "{others} others were answered in {took:?}");
@@ -392,14 +393,14 @@ fn a_place_for_keys_and_values_has_its_bytes() {
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf/qwen3_tied/config.json");
     let config: Value = serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
     let of = |key: &str| config[key].as_u64().unwrap();
-    // Keys and values in f16.
+    // Keys and values are f16.
     let numbers = 2 * 2 * of("num_hidden_layers") * of("num_key_value_heads") * of("head_dim");
     let started = Instant::now();
     while engine.health().borrow().totals.place_bytes == 0 {
         assert!(started.elapsed() < Duration::from_secs(5));
         std::thread::sleep(Duration::from_millis(5));
     }
-    // And where it is.
+    // The cell's position takes up to 32 bytes more.
     let found = engine.health().borrow().totals.place_bytes;
     assert!((numbers..=numbers + 32).contains(&found), "{found} bytes, {numbers} of numbers");
 }

@@ -1,4 +1,5 @@
-//! `bespoke eval`: scores equal those of an independent reference, and wrong rows are named.
+//! Tests of `bespoke eval`: scores equal those of an independent reference, and invalid rows are
+//! named.
 
 use assert_cmd::Command;
 use serde_json::Value;
@@ -31,7 +32,7 @@ fn scores_equal_those_of_the_reference() {
             assert!(equal, "{key} is {}, the reference has {reference}", ours[key]);
         }
     }
-    // A reference that always says the same would prove nothing.
+    // A reference with constant values would prove nothing.
     for key in ["epr", "fr", "np", "ted", "mih", "sc"] {
         let values: std::collections::BTreeSet<String> =
             reference.iter().map(|row| row[key].to_string()).collect();

@@ -1,5 +1,5 @@
-//! What makes the engine fast must not change its answers: lanes, shared prefixes, forced tokens and drafting on against
-//! all of them off, on the shipped model.
+//! Tests that optimisations don't change answers: lanes, shared prefixes, forced tokens and
+//! drafting on, compared with all of them off, on the shipped model.
 
 use std::path::Path;
 
@@ -13,7 +13,8 @@ use bespoke::task::schema::add_limits;
 use bespoke::task::{self, encoding_schema};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-/// Encodings that are compared; `BESPOKE_EXACTNESS=200` for the figures in `docs/benchmarks.md`.
+/// Number of encodings to compare. `BESPOKE_EXACTNESS=200` gives the figures in
+/// `docs/benchmarks.md`.
 fn encodings() -> usize {
     std::env::var("BESPOKE_EXACTNESS").map_or(12, |text| text.parse().expect("BESPOKE_EXACTNESS is a number"))
 }
@@ -25,7 +26,7 @@ fn engine(lanes: u32, fast: bool) -> LlamaEngine {
         lanes,
         queue: 1_000,
         queue_tokens: u64::MAX,
-        // One: two wait for each other where another program runs beside them.
+        // One thread: two would wait for each other while another program runs.
         threads: 1,
         cached_sequences: if fast { 2 } else { 0 },
         draft: fast,
@@ -109,8 +110,8 @@ fn fast_answers_are_the_plain_ones_token_for_token() {
             equal += 1;
             continue;
         }
-        // llama.cpp sums in another order in a batch of another size: a tie may fall the other way. Anything but a tie is
-        // a defect.
+        // llama.cpp sums in a different order in a batch of another size, so a tie may be decided
+        // differently. Anything but a tie is a bug.
         let at = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
         let margin = plain.tokens.get(at).map_or(f32::INFINITY, |report| {
             let other = fast.tokens.get(at).map_or(f32::NEG_INFINITY, |report| report.token.logprob);
@@ -131,7 +132,7 @@ fn fast_answers_are_the_plain_ones_token_for_token() {
     assert!(near.len() * 10 <= events.len(), "{near:?}");
     assert!(forced > 0 && accepted > 0 && cached > 0, "nothing was fast");
     assert!(plain.iter().all(|answer| answer.usage.drafted_tokens == 0));
-    // The closing of an answer that ran out of tokens is dictated too, whatever is off.
+    // The closing of an answer that ran out of tokens is dictated in any configuration.
     let whole = plain.iter().filter(|answer| answer.reason == FinishReason::Stop);
     assert!(whole.map(|answer| answer.usage.forced_tokens).all(|forced| forced == 0));
 }

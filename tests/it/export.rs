@@ -1,4 +1,5 @@
-//! Models in and out: transformers' logits and gradients in Candle, the same logits in llama.cpp, and the way back.
+//! Tests of export and import: transformers' logits and gradients in Candle, the same logits in
+//! llama.cpp, and the way back.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf").join(name)
 }
 
-/// What transformers computed: ids, logits `[ids, vocabulary]`.
+/// Ids and logits `[ids, vocabulary]` that transformers computed.
 fn expected(folder: &Path) -> (Vec<u32>, Vec<f32>) {
     let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -84,7 +85,7 @@ fn llama_cpp_computes_what_transformers_does_and_the_way_back_is_exact() {
         let text = String::from_utf8(done.get_output().stdout.clone()).unwrap();
         assert!(text.contains("max |difference| / max |logit|"), "{text}");
 
-        // Not against Candle, as the command does, but against transformers itself.
+        // Compare with transformers itself, not with Candle as the command does.
         let (ids, logits) = expected(&folder);
         let reference = bespoke::engine::reference::Reference::open(&gguf).unwrap();
         let difference = relative_difference(&logits, &reference.logits(&ids).unwrap()).unwrap().0;
@@ -95,7 +96,8 @@ fn llama_cpp_computes_what_transformers_does_and_the_way_back_is_exact() {
         assert_bit_equal(&before, &after);
         assert_eq!(before.text.chat_template, after.text.chat_template);
         assert_eq!(before.text.ids, after.text.ids);
-        // The tokenizer is rebuilt, not copied: it must read every text alike, control tokens included.
+        // The tokenizer is rebuilt, not copied, and must read every text alike, control tokens
+        // included.
         assert!(check(&after, &gguf).unwrap().max <= 1e-3);
         let again = out.path().join("again.gguf");
         gguf_file::export(&after, "model", &back, &again, gguf_file::Precision::F32).unwrap();
@@ -120,7 +122,7 @@ fn every_type_is_exported_within_its_bound() {
             let (before, after) = (hugging_face::load(&folder).unwrap(), gguf_file::import(&gguf).unwrap());
             let name = "model.layers.1.mlp.down_proj.weight";
             let values = |model: &Model| f32_values(model.parameters.get(name).unwrap()).unwrap();
-            // Half a step of 1/127 of a block's largest value.
+            // Half a step, where a step is 1/127 of a block's largest value.
             assert!(relative_difference(&values(&before), &values(&after)).unwrap().0 < 0.005);
         }
         std::fs::remove_file(&gguf).unwrap();
@@ -144,7 +146,7 @@ fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut serde_json::Value)) 
     bespoke::atomic_file::write(&path, value.to_string().as_bytes()).unwrap();
 }
 
-/// The message with which exporting a folder fails; no file may be left.
+/// The error message of a failed export. No file may be left.
 fn failure(folder: &Path) -> String {
     let out = tempfile::tempdir().unwrap();
     let failed = bespoke().arg("export").arg(folder).arg(out.path().join("model.gguf")).assert().code(1);
@@ -213,7 +215,7 @@ fn a_file_with_which_llama_cpp_computes_something_else_is_noticed() {
     let gguf = out.path().join("model.gguf");
     gguf_file::export(&model, "x", &folder, &gguf, gguf_file::Precision::F32).unwrap();
     assert!(check(&model, &gguf).unwrap().max <= 1e-3);
-    // A small mistake: a rotary base 5 % off.
+    // A small mistake: a rotary base that is 5 % off.
     model.config.rope_theta = 10_500.0;
     assert!(check(&model, &gguf).unwrap().max > 1e-3);
 }

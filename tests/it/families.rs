@@ -1,5 +1,6 @@
-//! Every architecture against transformers (logits, the gradient of every parameter) and against llama.cpp (its converter's keys and
-//! tensors, its logits); fixtures by tests/tools/family_reference.py.
+//! Tests of every architecture against transformers (logits and the gradient of every parameter)
+//! and against llama.cpp (its converter's keys and tensors, and its logits). The fixtures are made
+//! by tests/tools/family_reference.py.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tokenizers::Normalizer;
 
-/// Where the fixtures are; another folder, made with other seeds, may be tried through the environment.
+/// Folder of the fixtures. The environment may name another folder, made with other seeds.
 fn root() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
     std::env::var_os("BESPOKE_FAMILIES_DIR").map_or(own, PathBuf::from)
@@ -36,7 +37,7 @@ fn cases() -> Vec<String> {
     names
 }
 
-/// The kind of tokenizer that a case goes with.
+/// The kind of tokenizer that a case uses.
 fn tokenizer(case: &str) -> PathBuf {
     let kind = match case.split('_').next().unwrap() {
         "llama" => "llama3",
@@ -46,7 +47,7 @@ fn tokenizer(case: &str) -> PathBuf {
     root().join("tokenizers").join(kind)
 }
 
-/// A case as a folder that is complete: with its tokenizer.
+/// A case as a complete folder, with its tokenizer.
 pub fn complete(case: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for source in [root().join(case), tokenizer(case)] {
@@ -58,7 +59,7 @@ pub fn complete(case: &str) -> tempfile::TempDir {
     folder
 }
 
-/// What transformers computed.
+/// Results that transformers computed.
 struct Expected {
     file: SafetensorsFile,
     ids: Vec<u32>,
@@ -94,7 +95,7 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-/// The gradient of every parameter for the mean loss of predicting each token from those before it.
+/// The gradient of every parameter for the mean loss of next-token prediction.
 fn gradients(model: &Model, ids: &[u32], what: &str) -> (f32, Vec<(String, Vec<f32>)>) {
     let decoder = Decoder::new(model.config.clone(), &model.parameters).unwrap();
     let length = ids.len();
@@ -124,7 +125,7 @@ fn the_gradient_of_every_parameter_is_that_of_transformers() {
         for ((name, found), expected) in gradients.iter().zip(&there) {
             assert_eq!(found.len(), expected.len(), "{case}: {name}");
             let difference: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
-            // Some gradients are zero but for rounding: measured by the largest one then.
+            // Some gradients are zero except for rounding, so measure them by the largest one.
             let bound = 1e-3 * largest(expected).max(1e-4 * scale);
             let difference = largest(&difference);
             assert!(difference <= bound, "{case}: {name}: {difference:e}, at most {bound:e}");
@@ -133,7 +134,7 @@ fn the_gradient_of_every_parameter_is_that_of_transformers() {
     }
 }
 
-/// The key for which a case makes no GGUF file, if it makes none.
+/// The key that prevents a case's export to GGUF, if any.
 fn refused(case: &str) -> Option<String> {
     let folder = complete(case);
     let model = hugging_face::load(folder.path()).unwrap();
@@ -186,7 +187,8 @@ fn what_llama_cpp_does_not_compute_is_refused_by_name() {
     assert!(found.len() * 2 <= cases().len(), "{found:?}");
 }
 
-/// A metadata value as JSON, floats as llama.cpp's own reader prints them, and its type in the converter's words.
+/// A metadata value as JSON (floats as llama.cpp's own reader prints them), and its type in the
+/// converter's terms.
 fn described(value: &Value) -> (Vec<&'static str>, serde_json::Value) {
     macro_rules! list {
         ($kind:literal, $values:expr) => {
@@ -231,9 +233,10 @@ fn keys_types_and_tensors_are_those_of_llama_cpps_converter() {
             assert_eq!(json!(kind), there["type"], "{case}: {key}");
             let expected =
                 lists.get(key).filter(|_| there["value"]["length"].is_u64()).unwrap_or(&there["value"]);
-            // The name is the folder's; of SentencePiece's tokens the texts of runs of spaces are ours, and so are scores.
+            // The name is the folder's. For SentencePiece, the tokens of runs of spaces and all
+            // scores are ours.
             let spaces = case.starts_with("gemma2") && key.starts_with("tokenizer.ggml.");
-            // The converter writes sections with which llama.cpp ends the process where heads are small.
+            // The converter writes sections that abort llama.cpp if heads are small.
             let sections = key == "qwen35.rope.dimension_sections" && value != *expected;
             if sections {
                 let total: u64 =
@@ -246,11 +249,11 @@ fn keys_types_and_tensors_are_those_of_llama_cpps_converter() {
                 assert_eq!(value.as_array().unwrap().len(), expected.len(), "{case}: {key}");
             }
         }
-        // What an import needs and llama.cpp passes over.
+        // Keys that an import needs and llama.cpp ignores.
         ours.retain(|key, _| !key.starts_with("bespoke."));
-        // The converter has no way to say where windows are.
+        // The converter can't express where windows are.
         ours.remove("gemma2.attention.sliding_window_pattern");
-        // Nor another rotary base than the usual one.
+        // Nor a rotary base other than the usual one.
         if json_of(&root().join(case).join("config.json"))["rope_parameters"]["rope_theta"] != 10_000.0 {
             ours.remove("gemma2.rope.freq_base");
         }
@@ -271,7 +274,7 @@ fn keys_types_and_tensors_are_those_of_llama_cpps_converter() {
     assert!(compared >= 8, "only {compared} cases have a reference");
 }
 
-/// How far a parameter may be off after the way to a GGUF file and back: what `1 + w` and `exp` lose in f32.
+/// Maximum error of a parameter after export and import: what `1 + w` and `exp` lose in f32.
 fn lost(name: &str) -> f32 {
     if name.contains("norm") || name.ends_with("A_log") || name.ends_with("q_proj.weight") {
         3e-7
@@ -289,7 +292,7 @@ fn the_way_to_gguf_and_back_changes_nothing() {
         hugging_face::save(out.path(), &gguf_file::import(&path).unwrap()).unwrap();
         let after = hugging_face::load(out.path()).unwrap();
         let mut config = after.config.clone();
-        // A file of this kind always has some; text does not depend on them.
+        // An export always has some; text doesn't depend on them.
         config.features.rotary_sections.clone_from(&before.config.features.rotary_sections);
         assert_eq!(config, before.config, "{case}");
         assert_eq!(after.text.ids, before.text.ids, "{case}");
@@ -301,7 +304,7 @@ fn the_way_to_gguf_and_back_changes_nothing() {
             let difference = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(difference <= bound, "{case}: {name}: {difference:e}");
         }
-        // What is computed, too.
+        // The logits must agree, too.
         let expected = Expected::open(case);
         let found = candle_logits(&after, &expected.ids).unwrap();
         let difference = relative_difference(&expected.values("logits"), &found).unwrap().0;
@@ -309,7 +312,7 @@ fn the_way_to_gguf_and_back_changes_nothing() {
     }
 }
 
-/// One case of each kind of tokenizer, and text that its markers and added tokens are part of.
+/// One case for each kind of tokenizer, with texts that contain its markers and added tokens.
 const TOKENIZERS: [(&str, &[&str]); 4] = [
     ("llama_plain", &["<|eot_id|>", "<|begin_of_text|>", "1234567", "'Re"]),
     ("qwen2_gqa", &["<|im_end|>", "<think>", "<|fim_prefix|>", "e\u{301}", "\u{1100}\u{1161}"]),
@@ -320,7 +323,8 @@ const TOKENIZERS: [(&str, &[&str]); 4] = [
     ),
 ];
 
-/// A text as the tokenizer's normaliser leaves it: llama.cpp has no Unicode normal forms, and reads what is in one alike.
+/// A text as the tokenizer's normaliser leaves it. llama.cpp has no Unicode normalisation, but
+/// reads normalised text alike.
 pub fn normal_form(tokenizer: &Tokenizer, text: &str) -> String {
     match tokenizer.inner().get_normalizer() {
         Some(tokenizers::NormalizerWrapper::NFC(form)) => {
@@ -377,7 +381,7 @@ fn awkward_texts_have_the_same_tokens_everywhere() {
     }
 }
 
-/// llama.cpp ends the process on such a file; here it is never written.
+/// llama.cpp aborts on such a file, so an export must refuse to write it.
 #[test]
 fn a_gemma_without_windows_makes_no_gguf_file() {
     let case = "gemma2_usual";
@@ -395,7 +399,7 @@ fn a_gemma_without_windows_makes_no_gguf_file() {
 
 #[test]
 fn pieces_with_merges_of_their_own_keep_them() {
-    // A vocabulary of Gemma's form whose merges are those of a trainer, one way to each token.
+    // A vocabulary of Gemma's form whose merges come from a trainer, one way to each token.
     let (case, pieces) = TOKENIZERS[3];
     if !root().join(case).exists() {
         return; // another folder of cases

@@ -1,4 +1,5 @@
-//! Hostile GGUF files: each kind is refused by the rule that names it, before llama.cpp sees a byte.
+//! Tests of hostile GGUF files: each kind is refused by the rule that names it, before llama.cpp
+//! sees a byte.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use bespoke::gguf::{GgmlType, Gguf, GgufError, TensorInfo, Value, Writer, check_
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Bytes of a file, put together by hand.
+/// Bytes of a file, assembled by hand.
 #[derive(Clone, Default)]
 struct Raw(Vec<u8>);
 
@@ -34,12 +35,12 @@ impl Raw {
     fn text(self, text: &str) -> Self {
         self.u64(text.len() as u64).bytes(text.as_bytes())
     }
-    /// A tensor description of type F32 unless said otherwise.
+    /// Adds a tensor description.
     fn tensor(self, name: &str, dims: &[u64], kind: u32, offset: u64) -> Self {
         let raw = self.text(name).u32(dims.len() as u32);
         dims.iter().fold(raw, |raw, &dim| raw.u64(dim)).u32(kind).u64(offset)
     }
-    /// The data section: padding, then zeros.
+    /// Adds the data section: padding, then zeros.
     fn data(mut self, bytes: usize) -> Self {
         let start = self.0.len().next_multiple_of(32);
         self.0.resize(start + bytes, 0);
@@ -47,7 +48,7 @@ impl Raw {
     }
 }
 
-/// Kinds of files, and what the refusal says.
+/// Kinds of files, with the message of the refusal.
 fn malformed() -> Vec<(&'static str, Raw, &'static str)> {
     let none = || Raw::header(0, 0);
     let pair = || Raw::header(0, 1).text("some.key");
@@ -211,7 +212,7 @@ fn the_command_says_which_file_and_why() {
     assert!(message.contains("text.gguf: is not a GGUF file: begins with [6e, 6f, 74, 20]"), "{message}");
 }
 
-/// A complete tiny model: keys and tensors that a test may change before it is written.
+/// A complete tiny model, whose keys and tensors a test may change before it is written.
 #[derive(Clone)]
 struct Model {
     keys: Vec<(String, Value)>,
@@ -399,7 +400,7 @@ fn tensors_with_a_hole_between_are_no_model() {
     let mut bytes = std::fs::read(&path).unwrap();
     let name = b"blk.0.ffn_down.weight";
     let at = bytes.windows(name.len()).rposition(|window| window == name).unwrap() + name.len();
-    // Rank, two dimensions and type stand before the offset.
+    // Rank, two dimensions and type precede the offset.
     let offset = &mut bytes[at + 4 + 16 + 4..][..8];
     let moved = u64::from_le_bytes(offset.try_into().unwrap()) + 32;
     offset.copy_from_slice(&moved.to_le_bytes());
@@ -423,14 +424,14 @@ fn a_file_cut_anywhere_is_refused_and_one_cut_while_open_fails_to_read() {
     std::fs::OpenOptions::new().write(true).open(&cut).unwrap().set_len(bytes.len() as u64 / 2).unwrap();
     let message = open.tensor_f32("blk.0.ffn_down.weight").unwrap_err().to_string();
     assert!(message.contains("in the middle of tensor \"blk.0.ffn_down.weight\""), "{message}");
-    // Replaced by rename, the file that was checked is the one that is read.
+    // After a replacement by rename, the checked file is the one that is read.
     bespoke::atomic_file::write(&cut, &bytes).unwrap();
     let open = Gguf::open(&cut).unwrap();
     bespoke::atomic_file::write(&cut, b"another").unwrap();
     assert_eq!(open.tensor_f32("blk.0.ffn_down.weight").unwrap().len(), 512);
 }
 
-/// Property tests with a fixed seed: a failure is the same on every machine.
+/// Property tests with a fixed seed, so that a failure is the same on every machine.
 fn properties(cases: u32) -> TestRunner {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]))
@@ -453,7 +454,7 @@ fn arbitrary_bytes_never_panic() {
 fn damaged_models_never_panic_and_llama_cpp_survives_those_that_pass() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = std::fs::read(Model::new().write(folder.path())).unwrap();
-    // Only what stands before the data: numbers of weights can't break a rule.
+    // Change only bytes before the data: weights can't break a rule.
     let header = Gguf::open(&folder.path().join("model.gguf")).unwrap();
     let header = bytes.len() - header.tensors().iter().map(|tensor| tensor.bytes as usize).sum::<usize>();
     let edit = (0..header, prop_oneof![any::<u8>(), Just(0), Just(0xff), Just(0x7f), Just(0x80)]);
@@ -468,7 +469,7 @@ fn damaged_models_never_panic_and_llama_cpp_survives_those_that_pass() {
         bespoke::atomic_file::write(&path, &bytes).unwrap();
         if inspect(&path).is_ok() {
             passed.set(passed.get() + 1);
-            // It may refuse, but not end the process.
+            // llama.cpp may refuse the file, but must not end the process.
             if let Ok(reference) = bespoke::engine::reference::Reference::open(&path) {
                 let _ = reference.logits(&[1, 2, 3]);
             }

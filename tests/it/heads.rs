@@ -1,5 +1,5 @@
-//! Models whose state can't be cut: what prompts begin with is kept where it ends, and an answer stays that of an engine
-//! which knows nothing.
+//! Tests of models whose state can't be truncated: the common heads of prompts are kept, and
+//! answers equal those of an engine without a cache.
 
 use std::path::Path;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn serve(path: &Path, lanes: u32) -> LlamaEngine {
     engine
 }
 
-/// A system message, what all events begin with, and an event.
+/// A system message, a part that all events share, and an event.
 fn request(system: u32, event: u32) -> Generate {
     let ids =
         |from: u32, count: u32, salt: u32| (from..from + count).map(move |i| 10 + (i * 31 + salt * 17) % 250);
@@ -73,7 +73,7 @@ fn assert_same(found: &Tokens, expected: &Tokens, case: &str) {
     assert!(found.iter().zip(expected).all(same), "{case}: {found:?} for {expected:?}");
 }
 
-/// The answers of engines that know nothing.
+/// The answers of engines with empty caches.
 fn fresh(path: &Path, requests: &[(u32, u32)]) -> Vec<Tokens> {
     let alone =
         |&(system, event): &(u32, u32)| answer(serve(path, 1).generate(request(system, event)).unwrap()).0;
@@ -99,9 +99,10 @@ fn heads_are_kept_for_those_that_begin_with_them() {
         assert_same(&tokens, expected, &format!("{system}, {event}, {} cached", usage.cached_tokens));
         known.push(usage.cached_tokens);
     }
-    // The system message is kept from the first time on, what events have in common from the second.
+    // The system message is kept from the first request on, the shared part of events from the
+    // second.
     assert_eq!(known, [0, 40, 70, 0, 70, 40]);
-    // An answer is what the next prompt of a conversation begins with.
+    // The next prompt of a conversation begins with the previous answer.
     let (tokens, _) = answer(engine.generate(request(1, 9)).unwrap());
     let mut next = request(1, 9);
     let said = tokens[..15].iter().map(|(id, _)| *id).collect();

@@ -1,4 +1,4 @@
-//! The real binary with folders for spokes and state that outlive it, and clients that ask it.
+//! The real binary with folders for spokes and state that outlive it, and clients that query it.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -13,28 +13,28 @@ use crate::daemon::chunks;
 use crate::dropped::{generation, put};
 use crate::program::Program;
 
-/// How long a spoke may take until it serves.
+/// Maximum time until a spoke serves.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// From when on it is told what it waits for.
+/// After this time, print what the client waits for.
 const SLOW: Duration = Duration::from_secs(4);
 
-/// Folders, and how a program is started over them.
+/// The folders, and how a program is started with them.
 pub struct Home {
     pub root: TempDir,
     backend: Backend,
     arguments: Vec<String>,
 }
 
-/// A program that runs over them.
+/// A program that runs with these folders.
 pub struct Served {
     pub program: Program,
     pub client: Client,
 }
 
-/// Whoever asks it.
+/// A client of the program.
 #[derive(Clone)]
 pub struct Client {
-    /// The program's process.
+    /// Id of the program's process.
     process: u32,
     pub url: String,
     pub agent: ureq::Agent,
@@ -45,10 +45,10 @@ impl Home {
         Self::with(backend, "", &[])
     }
 
-    /// With these settings of `[spokes]` and these further arguments.
+    /// A home with these settings of `[spokes]` and these additional arguments.
     pub fn with(backend: Backend, spokes: &str, arguments: &[&str]) -> Self {
         let root = tempfile::tempdir().unwrap();
-        // One thread: two would wait for each other where other tests run.
+        // One thread: two would wait for each other while other tests run.
         let settings = format!("[log]\naccess = 'off'\n[model]\nthreads = 1\n[spokes]\n{spokes}\n");
         bespoke::atomic_file::write(&root.path().join("bespoke.toml"), settings.as_bytes()).unwrap();
         let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
@@ -72,13 +72,13 @@ impl Home {
         self.root.path().join("state")
     }
 
-    /// Drops a content as a careful program does.
+    /// Puts a content into the folder atomically.
     pub fn put(&self, entry: &str, content: &[u8]) -> Generation {
         put(&self.folder(), entry, content);
         generation(content)
     }
 
-    /// Starts it; `fail` is where it dies (`BESPOKE_FAIL`).
+    /// Starts the program. `fail` is the point where it dies (`BESPOKE_FAIL`).
     pub fn start(&self, fail: &str) -> Served {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         let backend = self.backend.environment();
@@ -93,7 +93,7 @@ impl Home {
 }
 
 impl Served {
-    /// Waits until it has died by `kill -9`.
+    /// Waits until the program has died by `kill -9`.
     pub fn dies(mut self) {
         assert_eq!(self.program.ended(), None, "a signal is no exit code");
     }
@@ -105,7 +105,7 @@ impl Client {
         answer.body_mut().read_json().ok()
     }
 
-    /// Every row of the list of spokes.
+    /// All rows of the list of spokes.
     pub fn all(&self) -> Vec<Value> {
         let all = self.get("/v1/spokes").unwrap_or_default();
         all["data"].as_array().cloned().unwrap_or_default()
@@ -121,7 +121,7 @@ impl Client {
         row["generation"].as_str()?.parse().ok()
     }
 
-    /// Waits until a name is served by this generation.
+    /// Waits until this generation serves under a name.
     pub fn serves(&self, name: &str, generation: Generation) {
         let (began, mut told) = (Instant::now(), false);
         while self.serving(name) != Some(generation) {
@@ -137,7 +137,7 @@ impl Client {
         }
     }
 
-    /// What is answered to a change of a spoke, if something is.
+    /// Status of the answer to a change of a spoke, if there is one.
     pub fn change(&self, change: &str) -> Option<u16> {
         let answer = self.agent.post(format!("{}/v1/spokes/{change}", self.url)).send_empty().ok()?;
         Some(answer.status().as_u16())
@@ -148,7 +148,7 @@ impl Client {
         self.all().iter().any(is)
     }
 
-    /// What answers under a name, if something does: the generation that the reply names, in short, and what it says.
+    /// The answer under a name: the generation that the reply names (in short form), and the text.
     pub fn asked(&self, name: &str, stream: bool) -> Result<(String, String), String> {
         let request = self.agent.post(format!("{}/v1/chat/completions", self.url));
         let mut answer = request.send_json(question(name, stream)).map_err(|error| error.to_string())?;
@@ -175,13 +175,13 @@ impl Client {
         Ok((told, says))
     }
 
-    /// Whether a name is answered, to the word, as this content answers.
+    /// Whether a name answers exactly as this content does.
     pub fn answers_as(&self, name: &str, content: &Content) -> bool {
         self.asked(name, false) == Ok((content.generation.short(), content.says.clone()))
     }
 }
 
-/// What the threads of a process and of its children do, as far as the system tells.
+/// What the threads of a process and its children do, as far as the system tells.
 fn threads(process: u32) -> String {
     let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
     let folder = |process: u32| PathBuf::from(format!("/proc/{process}/task"));

@@ -1,5 +1,6 @@
-//! A LoRA that was trained on a Hugging Face folder, served beside a quantisation of the same model that says nothing of where
-//! it comes from: refused until the two are compared, accepted from then on, also after a restart.
+//! Tests of a LoRA that was trained on a Hugging Face folder and served with a quantisation of the
+//! same model that doesn't name its origin: refused until the two are compared, and accepted from
+//! then on, even after a restart.
 
 use std::path::Path;
 use std::process::Command;
@@ -32,7 +33,8 @@ fn add(home: &Home, url: &str, file: &Path, folder: &Path) -> (bool, String) {
 #[test]
 fn spokes_of_a_folder_are_accepted_once_it_is_compared_with_the_post() {
     let home = Home::new(Backend::Scripted(0));
-    // What the shipped post was made from is another folder; this one holds what it computes with.
+    // The shipped post was made from another folder; this one holds the values that the post
+    // computes with.
     let model = gguf_file::import(Path::new(MODEL)).unwrap();
     let folder = home.root.path().join("hf");
     hugging_face::save(&folder, &model).unwrap();
@@ -42,7 +44,7 @@ fn spokes_of_a_folder_are_accepted_once_it_is_compared_with_the_post() {
     let refused = || living.client.rows("early").iter().any(|row| row["reason"]["code"] == "post_mismatch");
     wait_until("it is refused", refused);
 
-    // Another folder of the same shape, and one that the spoke was not trained on.
+    // Another folder of the same shape, which the spoke was not trained on.
     let late = home.root.path().join("late.gguf");
     bespoke::atomic_file::write(&late, &lora_trained_on(2, &trained_on)).unwrap();
     let other = home.root.path().join("other");
@@ -61,7 +63,7 @@ fn spokes_of_a_folder_are_accepted_once_it_is_compared_with_the_post() {
     living.program.terminate();
     drop(living);
 
-    // It holds after a restart, and for whatever comes later.
+    // The comparison holds after a restart, and for spokes that come later.
     let living = home.start("");
     assert!(living.client.asked("late", false).is_ok());
     let later = home.put("later.gguf", &lora_trained_on(3, &trained_on));

@@ -1,4 +1,5 @@
-//! How likely an answer's tokens were: log probabilities of chat answers, and the confidence of each field.
+//! Tests of reported likelihoods: log probabilities of chat answers, and the confidence of each
+//! field.
 
 use bespoke::engine::{Script, ScriptedToken};
 use serde_json::{Value, json};
@@ -74,7 +75,8 @@ fn a_token_that_is_part_of_a_character_has_its_report_though_it_has_no_text() {
     assert_eq!(probabilities[0]["bytes"], json!([240, 159]));
     assert_eq!(probabilities[0]["top_logprobs"].as_array().unwrap().len(), 2);
     assert!(near(&probabilities[0]["logprob"], 0.25f64.ln()));
-    // A stream has them, too, and so have text in front of it, chat and token ids.
+    // Streams report them, too, and so do answers with text before the broken character, chats and
+    // token ids.
     daemon.engine.set_script(Script::Tokens(begun));
     let streamed = ask(json!({"prompt": "x", "n_probs": 1, "stream": true})).text;
     let found: Vec<Value> = chunks(&streamed)
@@ -88,7 +90,7 @@ fn a_token_that_is_part_of_a_character_has_its_report_though_it_has_no_text() {
     assert_eq!(chat["logprobs"]["content"][1]["bytes"], json!([240, 159]));
     let ids = ask(json!({"prompt": "x", "return_tokens": true})).ok()["tokens"].clone();
     assert_eq!(ids.as_array().unwrap().len(), 2);
-    // Thinking that breaks off has no tokens in the answer.
+    // Unfinished thinking has no tokens in the answer.
     let thought = vec![ScriptedToken::chosen("<think>a", 0.5), ScriptedToken::chosen(&face[..2], 0.25)];
     daemon.engine.set_script(Script::Tokens(thought));
     let chat = daemon.chat("x", json!({"logprobs": true})).ok()["choices"][0].clone();

@@ -1,4 +1,5 @@
-//! llama-server's smaller routes: tokens, templates, properties, slots, adapters; and the models of OpenAI.
+//! Tests of llama-server's smaller routes (tokens, templates, properties, slots, adapters) and of
+//! OpenAI's models route.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -231,7 +232,7 @@ fn llama_servers_clients_leave_v1_out() {
     let own = json!([{"index": 0, "embedding": [vector]}]);
     assert_eq!(daemon.post("/embedding", &json!({"content": "two words"})).ok(), own);
     assert_eq!(daemon.post("/embedding", &json!({"content": "x", "embd_normalize": -1})).status, 400);
-    // Errors have OpenAI's form there as well.
+    // Errors have OpenAI's format there as well.
     let error = daemon.post("/chat/completions", &json!({"messages": []})).json()["error"].clone();
     assert_eq!((&error["param"], &error["code"]), (&json!("messages"), &Value::Null));
 }

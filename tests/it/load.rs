@@ -1,4 +1,5 @@
-//! Load and failure: limits that hold, clients that leave or dawdle, signals, an engine that dies.
+//! Tests under load and failure: limits hold, clients leave or stall, signals arrive, and the
+//! engine dies.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,7 +19,7 @@ use crate::daemon::{Daemon, read_until, wait_until};
 use crate::program::{MODEL, Program};
 use crate::real::Real;
 
-/// How long a connection stays open from now; what has come over it.
+/// How long a connection stays open from now, and what arrives on it.
 fn until_closed(connection: &mut TcpStream) -> (Duration, String) {
     let start = Instant::now();
     let mut seen = Vec::new();
@@ -26,7 +27,7 @@ fn until_closed(connection: &mut TcpStream) -> (Duration, String) {
     loop {
         match connection.read(&mut buffer) {
             Ok(length) if length > 0 => seen.extend_from_slice(&buffer[..length]),
-            // Closing with something unread resets the connection; that is an end too.
+            // Closing a connection with unread data resets it, which also counts as an end.
             Ok(_) => break,
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
             Err(error) => panic!("still open after {:?}: {error}", start.elapsed()),
@@ -49,7 +50,7 @@ fn a_slow_head_is_cut_off_and_an_idle_connection_is_kept_longer() {
     let (took, _) = until_closed(&mut silent);
     assert!(took >= Duration::from_millis(150), "{took:?}");
 
-    // One byte at a time does not help: the head as a whole must be there in time.
+    // Sending one byte at a time must not help: the whole head must arrive in time.
     let mut dripping = daemon.connection();
     let start = Instant::now();
     let cut = b"GET /health HTTP/1.1\r\nhost: localhost\r\nx-slow: ".iter().any(|byte| {
@@ -117,7 +118,7 @@ fn a_connection_too_many_is_503_at_once_and_its_place_comes_back() {
     });
 }
 
-/// 8,000 words of 64 KiB: more than any buffer between the two.
+/// 2,000 words of 64 KiB: more than any buffer between the two ends.
 fn flood() -> Script {
     Script::Slow { text: ("x".repeat(65_535) + " ").repeat(2_000), delay: Duration::from_millis(1) }
 }
@@ -133,7 +134,7 @@ fn a_reader_that_takes_nothing_is_cut_off_and_its_generation_ends() {
     assert!(took >= Duration::from_millis(300), "{took:?}");
     let (_, seen) = until_closed(&mut connection);
     assert!(!seen.contains("[DONE]") && seen.len() < 32 << 20, "{} bytes were kept", seen.len());
-    // The daemon is none the worse for it.
+    // The daemon still works.
     assert_eq!(daemon.get("/health").status, 200);
 }
 
@@ -153,7 +154,8 @@ fn a_reader_that_takes_a_little_is_waited_for() {
     wait_until("it is cancelled", || daemon.engine.cancelled() == 1);
 }
 
-/// The promise is 50 ms; a busy machine may miss it now and then, so the best of five must keep it and all must stop.
+/// The promise is 50 ms. A busy machine may miss it now and then, so the best of five must keep it,
+/// and all must stop.
 #[test]
 fn one_that_leaves_is_noticed_while_others_are_answered() {
     for stream in [false, true] {
@@ -191,7 +193,8 @@ fn a_stream_past_its_deadline_ends_with_an_error_and_is_cancelled() {
     wait_until("it is cancelled", || daemon.engine.cancelled() == 1);
 }
 
-/// Fields that keep the shipped model busy for seconds: with nothing but small letters it finds no end.
+/// Fields that keep the shipped model busy for seconds: an answer of only lowercase letters never
+/// ends by itself.
 pub fn long() -> serde_json::Value {
     json!({"max_tokens": 1_900, "response_format": {"type": "json_schema", "json_schema": {
         "schema": {"type": "string", "pattern": "^[a-z]*$"}}}})
@@ -227,7 +230,7 @@ fn tokens_that_wait_have_a_limit_of_their_own() {
     let fields = long();
     let _running = real.daemon.chat_connection(fields.clone());
     wait_until("one runs", || real.busy() == 1);
-    // About 1,900 tokens each: two may wait, the third may not.
+    // About 1,900 tokens each: two may wait, but not three.
     let waiting: Vec<TcpStream> = (0..2).map(|_| real.daemon.chat_connection(fields.clone())).collect();
     wait_until("two wait", || real.engine.health().borrow().waiting == 2);
     let start = Instant::now();
@@ -236,14 +239,14 @@ fn tokens_that_wait_have_a_limit_of_their_own() {
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("tokens") && message.contains("5000"), "{message}");
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    // A short one still fits, and the ones that leave make room.
+    // A short request still fits, and requests that leave make room.
     drop(waiting);
     wait_until("nobody waits", || real.engine.health().borrow().waiting == 0);
     let _next = real.daemon.chat_connection(fields);
     wait_until("there is room again", || real.engine.health().borrow().waiting == 1);
 }
 
-/// Does all that a scripted engine does, but its heart stands still.
+/// Behaves like a scripted engine, but its heartbeat stands still.
 struct Lifeless {
     inner: FakeEngine,
     health: watch::Sender<Health>,
@@ -295,7 +298,7 @@ fn the_first_sigterm_drains_and_the_second_ends_at_once() {
         let url = program.url();
         let address = url.strip_prefix("http://").unwrap();
         program.line("is ready");
-        // A request whose body is still to come is one that the drain waits for.
+        // The drain must wait for a request whose body has not arrived yet.
         let mut connection = TcpStream::connect(address).unwrap();
         let body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 3}).to_string();
         let head = format!(
@@ -315,7 +318,7 @@ fn the_first_sigterm_drains_and_the_second_ends_at_once() {
         } else {
             connection.write_all(&body.as_bytes()[9..]).unwrap();
             let (_, answer) = until_closed(&mut connection);
-            // The engine takes nothing new once it drains; the client is told so, and to ask again.
+            // A draining engine accepts nothing new; the client is told so, and to retry.
             assert!(answer.starts_with("HTTP/1.1 503") || answer.starts_with("HTTP/1.1 200"), "{answer}");
             assert_eq!(program.ended(), Some(0));
         }

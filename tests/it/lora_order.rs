@@ -1,4 +1,5 @@
-//! The order and scale of values in GGUF files, of weights and of the adapters that are added to them: one list for both.
+//! Tests the order and scale of values in GGUF files: weights, and the adapters that are added to
+//! them, must use the same.
 
 use std::path::Path;
 
@@ -15,7 +16,7 @@ use crate::spoke_reference::{merge, post};
 const RANK: usize = 4;
 const ALPHA: f32 = 6.0;
 
-/// Matrices of a block that PEFT's adapters change.
+/// Whether PEFT's adapters change this matrix of a block.
 fn changes(name: &str) -> bool {
     let module = name.strip_suffix(".weight").unwrap_or(name);
     let linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj"];
@@ -23,7 +24,7 @@ fn changes(name: &str) -> bool {
     linear.iter().chain(&mixed).any(|end| module.ends_with(end)) && name.ends_with(".weight")
 }
 
-/// A random adapter on every matrix; gives its modules.
+/// Writes a random adapter for every matrix and returns its modules.
 fn adapter(folder: &Path, shapes: &[(String, Vec<usize>)]) -> Vec<NewTensor> {
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let mut random = |count: usize| (0..count).map(|_| rng.random_range(-0.3..0.3)).collect::<Vec<f32>>();
@@ -63,7 +64,8 @@ fn an_adapter_is_stored_as_the_weights_are_and_comes_back() {
         adapter::to_served(peft.path(), &lora, &post, &Limits::default()).unwrap();
         assert_eq!(Gguf::open(&lora).unwrap().tensors().len(), tensors.len(), "{case}");
 
-        // Added in llama.cpp's terms and imported, it is what is added in Hugging Face's.
+        // Merged in llama.cpp's terms and imported, it must equal the merge in Hugging Face's
+        // terms.
         merge(&path, &lora, &merged);
         let found = gguf_file::import(&merged).unwrap();
         for (name, shape) in shapes.iter().filter(|(name, _)| changes(name)) {
@@ -93,7 +95,7 @@ fn an_adapter_is_stored_as_the_weights_are_and_comes_back() {
     }
 }
 
-/// Without the post, nothing says how its rows are ordered.
+/// Without the post, the order of its rows is unknown.
 #[test]
 fn the_way_back_of_reordered_rows_needs_the_post() {
     for case in ["llama_plain", "gemma2_scalar", "qwen35_long"] {

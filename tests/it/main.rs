@@ -1,4 +1,4 @@
-//! Integration tests: one file per story, each driving the real library or binary.
+//! Integration tests: one file per topic, each driving the real library or binary.
 
 mod amx;
 mod anthropic;

@@ -1,4 +1,5 @@
-//! How an answer is to be made: each field of a chat request reaches the engine, or is refused by name.
+//! Tests of generation parameters: each field of a chat request reaches the engine, or is refused
+//! by name.
 
 use bespoke::engine::{Constraint, EngineError, FakeEngine, Penalties, Script, Usage};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! How much memory a process has.
+//! Tests of a process's memory.
 
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 
 use crate::program::{MODEL, Program};
 
-/// Bytes of a process that are in memory.
+/// Resident memory of a process in bytes.
 pub fn resident(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10
 }
 
-/// Settings that the linker dropped would change nothing that another test sees.
+/// If the linker dropped the settings, no other test would notice.
 #[test]
 fn the_allocator_has_its_settings() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_bespoke"))
@@ -31,14 +31,14 @@ fn the_allocator_has_its_settings() {
     }
 }
 
-/// Memory is all that is asked of these tests' models.
+/// A model of which only the memory matters.
 fn wide(folder: &Path) -> PathBuf {
     let path = folder.join("wide.gguf");
     stand_in::write(Shape::Wide, Stored::Q8, 3, Path::new(MODEL), &path).unwrap();
     path
 }
 
-/// A chat with a running program; the answer's JSON.
+/// Sends a chat to a running program and returns the JSON.
 fn chat(url: &str, body: &Value) -> Value {
     let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
     let mut answer = agent.post(format!("{url}/v1/chat/completions")).send_json(body).unwrap();
@@ -52,7 +52,7 @@ fn short_chat(url: &str) {
 }
 
 fn context(url: &str) -> u64 {
-    // The line of the log comes before the state is told.
+    // The log line precedes the state change, so wait for the state.
     let end = Instant::now() + Duration::from_secs(60);
     let mut answer = loop {
         match ureq::get(format!("{url}/props")).call() {
@@ -65,7 +65,7 @@ fn context(url: &str) -> u64 {
     props["default_generation_settings"]["n_ctx"].as_u64().unwrap()
 }
 
-/// Its lanes could hold 2 GiB of keys and values, and its largest batch 0.5 GiB of logits.
+/// The lanes could hold 2 GiB of keys and values, and the largest batch 0.5 GiB of logits.
 #[test]
 fn a_large_vocabulary_and_a_long_context_take_memory_as_they_are_used() {
     let folder = tempfile::tempdir().unwrap();
@@ -73,7 +73,8 @@ fn a_large_vocabulary_and_a_long_context_take_memory_as_they_are_used() {
     let program = Program::serve(&["--model", model.to_str().unwrap()], &[("RUST_LOG", "bespoke=debug")]);
     let url = program.url();
     program.line("model loaded");
-    // Right after it is ready: the index of the vocabulary may not be there yet, and is waited for.
+    // Right after the engine is ready, the index of the vocabulary may not exist yet, and the
+    // request waits for it.
     let schema = json!({"type": "object", "properties": {"n": {"enum": ["one", "two"]}}, "required": ["n"],
         "additionalProperties": false});
     let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
@@ -85,7 +86,7 @@ fn a_large_vocabulary_and_a_long_context_take_memory_as_they_are_used() {
     assert_eq!(context(&url), 1 << 17, "memory that nobody uses is no reason for less");
     (0..3).for_each(|_| short_chat(&url));
     let resident = resident(program.id());
-    // The model's file is 19 MB; llama.cpp's vocabulary of so many entries is 60 MB, and ours with
+    // The model's file has 19 MB; llama.cpp's vocabulary of this size takes 60 MB, and ours with
     // its index 80 MB.
     assert!(resident < 300 << 20, "{} MiB", resident >> 20);
 }
@@ -103,7 +104,7 @@ fn the_context_of_a_lane_follows_from_the_memory_that_all_may_take() {
         .unwrap();
         Program::serve(&["--config", config.to_str().unwrap()], &[])
     };
-    // Four lanes and a place for embeddings, 4 KiB a token.
+    // Four lanes and one sequence for embeddings, 4 KiB per token.
     let program = serve("cache_memory = \"100 MiB\"\n");
     let url = program.url();
     let line = program.line("a lane's context is shorter than the model's");
@@ -133,7 +134,7 @@ fn a_lane_gives_back_what_a_long_conversation_took() {
     program.line("model loaded");
     short_chat(&url);
     let before = resident(program.id());
-    // 4 KiB for each of at least as many tokens as there are digits.
+    // 4 KiB for each token, of which there are at least as many as digits.
     let long: String = (0..5_000).map(|n| char::from(b'0' + (n * 7 % 10) as u8)).collect();
     chat(&url, &json!({"max_tokens": 1, "messages": [{"role": "user", "content": long}]}));
     let full = resident(program.id());

@@ -1,4 +1,5 @@
-//! mnemonic, its owner's daemon, must be able to live with ours: each trap that its client sets is a test.
+//! Tests that mnemonic, a daemon of the same owner, works with ours: each trap of its client has a
+//! test.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -92,7 +93,8 @@ fn trap_4_what_can_never_succeed_is_4xx_and_what_may_later_is_5xx() {
     }
 }
 
-/// A promise of 50 ms on a machine that does other things: the best of five must keep it, and all must stop.
+/// The promise is 50 ms, on a machine with other load: the best of five must keep it, and all must
+/// stop.
 #[test]
 fn trap_4_generation_stops_when_the_client_is_gone() {
     for stream in [false, true] {

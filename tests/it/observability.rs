@@ -1,4 +1,5 @@
-//! What can be seen from outside: metrics, request ids, the access log, the API's own description.
+//! Tests of what is visible from outside: metrics, request ids, the access log, and the API's own
+//! description.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -11,13 +12,13 @@ use crate::daemon::{Daemon, chat, read_until, wait_until};
 use crate::program::{MODEL, Program};
 use crate::real::Real;
 
-/// The value of a metric, labels and all.
+/// The value of a metric, given its name with labels.
 fn metric(text: &str, name: &str) -> f64 {
     let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     found.unwrap_or_else(|| panic!("{name} is not in:\n{text}")).parse().unwrap()
 }
 
-/// The value of a metric that counts.
+/// The value of a counter.
 fn count(text: &str, name: &str) -> u64 {
     let value = metric(text, name);
     assert!(value >= 0.0 && value.fract().abs() < f64::EPSILON, "{name} is {value}");
@@ -126,7 +127,7 @@ fn the_document_describes_the_routes_that_answer() {
                 "{} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
                 method.to_uppercase()
             );
-            // The status alone: the feed of events has no end.
+            // Read only the status, because the feed of events has no end.
             let mut connection = daemon.connection();
             connection.write_all(request.as_bytes()).unwrap();
             let mut status = [0; 12];
@@ -135,7 +136,7 @@ fn the_document_describes_the_routes_that_answer() {
             assert_eq!(unknown, item.get(method).is_none(), "{method} {path}");
         }
     }
-    // Answers are as described, errors too.
+    // Answers must match their description, errors included.
     let valid = |pointer: &str, instance: &Value| {
         let schema = json!({"$ref": format!("#{pointer}"), "components": document["components"]});
         let schema = jsonschema::draft202012::new(&schema).unwrap();
@@ -150,7 +151,7 @@ fn the_document_describes_the_routes_that_answer() {
     valid("/components/schemas/Error", &daemon.chat("x", json!({"n": 0})).json());
 }
 
-/// The real daemon with the shipped model, whose log is JSON.
+/// The real daemon with the shipped model, logging in JSON.
 fn logging(folder: &Path, settings: &str, level: &str) -> Program {
     let config = folder.join("bespoke.toml");
     let model = std::path::absolute(MODEL).unwrap();
@@ -179,7 +180,7 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
         .send(chat("a very private matter", fields).to_string())
         .unwrap();
     let length = answer.body_mut().read_to_string().unwrap().len();
-    // Prompts are in the log when asked for, within the request's span.
+    // Prompts are logged on request, within the request's span.
     let asked: Value = serde_json::from_str(&program.line("a very private matter")).unwrap();
     assert_eq!(asked["span"]["id"], "mine-1", "{asked}");
     let line: Value = serde_json::from_str(&program.line("\"path\":\"/v1/chat/completions\"")).unwrap();
@@ -198,7 +199,7 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
         "{line}"
     );
 
-    // Several answers add up, and their prompt counts once.
+    // The tokens of several answers are summed, and their prompt counts once.
     let ask = |n: u32| {
         let fields = json!({"max_tokens": 5, "n": n, "ignore_eos": true});
         let answer =
@@ -210,7 +211,7 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
     let (one, three) = (ask(1), ask(3));
     assert_eq!((one.1, three), (5, (one.0, 15)));
 
-    // One that leaves in the middle.
+    // A client that leaves in the middle.
     let mut connection = std::net::TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
     connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut fields = crate::load::long();
@@ -221,7 +222,7 @@ fn the_access_log_has_a_line_when_an_answer_has_ended() {
         body.len()
     );
     std::io::Write::write_all(&mut connection, head.as_bytes()).unwrap();
-    // The first event has the role alone and comes before any token.
+    // The first event has only the role and comes before any token.
     read_until(&mut connection, "\"delta\":{\"content\":");
     drop(connection);
     let line: Value = serde_json::from_str(&program.line("\"client_gone\":true")).unwrap();

@@ -1,4 +1,5 @@
-//! OpenAI's own Python client reads what the daemon says: `tests/tools/openai_client.py` against a scripted engine.
+//! Tests that OpenAI's own Python client reads the daemon's answers: `tests/tools/openai_client.py`
+//! against a scripted engine.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +8,7 @@ use bespoke::engine::Script;
 
 use crate::daemon::Daemon;
 
-/// A Python that has the package; CI puts one into `target/venv`.
+/// A Python that has the package. CI installs it into `target/venv`.
 fn python() -> Result<&'static str, String> {
     let mut reasons = Vec::new();
     for python in ["target/venv/bin/python", "python3"] {

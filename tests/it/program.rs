@@ -1,4 +1,5 @@
-//! The real binary for tests: started on a free port, read line by line, sent signals; killed when dropped.
+//! The real binary for tests: started on a free port, read line by line, sent signals, and killed
+//! when dropped.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// The model that the repository ships, which a daemon without a configuration serves.
+/// The shipped model, which a daemon without a configuration serves.
 pub const MODEL: &str = "models/bespoke-tiny.gguf";
 
 /// A running `bespoke serve`.
@@ -22,9 +23,9 @@ impl Program {
         Self::through(&[], arguments, environment)
     }
 
-    /// The same, started by a program with arguments of its own, as `sh -c '... && exec "$0" "$@"'`.
+    /// Like `serve`, but started by another program, as `sh -c '... && exec "$0" "$@"'`.
     pub fn through(by: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        // Tests run beside each other, and beside a daemon of whoever runs them.
+        // Tests run at the same time as each other, and possibly as a daemon of the same user.
         let folder = tempfile::tempdir().unwrap();
         let whole: Vec<&str> = by.iter().copied().chain([env!("CARGO_BIN_EXE_bespoke")]).collect();
         let mut child = Command::new(whole[0])
@@ -42,7 +43,7 @@ impl Program {
         Self { child, lines, _folder: folder }
     }
 
-    /// The next line on stderr that holds `text`, or everything that came before the end.
+    /// The next line on stderr that contains `text`. Panics with the lines so far if there is none.
     pub fn line(&self, text: &str) -> String {
         let mut seen = Vec::new();
         while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(60)) {
@@ -54,7 +55,7 @@ impl Program {
         panic!("no line has {text:?}: {seen:#?}")
     }
 
-    /// All lines that have come and not been asked for, and those that come within `time`.
+    /// All lines that were not read yet, and those that arrive within `time`.
     pub fn lines(&self, time: Duration) -> Vec<String> {
         let end = Instant::now() + time;
         let mut lines = Vec::new();
@@ -66,13 +67,13 @@ impl Program {
         }
     }
 
-    /// Where it listens, as it says.
+    /// The address that the program prints.
     pub fn url(&self) -> String {
         let line = self.line("listening on ");
         line.rsplit(' ').next().unwrap().to_owned()
     }
 
-    /// Its process.
+    /// Id of its process.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -83,12 +84,12 @@ impl Program {
         assert!(status.unwrap().success());
     }
 
-    /// Waits for the end; its exit code.
+    /// Waits for the end and returns the exit code.
     pub fn ended(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
 
-    /// Asks it to end and waits.
+    /// Asks the program to end and waits.
     pub fn terminate(&mut self) -> Option<i32> {
         self.signal("TERM");
         self.ended()

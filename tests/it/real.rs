@@ -1,4 +1,4 @@
-//! A daemon over llama.cpp and the shipped model, its engine within reach of the test.
+//! A daemon with llama.cpp and the shipped model, whose engine is accessible to the test.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use bespoke::engine::{
 use crate::daemon::{Daemon, wait_until};
 use crate::program::MODEL;
 
-/// The daemon and its engine.
+/// A daemon and its engine.
 pub struct Real {
     pub engine: Arc<LlamaEngine>,
     pub daemon: Daemon,
 }
 
 impl Real {
-    /// With two lanes, whatever the machine; `None` (and a word) where the model is missing.
+    /// A daemon with two lanes on any machine; `None` (with a message) if the model is missing.
     pub fn serve(
         engine: impl FnOnce(&mut LlamaSettings),
         daemon: impl FnOnce(&mut Settings),
@@ -33,7 +33,7 @@ impl Real {
             lanes: 2,
             queue: 64,
             queue_tokens: u64::MAX,
-            // Threads of several engines that wait for each other by spinning would slow all tests down.
+            // Threads of several engines that spin for each other would slow down all tests.
             threads: 1,
             cached_sequences: 4,
             draft: true,
@@ -50,7 +50,7 @@ impl Real {
         Some(Self { engine, daemon })
     }
 
-    /// What the lanes do.
+    /// State of the lanes.
     pub fn lanes(&self) -> Vec<LaneState> {
         match self.engine.query(Query::Lanes).unwrap().blocking_recv().unwrap().unwrap() {
             Reply::Lanes(lanes) => lanes,
@@ -58,7 +58,7 @@ impl Real {
         }
     }
 
-    /// How many of them answer a request.
+    /// Number of lanes that answer a request.
     pub fn busy(&self) -> usize {
         self.lanes().iter().filter(|lane| lane.request.is_some()).count()
     }

@@ -1,6 +1,7 @@
-//! Published models and tokenizers, fetched by `tests/real/fetch.sh` into the folder that `BESPOKE_REAL` names: `make test-real`.
-//! With `REAL=all` Gemma 3 too, whose tests are in a module of their own: what isn't wanted is left out by name and does not
-//! count as passed.
+//! Tests with published models and tokenizers, which `tests/real/fetch.sh` puts into the folder
+//! that `BESPOKE_REAL` names: `make test-real`. `REAL=all` adds Gemma 3, whose tests are in a
+//! separate module, so that tests that aren't wanted can be skipped by name and don't count as
+//! passed.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use crate::tokenizer::{exported_text, text};
 const SMOLLM2: &str = "smollm2.gguf";
 const GEMMA3: &str = "gemma3.gguf";
 
-/// A fetched file.
+/// Path of a fetched file.
 fn real(name: &str) -> PathBuf {
     let folder = std::env::var_os("BESPOKE_REAL")
         .expect("BESPOKE_REAL names no folder; `make test-real` fetches the files and names it");
@@ -35,7 +36,7 @@ fn real(name: &str) -> PathBuf {
 
 fn ask(url: &str, path: &str, body: &Value) -> Value {
     let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();
-    // It listens before the model is read.
+    // The daemon listens before the model is loaded.
     let end = Instant::now() + Duration::from_secs(120);
     while agent.get(format!("{url}/health")).call().unwrap().status() != 200 {
         assert!(Instant::now() < end, "{path}: the model is not ready after two minutes");
@@ -62,7 +63,8 @@ fn smollm2_is_served() {
     assert!(content.contains("Paris"), "{content}");
 }
 
-/// What an import holds is what the file's weights stand for, and Candle and llama.cpp compute the same with it.
+/// An import has the values that the file's weights stand for, and Candle and llama.cpp compute the
+/// same with it.
 #[test]
 #[ignore = "needs published models: make test-real"]
 fn smollm2_is_imported_as_it_is() {
@@ -72,7 +74,7 @@ fn smollm2_is_imported_as_it_is() {
     let model = hugging_face::load(&folder).unwrap();
     assert_eq!(model.config.parameter_count(), 134_515_008);
 
-    // The command compares ids and logits itself before it keeps the file.
+    // The command itself compares ids and logits before it keeps the file.
     Command::cargo_bin("bespoke").unwrap().arg("export").arg(&folder).arg(&exported).assert().success();
     let prompt =
         "The quick brown fox jumps over the lazy dog. It was 7:45 when the parser failed in src/main.rs, and";
@@ -83,7 +85,7 @@ fn smollm2_is_imported_as_it_is() {
     println!("Candle and llama.cpp on the imported weights: {difference:.1e}");
     assert!(difference <= 1e-3, "{difference:e}");
 
-    // Dequantised once, and never changed after that.
+    // Weights are dequantised once, and never change after that.
     let (before, after) = (Gguf::open(&source).unwrap(), Gguf::open(&exported).unwrap());
     assert_eq!(before.tensors().len(), after.tensors().len());
     for tensor in before.tensors() {
@@ -94,12 +96,12 @@ fn smollm2_is_imported_as_it_is() {
     assert_eq!(original.tokenize(prompt, false), ids);
     let (max, rms) = relative_difference(&original.logits(&ids).unwrap(), &theirs).unwrap();
     println!("llama.cpp on the file and on the export of its import: max {max:.1e}, RMS {rms:.1e}");
-    // The weights are the same to the bit (above). But with quantised weights llama.cpp rounds activations to 8 bits before it
-    // multiplies: 4.2e-2 of the largest logit here.
+    // The weights are identical (checked above). But with quantised weights, llama.cpp rounds
+    // activations to 8 bits before it multiplies: 4.2e-2 of the largest logit here.
     assert!(max <= 8e-2, "{max:e}, RMS {rms:e}");
 }
 
-/// Awkward texts, with pieces that this tokenizer treats apart.
+/// Awkward texts, with pieces that this tokenizer treats specially.
 fn texts(pieces: &[&str]) -> impl Iterator<Item = String> {
     let mut rng = ChaCha8Rng::seed_from_u64(17);
     std::iter::repeat_with(move || {
@@ -108,17 +110,18 @@ fn texts(pieces: &[&str]) -> impl Iterator<Item = String> {
     })
 }
 
-/// A tokenizer as its file says, but for control tokens, which are text in a text.
+/// The tokenizer as its file describes it, except that control tokens in a text are text.
 fn oracle(json: &Value) -> tokenizers::Tokenizer {
     let mut tokenizer = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
     tokenizer.set_encode_special_tokens(true);
     tokenizer
 }
 
-/// What `tokenizers` reads, what training reads and what llama.cpp reads are the same ids.
+/// Checks that `tokenizers`, training and llama.cpp read the same ids.
 fn assert_same_ids(name: &str, json: &Value, reference: &Reference, pieces: &[&str]) {
     let (oracle, ours) = (oracle(json), Tokenizer::new(oracle(json)));
-    // Ordinary tokens by their file, control tokens by their looks or by llama.cpp's table: text for training and llama.cpp.
+    // Tokens that are ordinary by their file but control tokens by their form or llama.cpp's table
+    // are text for training and llama.cpp.
     let special = |tokenizer: &tokenizers::Tokenizer| {
         let added = tokenizer.get_added_tokens_decoder().into_values();
         added.filter(|token| token.special).map(|token| token.content).collect::<Vec<_>>()
@@ -132,8 +135,8 @@ fn assert_same_ids(name: &str, json: &Value, reference: &Reference, pieces: &[&s
             break;
         }
         let normal = normal_form(&ours, &text);
-        // SmolLM2's vocabulary has no token for some control characters. Both sides drop them; `tokenizers` then merges
-        // what has come together.
+        // SmolLM2's vocabulary has no token for some control characters. Both sides drop them;
+        // `tokenizers` then merges the neighbours.
         if oracle.decode(ours.encode(&text).unwrap().as_slice(), false).unwrap() != normal {
             continue;
         }
@@ -176,7 +179,7 @@ fn published_tokenizers_have_the_same_ids_everywhere() {
         let folder = tempfile::tempdir().unwrap();
         let reference = exported_text(side.clone(), size, folder.path());
         assert_same_ids(name, &side.tokenizer, &reference, pieces);
-        // And what an import makes of it.
+        // And the import of it.
         let back = gguf_file::import(&folder.path().join("model.gguf")).unwrap().text;
         assert_same_ids(&format!("{name}, imported"), &back.tokenizer, &reference, pieces);
     }
@@ -212,7 +215,7 @@ mod gemma3 {
         let text = gguf_tokenizer::read(&Gguf::open(&real(GEMMA3)).unwrap()).unwrap();
         let reference = Reference::open(&real(GEMMA3)).unwrap();
         assert_same_ids("Gemma 3, as read from its file", &text.tokenizer, &reference, &pieces);
-        // Its own file, from elsewhere.
+        // Its own file, from another source.
         let (side, _) = side("gemma3", Some("<bos>"), "<eos>");
         assert_same_ids("Gemma 3", &side.tokenizer, &reference, &pieces);
     }

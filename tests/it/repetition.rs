@@ -1,5 +1,5 @@
-//! Answers that would repeat themselves: items that are there already, texts and numbers that go
-//! round, and the state of the model after it went back.
+//! Tests of answers that would repeat themselves: repeated items, looping texts and numbers, and
+//! the state of the model after going back.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ fn ids(engine: &LlamaEngine, texts: &[&str]) -> Vec<u32> {
     }
 }
 
-/// Lists of short texts that must go on with others than the model is made to want.
+/// Lists of short texts that must continue with items other than those the biased model wants.
 fn wanting_the_same(engine: &LlamaEngine, salt: u32) -> Generate {
     let list = |least: u32| json!({"type": "array", "items": {"type": "string", "maxLength": 2}, "uniqueItems": true, "minItems": least});
     let schema = json!({"type": "object", "properties": {"a": list(3), "b": list(0), "c": list(4)},
@@ -87,8 +87,8 @@ fn wanting_the_same(engine: &LlamaEngine, salt: u32) -> Generate {
     }
 }
 
-/// What an engine that knows nothing makes of the same text: the logarithm of each token's
-/// probability.
+/// Compares an answer with an engine that has an empty cache: the log probability of each token
+/// must agree.
 fn check_state(path: &Path, request: &Generate, said: &Answer) {
     let engine = serve(path, 1, false);
     let given: Vec<u32> = request.prompt.iter().flat_map(|segment| segment.ids.clone()).collect();
@@ -136,7 +136,7 @@ fn goes_back(path: &Path) {
             check_state(path, &wanting_the_same(&plain, salt), said);
         }
     }
-    // Neighbours and guesses change nothing.
+    // Other lanes and drafting must not change anything.
     let fast = serve(path, 4, true);
     let running: Vec<_> = (0..4).map(|salt| fast.generate(wanting_the_same(&fast, salt)).unwrap()).collect();
     for (events, alone) in running.into_iter().zip(&alone) {
@@ -157,7 +157,7 @@ fn a_state_that_cannot_be_cut_is_computed_again() {
     goes_back(&path);
 }
 
-/// The message of an event and the schema that is sent with it.
+/// The messages for an event, and the schema that is sent with them.
 fn encoding(event: &task::Event, fields: Value) -> Value {
     let mut body = json!({
         "messages": messages(event, &Wording::standard()),
@@ -178,7 +178,7 @@ fn texts(value: &Value) -> Vec<&str> {
     }
 }
 
-/// Whether the last 200 characters are one phrase again and again.
+/// Whether the last 200 characters repeat one phrase.
 fn goes_round(text: &str) -> bool {
     let characters: Vec<char> = text.chars().collect();
     let Some(from) = characters.len().checked_sub(200) else { return false };
@@ -186,7 +186,7 @@ fn goes_round(text: &str) -> bool {
     (1..=100).any(|phrase| tail[phrase..].iter().zip(tail).all(|(one, before)| one == before))
 }
 
-/// Names in a list of an encoding that it has twice.
+/// Names that occur twice in a list of an encoding.
 fn repeated(encoding: &Value) -> Vec<String> {
     let mut twice = Vec::new();
     for (path, members) in schema::NAMES {
@@ -213,7 +213,7 @@ fn encodings_name_nothing_twice_and_end_what_goes_round() {
     let valid = jsonschema::validator_for(&encoding_schema()).unwrap();
     let event =
         task::Event::new("terminal", "error", "disk full on db-2: /var/lib/pg at 100 %, 3 jobs failed");
-    // A bias that makes the shipped model say one letter for ever.
+    // A bias that makes the shipped model repeat one letter forever.
     let letter = ids(&real.engine, &["e"])[0];
     let looping = json!({"max_tokens": 4096, "logit_bias": {letter.to_string(): 100}});
     let reply = real.daemon.post("/v1/chat/completions", &encoding(&event, looping.clone())).ok();
@@ -228,7 +228,7 @@ fn encodings_name_nothing_twice_and_end_what_goes_round() {
     let closed = choice["closed"].as_array().unwrap();
     assert!(closed.contains(&json!({"path": "/content", "why": "loop"})), "{closed:?}");
     assert_eq!(choice["finish_reason"], "length");
-    // A stream says the same, in its last chunk.
+    // A stream reports the same in its last chunk.
     let mut streamed = encoding(&event, looping.clone());
     streamed["stream"] = true.into();
     let chunks = chunks(&real.daemon.post("/v1/chat/completions", &streamed).text);
@@ -240,7 +240,7 @@ fn encodings_name_nothing_twice_and_end_what_goes_round() {
     let line = metrics.lines().find(|line| line.starts_with("bespoke_closed_total{why=\"loop\"}")).unwrap();
     assert!(line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() >= 2.0, "{line}");
 
-    // The other APIs tell it of the whole answer.
+    // The other APIs report it for the whole answer.
     let format = json!({"type": "json_schema", "name": schema::SCHEMA_NAME, "schema": encoding_schema()});
     let (asked, mut fields) = (encoding(&event, json!({})), looping.clone());
     fields.as_object_mut().unwrap().remove("max_tokens");
@@ -263,7 +263,7 @@ fn encodings_name_nothing_twice_and_end_what_goes_round() {
     let ended = events.iter().find(|event| event["type"] == "message_delta").unwrap();
     assert_eq!(ended["delta"]["closed"], choice["closed"]);
 
-    // Other schemas are others' business.
+    // Answers for other schemas are not guarded.
     let mut other = encoding(&event, looping.clone());
     other["response_format"]["json_schema"]["name"] = "mine".into();
     other["max_tokens"] = 900.into();
@@ -358,13 +358,13 @@ fn a_model_that_goes_round_without_a_spoke_comes_to_an_end() {
     println!("the longest has {longest} tokens");
 }
 
-/// Events that SmolLM2 encodes.
+/// Number of events that SmolLM2 encodes.
 fn real_events() -> usize {
     std::env::var("BESPOKE_REAL_EVENTS")
         .map_or(20, |text| text.parse().expect("BESPOKE_REAL_EVENTS is a number"))
 }
 
-/// Guards as the API makes them for encodings.
+/// Guards as the API creates them for encodings.
 #[test]
 fn default_encodings_of_the_shipped_model_are_the_same_fast_and_plain() {
     let distinct = schema::NAMES.iter().map(|(path, members)| DistinctList {

@@ -1,4 +1,5 @@
-//! OpenAI's Responses API: whole responses, streams, tools, thinking, and that nothing is kept.
+//! Tests of OpenAI's Responses API: whole responses, streams, tools, thinking, and that nothing is
+//! stored.
 
 use bespoke::engine::{Constraint, EngineError, FakeEngine, Script, Usage};
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ fn tools() -> Value {
     json!([{"type": "function", "name": "recall", "parameters": schema}])
 }
 
-/// Names of the events of a stream, which are also in their data; they are numbered.
+/// Names of a stream's events, which must also be in their data and be numbered.
 fn names(stream: &str) -> Vec<String> {
     let named: Vec<String> =
         stream.lines().filter_map(|line| line.strip_prefix("event: ")).map(str::to_owned).collect();

@@ -1,4 +1,4 @@
-//! A run that is killed at any moment ends with the same bytes as one that is not.
+//! Tests that a run that is killed at any moment ends with the same bytes as one that is not.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -74,7 +74,8 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// Hashes of all that a finished run must have in common with any other: weights, moments, data position, log, metrics.
+/// Hashes of everything that finished runs must have in common: weights, moments, data position,
+/// log, metrics.
 fn hashes(out: &Path) -> Vec<(String, Digest)> {
     let names =
         ["weights.safetensors", "averaged.safetensors", "moments.safetensors", "state.json", "manifest.json"];
@@ -89,7 +90,7 @@ fn hashes(out: &Path) -> Vec<(String, Digest)> {
         .collect()
 }
 
-/// Kills a run when it has said that it took a step, a little later; gives whether it was killed before its end.
+/// Kills a run shortly after it reports a step. Returns whether it was killed before its end.
 fn killed(command: &mut Command, after: u64, rng: &mut ChaCha8Rng) -> bool {
     let mut child = command.spawn().unwrap();
     let said = BufReader::new(child.stderr.take().unwrap());
@@ -104,7 +105,8 @@ fn killed(command: &mut Command, after: u64, rng: &mut ChaCha8Rng) -> bool {
     !child.wait().unwrap().success()
 }
 
-/// `BESPOKE_KILLS` runs are killed at a random step and resumed, some of them several times (default 3).
+/// Kills `BESPOKE_KILLS` runs (default 3) at a random step and resumes them, some of them several
+/// times.
 #[test]
 fn a_run_killed_at_random_steps_ends_with_the_same_bytes() {
     let kills =
@@ -120,7 +122,7 @@ fn a_run_killed_at_random_steps_ends_with_the_same_bytes() {
         if killed(&mut command(folder.path(), &out, &[]), after, &mut rng) {
             done += 1;
         }
-        // Some die again.
+        // Some are killed again.
         while done < kills && rng.random_bool(0.4) {
             after = rng.random_range(after..=STEPS);
             if killed(&mut command(folder.path(), &out, &["--resume"]), after, &mut rng) {
@@ -143,7 +145,7 @@ fn a_run_killed_at_random_steps_ends_with_the_same_bytes() {
     println!("{done} kills, each run equal to the uninterrupted one in {} files", expected.len());
 }
 
-/// At the points where most could be half-done.
+/// Kills at the points where most could be half-done.
 #[test]
 fn a_run_killed_at_its_seams_ends_with_the_same_bytes() {
     let folder = folder();
@@ -162,8 +164,8 @@ fn a_run_killed_at_its_seams_ends_with_the_same_bytes() {
     }
 }
 
-/// The system refuses to write on, as it does when a disk is full: the checkpoints before it stay, and the run goes on from
-/// the last of them when there is room.
+/// The system refuses to write, as on a full disk. Earlier checkpoints must remain, and the run
+/// must continue from the last one when there is room.
 #[test]
 fn a_disk_that_is_full_costs_nothing_that_was_saved() {
     let folder = folder();
@@ -182,7 +184,8 @@ fn a_disk_that_is_full_costs_nothing_that_was_saved() {
     let before = checkpoints();
     let weights =
         std::fs::metadata(folder.path().join("run/checkpoints/4/weights.safetensors")).unwrap().len();
-    // No file may grow beyond half of the weights: the log can go on, the next checkpoint can't be written.
+    // Limit files to half the size of the weights: the log can grow, but the next checkpoint can't
+    // be written.
     let limit = weights / 2 / 1024;
     let script = format!(
         "trap '' XFSZ; ulimit -f {limit}; exec \"$0\" train recipe.toml --out run --resume --set train.checkpoint_every=1"

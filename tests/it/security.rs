@@ -1,4 +1,4 @@
-//! Security: who may ask what, under which name, and what the log keeps to itself.
+//! Tests of security: who may ask what, under which name, and what the log does not reveal.
 
 use std::fs::Permissions;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ use crate::program::{MODEL, Program};
 const INFERENCE: &str = "inference-key-0123456789";
 const ADMIN: &str = "admin-key-0123456789";
 
-/// A file of both keys, readable by its owner alone.
+/// A file with both keys, readable only by its owner.
 fn keys(folder: &TempDir) -> PathBuf {
     let path = folder.path().join("keys");
     write_keys(&path, &format!("# test\n{INFERENCE}\nadmin:{ADMIN}\n"));
@@ -62,7 +62,7 @@ fn without_a_key_only_health_and_the_document_are_told() {
     assert!(daemon.engine.requests().is_empty());
 }
 
-/// The head and the body of a request may come apart, and a key is judged by the head alone.
+/// The head and the body of a request may arrive separately, and a key is judged by the head alone.
 #[test]
 fn a_refusal_before_the_body_has_come_costs_neither_the_answer_nor_the_connection() {
     let (daemon, _folder) = guarded();
@@ -80,7 +80,8 @@ fn a_refusal_before_the_body_has_come_costs_neither_the_answer_nor_the_connectio
             "{round}: {answer}"
         );
     }
-    // What is too much to be read for nothing ends the connection, and the answer says so and arrives.
+    // If the body is too large to be read and discarded, the connection ends; the answer says so
+    // and must arrive.
     let large = 4 << 20;
     connection.write_all(head(large).as_bytes()).unwrap();
     let part = vec![b' '; 1 << 16];
@@ -89,7 +90,7 @@ fn a_refusal_before_the_body_has_come_costs_neither_the_answer_nor_the_connectio
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("Connection: close"), "{answer}");
-    // A client that asks whether to send at all is told not to.
+    // A client that asks before sending is told not to send.
     let mut connection = daemon.connection();
     let asks = head(2).replace("\r\n\r\n", "\r\nexpect: 100-continue\r\n\r\n");
     connection.write_all(asks.as_bytes()).unwrap();
@@ -210,7 +211,7 @@ fn other_sites_pages_are_kept_out_unless_configured() {
     assert_eq!(answer.header("access-control-allow-origin").as_deref(), Some(origin.1));
     let answer = open.get_with("/v1/models", &[("origin", "http://evil.example"), key]);
     assert_eq!(answer.header("access-control-allow-origin"), None);
-    // A preflight has no key.
+    // A preflight request has no key.
     let allowed = open.raw(preflight).to_ascii_lowercase();
     assert!(allowed.starts_with("http/1.1 200"), "{allowed}");
     assert!(allowed.contains("access-control-allow-origin: http://app.example:3000"), "{allowed}");
@@ -242,7 +243,8 @@ fn pages_of_this_machine_can_be_let_in_at_any_port_and_send_any_header() {
     assert_eq!((send("http://[::1]:5"), send("http://evil.example")), (200, 403));
 }
 
-/// A browser lets any page send a request without a body, or with a form's, anywhere: only the answer is kept from it.
+/// Browsers let any page send a request without a body, or with a form's body, to any address; they
+/// only withhold the answer.
 #[test]
 fn a_page_of_another_origin_can_change_nothing() {
     let good = "http://app.example:3000";
@@ -266,7 +268,7 @@ fn a_page_of_another_origin_can_change_nothing() {
         let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
         assert!(message.starts_with("origin: ") && message.contains("server.cors_origins"), "{message}");
     }
-    // No spoke has this name: the request came through.
+    // No spoke has this name, so a 404 shows that the request came through.
     for headers in [
         &[][..],
         &[("origin", ours.as_str())],

@@ -1,4 +1,5 @@
-//! The self-test: what a daemon does whose kernels, or llama.cpp's, don't work on this processor.
+//! Tests of the self-test: the behaviour of a daemon whose kernels, or llama.cpp's, fail on this
+//! processor.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::program::Program;
 
-/// Whether there are kernels of ours to be tried.
+/// Whether this processor has kernels of ours to test.
 fn has_kernels() -> bool {
     let usable = bespoke::cpu_features::processor().usable().names();
     let has = usable.contains(&"avx2");
@@ -26,7 +27,7 @@ fn get(url: &str, path: &str) -> String {
     answer.body_mut().read_to_string().unwrap()
 }
 
-/// Waits until a daemon is ready; where it listens, and everything that it has said.
+/// Waits until a daemon is ready. Returns its address and everything that it has logged.
 fn ready(program: &Program) -> (String, String) {
     let end = Instant::now() + Duration::from_secs(120);
     let mut log = String::new();
@@ -39,12 +40,12 @@ fn ready(program: &Program) -> (String, String) {
     (url.to_owned(), log)
 }
 
-/// The line of a log that holds this.
+/// The line of a log that contains `text`.
 fn line<'a>(log: &'a str, text: &str) -> &'a str {
     log.lines().find(|line| line.contains(text)).unwrap_or_else(|| panic!("no line has {text:?}: {log}"))
 }
 
-/// What a daemon that is ready says of its kernels.
+/// What a ready daemon reports about its kernels.
 fn computing(url: &str) -> Value {
     serde_json::from_str::<Value>(&get(url, "/props")).unwrap()["computing"].clone()
 }
@@ -55,7 +56,7 @@ fn form<'a>(computing: &'a Value, kernel: &str) -> &'a Value {
     kernels.iter().find(|found| found["kernel"] == kernel).unwrap()
 }
 
-/// Whether it answers.
+/// Whether the daemon answers a chat.
 fn chats(url: &str) -> bool {
     let body = json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4});
     let mut answer = agent().post(format!("{url}/v1/chat/completions")).send_json(body).unwrap();
@@ -63,7 +64,7 @@ fn chats(url: &str) -> bool {
     answer["usage"]["completion_tokens"].as_u64() > Some(0)
 }
 
-/// A configuration with these lines about the model.
+/// A configuration with these lines in the model's section.
 fn configuration(folder: &Path, lines: &str) -> String {
     let path = folder.join("bespoke.toml");
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join(crate::program::MODEL);
@@ -82,7 +83,7 @@ fn what_passes_is_said_and_remembered() {
         assert!(line(&log, "self-test").contains(outcome), "{log}");
         let computing = computing(&url);
         assert_eq!(computing["self_test"]["outcome"], outcome);
-        // On a machine that others keep busy a prompt may take too long.
+        // On a busy machine, a prompt may take too long and be left out.
         let rows = computing["self_test"]["rows"].as_array().unwrap();
         assert_eq!(rows[..3], [json!(1), json!(2), json!(32)], "{computing}");
         let metrics = get(&url, "/metrics");
@@ -147,7 +148,7 @@ fn a_daemon_whose_llama_cpp_crashes_does_not_start_and_says_why() {
 fn kernels_and_their_test_can_be_switched_off() {
     let folder = tempfile::tempdir().unwrap();
     let config = configuration(folder.path(), "kernels = \"off\"\nself_test = false");
-    // Nothing of ours computes, so nothing can crash.
+    // No kernel of ours computes, so none can crash.
     let broken = ("BESPOKE_FAIL", "kernel_dies@attention,kernel_dies@product");
     let program = Program::serve(&["--config", &config], &[broken]);
     let (url, _) = ready(&program);

@@ -1,4 +1,4 @@
-//! Serving: streams, templates, stopping, and the real binary with the shipped model.
+//! Tests of serving: streams, templates, stopping, and the real binary with the shipped model.
 
 use std::path::Path;
 use std::process::Command;
@@ -139,7 +139,7 @@ fn who_waits_for_weights_is_told_when_the_daemon_stops() {
 fn a_stream_begins_when_the_prompt_is_accepted() {
     let daemon = Daemon::script(Script::Never);
     let mut connection = daemon.chat_connection(json!({"stream": true}));
-    // No text will ever come: a proxy must see that somebody works on it.
+    // No text ever arrives, but a proxy must see that the request is being processed.
     let head = read_until(&mut connection, "\"role\":\"assistant\"");
     assert!(head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"), "{head}");
     let refused = Daemon::script(Script::Fail(bespoke::engine::EngineError::Schema("no".into())));
@@ -214,7 +214,7 @@ fn a_wrong_configuration_is_exit_78_with_all_mistakes() {
     assert_eq!(serve(&["--listen", "nonsense"]).status.code(), Some(2));
 }
 
-/// `bespoke serve` for cases in which it ends by itself.
+/// `bespoke serve` for cases where it ends by itself.
 fn serve(arguments: &[&str]) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_bespoke")).arg("serve").args(arguments).output().unwrap()
 }

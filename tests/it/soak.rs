@@ -1,6 +1,8 @@
-//! A soak: many clients for a long time, one in ten leaving in the middle; memory stays and every lane comes back.
+//! A soak test: many clients for a long time, one in ten leaving in the middle. Memory must stay
+//! constant and every lane must come back.
 //!
-//! `make test` sends 64 requests. `BESPOKE_SOAK=20000 cargo test --release --test it soak` sends that many, 16 at a time.
+//! `make test` sends 64 requests. `BESPOKE_SOAK=20000 cargo test --release --test it soak` sends that
+//! many, 16 at a time.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,11 +20,11 @@ use crate::daemon::{chat, wait_until};
 use crate::memory::resident;
 use crate::real::Real;
 
-/// Requests of a plain test.
+/// Number of requests in a plain test.
 const FEW: usize = 64;
-/// Clients at the same time.
+/// Number of clients at the same time.
 const CLIENTS: usize = 16;
-/// What memory may grow by, in hundredths.
+/// Maximum growth of memory in percent.
 const GROWTH: u64 = 5;
 
 #[test]
@@ -83,7 +85,7 @@ fn soak_every_lane_comes_back_and_memory_stays() {
         warm >> 10,
         end >> 10
     );
-    // Other tests run beside a short one and have memory of their own.
+    // Other tests run at the same time as a short soak and use memory of their own.
     if asked.is_some() {
         assert!(end <= warm + warm * GROWTH / 100, "memory grew from {warm} to {end} bytes");
     }
@@ -95,7 +97,7 @@ enum Asked {
     Full,
 }
 
-/// A short request: prose, JSON or JSON of a schema, streamed or not.
+/// A short request: prose, JSON, or JSON of a schema, streamed or not.
 fn body(random: &mut ChaCha8Rng) -> Value {
     const WORDS: [&str; 8] =
         ["deploy", "failed", "at 14:05", "billing-api", "rolled back", "timeout", "cache", "index"];
@@ -116,7 +118,7 @@ fn body(random: &mut ChaCha8Rng) -> Value {
     )
 }
 
-/// Asks, and leaves after so many milliseconds if told to.
+/// Sends a request and, if `leave` is set, leaves after this many milliseconds.
 fn ask(address: SocketAddr, body: &Value, leave: Option<u64>, random: &mut ChaCha8Rng) -> Asked {
     let mut connection = TcpStream::connect(address).unwrap();
     let text = body.to_string();
@@ -125,7 +127,7 @@ fn ask(address: SocketAddr, body: &Value, leave: Option<u64>, random: &mut ChaCh
         text.len()
     );
     if leave.is_some() && random.random_ratio(1, 5) {
-        // Some leave before they have said everything.
+        // Some leave before they have sent everything.
         request.truncate(random.random_range(1..request.len()));
     }
     connection.write_all(request.as_bytes()).unwrap();

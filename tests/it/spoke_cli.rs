@@ -1,4 +1,5 @@
-//! `bespoke spoke`: what a file holds, other formats of it, and merged files split.
+//! Tests of `bespoke spoke`: the facts of a file, conversions between formats, and splitting merged
+//! files.
 
 use std::path::Path;
 
@@ -51,7 +52,7 @@ fn show_tells_what_a_spoke_holds() {
     let facts: Value = serde_json::from_str(&bespoke(&["show", "--json"], &[&path]).out).unwrap();
     assert_eq!(facts["kind"], "felix");
     assert_eq!((&facts["spokes"], &facts["rank"]), (&json!(2), &json!(3)));
-    // Both matrices as f16, the norm as f32, in two layers.
+    // Both matrices are f16 and the norm f32, in two layers.
     assert_eq!(facts["resident_bytes"], 2 * (2 * 2 * 6 * 16 + 4 * 16));
     let text = bespoke(&["show"], &[&path]).out;
     assert!(text.contains("2 bottlenecks of 3") && text.contains("0-1"), "{text}");
@@ -94,7 +95,7 @@ fn convert_goes_there_and_back_where_mathematics_allows() {
     assert_eq!((back.code, back.err.as_str()), (0, ""));
     let again = bespoke(&["convert", "--post", post_path], &[&place("peft"), &place("again.gguf")]);
     assert_eq!(again.code, 0, "{}", again.err);
-    // rsLoRA has become plain LoRA, with the same numbers.
+    // rsLoRA becomes plain LoRA with the same numbers.
     let [one, two] = ["lora.gguf", "again.gguf"].map(|name| std::fs::read(place(name)).unwrap());
     assert!(one == two);
 
@@ -141,7 +142,7 @@ fn an_archive_is_converted_like_its_folder() {
     assert!(one == two);
 }
 
-/// Post and spoke in one file; `fused` or one pair of matrices for each bottleneck.
+/// Post and spoke in one file, either fused or with one pair of matrices for each bottleneck.
 fn merged(fused: bool) -> RawGguf {
     let mut file = post(false).u32("llama.num_spokes", 2).u32("llama.spoke_rank", 3);
     for tensor in felix().tensors {
@@ -186,7 +187,7 @@ fn a_merged_file_is_split_into_post_and_spoke() {
         let facts = adapter::inspect(&to_spoke, Some(&post), &Limits::default()).unwrap();
         assert_eq!((facts.post, facts.tokenizer), (Some(post.sha256), Some(post.tokenizer)));
         let Adapter::Felix(felix) = &facts.adapter else { panic!("{facts:?}") };
-        // The runtime of such files takes the post's epsilon.
+        // The runtime of such files uses the post's epsilon.
         assert_eq!((felix.spokes, felix.rank, felix.eps), (2, 3, Some(1e-5)));
         spokes.push(std::fs::read(&to_spoke).unwrap());
     }
@@ -211,7 +212,8 @@ fn what_can_not_be_split_leaves_nothing_behind() {
             merged(true).edit("blk.1.spoke.gate_bias", |t| t.data = f32::NAN.to_le_bytes().to_vec()),
             "not_finite",
         ),
-        // The width of the spoke is not that of the post, which is known only when the post is.
+        // The width of the spoke differs from that of the post, which can only be checked with the
+        // post.
         (narrow(), "dimensions"),
     ];
     for (file, code) in cases {

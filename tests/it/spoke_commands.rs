@@ -1,4 +1,5 @@
-//! `bespoke spokes` and the subcommands of `bespoke spoke` that change what a daemon serves.
+//! Tests of `bespoke spokes` and the subcommands of `bespoke spoke` that change what a daemon
+//! serves.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 use crate::dropped::{felix, generation, lora, put};
 use crate::program::{MODEL, Program};
 
-/// The program over a scripted engine, and its commands.
+/// The program with a scripted engine, and its commands.
 struct Commanded {
     root: TempDir,
     program: Program,
@@ -46,14 +47,14 @@ impl Commanded {
             .unwrap()
     }
 
-    /// What a command that must succeed prints.
+    /// The output of a command, which must succeed.
     fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Exit code and stderr of a command that must not.
+    /// Exit code and stderr of a command, which must fail.
     fn wrong(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.run(arguments);
         assert!(!output.status.success(), "{arguments:?}");
@@ -102,7 +103,7 @@ fn a_file_that_is_refused_is_told_with_its_reason() {
     assert_eq!(code, Some(1));
     assert!(said.contains("error: ") && said.contains("cut.gguf") && said.contains("outside_file"), "{said}");
     assert!(!commanded.path("spokes/cut.gguf").exists(), "what is no spoke takes nobody's place");
-    // What only the daemon can tell: it was made for another post.
+    // Only the daemon can tell that it was made for another post.
     for (file, name) in
         [("valid-lora.gguf", "other"), ("valid-peft.zip", "zipped"), ("valid-felix.safetensors", "felix")]
     {

@@ -1,4 +1,5 @@
-//! The kinds of hostile spokes, each with the code of its refusal. `tests/corpus/spokes` has them as files, for the fuzzer.
+//! The kinds of hostile spokes, each with the code of its refusal. `tests/corpus/spokes` has them
+//! as files for the fuzzer.
 
 use serde_json::{Value, json};
 
@@ -7,10 +8,10 @@ use crate::spoke_files::{
     safetensors, text, trained,
 };
 
-/// A file: its name, its bytes, and the code of its refusal (none if it is a spoke for the post).
+/// A file: its name, its bytes, and the code of its refusal (`None` if it is a spoke for the post).
 pub type Kind = (&'static str, Vec<u8>, Option<&'static str>);
 
-/// Every kind.
+/// All kinds.
 pub fn all() -> Vec<Kind> {
     let mut all: Vec<Kind> = vec![
         ("valid-lora.gguf", lora().bytes(), None),
@@ -54,7 +55,7 @@ fn containers() -> Vec<Refused> {
     twice.keys.push((b"adapter.type".to_vec(), 8, text("lora")));
     let mut double = lora();
     double.tensors.push(double.tensors[0].clone());
-    // The length of a key stands first behind the counts.
+    // The length of a key comes first after the counts.
     let mut key_length = lora().bytes();
     key_length[24..32].copy_from_slice(&(1u64 << 40).to_le_bytes());
     let (header, keys_end) = lora().sections();
@@ -109,7 +110,7 @@ fn containers() -> Vec<Refused> {
     ]
 }
 
-/// Two tensors of the same size that stand in each other's place.
+/// Two tensors of the same size with exchanged offsets.
 fn swapped() -> Vec<u8> {
     lora().edit(A, |t| t.offset = Some(128)).edit(B, |t| t.offset = Some(0)).bytes()
 }
@@ -429,13 +430,13 @@ fn safetensors_files() -> Vec<Refused> {
     ]
 }
 
-/// Deeper than any parser should follow.
+/// Deeper than any parser should descend.
 fn nested() -> Vec<u8> {
     let header = format!("{{\"a\":{}", "[".repeat(5000));
     [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()
 }
 
-/// One name with two ranges. The last one counts, so that the first leaves a hole.
+/// One name with two ranges. The last one counts, so the first leaves a gap.
 fn twice() -> Vec<u8> {
     let tensor = |from: u32, to: u32| {
         format!("\"0.w_up.0.weight\":{{\"dtype\":\"F32\",\"shape\":[16,2],\"data_offsets\":[{from},{to}]}}")
@@ -489,7 +490,7 @@ fn peft_files() -> Vec<Refused> {
     let config = ("adapter_config.json", config.as_bytes());
     let weights = peft_weights();
     let prefix = "base_model.model.model.layers.0.self_attn.q_proj";
-    // Zeros pack a thousandfold: 40 MB in 40 KB.
+    // Zeros compress a thousandfold: 40 MB in 40 KB.
     let zeros = vec![0u8; 40_000_000];
     vec![
         ("cut.zip", valid[..valid.len() / 2].to_vec(), "malformed_zip"),
@@ -573,7 +574,8 @@ fn peft_files() -> Vec<Refused> {
     ]
 }
 
-/// A spoke for the same post whose target is the embedding; refused where the output matrix is the same.
+/// A spoke for the same post that changes the embedding. It is refused where the output matrix is
+/// the same.
 pub fn embedding() -> RawGguf {
     let mut file = lora();
     file.tensors.clear();

@@ -1,9 +1,9 @@
-//! Spokes and a post put together byte by byte: nothing here checks anything, so every rule can be broken.
+//! Builds spokes and a post byte by byte. Nothing here is checked, so every rule can be broken.
 
 use half::f16;
 use serde_json::{Value, json};
 
-/// A GGUF file as its parts.
+/// The parts of a GGUF file.
 #[derive(Clone, Default)]
 pub struct RawGguf {
     /// Counts to claim instead of the true ones: tensors, keys.
@@ -13,7 +13,7 @@ pub struct RawGguf {
     pub tensors: Vec<RawTensor>,
 }
 
-/// A tensor as its parts.
+/// The parts of a tensor.
 #[derive(Clone)]
 pub struct RawTensor {
     pub name: String,
@@ -36,7 +36,7 @@ pub fn text(value: &str) -> Vec<u8> {
 }
 
 impl RawGguf {
-    /// Puts a key in the place of one of the same name, or at the end.
+    /// Replaces the key of the same name, or adds a key at the end.
     pub fn key(mut self, key: &str, kind: u32, value: Vec<u8>) -> Self {
         match self.keys.iter_mut().find(|(other, ..)| other == key.as_bytes()) {
             Some(place) => *place = (key.into(), kind, value),
@@ -103,14 +103,14 @@ impl RawGguf {
         out
     }
 
-    /// What stands before the data, with its padding.
+    /// Everything before the data, with padding.
     pub fn header(&self) -> Vec<u8> {
         let (mut out, ..) = self.sections();
         out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
         out
     }
 
-    /// The header without padding; where its keys end.
+    /// The header without padding, and the position where its keys end.
     pub fn sections(&self) -> (Vec<u8>, usize) {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
@@ -141,9 +141,9 @@ pub fn number(at: usize) -> f32 {
     (at * 37 % 101) as f32 / 101.0 - 0.5
 }
 
-/// A model of two blocks: width 16, two heads of 8 and one for keys, 32 tokens.
+/// A model of two blocks: width 16, two heads of 8 and one head for keys, 32 tokens.
 pub fn post(tied: bool) -> RawGguf {
-    // Small letters, so that a text has tokens at all; what else is in it is passed over.
+    // Lowercase letters, so that a text has tokens at all. Other characters are skipped.
     let letter = |id: u8| if id < 26 { char::from(b'a' + id).to_string() } else { format!("t{id}") };
     let tokens: Vec<u8> = (0..32).flat_map(|id| text(&letter(id))).collect();
     let array = |of: u32, count: u64, entries: &[u8]| {
@@ -204,7 +204,7 @@ pub fn lora() -> RawGguf {
         .tensor("blk.1.ffn_down.weight.lora_b", &[2, 16], number)
 }
 
-/// A Felix spoke of two bottlenecks of rank 3 behind both blocks.
+/// A Felix spoke with two bottlenecks of rank 3 after each of the two blocks.
 pub fn felix() -> RawGguf {
     let mut file = RawGguf::default()
         .text("general.type", "adapter")
@@ -224,7 +224,7 @@ pub fn felix() -> RawGguf {
     file
 }
 
-/// A safetensors file: the header as given, then the data.
+/// A safetensors file with the given header, then data.
 pub fn safetensors(header: &Value, data: usize) -> Vec<u8> {
     let header = header.to_string();
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -233,7 +233,7 @@ pub fn safetensors(header: &Value, data: usize) -> Vec<u8> {
     bytes
 }
 
-/// A header with F32 tensors one after the other, and the length of the data.
+/// A header with consecutive F32 tensors, and the length of the data.
 pub fn header(tensors: &[(&str, &[u64])], metadata: Value) -> (Value, usize) {
     let (mut header, mut at) = (serde_json::Map::new(), 0);
     if !metadata.is_null() {
@@ -247,7 +247,8 @@ pub fn header(tensors: &[(&str, &[u64])], metadata: Value) -> (Value, usize) {
     (header.into(), at as usize)
 }
 
-/// The tensors of a Felix spoke under its training names: one bottleneck of rank 2 behind the first block.
+/// The tensors of a Felix spoke under its training names: one bottleneck of rank 2 after the first
+/// block.
 pub const TRAINED: [(&str, &[u64]); 3] =
     [("0.gate_bias", &[]), ("0.w_down.0.weight", &[2, 16]), ("0.w_up.0.weight", &[16, 2])];
 

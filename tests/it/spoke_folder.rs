@@ -1,7 +1,8 @@
-//! The folder of spokes as people and programs mistreat it, through the real binary: whatever is dropped, half-written,
-//! renamed, replaced or deleted, the daemon lives, what serves is answered to the word, and each file has its reason.
+//! Tests of misuse of the spoke folder, through the real binary. Whatever is dropped, half-written,
+//! renamed, replaced or deleted, the daemon must survive, serving names must answer exactly, and
+//! each file must get its reason.
 
-// Half-written files are the point.
+// The tests write half-finished files on purpose.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -25,7 +26,8 @@ use crate::spoke_corpus;
 /// The post that the corpus was made for.
 const POST: &str = "tests/corpus/post.gguf";
 
-/// Asks for a spoke all the time while something is done; no answer may fail or be another's. The slowest answer.
+/// Queries a spoke all the time while `work` runs. No answer may fail or be that of another
+/// content. Returns the slowest answer's time.
 fn while_asked<T>(client: &Client, name: &str, content: &Content, work: impl FnOnce() -> T) -> (T, Duration) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -58,7 +60,7 @@ fn is_moving(state: &str) -> bool {
     matches!(state, "seen" | "settled" | "inspected" | "probed" | "gated")
 }
 
-/// Waits until nothing is under way; what became of each file.
+/// Waits until nothing is in progress and returns the state of each file.
 fn settled(client: &Client, files: usize, patience: Duration) -> BTreeMap<String, (String, String)> {
     let began = Instant::now();
     loop {
@@ -76,7 +78,8 @@ fn settled(client: &Client, files: usize, patience: Duration) -> BTreeMap<String
     }
 }
 
-/// Over llama.cpp with the post that the corpus was made for: no chat template, so texts are completed.
+/// With llama.cpp and the post that the corpus was made for. It has no chat template, so texts are
+/// completed.
 #[test]
 fn the_whole_corpus_at_once_is_refused_file_by_file_and_harms_nobody() {
     let home = Home::with(Backend::Llama, "", &["--model", POST]);
@@ -85,7 +88,8 @@ fn the_whole_corpus_at_once_is_refused_file_by_file_and_harms_nobody() {
     let mut expected = BTreeMap::new();
     let mut files = Vec::new();
     for (name, bytes, code) in spoke_corpus::all() {
-        // The daemon knows files by their names without endings: here no two may share one.
+        // The daemon identifies files by their names without extensions, so no two may share one
+        // here.
         let entry = match name.split_once('.') {
             Some((stem, ending)) => format!("{ending}-{stem}.{ending}"),
             None => name.to_owned(),
@@ -93,7 +97,7 @@ fn the_whole_corpus_at_once_is_refused_file_by_file_and_harms_nobody() {
         expected.insert(entry.clone(), code);
         files.push((entry, bytes));
     }
-    // What is no file at all.
+    // Entries that are not files.
     fs::create_dir_all(home.folder()).unwrap();
     let place = |entry: &str| home.folder().join(entry);
     symlink("/etc/passwd", place("link.gguf")).unwrap();
@@ -137,7 +141,7 @@ fn the_whole_corpus_at_once_is_refused_file_by_file_and_harms_nobody() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // Every refused content is kept with its reason, in words.
+    // Every refused content is kept with its reason in words.
     for row in client.all().iter().filter(|row| row["state"] == "quarantined") {
         assert!(row["reason"]["message"].as_str().is_some_and(|message| message.len() > 10), "{row}");
     }
@@ -159,7 +163,7 @@ fn files_that_are_half_written_renamed_replaced_or_deleted_harm_nobody() {
         row.map(|row| row["reason"]["code"].as_str().unwrap_or_default().to_owned())
     };
     let ((), slowest) = while_asked(client, "steady", &steady, || {
-        // Half of a file is refused as such; when the rest comes it is served.
+        // Half of a file is refused as such. Once the rest arrives, the file is served.
         let half = first.bytes.len() / 2;
         let mut file = OpenOptions::new().create(true).append(true).open(place("half.gguf")).unwrap();
         file.write_all(&first.bytes[..half]).unwrap();
@@ -169,14 +173,15 @@ fn files_that_are_half_written_renamed_replaced_or_deleted_harm_nobody() {
         client.serves("half", first.generation);
         assert!(client.answers_as("half", &first));
 
-        // A file under another name is served under that one, and the old one is gone.
+        // A renamed file is served under the new name, and the old name is gone.
         fs::rename(place("half.gguf"), place("whole.gguf")).unwrap();
         client.serves("whole", first.generation);
         wait_until("the old name is gone", || client.rows("half").is_empty());
         assert!(client.asked("half", false).unwrap_err().starts_with("404"));
         assert!(client.answers_as("whole", &first));
 
-        // Written over again and again, in place and by renames, while it is read: what it is at last is served.
+        // Overwritten again and again while it is read, in place and by renames. The final content
+        // is served.
         for round in 0..20 {
             let content = [&second, &first][round % 2];
             if round % 4 < 2 {
@@ -193,7 +198,8 @@ fn files_that_are_half_written_renamed_replaced_or_deleted_harm_nobody() {
         client.serves("whole", second.generation);
         assert!(client.answers_as("whole", &second));
 
-        // Deleted while a request runs with it: that one ends in peace, the next is told.
+        // Deleted while a request runs with it: that request completes, and the next one gets an
+        // error.
         let mut running = long_answer(client, "whole");
         fs::remove_file(place("whole.gguf")).unwrap();
         wait_until("the name is gone", || client.rows("whole").is_empty());
@@ -202,7 +208,7 @@ fn files_that_are_half_written_renamed_replaced_or_deleted_harm_nobody() {
         running.read_to_string(&mut rest).unwrap();
         assert!(rest.contains("[DONE]") && !rest.contains("\"error\""), "{rest}");
 
-        // The folder itself is taken away and brought back.
+        // The folder itself is removed and restored.
         let away = home.root.path().join("away");
         fs::rename(home.folder(), &away).unwrap();
         thread::sleep(Duration::from_millis(300));
@@ -211,7 +217,7 @@ fn files_that_are_half_written_renamed_replaced_or_deleted_harm_nobody() {
     eprintln!("the slowest answer meanwhile took {slowest:?}");
 }
 
-/// A stream of which the first piece has come.
+/// A stream whose first chunk has arrived.
 fn long_answer(client: &Client, name: &str) -> impl Read + use<> {
     let body = json!({
         "model": name, "stream": true, "max_tokens": 400, "ignore_eos": true, "temperature": 0,
@@ -225,7 +231,8 @@ fn long_answer(client: &Client, name: &str) -> impl Read + use<> {
     reader
 }
 
-/// `BESPOKE_FLOOD=1`: all of them are followed, copied and inspected; else the thousand that the settings allow.
+/// With `BESPOKE_FLOOD=1`, all files are followed, copied and inspected; otherwise only the
+/// thousand that the settings allow.
 #[test]
 fn ten_thousand_files_at_once_harm_nobody() {
     const FILES: usize = 10_000;
@@ -241,7 +248,7 @@ fn ten_thousand_files_at_once_harm_nobody() {
     let flood = home.root.path().join("flood");
     fs::create_dir(&flood).unwrap();
     for file in 0..FILES {
-        // Three kinds, and each file another content.
+        // Three kinds of files, each with its own content.
         let path = flood.join(format!("junk-{file:05}.gguf"));
         match file % 3 {
             0 => fs::write(&path, format!("junk number {file}")).unwrap(),
@@ -277,7 +284,7 @@ fn ten_thousand_files_at_once_harm_nobody() {
         assert_eq!(codes["too_many"], FILES + 1 - 1_000);
     }
     assert!(grown < 64 << 20, "{grown} bytes");
-    // What serves can still be replaced.
+    // A serving spoke can still be replaced.
     home.put("steady.gguf", &newer.bytes);
     client.serves("steady", newer.generation);
     assert!(client.answers_as("steady", &newer));

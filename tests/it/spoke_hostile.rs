@@ -1,4 +1,5 @@
-//! Hostile spokes: each kind is refused with its own code before anything computes with a byte of it.
+//! Tests of hostile spokes: each kind is refused with its own code before any of its bytes are used
+//! in computation.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,9 +15,9 @@ use crate::spoke_corpus::{all, embedding};
 use crate::spoke_files::{felix, lora, peft_config, peft_weights, post};
 
 const CORPUS: &str = "tests/corpus/spokes";
-/// The post that the corpus is judged against; beside the corpus for the fuzzer.
+/// The post that the corpus is checked against. It is stored with the corpus for the fuzzer.
 const POST: &str = "tests/corpus/post.gguf";
-/// Longest time for one of these small files, in a debug build on a busy machine.
+/// Maximum time for one of these small files, in a debug build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 fn tiny_post(folder: &Path, tied: bool) -> Post {
@@ -55,7 +56,7 @@ fn every_kind_of_hostile_file_is_refused_with_its_code() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Whoever reads a code in `bespoke spokes` finds it in the documents.
+/// A user who reads a code in `bespoke spokes` must find it in the documentation.
 #[test]
 fn every_code_of_the_corpus_is_documented() {
     let text = std::fs::read_to_string("docs/spoke-formats.md").unwrap();
@@ -67,7 +68,7 @@ fn every_code_of_the_corpus_is_documented() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
-/// The corpus on disk is this one; `BESPOKE_WRITE_CORPUS=1` writes it.
+/// The corpus on disk must equal this one. `BESPOKE_WRITE_CORPUS=1` writes it.
 #[test]
 fn the_corpus_for_the_fuzzer_is_up_to_date() {
     let mut files: Vec<_> =
@@ -106,7 +107,7 @@ fn what_is_no_regular_file_is_refused_at_once() {
     assert_eq!(code(&place("socket"), &post), "socket");
     assert_eq!(code(Path::new("/dev/zero"), &post), "device");
     std::fs::set_permissions(place("lora.gguf"), PermissionsExt::from_mode(0o000)).unwrap();
-    // Root reads everything.
+    // Root can read everything.
     if std::fs::File::open(place("lora.gguf")).is_err() {
         assert_eq!(code(&place("lora.gguf"), &post), "unreadable");
     }
@@ -125,7 +126,7 @@ fn a_folder_is_held_to_the_same_rules_part_by_part() {
     assert_eq!(code(&folder, &post), "pickle");
     atomic_file::write(&weights, &peft_weights()).unwrap();
     assert_eq!(code(&folder, &post), "none");
-    // A Felix spoke beside it: one of the two would be passed over.
+    // With a Felix spoke in the same folder, one of the two would be ignored.
     let felix = folder.join("spoke.safetensors");
     atomic_file::write(&felix, &peft_weights()).unwrap();
     assert_eq!(code(&folder, &post), "two_spokes");
@@ -192,7 +193,8 @@ fn a_file_cut_anywhere_is_refused() {
         if expected.is_some() {
             continue;
         }
-        // An archive ends with a record that is needed; of a GGUF file, only padding may be missing.
+        // An archive ends with a record that is needed. Of a GGUF file, only padding may be
+        // missing.
         let needed = bytes.len() - bytes.iter().rev().take_while(|&&byte| byte == 0).count();
         for length in (0..needed - 4).step_by(11) {
             atomic_file::write(&path, &bytes[..length]).unwrap();
@@ -316,7 +318,7 @@ fn several_parts_are_pinned_as_one() {
     atomic_file::write(&folder.join("adapter_config.json"), other.as_bytes()).unwrap();
     let changed = adapter::pin(&folder, &staged, &Limits::default()).unwrap();
     assert_ne!(changed.generation, pinned.generation);
-    // Pinned again, it stays where it is.
+    // Pinned again, the file stays where it is.
     assert_eq!(adapter::pin(&folder, &staged, &Limits::default()).unwrap(), changed);
     assert_eq!(std::fs::read_dir(&staged).unwrap().count(), 2);
 }

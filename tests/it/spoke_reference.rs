@@ -1,4 +1,5 @@
-//! Spokes against PEFT and torch: what a file means is what its trainer computed (`tests/tools/peft_reference.py`).
+//! Tests of spokes against PEFT and torch: a file must compute what its trainer computed
+//! (`tests/tools/peft_reference.py`).
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +31,7 @@ pub fn post(name: &str, folder: &Path) -> (PathBuf, Post) {
     (path, post)
 }
 
-/// Ids, logits of the model alone, logits with the adapter.
+/// Ids, logits of the model alone, and logits with the adapter.
 fn expected(name: &str) -> (Vec<u32>, Vec<f32>, Vec<f32>) {
     let path = fixture(name).join("expected.safetensors");
     let bytes = std::fs::read(&path).unwrap();
@@ -49,7 +50,8 @@ fn assert_agree_within(bound: f32, what: &str, expected: &[f32], found: &[f32]) 
     assert!(difference <= bound, "{what}: {difference:e}");
 }
 
-/// Adds `alpha / r B A` to the weights of a post, in llama.cpp's terms: nothing here knows Hugging Face's order of rows.
+/// Adds `alpha / r B A` to the weights of a post in llama.cpp's terms. Nothing here depends on
+/// Hugging Face's order of rows.
 pub fn merge(post: &Path, lora: &Path, target: &Path) {
     let (post, lora) = (Gguf::open(post).unwrap(), Gguf::open(lora).unwrap());
     let alpha: f32 = lora.get("adapter.lora.alpha").unwrap();
@@ -72,7 +74,7 @@ pub fn merge(post: &Path, lora: &Path, target: &Path) {
             let rank = a_info.dims[usize::from(!embedding)] as usize;
             for row in 0..outputs {
                 for column in 0..inputs {
-                    // The embedding's A has a row for each token.
+                    // The embedding's A has one row per token.
                     let product = |k: usize| {
                         if embedding {
                             a[row * rank + k] * b[column * rank + k]
@@ -118,7 +120,7 @@ fn a_converted_peft_adapter_gives_the_logits_of_peft() {
         assert_agree(name, &logits, &candle_logits(&model, &ids).unwrap());
         let mut reference = Reference::open(&post_path).unwrap();
         let found = reference.logits_with(&lora, &ids).unwrap();
-        // llama.cpp looks Gemma's GELU up in a table of f16 values.
+        // llama.cpp computes Gemma's GELU with a table of f16 values.
         let bound = if name == "gemma2" { 5e-3 } else { 1e-4 };
         assert_agree_within(bound, &format!("{name} in llama.cpp"), &logits, &found);
     }
@@ -154,7 +156,7 @@ fn what_is_converted_back_is_what_it_was() {
     }
 }
 
-/// Logits of a model with a Felix spoke behind its blocks.
+/// Logits of a model with a Felix spoke after its blocks.
 fn felix_logits(trained: &Trained, post: &Path, ids: &[u32]) -> Vec<f32> {
     let model = gguf_file::import(post).unwrap();
     let decoder = Decoder::new(model.config, &model.parameters).unwrap();
@@ -168,14 +170,14 @@ fn felix_logits(trained: &Trained, post: &Path, ids: &[u32]) -> Vec<f32> {
 fn a_felix_spoke_gives_the_logits_of_its_formula() {
     let folder = tempfile::tempdir().unwrap();
     let (post_path, post) = post("llama_gqa", folder.path());
-    // One file whose metadata has the configuration; one in a folder with a JSON file.
+    // One file with the configuration in its metadata, and one in a folder with a JSON file.
     for source in [fixture("felix").join("spoke.safetensors"), fixture("felix_norm")] {
         let name = source.iter().nth(3).unwrap().to_str().unwrap();
         let (ids, _, logits) = expected(name);
         let trained = adapter::load_felix(&source, &post, &Limits::default()).unwrap();
         assert_agree(name, &logits, &felix_logits(&trained, &post_path, &ids));
 
-        // F16 in the file that is served: as exact as its type.
+        // The served file is F16, so it is as exact as that type.
         let served = folder.path().join(format!("{name}.gguf"));
         let spoke = adapter::to_served(&source, &served, &post, &Limits::default()).unwrap();
         assert_eq!(spoke.format, Format::FelixGguf);

@@ -1,5 +1,6 @@
-//! Keys and values belong to the spokes that they were computed with: whatever ran before or runs beside, an answer is that
-//! of a fresh engine. llama-server reuses the cache of another adapter here in each of the three ways that come first.
+//! Tests that keys and values are only reused with the spokes they were computed with: whatever ran
+//! before or runs at the same time, an answer equals that of a fresh engine. llama-server reuses
+//! the cache of another adapter in each of the first three cases here.
 
 use std::path::Path;
 
@@ -15,9 +16,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::dropped::{felix, generation, lora};
 use crate::program::MODEL;
 
-/// The numbers of a test's LoRA are small; so strongly it turns an answer over.
+/// A test LoRA has small numbers; this scale changes every answer.
 const STRONG: f32 = 4000.0;
-/// Those of a test's Felix spoke are as small, and two of them are multiplied.
+/// A test Felix spoke has small numbers, too, and two of them are multiplied.
 const STRONGER: f32 = 20_000.0;
 
 fn engine(lanes: u32) -> LlamaEngine {
@@ -69,8 +70,8 @@ fn ask(engine: &LlamaEngine, spokes: &SpokeSet) -> UnboundedReceiver<AnswerEvent
     engine.generate(request).unwrap()
 }
 
-/// Each token's id and its logarithmic probability, which follows from the logits of the whole vocabulary; and how much of
-/// the prompt was known.
+/// Each token's id and log probability, which depends on the logits of the whole vocabulary; and
+/// the number of prompt tokens taken from the cache.
 fn answer(mut events: UnboundedReceiver<AnswerEvent>) -> Result<(Vec<(u32, f32)>, u32), EngineError> {
     let mut tokens = Vec::new();
     loop {
@@ -133,7 +134,8 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
         }
     }
 
-    // One after the other on one lane and its kept sequences: every set behind every other one, itself too.
+    // One after another on one lane and its cached sequences: every set after every other one and
+    // after itself.
     let engine = loaded(1);
     let mut known = 0;
     for first in 0..sets.len() {
@@ -151,7 +153,7 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
     }
     assert!(known > 0, "nothing was taken from the cache, so nothing could be stale");
 
-    // All at once, several times over, on fewer lanes than requests.
+    // All at once, several times, on fewer lanes than requests.
     let engine = loaded(4);
     let running: Vec<_> = (0..24).map(|i| (i % 8, ask(&engine, &sets[i % 8]))).collect();
     for (set, events) in running {
@@ -159,7 +161,7 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
         assert!(same(&tokens, &fresh[set]), "set {set} beside others: {tokens:?}");
     }
 
-    // Freed and loaded again: what it had computed is still its own, and nobody else's.
+    // Freed and loaded again: its cached keys and values are still valid, and only for it.
     let unload = |generation| engine.spoke(SpokeChange::Unload(generation)).unwrap().blocking_recv().unwrap();
     assert!(unload(a).unwrap().resident_bytes > 0);
     let refused = answer(ask(&engine, &sets[1])).unwrap_err();
@@ -175,7 +177,7 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
         assert!(same(&answer(ask(&engine, &sets[set])).unwrap().0, &fresh[set]), "set {set} after a reload");
     }
 
-    // Unloaded while it answers: it answers to its end.
+    // Unloaded during an answer: the answer is completed.
     for (set, generation) in [(1, a), (5, c)] {
         let running = ask(&engine, &sets[set]);
         let freed = engine.spoke(SpokeChange::Unload(generation)).unwrap();
@@ -183,12 +185,12 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
         assert!(freed.blocking_recv().unwrap().unwrap().resident_bytes > 0);
     }
 
-    // Two at once are refused: which would come first nobody has decided.
+    // Two at once are refused, because their order is not defined.
     load(&engine, c, files[2].1, &files[2].2).unwrap();
     let refused = answer(ask(&engine, &two(spoke(c, 1.0), spoke(d, 1.0)))).unwrap_err();
     assert!(matches!(refused, EngineError::Spoke(_)), "{refused:?}");
 
-    // Unlike LoRAs they don't take turns.
+    // Unlike LoRAs, they don't take turns.
     let engine = loaded(4);
     let running: Vec<_> = [0, 5, 6].map(|set| (set, ask(&engine, &sets[set]))).into();
     for (set, events) in running {

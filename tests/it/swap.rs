@@ -1,5 +1,5 @@
-//! Swaps under load: a name gets one content after the other while clients ask, and no request fails or is answered by a
-//! generation that it could not have.
+//! Tests of swaps under load: a name gets one content after another while clients query it. No
+//! request may fail or be answered by a generation that was not possible at the time.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -9,19 +9,20 @@ use crate::contents::{Backend, Content, Contents};
 use crate::home::Home;
 use crate::memory::resident;
 
-/// Clients that ask all the time.
+/// Number of clients that send requests all the time.
 const CLIENTS: usize = 8;
-/// Contents that take turns: so many that one is forgotten, and probed again, before its next turn.
+/// Number of contents that take turns. Large enough that each is forgotten, and probed again,
+/// before its next turn.
 const CONTENTS: usize = 64;
-/// The swap after which memory has come to its size.
+/// The swap after which memory has reached its size.
 const WARM: usize = 10;
 
-/// How many, by the environment.
+/// A number from the environment.
 fn count(variable: &str, short: usize) -> usize {
     std::env::var(variable).map_or(short, |text| text.parse().expect("the environment has a number"))
 }
 
-/// Times, sorted, as a share of them.
+/// Durations, sorted, for percentiles.
 struct Times(Vec<Duration>);
 
 impl Times {
@@ -56,7 +57,7 @@ fn swap_under_load(backend: Backend, swaps: usize) {
     home.put("encoding.gguf", &all[0].bytes);
     served.client.serves("encoding", all[0].generation);
 
-    // The swap that is known to be done, and the one that may be done already.
+    // The last swap that is known to be done, and the last that may be done already.
     let (done, dropped, stop) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
     let (mut latencies, mut warm) = (Vec::with_capacity(swaps), None);
     let answers: u64 = thread::scope(|scope| {
@@ -84,7 +85,7 @@ fn swap_under_load(backend: Backend, swaps: usize) {
                 })
             })
             .collect();
-        // Whatever goes wrong here, the clients must end.
+        // The clients must end whatever fails here.
         let driven = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for swap in 1..=swaps {
                 dropped.store(swap, Ordering::SeqCst);
@@ -126,18 +127,19 @@ fn swap_under_load(backend: Backend, swaps: usize) {
         end >> 10,
     );
     assert!(answers > 0 && latencies.share(95) < Duration::from_secs(2));
-    // A few swaps say nothing about memory: what a request needs for the first time comes to them.
+    // A few swaps say nothing about memory, because first-time allocations add to it.
     if let Some(warm) = warm.filter(|_| swaps >= 100) {
         assert!(end <= warm + warm / 100, "memory has grown from {warm} to {end} bytes");
     }
     assert_eq!(served.program.terminate(), Some(0));
 }
 
-/// Names that are swapped at once where events are lost: each waits for the same look.
+/// Number of names that are swapped at once when events are lost. All wait for the same scan.
 const NAMES: usize = 4;
 
-/// The system tells nothing, and says nothing about that: only the look at the whole folder finds what was dropped.
-/// `BESPOKE_LOST` is how many swaps; the long form is 100, with the look every 30 seconds.
+/// The system delivers no events, without saying so. Only the scan of the whole folder finds what
+/// was dropped. `BESPOKE_LOST` is the number of swaps; the long form is 100, with a scan every 30
+/// seconds.
 #[test]
 fn a_swap_whose_event_is_lost_is_found_by_the_next_look() {
     let long = std::env::var_os("BESPOKE_LOST").is_some();
@@ -170,7 +172,7 @@ fn a_swap_whose_event_is_lost_is_found_by_the_next_look() {
                 );
                 thread::sleep(Duration::from_millis(20));
             }
-            // The first of each name is no swap.
+            // The first content of each name is no swap.
             if round > 0 {
                 latencies.push(dropped.elapsed());
             }
@@ -187,8 +189,8 @@ fn a_swap_whose_event_is_lost_is_found_by_the_next_look() {
     assert!(latencies.share(100) < Duration::from_secs(bound));
 }
 
-/// More events than the system keeps: the one that matters is among those it drops, and it says only that it has dropped
-/// some. `BESPOKE_OVERFLOWS` is how many; the long form is 100.
+/// More events than the system's queue holds: it drops the one that matters and reports only an
+/// overflow. `BESPOKE_OVERFLOWS` is the number of overflows; the long form is 100.
 #[test]
 fn a_swap_whose_event_is_dropped_with_others_is_found_at_once() {
     let overflows = count("BESPOKE_OVERFLOWS", 2);
@@ -210,7 +212,7 @@ fn a_swap_whose_event_is_dropped_with_others_is_found_at_once() {
     for _ in 0..overflows {
         let content = contents.next();
         served.program.signal("STOP");
-        // A rename is two events or more.
+        // A rename is at least two events.
         for _ in 0..kept / 4 + 1_000 {
             std::fs::rename(&one, &other).unwrap();
             std::fs::rename(&other, &one).unwrap();

@@ -1,4 +1,4 @@
-//! Chat templates: another one by setting, and one that is none.
+//! Tests of chat templates: another template by setting, and an invalid one.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,7 +19,7 @@ fn templated(template: &str, script: Script) -> Daemon {
     Daemon::over(engine)
 }
 
-/// Status and stderr of a daemon that doesn't start.
+/// Status and stderr of a daemon that fails to start.
 fn refused(arguments: &[&str]) -> (Option<i32>, String) {
     let state = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_bespoke"))
@@ -72,7 +72,7 @@ fn a_template_that_is_none_is_said_at_the_start() {
     assert!(status == Some(78) && said.contains("missing.jinja"), "{said}");
     assert!(said.contains("hint: model.chat_template"), "{said}");
 
-    // The model's own, broken in place.
+    // The model's own template, broken in place.
     let mut bytes = std::fs::read(MODEL).unwrap();
     let (good, broken) = (b"{% endfor %}", b"{% endfox %}");
     let at = bytes.windows(good.len()).position(|window| window == good).unwrap();
@@ -117,7 +117,7 @@ fn everything_that_a_message_says_reaches_the_template() {
         {"role": "user", "content": "e"},
     ]);
     let prompt = daemon.post("/apply-template", &json!({"messages": messages})).ok()["prompt"].clone();
-    // This template knows `tool_calls`, and nothing of `tools`: calls are in the texts.
+    // This template supports `tool_calls` but not `tools`, so calls are in the texts.
     let lines: Vec<&str> = prompt.as_str().unwrap().split_inclusive('\n').collect();
     assert_eq!(lines[0], "<user>a||bob|||<|good|>\n");
     assert_eq!(lines[1], "<assistant>b|because||||\n");

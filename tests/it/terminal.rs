@@ -1,4 +1,4 @@
-//! A terminal that says that it has no columns: taken for one of 80.
+//! Tests of a terminal that reports no columns, which is treated as one with 80.
 
 use std::process::Command;
 
@@ -6,11 +6,11 @@ use bespoke::atomic_file;
 
 use crate::dropped::lora;
 
-/// What a command prints on a terminal of this many columns.
+/// The output of a command on a terminal with this many columns.
 fn on_a_terminal(columns: u16, environment: &[(&str, &str)], command: &str) -> String {
     let program = env!("CARGO_BIN_EXE_bespoke");
     let script = format!("stty cols {columns} rows 0; exec {program} {command}");
-    // script(1) belongs to the tools that every Debian has.
+    // script(1) is installed on every Debian.
     let output = Command::new("script")
         .args(["-qec", &script, "/dev/null"])
         .envs(environment.iter().copied())
@@ -26,7 +26,7 @@ fn a_terminal_without_columns_is_taken_for_one_of_80() {
     let file = folder.path().join("a.gguf");
     atomic_file::write(&file, &lora(1)).unwrap();
     let show = format!("spoke show {}", file.display());
-    // A table, which is laid out for the terminal.
+    // A table that is laid out for the terminal.
     let wide = on_a_terminal(80, &[], &show);
     assert!(wide.lines().any(|line| line.contains("block") && line.contains("|up|")), "{wide}");
     assert_eq!(on_a_terminal(0, &[], &show), wide);
@@ -35,7 +35,7 @@ fn a_terminal_without_columns_is_taken_for_one_of_80() {
         let help = on_a_terminal(0, environment, "spoke add --help");
         let words = |line: &str| line.split_whitespace().count();
         assert!(help.lines().any(|line| words(line) > 8), "{help}");
-        // The escapes of bold words are no columns.
+        // Escape sequences for bold take no columns.
         assert!(help.lines().all(|line| line.chars().count() <= 120), "{help}");
     }
 }

@@ -1,4 +1,4 @@
-//! A text has the same token ids in llama.cpp and in `tokenizers`, whatever it is made of.
+//! Tests that any text has the same token ids in llama.cpp and in `tokenizers`.
 
 use std::sync::LazyLock;
 
@@ -48,10 +48,10 @@ const MARKS: [&str; 22] = [
     "<|end|>", "<|pad|>", "<|", "|>", "</s>", "\u{feff}", "\u{200b}",
 ];
 
-/// Characters that llama.cpp's tables do not know: they are no letters or digits for it.
+/// Characters that llama.cpp's tables don't know. It treats them as neither letters nor digits.
 static NEW: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"[\p{Age:16.0}--\p{Age:15.1}]").unwrap());
 
-/// A text of pieces that tokenisers treat apart.
+/// A text of pieces that tokenisers treat specially.
 pub fn text(rng: &mut ChaCha8Rng) -> String {
     let mut text = String::new();
     for _ in 0..rng.random_range(0..24) {
@@ -64,7 +64,8 @@ pub fn text(rng: &mut ChaCha8Rng) -> String {
                 text += &rng.random_range(0..10u64.pow(digits)).to_string();
             }
             6 => text += SKELETON.choose(rng).unwrap(),
-            // Any character but NUL, where a C string would end, and surrogates, which are none.
+            // Any character except NUL, where a C string would end, and surrogates, which are not
+            // characters.
             7 => text.extend((0..rng.random_range(1..4)).map(|_| rng.random_range('\u{1}'..='\u{10ffff}'))),
             _ => text.extend((0..rng.random_range(1..6)).map(|_| rng.random_range('\u{1}'..='\u{ff}'))),
         }
@@ -82,7 +83,7 @@ fn conversations(rng: &mut ChaCha8Rng) -> Vec<Vec<Message>> {
     (0..400).map(|_| row(rng)).collect()
 }
 
-/// A model of no use but for its vocabulary.
+/// A model of which only the vocabulary matters.
 fn exported(tokenizer: &Tokenizer, folder: &std::path::Path) -> Reference {
     exported_text(TextSide::of_post(tokenizer).unwrap(), tokenizer.vocab_size(), folder)
 }
@@ -204,7 +205,7 @@ fn every_character_up_to_unicode_15_is_cut_alike() {
     let tokenizer = vocabulary::train(conversations(&mut rng).into_iter(), 600).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let reference = exported(&tokenizer, folder.path());
-    // Ideographs, syllables and private characters are alike; one in 61 of them will do.
+    // Ideographs, syllables and private characters are alike, so one in 61 of them is enough.
     let alike = |c: char| matches!(c, '\u{3400}'..='\u{d7a3}' | '\u{e000}'..='\u{f8ff}' | '\u{17000}'..='\u{18cff}' | '\u{20000}'..);
     let sample = ('\u{1}'..='\u{10ffff}').filter(|&c| !alike(c) || u32::from(c) % 61 == 0);
     for c in sample.filter(|c| !NEW.is_match(c.encode_utf8(&mut [0; 4]))) {
@@ -218,15 +219,15 @@ fn every_character_up_to_unicode_15_is_cut_alike() {
     }
 }
 
-/// llama.cpp takes some texts for control tokens, whatever a model's files say: a text that has them has the same ids on both
-/// sides, and no token of its own.
+/// llama.cpp treats some texts as control tokens, whatever a model's files say. A text that
+/// contains them must have the same ids on both sides, and none of these tokens.
 #[test]
 fn texts_of_llama_cpps_own_tables_are_read_alike() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let trained = vocabulary::train(conversations(&mut rng).into_iter(), 600).unwrap();
     let texts =
         ["</s>", "<EOT>", "_<EOT>", "[EOS]", "<PRE>", "<fim_suffix>", "[PAD]", "<reponame>", "<turn|>"];
-    // Added tokens that are no special ones, as Gemma's files have them; and plain entries of the vocabulary.
+    // Added tokens that are not special, as in Gemma's files, and plain entries of the vocabulary.
     for added in [true, false] {
         let mut side = TextSide::of_post(&trained).unwrap();
         let first = trained.vocab_size();

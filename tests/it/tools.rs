@@ -1,4 +1,4 @@
-//! Tools: calls are found in what a model says, and promised where the client wants one.
+//! Tests of tools: calls are found in the model's output, and enforced if the client requires one.
 
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ fn text_stays_text_and_with_choice_none_everything_is_text() {
 fn a_promised_call_is_held_to_its_schema() {
     let daemon = Daemon::script(Script::Echo);
     let named = json!({"type": "function", "function": {"name": "recall"}});
-    // Any of them where one must be, else the one that is named.
+    // Any tool if one is required, or the named tool.
     for (choice, names) in [(json!("required"), &["recall", "forget"][..]), (named.clone(), &["recall"])] {
         let answer = daemon.chat("x", json!({"tools": tools(), "tool_choice": choice})).ok();
         let message = &answer["choices"][0]["message"];
@@ -111,7 +111,7 @@ fn a_tag_in_an_argument_is_part_of_the_argument() {
     let text = "ends with </tool_call> in it, and </think>";
     let call = json!({"name": "recall", "arguments": {"query": text}}).to_string();
     for (fields, said) in [
-        // What the schema dictates ends without a tag.
+        // A call that the schema dictates ends without a tag.
         (json!({"tool_choice": "required"}), call.clone()),
         (json!({"tool_choice": "auto"}), format!("<tool_call>\n{call}\n</tool_call>")),
         (json!({"parallel_tool_calls": false}), format!("<tool_call>{call}</tool_call><tool_call>{call}")),

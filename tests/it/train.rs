@@ -1,4 +1,5 @@
-//! Training from the command line: recipe, plan, run, interruption, resumption, looking back.
+//! Tests of training from the command line: recipe, plan, run, interruption, resumption, and
+//! inspection of runs.
 
 use std::path::Path;
 
@@ -134,7 +135,7 @@ fn runs_are_listed_shown_and_compared() {
     let unknown = bespoke(folder.path()).args(["runs", "show", "three"]).assert().code(1);
     assert!(stderr(&unknown).contains("three: no such run; runs has: one, two"), "{}", stderr(&unknown));
 
-    // One that can't be read is named, and the others are there.
+    // An unreadable run is named, and the others are listed.
     write(&folder.path().join("runs/two"), "recipe.toml", "[train]\nstepz = 3\n");
     let listed = bespoke(folder.path()).args(["runs", "list"]).assert().success();
     assert!(stdout(&listed).contains("4/4") && stdout(&listed).contains("unreadable"), "{}", stdout(&listed));
@@ -189,7 +190,7 @@ fn each_gpu_has_its_price_and_one_that_is_none_is_refused() {
     }
 }
 
-/// One moment for matrices that Muon moves, two for what AdamW does.
+/// Matrices that Muon updates have one moment, parameters that AdamW updates have two.
 #[test]
 fn a_dry_run_counts_the_moments_of_who_moves_the_matrices() {
     let folder = folder();
@@ -199,7 +200,7 @@ fn a_dry_run_counts_the_moments_of_who_moves_the_matrices() {
         let (_, rest) = said.split_once("moments ").unwrap();
         rest.split_once(" kB").unwrap().0.parse::<f64>().unwrap()
     };
-    // 11,312 parameters in all, of which the recipe's matrices are fewer than all and more than none.
+    // There are 11,312 parameters; the recipe's matrices are some of them.
     let (muon, adamw) = (moments("train.matrices=muon"), moments("train.matrices=adamw"));
     assert!(
         (adamw - 11.312 * 8.0).abs() < 0.1 && muon < adamw - 1.0 && muon > adamw / 2.0,
@@ -230,7 +231,8 @@ fn a_dry_run_counts_recomputing_and_the_teacher_but_not_this_machines_threads_on
         line(&taught, "memory here").contains("teacher ") && !taught.contains("teacher 0 B,"),
         "{taught}"
     );
-    // So many threads need more than either card has here, and one part at a time is worked on there.
+    // This many threads need more memory than either card has, and only one part at a time is
+    // processed there.
     let many = plan(&["train.threads=1024", "model.hidden_size=4096", "model.layers=32"]);
     assert!(line(&many, "memory here, about ").contains(" TB: "), "{many}");
     assert!(many.contains("fits its 141.0 GB") && !many.contains("does not fit"), "{many}");
@@ -268,7 +270,7 @@ fn steps_are_measured_in_both_precisions() {
     }
 }
 
-/// Every shipped recipe can be read, and says how it is run.
+/// Every shipped recipe can be read and says how to run it.
 #[test]
 fn shipped_recipes_are_whole() {
     let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/recipes");
@@ -317,7 +319,8 @@ fn a_wrong_recipe_is_exit_code_78_and_a_wrong_row_is_named() {
     assert!(said.contains("rows.jsonl, line 2") && said.contains("tokens; seq_len is 64"), "{said}");
 }
 
-/// A LoRA and a Felix spoke on the shipped post end as files that the daemon loads; a base that is none is refused.
+/// A LoRA and a Felix spoke on the shipped post are written as files that the daemon loads; an
+/// invalid base is refused.
 #[test]
 fn adapters_become_spokes_and_a_wrong_base_is_refused() {
     let folder = folder();
@@ -344,7 +347,7 @@ fn adapters_become_spokes_and_a_wrong_base_is_refused() {
         let shown = stdout(&shown);
         assert!(shown.contains("\"notes\"") && shown.contains("qwen3"), "{shown}");
     }
-    // What the daemon would not take is refused before anything is read or written.
+    // A spoke that the daemon would not accept is refused before anything is read or written.
     write(folder.path(), "adapter.toml", &recipe("[adapter.felix]\nspokes = 8\nrank = 160"));
     let refused = ["train", "adapter.toml", "--out", "runs/large"];
     let said = stderr(&bespoke(folder.path()).args(refused).assert().code(1));
@@ -358,7 +361,7 @@ fn adapters_become_spokes_and_a_wrong_base_is_refused() {
     let said = stderr(&bespoke(folder.path()).args(["train", "adapter.toml"]).assert().code(1));
     assert!(said.contains("\"q_prj\"; this decoder has down_proj, gate_proj, k_proj"), "{said}");
 
-    // A text that nothing was trained on.
+    // A text unlike anything in training.
     let lora = recipe("[adapter.lora]\nrank = 2\nalpha = 4");
     write(folder.path(), "adapter.toml", &lora);
     let letter = |i: u32| char::from(b'!' + (i.wrapping_mul(2_654_435_761) >> 24) as u8 % 90);
@@ -380,8 +383,8 @@ fn adapters_become_spokes_and_a_wrong_base_is_refused() {
     assert!(said.contains("it has 2048 positions, and seq_len is 4096"), "{said}");
 }
 
-/// A weight that is no number is found before anything is trained.
-/// Beside a folder that is not exported yet, an adapter names the post that comes of it, and is refused by others.
+/// With a base folder that is not exported yet, an adapter names the post that its export would be,
+/// and other posts refuse the adapter.
 #[test]
 fn an_adapter_for_a_folder_is_one_for_its_exports() {
     let folder = folder();
@@ -438,7 +441,7 @@ fn two_processes_do_not_write_one_run() {
     bespoke(folder.path()).args(["train", "recipe.toml"]).assert().success();
 }
 
-/// What is refused leaves a run as it was.
+/// A refused resumption must leave the run unchanged.
 #[test]
 fn a_refused_resumption_keeps_the_runs_recipe() {
     let folder = folder();

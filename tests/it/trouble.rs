@@ -1,5 +1,6 @@
-//! Trouble of our own: while the state folder's disk is full, files or processes are short or the database can't be written,
-//! a good file waits with the reason; once that is over it serves by itself.
+//! Tests of local trouble: while the disk of the state folder is full, files or processes run
+//! short, or the database can't be written, a good file waits with the reason. Once the trouble is
+//! over, it serves by itself.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,7 +16,7 @@ use crate::dropped::lora;
 use crate::home::{Client, Home};
 use crate::program::Program;
 
-/// Numbers of the system's errors on Linux.
+/// Linux error numbers.
 const EIO: &str = "5";
 const EAGAIN: &str = "11";
 const EACCES: &str = "13";
@@ -24,7 +25,7 @@ const EMFILE: &str = "24";
 const ENOSPC: &str = "28";
 const EDQUOT: &str = "122";
 
-/// The row of a name that waits, once it does.
+/// Waits until a name is waiting, and returns its row.
 fn waiting(client: &Client, name: &str) -> Value {
     let mut found = None;
     wait_until(&format!("{name} waits"), || {
@@ -34,7 +35,7 @@ fn waiting(client: &Client, name: &str) -> Value {
     found.unwrap()
 }
 
-/// A home whose program is in trouble as long as the file is there.
+/// A home whose program is in trouble while the file exists.
 fn troubled(point: &str) -> (Home, PathBuf, String) {
     let home = Home::new(Backend::Scripted(0));
     let trouble = home.root.path().join("trouble");
@@ -69,7 +70,7 @@ fn what_is_our_trouble_is_held_against_no_file() {
             assert!(row["retry_at"].is_u64(), "{point}: {row}");
         }
         assert_eq!(living.client.serving("a"), Some(old), "{point}: what serves goes on");
-        // Between two tries it is under way for a moment, and says that.
+        // Between two attempts the file is briefly in progress, and its state says so.
         wait_until(&format!("{point}: whoever asks for it is told"), || {
             let asked = living.client.asked("other", false).unwrap_err();
             assert!(asked.starts_with("503"), "{point}: {asked}");
@@ -96,7 +97,7 @@ fn a_database_that_takes_nothing_stops_no_one_from_seeing_why() {
         let all = living.client.get("/v1/spokes").unwrap();
         assert!(all["state_error"]["message"].as_str().unwrap().contains(says), "{all}");
         assert_eq!(living.client.serving("a"), Some(old));
-        // Who asks for a change is told, not kept waiting.
+        // A client that requests a change gets an error at once instead of waiting.
         assert_eq!(living.client.change("a:disable"), Some(503));
         std::fs::remove_file(&trouble).unwrap();
         wait_until("it is written again", || {
@@ -114,7 +115,7 @@ fn what_waits_is_looked_at_anew_after_a_restart_and_can_be_sent_for() {
     atomic_file::write(&trouble, ENOSPC.as_bytes()).unwrap();
     let generation = home.put("a.gguf", &lora(1));
     waiting(&living.client, "a");
-    // It is tried now, and still can't be done.
+    // The change is attempted now, and still fails.
     assert_eq!(living.client.change("a:enable"), Some(503));
     living.program.terminate();
     let living = home.start(&fail);
@@ -124,7 +125,8 @@ fn what_waits_is_looked_at_anew_after_a_restart_and_can_be_sent_for() {
     living.client.serves("a", generation);
 }
 
-/// As [`what_is_our_trouble_is_held_against_no_file`], with a disk that is full indeed: a small one in memory.
+/// Like [`what_is_our_trouble_is_held_against_no_file`], but with a disk that is really full: a
+/// small tmpfs.
 #[test]
 fn a_state_folder_on_a_full_disk() {
     let home = Home::new(Backend::Scripted(0));
@@ -132,7 +134,7 @@ fn a_state_folder_on_a_full_disk() {
     let mount = format!("mount -t tmpfs -o size=2m,mode=700 none {}", home.state().display());
     let inner = "BESPOKE_TEST_FULL_DISK";
     if std::env::var_os(inner).is_none() {
-        // A mount of this test alone, in a namespace of its own; not every machine lets one have that.
+        // A mount for this test alone, in its own namespace. Not every machine allows that.
         let name = "trouble::a_state_folder_on_a_full_disk";
         let probe = std::process::Command::new("unshare").args(["-rm", "true"]).status();
         if !probe.is_ok_and(|status| status.success()) {
@@ -164,13 +166,13 @@ fn a_state_folder_on_a_full_disk() {
     assert!(matches!(code, "not_copied" | "not_written"), "{row}");
     assert_eq!(living.client.serving("small"), Some(small));
     assert!(living.client.asked("small", false).is_ok());
-    // Its room is free once nobody has it open.
+    // Its space is freed once the file is closed everywhere.
     drop(file);
     std::fs::remove_file(&filler).unwrap();
     living.client.serves("late", late);
 }
 
-/// Starts the program with these limits of file descriptors, as `ulimit` sets them.
+/// Starts the program with these limits of file descriptors, as set by `ulimit`.
 fn limited(ulimit: &str, arguments: &[&str]) -> Program {
     Program::through(
         &["sh", "-c", &format!("{ulimit} && exec \"$0\" \"$@\"")],
@@ -179,7 +181,7 @@ fn limited(ulimit: &str, arguments: &[&str]) -> Program {
     )
 }
 
-/// The status of `/health`, or nothing.
+/// The status line of `/health`, or an empty string.
 fn health(address: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -212,7 +214,8 @@ fn slow_clients_leave_file_descriptors_for_everything_else() {
             .collect();
         assert!(slow.len() > 60);
         wait_until(&format!("{ulimit}: it says that it is well"), || health(&address).contains("200"));
-        // What isn't a connection gets on, too: a file is copied, tried, loaded and written down.
+        // Work other than connections also continues: a file is copied, probed, loaded and
+        // recorded.
         let generation = home.put("a.gguf", &lora(1));
         let database = home.state().join("bespoke.sqlite");
         let current = || -> rusqlite::Result<String> {

@@ -1,5 +1,6 @@
-//! Lanes: requests that are decoded together, each in a sequence of llama.cpp. There may be more sequences than lanes: what
-//! the others hold is known to later requests (see [`super::cache`]).
+//! The lanes: requests that are decoded together, each in its own sequence of llama.cpp. There may
+//! be more sequences than lanes; the others keep keys and values for later requests (see
+//! [`super::prefix_cache`]).
 
 mod prefix_reuse;
 mod room;
@@ -27,33 +28,34 @@ use super::thread_tuner::ThreadTuner;
 use super::vocabulary::Vocabulary;
 use super::{EngineError, LaneState, Totals, Usage};
 
-/// Bytes of keys and values copied in a second, as a cautious guess.
+/// Bytes of keys and values copied per second, a cautious estimate.
 const COPIED_PER_SECOND: f64 = 2e9;
-/// Seconds that a copy takes however short it is.
+/// Minimum seconds of a copy.
 const COPY: f64 = 1e-4;
-/// Bytes that are worth giving back to the system.
+/// Minimum bytes that are worth giving back to the system.
 const SPARE: u64 = 1 << 20;
 
 /// How long one set of LoRAs is computed while others wait.
 const TURN: Duration = Duration::from_millis(50);
 
-/// All lanes and the context that they share.
+/// All lanes, and the context that they share.
 pub struct Lanes<'a> {
     context: Context<'a>,
     tuner: ThreadTuner,
     foresight: Foresight,
     batch: Batch,
     sequences: Vec<Lane<'a>>,
-    /// Requests that run at the same time.
+    /// Number of requests that run at the same time.
     lanes: usize,
-    /// Places of each sequence.
+    /// Number of KV cache cells of each sequence.
     places: usize,
-    /// Seconds to copy a sequence, however much of it is wanted.
+    /// Seconds to copy a sequence, whatever part of it is wanted.
     copying: f64,
     /// Whether a prefix of a sequence can be used without the rest.
     partial: bool,
     clock: u64,
-    /// With which LoRAs requests are computed now, until when, and when each other one last had its turn.
+    /// The set of LoRAs whose requests are computed now, until when, and when each set last had its
+    /// turn.
     turn: Origin,
     turn_ends: Instant,
     turns: HashMap<Origin, u64>,
@@ -66,11 +68,11 @@ pub struct Lanes<'a> {
 struct Lane<'a> {
     /// Tokens whose keys and values are in the context.
     cached: Vec<u32>,
-    /// Places that may have memory: those that were written since memory was given back last.
+    /// Number of cells that may occupy memory: those written since memory was last given back.
     written: usize,
     origin: Origin,
     last_used: u64,
-    /// Whether it holds the head of prompts, for those that begin with it.
+    /// Whether the sequence keeps the head of prompts, for requests that begin with it.
     kept: bool,
     running: Option<Running<'a>>,
 }
@@ -78,13 +80,13 @@ struct Lane<'a> {
 struct Running<'a> {
     run: Sequence,
     age: u64,
-    /// The prompt, dictated beginning of the answer included.
+    /// The prompt, including the dictated beginning of the answer.
     planned: Vec<u32>,
-    /// Tokens that are to be decoded.
+    /// Tokens that are certain but not decoded yet.
     pending: Vec<u32>,
-    /// A sequence that is about to hold this many tokens of the prompt.
+    /// A sequence that will soon hold a prefix of this prompt, and the prefix's length in tokens.
     follow: Option<(usize, usize)>,
-    /// Where what the sequence holds is to be kept for others, in tokens of the prompt.
+    /// Lengths of the prefixes that are kept for other requests once they are decoded.
     heads: Vec<usize>,
     spokes: SpokeUse<'a>,
     drafts: bool,
@@ -92,29 +94,29 @@ struct Running<'a> {
     _ticket: Ticket,
 }
 
-/// A request as it enters a lane.
+/// A request that enters a lane.
 pub struct Entry<'a> {
-    /// What is to be decoded.
+    /// Tokens to decode.
     pub prompt: Vec<u32>,
-    /// How much of it other prompts probably begin with too.
+    /// Length of the prefix that other prompts probably share.
     pub head: Option<usize>,
-    /// Its answer.
+    /// The state of its answer.
     pub run: Sequence,
-    /// What it runs with beside the post.
+    /// Spokes that the post runs with.
     pub spokes: SpokeUse<'a>,
-    /// Whether tokens are drafted.
+    /// Whether to draft tokens.
     pub drafts: bool,
-    /// Held until the end.
+    /// Held until the request ends.
     pub ticket: Ticket,
-    /// What is logged of it.
+    /// The request's tracing span.
     pub span: Span,
 }
 
 impl<'a> Lanes<'a> {
-    /// Makes the context.
+    /// Creates the context.
     ///
     /// # Errors
-    /// llama.cpp can't, most likely for want of memory.
+    /// llama.cpp can't create it, most likely because memory is short.
     pub fn new(
         model: &'a LlamaModel,
         settings: &LlamaSettings,
@@ -162,7 +164,7 @@ impl<'a> Lanes<'a> {
         })
     }
 
-    /// What each lane does: first those that run, then what is known to the next requests.
+    /// State of each lane: running ones first, then those used most recently.
     pub fn states(&self) -> Vec<LaneState> {
         let mut order: Vec<_> = self.sequences.iter().collect();
         order.sort_by_key(|sequence| (sequence.running.is_none(), std::cmp::Reverse(sequence.last_used)));
@@ -180,23 +182,23 @@ impl<'a> Lanes<'a> {
         (0..).zip(order.into_iter().take(self.lanes)).map(state).collect()
     }
 
-    /// What has been done so far.
+    /// Counters since the start.
     pub fn totals(&self) -> Totals {
         let cache_used = self.sequences.iter().map(|sequence| sequence.cached.len() as u64).sum();
         Totals { cache_used, ..self.totals }
     }
 
-    /// Requests in lanes.
+    /// Number of requests in lanes.
     pub fn running(&self) -> usize {
         self.sequences.iter().filter(|sequence| sequence.running.is_some()).count()
     }
 
-    /// Whether another request can be taken.
+    /// Whether a lane is free.
     pub fn has_free(&self) -> bool {
         self.running() < self.lanes
     }
 
-    /// Puts a request into its lane.
+    /// Starts a request in its lane.
     pub fn start(&mut self, placement: Placement, entry: Entry<'a>, words: &Vocabulary) {
         let Entry { prompt, head, mut run, spokes, drafts, ticket, span } = entry;
         let Step::Decode(dictated) = run.start(words) else {
@@ -243,7 +245,7 @@ impl<'a> Lanes<'a> {
         });
     }
 
-    /// Ends requests that nobody waits for.
+    /// Ends requests whose clients have stopped listening.
     pub fn drop_cancelled(&mut self) {
         for index in 0..self.sequences.len() {
             if self.sequences[index].running.as_ref().is_some_and(|running| running.run.cancelled()) {
@@ -261,7 +263,7 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Frees a lane; what it has decoded stays known.
+    /// Frees a lane. What it has decoded stays in the KV cache.
     fn take(&mut self, index: usize) -> Option<Running<'a>> {
         self.clock += 1;
         self.sequences[index].last_used = self.clock;
@@ -275,8 +277,8 @@ impl<'a> Lanes<'a> {
         Some(running)
     }
 
-    /// Gives the memory behind what an idle sequence holds back to the system, where earlier
-    /// requests have left much.
+    /// Gives the memory after the cached tokens of an idle sequence back to the system, if an
+    /// earlier request has left much of it.
     fn give_back(&mut self, index: usize) {
         let sequence = &mut self.sequences[index];
         let held = sequence.cached.len();
@@ -295,7 +297,7 @@ impl<'a> Lanes<'a> {
         self.totals.accepted_tokens += u64::from(usage.accepted_tokens);
     }
 
-    /// What is guessed to follow in a lane.
+    /// Drafts the next tokens of a lane.
     fn draft(&self, sequence: &Lane<'a>) -> Draft {
         let Some(running) = sequence.running.as_ref().filter(|running| running.drafts && self.partial) else {
             return Draft::default();
@@ -307,7 +309,7 @@ impl<'a> Lanes<'a> {
         drafting::look_up(&text, drafting::MOST.min(running.run.left()))
     }
 
-    /// Computes with no spokes.
+    /// Removes all spokes from the context.
     pub fn detach(&mut self) {
         self.context.set_felix(&[]);
         if let Err(error) = self.context.set_adapters(&[]) {
@@ -315,7 +317,7 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Computes with these adapters, and each request that they serve with its own Felix spoke.
+    /// Sets the LoRA adapters of this request for all lanes, and for each lane its own Felix spoke.
     fn attach(&mut self, spokes: &SpokeUse<'a>) -> Result<(), DecodeError> {
         let felix = |(id, sequence): (u32, &Lane<'a>)| {
             let (weights, scale) = sequence.running.as_ref()?.spokes.felix()?;
@@ -327,8 +329,9 @@ impl<'a> Lanes<'a> {
         Ok(())
     }
 
-    /// The LoRAs whose requests are computed now: those that run are so in turn, each for a while, because a change of
-    /// adapters makes llama.cpp plan anew. Felix spokes don't: requests with any of them are computed together.
+    /// Chooses the LoRAs whose requests are computed now. Sets of LoRAs take turns, each for a
+    /// while, because a change of adapters makes llama.cpp plan its graphs anew. Felix spokes need
+    /// no turns: requests with any of them are computed together.
     fn turn(&mut self) -> Option<SpokeUse<'a>> {
         let running = || self.sequences.iter().filter_map(|sequence| sequence.running.as_ref());
         let origins: Vec<(Origin, u64)> =
@@ -337,7 +340,8 @@ impl<'a> Lanes<'a> {
         let goes_on = now < self.turn_ends && origins.iter().any(|(origin, _)| *origin == self.turn);
         let alone = origins.iter().all(|(origin, _)| *origin == self.turn);
         if !goes_on && !alone {
-            // Whoever has waited longest; of those that never had a turn, the oldest request.
+            // Choose the set that has waited longest. Among sets that never had a turn, the oldest
+            // request wins.
             let (next, _) = origins
                 .iter()
                 .filter(|(origin, _)| *origin != self.turn)
@@ -346,13 +350,14 @@ impl<'a> Lanes<'a> {
             self.turn_ends = now + TURN;
             self.clock += 1;
             self.turns.insert(self.turn, self.clock);
-            // Sets that nobody runs with any more are forgotten.
+            // Forget sets without a running request.
             self.turns.retain(|origin, _| origins.iter().any(|(other, _)| other == origin));
         }
         running().find(|r| r.spokes.loras == self.turn).map(|r| r.spokes.clone())
     }
 
-    /// Decodes one batch for each group of lanes and lets those go on whose tokens are all decoded.
+    /// Decodes one batch for each group of lanes and continues the lanes whose tokens are all
+    /// decoded.
     pub fn step(&mut self, vocabulary: &Vocabulary, grammars: Option<&Grammars>, heartbeat: &Heartbeat<'_>) {
         self.catch_up();
         let Some(spokes) = self.turn() else { return };
@@ -373,7 +378,7 @@ impl<'a> Lanes<'a> {
                     age: running.age,
                     pending,
                     guesses: self.chances.of(&drafts[lane]),
-                    // Padding can't be taken back from a recurrent state.
+                    // Padding can't be removed from a recurrent state.
                     room: if self.partial { self.places - sequence.cached.len() } else { pending },
                 })
             })
@@ -435,13 +440,14 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Whether requests wait for their turn that have read their prompts.
+    /// Whether requests that have read their prompts wait for the turn of their LoRAs.
     fn others_decode(&self) -> bool {
         let mut running = self.sequences.iter().filter_map(|sequence| sequence.running.as_ref());
         running.any(|r| r.spokes.loras != self.turn && r.follow.is_none() && r.pending.len() <= LONG)
     }
 
-    /// Computes the batch as long as somebody waits for one of its requests: a share of a prompt can take long.
+    /// Computes the batch, and aborts if the clients of all its requests are gone: a share of a
+    /// prompt can take long.
     fn decode(&mut self, slices: &[Slice], heartbeat: &Heartbeat<'_>) -> Result<(), DecodeError> {
         let running = slices.iter().filter_map(|slice| self.sequences[slice.lane].running.as_ref());
         let listeners: Vec<_> = running.map(|running| running.run.listener()).collect();
@@ -449,7 +455,7 @@ impl<'a> Lanes<'a> {
         self.context.decode_unless(&self.batch, &heartbeat.unless(left))
     }
 
-    /// Ends requests in the middle of a batch.
+    /// Ends requests whose batch was aborted.
     fn give_up(&mut self, slices: &[Slice]) {
         for slice in slices {
             let known = self.sequences[slice.lane].cached.len();
@@ -458,8 +464,8 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Puts the slices into the batch; gives the lanes that can go on behind it, each with the row of its first logits and
-    /// its guesses, and the number of prompt tokens.
+    /// Puts the slices into the batch. Returns the lanes that can continue after it, each with the
+    /// row of its first logits and its number of draft tokens, and the number of prompt tokens.
     fn fill(&mut self, slices: &[Slice], drafts: &[Draft]) -> (Vec<(usize, usize, usize)>, usize) {
         self.batch.clear();
         let (mut ready, mut prompt) = (Vec::new(), 0);
@@ -477,7 +483,8 @@ impl<'a> Lanes<'a> {
                 self.batch.push(token, cached.len() as u32, lane as u32, whole && index + 1 >= certain);
                 cached.push(token);
             }
-            // Any token will do; nothing is read from it, and it is forgotten at once.
+            // Any token works as padding: its logits are not read, and it is removed right after
+            // the batch.
             let last = cached.last().copied().unwrap_or(0);
             for index in 0..padding {
                 self.batch.push(last, (cached.len() + index) as u32, lane as u32, false);
@@ -497,7 +504,7 @@ impl<'a> Lanes<'a> {
         } else {
             self.totals.prompt_seconds += seconds;
         }
-        // What others than usually have computed tells nothing of what it costs.
+        // A batch with an unusual number of threads says nothing about usual cost.
         if !self.tuner.is_trying() {
             if prompt == 0 {
                 self.cost.learn(tokens, seconds);
@@ -509,7 +516,7 @@ impl<'a> Lanes<'a> {
         self.tuner.worked(price, seconds, Instant::now());
     }
 
-    /// Ends the requests whose turn it is.
+    /// Ends the requests whose turn it is with an error.
     fn fail_turn(&mut self, reason: &str) {
         for index in 0..self.sequences.len() {
             let running = self.sequences[index].running.as_ref();
@@ -531,8 +538,8 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Lets the model choose behind the last certain token, and behind each guess that it would have chosen itself: the
-    /// answer is the one without guesses.
+    /// Chooses the token after the last certain one, and goes on after each draft token that equals
+    /// the choice. The answer is the same as without drafting.
     fn go_on(
         &mut self,
         lane: usize,

@@ -1,17 +1,20 @@
-//! What sequences take over from each other. Keys and values of a prompt's beginning can be had from any sequence that goes
-//! on otherwise. A recurrent state can't be cut: it is kept where a head ends, in a sequence of its own, while it is there.
+//! Prefix reuse between sequences. Keys and values of a prefix can be copied from any sequence that
+//! begins with it. A recurrent state can't be truncated, so it is copied to a sequence of its own
+//! when decoding reaches the end of a head.
 
 use super::super::prefix_cache::{Handing, Held, Origin, Placement, place, shared};
 use super::super::scheduler::Slice;
 use super::{Lane, Lanes, Running};
 
 impl Lanes<'_> {
-    /// Whether states can only be had as a whole, so that it has to be known beforehand where heads end.
+    /// Whether states can only be reused as a whole, so that the ends of heads must be known in
+    /// advance.
     pub fn keeps_heads(&self) -> bool {
         !self.partial
     }
 
-    /// Where a prompt would go; call only when a lane is free. Without `cache`, nothing counts as known.
+    /// Where a prompt should go; call only when a lane is free. Without `cache`, no prefix is
+    /// reused.
     pub fn placement(&self, prompt: &[u32], origin: Origin, cache: bool) -> Placement {
         let held: Vec<Held<'_>> = self.sequences.iter().enumerate().map(held).collect();
         let least = (self.copying / self.cost.prompt_token()) as usize;
@@ -20,7 +23,8 @@ impl Lanes<'_> {
         found.expect("there are at least as many sequences as lanes")
     }
 
-    /// Removes keys and values behind the first `keep` tokens of a sequence, or all where the model can't do that.
+    /// Removes keys and values after the first `keep` tokens of a sequence, or all of them if the
+    /// model can't remove a part.
     pub(super) fn forget(&mut self, sequence: usize, keep: usize) {
         let cached = &mut self.sequences[sequence].cached;
         if keep == cached.len() {
@@ -36,8 +40,8 @@ impl Lanes<'_> {
         }
     }
 
-    /// Forgets the last tokens of an answer that is in the middle; others come in their place. A
-    /// state that can't be cut is computed again from the longest head that is kept.
+    /// Removes the last `drop` tokens of a running answer and continues it with `tokens`. A state
+    /// that can't be truncated is recomputed from the longest kept head.
     pub(super) fn go_back(&mut self, lane: usize, drop: usize, tokens: Vec<u32>) {
         let Lane { cached, origin, .. } = &self.sequences[lane];
         let (keep, origin) = (cached.len().saturating_sub(drop), *origin);
@@ -57,7 +61,7 @@ impl Lanes<'_> {
         }
     }
 
-    /// Gives `to` the first `length` tokens of `from` instead of what it holds.
+    /// Replaces what `to` holds by the first `length` tokens of `from`.
     pub(super) fn copy(&mut self, from: usize, to: usize, length: usize) {
         if length == 0 {
             return self.forget(to, 0);
@@ -70,7 +74,8 @@ impl Lanes<'_> {
         self.forget(to, length);
     }
 
-    /// Takes over what the followed sequences know by now.
+    /// For each request that waits for another sequence's prefix: copies the prefix once it is
+    /// decoded, or once waiting has become pointless.
     pub(super) fn catch_up(&mut self) {
         for index in 0..self.sequences.len() {
             let Some(running) = &self.sequences[index].running else { continue };
@@ -103,7 +108,7 @@ impl Lanes<'_> {
         }
     }
 
-    /// The longest beginning of a prompt that is kept, and how long it is.
+    /// The longest kept head that the prompt begins with, and its length.
     fn kept_head(&self, prompt: &[u32], origin: Origin) -> Option<(usize, usize)> {
         let kept = self.sequences.iter().enumerate().filter(|(_, s)| s.kept && s.origin == origin);
         kept.filter(|(_, s)| prompt.starts_with(&s.cached))
@@ -111,7 +116,7 @@ impl Lanes<'_> {
             .max_by_key(|(_, length)| *length)
     }
 
-    /// Keeps what lanes hold that have come to the end of a head.
+    /// Keeps the states of lanes that have reached the end of a head.
     pub(super) fn keep_heads(&mut self, slices: &[Slice]) {
         for &Slice { lane, .. } in slices {
             let Lane { cached, origin, running: Some(running), .. } = &mut self.sequences[lane] else {
@@ -132,7 +137,8 @@ impl Lanes<'_> {
         }
     }
 
-    /// An idle sequence for a head: as many as there are beside those of the lanes hold one; then the oldest head goes.
+    /// An idle sequence for a head. Once as many heads are kept as there are sequences in addition
+    /// to the lanes, the oldest head is replaced.
     fn place_for_head(&self) -> Option<usize> {
         let kept = self.sequences.iter().filter(|sequence| sequence.kept).count();
         let full = kept >= self.sequences.len() - self.lanes;
@@ -142,7 +148,7 @@ impl Lanes<'_> {
 }
 
 impl Running<'_> {
-    /// Tokens to the end of the next head, behind so many.
+    /// Number of tokens until the end of the next head, with `decoded` tokens decoded.
     pub(super) fn until_head(&self, decoded: usize) -> usize {
         let ends = self.heads.iter().filter(|&&head| head > decoded);
         ends.min().map_or(usize::MAX, |head| head - decoded)

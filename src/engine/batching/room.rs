@@ -1,4 +1,4 @@
-//! How many sequences a model is served with, and how long they may be.
+//! Determines how many sequences a model is served with, and their length.
 
 use bytesize::ByteSize;
 use llama_cpp_2::model::LlamaModel;
@@ -9,7 +9,7 @@ use super::super::handle::LlamaSettings;
 use super::super::kernels::Kernels;
 use crate::config::MAX_SEQUENCES;
 
-/// Heads of prompts that are kept, at least, where a state can't be cut.
+/// Minimum number of prompt heads that are kept for models whose state can't be truncated.
 const HEADS: u32 = 4;
 
 /// Whether a prefix of a sequence can be used without the rest.
@@ -17,13 +17,14 @@ pub(super) fn is_partial(model: &LlamaModel) -> bool {
     !(model.is_recurrent() || model.is_hybrid())
 }
 
-/// Sequences that a model is served with.
+/// Number of sequences that a model is served with.
 ///
 /// # Errors
-/// More than llama.cpp can have.
+/// More sequences than llama.cpp supports.
 pub(super) fn sequences(model: &LlamaModel, settings: &LlamaSettings) -> Result<u32, String> {
     let lanes = settings.lanes.max(1);
-    // A state that can't be cut is kept at the end of heads, beside whoever goes on from there.
+    // A state that can't be truncated is kept at the ends of heads, in sequences in addition to the
+    // lanes that continue from there.
     let least = if is_partial(model) { 0 } else { HEADS.min(MAX_SEQUENCES.saturating_sub(lanes)) };
     let sequences = lanes.saturating_add(settings.cached_sequences.max(least));
     if sequences > MAX_SEQUENCES {
@@ -35,15 +36,17 @@ pub(super) fn sequences(model: &LlamaModel, settings: &LlamaSettings) -> Result<
     Ok(sequences)
 }
 
-/// Tokens of a sequence: what was asked for, or what the model was trained for as far as there is memory.
+/// Tokens per sequence: what was asked for, or as much of the model's trained context as memory
+/// allows.
 ///
 /// # Errors
-/// More is asked for than memory is allowed; llama.cpp can't make the smallest of contexts.
+/// More was asked for than memory is allowed; llama.cpp can't create even the smallest context.
 pub fn room(model: &LlamaModel, settings: &LlamaSettings) -> Result<u32, String> {
     let wish = Wish {
         trained: model.n_ctx_train(),
         asked: settings.context,
-        // The one for embeddings is made when somebody asks for some.
+        // The additional sequence is for embeddings, whose context is created with the first
+        // request for them.
         sequences: sequences(model, settings)? + 1,
         place_bytes: place_bytes(model)?,
         limit: settings.cache_memory,
@@ -80,7 +83,8 @@ pub fn room(model: &LlamaModel, settings: &LlamaSettings) -> Result<u32, String>
     Ok(context)
 }
 
-/// Bytes of keys and values that a token takes, found out before there is a context of the right size.
+/// Bytes of keys and values per token, measured with a small context before the real one is
+/// created.
 fn place_bytes(model: &LlamaModel) -> Result<u64, String> {
     let settings = ContextSettings {
         tokens: STEP,
@@ -95,15 +99,15 @@ fn place_bytes(model: &LlamaModel) -> Result<u64, String> {
     Ok(Context::new(model, settings).map_err(|e| e.to_string())?.place_bytes())
 }
 
-/// Computes a first batch, which puts the weights into huge pages: no request should wait for that. Gives the bytes of a
-/// token's keys and values.
+/// Computes a first batch, which moves the weights into huge pages, so that no request has to wait
+/// for that. Returns the bytes of keys and values per token.
 ///
 /// # Errors
 /// llama.cpp can't compute.
 pub(super) fn warm_up(context: &mut Context<'_>) -> Result<u64, DecodeError> {
     let threads = context.threads();
-    // One token needs no more. Several threads wait for each other, spinning, for seconds where other programs keep the
-    // processors busy.
+    // One thread is enough for one token. Several threads would spin for seconds waiting for each
+    // other while other programs keep the processors busy.
     context.compute_with(1);
     let compute = |context: &mut Context<'_>, position| {
         let mut batch = Batch::default();
@@ -112,7 +116,8 @@ pub(super) fn warm_up(context: &mut Context<'_>) -> Result<u64, DecodeError> {
         Ok::<u64, DecodeError>(context.bytes(0))
     };
     let first = compute(context, 0)?;
-    // A buffer that was made in llama.cpp's own way doesn't tell: then a sequence grows by so much with its second token.
+    // A buffer that llama.cpp made in its own way doesn't report its size per token. In that case,
+    // measure by how much the second token makes the sequence grow.
     let bytes = match context.place_bytes() {
         0 => compute(context, 1)?.saturating_sub(first),
         known => known,

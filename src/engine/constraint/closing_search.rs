@@ -1,12 +1,11 @@
-//! A short way to the end of a constrained answer: searched over bytes in the grammar itself, so that it also holds for
-//! schemas with lengths, patterns and bounds.
+//! Searches a short closing: bytes that complete a constrained answer. The search runs on the bytes
+//! of the grammar itself, so that it also respects lengths, patterns and bounds.
 //!
-//! Between values the shortest continuation is tried first (a closing bracket before a comma, an
-//! empty string before a number) and alternatives only when it leads nowhere. Inside a string or
-//! number, a breadth-first search over the states of the grammar's lexer finds the fewest bytes
-//! that end it; where that is a name, other names are alternatives too. Where an item of a list has
-//! to differ from others, one that doesn't leads nowhere either, and other strings and numbers are
-//! tried, too.
+//! Between values, the shortest continuation is tried first (a closing bracket before a comma, an
+//! empty string before a number), and alternatives only if it leads to a dead end. Inside a string
+//! or number, a breadth-first search over the states of the grammar's lexer finds the fewest bytes
+//! that end it. If the string is a name, other names are alternatives too. If an item of a list has
+//! to differ from others, a repeat is a dead end as well, and other strings and numbers are tried.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -18,28 +17,33 @@ use toktrie::Recognizer;
 use super::json_cursor::{Place, Scanner};
 use super::repeats::Watch;
 
-/// Bytes tried in one search, at most: bounds the time of a schema whose shortest instance is hard to find (about 0.1 s).
+/// Maximum bytes tried in one search. Bounds the time for a schema whose shortest instance is hard
+/// to find (about 0.1 s).
 const MAX_STEPS: usize = 400_000;
-/// Of these, for the breadth-first search of one string or number.
+/// Of these, the maximum for the breadth-first search of one string or number.
 const MAX_BREADTH: usize = 60_000;
-/// Names that are tried at one place, of those that lead on in different ways.
+/// Maximum number of names that are tried at one position, counting only those that reach different
+/// states.
 const MAX_NAMES: usize = 48;
-/// Longest closing that is looked for.
+/// Longest closing that is looked for, in bytes.
 const MAX_BYTES: usize = 32_768;
-/// Bytes tried in one search where items have to differ, at most: it is made for each token.
+/// Maximum bytes tried in one search if items have to differ. Smaller, because such a search runs
+/// for each token.
 const MAX_STEPS_DISTINCT: usize = 100_000;
-/// Strings or numbers that are tried at one place so that an item differs from others.
+/// Maximum number of strings or numbers that are tried at one position to make an item differ from
+/// others.
 const MAX_OTHERS: usize = 300;
 
-/// What may follow between values, cheapest first.
+/// Bytes that may follow between values, cheapest first.
 const BETWEEN: &[u8] = b"}],:\"0123456789-ntf[{";
-/// What may follow in a number.
+/// Bytes that may follow in a number.
 const NUMBER: &[u8] = b"0123456789.-+eE";
 
-/// Bytes that lead from the parser's state to the end of a valid answer: empty at an end, `None` if
-/// none was found within the limits. `scanner` has seen what the parser has consumed, and so has
-/// `watch`, if items of lists have to differ. No more than `levels` brackets are opened within each
-/// other: where a value may hold others of its own kind, the search would follow them without end.
+/// Finds bytes that lead from the parser's state to the end of a valid answer. Returns no bytes if
+/// the answer may end here, and `None` if nothing was found within the limits. `scanner` must have
+/// seen everything that the parser has consumed, and so must `watch`, which is set if items of
+/// lists have to differ. At most `levels` brackets are nested beyond those that are open: in a
+/// recursive schema, the search would otherwise descend forever.
 pub fn search(
     parser: &mut TokenParser,
     mut scanner: Scanner,
@@ -49,7 +53,7 @@ pub fn search(
     if parser.is_accepting() {
         return Some(Vec::new());
     }
-    // The parser's own state is behind the bytes that it has found to be forced.
+    // The parser has already advanced over the bytes that it found to be forced.
     let mut bytes = parser.parser.currently_forced_bytes().to_vec();
     scanner.push_all(&bytes);
     if let Some(watch) = &mut watch {
@@ -77,7 +81,7 @@ pub fn search(
     if ends.is_empty() {
         return Some(bytes);
     }
-    // A number at the top level: only the parser can say where it may end.
+    // For a number at the top level, only the parser knows where it may end.
     ends.into_iter().find_map(|end| {
         let candidate = [bytes.as_slice(), &end].concat();
         let mut trial = parser.parser.clone();
@@ -85,34 +89,35 @@ pub fn search(
     })
 }
 
-/// A point at which another way could have been taken.
+/// A point where the search can take another way.
 struct Choice {
-    /// Length of the path before it.
+    /// Length of the path at this point.
     length: usize,
     scanner: Scanner,
     watch: Option<Watch>,
     next: Next,
 }
 
-/// What can be taken next at a choice.
+/// What can be tried next at a choice.
 enum Next {
     /// The candidate with this index in [`BETWEEN`].
     Byte(usize),
-    /// Another way out of a string or a number.
+    /// Another ending of a string or a number.
     Exit(Exits),
 }
 
-/// Ways out of a string, the quotation mark included, or of a number, what follows it excluded:
-/// those of the fewest bytes first.
+/// Enumerates the endings of a string (with the quotation mark) or of a number (without the byte
+/// that follows it), in order of length.
 struct Exits {
-    /// How often a state of the lexer has been come to.
+    /// Number of ways in which each state of the lexer was reached.
     seen: HashMap<(StateID, Place), usize>,
     queue: VecDeque<(Place, Vec<u8>)>,
-    /// What the last way out goes on from.
+    /// The last ending, from which the search continues.
     last: Option<(Place, Vec<u8>)>,
-    /// Ways to one state that are gone: one is enough, unless items have to differ.
+    /// Maximum number of ways that are followed to one state. One is enough, unless items have to
+    /// differ.
     ways: usize,
-    /// Ways out that are looked for.
+    /// Maximum number of endings.
     most: usize,
     found: usize,
 }
@@ -120,16 +125,17 @@ struct Exits {
 struct Search<'a, 'b> {
     recognizer: &'a mut ParserRecognizer<'b>,
     path: Vec<u8>,
-    /// Has seen the path, too.
+    /// The watch, which has seen the path, if items have to differ.
     watch: Option<Watch>,
     steps: usize,
     most: usize,
-    /// Brackets that may be open.
+    /// Maximum number of open brackets.
     deepest: usize,
 }
 
 impl Search<'_, '_> {
-    /// Extends `path` to the end of the answer. For a number at the top level, gives the endings to be tried.
+    /// Extends `path` to the end of the answer. For a number at the top level, returns the endings
+    /// to try.
     fn run(&mut self, mut scanner: Scanner) -> Option<Vec<Vec<u8>>> {
         let mut choices: Vec<Choice> = Vec::new();
         loop {
@@ -189,7 +195,7 @@ impl Search<'_, '_> {
         }
     }
 
-    /// Takes the byte that the lexer says is the only one, if it says so.
+    /// Takes the next byte if the lexer knows that only one is possible.
     fn forced(&mut self, scanner: &mut Scanner) -> bool {
         let state = self.recognizer.lexer_state();
         let NextByte::ForcedByte(byte) = self.recognizer.lexer_mut().next_byte(state) else { return false };
@@ -217,7 +223,8 @@ impl Search<'_, '_> {
         Choice { length: self.path.len(), scanner, watch: self.watch.clone(), next }
     }
 
-    /// Pushes a byte that is known to be allowed; `None` if the lexer gave up since (it may be full).
+    /// Pushes a byte that is known to be allowed; `None` if the lexer has failed meanwhile (it may
+    /// be full).
     fn step(&mut self, byte: u8, scanner: &mut Scanner) -> Option<()> {
         if !self.try_byte(byte) {
             return None;
@@ -226,7 +233,7 @@ impl Search<'_, '_> {
         Some(())
     }
 
-    /// Pushes all of these, which are known to be allowed.
+    /// Pushes bytes that are known to be allowed.
     fn push_all(&mut self, bytes: &[u8]) -> Option<()> {
         self.steps += bytes.len();
         for (index, &byte) in bytes.iter().enumerate() {
@@ -238,7 +245,7 @@ impl Search<'_, '_> {
         Some(())
     }
 
-    /// Goes back to the latest choice that has an untried byte or way out, and takes it.
+    /// Goes back to the latest choice with an untried byte or ending, and takes it.
     fn take_choice(&mut self, choices: &mut Vec<Choice>) -> Option<Scanner> {
         while let Some(mut choice) = choices.pop() {
             if self.steps > self.most {
@@ -274,15 +281,15 @@ impl Search<'_, '_> {
         None
     }
 
-    /// Ways out of the string or number in which the path stands: one, and others for names and
-    /// where items have to differ.
+    /// The endings of the string or number at the end of the path: one, and more for names and if
+    /// items have to differ.
     fn exits(&mut self, place: Place, differs: bool) -> Exits {
         let seen = HashMap::from([((self.recognizer.lexer_state(), place), 1)]);
         let (ways, most) = if differs { (MAX_OTHERS, MAX_OTHERS) } else { (1, MAX_NAMES) };
         Exits { seen, queue: VecDeque::from([(place, Vec::new())]), last: None, ways, most, found: 0 }
     }
 
-    /// The next of them.
+    /// The next ending.
     fn next_exit(&mut self, exits: &mut Exits) -> Option<Vec<u8>> {
         if exits.found >= exits.most {
             return None;
@@ -316,7 +323,7 @@ impl Search<'_, '_> {
         None
     }
 
-    /// Queues what a byte more leads to from where the recognizer stands.
+    /// Queues the states that one more byte leads to.
     fn go_further(&mut self, exits: &mut Exits, place: Place, bytes: &[u8], first_step: usize) {
         for byte in candidates(place) {
             if !self.try_byte(byte) {
@@ -326,11 +333,11 @@ impl Search<'_, '_> {
             scanner.push(byte);
             let next = scanner.place();
             let ways = exits.seen.entry((self.recognizer.lexer_state(), next)).or_insert(0);
-            // What is behind the end is none of its ways out.
+            // A byte after the end belongs to none of the endings.
             if next != Place::Between && *ways < exits.ways {
                 *ways += 1;
                 let longer = [bytes, &[byte]].concat();
-                // Out of patience, any way out will do: depth first.
+                // After too many steps, any ending will do: search depth first.
                 if self.steps - first_step > MAX_BREADTH {
                     exits.queue.push_front((next, longer));
                 } else {
@@ -381,7 +388,8 @@ impl Search<'_, '_> {
     }
 }
 
-/// Bytes to try inside a number, or a string: letters and digits first, they read best.
+/// Bytes to try inside a string or number. In strings, letters and digits come first, because they
+/// read best.
 fn candidates(place: Place) -> Vec<u8> {
     if place == Place::Number {
         return NUMBER.to_vec();

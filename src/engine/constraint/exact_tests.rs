@@ -1,4 +1,5 @@
-//! What a model wants to write, byte by byte: taken where it validates, refused where it doesn't.
+//! Tests what a model may write, byte by byte: accepted where the answer validates, refused where
+//! it doesn't.
 
 use serde_json::{Value, json};
 
@@ -7,7 +8,7 @@ use super::*;
 use crate::engine::Constraint;
 use crate::engine::vocabulary::Vocabulary;
 
-/// Whether this text is a whole answer.
+/// Whether this text is accepted as a whole answer.
 fn takes(grammars: &Grammars, words: &Vocabulary, schema: &Value, text: &str) -> bool {
     let session = begin(grammars, &Constraint::JsonSchema(schema.clone()));
     let mut session = session.unwrap_or_else(|error| panic!("{schema}: {error}"));
@@ -193,7 +194,7 @@ fn numbers_keep_their_digits_and_only_exponents_are_bounded() {
         (
             json!({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}),
             vec!["0.0001", "0.999", "1e-300", "0.9999999999999999"],
-            // The last is read as 1.
+            // The last one is read as 1.
             vec!["0", "1", "0.0", "1.0", "-0", "0.99999999999999999999999999"],
         ),
         (
@@ -219,7 +220,7 @@ fn numbers_keep_their_digits_and_only_exponents_are_bounded() {
         (
             json!({"type": "number", "minimum": 9_007_199_254_740_993_i64}),
             vec!["9007199254740993", "9007199254740994.5", "1e17"],
-            // Read as a double, the last is below.
+            // Read as a double, the last one is below the minimum.
             vec!["9007199254740992", "9007199254740992.9", "9007199254740993.1"],
         ),
         (

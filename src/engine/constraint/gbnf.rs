@@ -1,25 +1,26 @@
-//! llama.cpp's grammar notation (GBNF, `grammars/README.md` there) as a grammar for llguidance.
+//! Translates llama.cpp's grammar notation (GBNF, `grammars/README.md` there) for llguidance.
 //!
-//! llguidance reads a text as lexemes, each as long as possible; GBNF knows characters only. So a rule that does not lead
-//! back to itself becomes one lexeme as a whole: where no rule is recursive, the grammar is a single regular expression and
-//! means exactly what it means in llama.cpp.
+//! llguidance splits a text into lexemes, each as long as possible; GBNF knows only characters. A
+//! rule that leads to no recursion therefore becomes a single lexeme. If no rule is recursive, the
+//! grammar is one regular expression and means exactly what it means in llama.cpp.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// Longest grammar, in bytes.
+/// Maximum length of a grammar in bytes.
 const MAX_BYTES: usize = 64 * 1024;
-/// Rules: llguidance compiles what a rule leads to by recursion (see [`super::size`]).
+/// Maximum number of rules. llguidance compiles the rules that a rule leads to by recursion (see
+/// [`super::size`]).
 const MAX_RULES: usize = 2_048;
-/// Deepest nesting of parentheses.
+/// Maximum nesting of parentheses.
 const MAX_DEPTH: usize = 64;
-/// Largest number of repetitions, as in llama.cpp.
+/// Maximum number of repetitions, as in llama.cpp.
 const MAX_REPEAT: u32 = 2_000;
 
-/// Any of several sequences.
+/// Alternatives, each a sequence.
 type Choice = Vec<Vec<Item>>;
 
-/// A part of a sequence and how often it occurs: at least, and at most if there is a limit.
+/// A part of a sequence with its minimum and maximum number of repetitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Item {
     what: What,
@@ -36,10 +37,10 @@ enum What {
     Group(Choice),
 }
 
-/// The grammar in llguidance's dialect of Lark.
+/// Translates the grammar to llguidance's dialect of Lark.
 ///
 /// # Errors
-/// What is wrong, with its line.
+/// What is wrong, with the line.
 pub fn to_lark(text: &str) -> Result<String, String> {
     if text.len() > MAX_BYTES {
         return Err(format!("the grammar has {} bytes; at most {MAX_BYTES} are taken", text.len()));
@@ -87,8 +88,9 @@ fn references<'a>(choice: &'a Choice, into: &mut BTreeSet<&'a str>) {
     }
 }
 
-/// Rules that don't lead to a recursive one, nor to themselves: those that use nothing, and then again and again those that
-/// use only such. Only rules can use recursive rules; lexemes can't.
+/// Rules that can become lexemes, because they lead to no recursive rule: first those that use no
+/// rule, then, repeatedly, those that use only rules found before. Only rules may use recursive
+/// rules; lexemes can't.
 fn lexemes<'a>(uses: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str> {
     let mut left: BTreeMap<&str, usize> = uses.iter().map(|(name, used)| (*name, used.len())).collect();
     let mut users: BTreeMap<&str, Vec<&'a str>> = BTreeMap::new();
@@ -170,7 +172,8 @@ impl Parser<'_> {
         Ok(rules)
     }
 
-    /// Sequences between bars. Inside parentheses line ends are white space; at the top they end the rule.
+    /// Parses alternatives, separated by bars. Inside parentheses line ends are whitespace; at the
+    /// top level they end the rule.
     fn choice(&mut self, depth: usize) -> Result<Choice, String> {
         if depth > MAX_DEPTH {
             return Err(self.wrong(&format!("it nests deeper than {MAX_DEPTH} levels")));
@@ -293,7 +296,7 @@ impl Parser<'_> {
         Ok(rest[..length].to_owned())
     }
 
-    /// One character of a text or class, escapes resolved.
+    /// One character of a text or class, with escapes resolved.
     fn character(&mut self) -> Result<char, String> {
         let c = self.next().ok_or_else(|| self.wrong("the text or class has no end"))?;
         if c != '\\' {
@@ -315,7 +318,7 @@ impl Parser<'_> {
         Ok(found)
     }
 
-    /// Skips white space and comments; line ends too, if `lines`.
+    /// Skips whitespace and comments, and with `lines` also line ends.
     fn space(&mut self, lines: bool) {
         while let Some(c) = self.peek() {
             match c {
@@ -368,7 +371,8 @@ mod tests {
         );
         let lark = to_lark("root ::= item\nitem ::= \"(\" item* \")\" | word\nword ::= [a-z]+").unwrap();
         assert!(lark.starts_with("start: r1\nr0: /\\x{28}/ r0* /\\x{29}/ | T2\nr1: r0\nT2: "), "{lark}");
-        // Two that lead to each other, one that leads to them, and one that only they lead to.
+        // Two rules that lead to each other, one that leads to them, and one that only they lead
+        // to.
         let lark = to_lark("root ::= a\na ::= b c\nb ::= a | \"x\"\nc ::= \"y\"").unwrap();
         assert!(lark.starts_with("start: r3\nr0: r1 T2\nr1: r0 | /\\x{78}/\nT2: "), "{lark}");
     }

@@ -1,4 +1,4 @@
-//! Grammars: compiled once, kept by the hash of their text.
+//! Compiles grammars once and caches them by the hash of their text.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,29 +17,30 @@ use super::session::Session;
 use super::{close, gbnf, guarded, schema, size};
 use crate::engine::{Constraint, EngineError};
 
-/// Compiled grammars that are kept, and about how much memory they may take together.
+/// Maximum number of cached grammars, and their approximate maximum memory in bytes.
 pub(super) const KEPT: usize = 32;
 const KEPT_BYTES: usize = 512 << 20;
-/// States of a grammar's lexer. Answers share them and add to them: a grammar is renewed when half of them are used, so that
-/// each answer finds as many as any could need.
+/// Maximum states of a grammar's lexer. Answers share the lexer and add states to it. A grammar is
+/// renewed when half of them are used, so that each answer finds as many as any could need.
 const LEXER_STATES: usize = 100_000;
-/// Levels of brackets that closing may open beyond the fewest, so that an item differs from others.
+/// Number of levels that a closing may open beyond the fewest, so that an item can differ from
+/// others.
 const LEVELS_TO_DIFFER: usize = 2;
 
-/// Compiles constraints for one vocabulary and keeps what it has compiled. Threads share it; what one of them compiles
-/// keeps no other one waiting.
+/// Compiles constraints for one vocabulary and caches the results. Threads share it; a compilation
+/// on one thread does not block the others.
 pub struct Grammars {
     factory: ParserFactory,
     shelf: Mutex<Shelf>,
-    /// States of a lexer at which its grammar is renewed.
+    /// Number of lexer states from which on a grammar is renewed.
     used_up: usize,
 }
 
-/// What has been compiled.
+/// The cache of compiled grammars.
 pub(super) struct Shelf {
     pub(super) kept: HashMap<Key, Kept>,
     clock: u64,
-    /// Bytes that all may take together.
+    /// Maximum bytes of all grammars together.
     pub(super) limit: usize,
 }
 
@@ -48,12 +49,12 @@ pub(super) type Key = [u8; 32];
 
 pub(super) struct Kept {
     pub(super) grammar: Result<Grammar, EngineError>,
-    /// Memory that it took when an answer last began with it.
+    /// Memory that the grammar took when an answer last began with it.
     bytes: usize,
     used: u64,
 }
 
-/// What answers to one constraint begin with.
+/// A compiled constraint, from which answers begin.
 pub struct Shape {
     key: Key,
     grammar: Grammar,
@@ -62,13 +63,13 @@ pub struct Shape {
 #[derive(Clone)]
 pub(super) struct Grammar {
     pub(super) parser: TokenParser,
-    /// As it was compiled: its lexer knows nothing of any answer.
+    /// The parser as it was compiled. Its lexer has no states from any answer.
     pub(super) fresh: Arc<TokenParser>,
-    /// A way to the end from the beginning; `None` for grammars that aren't JSON, which are not closed.
+    /// A closing of the empty answer; `None` for grammars that aren't JSON, which are not closed.
     pub(super) closing: Option<Vec<u32>>,
     pub(super) bound: usize,
     pub(super) levels: usize,
-    /// Where items have to differ, if they have to anywhere.
+    /// The lists whose items have to differ, if there are any.
     pub(super) shapes: Option<Arc<Shapes>>,
 }
 
@@ -79,10 +80,10 @@ impl fmt::Debug for Grammars {
 }
 
 impl Grammars {
-    /// For a vocabulary.
+    /// Creates an empty cache for a vocabulary.
     ///
     /// # Errors
-    /// llguidance can't work with it.
+    /// llguidance can't work with the vocabulary.
     pub fn new(tokens: &TokEnv) -> Result<Self, EngineError> {
         Self::with_states(tokens, LEXER_STATES)
     }
@@ -93,7 +94,8 @@ impl Grammars {
             .map_err(|e| EngineError::Internal(format!("llguidance: {e}")))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
-            // Nobody's shape may keep other new ones waiting for long, nor fill the memory: roughly 0.1 s and 100 MB.
+            // One client's constraint must not delay others for long or fill the memory: roughly
+            // 0.1 s and 100 MB.
             max_grammar_size: 100_000,
             max_lexer_states: states,
             verbose_errors: false,
@@ -107,7 +109,7 @@ impl Grammars {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the answers to a constraint begin with, if it was compiled before or is refused without that.
+    /// The compiled constraint, if it is cached or refused without compiling.
     pub fn known(&self, constraint: &Constraint) -> Option<Result<Box<Shape>, EngineError>> {
         match key(constraint) {
             Ok((key, _)) => self.shelf().find(key),
@@ -115,11 +117,12 @@ impl Grammars {
         }
     }
 
-    /// The same, compiled if it has to be.
+    /// The compiled constraint. Compiles it if necessary.
     ///
     /// # Errors
-    /// [`EngineError::Schema`]: the schema can't be held to, it is too large, or no instance of it was found.
-    /// [`EngineError::Grammar`]: llguidance does not take the grammar or regular expression, or it is too large.
+    /// [`EngineError::Schema`]: the schema can't be enforced, it is too large, or no instance of it
+    /// was found. [`EngineError::Grammar`]: llguidance rejects the grammar or regular expression,
+    /// or it is too large.
     pub fn shape(&self, constraint: &Constraint) -> Result<Box<Shape>, EngineError> {
         let (key, text) = key(constraint)?;
         if let Some(known) = self.shelf().find(key) {
@@ -137,7 +140,8 @@ impl Grammars {
         Ok(trie.decode_str(grammar.closing.as_deref().unwrap_or_default()))
     }
 
-    /// Begins an answer. A grammar whose lexer is used up is renewed. Whoever uses the lexer at this moment is waited for.
+    /// Begins an answer. Renews a grammar whose lexer is used up. Waits while another thread uses
+    /// the lexer.
     pub fn begin(&self, shape: Shape) -> Session {
         let Shape { key, mut grammar } = shape;
         let stats = grammar.parser.parser.lexer_stats();
@@ -168,7 +172,7 @@ impl Grammars {
         }
     }
 
-    /// Drops a grammar whose parser failed: its shared lexer may be full or broken.
+    /// Drops a grammar whose parser failed, because its shared lexer may be full or broken.
     pub fn forget(&self, session: &Session) {
         self.shelf().kept.remove(&session.key());
     }
@@ -191,7 +195,7 @@ impl Shelf {
         self.kept.insert(key, Kept { grammar, bytes, used: self.clock });
     }
 
-    /// Lets the grammars go that were not used for longest, as many as are too many.
+    /// Removes the least recently used grammars until there is room.
     fn make_room(&mut self) {
         let mut all: usize = self.kept.values().map(|kept| kept.bytes).sum();
         while (self.kept.len() >= KEPT || all > self.limit)
@@ -222,13 +226,13 @@ impl Grammar {
         Self { fresh: Arc::new(parser.deep_clone()), parser, closing, bound, levels, shapes: None }
     }
 
-    /// Memory that it takes, about.
+    /// Approximate memory of the grammar in bytes.
     fn bytes(&self) -> usize {
         self.parser.parser.lexer_stats().num_bytes + self.fresh.parser.lexer_stats().num_bytes
     }
 }
 
-/// A grammar that need not be JSON.
+/// Compiles a grammar that need not be JSON.
 fn grammar(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Grammar, EngineError> {
     let parser = parser(factory, GrammarInit::Serialized(grammar)).map_err(EngineError::Grammar)?;
     Ok(Grammar::new(parser, None, usize::MAX, 0))
@@ -246,7 +250,7 @@ fn compile(factory: &ParserFactory, schema: &Value) -> Result<Grammar, EngineErr
     size::check_schema(schema)?;
     let compiled = guarded(|| Ok(schema::compile(schema)?)).map_err(EngineError::Schema)?;
     let shapes = Shapes::of(schema).map(Arc::new);
-    // Where items have to differ, the shortest way on may be closed.
+    // If items have to differ, the shortest closing may be a repeat, so there is no bound.
     let (bound, levels) = match &shapes {
         Some(_) => (usize::MAX, compiled.levels + LEVELS_TO_DIFFER),
         None => (compiled.bound.unwrap_or(usize::MAX), compiled.levels),
@@ -261,7 +265,7 @@ fn compile(factory: &ParserFactory, schema: &Value) -> Result<Grammar, EngineErr
     Ok(Grammar { shapes, ..Grammar::new(parser, Some(closing), bound, levels) })
 }
 
-/// Any object, its numbers within limits.
+/// A schema of any object. Its numbers have the usual limits.
 pub(super) fn any_object() -> Value {
     json!({
         "type": "object",

@@ -1,4 +1,5 @@
-//! Where in a JSON text one is: inside a string, a number, a literal, or between values, and how deep.
+//! Tracks the position in a JSON text: inside a string, a number or a literal, or between values,
+//! and the nesting depth.
 
 /// What the last byte belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -9,15 +10,15 @@ pub enum Place {
     String,
     /// In a string, after a backslash.
     Escape,
-    /// In a string, in `\uXXXX`: digits still to come.
+    /// In a string, in `\uXXXX`: number of missing digits.
     Unicode(u8),
     /// In a number.
     Number,
-    /// In `true`, `false` or `null`: letters still to come.
+    /// In `true`, `false` or `null`: number of missing letters.
     Literal(u8),
 }
 
-/// Follows a JSON text that is known to be right, byte by byte.
+/// Follows a JSON text, which must be valid, byte by byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scanner {
     place: Place,
@@ -26,10 +27,10 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// At the beginning of a text.
+    /// The beginning of a text.
     pub const START: Self = Self { place: Place::Between, depth: 0, begun: false };
 
-    /// In the middle of a value.
+    /// A position in the middle of a value.
     pub fn inside(place: Place) -> Self {
         Self { place, depth: 1, begun: true }
     }
@@ -39,22 +40,23 @@ impl Scanner {
         self.place
     }
 
-    /// Whether the text is one whole value. A number at the top level never is: it may go on.
+    /// Whether the text is one complete value. A number at the top level is never complete, because
+    /// it may continue.
     pub fn complete(&self) -> bool {
         self.begun && self.depth == 0 && self.place == Place::Between
     }
 
-    /// Whether the text is a number so far, and nothing else.
+    /// Whether the text so far is only a number.
     pub fn top_level_number(&self) -> bool {
         self.depth == 0 && self.place == Place::Number
     }
 
-    /// Brackets that are open.
+    /// Number of open brackets.
     pub fn depth(&self) -> usize {
         self.depth
     }
 
-    /// Goes on by one byte.
+    /// Advances by one byte.
     pub fn push(&mut self, byte: u8) {
         self.begun = true;
         self.place = match (self.place, byte) {
@@ -70,7 +72,7 @@ impl Scanner {
         };
     }
 
-    /// Goes on by several bytes.
+    /// Advances by several bytes.
     pub fn push_all(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.push(byte);

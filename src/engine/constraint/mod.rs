@@ -1,5 +1,5 @@
-//! Answers that must have a shape: JSON Schema and grammars through llguidance, forced tokens, and for JSON a valid end
-//! within any budget.
+//! Constrained answers: JSON Schema and grammars through llguidance, forced tokens, and for JSON a
+//! valid end within any token budget.
 
 mod closing_search;
 mod gbnf;
@@ -24,11 +24,11 @@ pub use self::session::{Session, Shared};
 pub use self::size::STACK;
 use super::vocabulary::fewest_tokens;
 
-/// Longest message about a grammar, in characters.
+/// Maximum length of a message about a grammar, in characters.
 const LONGEST_MESSAGE: usize = 1_000;
 
-/// Tokens of a short way to the end that opens at most so many levels of brackets; with `watch`, one
-/// on which no item repeats another of its list.
+/// Tokens of a short closing that opens at most `levels` levels of brackets. With `watch`, no item
+/// repeats another of its list.
 fn close(
     parser: &mut TokenParser,
     scanner: Scanner,
@@ -39,10 +39,10 @@ fn close(
     fewest_tokens(parser.token_env.tok_trie(), &bytes)
 }
 
-/// A short value that validates against a schema, as compact JSON: what a fake engine answers.
+/// A short value that validates against a schema, as compact JSON. Used by fake engines.
 ///
 /// # Errors
-/// What of the schema can't be held to, or leads to no value, with its place.
+/// The part of the schema that can't be enforced or has no value, with its place.
 pub fn instance(schema: &serde_json::Value) -> Result<String, String> {
     let instance = schema::instance(schema).map_err(|fault| fault.to_string())?;
     match Shapes::of(schema) {
@@ -53,10 +53,10 @@ pub fn instance(schema: &serde_json::Value) -> Result<String, String> {
     }
 }
 
-/// Runs llguidance; a panic inside it becomes a message.
+/// Runs llguidance and turns a panic inside it into a message.
 fn guarded<T>(run: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(run)) {
-        // It may quote all that it was given.
+        // The message may quote the whole input, so limit its length.
         Ok(result) => result.map_err(|e| {
             e.to_string().replace("\n<non-verbose/>", "").chars().take(LONGEST_MESSAGE).collect()
         }),

@@ -1,5 +1,5 @@
-//! Random schemas, random choices of tokens, small budgets: each answer validates by an independent
-//! judge, or the schema was refused before the first token, with a place.
+//! Tests with random schemas, random choices of tokens and small budgets. Each answer validates by
+//! an independent validator, or the schema was refused before the first token, with a place.
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -49,8 +49,8 @@ fn number(rng: &mut ChaCha8Rng) -> Value {
         2 => json!(f64::from(rng.random_range(-2000..2000)) / 16.0),
         3 => json!(rng.random::<i64>()),
         4 => json!(rng.random::<u64>()),
-        // Few digits and no large power of ten: serde_json reads some of the others as their
-        // neighbours.
+        // Few digits and no large power of ten, because serde_json reads some other numbers as
+        // their neighbours.
         _ => json!(f64::from(rng.random_range(-20_000..20_000)) * 1e15),
     }
 }
@@ -67,7 +67,7 @@ fn data(rng: &mut ChaCha8Rng) -> Value {
     }
 }
 
-/// Keywords of one type, or of none in particular.
+/// Adds keywords of one type, or of no particular type.
 fn keywords(rng: &mut ChaCha8Rng, depth: usize, schema: &mut Map<String, Value>) {
     let mut put = |key: &str, value: Value| drop(schema.insert(key.to_owned(), value));
     match rng.random_range(0..if depth > 2 { 6 } else { 11 }) {
@@ -80,7 +80,7 @@ fn keywords(rng: &mut ChaCha8Rng, depth: usize, schema: &mut Map<String, Value>)
                 }
             }
             if rng.random_bool(0.2) {
-                // The judge divides doubles: what it says of larger numbers is wrong.
+                // The validator divides doubles, and is wrong about larger numbers.
                 put("minimum", json!(rng.random_range(-9000..0)));
                 put("maximum", json!(rng.random_range(0..9_000_000)));
                 put("multipleOf", json!(rng.random_range(1..40)));
@@ -239,23 +239,23 @@ fn every_answer_to_a_random_schema_validates_or_the_schema_is_refused_with_its_p
     assert!(refused < SCHEMAS as usize / 3, "{refused} of {SCHEMAS} were refused");
 }
 
-/// Schemas that are tried.
+/// Number of schemas that are tried.
 const SCHEMAS: u64 = 300;
 
-/// What was once entered and couldn't be left.
+/// Cases that could once be entered but not left.
 #[test]
 fn nothing_is_offered_that_leads_nowhere() {
     let words = words();
     let grammars = grammars(&words);
     let endless = json!({"type": "object", "properties": {"n": {"$ref": "#/$defs/e"}}, "required": ["n"]});
     for schema in [
-        // The pattern matches the listed name alone.
+        // The pattern matches only the listed name.
         json!({"type": "object", "properties": {"a": {"type": "integer"}}, "patternProperties": {"^a$": {"minimum": 3}}, "additionalProperties": false}),
         json!({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "patternProperties": {"^[ab]$": {}}}),
-        // A name of which nothing can be written.
+        // A name that can't be written.
         json!({"type": "object", "patternProperties": {"^\\x01$": {}}, "additionalProperties": false}),
         json!({"type": "object", "patternProperties": {"^x": {"type": "string", "pattern": "^\\x01$"}}, "additionalProperties": {"type": "null"}}),
-        // Optional, and without end.
+        // Optional, and infinite.
         json!({"type": "object", "properties": {"x": {"$ref": "#/$defs/e"}, "y": {"type": "null"}}, "additionalProperties": false, "$defs": {"e": endless}}),
         json!({"type": "array", "items": {"anyOf": [{"$ref": "#/$defs/e"}, {"const": 1}]}, "$defs": {"e": endless}}),
         json!({"type": "object", "properties": {"x": {"type": "string", "minLength": 60_000}, "y": {"type": "null"}}, "additionalProperties": false}),

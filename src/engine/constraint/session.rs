@@ -1,4 +1,4 @@
-//! One answer as it takes shape.
+//! The state of the constraint of one answer.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -13,10 +13,10 @@ use super::token_budget::{Due, Shares};
 use super::{close, guarded};
 use crate::engine::{CloseReason, EngineError, Guard};
 
-/// A session that somebody may look ahead in.
+/// A session that is shared with the thread that computes masks ahead.
 pub type Shared = Arc<Mutex<Session>>;
 
-/// One constrained answer.
+/// The constraint of one answer.
 pub struct Session {
     key: Key,
     parser: TokenParser,
@@ -26,21 +26,21 @@ pub struct Session {
     scanner: Scanner,
     shares: Shares,
     budget: usize,
-    /// Behind which token a value was ended that would have gone on.
+    /// Number of tokens that preceded the first cut of a value.
     cut: Option<usize>,
     shapes: Option<Arc<Shapes>>,
-    /// Which items have to differ, and what goes round in a loop.
+    /// Tracks which items have to differ, and which texts loop.
     watch: Option<Watch>,
     loops: Option<Loops>,
-    /// Bytes that have to come next.
+    /// Bytes that must come next.
     steered: Vec<u8>,
     bound: usize,
-    /// Levels of brackets that closing has to open at most.
+    /// Maximum levels of brackets that a closing has to open.
     levels: usize,
     closes: bool,
-    /// A way to the end from here, if it was looked for.
+    /// A closing from the current state, if it was computed.
     closing: Option<Vec<u32>>,
-    /// What may come next, if somebody has looked ahead.
+    /// The mask of the next token, if it was computed ahead.
     foreseen: Option<SimpleVob>,
 }
 
@@ -84,8 +84,8 @@ impl Session {
         self.foreseen.is_some()
     }
 
-    /// Looks at what may come next, and, if that will be wanted, for a way to the end, so that both are there when they are
-    /// asked for. What fails here fails again then.
+    /// Computes the next mask ahead and, with `closing`, a closing. An error here is dropped,
+    /// because it occurs again when the result is requested.
     pub fn foresee(&mut self, closing: bool) {
         if self.parser.stopped() {
             return;
@@ -98,14 +98,14 @@ impl Session {
         }
     }
 
-    /// The answer may have so many tokens.
+    /// Sets the maximum number of tokens of the answer.
     pub fn set_budget(&mut self, budget: usize) {
         self.shares = Shares::new(budget);
         self.budget = budget;
     }
 
-    /// The answer is kept from repeating itself, and from more than so many tokens. The prompt is
-    /// where it may have copied from.
+    /// Guards the answer against repeating itself and against more than `most` tokens. Text that is
+    /// copied from the prompt is no loop.
     pub fn guard(&mut self, guard: &Guard, most: usize, prompt: Arc<str>) {
         if self.closes {
             let most = guard.longest.map_or(usize::MAX, |_| most);
@@ -116,7 +116,7 @@ impl Session {
         }
     }
 
-    /// Tokens so far.
+    /// Number of tokens so far.
     pub fn len(&self) -> usize {
         self.taken.len()
     }
@@ -126,23 +126,24 @@ impl Session {
         self.taken[index]
     }
 
-    /// The token after which a text has gone round, if one has.
+    /// If a text has looped, the number of tokens to keep.
     pub fn round(&self) -> Option<usize> {
         self.loops.as_ref().and_then(Loops::round)
     }
 
-    /// Has the texts up to here stay as they are.
+    /// Accepts the texts up to here as they are.
     pub fn settle(&mut self) {
         if let Some(loops) = &mut self.loops {
             loops.settle();
         }
     }
 
-    /// Ends the text that has gone round after this many tokens, or a few more: gives how many,
-    /// and the tokens that follow. `None` if it can't end there; it is as long as before then.
+    /// Ends a looping text after `to` tokens or a few more. Returns the number of tokens kept, the
+    /// tokens that follow, and the text's path. If the text can't end there, returns `None` and
+    /// leaves the answer unchanged.
     ///
     /// # Errors
-    /// llguidance gives up.
+    /// llguidance fails.
     pub fn end_text(
         &mut self,
         to: usize,
@@ -168,7 +169,7 @@ impl Session {
                 if force {
                     tokens.extend(self.forced()?);
                 }
-                // It may still end with much of one phrase, if that was told.
+                // The text may still end with much of one phrase, if that was already sent.
                 self.settle();
                 return Ok(Some((at, tokens, path)));
             }
@@ -177,22 +178,22 @@ impl Session {
         Ok(None)
     }
 
-    /// Everything that is open is to be ended.
+    /// From now on, everything that is open is to be ended.
     pub fn exhaust(&mut self) {
         if let Some(loops) = &mut self.loops {
             loops.exhaust();
         }
     }
 
-    /// The token from which on nothing is certain: an item may turn out to be a repeat, a text to
-    /// be a loop.
+    /// The first token that is uncertain, because an item may turn out to be a repeat or a text a
+    /// loop.
     pub fn uncertain(&self) -> Option<usize> {
         let item = self.watch.as_ref().and_then(|watch| watch.marks().next()).map(|mark| mark.token);
         let text = self.loops.as_ref().and_then(Loops::held);
         item.into_iter().chain(text).min()
     }
 
-    /// An item that repeats one of its list, if there is one.
+    /// The item that repeats another of its list, if there is one.
     pub fn repeat(&self) -> Option<Repeat> {
         self.watch.as_ref().and_then(Watch::found).cloned()
     }
@@ -202,7 +203,7 @@ impl Session {
         self.watch.as_ref().is_some_and(Watch::is_strict)
     }
 
-    /// From here on, items may repeat others where the answer is valid all the same.
+    /// From now on, allows repeats that leave the answer valid.
     pub fn allow_repeats(&mut self) {
         let strict = |shapes| Watch::new(Arc::new(Rules { shapes: Some(shapes), guard: None }));
         self.watch = self.shapes.clone().map(strict);
@@ -213,7 +214,7 @@ impl Session {
         }
     }
 
-    /// Where items begin that may turn out to be repeats, outermost first.
+    /// The tokens where items begin that may turn out to be repeats, outermost first.
     pub fn marks(&self) -> Vec<usize> {
         self.watch.iter().flat_map(Watch::marks).map(|mark| mark.token).collect()
     }
@@ -227,7 +228,7 @@ impl Session {
         watch.found().cloned()
     }
 
-    /// Bytes of values so far, where items have to differ.
+    /// Bytes of values so far, if items have to differ.
     pub fn said(&self) -> usize {
         self.watch.as_ref().map_or(0, Watch::said)
     }
@@ -237,7 +238,7 @@ impl Session {
         self.watch.is_some()
     }
 
-    /// What is ended by what is due, as a JSON pointer.
+    /// JSON pointer of the value that `due` ends.
     pub fn path(&self, due: Due) -> String {
         let path = self.watch.as_ref().map_or_else(String::new, Watch::path);
         match due {
@@ -246,10 +247,10 @@ impl Session {
         }
     }
 
-    /// Goes back to where it was after so many tokens.
+    /// Goes back to the state after the first `to` tokens.
     ///
     /// # Errors
-    /// llguidance gives up.
+    /// llguidance fails.
     pub fn back(&mut self, to: usize) -> Result<(), EngineError> {
         let dropped = self.taken.len().saturating_sub(to);
         if dropped == 0 {
@@ -278,7 +279,7 @@ impl Session {
         Ok(())
     }
 
-    /// Learns of a token that was taken.
+    /// Updates the trackers with a token that was accepted.
     fn follow(&mut self, index: usize) {
         let bytes = self.parser.token_env.tok_trie().token(self.taken[index]);
         self.shares.accept(&mut self.scanner, bytes);
@@ -291,8 +292,8 @@ impl Session {
         self.steered = self.steered.strip_prefix(bytes).map(<[u8]>::to_vec).unwrap_or_default();
     }
 
-    /// Has the answer go on with the end of the list whose next item is behind the mark, if it may
-    /// end there. It must have gone back to the token with the mark.
+    /// Ends the list whose next item begins at the mark, if the list may end there. The answer must
+    /// have gone back to the token with the mark.
     pub fn close_list(&mut self, mark: Mark, token: u32) -> bool {
         let bytes = self.parser.token_env.tok_trie().token(token);
         let end = [&bytes[..mark.before], b"]"].concat();
@@ -305,7 +306,7 @@ impl Session {
 
     fn may_follow(&mut self, bytes: &[u8]) -> bool {
         let parser = &mut self.parser.parser;
-        // The parser's own state is behind the bytes that it has found to be forced.
+        // The parser has already advanced over the bytes that it found to be forced.
         let forced = parser.currently_forced_bytes();
         let Some(rest) = bytes.strip_prefix(forced) else { return forced.starts_with(bytes) };
         parser.with_recognizer(|recognizer| {
@@ -317,16 +318,16 @@ impl Session {
         })
     }
 
-    /// Bytes that have to come next, because a list is to end.
+    /// Bytes that must come next to end a list.
     pub fn steered(&self) -> &[u8] {
         &self.steered
     }
 
-    /// What must come next, if it may, so that a string or array that goes on and on leaves
-    /// something to what has to follow; with the reason, if it would say nothing new.
+    /// What should come next, if it may, so that a string or array that grows too long leaves
+    /// tokens for what has to follow. Gives the reason if the value loops or is too long in itself.
     ///
     /// # Errors
-    /// As [`Session::closing`].
+    /// As for [`Session::closing`].
     pub fn due(&mut self) -> Result<Option<(Due, Option<CloseReason>)>, EngineError> {
         if !self.closes {
             return Ok(None);
@@ -344,18 +345,18 @@ impl Session {
         Ok(due?.map(|due| (due, None)))
     }
 
-    /// A value is ended that the model would have gone on with.
+    /// Records that a value is ended which the model would have continued.
     pub fn set_cut(&mut self) {
         self.cut.get_or_insert(self.taken.len());
     }
 
-    /// Whether a value was ended that would have gone on.
+    /// Whether a value was ended which the model would have continued.
     pub fn is_cut(&self) -> bool {
         self.cut.is_some()
     }
 
-    /// Asks the parser. Other answers may have used up the lexer that it shares with them: then this one goes on with a lexer
-    /// of its own, and only what fails with that has failed.
+    /// Queries the parser. Other answers may have used up the shared lexer; in that case this
+    /// answer continues with a lexer of its own, and only an error with that one counts.
     fn ask<T>(&mut self, ask: impl Fn(&mut TokenParser) -> anyhow::Result<T>) -> Result<T, EngineError> {
         let parser = &mut self.parser;
         let failed = match guarded(|| ask(parser)) {
@@ -375,12 +376,13 @@ impl Session {
         again.map_err(if self.closes { EngineError::Schema } else { EngineError::Grammar })
     }
 
-    /// Whether the answer is closed when tokens run out; if not, `bound` and `closing` must not be asked.
+    /// Whether the answer is closed when tokens run out. If not, `bound` and `closing` must not be
+    /// called.
     pub fn closes(&self) -> bool {
         self.closes
     }
 
-    /// While at least this many tokens are left, the answer can be closed without looking how.
+    /// While at least this many tokens are left, the answer can be closed without computing how.
     pub fn bound(&self) -> usize {
         self.bound
     }
@@ -388,7 +390,7 @@ impl Session {
     /// Tokens that close the answer from here.
     ///
     /// # Errors
-    /// None was found.
+    /// No closing was found.
     pub fn closing(&mut self) -> Result<&[u32], EngineError> {
         if self.closing.is_none() {
             let (scanner, levels) = (self.scanner, self.levels);
@@ -400,10 +402,10 @@ impl Session {
         Ok(self.closing.as_deref().expect("it was filled above"))
     }
 
-    /// Tokens that the schema dictates from here; they are taken.
+    /// Accepts and returns the tokens that the constraint dictates from here.
     ///
     /// # Errors
-    /// llguidance gives up.
+    /// llguidance fails.
     pub fn forced(&mut self) -> Result<Vec<u32>, EngineError> {
         if self.ended()? {
             return Ok(Vec::new());
@@ -415,10 +417,11 @@ impl Session {
         Ok(tokens)
     }
 
-    /// Tokens that may come next; an end-of-turn token is among them where the answer may end.
+    /// The mask of tokens that may come next. It includes an end-of-turn token if the answer may
+    /// end.
     ///
     /// # Errors
-    /// llguidance gives up.
+    /// llguidance fails.
     pub fn mask(&mut self) -> Result<SimpleVob, EngineError> {
         match self.foreseen.take() {
             Some(mask) => Ok(mask),
@@ -426,10 +429,10 @@ impl Session {
         }
     }
 
-    /// Takes a token that the mask admits.
+    /// Accepts a token that the mask admits.
     ///
     /// # Errors
-    /// llguidance gives up.
+    /// llguidance fails.
     pub fn accept(&mut self, token: u32) -> Result<(), EngineError> {
         self.ask(|parser| parser.consume_token(token))?;
         self.taken.push(token);
@@ -438,10 +441,10 @@ impl Session {
         Ok(())
     }
 
-    /// Whether nothing can follow.
+    /// Whether the answer is complete and nothing can follow.
     ///
     /// # Errors
-    /// llguidance gives up.
+    /// llguidance fails.
     pub fn ended(&mut self) -> Result<bool, EngineError> {
         if self.parser.stopped() {
             return Ok(true);

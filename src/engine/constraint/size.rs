@@ -1,5 +1,6 @@
-//! How large a schema or grammar may be. llguidance walks through both by recursion: a level for each level of nesting, and
-//! for each rule or reference that leads to the next. The stacks of the threads that call it are made for what is taken here.
+//! Limits for the size of schemas and grammars. llguidance recurses through both: one level per
+//! level of nesting, and one per rule or reference that leads to the next. The stacks of the
+//! threads that call it are large enough for what these limits admit.
 
 use std::collections::HashSet;
 
@@ -8,27 +9,30 @@ use serde_json::Value;
 use crate::engine::EngineError;
 use crate::json_schema::{Document, Fault, walk};
 
-/// Stack of a thread that compiles: several times what the largest that is taken needs. Of it, only what is used takes memory.
+/// Stack of a thread that compiles, several times what the largest accepted grammar needs. Only the
+/// part that is used takes memory.
 pub const STACK: usize = 64 << 20;
-/// Largest schema or grammar, in bytes; a schema's as compact JSON.
+/// Maximum size of a schema (as compact JSON) or grammar in bytes.
 const MAX_BYTES: usize = 256 * 1024;
-/// Deepest schema.
+/// Maximum depth of a schema.
 const MAX_DEPTH: usize = 64;
-/// Levels of a schema and of everything that it refers to, together: no chain of references can be longer.
+/// Maximum levels of a schema and of everything that it refers to, summed up. No chain of
+/// references can be longer.
 const MAX_LEVELS: usize = 2_048;
-/// Lines of a Lark grammar (a rule needs one).
+/// Maximum lines of a Lark grammar. A rule needs at least one.
 const MAX_LINES: usize = 2_048;
-/// Opening brackets of a Lark grammar, wherever they stand: no nesting can be deeper.
+/// Maximum number of opening brackets in a Lark grammar, wherever they are. No nesting can be
+/// deeper.
 const MAX_BRACKETS: usize = 4_096;
 
 fn refuse(message: String) -> EngineError {
     EngineError::Schema(message)
 }
 
-/// Refuses what is too long to be looked at.
+/// Refuses texts that are too long to be examined.
 ///
 /// # Errors
-/// How long it is.
+/// The length of the text.
 pub fn check_bytes(text: &str) -> Result<(), String> {
     let found = text.len();
     if found > MAX_BYTES {
@@ -37,7 +41,7 @@ pub fn check_bytes(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses a schema that nests too deep, by itself or through its references.
+/// Refuses a schema that is nested too deeply, in itself or through its references.
 ///
 /// # Errors
 /// [`EngineError::Schema`].
@@ -69,7 +73,7 @@ pub fn check_schema(schema: &Value) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Refuses a Lark grammar with too many rules or brackets.
+/// Refuses a Lark grammar with too many lines or brackets.
 ///
 /// # Errors
 /// [`EngineError::Grammar`].
@@ -111,10 +115,10 @@ pub(super) mod tests {
         assert_eq!(check_schema(&chain(900)), Ok(()));
         let error = check_schema(&chain(5_000)).unwrap_err().to_string();
         assert!(error.contains("10005 levels") && error.contains("5001 places"), "{error}");
-        // The same place counts once, however often it is referred to.
+        // A place counts once, however often it is referred to.
         let often: Vec<Value> = (0..3_000).map(|_| json!({"$ref": "#/$defs/d"})).collect();
         assert_eq!(check_schema(&json!({"anyOf": often, "$defs": {"d": {"type": "null"}}})), Ok(()));
-        // Data refers to nothing.
+        // A `$ref` in data is no reference.
         let data: Vec<Value> = (0..3_000).map(|index| json!({"$ref": format!("#/$defs/{index}")})).collect();
         assert_eq!(
             check_schema(&json!({"enum": data, "properties": {"$ref": {"default": data[0]}}})),

@@ -1,4 +1,4 @@
-//! Constraints over a made-up vocabulary, and answers of a "model" whose logits are random.
+//! Tests of constraints over a made-up vocabulary, with a "model" whose logits are random.
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -13,7 +13,8 @@ use crate::engine::vocabulary::tests::vocabulary;
 use crate::engine::vocabulary::{Token, Vocabulary};
 use crate::engine::{AnswerEvent, Constraint, EngineError, FinishReason, Generate, Sampling, Usage};
 
-/// Skeleton tokens as in our own vocabulary, some that begin with the closing quotation mark, and words.
+/// Skeleton tokens as in our own vocabulary, some that begin with the closing quotation mark, and
+/// words.
 const TEXTS: [&str; 16] = [
     r#"{"gist":""#,
     r#","summary":""#,
@@ -37,7 +38,7 @@ pub(super) fn words() -> Vocabulary {
     vocabulary(&TEXTS)
 }
 
-/// As in our own vocabulary: no token but these begins with a quotation mark.
+/// As in our own vocabulary: no other tokens begin with a quotation mark.
 const SKELETON: [&str; 3] = [r#"{"gist":""#, r#","summary":""#, r#"","summary":""#];
 
 pub(super) fn grammars(words: &Vocabulary) -> Grammars {
@@ -48,7 +49,7 @@ pub(super) fn begin(grammars: &Grammars, constraint: &Constraint) -> Result<Sess
     Ok(grammars.begin(*grammars.shape(constraint)?))
 }
 
-/// Answers with random logits; `wild` makes structure likely, to lead the answer into corners.
+/// An answer with random logits; `wild` makes structure likely, to lead the answer into corners.
 pub(super) fn answer(
     grammars: &Grammars,
     words: &Vocabulary,
@@ -69,7 +70,7 @@ fn answer_to(
     answer_with(grammars, words, constraint, budget, seed, |_| {})
 }
 
-/// The same; `ahead` is called between two steps, while the model would compute.
+/// Like `answer`, but calls `ahead` between two steps, while the model would compute.
 fn answer_with(
     grammars: &Grammars,
     words: &Vocabulary,
@@ -163,7 +164,7 @@ fn every_answer_is_valid_within_any_budget_or_refused_beforehand() {
             Err(EngineError::BudgetTooSmall { needed, given }) => {
                 assert!(given as usize == budget && needed > given);
                 refused += 1;
-                // What it says it needs is enough.
+                // The number of tokens that the error asks for is enough.
                 answer(&grammars, &words, &schema, needed as usize, case).unwrap();
             }
             Err(error) => panic!("{schema}: {error}"),
@@ -290,7 +291,7 @@ fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
         "required": ["a", "list", "z"],
         "additionalProperties": false,
     });
-    // A model that never ends a text: letters alone are likely, a quotation mark never.
+    // A model that never ends a text: only letters are likely, never a quotation mark.
     let endless = |budget: usize, schema: &Value| {
         let session = begin(&grammars, &Constraint::JsonSchema(schema.clone())).unwrap();
         let (events, mut receiver) = mpsc::unbounded_channel();
@@ -318,11 +319,11 @@ fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
         let length = |value: &Value| value.as_str().unwrap().len();
         let (a, z) = (length(&value["a"]), length(&value["z"]));
         assert!(a >= budget / 3 && a <= budget / 2, "{a} of {budget}: {value}");
-        // Names and brackets take some, too.
+        // Names and brackets take some tokens, too.
         assert!(z >= (budget - 60) / 16, "{z} of {budget}: {value}");
         assert_eq!(reason, FinishReason::Length);
     }
-    // What nothing has to follow may take everything.
+    // A value that nothing has to follow may take everything.
     let alone = json!({"type": "object", "properties": {"a": text}, "required": ["a"], "additionalProperties": false});
     let (value, reason) = endless(200, &alone);
     assert!(value["a"].as_str().unwrap().len() > 180, "{value}");
@@ -374,7 +375,7 @@ fn grammars_hold_the_answer_and_are_cut_where_the_tokens_end() {
     assert!(matches!(wrong, Some(EngineError::Grammar(message)) if message.contains("nothing")));
 }
 
-/// On a thread like the engine's.
+/// Runs on a thread with a stack like the engine's.
 fn on_the_engines_stack<T: Send>(run: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run);
@@ -382,7 +383,7 @@ fn on_the_engines_stack<T: Send>(run: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// An overflow of the stack would end the whole process, and no refusal could be told.
+/// A stack overflow would end the whole process instead of causing a refusal.
 #[test]
 fn the_longest_chains_that_are_taken_fit_the_stack_and_longer_ones_are_refused() {
     let chain = |length: usize| Constraint::JsonSchema(size::tests::chain(length));
@@ -397,7 +398,7 @@ fn the_longest_chains_that_are_taken_fit_the_stack_and_longer_ones_are_refused()
         let (open, close) = ("(".repeat(nested), ")".repeat(nested));
         Constraint::Lark(format!("start: r0\n{rules}r{length}: {open}\"b\"{close}\n"))
     };
-    // Nested within each rule too, as much as the bytes of a grammar allow.
+    // Also nested within each rule, as deeply as the size limit of a grammar allows.
     let nested: Vec<_> = (0..1_900)
         .map(|index| format!("r{index}::={}r{}{}\n", "(".repeat(9), index + 1, ")".repeat(9)))
         .collect();
@@ -418,7 +419,7 @@ fn the_longest_chains_that_are_taken_fit_the_stack_and_longer_ones_are_refused()
     });
 }
 
-/// What a model says that each time wants this token most, by what it has said so far.
+/// The answer of a model that always wants this token most, given what it has said so far.
 fn wanting(
     grammars: &Grammars,
     words: &Vocabulary,
@@ -502,7 +503,8 @@ fn a_value_that_the_model_ends_itself_where_it_would_be_ended_is_not_cut() {
 fn a_lexer_that_earlier_answers_have_filled_fails_nobody() {
     let words = words();
     let env = words.token_env();
-    // What is behind the last `a` but eight is part of the state: there are hundreds, and each answer sees some of them.
+    // The state includes everything after the last `a` but eight: there are hundreds of states, and
+    // each answer visits some of them.
     let constraint = Constraint::Regex("(a|b)*a(a|b){8}c".to_owned());
     let grammars = Grammars::with_states(&env, 260).unwrap();
     let mut most = 0;
@@ -513,7 +515,7 @@ fn a_lexer_that_earlier_answers_have_filled_fails_nobody() {
         most = most.max(kept.unwrap().parser.parser.lexer_stats().num_states);
     }
     assert!(most > 130, "only {most} states were ever used");
-    // Two that share a lexer, so that one finds it full in the middle of its answer.
+    // Sessions that share a lexer, so that one finds it full in the middle of its answer.
     let mut sessions: Vec<Session> = (0..12).map(|_| begin(&grammars, &constraint).unwrap()).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for _ in 0..40 {

@@ -1,15 +1,16 @@
-//! How much of the budget one value may take. A string or an array that goes on and on leaves half of what there was when
-//! it began to the values that have to come behind it; what nothing has to follow may take everything.
+//! Limits the share of the token budget that one value may take. A string or array leaves half of
+//! the tokens that were left at its beginning to the values that must follow it. A value that
+//! nothing has to follow may take everything.
 
 use super::json_cursor::{Place, Scanner};
 
-/// A string, an array or an object that isn't closed.
+/// An open string, array or object.
 #[derive(Debug, Clone, Copy)]
 struct Open {
     kind: Kind,
     /// Tokens that were left when it began.
     left: usize,
-    /// Whether something has to come behind it, once that was looked for.
+    /// Whether something has to follow it, if that was computed.
     followed: Option<bool>,
 }
 
@@ -20,19 +21,19 @@ enum Kind {
     Object,
 }
 
-/// What must come next, so that others get their share.
+/// What must come next, so that later values get their share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// The end of the string, as a token of its own: nothing that goes on behind it.
+    /// The end of the string, as a token that consists only of the quotation mark.
     Quote,
     /// The end of the array.
     Bracket,
-    /// The end of the number: what follows it.
+    /// The end of the number: a byte that follows it.
     Number,
 }
 
 impl Due {
-    /// Whether a token is what is due.
+    /// Whether a token is exactly what is due.
     pub fn is(self, token: &[u8]) -> bool {
         match self {
             Self::Quote => token.len() == 1 && self.begins(token),
@@ -40,7 +41,7 @@ impl Due {
         }
     }
 
-    /// Whether a token ends the value, alone or with what follows.
+    /// Whether a token ends the value, alone or together with what follows.
     pub fn begins(self, token: &[u8]) -> bool {
         let ends: &[u8] = match self {
             Self::Quote => b"\"",
@@ -51,7 +52,7 @@ impl Due {
     }
 }
 
-/// Follows an answer.
+/// Follows an answer and tracks the shares of its open values.
 #[derive(Debug, Clone)]
 pub struct Shares {
     left: usize,
@@ -59,12 +60,12 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// For an answer of at most so many tokens.
+    /// Shares of an answer with at most `budget` tokens.
     pub fn new(budget: usize) -> Self {
         Self { left: budget, open: Vec::new() }
     }
 
-    /// A token has been taken; `scanner` has seen everything before it.
+    /// Accepts a token; `scanner` must have seen everything before it.
     pub fn accept(&mut self, scanner: &mut Scanner, token: &[u8]) {
         for &byte in token {
             self.push(scanner, byte);
@@ -89,8 +90,8 @@ impl Shares {
         self.open.push(Open { kind, left: self.left, followed: None });
     }
 
-    /// Whether a string or an array is open that has used its share, as far as it is one of those that something follows:
-    /// `closing` are bytes that close the answer, and are only asked for when it matters.
+    /// What is due if an open string or array has used its share and something has to follow it.
+    /// `closing` computes bytes that close the answer, and is called only when the result matters.
     pub fn due<E>(
         &mut self,
         scanner: Scanner,
@@ -109,7 +110,7 @@ impl Shares {
         Ok(self.open.iter().any(|open| used(open) && open.followed == Some(true)).then_some(due))
     }
 
-    /// Finds out behind which of those that are open something has to come.
+    /// Determines which open values something has to follow.
     fn look_behind(&mut self, mut scanner: Scanner, closing: &[u8]) {
         let mut end = self.clone();
         let mut rest = closing.iter();
@@ -129,7 +130,7 @@ impl Shares {
 mod tests {
     use super::*;
 
-    /// What is due behind tokens that are each of one byte, and how often the closing was asked for.
+    /// What is due after tokens of one byte each, and how often the closing was computed.
     fn due(budget: usize, text: &str, closing: &str) -> (Option<Due>, usize) {
         let (mut shares, mut scanner) = (Shares::new(budget), Scanner::START);
         for byte in text.bytes() {
@@ -146,7 +147,7 @@ mod tests {
     #[test]
     fn a_value_that_others_follow_gets_half_of_what_is_left() {
         for (budget, text, closing, expected) in [
-            // Of 20 tokens 15 are left when the string begins.
+            // 15 of 20 tokens are left when the string begins.
             (20, r#"{"a":"xxxxxx"#, r#"","b":""}"#, None),
             (20, r#"{"a":"xxxxxxx"#, r#"","b":""}"#, Some(Due::Quote)),
             (20, r#"{"a":"xxxxxxxxxxx"#, r#""}"#, None),
@@ -156,7 +157,7 @@ mod tests {
             (30, r#"{"a":["xx","xx","x"#, r#""]}"#, None),
             (30, r#"{"a":[11,22,333,44"#, r#"],"b":""}"#, None),
             (30, r#"{"a":[11,22,333,44,"#, r#"1],"b":""}"#, Some(Due::Bracket)),
-            // Only those that are open count.
+            // Only open values count.
             (20, r#"{"a":"xxxxxxx","b":"#, r#""","c":""}"#, None),
             (20, r#"{"a":{"b":"","c":""#, r#""},"d":""}"#, None),
             (40, r#"{"a":["x"],"b":{"c":"xxxxxxxxxxxxxx"#, r#""},"d":""}"#, Some(Due::Quote)),

@@ -1,4 +1,4 @@
-//! What a fake engine is told to answer.
+//! Scripts that determine the answers of a fake engine.
 
 use std::time::Duration;
 
@@ -6,39 +6,39 @@ use std::time::Duration;
 use super::FakeEngine;
 use crate::engine::EngineError;
 
-/// What a [`FakeEngine`] answers.
+/// The answer of a [`FakeEngine`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Script {
     /// The text of the last plain segment of the prompt.
     Echo,
     /// This text, word by word.
     Text(String),
-    /// This text, a pause before each word.
+    /// This text, with a pause before each word.
     Slow {
         /// The text.
         text: String,
         /// The pause.
         delay: Duration,
     },
-    /// What it ran with: `post`, or the first digits of each spoke and its scale, as in `0123456789ab*1`; a pause before
-    /// each.
+    /// The spokes of the request: `post`, or the first digits of each generation and its scale, as
+    /// in `0123456789ab*1`. With a pause before each.
     Spokes(Duration),
-    /// This error, in the place of the first event.
+    /// This error as the first event.
     Fail(EngineError),
-    /// These tokens; a budget, stop texts and a constraint change nothing about them.
+    /// These tokens, regardless of budget, stop texts and constraint.
     Tokens(Vec<ScriptedToken>),
     /// This text, then this error.
     FailAfter(String, EngineError),
-    /// The prompt is accepted and nothing ever follows.
+    /// The prompt is accepted, and nothing follows.
     Never,
 }
 
 /// A token of [`Script::Tokens`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScriptedToken {
-    /// Its text, which may be part of a character.
+    /// Its bytes, possibly part of a character.
     pub bytes: Vec<u8>,
-    /// How likely it was.
+    /// Probability of the token.
     pub probability: f32,
     /// Whether the constraint dictated it.
     pub forced: bool,

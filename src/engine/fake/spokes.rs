@@ -1,4 +1,4 @@
-//! Spokes of a fake engine: what it was told to load, who uses it, and when it may be freed.
+//! Spokes of a fake engine: which are loaded, which are in use, and when they are freed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,11 +6,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::adapter::Generation;
 use crate::engine::{EngineError, LoadSpoke, LoadedSpoke, ScaledSpoke};
 
-/// What is loaded.
+/// The loaded spokes.
 #[derive(Debug, Default)]
 pub(super) struct Spokes {
     loaded: Mutex<BTreeMap<Generation, Held>>,
-    /// Told when a use ends.
+    /// Notified when a use ends.
     freed: Condvar,
 }
 
@@ -18,11 +18,11 @@ pub(super) struct Spokes {
 struct Held {
     bytes: u64,
     uses: u32,
-    /// Whether it is to be freed; a load takes that back.
+    /// Whether the spoke is to be freed. A load cancels that.
     leaving: bool,
 }
 
-/// Spokes that a request runs with; they stay loaded as long as this lives.
+/// The spokes of a request. They stay loaded while this lives.
 #[derive(Debug)]
 pub(super) struct Use {
     spokes: Arc<Spokes>,
@@ -48,14 +48,15 @@ impl Spokes {
         Ok(LoadedSpoke { resident_bytes: held.bytes })
     }
 
-    /// It is to be freed.
+    /// Marks a spoke to be freed.
     pub(super) fn mark(&self, generation: Generation) {
         if let Some(held) = self.lock().get_mut(&generation) {
             held.leaving = true;
         }
     }
 
-    /// Waits until nobody uses it any more; 0 if it was not loaded, or was loaded again meanwhile.
+    /// Waits until the spoke is unused and frees it. Returns 0 bytes if it was not loaded, or was
+    /// loaded again meanwhile.
     pub(super) fn freed(&self, generation: Generation) -> LoadedSpoke {
         let mut loaded = self.lock();
         loop {
@@ -72,7 +73,7 @@ impl Spokes {
         }
     }
 
-    /// Uses a set of spokes; all of them must be there.
+    /// Acquires a set of spokes, all of which must be loaded.
     pub(super) fn begin(self: &Arc<Self>, set: &[ScaledSpoke]) -> Result<Use, EngineError> {
         let mut loaded = self.lock();
         if let Some(missing) = set.iter().find(|spoke| !loaded.contains_key(&spoke.generation)) {
@@ -86,7 +87,7 @@ impl Spokes {
 }
 
 impl Use {
-    /// Which spokes, as an answer tells it.
+    /// The spokes, as an answer names them.
     pub(super) fn told(&self) -> String {
         if self.set.is_empty() {
             return "post".to_owned();

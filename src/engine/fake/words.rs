@@ -1,4 +1,5 @@
-//! What a fake engine takes for tokens: a word with the white space behind it, under an id that its letters give.
+//! Tokens of a fake engine: a word with the whitespace after it, with an id derived from its
+//! letters.
 
 use super::FakeEngine;
 use crate::engine::constraint::instance;
@@ -14,7 +15,7 @@ pub(super) fn constrained(
         Some(_) if serde_json::from_str::<serde_json::Value>(&text).is_ok() => return Ok(text),
         Some(Constraint::JsonObject) => "{}".to_owned(),
         Some(Constraint::JsonSchema(schema)) => instance(schema).map_err(EngineError::Schema)?,
-        // A fake has no grammar; the script is trusted to fit.
+        // A fake engine has no grammar, so it trusts the script to fit.
         None | Some(Constraint::Regex(_) | Constraint::Gbnf(_) | Constraint::Lark(_)) => return Ok(text),
     };
     let needed = words(&text).count() as u32;
@@ -24,7 +25,7 @@ pub(super) fn constrained(
     Ok(text)
 }
 
-/// The text before the first stop text, and which one that was.
+/// The text before the first stop text, and the index of that stop text.
 pub(super) fn cut_at_stop(mut text: String, stop: &[String]) -> (String, Option<u32>) {
     let found = (0..).zip(stop).filter_map(|(index, stop)| Some((text.find(stop)?, index)));
     let Some((at, index)) = found.min() else { return (text, None) };
@@ -36,7 +37,7 @@ pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split_inclusive(char::is_whitespace)
 }
 
-/// A report in which the token itself is the likeliest and the others are made up.
+/// A report that lists the token itself as the likeliest, and made-up others.
 pub(super) fn reported(bytes: &[u8], probability: f32, forced: bool, top: u32) -> TokenReport {
     let likelihood = |bytes: &[u8], probability: f32| TokenLikelihood {
         id: hash(bytes) % 32_000,
@@ -65,7 +66,7 @@ pub(super) fn tokens(prompt: &Prompt) -> Vec<u32> {
         .collect()
 }
 
-/// A vector that depends on the words and on nothing else.
+/// A vector that depends only on the words.
 pub(super) fn embedding(prompt: &Prompt) -> Vec<f32> {
     let mut vector = vec![0.01_f32; FakeEngine::info().n_embd as usize];
     for token in tokens(prompt) {

@@ -1,4 +1,5 @@
-//! Each kernel on known numbers, held to its definition: what a post's many blocks would hide shows here.
+//! Checks each kernel on known numbers against its definition, which finds errors that the many
+//! blocks of a post would hide.
 
 use half::f16;
 
@@ -8,10 +9,10 @@ use crate::engine::kernels::felix::{Matrix, ROWS as PANEL};
 use crate::engine::kernels::product::{BLOCK, Block, Packed, Panels, ROWS};
 use crate::engine::kernels::{Form, Kernel, numbers};
 
-/// How far a sum may be from its definition, relative to the largest result.
+/// Maximum deviation of a sum from its definition, relative to the largest result.
 const CLOSE: f64 = 2e-5;
 
-/// Tries a kernel in a form; the error says what is wrong.
+/// Checks a kernel in one form. The error says what is wrong.
 pub fn check(kernel: Kernel, form: Form) -> Result<(), String> {
     match kernel {
         Kernel::Attention => WIDTHS.into_iter().try_for_each(|width| attention(form, width)),
@@ -20,7 +21,7 @@ pub fn check(kernel: Kernel, form: Form) -> Result<(), String> {
     }
 }
 
-/// What is wrong with numbers, if they aren't close to their definition.
+/// Describes the first number that is not close to its definition.
 fn close(found: &[f32], expected: &[f64], what: &dyn Fn() -> String) -> Result<(), String> {
     let size = expected.iter().fold(0.0_f64, |size, x| size.max(x.abs()));
     let off = found.iter().zip(expected).map(|(&found, &expected)| (f64::from(found) - expected).abs());
@@ -32,7 +33,7 @@ fn close(found: &[f32], expected: &[f64], what: &dyn Fn() -> String) -> Result<(
     }
 }
 
-/// Two rows of two heads each over cells of which one can't be seen.
+/// Two rows of two heads each, over cells of which one is masked.
 fn attention(form: Form, width: usize) -> Result<(), String> {
     const CELLS: usize = 45;
     let mut next = numbers(11);
@@ -74,7 +75,7 @@ fn product(form: Form, columns: usize) -> Result<(), String> {
         .map(|_| {
             let mut block = [0; 34];
             block[..2].copy_from_slice(&f16::from_f32(0.1 * next()).to_le_bytes());
-            // -128 too, which Q8_0 never writes but a file may have.
+            // Include -128, which Q8_0 quantisation never produces but a file may contain.
             block[2..].iter_mut().for_each(|number| *number = (next() * 128.5) as i8 as u8);
             block
         })
@@ -109,7 +110,7 @@ fn product(form: Form, columns: usize) -> Result<(), String> {
             expected.push(row.iter().zip(column).map(block).sum());
         }
     }
-    // What was rounded is held against what was given: half of a step at most.
+    // Rounding may move an activation by at most half a step.
     for (x, packed) in given.as_chunks::<BLOCK>().0.iter().zip(&packed) {
         let step = packed.scale();
         let off = |(x, number): (&f32, i8)| (x - f32::from(number) * step).abs() > 0.51 * step;

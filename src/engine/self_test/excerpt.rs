@@ -1,5 +1,5 @@
-//! An excerpt of a post: its first blocks and a part of its vocabulary. Kernels meet in it every
-//! shape and type that they meet in the whole, in a fraction of the time that the whole takes.
+//! An excerpt of a post: its first blocks and a part of its vocabulary. It has every shape and type
+//! that kernels meet in the whole post, but takes a fraction of the time.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -10,9 +10,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo, Value, Writer};
 
-/// Rows of the vocabulary's matrices that are kept.
+/// Number of rows that are kept of the vocabulary's matrices.
 const ROWS: u64 = 4096;
-/// The matrices with a row for each entry of the vocabulary.
+/// The matrices with one row per vocabulary entry.
 const VOCABULARY: [&str; 3] = ["token_embd.weight", "output.weight", "output.bias"];
 
 /// An excerpt in memory.
@@ -22,8 +22,8 @@ pub(super) struct Excerpt {
 }
 
 impl Excerpt {
-    /// The excerpt of a post that has passed its checks; none if no small part shows all that the
-    /// whole computes.
+    /// Makes the excerpt of a post that has passed its checks; `None` if no small part covers all
+    /// that the whole computes.
     pub(super) fn of(post: &Path) -> Result<Option<Self>, String> {
         let source = Gguf::open(post).map_err(|error| error.to_string())?;
         let Some(plan) = plan(&source).map_err(|error| error.to_string())? else { return Ok(None) };
@@ -37,16 +37,16 @@ impl Excerpt {
         Ok(Some(Self { file }))
     }
 
-    /// Where it can be opened, as long as this lives.
+    /// Path under which it can be opened while this lives.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 }
 
-/// What an excerpt will hold.
+/// The contents of an excerpt.
 struct Plan {
     writer: Writer,
-    /// Where the data comes from, in the writer's order.
+    /// Source of the data, in the writer's order.
     tensors: Vec<TensorInfo>,
 }
 
@@ -64,7 +64,7 @@ fn plan(source: &Gguf) -> Result<Option<Plan>, GgufError> {
                 continue;
             }
             Value::U32(blocks) if *key == blocks_key => *blocks = kept,
-            // One number for each block.
+            // One number per block.
             Value::Array(array) if array.len() == all as usize => array.truncate(kept as usize),
             _ => {}
         }
@@ -82,7 +82,7 @@ fn plan(source: &Gguf) -> Result<Option<Plan>, GgufError> {
                 rows = Some(*last);
                 tensor.bytes = tensor.kind.tensor_bytes(&tensor.dims).unwrap_or(tensor.bytes);
             }
-            // Gemma 3n and 4: its width is that of all blocks together.
+            // In Gemma 3n and 4, the width of this tensor covers all blocks.
             None if tensor.name.starts_with("per_layer") => return Ok(None),
             Some(_) | None => {}
         }
@@ -90,14 +90,15 @@ fn plan(source: &Gguf) -> Result<Option<Plan>, GgufError> {
         tensors.push(tensor);
     }
     let Some(rows) = rows else { return Ok(None) };
-    // llama.cpp's word for a model whose tokens nobody reads.
+    // llama.cpp's name for a model without a tokenizer.
     writer.set("tokenizer.ggml.model", "none").set(vocabulary_key, rows as u32);
     Ok(Some(Plan { writer, tensors }))
 }
 
-/// How many of the first blocks hold one of each kind that there is; none if that is more than half.
+/// Number of first blocks that include one of each kind; `None` if that is more than half of all
+/// blocks.
 fn blocks(tensors: &[TensorInfo], all: u32) -> Option<u32> {
-    // Our products are for one type; which of the others llama.cpp multiplies is its own affair.
+    // Our product kernel handles one type. How llama.cpp multiplies the others is not tested here.
     let kind = |tensor: &TensorInfo| {
         let (block, name) = block_of(&tensor.name)?;
         let eight_bits = tensor.kind == GgmlType::Q8_0;
@@ -113,7 +114,7 @@ fn blocks(tensors: &[TensorInfo], all: u32) -> Option<u32> {
     (kept <= all / 2).then_some(kept)
 }
 
-/// The block of a tensor and its name there.
+/// The block of a tensor, and the tensor's name within it.
 fn block_of(name: &str) -> Option<(u32, &str)> {
     let (block, name) = name.strip_prefix("blk.")?.split_once('.')?;
     Some((block.parse().ok()?, name))
@@ -133,11 +134,11 @@ mod tests {
         let mut tensors: Vec<_> = (0..8).map(|n| tensor(&format!("blk.{n}.ffn_up.weight"), 64, q8)).collect();
         tensors.push(tensor("output.weight", 9, q8));
         assert_eq!(blocks(&tensors, 8), Some(1));
-        // Every fourth block attends.
+        // Every fourth block has attention.
         tensors.push(tensor("blk.3.attn_q.weight", 64, q8));
         tensors.push(tensor("blk.7.attn_q.weight", 64, q8));
         assert_eq!(blocks(&tensors, 8), Some(4));
-        // One of another width, too late to be worth it.
+        // One tensor of another width, too late for a short excerpt.
         tensors[5].dims[1] = 32;
         assert_eq!(blocks(&tensors, 8), None);
     }

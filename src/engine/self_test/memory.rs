@@ -1,4 +1,4 @@
-//! What was found is remembered: the same program, processor and post need no second test.
+//! Remembers the result of the self-test: the same program, processor and post need no second test.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -17,8 +17,9 @@ struct Kept {
     state: TestState,
 }
 
-/// What the result depends on; `None` where a file can't be looked at. Files are told by inode, length and time, as `make`
-/// does: hashing a large post would take longer than trying it.
+/// Identifies what the result depends on; `None` if a file can't be examined. Files are identified
+/// by inode, length and time, as `make` does, because hashing a large post would take longer than
+/// testing it.
 pub fn key(program: &Path, model: &Path, kernels: Kernels) -> Option<String> {
     let file = |path: &Path| {
         let about = fs_err::metadata(path).ok()?;
@@ -42,13 +43,13 @@ pub fn key(program: &Path, model: &Path, kernels: Kernels) -> Option<String> {
     Digest::of_reader(parts.join("\n").as_bytes()).ok().map(|digest| digest.to_string())
 }
 
-/// What was found under this key.
+/// The result that is stored under this key.
 pub fn recall(path: &Path, key: &str) -> Option<TestState> {
     let kept: Kept = serde_json::from_slice(&fs_err::read(path).ok()?).ok()?;
     (kept.key == key).then_some(kept.state)
 }
 
-/// Keeps what was found; if that can't be done, it is found again next time.
+/// Stores the result. If that fails, the test runs again next time.
 pub fn keep(path: &Path, key: &str, state: &TestState) {
     let kept = Kept { key: key.to_owned(), state: state.clone() };
     let written = serde_json::to_vec_pretty(&kept).map_err(std::io::Error::from);

@@ -1,8 +1,9 @@
-//! The self-test: before kernels serve, a child process computes with them what serving will compute. What crashes there,
-//! or gives wrong numbers, is a message with a name and no daemon that is gone.
+//! The self-test: before kernels serve, a child process computes with them what serving will
+//! compute. A kernel that crashes or computes wrong numbers there causes a message that names it,
+//! instead of the end of the daemon.
 //!
-//! This is the parent's side: it starts the child, follows what it says, and knows from that which kernel it died in. That
-//! kernel is left out then, and the rest tried again.
+//! This is the parent's side. It starts the child and follows its reports, so that it knows which
+//! kernel was running if the child dies. It then leaves that kernel out and tests the rest again.
 
 mod arithmetic;
 mod excerpt;
@@ -24,33 +25,34 @@ use crate::cpu_features;
 
 pub use trial::trial;
 
-/// Longest that a child may be silent: it says what it does before it does it, and reads the model first.
+/// How long a child may be silent. It reports each step before computing it, and loads the model
+/// before the first.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes of a model that are read in a second, at least.
+/// Minimum bytes of a model that are read per second.
 const SLOWEST_DISK: u64 = 30 << 20;
-/// Bytes of a child's last words that are kept.
+/// Bytes of the child's stderr that are kept.
 const WORDS: u64 = 64 << 10;
 
-/// How kernels are tried.
+/// Settings of the self-test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SelfTest {
-    /// The program: this one.
+    /// Path of this program.
     pub program: PathBuf,
-    /// Where it is remembered what was found.
+    /// File that stores the result, if any.
     pub remembered: Option<PathBuf>,
-    /// Bytes of memory that the child may take for itself.
+    /// Bytes of memory that the child may use.
     pub memory: u64,
 }
 
-/// What the child is at.
+/// What the child is computing with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// It computes with llama.cpp's kernels alone.
+    /// llama.cpp's kernels alone.
     LlamaCpp,
-    /// It computes with this kernel of ours, too.
+    /// Additionally this kernel of ours.
     With(Kernel),
-    /// It computes with all that are tried.
+    /// All kernels under test.
     Together,
 }
 
@@ -58,41 +60,41 @@ pub enum Stage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Line {
-    /// It begins to compute.
+    /// A computation begins.
     Begin {
-        /// How.
+        /// The kernels in use.
         stage: Stage,
-        /// So many rows at a time; 0: the kernel alone on known numbers.
+        /// Number of rows in the batch; 0 if the kernel alone computes known numbers.
         rows: u32,
     },
     /// A kernel computes wrong numbers.
     Wrong {
-        /// Which.
+        /// The kernel.
         kernel: Kernel,
-        /// In what way.
+        /// The deviation.
         what: String,
     },
-    /// All is done.
+    /// The test is finished.
     Done {
-        /// Rows that were computed at a time.
+        /// Batch sizes (in rows) that were tested.
         rows: Vec<u32>,
         /// What was left out, and why.
         note: Option<String>,
     },
 }
 
-/// What a test found.
+/// The result of a test.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tested {
-    /// What can be used.
+    /// Kernels that can be used.
     pub kernels: Kernels,
-    /// What can't, and why.
+    /// Faulty kernels, each with the reason.
     pub faults: Vec<(Kernel, String)>,
-    /// How it went.
+    /// State for the report.
     pub state: TestState,
 }
 
-/// No model can be served.
+/// llama.cpp's own kernels fail, so that no model can be served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("llama.cpp's own kernels don't work here: {what}\nhint: {hint}")]
 pub struct TestError {
@@ -101,7 +103,7 @@ pub struct TestError {
 }
 
 impl Tested {
-    /// Nothing is known, for this reason.
+    /// A result for a test that could not be finished.
     pub fn unfinished(kernels: Kernels, note: String) -> Self {
         let state = TestState { outcome: Outcome::Unfinished, note: Some(note), ..TestState::default() };
         Self { kernels, faults: Vec::new(), state }
@@ -110,19 +112,19 @@ impl Tested {
 
 /// How a child ended.
 enum End {
-    /// It said so.
+    /// It finished the test.
     Done { rows: Vec<u32>, note: Option<String> },
-    /// It died by a signal that the program itself brought about, or fell silent, while it was at this.
+    /// It was killed by a signal that its own code caused, or fell silent, at this step.
     Died { at: Option<(Stage, u32)>, how: String },
-    /// It ended for a reason that says nothing of kernels.
+    /// It ended for a reason that says nothing about kernels.
     Other(String),
 }
 
 impl SelfTest {
-    /// Tries these kernels on a model.
+    /// Tests these kernels on a model.
     ///
     /// # Errors
-    /// llama.cpp's own kernels don't work.
+    /// llama.cpp's own kernels fail.
     pub fn run(&self, model: &Path, mut kernels: Kernels) -> Result<Tested, TestError> {
         let began = Instant::now();
         let key = memory::key(&self.program, model, kernels);
@@ -131,7 +133,7 @@ impl SelfTest {
             return Ok(Tested { kernels, faults: Vec::new(), state });
         }
         let mut faults: Vec<(Kernel, String)> = Vec::new();
-        // Each turn but the last takes a kernel away.
+        // Each iteration but the last removes a kernel.
         for _ in 0..=Kernel::ALL.len() {
             let mut wrong = Vec::new();
             let end = match self.child(model, &faults, &mut wrong) {
@@ -184,7 +186,8 @@ impl SelfTest {
             command.args(["--without", kernel.name()]);
         }
         command.arg("--").arg(model);
-        // What a terminal sends to stop the daemon is not for the child.
+        // Run the child in its own process group, so that signals from the terminal to the daemon
+        // don't reach it.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = Ended(command.spawn()?);
         let (out, err) = (child.0.stdout.take(), child.0.stderr.take());
@@ -233,7 +236,7 @@ impl SelfTest {
     }
 }
 
-/// A child that doesn't outlive the wait for it.
+/// Kills the child when dropped, so that it never outlives the wait for it.
 struct Ended(Child);
 
 impl Drop for Ended {
@@ -243,7 +246,7 @@ impl Drop for Ended {
     }
 }
 
-/// What the end of a child that wasn't done means.
+/// Interprets the end of a child that didn't finish the test.
 fn ended(status: ExitStatus, at: Option<(Stage, u32)>, words: &str) -> End {
     let named = |signal| match signal {
         libc::SIGILL => Some("SIGILL, illegal instruction"),
@@ -256,7 +259,7 @@ fn ended(status: ExitStatus, at: Option<(Stage, u32)>, words: &str) -> End {
     };
     if let Some(signal) = status.signal() {
         match named(signal) {
-            // An abort with few words is most likely memory that wasn't given.
+            // An abort with a short message most likely means that memory was not available.
             Some(name) => End::Died { at, how: format!("it dies by signal {signal} ({name})") },
             None => End::Other(format!("its process was ended by signal {signal}")),
         }
@@ -274,7 +277,7 @@ fn computing(rows: u32) -> String {
     }
 }
 
-/// What to say where llama.cpp itself dies.
+/// The error for a child that dies in llama.cpp's own code.
 fn fatal(at: Option<(Stage, u32)>, how: &str) -> TestError {
     let what = match at {
         Some((_, rows)) => format!("{how} {}", computing(rows)),

@@ -1,9 +1,10 @@
-//! Children that a shell plays, and the real trial on the shipped post.
+//! Tests of the self-test, with children played by a shell script and with the real trial on the
+//! shipped post.
 
 use super::*;
 use crate::engine::kernels::Form;
 
-/// What the parent makes of a child that this script plays; `$*` are its arguments.
+/// The result for a child that runs this script; `$*` are its arguments.
 fn scripted(script: &str) -> Result<Tested, TestError> {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
@@ -14,7 +15,7 @@ fn scripted(script: &str) -> Result<Tested, TestError> {
     test.run(Path::new("post.gguf"), all())
 }
 
-/// Kernels that nothing computes with here.
+/// Kernels that no test computes with.
 fn all() -> Kernels {
     Kernels { attention: Some(Form::Avx2), product: Some(Form::Avx2), felix: Form::Avx2 }
 }

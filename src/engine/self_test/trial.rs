@@ -1,4 +1,5 @@
-//! The child's side: the same rows with llama.cpp's kernels and with ours, on blocks of the post that will be served.
+//! The child's side of the self-test: computes the same rows with llama.cpp's kernels and with
+//! ours, on blocks of the post to be served.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,22 +12,23 @@ use crate::engine::ffi::{Batch, Context, ContextSettings};
 use crate::engine::kernels::{Kernel, Kernels};
 use crate::engine::worker;
 
-/// Rows of the batches that serving computes: one token; a token of each of two requests; a slice of a prompt beside
-/// answers, and what is embedded at a time; a prompt.
+/// Rows of the batches that serving computes: one token; one token of each of two requests; a share
+/// of a prompt in a batch with answers, or a part of a text to embed; a prompt.
 const ROWS: [u32; 4] = [1, 2, 32, 512];
-/// Fewer rows that stand for a prompt where a model is large.
+/// Smaller sizes that replace the prompt for a large model.
 const FEWER: [u32; 3] = [256, 128, 64];
-/// Time that the prompts may take together.
+/// Maximum time of all prompts together.
 const BUDGET: Duration = Duration::from_secs(2);
-/// How far results may be from llama.cpp's, relative to their size. Activations are rounded to 8 bits by both, at other
-/// places, and blocks of a post enlarge what comes of that; a kernel that computes something else is off by more than
-/// half. Each kernel alone is held to its definition more closely ([`arithmetic`]).
+/// Maximum deviation from llama.cpp's results, relative to their size. Both round activations to 8
+/// bits, but at different places, and the blocks of a post amplify the difference; a kernel that
+/// computes something else is off by more than half. Each kernel alone is held to its definition
+/// more closely ([`arithmetic`]).
 const BOUND: f32 = 0.2;
 
-/// Computes everything and tells what it does and finds.
+/// Computes everything, and reports each step and each fault.
 ///
 /// # Errors
-/// The model can't be loaded or computed; nothing is known of kernels then.
+/// The model can't be loaded or computed, so that nothing is known about the kernels.
 pub fn trial(path: &Path, kernels: Kernels, tell: &mut dyn FnMut(&Line)) -> Result<(), String> {
     let mut kernels = kernels;
     for kernel in Kernel::ALL {
@@ -69,13 +71,13 @@ pub fn trial(path: &Path, kernels: Kernels, tell: &mut dyn FnMut(&Line)) -> Resu
             Some(format!("a prompt of {prompt} rows instead of {}, which would take too long", ROWS[3]))
         }
     };
-    // The last numbers are those of an embedding.
+    // The last entry is an embedding.
     let rows = plain[..plain.len() - 1].iter().map(|(rows, _)| *rows).collect();
     tell(&Line::Done { rows, note });
     Ok(())
 }
 
-/// What the trial computes with: an excerpt where that shows as much, else the whole post.
+/// Loads the model for the trial: an excerpt if it covers everything, else the whole post.
 fn load(path: &Path) -> Result<LlamaModel, String> {
     let excerpt = Excerpt::of(path).and_then(|excerpt| {
         let Some(excerpt) = excerpt else { return Ok(None) };
@@ -97,11 +99,13 @@ struct Trial<'a> {
     prompt: u32,
 }
 
-/// Numbers behind the last row of each batch, and then, unless a kernel computes alone, those of a prompt and an embedding.
+/// Rows and last logits of each batch. Unless a kernel of ours is tested alone, a prompt (if it is
+/// not left out) and an embedding follow.
 type Found = Vec<(u32, Vec<f32>)>;
 
 impl Trial<'_> {
-    /// All batches with these kernels. Those of llama.cpp come first, and tell how long a prompt takes.
+    /// Computes all batches with these kernels. llama.cpp's kernels run first, which shows how long
+    /// a prompt takes.
     fn compute(
         &mut self,
         kernels: Kernels,
@@ -114,7 +118,8 @@ impl Trial<'_> {
             batch: ROWS[3],
             outputs: 1,
             sequences: 2,
-            // Several would wait for each other where the machine is busy, spinning: hundreds of times as long.
+            // Several threads would spin while waiting for each other on a busy machine, and take
+            // hundreds of times as long.
             threads: 1,
             kernels,
             exact_cache: false,
@@ -129,7 +134,7 @@ impl Trial<'_> {
             let began = Instant::now();
             let mut batch = Batch::default();
             for row in 0..rows {
-                // Two rows are a token of each of two requests.
+                // Two rows are one token of each of two requests.
                 let sequence = if rows == 2 { row } else { 0 };
                 let position = &mut filled[sequence as usize];
                 batch.push(token(model, sequence, *position), *position, sequence, row + 1 == rows);
@@ -146,7 +151,7 @@ impl Trial<'_> {
         if stage == Stage::LlamaCpp {
             self.prompt = prompt_within(BUDGET, took);
         }
-        // Each kernel alone computes what is short, all together a prompt, too.
+        // A kernel alone computes only short batches. All together also compute a prompt.
         if self.prompt > 0 && !matches!(stage, Stage::With(_)) {
             decode(&mut context, self.prompt)?;
         }
@@ -176,23 +181,24 @@ fn make(model: &LlamaModel, settings: ContextSettings) -> Result<Context<'_>, St
     Context::new(model, settings).map_err(|error| error.to_string())
 }
 
-/// Rows of the longest prompt that can be computed twice in this time, if a slice takes so long.
+/// Rows of the longest prompt that can be computed twice within the budget, given the time of a
+/// slice.
 fn prompt_within(budget: Duration, slice: Duration) -> u32 {
     let takes = |rows: u32| 2 * slice * (rows / ROWS[2]);
     std::iter::once(ROWS[3]).chain(FEWER).find(|&rows| takes(rows) <= budget).unwrap_or(0)
 }
 
-/// Any token, the same each time.
+/// Some token, the same each time.
 fn token(model: &LlamaModel, sequence: u32, position: u32) -> u32 {
     let vocabulary = model.n_vocab().unsigned_abs().max(1);
     (5 + position * 37 + sequence * 101) % vocabulary
 }
 
-/// What is wrong with results, if anything is.
+/// Describes the first deviation that rounding doesn't explain.
 fn compare(found: &Found, plain: &Found) -> Option<String> {
     found.iter().zip(plain).enumerate().find_map(|(at, ((rows, own), (_, plain)))| {
         let off = distance(own, plain);
-        // What is shorter has no embedding.
+        // Shorter results have no embedding.
         let embeds = at + 1 == found.len() && found.len() > 3;
         let of = if embeds { "an embedding of " } else { "" };
         (off > BOUND || off.is_nan()).then(|| {
@@ -203,7 +209,7 @@ fn compare(found: &Found, plain: &Found) -> Option<String> {
     })
 }
 
-/// How far numbers are from others, relative to the size of these.
+/// Distance of `a` from `b`, relative to the size of `b`.
 fn distance(a: &[f32], b: &[f32]) -> f32 {
     let off: f32 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
     let size: f32 = b.iter().map(|b| b * b).sum();

@@ -1,9 +1,10 @@
-//! Choices in an answer that has a shape. An answer that repeats an item of a list goes back to the
-//! comma in front of it and ends the list there; where the list may not end, another item is taken.
+//! Choices in a constrained answer, with backtracking. When an item of a list repeats an earlier
+//! one, the answer goes back to the comma before the item and ends the list there. If the list may
+//! not end there, another item is chosen.
 //!
-//! Going back costs nothing but the tokens that are taken back: what the model said at the places
-//! that can be gone back to is kept. How the answer goes on depends on that and on nothing else, so
-//! batches and guesses change nothing about it.
+//! Going back costs only the tokens that are taken back: the logits at positions to return to are
+//! kept. How the answer continues depends on nothing but those logits, so batching and drafting
+//! don't change it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,13 +14,13 @@ use super::super::vocabulary::{Token, Vocabulary};
 use super::super::{CloseReason, Closed, EngineError, FinishReason};
 use super::{Added, Likelihoods, Sequence, no_token};
 
-/// Other items that are tried in the place of one that is there already, before it may become
-/// another one in its middle.
+/// Number of alternative items that are tried in place of a repeated one. After that, the repeated
+/// item may only be varied in its middle.
 const OTHER_ITEMS: u32 = 4;
-/// Tokens that are tried at one place before the shortest way on is taken.
+/// Number of tokens that are tried at one position before the shortest continuation is taken.
 const OTHER_TOKENS: usize = 64;
 
-/// A place before a token that the model chose.
+/// A position before a token that the model chose, with what is needed to choose again.
 #[derive(Debug, Clone)]
 struct Position {
     token: usize,
@@ -27,44 +28,44 @@ struct Position {
     memory: Memory,
 }
 
-/// Where an answer can go back to, and what it would find there.
+/// The positions that an answer can return to, and what was tried there.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     places: Vec<Position>,
-    /// What has led nowhere, by the place.
+    /// Tokens that led to a dead end or a repeat, by position.
     bans: HashMap<usize, HashSet<u32>>,
-    /// Other items that were tried, by the token with the comma before them.
+    /// Number of alternative items tried, by the token that contains the comma before them.
     tries: HashMap<usize, u32>,
-    /// Tokens that may still be taken back where a list can't be ended instead.
+    /// Tokens that may still be taken back.
     spare: usize,
-    /// What the answer was kept from, and at which token.
+    /// Values that were closed or removed, each with the token where that happened.
     closed: Vec<(usize, Closed)>,
 }
 
-/// What comes of a choice.
+/// The result of a choice.
 enum Outcome {
-    /// These tokens, behind the first `from` of the answer.
+    /// The answer continues with these tokens after its first `from` tokens.
     Fine {
         from: usize,
         tokens: Vec<u32>,
         sampled: usize,
         end: Option<FinishReason>,
-        /// Whether the choice said something, and was no mere bracket or quotation mark.
+        /// Whether the chosen token added to a value, and was not just a bracket or quotation mark.
         says: bool,
     },
-    /// An item is there already.
+    /// The answer has an item that repeats an earlier one.
     Repeats(Repeat),
-    /// The answer could not be closed any more, however many tokens it had.
+    /// The answer can't be closed any more, with any number of tokens.
     DeadEnd,
 }
 
 impl Turns {
-    /// For an answer of at most so many tokens.
+    /// State for an answer of at most `budget` tokens.
     pub(super) fn new(budget: usize) -> Self {
         Self { spare: budget.saturating_mul(2), ..Self::default() }
     }
 
-    /// What the answer was kept from, in order.
+    /// Takes the list of values that were closed or removed, in order.
     pub(super) fn closed(&mut self) -> Vec<Closed> {
         std::mem::take(&mut self.closed).into_iter().map(|(_, closed)| closed).collect()
     }
@@ -79,7 +80,7 @@ impl Turns {
         self.bans.entry(at).or_default().insert(token);
     }
 
-    /// What was behind so many tokens is no more.
+    /// Forgets everything after the first `to` tokens, because the answer goes back there.
     fn back(&mut self, to: usize) {
         self.places.retain(|place| place.token <= to);
         self.bans.retain(|&at, _| at <= to);
@@ -87,9 +88,8 @@ impl Turns {
         self.closed.retain(|(token, _)| *token < to);
     }
 
-    /// Keeps what the model said where that may be wanted again: at the comma before an item, and
-    /// where the item itself begins to say something. `marks` are the commas of items that may turn
-    /// out to be repeats.
+    /// Keeps the logits where they may be needed again: at the comma before an item, and where the
+    /// item first adds to a value. `marks` are the commas of items that may turn out to be repeats.
     fn remember(&mut self, marks: &[usize], place: impl FnOnce() -> Position, at: usize, says: bool) {
         let (Some(&first), Some(&inner)) = (marks.first(), marks.last()) else {
             self.places.clear();
@@ -107,11 +107,11 @@ impl Turns {
 }
 
 impl Sequence {
-    /// What the constraint dictates before any choice.
+    /// The tokens that the constraint dictates before any choice.
     pub(super) fn dictated(&mut self, session: &mut Session) -> Result<Added, EngineError> {
         let mut outcome = self.extend(session, self.left, None)?;
         if matches!(&outcome, Outcome::Repeats(repeat) if !repeat.invalid) {
-            // Whoever dictates it wants it.
+            // A repeat that the schema itself dictates is intended.
             session.back(0)?;
             session.allow_repeats();
             outcome = self.extend(session, self.left, None)?;
@@ -122,7 +122,7 @@ impl Sequence {
         }
     }
 
-    /// The model's choice, and what follows from it.
+    /// The model's choice, and the tokens that follow from it.
     pub(super) fn choose_constrained(
         &mut self,
         session: &mut Session,
@@ -177,9 +177,9 @@ impl Sequence {
         Err(no_other_item())
     }
 
-    /// Ends a text that has gone round where it began to.
+    /// If a text loops, ends it where the loop began.
     fn end_round(&mut self, session: &mut Session, here: usize) -> Result<Option<Added>, EngineError> {
-        // What was told stays.
+        // Text that was sent can't be taken back.
         let Some(to) = session.round().filter(|to| *to >= self.told) else {
             session.settle();
             return Ok(None);
@@ -197,7 +197,8 @@ impl Sequence {
         Ok(Some(Added { drop: cost, tokens, sampled: 0, end }))
     }
 
-    /// Counts tokens that are taken back. Who has taken back too many comes to an end.
+    /// Counts tokens that are taken back. When the allowance is used up, the session closes
+    /// everything that is open.
     fn spend(&mut self, session: &mut Session, cost: usize) {
         self.turns.spare = self.turns.spare.saturating_sub(cost);
         if self.turns.spare == 0 {
@@ -205,8 +206,8 @@ impl Sequence {
         }
     }
 
-    /// What the model chooses, of what the shape admits and has not led nowhere before; `None` if
-    /// that is nothing.
+    /// The model's choice among the tokens that the mask admits and that are not banned at this
+    /// position; `None` if there is none.
     fn pick(
         &mut self,
         session: &mut Session,
@@ -230,8 +231,8 @@ impl Sequence {
             due.filter(|(due, _)| all.clone().any(|token| due.is(vocabulary.bytes(token)) && allowed(token)));
         let fits = |token| due.is_none_or(|(due, _)| due.is(vocabulary.bytes(token))) && allowed(token);
         if let Some((due, why)) = due.filter(|(_, why)| why.is_some() || !session.is_cut()) {
-            // With the same luck: perhaps the model ends the value here by itself, alone or with
-            // what follows.
+            // Sample with a copy of the generator, to see whether the model ends the value here by
+            // itself, alone or together with what follows.
             let own = self.sampler.clone().choose(logits, allowed).ok_or_else(no_token)?;
             if !due.begins(vocabulary.bytes(own)) {
                 session.set_cut();
@@ -249,7 +250,7 @@ impl Sequence {
         }
     }
 
-    /// The token to go on with where everything that the model would choose leads nowhere.
+    /// The token to continue with if all tokens that the model would choose are banned.
     fn only_way(
         &mut self,
         session: &mut Session,
@@ -260,7 +261,7 @@ impl Sequence {
         if session.is_strict() {
             let token = session.closing()?.first().copied().ok_or_else(no_other_item)?;
             if let Some(top) = self.report.filter(|_| self.sampled) {
-                // Nothing else can be drawn.
+                // No other token can be drawn.
                 self.likelihoods = Some(Likelihoods::of_shares(logits.len(), &[(token, 1.0)], top));
             }
             return Ok(token);
@@ -270,10 +271,10 @@ impl Sequence {
         self.pick(session, at, logits, vocabulary)?.ok_or_else(no_token)
     }
 
-    /// Takes the model's choice, if there was one, and what the constraint dictates behind it; but
-    /// closes the answer instead if it could not be closed any more behind them.
+    /// Accepts the model's choice, if there is one, and the tokens that the constraint dictates
+    /// after it. If the answer could not be closed after them, closes it instead.
     ///
-    /// Invariant: the answer can be closed with the tokens that are left, before and after.
+    /// Invariant: before and after, the answer can be closed with the tokens that are left.
     fn extend(
         &mut self,
         session: &mut Session,
@@ -298,7 +299,7 @@ impl Sequence {
         let sampled = usize::from(chosen.is_some());
         let ended = session.ended()?;
         if !session.closes() && !ended && tokens.len() >= left {
-            // A grammar that isn't JSON is cut where the tokens end, as every free text is.
+            // An answer that isn't JSON is cut where tokens run out, like free text.
             tokens.truncate(left);
             let sampled = sampled.min(tokens.len());
             let end = Some(FinishReason::Length);
@@ -324,8 +325,8 @@ impl Sequence {
         }
     }
 
-    /// Closes an answer that is behind the first `from` tokens. An item that breaks off must not
-    /// become one that is there already.
+    /// Closes an answer after its first `from` tokens. An item that is broken off must not become a
+    /// repeat of an earlier one.
     fn escape(
         &mut self,
         session: &mut Session,
@@ -349,9 +350,10 @@ impl Sequence {
         Ok(Outcome::Fine { from, tokens: escape, sampled: 0, end, says: false })
     }
 
-    /// Goes back from a repeated item to where something else can be chosen: the end of the list
-    /// before it, if the list may end there; else another item, or another end of this one. `now`
-    /// is the last choice, and `here` how long the answer was before this step.
+    /// Goes back from a repeated item to a position where something else can be chosen: before the
+    /// item, to end the list, if the list may end there; otherwise, to choose another item or
+    /// another end of this one. `now` is the position of the last choice, and `here` is the number
+    /// of tokens before this step.
     fn go_back(
         &mut self,
         session: &mut Session,
@@ -397,7 +399,8 @@ impl Sequence {
             self.turns.ban(place.token, said[place.token - mark]);
             self.turns.note(mark, closed);
         } else {
-            // The list has to go on, and the model has nothing else to say: it is valid as it is.
+            // The list has to continue and the model offers nothing else. The answer is valid with
+            // the repeat.
             session.allow_repeats();
         }
         Ok(place)

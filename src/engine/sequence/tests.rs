@@ -1,4 +1,4 @@
-//! Answers that would repeat themselves, of models that say what a test wants.
+//! Tests of answers that would repeat themselves, with models that say what a test wants.
 
 use std::collections::HashSet;
 
@@ -24,11 +24,11 @@ struct Said {
     usage: Usage,
     closed: Vec<(String, CloseReason)>,
     tokens: Vec<TokenReport>,
-    /// Texts as they were told.
+    /// Texts as they were sent.
     told: Vec<String>,
 }
 
-/// What is asked.
+/// A request of a test.
 #[derive(Clone)]
 struct Asked {
     schema: Value,
@@ -61,8 +61,8 @@ impl Asked {
         Self { guard: Some(Guard { distinct, longest: Some(longest) }), ..Self::of(schema) }
     }
 
-    /// The answer of a model with these logits behind a text. What it would have decoded is
-    /// followed.
+    /// The answer of a model whose logits after a text are `logits(text)`. Checks also what the
+    /// model would have to decode.
     fn answer(&self, mut logits: impl FnMut(&str, &Vocabulary) -> Vec<f32>) -> Result<Said, EngineError> {
         let words = vocabulary(&TEXTS);
         let grammars = Grammars::new(&words.token_env()).unwrap();
@@ -119,7 +119,7 @@ impl Asked {
                     let begun = text.as_bytes().starts_with(
                         &decoded.iter().flat_map(|&token| words.bytes(token).to_vec()).collect::<Vec<_>>(),
                     );
-                    // The last step may take back as well.
+                    // The last step may take tokens back as well.
                     let other = reason == FinishReason::Length || !closed.is_empty();
                     assert!(begun || other, "what was decoded is what is told");
                     let value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -130,7 +130,7 @@ impl Asked {
         }
     }
 
-    /// Of a model that wants one of these texts next, the first most of all.
+    /// The answer of a model that wants one of these texts next, the first most of all.
     fn wanting(&self, wanted: impl Fn(&str) -> Vec<String>) -> Said {
         self.answer(|said, words| {
             let env = words.token_env();
@@ -145,8 +145,8 @@ impl Asked {
         .unwrap()
     }
 
-    /// Of a model that knows one answer by heart, and ends whatever is open where it has to say
-    /// something else.
+    /// The answer of a model that recites one answer, and closes whatever is open if it has to
+    /// deviate.
     fn reciting(&self, answer: &str) -> Said {
         let ends = ["\"", "]", "}", ","].map(str::to_owned);
         self.wanting(|said| {
@@ -182,7 +182,7 @@ fn a_list_ends_in_front_of_an_item_that_it_has() {
     assert_eq!(said.value["l"], json!(["disk", "error "]));
     assert_eq!((said.closed, said.reason), (repeated("/l"), FinishReason::Stop));
     assert!(!said.text.contains("Disk"));
-    // Without anybody who minds, nothing changes.
+    // Without a guard, nothing changes.
     let said = Asked::of(texts(json!({}))).reciting(known);
     assert_eq!((said.text.as_str(), said.closed, said.reason), (known, vec![], FinishReason::Stop));
 
@@ -199,7 +199,7 @@ fn an_item_is_told_when_it_is_known_to_be_new() {
     let said = Asked::guarded(objects())
         .reciting(r#"{"o":[{"name":"disk","t":"12"},{"name":"disk full","t":"12"},{"name":"disk","t":""}]}"#);
     assert_eq!(said.value["o"].as_array().unwrap().len(), 2);
-    // The second name came as a whole, what follows it as it grew.
+    // The second name was sent as a whole, the text after it token by token.
     let from = said.told.iter().position(|text| text.contains("full")).unwrap();
     assert!(said.told[from].contains("disk full"), "{:?}", said.told);
     assert!(said.told[from + 1..].concat().starts_with("\"12"), "{:?}", said.told);
@@ -231,7 +231,7 @@ fn unique_items_hold_and_another_item_is_taken_where_the_list_may_not_end() {
     assert!(all(&said.value["l"]).len() >= 3, "{}", said.text);
     assert_eq!(said.value["l"].as_array().unwrap()[..2], [json!("disk"), json!("alpha")], "{}", said.text);
 
-    // A model that can say one thing only gets other items all the same.
+    // Even a model that can say only one thing gets different items.
     for force in [true, false] {
         let asked = Asked { force, ..Asked::of(texts(json!({"uniqueItems": true, "minItems": 5}))) };
         let said = asked.wanting(|said| {
@@ -252,7 +252,7 @@ fn enumerations_that_run_out_end_the_list_or_are_refused() {
     };
     for minimum in 0..=4 {
         for force in [true, false] {
-            // It would go on for ever, and with the same.
+            // The model would go on forever with the same item.
             let asked = Asked { force, ..Asked::of(of(json!({"minItems": minimum}))) };
             let said = asked.wanting(|_| [",", "\"", "alpha", "1"].map(str::to_owned).to_vec());
             let list = said.value.as_array().unwrap();
@@ -330,7 +330,7 @@ fn what_goes_round_is_ended_and_said_so() {
     for key in ["a", "z"] {
         assert!(said.value[key].as_str().unwrap().len() < 40, "{}", said.text);
     }
-    // What the prompt says is copied; without a guard nothing ends before the tokens do.
+    // Text that the prompt contains is copied. Without a guard, nothing ends before tokens run out.
     let prompt = "error ".repeat(150);
     let copied = loops(&Asked { prompt: prompt.clone(), ..asked.clone() });
     let stays = copied.value["a"].as_str().unwrap();

@@ -1,4 +1,4 @@
-//! The architectures that are computed here too, down to each tensor's dimensions.
+//! Checks the architectures that this project computes itself, down to each tensor's dimensions.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::gguf::{Array, Rule, Value};
 /// Architectures that are checked.
 pub(super) const KNOWN: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "qwen35"];
 
-/// The dimensions that the tensors of a dense decoder follow from.
+/// The sizes that determine the tensors of a dense decoder.
 struct Shape {
     embedding: u64,
     ffn: u64,
@@ -19,7 +19,7 @@ struct Shape {
     blocks: u32,
 }
 
-/// The dimensions of the recurrent blocks of `qwen35`, and which blocks those are.
+/// The sizes of the recurrent blocks of `qwen35`, and which blocks are recurrent.
 struct Recurrent {
     state: u64,
     keys: u64,
@@ -28,11 +28,11 @@ struct Recurrent {
     blocks: Vec<bool>,
 }
 
-/// A tensor: its name, dimensions, and whether the model needs it.
+/// A tensor: its name, its dimensions, and whether the model needs it.
 type Tensor = (String, Vec<u64>, bool);
 
 impl Check<'_> {
-    /// Sizes that agree with each other, and tensors that agree with the sizes.
+    /// Checks that sizes agree with each other, and tensors with the sizes.
     pub(super) fn decoder(&self, architecture: &str, vocabulary: u64, blocks: u32) -> Checked {
         let shape = self.decoder_shape(architecture, vocabulary, blocks)?;
         let recurrent = match architecture {
@@ -46,7 +46,7 @@ impl Check<'_> {
         self.decoder_tensors(architecture, &shape, recurrent.as_ref())
     }
 
-    /// Sizes of a dense decoder, consistent with each other.
+    /// Sizes of a dense decoder, checked for consistency.
     fn decoder_shape(&self, architecture: &str, vocabulary: u64, blocks: u32) -> Checked<Shape> {
         let key = |name: &str| format!("{architecture}.{name}");
         let embedding = self.positive(&key("embedding_length"))?;
@@ -126,7 +126,7 @@ impl Check<'_> {
         }
     }
 
-    /// Caps that llama.cpp divides by, and a window that is one.
+    /// Checks the caps that llama.cpp divides by, and that the window is not 0.
     fn gemma2(&self) -> Checked {
         self.finite_above_0("gemma2.attn_logit_softcapping")?;
         self.finite_above_0("gemma2.final_logit_softcapping")?;
@@ -147,7 +147,7 @@ impl Check<'_> {
         self.file.metadata().iter().find(|(found, _)| found == key).map(|(_, value)| value)
     }
 
-    /// Sizes of the recurrent blocks: llama.cpp divides by some of them.
+    /// Sizes of the recurrent blocks, checked because llama.cpp divides by some of them.
     fn recurrent(&self, blocks: u32, head: u64) -> Checked<Recurrent> {
         let key = |name: &str| format!("qwen35.{name}");
         let count = |name: &str| self.positive(&key(&format!("ssm.{name}"))).map(u64::from);
@@ -188,7 +188,8 @@ impl Check<'_> {
                 Rule::ArrayLength { key, found, expected: blocks.into(), why: "one per block" }.into()
             );
         }
-        // Its cache for the kind that is missing would be no memory at all, which llama.cpp asserts there is.
+        // llama.cpp asserts that the caches for both kinds of blocks have memory, so there must be
+        // blocks of both kinds.
         let own = flags.len() - (further as usize).min(flags.len());
         if flags[..own].iter().all(|flag| *flag) || !flags[..own].iter().any(|flag| *flag) {
             return Err(bad_value(name, "one kind of blocks", "recurrent blocks and others"));
@@ -196,9 +197,11 @@ impl Check<'_> {
         Ok(Recurrent { state, keys, values, kernel, blocks: flags })
     }
 
-    /// Every needed tensor is there with its dimensions; in the architectures `llama` and `qwen3`, no other.
+    /// Checks that every needed tensor is present with its dimensions and, for `llama` and `qwen3`,
+    /// that there are no others.
     fn decoder_tensors(&self, architecture: &str, shape: &Shape, recurrent: Option<&Recurrent>) -> Checked {
-        // Further blocks behind the last, which predict tokens beyond the next, are llama.cpp's own business.
+        // Additional blocks after the last one predict tokens beyond the next. They are left to
+        // llama.cpp.
         let further = self.optional::<u32>(&format!("{architecture}.nextn_predict_layers"))?.unwrap_or(0);
         let own = shape.blocks.saturating_sub(further);
         let mut expected = shape.outer(architecture);
@@ -221,7 +224,7 @@ impl Check<'_> {
                 _ => {}
             }
         }
-        // The first by name, so that the same file always gives the same message.
+        // Report the first by name, so that the same file always causes the same message.
         let missing = expected.into_iter().filter(|(_, (_, needed))| *needed).min_by(|a, b| a.0.cmp(&b.0));
         match missing {
             Some((tensor, (expected, _))) => Err(Rule::MissingTensor { tensor, expected }.into()),
@@ -268,7 +271,7 @@ impl Shape {
                 add(part, &dims, true);
             }
         } else {
-            // With a gate beside each head of q.
+            // With a gate for each head of q.
             let gated = if architecture == "qwen35" { q.saturating_mul(2) } else { q };
             matrices.extend([
                 ("attn_q", d, gated),

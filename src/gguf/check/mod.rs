@@ -1,8 +1,8 @@
-//! What a file must hold, beyond being well-formed, before llama.cpp may see it as a model.
+//! Checks what a well-formed file must contain before llama.cpp may load it as a model.
 //!
-//! llama.cpp reports most defects politely, but some end the process (assertions on value types, duplicate tokens,
-//! head sizes, layer counts) or only crash at the first token (weights that are not f32 where it insists on f32).
-//! A model that passes here meets none of those.
+//! llama.cpp reports most defects properly, but some abort the process (assertions on value types,
+//! duplicate tokens, head sizes, layer counts) or crash only at the first token (weights that are
+//! not f32 where it requires f32). A model that passes here triggers none of these.
 
 mod decoder;
 
@@ -10,12 +10,13 @@ use std::collections::HashMap;
 
 use super::{FromValue, Gguf, GgufError, Rule};
 
-/// Most blocks that llama.cpp has room for (`LLAMA_MAX_LAYERS`).
+/// Maximum number of blocks in llama.cpp (`LLAMA_MAX_LAYERS`).
 const MAX_BLOCKS: u32 = 512;
 
 /// Checks a file as a model.
 ///
-/// Architectures that are computed here too are checked down to each tensor's dimensions; others for what all share.
+/// Architectures that this project computes itself are checked down to each tensor's dimensions;
+/// others only for what all have in common.
 ///
 /// # Errors
 /// The first rule that the file breaks.
@@ -23,8 +24,8 @@ pub fn check_model(file: &Gguf) -> Result<(), GgufError> {
     Check { file, served: true }.checked()
 }
 
-/// Checks a file as a model that is only read here: as [`check_model`], but for the types of its tensors, which may be any
-/// that can be read as floats.
+/// Checks a file as a model that is only read here. Like [`check_model`], but tensors may have any
+/// type that can be read as floats.
 ///
 /// # Errors
 /// The first rule that the file breaks.
@@ -32,10 +33,10 @@ pub fn check_readable(file: &Gguf) -> Result<(), GgufError> {
     Check { file, served: false }.checked()
 }
 
-/// Checks that tensors stand one after the other, without holes: ggml insists on it in every file.
+/// Checks that tensors follow one another without gaps, which ggml requires of every file.
 ///
 /// # Errors
-/// The first tensor that stands elsewhere.
+/// The first tensor that is somewhere else.
 pub fn check_contiguous(file: &Gguf) -> Result<(), GgufError> {
     let mut expected = 0;
     for tensor in file.tensors() {
@@ -43,13 +44,13 @@ pub fn check_contiguous(file: &Gguf) -> Result<(), GgufError> {
             let (tensor, found) = (tensor.name.clone(), tensor.offset);
             return Err(file.error(Rule::NotContiguous { tensor, found, expected }));
         }
-        // Can't wrap: the reader has checked that the tensor ends inside the file.
+        // Can't overflow, because the reader has checked that the tensor ends inside the file.
         expected = (tensor.offset + tensor.bytes).next_multiple_of(file.alignment());
     }
     Ok(())
 }
 
-/// A rule that is not tied to a path yet, or an error of the reader.
+/// A rule without a path, or an error of the reader.
 enum Wrong {
     Rule(Rule),
     Told(GgufError),
@@ -66,14 +67,14 @@ impl From<GgufError> for Wrong {
 }
 type Checked<T = ()> = Result<T, Wrong>;
 
-#[allow(clippy::needless_pass_by_value)] // a reference at each call would say less
+#[allow(clippy::needless_pass_by_value)] // a reference at each call would only add noise
 fn bad_value(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Wrong {
     Rule::BadValue { key: key.into(), found: found.to_string(), expected: expected.into() }.into()
 }
 
 struct Check<'a> {
     file: &'a Gguf,
-    /// Whether llama.cpp is to compute with it.
+    /// Whether llama.cpp computes with the file.
     served: bool,
 }
 
@@ -104,7 +105,7 @@ impl<'a> Check<'a> {
         Ok(self.file.find(key)?)
     }
 
-    /// Keys that llama.cpp reads without looking at their type first.
+    /// Checks keys that llama.cpp reads without checking their type first.
     fn general(&self) -> Checked<&'a str> {
         let architecture: &str = self.key("general.architecture")?;
         let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -131,11 +132,11 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Tensors stand one after the other, and are of types that llama.cpp computes with.
+    /// Checks that tensors follow one another, and that llama.cpp computes with their types.
     fn tensors_as_loaded(&self) -> Checked {
         check_contiguous(self.file)?;
         if !self.served {
-            return Ok(()); // what can't be read is said when it is read
+            return Ok(()); // unreadable tensors are reported when they are read
         }
         for tensor in self.file.tensors() {
             let expected = match tensor.dims.len() {
@@ -148,7 +149,7 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Sizes whose absence or excess trips an assertion in any architecture.
+    /// Checks sizes whose absence or excess trips an assertion in any architecture.
     fn common_sizes(&self, architecture: &str) -> Checked<u32> {
         self.positive(&format!("{architecture}.context_length"))?;
         self.positive(&format!("{architecture}.embedding_length"))?;
@@ -171,7 +172,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// The vocabulary: lengths, ids in range, no token twice. Gives its size.
+    /// Checks the vocabulary (lengths, ids in range, no duplicate tokens) and returns its size.
     fn tokenizer(&self) -> Checked<u64> {
         let model: &str = self.key("tokenizer.ggml.model")?;
         let tokens: &[String] = self.key("tokenizer.ggml.tokens")?;
@@ -215,7 +216,8 @@ impl<'a> Check<'a> {
         match model {
             "gpt2" | "gemma4" => self.merges()?,
             "llama" => {
-                // Unknown characters fall back to these, or to the character itself; the lookup throws where nobody catches.
+                // Unknown characters fall back to these tokens, or to the character itself.
+                // llama.cpp's lookup throws an exception that is not caught.
                 for byte in 0..=255u8 {
                     let token = format!("<0x{byte:02X}>");
                     let itself = byte.is_ascii().then(|| char::from(byte).to_string());
@@ -240,7 +242,7 @@ impl<'a> Check<'a> {
     fn merges(&self) -> Checked {
         self.optional::<&str>("tokenizer.ggml.pre")?;
         let merges: &[String] = self.key("tokenizer.ggml.merges")?;
-        // A space is never part of a byte-level token, so it parts the two.
+        // A space is never part of a byte-level token, so it separates the two.
         for (index, merge) in merges.iter().enumerate() {
             let parts: Vec<_> = merge.split(' ').collect();
             if parts.len() != 2 || parts.iter().any(|part| part.is_empty()) {
@@ -258,7 +260,8 @@ impl<'a> Check<'a> {
             if let Some(id) = id.filter(|&id| u64::from(id) >= vocabulary) {
                 return Err(bad_value(key, id, format!("less than {vocabulary} (the vocabulary)")));
             }
-            // llama.cpp adds these on demand and asserts that they exist; its default for BPE is token 11.
+            // llama.cpp adds these on demand and asserts that they exist. Its default for BPE is
+            // token 11.
             let added = matches!(name, "bos" | "eos")
                 && self.optional::<bool>(&format!("tokenizer.ggml.add_{name}_token"))? == Some(true);
             if id.is_none() && (added || matches!(name, "bos" | "eos") && vocabulary <= 11) {

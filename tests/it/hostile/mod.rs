@@ -1,7 +1,8 @@
-//! Hostile requests, made from the API's own description: none may be a 5xx, none may hang, and memory stays as it was.
+//! Tests of hostile requests generated from the API's own description: none may cause a 5xx or
+//! hang, and memory must stay constant.
 //!
-//! `make test` sends 500. `BESPOKE_HOSTILE=10000 cargo test --test it hostile` sends that many, and as many again to the
-//! real binary with the shipped model; `BESPOKE_SEED` chooses others.
+//! `make test` sends 500. `BESPOKE_HOSTILE=10000 cargo test --test it hostile` sends that many, and
+//! as many again to the real binary with the shipped model. `BESPOKE_SEED` chooses others.
 
 mod request;
 mod value;
@@ -23,15 +24,15 @@ use crate::daemon::Daemon;
 use crate::memory::resident;
 use crate::program::{MODEL, Program};
 
-/// Requests that a plain test sends.
+/// Number of requests in a plain test.
 const FEW: usize = 500;
-/// Clients that send at the same time.
+/// Number of clients that send at the same time.
 const CLIENTS: usize = 4;
-/// Longest that an answer may take.
+/// Maximum time until an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What memory may grow by from the first fifth of the requests to the last.
+/// Maximum growth of memory from the first fifth of the requests to the last.
 const GROWTH: u64 = 16 << 20;
-/// Time in which the allocator gives back what is free.
+/// Time in which the allocator gives free memory back.
 const REST: Duration = Duration::from_secs(15);
 
 fn asked(name: &str) -> Option<usize> {
@@ -57,7 +58,7 @@ fn hostile_requests_do_not_break_the_real_engine() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("bespoke.toml");
     let model = std::path::absolute(Path::new(MODEL)).unwrap();
-    // A small context: what is asked for without a limit must be answered in time, too.
+    // A small context, so that requests without a token limit are answered in time, too.
     let text = format!(
         "[server]\nslow_sender = '1s'\n[model]\npath = '{}'\ncontext = 256\n[log]\naccess = 'off'\n",
         model.display()
@@ -75,7 +76,8 @@ fn hostile_requests_do_not_break_the_real_engine() {
     assert_eq!(program.terminate(), Some(0));
 }
 
-/// Sends `count` requests; with a process, compares its memory after a fifth of them with that after all.
+/// Sends `count` requests. Given a process, compares its memory after a fifth of them with that
+/// after all.
 fn attack(document: &Value, address: SocketAddr, count: usize, process: Option<u32>) {
     let seed = asked("BESPOKE_SEED").unwrap_or(7) as u64;
     let mut tally = Tally::default();
@@ -91,13 +93,13 @@ fn attack(document: &Value, address: SocketAddr, count: usize, process: Option<u
     }
 }
 
-/// Memory of a process when what its last answers took has been given back.
+/// Memory of a process after that of its last answers was given back.
 fn rested(process: u32) -> u64 {
     std::thread::sleep(REST);
     resident(process)
 }
 
-/// What came back.
+/// Counts of the results.
 #[derive(Default)]
 struct Tally {
     statuses: BTreeMap<u16, usize>,
@@ -145,7 +147,7 @@ fn send(address: SocketAddr, hostile: &Hostile) -> Result<u16, String> {
     let mut connection = TcpStream::connect(address).map_err(|error| format!("can't connect: {error}"))?;
     connection.set_read_timeout(Some(PATIENCE)).unwrap();
     connection.set_write_timeout(Some(PATIENCE)).unwrap();
-    // A daemon that has seen enough closes before it has read everything.
+    // A daemon that has seen enough closes the connection before reading everything.
     let _ = connection.write_all(&hostile.bytes);
     if hostile.leaves {
         return Ok(0);
@@ -153,7 +155,7 @@ fn send(address: SocketAddr, hostile: &Hostile) -> Result<u16, String> {
     let start = Instant::now();
     let mut answer = Vec::new();
     let mut buffer = [0; 16_384];
-    // The feed of events has a beginning and no end.
+    // The feed of events never ends, so only its head is read.
     let feed = hostile.bytes.starts_with(b"GET /v1/spokes/events");
     while !(feed && answer.windows(4).any(|end| end == b"\r\n\r\n")) {
         match connection.read(&mut buffer) {

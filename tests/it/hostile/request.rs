@@ -1,4 +1,5 @@
-//! One hostile request: an operation of the document with something wrong in its body, its text, or its HTTP.
+//! One hostile request: an operation of the API description with a defect in its body, its text or
+//! its HTTP.
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -14,11 +15,11 @@ pub struct Hostile {
     pub leaves: bool,
 }
 
-/// Tokens that a right request may ask for: answers must come in time.
+/// Maximum tokens that a valid request may ask for, so that answers come in time.
 const MOST_TOKENS: u64 = 24;
 
 impl Hostile {
-    /// The one with this number.
+    /// The request with this number.
     pub fn new(document: &Value, seed: u64) -> Self {
         let random = &mut ChaCha8Rng::seed_from_u64(seed);
         let operations: Vec<(&String, &String, &Value)> = document["paths"]
@@ -31,7 +32,7 @@ impl Hostile {
             .collect();
         let (with, without): (Vec<_>, Vec<_>) =
             operations.into_iter().partition(|(_, _, operation)| operation.get("requestBody").is_some());
-        // Most can go wrong where there is a body.
+        // Prefer operations with a body, because more can go wrong there.
         let (path, method, operation) =
             *if random.random_bool(0.85) { with } else { without }.choose(random).unwrap();
         let schema = operation.pointer("/requestBody/content/application~1json/schema");
@@ -65,13 +66,13 @@ impl Hostile {
         Self { bytes, leaves }
     }
 
-    /// The request for a message, cut.
+    /// The beginning of the request, for messages.
     pub fn shown(&self) -> String {
         String::from_utf8_lossy(&self.bytes).chars().take(1_500).collect()
     }
 }
 
-/// What is right must be short.
+/// Keeps a valid request's answer short.
 fn limit(body: &mut Value, random: &mut ChaCha8Rng) {
     let Some(fields) = body.as_object_mut() else { return };
     for name in ["max_tokens", "max_completion_tokens", "n_predict"] {
@@ -83,7 +84,7 @@ fn limit(body: &mut Value, random: &mut ChaCha8Rng) {
     }
 }
 
-/// Breaks the JSON, or makes it odd.
+/// Breaks the JSON, or makes it unusual.
 fn spoil_text(bytes: &mut Vec<u8>, random: &mut ChaCha8Rng) {
     let at = random.random_range(0..bytes.len());
     let splice = |bytes: &mut Vec<u8>, part: &[u8]| drop(bytes.splice(at..at, part.iter().copied()));
@@ -121,7 +122,7 @@ fn odd_path(path: &str, random: &mut ChaCha8Rng) -> String {
     }
 }
 
-/// The request as HTTP, sometimes with a wrong or odd head.
+/// The request as HTTP, sometimes with a wrong or unusual head.
 fn http(method: &str, path: &str, body: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
     const TYPES: [&str; 9] = [
         "text/plain",
@@ -164,7 +165,7 @@ fn http(method: &str, path: &str, body: &[u8], random: &mut ChaCha8Rng) -> Vec<u
     bytes
 }
 
-/// What is hardly HTTP at all.
+/// Bytes that are hardly HTTP.
 fn garbage(random: &mut ChaCha8Rng) -> Vec<u8> {
     match random.random_range(0..6) {
         0 => (0..random.random_range(1..2_000)).map(|_| random.random()).collect(),

@@ -1,11 +1,11 @@
-//! JSON from a schema: right, nearly right, and absurd.
+//! Generates JSON from a schema: valid, nearly valid, and absurd.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
-/// Deepest nesting of what is right.
+/// Maximum nesting of valid values.
 const DEPTH: usize = 6;
 
 /// A value that the schema allows, often at the edge of what it allows.
@@ -88,7 +88,7 @@ fn integer(schema: &Value, random: &mut ChaCha8Rng) -> Value {
     )
 }
 
-/// Text with something odd in it.
+/// Text with something unusual in it.
 pub fn text(random: &mut ChaCha8Rng, least: usize) -> String {
     const ODD: [&str; 14] = [
         "x",
@@ -116,7 +116,7 @@ pub fn text(random: &mut ChaCha8Rng, least: usize) -> String {
     text
 }
 
-/// A schema for an answer, mostly one that asks for trouble.
+/// A schema for an answer, mostly a troublesome one.
 fn json_schema(random: &mut ChaCha8Rng) -> Value {
     let deep = (0..random.random_range(1..100))
         .fold(json!({"type": "null"}), |inner, _| json!({"type": "array", "items": inner, "minItems": 1}));
@@ -152,7 +152,7 @@ fn json_schema(random: &mut ChaCha8Rng) -> Value {
     choices.choose(random).unwrap().clone()
 }
 
-/// A value that hardly anything expects.
+/// A value that hardly any field expects.
 pub fn absurd(random: &mut ChaCha8Rng) -> Value {
     let choices = [
         Value::Null,
@@ -181,7 +181,7 @@ pub fn absurd(random: &mut ChaCha8Rng) -> Value {
     choices.choose(random).unwrap().clone()
 }
 
-/// Changes one place somewhere in a value.
+/// Changes one place in a value.
 pub fn spoil(value: &mut Value, random: &mut ChaCha8Rng) {
     let deeper = random.random_bool(0.7);
     match value {
@@ -206,7 +206,7 @@ pub fn spoil(value: &mut Value, random: &mut ChaCha8Rng) {
     }
 }
 
-/// A field that is in no schema, or in those of other servers.
+/// A field that is in no schema, or only in those of other servers.
 fn unheard(random: &mut ChaCha8Rng) -> String {
     const NAMES: [&str; 13] = [
         "n",

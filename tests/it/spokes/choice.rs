@@ -1,4 +1,5 @@
-//! Which spoke a request gets: by name, by number, by task, by default; and what it is told where there is none.
+//! Tests of how a request's spoke is chosen (by name, number, task or default), and of the error if
+//! there is none.
 
 use bespoke::adapter::Generation;
 use bespoke::config::Otherwise;
@@ -70,7 +71,7 @@ fn names_that_are_not_there_are_a_404_that_lists_what_is() {
     assert_eq!(answer.status, 404, "{}", answer.text);
     assert!(message(&answer).contains("its file was deleted"), "{}", answer.text);
     wait_until("its memory is freed", || served.daemon.engine.loaded().is_empty());
-    // The same content again is the same generation again.
+    // Equal contents are the same generation.
     served.put("encoding.gguf", &lora(1));
     served.serves("encoding", generation);
     assert_eq!(served.told(json!({"model": "encoding"})), alone(generation));
@@ -161,7 +162,7 @@ fn the_task_chooses_then_the_default_then_nothing() {
     assert_eq!(used(format("encoding_response")).as_deref(), Some("encoding"));
     assert_eq!(used(format("gate_response")).as_deref(), Some("chat"));
     assert_eq!(used(json!({"model": "bespoke"})).as_deref(), Some("chat"));
-    // What is named outright wins over the task.
+    // An explicit name takes precedence over the task.
     let mut named = format("encoding_response");
     named["model"] = json!("chat");
     assert_eq!(used(named).as_deref(), Some("chat"));

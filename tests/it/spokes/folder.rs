@@ -1,4 +1,5 @@
-//! The folder: names, slow writers, floods, a folder that goes away, and a system that tells nothing.
+//! Tests of the spoke folder: names, slow writers, floods, a folder that goes away, and a system
+//! without events.
 
 use std::time::Duration;
 
@@ -61,7 +62,8 @@ fn a_folder_that_can_not_be_read_takes_nothing_out_of_service() {
 
 #[test]
 fn an_empty_folder_under_an_unmounted_disk_takes_nothing_out_of_service() {
-    // Two file systems that every Linux has; where the folder of spokes is decided by a link, as it is by a mount.
+    // Two file systems that every Linux has. A link decides where the spoke folder is, as a mount
+    // would.
     let [disk, below] = ["/dev/shm", "/tmp"].map(|place| tempfile::tempdir_in(place).unwrap());
     let device = |path: &std::path::Path| std::os::unix::fs::MetadataExt::dev(&path.metadata().unwrap());
     assert_ne!(device(disk.path()), device(below.path()), "the test needs two file systems");
@@ -88,7 +90,7 @@ fn an_empty_folder_under_an_unmounted_disk_takes_nothing_out_of_service() {
     exchange(disk.path());
     let new = served.put("a.gguf", &lora(2));
     served.serves("a", new);
-    // On its own disk, an empty folder is one from which everything was deleted.
+    // On its own disk, an empty folder means that everything was deleted.
     std::fs::remove_file(served.folder().join("a.gguf")).unwrap();
     wait_until("it is gone", || served.rows("a").is_empty());
 }
@@ -141,7 +143,7 @@ fn a_flood_of_files_is_taken_in_turns_and_requests_are_answered_meanwhile() {
         all["data"].as_array().unwrap().iter().filter(|row| row["reason"]["code"] == code).count()
     };
     wait_until("all of them have been looked at", || count("symlink") == 49 && count("too_many") == 2_951);
-    // What serves is found to be changed before its turn would come.
+    // A change of the serving file is noticed before its turn in the queue.
     let newer = served.put("wanted.gguf", &lora(2));
     served.serves("wanted", newer);
 }

@@ -1,4 +1,5 @@
-//! The life of a dropped file: probed, judged, served, replaced, refused with its reason, restored after a restart.
+//! Tests of the life of a dropped file: probed, judged, served, replaced, refused with its reason,
+//! restored after a restart.
 
 use std::path::Path;
 use std::time::Duration;
@@ -52,7 +53,7 @@ fn a_bad_file_leaves_the_old_generation_serving_and_is_kept_with_its_reason() {
     assert_eq!((&reason["generation"], &reason["entry"]), (&json!(bad), &json!("encoding.gguf")));
     assert_eq!(std::fs::read(kept.join("spoke")).unwrap(), lora(2)[..1_000]);
     assert!(served.folder().join("encoding.gguf").exists(), "what was dropped stays where it was dropped");
-    // A better one takes over from both.
+    // A better content takes over from both.
     let better = served.put("encoding.gguf", &lora(3));
     served.serves("encoding", better);
     assert_eq!(served.rows("encoding").len(), 1);
@@ -65,7 +66,8 @@ fn refused_files_can_be_taken_out_of_the_folder() {
     wait_until("it is taken out", || !served.folder().join("bad.gguf").exists());
     let kept = served.root.path().join("state/spokes/quarantine");
     assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 1);
-    // Where an earlier content serves, that is put back: a name without a file would serve no more.
+    // If an earlier content serves, it is put back in the folder: a name without a file would stop
+    // serving.
     let good = served.put("good.gguf", &lora(1));
     served.serves("good", good);
     served.put("good.gguf", &lora(2)[..1_000]);
@@ -119,7 +121,7 @@ fn what_a_probe_finds_decides() {
     }
 }
 
-/// A gate with one question, of whose names nine in ten must be kept.
+/// A gate with one question, whose answer must keep nine in ten names.
 fn gate(root: &Path, limit: Duration) -> GateSettings {
     let probes = root.join("probes.jsonl");
     bespoke::atomic_file::write(&probes, b"{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows in db/x.sql\"}\n")
@@ -242,7 +244,7 @@ fn transitions_are_told_as_they_happen_and_from_the_journal() {
     let told = read_until(&mut journal, "\"to\":\"serving\"");
     assert!(told.contains("id: 4") && !told.contains("id: 3\n"), "{told}");
     assert_eq!(served.daemon.get("/v1/spokes/events?after=x").status, 400);
-    // Whoever knows another journal, which went further, hears of what happens from now on.
+    // A client with the id of another, longer journal receives events from now on.
     let mut ahead = events("last-event-id: 999\r\n");
     read_until(&mut ahead, "text/event-stream");
     served.put("bad.gguf", &lora(2)[..1_000]);
@@ -259,7 +261,7 @@ fn transitions_are_told_as_they_happen_and_from_the_journal() {
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in:\n{metrics}");
     }
-    // A stream of news must not keep the daemon from stopping.
+    // An event stream must not keep the daemon from stopping.
     let mut served = served;
     let (ended, took) = served.daemon.stop();
     assert!(ended.is_ok() && took < Duration::from_secs(5), "{ended:?} after {took:?}");

@@ -1,4 +1,5 @@
-//! Spokes: drop a file, ask for it by name, replace it, roll it back, delete it; over a scripted engine.
+//! Tests of spokes with a scripted engine: drop a file, query it by name, replace it, roll it back,
+//! delete it.
 
 mod choice;
 mod folder;
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 use crate::daemon::{Answer, Daemon, wait_until};
 use crate::dropped::{DIFFERS, child, generation, put};
 
-/// A daemon whose engine tells which spokes it ran with, and its folders.
+/// A daemon whose engine reports the spokes it ran with, and its folders.
 struct Served {
     daemon: Daemon,
     root: TempDir,
@@ -45,7 +46,7 @@ impl Served {
         Self { daemon, root }
     }
 
-    /// Stops the daemon and starts another over the same folders.
+    /// Stops the daemon and starts another with the same folders.
     fn restart(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         self.daemon.stop().0.unwrap();
         let engine = FakeEngine::new(Script::Spokes(Duration::ZERO));
@@ -68,7 +69,7 @@ impl Served {
         rows.iter().filter(|row| row["name"] == name).cloned().collect()
     }
 
-    /// The row of a name and a state, once there is one.
+    /// Waits for the row with this name and state.
     fn row(&self, name: &str, state: &str) -> Value {
         let mut found = None;
         wait_until(&format!("{name} is {state}"), || {
@@ -78,7 +79,7 @@ impl Served {
         found.unwrap()
     }
 
-    /// Waits until a name is served by this content.
+    /// Waits until this content serves under a name.
     fn serves(&self, name: &str, generation: Generation) {
         wait_until(&format!("{name} is {}", generation.short()), || {
             let rows = self.rows(name);
@@ -94,13 +95,13 @@ impl Served {
         self.daemon.chat("x", fields)
     }
 
-    /// What the engine ran with.
+    /// The spokes that the engine ran with.
     fn told(&self, fields: Value) -> String {
         self.ask(fields).content()
     }
 }
 
-/// What the engine says of one spoke at full scale.
+/// The engine's text for one spoke at full scale.
 fn alone(generation: Generation) -> String {
     format!("{}*1", generation.short())
 }

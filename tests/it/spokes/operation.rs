@@ -1,4 +1,5 @@
-//! What a person does to spokes: roll back, switch off, load by request, hold to memory; and who may.
+//! Tests of manual operations on spokes: rollback, disabling, loading by request, memory limits,
+//! and permissions.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -34,12 +35,12 @@ fn rolling_back_goes_one_generation_further_each_time() {
     let none = back("rollback");
     assert_eq!(none.status, 409, "{}", none.text);
     assert_eq!(served.told(json!({"model": "encoding"})), alone(all[0]));
-    // A restart changes nothing about it.
+    // A restart doesn't change that.
     let served = served.restart(|_| {});
     assert_eq!(served.told(json!({"model": "encoding"})), alone(all[0]));
     let since = served.row("encoding", "retired")["since"].as_f64();
     std::thread::sleep(std::time::Duration::from_millis(1_100));
-    // Nor does it that the file is touched, or that contents are examined anew.
+    // Neither does touching the file, nor re-examining its content.
     let file = std::fs::File::options().append(true).open(served.folder().join("encoding.gguf")).unwrap();
     file.set_modified(std::time::SystemTime::now()).unwrap();
     wait_until("it was looked at again", || {
@@ -49,7 +50,7 @@ fn rolling_back_goes_one_generation_further_each_time() {
     served.serves("encoding", all[0]);
     assert_eq!(served.row("encoding", "retired")["reason"]["code"], "rolled_back");
     assert_eq!(served.told(json!({"model": "encoding"})), alone(all[0]));
-    // The file is still there; it serves again when somebody says so.
+    // The file is still there, and serves again once it is enabled.
     let back = |verb: &str| served.daemon.post(&format!("/v1/spokes/encoding:{verb}"), &json!({}));
     assert_eq!(back("enable").ok()["generation"], json!(all[2]));
     assert_eq!(served.told(json!({"model": "encoding"})), alone(all[2]));
@@ -67,14 +68,14 @@ fn the_last_three_generations_are_kept_and_no_more() {
         })
         .collect();
     assert_eq!(served.row("encoding", "serving")["before"], json!(all[2..5]));
-    // On disk there is nothing else either.
+    // No other contents remain on disk.
     let staged = served.root.path().join("state/spokes/staged");
     let there = || {
         let names = std::fs::read_dir(&staged).unwrap().map(|entry| entry.unwrap().file_name());
         names.filter_map(|name| name.to_str()?.parse().ok()).collect::<BTreeSet<Generation>>()
     };
     wait_until("older copies are swept", || there() == all[2..].iter().copied().collect());
-    // They are also what there is after a restart.
+    // They are also what exists after a restart.
     let served = served.restart(|_| {});
     for generation in all[2..5].iter().rev() {
         let row = served.daemon.post("/v1/spokes/encoding:rollback", &json!({})).ok();
@@ -95,7 +96,7 @@ fn a_name_can_be_switched_off_and_on_and_stays_so() {
     assert_eq!(change(&served, "disable").ok()["reason"]["code"], "disabled");
     assert_eq!(served.ask(json!({"model": "encoding"})).status, 404);
     assert_eq!(change(&served, "disable").status, 409);
-    // Another content waits until it is switched on.
+    // Another content waits until the name is enabled.
     let newer = served.put("encoding.gguf", &lora(2));
     wait_until("it is known", || served.rows("encoding").iter().any(|row| row["generation"] == json!(newer)));
     served.row("encoding", "retired");
@@ -155,7 +156,7 @@ fn vllms_routes_load_a_path_and_it_is_there_after_a_restart() {
     assert_eq!(served.told(json!({"model": "given"})), alone(generation(&second)));
     let unload = |name: &str| served.daemon.post("/v1/unload_lora_adapter", &json!({"lora_name": name}));
     assert_eq!(unload("given").status, 200);
-    // Its file is of no concern to us, and wasn't deleted by anybody; a restart changes nothing about that.
+    // Its file was not put there by the daemon and was not deleted; a restart doesn't change that.
     let asked = served.ask(json!({"model": "given"}));
     assert!(asked.status == 404 && message(&asked).contains("it was unloaded by request"), "{}", asked.text);
     assert_eq!(unload("given").status, 404);
@@ -163,7 +164,7 @@ fn vllms_routes_load_a_path_and_it_is_there_after_a_restart() {
     let asked = served.ask(json!({"model": "given"}));
     assert!(asked.status == 404 && message(&asked).contains("it was unloaded by request"), "{}", asked.text);
     let unload = |name: &str| served.daemon.post("/v1/unload_lora_adapter", &json!({"lora_name": name}));
-    // One that came by the folder is switched off: its file is not ours.
+    // A spoke from the folder is only disabled, because the daemon doesn't own its file.
     let dropped = served.put("dropped.gguf", &lora(3));
     served.serves("dropped", dropped);
     assert_eq!(unload("dropped").status, 200);
@@ -173,14 +174,14 @@ fn vllms_routes_load_a_path_and_it_is_there_after_a_restart() {
 
 #[test]
 fn what_is_switched_off_before_it_was_found_good_is_found_good_first_when_it_is_switched_on() {
-    // Whoever loads what this child dies of dies of it.
+    // Loading the file that kills this child would also kill the daemon.
     let served = Served::with(|settings| {
         let folder = settings.paths.state.parent().unwrap().join("children");
         settings.spokes.probe_program = child(&folder, "sleep 1; kill -SEGV $$");
         settings.spokes.settle = std::time::Duration::from_secs(3);
     });
     let change = |verb: &str| served.daemon.post(&format!("/v1/spokes/a:{verb}"), &json!({}));
-    // As long as it is open for writing, it doesn't rest.
+    // While it is open for writing, the file is not considered complete.
     let path = served.folder().join("a.gguf");
     let mut open = std::fs::File::options().write(true).create_new(true).open(path).unwrap();
     std::io::Write::write_all(&mut open, &lora(1)).unwrap();
@@ -258,7 +259,7 @@ fn spokes_make_room_for_each_other_and_come_back_when_they_are_asked_for() {
     let metrics = served.daemon.get("/metrics").text;
     let evictions = metrics.lines().find(|line| line.starts_with("bespoke_spoke_evictions_total ")).unwrap();
     assert!(evictions.rsplit(' ').next().unwrap().parse::<u32>().unwrap() >= 3, "{evictions}");
-    // Three at once are too many, whatever goes.
+    // Three at once exceed the limit, whatever is unloaded.
     let three = served.ask(json!({"lora": [{"id": "a"}, {"id": "b"}, {"id": "c"}]}));
     assert_eq!(three.status, 400, "{}", three.text);
     assert!(message(&three).contains("bytes in memory"), "{}", three.text);
@@ -278,7 +279,7 @@ fn a_spoke_in_constant_use_makes_room_for_one_that_is_asked_for() {
     });
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Three clients by turns: at no moment nobody runs with it.
+        // Three clients take turns, so that the spoke is in use at every moment.
         for client in 0..3 {
             let (served, done) = (&served, &done);
             scope.spawn(move || {
@@ -293,7 +294,7 @@ fn a_spoke_in_constant_use_makes_room_for_one_that_is_asked_for() {
             let began = std::time::Instant::now();
             let answer = served.ask(json!({"model": "b"}));
             let took = began.elapsed();
-            // Whatever is found, the others end.
+            // Let the other clients end, whatever the result.
             done.store(
                 answer.status != 200 || took > Duration::from_secs(4),
                 std::sync::atomic::Ordering::SeqCst,
@@ -329,7 +330,7 @@ fn what_was_rolled_back_may_serve_under_another_name() {
     served.serves("a", old);
     served.put("b.gguf", &lora(2));
     served.serves("b", new);
-    // Under its own name it stays rolled back, after a restart, too.
+    // Its own name stays rolled back, even after a restart.
     let served = served.restart(|_| {});
     assert_eq!(served.row("a", "retired")["reason"]["code"], "rolled_back");
     assert_eq!(served.told(json!({"model": "a"})), alone(old));
@@ -350,7 +351,7 @@ fn contents_of_names_that_are_long_gone_are_not_kept() {
         served.serves(&format!("n{n}"), generation);
     }
     assert_eq!(copies(), 20);
-    // Those that came first go last.
+    // Delete in reverse order.
     for n in (0..20).rev() {
         std::fs::remove_file(served.folder().join(format!("n{n}.gguf"))).unwrap();
         wait_until("it is gone", || served.rows(&format!("n{n}")).is_empty());
@@ -359,10 +360,10 @@ fn contents_of_names_that_are_long_gone_are_not_kept() {
     let message = |name: &str| message(&served.ask(json!({"model": name})));
     assert!(message("n19").starts_with("no model is named"), "{}", message("n19"));
     assert!(message("n0").contains("its file was deleted"), "{}", message("n0"));
-    // What was deleted by mistake comes back.
+    // A content that was deleted by mistake can be restored.
     assert_eq!(served.daemon.post("/v1/spokes/n0:rollback", &json!({})).status, 200);
     assert_eq!(served.told(json!({"model": "n0"})), alone(generation(&lora(0))));
-    // A number that was a name's is never another's.
+    // The number of a name is never reused for another.
     let id = served.row("n0", "serving")["id"].as_i64().unwrap();
     let new = served.put("new.gguf", &lora(99));
     served.serves("new", new);

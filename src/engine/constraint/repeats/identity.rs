@@ -1,24 +1,24 @@
-//! When two items of a list are the same: as JSON Schema's `uniqueItems` means it, or by the texts
-//! that name them.
+//! Determines when two items of a list are the same: as JSON Schema's `uniqueItems` defines it, or
+//! by the texts that name them.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// What makes two items of a list the same.
+/// The rule by which two items of a list are the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rule {
-    /// They are equal as JSON Schema means it: numbers by their value, objects whatever the order
+    /// They are equal as JSON Schema defines it: numbers by value, objects regardless of the order
     /// of their members.
     Equal,
     /// They have the same name: the item itself, or these members of it, in order. Case and
-    /// surrounding white space don't count. Items that have no such texts are compared as with
+    /// surrounding whitespace are ignored. Items without such texts are compared as with
     /// [`Rule::Equal`].
     Named(Vec<String>),
 }
 
 impl Rule {
-    /// What two items have in common if and only if they are the same.
+    /// A key that two items share if and only if they are the same.
     pub fn of_whole(&self, item: &str) -> Option<String> {
         if let Self::Named(members) = self
             && let Ok(value) = serde_json::from_str(item)
@@ -29,7 +29,7 @@ impl Rule {
         canonical(item)
     }
 
-    /// The same of an object of which only the first members are there, if these tell.
+    /// The key of an object of which only the first members are known, if these suffice.
     pub fn of_part(&self, members: &str) -> Option<String> {
         let Self::Named(names) = self else { return None };
         let value = serde_json::from_str(&format!("{members}}}")).ok()?;
@@ -50,8 +50,9 @@ fn folded(text: &str) -> String {
     text.trim().to_lowercase()
 }
 
-/// One text for all JSON texts of equal values; `None` for what is no JSON. Whole numbers are compared
-/// by their digits, however large they are; others as doubles, which is how they are read.
+/// A canonical text that all JSON texts of equal values share; `None` for invalid JSON. Whole
+/// numbers are compared by their digits, however large they are, and others as doubles, which is
+/// how they are read.
 pub fn canonical(json: &str) -> Option<String> {
     let mut reader = Reader { json, at: 0 };
     let text = reader.value()?;
@@ -75,7 +76,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes the next byte, white space aside, if it is this one.
+    /// Takes the next byte, after whitespace, if it is this one.
     fn eat(&mut self, byte: u8) -> bool {
         self.space();
         let there = self.peek() == Some(byte);
@@ -83,7 +84,7 @@ impl Reader<'_> {
         there
     }
 
-    /// Takes bytes as long as they are of a kind.
+    /// Takes bytes while `of` holds.
     fn run(&mut self, of: impl Fn(u8) -> bool) -> &str {
         let from = self.at;
         while self.peek().is_some_and(&of) {
@@ -141,7 +142,7 @@ impl Reader<'_> {
                 self.space();
                 let key = self.string()?;
                 self.eat(b':').then_some(())?;
-                // Of a name that comes twice the last counts, as for most readers.
+                // If a name occurs twice, the last member counts, as for most readers.
                 members.insert(key, self.value()?);
                 if self.eat(b'}') {
                     break;
@@ -154,7 +155,7 @@ impl Reader<'_> {
     }
 }
 
-/// One text for all numbers that are equal, or would be once they are read.
+/// A canonical text for all numbers that are equal, or equal once they are read.
 fn number(text: &str) -> Option<String> {
     let exact = digits(text)?;
     if !exact.contains("e-") {
@@ -166,7 +167,7 @@ fn number(text: &str) -> Option<String> {
     }
 }
 
-/// Sign, digits and exponent of a number, without zeros at either end of the digits: `12.50` is
+/// Sign, digits and exponent of a number, with no zeros at either end of the digits: `12.50` is
 /// `125e-1`.
 fn digits(text: &str) -> Option<String> {
     let (mantissa, exponent) = match text.split_once(['e', 'E']) {
@@ -257,7 +258,7 @@ mod tests {
             action.of_whole(r#"{"verb":"a","object":"b c"}"#),
             action.of_whole(r#"{"verb":"a b","object":"c"}"#)
         );
-        // What has no name is compared as a whole.
+        // An item without a name is compared as a whole.
         assert_eq!(action.of_whole(r#"{"n":1}"#), Some(r#"{"n":1e0}"#.to_owned()));
         assert_eq!(plain.of_whole("1.0"), Some("1e0".to_owned()));
     }

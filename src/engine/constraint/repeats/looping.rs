@@ -1,8 +1,8 @@
-//! Knows when a text, a number or a list of an answer goes round in a loop, or is much longer than
-//! it could have to be.
+//! Detects when a text, number or list of an answer loops, or is much longer than it could need to
+//! be.
 //!
-//! Only what repeats itself exactly is a loop: tables, dumps, numbered lines and logs differ from
-//! line to line. What the prompt has as it is has been copied, however often it says the same.
+//! Only exact repetition is a loop: tables, dumps, numbered lines and logs differ from line to
+//! line. A text that occurs in the prompt was copied, however often it repeats itself.
 
 use std::sync::Arc;
 
@@ -10,57 +10,58 @@ use crate::engine::constraint::json_cursor::{Place, Scanner};
 use crate::engine::constraint::token_budget::Due;
 use crate::engine::{CloseReason, Longest};
 
-/// Bytes in a row that say what was said a phrase before. From so many on, text is held back: it
-/// may turn out to be a loop, and is told when it goes on otherwise.
+/// Number of consecutive bytes that equal those one phrase earlier. From this many on, text is held
+/// back: it may turn out to be a loop, and is sent if it continues differently.
 const SUSPECT: usize = 24;
-/// A text with as many of them is a loop, if they are two more copies at least. Models that copy
-/// long lines say them over and over and get on after all: the shipped one after 564 bytes.
+/// A text with this many repeated bytes is a loop, provided they make up at least two more copies.
+/// Models that copy long lines repeat them and still continue: the shipped one after 564 bytes.
 const LOOP: usize = 600;
-/// The same in an answer that has gone round before.
+/// The same in an answer that has looped before.
 const NEXT_LOOP: usize = 200;
-/// A text that ends with as many bytes of one phrase, at least twice, has ended in a loop.
+/// A text that ends with this many bytes of one phrase, in at least two copies, has ended in a
+/// loop.
 const END: usize = 150;
 /// Longest phrase that is recognised, in bytes.
 const LONGEST_PHRASE: usize = 512;
-/// Longest number of a task's answer; a double has 17 digits.
+/// Maximum length of a number in a guarded answer, in bytes. A double has 17 digits.
 const LONGEST_NUMBER: usize = 24;
-/// Significant digits of a fraction that any answer may have: no reader uses as many; how many of
-/// the last must go round.
+/// In any answer, a fraction with this many significant digits is ended if its last `DIGITS_ROUND`
+/// digits repeat. No reader uses as many.
 const DIGITS: usize = 128;
 const DIGITS_ROUND: usize = 64;
-/// Longest group of digits that goes round in them.
+/// Longest group of digits that repeats in them.
 const LONGEST_GROUP: usize = 16;
 
-/// Follows an answer in JSON.
+/// Follows a JSON answer and detects loops.
 #[derive(Debug, Clone)]
 pub struct Loops {
     prompt: Arc<str>,
-    /// Bytes of texts and lists; `None` where only numbers are looked at.
+    /// Maximum bytes of texts and lists; `None` if only numbers are checked.
     longest: Option<Longest>,
-    /// Tokens of the answer, where it is known how many it may need.
+    /// Maximum tokens of the answer, if it is known how many it may need.
     most: usize,
     scanner: Scanner,
     read: usize,
     tokens: usize,
-    /// Where each list that is open began; nothing for objects.
+    /// For each open bracket: where the list began, or `None` for an object.
     open: Vec<Option<usize>>,
-    /// The string, as JSON writes it, or the number that is being read, and the token of each byte.
+    /// The current string (as JSON writes it) or number, and for each byte the token that it came
+    /// with.
     value: Vec<u8>,
     of_token: Vec<usize>,
-    /// By the length of a phrase: bytes in a row, up to the last one, that equal those a phrase
-    /// before.
+    /// For each length of a phrase: number of consecutive bytes, up to the last one, that equal
+    /// those one phrase earlier.
     runs: Vec<usize>,
     /// The token since which the text may be a loop.
     held: Option<usize>,
-    /// Where a text has begun to go round that did so to its end: what is behind this token is to
-    /// be taken back.
+    /// Number of tokens to keep of an answer whose text has looped. The rest is to be taken back.
     round: Option<usize>,
-    /// Whether a text has gone round before.
+    /// Whether a text has looped before.
     again: bool,
 }
 
 impl Loops {
-    /// At the beginning of an answer of at most so many tokens to this prompt.
+    /// The state at the beginning of an answer to `prompt` with at most `most` tokens.
     pub fn new(longest: Option<Longest>, most: usize, prompt: Arc<str>) -> Self {
         Self {
             prompt,
@@ -79,12 +80,12 @@ impl Loops {
         }
     }
 
-    /// At the beginning again.
+    /// The state at the beginning of the same answer.
     pub fn anew(&self) -> Self {
         Self { again: self.again, ..Self::new(self.longest, self.most, Arc::clone(&self.prompt)) }
     }
 
-    /// Goes on by a token.
+    /// Advances by a token.
     pub fn push_all(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.push(byte);
@@ -95,22 +96,22 @@ impl Loops {
         }
     }
 
-    /// The token after which a text has gone round: it should have ended there.
+    /// If a text has looped, the number of tokens to keep: the text should have ended there.
     pub fn round(&self) -> Option<usize> {
         self.round
     }
 
-    /// What the answer has up to here stays.
+    /// Accepts what the answer has up to here.
     pub fn settle(&mut self) {
         self.round = None;
     }
 
-    /// A text has been ended because it had gone round.
+    /// Records that a text was ended because it looped.
     pub fn set_again(&mut self) {
         self.again = true;
     }
 
-    /// Everything is to be ended now.
+    /// From now on, everything is to be ended.
     pub fn exhaust(&mut self) {
         self.most = 0;
     }
@@ -158,7 +159,7 @@ impl Loops {
         self.of_token.push(self.tokens);
     }
 
-    /// Looks at the text after a token.
+    /// Checks the current text after a token.
     fn suspect(&mut self) {
         if self.round.is_some() {
             return;
@@ -178,8 +179,8 @@ impl Loops {
         }
     }
 
-    /// The token in which the text begins to go round, if it has for as many bytes as a phrase has
-    /// to, and the prompt doesn't.
+    /// The token in which the text begins to loop, if it has repeated at least `least(phrase)`
+    /// bytes and the prompt doesn't repeat them.
     fn goes_round(&self, least: impl Fn(usize) -> usize) -> Option<usize> {
         let mut runs = self.runs.iter().copied().enumerate().skip(1);
         let (phrase, run) = runs.find(|&(phrase, run)| run >= SUSPECT && run >= least(phrase))?;
@@ -188,7 +189,7 @@ impl Loops {
         if self.is_copied(begin, other) {
             return None;
         }
-        // What the prompt says as often stays, and so does what was told before it was suspect.
+        // Keep what the prompt repeats as often, and what was sent before it became suspect.
         while other - copied > 1 {
             let middle = copied.midpoint(other);
             let known = if self.is_copied(begin, middle) { &mut copied } else { &mut other };
@@ -197,16 +198,16 @@ impl Loops {
         Some(self.of_token[begin + copied].max(self.held?))
     }
 
-    /// Whether the prompt has so many bytes of the text from a place on.
+    /// Whether the prompt contains `length` bytes of the text from `begin` on.
     fn is_copied(&self, begin: usize, length: usize) -> bool {
         let part = String::from_utf8_lossy(&self.value[begin..begin + length]);
-        // Its first and last characters may be parts of some.
+        // The first and last characters may be incomplete.
         let part = part.trim_matches(char::REPLACEMENT_CHARACTER);
         let text = serde_json::from_str::<String>(&format!("\"{part}\""));
         self.prompt.contains(text.as_deref().unwrap_or(part))
     }
 
-    /// What must come next, and why, if the answer would go on and on without it.
+    /// What must come next, and why, if the answer would otherwise not end.
     pub fn due(&self) -> Option<(Due, CloseReason)> {
         let longest = self.longest;
         let too_long = longest.is_some_and(|longest| {
@@ -246,7 +247,7 @@ impl Loops {
 mod tests {
     use super::*;
 
-    /// What is due first, and how many bytes were read then.
+    /// What is due first, and how many bytes were read by then.
     fn due(longest: Option<usize>, prompt: &str, text: &str) -> Option<(Due, CloseReason, usize)> {
         let longest = longest.map(|longest| Longest { text: longest, list: longest });
         let mut loops = Loops::new(longest, usize::MAX, prompt.into());
@@ -256,8 +257,8 @@ mod tests {
         })
     }
 
-    /// Where a text of one byte a token is found to go round: what stays of the text, and what was
-    /// read by then.
+    /// For a text with one byte per token: what is kept when it is found to loop, and how many
+    /// bytes were read by then.
     fn round(prompt: &str, text: &str) -> Option<(String, usize)> {
         let longest = Some(Longest { text: 100_000, list: 100_000 });
         let mut loops = Loops::new(longest, usize::MAX, prompt.into());
@@ -281,16 +282,16 @@ mod tests {
         for (phrase, before) in [("x", ""), (sentence, ""), ("ab ", "so: "), ("a\\n", "\\\""), ("0", "")] {
             let head = format!("{{\"content\":\"{before}");
             let (stays, read) = round("", &format!("{head}{}", phrase.repeat(900))).unwrap();
-            // One copy stays, and what was told of the next. A phrase may begin a little earlier.
+            // One copy is kept, and what was sent of the next. A phrase may begin a little earlier.
             let near = |found: usize, expected: usize| (expected - 2..=expected).contains(&found);
             assert!(near(read, head.len() + LOOP + phrase.len()), "{phrase}: {read}");
             assert!(near(stays.len(), head.len() + phrase.len() + SUSPECT - 1), "{phrase}: {stays}");
         }
-        // A phrase that is longer than that: when it was said three times.
+        // A phrase that is longer than `LOOP` is a loop after its third copy.
         let phrase: String = (0..40).map(|line| format!("line {line}; ")).collect();
         let (stays, read) = round("", &format!("[\"{}", phrase.repeat(4))).unwrap();
         assert_eq!((stays.len(), read), (2 + phrase.len() + SUSPECT - 1, 2 + 3 * phrase.len()));
-        // One that ends so is one sooner.
+        // A text that ends in repetition is a loop sooner.
         let end = format!("{{\"summary\":\"{}\"", sentence.repeat(5));
         let (stays, read) = round("", &end).unwrap();
         assert_eq!((stays.len(), read), (12 + sentence.len() + SUSPECT - 1, end.len()));
@@ -306,20 +307,20 @@ mod tests {
         let numbered: String = (1..90).map(|line| format!("{line}. the same again\\n")).collect();
         let log: String = (0..60).map(|second| format!("12:00:{second:02} GET /health 200\\n")).collect();
         let rule = format!("Title\\n{}\\ntext", "=".repeat(400));
-        // Said five times, and then something else.
+        // Repeated several times, and then something else.
         let stutter = format!("{}and then it went on.", "- Extend FetchContext to resolve it.\\n".repeat(6));
         for text in [dump, table, numbered, log, rule, stutter] {
             let text = format!("{{\"content\":\"{text}\"}}");
             assert_eq!((round("", &text), due(LONG, "", &text)), (None, None), "{text}");
         }
-        // What the prompt has was copied; what goes on beyond it was not.
+        // Text from the prompt was copied; text that continues beyond it was not.
         let prompt = format!("all zero: {}\n{}.", "00 ".repeat(300), "-".repeat(900));
         let copied = prompt.replace('\n', "\\n");
         assert_eq!(round(&prompt, &format!("{{\"content\":\"{copied}\"}}")), None);
         let beyond = format!("{{\"content\":\"{}", "00 ".repeat(400));
         let (stays, read) = round(&prompt, &beyond).unwrap();
         assert_eq!((stays.len(), read), (r#"{"content":""#.len() + 900, r#"{"content":""#.len() + 901));
-        // Where texts are left alone, they are.
+        // If texts are not guarded, they are left alone.
         let mut free = Loops::new(None, usize::MAX, "".into());
         free.push_all(format!("[\"{}", "ha ".repeat(3_000)).as_bytes());
         assert_eq!((free.round(), free.held(), free.due()), (None, None, None));
@@ -333,7 +334,7 @@ mod tests {
             (Due::Number, CloseReason::Loop, 12 + 24)
         );
         assert_eq!(due(LONG, "", &number("0.12345678901234567,")), None);
-        // Where a schema is somebody else's, only what no reader looks at.
+        // For a client's own schema, only digits that no reader uses are cut.
         let third = format!("0.{}", "3".repeat(400));
         assert_eq!(due(None, "", &number(&third)).unwrap().2, 12 + 2 + 128);
         for honest in [

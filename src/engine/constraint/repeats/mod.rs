@@ -1,5 +1,5 @@
-//! Answers that repeat themselves: items of a list that must differ, and texts and numbers that go
-//! round in a loop.
+//! Detects answers that repeat themselves: items of a list that must differ, and texts and numbers
+//! that loop.
 
 mod identity;
 mod looping;

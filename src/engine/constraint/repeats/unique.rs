@@ -1,9 +1,9 @@
-//! Where a JSON Schema says `uniqueItems`: no grammar can, so the lists that it is about are watched
-//! while they are written.
+//! Finds where a JSON Schema requires `uniqueItems`. No grammar can enforce that, so the lists in
+//! question are watched while they are written.
 //!
-//! A place of an answer may be judged by several schemas (`allOf`, `anyOf`, a reference). If one of
-//! them wants different items they are different: an answer that says less than the schema allows
-//! is still valid.
+//! Several schemas may apply to one place of an answer (`allOf`, `anyOf`, a reference). If any of
+//! them requires unique items, the items are kept unique: an answer that uses less than the schema
+//! allows is still valid.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,26 +11,26 @@ use serde_json::{Map, Value};
 
 use crate::json_schema::{Document, Place};
 
-/// The schemas of a document, by number; the first is the document itself.
+/// The schemas of a document, by number. Number 0 is the document itself.
 #[derive(Debug, Default)]
 pub struct Shapes {
     nodes: Vec<Node>,
 }
 
-/// Numbers of the schemas that judge one place.
+/// Numbers of the schemas that apply to one place.
 pub type Judges = BTreeSet<usize>;
 
 #[derive(Debug, Default)]
 struct Node {
     unique: bool,
-    /// Schemas that judge the same place.
+    /// Schemas that apply to the same place.
     also: Vec<usize>,
     properties: HashMap<String, usize>,
-    /// Of members whose names are like a pattern. Each name is taken for one.
+    /// Schemas of members whose names match a pattern. Each name is assumed to match.
     patterned: Vec<usize>,
-    /// Of members whose names aren't listed.
+    /// Schemas of members whose names aren't listed.
     additional: Vec<usize>,
-    /// Of the first items, and of the rest.
+    /// Schemas of the first items, and of the rest.
     first: Vec<usize>,
     rest: Vec<usize>,
 }
@@ -39,7 +39,7 @@ struct Reading<'a> {
     document: Document<'a>,
     shapes: Shapes,
     known: HashMap<Place, usize>,
-    /// Schemas that have a number and aren't read yet.
+    /// Schemas that have a number but aren't read yet.
     todo: Vec<(usize, Place)>,
 }
 
@@ -56,8 +56,8 @@ impl<'a> Reading<'a> {
         number
     }
 
-    /// Numbers of the schemas that a keyword holds in a list or by names. What can't be read was of
-    /// no use to the grammar, which names such faults, and is of none here.
+    /// Numbers of the schemas in a keyword's list or object, with their names. Unreadable schemas
+    /// are skipped, because compiling the grammar reports such faults.
     fn inner(&mut self, place: Place, keyword: &str, value: &'a Value) -> Vec<(&'a str, usize)> {
         let entries: Vec<(String, &'a str, &'a Value)> = match value {
             Value::Array(all) => {
@@ -73,7 +73,7 @@ impl<'a> Reading<'a> {
         entries.into_iter().filter_map(place_of).collect()
     }
 
-    /// Number of the schema that a keyword holds.
+    /// Number of a keyword's schema.
     fn one(&mut self, place: Place, keyword: &str, value: &'a Value) -> Option<usize> {
         let inner = self.document.within(place, &[keyword], value).ok()?;
         Some(self.node(inner))
@@ -115,7 +115,7 @@ fn number_of((_, number): (&str, usize)) -> usize {
 }
 
 impl Shapes {
-    /// Of a schema that could be compiled; `None` if none of its lists has to have different items.
+    /// Reads a schema that could be compiled; `None` if none of its lists requires unique items.
     pub fn of(schema: &Value) -> Option<Self> {
         let document = Document::new(schema).ok()?;
         let mut reading =
@@ -130,17 +130,17 @@ impl Shapes {
         Some(reading.shapes).filter(|shapes| shapes.nodes.iter().any(|node| node.unique))
     }
 
-    /// What judges the answer as a whole.
+    /// Schemas that apply to the answer as a whole.
     pub fn root(&self) -> Judges {
         self.with_others([0])
     }
 
-    /// Whether a list that these judge has to have different items.
+    /// Whether a list that these schemas apply to must have unique items.
     pub fn is_unique(&self, judges: &Judges) -> bool {
         judges.iter().any(|&judge| self.nodes[judge].unique)
     }
 
-    /// What judges a member of an object.
+    /// Schemas that apply to a member of an object.
     pub fn of_member(&self, judges: &Judges, name: &str) -> Judges {
         let of = |node: &Node| match node.properties.get(name) {
             Some(&listed) => [&[listed], node.patterned.as_slice()].concat(),
@@ -149,7 +149,7 @@ impl Shapes {
         self.with_others(judges.iter().flat_map(|&judge| of(&self.nodes[judge])).collect::<Vec<_>>())
     }
 
-    /// What judges an item of a list.
+    /// Schemas that apply to an item of a list.
     pub fn of_item(&self, judges: &Judges, index: usize) -> Judges {
         let of = |node: &Node| node.first.get(index).map_or_else(|| node.rest.clone(), |&one| vec![one]);
         self.with_others(judges.iter().flat_map(|&judge| of(&self.nodes[judge])).collect::<Vec<_>>())
@@ -207,10 +207,10 @@ mod tests {
         assert!(shapes.is_unique(&shapes.of_item(&member("other"), 3)));
         // Only names that aren't listed are additional.
         assert!(!shapes.is_unique(&shapes.of_item(&member("plain"), 0)));
-        // Items of the list are judged by the document again.
+        // The document's schema also applies to the items of the list.
         let inner = shapes.of_item(&member("a/b"), 0);
         assert!(shapes.is_unique(&shapes.of_member(&inner, "a/b")));
-        // A pattern may hold for a name that is also listed.
+        // A pattern may match a name that is also listed.
         let schema = json!({"properties": {"pq": {}}, "patternProperties": {"^p": {"uniqueItems": true}}});
         let shapes = Shapes::of(&schema).unwrap();
         assert!(shapes.is_unique(&shapes.of_member(&shapes.root(), "pq")));

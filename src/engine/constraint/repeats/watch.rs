@@ -1,4 +1,4 @@
-//! Follows an answer in JSON and knows when an item repeats an earlier one of its list.
+//! Follows a JSON answer and detects when an item repeats an earlier one of its list.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,33 +8,32 @@ use super::unique::{Judges, Shapes};
 use crate::engine::Guard;
 use crate::engine::constraint::json_cursor::{Place, Scanner};
 
-/// Which lists have to have different items.
+/// The lists whose items have to differ.
 #[derive(Debug, Default)]
 pub struct Rules {
-    /// By the schema: an answer with equal items would not be valid.
+    /// Lists by the schema: with equal items, an answer would be invalid.
     pub shapes: Option<Arc<Shapes>>,
-    /// By what is known of the task: an answer would only be poor.
+    /// Lists by the request's guard: with equal items, an answer would only be poor.
     pub guard: Option<Guard>,
 }
 
-/// An item that is there already.
+/// An item that repeats an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repeat {
-    /// The list, as a JSON pointer.
+    /// JSON pointer of the list.
     pub path: String,
-    /// The token with the comma in front of the item, and the bytes of that token in front of the
-    /// comma.
+    /// The comma before the item.
     pub mark: Mark,
-    /// Whether the answer would not be valid with it.
+    /// Whether the answer would be invalid with the item.
     pub invalid: bool,
 }
 
-/// Where an item that is not the first begins: at a comma.
+/// The comma at which an item begins that is not the first of its list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
-    /// The token that has the comma.
+    /// Index of the token that contains the comma.
     pub token: usize,
-    /// Bytes of it in front of the comma: they belong to the item before.
+    /// Bytes of the token before the comma. They belong to the item before.
     pub before: usize,
 }
 
@@ -44,24 +43,24 @@ pub struct Watch {
     rules: Arc<Rules>,
     scanner: Scanner,
     frames: Vec<Frame>,
-    /// Text of the outermost item that is looked at, or of a key.
+    /// Text of the outermost item that is watched, or of a key.
     text: Vec<u8>,
-    /// Where the key begins in it that is being read.
+    /// Start of the current key in `text`.
     key: Option<usize>,
     /// The first repeat.
     found: Option<Repeat>,
-    /// Bytes of values, brackets, quotation marks and keys aside.
+    /// Bytes of values, not counting brackets, quotation marks and keys.
     said: usize,
 }
 
-/// A list or an object that isn't closed.
+/// An open list or object.
 #[derive(Debug, Clone)]
 struct Frame {
     is_list: bool,
-    /// Of the value that is being read, or was read last.
+    /// Name or index of the current or last value.
     name: String,
     index: usize,
-    /// Whether a string is a key.
+    /// Whether a string that begins now is a key.
     names: bool,
     judges: Judges,
     distinct: Option<Distinct>,
@@ -72,32 +71,32 @@ struct Frame {
 struct Distinct {
     rule: Rule,
     invalid: bool,
-    /// Shared between copies until one of them learns another.
+    /// Keys of the items so far. Shared between copies until one of them adds a key.
     seen: Arc<HashSet<String>>,
     mark: Option<Mark>,
-    /// Where the item begins that is being read and whose name isn't known yet.
+    /// Start in `text` of the current item, while its key isn't known.
     item: Option<usize>,
     /// Whether the last item that began is known to be new.
     is_new: bool,
 }
 
 impl Watch {
-    /// At the beginning of an answer.
+    /// The state at the beginning of an answer.
     pub fn new(rules: Arc<Rules>) -> Self {
         Self { rules, scanner: Scanner::START, frames: vec![], text: vec![], key: None, found: None, said: 0 }
     }
 
-    /// At the beginning again.
+    /// The state at the beginning of the same answer.
     pub fn anew(&self) -> Self {
         Self::new(Arc::clone(&self.rules))
     }
 
-    /// Whether answers with equal items would not be valid.
+    /// Whether answers with equal items would be invalid.
     pub fn is_strict(&self) -> bool {
         self.rules.shapes.is_some()
     }
 
-    /// Goes on by a token.
+    /// Advances by a token.
     pub fn push_all(&mut self, token: usize, bytes: &[u8]) {
         for (before, &byte) in bytes.iter().enumerate() {
             self.push(Mark { token, before }, byte);
@@ -109,24 +108,24 @@ impl Watch {
         self.found.as_ref()
     }
 
-    /// Whether an item is being read that has to differ from others, so that it matters how it goes
-    /// on.
+    /// Whether the current position is inside an item that has to differ from others and isn't
+    /// known to be new.
     pub fn is_within(&self) -> bool {
         self.frames.iter().any(|frame| frame.distinct.as_ref().is_some_and(|list| !list.is_new))
     }
 
-    /// Bytes of values so far, brackets, quotation marks and keys aside.
+    /// Bytes of values so far, not counting brackets, quotation marks and keys.
     pub fn said(&self) -> usize {
         self.said
     }
 
-    /// Where the items begin that may turn out to be repeats, outermost first.
+    /// Where items begin that may turn out to be repeats, outermost first.
     pub fn marks(&self) -> impl Iterator<Item = Mark> {
         let open = self.frames.iter().filter_map(|frame| frame.distinct.as_ref());
         open.filter(|list| !list.is_new).filter_map(|list| list.mark)
     }
 
-    /// What is being read, as a JSON pointer.
+    /// JSON pointer of the current value.
     pub fn path(&self) -> String {
         path(&self.frames)
     }
@@ -162,7 +161,7 @@ impl Watch {
         }
     }
 
-    /// A bracket, a comma or a colon.
+    /// Handles a bracket, comma or colon.
     fn bracket(&mut self, mark: Mark, at: usize, byte: u8) {
         match byte {
             b'{' | b'[' => {
@@ -214,7 +213,7 @@ impl Watch {
         let lists = self.rules.guard.iter().flat_map(|guard| &guard.distinct);
         let named = lists.into_iter().find(|list| list.path == path);
         let rule = match named {
-            // What has another name is another item, whatever else it says.
+            // Items with different names are different, whatever else they contain.
             Some(list) => Rule::Named(list.members.clone()),
             None if invalid => Rule::Equal,
             None => return None,
@@ -228,7 +227,7 @@ impl Watch {
         }
     }
 
-    /// A string or a literal has ended.
+    /// Handles the end of a string or a literal.
     fn text_ends(&mut self) {
         let Some(from) = self.key.take() else { return self.end() };
         let name = serde_json::from_slice(&self.text[from..]).unwrap_or_default();
@@ -237,13 +236,13 @@ impl Watch {
         }
     }
 
-    /// A value has ended.
+    /// Handles the end of a value.
     fn end(&mut self) {
         let at = self.frames.len().wrapping_sub(1);
         self.judge(at, Rule::of_whole, self.text.len());
     }
 
-    /// A member of an object has ended: it may be the last that the name of an item needs.
+    /// Handles the end of a member of an object, which may be the last that an item's name needs.
     fn member_ends(&mut self, end: usize) {
         let is_object = self.frames.last().is_some_and(|frame| !frame.is_list);
         if is_object && self.frames.len() > 1 {
@@ -266,7 +265,7 @@ impl Watch {
     }
 }
 
-/// The last value of the innermost of these, as a JSON pointer.
+/// JSON pointer of the last value of the innermost frame.
 fn path(frames: &[Frame]) -> String {
     let part = |frame: &Frame| {
         let name = if frame.is_list { frame.index.to_string() } else { frame.name.clone() };
@@ -290,7 +289,7 @@ mod tests {
         Rules { shapes: None, guard: Some(Guard { distinct, longest: None }) }
     }
 
-    /// Where a repeat is found first: the list, and the bytes that were read.
+    /// Where a repeat is first found: the list, and the bytes that were read.
     fn found(rules: Rules, text: &str) -> Option<(String, String)> {
         let mut watch = Watch::new(Arc::new(rules));
         for (index, byte) in text.bytes().enumerate() {

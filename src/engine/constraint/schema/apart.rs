@@ -1,5 +1,5 @@
-//! `oneOf`: a value must satisfy one branch and no other, which a grammar can promise only where no
-//! value satisfies two.
+//! Checks `oneOf`: a value must satisfy exactly one branch. A grammar can guarantee that only if no
+//! value satisfies two branches.
 
 use llguidance::derivre::RegexAst;
 
@@ -9,7 +9,7 @@ use super::kinds::kind;
 use super::lexeme::compiled;
 use crate::json_schema::{Fault, Place};
 
-/// Levels of properties and items that are looked at.
+/// Maximum levels of properties and items that are compared.
 const DEPTH: usize = 4;
 
 impl Reader<'_> {
@@ -39,13 +39,14 @@ impl Reader<'_> {
     /// Whether it is certain that no value satisfies both.
     fn apart(&mut self, one: &Alternative, other: &Alternative, depth: usize) -> Result<bool, Fault> {
         for (listing, second) in [(one, other), (other, one)] {
-            // Without the branches: what is listed there and satisfies both is what this is about.
+            // Compare without the `oneOf` exclusions: the question is whether a listed value
+            // satisfies both.
             let listed = Alternative { places: listing.places.clone(), taken: Vec::new() };
             let Some(values) = self.values(&listed)? else { continue };
             let second = Alternative { places: second.places.clone(), taken: Vec::new() };
             let both_listed = self.values(&second)?.is_some();
             if both_listed && !listing.taken.is_empty() {
-                // Each leaves out what the other branch takes.
+                // Each alternative excludes the values that the other branch takes.
                 return Ok(true);
             }
             for value in &values {
@@ -81,7 +82,7 @@ impl Reader<'_> {
         let first = self.texts(one)?.lexeme().map_err(fault)?;
         let second = self.texts(other)?.lexeme().map_err(fault)?;
         let (Some(first), Some(second)) = (first, second) else { return Ok(true) };
-        // What can't be told counts as overlapping.
+        // If it can't be decided, assume an overlap.
         Ok(matches!(compiled(&RegexAst::And(vec![first.ast, second.ast])), Ok(None)))
     }
 
@@ -116,7 +117,7 @@ impl Reader<'_> {
             let Some(keywords) = self.document.keywords(place) else { continue };
             names.extend(self.required(place, keywords)?);
         }
-        // An object that lacks the name fails the one that requires it.
+        // An object without the name fails the schema that requires it.
         for name in names {
             let (one, other) = (self.schemas_of(one, name)?, self.schemas_of(other, name)?);
             if self.all_apart(&one, &other, depth)? {
@@ -126,7 +127,7 @@ impl Reader<'_> {
         Ok(false)
     }
 
-    /// The same for what satisfies all of some schemas, and all of others.
+    /// Whether no value satisfies all schemas of `one` and all of `other`.
     fn all_apart(&mut self, one: &[Place], other: &[Place], depth: usize) -> Result<bool, Fault> {
         if depth == 0 {
             return Ok(false);

@@ -1,30 +1,29 @@
-//! How many bytes closing an answer can take at most, whatever has been written of it: while more
-//! tokens than that are left, there is no need to look for a way to close.
+//! An upper bound for the bytes that close an answer in any state. While more tokens than that are
+//! left, no closing needs to be computed.
 
 use super::graph::{Array, Form, Graph, NodeId, Object, ROOT};
 use super::reach::quoted;
 
-/// Bytes of a value.
+/// Maximum bytes of a value's shortest closing.
 #[derive(Clone, Copy)]
 struct Size {
-    /// From nothing.
+    /// From before the value.
     whole: usize,
-    /// From any point inside, at most.
+    /// From any point inside the value.
     rest: usize,
 }
 
-/// What is known of a node.
+/// What is known about a node.
 #[derive(Clone, Copy)]
 enum Known {
-    /// It is being asked for: what holds itself has no bound.
+    /// The size is being computed. A recursive value has no bound.
     Asked,
     Size(Option<Size>),
 }
 
 impl Graph {
-    /// An upper bound of the bytes that close an answer, from any state; `None` where the search
-    /// may take longer than what it finds shows (patterns, lengths), or where a value may hold
-    /// others of its own kind.
+    /// An upper bound for the bytes that close an answer, from any state. `None` if the search may
+    /// need more than that (patterns, lengths), or if a value may contain values of its own kind.
     pub fn closing_bound(&self) -> Option<usize> {
         let mut known = vec![None; self.nodes.len()];
         let size = self.size(ROOT, &mut known)?;
@@ -55,7 +54,7 @@ impl Graph {
     }
 
     fn array(&self, array: &Array, known: &mut Vec<Option<Known>>) -> Option<Size> {
-        // Only arrays that may be closed anywhere.
+        // Only arrays that may be closed anywhere have a bound.
         if array.least > 0 || !array.first.is_empty() {
             return None;
         }
@@ -73,7 +72,7 @@ impl Graph {
         let (mut whole, mut deepest) = (2, 0);
         for named in object.named.iter().filter(|named| self.ends(named.node)) {
             let value = self.size(named.node, known)?;
-            // Key, colon, comma.
+            // Key, colon and comma.
             whole += quoted(&named.name) + 2 + value.whole;
             deepest = deepest.max(value.rest);
         }

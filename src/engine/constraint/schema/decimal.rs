@@ -1,4 +1,4 @@
-//! Numbers as a schema writes them, exact: limits are compared digit by digit, not as doubles.
+//! Exact decimal numbers of schemas: limits are compared digit by digit, not as doubles.
 
 use std::cmp::Ordering;
 
@@ -13,7 +13,7 @@ pub struct Decimal {
 }
 
 impl Decimal {
-    /// What a JSON number says.
+    /// The value of a JSON number.
     pub fn of(number: &Number) -> Self {
         Self::parse(&number.to_string())
     }
@@ -27,7 +27,7 @@ impl Decimal {
         Self::parse(&format!("{double:e}"))
     }
 
-    /// A whole number.
+    /// The value of a whole number.
     pub fn of_whole(number: i128) -> Self {
         Self::parse(&number.to_string())
     }
@@ -47,17 +47,17 @@ impl Decimal {
         Self { negative, digits, point }
     }
 
-    /// Whether it is 0.
+    /// Whether the number is 0.
     pub fn is_zero(&self) -> bool {
         self.digits.is_empty()
     }
 
-    /// Whether it is below 0.
+    /// Whether the number is below 0.
     pub fn is_negative(&self) -> bool {
         self.negative
     }
 
-    /// Without its sign.
+    /// The absolute value.
     pub fn magnitude(&self) -> Self {
         Self { negative: false, ..self.clone() }
     }
@@ -82,7 +82,7 @@ impl Decimal {
         format!("{digits}{}", "0".repeat(point - digits.len()))
     }
 
-    /// The digits after the point, without zeros at the end.
+    /// The digits after the point, without trailing zeros.
     pub fn fraction(&self) -> String {
         if self.point < 0 {
             return format!("{}{}", "0".repeat(self.point.unsigned_abs() as usize), self.digits);
@@ -97,7 +97,7 @@ impl Decimal {
         Some((if self.negative { -whole - i128::from(!exact) } else { whole }, exact))
     }
 
-    /// Whether it is a whole number of times `factor`, which isn't 0.
+    /// Whether the number is a whole multiple of `factor`, which must not be 0.
     pub fn is_multiple_of(&self, factor: &Self) -> bool {
         let parts = |decimal: &Self| -> Option<(u128, i32)> {
             Some((decimal.digits.parse().ok()?, decimal.point - decimal.digits.len() as i32))
@@ -105,11 +105,11 @@ impl Decimal {
         let (Some((own, scale)), Some((other, unit))) = (parts(self), parts(factor)) else {
             return self.is_zero();
         };
-        // Own digits have no zeros at their end: nothing is left to divide by tens.
+        // The digits have no trailing zeros, so dividing them by a power of ten leaves a remainder.
         scale >= unit && (unit..scale).fold(own % other, |rest, _| rest * 10 % other) == 0
     }
 
-    /// The double that is nearest.
+    /// The nearest double.
     pub fn double(&self) -> f64 {
         let sign = if self.negative { "-" } else { "" };
         format!("{sign}0.{}e{}", self.digits, self.point).parse().unwrap_or(0.0)

@@ -1,11 +1,11 @@
-//! Regular expressions for ranges of decimal numbers that aren't negative.
+//! Regular expressions for ranges of non-negative decimal numbers.
 
 use llguidance::derivre::RegexAst;
 
-/// Most digits before the point of a number that has no limit.
+/// Maximum digits before the point of a number without a limit.
 pub const WHOLE: usize = 100;
-/// Most digits after the point beyond those of a limit. A double written out in full has more only
-/// where it is tiny.
+/// Maximum digits after the point, in addition to those of a limit. A double written out in full
+/// has more only if it is tiny.
 pub const FRACTION: u32 = 100;
 
 pub fn text(text: impl Into<String>) -> RegexAst {
@@ -16,7 +16,7 @@ pub fn regex(regex: impl Into<String>) -> RegexAst {
     RegexAst::Regex(regex.into())
 }
 
-/// Any of several.
+/// Alternatives.
 pub fn either(mut options: Vec<RegexAst>) -> RegexAst {
     match options.len() {
         0 => RegexAst::NoMatch,
@@ -37,7 +37,7 @@ pub fn sequence(parts: Vec<RegexAst>) -> RegexAst {
     RegexAst::Concat(parts)
 }
 
-/// Some digits, at most so many.
+/// Up to `most` digits.
 fn any(most: usize) -> RegexAst {
     regex(format!("[0-9]{{0,{most}}}"))
 }
@@ -46,7 +46,7 @@ fn exactly(digits: usize) -> RegexAst {
     regex(format!("[0-9]{{{digits}}}"))
 }
 
-/// One digit of a range; `None` if there is none.
+/// One digit of a range; `None` if the range is empty.
 fn digit(from: u8, to: u8) -> Option<RegexAst> {
     (from <= to).then(|| regex(format!("[{}-{}]", char::from(from), char::from(to))))
 }
@@ -76,7 +76,7 @@ fn same_length(low: &str, high: &str) -> RegexAst {
     };
     let mut options: Vec<RegexAst> = Vec::new();
     options.extend(from(&low[..parting], digit(l[parting] + 1, h[parting] - 1)));
-    // A tail of zeros or nines is no limit.
+    // If the rest of a bound is all zeros (or nines), it imposes no limit.
     if low[parting + 1..].bytes().all(|byte| byte == b'0') {
         options.extend(from(&low[..parting], digit(l[parting], l[parting])));
     } else {
@@ -101,7 +101,7 @@ pub fn any_fraction() -> RegexAst {
     regex(format!("(?:\\.[0-9]{{1,{FRACTION}}})?"))
 }
 
-/// Fractions of at least 0.`limit` (which has no zeros at its end), or above it.
+/// Fractions of at least 0.`limit` (which has no trailing zeros), or above it.
 pub fn at_least(limit: &str, above: bool) -> RegexAst {
     let l = limit.as_bytes();
     if limit.is_empty() && !above {
@@ -121,7 +121,7 @@ pub fn at_least(limit: &str, above: bool) -> RegexAst {
     sequence(vec![text("."), either(options)])
 }
 
-/// Fractions of at most 0.`limit` (which has no zeros at its end).
+/// Fractions of at most 0.`limit` (which has no trailing zeros).
 pub fn at_most(limit: &str) -> RegexAst {
     let l = limit.as_bytes();
     let zeros = regex(format!("0{{0,{FRACTION}}}"));
@@ -153,7 +153,7 @@ pub fn successor(digits: &str) -> String {
     }
 }
 
-/// The whole number before, which isn't 0.
+/// The previous whole number. `digits` must not be 0.
 pub fn predecessor(digits: &str) -> String {
     let kept = digits.trim_end_matches('0');
     let nines = "9".repeat(digits.len() - kept.len());

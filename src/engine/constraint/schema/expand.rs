@@ -1,6 +1,5 @@
-//! Alternatives: what a value must satisfy, with `$ref`, `allOf`, `anyOf` and `oneOf` resolved.
-//! Each alternative is a set of schemas all of which hold at once, of which only the other keywords
-//! still count.
+//! Expands a schema into alternatives, with `$ref`, `allOf`, `anyOf` and `oneOf` resolved. Each
+//! alternative is a set of schemas that all hold at once; only their other keywords still matter.
 
 use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
@@ -10,7 +9,7 @@ use serde_json::{Map, Value};
 use super::Reader;
 use crate::json_schema::{Fault, Place};
 
-/// Alternatives of one place at most.
+/// Maximum number of alternatives of one place.
 const MOST: usize = 2_000;
 
 /// One way to satisfy a schema.
@@ -18,18 +17,18 @@ const MOST: usize = 2_000;
 pub struct Alternative {
     /// Schemas that hold, in the order in which their properties are written.
     pub places: Vec<Place>,
-    /// Branches of `oneOf` that were taken: the others must not hold.
+    /// Branches of `oneOf` that were taken. The other branches must not hold.
     pub taken: Vec<(Place, usize)>,
 }
 
-/// An alternative that is being found.
+/// An alternative that is being expanded.
 #[derive(Clone)]
 struct Open {
     found: Alternative,
     todo: VecDeque<(Place, Option<Rc<Link>>)>,
 }
 
-/// The schemas that led to one, without a value in between.
+/// The chain of schemas that led to a schema without a value in between.
 struct Link {
     place: Place,
     before: Option<Rc<Link>>,
@@ -79,14 +78,15 @@ fn is_silent(keyword: &str) -> bool {
 }
 
 impl<'a> Reader<'a> {
-    /// All ways to satisfy these schemas at once, no value by two branches of one `oneOf`.
+    /// All ways to satisfy these schemas at once. Refuses schemas where one value may satisfy two
+    /// branches of a `oneOf`.
     pub fn expand(&mut self, places: &[Place]) -> Result<Vec<Alternative>, Fault> {
         let alternatives = self.alternatives(places)?;
         self.check_one_of(&alternatives)?;
         Ok(alternatives)
     }
 
-    /// The same, `oneOf` taken on trust.
+    /// Like [`Reader::expand`], but without checking `oneOf`.
     pub fn alternatives(&mut self, places: &[Place]) -> Result<Vec<Alternative>, Fault> {
         let todo = places.iter().map(|&place| (place, None)).collect();
         let mut open = vec![Open { found: Alternative { places: Vec::new(), taken: Vec::new() }, todo }];
@@ -110,7 +110,7 @@ impl<'a> Reader<'a> {
             };
             self.check(place, keywords)?;
             if keywords.get("not").is_some_and(|not| not != &Value::Bool(false)) {
-                // `check` lets only those through that nothing satisfies.
+                // `check` accepts only a `not` that no value satisfies.
                 continue;
             }
             if keywords.keys().any(|keyword| !is_silent(keyword)) {
@@ -151,7 +151,7 @@ impl<'a> Reader<'a> {
         Ok(done)
     }
 
-    /// The schemas that hold wherever this one does: what `$ref` leads to, and `allOf`.
+    /// Schemas that hold whenever this one does: the target of `$ref`, and those of `allOf`.
     fn applied(&mut self, place: Place, keywords: &'a Map<String, Value>) -> Result<Vec<Place>, Fault> {
         let mut applied = Vec::new();
         for (keyword, value) in keywords {
@@ -165,7 +165,7 @@ impl<'a> Reader<'a> {
         Ok(applied)
     }
 
-    /// The schemas of a list.
+    /// The schemas in a keyword's list.
     pub fn branches(
         &mut self,
         place: Place,
@@ -193,7 +193,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// What a set of schemas comes to: references followed, those that say nothing left out.
+    /// Normalises a set of schemas: follows references and drops schemas that say nothing.
     pub fn canonical(&mut self, places: Vec<Place>) -> Result<Vec<Place>, Fault> {
         let mut kept: Vec<Place> = Vec::new();
         for mut place in places {

@@ -1,8 +1,8 @@
-//! The formats of JSON Schema as regular expressions, by the RFCs that it names. Where a format is
-//! more than a regular language (days of leap years are not, host names in other scripts are), what
-//! is written is a part of it.
+//! The formats of JSON Schema as regular expressions, by the RFCs that it names. If a format is
+//! more than a regular language (leap days are not, host names in other scripts are), the
+//! expression covers a part of it.
 
-/// Formats that are held to.
+/// Formats that are enforced.
 pub const KNOWN: [&str; 14] = [
     "date-time",
     "date",
@@ -20,7 +20,8 @@ pub const KNOWN: [&str; 14] = [
     "json-pointer",
 ];
 
-/// February has 29 days in years that 4 divides, of whole centuries in those that 400 divides.
+/// February has 29 days in years divisible by 4; of whole centuries, only in those divisible by
+/// 400.
 macro_rules! date {
     () => {
         concat!(
@@ -30,7 +31,7 @@ macro_rules! date {
         )
     };
 }
-/// RFC 3339; a leap second is nothing that a model could know of.
+/// RFC 3339, without leap seconds, which a model can't know.
 macro_rules! time {
     () => {
         concat!(
@@ -96,7 +97,7 @@ macro_rules! uri {
     };
 }
 
-/// What a text of the format matches as a whole, all of it; `None` if nothing is known of the
+/// The expressions that a text of the format must all match as a whole; `None` for an unknown
 /// format.
 pub fn expressions(format: &str) -> Option<Vec<&'static str>> {
     Some(match format {

@@ -1,5 +1,5 @@
-//! The graph as a grammar for llguidance: lexemes, and rules between them. Only what has an end
-//! gets a rule.
+//! Turns the graph into a grammar for llguidance: lexemes, and rules between them. Only nodes that
+//! can be completed get a rule.
 
 use std::collections::HashMap;
 
@@ -13,16 +13,16 @@ use super::digits::either;
 use super::graph::{Array, Form, Graph, NodeId, Object, ROOT};
 use crate::json_schema::Fault;
 
-/// Symbols at most: llguidance counts them in 16 bits.
+/// Maximum number of symbols. llguidance counts them in 16 bits.
 const MOST_SYMBOLS: usize = 50_000;
 
-/// What the parser of a schema is made from.
+/// The input for a schema's parser.
 pub struct Compiled {
     pub grammar: Grammar,
     pub lexer: LexerSpec,
-    /// Bytes that close an answer at most, if that is known.
+    /// Maximum bytes that close an answer, if a bound is known.
     pub bound: Option<usize>,
-    /// Levels of brackets that have to be opened at most to close it.
+    /// Maximum levels of brackets that a closing has to open.
     pub levels: usize,
 }
 
@@ -52,9 +52,9 @@ struct Writer<'g> {
     class: LexemeClass,
     lexemes: HashMap<LexemeIdx, SymIdx>,
     literals: HashMap<&'static str, SymIdx>,
-    /// Symbols of nodes: their arrays and objects.
+    /// Symbols of the arrays and objects of nodes.
     nodes: HashMap<NodeId, SymIdx>,
-    /// Nodes as they stand in others: those and their texts.
+    /// Symbols of nodes as values: their arrays, objects and scalars.
     values: HashMap<NodeId, SymIdx>,
     todo: Vec<(NodeId, SymIdx)>,
     repeated: HashMap<(SymIdx, usize, bool), SymIdx>,
@@ -65,7 +65,7 @@ type Written<T> = Result<T, String>;
 impl<'g> Writer<'g> {
     fn new(graph: &'g Graph) -> Written<Self> {
         let mut lexer = LexerSpec::new().map_err(|error| error.to_string())?;
-        // No free white space.
+        // No optional whitespace.
         let class = lexer
             .setup_lexeme_class_with_skip(SkipSpec::once(RegexAst::NoMatch))
             .map_err(|e| e.to_string())?;
@@ -98,7 +98,7 @@ impl<'g> Writer<'g> {
         self.grammar.add_rule(left, right).map_err(|error| error.to_string())
     }
 
-    /// A symbol that is any of these sequences.
+    /// A symbol for any of these sequences.
     fn any_of(&mut self, options: Vec<Vec<SymIdx>>) -> Written<SymIdx> {
         if let [one] = options.as_slice()
             && let [symbol] = one.as_slice()
@@ -133,12 +133,12 @@ impl<'g> Writer<'g> {
         Ok(symbol)
     }
 
-    /// The symbol of a value that may stand at a node which has an end.
+    /// The symbol of a value that may stand at a node. The node must be completable.
     fn value(&mut self, node: NodeId) -> Written<SymIdx> {
         if let Some(&known) = self.values.get(&node) {
             return Ok(known);
         }
-        // All values without parts are one lexeme.
+        // All scalars of a node form one lexeme.
         let (mut texts, mut parted, mut inner) = (Vec::new(), Vec::new(), vec![node]);
         while let Some(at) = inner.pop() {
             let graph = self.graph;
@@ -167,8 +167,8 @@ impl<'g> Writer<'g> {
         Ok(symbol)
     }
 
-    /// The symbol of the arrays and objects of a node. They are written later: they may hold
-    /// themselves.
+    /// The symbol of the arrays and objects of a node. Their rules are written later, because they
+    /// may be recursive.
     fn parts(&mut self, node: NodeId) -> SymIdx {
         if let Some(&known) = self.nodes.get(&node) {
             return known;
@@ -194,7 +194,7 @@ impl<'g> Writer<'g> {
         Ok(())
     }
 
-    /// The sequence that an array is; `None` if it has no end.
+    /// The sequence of an array; `None` if it can't be completed.
     fn array(&mut self, array: &Array) -> Written<Option<Vec<SymIdx>>> {
         let ending = array.first.iter().take_while(|&&node| self.graph.ends(node)).count();
         let mut most = array.most.unwrap_or(usize::MAX);
@@ -206,7 +206,7 @@ impl<'g> Writer<'g> {
         }
         let comma = self.literal(",")?;
         let count = ending.min(most);
-        // From the end: what may follow after so many items.
+        // Build from the end: what may follow after this many items.
         let mut following: Vec<SymIdx> = Vec::new();
         if most > count {
             let item = self.value(array.rest)?;
@@ -234,7 +234,7 @@ impl<'g> Writer<'g> {
         Ok(Some(right))
     }
 
-    /// The sequence that an object is; `None` if it has no end.
+    /// The sequence of an object; `None` if it can't be completed.
     fn object(&mut self, object: &Object) -> Written<Option<Vec<SymIdx>>> {
         let most = object.most.unwrap_or(usize::MAX);
         let (comma, colon) = (self.literal(",")?, self.literal(":")?);
@@ -252,8 +252,7 @@ impl<'g> Writer<'g> {
             let key = self.lexeme(free.key.clone())?;
             pairs.push(vec![key, colon, self.value(free.node)?]);
         }
-        // Properties are counted as far as that matters: whether there is one, and up to the
-        // limits.
+        // Count properties only as far as necessary: whether there is one, and up to the limits.
         let limit = object.most.map_or(object.least, |most| most.max(object.least)).max(1);
         let top = limit.min(fields.len() + 1);
         if top.saturating_mul(fields.len()) > MOST_SYMBOLS {
@@ -303,7 +302,8 @@ impl<'g> Writer<'g> {
         Ok(Some(right))
     }
 
-    /// Properties whose names aren't listed, after `count` others: at least so many, and at most.
+    /// At least `least` and at most `most` properties whose names aren't listed, after `count`
+    /// others.
     fn free(
         &mut self,
         pairs: &[Vec<SymIdx>],
@@ -312,7 +312,7 @@ impl<'g> Writer<'g> {
         most: Option<usize>,
     ) -> Written<Option<Vec<SymIdx>>> {
         let Some(most) = most else { return Ok(None) };
-        // Two might have one name: no more than one can be promised.
+        // Two of them might have the same name, so at most one can be guaranteed.
         if least > 1 || least > most || (least > 0 && pairs.is_empty()) {
             return Ok(None);
         }
@@ -331,7 +331,7 @@ impl<'g> Writer<'g> {
         Ok(Some(if least > 0 { several } else { vec![self.any_of(vec![vec![], several])?] }))
     }
 
-    /// So many of a symbol, one after the other.
+    /// A sequence of `least` to `most` repetitions of a symbol.
     fn repeat(&mut self, symbol: SymIdx, least: usize, most: Option<usize>) -> Written<Vec<SymIdx>> {
         let mut all = Vec::new();
         if least > 0 {
@@ -365,7 +365,7 @@ impl<'g> Writer<'g> {
         Ok(all)
     }
 
-    /// Up to so many, each number in one way: groups of eight, and the rest.
+    /// Up to `count` repetitions, each number in only one way: groups of eight, and the rest.
     fn at_most(&mut self, symbol: SymIdx, count: usize) -> Written<SymIdx> {
         const GROUP: usize = 8;
         if let Some(&known) = self.repeated.get(&(symbol, count, false)) {

@@ -1,47 +1,47 @@
-//! A schema taken apart: every value that validates, as a graph of what may stand where. Nothing of
-//! JSON Schema is left in it but the limits of arrays and objects.
+//! A schema as a graph: every value that validates, described by what may stand where. All that
+//! remains of JSON Schema are the limits of arrays and objects.
 
 use llguidance::derivre::RegexAst;
 
 use super::lexeme::Lexeme;
 
-/// Index of a [`Node`]; the first is the whole answer.
+/// Index of a [`Node`].
 pub type NodeId = usize;
 
-/// The whole.
+/// The node of the whole answer.
 pub const ROOT: NodeId = 0;
 
-/// What may stand at one place of an answer.
+/// The values that may stand at one place of an answer.
 #[derive(Default)]
 pub struct Node {
-    /// Where in the schema that is said, for messages.
+    /// Path in the schema, for messages.
     pub path: String,
-    /// Any of these.
+    /// Alternatives.
     pub forms: Vec<Form>,
 }
 
 pub enum Form {
-    /// A value without parts, or a part of one.
+    /// A scalar value.
     Text(Lexeme),
     Array(Array),
     Object(Object),
-    /// What may stand there.
+    /// Any value of this node.
     Node(NodeId),
 }
 
 pub struct Array {
     /// The first items.
     pub first: Vec<NodeId>,
-    /// All others.
+    /// All other items.
     pub rest: NodeId,
     pub least: usize,
     pub most: Option<usize>,
 }
 
 pub struct Object {
-    /// Properties in the order in which they are written.
+    /// Properties, in the order in which they are written.
     pub named: Vec<Named>,
-    /// Those whose names are not listed come at the end.
+    /// Properties whose names are not listed. They are written last.
     pub free: Vec<Free>,
     pub least: usize,
     pub most: Option<usize>,
@@ -53,27 +53,27 @@ pub struct Named {
     pub required: bool,
 }
 
-/// Properties with names of one kind; no name is of two.
+/// Properties whose names have one form. The forms don't overlap.
 pub struct Free {
     pub key: RegexAst,
-    /// A short name, as it is written.
+    /// A short name, as JSON writes it.
     pub sample: String,
     pub node: NodeId,
 }
 
-/// The graph of a schema, with what is known of the way to the end of each node.
+/// The graph of a schema, with the shortest end of each node.
 pub struct Graph {
     pub nodes: Vec<Node>,
-    /// `None`: no value can stand there, or none that is short enough to be written.
+    /// `None` if no value can stand there, or only values that are too long to be written.
     pub ends: Vec<Option<End>>,
 }
 
-/// The shortest values.
+/// The shortest values of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End {
-    /// Fewest bytes.
+    /// Minimum number of bytes.
     pub bytes: usize,
-    /// Fewest levels of brackets.
+    /// Minimum levels of brackets.
     pub levels: usize,
 }
 

@@ -1,4 +1,5 @@
-//! Keywords of one schema: their values judged, and what they say of each type.
+//! Reads the keywords of one schema: checks their values, and collects what they say about each
+//! type.
 
 use serde_json::{Map, Number, Value};
 
@@ -8,7 +9,7 @@ use super::number::{Limit, Numbers};
 use super::text::Texts;
 use crate::json_schema::{Fault, Place};
 
-/// Types, as bits.
+/// Types as bits.
 pub mod kind {
     pub const NULL: u8 = 1;
     pub const BOOLEAN: u8 = 2;
@@ -19,10 +20,10 @@ pub mod kind {
     pub const ALL: u8 = 63;
 }
 
-/// Whether nothing follows from a keyword with this value.
+/// Whether a keyword with this value has no effect.
 type IsIdle = fn(&Value) -> bool;
 
-/// What can't be held to, whatever its value is, unless nothing follows from it.
+/// Keywords that can't be enforced. They are refused, unless their value has no effect.
 const REFUSED: [(&str, IsIdle); 10] = [
     ("$dynamicRef", |_| false),
     ("$recursiveRef", |_| false),
@@ -37,13 +38,13 @@ const REFUSED: [(&str, IsIdle); 10] = [
 ];
 
 impl<'a> Reader<'a> {
-    /// A value that a keyword can't have.
+    /// The fault of a keyword with an invalid value.
     pub fn wrong(&self, place: Place, keyword: &str, found: &Value, expected: &str) -> Fault {
         let found: String = found.to_string().chars().take(60).collect();
         Fault::new(self.document.path_to(place, &[keyword]), format!("found {found}, expected {expected}"))
     }
 
-    /// Refuses keywords that can't be held to.
+    /// Refuses keywords that can't be enforced.
     pub fn check(&self, place: Place, keywords: &Map<String, Value>) -> Result<(), Fault> {
         for (keyword, is_idle) in REFUSED {
             let idle_if = keyword == "if" && !keywords.contains_key("then") && !keywords.contains_key("else");
@@ -55,7 +56,8 @@ impl<'a> Reader<'a> {
         self.wants_distinct(place, keywords).map(drop)
     }
 
-    /// Whether the items of an array have to differ. Grammars can't say so: the answer is watched.
+    /// Whether the items of an array have to differ. A grammar can't express that, so the answer is
+    /// watched.
     pub fn wants_distinct(&self, place: Place, keywords: &Map<String, Value>) -> Result<bool, Fault> {
         match keywords.get("uniqueItems") {
             None => Ok(false),
@@ -90,7 +92,7 @@ impl<'a> Reader<'a> {
         Ok((kinds, integer && !number))
     }
 
-    /// Adds what a schema says of numbers.
+    /// Adds what a schema says about numbers.
     pub fn limit_numbers(
         &self,
         place: Place,
@@ -130,7 +132,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Adds what a schema says of strings.
+    /// Adds what a schema says about strings.
     pub fn limit_texts(
         &self,
         place: Place,
@@ -161,7 +163,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number of characters, items or properties.
+    /// A keyword's number of characters, items or properties.
     pub fn count(
         &self,
         place: Place,
@@ -188,13 +190,14 @@ impl<'a> Reader<'a> {
     /// The names that a schema requires.
     pub fn required(&self, place: Place, keywords: &'a Map<String, Value>) -> Result<Vec<&'a str>, Fault> {
         let Some(value) = keywords.get("required") else { return Ok(Vec::new()) };
-        // Draft 3, and many by mistake, have a boolean in the property; that says nothing here.
+        // Draft 3 (and many schemas by mistake) have a boolean in the property, which has no effect
+        // here.
         let names =
             value.as_array().and_then(|names| names.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
         names.ok_or_else(|| self.wrong(place, "required", value, "a list of names"))
     }
 
-    /// The entries of a keyword that has schemas by names.
+    /// The schemas of a keyword that maps names to schemas.
     pub fn entries(
         &mut self,
         place: Place,
@@ -213,7 +216,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The schema that a keyword holds.
+    /// The schema of a keyword.
     pub fn schema(
         &mut self,
         place: Place,
@@ -223,13 +226,13 @@ impl<'a> Reader<'a> {
         keywords.get(keyword).map(|value| self.document.within(place, &[keyword], value)).transpose()
     }
 
-    /// The first items of an array one by one, and all others.
+    /// The schemas of the first items of an array, and of all others.
     pub fn items(
         &mut self,
         place: Place,
         keywords: &'a Map<String, Value>,
     ) -> Result<(Vec<Place>, Option<Place>), Fault> {
-        // Until 2019-09 a list in `items` was what `prefixItems` is now.
+        // Before 2020-12, a list in `items` had the meaning of `prefixItems`.
         if keywords.get("items").is_some_and(Value::is_array) {
             let first = self.branches(place, keywords, "items")?.unwrap_or_default();
             return Ok((first, self.schema(place, keywords, "additionalItems")?));

@@ -1,49 +1,49 @@
-//! What one lexeme of an answer may be: a regular expression of which something is known to match.
+//! Lexemes of an answer: regular expressions for which a matching text is known.
 
 use std::collections::{HashMap, VecDeque};
 
 use llguidance::derivre::{Regex, RegexAst, RegexBuilder, StateID};
 
-/// Longest value that a place may force, in bytes: a longer one could not be closed when tokens run
-/// out.
+/// Maximum bytes of a value that a schema may force. A longer one could not be closed when tokens
+/// run out.
 pub const LONGEST: usize = 32_000;
-/// Steps of the search whether anything matches an expression.
+/// Maximum steps to decide whether anything matches an expression.
 const FUEL: u64 = 300_000;
-/// States in which a shortest match is looked for.
+/// Maximum states that are searched for a shortest match.
 const STATES: usize = 20_000;
 
 /// A terminal of the grammar.
 #[derive(Clone)]
 pub struct Lexeme {
     pub ast: RegexAst,
-    /// Bytes that it takes at most to end it, wherever it stands; `None` if that isn't known.
+    /// Maximum bytes to end the lexeme from any point inside; `None` if unknown.
     pub closing: Option<usize>,
     /// A short text that matches.
     pub sample: String,
-    /// Fewest bytes that match.
+    /// Minimum bytes of a match.
     pub bytes: usize,
 }
 
 impl Lexeme {
-    /// This text.
+    /// A lexeme that matches only this text.
     pub fn literal(text: String) -> Self {
         Self::known(RegexAst::Literal(text.clone()), Some(text.len()), text)
     }
 
-    /// With a text that is known to match.
+    /// A lexeme with a text that is known to match.
     pub fn known(ast: RegexAst, closing: Option<usize>, sample: String) -> Self {
         Self { ast, closing, bytes: sample.len(), sample }
     }
 
-    /// Too long to be written: it takes at least so many bytes.
+    /// A lexeme that is too long to be written: it takes at least this many bytes.
     pub fn endless(bytes: usize) -> Self {
         Self { ast: RegexAst::NoMatch, closing: None, sample: String::new(), bytes }
     }
 
-    /// Whatever matches; `None` if nothing does.
+    /// A lexeme for an expression; `None` if nothing matches it.
     ///
     /// # Errors
-    /// That can't be told, or the expression can't be compiled.
+    /// The expression can't be compiled, or it is too complex to decide whether anything matches.
     pub fn checked(ast: RegexAst, closing: Option<usize>) -> Result<Option<Self>, String> {
         let Some(mut regex) = compiled(&ast)? else { return Ok(None) };
         let sample = shortest(&mut regex)
@@ -52,7 +52,7 @@ impl Lexeme {
     }
 }
 
-/// The expression, ready to match; `None` if nothing can.
+/// The compiled expression; `None` if nothing matches it.
 pub fn compiled(ast: &RegexAst) -> Result<Option<Regex>, String> {
     let mut builder = RegexBuilder::new();
     let expression = builder.mk(ast).map_err(|error| one_line(&error.to_string()))?;
@@ -61,12 +61,13 @@ pub fn compiled(ast: &RegexAst) -> Result<Option<Regex>, String> {
     Ok((!regex.always_empty()).then_some(regex))
 }
 
-/// regex-syntax draws its messages over several lines.
+/// regex-syntax formats its messages over several lines.
 fn one_line(message: &str) -> String {
     message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// A shortest text that matches: breadth first, characters that read well first.
+/// A shortest text that matches, by breadth-first search. Characters that read well are tried
+/// first.
 fn shortest(regex: &mut Regex) -> Option<String> {
     let mut from: HashMap<StateID, (StateID, u8)> = HashMap::new();
     let first = regex.initial_state();

@@ -1,4 +1,4 @@
-//! Values that a schema gives itself (`const`, `enum`), judged by everything else that it says.
+//! Values that a schema lists itself (`const`, `enum`), checked against all its other keywords.
 
 use std::collections::HashSet;
 
@@ -60,7 +60,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// This value and no other. Texts are written as they are, all their characters kept.
+    /// A form that admits only this value. Strings keep all their characters.
     pub fn form_of_value(&mut self, value: &Value) -> Form {
         match value {
             Value::Array(items) => {
@@ -81,12 +81,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a value validates.
+    /// Whether a value validates against the schema at a place.
     pub fn fits(&mut self, place: Place, value: &Value) -> Result<bool, Fault> {
         self.judge(place, value, true)
     }
 
-    /// The same, perhaps without looking at what the schema itself lists.
+    /// Like [`Reader::fits`], but without `with_listed`, `const` and `enum` are ignored.
     fn judge(&mut self, place: Place, value: &Value, with_listed: bool) -> Result<bool, Fault> {
         let asked = (place, std::ptr::from_ref(value));
         if self.asked.contains(&asked) {
@@ -200,7 +200,7 @@ impl<'a> Reader<'a> {
         Ok(true)
     }
 
-    /// Whether a text holds a match of a pattern.
+    /// Whether a text contains a match of a pattern.
     pub fn matches(&mut self, place: Place, pattern: &str, found: &str) -> Result<bool, Fault> {
         if !self.patterns.contains_key(pattern) {
             let regex = compiled(&search(pattern)).map_err(|message| {
@@ -213,13 +213,13 @@ impl<'a> Reader<'a> {
         Ok(regex.is_some_and(|regex| regex.is_match(found)))
     }
 
-    /// What a text is written as.
+    /// A text as JSON writes it.
     pub fn written(found: &str) -> llguidance::derivre::RegexAst {
         text(Value::from(found).to_string())
     }
 }
 
-/// Equality as JSON Schema has it: numbers by value.
+/// Equality as JSON Schema defines it, with numbers compared by value.
 fn same(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Number(one), Value::Number(other)) => {

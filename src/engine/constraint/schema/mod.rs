@@ -1,7 +1,7 @@
-//! JSON Schema for the parser: a schema is read into a graph of what may stand where ([`Reader`]),
-//! what leads nowhere is cut off ([`reach`]), and the rest becomes a grammar ([`grammar`]). So
-//! whatever may be begun can be ended, and what can't be held to is refused before the first token,
-//! with its place in the schema.
+//! Compiles JSON Schema for the parser. A schema is read into a graph of what may stand where
+//! ([`Reader`]), nodes that can't be completed are removed ([`reach`]), and the rest becomes a
+//! grammar ([`grammar`]). Whatever an answer begins can therefore be completed, and what can't be
+//! enforced is refused before the first token, with its place in the schema.
 
 mod apart;
 mod closing_bound;
@@ -33,13 +33,13 @@ use self::number::Numbers;
 use self::text::Texts;
 use crate::json_schema::{Document, Fault, Place};
 
-/// Places of an answer that are told apart, at most.
+/// Maximum number of nodes.
 const MOST_NODES: usize = 20_000;
 
-/// The grammar of a schema.
+/// Compiles the grammar of a schema.
 ///
 /// # Errors
-/// What can't be held to, and where in the schema it stands.
+/// What can't be enforced, with its place in the schema.
 pub fn compile(schema: &Value) -> Result<Compiled, Fault> {
     grammar::compile(&read(schema)?)
 }
@@ -47,7 +47,7 @@ pub fn compile(schema: &Value) -> Result<Compiled, Fault> {
 /// A short value that validates against a schema.
 ///
 /// # Errors
-/// As [`compile`].
+/// As for [`compile`].
 pub fn instance(schema: &Value) -> Result<String, Fault> {
     Ok(read(schema)?.instance(ROOT))
 }
@@ -81,21 +81,21 @@ struct Reader<'a> {
     document: Document<'a>,
     known: HashMap<Key, NodeId>,
     nodes: Vec<Node>,
-    /// Nodes whose forms aren't known yet.
+    /// Nodes whose forms aren't computed yet.
     todo: Vec<(NodeId, Key)>,
     patterns: HashMap<String, Option<Regex>>,
-    /// Which values are being judged by which schemas.
+    /// Values that are being checked, with the schemas they are checked against.
     asked: Vec<(Place, *const Value)>,
 }
 
 /// What a node stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
-    /// What satisfies all of these.
+    /// Values that satisfy all of these schemas.
     All(Vec<Place>),
-    /// One way to satisfy some.
+    /// Values that satisfy one alternative.
     One(Alternative),
-    /// This value.
+    /// Only this value.
     Value(Value),
 }
 
@@ -116,7 +116,7 @@ impl Reader<'_> {
         node
     }
 
-    /// The node of what satisfies all of these.
+    /// The node of the values that satisfy all of these schemas.
     fn node_of(&mut self, places: Vec<Place>) -> Result<NodeId, Fault> {
         let places = self.canonical(places)?;
         Ok(self.node(Key::All(places)))
@@ -170,7 +170,7 @@ impl Reader<'_> {
         Ok(forms)
     }
 
-    /// The types that all of these allow.
+    /// The types that all of these schemas allow.
     fn kinds_of(&self, places: &[Place]) -> Result<u8, Fault> {
         places.iter().try_fold(kind::ALL, |kinds, &place| {
             Ok(kinds
@@ -200,7 +200,7 @@ impl Reader<'_> {
         Ok(texts)
     }
 
-    /// The first of these keywords that is there.
+    /// Path of the first of these keywords that is present.
     fn saying(&self, places: &[Place], keywords: &[&str]) -> String {
         let says = |place: &&Place, keyword: &str| {
             self.document.keywords(**place).is_some_and(|keys| keys.contains_key(keyword))

@@ -1,6 +1,6 @@
-//! Numbers within limits. Every whole number of 64 bits, signed or not, and every double can be
-//! written; what no reader could hold (`1e999`, endless digits) can't. A value within limits stays
-//! within them when it is read as a double.
+//! Numbers within limits. All 64-bit integers, signed or not, and all doubles can be written.
+//! Numbers that no reader could represent (`1e999`, endless digits) can't. A value within limits
+//! stays within them when it is read as a double.
 
 use llguidance::derivre::RegexAst;
 
@@ -11,22 +11,22 @@ use super::digits::{
 };
 use super::lexeme::Lexeme;
 
-/// The digits that `-`, `1.` or `1e+` lack.
+/// Maximum digits that an unfinished number (`-`, `1.` or `1e+`) lacks.
 const UNFINISHED: usize = 4;
 /// Smallest power of ten of a double.
 const LEAST_EXPONENT: i32 = -324;
-/// The factor of a multiple: llguidance computes remainders in 32 bits.
+/// Largest coefficient of a `multipleOf`, because llguidance computes remainders in 32 bits.
 const LARGEST_FACTOR: u32 = 400_000_000;
 
 /// One end of a range.
 #[derive(Debug, Clone)]
 pub struct Limit {
     pub value: Decimal,
-    /// Whether the value itself is out.
+    /// Whether the value itself is excluded.
     pub exclusive: bool,
 }
 
-/// What a schema says of a number.
+/// What a schema says about a number.
 #[derive(Debug, Clone, Default)]
 pub struct Numbers {
     low: Option<Limit>,
@@ -50,12 +50,12 @@ impl Numbers {
         }
     }
 
-    /// Of this factor, which isn't 0.
+    /// Requires multiples of this factor, which must not be 0.
     pub fn multiple_of(&mut self, factor: Decimal) {
         self.multiples.push(factor);
     }
 
-    /// Whether no number is in both.
+    /// Whether no number satisfies both.
     pub fn is_apart_from(&self, other: &Self) -> bool {
         let below = |high: &Option<Limit>, low: &Option<Limit>| match (high, low) {
             (Some(high), Some(low)) => {
@@ -66,7 +66,7 @@ impl Numbers {
         below(&self.high, &other.low) || below(&other.high, &self.low)
     }
 
-    /// Whether this number is one of them, but for whether it is whole.
+    /// Whether this number satisfies the limits and factors. Does not check whether it is whole.
     pub fn holds(&self, number: &Decimal) -> bool {
         let above = |limit: &Limit| number > &limit.value || (number == &limit.value && !limit.exclusive);
         let below = |limit: &Limit| number < &limit.value || (number == &limit.value && !limit.exclusive);
@@ -75,10 +75,10 @@ impl Numbers {
             && self.multiples.iter().all(|factor| number.is_multiple_of(factor))
     }
 
-    /// How they are written; `None` if there is none.
+    /// The lexeme of these numbers; `None` if there are none.
     ///
     /// # Errors
-    /// They can't be, in words.
+    /// The numbers can't be expressed, with the reason in words.
     pub fn lexeme(&self) -> Result<Option<Lexeme>, String> {
         let ast = if self.whole { self.integers()? } else { self.numbers() };
         let multiples = self.multiples.iter().map(multiples).collect::<Result<Vec<_>, _>>()?;
@@ -87,7 +87,7 @@ impl Numbers {
         let digits = |limit: &Option<Limit>| {
             limit.as_ref().map_or(0, |limit| limit.value.whole().len() + limit.value.fraction().len())
         };
-        // A limit can make a number go on until it has the limit's own digits.
+        // To satisfy a limit, a number may need as many digits as the limit has.
         let closing = UNFINISHED + digits(&self.low).max(digits(&self.high));
         Lexeme::checked(ast, plain.then_some(closing))
     }
@@ -106,14 +106,14 @@ impl Numbers {
         let (least, most) = (i128::from(i64::MIN), i128::from(u64::MAX));
         let low = self.low.as_ref().map(|low| limit(low, true)).transpose()?;
         let high = self.high.as_ref().map(|high| limit(high, false)).transpose()?;
-        // What has a limit out there has some room beyond it.
+        // If the other limit lies outside the 64-bit range, leave some room beyond it.
         let low_or = low.unwrap_or_else(|| least.min(high.map_or(least, |high| high.saturating_mul(10))));
         let high_or = high.unwrap_or_else(|| most.max(low.map_or(most, |low| low.saturating_mul(10))));
         Ok(integers(low_or, high_or))
     }
 
     fn numbers(&self) -> RegexAst {
-        // Readers hold these exactly.
+        // Readers represent these integers exactly.
         let (mut low, mut high) = (i128::from(i64::MIN), i128::from(u64::MAX));
         if let Some(limit) = &self.low {
             let (floor, exact) =
@@ -153,9 +153,9 @@ impl Numbers {
     }
 }
 
-/// The limit, moved so that what doesn't pass it as a decimal doesn't pass it as a double either. A
-/// limit of 0 stays, as does one of a whole number that readers hold exactly, unless numbers with a
-/// fraction are meant.
+/// Moves a limit so that a number that doesn't exceed it as a decimal doesn't exceed it as a double
+/// either. A limit of 0 is kept, and so is a whole number that readers represent exactly, unless
+/// `fractions` is set.
 fn inside(limit: &Limit, is_low: bool, fractions: bool) -> Decimal {
     let exact = (Decimal::of_whole(i128::from(i64::MIN)), Decimal::of_whole(i128::from(u64::MAX)));
     if limit.value.is_zero() || (!fractions && exact.0 <= limit.value && limit.value <= exact.1) {
@@ -183,14 +183,14 @@ fn integers(low: i128, high: i128) -> RegexAst {
     either(options)
 }
 
-/// Numbers from `low` (or above it) to `high`, neither negative; as digits, and if `exponents`,
-/// with powers of ten.
+/// Numbers from `low` (exclusive with `above`) to `high`, neither negative. Written with digits,
+/// and with `exponents` also with powers of ten.
 fn magnitudes(low: &Decimal, above: bool, high: &Decimal, exponents: bool) -> RegexAst {
     let mut options = vec![plain(low, above, high)];
     if exponents {
         options.push(scientific(low, above, high));
         if low.is_zero() && !above && high.exponent() >= 200 {
-            // As people write them: any digits before the point.
+            // The usual notation, with any number of digits before the point.
             options.push(sequence(vec![
                 regex(format!("(?:0|[1-9][0-9]{{0,{}}})", WHOLE - 1)),
                 any_fraction(),
@@ -218,7 +218,7 @@ fn plain(low: &Decimal, above: bool, high: &Decimal) -> RegexAst {
     ])
 }
 
-/// One digit, perhaps more after a point, and a power of ten.
+/// One digit, possibly more after a point, and a power of ten.
 fn scientific(low: &Decimal, above: bool, high: &Decimal) -> RegexAst {
     let mantissa = |from: &str, to: Option<&str>| {
         let fraction = |digits: &str| digits.get(1..).unwrap_or_default().to_owned();
@@ -246,7 +246,7 @@ fn scientific(low: &Decimal, above: bool, high: &Decimal) -> RegexAst {
         return RegexAst::NoMatch;
     }
     let top = high.exponent();
-    // What is read as 0 isn't above it.
+    // A number that is read as 0 is not above 0.
     let least = LEAST_EXPONENT + i32::from(above);
     let bottom = if low.is_zero() { least - 1 } else { low.exponent() };
     let mut options = Vec::new();
@@ -262,7 +262,7 @@ fn scientific(low: &Decimal, above: bool, high: &Decimal) -> RegexAst {
     either(options)
 }
 
-/// Exponents from one to another, with sign and leading zero as programs write them.
+/// Exponents from `from` to `to`, with sign and leading zero as programs write them.
 fn exponents(from: i32, to: i32) -> RegexAst {
     let padded =
         |low: i32, high: i32| sequence(vec![regex("0?"), whole(&low.to_string(), &high.to_string())]);
@@ -276,7 +276,7 @@ fn exponents(from: i32, to: i32) -> RegexAst {
     either(options)
 }
 
-/// What is a multiple of this factor, with or without sign.
+/// Multiples of this factor, with or without a sign.
 fn multiples(factor: &Decimal) -> Result<RegexAst, String> {
     let magnitude = factor.magnitude();
     let refused = || "at most 8 significant digits, and 8 after the point, are held to".to_owned();
@@ -298,7 +298,7 @@ fn multiples(factor: &Decimal) -> Result<RegexAst, String> {
         if !fits || places > 8 {
             return Err(refused());
         }
-        // A remainder of 0 may lack the zeros at its end.
+        // Zeros at the end of the fraction may be missing.
         RegexAst::MultipleOf(coefficient, places)
     };
     Ok(sequence(vec![optional(text("-")), ast]))

@@ -1,4 +1,4 @@
-//! Objects: which names may stand in them, and what may stand under each.
+//! Objects: which property names they may have, and which schemas apply to each.
 
 use std::collections::HashSet;
 
@@ -12,15 +12,16 @@ use super::lexeme::Lexeme;
 use super::text::{quoted, search};
 use crate::json_schema::{Fault, Place};
 
-/// Kinds of names that patterns tell apart, at most.
+/// Maximum number of name classes that patterns distinguish.
 const MOST_KINDS: usize = 64;
 
-/// Names that are not listed, while they are told apart.
+/// A class of names that are not listed.
 #[derive(Clone)]
 struct Names {
-    /// Patterns that they match, each with its schema and whose it is.
+    /// Patterns that the names match, each as the place of the schema that has it and the schema of
+    /// the property.
     matched: Vec<(Place, Place)>,
-    /// How they are written.
+    /// Expressions that the names must all match, as JSON writes them.
     parts: Vec<RegexAst>,
 }
 
@@ -34,7 +35,7 @@ impl Names {
 }
 
 impl Reader<'_> {
-    /// The objects that satisfy all of these; `None` if there is none.
+    /// The objects that satisfy all of these schemas; `None` if there are none.
     pub fn object(&mut self, places: &[Place]) -> Result<Option<Object>, Fault> {
         let (mut least, mut most) = (0, None::<usize>);
         let (mut names, mut seen, mut required) = (Vec::new(), HashSet::new(), HashSet::new());
@@ -87,7 +88,7 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    /// Whether all of these allow a property of this name.
+    /// Whether all of these schemas allow a property of this name.
     pub fn allows_name(&mut self, places: &[Place], name: &str) -> Result<bool, Fault> {
         for &place in places {
             let Some(keywords) = self.document.keywords(place) else { continue };
@@ -100,7 +101,7 @@ impl Reader<'_> {
         Ok(true)
     }
 
-    /// Properties whose names are not listed, by which patterns they match.
+    /// Properties whose names are not listed, classified by the patterns that they match.
     fn free(&mut self, places: &[Place], listed: &[&str]) -> Result<Vec<Free>, Fault> {
         let mut kinds = vec![Names { matched: Vec::new(), parts: vec![quoted(regex("(?s:.*)"))] }];
         if !listed.is_empty() {
@@ -117,7 +118,7 @@ impl Reader<'_> {
         for &place in places {
             let Some(keywords) = self.document.keywords(place) else { continue };
             for (pattern, schema) in self.entries(place, keywords, "patternProperties")? {
-                // What can't be compiled is told with its place.
+                // Report a pattern that can't be compiled, with its place.
                 self.matches(place, pattern, "")?;
                 let written = quoted(search(pattern));
                 let mut parted = Vec::new();
@@ -171,7 +172,7 @@ impl Reader<'_> {
         })
     }
 
-    /// How the strings are written that satisfy all of these.
+    /// The JSON notation of strings that satisfy all of these schemas.
     fn texts_of(&mut self, places: &[Place]) -> Result<RegexAst, Fault> {
         let mut options = Vec::new();
         for alternative in self.expand(places)? {

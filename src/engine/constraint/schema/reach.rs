@@ -1,7 +1,7 @@
-//! What can be ended: a node counts only if some value can stand there, short enough to be written.
-//! What leads to others alone (a reference that comes back to itself, a pattern that nothing
-//! matches, a required property that may not be there) is cut off, and if that is the whole answer,
-//! the schema is refused.
+//! Finds the nodes that can be completed: some value, short enough to be written, must be able to
+//! stand there. Nodes that only lead to others (a reference that comes back to itself, a pattern
+//! that nothing matches, a required property that can't exist) are removed. If that removes the
+//! root, the schema is refused.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -13,13 +13,13 @@ use super::lexeme::LONGEST;
 use crate::json_schema::Fault;
 
 impl Graph {
-    /// Finds the ends.
+    /// Computes the ends of all nodes.
     ///
     /// # Errors
-    /// The root has none.
+    /// The root has no end.
     pub fn new(nodes: Vec<Node>) -> Result<Self, Fault> {
         let mut graph = Self { ends: vec![None; nodes.len()], nodes };
-        // An end only gets nearer, so this comes to rest. Nodes come in the order in which they
+        // Ends only get shorter, so this terminates. Nodes are numbered in the order in which they
         // were found, outer ones first.
         loop {
             let mut moved = false;
@@ -41,9 +41,9 @@ impl Graph {
         if graph.ends(ROOT) { Ok(graph) } else { Err(graph.why()) }
     }
 
-    /// Levels of brackets that have to be opened at most to end an answer, wherever it stands.
+    /// Maximum levels of brackets that must be opened to end an answer, in any state.
     pub fn levels(&self) -> usize {
-        // Of values, that is: an alternative of one is not chosen again once it has begun.
+        // Only values count: once an alternative has begun, it is not chosen again.
         let parts = self.nodes.iter().flat_map(|node| &node.forms).flat_map(|form| match form {
             Form::Array(array) => array.first.iter().copied().chain([array.rest]).collect(),
             Form::Object(object) => {
@@ -83,7 +83,7 @@ impl Graph {
         self.end_of_all(named.chain(free).map(|(key, node)| (key + 1, node)))
     }
 
-    /// Brackets around these, each with so many bytes in front of it.
+    /// The end of brackets around these nodes, each with this many bytes before it.
     fn end_of_all(&self, parts: impl Iterator<Item = (usize, NodeId)>) -> Option<End> {
         let mut all = End { bytes: 2, levels: 1 };
         for (index, (before, node)) in parts.enumerate() {
@@ -94,9 +94,9 @@ impl Graph {
         Some(all)
     }
 
-    /// Properties of a short object: those that are required, more where there must be more, and
-    /// one whose name isn't listed if that is the only way. Two of those might have one name, so
-    /// more can't be promised.
+    /// The properties of a short object: the required ones, more if there must be more, and one
+    /// whose name isn't listed if nothing else suffices. Two unlisted properties might have the
+    /// same name, so more than one can't be guaranteed.
     fn chosen(&self, object: &Object) -> Option<(Vec<usize>, Option<usize>)> {
         let most = object.most.unwrap_or(usize::MAX);
         let required = |at: &usize| object.named[*at].required;
@@ -149,7 +149,7 @@ impl Graph {
         }
     }
 
-    /// Why nothing can stand at the root: the first obstacle on the first way.
+    /// Explains why nothing can stand at the root: the first obstacle on the first way.
     fn why(&self) -> Fault {
         let (mut node, mut seen) = (ROOT, HashSet::new());
         loop {
@@ -219,7 +219,7 @@ fn too_long(path: &str, bytes: usize) -> Fault {
     Fault::new(path, format!("the shortest value has at least {bytes} bytes; at most {LONGEST} are taken"))
 }
 
-/// Length of a name as it is written.
+/// Length of a name as JSON writes it.
 pub fn quoted(name: &str) -> usize {
     Value::from(name).to_string().len()
 }

@@ -1,4 +1,4 @@
-//! Schemas without a parser: what is refused and where, and short instances.
+//! Tests of schemas without a parser: what is refused and where, and short instances.
 
 use serde_json::{Value, json};
 
@@ -61,7 +61,7 @@ fn what_can_not_be_held_to_is_refused_with_its_place() {
         (json!({"type": "integer", "minimum": 5, "maximum": 4}), "#: no value validates"),
         (json!({"type": "string", "const": 5}), "#: no value validates"),
         (json!({"type": "string", "pattern": "^a$", "minLength": 2}), "#: no value validates"),
-        // What is needed and can't be: the innermost place.
+        // If something required is impossible, the innermost place is reported.
         (
             json!({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}),
             "#/properties/a: no value",
@@ -95,7 +95,7 @@ fn what_can_not_be_held_to_is_refused_with_its_place() {
         (json!({"type": "object", "minProperties": u64::MAX}), "#: minProperties is 18446744073709551615"),
         (json!({"type": "number", "minimum": 1e308, "maximum": -1e308}), "#: no value validates"),
         (json!({"type": "object", "minProperties": 3}), "#: minProperties is 3, but only 0 names are listed"),
-        // What leads back to itself and asks for no value on the way.
+        // Schemas that lead back to themselves without a value in between.
         (json!({"$ref": "#"}), "it leads back to #"),
         (json!({"allOf": [{"$ref": "#"}]}), "it leads back to #"),
         (
@@ -133,7 +133,7 @@ fn short_instances_validate() {
         json!({"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"}),
         json!({"type": "object", "minProperties": 1, "propertyNames": {"pattern": "^x_"}}),
         json!({"type": "object", "required": ["z"], "patternProperties": {"^z": {"type": "boolean"}}}),
-        // Told apart by what is told apart in the same way, without end.
+        // Alternatives whose distinction depends recursively on the same distinction.
         json!({"oneOf": [{"type": "null"}, {"type": "object", "properties": {"a": {"$ref": "#"}, "k": {"const": 1}}, "required": ["a", "k"]},
                          {"type": "object", "properties": {"a": {"$ref": "#"}, "k": {"const": 2}}, "required": ["a", "k"]}]}),
         json!({"oneOf": [{"properties": {"k": {"const": "a"}}, "required": ["k"]}, {"properties": {"k": {"const": "b"}}, "required": ["k"]}],

@@ -7,13 +7,14 @@ use super::digits::regex;
 use super::formats;
 use super::lexeme::{LONGEST, Lexeme, compiled};
 
-/// The end of a broken character or escape, and the quotation mark.
+/// Maximum bytes to end a string: the rest of an incomplete character or escape, and the quotation
+/// mark.
 const STRING: usize = 8;
-/// No escapes of control characters but line end, carriage return and tab: each text is written in
-/// one way, so that a name can be told from others by how it is written.
+/// Allowed escapes. Of the control characters, only line feed, carriage return and tab can be
+/// written, so that each text has one notation and names can be compared by their notation.
 const ESCAPES: &str = "nrt\\\"";
 
-/// What a schema says of a string.
+/// What a schema says about a string.
 #[derive(Debug, Clone, Default)]
 pub struct Texts {
     least: usize,
@@ -36,20 +37,20 @@ impl Texts {
         self.most = Some(self.most.map_or(characters, |most| most.min(characters)));
     }
 
-    /// That hold a match of this pattern.
+    /// Requires a match of this pattern.
     ///
     /// # Errors
-    /// It can't be compiled.
+    /// The pattern can't be compiled.
     pub fn like(&mut self, pattern: &str) -> Result<(), String> {
         compiled(&search(pattern))?;
         self.parts.push(Part::Pattern(pattern.to_owned()));
         Ok(())
     }
 
-    /// Of this format.
+    /// Requires this format.
     ///
     /// # Errors
-    /// Nothing is known of it.
+    /// The format is unknown.
     pub fn of_format(&mut self, format: &str) -> Result<(), String> {
         let expressions = formats::expressions(format).ok_or_else(|| {
             format!("the format {format:?} can't be held to; expected one of {}", formats::KNOWN.join(", "))
@@ -58,7 +59,7 @@ impl Texts {
         Ok(())
     }
 
-    /// Whether this text is one of them.
+    /// Whether this text satisfies the schema.
     pub fn holds(&self, text: &str) -> bool {
         let characters = text.chars().count();
         let matches =
@@ -68,10 +69,10 @@ impl Texts {
             && self.parts.iter().all(matches)
     }
 
-    /// How they are written; `None` if there is none.
+    /// The lexeme of these strings; `None` if there are none.
     ///
     /// # Errors
-    /// That can't be told.
+    /// It can't be decided whether there are any.
     pub fn lexeme(&self) -> Result<Option<Lexeme>, String> {
         if self.most.is_some_and(|most| most < self.least) {
             return Ok(None);
@@ -79,7 +80,7 @@ impl Texts {
         if self.least > LONGEST {
             return Ok(Some(Lexeme::endless(self.least.saturating_add(2))));
         }
-        // What no answer is long enough for is no limit.
+        // A limit that no answer reaches is no limit.
         let most = self.most.filter(|&most| most < 1_000_000_000);
         let limited = self.least > 0 || most.is_some();
         let mut parts: Vec<RegexAst> = self.parts.iter().map(Part::ast).collect();
@@ -108,12 +109,12 @@ impl Part {
     }
 }
 
-/// What holds a match of a pattern.
+/// An expression for texts that contain a match of a pattern.
 pub fn search(pattern: &str) -> RegexAst {
     RegexAst::SearchRegex(regex_to_lark(pattern, "dw"))
 }
 
-/// The texts as JSON strings.
+/// An expression for the texts as JSON strings.
 pub fn quoted(ast: RegexAst) -> RegexAst {
     RegexAst::JsonQuote(
         Box::new(ast),
