@@ -11,7 +11,6 @@ mod drafting;
 mod embedding;
 pub mod fake;
 pub mod ffi;
-mod foresight;
 mod grammar_compiler;
 pub mod guard;
 mod handle;

@@ -5,13 +5,12 @@ mod choice;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use self::choice::Turns;
-use super::constraint::{Session, Shared};
+use super::constraint::Session;
 use super::detokenizer::AnswerText;
 use super::sampling::Sampler;
 use super::vocabulary::{Token, Vocabulary};
@@ -23,7 +22,7 @@ pub struct Sequence {
     id: String,
     events: mpsc::UnboundedSender<AnswerEvent>,
     sampler: Sampler,
-    session: Option<Shared>,
+    session: Option<Session>,
     /// For answers that are closed when tokens run out: with at least this many tokens left, the
     /// answer can be closed from any state.
     bound: Option<usize>,
@@ -131,7 +130,7 @@ impl Sequence {
             id: request.id.clone(),
             events,
             sampler,
-            session: session.map(|session| Arc::new(Mutex::new(session))),
+            session,
             bound,
             text,
             left: budget,
@@ -163,8 +162,9 @@ impl Sequence {
     pub fn start(&mut self, vocabulary: &Vocabulary) -> Step {
         let (prompt_tokens, cached_tokens) = (self.usage.prompt_tokens, self.usage.cached_tokens);
         let _ = self.events.send(AnswerEvent::Started { prompt_tokens, cached_tokens });
-        let Some(session) = self.session.clone() else { return Step::Decode(Vec::new()) };
-        let added = self.dictated(&mut lock(&session));
+        let Some(mut session) = self.session.take() else { return Step::Decode(Vec::new()) };
+        let added = self.dictated(&mut session);
+        self.session = Some(session);
         self.add(added, vocabulary)
     }
 
@@ -237,14 +237,8 @@ impl Sequence {
     }
 
     /// The constraint's session, so that the caller can drop a faulty grammar from the cache.
-    pub fn session(&self) -> Option<MutexGuard<'_, Session>> {
-        self.session.as_ref().map(lock)
-    }
-
-    /// The constraint's session, for computing ahead while the model runs, and whether a closing
-    /// will be needed.
-    pub fn ahead(&self) -> Option<(&Shared, bool)> {
-        Some((self.session.as_ref()?, self.is_near(self.left)))
+    pub fn session(&self) -> Option<&Session> {
+        self.session.as_ref()
     }
 
     /// Whether the closing must be known with this many tokens left: after the next choice, the
@@ -257,8 +251,12 @@ impl Sequence {
     pub fn next(&mut self, logits: &[f32], vocabulary: &Vocabulary) -> Step {
         self.prompt_done.get_or_insert_with(Instant::now);
         self.likelihoods = self.report.filter(|_| !self.sampled).map(|top| Likelihoods::of(logits, top));
-        let added = match self.session.clone() {
-            Some(session) => self.choose_constrained(&mut lock(&session), logits, vocabulary),
+        let added = match self.session.take() {
+            Some(mut session) => {
+                let added = self.choose_constrained(&mut session, logits, vocabulary);
+                self.session = Some(session);
+                added
+            }
             None => self.choose_free(logits, vocabulary),
         };
         self.add(added, vocabulary)
@@ -432,12 +430,6 @@ impl Likelihoods {
         let logprob = (logit - self.total).clamp(-1e4, 0.0);
         TokenLikelihood { id, bytes: vocabulary.name(id).to_vec(), logprob }
     }
-}
-
-/// Locks a session. A poisoned lock is safe to use, because panics of llguidance are caught inside
-/// the session.
-fn lock(session: &Shared) -> MutexGuard<'_, Session> {
-    session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn no_token() -> EngineError {

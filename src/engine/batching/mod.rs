@@ -16,7 +16,6 @@ use self::room::{is_partial, sequences, warm_up};
 use super::constraint::Grammars;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
-use super::foresight::Foresight;
 use super::handle::{LlamaSettings, Ticket};
 use super::heartbeat::Heartbeat;
 use super::kernels::Kernels;
@@ -42,7 +41,6 @@ const TURN: Duration = Duration::from_millis(50);
 pub struct Lanes<'a> {
     context: Context<'a>,
     tuner: ThreadTuner,
-    foresight: Foresight,
     batch: Batch,
     sequences: Vec<Lane<'a>>,
     /// Number of requests that run at the same time.
@@ -147,7 +145,6 @@ impl<'a> Lanes<'a> {
         Ok(Self {
             context: made,
             tuner: ThreadTuner::new(threads, Instant::now()),
-            foresight: Foresight::start(threads),
             batch: Batch::default(),
             sequences: (0..sequences).map(|_| Lane::default()).collect(),
             lanes: lanes as usize,
@@ -402,9 +399,6 @@ impl<'a> Lanes<'a> {
         heartbeat: &Heartbeat<'_>,
     ) {
         let (ready, prompt) = self.fill(slices, drafts);
-        let sequences = &self.sequences;
-        self.foresight
-            .look(ready.iter().filter_map(|&(lane, ..)| sequences[lane].running.as_ref()?.run.ahead()));
         let price = self.cost.batch(self.batch.len());
         self.totals.threads = self.tuner.lead(&mut self.context, price);
         let began = Instant::now();
@@ -597,7 +591,7 @@ impl<'a> Lanes<'a> {
                 && let Some(session) = run.session()
                 && let Some(grammars) = grammars
             {
-                grammars.forget(&session);
+                grammars.forget(session);
             }
             drop(ticket);
             heartbeat.runs(self.running() as u32, self.totals());

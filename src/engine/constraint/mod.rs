@@ -20,7 +20,7 @@ pub use self::grammars::{Grammars, Shape};
 use self::json_cursor::Scanner;
 pub use self::repeats::Repeat;
 use self::repeats::{Shapes, Watch};
-pub use self::session::{Session, Shared};
+pub use self::session::Session;
 pub use self::size::STACK;
 use super::vocabulary::fewest_tokens;
 

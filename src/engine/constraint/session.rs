@@ -1,7 +1,7 @@
 //! The state of the constraint of one answer.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use llguidance::TokenParser;
 use toktrie::{Recognizer, SimpleVob};
@@ -12,9 +12,6 @@ use super::repeats::{Loops, Mark, Repeat, Rules, Shapes, Watch};
 use super::token_budget::{Due, Shares};
 use super::{close, guarded};
 use crate::engine::{CloseReason, EngineError, Guard};
-
-/// A session that is shared with the thread that computes masks ahead.
-pub type Shared = Arc<Mutex<Session>>;
 
 /// The constraint of one answer.
 pub struct Session {
@@ -40,8 +37,6 @@ pub struct Session {
     closes: bool,
     /// A closing from the current state, if it was computed.
     closing: Option<Vec<u32>>,
-    /// The mask of the next token, if it was computed ahead.
-    foreseen: Option<SimpleVob>,
 }
 
 impl fmt::Debug for Session {
@@ -71,31 +66,11 @@ impl Session {
             levels,
             closes: closing.is_some(),
             closing,
-            foreseen: None,
         }
     }
 
     pub(super) fn key(&self) -> Key {
         self.key
-    }
-
-    #[cfg(test)]
-    pub fn is_foreseen(&self) -> bool {
-        self.foreseen.is_some()
-    }
-
-    /// Computes the next mask ahead and, with `closing`, a closing. An error here is dropped,
-    /// because it occurs again when the result is requested.
-    pub fn foresee(&mut self, closing: bool) {
-        if self.parser.stopped() {
-            return;
-        }
-        if self.foreseen.is_none() {
-            self.foreseen = self.ask(TokenParser::compute_mask).ok();
-        }
-        if closing {
-            let _ = self.closing();
-        }
     }
 
     /// Sets the maximum number of tokens of the answer.
@@ -266,7 +241,7 @@ impl Session {
                 .map_err(EngineError::Schema)?;
             self.parser = own;
         }
-        (self.closing, self.foreseen) = (None, None);
+        self.closing = None;
         self.steered.clear();
         self.cut = self.cut.filter(|&cut| cut < to);
         (self.scanner, self.shares) = (Scanner::START, Shares::new(self.budget));
@@ -423,10 +398,7 @@ impl Session {
     /// # Errors
     /// llguidance fails.
     pub fn mask(&mut self) -> Result<SimpleVob, EngineError> {
-        match self.foreseen.take() {
-            Some(mask) => Ok(mask),
-            None => self.ask(TokenParser::compute_mask),
-        }
+        self.ask(TokenParser::compute_mask)
     }
 
     /// Accepts a token that the mask admits.
@@ -437,7 +409,7 @@ impl Session {
         self.ask(|parser| parser.consume_token(token))?;
         self.taken.push(token);
         self.follow(self.taken.len() - 1);
-        (self.closing, self.foreseen) = (None, None);
+        self.closing = None;
         Ok(())
     }
 
