@@ -81,7 +81,7 @@ fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &P
     let folder = beside.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut file =
         tempfile::tempfile_in(folder.unwrap_or(Path::new("."))).or_else(|_| tempfile::tempfile())?;
-    // The size that the archive claims is not the size that it has.
+    // The size that the archive claims is not trusted, so the copy itself is limited.
     let unpacked = io::copy(&mut entry.take(limit.saturating_add(1)), &mut file);
     let broken = |error: io::Error| {
         if is_trouble(&error) { Defect::Io(error) } else { Defect::Zip { message: error.to_string() } }

@@ -58,7 +58,7 @@ pub struct Spoke {
     pub adapter: Adapter,
     /// Architecture of the post (llama.cpp's name), if recorded.
     pub architecture: Option<String>,
-    /// Blocks of the post that it changes, from 0.
+    /// Blocks of the post that the spoke changes, from 0.
     pub layers: BTreeSet<u32>,
     /// Bytes of the file, or of the files of a folder.
     pub file_bytes: u64,

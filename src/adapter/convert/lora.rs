@@ -19,7 +19,7 @@ use crate::model::gguf_file::values::{Half, Order, needs_order};
 use crate::model::safetensors_file::{self, NewTensor};
 
 /// Writes llama.cpp's LoRA file from a PEFT adapter, always as F32. With BF16 matrices llama.cpp
-/// would round the activations to eight bits of mantissa, which moves logits by half a percent.
+/// would round the activations to eight significant bits, which moves logits by half a percent.
 pub(super) fn to_gguf(
     container: &Container,
     config: &Json,
