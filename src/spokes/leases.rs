@@ -30,8 +30,8 @@ pub struct Leases {
     bell: Arc<Bell>,
 }
 
-/// Rung when the last lease of a spoke ends and an instance or request waits for memory. Most ends
-/// of requests don't ring it.
+/// Rung when the last lease of a spoke ends, if the spoke is retired or a load waits for memory.
+/// Most ends of requests don't ring it.
 #[derive(Debug, Default)]
 pub struct Bell {
     wanted: AtomicBool,

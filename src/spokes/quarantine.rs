@@ -4,7 +4,6 @@
 //! refused before it was copied has only the reason there, and the hash is that of the entry's
 //! name. The dropped file itself stays in the watched folder. The oldest folders are removed when
 //! all together exceed the limit.
-//! it was dropped. The oldest go when all together take more than they may.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -30,7 +29,7 @@ const REASON: &str = "reason.json";
 pub struct Refused<'a> {
     /// Name of the spoke.
     pub name: &'a str,
-    /// Entry of the folder that it came by.
+    /// Entry of the folder that it came from.
     pub entry: Option<&'a str>,
     /// Its content, once it is known.
     pub generation: Option<Generation>,

@@ -139,7 +139,7 @@ fn stage(line: &str) -> Option<Stage> {
     serde_json::from_str(line).ok().map(|Line { stage }| stage)
 }
 
-/// Why a signal says nothing of the file, if so: no instruction of the process itself raises it.
+/// Why a signal says nothing about the file, if no instruction of the process itself raises it.
 fn from_outside(signal: i32) -> Option<&'static str> {
     match signal {
         libc::SIGKILL => Some("as the system does where memory is short"),

@@ -51,7 +51,7 @@ pub enum Write {
     Examined(Examined),
     /// A name has this serving generation now, or none.
     Current {
-        /// The name's number.
+        /// The name's id.
         id: i64,
         /// The name.
         name: String,
@@ -77,9 +77,9 @@ pub enum Write {
     File {
         /// The entry.
         entry: String,
-        /// Its spoke's name.
+        /// Name of its spoke.
         name: String,
-        /// What it looked like.
+        /// Its fingerprint.
         print: Fingerprint,
         /// Its content, if it could be read.
         generation: Option<Generation>,
