@@ -1,4 +1,4 @@
-//! Request bodies: content type, length, JSON, and fields, each wrong in its own way.
+//! Request bodies: checks content type, length, JSON and fields, each with its own error.
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::exact::put_right;
 use super::observe::RequestContext;
 
-/// A request body that is JSON; not yet looked at.
+/// A request body that is JSON, with its fields not yet checked.
 #[derive(Debug)]
 pub(super) struct JsonBody(pub(super) Value);
 
@@ -20,14 +20,15 @@ impl FromRequest<App> for JsonBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        // A body of another type is refused even if it is JSON: a web page may send text/plain anywhere unasked.
+        // Other content types are refused even if the body is JSON, because a web page may send
+        // text/plain to any address without permission.
         let content_type = request.headers().get(header::CONTENT_TYPE);
         let content_type = content_type.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         if !content_type.as_deref().is_some_and(is_json) {
             return Err(ApiError::ContentType(content_type.unwrap_or_else(|| "none".to_owned())));
         }
         let limit = app.body_limit();
-        // The router's DefaultBodyLimit is this same limit.
+        // The router's `DefaultBodyLimit` has the same value.
         let bytes = tokio::time::timeout(app.slow_sender(), Bytes::from_request(request, app));
         let bytes = bytes.await.map_err(|_| ApiError::SlowBody(app.slow_sender()))?;
         let bytes = bytes.map_err(|rejection| match rejection {
@@ -56,8 +57,8 @@ fn is_json(content_type: &str) -> bool {
 }
 
 impl JsonBody {
-    /// The fields that `T` knows; a wrong one is named by its path. A body can be read as several types: each takes its
-    /// own fields.
+    /// Reads the fields that `T` knows. The error names a wrong field by its path. A body can be
+    /// read as several types, each of which takes its own fields.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         if !self.0.is_object() {
             return Err(ApiError::field("body", format!("found {}, expected an object", kind(&self.0))));
@@ -65,7 +66,7 @@ impl JsonBody {
         serde_path_to_error::deserialize(&self.0).map_err(|error| {
             let path = error.path().to_string();
             let path = if path == "." { String::new() } else { path };
-            // serde blames the object that a field is missing from; the field itself is what a person looks for.
+            // serde reports the object that lacks the field, but people look for the field itself.
             let message = error.into_inner().to_string();
             if let Some(name) =
                 message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'))
@@ -79,7 +80,7 @@ impl JsonBody {
     }
 }
 
-/// serde's message with the names of JSON instead of Rust's types.
+/// serde's message with JSON's type names instead of Rust's.
 fn in_words(message: &str) -> String {
     let message = message.replace("a sequence", "an array");
     let Some((found, expected)) = message.rsplit_once(", expected ") else { return message };
@@ -92,13 +93,13 @@ fn in_words(message: &str) -> String {
     format!("{found}, expected {expected}")
 }
 
-/// The value for a message: cut, if it is long.
+/// The value for a message, truncated if long.
 pub(super) fn short(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 40 { text } else { text.chars().take(39).chain(['…']).collect() }
 }
 
-/// What a value is, in words.
+/// The type of a value, in words.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

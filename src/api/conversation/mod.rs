@@ -1,4 +1,4 @@
-//! A conversation: messages, the tools that may be called, and how a template makes a prompt of them.
+//! A conversation: its messages and tools, and the prompt that a template renders from them.
 
 pub(super) mod calls;
 mod members;
@@ -20,14 +20,14 @@ use crate::engine::{Constraint, Prompt, Segment};
 use crate::native::local_time;
 use crate::text::template::{ChatTemplate, OPEN, TemplateError, Turn};
 
-/// As written.
+/// As written in the body.
 #[derive(Debug, Deserialize)]
 struct ConversationFields {
     messages: Vec<Message>,
     reasoning_effort: Option<Effort>,
     chat_template_kwargs: Option<Map<String, Value>>,
     add_generation_prompt: Option<bool>,
-    /// vLLM's word for what an assistant's message at the end means here anyway.
+    /// vLLM's field. Here, a final assistant message is continued by default.
     continue_final_message: Option<bool>,
 }
 
@@ -43,7 +43,7 @@ enum Effort {
     Xhigh,
 }
 
-/// As meant.
+/// The validated conversation.
 #[derive(Debug)]
 pub(super) struct Conversation {
     turns: Vec<Turn>,
@@ -52,18 +52,18 @@ pub(super) struct Conversation {
     end: End,
 }
 
-/// Where a prompt ends.
+/// Where the prompt ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Where a new answer begins, or after the assistant's text, if that is the last message.
+    /// Where a new answer begins, or after the assistant's text if that is the last message.
     Usual,
-    /// After the assistant's text: there must be one.
+    /// After the assistant's text, which must exist.
     GoesOn,
     /// Where a new answer begins, whatever the last message is.
     New,
     /// Where the last message ends.
     Closed,
-    /// The request wants to go on, and a new answer.
+    /// The request asks for both, which is an error.
     Both,
 }
 
@@ -80,7 +80,7 @@ impl End {
 }
 
 impl Conversation {
-    /// Judges the part of a body that makes the prompt.
+    /// Validates the part of a body that determines the prompt.
     pub(super) fn parse(body: &JsonBody) -> Result<Self, ApiError> {
         let written: ConversationFields = body.parse()?;
         if written.messages.is_empty() {
@@ -91,13 +91,13 @@ impl Conversation {
             parameters.insert("enable_thinking".to_owned(), (effort != Effort::None).into());
             parameters.insert("reasoning_effort".to_owned(), effort.name().into());
         }
-        // What is said to the template itself is the more exact word.
+        // `chat_template_kwargs` address the template directly, so they win.
         parameters.extend(written.chat_template_kwargs.unwrap_or_default());
         let end = End::new(written.add_generation_prompt, written.continue_final_message);
         Ok(Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters, end })
     }
 
-    /// What a request can't say about where its prompt ends.
+    /// Checks that the request doesn't contradict itself about the end of the prompt.
     pub(super) fn check_end(&self) -> Result<(), ApiError> {
         let field = "continue_final_message";
         if self.end == End::Both {
@@ -117,8 +117,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// Sets whether the model thinks, and the dates that llama-server's templates ask for, if the request says nothing
-    /// about them.
+    /// Sets whether the model thinks, and the dates that llama-server's templates use, unless the
+    /// request sets them.
     pub(super) fn fill_in(&mut self, thinks: bool) {
         self.parameters.entry("enable_thinking").or_insert(thinks.into());
         for (name, format) in [("date_string", "%d %b %Y"), ("datetime", "%b %d %Y")] {
@@ -128,13 +128,13 @@ impl Conversation {
         }
     }
 
-    /// Adds to the manner of the answer what a promised call needs.
+    /// Adds the constraint that a forced call needs.
     pub(super) fn constrain(&self, manner: &mut Manner) -> Result<(), ApiError> {
         let call = match &self.tools.choice {
             Choice::None => return Ok(()),
             Choice::Auto if manner.constraint.is_none() => return Ok(()),
             Choice::Auto => match &manner.constraint {
-                // The answer is in its shape, or it is a call.
+                // The answer either matches its schema, or is a call.
                 Some(Constraint::JsonSchema(answer)) => {
                     let mut branches = vec![tools::rooted(answer.clone(), "#/anyOf/0")];
                     branches.extend(self.tools.call_schemas("#/anyOf", 1));
@@ -156,12 +156,13 @@ impl Conversation {
         Ok(())
     }
 
-    /// The prompt, up to where the answer begins: behind what the assistant has said last, if that is the last message.
+    /// The prompt up to where the answer begins; after the assistant's last text, if that is the
+    /// last message.
     pub(super) fn prompt(&self, template: &ChatTemplate) -> Result<Prompt, ApiError> {
         self.go_on(self.rendered(template)?)
     }
 
-    /// What the assistant has said last, to be gone on with.
+    /// The assistant's last text, if the answer has to continue it.
     fn continued(&self) -> Option<&str> {
         if matches!(self.end, End::New | End::Closed) {
             return None;
@@ -170,7 +171,8 @@ impl Conversation {
         Some(last.content.as_str()).filter(|said| !said.is_empty())
     }
 
-    /// Adds it to the prompt. It is part of an answer: behind opened thinking nobody could tell where that had ended.
+    /// Appends that text to the prompt. It is part of the answer, so it can't follow opened
+    /// thinking, whose end would be unknown.
     fn go_on(&self, mut prompt: Prompt) -> Result<Prompt, ApiError> {
         let Some(said) = self.continued() else { return Ok(prompt) };
         let last = self.turns.len() - 1;
@@ -206,8 +208,8 @@ impl Conversation {
         })
     }
 
-    /// The prompt for an answer that must have a shape from its first character on: thinking that the template has opened
-    /// is closed, and a promised call is opened.
+    /// The prompt for an answer that is constrained from its first character: closes thinking that
+    /// the template opened, and opens a forced call.
     pub(super) fn prompt_for(&self, template: &ChatTemplate, manner: &Manner) -> Result<Prompt, ApiError> {
         let mut prompt = self.rendered(template)?;
         if manner.constraint.is_some() && opens_thinking(&prompt) {
@@ -220,7 +222,7 @@ impl Conversation {
         Ok(prompt)
     }
 
-    /// Who finds calls in an answer; nobody, if none can be there.
+    /// The listener that finds calls in the answer; `None` if there can't be any.
     pub(super) fn listener(&self) -> Option<Listener> {
         match &self.tools.choice {
             Choice::None => None,
@@ -230,29 +232,30 @@ impl Conversation {
     }
 }
 
-/// A conversation of a training row, read as a request's is.
+/// A conversation of a training row, parsed like that of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dialogue {
     /// The messages.
     pub turns: Vec<Turn>,
-    /// The tools that are offered in it.
+    /// The tools offered in it.
     pub tools: Vec<Value>,
-    /// What the template is told next to them.
+    /// Further variables for the template.
     pub parameters: Map<String, Value>,
 }
 
 impl Dialogue {
-    /// Reads `messages`, `tools`, `chat_template_kwargs` and what else makes the prompt of a request.
+    /// Reads `messages`, `tools`, `chat_template_kwargs` and the other fields that determine a
+    /// request's prompt.
     ///
     /// # Errors
-    /// What is wrong, by its field.
+    /// The field that is wrong, and why.
     pub fn parse(row: Map<String, Value>) -> Result<Self, String> {
         let read = Conversation::parse(&JsonBody(Value::Object(row))).map_err(|error| error.to_string())?;
         Ok(Self { tools: read.tools.shown().to_vec(), turns: read.turns, parameters: read.parameters })
     }
 }
 
-/// Whether the template has opened a block of thinking in the assistant's name.
+/// Whether the template has opened a thinking block for the assistant.
 pub(super) fn opens_thinking(prompt: &Prompt) -> bool {
     prompt.last().is_some_and(|last| last.markup && last.text.trim_end().ends_with("<think>"))
 }

@@ -1,4 +1,4 @@
-//! Tools: which functions may be called, whether one must be, and how that is said to a model.
+//! Tools: the functions that may be called, whether one must be, and how the model is told.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -7,7 +7,7 @@ use crate::api::body::{JsonBody, short};
 use crate::api::error::ApiError;
 use crate::json_schema::{inside, walk};
 
-/// Tools that one request may bring.
+/// Most tools in one request.
 const MOST_TOOLS: usize = 128;
 
 #[derive(Debug, Deserialize)]
@@ -40,21 +40,21 @@ struct Function {
 #[derive(Debug)]
 pub(super) struct Tools {
     functions: Vec<Function>,
-    /// As they were written, for the template; those without parameters say so.
+    /// Tools as written, for the template; functions without parameters get empty ones.
     written: Vec<Value>,
     pub(super) choice: Choice,
-    /// Whether one answer may have several calls.
+    /// Whether an answer may contain several calls.
     pub(super) parallel: bool,
 }
 
 /// Whether the answer is a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// It is not.
+    /// It is no call.
     None,
     /// The model decides.
     Auto,
-    /// It is, of one of these.
+    /// It is a call of one of these.
     Must(Vec<String>),
 }
 
@@ -100,7 +100,8 @@ impl Tools {
         if chosen == 1 { schemas.swap_remove(0) } else { json!({"anyOf": schemas}) }
     }
 
-    /// A schema per chosen function. They will stand at `place`, or at the places from `first` on of an array that is there.
+    /// One schema per chosen function. They will be at `place`, or at the indices from `first` on
+    /// if `place` is an array.
     pub(super) fn call_schemas(&self, place: &str, first: usize) -> Vec<Value> {
         self.chosen()
             .enumerate()
@@ -131,7 +132,7 @@ impl Function {
         let mut parameters = self.parameters.clone().unwrap_or_default();
         parameters.entry("type").or_insert_with(|| "object".into());
         if names_nothing(&parameters) {
-            // JSON Schema would allow anything; who names no parameter means that there is none.
+            // JSON Schema would allow anything here, but a tool that names no parameter takes none.
             parameters.insert("properties".to_owned(), json!({}));
             parameters.insert("additionalProperties".to_owned(), false.into());
         }
@@ -139,7 +140,7 @@ impl Function {
     }
 }
 
-/// Whether a schema of parameters has none and says nothing about others.
+/// Whether a schema of parameters names none and says nothing about others.
 fn names_nothing(parameters: &Map<String, Value>) -> bool {
     parameters.iter().all(|(key, value)| match key.as_str() {
         "type" => value == "object",
@@ -151,7 +152,8 @@ fn names_nothing(parameters: &Map<String, Value>) -> bool {
     })
 }
 
-/// A tool whose function says what it takes, if only that it takes nothing: templates look for that.
+/// The tool with `parameters` in its function, empty ones if there were none, because templates
+/// look for that field.
 fn with_parameters(mut tool: Value) -> Value {
     if let Some(function) = tool.get_mut("function").and_then(Value::as_object_mut)
         && function.get("parameters").is_none_or(Value::is_null)
@@ -199,8 +201,8 @@ fn wrong_choice(found: &Value) -> ApiError {
     ApiError::field("tool_choice", format!("found {}, {expected}", short(found)))
 }
 
-/// The schema as a part of a larger one, which stands at `place`: with a name of its own, so that `#` in its references still
-/// leads to itself.
+/// The schema as part of a larger one, in which it is at `place`. It gets its own `$id`, so that
+/// `#` in its references still means itself.
 pub(super) fn rooted(mut schema: Value, place: &str) -> Value {
     if place != "#"
         && let Value::Object(keywords) = &mut schema
@@ -208,7 +210,7 @@ pub(super) fn rooted(mut schema: Value, place: &str) -> Value {
     {
         let name = format!("part:{}", place.trim_start_matches('#'));
         match keywords.get("$id").and_then(Value::as_str) {
-            // A name that is an anchor alone, as in older drafts.
+            // An `$id` that is only an anchor, as in older drafts.
             Some(id) if id.starts_with('#') => {
                 keywords.insert("$id".to_owned(), format!("{name}{id}").into());
             }
@@ -221,7 +223,7 @@ pub(super) fn rooted(mut schema: Value, place: &str) -> Value {
     schema
 }
 
-/// Whether a schema refers to anything.
+/// Whether a schema contains a reference.
 fn refers(keywords: &Map<String, Value>) -> bool {
     let mut refers = keywords.contains_key("$ref");
     for (_, inner) in inside(keywords) {
