@@ -10,7 +10,8 @@ use crate::failpoints;
 
 /// A file under construction, invisible under its final name until [`Staged::commit`].
 ///
-/// Dropping it without committing removes the temporary file, so a failure leaves nothing half-written.
+/// Dropping it without committing removes the temporary file, so a failure leaves nothing
+/// half-written.
 #[derive(Debug)]
 pub struct Staged {
     temporary: NamedTempFile,

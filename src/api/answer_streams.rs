@@ -93,7 +93,7 @@ impl AnswerStreams {
 }
 
 impl Whole {
-    /// Why the answer ended, and its cost. [`Generations::collect`] returns no answer without an
+    /// Why the answer ended, and its cost. [`AnswerStreams::collect`] returns no answer without an
     /// end.
     pub(super) fn ended(&self) -> (FinishReason, Usage) {
         self.end.unwrap_or((FinishReason::Stop, Usage::default()))

@@ -63,7 +63,7 @@ pub struct Options {
 pub struct Room {
     /// Requests that are answered at the same time.
     pub lanes: u32,
-    /// Requests that may wait in addition, and as many while weights are loaded.
+    /// Requests that may wait in addition, and as many while weights load.
     pub queue: u32,
     /// Tokens of the waiting requests, if more than one waits.
     pub queue_tokens: u64,

@@ -91,7 +91,7 @@ impl Dialect {
     }
 }
 
-/// The texts of a content: of a string, or of parts that `text` reads. `parts` is the API's name
+/// The texts of a `content`: of a string, or of parts that `text` reads. `parts` is the API's name
 /// for them.
 pub(super) fn texts(
     path: &str,

@@ -91,7 +91,7 @@ pub enum ApiError {
     /// The spoke's state doesn't allow this.
     #[error("{0}")]
     SpokeConflict(String),
-    /// A content can't serve.
+    /// A generation can't serve.
     #[error("the spoke is refused ({code}): {0}{hint}", code = .0.code, hint = advice(.0))]
     SpokeRefused(Reason),
     /// All lanes are busy, and the client asked for an error in this case.

@@ -51,7 +51,7 @@ pub struct Metrics {
     spoke_requests: IntCounterVec,
     /// Spoke names that have their own label.
     spoke_names: Mutex<HashSet<String>>,
-    /// Metrics that the engine and the reconciler count. They are copied at each scrape, one at a
+    /// Metrics that the engine and the reconciler count. They are copied by one scrape at a
     /// time.
     others: Mutex<FromOthers>,
 }

@@ -46,7 +46,7 @@ fn biases(request: &Generate, model: &ModelInfo) -> Vec<Value> {
     given.chain(ends).collect()
 }
 
-/// `__verbose`: the model's request, if the client asked for it. Of several answers, the first
+/// `__verbose`: the engine's request, if the client asked for it. Of several answers, the first
 /// one's.
 pub(in crate::api) fn verbose(requests: &[Generate], manner: &Manner, model: &ModelInfo) -> Option<Value> {
     let request = requests.first().filter(|_| manner.verbose)?;

@@ -34,7 +34,8 @@ pub struct Mistake {
     pub message: String,
     /// What to write instead.
     pub hint: Option<String>,
-    /// Bytes of the file that the mistake is about, until [`Mistake::locate`] turns them into a line.
+    /// Bytes of the file that the mistake is about, until [`Mistake::locate`] turns them into a
+    /// line.
     pub(super) span: Option<Range<usize>>,
 }
 

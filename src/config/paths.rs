@@ -22,7 +22,8 @@ pub fn default_model() -> PathBuf {
     std::iter::once(here.clone()).chain(beside).find(|place| place.is_file()).unwrap_or(here)
 }
 
-/// `$STATE_DIRECTORY` (set by systemd), else `$XDG_STATE_HOME/bespoke`, else `~/.local/state/bespoke`.
+/// `$STATE_DIRECTORY` (set by systemd), else `$XDG_STATE_HOME/bespoke`, else
+/// `~/.local/state/bespoke`.
 pub(super) fn default_state() -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("STATE_DIRECTORY")

@@ -39,7 +39,7 @@ pub struct SpokeSettings {
     pub file_limit: ByteSize,
     /// Largest rank.
     pub rank_limit: u32,
-    /// Whether contents are probed in a child process before they are loaded.
+    /// Whether spokes are probed in a child process before they are loaded.
     pub probe: bool,
     /// Longest time for a probe.
     pub probe_limit: Duration,
@@ -47,23 +47,23 @@ pub struct SpokeSettings {
     pub probe_memory: Option<ByteSize>,
     /// The program to run as the probe process: this one, unless a test sets another.
     pub probe_program: PathBuf,
-    /// Disk space for refused contents.
+    /// Disk space for refused spokes.
     pub quarantine: ByteSize,
     /// Whether refused files are moved out of the folder.
     pub move_refused: bool,
-    /// What a request gets that names no model.
+    /// Spoke of requests that choose none.
     pub default: Option<String>,
-    /// What a request gets whose model has an unknown name.
+    /// Fallback for requests whose model has an unknown name.
     pub unknown_model: Otherwise,
-    /// What a request gets whose spoke was retired.
+    /// Fallback for requests whose spoke was retired.
     pub retired: Otherwise,
     /// Spokes by the schema name of their task.
     pub tasks: BTreeMap<String, String>,
-    /// What spokes must reach, by their names or by that of the task that they were trained for.
+    /// Gates by the name of the spoke, or of the task that it was trained for.
     pub gates: BTreeMap<String, GateSettings>,
 }
 
-/// What is done where a spoke isn't there.
+/// Fallback if a spoke is not available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Otherwise {
     /// The request is refused.
@@ -72,7 +72,7 @@ pub enum Otherwise {
     Post,
 }
 
-/// What a spoke must reach before it serves: means over a probe set.
+/// Gate that a spoke must pass before it serves: bounds of means over a probe set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateSettings {
     /// Rows as `bespoke eval run` reads them.

@@ -232,7 +232,7 @@ pub fn step(state: &State, event: Trigger) -> Result<(State, Option<Effect>), Im
             E::Withdrawn(reason),
         ) => (S::Retired(reason), None),
 
-        // What has served is known to be good; what is inert does no harm. Refused contents are
+        // What has served is known to be good; what is inert does no harm. Refused spokes are
         // inspected again, and so are those that were disabled before a verdict.
         (S::Retired(_) | S::Inert, E::Wanted) => (S::Gated, Some(Effect::Load)),
         (S::Quarantined(_), E::Wanted) => (S::Settled, Some(Effect::Inspect)),

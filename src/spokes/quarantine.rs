@@ -1,6 +1,6 @@
-//! Keeps refused contents with their reasons, and removes copies that are no longer needed.
+//! Keeps refused spokes with their reasons, and removes copies that are no longer needed.
 //!
-//! A refused content has its own folder, `NAME-HASH/`, with `reason.json` next to it. A file
+//! A refused spoke has its own folder, `NAME-HASH/`, which also holds `reason.json`. A file
 //! refused before it was copied has only the reason there, and the hash is that of the entry's
 //! name. The dropped file itself stays in the watched folder. The oldest folders are removed when
 //! all together exceed the limit.
@@ -19,12 +19,12 @@ use crate::atomic_file;
 
 /// Most folders. Those with only a reason take hardly any bytes, but they take inodes.
 const MOST: usize = 20_000;
-/// Hex digits of the hash in a folder's name, enough to keep two contents of one name apart.
+/// Hex digits of the hash in a folder's name, enough to keep two generations of one name apart.
 const HASH: usize = 16;
 /// Name of the file with the reason.
 const REASON: &str = "reason.json";
 
-/// A refused content.
+/// A refused spoke.
 #[derive(Debug)]
 pub struct Refused<'a> {
     /// Name of the spoke.
@@ -39,7 +39,7 @@ pub struct Refused<'a> {
     pub why: &'a Reason,
 }
 
-/// Location of a refused content.
+/// Location of a refused spoke.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     /// The folder of the content.
@@ -48,7 +48,7 @@ pub struct Kept {
     pub whole: bool,
 }
 
-/// The folder of refused contents.
+/// The folder of refused spokes.
 #[derive(Debug)]
 pub struct Quarantine {
     folder: PathBuf,
@@ -59,12 +59,12 @@ pub struct Quarantine {
 }
 
 impl Quarantine {
-    /// A quarantine whose contents may take `limit` bytes together.
+    /// A quarantine whose spokes may take `limit` bytes together.
     pub fn new(folder: PathBuf, limit: u64) -> Self {
         Self { folder, limit, there: None }
     }
 
-    /// Keeps a refused content and its reason. Of a content larger than the whole limit only the
+    /// Keeps a refused spoke and its reason. Of a spoke larger than the whole limit only the
     /// reason is kept.
     ///
     /// # Errors
@@ -151,7 +151,7 @@ pub fn sweep(staged: &Path, needed: &BTreeSet<PathBuf>) -> io::Result<()> {
     outcome
 }
 
-/// Removes unfinished folders that a crash left among refused contents.
+/// Removes unfinished folders that a crash left among refused spokes.
 ///
 /// # Errors
 /// An I/O error.

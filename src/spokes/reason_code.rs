@@ -109,7 +109,7 @@ codes! {
     Gate = "gate", Content;
     /// The gate's questions took too long.
     GateTooSlow = "gate_too_slow", Content;
-    /// The inspection panicked.
+    /// The code that examined it panicked.
     ExaminerFailed = "examiner_failed", Content;
     /// The daemon crashed with it.
     Crashed = "crashed", Content;
@@ -120,9 +120,9 @@ codes! {
     Deleted = "deleted", Content;
     /// An operator disabled its name.
     Disabled = "disabled", Content;
-    /// Another content serves under its name.
+    /// Another generation serves under its name.
     Replaced = "replaced", Content;
-    /// An operator rolled the name back to an earlier content.
+    /// An operator rolled the name back to an earlier generation.
     RolledBack = "rolled_back", Content;
     /// It was unloaded by request.
     Unloaded = "unloaded", Content;

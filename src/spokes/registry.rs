@@ -162,8 +162,7 @@ impl Registry {
         }
     }
 
-    /// State and reason of the latest life of a name that doesn't serve, which explain why the name
-    /// has no spoke.
+    /// State and reason of the name's latest life. If the name doesn't serve, they explain why.
     pub fn latest(&self, name: &str) -> Option<(State, Option<Reason>)> {
         let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
         let row = rows.values().rev().find(|row| row.name == name)?;

@@ -87,7 +87,8 @@ pub(in crate::adapter) struct Layout {
 impl Layout {
     /// Groups a file's tensors by layer and checks that each layer is complete.
     ///
-    /// `roles` has every tensor with its layer and role. Dimensions are ggml's: W_down `[d, S r]`, W_up `[S r, d]`.
+    /// `roles` has every tensor with its layer and role. Dimensions are ggml's: W_down `[d, S r]`,
+    /// W_up `[S r, d]`.
     ///
     /// # Errors
     /// No layers; a tensor that is missing, extra or of other dimensions; layers that the post does

@@ -216,8 +216,8 @@ fn patterns<T>(
     Ok(patterns)
 }
 
-/// Whether an option is in use. An object of options is in use if one of its members is: PEFT
-/// writes idle objects such as `runtime_config` into every file.
+/// Whether an option is in use. An object of options is in use if one of its members is;
+/// `runtime_config` and similar objects are idle by default.
 fn in_use(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::app::App;
 use super::error::ApiError;
 
-/// `GET /health`: 200 if completions are answered at once, 503 while weights are loaded.
+/// `GET /health`: 200 if completions are answered at once, 503 while weights load.
 pub(super) async fn health(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     app.model_now().map(|_| Json(json!({"status": "ok"})))
 }

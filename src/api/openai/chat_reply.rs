@@ -26,7 +26,7 @@ pub(super) struct ChatReply {
     timings_per_token: bool,
     /// Whether the stream reports prompt progress.
     progress: bool,
-    /// The model's request for `__verbose`, if the client asked for it.
+    /// The engine's request as shown in `__verbose`, if the client asked for it.
     verbose: Option<Value>,
     said: Said,
     choices: Vec<Choice>,

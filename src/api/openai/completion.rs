@@ -99,7 +99,7 @@ struct TextReply {
     timings_per_token: bool,
     /// Whether the stream reports prompt progress.
     progress: bool,
-    /// The model's request for `__verbose`, if the client asked for it.
+    /// The engine's request as shown in `__verbose`, if the client asked for it.
     verbose: Option<Value>,
     /// Number of answers per prompt.
     per_prompt: usize,

@@ -1,4 +1,5 @@
-//! `POST /v1/embeddings`: mean-pooled vectors of length 1, as numbers or as base64 of little-endian floats.
+//! `POST /v1/embeddings`: mean-pooled vectors of length 1, as numbers or as base64 of little-endian
+//! floats.
 
 use axum::extract::State;
 use axum::response::Json;

@@ -309,7 +309,7 @@ impl Chosen {
         let mut told = Vec::new();
         for ((name, scale), lease) in wanted.iter().zip(&leases) {
             let generation = lease.slot().generation;
-            // Two names with the same content add up.
+            // Two names with the same generation add up.
             *set.entry(generation).or_default() += scale;
             told.push(Told { name: name.clone(), generation, scale: *scale });
             app.metrics().spoke_used(name);

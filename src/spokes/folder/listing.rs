@@ -47,7 +47,7 @@ pub struct Listing {
     pub entries: BTreeMap<String, Fingerprint>,
     /// Number of entries left out because their names aren't UTF-8.
     pub unnameable: usize,
-    /// Whether there were more entries than [`MOST`].
+    /// Whether there were more entries than are listed.
     pub cut: bool,
 }
 

@@ -15,7 +15,7 @@ use super::reason_code::Code;
 /// Result of a probe: the one line of JSON that the child writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// What follows from it.
+    /// The verdict.
     pub verdict: Verdict,
     /// Whether everything computed is finite.
     pub finite: bool,

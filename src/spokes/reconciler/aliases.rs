@@ -87,7 +87,7 @@ impl Reconciler {
         writes.push(Write::Current { id: number, name: name.clone(), generation: current, given, left: 0 });
         writes.extend(dropped.into_iter().map(|dropped| Write::Unhistory(name.clone(), dropped)));
         if self.rolled_back.remove(&(name.clone(), generation)).is_some() {
-            // The name was given to this generation again on purpose.
+            // Serving the generation again lifts its rollback.
             writes.push(Write::Allowed(name.clone(), generation));
         }
         if let Some(rolled_back) = rolled_back {
@@ -101,8 +101,8 @@ impl Reconciler {
         if let Some(old) = old {
             self.happen(old, Trigger::Withdrawn(displaces));
             let life = &self.lives[&old];
-            // The life of the current file stays listed. A life of an earlier content of that file
-            // doesn't.
+            // The life of the current file stays listed. A life of an earlier generation of that
+            // file doesn't.
             if life.entry().is_none_or(|entry| self.by_entry.get(entry) != Some(&old)) {
                 self.forget(old);
             }
@@ -127,7 +127,7 @@ impl Reconciler {
         self.names_changed = true;
     }
 
-    /// Replaces a life by another of the same content. Requests notice nothing.
+    /// Replaces a life by another of the same generation. Requests notice nothing.
     pub(super) fn inherit(&mut self, id: InstanceId) {
         let name = self.lives[&id].name.clone();
         let Some(named) = self.names.get_mut(&name) else { return };
@@ -303,7 +303,7 @@ impl Reconciler {
                 if let Some(generation) = generation {
                     self.allow(name, generation);
                 }
-                // Refused contents are always inspected again. Others are, unless they are known to
+                // Refused spokes are always inspected again. Others are, unless they are known to
                 // be good with this post and program.
                 let known = generation.and_then(|generation| self.known.get(&generation)?.verdict);
                 let refused = matches!(state, State::Quarantined(_) | State::Waiting(_));
@@ -327,7 +327,7 @@ impl Reconciler {
         self.wait_for(outcome, waiter);
     }
 
-    /// Lifts the ban and the rollback that keep a content from serving under a name.
+    /// Lifts the ban and the rollback that keep a generation from serving under a name.
     fn allow(&mut self, name: &str, generation: Generation) {
         let banned = self.banned.remove(&generation).is_some();
         let rolled_back = self.rolled_back.remove(&(name.to_owned(), generation)).is_some();

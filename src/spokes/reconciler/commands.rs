@@ -113,8 +113,8 @@ impl Reconciler {
         }
     }
 
-    /// Records that the post holds a folder's model, and inspects contents again that were refused
-    /// because that was unknown.
+    /// Records that the post holds a folder's model, and inspects generations again that were
+    /// refused because that was unknown.
     fn befriend(&mut self, kinship: &Kinship) -> Result<(), SpokeError> {
         let post = match &mut self.post {
             Some(Ok(post)) => post,

@@ -47,7 +47,7 @@ impl Reconciler {
         }
     }
 
-    /// Keeps a refused content with its reason. If it served, the last good generation takes its
+    /// Keeps a refused spoke with its reason. If it served, the last good generation takes its
     /// place.
     fn quarantine(&mut self, id: InstanceId) {
         let life = &self.lives[&id];
@@ -74,7 +74,7 @@ impl Reconciler {
         }
         self.sweep_due = true;
         self.withdraw(id);
-        // A content that can't serve leaves the history. One that served before it may take its
+        // A generation that can't serve leaves the history. One that served before it may take its
         // place.
         if let Some(generation) = generation.filter(|_| !passing)
             && self.forget_generation(&name, generation)
@@ -84,8 +84,8 @@ impl Reconciler {
     }
 
     /// Removes a refused file from the folder, if the settings say so and the file hasn't changed
-    /// since. If an earlier content of the file serves, writes that content in its place, because a
-    /// name without a file serves nothing.
+    /// since. If an earlier generation of the file serves, writes that content in its place,
+    /// because a name without a file serves nothing.
     fn take_out(&self, id: InstanceId) {
         let life = &self.lives[&id];
         let Some(entry) = life.entry().filter(|_| self.settings.move_refused) else { return };

@@ -61,9 +61,9 @@ pub(super) struct Reconciler {
     /// The smallest id that a new name may get.
     pub(super) first_name: i64,
     pub(super) known: BTreeMap<Generation, Known>,
-    /// Contents that must not be loaded under any name, because they crash the process.
+    /// Generations that must not be loaded under any name, because they crash the process.
     pub(super) banned: BTreeMap<Generation, Reason>,
-    /// Contents that must not serve under the name from which they were rolled back.
+    /// Generations that must not serve under the name from which they were rolled back.
     pub(super) rolled_back: BTreeMap<(String, Generation), Reason>,
 
     pub(super) slots: HashMap<Generation, Arc<Leases>>,
@@ -310,7 +310,7 @@ impl Reconciler {
         }
     }
 
-    /// Forgets the examinations of contents that no name and no file has any more.
+    /// Forgets the examinations of generations that no name and no file has any more.
     fn forget_contents(&mut self) {
         let named = self.names.values().flat_map(|named| named.history.iter().chain(&named.current));
         let lived = self.lives.values().filter_map(|life| life.generation.as_ref());
@@ -347,7 +347,7 @@ impl Reconciler {
     }
 }
 
-/// Version of this program, and whether it probes. If probes are turned on, contents that were
+/// Version of this program, and whether it probes. If probes are turned on, generations that were
 /// never probed are examined again.
 fn version(probes: bool) -> String {
     format!("{}{}", env!("CARGO_PKG_VERSION"), if probes { "" } else { " without probes" })

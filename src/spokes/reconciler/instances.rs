@@ -46,7 +46,7 @@ pub(super) struct Instance {
     /// When its file was last seen to change; `None`: the file is older than this process, or was
     /// named in a request.
     pub(super) seen: Option<Instant>,
-    /// Counts the changes of the file, to discard results for an earlier content.
+    /// Counts the changes of the file, to discard results for an earlier generation.
     pub(super) attempt: u64,
     /// Number of consecutive postponements, the code of the last one, and the time of the next try.
     pub(super) tries: u32,
@@ -132,7 +132,7 @@ impl Instance {
     }
 }
 
-/// Reason of a life whose name another content got.
+/// Reason of a life whose name another generation got.
 pub(super) fn replaced() -> Reason {
     Reason::new("replaced", "another content serves under its name")
 }

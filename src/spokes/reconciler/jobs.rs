@@ -117,7 +117,7 @@ impl Reconciler {
     }
 
     /// Queues a task. The running task continues. Next come lives that a caller waits for or whose
-    /// name exists, in order of arrival, because of two contents for a name the later one must win.
+    /// name exists, in order of arrival, because the later of two generations for a name must win.
     pub(super) fn enqueue(&mut self, id: InstanceId, task: Task) {
         let life = &self.lives[&id];
         if task != Task::Inspect {
@@ -353,7 +353,7 @@ impl Reconciler {
         self.examined(id, verdict, finding.resident_bytes);
     }
 
-    /// Stores the verdict on a content, for this post and this program.
+    /// Stores the verdict on a generation, for this post and this program.
     fn examined(&mut self, id: InstanceId, verdict: Verdict, resident_bytes: u64) {
         let life = &self.lives[&id];
         let generation = life.generation.expect("what is examined has a content");
@@ -365,7 +365,7 @@ impl Reconciler {
     }
 }
 
-/// Source of a content's bytes.
+/// Source of a generation's bytes.
 enum From {
     Entry(PathBuf, String, Option<Fingerprint>),
     Path(PathBuf),
@@ -487,8 +487,8 @@ fn inspected(
         From::Path(path) => pin(path, staged, limits).map_err(copied)?,
         From::Entry(folder, entry, print) => {
             let pinned = pin(&folder.join(entry), staged, limits);
-            // The outcome belongs to a content that has been replaced since. If the entry can't be
-            // read, it may be unchanged.
+            // The outcome belongs to a generation that has been replaced since. If the entry can't
+            // be read, it may be unchanged.
             if folder::look(folder, entry).is_ok_and(|now| now != *print) {
                 return Err(Failed::Changed);
             }

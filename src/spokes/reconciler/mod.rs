@@ -56,11 +56,11 @@ pub struct ReconcilerSettings {
     pub memory: u64,
     /// Limits of a single spoke.
     pub limits: Limits,
-    /// How contents are probed; `None`: they aren't.
+    /// How spokes are probed; `None`: they aren't.
     pub probe: Option<ChildProbe>,
     /// Gates by the name of the spoke, or of the task that it was trained for.
     pub gates: BTreeMap<String, Gate>,
-    /// Bytes of disk for refused contents.
+    /// Bytes of disk for refused spokes.
     pub quarantine: u64,
     /// Whether refused files are removed from the folder.
     pub move_refused: bool,

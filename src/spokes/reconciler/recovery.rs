@@ -1,4 +1,4 @@
-//! Startup: restores what served and all verdicts, and bans contents that crashed the process.
+//! Startup: restores what served and all verdicts, and bans generations that crashed the process.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::spokes::life::{Effect, Reason, State, Trigger};
 use crate::spokes::quarantine;
 use crate::spokes::store::{File, StoredSpoke};
 
-/// Consecutive crashes on a content that this program has loaded before, until it is banned. The
+/// Consecutive crashes on a generation that this program has loaded before, until it is banned. The
 /// first may be a power cut.
 const STRIKES: u32 = 2;
 /// Key of the note that holds the post and program version of the verdicts.
@@ -44,7 +44,7 @@ impl Reconciler {
             tracing::warn!(%error, "what was being inspected at the last end can't be found out");
             Vec::new()
         }) {
-            // A content that this version has loaded before is not at fault.
+            // A generation that this version has loaded before is not at fault.
             if self.known.get(&generation).is_none_or(|known| !known.proven) {
                 tracing::error!(
                     generation = generation.short(),

@@ -117,7 +117,7 @@ impl Reconciler {
     }
 
     /// Loads a spoke after evicting those in `gone`. The database records the load while it lasts,
-    /// so that a content that crashes the process does so only once.
+    /// so that a generation that crashes the process does so only once.
     async fn load(&mut self, slot: &Leases, gone: &[Generation], stop: &watch::Receiver<bool>) -> Load {
         let generation = slot.generation;
         // Commit first what is known about the content: a successful load is recorded in that row.
@@ -188,9 +188,9 @@ impl Reconciler {
         }
     }
 
-    /// Whether the content is at fault for a failed load. A content that was loaded before, by this
-    /// process or by its probe, is at fault only if its copy has changed; otherwise memory or file
-    /// descriptors may be short.
+    /// Whether the content is at fault for a failed load. A generation that was loaded before, by
+    /// this process or by its probe, is at fault only if its copy has changed; otherwise memory or
+    /// file descriptors may be short.
     async fn is_to_blame(&mut self, slot: &Leases) -> bool {
         let generation = slot.generation;
         let known = self.known.get(&generation);
@@ -316,7 +316,7 @@ impl Reconciler {
             return None;
         }
         loop {
-            // Two names may have the same content.
+            // Two names may have the same generation.
             let mut slots = holding.slots.clone();
             slots.sort_by_key(|slot| slot.generation);
             slots.dedup_by_key(|slot| slot.generation);
@@ -366,7 +366,7 @@ impl Reconciler {
         }
     }
 
-    /// Refuses all lives of a content that served but can't be loaded any more.
+    /// Refuses all lives of a generation that served but can't be loaded any more.
     fn was_refused(&mut self, generation: Generation, why: &Reason) {
         let of = |life: &&super::instances::Instance| {
             life.generation == Some(generation) && life.state == State::Serving

@@ -19,7 +19,7 @@ use crate::database::{Database, DatabaseError};
 /// Most transitions in the journal.
 const JOURNAL: i64 = 100_000;
 
-/// Facts about an inspected content.
+/// Facts about an inspected generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Its kind.
@@ -53,7 +53,7 @@ impl From<&Spoke> for Facts {
     }
 }
 
-/// Verdict on a content from inspection and probe, for one post and one version of this program.
+/// Verdict on a generation from inspection and probe, for one post and one version of this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -179,7 +179,7 @@ impl Store {
         })
     }
 
-    /// Records that a content must never be loaded again, unless an operator allows it.
+    /// Records that a generation must never be loaded again, unless an operator allows it.
     ///
     /// # Errors
     /// A database error.

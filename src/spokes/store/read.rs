@@ -19,13 +19,13 @@ use crate::spokes::life::{Reason, State};
 pub struct StoredSpoke {
     /// Names that have served.
     pub names: BTreeMap<String, Name>,
-    /// Examined contents.
+    /// Examined generations.
     pub generations: BTreeMap<Generation, Known>,
     /// Last known state of the folder's entries.
     pub files: BTreeMap<String, File>,
-    /// Contents that must never be loaded.
+    /// Generations that must never be loaded.
     pub banned: BTreeMap<Generation, Reason>,
-    /// Contents that were rolled back, each with the name under which it must not serve.
+    /// Generations that were rolled back, each with the name under which it must not serve.
     pub rolled_back: BTreeMap<(String, Generation), Reason>,
 }
 
@@ -48,7 +48,7 @@ pub struct Name {
     pub history: Vec<Generation>,
 }
 
-/// An examined content.
+/// An examined generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     /// Facts from the inspection.

@@ -31,7 +31,7 @@ pub struct Transition {
     pub why: Option<Reason>,
 }
 
-/// An examined content.
+/// An examined generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Examined {
     /// Its generation.
@@ -47,7 +47,7 @@ pub struct Examined {
 pub enum Write {
     /// A line of the journal.
     Journal(Transition),
-    /// A content was examined.
+    /// A generation was examined.
     Examined(Examined),
     /// A name has this serving generation now, or none.
     Current {
@@ -88,9 +88,9 @@ pub enum Write {
     },
     /// An entry is gone, or has to be examined again.
     NoFile(String),
-    /// A content was rolled back. It must not serve under this name until an operator allows it.
+    /// A generation was rolled back. It must not serve under this name until an operator allows it.
     RolledBack(String, Generation, Reason),
-    /// A content may be loaded again, and serve under this name.
+    /// A generation may be loaded again, and serve under this name.
     Allowed(String, Generation),
     /// All data of a name is deleted.
     Forgotten(String),
@@ -196,7 +196,7 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
     Ok(())
 }
 
-/// Bans a content from being loaded.
+/// Bans a generation from being loaded.
 pub(super) fn ban(sql: &rusqlite::Connection, generation: Generation, why: &Reason) -> rusqlite::Result<()> {
     let ban = "INSERT OR REPLACE INTO spoke_banned (generation, why) VALUES (?1, ?2)";
     sql.execute(ban, (generation.to_string(), json(why))).map(drop)
