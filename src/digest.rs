@@ -22,7 +22,7 @@ impl Digest {
     /// Hashes everything that is left to read.
     ///
     /// # Errors
-    /// The reader's.
+    /// The reader's error.
     pub fn of_reader(mut reader: impl Read) -> io::Result<Self> {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 16];

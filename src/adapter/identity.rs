@@ -17,7 +17,7 @@ impl Generation {
     /// The generation of everything that is left to read.
     ///
     /// # Errors
-    /// The reader's.
+    /// The reader's error.
     pub fn of_reader(reader: impl Read) -> io::Result<Self> {
         Digest::of_reader(reader).map(Self)
     }

@@ -134,7 +134,7 @@ fn digest(file: &Gguf, key: &str) -> Result<Option<Digest>, Refusal> {
 /// Checks an adapter's own token list, if it has one, against the post.
 ///
 /// # Errors
-/// Another number of tokens.
+/// The number of tokens differs.
 pub(super) fn check_tokens(file: &Gguf, post: Option<&Post>) -> Result<(), Refusal> {
     let key = "tokenizer.ggml.tokens";
     let tokens = file.find::<&[String]>(key)?;

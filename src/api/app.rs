@@ -30,9 +30,9 @@ pub struct Options {
     pub tags: Vec<String>,
     /// Name of the model file, without its folder.
     pub model_file: String,
-    /// Whether `GET /slots` is answered.
+    /// Whether `GET /slots` is enabled.
     pub slots: bool,
-    /// Whether `GET /metrics` is answered.
+    /// Whether `GET /metrics` is enabled.
     pub metrics: bool,
     /// A chat template that replaces the model's own.
     pub chat_template: Option<String>,
@@ -54,7 +54,7 @@ pub struct Options {
     pub keys: Arc<KeyRing>,
     /// Origins whose web pages may send requests.
     pub cors_origins: Vec<String>,
-    /// Which request gets which spoke.
+    /// How requests are assigned their spokes.
     pub spokes: SpokeOptions,
 }
 
@@ -69,7 +69,7 @@ pub struct Room {
     pub queue_tokens: u64,
 }
 
-/// Which request gets which spoke.
+/// How requests are assigned their spokes.
 #[derive(Debug, Clone)]
 pub struct SpokeOptions {
     /// Spoke of requests that choose none.

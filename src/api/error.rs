@@ -41,7 +41,7 @@ pub enum ApiError {
         /// The limit.
         limit: u64,
     },
-    /// The body broke off.
+    /// The body ended early.
     #[error("the body can't be read: {0}")]
     Body(String),
     /// No route has this path.

@@ -75,9 +75,9 @@ pub struct ServerSettings {
     /// Origins whose web pages may send requests. `localhost` is this machine's at any port, `*`
     /// any origin.
     pub cors_origins: Vec<String>,
-    /// Whether `GET /slots` is answered.
+    /// Whether `GET /slots` is enabled.
     pub slots: bool,
-    /// Whether `GET /metrics` is answered.
+    /// Whether `GET /metrics` is enabled.
     pub metrics: bool,
 }
 

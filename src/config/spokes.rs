@@ -75,7 +75,7 @@ pub enum Otherwise {
 /// Gate that a spoke must pass before it serves: bounds of means over a probe set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateSettings {
-    /// Rows as `bespoke eval run` reads them.
+    /// Rows in the format of `bespoke eval run`.
     pub probes: PathBuf,
     /// Entity preservation, at least.
     pub epr: Option<f64>,
@@ -85,7 +85,7 @@ pub struct GateSettings {
     pub sc: Option<f64>,
     /// Fabrication, at most.
     pub fr: Option<f64>,
-    /// Longest that all answers may take together.
+    /// Longest time for all answers together.
     pub limit: Duration,
 }
 
@@ -93,7 +93,7 @@ pub struct GateSettings {
 const OURSELVES: &str = "/proc/self/exe";
 
 impl SpokeSettings {
-    /// Judges what was written.
+    /// Validates the raw settings.
     pub(super) fn new(written: raw::Spokes, folder: &Path, check: &mut Check) -> Self {
         let seconds = Duration::from_secs;
         let name = |check: &mut Check, key: &str, found: Spanned<String>| match check_name(found.get_ref()) {

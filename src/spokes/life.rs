@@ -2,7 +2,7 @@
 //!
 //! `Seen -> Settled -> Inspected -> Probed -> Gated -> Serving`, with `Inert` or `Quarantined` as
 //! other ends; `Retired` has served before. A failure of our own, such as a full disk, leads to
-//! `Waiting` and a retry; it is never held against the file. A life belongs to one content under
+//! `Waiting` and a retry; it is never held against the file. A life belongs to one generation under
 //! one name. A file that is written again after it came to rest starts a new life, and the old one
 //! continues until the new one serves.
 
@@ -137,7 +137,7 @@ pub enum Trigger {
     Passes,
     /// The engine has loaded it.
     Loaded,
-    /// The copy is the content that already serves under this name.
+    /// The copy is the generation that already serves under this name.
     Known,
     /// The content is at fault.
     Refused(Reason),
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn nothing_reaches_the_engine_without_inspection_probe_and_gate() {
-        // Only a gated content is loaded, and only three ways lead there: through the gate, or from
+        // Only a gated life is loaded, and only three ways lead there: through the gate, or from
         // what has served or is inert.
         let into = |to: &str| -> Vec<&str> {
             let mut from: Vec<&str> =
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(into("probed"), ["inspected"]);
         assert_eq!(into("inert"), ["inspected"]);
         assert_eq!(into("inspected"), ["settled"]);
-        // "Known" is the content that already serves.
+        // "Known" means the generation that already serves.
         assert_eq!(into("serving"), ["gated", "settled"]);
     }
 

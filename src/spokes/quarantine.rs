@@ -21,7 +21,7 @@ use crate::atomic_file;
 const MOST: usize = 20_000;
 /// Hex digits of the hash in a folder's name, enough to keep two generations of one name apart.
 const HASH: usize = 16;
-/// Name of the file with the reason.
+/// Name of the file that holds the reason.
 const REASON: &str = "reason.json";
 
 /// A refused spoke.

@@ -29,7 +29,7 @@ pub(super) enum Source {
     Given(PathBuf),
 }
 
-/// One content under one name.
+/// A life: one generation under one name.
 #[derive(Debug)]
 pub(super) struct Instance {
     pub(super) name: String,
