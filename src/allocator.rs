@@ -14,13 +14,16 @@ use std::ptr::null_mut;
 
 use tikv_jemallocator::Jemalloc;
 
-#[global_allocator]
+// Miri can't call C, and tracks allocations itself.
+#[cfg_attr(not(miri), global_allocator)]
+#[cfg_attr(miri, allow(dead_code))]
 static ALLOCATOR: Zeroing = Zeroing;
 
 /// jemalloc, except for zeroed memory. jemalloc zeroes large buffers by returning their pages and
 /// mapping new ones, which costs a page fault for every 4 KiB and an interrupt of every
 /// processor (two fifths of a training step in a virtual machine). The caller fills a zeroed buffer
 /// soon anyway, so writing the zeros here is cheaper.
+#[cfg_attr(miri, allow(dead_code))]
 struct Zeroing;
 
 // SAFETY: every call forwards its arguments to jemalloc. Zeros are written only into the block that

@@ -11,6 +11,7 @@ use super::app::App;
 use super::error::ApiError;
 use super::exact::put_right;
 use super::observe::RequestContext;
+use crate::text::fields;
 
 /// A request body that is JSON, with its fields not yet checked.
 #[derive(Debug)]
@@ -60,54 +61,7 @@ impl JsonBody {
     /// Reads the fields that `T` knows. The error names a wrong field by its path. A body can be
     /// read as several types, each of which takes its own fields.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        if !self.0.is_object() {
-            return Err(ApiError::field("body", format!("found {}, expected an object", kind(&self.0))));
-        }
-        serde_path_to_error::deserialize(&self.0).map_err(|error| {
-            let path = error.path().to_string();
-            let path = if path == "." { String::new() } else { path };
-            // serde reports the object that lacks the field, but people look for the field itself.
-            let message = error.into_inner().to_string();
-            if let Some(name) =
-                message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'))
-            {
-                let dot = if path.is_empty() { "" } else { "." };
-                return ApiError::field(format!("{path}{dot}{name}"), "is missing");
-            }
-            let field = if path.is_empty() { "body".to_owned() } else { path };
-            ApiError::field(field, in_words(&message))
-        })
-    }
-}
-
-/// serde's message with JSON's type names instead of Rust's.
-fn in_words(message: &str) -> String {
-    let message = message.replace("a sequence", "an array");
-    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message };
-    let expected = match expected {
-        "i8" | "i16" | "i32" | "i64" | "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
-        "f32" | "f64" => "a number",
-        name if name.starts_with("struct ") => "an object",
-        other => other,
-    };
-    format!("{found}, expected {expected}")
-}
-
-/// The value for a message, truncated if long.
-pub(super) fn short(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= 40 { text } else { text.chars().take(39).chain(['…']).collect() }
-}
-
-/// The type of a value, in words.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
+        Ok(fields::parse(&self.0)?)
     }
 }
 

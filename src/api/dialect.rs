@@ -4,10 +4,11 @@
 use serde_json::Value;
 
 use super::app::{App, Deadline};
-use super::body::{JsonBody, kind, short};
+use super::body::JsonBody;
 use super::error::ApiError;
 use super::openai::chat::{Asked, Started};
 use super::spokes::Choice;
+use crate::text::fields::{kind, short};
 
 /// One of these APIs.
 pub(super) struct Dialect {

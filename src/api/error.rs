@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::app::App;
 use crate::engine::EngineError;
 use crate::spokes::life::Reason;
+use crate::text::fields::FieldError;
 
 /// Why a request isn't answered.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -333,6 +334,12 @@ fn is_of_the_prompt(error: &EngineError) -> bool {
 }
 
 /// For errors that are about no particular field.
+impl From<FieldError> for ApiError {
+    fn from(FieldError { field, message }: FieldError) -> Self {
+        Self::Field { field, message }
+    }
+}
+
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         Fields::CHAT.blame(error)

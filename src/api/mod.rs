@@ -32,7 +32,6 @@ mod timings;
 mod verbose;
 
 pub use app::{App, Options, Room, SpokeOptions};
-pub use conversation::Dialogue;
 pub use error::{ApiError, Fields};
 pub use gate::questioner;
 pub use liveness::Liveness;

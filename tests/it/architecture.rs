@@ -185,7 +185,7 @@ fn a_circle_is_found() {
 fn the_picture_is_that_of_the_table() {
     let drawn = picture(&table());
     if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(PICTURE, &drawn).unwrap();
+        bespoke::atomic_file::write(Path::new(PICTURE), drawn.as_bytes()).unwrap();
     }
     let kept = std::fs::read_to_string(PICTURE).unwrap_or_default();
     assert!(kept == drawn, "{PICTURE} is not that of {TABLE}: UPDATE=1 cargo test --test it architecture");

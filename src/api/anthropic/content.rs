@@ -5,9 +5,9 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use crate::api::body::{kind, short};
 use crate::api::dialect::{self, string, unread};
 use crate::api::error::ApiError;
+use crate::text::fields::{kind, short};
 
 /// Prefix of a result that is an error, because templates have no other way to say so.
 const ERROR: &str = "Error: ";

@@ -5,9 +5,10 @@ use axum::response::Json;
 use serde_json::{Value, json};
 
 use crate::api::app::App;
-use crate::api::body::{JsonBody, short};
+use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
 use crate::api::openai::embeddings::vectors;
+use crate::text::fields::short;
 
 /// llama-server's number for the Euclidean norm: vectors of length 1.
 const EUCLIDEAN: i64 = 2;

@@ -7,11 +7,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api::app::{App, Deadline, answered};
-use crate::api::body::{JsonBody, kind};
+use crate::api::body::JsonBody;
 use crate::api::conversation::Conversation;
 use crate::api::error::{ApiError, Fields};
 use crate::api::request::prompt;
 use crate::engine::{Query, Reply, Segment};
+use crate::text::fields::kind;
 
 #[derive(Debug, Deserialize)]
 struct TokenFields {

@@ -12,8 +12,8 @@ use super::envelope::Envelope;
 use crate::api::answer_streams::AnswerStreams;
 use crate::api::app::{App, Deadline, answered};
 use crate::api::body::JsonBody;
+use crate::api::conversation::Conversation;
 use crate::api::conversation::calls::Listener;
-use crate::api::conversation::{Conversation, opens_thinking};
 use crate::api::error::{ApiError, Fields};
 use crate::api::reasoning::Splitter;
 use crate::api::request::{Endpoint, Manner};
@@ -21,6 +21,7 @@ use crate::api::spokes::{Choice, Chosen};
 use crate::api::sse;
 use crate::api::verbose::verbose;
 use crate::engine::{Constraint, Query, Reply};
+use crate::text::conversation::opens_thinking;
 
 /// Most alternatives reported per token.
 pub(super) const MOST_ALTERNATIVES: u32 = 20;

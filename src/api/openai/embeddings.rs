@@ -9,12 +9,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api::app::{App, Deadline, answered};
-use crate::api::body::{JsonBody, short};
+use crate::api::body::JsonBody;
 use crate::api::error::{ApiError, Fields};
 use crate::api::observe::RequestContext;
 use crate::api::request::prompt;
 use crate::api::spokes::{Choice, Chosen};
 use crate::engine::{Embeddings, Segment};
+use crate::text::fields::short;
 
 /// Most texts in one request.
 const MOST_INPUTS: usize = 2048;

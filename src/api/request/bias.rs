@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use crate::api::app::{App, Deadline};
-use crate::api::body::{kind, short};
 use crate::api::error::ApiError;
 use crate::engine::{ModelInfo, Query, Reply, Segment};
+use crate::text::fields::{kind, short};
 
 /// Most entries in one request, and bytes of a text in one, because each text is tokenised.
 const MOST: usize = 4_096;

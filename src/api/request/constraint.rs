@@ -3,10 +3,11 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::body::{JsonBody, kind};
+use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
 use crate::engine::{Constraint, DistinctList, Guard, Longest, Prompt};
 use crate::task::schema::{NAMES, SCHEMA_NAME, add_limits, longest_list, longest_text};
+use crate::text::fields::kind;
 
 #[derive(Debug, Deserialize)]
 struct ConstraintFields {

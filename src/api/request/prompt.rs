@@ -3,9 +3,9 @@
 
 use serde_json::{Map, Value};
 
-use crate::api::body::{kind, short};
 use crate::api::error::ApiError;
 use crate::engine::{Prompt, Segment};
+use crate::text::fields::{kind, short};
 
 const EXPECTED: &str =
     "expected a string, an array of strings, an array of token ids, or an array of such arrays";

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::Endpoint;
-use crate::api::body::short;
 use crate::api::error::ApiError;
+use crate::text::fields::short;
 
 /// Values with which a field has no effect and is accepted.
 #[derive(Debug, Clone, Copy)]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::blame;
 use crate::adapter::{Generation, Kind};
 use crate::api::app::{App, Deadline};
-use crate::api::body::{JsonBody, kind, short};
+use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
 use crate::api::observe::RequestContext;
 use crate::config::Otherwise;
@@ -21,6 +21,7 @@ use crate::spokes::leases::{Lease, Leases, Refused};
 use crate::spokes::life::State;
 use crate::spokes::reconciler::{POST, SpokeError};
 use crate::spokes::registry::Serving;
+use crate::text::fields::{kind, short};
 
 /// The header that names the spokes that answered.
 pub(in crate::api) const HEADER: &str = "x-bespoke-spokes";

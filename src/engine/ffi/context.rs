@@ -181,8 +181,7 @@ impl<'a> Context<'a> {
             (params.type_k, params.type_v) = (sys::GGML_TYPE_F32, sys::GGML_TYPE_F32);
             params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
         }
-        let layers = model.n_layer() as usize;
-        let ops = CustomOps::new(layers, count as usize, settings.kernels);
+        let ops = CustomOps::new(count as usize, settings.kernels);
         // llama.cpp's flash attention rounds keys and values to f16 however they are kept.
         if settings.kernels.attention.is_some() && !settings.exact_cache {
             params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
@@ -331,9 +330,9 @@ impl<'a> Context<'a> {
         };
         self.rows.clear();
         #[cfg(debug_assertions)]
-        super::cpu_features::may_die("llama.cpp");
-        let (tokens, sequences, logits) = (&batch.tokens, &batch.sequences, &batch.logits);
-        self.ops.begin(Rows { tokens, sequences, logits });
+        crate::engine::kernels::may_die("llama.cpp");
+        let Batch { tokens, positions, sequences, logits } = batch;
+        self.ops.begin(Rows { tokens, positions, sequences, logits });
         // SAFETY: all arrays have `count` elements and live until the call returns; llama.cpp only reads them. Tokens and
         // sequences are in range. The question lives as long, and is taken back at once.
         let code = unsafe {

@@ -1,4 +1,4 @@
-//! The only unsafe code: what llama.cpp offers and the safe binding lacks.
+//! What llama.cpp offers and the safe binding lacks.
 #![allow(unsafe_code)]
 
 mod adapter;
@@ -13,11 +13,7 @@ mod quantise;
 pub use adapter::{Adapter, AdapterError};
 pub use buffers::take_part;
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError, gives_up};
-#[cfg(target_arch = "x86_64")]
-pub use cpu_features::prefetch;
-pub use cpu_features::{
-    attend, compiled_features, llama_features, missing_features, multiply, pack, product,
-};
+pub use cpu_features::{compiled_features, llama_features, missing_features};
 pub use custom_ops::{FelixError, Use as FelixUse};
 pub use process_exit::end;
 pub use quantise::{QuantType, QuantiseError, quantise};

@@ -12,7 +12,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::Form;
-use crate::engine::ffi;
+use super::dispatch;
 use crate::simd_math::exp;
 
 #[cfg(target_arch = "x86_64")]
@@ -116,7 +116,7 @@ pub fn attend(
     partial: &mut Partial,
 ) {
     partial.clear(queries.len() / width, width);
-    ffi::attend(form, queries, width, group, view, cells, partial);
+    dispatch::attend(form, queries, width, group, view, cells, partial);
 }
 
 #[cfg(test)]

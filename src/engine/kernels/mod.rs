@@ -4,8 +4,15 @@
 //! computes is chosen when it runs. Other architectures have the portable forms, and llama.cpp's kernels for the rest.
 
 pub mod attention;
+mod dispatch;
 pub mod felix;
 pub mod product;
+
+#[cfg(debug_assertions)]
+pub use dispatch::may_die;
+#[cfg(target_arch = "x86_64")]
+pub use dispatch::prefetch;
+pub use dispatch::{attend, multiply, pack, product as multiply_rows};
 
 use crate::cpu_features::{Feature, Features, processor};
 

@@ -69,7 +69,7 @@ mod tests {
     use half::f16;
 
     use super::{BLOCK, Block, Packed, Panels, ROWS};
-    use crate::engine::ffi::product;
+    use crate::engine::kernels::dispatch::product;
     use crate::engine::kernels::{Form, numbers};
 
     /// The forms that this processor has.

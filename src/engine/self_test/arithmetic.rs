@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::engine::ffi;
+use crate::engine::kernels;
 use crate::engine::kernels::attention::{Cells, Partial, View, WIDTHS, attend};
 use crate::engine::kernels::felix::{Matrix, ROWS as PANEL};
 use crate::engine::kernels::product::{BLOCK, Block, Packed, Panels, ROWS};
@@ -81,11 +81,11 @@ fn product(form: Form, columns: usize) -> Result<(), String> {
         .collect();
     let given: Vec<f32> = numbers(14).take(columns * BLOCKS * BLOCK).collect();
     let mut packed = vec![Packed::default(); columns * BLOCKS];
-    ffi::pack(form, given.as_chunks().0, &mut packed);
+    kernels::pack(form, given.as_chunks().0, &mut packed);
     let mut found = vec![f32::NAN; columns * 3 * ROWS];
     let mut panels = Panels::default();
     let all = 3 * ROWS;
-    ffi::product(
+    kernels::multiply_rows(
         form,
         &weights,
         BLOCKS,

@@ -6,10 +6,9 @@ use serde_json::Map;
 
 use super::dialogue;
 use super::row::{Row, in_text};
-use crate::api::Dialogue;
 use crate::model::TextSide;
 use crate::model::tokenizer::{END, Message, Tokenizer, TokenizerError};
-use crate::text::{ChatTemplate, Prompt, Turn};
+use crate::text::{ChatTemplate, Dialogue, Prompt, Turn};
 
 /// One row as tokens. The model reads `ids[..n - 1]` and learns `ids[answer..]`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,7 @@
 //! Conversations with tools, calls and thinking: what of them is read, and what is learnt.
 
-use crate::api::Dialogue;
 use crate::model::tokenizer::TokenizerError;
-use crate::text::{ChatTemplate, Prompt, Segment, TemplateError};
+use crate::text::{ChatTemplate, Dialogue, Prompt, Segment, TemplateError};
 
 /// What stands before the last message of a conversation, and that message as the template writes it.
 ///

@@ -2,9 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use crate::api::Dialogue;
 use crate::model::tokenizer::Message;
-use crate::text::ChatTemplate;
+use crate::text::{ChatTemplate, Dialogue};
 
 /// What a row says, and which part of it is learnt.
 #[derive(Debug, Clone, PartialEq, Eq)]

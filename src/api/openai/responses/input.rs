@@ -5,9 +5,9 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use crate::api::body::{kind, short};
 use crate::api::dialect::{self, string, unread};
 use crate::api::error::ApiError;
+use crate::text::fields::{kind, short};
 
 /// The conversation in chat's form.
 pub(super) fn messages(input: Option<&Value>) -> Result<Vec<Value>, ApiError> {

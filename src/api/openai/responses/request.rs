@@ -4,9 +4,10 @@
 use serde_json::{Map, Value, json};
 
 use super::input::messages;
-use crate::api::body::{JsonBody, kind, short};
+use crate::api::body::JsonBody;
 use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
+use crate::text::fields::{kind, short};
 
 /// Field names of this API.
 pub(super) const DIALECT: Dialect = Dialect {

@@ -1,13 +1,12 @@
 //! Nodes `FLASH_ATTN_EXT` of few rows, computed by [`crate::engine::kernels::attention`].
 
-use std::cell::{RefCell, UnsafeCell};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::RefCell;
 
 use half::f16;
 use llama_cpp_sys_2 as sys;
 
-use super::work_queue::WorkQueue;
-use super::{Parameters, is_host, make_room, size};
+use super::scratch::{self, Join};
+use super::{Parameters, is_host, size};
 use crate::engine::kernels::Form;
 use crate::engine::kernels::attention::{BLOCK, Cells, Partial, View, WIDTHS, attend};
 
@@ -15,25 +14,15 @@ use crate::engine::kernels::attention::{BLOCK, Cells, Partial, View, WIDTHS, att
 const PART: usize = 8 * BLOCK;
 
 /// For each stream and head of keys and values: what its parts give.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    units: Vec<Unit>,
-}
-
-#[derive(Debug, Default)]
-struct Unit {
-    done: AtomicUsize,
-    /// Each is written by the thread that drew it; all are read by the one that finished last.
-    parts: Vec<UnsafeCell<Partial>>,
-}
+pub type Scratch = scratch::Scratch<Partial>;
 
 /// One node.
 #[derive(Debug)]
 pub struct Task {
     form: Form,
     shape: Shape,
-    /// The parts of all units.
-    stage: WorkQueue,
+    /// The parts of each stream and head of keys and values.
+    join: Join,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +37,8 @@ struct Shape {
     parts: usize,
 }
 
-/// A number among a node's parameters: of attention the scale, the slope of linear biases, and the soft cap.
+/// A number among a node's parameters: of attention the scale, the slope of linear biases, and the
+/// soft cap.
 fn parameter(params: &[i32; 16], index: usize) -> f32 {
     f32::from_bits(params[index].cast_unsigned())
 }
@@ -83,6 +73,7 @@ impl Shape {
             && kv_heads > 0
             && heads % kv_heads == 0
             && rows > 0
+            && cells > 0
             && mask_cells >= cells
             && mask_rows >= rows
             && mask_heads == 1
@@ -105,41 +96,40 @@ impl Task {
     ) -> Option<Self> {
         let form = form?;
         let shape = Shape::of(node, threads)?;
-        let units = shape.kv_heads * shape.streams;
-        make_room(&mut scratch.units, units);
-        for unit in &mut scratch.units[..units] {
-            make_room(&mut unit.parts, shape.parts);
-        }
-        Some(Self { form, shape, stage: WorkQueue::new(units * shape.parts) })
+        let join = Join::new(shape.kv_heads * shape.streams, shape.parts);
+        scratch.make_room(join.length());
+        Some(Self { form, shape, join })
     }
 
     /// Computes parts until none is left.
     ///
     /// # Safety
-    /// The node is the one that the task was made of, with these parameters, and is being computed.
+    /// The node is the one that the task was made of, with these parameters, and is being computed;
+    /// no other node is.
     pub unsafe fn work(&self, node: &sys::ggml_tensor, given: &Parameters, scratch: &Scratch) {
         thread_local! {
             static QUERIES: RefCell<Vec<f32>> = RefCell::default();
         }
-        let Shape { kv_heads, parts, .. } = self.shape;
+        let kv_heads = self.shape.kv_heads;
+        // SAFETY: no other node is being computed, so this one has the scratch memory alone.
+        let joining = unsafe { self.join.of(scratch) };
         QUERIES.with_borrow_mut(|queries| {
-            self.stage.work(|index| {
-                let (unit, part) = (index / parts, index % parts);
-                let place = &scratch.units[unit];
-                // SAFETY: the caller's promise; this thread alone drew the index.
-                unsafe {
+            joining.work(
+                |unit, part, partial| {
                     let (head, stream) = (unit % kv_heads, unit / kv_heads);
-                    let partial = &mut *place.parts[part].get();
-                    self.attend(node, parameter(given, 0), (stream, head, part), queries, partial);
-                    if place.done.fetch_add(1, Ordering::AcqRel) + 1 == parts {
-                        // All parts are written, and no other thread will read them.
-                        place.done.store(0, Ordering::Relaxed);
-                        let first = &mut *place.parts[0].get();
-                        place.parts[1..parts].iter().for_each(|part| first.merge(&*part.get()));
-                        self.write(node, stream, head, first.finish());
+                    // SAFETY: the caller's promise.
+                    unsafe { self.attend(node, parameter(given, 0), (stream, head, part), queries, partial) };
+                },
+                |unit, parts| {
+                    let (head, stream) = (unit % kv_heads, unit / kv_heads);
+                    let Some((first, others)) = parts.split_first_mut() else { return };
+                    for part in others {
+                        first.merge(part);
                     }
-                }
-            });
+                    // SAFETY: the caller's promise; this is called once for each unit.
+                    unsafe { self.write(node, stream, head, first.finish()) };
+                },
+            );
         });
     }
 
@@ -157,8 +147,8 @@ impl Task {
     ) {
         let Shape { width, rows, heads, kv_heads, cells, parts, .. } = self.shape;
         let group = heads / kv_heads;
-        // SAFETY: `Shape::of` has seen that the sources are there, of these types and strides, and in host memory; ggml's
-        // tensors reach from `data` to the last element by their strides.
+        // SAFETY: `Shape::of` has seen that the sources are there, of these types and strides, and
+        // in host memory; ggml's tensors reach from `data` to the last element by their strides.
         let view = unsafe {
             let [q, k, v, mask, ..] = node.src;
             let (q, k, v, mask) = (&*q, &*k, &*v, &*mask);
@@ -197,7 +187,8 @@ impl Task {
         let group = heads / kv_heads;
         for (row, result) in result.chunks_exact(group * width).enumerate() {
             let start = ((stream * rows + row) * heads + head * group) * width;
-            // SAFETY: the result of a node is contiguous ([`Shape::of`]); these elements belong to this unit alone.
+            // SAFETY: the result of a node is contiguous ([`Shape::of`]); these elements belong to
+            // this unit alone.
             unsafe {
                 let to = node.data.cast::<f32>().add(start);
                 std::ptr::copy_nonoverlapping(result.as_ptr(), to, result.len());

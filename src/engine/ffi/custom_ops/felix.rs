@@ -1,19 +1,22 @@
-//! Nodes `ADD` at the end of blocks, with Felix spokes behind them, computed by [`crate::engine::kernels::felix`].
+//! Nodes `ADD` at the end of blocks, with Felix spokes behind them, computed by
+//! [`crate::engine::kernels::felix`].
 //!
-//! Rows of a node are tokens of a batch in the order in which llama.cpp computes them, so this knows how llama.cpp divides
-//! batches, holds that against the tokens in each graph, and counts which blocks it has seen: a spoke that would be left
-//! out somewhere is an error and no silent change of answers.
+//! Rows of a node are tokens of a batch in the order in which llama.cpp computes them, so this
+//! knows how llama.cpp divides batches, compares that with the tokens, positions and sequences in
+//! each graph, and counts which blocks it has seen: a spoke that would be left out somewhere, or
+//! act on a row of another sequence, is an error and no silent change of answers.
 
-use std::cell::UnsafeCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use llama_cpp_sys_2 as sys;
 
+use super::scratch::{self, Blocks, Fill};
 use super::work_queue::WorkQueue;
-use super::{is_host, make_room, size};
+use super::{is_host, size};
 use crate::engine::kernels::Form;
 use crate::engine::kernels::felix::{Layer, Matrix, ROWS, Weights, silu};
 
@@ -31,11 +34,17 @@ pub enum FelixError {
         "llama.cpp's graph has no sum at the end of block {0} in host memory, so a Felix spoke can't act on this model"
     )]
     Block(u32),
-    /// Tokens that are not those of the batch in the order that is expected.
+    /// Tokens, positions or sequences that are not those of the batch in the order that is
+    /// expected.
     #[error(
         "llama.cpp divided the batch in an unknown order, so nobody knows which row has which Felix spoke"
     )]
     Order,
+    /// Sequences that could have been exchanged without being noticed.
+    #[error(
+        "sequences with the same tokens have different Felix spokes, and llama.cpp's graph doesn't say which row is whose: this model has no cache of keys"
+    )]
+    Alike,
 }
 
 /// Which rows of the batch have which spoke.
@@ -53,12 +62,24 @@ pub struct Plan {
 #[derive(Debug, Default, PartialEq)]
 struct Part {
     tokens: Vec<i32>,
+    positions: Vec<i32>,
+    sequences: Vec<i32>,
+    /// Whether the graph has said which positions and which sequences its rows are of.
+    told: Told,
     /// For each row, its spoke's place among the uses.
     rows: Vec<Option<usize>>,
-    /// The same for those rows whose logits are wanted: llama.cpp computes the last block for them alone.
+    /// The same for those rows whose logits are wanted: llama.cpp computes the last block for them
+    /// alone.
     outputs: Vec<Option<usize>>,
     /// Blocks whose end was found.
     seen: BTreeSet<u32>,
+}
+
+/// What a graph has said of its rows, besides their tokens.
+#[derive(Debug, Default, PartialEq)]
+struct Told {
+    positions: bool,
+    sequences: bool,
 }
 
 /// A batch as it is given to llama.cpp.
@@ -66,6 +87,8 @@ struct Part {
 pub struct Rows<'a> {
     /// Tokens.
     pub tokens: &'a [i32],
+    /// The position of each in its sequence.
+    pub positions: &'a [i32],
     /// The sequence of each.
     pub sequences: &'a [i32],
     /// Whether its logits are wanted.
@@ -92,6 +115,8 @@ impl Plan {
             let mut part = Part::default();
             for place in places {
                 part.tokens.push(batch.tokens[place]);
+                part.positions.push(batch.positions[place]);
+                part.sequences.push(batch.sequences[place]);
                 part.rows.push(spokes[place]);
                 if batch.logits[place] != 0 {
                     part.outputs.push(spokes[place]);
@@ -101,7 +126,8 @@ impl Plan {
         }
     }
 
-    /// The batch was computed: whether each spoke has acted behind each of its blocks.
+    /// The batch was computed: whether each spoke has acted after each of its blocks, on the rows
+    /// of its own sequences.
     pub fn end(&self) -> Result<(), FelixError> {
         if let Some(fault) = self.fault {
             return Err(fault);
@@ -110,6 +136,9 @@ impl Plan {
             return Err(FelixError::Order);
         }
         for part in &self.parts {
+            if !part.told.sequences && part.has_alike(&self.uses) {
+                return Err(FelixError::Alike);
+            }
             let used: BTreeSet<usize> = part.rows.iter().flatten().copied().collect();
             let blocks = used.iter().flat_map(|&at| self.uses[at].1.layers.keys());
             if let Some(missed) = blocks.into_iter().find(|block| !part.seen.contains(block)) {
@@ -124,30 +153,105 @@ impl Plan {
         !self.parts.is_empty()
     }
 
-    /// Looks for the node that a graph begins with: the one that turns tokens into rows.
+    /// Looks for what a graph says of its rows: it begins with the node that turns tokens into
+    /// rows; others take their positions; and keys go to the places of their sequences.
     pub fn see(&mut self, node: &sys::ggml_tensor) {
-        // SAFETY: sources of a node live as long as the node, and inputs are set before nodes are asked for.
-        let tokens = unsafe {
-            let (Some(table), Some(ids)) = (node.src[0].as_ref(), node.src[1].as_ref()) else { return };
-            if name(table) != c"token_embd.weight" || name(ids) != c"inp_tokens" {
-                return;
-            }
-            if ids.type_ != sys::GGML_TYPE_I32 || !is_host(ids) || ids.nb[0] != 4 {
-                self.fault = Some(FelixError::Order);
-                return;
-            }
-            std::slice::from_raw_parts(ids.data.cast::<i32>(), size(ids)[0])
+        // SAFETY: sources of a node live as long as the node.
+        let (Some(first), Some(second)) = (unsafe { (node.src[0].as_ref(), node.src[1].as_ref()) }) else {
+            return;
         };
-        if self.parts.get(self.begun).is_none_or(|part| part.tokens != tokens) {
+        match node.op {
+            sys::GGML_OP_GET_ROWS if name(first) == c"token_embd.weight" && name(second) == c"inp_tokens" => {
+                self.begun += 1;
+                self.compare(|part| Some(part.tokens == numbers::<i32>(second)?));
+            }
+            sys::GGML_OP_GET_ROWS | sys::GGML_OP_ROPE if name(second) == c"inp_pos" => self.compare(|part| {
+                part.told.positions = true;
+                // A position may be several numbers; the first ones of all rows come first.
+                Some(numbers::<i32>(second)?.get(..part.positions.len())? == part.positions)
+            }),
+            sys::GGML_OP_SET_ROWS => {
+                // SAFETY: what a view is of lives as long as the view.
+                let Some(keys) = (unsafe { node.view_src.as_ref() }) else { return };
+                if !name(keys).to_bytes().starts_with(b"cache_k_l") {
+                    return;
+                }
+                // `[width, places, streams]`: each sequence has a stream of places, which has its
+                // number.
+                let places = keys.ne[1].max(1);
+                self.compare(|part| {
+                    part.told.sequences = true;
+                    let streams = numbers::<i64>(second)?.iter().map(|row| row / places);
+                    Some(streams.eq(part.sequences.iter().copied().map(i64::from)))
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Compares what the graph that has begun says with what was expected.
+    fn compare(&mut self, is_same: impl FnOnce(&mut Part) -> Option<bool>) {
+        if self.part().and_then(is_same) != Some(true) {
             self.fault = Some(FelixError::Order);
         }
-        self.begun += 1;
+    }
+
+    /// The rows of the graph that has begun.
+    fn part(&mut self) -> Option<&mut Part> {
+        self.parts.get_mut(self.begun.checked_sub(1)?)
     }
 }
 
-/// How llama.cpp divides a batch whose sequences have a stream of its cache each (`llama_batch_allocr::split_equal`, as
-/// every kind of memory calls it): a graph has sequences whose numbers follow each other in the order in which they come,
-/// each with equally many tokens, one sequence behind the other. Gives places in the batch.
+impl Part {
+    /// Whether two sequences with different spokes have the same in all that the graph says of its
+    /// rows, if it doesn't say the sequences.
+    fn has_alike(&self, uses: &[Use]) -> bool {
+        let mut sequences: Vec<Range<usize>> = Vec::new();
+        for (row, sequence) in self.sequences.iter().enumerate() {
+            match sequences.last_mut().filter(|rows| self.sequences[rows.start] == *sequence) {
+                Some(rows) => rows.end = row + 1,
+                None => sequences.push(row..row + 1),
+            }
+        }
+        let said = |rows: &Range<usize>| {
+            let positions = self.told.positions.then(|| &self.positions[rows.clone()]);
+            (&self.tokens[rows.clone()], positions)
+        };
+        let mut pairs =
+            sequences.iter().enumerate().flat_map(|(at, a)| sequences[..at].iter().map(move |b| (a, b)));
+        let spoke = |rows: &Range<usize>| {
+            self.rows[rows.start].map(|at| (Rc::as_ptr(&uses[at].1), uses[at].2.to_bits()))
+        };
+        pairs.any(|(a, b)| spoke(a) != spoke(b) && said(a) == said(b))
+    }
+}
+
+/// A graph's input of integers, which is set before nodes are asked for; none if it can't be read
+/// here.
+fn numbers<T: Input>(tensor: &sys::ggml_tensor) -> Option<&[T]> {
+    let is_read = tensor.type_ == T::TYPE && tensor.nb[0] == size_of::<T>() && is_host(tensor);
+    // SAFETY: the tensor is in host memory, of this type, and its first dimension is contiguous; an
+    // input is written only before nodes are asked for.
+    is_read.then(|| unsafe { std::slice::from_raw_parts(tensor.data.cast::<T>(), size(tensor)[0]) })
+}
+
+/// What inputs are made of.
+trait Input {
+    const TYPE: sys::ggml_type;
+}
+
+impl Input for i32 {
+    const TYPE: sys::ggml_type = sys::GGML_TYPE_I32;
+}
+
+impl Input for i64 {
+    const TYPE: sys::ggml_type = sys::GGML_TYPE_I64;
+}
+
+/// How llama.cpp divides a batch whose sequences have a stream of its cache each
+/// (`llama_batch_allocr::split_equal`, as every kind of memory calls it): a graph has sequences
+/// whose numbers follow each other in the order in which they come, each with equally many tokens,
+/// one sequence behind the other. Gives places in the batch.
 fn divide(sequences: &[i32]) -> Vec<Vec<usize>> {
     let mut left: Vec<usize> = (0..sequences.len()).collect();
     let mut done = vec![false; sequences.len()];
@@ -184,10 +288,10 @@ pub fn block(node: &sys::ggml_tensor) -> Option<u32> {
 /// Rows on their way through the bottleneck of the node that is computed.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// What goes in, `[columns, D]`, and what is between its matrices, `[columns, R]` of each spoke. Each number is written
-    /// by the thread that drew its unit, and read when all of the stage are written.
-    norms: UnsafeCell<Vec<f32>>,
-    hidden: UnsafeCell<Vec<f32>>,
+    /// What goes in, `[columns, D]`.
+    norms: scratch::Scratch<f32>,
+    /// What is between the matrices, `[columns, R]` of each spoke.
+    hidden: scratch::Scratch<f32>,
 }
 
 /// One node.
@@ -196,10 +300,14 @@ pub struct Task {
     form: Form,
     width: usize,
     groups: Vec<Group>,
-    /// For each row, where among the columns its norm goes, and of which group it is.
-    columns: Vec<Option<(usize, usize)>>,
+    /// Rows that have a spoke, group by group, each with its group.
+    rows: Vec<(usize, usize)>,
+    /// The others, which are only added.
+    others: Vec<usize>,
+    /// A unit for each row with a spoke.
+    norms: Fill,
     adding: WorkQueue,
-    down: Product,
+    down: Fill,
     up: Product,
 }
 
@@ -211,17 +319,21 @@ struct Group {
     eps: f32,
     /// Rows of the node, and how strongly the spoke acts on each.
     rows: Vec<(usize, f32)>,
-    /// Where its columns begin: of the norms, and of what is hidden.
+    /// Where its columns begin among the norms.
     norms: usize,
-    hidden: usize,
+}
+
+/// Panels of a unit.
+fn share(matrix: &Matrix, threads: usize) -> usize {
+    matrix.panels().div_ceil(threads * UNITS).max(1)
 }
 
 /// Panels of the same matrix of all groups, shared out.
 #[derive(Debug)]
 struct Product {
     /// Group and panels.
-    units: Vec<(usize, std::ops::Range<usize>)>,
-    stage: WorkQueue,
+    units: Vec<(usize, Range<usize>)>,
+    queue: WorkQueue,
 }
 
 impl Product {
@@ -229,10 +341,10 @@ impl Product {
         let mut units = Vec::new();
         for (group, matrix) in matrices.enumerate() {
             let all = matrix.panels();
-            let share = all.div_ceil(threads * UNITS);
+            let share = share(matrix, threads);
             units.extend((0..all).step_by(share).map(|first| (group, first..all.min(first + share))));
         }
-        Self { stage: WorkQueue::new(units.len()), units }
+        Self { queue: WorkQueue::new(units.len()), units }
     }
 }
 
@@ -276,7 +388,6 @@ impl Task {
                 eps: weights.eps,
                 rows: Vec::new(),
                 norms: 0,
-                hidden: 0,
             });
             group.rows.push((row, *scale));
         }
@@ -285,66 +396,78 @@ impl Task {
             return None;
         }
         let mut groups: Vec<Group> = groups.into_values().collect();
-        let mut columns = vec![None; count];
-        let (mut norms, mut hidden) = (0, 0);
+        let mut rows = Vec::new();
         for (at, group) in groups.iter_mut().enumerate() {
-            (group.norms, group.hidden) = (norms, hidden);
-            for &(row, _) in &group.rows {
-                columns[row] = Some((norms, at));
-                norms += width;
-            }
-            hidden += group.rows.len() * group.layer().down.rows();
+            group.norms = rows.len() * width;
+            rows.extend(group.rows.iter().map(|&(row, _)| (row, at)));
         }
-        make_room(scratch.norms.get_mut(), norms);
-        make_room(scratch.hidden.get_mut(), hidden);
-        let down = Product::new(groups.iter().map(|group| &group.layer().down), threads);
+        let mut is_other = vec![true; count];
+        for &(row, _) in &rows {
+            is_other[row] = false;
+        }
+        let others: Vec<usize> = (0..count).filter(|&row| is_other[row]).collect();
+        let norms = Fill::new([Blocks { count: rows.len(), columns: 1, width, share: width }]);
+        let down = Fill::new(groups.iter().map(|group| {
+            let down = &group.layer().down;
+            Blocks {
+                count: 1,
+                columns: group.rows.len(),
+                width: down.rows(),
+                share: ROWS * share(down, threads),
+            }
+        }));
+        scratch.norms.make_room(norms.length());
+        scratch.hidden.make_room(down.length());
         let up = Product::new(groups.iter().map(|group| &group.layer().up), threads);
-        Some(Self { form, width, groups, columns, adding: WorkQueue::new(count), down, up })
+        let adding = WorkQueue::new(others.len());
+        Some(Self { form, width, groups, rows, others, norms, adding, down, up })
     }
 
     /// Takes part in the computation.
     ///
     /// # Safety
-    /// The node is the one that the task was made of, and is being computed.
+    /// The node is the one that the task was made of, and is being computed; no other node is.
     pub unsafe fn work(&self, node: &sys::ggml_tensor, scratch: &Scratch) {
         let width = self.width;
-        // SAFETY: `Task::of` has seen that the sources are there, of this type and size, and in host memory, and has made
-        // room in the scratch memory. Units of a stage don't overlap, and a stage begins when the one before has ended.
+        // SAFETY: `Task::of` has seen that the sources are there, of this type and size, and in
+        // host memory. No other node is being computed, so this one has the scratch memory alone. A
+        // row is added by one thread; what `up` adds to it comes when all rows with a spoke are
+        // done, and each unit has numbers of its own.
         unsafe {
             let (a, b, out) = ((*node.src[0]).data, (*node.src[1]).data, node.data);
             let (a, b, out) = (a.cast::<f32>(), b.cast::<f32>(), out.cast::<f32>());
-            let norms = (*scratch.norms.get()).as_mut_ptr();
-            let hidden = (*scratch.hidden.get()).as_mut_ptr();
-            self.adding.work(|row| {
+            let add = |row: usize| {
                 // The result may stand where a source stands.
                 for i in row * width..(row + 1) * width {
                     *out.add(i) = *a.add(i) + *b.add(i);
                 }
-                if let Some((column, group)) = self.columns[row] {
-                    let group = &self.groups[group];
-                    let h = std::slice::from_raw_parts(out.add(row * width).cast_const(), width);
-                    let n = std::slice::from_raw_parts_mut(norms.add(column), width);
-                    group.layer().normalise(group.eps, h, n);
-                }
+            };
+            let (norms, hidden) = (self.norms.of(&scratch.norms), self.down.of(&scratch.hidden));
+            norms.work(|part| {
+                let (row, group) = self.rows[part.block()];
+                add(row);
+                let group = &self.groups[group];
+                let h = std::slice::from_raw_parts(out.add(row * width).cast_const(), width);
+                group.layer().normalise(group.eps, h, part.column(0));
             });
-            self.adding.wait();
-            self.down.stage.work(|unit| {
-                let (group, panels) = &self.down.units[unit];
-                let (group, matrix) = (&self.groups[*group], &self.groups[*group].layer().down);
-                let count = group.rows.len() * width;
-                let columns = std::slice::from_raw_parts(norms.add(group.norms).cast_const(), count);
-                matrix.multiply(self.form, panels.clone(), columns, |column, first, result| {
-                    let to = hidden.add(group.hidden + column * matrix.rows() + first);
-                    let length = ROWS.min(matrix.rows() - first);
-                    std::ptr::copy_nonoverlapping(silu(result).as_ptr(), to, length);
+            self.adding.work(|at| add(self.others[at]));
+            let norms = norms.wait();
+            hidden.work(|part| {
+                let group = &self.groups[part.group()];
+                let (matrix, rows) = (&group.layer().down, part.range());
+                let columns = &norms[group.norms..][..group.rows.len() * width];
+                let panels = rows.start / ROWS..rows.end.div_ceil(ROWS);
+                matrix.multiply(self.form, panels, columns, |column, first, result| {
+                    let length = ROWS.min(rows.end - first);
+                    let to = &mut part.column(column)[first - rows.start..][..length];
+                    to.copy_from_slice(&silu(result)[..length]);
                 });
             });
-            self.down.stage.wait();
-            self.up.stage.work(|unit| {
-                let (group, panels) = &self.up.units[unit];
-                let (group, matrix) = (&self.groups[*group], &self.groups[*group].layer().up);
-                let count = group.rows.len() * matrix.depth();
-                let columns = std::slice::from_raw_parts(hidden.add(group.hidden).cast_const(), count);
+            let hidden = hidden.wait();
+            self.up.queue.work(|unit| {
+                let (at, panels) = &self.up.units[unit];
+                let (group, matrix) = (&self.groups[*at], &self.groups[*at].layer().up);
+                let columns = &hidden[self.down.start(*at)..][..group.rows.len() * matrix.depth()];
                 matrix.multiply(self.form, panels.clone(), columns, |column, first, result| {
                     let (row, scale) = group.rows[column];
                     let to = out.add(row * width + first);
@@ -359,8 +482,8 @@ impl Task {
 
 impl Group {
     fn layer(&self) -> &Layer {
-        // SAFETY: the plan keeps the weights until its uses are set anew, which no task outlives unfinished; what a task of
-        // an earlier batch points to is not read any more.
+        // SAFETY: the plan keeps the weights until its uses are set anew, which no task outlives
+        // unfinished; what a task of an earlier batch points to is not read any more.
         unsafe { self.layer.as_ref() }
     }
 }

@@ -7,9 +7,10 @@ use llama_cpp_sys_2 as sys;
 /// Size of a huge page, and to what it is aligned.
 const HUGE: usize = 2 << 20;
 
-/// Has the system put a buffer into huge pages, where it can: each token reads all weights in order, and looking up small
-/// pages takes an eighth of that time. A buffer in a file's pages stays as it is: they are not this process's alone, and putting
-/// them together makes everybody wait who reads the file.
+/// Has the system put a buffer into huge pages, where it can: each token reads all weights in
+/// order, and looking up small pages takes an eighth of that time. A buffer in a file's pages stays
+/// as it is: they are not this process's alone, and putting them together makes everybody wait who
+/// reads the file.
 pub fn make_huge(buffer: sys::ggml_backend_buffer_t) {
     if is_in_a_file(buffer) {
         return;

@@ -1,63 +1,70 @@
 //! Nodes of llama.cpp's graph that are computed here instead.
 //!
-//! The scheduler asks its callback for each node before it computes any; the callback wants none of them (so the graph is
-//! not split), but makes some nodes into nodes of `GGML_OP_CUSTOM`, which llama.cpp's own threads compute by calling
-//! back. Only nodes in host memory are touched, and only those whose kinds and shapes a kernel covers; the rest stays
-//! llama.cpp's.
+//! The scheduler asks its callback for each node before it computes any; the callback wants none of
+//! them (so the graph is not split), but makes some nodes into nodes of `GGML_OP_CUSTOM`, which
+//! llama.cpp's own threads compute by calling back. Only nodes in host memory are touched, and only
+//! those whose kinds and shapes a kernel covers; the rest stays llama.cpp's.
 
 mod attention;
 mod felix;
 mod huge_pages;
+mod placement;
 mod product;
+mod scratch;
 mod work_queue;
 
-use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
 use crate::engine::kernels::Kernels;
+use placement::{Placement, is_host};
 
 pub use felix::{FelixError, Rows, Use};
 
-/// Nodes of a layer that may be rewritten, at most: projections of every kind of mixer, feed-forward, attention.
-const NODES: usize = 16;
-
-/// What the callback knows; llama.cpp holds pointers into it, so it stays where it is until it is dropped behind the
-/// context.
+/// What the callback knows; llama.cpp holds pointers into it, so it stays where it is until it is
+/// dropped after the context.
 #[derive(Debug)]
 pub struct CustomOps(NonNull<Inner>);
 
+/// llama.cpp's scheduler asks for all nodes of a graph, or of a part of it that one backend
+/// computes, and then has them computed: that is a run here.
 #[derive(Debug)]
 struct Inner {
-    /// First one for the end of each layer, which a Felix spoke may or may not stand behind each time that a graph is
-    /// computed; then those that other nodes take in turn.
-    slots: Vec<Slot>,
-    layers: usize,
     /// What is computed here.
     kernels: Kernels,
-    /// A slot by the parameters of its node.
-    places: HashMap<Parameters, usize>,
-    next: usize,
     threads: usize,
-    /// Memory for the node that is computed; there is one at a time.
-    scratch: Scratch,
+    placement: Placement,
+    template: Template,
+    /// One for each node that was rewritten in the longest run so far; nodes of the next run have
+    /// them again.
+    slots: Vec<NonNull<Slot>>,
+    /// How many of them nodes of this run have.
+    taken: usize,
+    shared: NonNull<Shared>,
     /// Buffers of weights that have been met.
     weights: Vec<*const sys::ggml_backend_buffer>,
     /// The activations that will be packed when the node that is asked for next is computed.
     packed: *const sys::ggml_tensor,
     /// Felix spokes of the batch that is computed.
     felix: felix::Plan,
-    /// Whether attention of a single row was left to llama.cpp, which divides the cells among its threads.
+    /// Whether attention of a single row was left to llama.cpp, which divides the cells among its
+    /// threads.
     divided: bool,
 }
 
+/// What slots need of the rest. It is an allocation of its own, so that no reference to the rest
+/// covers it.
 #[derive(Debug, Default)]
-struct Scratch {
+struct Shared {
+    /// Memory for the node that is computed; there is one at a time.
     attention: attention::Scratch,
     felix: felix::Scratch,
     product: product::Scratch,
+    /// Whether a node of this run has been computed.
+    has_begun: AtomicBool,
 }
 
 /// A node's parameters, as ggml keeps them.
@@ -66,12 +73,10 @@ type Parameters = [i32; 16];
 /// One node and its state.
 #[derive(Debug)]
 struct Slot {
-    /// Parameters of a custom node that calls [`compute`] with this slot.
-    params: Parameters,
-    /// The node as llama.cpp made it.
-    given: (sys::ggml_op, Parameters),
     task: Task,
-    scratch: *const Scratch,
+    /// The parameters that llama.cpp gave the node.
+    given: Parameters,
+    shared: NonNull<Shared>,
 }
 
 /// What is to be computed.
@@ -84,37 +89,21 @@ enum Task {
 }
 
 impl CustomOps {
-    /// For a model with so many layers, computed by so many threads with these kernels.
-    pub fn new(layers: usize, threads: usize, kernels: Kernels) -> Self {
-        // The graph that is being built and the one before it have nodes.
-        let count = layers + 2 * NODES * (layers + 1);
-        let inner = Box::into_raw(Box::new(Inner {
-            slots: Vec::with_capacity(count),
-            places: HashMap::with_capacity(count),
-            layers,
+    /// For so many threads and these kernels.
+    pub fn new(threads: usize, kernels: Kernels) -> Self {
+        Self(pin(Inner {
             kernels,
-            next: layers,
             threads: threads.max(1),
-            scratch: Scratch::default(),
+            placement: Placement::new(),
+            template: Template::new(),
+            slots: Vec::new(),
+            taken: 0,
+            shared: pin(Shared::default()),
             weights: Vec::new(),
             packed: std::ptr::null(),
             felix: felix::Plan::default(),
             divided: false,
-        }));
-        let template = Template::new();
-        // SAFETY: just made, and nobody else has it. The slots don't move: there is room for all of them.
-        unsafe {
-            #[allow(clippy::needless_borrow, reason = "behind a raw pointer a borrow should be seen")]
-            for index in 0..count {
-                let scratch = &raw const (*inner).scratch;
-                let given = (sys::GGML_OP_NONE, [0; 16]);
-                (&mut (*inner).slots).push(Slot { params: [0; 16], given, task: Task::Nothing, scratch });
-                let slot = (*inner).slots.as_mut_ptr().add(index);
-                (*slot).params = template.parameters(slot.cast());
-                (&mut (*inner).places).insert((*slot).params, index);
-            }
-            Self(NonNull::new_unchecked(inner))
-        }
+        }))
     }
 
     /// What to give the scheduler.
@@ -130,14 +119,15 @@ impl CustomOps {
     /// To be called before a batch is computed.
     pub fn begin(&mut self, batch: Rows<'_>) {
         let inner = self.inner();
-        inner.packed = std::ptr::null();
+        // The batch before may have been given up before any of our nodes was computed.
+        inner.begin_run();
         inner.felix.begin(batch);
     }
 
-    /// To be called behind a batch.
+    /// To be called after a batch.
     ///
     /// # Errors
-    /// A Felix spoke has not acted everywhere.
+    /// A Felix spoke has not acted everywhere, or no one can say where.
     pub fn end(&mut self) -> Result<(), FelixError> {
         self.inner().felix.end()
     }
@@ -156,69 +146,113 @@ impl CustomOps {
 
 impl Drop for CustomOps {
     fn drop(&mut self) {
-        // SAFETY: made by `Box::into_raw`; the context that had pointers into it is gone.
+        // SAFETY: made by `pin`; the context that had pointers into it is gone.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: made by `pin`, and nothing else frees them; nodes that pointed to them are gone
+        // with the context.
+        unsafe {
+            self.slots.drain(..).for_each(|slot| drop(Box::from_raw(slot.as_ptr())));
+            drop(Box::from_raw(self.shared.as_ptr()));
+        }
+    }
+}
+
 impl Inner {
+    /// Nothing of the nodes that were asked for so far will be computed any more.
+    fn begin_run(&mut self) {
+        self.shared().has_begun.store(false, Ordering::Relaxed);
+        self.taken = 0;
+        self.packed = std::ptr::null();
+    }
+
+    fn shared(&mut self) -> &mut Shared {
+        // SAFETY: `CustomOps` owns it, and nothing is being computed while nodes are asked for or a
+        // batch begins.
+        unsafe { self.shared.as_mut() }
+    }
+
+    /// The slot of the next node that is rewritten.
+    fn slot(&mut self) -> NonNull<Slot> {
+        if self.taken == self.slots.len() {
+            let slot = Slot { task: Task::Nothing, given: [0; 16], shared: self.shared };
+            self.slots.push(pin(slot));
+        }
+        self.slots[self.taken]
+    }
+
     /// Looks at a node that is about to be computed.
     fn see(&mut self, node: &mut sys::ggml_tensor) {
-        let index = match node.op {
-            // A graph that is used again has the nodes that it was given.
-            sys::GGML_OP_CUSTOM => match self.places.get(&node.op_params) {
-                Some(&index) => index,
-                None => return,
-            },
-            sys::GGML_OP_GET_ROWS if self.felix.acts() => return self.felix.see(node),
-            sys::GGML_OP_FLASH_ATTN_EXT | sys::GGML_OP_MUL_MAT => self.next,
-            sys::GGML_OP_ADD if self.felix.acts() => match felix::block(node) {
-                Some(block) if (block as usize) < self.layers => block as usize,
-                _ => return,
-            },
-            _ => return,
-        };
-        let slot = &mut self.slots[index];
-        if node.op == sys::GGML_OP_CUSTOM {
-            // As it was, to be judged anew.
-            (node.op, node.op_params) = slot.given;
+        if *self.shared().has_begun.get_mut() {
+            // All nodes of a run are asked for before the first is computed, so this is the first
+            // of another.
+            self.begin_run();
         }
-        let (kernels, scratch) = (self.kernels, &mut self.scratch);
-        let task = match node.op {
-            sys::GGML_OP_FLASH_ATTN_EXT => {
-                attention::Task::of(node, self.threads, kernels.attention, &mut scratch.attention)
-                    .map(Task::Attention)
+        if let Some((op, given)) = self.template.given(node) {
+            // A graph that is used again has the nodes that were made of its own. As it was, to be
+            // judged anew.
+            (node.op, node.op_params) = (op, given);
+        }
+        match node.op {
+            sys::GGML_OP_GET_ROWS | sys::GGML_OP_ROPE | sys::GGML_OP_SET_ROWS if self.felix.acts() => {
+                return self.felix.see(node);
             }
-            sys::GGML_OP_MUL_MAT => {
-                product::Task::of(node, self.threads, kernels.product, &mut scratch.product, &mut self.packed)
-                    .map(Task::Product)
-            }
-            sys::GGML_OP_ADD => {
-                felix::Task::of(node, self.threads, kernels.felix, &mut self.felix, &mut scratch.felix)
-                    .map(Task::Felix)
-            }
-            _ => None,
+            sys::GGML_OP_ADD if self.felix.acts() && felix::block(node).is_some() => {}
+            sys::GGML_OP_FLASH_ATTN_EXT | sys::GGML_OP_MUL_MAT => {}
+            _ => return,
+        }
+        let slot = self.slot();
+        let is_empty = size(node).contains(&0);
+        let custom = if is_empty || self.placement.computes(node) {
+            self.template.parameters(slot.as_ptr().cast(), node)
+        } else {
+            None
         };
+        let task = if custom.is_some() { self.task(node) } else { None };
         if node.op == sys::GGML_OP_FLASH_ATTN_EXT && task.is_none() {
             // SAFETY: sources of a node live as long as the node.
             self.divided |= unsafe { node.src[0].as_ref() }.is_none_or(|queries| size(queries)[1] == 1);
         }
-        if let Some(task) = task {
-            if matches!(task, Task::Product(_)) {
-                let buffer = product::Task::weights(node);
-                if !buffer.is_null() && !self.weights.contains(&buffer.cast_const()) {
-                    self.weights.push(buffer);
-                    huge_pages::make_huge(buffer);
-                }
+        let (Some(task), Some(custom)) = (task, custom) else { return };
+        if matches!(task, Task::Product(_)) {
+            let buffer = product::Task::weights(node);
+            if !buffer.is_null() && !self.weights.contains(&buffer.cast_const()) {
+                self.weights.push(buffer);
+                huge_pages::make_huge(buffer);
             }
-            slot.given = (node.op, node.op_params);
-            slot.task = task;
-            node.op = sys::GGML_OP_CUSTOM;
-            node.op_params = slot.params;
-            if index == self.next {
-                // Only nodes that are rewritten take a slot: those of adapters, of which there may be many, take none.
-                self.next = if index + 1 < self.slots.len() { index + 1 } else { self.layers };
+        }
+        // SAFETY: nothing is being computed, and no other node of this run has the slot.
+        let slot = unsafe { &mut *slot.as_ptr() };
+        (slot.task, slot.given) = (task, node.op_params);
+        (node.op, node.op_params) = (sys::GGML_OP_CUSTOM, custom);
+        // Only nodes that are rewritten take a slot: those of adapters, of which there may be many,
+        // take none.
+        self.taken += 1;
+    }
+
+    /// What is to be computed for a node, if a kernel covers it.
+    fn task(&mut self, node: &sys::ggml_tensor) -> Option<Task> {
+        let (threads, kernels) = (self.threads, self.kernels);
+        // SAFETY: `CustomOps` owns it, and nothing is being computed while nodes are asked for.
+        let shared = unsafe { self.shared.as_mut() };
+        match node.op {
+            sys::GGML_OP_FLASH_ATTN_EXT => {
+                attention::Task::of(node, threads, kernels.attention, &mut shared.attention)
+                    .map(Task::Attention)
             }
+            sys::GGML_OP_MUL_MAT => {
+                product::Task::of(node, threads, kernels.product, &mut shared.product, &mut self.packed)
+                    .map(Task::Product)
+            }
+            sys::GGML_OP_ADD => {
+                felix::Task::of(node, threads, kernels.felix, &mut self.felix, &mut shared.felix)
+                    .map(Task::Felix)
+            }
+            _ => None,
         }
     }
 }
@@ -227,35 +261,30 @@ impl Slot {
     /// Takes part in computing the node.
     ///
     /// # Safety
-    /// The node is the one that the task was made of, and is being computed.
+    /// The node is the one that the task was made of, and is being computed; no other node is.
     unsafe fn work(&self, node: &sys::ggml_tensor) {
-        // SAFETY: the caller's promise; the scratch memory lives as long as the slot.
+        // SAFETY: `CustomOps` owns what slots share and outlives the context; while nodes are
+        // computed nothing has a mutable reference to it.
+        let shared = unsafe { self.shared.as_ref() };
+        if !shared.has_begun.load(Ordering::Relaxed) {
+            // The thread that asks for nodes takes part in each of them, so it sees this.
+            shared.has_begun.store(true, Ordering::Relaxed);
+        }
+        // SAFETY: the caller's promise.
         unsafe {
             match &self.task {
                 Task::Nothing => {}
-                Task::Attention(task) => task.work(node, &self.given.1, &(*self.scratch).attention),
-                Task::Felix(task) => task.work(node, &(*self.scratch).felix),
-                Task::Product(task) => task.work(node, &(*self.scratch).product),
+                Task::Attention(task) => task.work(node, &self.given, &shared.attention),
+                Task::Felix(task) => task.work(node, &shared.felix),
+                Task::Product(task) => task.work(node, &shared.product),
             }
         }
     }
 }
 
-/// Makes room for so many elements in scratch memory; it never shrinks.
-fn make_room<T: Default>(buffer: &mut Vec<T>, length: usize) {
-    buffer.resize_with(buffer.len().max(length), T::default);
-}
-
-/// Whether a tensor's data can be read here.
-fn is_host(tensor: &sys::ggml_tensor) -> bool {
-    // SAFETY: a view's buffer is its source's, and a buffer that is not null lives.
-    unsafe {
-        let buffer = match tensor.view_src.as_ref() {
-            Some(source) if tensor.buffer.is_null() => source.buffer,
-            _ => tensor.buffer,
-        };
-        !tensor.data.is_null() && !buffer.is_null() && sys::ggml_backend_buffer_is_host(buffer)
-    }
+/// Puts a value where it stays, for pointers to it.
+fn pin<T>(value: T) -> NonNull<T> {
+    NonNull::from(Box::leak(Box::new(value)))
 }
 
 /// Elements in each dimension.
@@ -267,34 +296,60 @@ fn size(tensor: &sys::ggml_tensor) -> [usize; 4] {
 const MARK: usize = 0x5EED_BE5F_0C0D_E5A1_u64 as usize;
 
 /// A custom node as ggml makes it, and where among its parameters the data of its function is.
+/// Nothing follows that, so there a node of ours keeps what it was: however often its graph is used
+/// again, it says so itself.
+#[derive(Debug)]
 struct Template {
     parameters: Parameters,
     place: usize,
 }
 
+/// Words of an address.
+const WORDS: usize = size_of::<usize>() / 4;
+
 impl Template {
     fn new() -> Self {
-        // Between the fields of ggml's parameters lie bytes that nobody has set: the data is where the mark is, and not where two
-        // of them differ.
-        let words: [i32; size_of::<usize>() / 4] = bytemuck::cast(MARK);
+        // Between the fields of ggml's parameters lie bytes that nobody has set: the data is where
+        // the mark is, and not where two of them differ.
+        let words: [i32; WORDS] = bytemuck::cast(MARK);
         let parameters = custom_parameters(null_mut::<c_void>().with_addr(MARK));
-        let mut places = parameters.windows(words.len()).enumerate();
+        let mut places = parameters.windows(WORDS).enumerate();
         let place = places.find(|(_, there)| *there == words).map(|(place, _)| place);
-        Self { parameters, place: place.expect("a custom node knows its data") }
+        let place = place.expect("a custom node knows its data");
+        let rest = &parameters[place + WORDS..];
+        assert!(rest.len() > 1 && rest.iter().all(|&word| word == 0), "nothing follows a custom node's data");
+        Self { parameters, place }
     }
 
-    /// Parameters of a custom node that calls [`compute`] with `data`.
-    fn parameters(&self, data: *mut c_void) -> Parameters {
+    /// Parameters of a custom node that calls [`compute`] with `data`, made of another node; none
+    /// if they can't keep what that one was.
+    fn parameters(&self, data: *mut c_void, node: &sys::ggml_tensor) -> Option<Parameters> {
         let mut parameters = self.parameters;
-        let words: [i32; size_of::<usize>() / 4] = bytemuck::cast(data.expose_provenance());
-        parameters[self.place..][..words.len()].copy_from_slice(&words);
-        parameters
+        let words: [i32; WORDS] = bytemuck::cast(data.expose_provenance());
+        parameters[self.place..][..WORDS].copy_from_slice(&words);
+        let (op, kept) = parameters[self.place + WORDS..].split_first_mut()?;
+        let (given, rest) = node.op_params.split_at(kept.len());
+        *op = node.op.cast_signed();
+        kept.copy_from_slice(given);
+        rest.iter().all(|&word| word == 0).then_some(parameters)
+    }
+
+    /// What a node was before it was made into one that calls [`compute`], if it was.
+    fn given(&self, node: &sys::ggml_tensor) -> Option<(sys::ggml_op, Parameters)> {
+        if node.op != sys::GGML_OP_CUSTOM || node.op_params[..self.place] != self.parameters[..self.place] {
+            return None;
+        }
+        let (op, kept) = node.op_params[self.place + WORDS..].split_first()?;
+        let mut given = [0; 16];
+        given[..kept.len()].copy_from_slice(kept);
+        Some((op.cast_unsigned(), given))
     }
 }
 
 /// Parameters of a custom node, as ggml itself writes them.
 fn custom_parameters(data: *mut c_void) -> Parameters {
-    // SAFETY: the context lives until it is freed below, and has room for both tensors; no memory is given to them.
+    // SAFETY: the context lives until it is freed below, and has room for both tensors; no memory
+    // is given to them.
     unsafe {
         let params = sys::ggml_init_params {
             mem_size: 4 * sys::ggml_tensor_overhead(),
@@ -327,7 +382,8 @@ fn custom_parameters(data: *mut c_void) -> Parameters {
 /// Called for each node before the graph is computed; wants none.
 unsafe extern "C" fn ask(node: *mut sys::ggml_tensor, asks: bool, data: *mut c_void) -> bool {
     if asks && !node.is_null() {
-        // SAFETY: the data is the rewriter's, which outlives the context; nothing is computed while nodes are asked for.
+        // SAFETY: the data is the `CustomOps`', which outlives the context; nothing is computed
+        // while nodes are asked for, and nothing else refers to it or to the node meanwhile.
         unsafe { (*data.cast::<Inner>()).see(&mut *node) };
     }
     false
@@ -340,9 +396,13 @@ unsafe extern "C" fn compute(
     _threads: c_int,
     data: *mut c_void,
 ) {
-    // SAFETY: the data is the node's slot, which the rewriter owns, and `see` has set its task for this computation.
+    // SAFETY: the data is the node's slot, which `CustomOps` owns. `see` has set its task for this
+    // computation, and gives it to no other node before this run is over. ggml computes nodes one
+    // after the other: all threads end one before any begins the next.
     unsafe { (*data.cast::<Slot>()).work(&*node) };
 }
 
+#[cfg(test)]
+mod graph_tests;
 #[cfg(test)]
 mod tests;

@@ -1,28 +1,26 @@
 //! Nodes `MUL_MAT` of Q8_0 weights, computed by [`crate::engine::kernels::product`].
 
-use std::cell::{RefCell, UnsafeCell};
+use std::cell::RefCell;
 
 use llama_cpp_sys_2 as sys;
 
+use super::scratch::{self, Blocks, Fill};
 use super::work_queue::WorkQueue;
-use super::{is_host, make_room, size};
-use crate::engine::ffi::{pack, product};
+use super::{is_host, size};
 use crate::engine::kernels::Form;
 use crate::engine::kernels::product::{BLOCK, BLOCK_BYTES, Block, Packed, Panels, ROWS};
+use crate::engine::kernels::{multiply_rows, pack};
 
 /// Blocks of activations that are packed at a time: some microseconds' work.
 const PIECE: usize = 64;
-/// Rows times blocks times columns of a unit, at least: some microseconds' work, much more than what it takes to draw it.
+/// Rows times blocks times columns of a unit, at least: some microseconds' work, much more than
+/// what it takes to draw it.
 const UNIT: usize = 1 << 15;
 /// Units of weights for each thread, so that all end at about the same time.
 const UNITS: usize = 8;
 
 /// The activations of the node that is computed, packed.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    /// Each piece is written by the thread that drew it, and read when all are written.
-    packed: UnsafeCell<Vec<Packed>>,
-}
+pub type Scratch = scratch::Scratch<Packed>;
 
 /// One node.
 #[derive(Debug)]
@@ -35,7 +33,7 @@ pub struct Task {
     /// Rows of weights of a unit.
     share: usize,
     /// None if the node before had the same activations.
-    packing: Option<WorkQueue>,
+    packing: Option<Fill>,
     multiplying: WorkQueue,
 }
 
@@ -79,9 +77,9 @@ impl Task {
         if !covered {
             return None;
         }
-        make_room(scratch.packed.get_mut(), columns * blocks);
-        let pieces = columns * blocks.div_ceil(PIECE);
-        let packing = (*packed != source).then(|| WorkQueue::new(pieces));
+        scratch.make_room(columns * blocks);
+        let pieces = Blocks { count: columns, columns: 1, width: blocks, share: PIECE };
+        let packing = (*packed != source).then(|| Fill::new([pieces]));
         *packed = source;
         // Bringing a block into lanes costs as much as computing four columns.
         let least = UNIT / (blocks * (4 + columns));
@@ -90,6 +88,12 @@ impl Task {
         let share = share.next_multiple_of(2 * ROWS);
         let multiplying = WorkQueue::new(rows.div_ceil(share));
         Some(Self { form, blocks, rows, columns, share, packing, multiplying })
+    }
+
+    /// Whether it packs the activations, or those of the node before are the same.
+    #[cfg(test)]
+    pub fn packs(&self) -> bool {
+        self.packing.is_some()
     }
 
     /// The buffer of the node's weights.
@@ -101,40 +105,51 @@ impl Task {
     /// Takes part in the computation.
     ///
     /// # Safety
-    /// The node is the one that the task was made of, and is being computed.
+    /// The node is the one that the task was made of, and is being computed; no other node is.
     pub unsafe fn work(&self, node: &sys::ggml_tensor, scratch: &Scratch) {
         thread_local! {
             static PANELS: RefCell<Panels> = RefCell::default();
         }
         let Self { form, blocks, rows, columns, .. } = *self;
-        // SAFETY: `Task::of` has seen that the sources are there, of these types and sizes, and in host memory, and has made
-        // room in the scratch memory. Pieces don't overlap, nor do shares of the result.
+        // SAFETY: `Task::of` has seen that the sources are there, of these types and sizes, and in
+        // host memory. No other node is being computed, so this one has the scratch memory alone;
+        // if it packs nothing, the node before it in this run that packed has filled the memory
+        // with the same activations. Shares of the result don't overlap.
         unsafe {
             let (weights, given) = (&*node.src[0], &*node.src[1]);
-            let packed = (*scratch.packed.get()).as_mut_ptr();
-            if let Some(packing) = &self.packing {
-                let pieces = blocks.div_ceil(PIECE);
-                packing.work(|index| {
-                    let (column, first) = (index / pieces, index % pieces * PIECE);
-                    let count = PIECE.min(blocks - first);
-                    let x = given.data.cast::<f32>().add(column * (given.nb[1] / 4) + first * BLOCK);
-                    let x = std::slice::from_raw_parts(x.cast::<[f32; BLOCK]>(), count);
-                    let to = packed.add(column * blocks + first);
-                    pack(form, x, std::slice::from_raw_parts_mut(to, count));
-                });
-                packing.wait();
-            }
-            let packed = std::slice::from_raw_parts(packed.cast_const(), columns * blocks);
+            let packed = match &self.packing {
+                Some(packing) => {
+                    let packing = packing.of(scratch);
+                    packing.work(|piece| {
+                        let (column, range) = (piece.block(), piece.range());
+                        let x = given.data.cast::<f32>();
+                        let x = x.add(column * (given.nb[1] / 4) + range.start * BLOCK);
+                        let x = std::slice::from_raw_parts(x.cast::<[f32; BLOCK]>(), range.len());
+                        pack(form, x, piece.column(0));
+                    });
+                    packing.wait()
+                }
+                None => scratch.values(columns * blocks),
+            };
             let weights = std::slice::from_raw_parts(weights.data.cast::<Block>(), rows * blocks);
             PANELS.with_borrow_mut(|panels| {
                 let then = || self.multiplying.coming() * self.share;
                 self.multiplying.work(|index| {
                     let first = index * self.share;
                     let share = first..rows.min(first + self.share);
-                    product(form, weights, blocks, share, then, packed, panels, |column, row, result| {
-                        let to = node.data.cast::<f32>().add(column * rows + row);
-                        std::ptr::copy_nonoverlapping(result.as_ptr(), to, ROWS);
-                    });
+                    multiply_rows(
+                        form,
+                        weights,
+                        blocks,
+                        share,
+                        then,
+                        packed,
+                        panels,
+                        |column, row, result| {
+                            let to = node.data.cast::<f32>().add(column * rows + row);
+                            std::ptr::copy_nonoverlapping(result.as_ptr(), to, ROWS);
+                        },
+                    );
                 });
             });
         }

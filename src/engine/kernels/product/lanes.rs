@@ -15,7 +15,7 @@ use std::arch::x86_64::{
 use std::ops::Range;
 
 use super::{BLOCK, Block, Packed, ROWS};
-use crate::engine::ffi::prefetch;
+use crate::engine::kernels::prefetch;
 
 /// Columns of a pass over panels, as many as registers allow with room to load.
 const PASS: usize = 4;

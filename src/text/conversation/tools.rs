@@ -3,9 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::api::body::{JsonBody, short};
-use crate::api::error::ApiError;
 use crate::json_schema::{inside, walk};
+use crate::text::fields::{self, FieldError, short};
 
 /// Most tools in one request.
 const MOST_TOOLS: usize = 128;
@@ -38,44 +37,45 @@ struct Function {
 
 /// The tools of a request.
 #[derive(Debug)]
-pub(super) struct Tools {
+pub struct Tools {
     functions: Vec<Function>,
     /// Tools as written, for the template; functions without parameters get empty ones.
     written: Vec<Value>,
-    pub(super) choice: Choice,
+    /// Whether the answer is a call.
+    pub choice: Choice,
     /// Whether an answer may contain several calls.
-    pub(super) parallel: bool,
+    pub parallel: bool,
 }
 
 /// Whether the answer is a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Choice {
-    /// It is no call.
+pub enum Choice {
+    /// The answer is no call.
     None,
     /// The model decides.
     Auto,
-    /// It is a call of one of these.
+    /// The answer is a call of one of these functions.
     Must(Vec<String>),
 }
 
 impl Tools {
-    pub(super) fn parse(body: &JsonBody) -> Result<Self, ApiError> {
-        let parsed: ToolFields = body.parse()?;
+    pub(super) fn parse(body: &Value) -> Result<Self, FieldError> {
+        let parsed: ToolFields = fields::parse(body)?;
         let functions: Vec<Function> = parsed.tools.into_iter().flatten().map(|tool| tool.function).collect();
         if functions.len() > MOST_TOOLS {
             let message = format!("has {} entries, expected at most {MOST_TOOLS}", functions.len());
-            return Err(ApiError::field("tools", message));
+            return Err(FieldError::new("tools", message));
         }
         for (index, function) in functions.iter().enumerate() {
             let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
             if function.name.is_empty() || function.name.len() > 64 || !function.name.bytes().all(good) {
                 let message =
                     format!("found {:?}, expected 1 to 64 letters, digits, _, - and .", function.name);
-                return Err(ApiError::field(format!("tools[{index}].function.name"), message));
+                return Err(FieldError::new(format!("tools[{index}].function.name"), message));
             }
         }
         let choice = choice(parsed.tool_choice.as_ref(), &functions)?;
-        let written = match (&choice, body.0.get("tools")) {
+        let written = match (&choice, body.get("tools")) {
             (Choice::Auto | Choice::Must(_), Some(Value::Array(tools))) => {
                 tools.iter().cloned().map(with_parameters).collect()
             }
@@ -89,12 +89,13 @@ impl Tools {
         &self.written
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
+    /// Names of the functions.
+    pub fn names(&self) -> Vec<String> {
         self.functions.iter().map(|function| function.name.clone()).collect()
     }
 
     /// The schema of a call of one of the chosen functions.
-    pub(super) fn call_schema(&self) -> Value {
+    pub fn call_schema(&self) -> Value {
         let chosen = self.chosen().count();
         let mut schemas = self.call_schemas(if chosen == 1 { "#" } else { "#/anyOf" }, 0);
         if chosen == 1 { schemas.swap_remove(0) } else { json!({"anyOf": schemas}) }
@@ -102,7 +103,7 @@ impl Tools {
 
     /// One schema per chosen function. They will be at `place`, or at the indices from `first` on
     /// if `place` is an array.
-    pub(super) fn call_schemas(&self, place: &str, first: usize) -> Vec<Value> {
+    pub fn call_schemas(&self, place: &str, first: usize) -> Vec<Value> {
         self.chosen()
             .enumerate()
             .map(|(index, function)| {
@@ -163,10 +164,10 @@ fn with_parameters(mut tool: Value) -> Value {
     tool
 }
 
-fn choice(written: Option<&Value>, functions: &[Function]) -> Result<Choice, ApiError> {
+fn choice(written: Option<&Value>, functions: &[Function]) -> Result<Choice, FieldError> {
     let must = |names: Vec<String>| {
         if functions.is_empty() {
-            return Err(ApiError::field("tool_choice", "promises a call, but tools has no entry"));
+            return Err(FieldError::new("tool_choice", "promises a call, but tools has no entry"));
         }
         Ok(Choice::Must(names))
     };
@@ -188,22 +189,22 @@ fn choice(written: Option<&Value>, functions: &[Function]) -> Result<Choice, Api
             let name = named(value).ok_or_else(|| wrong_choice(value))?;
             if !functions.is_empty() && !functions.iter().any(|function| function.name == name) {
                 let message = format!("no tool is named {name:?}");
-                return Err(ApiError::field("tool_choice.function.name", message));
+                return Err(FieldError::new("tool_choice.function.name", message));
             }
             must(vec![name])
         }
     }
 }
 
-fn wrong_choice(found: &Value) -> ApiError {
+fn wrong_choice(found: &Value) -> FieldError {
     let expected =
         r#"expected "none", "auto", "required" or {"type": "function", "function": {"name": ...}}"#;
-    ApiError::field("tool_choice", format!("found {}, {expected}", short(found)))
+    FieldError::new("tool_choice", format!("found {}, {expected}", short(found)))
 }
 
 /// The schema as part of a larger one, in which it is at `place`. It gets its own `$id`, so that
 /// `#` in its references still means itself.
-pub(super) fn rooted(mut schema: Value, place: &str) -> Value {
+pub fn rooted(mut schema: Value, place: &str) -> Value {
     if place != "#"
         && let Value::Object(keywords) = &mut schema
         && refers(keywords)

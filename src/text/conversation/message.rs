@@ -81,7 +81,7 @@ impl<'de> Deserialize<'de> for Arguments {
             },
             object @ Value::Object(_) => Ok(Self(object)),
             other => {
-                let found = crate::api::body::kind(&other);
+                let found = crate::text::fields::kind(&other);
                 Err(de::Error::custom(format!("found {found}, expected a string of JSON")))
             }
         }

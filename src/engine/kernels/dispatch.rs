@@ -1,0 +1,145 @@
+//! The step from code that every processor can run into a kernel that only some can: each function
+//! checks that the processor has what the chosen form needs.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use super::Form;
+use super::attention::{Partial, View};
+use super::felix::{Matrix, portable};
+use super::product::{BLOCK, Block, Packed, Panels, ROWS};
+#[cfg(target_arch = "x86_64")]
+use super::{attention, felix, product};
+
+/// Dies here as a kernel does that has an instruction which the processor doesn't know, if a test wants that.
+#[cfg(debug_assertions)]
+pub fn may_die(name: &str) {
+    if crate::failpoints::is_set("kernel_dies", name) {
+        // SAFETY: sends this thread a signal.
+        unsafe { libc::raise(libc::SIGILL) };
+    }
+}
+
+/// What results are multiplied with: 1, unless a test wants a kernel that computes wrong numbers.
+#[cfg(debug_assertions)]
+fn spoilt(name: &str) -> f32 {
+    if crate::failpoints::is_set("kernel_wrong", name) { 1.5 } else { 1.0 }
+}
+
+/// Calls a form of a kernel.
+macro_rules! call {
+    ($form:expr, $($pattern:pat => $call:expr,)+) => {{
+        let form = $form;
+        assert!(form.is_possible(), "this processor can't compute in the form {}", form.name());
+        match form {
+            $(
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: it was just seen that the processor has all features that the form needs (`Form::needs`), which
+                // are those that the function is compiled with.
+                $pattern => unsafe { $call },
+            )+
+            _ => panic!("there is no form {} of this kernel", form.name()),
+        }
+    }};
+}
+
+/// As [`attention::attend`], into a partial result that was cleared.
+///
+/// # Panics
+/// A form that there isn't or that the processor can't compute; see there.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+pub fn attend(
+    form: Form,
+    queries: &[f32],
+    width: usize,
+    group: usize,
+    view: View<'_>,
+    cells: Range<usize>,
+    partial: &mut Partial,
+) {
+    #[cfg(debug_assertions)]
+    may_die("attention");
+    call!(form,
+        Form::Avx2 => attention::avx2::attend(queries, width, group, view, cells, partial),
+        Form::Avx512 => attention::avx512::attend(queries, width, group, view, cells, partial),
+    );
+    #[cfg(debug_assertions)]
+    partial.scale(spoilt("attention"));
+}
+
+/// Rounds activations for [`product`].
+///
+/// # Panics
+/// A form that there isn't or that the processor can't compute; more activations than room.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+pub fn pack(form: Form, given: &[[f32; BLOCK]], packed: &mut [Packed]) {
+    call!(form,
+        Form::Avx2 => product::avx2::pack(given, packed),
+        Form::Avx512Vnni => product::avx512::pack(given, packed),
+    );
+}
+
+/// Products of `rows` (a range of whole groups of [`ROWS`]) of Q8_0 weights (rows of `blocks` blocks) with `columns`, each as
+/// long as a row. `then` says at which row the caller will probably go on, if there is one. `write` is given a column, the
+/// first of [`ROWS`] rows, and their results. `panels` is scratch memory.
+///
+/// # Panics
+/// A form that there isn't or that the processor can't compute; a range that is not of whole groups, or beyond the weights.
+#[allow(clippy::too_many_arguments, reason = "the kernel's, and the form")]
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+pub fn product(
+    form: Form,
+    weights: &[Block],
+    blocks: usize,
+    rows: Range<usize>,
+    then: impl Fn() -> usize,
+    columns: &[Packed],
+    panels: &mut Panels,
+    write: impl FnMut(usize, usize, &[f32; ROWS]),
+) {
+    #[cfg(debug_assertions)]
+    may_die("product");
+    #[cfg(debug_assertions)]
+    let write = {
+        let (mut write, spoilt) = (write, spoilt("product"));
+        move |column: usize, row: usize, result: &[f32; ROWS]| write(column, row, &result.map(|x| x * spoilt))
+    };
+    call!(form,
+        Form::Avx2 => product::avx2::product(weights, blocks, rows, then, columns, panels, write),
+        Form::Avx512Vnni => product::avx512::product(weights, blocks, rows, then, columns, panels, write),
+    );
+}
+
+/// Products of some panels of a matrix of a Felix spoke with columns.
+///
+/// # Panics
+/// A form that there isn't or that the processor can't compute; panels that are not there; columns that are not whole.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+pub fn multiply(
+    form: Form,
+    matrix: &Matrix,
+    panels: Range<usize>,
+    columns: &[f32],
+    write: impl FnMut(usize, usize, [f32; ROWS]),
+) {
+    #[cfg(debug_assertions)]
+    if form != Form::Portable {
+        may_die("felix");
+    }
+    if form == Form::Portable {
+        return portable::multiply(matrix, panels, columns, write);
+    }
+    call!(form,
+        Form::Avx2 => felix::avx2::multiply(matrix, panels, columns, write),
+        Form::Avx512 => felix::avx512::multiply(matrix, panels, columns, write),
+    );
+}
+
+/// Has a line of memory brought near the processor.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn prefetch(line: &[u8; 64]) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: the address is that of a reference, and a prefetch changes nothing that can be observed.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+}

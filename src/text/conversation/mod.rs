@@ -1,0 +1,242 @@
+//! A conversation: its messages and tools, and the prompt that a template renders from them.
+
+mod message;
+mod tools;
+
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use self::message::{Message, turns, without_marker};
+pub use self::tools::{Choice, Tools, rooted};
+use super::fields::{self, FieldError};
+use super::template::{ChatTemplate, TemplateError, Turn};
+use super::{Prompt, Segment};
+use crate::native::local_time;
+
+/// As written in the body.
+#[derive(Debug, Deserialize)]
+struct ConversationFields {
+    messages: Vec<Message>,
+    reasoning_effort: Option<Effort>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    add_generation_prompt: Option<bool>,
+    /// vLLM's field. Here, a final assistant message is continued by default.
+    continue_final_message: Option<bool>,
+}
+
+/// How much a model may think before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Effort {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+}
+
+/// A parsed conversation, and where its prompt ends.
+#[derive(Debug)]
+pub struct Conversation {
+    turns: Vec<Turn>,
+    /// The tools that may be called.
+    pub tools: Tools,
+    parameters: Map<String, Value>,
+    end: End,
+}
+
+/// Why a conversation has no prompt.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PromptError {
+    /// A message can't be rendered.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// The template fails on the conversation or refuses it.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+/// Where the prompt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Where a new answer begins, or after the assistant's text if that is the last message.
+    Usual,
+    /// After the assistant's text, which must exist.
+    GoesOn,
+    /// Where a new answer begins, whatever the last message is.
+    New,
+    /// Where the last message ends.
+    Closed,
+    /// The request asks for both, which is an error.
+    Both,
+}
+
+impl End {
+    fn new(opened: Option<bool>, goes_on: Option<bool>) -> Self {
+        match (opened, goes_on) {
+            (Some(true), Some(true)) => Self::Both,
+            (_, Some(true)) => Self::GoesOn,
+            (Some(false), _) => Self::Closed,
+            (_, Some(false)) => Self::New,
+            _ => Self::Usual,
+        }
+    }
+}
+
+impl Conversation {
+    /// Validates the part of a body that determines the prompt.
+    ///
+    /// # Errors
+    /// The field that is wrong.
+    pub fn parse(body: &Value) -> Result<Self, FieldError> {
+        let written: ConversationFields = fields::parse(body)?;
+        if written.messages.is_empty() {
+            return Err(FieldError::new("messages", "is empty, expected at least one message"));
+        }
+        let mut parameters = Map::new();
+        if let Some(effort) = written.reasoning_effort {
+            parameters.insert("enable_thinking".to_owned(), (effort != Effort::None).into());
+            parameters.insert("reasoning_effort".to_owned(), effort.name().into());
+        }
+        // `chat_template_kwargs` address the template directly, so they win.
+        parameters.extend(written.chat_template_kwargs.unwrap_or_default());
+        let end = End::new(written.add_generation_prompt, written.continue_final_message);
+        Ok(Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters, end })
+    }
+
+    /// Checks that the request doesn't contradict itself about the end of the prompt.
+    ///
+    /// # Errors
+    /// The field that is wrong.
+    pub fn check_end(&self) -> Result<(), FieldError> {
+        let field = "continue_final_message";
+        if self.end == End::Both {
+            return Err(FieldError::new(field, "can't be combined with add_generation_prompt: true"));
+        }
+        let continued = self.continued().is_some();
+        if self.end == End::GoesOn && !continued {
+            return Err(FieldError::new(field, "the last message is no text of the assistant"));
+        }
+        let mut texts = self.turns.iter().rev().map(|turn| turn.role == "assistant" && turn.calls.is_empty());
+        if continued && texts.nth(1) == Some(true) {
+            let field = format!("messages[{}]", self.turns.len() - 1);
+            let message =
+                "the last message is gone on with, which another message of the assistant can't precede";
+            return Err(FieldError::new(field, message));
+        }
+        Ok(())
+    }
+
+    /// Sets whether the model thinks, and the dates that llama-server's templates use, unless the
+    /// request sets them.
+    pub fn fill_in(&mut self, thinks: bool) {
+        self.parameters.entry("enable_thinking").or_insert(thinks.into());
+        for (name, format) in [("date_string", "%d %b %Y"), ("datetime", "%b %d %Y")] {
+            if let Some(today) = local_time(format, SystemTime::now()) {
+                self.parameters.entry(name).or_insert(today.into());
+            }
+        }
+    }
+
+    /// The prompt up to where the answer begins; after the assistant's last text, if that is the
+    /// last message.
+    ///
+    /// # Errors
+    /// A message that can't be rendered; the template's error.
+    pub fn prompt(&self, template: &ChatTemplate) -> Result<Prompt, PromptError> {
+        Ok(self.go_on(self.rendered(template)?)?)
+    }
+
+    /// The assistant's last text, if the answer has to continue it.
+    fn continued(&self) -> Option<&str> {
+        if matches!(self.end, End::New | End::Closed) {
+            return None;
+        }
+        let last = self.turns.last().filter(|turn| turn.role == "assistant" && turn.calls.is_empty())?;
+        Some(last.content.as_str()).filter(|said| !said.is_empty())
+    }
+
+    /// Appends that text to the prompt. It is part of the answer, so it can't follow opened
+    /// thinking, whose end would be unknown.
+    ///
+    /// # Errors
+    /// The message that can't be continued.
+    pub fn go_on(&self, mut prompt: Prompt) -> Result<Prompt, FieldError> {
+        let Some(said) = self.continued() else { return Ok(prompt) };
+        let last = self.turns.len() - 1;
+        if self.turns[last].reasoning.is_some() {
+            let message = "an assistant's message at the end is gone on with, which can't be combined with what it thought \
+                           before: leave that out, or let the last message be another's";
+            return Err(FieldError::new(format!("messages[{last}].reasoning_content"), message));
+        }
+        if !opens_thinking(&prompt) {
+            prompt.push(Segment::plain(said));
+            return Ok(prompt);
+        }
+        let field = format!("messages[{last}]");
+        let message = "an assistant's message at the end is gone on with, which can't be combined with thinking: turn that off \
+                       with reasoning_effort \"none\", or let the last message be another's";
+        Err(FieldError::new(field, message))
+    }
+
+    /// The prompt without the assistant's last text, if the answer continues that text.
+    ///
+    /// # Errors
+    /// The template's error.
+    pub fn rendered(&self, template: &ChatTemplate) -> Result<Prompt, TemplateError> {
+        let said = usize::from(self.continued().is_some());
+        let mut turns = self.turns[..self.turns.len() - said].to_vec();
+        if !template.source().contains("no_think") {
+            without_marker(&mut turns);
+        }
+        if self.end == End::Closed {
+            template.render_whole(&turns, self.tools.shown(), &self.parameters)
+        } else {
+            template.render(&turns, self.tools.shown(), &self.parameters)
+        }
+    }
+}
+
+/// A conversation of a training row, parsed like that of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dialogue {
+    /// The messages.
+    pub turns: Vec<Turn>,
+    /// The tools offered in it.
+    pub tools: Vec<Value>,
+    /// Further variables for the template.
+    pub parameters: Map<String, Value>,
+}
+
+impl Dialogue {
+    /// Reads `messages`, `tools`, `chat_template_kwargs` and the other fields that determine a
+    /// request's prompt.
+    ///
+    /// # Errors
+    /// The field that is wrong, and why.
+    pub fn parse(row: Map<String, Value>) -> Result<Self, String> {
+        let read = Conversation::parse(&Value::Object(row)).map_err(|error| error.to_string())?;
+        Ok(Self { tools: read.tools.shown().to_vec(), turns: read.turns, parameters: read.parameters })
+    }
+}
+
+/// Whether the template has opened a thinking block for the assistant.
+pub fn opens_thinking(prompt: &Prompt) -> bool {
+    prompt.last().is_some_and(|last| last.markup && last.text.trim_end().ends_with("<think>"))
+}
+
+impl Effort {
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Minimal => "minimal",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Xhigh => "xhigh",
+        }
+    }
+}
