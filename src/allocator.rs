@@ -1,9 +1,10 @@
-//! The process's allocator, llama.cpp's allocations included.
+//! The process's allocator, which also serves llama.cpp's allocations.
 //!
-//! It has two masters. A daemon that answers for months must not grow: what a large answer took has to go back to the system,
-//! which glibc's arenas do late and mimalloc's pages hardly. Training asks for the same large buffers thousands of times a
-//! step, and must not be handed pages to be cleared each time. jemalloc keeps what was freed for some seconds and lets it go
-//! then.
+//! The two workloads want opposite things. A daemon that runs for months must not grow: memory of a
+//! large answer has to return to the system, which glibc's arenas do late and mimalloc's pages
+//! hardly at all. Training allocates the same large buffers thousands of times a step, and must not
+//! get pages that the kernel clears each time. jemalloc keeps freed memory for some seconds and
+//! then returns it, which suits both.
 
 use std::alloc::{GlobalAlloc, Layout};
 #[cfg(target_os = "linux")]
@@ -13,18 +14,20 @@ use std::ptr::null_mut;
 
 use tikv_jemallocator::Jemalloc;
 
-// Miri can't call C, and follows allocations itself.
+// Miri can't call C, and tracks allocations itself.
 #[cfg_attr(not(miri), global_allocator)]
 #[cfg_attr(miri, allow(dead_code))]
 static ALLOCATOR: Zeroing = Zeroing;
 
-/// jemalloc, but for zeroed memory: it zeroes large buffers by giving their pages back and taking them anew, which costs a
-/// page fault for every 4 KiB and a halt of every processor (two fifths of a training step in a virtual machine). Who asks for
-/// zeros fills the buffer soon after, so writing them is cheaper.
+/// jemalloc, except for zeroed memory. jemalloc zeroes large buffers by returning their pages and
+/// mapping new ones, which costs a page fault for every 4 KiB and an interrupt of every
+/// processor (two fifths of a training step in a virtual machine). The caller fills a zeroed buffer
+/// soon anyway, so writing the zeros here is cheaper.
 #[cfg_attr(miri, allow(dead_code))]
 struct Zeroing;
 
-// SAFETY: every call goes to jemalloc with the arguments that came; zeros are written into what it gave for this layout.
+// SAFETY: every call forwards its arguments to jemalloc. Zeros are written only into the block that
+// jemalloc returned for this layout.
 #[allow(unsafe_code, reason = "an allocator is unsafe by its trait")]
 unsafe impl GlobalAlloc for Zeroing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -48,7 +51,7 @@ unsafe impl GlobalAlloc for Zeroing {
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "a function of C")]
 unsafe extern "C" {
-    /// jemalloc's, which goes by its own name where it stands in for malloc.
+    /// jemalloc's `mallctl`, which has this unprefixed name where jemalloc replaces malloc.
     fn mallctl(
         name: *const c_char,
         old: *mut c_void,
@@ -58,14 +61,15 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Gives what was freed so far back to the system at once, instead of in some seconds. To be called
-/// where much was freed that will not be asked for again.
+/// Returns freed memory to the system at once instead of after some seconds. Call it after freeing
+/// a lot of memory that will not be needed again.
 pub fn give_back() {
     #[cfg(target_os = "linux")]
     {
-        // The number stands for all arenas (jemalloc's MALLCTL_ARENAS_ALL).
+        // 4096 stands for all arenas (jemalloc's `MALLCTL_ARENAS_ALL`).
         let name = c"arena.4096.purge";
-        // SAFETY: the name is one of jemalloc's; it reads and writes nothing of ours.
+        // SAFETY: the name is a valid jemalloc command; with null pointers it reads and writes
+        // nothing of ours.
         #[allow(unsafe_code, reason = "a function of C")]
         let code = unsafe { mallctl(name.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
         if code != 0 {
@@ -74,9 +78,10 @@ pub fn give_back() {
     }
 }
 
-/// Read by jemalloc before it begins (linked because it stands beside what the linker looks for, the allocator; a test holds
-/// that it was read). A thread of its own gives memory back while nothing is asked for. Buffers of 8 MiB and
-/// more, of which training has many, are treated like others instead of being given back at once.
+/// Settings that jemalloc reads at startup. The static is linked because it is in the same object
+/// as the allocator; a test checks that jemalloc has read it. A background thread returns memory
+/// while the process is idle. Buffers of 8 MiB and more, of which training has many, are kept like
+/// smaller ones instead of being returned at once.
 #[unsafe(export_name = "malloc_conf")]
 #[allow(unsafe_code, reason = "jemalloc looks for its settings under this name")]
 static SETTINGS: Settings = Settings(c"background_thread:true,oversize_threshold:0".as_ptr());
@@ -84,6 +89,6 @@ static SETTINGS: Settings = Settings(c"background_thread:true,oversize_threshold
 #[repr(transparent)]
 struct Settings(*const std::ffi::c_char);
 
-// SAFETY: it points to a constant.
+// SAFETY: the pointer points to a constant.
 #[allow(unsafe_code, reason = "a pointer in a static variable")]
 unsafe impl Sync for Settings {}

@@ -1,4 +1,5 @@
-//! The only place that writes files that matter: temporary file beside the target, fsync, rename, fsync of the folder.
+//! Atomic and durable file writes: a temporary file next to the target, fsync, rename, fsync of the
+//! folder. Every file that must survive a crash is written here.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,9 +8,10 @@ use tempfile::NamedTempFile;
 
 use crate::failpoints;
 
-/// A file under construction: invisible under its final name until [`Staged::commit`].
+/// A file under construction, invisible under its final name until [`Staged::commit`].
 ///
-/// Dropping it without committing removes the temporary file, so a failure leaves nothing half-written.
+/// Dropping it without committing removes the temporary file, so a failure leaves nothing
+/// half-written.
 #[derive(Debug)]
 pub struct Staged {
     temporary: NamedTempFile,
@@ -17,7 +19,7 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Starts a file that will replace `target`; missing parent folders are made.
+    /// Starts a file that will replace `target`. Creates missing parent folders.
     pub fn new(target: &Path) -> io::Result<Self> {
         let folder = parent(target);
         make_folder(folder)?;
@@ -36,9 +38,9 @@ impl Staged {
         self.temporary.as_file_mut()
     }
 
-    /// Syncs the content, gives the file its name and syncs the folder, in this order.
+    /// Syncs the content, renames the file to its target and syncs the folder, in this order.
     pub fn commit(self) -> io::Result<()> {
-        // Reopened by path: a C library may have replaced the file behind the name.
+        // Reopen by path: a C library may have replaced the file under this name.
         fs_err::File::open(self.temporary.path())?.sync_all()?;
         set_default_mode(self.temporary.path())?;
         self.temporary.persist(&self.target).map_err(|e| e.error)?;
@@ -63,19 +65,22 @@ pub fn write(target: &Path, bytes: &[u8]) -> io::Result<()> {
     staged.commit()
 }
 
-/// Opens a log for appending (made if missing). Lines are not synced one by one: a log may lose its tail, never its head.
+/// Opens a log for appending and creates it if missing. Lines are not synced one by one: after a
+/// power cut a log may lack its last lines, never its first.
 pub fn append(target: &Path) -> io::Result<std::fs::File> {
     fs_err::create_dir_all(parent(target))?;
     std::fs::OpenOptions::new().create(true).append(true).open(target)
 }
 
-/// Opens a file that grows and is read while it does (made if missing). Like a log, it may lose its tail in a power cut.
+/// Opens a file for appending and concurrent reading, and creates it if missing. Like a log, it may
+/// lose its last bytes in a power cut.
 pub fn grow(target: &Path) -> io::Result<std::fs::File> {
     fs_err::create_dir_all(parent(target))?;
     std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(target)
 }
 
-/// Takes the lock of a file (made if missing), which ends with what is given or with the process; none if another has it.
+/// Locks a file, which is created if missing. Returns `None` if another process holds the lock. The
+/// lock ends when the returned file is dropped or the process exits.
 pub fn lock(path: &Path) -> io::Result<Option<std::fs::File>> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::OpenOptions::new();
@@ -87,27 +92,29 @@ pub fn lock(path: &Path) -> io::Result<Option<std::fs::File>> {
     }
 }
 
-/// Replaces `target` by what another file holds, atomically and durably.
+/// Replaces `target` with the content of another file, atomically and durably.
 pub fn copy(from: &Path, target: &Path) -> io::Result<()> {
     let mut staged = Staged::new(target)?;
     io::copy(&mut fs_err::File::open(from)?, &mut staged)?;
     staged.commit()
 }
 
-/// Makes a folder and those that lead to it; what is written into it later is found again after a power cut.
+/// Creates a folder and its missing parents, and syncs them, so that files written into it later
+/// survive a power cut.
 pub fn make_folder(folder: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
     fs_err::create_dir_all(folder)?;
     missing.into_iter().try_for_each(|made| sync_folder(parent(made)))
 }
 
-/// Gives a finished, synced file its final name, replacing an older one, and syncs the folder.
+/// Renames a finished, synced file to its final name, replacing an older one, and syncs the folder.
 pub fn rename_file(from: &Path, to: &Path) -> io::Result<()> {
     fs_err::rename(from, to)?;
     sync_folder(parent(to))
 }
 
-/// Gives a finished temporary folder its final name, replacing an older one, and syncs the parent.
+/// Renames a finished temporary folder to its final name, replacing an older one, and syncs the
+/// parent.
 pub fn rename_folder(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs_err::read_dir(from)? {
         let path = entry?.path();
@@ -131,7 +138,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     fs_err::File::open(folder)?.sync_all()
 }
 
-/// Temporary files are made 0600; what is published should be readable like any other file.
+/// Temporary files are created with mode 0600. A published file gets the usual 0644.
 fn set_default_mode(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs_err::set_permissions(path, std::fs::Permissions::from_mode(0o644))

@@ -1,38 +1,39 @@
-//! What the processor can do: the one detection, which every kernel, the self-test and `bespoke doctor` ask.
+//! Detects the processor's features. Every kernel, the self-test and `bespoke doctor` use this one
+//! detection.
 //!
-//! Detection happens at run time, so one program computes with whatever the machine has. Features can be
-//! hidden from it with `BESPOKE_CPU`, to try what another processor would compute.
+//! Detection happens at run time, so one program uses whatever the machine has. `BESPOKE_CPU` hides
+//! features, to try what another processor would compute.
 
 use std::sync::LazyLock;
 
 /// The environment variable that hides features.
 pub const VARIABLE: &str = "BESPOKE_CPU";
 
-/// An instruction-set extension that a kernel of ours needs.
+/// An instruction-set extension that one of our kernels needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feature {
-    /// Fused multiplication and addition.
+    /// Fused multiply-add.
     Fma,
     /// Conversion from and to f16.
     F16c,
-    /// Integers in 256 bits.
+    /// 256-bit integer instructions.
     Avx2,
-    /// The foundation of AVX-512.
+    /// AVX-512 foundation.
     Avx512f,
-    /// Bytes and words in 512 bits.
+    /// 512-bit instructions on bytes and words.
     Avx512bw,
-    /// AVX-512's registers and masks for 128 and 256 bits.
+    /// AVX-512 instructions on 128-bit and 256-bit registers.
     Avx512vl,
-    /// Products of bytes, summed.
+    /// Byte dot products.
     Avx512vnni,
 }
 
 impl Feature {
-    /// All of them, in the order of their numbers.
+    /// All features, in the order of their bits.
     pub const ALL: [Self; 7] =
         [Self::Fma, Self::F16c, Self::Avx2, Self::Avx512f, Self::Avx512bw, Self::Avx512vl, Self::Avx512vnni];
 
-    /// The name, as rustc writes it.
+    /// The name that rustc uses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fma => "fma",
@@ -68,12 +69,12 @@ impl Feature {
     }
 }
 
-/// Some features.
+/// A set of features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features(u8);
 
 impl Features {
-    /// These features.
+    /// The set of these features.
     pub const fn of(list: &[Feature]) -> Self {
         let (mut bits, mut at) = (0, 0);
         while at < list.len() {
@@ -83,34 +84,34 @@ impl Features {
         Self(bits)
     }
 
-    /// Whether all of the others are among these.
+    /// Whether this set contains all of `others`.
     pub fn contain(self, others: Self) -> bool {
         self.0 & others.0 == others.0
     }
 
-    /// Those that are not among the others.
+    /// The features of this set that are not in `others`.
     #[must_use]
     pub fn without(self, others: Self) -> Self {
         Self(self.0 & !others.0)
     }
 
-    /// Names, in order.
+    /// Names of the features, in order.
     pub fn names(self) -> Vec<&'static str> {
         let all = Feature::ALL.into_iter();
         all.filter(|feature| self.0 & feature.bit() != 0).map(Feature::name).collect()
     }
 }
 
-/// What was found when it was first asked for.
+/// The features found by the first detection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Processor {
-    /// What the processor has and the system lets programs use.
+    /// Features that the processor has and the operating system enables.
     pub present: Features,
-    /// What `BESPOKE_CPU` hides.
+    /// Features that `BESPOKE_CPU` hides.
     pub hidden: Features,
 }
 
-/// `BESPOKE_CPU` says something that is not understood.
+/// `BESPOKE_CPU` has a value that is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{VARIABLE}: {found:?} is neither a level nor a feature to hide\nhint: x86-64-v2, x86-64-v3 (AVX2, no AVX-512), x86-64-v4 (AVX-512, no VNNI), or names with a minus in front, separated by commas: -avx512vnni,-fma"
@@ -133,7 +134,7 @@ pub fn processor() -> Processor {
     FOUND.0
 }
 
-/// Whether `BESPOKE_CPU` was understood.
+/// Checks that the value of `BESPOKE_CPU` was understood.
 ///
 /// # Errors
 /// [`UnknownFeature`].
@@ -142,7 +143,7 @@ pub fn check() -> Result<(), UnknownFeature> {
 }
 
 impl Processor {
-    /// What kernels may use.
+    /// Features that kernels may use.
     pub fn usable(self) -> Features {
         self.present.without(self.hidden)
     }
@@ -151,7 +152,8 @@ impl Processor {
 const AVX512: Features =
     Features::of(&[Feature::Avx512f, Feature::Avx512bw, Feature::Avx512vl, Feature::Avx512vnni]);
 
-/// What a text hides: levels of the psABI leave what they have, names with a minus go.
+/// Parses `BESPOKE_CPU`: a psABI level hides everything above it, a name with a minus hides that
+/// feature.
 fn hidden(text: &str) -> Result<Features, UnknownFeature> {
     let mut hidden = Features::default();
     for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
@@ -169,12 +171,13 @@ fn hidden(text: &str) -> Result<Features, UnknownFeature> {
     Ok(hidden)
 }
 
-/// The processor's own name, as the system tells it.
+/// The processor's model name, as the system reports it.
 pub fn name() -> Option<String> {
     told("model name")
 }
 
-/// Extensions for vectors and matrices that the processor has, by the system's names, and that no kernel of ours uses.
+/// Vector and matrix extensions that the processor has and none of our kernels uses, by their names
+/// in `/proc/cpuinfo`.
 pub fn unused() -> Vec<String> {
     let flags = told("flags").unwrap_or_default();
     let of_vectors = |flag: &&str| (flag.starts_with("avx") && *flag != "avx") || flag.starts_with("amx");
@@ -185,7 +188,7 @@ pub fn unused() -> Vec<String> {
     flags.split_whitespace().filter(of_vectors).filter(|flag| !used(flag)).map(str::to_owned).collect()
 }
 
-/// What the system says of the first processor.
+/// A field of the first processor in `/proc/cpuinfo`.
 fn told(what: &str) -> Option<String> {
     let text = fs_err::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.split_once(':').is_some_and(|(name, _)| name.trim() == what))?;

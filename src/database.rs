@@ -1,4 +1,4 @@
-//! The one SQLite file that holds what the daemon must not forget. Each room of the house brings its own tables.
+//! The SQLite file that holds the daemon's durable state. Each module brings its own tables.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,25 +11,25 @@ use crate::failpoints;
 
 /// Name of the file in the state directory.
 const FILE: &str = "bespoke.sqlite";
-/// Name of the file that says who uses the state directory.
+/// Name of the lock file in the state directory; its holder owns the directory.
 const LOCK: &str = "lock";
-/// How long another daemon may take to let go of the state folder.
+/// How long to wait for another daemon to release the state folder.
 const HANDOVER: Duration = Duration::from_secs(2);
-/// Longest that a write waits for another connection's.
+/// Longest wait for another connection's write.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why the state can't be used.
+/// Why the state folder or the database can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// The folder or a file in it can't be made or opened.
+    /// The folder or a file in it can't be created or opened.
     #[error("{path}: {source}", path = path.display())]
     Io {
         /// The folder or file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// Another process uses it.
+    /// Another process uses the folder.
     #[error(
         "{path}: another daemon keeps its state here\nhint: name another folder with --state or paths.state",
         path = path.display()
@@ -38,15 +38,15 @@ pub enum DatabaseError {
         /// The folder.
         path: PathBuf,
     },
-    /// SQLite refuses.
+    /// SQLite returned an error.
     #[error("{path}: {source}", path = path.display())]
     Sqlite {
         /// The file.
         path: PathBuf,
-        /// What SQLite says.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// Tables were made by a later version of this program.
+    /// A later version of this program made the tables.
     #[error(
         "{path}: the tables of {room} have version {found}, and this program knows them up to {known}\nhint: serve with the newer program, or name another folder with --state",
         path = path.display()
@@ -54,7 +54,7 @@ pub enum DatabaseError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// Whose tables.
+        /// The module that owns the tables.
         room: &'static str,
         /// Their version.
         found: usize,
@@ -63,7 +63,7 @@ pub enum DatabaseError {
     },
 }
 
-/// A state directory in use by this process: nobody else uses it until this is dropped.
+/// A state directory locked by this process, until this is dropped.
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
@@ -71,7 +71,7 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// Makes the folder, for its owner's eyes alone, and locks it.
+    /// Creates the folder, readable by its owner alone, and locks it.
     ///
     /// # Errors
     /// [`DatabaseError::Io`], [`DatabaseError::Used`].
@@ -79,8 +79,8 @@ impl StateDirectory {
         use std::os::unix::fs::DirBuilderExt;
         let wrong = |source| DatabaseError::Io { path: path.to_owned(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(wrong)?;
-        // A child that a killed daemon had just begun to start has its files, the lock among them, until it is another
-        // program: that takes moments.
+        // A killed daemon may have just forked a child. The child holds the daemon's files, the
+        // lock among them, until it calls exec, which takes moments.
         let end = Instant::now() + HANDOVER;
         loop {
             match atomic_file::lock(&path.join(LOCK)).map_err(wrong)? {
@@ -96,7 +96,7 @@ impl StateDirectory {
         &self.path
     }
 
-    /// Opens the database: what is committed survives a crash and a power cut.
+    /// Opens the database. Committed data survives a crash and a power cut.
     ///
     /// # Errors
     /// [`DatabaseError::Sqlite`].
@@ -117,7 +117,7 @@ impl Database {
         let wrong = |source| DatabaseError::Sqlite { path: path.to_owned(), source };
         let connection = Connection::open(path).map_err(wrong)?;
         connection.busy_timeout(PATIENCE).map_err(wrong)?;
-        // The first two answer with a row; a plain pragma_update expects none.
+        // The first two pragmas return a row; a plain `pragma_update` expects none.
         let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
             PRAGMA cache_size = -512;
             CREATE TABLE IF NOT EXISTS room (name TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT;";
@@ -125,7 +125,8 @@ impl Database {
         Ok(Self { path: path.to_owned(), connection })
     }
 
-    /// Brings a room's tables up to date: `steps[n]` leads from version n to n + 1, and is never changed once released.
+    /// Migrates a module's tables: `steps[n]` leads from version n to n + 1. A released step must
+    /// never change.
     ///
     /// # Errors
     /// [`DatabaseError::Newer`], [`DatabaseError::Sqlite`].
@@ -153,7 +154,7 @@ impl Database {
         Ok(())
     }
 
-    /// Does something with the connection.
+    /// Runs `act` on the connection.
     ///
     /// # Errors
     /// [`DatabaseError::Sqlite`].
@@ -168,7 +169,7 @@ impl Database {
     }
 }
 
-/// As `SQLite` says it when the system refuses.
+/// An I/O error of the operating system as the error that `SQLite` would report.
 fn refused(error: &std::io::Error) -> rusqlite::Error {
     use rusqlite::ffi;
     let code = match error.kind() {

@@ -1,30 +1,31 @@
-//! File descriptors: the limit raised at the start, and how many connections it has room for besides everything else.
+//! File descriptors: raises the limit at startup, and computes how many connections fit within it.
 
 use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Soft and hard limit that this process was started with; none is as many as there can be.
+/// Soft and hard limit that this process started with; `None` means unlimited.
 static INHERITED: OnceLock<(Option<u64>, Option<u64>)> = OnceLock::new();
 
-/// Descriptors that what isn't a connection may need at the same time: the database and its journal, copies and
-/// inspections of files, a probe's pipes, keys, a model.
+/// Descriptors kept free for everything that is not a connection: the database and its journal,
+/// file copies and inspections, a probe's pipes, keys, a model.
 const OTHERS: u64 = 48;
-/// What is in use where the system doesn't tell it.
+/// Assumed number of open descriptors where the system doesn't report it.
 const IN_USE: u64 = 32;
-/// Connections beyond the limit that are answered at the same time.
+/// Connections above the limit that can be answered 503 at the same time.
 const BEYOND: u64 = 64;
 
-/// The limit before and after it was raised.
+/// The soft limit before and after raising it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Raised {
-    /// What this process was started with.
+    /// The limit that this process started with.
     pub before: u64,
-    /// What it may have now.
+    /// The limit in force now.
     pub now: u64,
 }
 
-/// Raises the soft limit to the hard one. That it can't be raised is no mistake: there are fewer connections then.
+/// Raises the soft limit to the hard one. A failure is no error: it only leaves room for fewer
+/// connections.
 pub fn raise() -> Raised {
     let inherited = *INHERITED.get_or_init(|| {
         let limit = getrlimit(Resource::Nofile);
@@ -37,35 +38,37 @@ pub fn raise() -> Raised {
     Raised { before: inherited.0.unwrap_or(u64::MAX), now: limit() }
 }
 
-/// The soft limit that is in force.
+/// The soft limit in force.
 pub fn limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Soft and hard limit that this process was started with, as the system writes them; none if they were never changed.
+/// Soft and hard limit that this process started with, as `setrlimit` takes them; `None` if
+/// [`raise`] was never called.
 pub(crate) fn inherited() -> Option<(libc::rlim_t, libc::rlim_t)> {
     let number = |limit: Option<u64>| limit.map_or(libc::RLIM_INFINITY, |limit| limit as libc::rlim_t);
     INHERITED.get().map(|(soft, hard)| (number(*soft), number(*hard)))
 }
 
-/// How many connections there may be.
+/// Number of connections that the descriptor limit allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connections {
-    /// That are served.
+    /// Connections that are served.
     pub served: u32,
-    /// Beyond them, that are told so at the same time.
+    /// Connections above `served` that are open at the same time only to be answered 503.
     pub beyond: u32,
 }
 
 impl Connections {
-    /// As many as are wanted, if the limit has room for them beside what is open now and what will have to be opened.
+    /// At most `wanted` connections, fewer if the limit has no room for them next to the
+    /// descriptors open now and those kept for other uses.
     pub fn within(limit: u64, wanted: u32) -> Self {
         Self::beside(limit, in_use(), wanted)
     }
 
     fn beside(limit: u64, in_use: u64, wanted: u32) -> Self {
         let free = limit.saturating_sub(in_use);
-        // Where there are few, each side gets half.
+        // If few are free, connections and everything else get half each.
         let room = free - OTHERS.min(free / 2);
         let beyond = BEYOND.min(room / 4).max(1);
         let served = u64::from(wanted).min(room.saturating_sub(beyond)).max(1);
@@ -73,9 +76,9 @@ impl Connections {
     }
 }
 
-/// Descriptors that are open now.
+/// Number of open descriptors.
 fn in_use() -> u64 {
-    // One of them is this look.
+    // The count includes the descriptor of this directory listing.
     std::fs::read_dir("/proc/self/fd").map_or(IN_USE, |all| all.count() as u64)
 }
 
@@ -98,7 +101,7 @@ mod tests {
         assert_eq!(of(1_024, 30, 1_024), (882, 64));
         assert_eq!(of(256, 30, 1_024), (134, 44));
         assert_eq!(of(64, 24, 1_024), (15, 5));
-        // Nothing is left: one connection all the same, and one that is told so.
+        // No descriptor is free: still one connection, and one that is answered 503.
         assert_eq!(of(16, 30, 1_024), (1, 1));
     }
 
@@ -106,7 +109,7 @@ mod tests {
     fn what_is_open_is_counted() {
         let before = in_use();
         let files: Vec<_> = (0..50).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
-        // Other tests open and close files meanwhile.
+        // Other tests open and close files at the same time.
         assert!(in_use() + 40 > before + files.len() as u64, "{before} and {}", in_use());
     }
 }

@@ -1,4 +1,4 @@
-//! SHA-256 as an identity: of a file's content, of a post's tensors, of a tokenizer.
+//! SHA-256 digests that identify a file's content, a post's tensors, or a tokenizer.
 
 use std::io::{self, Read};
 use std::str::FromStr;
@@ -6,11 +6,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256};
 
-/// A SHA-256. Written as 64 lower-case hexadecimal digits.
+/// A SHA-256 digest, displayed as 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
 
-/// What is no SHA-256 in hexadecimal.
+/// A text that is no SHA-256 digest in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{found:?} is no SHA-256, expected 64 hexadecimal digits")]
 pub struct NotADigest {
@@ -19,10 +19,10 @@ pub struct NotADigest {
 }
 
 impl Digest {
-    /// The hash of everything that is left to read.
+    /// Hashes everything that is left to read.
     ///
     /// # Errors
-    /// The reader's.
+    /// The reader's error.
     pub fn of_reader(mut reader: impl Read) -> io::Result<Self> {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 16];
@@ -36,7 +36,8 @@ impl Digest {
         }
     }
 
-    /// The first twelve digits: enough for people, and for file names where the whole stands elsewhere.
+    /// The first twelve digits: enough for people, and for file names where the full digest is
+    /// recorded elsewhere.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()
     }

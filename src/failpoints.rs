@@ -1,11 +1,11 @@
-//! Fail points: places where a test may have the process killed, as by `kill -9`, or have it fail to notice something.
-//! They do nothing in a release build.
+//! Fail points: places where a test can kill the process, as `kill -9` does, or make it overlook an
+//! event or an error. They do nothing in a release build.
 //!
-//! `BESPOKE_FAIL` lists them, separated by commas: `NAME`, or `NAME@DETAIL` to fail only where the detail is this, and
-//! behind either `#N` to fail at the Nth time only. The system's trouble lasts as long as a test wants it to: `NAME@FILE` has
-//! the system refuse, as long as this file is there, with the number of the error that is written in it.
+//! `BESPOKE_FAIL` lists them, separated by commas: `NAME`, or `NAME@DETAIL` to fail only for this
+//! detail. A trailing `#N` fails at the Nth time only. For [`trouble`], `NAME@FILE` returns an I/O
+//! error as long as `FILE` exists; the file holds the error number.
 
-/// Dies here if the environment says so.
+/// Kills the process here if `BESPOKE_FAIL` names this point.
 #[inline]
 pub fn point(name: &str, detail: &str) {
     #[cfg(debug_assertions)]
@@ -14,7 +14,7 @@ pub fn point(name: &str, detail: &str) {
     let _ = (name, detail);
 }
 
-/// Whether something is not to be noticed here.
+/// Whether the caller should overlook an event here.
 #[inline]
 pub fn is_blind(name: &str) -> bool {
     #[cfg(debug_assertions)]
@@ -26,7 +26,7 @@ pub fn is_blind(name: &str) -> bool {
     }
 }
 
-/// Whether something is to go wrong here in the way that the caller knows, each time.
+/// Whether the caller should fail here, in its own way, each time.
 #[inline]
 pub fn is_set(name: &str, detail: &str) -> bool {
     #[cfg(debug_assertions)]
@@ -38,10 +38,9 @@ pub fn is_set(name: &str, detail: &str) -> bool {
     }
 }
 
-/// The error of the system that a test wants here now.
+/// Returns the I/O error that a test currently wants here.
 ///
-/// # Errors
-/// That.
+/// # Errors The error number in the file that `BESPOKE_FAIL` names.
 #[inline]
 pub fn trouble(name: &str) -> std::io::Result<()> {
     #[cfg(debug_assertions)]

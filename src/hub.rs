@@ -1,4 +1,5 @@
-//! The composition root: settings -> checked model, bound listener, engine, API; runs them and ends them in order.
+//! The composition root: builds the checked model, listener, engine and API from the settings, runs
+//! them, and stops them in order.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,19 +24,21 @@ use crate::spokes::probe::ChildProbe;
 use crate::spokes::reconciler::{ReconcilerError, ReconcilerSettings, Spokes};
 use crate::text::ChatTemplate;
 
-/// How much longer than the engine's own drain connections may take to send what they have.
+/// Extra time, after the engine's own drain, that connections get to send what is already
+/// generated.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Bytes that the kernel keeps of an answer for its reader: what a slow reader costs, and how late it is noticed.
+/// Bytes of an answer that the kernel buffers per connection. It bounds the memory that a slow
+/// reader costs and how late the daemon notices one.
 const SEND_BUFFER: u32 = 128 << 10;
-/// Where it is remembered what the self-test found, in the state folder.
+/// File in the state folder that holds the result of the self-test.
 pub const SELF_TEST: &str = "self-test.json";
-/// Connections that the kernel keeps until they are accepted.
+/// Length of the kernel's queue of connections not yet accepted.
 const BACKLOG: u32 = 1024;
 
-/// Why the daemon can't run, or stopped.
+/// Why the daemon can't start, or why it stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// The model file can't be served; trying again can't help.
+    /// The model file can't be served, and a retry would not help.
     #[error("{path}: {reason}", path = path.display())]
     Model {
         /// The file.
@@ -46,22 +49,22 @@ pub enum HubError {
     /// The chat template can't be used.
     #[error("{path}: {reason}\nhint: {hint}", path = path.display())]
     Template {
-        /// The file that it is in.
+        /// The file that holds the template.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
-        /// What helps.
+        /// How to fix it.
         hint: &'static str,
     },
-    /// The address can't be had.
+    /// The daemon can't listen on the address.
     #[error("can't listen on {address}: {reason}\nhint: server.listen and --listen name another address")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The operating system's error.
         reason: std::io::Error,
     },
-    /// Others can connect, and nobody needs a key.
+    /// Other machines can connect, and no API key is required.
     #[error(
         "{0} can be reached by others, and no key would be asked of them\nhint: name a file of keys with server.keys_file, or listen on 127.0.0.1"
     )]
@@ -74,10 +77,10 @@ pub enum HubError {
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// There can be no spokes.
+    /// The reconciler can't be started.
     #[error("spokes can't be kept: {0}")]
     Spokes(ReconcilerError),
     /// The keys can't be used.
@@ -86,13 +89,13 @@ pub enum HubError {
     /// The engine shows no sign of life.
     #[error("the engine has shown no sign of life for {}", humantime::format_duration(*.0))]
     Silent(Duration),
-    /// The thread that keeps spokes is gone: no file would be served any more.
+    /// The reconciler's thread has ended, so changes to spoke files would go unnoticed.
     #[error("the keeper of spokes has ended; the log says why")]
     Reconciler,
-    /// The engine gave up after it had been ready.
+    /// The engine failed after it had been ready.
     #[error("the engine failed: {0}")]
     Engine(String),
-    /// The listener ended by itself.
+    /// The listener ended without being told to.
     #[error("the listener ended: {0}")]
     Serve(String),
 }
@@ -113,7 +116,7 @@ pub struct Hub {
     spokes: Kept,
 }
 
-/// The keeper of spokes; its thread ends with the hub, however that ends.
+/// Owns the reconciler's handle. Dropping the hub ends the reconciler's thread, on every path.
 struct Kept(Spokes);
 
 impl Drop for Kept {
@@ -123,11 +126,11 @@ impl Drop for Kept {
 }
 
 impl Hub {
-    /// Checks the model file and the state folder, binds the address, then starts the engine: a mistake leaves nothing
-    /// half-started.
+    /// Checks the model file and the state folder, binds the address, then starts the engine. The
+    /// order matters: a mistake in the settings leaves nothing half-started.
     ///
     /// # Errors
-    /// [`HubError`], all but those of a daemon that runs.
+    /// Every [`HubError`] except those of a running daemon.
     pub fn build(settings: &Settings) -> Result<Self, HubError> {
         check_model_file(&settings.model)?;
         let door = Door::open(settings)?;
@@ -244,27 +247,28 @@ impl Hub {
         })
     }
 
-    /// The address in use: with its real port where port 0 was asked for.
+    /// The bound address, with the real port if port 0 was requested.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// State of the engine.
+    /// The engine's state.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.engine.health()
     }
 
-    /// The keys, to be read again when their file has changed.
+    /// The API keys. The caller reloads them when their file changes.
     pub fn keys(&self) -> Arc<KeyRing> {
         Arc::clone(&self.keys)
     }
 
-    /// Serves until `stop` is ready; then takes no more connections, lets running requests end for as long as the
-    /// settings say, and returns.
+    /// Serves until `stop` is ready. Then it accepts no more connections, gives running requests
+    /// the configured drain time to finish, and returns.
     ///
     /// # Errors
-    /// [`HubError::Model`] if the weights can't be loaded; [`HubError::Engine`] if the engine fails later,
-    /// [`HubError::Silent`] if it stops without a word; [`HubError::Reconciler`] if spokes aren't kept any more.
+    /// [`HubError::Model`] if the weights can't be loaded; [`HubError::Engine`] if the engine fails
+    /// later; [`HubError::Silent`] if the engine hangs; [`HubError::Reconciler`] if the
+    /// reconciler's thread ends.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), HubError> {
         let (closing, closed) = watch::channel(false);
         let mut server = tokio::spawn(connection::serve(self.listener, self.router, self.limits, closed));
@@ -277,7 +281,8 @@ impl Hub {
                 return Err(HubError::Serve(ended.err().map_or_else(String::new, |error| error.to_string())));
             }
         };
-        // A dead engine answers nothing more: its clients are let go at once, so that a new one can be there soon.
+        // A dead engine finishes no request. Dropping its clients at once lets a new daemon start
+        // sooner.
         let drain = if outcome.is_ok() { self.drain } else { Duration::ZERO };
         self.spokes.0.begin_to_stop();
         self.app.begin_to_stop();
@@ -295,8 +300,8 @@ impl Hub {
     }
 }
 
-/// As many connections as the settings say, if the limit of file descriptors has room for them: without a descriptor nothing
-/// could be opened, and no one would get an answer.
+/// Limits the configured number of connections to what the file descriptor limit allows. Without a
+/// free descriptor the daemon could open no file and accept no connection.
 fn connections_within_descriptors(wanted: u32) -> Connections {
     let limit = descriptors::limit();
     let connections = Connections::within(limit, wanted);
@@ -312,8 +317,8 @@ fn connections_within_descriptors(wanted: u32) -> Connections {
     connections
 }
 
-/// Locks the state folder, and makes the folder of spokes where somebody named one. A default one that isn't there is no
-/// mistake: nobody wants spokes yet.
+/// Locks the state folder, and creates the folder of spokes if the settings name one. A missing
+/// default folder is no mistake: no spokes are wanted yet.
 fn open_state(settings: &Settings) -> Result<StateDirectory, HubError> {
     let state = StateDirectory::open(&settings.paths.state)?;
     let folder = &settings.paths.spokes;
@@ -323,13 +328,13 @@ fn open_state(settings: &Settings) -> Result<StateDirectory, HubError> {
     Ok(state)
 }
 
-/// Bytes of memory that a process which tries something on the post may take.
+/// Bytes of memory that a probe process may use.
 fn probe_memory(settings: &Settings) -> u64 {
     let post_bytes = fs_err::metadata(&settings.model.path).map_or(0, |metadata| metadata.len());
     settings.spokes.probe_memory.map_or(LEAST_PROBE_MEMORY + 3 * post_bytes, |memory| memory.as_u64())
 }
 
-/// With which kernels the engine computes, and how they are tried.
+/// Which kernels the engine uses, and how the self-test tries them.
 pub fn computing(settings: &Settings, state: &Path) -> Computing {
     let test = settings.model.self_test.then(|| SelfTest {
         program: settings.spokes.probe_program.clone(),
@@ -339,7 +344,7 @@ pub fn computing(settings: &Settings, state: &Path) -> Computing {
     Computing { choice: settings.model.kernels, test }
 }
 
-/// What the keeper of spokes is told.
+/// Settings for the reconciler.
 fn keeper_settings(settings: &Settings) -> ReconcilerSettings {
     let (spokes, model) = (&settings.spokes, &settings.model);
     let probe = ChildProbe {
@@ -371,7 +376,7 @@ fn keeper_settings(settings: &Settings) -> ReconcilerSettings {
     }
 }
 
-/// What a spoke may be at most.
+/// Limits that a spoke has to keep.
 pub fn spoke_limits(spokes: &SpokeSettings) -> adapter::Limits {
     adapter::Limits {
         max_bytes: spokes.file_limit.as_u64(),
@@ -381,7 +386,8 @@ pub fn spoke_limits(spokes: &SpokeSettings) -> adapter::Limits {
     }
 }
 
-/// The safe reader goes over the file before any C++ parser may see it; the chat template is parsed too.
+/// Validates the model file with the safe reader before a C++ parser sees it, and parses its chat
+/// template.
 fn check_model_file(model: &ModelSettings) -> Result<(), HubError> {
     let wrong = |error: GgufError| HubError::Model { path: error.path, reason: error.rule.to_string() };
     let file = Gguf::open(&model.path).map_err(wrong)?;
@@ -389,7 +395,7 @@ fn check_model_file(model: &ModelSettings) -> Result<(), HubError> {
     if let Some(file) = &model.chat_template {
         return read_template(file).map(|_| ());
     }
-    // A daemon that is healthy and answers no chat helps its operator less than one that doesn't start.
+    // Refuse to start rather than report healthy and fail every chat request.
     let Some(source) = file.find::<&str>("tokenizer.chat_template").map_err(wrong)? else { return Ok(()) };
     ChatTemplate::check(source).map_err(|error| HubError::Template {
         path: model.path.clone(),
@@ -398,7 +404,7 @@ fn check_model_file(model: &ModelSettings) -> Result<(), HubError> {
     })
 }
 
-/// The chat template of a file, if it is one.
+/// Reads a chat template from a file and checks that it parses.
 fn read_template(path: &Path) -> Result<String, HubError> {
     let wrong = |reason: String| HubError::Template {
         path: path.to_owned(),
@@ -411,7 +417,7 @@ fn read_template(path: &Path) -> Result<String, HubError> {
     Ok(source)
 }
 
-/// Where requests come in, and the keys that they need.
+/// The listening socket, and the API keys that requests need.
 struct Door {
     listener: TcpListener,
     address: SocketAddr,
@@ -419,7 +425,7 @@ struct Door {
 }
 
 impl Door {
-    /// Reads the keys, makes sure that there are some where others can connect, binds the address.
+    /// Reads the keys, requires some if other machines can connect, and binds the address.
     fn open(settings: &Settings) -> Result<Self, HubError> {
         let address = settings.server.listen;
         let keys = KeyRing::open(settings.server.keys_file.as_deref())?;
@@ -435,15 +441,15 @@ impl Door {
 
 fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A restart must not wait for the last connections of the process before it.
+    // Lets a restarted daemon bind while connections of the previous process are in TIME_WAIT.
     socket.set_reuseaddr(true)?;
-    // Connections inherit it.
+    // Accepted connections inherit the buffer size.
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Waits for the engine to fail, if it ever does.
+/// Waits until the engine fails, if it ever does.
 async fn failure(mut health: watch::Receiver<Health>, path: PathBuf) -> HubError {
     let mut was_ready = false;
     loop {

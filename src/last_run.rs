@@ -1,4 +1,5 @@
-//! How the last run of a daemon began and ended, in its state folder: a run that left no end has crashed or was killed.
+//! Records in the state folder how a run began and ended. A run without a recorded end crashed or
+//! was killed.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -7,46 +8,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic_file;
 
-/// The file in the state folder.
+/// Name of the file in the state folder.
 const FILE: &str = "last-run.json";
 
-/// A run.
+/// One run of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastRun {
-    /// Its process.
+    /// Its process id.
     pub process: u32,
-    /// The system's start that the process belongs to: numbers of processes are used again after another.
+    /// Boot id of the system at that time. Process ids are reused after a reboot.
     pub boot: Option<String>,
     /// When it began, in seconds since 1970.
     pub started: u64,
     /// When it ended.
     pub ended: Option<u64>,
-    /// Why, unless it was told to.
+    /// Why it ended, unless it was told to stop.
     pub error: Option<String>,
-    /// When the last run began that left no end, if one before this did.
+    /// When the latest run without a recorded end began, if there was one before this run.
     pub crash: Option<u64>,
 }
 
 impl LastRun {
-    /// Whether it still runs.
+    /// Whether the run's process is still alive.
     pub fn runs(&self) -> bool {
         self.ended.is_none() && self.boot == boot() && Path::new(&format!("/proc/{}", self.process)).exists()
     }
 }
 
-/// What is known of the last run.
+/// Reads the record of the last run.
 pub fn read(state: &Path) -> Option<LastRun> {
     serde_json::from_slice(&fs_err::read(state.join(FILE)).ok()?).ok()
 }
 
-/// This run, until it ends.
+/// The current run, until it ends.
 #[derive(Debug)]
 pub struct ThisRun {
     path: PathBuf,
     run: LastRun,
 }
 
-/// Notes that a run begins; whoever calls it holds the state folder.
+/// Records that a run begins. The caller must hold the lock of the state folder.
 pub fn begin(state: &Path) -> ThisRun {
     let before = read(state);
     let crash = before.as_ref().and_then(|run| match run.ended {
@@ -75,13 +76,13 @@ pub fn begin(state: &Path) -> ThisRun {
 }
 
 impl ThisRun {
-    /// Notes the end.
+    /// Records the end of the run.
     pub fn end(mut self, error: Option<String>) {
         (self.run.ended, self.run.error) = (Some(now()), error);
         self.write();
     }
 
-    /// A note that can't be written is missed by nothing but the doctor.
+    /// Only `bespoke doctor` reads this file, so a failed write is logged and ignored.
     fn write(&self) {
         let written = serde_json::to_vec_pretty(&self.run).map_err(std::io::Error::from);
         if let Err(error) = written.and_then(|text| atomic_file::write(&self.path, &text)) {

@@ -1,23 +1,29 @@
-//! Vectorisable inner loops: reductions over 16 independent lanes and an exponential without branches.
+//! Inner loops that the compiler can vectorise: reductions over 16 independent lanes, and a
+//! branch-free exponential.
 
 /// Lanes of a reduction: two 256-bit or one 512-bit register.
 const LANES: usize = 16;
 
-/// `a * b + c`, fused where the build target has the instruction (without it `f32::mul_add` is a slow library call).
+/// `a * b + c`, fused if the build target has FMA. Without it, `f32::mul_add` would be a slow
+/// library call.
 #[inline(always)]
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(target_feature = "fma") { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Does work in code for the widest vectors that the processor has and the compiler may use: a loop within it, and what is
-/// inlined there, is vectorised for AVX2 where the program itself is built for less. A build for AVX2 has it everywhere.
-/// For loops of exponentials: they take half the time; those that only add wait for memory anyhow.
+/// Runs `work` compiled for AVX2 where the processor has it, even if the program is built for less.
+/// Loops in `work`, and everything inlined into it, are vectorised. A build for AVX2 calls `work`
+/// directly.
+///
+/// Use it for loops of exponentials, which then take half the time. Loops that only add gain
+/// nothing: memory bounds them.
 #[inline(always)]
 pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     if cfg!(target_feature = "avx2") { work() } else { crate::native::vectorised(work) }
 }
 
-/// Folds a slice in [`LANES`] independent accumulators, so that the compiler may use vector registers.
+/// Folds two slices into [`LANES`] independent accumulators, so that the compiler can use vector
+/// registers.
 #[inline(always)]
 fn fold2(a: &[f32], b: &[f32], start: f32, f: impl Fn(f32, f32, f32) -> f32) -> [f32; LANES] {
     let mut lanes = [start; LANES];
@@ -62,7 +68,7 @@ pub fn add(y: &mut [f32], x: &[f32]) {
     }
 }
 
-/// `exp(x)` to about 2 ulp for x in -87..88; below, a number of the order of 1e-38.
+/// `exp(x)` to about 2 ulp for x in -87..88; below that range, a number of the order of 1e-38.
 ///
 /// Cephes' `expf`: x = n ln 2 + r, a polynomial in r, and n added to the exponent bits.
 #[inline(always)]
@@ -70,10 +76,10 @@ pub fn exp(x: f32) -> f32 {
     exp_by(x, fma)
 }
 
-/// [`exp`] by another [`fma`]: kernels that are compiled for processors with the instruction give `f32::mul_add`.
+/// [`exp`] with a given [`fma`]. Kernels compiled for processors with FMA pass `f32::mul_add`.
 #[inline(always)]
 pub fn exp_by(x: f32, fma: impl Fn(f32, f32, f32) -> f32) -> f32 {
-    // Adding 1.5 * 2^23 rounds to an integer that then stands in the low mantissa bits.
+    // Adding 1.5 * 2^23 rounds to an integer, which is then in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let shifted = fma(x, std::f32::consts::LOG2_E, ROUND);

@@ -1,4 +1,5 @@
-//! A zip archive of a PEFT folder: the two parts unpacked within bounds, everything else left alone.
+//! Reads a zip archive of a PEFT folder: unpacks its configuration and weights within size limits,
+//! and ignores everything else.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -13,21 +14,24 @@ use super::dropped::{MAX_JSON_BYTES, PEFT_CONFIG, PEFT_WEIGHTS, Part};
 use super::refusal::is_trouble;
 use super::{Defect, Limits, Refusal};
 
-/// Bytes that may be read to learn what an archive holds; a folder of PEFT takes a few hundred.
+/// Bytes that may be read to list the archive. A PEFT folder needs a few hundred.
 const MAX_DIRECTORY_BYTES: u64 = 1 << 20;
 
-/// The configuration and the weights of a PEFT folder. Both are unpacked into files without a name, on the archive's own disk
-/// where one can write there: the system's folder for such files is often kept in memory.
+/// Unpacks the configuration and the weights of a PEFT folder into unnamed files. They are created
+/// on the archive's own disk if it is writable, because the system's temporary folder is often in
+/// memory.
 ///
 /// # Errors
-/// No such archive; a part that is missing, there twice, or larger than the limit; a checkpoint of PyTorch.
+/// The file is no such archive; a part is missing, duplicated, or larger than the limit; the
+/// archive is a PyTorch checkpoint.
 pub(super) fn open(archive: Part, limits: &Limits) -> Result<(Part, Part), Refusal> {
     let Part { path, file } = archive;
     let refuse = |reason: Defect| Refusal::new(&path, reason);
     let budget = Arc::new(AtomicU64::new(MAX_DIRECTORY_BYTES));
     let reader = Budget { file, left: budget.clone() };
     let mut archive = ZipArchive::new(reader).map_err(|error| refuse(wrong(error)))?;
-    // From here on every read is bounded by what it unpacks; packed bytes hardly exceed unpacked ones.
+    // From here on every read is bounded by the unpacked size. Packed bytes hardly exceed unpacked
+    // ones.
     budget.store(limits.max_bytes.saturating_mul(2).saturating_add(MAX_DIRECTORY_BYTES), Ordering::Relaxed);
     let names: Vec<String> =
         archive.file_names_raw().map(|name| String::from_utf8_lossy(name).into()).collect();
@@ -54,7 +58,7 @@ pub(super) fn open(archive: Part, limits: &Limits) -> Result<(Part, Part), Refus
     Ok((unpack(config, MAX_JSON_BYTES)?, unpack(weights, limits.max_bytes)?))
 }
 
-/// Where the file of this name is, in whatever folder.
+/// Index of the file with this name, in any folder of the archive.
 fn find(names: &[String], part: &'static str) -> Result<usize, Defect> {
     let mut found = names.iter().enumerate().filter(|(_, name)| name.rsplit('/').next() == Some(part));
     match (found.next(), found.next()) {
@@ -77,7 +81,7 @@ fn unpack(archive: &mut ZipArchive<Budget>, index: usize, limit: u64, beside: &P
     let folder = beside.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut file =
         tempfile::tempfile_in(folder.unwrap_or(Path::new("."))).or_else(|_| tempfile::tempfile())?;
-    // The size that the archive claims is not the size that it has.
+    // The size that the archive claims is not trusted, so the copy itself is limited.
     let unpacked = io::copy(&mut entry.take(limit.saturating_add(1)), &mut file);
     let broken = |error: io::Error| {
         if is_trouble(&error) { Defect::Io(error) } else { Defect::Zip { message: error.to_string() } }
@@ -98,7 +102,8 @@ fn wrong(error: ZipError) -> Defect {
     }
 }
 
-/// A file from which only so many bytes can be read: nobody has to trust the lengths that it holds.
+/// A file from which only a limited number of bytes can be read, so that the lengths in it need not
+/// be trusted.
 struct Budget {
     file: File,
     left: Arc<AtomicU64>,

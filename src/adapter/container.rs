@@ -1,4 +1,5 @@
-//! A file of named tensors, whatever its format: descriptions in ggml's order, elements as f32.
+//! A file of named tensors, independent of its format: descriptions in ggml's order, elements as
+//! f32.
 
 use std::path::Path;
 
@@ -15,7 +16,7 @@ pub(super) enum Container<'a> {
     Safetensors(&'a SafetensorsFile),
 }
 
-/// Description of a tensor.
+/// Description of a tensor in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StoredTensor {
     /// Name in the file.
@@ -32,7 +33,7 @@ impl StoredTensor {
     /// The description of a tensor in a GGUF file.
     ///
     /// # Errors
-    /// A type that is not computed with.
+    /// A type that the engine does not compute with.
     pub fn of(info: &TensorInfo) -> Result<Self, Defect> {
         let kind = computed(&info.name, Some(info.kind), &info.kind)?;
         Ok(Self { name: info.name.clone(), dims: four(&info.dims), kind, bytes: info.bytes })
@@ -48,7 +49,7 @@ impl<'a> Container<'a> {
         }
     }
 
-    /// A broken rule of this file.
+    /// A refusal of this file for a broken rule.
     pub fn refuse(&self, reason: impl Into<Defect>) -> Refusal {
         Refusal::new(self.path(), reason)
     }
@@ -56,7 +57,8 @@ impl<'a> Container<'a> {
     /// All tensors, by name.
     ///
     /// # Errors
-    /// Too many; a type that is not computed with; more dimensions than four, or one of size 0.
+    /// Too many tensors; a type that the engine does not compute with; more than four dimensions,
+    /// or one of size 0.
     pub fn tensors(&self, limits: &Limits) -> Result<Vec<StoredTensor>, Refusal> {
         let mut all = self.described(limits).map_err(|reason| self.refuse(reason))?;
         all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -84,10 +86,10 @@ impl<'a> Container<'a> {
         }
     }
 
-    /// Hands the elements of a tensor to `see`, a part at a time.
+    /// Passes the elements of a tensor to `see`, in parts.
     ///
     /// # Errors
-    /// The file can't be read; what `see` says.
+    /// The file can't be read; errors of `see`.
     pub fn scan(
         &self,
         tensor: &StoredTensor,
@@ -159,7 +161,7 @@ fn from_safetensors(file: &SafetensorsFile, name: String, shape: &[usize]) -> Re
     Ok(StoredTensor { name, dims: four(&dims), kind, bytes: (to - from) as u64 })
 }
 
-/// The type, if this program and llama.cpp both compute with spokes of it.
+/// The type, if both this program and llama.cpp compute with spokes of it.
 fn computed(name: &str, kind: Option<GgmlType>, found: &dyn std::fmt::Display) -> Result<GgmlType, Defect> {
     match kind {
         Some(kind @ (GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q8_0)) => Ok(kind),
@@ -167,7 +169,7 @@ fn computed(name: &str, kind: Option<GgmlType>, found: &dyn std::fmt::Display) -
     }
 }
 
-/// Dimensions as ggml keeps them. The caller has checked that there are at most four.
+/// Dimensions in ggml's fixed-size form. The caller has checked that there are at most four.
 pub(super) fn four(dims: &[u64]) -> [u64; 4] {
     std::array::from_fn(|at| dims.get(at).copied().unwrap_or(1))
 }

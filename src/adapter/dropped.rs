@@ -1,4 +1,5 @@
-//! What someone dropped: its parts opened once (no links, regular files, capped), told apart by their first bytes.
+//! Opens what was dropped into the folder: each part once (no links, regular files only,
+//! size-limited), its format detected from the first bytes.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -18,9 +19,9 @@ use crate::model::safetensors_file::SafetensorsFile;
 /// Parts of a PEFT folder.
 pub(super) const PEFT_CONFIG: &str = "adapter_config.json";
 pub(super) const PEFT_WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT calls the same weights as a pickle.
+/// PEFT's name for the same weights as a pickle.
 const PEFT_PICKLE: &str = "adapter_model.bin";
-/// Parts of a Felix spoke whose configuration is a file of its own, in a folder.
+/// Parts of a Felix spoke folder, whose configuration is a separate file.
 pub(super) const FELIX_WEIGHTS: &str = "spoke.safetensors";
 pub(super) const FELIX_CONFIG: &str = "spoke.json";
 
@@ -32,7 +33,7 @@ const REGULAR: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC)
     .union(OFlags::NOCTTY);
 
-/// A part that is open. A file that is replaced by rename meanwhile stays the one that was opened.
+/// An open part. If the file is replaced by a rename, this stays the one that was opened.
 #[derive(Debug)]
 pub(super) struct Part {
     pub path: PathBuf,
@@ -77,22 +78,22 @@ pub(super) struct Json {
     pub object: Map<String, Value>,
 }
 
-/// A spoke's parts, by what they are.
+/// A spoke's parts, by format.
 #[derive(Debug)]
 pub(super) enum Dropped {
     /// A GGUF file of any kind.
     Gguf(Gguf),
-    /// A safetensors file, and the JSON file beside it where there is one.
+    /// A safetensors file, with the JSON file next to it if there is one.
     Safetensors { weights: SafetensorsFile, config: Option<Json> },
     /// PEFT's two files, from a folder or an archive.
     Peft { format: Format, config: Json, weights: SafetensorsFile },
 }
 
 impl Dropped {
-    /// Tells what the parts are.
+    /// Detects the format of the parts.
     ///
     /// # Errors
-    /// What they are instead of a spoke, and every rule of its container that a part breaks.
+    /// What the parts are instead of a spoke, or a rule of the container format that a part breaks.
     pub fn of(parts: Parts, limits: &Limits) -> Result<Self, Refusal> {
         match parts.folder {
             None => Self::of_file(parts, limits),
@@ -130,19 +131,20 @@ impl Dropped {
     }
 }
 
-/// The files of a spoke, open, the weights first. Each has the name under which a copy of it is found again.
+/// The open files of a spoke, the weights first. Each has the name that a copy of it gets.
 #[derive(Debug)]
 pub(super) struct Parts {
-    /// The folder, if it is one.
+    /// The folder, if the spoke is one.
     pub folder: Option<PathBuf>,
     pub files: Vec<(&'static str, Part)>,
 }
 
 impl Parts {
-    /// Opens a file (with the JSON file beside it where a safetensors file needs one) or the known files of a folder.
+    /// Opens a file (with the JSON file next to it if a safetensors file needs one) or the known
+    /// files of a folder.
     ///
     /// # Errors
-    /// What it is instead; a folder of another kind; more bytes than the limit.
+    /// What the path is instead; a folder of another kind; more bytes than the limit.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Refusal> {
         let refuse = |reason: Defect| Refusal::new(path, reason);
         let kind = std::fs::symlink_metadata(path).map_err(|error| refuse(error.into()))?.file_type();
@@ -165,7 +167,8 @@ impl Parts {
 
     fn of_folder(path: &Path, limits: &Limits) -> Result<Self, Refusal> {
         let refuse = |reason: Defect| Refusal::new(path, reason);
-        // The folder's own handle: it may be replaced by a link while its parts are opened.
+        // Parts are opened relative to the folder's handle, because the path may be replaced by a
+        // link meanwhile.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
             Errno::LOOP | Errno::NOTDIR => refuse(Defect::Link),
@@ -203,7 +206,7 @@ impl Parts {
         Ok(Self { folder: Some(path.to_owned()), files })
     }
 
-    /// Whether it is one file, whose content is its identity.
+    /// Whether the spoke is a single file, whose content is its identity.
     pub fn is_single(&self) -> bool {
         self.folder.is_none() && self.files.len() == 1
     }
@@ -211,16 +214,16 @@ impl Parts {
     /// Bytes of all parts.
     ///
     /// # Errors
-    /// The operating system says no.
+    /// The operating system's error.
     pub fn bytes(&self) -> Result<u64, Refusal> {
         self.files.iter().map(|(_, part)| part.bytes()).sum()
     }
 }
 
-/// Opens a regular file without following a link in its last part, and without waiting for anyone.
+/// Opens a regular file without following a link in its last path component, and without blocking.
 fn open_at(folder: impl rustix::fd::AsFd, path: &Path, limit: u64) -> Result<File, Defect> {
     crate::failpoints::trouble("spoke.open")?;
-    // Looked at before opening: opening a device can have an effect.
+    // The type is checked before opening, because opening a device can have side effects.
     let looked = rustix::fs::statat(&folder, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
     let mode = looked.map_err(|error| Defect::Io(error.into()))?.st_mode;
     match rustix::fs::FileType::from_raw_mode(mode) {
@@ -237,7 +240,8 @@ fn open_at(folder: impl rustix::fd::AsFd, path: &Path, limit: u64) -> Result<Fil
             error => Defect::Io(error.into()),
         })?;
     let file = File::from(handle);
-    // Looked at again behind the handle: it may have been replaced between the two.
+    // The type is checked again on the handle, because the file may have been replaced after the
+    // first check.
     let metadata = file.metadata()?;
     let kind = metadata.file_type();
     if !kind.is_file() {
@@ -250,7 +254,7 @@ fn open_at(folder: impl rustix::fd::AsFd, path: &Path, limit: u64) -> Result<Fil
     }
 }
 
-/// What a file holds, by its first bytes.
+/// Content of a file, by its first bytes.
 enum Content {
     Gguf,
     Safetensors,
@@ -269,11 +273,12 @@ fn sniff(file: &File) -> Result<Content, Defect> {
     match &head[..count] {
         [b'G', b'G', b'U', b'F', ..] => Ok(Content::Gguf),
         [b'P', b'K', 3, 4, ..] => Ok(Content::Zip),
-        // The length of the header, then its opening brace.
+        // A safetensors file starts with the header's length and an opening brace.
         [.., 0, 0, 0, b'{'] if count == 9 => Ok(Content::Safetensors),
-        // Protocol 2 to 5; PyTorch's old files begin with such a number.
+        // Pickle protocols 2 to 5. PyTorch's old files begin with such a number too.
         [0x80, 2..=5, ..] => Err(Defect::Pickle { found: "Python's" }),
-        // Not its bytes: the file may be anybody's secret, and the answer somebody else's.
+        // Don't quote the bytes: the file may hold secrets of someone other than the reader of the
+        // error.
         head => {
             let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
             let found = if head.iter().all(printable) { "text" } else { "unknown bytes" };

@@ -1,4 +1,4 @@
-//! What an inspection finds out about a spoke.
+//! Facts about a spoke that an inspection finds.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use super::Digest;
 pub enum Kind {
     /// Low-rank updates of weight matrices (Hu et al. 2021); llama.cpp computes them.
     Lora,
-    /// Gated bottlenecks behind decoder blocks; this program computes them.
+    /// Gated bottlenecks after decoder blocks; this program computes them.
     Felix,
 }
 
@@ -25,17 +25,17 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// How a spoke is stored.
+/// The format in which a spoke is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// llama.cpp's LoRA file; the engine loads it as it is.
+    /// llama.cpp's LoRA file, which the engine loads as it is.
     LoraGguf,
     /// PEFT's folder of `adapter_config.json` and `adapter_model.safetensors`.
     PeftFolder,
     /// The same folder in a zip archive.
     PeftZip,
-    /// This program's Felix file; the engine loads it as it is.
+    /// This program's Felix file, which the engine loads as it is.
     FelixGguf,
     /// A Felix spoke under its training names.
     FelixSafetensors,
@@ -48,17 +48,17 @@ impl Format {
     }
 }
 
-/// A spoke that was inspected.
+/// An inspected spoke.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Spoke {
-    /// How it is stored.
+    /// The format of its files.
     pub format: Format,
-    /// What is particular to its kind.
+    /// Facts that only its kind has.
     #[serde(flatten)]
     pub adapter: Adapter,
-    /// Architecture of the post (llama.cpp's name), if the file says it.
+    /// Architecture of the post (llama.cpp's name), if recorded.
     pub architecture: Option<String>,
-    /// Blocks of the post that it changes, from 0.
+    /// Blocks of the post that the spoke changes, from 0.
     pub layers: BTreeSet<u32>,
     /// Bytes of the file, or of the files of a folder.
     pub file_bytes: u64,
@@ -72,12 +72,12 @@ pub struct Spoke {
     pub prompt: Option<String>,
     /// Task that it was trained for, if recorded.
     pub task: Option<String>,
-    /// Size of the weights, by layer.
+    /// Norms of the weights, by layer.
     pub norms: Vec<LayerNorms>,
 }
 
 impl Spoke {
-    /// Its kind.
+    /// The spoke's kind.
     pub fn kind(&self) -> Kind {
         match self.adapter {
             Adapter::Lora(_) => Kind::Lora,
@@ -86,7 +86,7 @@ impl Spoke {
     }
 }
 
-/// What is particular to a kind.
+/// Facts that only one kind of spoke has.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -98,34 +98,37 @@ pub enum Adapter {
 /// A LoRA: `W + alpha / r B A` for each target.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoraFacts {
-    /// Numerator of the scale `alpha / r`, never 0. A PEFT adapter's is given as its conversion has it.
+    /// Numerator of the scale `alpha / r`, never 0. For a PEFT adapter, the value that its
+    /// conversion would write.
     pub alpha: f32,
     /// Ranks that occur.
     pub ranks: BTreeSet<u64>,
-    /// Names of the changed tensors, as the post has them.
+    /// Names of the changed tensors in the post.
     pub targets: BTreeSet<String>,
 }
 
-/// A Felix spoke: `h + sigmoid(b) / S * sum_s W_up[s] silu(W_down[s] norm(h))` behind each of its blocks.
+/// A Felix spoke: `h + sigmoid(b) / S * sum_s W_up[s] silu(W_down[s] norm(h))` after each of its
+/// blocks.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FelixFacts {
     /// Number S of bottlenecks in a layer.
     pub spokes: u32,
     /// Rank r of each.
     pub rank: u32,
-    /// Epsilon of the norm, if recorded; else the post's.
+    /// Epsilon of the norm, if recorded; otherwise the post's is used.
     pub eps: Option<f32>,
     /// Whether the norm has learned weights.
     pub learned_norm: bool,
 }
 
-/// Size of what a spoke does in one layer.
+/// Norms of a spoke's weights in one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LayerNorms {
-    /// The block; none for the embedding and the output matrix.
+    /// The block; `None` for the embedding and the output matrix.
     pub layer: Option<u32>,
-    /// Frobenius norm of the matrices that read: A, or W_down.
+    /// Frobenius norm of the input matrices: A, or W_down.
     pub down: f64,
-    /// Frobenius norm of the matrices that write, as they act: scale B, or sigmoid(b) / S W_up. 0 means no effect.
+    /// Frobenius norm of the output matrices with their scale: scale B, or sigmoid(b) / S W_up. 0
+    /// means no effect.
     pub up: f64,
 }

@@ -1,4 +1,4 @@
-//! Which content a spoke has.
+//! Generation: the content revision of a spoke.
 
 use std::io::{self, Read};
 use std::str::FromStr;
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, NotADigest};
 
-/// Which content a spoke has: the SHA-256 of its file. The identity for caching, leases and rollback.
+/// The content revision of a spoke: the SHA-256 of its file. It identifies the spoke for caching,
+/// leases and rollback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub Digest);
@@ -16,7 +17,7 @@ impl Generation {
     /// The generation of everything that is left to read.
     ///
     /// # Errors
-    /// The reader's.
+    /// The reader's error.
     pub fn of_reader(reader: impl Read) -> io::Result<Self> {
         Digest::of_reader(reader).map(Self)
     }

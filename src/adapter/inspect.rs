@@ -1,4 +1,4 @@
-//! Whether a file is a spoke, and one for this post.
+//! Inspects a file: whether it is a spoke, and one for this post.
 
 use std::path::Path;
 
@@ -7,20 +7,20 @@ use super::dropped::{Dropped, Parts};
 use super::keys::{self, AdapterType};
 use super::{Format, Limits, Post, Refusal, Spoke, felix, lora, peft};
 
-/// Judges a dropped file or folder: its container, every key, every tensor, every number.
+/// Inspects a dropped file or folder: its container, every key, every tensor, every number.
 ///
-/// Without a post everything is checked but what only a post can tell. Reads each byte once, holds a part of a tensor at
-/// a time, and asks for no memory that the file has not got.
+/// Without a post, skips only the checks that need one. Reads each byte once, holds one part of a
+/// tensor at a time, and never allocates more than the file has bytes.
 ///
 /// # Errors
-/// The first rule that it breaks.
+/// The first broken rule.
 pub fn inspect(path: &Path, post: Option<&Post>, limits: &Limits) -> Result<Spoke, Refusal> {
     let parts = Parts::open(path, limits)?;
     let file_bytes = parts.bytes()?;
     Ok(Spoke { file_bytes, ..inspect_opened(&Dropped::of(parts, limits)?, post, limits)? })
 }
 
-/// As [`inspect`], for parts that are open. The size of the file is left at 0.
+/// As [`inspect`], for open parts. Leaves the file size at 0.
 fn inspect_opened(dropped: &Dropped, post: Option<&Post>, limits: &Limits) -> Result<Spoke, Refusal> {
     match dropped {
         Dropped::Gguf(file) => {

@@ -1,4 +1,5 @@
-//! The keys of an adapter's GGUF file: each that anyone reads has its type, and where the spoke comes from.
+//! The keys of an adapter's GGUF file: checks the type of every key that is read, and reads the
+//! spoke's origin.
 
 use super::{Defect, Digest, Post, Refusal};
 use crate::gguf::{Gguf, Rule};
@@ -17,7 +18,8 @@ pub(super) const SPOKES: &str = "felix.num_spokes";
 pub(super) const RANK: &str = "felix.spoke_rank";
 pub(super) const EPS: &str = "felix.rms_eps";
 
-/// Texts that llama.cpp or people read. A wrong type of some of them ends llama.cpp's process.
+/// Texts that llama.cpp or people read. For some of them, a wrong type terminates llama.cpp's
+/// process.
 const TEXTS: [&str; 14] = [
     "general.type",
     "general.architecture",
@@ -35,7 +37,7 @@ const TEXTS: [&str; 14] = [
     "tokenizer.chat_template",
 ];
 
-/// Where a spoke comes from, as far as it says.
+/// The origin of a spoke, as far as it is recorded.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Origin {
     pub architecture: Option<String>,
@@ -46,10 +48,10 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Compares with the post that the spoke is to run on.
+    /// Compares the origin with the post that the spoke is to run on.
     ///
     /// # Errors
-    /// Which of architecture, post and tokenizer differs.
+    /// Architecture, post or tokenizer differs.
     pub fn check(&self, post: Option<&Post>) -> Result<(), Defect> {
         let Some(post) = post else { return Ok(()) };
         if let Some(found) = self.architecture.as_ref().filter(|&found| *found != post.architecture) {
@@ -75,7 +77,8 @@ pub(super) enum AdapterType {
 /// Reads and checks the keys of an adapter.
 ///
 /// # Errors
-/// A key that is missing, has another type or value than it must, or is not known where that matters.
+/// A key that is missing, has another type or value than required, or is unknown where unknown keys
+/// matter.
 pub(super) fn read(file: &Gguf) -> Result<(AdapterType, Origin), Refusal> {
     let refuse = |reason: Defect| Refusal::new(file.path(), reason);
     for key in TEXTS {
@@ -128,10 +131,10 @@ fn digest(file: &Gguf, key: &str) -> Result<Option<Digest>, Refusal> {
     digest.map_err(|rule| Refusal::new(file.path(), rule))
 }
 
-/// Checks an adapter's own token list, where it carries one, against the post.
+/// Checks an adapter's own token list, if it has one, against the post.
 ///
 /// # Errors
-/// Another number of tokens.
+/// The number of tokens differs.
 pub(super) fn check_tokens(file: &Gguf, post: Option<&Post>) -> Result<(), Refusal> {
     let key = "tokenizer.ggml.tokens";
     let tokens = file.find::<&[String]>(key)?;
@@ -157,7 +160,7 @@ pub(super) fn finite(file: &Gguf, key: &str) -> Result<f32, Refusal> {
     Err(Refusal::new(file.path(), bad(key, found, "a finite number other than 0")))
 }
 
-/// A key with a value that can't be used.
+/// The rule for a key whose value can't be used.
 pub(super) fn bad(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Rule {
     Rule::BadValue { key: key.into(), found: found.to_string(), expected: expected.into() }
 }

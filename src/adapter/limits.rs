@@ -1,22 +1,23 @@
-//! How large a spoke may be.
+//! Size limits of a spoke.
 
-/// Bounds that an inspection holds a spoke to.
+/// Limits that an inspection enforces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of the file, or of all files of a folder or archive (unpacked).
     pub max_bytes: u64,
     /// Bytes of weights once loaded.
     pub max_resident_bytes: u64,
-    /// Rank of a LoRA pair; all ranks of a layer together of a Felix spoke (S r).
+    /// Rank of a LoRA pair; for a Felix spoke, all ranks of a layer together (S r).
     pub max_rank: u64,
-    /// Tensors.
+    /// Number of tensors.
     pub max_tensors: u64,
-    /// Bytes of keys and descriptions that stand before the data.
+    /// Bytes of keys and descriptions before the data.
     pub max_header_bytes: u64,
 }
 
 impl Default for Limits {
-    /// Ample for a post of a few billion parameters: a LoRA of rank 64 on everything in a 1.5B post has 150 MB.
+    /// Ample for a post of a few billion parameters: a LoRA of rank 64 on everything in a 1.5B post
+    /// has 150 MB.
     fn default() -> Self {
         Self {
             max_bytes: 2 << 30,

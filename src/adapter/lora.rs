@@ -1,4 +1,4 @@
-//! LoRA: pairs of matrices and what they change; llama.cpp's file of them inspected.
+//! LoRA: pairs of matrices and the tensors that they change; inspects llama.cpp's LoRA files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,32 +7,32 @@ use super::keys::{self, Origin};
 use super::{Adapter, Defect, Format, LayerNorms, Limits, LoraFacts, Post, Refusal, Spoke};
 use crate::gguf::Gguf;
 
-/// The embedding's name. llama.cpp takes its pair the other way round: rows of A are looked up.
+/// The embedding's name. llama.cpp expects its pair transposed, because rows of A are looked up.
 pub(super) const EMBEDDING: &str = "token_embd.weight";
 
-/// Which matrix of a pair.
+/// One of the two matrices of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Side {
     A,
     B,
 }
 
-/// One matrix, told from its name.
+/// One matrix, identified by its name.
 #[derive(Debug, Clone)]
 pub(super) struct Half {
-    /// The tensor of the post that it changes.
+    /// The tensor of the post that the matrix changes.
     pub target: String,
     pub side: Side,
-    /// The tensor, with dimensions as llama.cpp has them.
+    /// The tensor, with dimensions in llama.cpp's order.
     pub stored: StoredTensor,
 }
 
 /// Both matrices: `W + scale B A`.
 #[derive(Debug, Clone)]
 pub(super) struct Pair {
-    /// The tensor of the post that it changes.
+    /// The tensor of the post that the pair changes.
     pub target: String,
-    /// `[in, r]`; of the embedding `[r, vocabulary]`.
+    /// `[in, r]`; for the embedding `[r, vocabulary]`.
     pub a: StoredTensor,
     /// `[r, out]`.
     pub b: StoredTensor,
@@ -40,7 +40,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// The block that it is in, if any.
+    /// The block of the target, if it is in one.
     pub fn layer(&self) -> Option<u32> {
         layer_of(&self.target)
     }
@@ -51,17 +51,17 @@ pub(super) fn layer_of(name: &str) -> Option<u32> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
-/// The matrices of llama.cpp's file.
+/// The matrices of llama.cpp's LoRA file.
 ///
 /// # Errors
-/// A tensor that is neither A nor B of anything.
+/// A tensor that is neither an A nor a B.
 fn halves(container: &Container, limits: &Limits) -> Result<Vec<Half>, Refusal> {
     let half = |stored: StoredTensor| {
         let split = [(".lora_a", Side::A), (".lora_b", Side::B)]
             .into_iter()
             .find_map(|(end, side)| Some((stored.name.strip_suffix(end)?, side)));
         match split {
-            // llama.cpp takes every ".lora_a" out of a name, not only the last.
+            // llama.cpp removes every ".lora_a" from a name, not only the last.
             Some((target, side)) if !target.contains(".lora_") => {
                 Ok(Half { target: target.to_owned(), side, stored })
             }
@@ -71,11 +71,11 @@ fn halves(container: &Container, limits: &Limits) -> Result<Vec<Half>, Refusal> 
     container.tensors(limits)?.into_iter().map(half).collect()
 }
 
-/// Puts A and B together and holds them to the post.
+/// Combines A and B matrices into pairs, and checks them against the post.
 ///
 /// # Errors
-/// None at all; a matrix without a partner; dimensions that don't fit; a target that the post hasn't got, or that can't
-/// be changed; ranks beyond the limit.
+/// No matrices at all; a matrix without its partner; dimensions that don't match; a target that the
+/// post lacks or that can't be changed; ranks above the limit.
 pub(super) fn pair_up(
     container: &Container,
     halves: Vec<Half>,
@@ -142,7 +142,7 @@ fn pair(
     }
     let [inputs, outputs, ..] = dims;
     let expected = if embedding {
-        // Rows of the embedding are looked up, so A has one for each token.
+        // Rows of A are looked up by token, so A has one row for each.
         [(&a, [rank, outputs]), (&b, [rank, inputs])]
     } else {
         [(&a, [inputs, rank]), (&b, [rank, outputs])]
@@ -156,10 +156,10 @@ fn pair(
     Ok(Pair { target, a, b, rank })
 }
 
-/// Reads every number of the pairs: sizes by layer. `scale` gives what B A is multiplied with.
+/// Reads every number of the pairs and computes norms by layer. `scale` returns the factor of B A.
 ///
 /// # Errors
-/// A number that is not finite; too much memory.
+/// A number that is not finite; too many bytes of memory.
 pub(super) fn weigh(
     container: &Container,
     pairs: &[Pair],
@@ -182,7 +182,7 @@ pub(super) fn weigh(
     Ok((bytes, squares.into_iter().map(norm).collect()))
 }
 
-/// The pairs of llama.cpp's LoRA file, held to the post, and alpha.
+/// Reads the pairs of llama.cpp's LoRA file, checked against the post, and alpha.
 ///
 /// # Errors
 /// As [`pair_up`]; an alpha that is no number.
@@ -211,7 +211,7 @@ pub(super) fn inspect(
     Ok(facts(Format::LoraGguf, alpha, &pairs, resident_bytes, norms, origin))
 }
 
-/// The facts of a LoRA; `file_bytes` is filled in by whoever opened the file.
+/// The facts of a LoRA. The caller, which opened the file, fills in `file_bytes`.
 pub(super) fn facts(
     format: Format,
     alpha: f32,

@@ -1,4 +1,5 @@
-//! What a safetensors spoke says of itself: texts in its `__metadata__`, or a JSON file beside it.
+//! Configuration and origin of a safetensors spoke: texts in its `__metadata__`, or a JSON file
+//! next to it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -18,7 +19,7 @@ pub(super) const TOKENIZER: &str = "tokenizer_sha256";
 pub(super) const PROMPT: &str = "prompt_id";
 pub(super) const TASK: &str = "task";
 
-/// Adds where a spoke comes from to the texts of `__metadata__`.
+/// Adds a spoke's origin to the texts of `__metadata__`.
 pub(super) fn write_origin(texts: &mut HashMap<String, String>, origin: &Origin) {
     let Origin { architecture, post, tokenizer, prompt, task } = origin.clone();
     let digest = |digest: Option<Digest>| digest.map(|digest| digest.to_string());
@@ -32,7 +33,7 @@ pub(super) fn write_origin(texts: &mut HashMap<String, String>, origin: &Origin)
     texts.extend(all.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text?))));
 }
 
-/// What training writes into the metadata of a spoke for this post, so that the spoke names what it was trained for.
+/// The origin that training writes into the metadata of a spoke for this post.
 pub fn origin_texts(post: &Post, prompt: Option<&str>, task: Option<&str>) -> BTreeMap<String, String> {
     texts_of(&Origin {
         architecture: Some(post.architecture.clone()),
@@ -43,7 +44,8 @@ pub fn origin_texts(post: &Post, prompt: Option<&str>, task: Option<&str>) -> BT
     })
 }
 
-/// The same for a model that is no file yet: `hash` is that of its tensors as F32, which every export of it records.
+/// The same for a model that has no file yet. `hash` is the hash of its tensors as F32, which every
+/// export of the model records.
 pub fn unexported_origin_texts(
     architecture: &str,
     hash: Digest,
@@ -65,7 +67,8 @@ fn texts_of(origin: &Origin) -> BTreeMap<String, String> {
     texts.into_iter().collect()
 }
 
-/// A spoke's configuration: the object of the JSON file beside it, or else the texts of `__metadata__`.
+/// A spoke's configuration: the object of the JSON file next to it, or else the texts of
+/// `__metadata__`.
 #[derive(Debug)]
 pub(super) struct Metadata<'a> {
     path: &'a Path,
@@ -86,34 +89,31 @@ impl<'a> Metadata<'a> {
         Self { path: container.path(), object: texts.into_iter().flatten().map(value).collect() }
     }
 
-    /// A whole number.
+    /// A whole number, if the key is there.
     ///
-    /// # Errors
-    /// Another value.
+    /// # Errors The value is no whole number.
     pub fn count(&self, key: &str) -> Result<Option<u32>, Refusal> {
         self.parsed(key, "a whole number", |value| value.as_u64().and_then(|n| u32::try_from(n).ok()))
     }
 
-    /// A whole number that must be there.
+    /// A required whole number.
     ///
-    /// # Errors
-    /// None, or another value.
+    /// # Errors The key is missing, or its value is no whole number.
     pub fn needed(&self, key: &str) -> Result<u32, Refusal> {
         self.count(key)?.ok_or_else(|| Refusal::new(self.path, Defect::NoConfig { key: key.to_owned() }))
     }
 
-    /// A number.
+    /// A number, if the key is there.
     ///
-    /// # Errors
-    /// Another value.
+    /// # Errors The value is no number.
     pub fn number(&self, key: &str) -> Result<Option<f32>, Refusal> {
         self.parsed(key, "a number", |value| value.as_f64().map(|number| number as f32))
     }
 
-    /// Where the spoke comes from.
+    /// The spoke's origin.
     ///
     /// # Errors
-    /// A value that is no text; a hash that is none.
+    /// A value that is no text, or a hash that is no SHA-256.
     pub fn origin(&self) -> Result<Origin, Refusal> {
         let digest = |key| self.parsed(key, "a SHA-256 in 64 hexadecimal digits", |_| None);
         let text = |key| self.parsed(key, "a text", |_| None);
@@ -126,7 +126,7 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// Only texts can stand in `__metadata__`, so everything may be written as one.
+    /// `__metadata__` can only hold texts, so every value may also be written as a text.
     fn parsed<T: FromStr>(
         &self,
         key: &str,

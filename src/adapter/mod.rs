@@ -1,8 +1,8 @@
-//! Spokes as files: what they hold, whether they fit a post, and how one format becomes another. Safe
-//! Rust, no engine.
+//! Spokes as files: what they contain, whether they fit a post, and how they are converted. Safe
+//! Rust, independent of the engine.
 //!
-//! A file that someone dropped is hostile until [`inspect`] says otherwise: only then may llama.cpp
-//! see a byte of it.
+//! A dropped file is hostile until [`inspect`] accepts it. Only then may llama.cpp read any byte of
+//! it.
 
 mod archive;
 mod container;

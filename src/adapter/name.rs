@@ -1,9 +1,9 @@
-//! What a spoke may be called.
+//! Rules for the names of spokes.
 
 /// Longest name of a spoke.
 const LONGEST: usize = 100;
 
-/// Whether a spoke may be called so.
+/// Checks whether a spoke may have this name.
 ///
 /// # Errors
 /// What is wrong with the name, in words.

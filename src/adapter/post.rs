@@ -1,4 +1,4 @@
-//! The facts of the served post that a spoke is judged against.
+//! Facts of the served post that a spoke is checked against.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,15 +22,16 @@ pub struct Post {
     pub vocabulary: u64,
     /// Epsilon of its RMS norms, where the architecture has one.
     pub rms_eps: Option<f32>,
-    /// In which order and scale its file stores values, where the architecture is known here.
+    /// Order and scale of the values in its file, if the architecture is known.
     pub(crate) order: Option<Order>,
     /// Every tensor, by name.
     pub tensors: BTreeMap<String, PostTensor>,
-    /// Content hash of its tensors: names, dimensions, types and data, in the order of names.
+    /// Content hash of its tensors: names, dimensions, types and data, sorted by name.
     pub sha256: Digest,
-    /// Content hash of the tensors that this file was made from, if recorded: equal for all quantisations of one model.
+    /// Content hash of the tensors that this file was made from, if recorded. It is the same for
+    /// all quantisations of one model.
     pub origin: Option<Digest>,
-    /// Content hashes of folders whose tensors were found to be those that this file was made from.
+    /// Content hashes of folders whose tensors were found to be the source of this file.
     pub kin: BTreeSet<Digest>,
     /// Identity of its tokenizer: kind, tokens, merges, scores, special ids.
     pub tokenizer: Digest,
@@ -41,22 +42,22 @@ pub struct Post {
 pub struct PostTensor {
     /// Dimensions in ggml's order.
     pub dims: Vec<u64>,
-    /// How it is stored.
+    /// The type in which it is stored.
     pub kind: GgmlType,
 }
 
 impl Post {
-    /// Reads the facts from a GGUF file; every weight is read once for the hash.
+    /// Reads the facts from a GGUF file. Every weight is read once for the hash.
     ///
     /// # Errors
-    /// A file that is no model, or can't be read.
+    /// The file is no model, or can't be read.
     pub fn open(path: &Path) -> Result<Self, Refusal> {
         let file = Gguf::open(path)?;
         check_model(&file)?;
         Ok(Self::of(&file)?)
     }
 
-    /// Reads the facts of a file whose hash is known.
+    /// Reads the facts of a file whose hash is already known.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -94,7 +95,7 @@ impl Post {
         })
     }
 
-    /// The epsilon alone, of which no weight is read.
+    /// Reads the epsilon alone, and no weights.
     ///
     /// # Errors
     /// A key that is missing or has another type.
@@ -103,12 +104,12 @@ impl Post {
         file.find(&format!("{architecture}.attention.layer_norm_rms_epsilon"))
     }
 
-    /// Whether this is the post that a spoke names.
+    /// Whether a spoke that names this digest was trained for this post.
     pub fn is(&self, named: &Digest) -> bool {
         self.sha256 == *named || self.origin.as_ref() == Some(named) || self.kin.contains(named)
     }
 
-    /// What a spoke for this post should name: the origin where there is one.
+    /// The digest that a spoke for this post should name: the origin if recorded.
     pub fn identity(&self) -> Digest {
         self.origin.unwrap_or(self.sha256)
     }
@@ -125,7 +126,8 @@ fn recorded(file: &Gguf, text: &str) -> Result<Digest, GgufError> {
     text.parse().map_err(|_| file.error(Rule::BadValue { key, found, expected }))
 }
 
-/// Every `tokenizer.ggml` key with its value. The chat template is no part: it changes no token.
+/// Hashes every `tokenizer.ggml` key with its value. The chat template is excluded: it changes no
+/// token.
 fn hash_tokenizer(file: &Gguf) -> Digest {
     let mut keys: Vec<_> =
         file.metadata().iter().filter(|(key, _)| key.starts_with("tokenizer.ggml.")).collect();
@@ -140,7 +142,7 @@ fn hash_tokenizer(file: &Gguf) -> Digest {
         match value {
             Value::String(text) => put(text),
             Value::Array(Array::String(texts)) => texts.iter().for_each(|text| put(text)),
-            // Numbers: what Rust prints for them tells any two apart.
+            // Numbers: Rust prints any two different ones differently.
             other => put(&format!("{other:?}")),
         }
     }

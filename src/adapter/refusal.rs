@@ -1,4 +1,5 @@
-//! Why a file is no spoke for this post: one variant per rule, each with a stable code and, where there is one, advice.
+//! Reasons why a file is no spoke for this post: one variant per rule, each with a stable code and,
+//! if possible, a hint.
 
 use std::path::{Path, PathBuf};
 
@@ -8,28 +9,28 @@ use super::Digest;
 use crate::gguf::{GgufError, Rule};
 use crate::model::FileError;
 
-/// A rule that a file breaks, and the file.
+/// A file, and the rule that it breaks.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
 pub struct Refusal {
     /// The file or folder.
     pub path: PathBuf,
-    /// The rule. Not a source: the message has it.
+    /// The rule. It is no error source, because the message already includes it.
     pub reason: Defect,
 }
 
 impl Refusal {
-    /// A broken rule of this file.
+    /// A refusal of this file for a broken rule.
     pub fn new(path: &Path, reason: impl Into<Defect>) -> Self {
         Self { path: path.to_owned(), reason: reason.into() }
     }
 
-    /// The rule's name on the wire, in snake_case; it never changes.
+    /// The rule's name in the API, in snake_case; it never changes.
     pub fn code(&self) -> &'static str {
         self.reason.code()
     }
 
-    /// What the owner of the file can do about it.
+    /// What the file's owner can do about it.
     pub fn hint(&self) -> Option<String> {
         self.reason.hint()
     }
@@ -41,14 +42,14 @@ impl From<GgufError> for Refusal {
     }
 }
 
-/// The path is dropped: whoever reads a file knows it.
+/// Drops the path: the caller knows which file it reads.
 impl From<GgufError> for Defect {
     fn from(error: GgufError) -> Self {
         Self::Gguf(error.rule)
     }
 }
 
-/// The path is dropped: whoever reads a file knows it.
+/// Drops the path: the caller knows which file it reads.
 impl From<FileError> for Defect {
     fn from(error: FileError) -> Self {
         let wide = |shape: Vec<usize>| shape.into_iter().map(|dim| dim as u64).collect();
@@ -150,7 +151,7 @@ pub enum Defect {
     Zip { message: String },
     #[error("has no {part:?}")]
     MissingPart { part: &'static str },
-    /// A spoke of a kind that can't be served. Each has its own code.
+    /// A kind of spoke that can't be served. Each has its own code.
     #[error("{what}, which {why}")]
     Unsupported { code: &'static str, what: String, why: &'static str, hint: &'static str },
     #[error("has no spoke in it: key {key:?} is missing")]
@@ -162,7 +163,7 @@ pub enum Defect {
 }
 
 impl Refusal {
-    /// What the system says, if it is that.
+    /// The operating system's error, if that is the reason.
     pub fn io(&self) -> Option<&std::io::Error> {
         match &self.reason {
             Defect::Io(error) | Defect::Gguf(Rule::Io(error)) => Some(error),
@@ -170,14 +171,15 @@ impl Refusal {
         }
     }
 
-    /// Whether the system is in trouble, which says nothing of the file.
+    /// Whether the cause is trouble of the system, which says nothing about the file.
     pub fn is_trouble(&self) -> bool {
         self.io().is_some_and(is_trouble)
     }
 }
 
-/// Whether the system is to blame for an error and not the file that was read: no room, no memory, no file descriptors, a
-/// disk that fails. What isn't known to lie in a file is the system's: to try again does no harm.
+/// Whether an error is the system's fault and not the file's: no disk space, no memory, no file
+/// descriptors, a failing disk. Errors not known to be caused by a file count as the system's,
+/// because a retry does no harm.
 pub fn is_trouble(error: &std::io::Error) -> bool {
     use std::io::ErrorKind as Kind;
     if let Some(number) = errno(error) {
@@ -197,7 +199,7 @@ pub fn is_trouble(error: &std::io::Error) -> bool {
                 | Errno::ILSEQ
         );
     }
-    // Made by a program, not by the system; or wrapped so that its number is lost.
+    // Errors made by a program, not by the system, or wrapped without their number.
     !matches!(
         error.kind(),
         Kind::NotFound
@@ -212,7 +214,7 @@ pub fn is_trouble(error: &std::io::Error) -> bool {
     )
 }
 
-/// The same of an error in a folder of our own: there a missing or protected file is trouble, too.
+/// The same for an error in a folder of our own, where a missing or protected file is trouble, too.
 pub fn is_trouble_at_home(error: &std::io::Error) -> bool {
     use std::io::ErrorKind as Kind;
     let of_content =
@@ -220,15 +222,16 @@ pub fn is_trouble_at_home(error: &std::io::Error) -> bool {
     errno(error).is_some() || !of_content
 }
 
-/// Whether this process can't so much as open a file now, or has no memory for so many bytes: why something fails whose
-/// reason isn't told.
+/// Whether this process currently can't even open a file, or can't allocate this many bytes. That
+/// explains failures whose cause isn't reported.
 pub fn is_out_of_reach(path: &Path, bytes: u64) -> bool {
     let mut room = Vec::<u8>::new();
     std::fs::File::open(path).is_err_and(|error| is_trouble(&error))
         || usize::try_from(bytes).map_or(true, |bytes| room.try_reserve_exact(bytes).is_err())
 }
 
-/// What the system says, without the paths that libraries add: whoever asks over the network learns none.
+/// The system's error message without the paths that libraries add, which clients on the network
+/// must not see.
 pub fn plain(error: &std::io::Error) -> String {
     errno(error).map_or_else(
         || error.kind().to_string(),
@@ -236,7 +239,7 @@ pub fn plain(error: &std::io::Error) -> String {
     )
 }
 
-/// The system's number of an error, however often it was wrapped.
+/// The system's error number, however often the error was wrapped.
 fn errno(error: &std::io::Error) -> Option<i32> {
     let mut number = error.raw_os_error();
     let mut inner: Option<&(dyn std::error::Error + 'static)> =
@@ -249,7 +252,7 @@ fn errno(error: &std::io::Error) -> Option<i32> {
 }
 
 impl Defect {
-    /// The rule's name on the wire, in snake_case; it never changes.
+    /// The rule's name in the API, in snake_case; it never changes.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Io(error) if error.kind() == std::io::ErrorKind::NotFound => "not_found",
@@ -298,7 +301,7 @@ impl Defect {
         }
     }
 
-    /// What the owner of the file can do about it.
+    /// What the file's owner can do about it.
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             Self::Link => "put the file itself there",
@@ -364,7 +367,7 @@ mod tests {
             Errno::BUSY,
         ] {
             assert!(is_trouble(&of(number)), "{number:?}");
-            // As tempfile wraps it, and zip.
+            // Wrapped as tempfile and zip do it.
             let wrapped = io::Error::new(of(number).kind(), Wrapped(of(number)));
             assert!(is_trouble(&wrapped), "{number:?} wrapped");
         }
@@ -379,7 +382,7 @@ mod tests {
             assert!(!is_trouble(&io::Error::new(kind, "a damaged archive")), "{kind}");
         }
         let refusal = |reason: Defect| Refusal::new(Path::new("x"), reason);
-        // What is missing or protected is a file's own affair, but not in our folder.
+        // A missing or protected file is the file's own fault, but not in our folder.
         assert!(is_trouble_at_home(&of(Errno::ACCESS)) && is_trouble_at_home(&of(Errno::NOENT)));
         assert!(!is_trouble_at_home(&io::Error::new(io::ErrorKind::UnexpectedEof, "cut off")));
         assert!(refusal(Rule::Io(of(Errno::IO)).into()).is_trouble());

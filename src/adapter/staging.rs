@@ -1,4 +1,5 @@
-//! Copies of dropped files, named by their content: what is judged is what is used.
+//! Copies of dropped files, named by their content. Inspection and serving both use the copy, so a
+//! file can't change in between.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -9,10 +10,10 @@ use super::dropped::{Part, Parts};
 use super::{Defect, Digest, Generation, Limits, Refusal};
 use crate::atomic_file::{self, Staged};
 
-/// Bytes that are copied at once.
+/// Bytes per read and write of a copy.
 const PART: usize = 1 << 18;
 
-/// A copy that nobody else writes to.
+/// A copy that only this process writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pinned {
     /// Hash of the content.
@@ -21,13 +22,15 @@ pub struct Pinned {
     pub path: PathBuf,
 }
 
-/// Copies a dropped file or folder to `folder`, under its generation. Nothing but the copy needs to be trusted afterwards.
+/// Copies a dropped file or folder into `folder`, under its generation. From then on only the copy
+/// is used.
 ///
-/// The generation of one file is the SHA-256 of its content; that of several parts is the SHA-256 of their names, lengths
-/// and contents.
+/// The generation of a single file is the SHA-256 of its content. That of several parts is the
+/// SHA-256 of their names, lengths and contents.
 ///
 /// # Errors
-/// What the file is instead; more bytes than the limit, also when it grows meanwhile; the disk.
+/// What the file is instead; more bytes than the limit, even if it grows during the copy; an I/O
+/// error.
 pub fn pin(path: &Path, folder: &Path, limits: &Limits) -> Result<Pinned, Refusal> {
     let parts = Parts::open(path, limits)?;
     let disk = |error: io::Error| Refusal::new(folder, error);
@@ -49,16 +52,16 @@ pub fn pin(path: &Path, folder: &Path, limits: &Limits) -> Result<Pinned, Refusa
     };
     placed.map_err(disk)?;
     if !single {
-        // Its name is gone: nothing is left to remove.
+        // The staging folder was renamed, so there is nothing left to remove.
         let _ = stage.keep();
     }
     Ok(Pinned { generation, path: target })
 }
 
-/// The generation of a dropped file or folder, as [`pin`] gives it.
+/// The generation of a dropped file or folder, as [`pin`] computes it.
 ///
 /// # Errors
-/// What the file is instead; the disk.
+/// What the file is instead; an I/O error.
 pub fn generation(path: &Path, limits: &Limits) -> Result<Generation, Refusal> {
     let parts = Parts::open(path, limits)?;
     let single = parts.is_single();
@@ -71,7 +74,7 @@ pub fn generation(path: &Path, limits: &Limits) -> Result<Generation, Refusal> {
     Ok(combined(single, &digests))
 }
 
-/// One identity for all parts: names, lengths and hashes.
+/// Combines the names, lengths and hashes of all parts into one generation.
 fn combined(single: bool, parts: &[(&str, Digest, u64)]) -> Generation {
     if let ([(_, digest, _)], true) = (parts, single) {
         return Generation(*digest);
@@ -101,7 +104,7 @@ fn copy_part(part: Part, target: &Path, limits: &Limits) -> Result<(Digest, u64)
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; PART];
     let mut found = 0;
-    // It may have grown since its size was looked at.
+    // The file may have grown since its size was checked.
     let mut reader = file.take(limits.max_bytes.saturating_add(1));
     loop {
         let part = match reader.read(&mut buffer) {
@@ -111,7 +114,7 @@ fn copy_part(part: Part, target: &Path, limits: &Limits) -> Result<(Digest, u64)
             Err(error) => return Err(refuse(error.into())),
         };
         hasher.update(part);
-        // A disk that is full is no fault of what was read.
+        // A full disk is no fault of the file that is read.
         staged.write_all(part).map_err(disk)?;
         found += part.len() as u64;
     }

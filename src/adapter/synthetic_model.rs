@@ -1,4 +1,4 @@
-//! Stand-ins: spokes with the shape of trained ones and random weights, to measure what they cost.
+//! Synthetic spokes: trained shapes with random weights, to measure their cost.
 
 use std::path::Path;
 
@@ -11,18 +11,20 @@ use super::{Kind, Limits, Post, Refusal, Spoke, inspect};
 use crate::gguf::{GgmlType, GgufError, Writer};
 use crate::model::gguf_file::encode;
 
-/// Bottlenecks of a Felix spoke, as they are trained.
+/// Bottlenecks of a Felix spoke, as in trained ones.
 const BOTTLENECKS: u32 = 4;
-/// Largest weight. So small that a post of usual weights (0.02) still computes in the usual range.
+/// Largest weight. It is small enough that a post with usual weights (0.02) still computes in the
+/// usual range.
 const LARGEST: f32 = 0.01;
-/// Matrices of a block that a LoRA changes, as far as the post has them.
+/// Matrices of a block that a LoRA changes, if the post has them.
 const MATRICES: [&str; 7] = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
 
-/// Writes a spoke for a post: a LoRA of this rank on every linear layer of every block, F32 as PEFT's are converted; or a
-/// Felix spoke of four bottlenecks of this rank behind every block, F16. The seed decides every byte.
+/// Writes a spoke for a post: a LoRA of this rank on every linear layer of every block, F32 like
+/// converted PEFT adapters; or a Felix spoke of four bottlenecks of this rank after every block,
+/// F16. The seed determines every byte.
 ///
 /// # Errors
-/// A rank beyond the limits; the disk.
+/// A rank above the limits; an I/O error.
 pub fn write(kind: Kind, rank: u32, seed: u64, post: &Post, target: &Path) -> Result<Spoke, Refusal> {
     let mut writer = Writer::new();
     writer.set("general.type", ADAPTER).set("general.architecture", post.architecture.as_str());
@@ -45,7 +47,7 @@ fn lora(writer: &mut Writer, rank: u64, post: &Post) {
     writer.set(keys::ALPHA, rank as f32);
     for layer in 0..post.layers {
         for name in MATRICES.map(|matrix| format!("blk.{layer}.{matrix}.weight")) {
-            // Some blocks have other mixers than attention.
+            // Some blocks have a mixer other than attention.
             let Some(tensor) = post.tensors.get(&name).filter(|tensor| tensor.dims.len() == 2) else {
                 continue;
             };

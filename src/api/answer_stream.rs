@@ -1,6 +1,8 @@
-//! One running generation as the API sees it: thinking split off, a deadline, and an end that is never missing.
+//! One running generation as the API sees it: splits off thinking, enforces the deadline, and
+//! always ends with an end or an error.
 //!
-//! Dropping it drops the engine's receiver, which cancels the generation; that is all there is to a client that left.
+//! Dropping it drops the engine's receiver, which cancels the generation. A client that leaves
+//! needs no other handling.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -20,12 +22,12 @@ use crate::engine::{
     AnswerEvent, Closed, EngineError, FinishReason, Generate, TokenReport, Usage, whole_characters,
 };
 
-/// What a generation brings.
+/// Output of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Output {
-    /// The prompt is accepted: what fails from now on can't be foreseen.
+    /// The prompt is accepted. Later failures can't be predicted.
     Started,
-    /// So many tokens of the prompt are read, if the request asked for that.
+    /// Number of prompt tokens processed so far, if the request asked for progress.
     Read(u32),
     /// Text of the answer.
     Answer(Part),
@@ -33,17 +35,17 @@ pub(super) enum Output {
     Reasoning(String),
     /// The answer was kept from repeating itself here.
     Closed(Closed),
-    /// The end: always the last, if no error is. With the last token that was reported and has no text, which is what ended the
-    /// answer unless a stop text did.
+    /// The end, always last unless there is an error. Carries the last reported token without text,
+    /// if there is one: the token that ended the answer, unless a stop text did.
     End(FinishReason, Usage, Option<TokenReport>),
 }
 
 /// Text of an answer and the tokens that begin in it, if the request asked for a report.
 ///
-/// Tokens and text are matched by their bytes. Where a stop text or the end of the thinking cuts a
-/// token in two, the token is among those of the answer; tokens of a stop text of which no byte is
-/// sent are dropped. Tokens of a character that breaks off with the answer have no text, but they
-/// are among those of the answer, too.
+/// Tokens and text are matched by their bytes. If a stop text or the end of the thinking cuts a
+/// token in two, the token belongs to the answer. Tokens of a stop text are dropped if none of
+/// their bytes is sent. Tokens of a character that the answer breaks off in have no text, but
+/// belong to the answer, too.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Part {
     pub(super) text: String,
@@ -55,24 +57,26 @@ pub(super) struct Part {
 pub(super) struct AnswerStream {
     id: String,
     events: mpsc::UnboundedReceiver<AnswerEvent>,
-    /// `None` once the generation is over.
+    /// `None` once the generation has ended.
     splitter: Option<Splitter>,
     metrics: AnswerMetrics,
     log_texts: bool,
     told: VecDeque<Output>,
     reports: Reports,
     progress: Progress,
-    /// Whether tokens are reported; if not, each text counts for one.
+    /// Whether tokens are reported. If not, each text counts as one token.
     counted: bool,
     fields: Fields,
     deadline: Deadline,
     alarm: Pin<Box<Sleep>>,
-    /// Behind `events`, so that the engine knows of a client that left before its spokes may go.
+    /// Declared after `events`, so that the engine sees that the client left before the spokes'
+    /// leases end.
     held: Option<Arc<Chosen>>,
 }
 
 impl AnswerStream {
-    /// Queues the request. `splitter` tells thinking from answer; `first`: no other answers the same prompt before it.
+    /// Queues the request. `splitter` separates thinking from the answer. `first` means that no
+    /// earlier answer has the same prompt.
     pub(super) fn start(
         app: &App,
         request: Generate,
@@ -109,7 +113,7 @@ impl AnswerStream {
         })
     }
 
-    /// What has been done so far: tokens as they were reported, or else texts; times as seen from here.
+    /// Progress so far: reported tokens, or else texts, with times measured here.
     pub(super) fn progress(&self) -> Usage {
         self.progress.usage()
     }
@@ -154,7 +158,8 @@ impl AnswerStream {
                 let thinks = splitter.is_thinking();
                 let held = self.splitter.take().and_then(Splitter::finish);
                 self.told.extend(held.map(|piece| self.reports.output(piece)));
-                // A token that ends an answer has no bytes or a name; other bytes are part of a character.
+                // The token that ends an answer has no bytes, or a name. Any other bytes are part
+                // of a character.
                 let is_name = |report: &TokenReport| std::str::from_utf8(&report.token.bytes).is_ok();
                 let ended = reason == FinishReason::Stop && self.reports.waiting.back().is_some_and(is_name);
                 let last = if ended { self.reports.waiting.pop_back() } else { None };
@@ -194,17 +199,18 @@ impl Drop for AnswerStream {
     }
 }
 
-/// Tokens that no text has taken yet.
+/// Tokens not yet assigned to a text.
 #[derive(Debug, Default)]
 struct Reports {
     waiting: VecDeque<TokenReport>,
-    /// Everything that was written, tags included, and how far tokens that were taken reach in it.
+    /// All text written so far, tags included, and how far the assigned tokens reach in it.
     written: Vec<u8>,
     reach: Reach,
 }
 
-/// How far tokens reach in a text: to the end of a character, or with some bytes into the next one. These are counted as they
-/// are; when they turn out to be no character, U+FFFD stands in their place.
+/// How far tokens reach in a text: to the end of a character, or some bytes into the next one.
+/// These bytes are counted as they are; if they turn out to be no character, U+FFFD takes their
+/// place.
 #[derive(Debug, Clone, Default)]
 struct Reach {
     whole: usize,
@@ -216,7 +222,8 @@ impl Reach {
         self.whole + self.partial.len()
     }
 
-    /// With one more token: no further with a control token, which is reported by its name.
+    /// The reach after one more token. A control token, which is reported by its name, adds
+    /// nothing.
     fn with(&self, token: &[u8], written: &[u8]) -> Self {
         let mut partial = [&self.partial, token].concat();
         let text = whole_characters(&mut partial);
@@ -243,13 +250,13 @@ impl Reports {
         while let Some(report) = self.waiting.pop_front() {
             let reach = self.reach.with(&report.token.bytes, &self.written);
             let (at, next) = (self.reach.at(), reach.at());
-            // Thinking leaves a token that reaches out of it to the answer.
+            // A token that reaches beyond the thinking belongs to the answer.
             if at >= end || (piece.kind == Kind::Reasoning && next > end) {
                 self.waiting.push_front(report);
                 break;
             }
             self.reach = reach;
-            // What ends before the piece begins was a tag, or white space behind one.
+            // Anything that ends before the piece begins was a tag, or white space after one.
             if at >= piece.at || next > piece.at {
                 tokens.push(report);
             }
@@ -261,11 +268,11 @@ impl Reports {
     }
 }
 
-/// How far a generation is.
+/// Progress of a generation.
 #[derive(Debug)]
 struct Progress {
     began: Instant,
-    /// When its first text came.
+    /// When its first text arrived.
     first: Option<Instant>,
     usage: Usage,
 }
@@ -321,7 +328,7 @@ mod tests {
     use super::*;
     use crate::engine::TokenLikelihood;
 
-    /// Texts of the tokens that each piece of the answer gets.
+    /// Texts of the tokens assigned to each piece of the answer.
     fn matched(tokens: &[&str], texts: &[&str]) -> Vec<(String, Vec<String>)> {
         let tokens: Vec<&[u8]> = tokens.iter().map(|token| token.as_bytes()).collect();
         matched_bytes(&tokens, texts)
@@ -354,7 +361,8 @@ mod tests {
     #[test]
     fn bytes_that_are_no_character_cost_no_token_behind_them() {
         let euro = "€".as_bytes();
-        // A byte that begins nothing, a character that breaks off, and one in two parts.
+        // A byte that starts no character, a character that breaks off, and a character in two
+        // parts.
         let tokens = [b"a", &b"\xFF"[..], b"b", &euro[..2], b"c", &euro[..1], &euro[1..], b"d"];
         let found = matched_bytes(&tokens, &["a", "\u{FFFD}", "b", "\u{FFFD}c", "€", "d"]);
         let broken = "\u{FFFD}";
@@ -379,10 +387,10 @@ mod tests {
         );
         // A stop text cut `END` off the second token, and the third was never sent.
         assert_eq!(matched(&["ab", "cEN", "D"], &["abc"]), expected(&[("abc", &["ab", "cEN"])]));
-        // A control token is known by a name that no text has.
+        // A control token has a name that no text contains.
         let named = matched(&["a", "<|user|>", "b"], &["a", "b"]);
         assert_eq!(named, expected(&[("a", &["a"]), ("b", &["<|user|>", "b"])]));
-        // Tags, thinking and the white space behind them have no tokens in the answer.
+        // Tags, thinking and the white space after them have no tokens in the answer.
         let thought = matched(
             &["<think>", "mm", "</think>", "\n\n", "yes", "."],
             &["<think>mm</thi", "nk>\n\nyes", "."],

@@ -1,4 +1,4 @@
-//! Several generations of one request side by side: `n` answers, or answers to several prompts.
+//! Parallel generations of one request: `n` answers, or answers to several prompts.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use super::reasoning::Splitter;
 use super::spokes::Chosen;
 use crate::engine::{Closed, EngineError, FinishReason, Generate, TokenReport, Usage};
 
-/// A stream of the outputs of all, each with the index of its generation. An error of one ends them all.
+/// A stream of all outputs, each with the index of its generation. An error of one generation ends
+/// all.
 #[derive(Debug)]
 pub(super) struct AnswerStreams {
-    /// `None` where one has ended.
+    /// `None` for a generation that has ended.
     all: Vec<Option<AnswerStream>>,
-    /// Who is looked at first next time, so that none starves the others.
+    /// The generation to poll first next time, so that none starves the others.
     next: usize,
 }
 
@@ -28,16 +29,17 @@ pub(super) struct Whole {
     pub(super) text: String,
     pub(super) reasoning: String,
     pub(super) tokens: Vec<TokenReport>,
-    /// The reported token without text that it ended with.
+    /// The reported token without text that ended the answer.
     pub(super) last: Option<TokenReport>,
-    /// Where it was kept from repeating itself.
+    /// Where the answer was kept from repeating itself.
     pub(super) closed: Vec<Closed>,
-    /// How it ended.
+    /// Why it ended, and its cost.
     pub(super) end: Option<(FinishReason, Usage)>,
 }
 
 impl AnswerStreams {
-    /// Queues all of them, or none, `per_prompt` for each prompt; each holds the spokes until its end.
+    /// Queues all requests or none; `per_prompt` is the number of answers per prompt. Each holds
+    /// the spokes until it ends.
     pub(super) fn start(
         app: &App,
         requests: Vec<(Generate, Splitter)>,
@@ -55,18 +57,18 @@ impl AnswerStreams {
         Ok(Self { all: all.collect::<Result<_, _>>()?, next: 0 })
     }
 
-    /// The first output, as a rule that a prompt is accepted. Whatever goes wrong before it is a plain status, streaming or
-    /// not.
+    /// The first output, usually that a prompt is accepted. An error before it becomes a plain
+    /// status, even for a stream.
     pub(super) async fn first(&mut self) -> Result<(usize, Output), ApiError> {
         self.next().await.unwrap_or_else(|| Err(EngineError::Stopped.into()))
     }
 
-    /// How far one is.
+    /// Progress of one generation.
     pub(super) fn progress(&self, index: usize) -> Option<Usage> {
         self.all.get(index)?.as_ref().map(AnswerStream::progress)
     }
 
-    /// Waits for the end of all.
+    /// Waits for all generations to end.
     pub(super) async fn collect(mut self) -> Result<Vec<Whole>, ApiError> {
         let mut wholes: Vec<Whole> = self.all.iter().map(|_| Whole::default()).collect();
         while let Some(output) = self.next().await {
@@ -91,13 +93,15 @@ impl AnswerStreams {
 }
 
 impl Whole {
-    /// Why it ended and what it cost. [`Generations::collect`] returns no answer without an end.
+    /// Why the answer ended, and its cost. [`AnswerStreams::collect`] returns no answer without an
+    /// end.
     pub(super) fn ended(&self) -> (FinishReason, Usage) {
         self.end.unwrap_or((FinishReason::Stop, Usage::default()))
     }
 }
 
-/// What several answers cost together, `per_prompt` of them to each prompt: a prompt counts once, times overlap.
+/// Total cost of several answers, `per_prompt` of them per prompt. Each prompt counts once; times
+/// overlap.
 pub(super) fn total(usages: &[Usage], per_prompt: usize) -> Usage {
     let mut total = Usage::default();
     for (index, usage) in usages.iter().enumerate() {
@@ -128,7 +132,8 @@ impl Stream for AnswerStreams {
             match Pin::new(generation).poll_next(context) {
                 Poll::Pending => waiting = true,
                 Poll::Ready(Some(Ok(output))) => {
-                    // The last one stays until its end is told, so that its progress can be asked.
+                    // The last one is kept until its end has been delivered, so that its progress
+                    // can still be read.
                     self.next = index + 1;
                     return Poll::Ready(Some(Ok((index, output))));
                 }

@@ -1,4 +1,4 @@
-//! What every handler shares: the engine, the model's name and template, limits.
+//! State that all handlers share: the engine, the model's name and template, limits.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,70 +19,70 @@ use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Reply, S
 use crate::spokes::reconciler::{POST, Spokes};
 use crate::text::template::{ChatTemplate, TemplateError};
 
-/// What the API is told.
+/// Settings of the API.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Name of the model on the wire.
+    /// Name of the model in the API.
     pub model_id: String,
-    /// Further names of it.
+    /// Further names of the model.
     pub aliases: Vec<String>,
-    /// What the list of models says of it.
+    /// Tags shown in the list of models.
     pub tags: Vec<String>,
-    /// Name of its file, without its folder.
+    /// Name of the model file, without its folder.
     pub model_file: String,
-    /// Whether `GET /slots` is answered.
+    /// Whether `GET /slots` is enabled.
     pub slots: bool,
-    /// Whether `GET /metrics` is answered.
+    /// Whether `GET /metrics` is enabled.
     pub metrics: bool,
-    /// The chat template, in place of the model's own.
+    /// A chat template that replaces the model's own.
     pub chat_template: Option<String>,
     /// Bytes of the largest request body.
     pub body_limit: u64,
-    /// Longest that one request may take, queue included.
+    /// Longest time for one request, including its time in the queue.
     pub deadline: Duration,
-    /// How many requests there can be.
+    /// Limits of concurrent requests.
     pub room: Room,
-    /// What a request means that doesn't say how tokens are chosen.
+    /// How tokens are chosen for requests that don't say.
     pub sampling: SamplingDefaults,
-    /// Longest that a body may take to arrive.
+    /// Longest time for a body to arrive.
     pub slow_sender: Duration,
-    /// What is written about requests.
+    /// What is logged about requests.
     pub log: LogSettings,
     /// Names under which clients may address the daemon.
     pub hosts: Hosts,
-    /// Keys that are needed.
+    /// API keys.
     pub keys: Arc<KeyRing>,
-    /// Origins whose web pages may ask.
+    /// Origins whose web pages may send requests.
     pub cors_origins: Vec<String>,
-    /// Which request gets which spoke.
+    /// How requests are assigned their spokes.
     pub spokes: SpokeOptions,
 }
 
-/// How many requests the engine takes.
+/// Number of requests that the engine takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// At the same time.
+    /// Requests that are answered at the same time.
     pub lanes: u32,
-    /// Beside them, and as many while weights are read.
+    /// Requests that may wait in addition, and as many while weights load.
     pub queue: u32,
-    /// Tokens of those that wait, if more than one waits.
+    /// Tokens of the waiting requests, if more than one waits.
     pub queue_tokens: u64,
 }
 
-/// Which request gets which spoke.
+/// How requests are assigned their spokes.
 #[derive(Debug, Clone)]
 pub struct SpokeOptions {
-    /// That of requests that choose none.
+    /// Spoke of requests that choose none.
     pub default: Option<String>,
-    /// By the names of the schemas of tasks.
+    /// Spokes by the schema name of their task.
     pub tasks: BTreeMap<String, String>,
-    /// For a model with a name that nothing has ever had.
+    /// For a model with an unknown name.
     pub unknown_model: Otherwise,
     /// For a spoke that was retired.
     pub retired: Otherwise,
 }
 
-/// Shared by all handlers; cheap to clone.
+/// State shared by all handlers; cheap to clone.
 #[derive(Clone)]
 pub struct App {
     inner: Arc<Inner>,
@@ -124,7 +124,7 @@ impl App {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The daemon stops: nobody has to wait for weights any more.
+    /// The daemon stops: requests that wait for the weights end at once.
     pub fn begin_to_stop(&self) {
         self.inner.stopping.send_replace(true);
     }
@@ -133,7 +133,7 @@ impl App {
         &self.inner.spokes
     }
 
-    /// Scales of the spokes of requests that choose none.
+    /// Spokes and scales of requests that choose none.
     pub(super) fn default_spokes(&self) -> Arc<DefaultSpokes> {
         self.inner.default_spokes.load_full()
     }
@@ -154,7 +154,7 @@ impl App {
         self.inner.options.spokes.retired
     }
 
-    /// Names that a request may have for `model`.
+    /// Names that `model` may have in a request.
     pub(super) fn served_models(&self) -> String {
         let serving = self.spokes().registry().serving();
         let post = std::iter::once(self.model_id()).chain(self.options().aliases.iter().map(String::as_str));
@@ -186,7 +186,7 @@ impl App {
         self.inner.options.log.access
     }
 
-    /// Whether prompts and answers may be in the log.
+    /// Whether the log may contain prompts and answers.
     pub(super) fn log_texts(&self) -> bool {
         self.inner.options.log.prompts
     }
@@ -203,7 +203,7 @@ impl App {
         &self.inner.options.model_id
     }
 
-    /// What the API is told.
+    /// Settings of the API.
     pub(super) fn options(&self) -> &Options {
         &self.inner.options
     }
@@ -231,13 +231,13 @@ impl App {
         self.inner.created
     }
 
-    /// When a request that arrives now must be answered.
+    /// Deadline of a request that arrives now.
     pub(super) fn deadline(&self) -> Deadline {
         let limit = self.inner.options.deadline;
         Deadline { at: Instant::now() + limit, limit }
     }
 
-    /// The model, for questions that don't wait for its weights.
+    /// The model, or an error without waiting if its weights are not loaded.
     pub(super) fn model_now(&self) -> Result<Arc<ModelInfo>, ApiError> {
         match &self.engine().health().borrow().state {
             EngineState::Ready(model) => Ok(Arc::clone(model)),
@@ -247,13 +247,13 @@ impl App {
         }
     }
 
-    /// Asks the engine's thread.
+    /// Sends a query to the engine's thread.
     pub(super) async fn query(&self, query: Query, deadline: Deadline) -> Result<Reply, ApiError> {
         let answer = self.engine().query(query)?;
         Ok(answered(deadline.within(answer).await?)?)
     }
 
-    /// The model as it stands, if its weights are read.
+    /// The model, if its weights are loaded.
     pub(super) fn model(&self) -> Option<Arc<ModelInfo>> {
         match &self.engine().health().borrow().state {
             EngineState::Ready(model) => Some(Arc::clone(model)),
@@ -261,7 +261,7 @@ impl App {
         }
     }
 
-    /// Waits until the weights are read. No more requests may wait here than the queue holds.
+    /// Waits until the weights are loaded. No more requests may wait here than fit into the queue.
     pub(super) async fn ready(&self, deadline: Deadline) -> Result<Arc<ModelInfo>, ApiError> {
         if let Some(model) = self.model() {
             return Ok(model);
@@ -270,7 +270,8 @@ impl App {
         let mut health = self.engine().health();
         let mut stopping = self.inner.stopping.subscribe();
         let loaded = health.wait_for(|health| !matches!(health.state, EngineState::Loading));
-        // The engine hears of a stop when its weights are read; who waits for them is told at once.
+        // The engine handles a stop only after loading its weights. Requests that wait for them are
+        // told at once.
         let loaded = async {
             tokio::select! {
                 loaded = loaded => loaded.map_err(|_| EngineError::Stopped),
@@ -285,7 +286,8 @@ impl App {
         }
     }
 
-    /// The chat template: that of the settings, else the model's own; without one, ChatML if the model knows its tokens, else plain text.
+    /// The chat template: from the settings, else the model's own, else ChatML if the model knows
+    /// its tokens, else plain text.
     pub(super) async fn template(
         &self,
         model: &ModelInfo,
@@ -298,28 +300,28 @@ impl App {
                 None if self.knows("<|im_start|>", deadline).await? => Ok(ChatTemplate::chat_ml()),
                 None => Ok(ChatTemplate::plain_text()),
             };
-            // Two requests may get here at once; they made the same template.
+            // Two requests may get here at once. Both made the same template.
             let _ = self.inner.template.set(template);
         }
         let template = self.inner.template.get().expect("was set above");
         template.as_ref().map_err(|error| ApiError::Model(error.to_string()))
     }
 
-    /// Whether a text is a control token of the model: then it has other ids as markup than as text.
+    /// Whether a text is a control token of the model: as markup it has other ids than as text.
     async fn knows(&self, token: &str, deadline: Deadline) -> Result<bool, ApiError> {
         let ids = |segment| self.query(Query::Tokenize { prompt: vec![segment], whole: false }, deadline);
         Ok(ids(Segment::markup(token)).await? != ids(Segment::plain(token)).await?)
     }
 }
 
-/// An answer from the engine's thread; a thread that is gone has stopped.
+/// An answer from the engine's thread. If the thread is gone, the engine has stopped.
 pub(super) fn answered<T>(
     answer: Result<Result<T, EngineError>, tokio::sync::oneshot::error::RecvError>,
 ) -> Result<T, EngineError> {
     answer.unwrap_or(Err(EngineError::Stopped))
 }
 
-/// When a request must be answered, and how long that was from its arrival.
+/// When a request must be answered, and the time from its arrival until then.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline {
     pub(super) at: Instant,
@@ -327,13 +329,13 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// Waits for `future`, but not past the deadline.
+    /// Awaits `future` until the deadline.
     pub(super) async fn within<T>(self, future: impl Future<Output = T>) -> Result<T, ApiError> {
         tokio::time::timeout_at(self.at, future).await.map_err(|_| ApiError::Deadline(self.limit))
     }
 }
 
-/// A place among those who wait; given back when dropped.
+/// A place among the requests that wait for the weights; freed when dropped.
 struct LoadWait<'a>(&'a AtomicU32);
 
 impl<'a> LoadWait<'a> {

@@ -1,11 +1,12 @@
-//! An answer as the APIs with blocks tell it: thinking, text and calls, one after the other, each opened, told and closed.
+//! An answer as a sequence of blocks (thinking, text and calls), for the APIs whose streams open,
+//! extend and close each block.
 
 use super::answer_stream::{Output, Part};
 use super::answer_streams::Whole;
 use super::conversation::calls::{Listener, Said};
 use crate::engine::{Closed, FinishReason};
 
-/// A part of an answer: what of it has been said.
+/// A part of an answer, or a piece of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Block {
     Thinking(String),
@@ -18,40 +19,40 @@ pub(super) enum Block {
     },
 }
 
-/// What happens to a block.
+/// A change of a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Step {
-    /// Its place in the answer.
+    /// Index of the block in the answer.
     pub(super) index: usize,
     pub(super) what: What,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum What {
-    /// It begins; it is empty.
+    /// An empty block begins.
     Open(Block),
-    /// This is said more.
+    /// This is appended to it.
     More(Block),
-    /// It is whole.
+    /// The block is complete.
     Close(Block),
 }
 
-/// One answer as it comes.
+/// The blocks of one answer as it streams in.
 #[derive(Debug)]
 pub(super) struct Blocks {
     listener: Option<Listener>,
     open: Option<Block>,
-    /// Blocks that were closed.
+    /// Number of closed blocks.
     closed: usize,
     calls: bool,
-    /// Whether nothing that could follow would count.
+    /// Whether any further text would be dropped.
     over: bool,
     /// Where the answer was kept from repeating itself.
     kept: Vec<Closed>,
 }
 
 impl Blocks {
-    /// Of an answer in which calls may be found.
+    /// For an answer in which `listener` finds calls.
     pub(super) fn new(listener: Option<Listener>) -> Self {
         Self { listener, open: None, closed: 0, calls: false, over: false, kept: Vec::new() }
     }
@@ -66,12 +67,13 @@ impl Blocks {
         &self.kept
     }
 
-    /// Whether an answer that ended so is not whole.
+    /// Whether an answer that ended for this reason is incomplete.
     pub(super) fn is_cut(&self, reason: FinishReason) -> bool {
         reason == FinishReason::Length && !self.over
     }
 
-    /// What follows from an output. The end closes what is open; an answer has at least one block.
+    /// Steps that follow from an output. The end closes the open block; an answer has at least one
+    /// block.
     pub(super) fn take(&mut self, output: Output) -> Vec<Step> {
         let mut steps = Vec::new();
         match output {
@@ -129,7 +131,7 @@ impl Blocks {
         }
     }
 
-    /// Adds to the open block if it is of the same kind, else to a new one.
+    /// Appends to the open block if it is of the same kind, otherwise opens a new one.
     fn say(&mut self, more: Block, steps: &mut Vec<Step>) {
         let goes_on = match (&mut self.open, &more) {
             (Some(Block::Thinking(all)), Block::Thinking(text))

@@ -1,4 +1,4 @@
-//! Request bodies: content type, length, JSON, and fields, each wrong in its own way.
+//! Request bodies: checks content type, length, JSON and fields, each with its own error.
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
@@ -13,7 +13,7 @@ use super::exact::put_right;
 use super::observe::RequestContext;
 use crate::text::fields;
 
-/// A request body that is JSON; not yet looked at.
+/// A request body that is JSON, with its fields not yet checked.
 #[derive(Debug)]
 pub(super) struct JsonBody(pub(super) Value);
 
@@ -21,14 +21,15 @@ impl FromRequest<App> for JsonBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        // A body of another type is refused even if it is JSON: a web page may send text/plain anywhere unasked.
+        // Other content types are refused even if the body is JSON, because a web page may send
+        // text/plain to any address without permission.
         let content_type = request.headers().get(header::CONTENT_TYPE);
         let content_type = content_type.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         if !content_type.as_deref().is_some_and(is_json) {
             return Err(ApiError::ContentType(content_type.unwrap_or_else(|| "none".to_owned())));
         }
         let limit = app.body_limit();
-        // The router's DefaultBodyLimit is this same limit.
+        // The router's `DefaultBodyLimit` has the same value.
         let bytes = tokio::time::timeout(app.slow_sender(), Bytes::from_request(request, app));
         let bytes = bytes.await.map_err(|_| ApiError::SlowBody(app.slow_sender()))?;
         let bytes = bytes.map_err(|rejection| match rejection {
@@ -57,8 +58,8 @@ fn is_json(content_type: &str) -> bool {
 }
 
 impl JsonBody {
-    /// The fields that `T` knows; a wrong one is named by its path. A body can be read as several types: each takes its
-    /// own fields.
+    /// Reads the fields that `T` knows. The error names a wrong field by its path. A body can be
+    /// read as several types, each of which takes its own fields.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         Ok(fields::parse(&self.0)?)
     }

@@ -1,5 +1,6 @@
-//! How sure a model was of each field of a JSON answer: mean and minimum of the probabilities of the tokens that it chose
-//! within the field's value. What the schema dictated was not chosen; a value that was dictated as a whole has 1.
+//! Confidence of the fields of a JSON answer: mean and minimum of the probabilities of the tokens
+//! that the model chose within the field's value. Tokens that the schema forced were not chosen; a
+//! value that was forced entirely has 1.
 
 use std::ops::Range;
 
@@ -7,8 +8,9 @@ use serde_json::{Map, Value, json};
 
 use crate::engine::TokenReport;
 
-/// The confidence of each top-level field, in the order of the answer. A token that reaches into a value counts for it,
-/// also if it holds the key or the comma beside it; with two values in it, for both.
+/// The confidence of each top-level field, in the order of the answer. A token that overlaps a
+/// value counts for it, even if it also contains the neighbouring key or comma. A token that
+/// overlaps two values counts for both.
 pub(super) fn confidence(answer: &str, tokens: &[TokenReport]) -> Value {
     let mut places = Vec::with_capacity(tokens.len());
     let mut at = 0;
@@ -17,7 +19,7 @@ pub(super) fn confidence(answer: &str, tokens: &[TokenReport]) -> Value {
         places.push((at..end, report));
         at = end;
     }
-    // Tokens may begin before the answer does: white space that was dropped, or the end of a tag.
+    // Tokens may start before the answer: dropped white space, or the end of a tag.
     let early = leading(answer, tokens);
     let mut fields = Map::new();
     for (name, value) in values(answer) {
@@ -34,7 +36,7 @@ pub(super) fn confidence(answer: &str, tokens: &[TokenReport]) -> Value {
     Value::Object(fields)
 }
 
-/// Bytes of the tokens before the first byte of the answer.
+/// Number of token bytes before the first byte of the answer.
 fn leading(answer: &str, tokens: &[TokenReport]) -> usize {
     let bytes: Vec<u8> = tokens.iter().flat_map(|report| report.token.bytes.iter().copied()).collect();
     let width = answer.len().min(bytes.len());
@@ -42,8 +44,8 @@ fn leading(answer: &str, tokens: &[TokenReport]) -> usize {
     found.unwrap_or(0)
 }
 
-/// Names and places of the top-level values of an object; none, if the text is no object. An object that breaks off has
-/// the values that it has.
+/// Names and ranges of the top-level values of an object, empty if the text is no object. An object
+/// that breaks off yields the values it has.
 fn values(text: &str) -> Vec<(String, Range<usize>)> {
     let mut found = Vec::new();
     let mut scanner = Scanner { bytes: text.as_bytes(), at: 0 };
@@ -76,7 +78,7 @@ fn values(text: &str) -> Vec<(String, Range<usize>)> {
     }
 }
 
-/// Walks over JSON that is known to be JSON, or the beginning of it.
+/// Scans text that is known to be JSON, or a prefix of it.
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -95,7 +97,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// A string; whether there is one. One that breaks off ends with the text.
+    /// Skips a string and returns whether there was one. An unfinished string ends with the text.
     fn string(&mut self) -> bool {
         if !self.eat(b'"') {
             return false;
@@ -110,7 +112,7 @@ impl Scanner<'_> {
         true
     }
 
-    /// A value of any kind, up to the comma or bracket behind it.
+    /// Skips a value of any kind, up to the comma or bracket after it.
     fn value(&mut self) {
         let mut depth = 0usize;
         while let Some(&byte) = self.bytes.get(self.at) {
@@ -172,12 +174,12 @@ mod tests {
         }
     }
 
-    /// (text, probability); a probability of 1 stands for a dictated token.
+    /// Takes (text, probability) pairs; a probability of 1 marks a forced token.
     fn of(tokens: &[(&str, f32)], answer: &str) -> Value {
         let report = |&(text, probability): &(&str, f32)| {
             let bytes = text.as_bytes().to_vec();
             let forced = (probability - 1.0).abs() < f32::EPSILON;
-            // What a dictated token says about its likelihood doesn't matter.
+            // The likelihood reported for a forced token must not matter.
             let logprob = if forced { -3.0 } else { probability.ln() };
             TokenReport { token: TokenLikelihood { id: 0, bytes, logprob }, forced, top: vec![] }
         };

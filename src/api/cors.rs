@@ -1,4 +1,4 @@
-//! Which web pages may ask: those of the origins in `server.cors_origins`.
+//! CORS: allows web pages of the origins in `server.cors_origins`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,13 +8,15 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::spokes;
 
-/// What stands for all origins, and for those of this machine.
+/// Entries for all origins, and for those of this machine.
 const ALL: &str = "*";
 const LOCAL: &str = "localhost";
 
-/// What lets web pages of these origins ask. Without any there is nothing: browsers keep other pages out by themselves.
+/// The CORS layer for these origins. Without any there is none: browsers keep other pages out by
+/// default.
 ///
-/// Pages may send any header: clients of OpenAI's send their own. No credentials are taken beside keys.
+/// Pages may send any header, because OpenAI's clients send their own. Keys are the only
+/// credentials.
 pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
     const SHOWN: [&str; 3] = ["x-request-id", "retry-after", spokes::HEADER];
     if origins.is_empty() {
@@ -31,7 +33,7 @@ pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
     Some(layer)
 }
 
-/// Whether pages of this origin may ask.
+/// Whether pages of this origin may send requests.
 pub(super) fn allows(origins: &[String], origin: &str) -> bool {
     origins.iter().any(|allowed| match allowed.as_str() {
         ALL => true,
@@ -40,7 +42,7 @@ pub(super) fn allows(origins: &[String], origin: &str) -> bool {
     })
 }
 
-/// Whether a page comes from this machine, at whatever port.
+/// Whether a page comes from this machine, at any port.
 fn is_local(origin: &str) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     if !matches!(scheme, "http" | "https") {

@@ -1,5 +1,5 @@
-//! What the APIs that are translated into chat have in common: how a body is judged, answered and counted in chat's words,
-//! and how faults found there get the names that the client knows.
+//! Shared code of the APIs that are translated into chat: validates, answers and counts a body as
+//! chat does, and translates field names in errors back to the names that the client knows.
 
 use serde_json::Value;
 
@@ -12,20 +12,21 @@ use crate::text::fields::{kind, short};
 
 /// One of these APIs.
 pub(super) struct Dialect {
-    /// What it calls an answer, with its article.
+    /// Its name for an answer, with the article.
     pub(super) answer: &'static str,
-    /// The field that the prompt comes from.
+    /// The field that holds the prompt.
     pub(super) prompt: &'static str,
-    /// The field for what chat calls `response_format`.
+    /// The field that chat calls `response_format`.
     pub(super) format: &'static str,
-    /// Other fields of chat's, and their names in this API. A name stands for the fields inside it too.
+    /// Further fields of chat, and their names in this API. A name also covers the fields inside
+    /// it.
     pub(super) renamed: &'static [(&'static str, &'static str)],
-    /// What is left out of the path of a tool's field, and what takes its place.
+    /// Parts of the path of a tool's field, with their replacements.
     pub(super) tool: &'static [(&'static str, &'static str)],
 }
 
 impl Dialect {
-    /// Judges a translated body.
+    /// Validates a translated body.
     pub(super) fn parse(&self, app: &App, chat: &JsonBody) -> Result<Asked, ApiError> {
         let choice = Choice::parse(chat)?;
         let mut asked = Asked::parse(app, chat, choice).map_err(|error| self.translate(error))?;
@@ -39,7 +40,7 @@ impl Dialect {
         Ok(asked)
     }
 
-    /// Begins to answer, under an id with this prefix.
+    /// Starts to answer, under an id with this prefix.
     pub(super) async fn start(
         &self,
         asked: Asked,
@@ -50,7 +51,7 @@ impl Dialect {
         asked.start(app, deadline, id, self.prompt).await.map_err(|error| self.translate(error))
     }
 
-    /// Tokens of the prompt.
+    /// Number of tokens in the prompt.
     pub(super) async fn count(
         &self,
         asked: &Asked,
@@ -67,12 +68,12 @@ impl Dialect {
         }
     }
 
-    /// The name under which a client knows a field of chat's.
+    /// The client's name for a field of chat.
     pub(super) fn name(&self, field: &str) -> String {
         let inside = |theirs: &str| {
             field.strip_prefix(theirs).filter(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
         };
-        // Elsewhere the items are not messages one by one: the place would be wrong.
+        // In this API the items don't correspond to messages, so the index would be wrong.
         if self.prompt != "messages" && inside("messages").is_some() {
             return self.prompt.to_owned();
         }
@@ -91,7 +92,8 @@ impl Dialect {
     }
 }
 
-/// The texts of a content: of a string, or of parts that `text` reads. `parts` is what the API calls them.
+/// The texts of a `content`: of a string, or of parts that `text` reads. `parts` is the API's name
+/// for them.
 pub(super) fn texts(
     path: &str,
     content: &Value,
@@ -110,7 +112,7 @@ pub(super) fn texts(
     }
 }
 
-/// A part that can't be read. `read` are those that can.
+/// The error for a part that can't be read. `read` names those that can.
 pub(super) fn unread(path: &str, part: &Value, read: &str) -> ApiError {
     match part.get("type") {
         Some(Value::String(image)) if matches!(&**image, "image" | "input_image") => {
@@ -124,7 +126,7 @@ pub(super) fn unread(path: &str, part: &Value, read: &str) -> ApiError {
     }
 }
 
-/// A string that must be there.
+/// A required string.
 pub(super) fn string<'a>(path: &str, value: Option<&'a Value>) -> Result<&'a str, ApiError> {
     let found = value.map_or("nothing", kind);
     value

@@ -1,4 +1,4 @@
-//! Everything that can go wrong with a request, and the one place where it becomes a status and a body.
+//! All errors of a request, and their only conversion into a status and a body.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub enum ApiError {
         /// The limit.
         limit: u64,
     },
-    /// The body broke off.
+    /// The body ended early.
     #[error("the body can't be read: {0}")]
     Body(String),
     /// No route has this path.
@@ -53,20 +53,20 @@ pub enum ApiError {
     NoSuchModel {
         /// The name.
         wanted: String,
-        /// Names that there are.
+        /// Names that are served.
         served: String,
     },
-    /// A spoke of this name is known and doesn't serve.
+    /// A spoke of this name is known but doesn't serve.
     #[error("the spoke {name:?} does not serve: {why}; this daemon serves {served}")]
     NotServing {
         /// The name.
         name: String,
         /// Its state, and why.
         why: String,
-        /// Names that there are.
+        /// Names that are served.
         served: String,
     },
-    /// A spoke of this name will serve, perhaps.
+    /// A spoke of this name may serve soon.
     #[error("the spoke {name:?} is {state}: it is not known yet whether it can serve")]
     SpokeUnderWay {
         /// The name.
@@ -78,9 +78,9 @@ pub enum ApiError {
     #[error("{}{why} ({code}); it says nothing of the spoke, which is tried again{hint}",
         waiting(name.as_deref()), code = why.code, hint = advice(why))]
     SpokeWaits {
-        /// Its name, where that isn't the question.
+        /// Its name, unless the request is about that name.
         name: Option<String>,
-        /// What is in the way.
+        /// The reason.
         why: Reason,
     },
     /// A spoke can't be loaded back into memory.
@@ -89,24 +89,24 @@ pub enum ApiError {
     /// No spoke has this name.
     #[error("no spoke is named {0:?}")]
     NoSuchSpoke(String),
-    /// A spoke isn't in a state in which this can be done.
+    /// The spoke's state doesn't allow this.
     #[error("{0}")]
     SpokeConflict(String),
-    /// A content can't serve.
+    /// A generation can't serve.
     #[error("the spoke is refused ({code}): {0}{hint}", code = .0.code, hint = advice(.0))]
     SpokeRefused(Reason),
     /// All lanes are busy, and the client asked for an error in this case.
     #[error("no slot is free")]
     NoFreeSlot,
-    /// This is not answered here, by configuration.
+    /// Switched off in the configuration.
     #[error("{path} is switched off here ({setting} = false)")]
     SwitchedOff {
         /// The path.
         path: &'static str,
-        /// What switches it on.
+        /// The setting that switches it on.
         setting: &'static str,
     },
-    /// Something lives at this path, but not for this method.
+    /// The path exists, but not with this method.
     #[error("{path} can't be asked with {method}")]
     WrongMethod {
         /// The method.
@@ -119,13 +119,13 @@ pub enum ApiError {
     Engine {
         /// Why.
         error: EngineError,
-        /// The fields that the engine's part of the request came from.
+        /// The fields that the engine's request was made from.
         fields: Fields,
     },
-    /// The model can't be used, whatever the request.
+    /// The model can't be used, for any request.
     #[error("{0}")]
     Model(String),
-    /// Weights are being read.
+    /// The weights are still being loaded.
     #[error("Loading model")]
     Loading,
     /// The request took too long.
@@ -134,22 +134,22 @@ pub enum ApiError {
     /// The body took too long to arrive.
     #[error("the body did not arrive within {}", humantime::format_duration(*.0))]
     SlowBody(Duration),
-    /// No key, or none that is in force.
+    /// No key, or an unknown one.
     #[error("Invalid API Key")]
     Unauthenticated,
-    /// The key is good, but not for this.
+    /// The key is valid, but lacks the scope.
     #[error("this needs a key with the scope admin")]
     Forbidden,
-    /// The request is addressed to somebody else.
+    /// The request addresses another host.
     #[error("host: nobody is called {0:?} here; server.hosts names those who are")]
     WrongHost(String),
-    /// A web page that isn't ours wants to change something.
+    /// A web page of another origin wants to change something.
     #[error("origin: pages of {0:?} may not send this; server.cors_origins names those that may")]
     WrongOrigin(String),
     /// There are too many connections.
     #[error("there are {0} connections already, as many as there may be")]
     Connections(u32),
-    /// A defect of ours.
+    /// A bug of the daemon.
     #[error("the daemon has a defect here; its log says more")]
     Panicked,
 }
@@ -162,7 +162,8 @@ fn advice(why: &Reason) -> String {
     why.hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"))
 }
 
-/// Where in a body the engine's part of a request came from: it finds faults whose field only this side knows.
+/// The fields that a request to the engine was made from. The engine finds faults in them without
+/// knowing their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fields {
     /// The prompt.
@@ -175,13 +176,13 @@ impl Fields {
     /// A conversation with a response format.
     pub const CHAT: Self = Self { prompt: "messages", constraint: "response_format" };
 
-    /// A fault of the engine, with these fields.
+    /// An error of the engine, about these fields.
     pub(super) fn blame(self, error: EngineError) -> ApiError {
         ApiError::Engine { error, fields: self }
     }
 }
 
-/// Seconds after which a client that found no room should ask again.
+/// Seconds after which a client that found no room should retry.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
 impl ApiError {
@@ -190,14 +191,15 @@ impl ApiError {
         Self::Field { field: field.into(), message: message.into() }
     }
 
-    /// A name that nothing has.
+    /// A model name that is unknown.
     pub(super) fn no_such_model(wanted: &str, app: &App) -> Self {
         Self::NoSuchModel { wanted: wanted.to_owned(), served: app.served_models() }
     }
 
     /// Status and llama-server's error type.
     ///
-    /// mnemonic retries every 5xx and no 4xx: what can't succeed must be a 4xx, what may succeed later a 5xx.
+    /// mnemonic retries every 5xx and no 4xx. So what can't succeed must be a 4xx, and what may
+    /// succeed later a 5xx.
     fn class(&self) -> (StatusCode, &'static str) {
         const INVALID: &str = "invalid_request_error";
         match self {
@@ -249,7 +251,8 @@ impl ApiError {
         }
     }
 
-    /// The body in llama-server's form: `{"error": {...}}`, also sent inside a stream that has begun.
+    /// The body in llama-server's form: `{"error": {...}}`. It is also sent within a stream that
+    /// has begun.
     pub(super) fn body(&self) -> Value {
         let (status, kind) = self.class();
         let mut error = json!({"code": status.as_u16(), "message": self.message(), "type": kind});
@@ -269,7 +272,8 @@ impl ApiError {
         json!({ "error": error })
     }
 
-    /// The body in OpenAI's form, whose typed clients take no number for `code`: the field is `param`.
+    /// The body in OpenAI's form. Its typed clients accept no number as `code`, and get the field's
+    /// name in `param`.
     pub(super) fn openai_body(&self) -> Value {
         let mut body = self.body();
         let param = match self {
@@ -287,7 +291,7 @@ impl ApiError {
         body
     }
 
-    /// The body in Anthropic's form, also sent inside a stream that has begun.
+    /// The body in Anthropic's form. It is also sent within a stream that has begun.
     pub(super) fn anthropic_body(&self) -> Value {
         let kind = match self.class().0 {
             StatusCode::UNAUTHORIZED => "authentication_error",
@@ -302,7 +306,8 @@ impl ApiError {
         json!({"type": "error", "error": {"type": kind, "message": self.message()}})
     }
 
-    /// The message, with the field in front where the engine found the fault and only this side knows the field.
+    /// The message. If the engine found the fault, the field's name is prepended, which the engine
+    /// doesn't know.
     fn message(&self) -> String {
         match self {
             Self::Engine { error, fields: Fields { prompt, constraint } } => match error {
@@ -315,7 +320,7 @@ impl ApiError {
     }
 }
 
-/// Whether the prompt, or the texts to embed, are to blame.
+/// Whether the prompt, or a text to embed, is at fault.
 fn is_of_the_prompt(error: &EngineError) -> bool {
     matches!(
         error,
@@ -328,7 +333,7 @@ fn is_of_the_prompt(error: &EngineError) -> bool {
     )
 }
 
-/// For faults that no field is to blame for.
+/// For errors that are about no particular field.
 impl From<FieldError> for ApiError {
     fn from(FieldError { field, message }: FieldError) -> Self {
         Self::Field { field, message }
@@ -354,7 +359,7 @@ impl IntoResponse for ApiError {
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        // For the layer that knows the path, and with it the form.
+        // For the layer that knows the path and thus the error's form.
         response.extensions_mut().insert(self);
         response
     }

@@ -1,14 +1,14 @@
-//! Numbers with many digits or large powers of ten. serde_json reads some of them as a double next
-//! to the right one; and JSON has any number of digits, a reader 64 bits: what an answer must be
-//! (`const`, `enum`) is refused rather than written as another number.
+//! Numbers with many digits or large exponents. serde_json reads some of them as the double next to
+//! the right one. And JSON allows any number of digits, but a reader has 64 bits: a value that an
+//! answer must have (`const`, `enum`) is refused rather than changed.
 
 use std::fmt::Write;
 
 use serde_json::{Number, Value};
 
-/// Significant digits that every double keeps.
+/// Significant digits that every double preserves.
 const KEPT: usize = 15;
-/// Fields that hold schemas.
+/// Fields that contain schemas.
 const FIELDS: [&str; 3] = ["response_format", "json_schema", "tools"];
 
 /// One step of a path.
@@ -17,10 +17,10 @@ enum Step {
     Index(usize),
 }
 
-/// Puts the doubles right that were read from a body (which is right JSON). Gives the first listed
-/// value that can't be held as it is written: where it is, and how it is written.
+/// Corrects the doubles that were read from a body, which must be valid JSON. Returns the first
+/// listed value that can't be represented as written: its path and its text.
 pub(super) fn put_right(body: &[u8], read: &mut Value) -> Option<(String, String)> {
-    // Most bodies have no such number.
+    // Fast path: most bodies contain no such number.
     let long = body.split(|byte| !byte.is_ascii_digit() && *byte != b'.').any(|run| run.len() > KEPT);
     if !long && !body.windows(2).any(|pair| pair[0].is_ascii_digit() && matches!(pair[1], b'e' | b'E')) {
         return None;
@@ -60,7 +60,7 @@ pub(super) fn put_right(body: &[u8], read: &mut Value) -> Option<(String, String
                 if (written.0.len() > KEPT || number.contains(['e', 'E']))
                     && let Some(Value::Number(read)) = value_at(read, &steps)
                     && let (Some(found), Ok(right)) = (read.as_f64(), number.parse::<f64>())
-                    // Of a key that comes twice, only the last value was kept.
+                    // If a key occurs twice, only its last value was kept.
                     && (found - right).abs() <= right.abs() * 1e-15
                 {
                     if let Some(right) = Number::from_f64(right).filter(|_| read.is_f64()) {
@@ -92,7 +92,7 @@ fn value_at<'v>(value: &'v mut Value, steps: &[Step]) -> Option<&'v mut Value> {
     })
 }
 
-/// Significant digits and the power of ten of the first.
+/// Significant digits, and the exponent of the first digit.
 fn normal(number: &str) -> (String, i64) {
     let number = number.trim_start_matches('-');
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));

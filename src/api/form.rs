@@ -1,4 +1,4 @@
-//! In whose words errors are told: each API has its own form.
+//! The form of error bodies: each API has its own.
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -17,11 +17,11 @@ enum Form {
     Anthropic,
 }
 
-/// OpenAI's routes as they are called without `/v1`; `/completions` is llama-server's own there.
+/// OpenAI's routes without `/v1`. `/completions` belongs to llama-server in this form.
 const OPENAI: [&str; 4] = ["/chat/", "/responses", "/embeddings", "/models"];
 
 impl Form {
-    /// That of errors at a path.
+    /// The form of errors at a path.
     fn at(path: &str) -> Self {
         match path {
             path if path.starts_with("/v1/messages") => Self::Anthropic,
@@ -40,7 +40,7 @@ impl Form {
     }
 }
 
-/// Tells errors in the form of the API that was asked.
+/// Converts error bodies to the form of the requested API.
 pub(super) async fn errors_in_their_form(request: Request, next: Next) -> Response {
     let form = Form::at(request.uri().path());
     let mut response = next.run(request).await;

@@ -1,4 +1,4 @@
-//! The gate's questions: asked as a client would ask them, but for the spoke, which has no name yet.
+//! Asks a gate's questions as a client would, except that the spoke has no name yet.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use crate::spokes::life::Reason;
 use crate::task::Event;
 use crate::task::prompt::{Wording, request};
 
-/// Bytes of an answer that are read.
+/// Most bytes of an answer that are read.
 const LONGEST: usize = 8 << 20;
 
-/// Asks through the handlers of this API.
+/// Runs requests through the handlers of this API.
 #[derive(Clone)]
 pub struct Asker(App);
 
@@ -28,7 +28,7 @@ impl std::fmt::Debug for Asker {
     }
 }
 
-/// Whoever asks the questions of gates.
+/// The implementation of [`Questioner`] by this API.
 pub fn questioner(app: &App) -> Arc<dyn Questioner> {
     Arc::new(Asker(app.clone()))
 }

@@ -1,4 +1,4 @@
-//! The engine's heartbeat: when it was last felt, and whether it has stopped.
+//! Watches the engine's heartbeat: when the last beat was, and whether it has stopped.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::engine::{EngineState, Health};
 /// Longer than any machine runs.
 const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
-/// Feels an engine's heartbeat, as long as somebody waits in [`Liveness::silence`].
+/// Follows an engine's heartbeat while [`Liveness::silence`] is awaited.
 #[derive(Debug)]
 pub struct Liveness {
     health: watch::Receiver<Health>,
@@ -19,12 +19,12 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// Of the engine with this health. The beat counts as felt just now.
+    /// Follows the engine with this health. The last beat counts as now.
     pub fn new(health: watch::Receiver<Health>) -> Arc<Self> {
         Arc::new(Self { health, last: Mutex::new(Instant::now()) })
     }
 
-    /// How long ago the last beat was felt.
+    /// Time since the last beat.
     pub fn age(&self) -> Duration {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
@@ -33,8 +33,9 @@ impl Liveness {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Returns when a ready engine has not beaten for `limit` (zero: never). An engine that reads its weights has no beat
-    /// yet, and one that has stopped has none any more: both are left in peace.
+    /// Returns when a ready engine has not beaten for `limit` (zero: never). An engine that loads
+    /// its weights has no heartbeat yet, and a stopped one has none any more, so neither counts as
+    /// silent.
     pub async fn silence(&self, limit: Duration) {
         let limit = if limit.is_zero() { FOR_EVER } else { limit };
         let mut health = self.health.clone();
@@ -50,7 +51,7 @@ impl Liveness {
             }
             let left = limit.saturating_sub(self.age());
             match tokio::time::timeout(left, health.changed()).await {
-                // An engine that is gone is noticed by whoever watches its state.
+                // An engine that is gone is noticed by the code that watches its state.
                 Ok(Err(_)) => std::future::pending().await,
                 Err(_) if ready && self.age() >= limit => return,
                 Ok(Ok(())) | Err(_) => {}

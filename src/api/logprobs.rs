@@ -1,13 +1,14 @@
-//! How likely the tokens of an answer were, in the three forms in which clients read it.
+//! Likelihoods of an answer's tokens, in the three forms that clients read.
 //!
-//! Likelihoods are those of the model itself: temperature 1, nothing masked or penalised. A token that a constraint
-//! dictated has 0, the logarithm of 1. Text of a token is decoded lossily, its bytes are exact.
+//! They are the model's own likelihoods: temperature 1, nothing masked or penalised. A token that a
+//! constraint forced has 0, the logarithm of 1. A token's text is decoded lossily; its bytes are
+//! exact.
 
 use serde_json::{Map, Value, json};
 
 use crate::engine::{TokenLikelihood, TokenReport};
 
-/// JSON has no infinity; OpenAI's number for "never".
+/// Stands for minus infinity, which JSON lacks. OpenAI's number for "never".
 const NEVER: f32 = -9999.0;
 
 /// OpenAI's chat form: `logprobs.content`.
@@ -38,7 +39,8 @@ pub(super) fn llama_server(tokens: &[TokenReport], top: u32) -> Value {
         .collect()
 }
 
-/// The same for likelihoods of what the sampler drew from: probabilities, and none that are zero.
+/// The same for the likelihoods that the sampler drew from: probabilities instead of logarithms,
+/// without zeros.
 pub(super) fn llama_server_sampled(tokens: &[TokenReport], top: u32) -> Value {
     let entry = |token: &TokenLikelihood, probability: f32| json!({"id": token.id, "token": text(token), "bytes": token.bytes, "prob": probability});
     tokens
@@ -53,20 +55,20 @@ pub(super) fn llama_server_sampled(tokens: &[TokenReport], top: u32) -> Value {
         .collect()
 }
 
-/// OpenAI's older form for text completions, in which a token is known by its text and its place.
+/// OpenAI's older form for text completions, which identifies a token by its text and offset.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Legacy {
-    /// Characters so far.
+    /// Number of characters so far.
     offset: usize,
 }
 
 impl Legacy {
-    /// More tokens of the answer; places go on from the last ones.
+    /// Adds tokens of the answer; offsets continue from the last ones.
     pub(super) fn more(&mut self, tokens: &[TokenReport], top: u32) -> Value {
         let mut offsets = Vec::with_capacity(tokens.len());
         for report in tokens {
             offsets.push(self.offset);
-            // The first byte of a character counts for it; the others begin with the bits 10.
+            // The first byte of a character counts for it. The other bytes begin with the bits 10.
             self.offset += report.token.bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count();
         }
         let tops = |report: &TokenReport| {
@@ -76,7 +78,7 @@ impl Legacy {
                 .take(top as usize)
                 .map(|token| (text(token), logprob(token).into()))
                 .collect();
-            // The token that was taken is always among them.
+            // The chosen token is always included.
             tops.insert(text(&report.token), own(report).into());
             Value::Object(tops)
         };
@@ -94,7 +96,7 @@ fn text(token: &TokenLikelihood) -> String {
 }
 
 fn logprob(token: &TokenLikelihood) -> f32 {
-    // Also for what is no number.
+    // NaN is mapped, too.
     if token.logprob > NEVER { token.logprob.min(0.0) } else { NEVER }
 }
 

@@ -1,4 +1,5 @@
-//! `GET /metrics`: all there is to count, in Prometheus' text format; llama-server's names where it has one.
+//! `GET /metrics`: all metrics in Prometheus' text format, under llama-server's names where it has
+//! one.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -19,16 +20,16 @@ use crate::engine::{CloseReason, EngineState, Health, Outcome, Totals, Usage};
 use crate::spokes::life::STATES;
 use crate::spokes::registry::Totals as SpokeTotals;
 
-/// Bounds of what takes from a millisecond to minutes.
+/// Histogram bounds for times from a millisecond to minutes.
 const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
-/// Bounds of what takes from a tenth of a millisecond to seconds.
+/// Histogram bounds for times from a tenth of a millisecond to seconds.
 const GAPS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
-/// Bounds of numbers of tokens.
+/// Histogram bounds for numbers of tokens.
 const TOKENS: &[f64] =
     &[16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0];
 
-/// Names of spokes that are counted apart.
+/// Most spoke names with their own label. Later ones are counted together.
 const MOST_NAMES: usize = 256;
 
 /// Counters, gauges and histograms of one daemon.
@@ -48,16 +49,18 @@ pub struct Metrics {
     accepted_tokens: IntCounter,
     closed: IntCounterVec,
     spoke_requests: IntCounterVec,
-    /// Names of spokes that are counted apart.
+    /// Spoke names that have their own label.
     spoke_names: Mutex<HashSet<String>>,
-    /// What the engine and the keeper of spokes count; taken over when somebody asks, one at a time.
+    /// Metrics that the engine and the reconciler count. They are copied by one scrape at a
+    /// time.
     others: Mutex<FromOthers>,
 }
 
-/// How a value is read.
+/// Reads a metric's value.
 type Of<T> = fn(&T) -> f64;
 
-/// Counters are reset and set anew each time: those of the engine and of the keeper are the truth.
+/// Counters are reset and set again at each scrape, because the engine and the reconciler hold the
+/// true values.
 #[derive(Debug)]
 struct FromOthers {
     counters: Vec<(Counter, Of<Totals>)>,
@@ -71,7 +74,7 @@ struct FromOthers {
     self_test: IntGaugeVec,
 }
 
-/// llama-server's counters, by its names and with its words, and ours of the cache.
+/// llama-server's counters, with its names and help texts, and our own for the cache.
 const COUNTERS: &[(&str, &str, Of<Totals>)] = &[
     ("llamacpp:prompt_tokens_total", "Number of prompt tokens processed.", |t| t.prompt_tokens as f64),
     ("llamacpp:prompt_seconds_total", "Prompt process time", |t| t.prompt_seconds),
@@ -124,7 +127,7 @@ const GAUGES: &[(&str, &str, Of<Health>)] = &[
     }),
 ];
 
-/// What the keeper of spokes counts.
+/// Counters of the reconciler.
 const SPOKE_COUNTERS: &[(&str, &str, Of<SpokeTotals>)] = &[
     ("bespoke_spoke_swaps_total", "Names that got another generation of a new file.", |s| s.swaps as f64),
     ("bespoke_spoke_swap_seconds_total", "Time from the last change of a file to its swap.", |s| {
@@ -231,7 +234,7 @@ impl Default for Metrics {
             &["why"],
         );
         let closed = kept(&registry, closed);
-        // All are there from the beginning, so that the first one is seen to be new.
+        // Create all labels at once, so that the first event shows up as an increase.
         for why in [CloseReason::RepeatedItem, CloseReason::Loop, CloseReason::TooLong] {
             closed.with_label_values(&[why.name()]);
         }
@@ -272,7 +275,7 @@ fn kept<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus:
 }
 
 impl Metrics {
-    /// A request has ended.
+    /// Counts a request that has ended.
     pub(super) fn request(&self, route: &str, status: u16, gone: bool) {
         self.requests.with_label_values(&[route, &status.to_string()]).inc();
         if gone {
@@ -280,29 +283,30 @@ impl Metrics {
         }
     }
 
-    /// An answer was kept from repeating itself.
+    /// Counts an answer that was kept from repeating itself.
     pub(super) fn closed(&self, why: CloseReason) {
         self.closed.with_label_values(&[why.name()]).inc();
     }
 
-    /// A request runs with a spoke. Names come and go as files do: those that come when there have been many count together.
+    /// Counts a request with a spoke. Names come and go with files, so names beyond [`MOST_NAMES`]
+    /// are counted together.
     pub(super) fn spoke_used(&self, name: &str) {
         let mut names = self.spoke_names.lock().unwrap_or_else(PoisonError::into_inner);
         let own = names.contains(name) || (names.len() < MOST_NAMES && names.insert(name.to_owned()));
         self.spoke_requests.with_label_values(&[if own { name } else { "other" }]).inc();
     }
 
-    /// The first text of an answer has come.
+    /// Records the first text of an answer.
     pub(super) fn first_text(&self, after: Duration) {
         self.first_token_seconds.observe(after.as_secs_f64());
     }
 
-    /// More text has come.
+    /// Records further text.
     pub(super) fn more_text(&self, after: Duration) {
         self.inter_token_seconds.observe(after.as_secs_f64());
     }
 
-    /// An answer is whole. `task` is one of few.
+    /// Records a complete answer. `task` has few values.
     pub(super) fn answered(&self, task: &str, usage: &Usage) {
         self.queue_seconds.observe(usage.queued_ms / 1e3);
         self.prompt_tokens.with_label_values(&[task]).observe(f64::from(usage.prompt_tokens));
@@ -313,7 +317,7 @@ impl Metrics {
         self.accepted_tokens.inc_by(u64::from(usage.accepted_tokens));
     }
 
-    /// Everything, with what the engine and the keeper of spokes say now.
+    /// All metrics as text, with the current values of the engine and the reconciler.
     fn text(
         &self,
         health: &Health,
@@ -355,7 +359,7 @@ impl Metrics {
     }
 }
 
-/// What has taken no time has no speed.
+/// A speed; 0 if no time has passed.
 fn ratio(above: f64, below: f64) -> f64 {
     if below > 0.0 { above / below } else { 0.0 }
 }
@@ -371,7 +375,7 @@ pub(super) async fn show(State(app): State<App>) -> Result<impl IntoResponse, Ap
         tracing::error!(%error, "metrics can't be written");
         String::new()
     });
-    // llama-server's: scrapers tell by it that counters began anew.
+    // llama-server's header, by which scrapers notice that counters restarted.
     let began = HeaderValue::from(app.created());
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT)),

@@ -1,4 +1,5 @@
-//! The HTTP side: OpenAI's API in the dialect of llama-server, and Anthropic's, over whatever engine there is.
+//! The HTTP server: OpenAI's API in llama-server's dialect, and Anthropic's, independent of the
+//! engine.
 
 mod answer_stream;
 mod answer_streams;
@@ -47,7 +48,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use self::auth::{Access, Scope};
 
-/// One thing that can be asked.
+/// A method and path with its handler.
 struct Route {
     method: Method,
     path: &'static str,
@@ -55,7 +56,7 @@ struct Route {
     handler: MethodRouter<App>,
 }
 
-/// Other paths of routes: llama-server's clients leave `/v1` out.
+/// Further paths of routes, because llama-server's clients omit `/v1`.
 const ALIASES: [(&str, &str); 9] = [
     ("/chat/completions", "/v1/chat/completions"),
     ("/chat/completions/input_tokens", "/v1/chat/completions/input_tokens"),
@@ -68,7 +69,7 @@ const ALIASES: [(&str, &str); 9] = [
     ("/v1/health", "/health"),
 ];
 
-/// All of them, each under each of its paths. They stand in `openapi/` too; a test compares the two.
+/// All routes, under all of their paths. `openapi/` lists them too, and a test compares the two.
 fn routes() -> Vec<Route> {
     let mut routes = own_routes();
     for (alias, path) in ALIASES {
@@ -116,17 +117,17 @@ fn own_routes() -> Vec<Route> {
     ]
 }
 
-/// Who may use a route, for each of them.
+/// Access rules of all routes.
 static ACCESS: LazyLock<Vec<(Method, &str, Access)>> =
     LazyLock::new(|| routes().into_iter().map(|route| (route.method, route.path, route.access)).collect());
 
-/// Who may use a route, if it exists. axum answers HEAD with what GET would say.
+/// The access rule of a route, if it exists. axum answers HEAD like GET.
 fn access(method: &Method, path: &str) -> Option<Access> {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     ACCESS.iter().find(|(of, at, _)| of == method && *at == path).map(|(_, _, access)| *access)
 }
 
-/// All routes, and around them what holds for each.
+/// All routes, with the layers that apply to each.
 pub fn router(app: App) -> Router {
     let body_limit = usize::try_from(app.body_limit()).unwrap_or(usize::MAX);
     let mut router = Router::new();
@@ -160,7 +161,7 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::WrongMethod { method: method.to_string(), path: uri.path().to_owned() }
 }
 
-/// A defect of ours must cost one answer, not the daemon.
+/// A panic in a handler must cost one answer, not the daemon.
 fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
     tracing::error!(panic = text.unwrap_or("no message"), "a request panicked");

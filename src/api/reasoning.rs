@@ -1,6 +1,7 @@
-//! Keeps a model's thinking out of its answer: a `<think>...</think>` block at the start is told apart as it streams.
+//! Separates a model's thinking from its answer: detects a `<think>...</think>` block at the start
+//! of the stream.
 
-/// Whose text a piece is.
+/// Kind of a piece of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Thinking.
@@ -14,7 +15,7 @@ pub(super) enum Kind {
 pub(super) struct Piece {
     pub(super) kind: Kind,
     pub(super) text: String,
-    /// Bytes that the model wrote before it, tags and dropped white space included.
+    /// Number of bytes that the model wrote before it, including tags and dropped white space.
     pub(super) at: usize,
 }
 
@@ -23,13 +24,13 @@ pub(super) struct Piece {
 pub(super) struct Splitter {
     state: State,
     held: String,
-    /// Bytes that came before `held`.
+    /// Number of bytes before `held`.
     at: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nothing but white space and perhaps a part of `<think>` so far.
+    /// Only white space so far, and perhaps a part of `<think>`.
     Start,
     /// After `<think>`.
     Thinking,
@@ -43,12 +44,12 @@ const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
 
 impl Splitter {
-    /// `thinking`: the prompt has opened the block already.
+    /// `thinking` means that the prompt has already opened the block.
     pub(super) fn new(thinking: bool) -> Self {
         Self::from(if thinking { State::Thinking } else { State::Start })
     }
 
-    /// Everything is answer, for prompts that no template made.
+    /// Treats everything as answer, for prompts not made by a template.
     pub(super) fn raw() -> Self {
         Self::from(State::Answering)
     }
@@ -57,12 +58,12 @@ impl Splitter {
         Self { state, held: String::new(), at: 0 }
     }
 
-    /// Whether what comes next is thinking.
+    /// Whether the next text is thinking.
     pub(super) fn is_thinking(&self) -> bool {
         self.state == State::Thinking
     }
 
-    /// More text; what of it can be told.
+    /// Appends text, and returns the pieces that are certain by then.
     pub(super) fn push(&mut self, text: &str) -> Vec<Piece> {
         self.held.push_str(text);
         let mut pieces = Vec::new();
@@ -104,7 +105,7 @@ impl Splitter {
         }
     }
 
-    /// The end of the text: what was held back because it might have become a tag.
+    /// Ends the text, and returns what was held back because it might have become a tag.
     pub(super) fn finish(mut self) -> Option<Piece> {
         let kind = if self.state == State::Thinking { Kind::Reasoning } else { Kind::Answer };
         self.piece(kind, self.held.len())
@@ -122,7 +123,7 @@ impl Splitter {
     }
 }
 
-/// Length of the longest end of `text` that is a beginning of `tag`.
+/// Length of the longest suffix of `text` that is a proper prefix of `tag`.
 pub(super) fn partial_suffix(text: &str, tag: &str) -> usize {
     (1..tag.len()).rev().find(|&length| text.ends_with(&tag[..length])).unwrap_or(0)
 }

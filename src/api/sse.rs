@@ -1,4 +1,4 @@
-//! From running generations to an answer, whole or streamed, in whichever dialect was asked.
+//! Answers a request from its running generations, whole or streamed, in the requested dialect.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -19,32 +19,32 @@ use crate::engine::Usage;
 /// Comments keep the connection open through proxies while nothing else is sent.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// How one kind of request is answered.
+/// The reply format of one kind of request.
 pub(super) trait ReplyFormat: Send + Unpin + 'static {
     /// Whether a stream ends with `[DONE]`.
     const DONE: bool;
-    /// Whether each event is named as the `type` in its data says.
+    /// Whether each event is named after the `type` in its data.
     const NAMED: bool = false;
 
     /// The whole answer.
     fn reply(self, answers: Vec<Whole>) -> Value;
 
-    /// Chunks that precede all others.
+    /// The first chunks.
     fn begin(&mut self) -> Vec<Value>;
 
-    /// Chunks for an output; `progress` is how far its generation is.
+    /// Chunks for an output; `progress` is that of its generation.
     fn output(&mut self, index: usize, output: Output, progress: Option<Usage>) -> Vec<Value>;
 
-    /// Chunks behind all others.
+    /// The last chunks.
     fn end(&mut self) -> Vec<Value>;
 
-    /// An error after the first chunk.
+    /// The chunk for an error after the stream has begun.
     fn error(error: &ApiError) -> Value {
         error.openai_body()
     }
 }
 
-/// Answers with what the generations bring.
+/// Answers with the output of the generations.
 pub(super) async fn respond<D: ReplyFormat>(
     mut dialect: D,
     mut generations: AnswerStreams,
@@ -63,7 +63,7 @@ pub(super) async fn respond<D: ReplyFormat>(
 /// The generations as server-sent events.
 struct Chunks<D> {
     dialect: D,
-    /// `None` once everything is in `ready`.
+    /// `None` once all events are in `ready`.
     generations: Option<AnswerStreams>,
     ready: VecDeque<Event>,
 }

@@ -1,11 +1,11 @@
-//! llama-server's `timings`: what an answer cost.
+//! llama-server's `timings`: the cost of an answer.
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::engine::Usage;
 
-/// The object that llama-server puts beside `usage`.
+/// The object that llama-server sends next to `usage`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(in crate::api) struct Timings {
     cache_n: u32,
@@ -25,10 +25,11 @@ pub(in crate::api) struct Timings {
 
 impl From<&Usage> for Timings {
     fn from(usage: &Usage) -> Self {
-        // `prompt_n` counts what was decoded, not what the cache had.
+        // `prompt_n` counts decoded tokens, not cached ones.
         let prompt_n = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
         let predicted_n = usage.completion_tokens;
-        // The first token is chosen by what the prompt's last one gave: it costs no step of its own.
+        // The logits of the last prompt token choose the first token, so it takes no step of its
+        // own.
         let steps = f64::from(predicted_n.saturating_sub(1));
         let drafted = usage.drafted_tokens > 0;
         Self {
@@ -47,7 +48,7 @@ impl From<&Usage> for Timings {
     }
 }
 
-/// llama-server's `prompt_progress`: how much of a prompt is read.
+/// llama-server's `prompt_progress`: how much of a prompt has been processed.
 pub(in crate::api) fn prompt_progress(read: u32, progress: &Usage) -> Value {
     json!({
         "total": progress.prompt_tokens,
@@ -57,13 +58,13 @@ pub(in crate::api) fn prompt_progress(read: u32, progress: &Usage) -> Value {
     })
 }
 
-/// What reading so much of a prompt has cost. What a cache had cost nothing.
+/// The cost of processing this much of a prompt. Cached tokens cost nothing.
 pub(in crate::api) fn so_far(read: u32, progress: &Usage) -> Usage {
     let prompt_ms = if read > progress.cached_tokens { progress.prompt_ms } else { 0.0 };
     Usage { prompt_tokens: read, prompt_ms, completion_tokens: 0, predicted_ms: 0.0, ..*progress }
 }
 
-/// JSON has no infinity: what took no time has no speed.
+/// A speed; 0 if no time has passed, because JSON has no infinity.
 fn ratio(above: f64, below: f64) -> f64 {
     if below > 0.0 { above / below } else { 0.0 }
 }

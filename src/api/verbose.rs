@@ -1,11 +1,12 @@
-//! llama-server's `generation_settings`: a request as it was understood.
+//! llama-server's `generation_settings`: a request as the daemon understood it.
 
 use serde_json::{Value, json};
 
 use crate::api::request::{Manner, REPEAT_LAST};
 use crate::engine::{Generate, ModelInfo};
 
-/// A bias of this or less bans a token, which llama-server calls minus infinity; JSON has no name for that.
+/// A bias of this value or less bans a token. llama-server writes that as minus infinity, which
+/// JSON lacks.
 const BAN: f32 = -100.0;
 
 /// The settings of an answer.
@@ -37,7 +38,7 @@ pub(super) fn settings(request: &Generate, manner: &Manner, model: &ModelInfo) -
     })
 }
 
-/// Biases by token, those among them that `ignore_eos` means.
+/// Biases by token, including those that `ignore_eos` adds.
 fn biases(request: &Generate, model: &ModelInfo) -> Vec<Value> {
     let bias = |token: u32, bias: f32| json!({"token": token, "bias": (bias > BAN).then_some(bias)});
     let given = request.logit_bias.iter().map(|&(token, given)| bias(token, given));
@@ -45,7 +46,8 @@ fn biases(request: &Generate, model: &ModelInfo) -> Vec<Value> {
     given.chain(ends).collect()
 }
 
-/// `__verbose`: what the model was asked, if the request wants to see it. Of several answers that of the first.
+/// `__verbose`: the engine's request, if the client asked for it. Of several answers, the first
+/// one's.
 pub(in crate::api) fn verbose(requests: &[Generate], manner: &Manner, model: &ModelInfo) -> Option<Value> {
     let request = requests.first().filter(|_| manner.verbose)?;
     let prompt: String = request.prompt.iter().map(|segment| segment.text.as_str()).collect();

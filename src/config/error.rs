@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: every mistake, its line, and what to write instead.
+//! Errors of a configuration: every mistake, its line, and what to write instead.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,10 +12,10 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The file can be read, and these things are wrong in it.
+    /// The file can be read but contains mistakes.
     #[error("{path}: {count}{list}", path = path.display(), count = count(mistakes.len()), list = list(mistakes))]
     Mistakes {
         /// The file.
@@ -25,26 +25,27 @@ pub enum ConfigError {
     },
 }
 
-/// One thing that is wrong.
+/// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// Line in the file, from 1; absent for what stands in no file.
+    /// Line in the file, from 1; absent if the value is in no file.
     pub line: Option<usize>,
-    /// What is wrong: key, what was found, what was expected.
+    /// The key, what was found, and what was expected.
     pub message: String,
     /// What to write instead.
     pub hint: Option<String>,
-    /// Bytes of the file that the mistake is about, until [`Mistake::locate`] turns them into a line.
+    /// Bytes of the file that the mistake is about, until [`Mistake::locate`] turns them into a
+    /// line.
     pub(super) span: Option<Range<usize>>,
 }
 
 impl Mistake {
-    /// A mistake at a place in the text.
+    /// A mistake at a span of the text.
     pub(super) fn new(span: Option<Range<usize>>, message: impl Into<String>, hint: Option<&str>) -> Self {
         Self { line: None, message: message.into(), hint: hint.map(str::to_owned), span }
     }
 
-    /// Finds the line of the span.
+    /// Computes the line from the span.
     pub(super) fn locate(&mut self, text: &str) {
         if let Some(span) = &self.span {
             let before = text.get(..span.start).unwrap_or(text);

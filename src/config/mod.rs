@@ -1,4 +1,4 @@
-//! Configuration: what was written in a file and on the command line becomes what is meant.
+//! Configuration: reads the file and the command line, and validates them into settings.
 
 mod error;
 mod paths;
@@ -18,7 +18,8 @@ pub use spokes::{GateSettings, LEAST_PROBE_MEMORY, Otherwise, SpokeSettings};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// What the command line says; it wins over the file. Relative paths are taken from the working directory.
+/// Settings from the command line, which override the file. Relative paths are relative to the
+/// working directory.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// `--listen`.
@@ -33,11 +34,12 @@ pub struct Overrides {
 
 /// Reads the configuration.
 ///
-/// `file` is what the person named; without it [`DEFAULT_CONFIG`] is read if it is there, and else everything has its
-/// default. Relative paths in the file are taken from the file's folder.
+/// `file` is the path that the user named. Without it, [`DEFAULT_CONFIG`] is read if it exists;
+/// otherwise everything has its default. Relative paths in the file are relative to the file's
+/// folder.
 ///
 /// # Errors
-/// A named file that can't be read, and all mistakes in it at once.
+/// The named file can't be read, or contains mistakes; all mistakes are returned at once.
 pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Settings, ConfigError> {
     let path = match file {
         Some(named) => Some(named.to_owned()),
@@ -53,7 +55,7 @@ pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Settings, Confi
     parse(&text, folder, overrides).map_err(|mistakes| ConfigError::Mistakes { path, mistakes })
 }
 
-/// Text of a file -> settings; mistakes of form and of meaning are collected together.
+/// Parses a file's text into settings. Mistakes of syntax and of meaning are collected together.
 fn parse(text: &str, folder: &Path, overrides: Overrides) -> Result<Settings, Vec<Mistake>> {
     let (written, mut mistakes) = raw::read(text);
     match Settings::new(written, folder, overrides) {

@@ -1,17 +1,18 @@
-//! Where things are when nobody says where: the default configuration, model, spokes and state.
+//! Default paths: configuration, model, spokes and state.
 
 use std::path::{Path, PathBuf};
 
-/// The configuration that is read when none is named, from the working directory.
+/// The configuration that is read if none is named, relative to the working directory.
 pub const DEFAULT_CONFIG: &str = "config/bespoke.toml";
 
-/// The shipped model, from the working directory or from where the program lives.
+/// The shipped model, relative to the working directory or to the program's location.
 const DEFAULT_MODEL: &str = "models/bespoke-tiny.gguf";
 
-/// The shipped model: in `models/` under the working directory, else beside the program: in the repository that it was
-/// built in (`target/release/` is two folders down) or in `share/bespoke/` of its prefix.
+/// Finds the shipped model: in `models/` under the working directory, else near the program, either
+/// in the repository that it was built in (`target/release/` is two folders down) or in
+/// `share/bespoke/` of its prefix.
 ///
-/// Where it is found nowhere, the first of these places is returned, so that the error names it.
+/// If it is in none of these places, returns the first of them, so that the error names it.
 pub fn default_model() -> PathBuf {
     let program = std::env::current_exe().and_then(fs_err::canonicalize).ok();
     let folders = program.iter().flat_map(|program| program.ancestors().skip(1).take(4));
@@ -21,7 +22,8 @@ pub fn default_model() -> PathBuf {
     std::iter::once(here.clone()).chain(beside).find(|place| place.is_file()).unwrap_or(here)
 }
 
-/// `$STATE_DIRECTORY` (set by systemd), else `$XDG_STATE_HOME/bespoke`, else `~/.local/state/bespoke`.
+/// `$STATE_DIRECTORY` (set by systemd), else `$XDG_STATE_HOME/bespoke`, else
+/// `~/.local/state/bespoke`.
 pub(super) fn default_state() -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("STATE_DIRECTORY")
@@ -30,7 +32,7 @@ pub(super) fn default_state() -> PathBuf {
         .unwrap_or_else(|| absolute(Path::new("state")))
 }
 
-/// The path from the root; `path` itself if the working directory is gone.
+/// The absolute path; `path` itself if the working directory is gone.
 pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -1,4 +1,4 @@
-//! The configuration as it is written: TOML in, keys with their places out, nothing judged yet.
+//! The configuration as written: parses TOML into keys with their spans, and validates no values.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -123,9 +123,10 @@ pub(super) struct Gate {
     pub(super) limit: Option<Spanned<String>>,
 }
 
-/// Reads what can be read and lists what can't.
+/// Reads what can be read and lists the mistakes.
 ///
-/// serde stops at the first key that it doesn't like; so the key is noted, taken out, and the rest is read again.
+/// serde stops at the first key that it rejects. So the key is recorded and removed, and the rest
+/// is read again.
 pub(super) fn read(text: &str) -> (RawConfig, Vec<Mistake>) {
     let (mut document, errors) = DeTable::parse_recoverable(text);
     let mut mistakes: Vec<Mistake> =
@@ -139,7 +140,8 @@ pub(super) fn read(text: &str) -> (RawConfig, Vec<Mistake>) {
                 let place = key.as_deref().map_or_else(String::new, |key| format!("{key}: "));
                 mistakes.push(Mistake::new(span, place + &one_line(error.message()), None));
                 if key.is_none() {
-                    // Nothing to take out: going on would find the same mistake for ever.
+                    // There is no key to remove. Another round would find the same mistake for
+                    // ever.
                     return (RawConfig::default(), mistakes);
                 }
             }
@@ -147,7 +149,7 @@ pub(super) fn read(text: &str) -> (RawConfig, Vec<Mistake>) {
     }
 }
 
-/// Takes the innermost entry around `span` out of the table; its dotted key.
+/// Removes the innermost entry around `span` from the table and returns its dotted key.
 fn remove(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
     let around = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
     let inside = |key: Range<usize>, value: &Spanned<DeValue<'_>>| {
@@ -166,7 +168,8 @@ fn remove(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
     Some(name)
 }
 
-/// Whether an entry of the table, at any depth, is around `span` (a table's own span is only its header).
+/// Whether an entry of the table, at any depth, is around `span`. A table's own span covers only
+/// its header.
 fn holds(table: &DeTable<'_>, span: &Range<usize>) -> bool {
     let around = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
     table.iter().any(|(key, value)| {
@@ -176,7 +179,7 @@ fn holds(table: &DeTable<'_>, span: &Range<usize>) -> bool {
     })
 }
 
-/// serde's words for numbers are Rust's.
+/// Replaces Rust's names of number types in serde's messages.
 fn one_line(message: &str) -> String {
     let words = message.trim().replace('\n', ", ");
     words.replace("expected i64", "expected a whole number").replace("expected f64", "expected a number")

@@ -1,4 +1,4 @@
-//! The configuration as it is meant: validated, with defaults filled in, paths absolute.
+//! The validated configuration, with defaults filled in and paths absolute.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,29 +14,30 @@ use super::raw::RawConfig;
 use super::spokes::SpokeSettings;
 use super::validate::Check;
 
-/// Sequences that llama.cpp can have (its `LLAMA_MAX_SEQ`): those of the lanes and those beside them.
+/// Most sequences that llama.cpp supports (its `LLAMA_MAX_SEQ`), those of the lanes and cached ones
+/// together.
 pub const MAX_SEQUENCES: u32 = 256;
 
-/// Whose kernels compute.
+/// Which kernels to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KernelChoice {
-    /// Ours where the processor has what they need, llama.cpp's for the rest.
+    /// Ours where the processor has the features that they need, llama.cpp's for the rest.
     #[default]
     Auto,
-    /// llama.cpp's; of ours only the portable form for Felix spokes, which llama.cpp hasn't.
+    /// llama.cpp's. Of ours, only the portable kernel for Felix spokes, which llama.cpp lacks.
     Off,
 }
 
-/// Everything that the daemon is told.
+/// All settings of the daemon.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// The HTTP side.
+    /// HTTP server.
     pub server: ServerSettings,
     /// The model and how it is run.
     pub model: ModelSettings,
-    /// What is written about what happens.
+    /// Logging.
     pub log: LogSettings,
-    /// What a request means that doesn't say how tokens are chosen.
+    /// How tokens are chosen for requests that don't say.
     pub sampling: SamplingDefaults,
     /// Spokes.
     pub spokes: SpokeSettings,
@@ -44,58 +45,59 @@ pub struct Settings {
     pub paths: Paths,
 }
 
-/// The HTTP side.
+/// HTTP server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerSettings {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Largest request body.
     pub body_limit: ByteSize,
-    /// Longest that one request may take, queue included.
+    /// Longest time for one request, including its time in the queue.
     pub request_deadline: Duration,
-    /// Longest that running requests may go on after a stop signal.
+    /// Longest time that running requests get to finish after a stop signal.
     pub drain: Duration,
-    /// Connections at the same time; a further one is answered 503 and closed.
+    /// Concurrent connections. A further one is answered 503 and closed.
     pub connections: u32,
     /// Largest head (request line and headers) of a request.
     pub head_limit: ByteSize,
-    /// Longest that a head may take to arrive, and again a body.
+    /// Longest time for a head to arrive, and again for a body.
     pub slow_sender: Duration,
-    /// Longest that a client may take nothing of what is sent to it.
+    /// Longest time that a client may read nothing of what is sent to it.
     pub slow_reader: Duration,
-    /// Longest that a connection may be kept without a request.
+    /// Longest time that a connection is kept open without a request.
     pub keep_alive: Duration,
-    /// Longest that a ready engine may show no sign of life; zero: for ever.
+    /// Longest time that a ready engine may show no sign of life; zero turns the watchdog off.
     pub watchdog: Duration,
     /// File of API keys.
     pub keys_file: Option<PathBuf>,
-    /// Names, beside this machine's own, under which clients may address the daemon.
+    /// Names, in addition to this machine's own, under which clients may address the daemon.
     pub hosts: Vec<String>,
-    /// Origins whose web pages may ask; `localhost` is this machine's at any port, `*` all of them.
+    /// Origins whose web pages may send requests. `localhost` is this machine's at any port, `*`
+    /// any origin.
     pub cors_origins: Vec<String>,
-    /// Whether `GET /slots` is answered.
+    /// Whether `GET /slots` is enabled.
     pub slots: bool,
-    /// Whether `GET /metrics` is answered.
+    /// Whether `GET /metrics` is enabled.
     pub metrics: bool,
 }
 
-/// What is written about what happens.
+/// Logging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogSettings {
-    /// How the log is written.
+    /// Format of the log.
     pub format: LogFormat,
-    /// How a line about each request is written; `None`: it isn't.
+    /// Format of the access log; `None` turns it off.
     pub access: Option<LogFormat>,
-    /// Whether prompts and answers may be in the log.
+    /// Whether the log may contain prompts and answers.
     pub prompts: bool,
 }
 
-/// How a log is written.
+/// Format of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -106,35 +108,37 @@ pub struct ModelSettings {
     pub path: PathBuf,
     /// Name in the API; the file's stem unless given.
     pub id: String,
-    /// Further names that mean the same.
+    /// Aliases of the model.
     pub aliases: Vec<String>,
-    /// What the list of models says of it, for clients that choose by it.
+    /// Tags shown in the list of models, for clients that choose by them.
     pub tags: Vec<String>,
-    /// A file with the chat template, in place of the model's own.
+    /// A file with a chat template that replaces the model's own.
     pub chat_template: Option<PathBuf>,
-    /// Tokens that one request may use, prompt and answer; the model's own limit unless given.
+    /// Tokens that one request may use, prompt and answer together; the model's own limit unless
+    /// given.
     pub context: Option<u32>,
-    /// Memory that keys and values of all sequences may take; half of what is there unless given.
+    /// Memory for the KV cache of all sequences; half of the available memory unless given.
     pub cache_memory: Option<ByteSize>,
     /// Requests that are answered at the same time.
     pub lanes: u32,
     /// CPU threads.
     pub threads: u32,
-    /// Sequences beside those of the lanes whose keys and values are kept for later requests.
+    /// Sequences, in addition to those of the lanes, whose KV cache is kept for later requests.
     pub cached_sequences: u32,
     /// Whether tokens are drafted by prompt lookup, for requests that don't say.
     pub draft: bool,
-    /// Requests that may wait.
+    /// Requests that may wait in the queue.
     pub queue: u32,
-    /// Tokens of the requests that wait, estimated, prompts and answers.
+    /// Estimated tokens, prompts and answers, of the requests in the queue.
     pub queue_tokens: u64,
-    /// Whose kernels compute.
+    /// Which kernels to use.
     pub kernels: KernelChoice,
     /// Whether kernels are tried in another process before they serve.
     pub self_test: bool,
 }
 
-/// What a request means that doesn't say how tokens are chosen. mnemonic leaves a temperature of 0 out: absent is greedy.
+/// How tokens are chosen for requests that don't say. The default temperature is 0, greedy, because
+/// mnemonic leaves out a temperature of 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplingDefaults {
     /// 0 is greedy.
@@ -145,28 +149,28 @@ pub struct SamplingDefaults {
     pub top_k: u32,
     /// 0 keeps all.
     pub min_p: f32,
-    /// The seed of requests that bring none; `None` draws one for each.
+    /// Seed of requests that have none; `None` draws one for each.
     pub seed: Option<u64>,
-    /// Whether a model thinks before it answers, if its template asks.
+    /// Whether a model thinks before it answers, if its template supports that.
     pub thinking: bool,
-    /// Whether an answer to a task that is known by the name of its schema is held to the limits that its prompt states,
-    /// which the schema itself does not.
+    /// Whether an answer to a task, known by the name of its schema, is held to the limits that the
+    /// prompt states but the schema does not.
     pub task_limits: bool,
 }
 
 /// Folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
-    /// Where spokes are dropped.
+    /// The folder where spokes are dropped.
     pub spokes: PathBuf,
-    /// Whether somebody named this folder: then it is made if it isn't there.
+    /// Whether the configuration names this folder. Then it is created if missing.
     pub spokes_named: bool,
-    /// Where the daemon keeps what it must not forget.
+    /// The folder of the daemon's durable state.
     pub state: PathBuf,
 }
 
 impl Settings {
-    /// Judges what was written; relative paths in it are taken from `folder`.
+    /// Validates the raw configuration. Relative paths in it are relative to `folder`.
     pub(super) fn new(written: RawConfig, folder: &Path, overrides: Overrides) -> Result<Self, Vec<Mistake>> {
         let mut check = Check { mistakes: Vec::new() };
         let RawConfig { server, model, log, sampling, spokes, paths } = written;
@@ -177,7 +181,7 @@ impl Settings {
         let stem =
             path.file_stem().map_or_else(|| "bespoke".to_owned(), |stem| stem.to_string_lossy().into_owned());
         let lanes = check.whole("model.lanes", model.lanes, 1..=MAX_SEQUENCES, 4);
-        // Each of both is a sequence of llama.cpp.
+        // Lanes and cached sequences are both sequences of llama.cpp.
         let spare = 128.min(MAX_SEQUENCES - lanes);
         let settings = Self {
             server: ServerSettings {

@@ -1,4 +1,5 @@
-//! The section `[spokes]`: how the folder is followed, what a spoke may cost, and which request gets which.
+//! The section `[spokes]`: how the folder is watched, what a spoke may cost, and which request gets
+//! which spoke.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,25 +13,25 @@ use super::raw;
 use super::validate::Check;
 use crate::adapter::check_name;
 
-/// Least memory that a probe's process is given, for contexts, stacks of threads and what the allocator keeps: the default post
-/// needs 0.4 GB, one of 1.6 GB less than this. The daemon adds three times the post's bytes, for larger contexts, buffers and a
-/// copy of the weights in another order.
+/// Least memory of a probe process, for contexts, thread stacks and the allocator's caches. The
+/// default post needs 0.4 GB, one of 1.6 GB less than this. The daemon adds three times the post's
+/// bytes, for larger contexts, buffers and a repacked copy of the weights.
 pub const LEAST_PROBE_MEMORY: u64 = 2 << 30;
 
-/// Everything about spokes but where their folder is.
+/// All settings of spokes except their folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpokeSettings {
-    /// Whether the system's word on changes is listened to; if not, the folder is looked at every [`Self::poll`].
+    /// Whether file system events are used. If not, the folder is scanned every [`Self::poll`].
     pub events: bool,
-    /// How often the whole folder is looked at, whatever the system says.
+    /// How often the whole folder is scanned in addition to events.
     pub reconcile: Duration,
-    /// The same without the system's word.
+    /// How often the folder is scanned without events.
     pub poll: Duration,
-    /// How long a file must look the same before it is read.
+    /// How long a file must stay unchanged before it is read.
     pub settle: Duration,
-    /// Spokes in the folder that are followed.
+    /// Most spokes in the folder.
     pub most: u32,
-    /// Generations that are kept for each name beside the one that serves.
+    /// Generations kept for each name in addition to the serving one.
     pub keep: u32,
     /// Memory of all spokes together.
     pub memory: ByteSize,
@@ -38,31 +39,31 @@ pub struct SpokeSettings {
     pub file_limit: ByteSize,
     /// Largest rank.
     pub rank_limit: u32,
-    /// Whether contents are tried in a child process before they are loaded.
+    /// Whether spokes are probed in a child process before they are loaded.
     pub probe: bool,
-    /// Longest that this may take.
+    /// Longest time for a probe.
     pub probe_limit: Duration,
-    /// Memory that the child may take for itself; by the post's size unless given.
+    /// Memory of the probe process; computed from the post's size unless given.
     pub probe_memory: Option<ByteSize>,
-    /// The program that is the child: this one, unless a test has another.
+    /// The program to run as the probe process: this one, unless a test sets another.
     pub probe_program: PathBuf,
-    /// Disk that refused contents may take together.
+    /// Disk space for refused spokes.
     pub quarantine: ByteSize,
-    /// Whether refused files are taken out of the folder.
+    /// Whether refused files are moved out of the folder.
     pub move_refused: bool,
-    /// What a request gets that chooses nothing.
+    /// Spoke of requests that choose none.
     pub default: Option<String>,
-    /// What a request gets whose model has a name that nothing has ever had.
+    /// Fallback for requests whose model has an unknown name.
     pub unknown_model: Otherwise,
-    /// What a request gets whose spoke was retired.
+    /// Fallback for requests whose spoke was retired.
     pub retired: Otherwise,
-    /// Spokes by the names of the schemas of tasks.
+    /// Spokes by the schema name of their task.
     pub tasks: BTreeMap<String, String>,
-    /// What spokes must reach, by their names or by that of the task that they were trained for.
+    /// Gates by the name of the spoke, or of the task that it was trained for.
     pub gates: BTreeMap<String, GateSettings>,
 }
 
-/// What is done where a spoke isn't there.
+/// Fallback if a spoke is not available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Otherwise {
     /// The request is refused.
@@ -71,10 +72,10 @@ pub enum Otherwise {
     Post,
 }
 
-/// What a spoke must reach before it serves: means over a probe set.
+/// Gate that a spoke must pass before it serves: bounds of means over a probe set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateSettings {
-    /// Rows as `bespoke eval run` reads them.
+    /// Rows in the format of `bespoke eval run`.
     pub probes: PathBuf,
     /// Entity preservation, at least.
     pub epr: Option<f64>,
@@ -84,7 +85,7 @@ pub struct GateSettings {
     pub sc: Option<f64>,
     /// Fabrication, at most.
     pub fr: Option<f64>,
-    /// Longest that all answers may take together.
+    /// Longest time for all answers together.
     pub limit: Duration,
 }
 
@@ -92,7 +93,7 @@ pub struct GateSettings {
 const OURSELVES: &str = "/proc/self/exe";
 
 impl SpokeSettings {
-    /// Judges what was written.
+    /// Validates the raw settings.
     pub(super) fn new(written: raw::Spokes, folder: &Path, check: &mut Check) -> Self {
         let seconds = Duration::from_secs;
         let name = |check: &mut Check, key: &str, found: Spanned<String>| match check_name(found.get_ref()) {

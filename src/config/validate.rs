@@ -1,4 +1,4 @@
-//! Judges single values; what is wrong is noted and the default goes on in its place.
+//! Validates single values. A wrong value is recorded as a mistake and replaced by its default.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -10,13 +10,13 @@ use toml::Spanned;
 use super::error::Mistake;
 use super::settings::LogFormat;
 
-/// Collects mistakes; a wrong value becomes its default, so that the next one can be judged too.
+/// Collects mistakes. A wrong value becomes its default, so that later values can be validated too.
 pub(super) struct Check {
     pub(super) mistakes: Vec<Mistake>,
 }
 
 impl Check {
-    /// Something must be there and isn't.
+    /// Records that a required key is missing.
     pub(super) fn missing(&mut self, key: &str, expected: &str) {
         self.mistakes.push(Mistake::new(None, format!("{key} is missing: expected {expected}"), None));
     }
@@ -107,12 +107,12 @@ impl Check {
         }
     }
 
-    /// A duration that zero would make useless.
+    /// A duration that must not be zero.
     pub(super) fn pause(&mut self, key: &str, found: Option<Spanned<String>>, default_secs: u64) -> Duration {
         self.time(key, found, Duration::from_secs(default_secs))
     }
 
-    /// The same with a default of any length.
+    /// As [`Self::pause`], with a default of any length.
     pub(super) fn time(&mut self, key: &str, found: Option<Spanned<String>>, default: Duration) -> Duration {
         let place = found.clone();
         let duration = self.any_time(key, found, default);
@@ -150,7 +150,7 @@ impl Check {
         }
     }
 
-    /// Names as they stand in a Host header, in small letters, without a port.
+    /// Names as they appear in a Host header, in lower case, without a port.
     pub(super) fn hosts(&mut self, key: &str, found: Option<Vec<Spanned<String>>>) -> Vec<String> {
         let mut hosts = Vec::new();
         for found in found.into_iter().flatten() {
@@ -207,13 +207,13 @@ impl Check {
         found.into_inner()
     }
 
-    /// Further names of a thing.
+    /// Further names of the same thing.
     pub(super) fn names(&mut self, key: &str, found: Option<Vec<Spanned<String>>>) -> Vec<String> {
         let names = found.into_iter().flatten().map(|name| self.name(key, Some(name), String::new()));
         names.filter(|name| !name.is_empty()).collect()
     }
 
-    /// A seed; -1 is llama-server's "draw one".
+    /// A seed. As in llama-server, -1 draws one.
     pub(super) fn seed(&mut self, key: &str, found: &Spanned<i64>) -> Option<u64> {
         if *found.get_ref() < -1 {
             self.wrong(key, found, "a whole number from 0 on, or -1: one is drawn", None);

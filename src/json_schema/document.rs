@@ -1,4 +1,5 @@
-//! A schema with its references: JSON pointers (RFC 6901), anchors, and `$id`s within the document.
+//! A JSON schema with its references resolved: JSON pointers (RFC 6901), anchors, and `$id`s within
+//! the document.
 
 use std::collections::HashMap;
 
@@ -8,7 +9,7 @@ use super::Fault;
 use super::keywords::inside;
 use super::uri::{join, percent_decoded, unescaped};
 
-/// A schema in a document.
+/// Index of a schema in a [`Document`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place(usize);
 
@@ -16,7 +17,7 @@ pub struct Place(usize);
 #[derive(Debug)]
 pub struct Document<'a> {
     places: Vec<Placed<'a>>,
-    /// By address: each value of the document is at one place.
+    /// By address: each value of the document is in one place.
     known: HashMap<*const Value, Place>,
     resources: Vec<Resource>,
 }
@@ -24,12 +25,12 @@ pub struct Document<'a> {
 #[derive(Debug)]
 struct Placed<'a> {
     value: &'a Value,
-    /// From the root of the document.
+    /// JSON pointer from the root of the document.
     path: String,
     resource: usize,
 }
 
-/// A schema with a name of its own (`$id`): where `#` leads within it.
+/// A schema with its own URI (`$id`). A `#` reference in it resolves within it.
 #[derive(Debug)]
 struct Resource {
     uri: String,
@@ -37,16 +38,16 @@ struct Resource {
     anchors: HashMap<String, Place>,
 }
 
-/// A path one step on, escaped as a JSON pointer.
+/// Appends a key to a path, escaped as in a JSON pointer.
 pub fn step(path: &str, key: &str) -> String {
     format!("{path}/{}", key.replace('~', "~0").replace('/', "~1"))
 }
 
 impl<'a> Document<'a> {
-    /// Finds the names in a schema.
+    /// Collects the `$id`s and anchors of a schema.
     ///
     /// # Errors
-    /// Two schemas have one anchor, or the root is no schema.
+    /// Two schemas have the same anchor, or the root is no schema.
     pub fn new(root: &'a Value) -> Result<Self, Fault> {
         let resource = Resource { uri: String::new(), root: Place(0), anchors: HashMap::new() };
         let mut document = Self { places: Vec::new(), known: HashMap::new(), resources: vec![resource] };
@@ -54,7 +55,7 @@ impl<'a> Document<'a> {
         Ok(document)
     }
 
-    /// The whole.
+    /// The root schema.
     pub fn root(&self) -> Place {
         Place(0)
     }
@@ -69,20 +70,20 @@ impl<'a> Document<'a> {
         self.value(place).as_object()
     }
 
-    /// Where a place is, from the root: `#/properties/a`.
+    /// Path of a place from the root: `#/properties/a`.
     pub fn path(&self, place: Place) -> &str {
         &self.places[place.0].path
     }
 
-    /// The path of something within the schema at a place.
+    /// Path from the root to a value within the schema at a place.
     pub fn path_to(&self, place: Place, keys: &[&str]) -> String {
         keys.iter().fold(self.path(place).to_owned(), |path, key| step(&path, key))
     }
 
-    /// The place of a schema within another, which these keys lead to.
+    /// The place of the schema `value`, which `keys` lead to from `place`.
     ///
     /// # Errors
-    /// It is no schema.
+    /// The value is no schema.
     pub fn within(&mut self, place: Place, keys: &[&str], value: &'a Value) -> Result<Place, Fault> {
         match self.known.get(&std::ptr::from_ref(value)) {
             Some(&known) => Ok(known),
@@ -90,10 +91,10 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// Where a `$ref` in the schema at a place leads.
+    /// Resolves a `$ref` in the schema at a place.
     ///
     /// # Errors
-    /// Nowhere within this document, or to something that is no schema.
+    /// The reference leads nowhere within this document, or to something that is no schema.
     pub fn follow(&mut self, from: Place, reference: &str) -> Result<Place, Fault> {
         let fault = |message: String| Fault::new(self.path_to(from, &["$ref"]), message);
         let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
@@ -147,7 +148,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// Takes a schema and all schemas in it into the document.
+    /// Adds a schema and all schemas in it to the document.
     fn add(&mut self, value: &'a Value, path: String, resource: usize) -> Result<Place, Fault> {
         if !value.is_object() && !value.is_boolean() {
             let found = value.to_string().chars().take(40).collect::<String>();
@@ -169,7 +170,8 @@ impl<'a> Document<'a> {
         Ok(place)
     }
 
-    /// Takes down the names that a schema gives itself; gives the resource that it is part of.
+    /// Records the `$id` and anchors of a schema, and returns the resource that the schema belongs
+    /// to.
     fn named(
         &mut self,
         keywords: &Map<String, Value>,
@@ -177,7 +179,7 @@ impl<'a> Document<'a> {
         mut resource: usize,
     ) -> Result<usize, Fault> {
         let text = |key: &str| keywords.get(key).and_then(Value::as_str);
-        // Draft 4 said `id`; a text there means nothing in later drafts.
+        // Draft 4 used `id`, which has no meaning in later drafts.
         let draft4 = self.keywords(self.root()).and_then(|root| root.get("$schema")).and_then(Value::as_str);
         let draft4 = draft4.is_some_and(|schema| schema.contains("draft-04"));
         let id = text("$id").or_else(|| text("id").filter(|_| draft4));
@@ -207,7 +209,7 @@ impl<'a> Document<'a> {
     }
 }
 
-/// An index into an array, as RFC 6901 writes it: without leading zeros.
+/// An array index in RFC 6901's form: no leading zeros.
 fn index(key: &str) -> Option<usize> {
     let good = key.bytes().all(|byte| byte.is_ascii_digit()) && (key == "0" || !key.starts_with('0'));
     key.parse().ok().filter(|_| good)

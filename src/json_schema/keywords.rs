@@ -1,10 +1,10 @@
-//! What each keyword of JSON Schema holds, in every draft from 4 to 2020-12.
+//! Says what each JSON Schema keyword holds, in every draft from 4 to 2020-12.
 
 use serde_json::{Map, Value};
 
 use super::document::step;
 
-/// What the value of a keyword is.
+/// The kind of value that a keyword has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
     /// A schema.
@@ -13,13 +13,14 @@ pub enum Holds {
     Schemas,
     /// A schema, or a list of them (`items`).
     Either,
-    /// Schemas by names that are data. A value that is a list of names (`dependencies`) is none.
+    /// Schemas by names that are data. A member that is a list of names (`dependencies`) is no
+    /// schema.
     Map,
     /// Anything else: values, names, limits, and unknown keywords.
     Data,
 }
 
-/// What a keyword holds.
+/// The kind of value that `keyword` has.
 pub fn holds(keyword: &str) -> Holds {
     match keyword {
         "additionalItems"
@@ -41,8 +42,8 @@ pub fn holds(keyword: &str) -> Holds {
     }
 }
 
-/// The schemas right inside of a schema, each with the path that leads there. What stands in place
-/// of a schema and can't be one is left out.
+/// The schemas directly inside a schema, each with the path to it. Skips a value that is in the
+/// place of a schema but can't be one.
 pub fn inside(schema: &Map<String, Value>) -> Vec<(String, &Value)> {
     let mut found = Vec::new();
     for (keyword, value) in schema {
@@ -65,7 +66,7 @@ pub fn inside(schema: &Map<String, Value>) -> Vec<(String, &Value)> {
     found
 }
 
-/// Visits a schema and all schemas in it, the outer one first, with their paths.
+/// Visits a schema and all schemas in it with their paths, outer ones first.
 pub fn walk<'v>(schema: &'v Value, path: &str, visit: &mut impl FnMut(&str, &'v Value)) {
     visit(path, schema);
     for (way, inner) in schema.as_object().map(inside).unwrap_or_default() {
@@ -73,7 +74,7 @@ pub fn walk<'v>(schema: &'v Value, path: &str, visit: &mut impl FnMut(&str, &'v 
     }
 }
 
-/// Changes a schema and all schemas in it, the inner ones first.
+/// Changes a schema and all schemas in it, inner ones first.
 pub fn walk_mut(schema: &mut Value, change: &mut impl FnMut(&mut Map<String, Value>)) {
     let Value::Object(keywords) = schema else { return };
     for (keyword, value) in keywords.iter_mut() {

@@ -1,6 +1,6 @@
-//! JSON Schema as a document: which keywords hold schemas and which hold data, and where references
-//! lead. Everything that walks through a schema asks here, so that data (`const`, `default`, a
-//! property's name) is never read as schema.
+//! JSON Schema as a document: which keywords hold schemas, which hold data, and where references
+//! lead. All code that walks a schema uses this module, so that data (`const`, `default`, a
+//! property's name) is never read as a schema.
 
 mod document;
 mod keywords;
@@ -20,7 +20,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// At this place.
+    /// A fault at this path.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into() }
     }

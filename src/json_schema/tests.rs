@@ -1,4 +1,4 @@
-//! Which parts of a schema are schemas, and where references lead.
+//! Tests which parts of a schema are schemas, and where references lead.
 
 use serde_json::json;
 
@@ -98,7 +98,7 @@ fn references_that_lead_nowhere_name_their_place() {
     }
     let fault = document.follow(at, "#/const").unwrap_err();
     assert_eq!(fault.to_string(), "#/const: found 5, expected a schema: an object, true or false");
-    // Two tools may bring the same name: # is the nearest, the name itself is ambiguous.
+    // Two tools may use the same `$id`: `#` means the nearest one, the name itself is ambiguous.
     let schema = json!({"anyOf": [{"$id": "u:x", "$defs": {"a": {"type": "null"}}, "items": {"$ref": "#/$defs/a"}},
                                   {"$id": "u:x", "$defs": {"a": true}}], "$ref": "u:x"});
     let mut document = Document::new(&schema).unwrap();

@@ -1,7 +1,7 @@
-//! As much of RFC 3986 as references within one document need: resolving against a base, and
+//! The parts of RFC 3986 that references within one document need: resolution against a base, and
 //! percent-decoding.
 
-/// `reference` as seen from `base`, both without fragment.
+/// Resolves `reference` against `base`, both without fragment.
 pub fn join(base: &str, reference: &str) -> String {
     if reference.is_empty() {
         return base.to_owned();
@@ -57,7 +57,7 @@ fn without_dots(path: &str) -> String {
     kept.join("/")
 }
 
-/// The text with `%XX` resolved; `None` if an escape is broken or the result is no UTF-8.
+/// Decodes `%XX` escapes. `None` if an escape is broken or the result is no UTF-8.
 pub fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -74,7 +74,7 @@ pub fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// A step of a JSON pointer with `~1` and `~0` resolved; `None` if there is another `~`.
+/// Decodes `~1` and `~0` in a step of a JSON pointer. `None` if there is another `~`.
 pub fn unescaped(step: &str) -> Option<String> {
     let broken = step.split('~').skip(1).any(|after| !after.starts_with(['0', '1']));
     (!broken).then(|| step.replace("~1", "/").replace("~0", "~"))

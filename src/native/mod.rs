@@ -1,5 +1,5 @@
-//! What needs `unsafe` and no engine: the C library's local time, and code for
-//! more features than the program is compiled for.
+//! Code that needs `unsafe` but no engine: the C library's local time, and functions compiled for
+//! more CPU features than the program.
 #![allow(unsafe_code)]
 
 mod local_time;

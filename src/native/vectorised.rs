@@ -1,9 +1,9 @@
-//! Work in code for AVX2 in a program that is compiled for less.
+//! Runs a closure compiled for AVX2 in a program that is built for less.
 
 #[cfg(target_arch = "x86_64")]
 use crate::cpu_features::{Feature, Features, processor};
 
-/// Does work in code for AVX2, where the processor has it.
+/// Runs `work` compiled for AVX2 if the processor has it.
 #[inline]
 pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
@@ -12,7 +12,7 @@ pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
         fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
             work()
         }
-        // SAFETY: it was just seen that the processor has the features.
+        // SAFETY: the processor has the features; they were checked just above.
         return unsafe { with_avx2(work) };
     }
     work()

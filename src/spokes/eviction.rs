@@ -1,36 +1,36 @@
-//! How much memory spokes may take together, and which of them go when another needs room. Pure.
+//! Decides which spokes leave memory when another needs room. Pure: no I/O and no clock.
 
 use std::time::SystemTime;
 
 use crate::adapter::Generation;
 
-/// A spoke that is in memory.
+/// A spoke in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resident {
-    /// Which.
+    /// Its generation.
     pub generation: Generation,
     /// Bytes that it takes.
     pub bytes: u64,
-    /// Whether no request runs with it.
+    /// Whether no request uses it.
     pub idle: bool,
-    /// When a request last took it; `None`: never.
+    /// When a request last took a lease; `None`: never.
     pub last_used: Option<SystemTime>,
 }
 
-/// Whether there is room.
+/// Whether a spoke fits into memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Room {
-    /// There is, once these are gone.
+    /// It fits after these are evicted.
     After(Vec<Generation>),
-    /// There will be, once these, which are in use, have come to their end.
+    /// It will fit after these, which are in use, become idle and are evicted.
     Later(Vec<Generation>),
-    /// There can't be.
+    /// It can't fit.
     Never,
 }
 
-/// Looks for room for `needed` bytes within `limit`. Spokes in `kept` stay whatever happens: they are part of what is
-/// asked for. The others go, the idle before those in use, of each those first that have not been used for longest, and no
-/// more than must.
+/// Looks for room for `needed` bytes within `limit`. Spokes in `kept` always stay, because they
+/// belong to the request. Of the others, idle spokes go before those in use, the least recently
+/// used first, and no more than necessary.
 pub fn room(residents: &[Resident], kept: &[Generation], needed: u64, limit: u64) -> Room {
     let sum = |of: &dyn Fn(&&Resident) -> bool| -> u64 {
         residents.iter().filter(of).map(|resident| resident.bytes).fold(0, u64::saturating_add)

@@ -1,5 +1,5 @@
-//! The gate: a spoke that runs and differs must also be good. It answers the probe set of its task; below the threshold
-//! the old generation goes on.
+//! The gate: a spoke that works and changes the answers must also be good enough. It answers the
+//! probe set of its task. Below the threshold, the old generation keeps serving.
 
 use std::fmt::{self, Debug};
 use std::path::PathBuf;
@@ -13,18 +13,18 @@ use crate::eval::report::{Judged, Summary};
 use crate::eval::rows::{self, Pair};
 use crate::task::Event;
 
-/// What a spoke must reach.
+/// Requirements for a spoke.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
-    /// Rows as `bespoke eval run` reads them.
+    /// Rows in the format of `bespoke eval run`.
     pub probes: PathBuf,
     /// Means over all rows.
     pub bounds: Bounds,
-    /// Longest that all answers may take together.
+    /// Longest time for all answers together.
     pub limit: Duration,
 }
 
-/// Bounds of means; what is absent is not asked for.
+/// Bounds of means; an absent bound is not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Bounds {
     /// Entity preservation, at least.
@@ -40,17 +40,17 @@ pub struct Bounds {
 /// The answer to one event, or why there is none.
 pub type Answer = Pin<Box<dyn Future<Output = Result<String, Reason>> + Send>>;
 
-/// Whoever knows how a request is made: the API.
+/// Builds and runs requests for the gate; implemented by the API.
 pub trait Questioner: Debug + Send + Sync {
-    /// Asks for the encoding of an event with this spoke alone.
+    /// Requests the encoding of an event with this spoke alone.
     fn encode(&self, event: &Event, spoke: Arc<Lease>) -> Answer;
 }
 
-/// Asks all questions, one after the other: those who are served come first. `held` loads what is judged; waiting for room in
-/// memory counts, too.
+/// Asks all questions one after the other, because requests of clients have priority. `held` loads
+/// the spoke; the time that it waits for memory counts towards the limit.
 ///
 /// # Errors
-/// Why it doesn't pass.
+/// The reason why the spoke doesn't pass.
 pub async fn judge(
     gate: &Gate,
     questioner: &dyn Questioner,
@@ -95,7 +95,7 @@ impl Bounds {
     }
 }
 
-/// A bound that isn't kept.
+/// A bound that is violated.
 struct Missed {
     name: &'static str,
     found: f64,
@@ -105,7 +105,7 @@ struct Missed {
 
 impl Missed {
     fn below(name: &'static str, found: f64, least: Option<f64>) -> Option<Self> {
-        // What is no number reaches nothing.
+        // NaN violates every bound.
         let expected = least.filter(|least| found < *least || found.is_nan())?;
         Some(Self { name, found, bound: "at least", expected })
     }

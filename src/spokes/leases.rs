@@ -1,7 +1,8 @@
-//! One generation that serves: whether it is in memory, who runs with it, and when it may go.
+//! One serving generation: whether it is in memory, which requests use it, and when it may be
+//! evicted.
 //!
-//! Everything about it is decided under its own lock, so a request that takes a lease and a swap that takes the spoke
-//! away can't miss each other: either the request has the old generation and keeps it, or it asks for the new one.
+//! All of its state is under its own lock, so a request that takes a lease can't race with a swap:
+//! the request either holds the old generation, or it asks for the new one.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,14 +15,14 @@ use super::eviction::Resident;
 use super::store::Facts;
 use crate::adapter::Generation;
 
-/// A generation under the name that it was first served under.
+/// A generation, under the name that first served it.
 #[derive(Debug)]
 pub struct Leases {
-    /// Which content.
+    /// The generation.
     pub generation: Generation,
     /// For logs.
     pub name: String,
-    /// What it is.
+    /// Facts from the inspection.
     pub facts: Facts,
     /// The pinned file, in the form that the engine loads.
     pub path: PathBuf,
@@ -29,7 +30,8 @@ pub struct Leases {
     bell: Arc<Bell>,
 }
 
-/// Rung when the last lease of a spoke ends, if that matters to anybody: most ends of requests don't.
+/// Rung when the last lease of a spoke ends, if the spoke is retired or a load waits for memory.
+/// Most ends of requests don't ring it.
 #[derive(Debug, Default)]
 pub struct Bell {
     wanted: AtomicBool,
@@ -37,7 +39,7 @@ pub struct Bell {
 }
 
 impl Bell {
-    /// Whether somebody waits for any spoke to become idle.
+    /// Sets whether anything waits for a spoke to become idle.
     pub fn set_wanted(&self, wanted: bool) {
         self.wanted.store(wanted, Ordering::SeqCst);
     }
@@ -50,12 +52,12 @@ impl Bell {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Bytes, if it is in memory.
+    /// Bytes, if the spoke is in memory.
     resident: Option<u64>,
     leases: u32,
-    /// Whether no name has it any more.
+    /// Whether no name refers to it any more.
     retired: bool,
-    /// Whether another waits for its room.
+    /// Whether another spoke waits for its memory.
     leaving: bool,
     uses: u64,
     last_used: Option<SystemTime>,
@@ -64,14 +66,15 @@ struct Inner {
 /// Why there is no lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// It isn't in memory, or has to leave it: to be asked of the keeper, who knows whose turn it is.
+    /// It isn't in memory, or has to leave it. Ask the reconciler, which decides in which order
+    /// requests are served.
     Absent,
-    /// No name has it any more.
+    /// No name refers to it any more.
     Retired,
 }
 
 impl Leases {
-    /// One that isn't in memory.
+    /// A generation that isn't in memory.
     pub fn new(
         generation: Generation,
         name: String,
@@ -86,18 +89,18 @@ impl Leases {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps it in memory for a request.
+    /// Takes a lease, which keeps the spoke in memory for a request.
     ///
     /// # Errors
-    /// It isn't there, has to leave, or isn't to be had any more.
+    /// The spoke isn't in memory, has to leave it, or is retired.
     pub fn lease(self: &Arc<Self>) -> Result<Lease, Refused> {
         self.lease_if(|inner| !inner.leaving)
     }
 
-    /// The same for whoever's turn it is.
+    /// The same for the request whose turn it is: a leaving spoke is no obstacle.
     ///
     /// # Errors
-    /// It isn't there, or isn't to be had any more.
+    /// The spoke isn't in memory, or is retired.
     pub(super) fn lease_in_turn(self: &Arc<Self>) -> Result<Lease, Refused> {
         self.lease_if(|_| true)
     }
@@ -116,44 +119,46 @@ impl Leases {
         Ok(Lease { slot: Arc::clone(self) })
     }
 
-    /// It is in memory now.
+    /// Records that the spoke is in memory.
     pub fn loaded(&self, bytes: u64) {
         self.lock().resident = Some(bytes);
     }
 
-    /// Takes it out of memory if no request runs with it; whether it was there and isn't any more.
+    /// Marks the spoke as evicted if no request uses it. Returns whether it was in memory and no
+    /// longer is.
     pub fn evict(&self) -> bool {
         let mut inner = self.lock();
         inner.leases == 0 && inner.resident.take().is_some()
     }
 
-    /// Whether another waits for its room: new leases wait behind that one, or it would never come to its end.
+    /// Sets whether another spoke waits for the memory. Then new leases wait, too, or this spoke
+    /// would never become idle.
     pub(super) fn set_leaving(&self, leaving: bool) {
         self.lock().leaving = leaving;
     }
 
-    /// No name has it any more: no new leases.
+    /// Ends new leases, because no name refers to it any more.
     pub fn retire(&self) {
         self.lock().retired = true;
     }
 
-    /// Whether no name has it any more.
+    /// Whether no name refers to it any more.
     pub(super) fn is_retired(&self) -> bool {
         self.lock().retired
     }
 
-    /// A name has it again.
+    /// Allows leases again, because a name refers to it again.
     pub fn revive(&self) {
         self.lock().retired = false;
     }
 
-    /// Whether no name has it and no request runs with it.
+    /// Whether no name refers to it and no request uses it.
     pub fn is_over(&self) -> bool {
         let inner = self.lock();
         inner.retired && inner.leases == 0
     }
 
-    /// What it takes in memory, if it is there.
+    /// Memory and use of the spoke, if it is in memory.
     pub fn resident(&self) -> Option<Resident> {
         let inner = self.lock();
         let bytes = inner.resident?;
@@ -161,7 +166,7 @@ impl Leases {
         Some(Resident { generation: self.generation, bytes, idle, last_used: inner.last_used })
     }
 
-    /// How often requests took it since the start, and when the last did.
+    /// Number of leases since the start, and the time of the last one.
     pub fn uses(&self) -> (u64, Option<SystemTime>) {
         let inner = self.lock();
         (inner.uses, inner.last_used)
@@ -175,7 +180,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// What is held.
+    /// The generation that is held.
     pub fn slot(&self) -> &Arc<Leases> {
         &self.slot
     }
@@ -199,7 +204,7 @@ pub(in crate::spokes) mod tests {
     use super::*;
     use crate::adapter::Kind;
 
-    /// A slot for tests.
+    /// Leases for tests.
     pub fn slot(text: &str, kind: Kind) -> Arc<Leases> {
         let generation = Generation::of_reader(text.as_bytes()).unwrap();
         let facts = Facts { kind, rank: 8, bytes: 10, resident_bytes: 10, layers: 1, task: None };

@@ -1,9 +1,10 @@
-//! The life of a dropped file, as states and the one function that moves between them.
+//! The life cycle of a dropped file: its states, and the one function that makes transitions.
 //!
-//! `Seen -> Settled -> Inspected -> Probed -> Gated -> Serving`, or on the way `Inert` or `Quarantined`; `Retired` is what
-//! has served. What fails for a reason of our own, such as a full disk, is `Waiting` and tried again: it is held against no
-//! file. One life is that of one content under one name: a file that is written again after it came to rest begins
-//! a new life, and the old one goes on until the new one serves.
+//! `Seen -> Settled -> Inspected -> Probed -> Gated -> Serving`, with `Inert` or `Quarantined` as
+//! other ends; `Retired` has served before. A failure of our own, such as a full disk, leads to
+//! `Waiting` and a retry; it is never held against the file. A life belongs to one generation under
+//! one name. A file that is written again after it came to rest starts a new life, and the old one
+//! continues until the new one serves.
 
 use std::fmt;
 
@@ -11,25 +12,25 @@ use serde::{Deserialize, Serialize};
 
 use super::reason_code::Code;
 
-/// Why something is the way it is: for programs, for people, and what to do about it.
+/// The reason for a state: a code for programs, a message for people, and a hint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// What programs go by.
+    /// Code for programs.
     pub code: Code,
     /// What was found and what was expected.
     pub message: String,
-    /// What to do.
+    /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
 impl Reason {
-    /// Without advice.
+    /// A reason without a hint.
     pub fn new(code: impl Into<Code>, message: impl Into<String>) -> Self {
         Self { code: code.into(), message: message.into(), hint: None }
     }
 
-    /// The same with advice.
+    /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -43,32 +44,33 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Where a life is.
+/// State of a life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// A file has appeared or is still being written.
     Seen,
-    /// It has come to rest: it is copied and inspected.
+    /// It has come to rest, and is copied and inspected.
     Settled,
-    /// The copy is well-formed and fits the post: a child process tries it.
+    /// The copy is well-formed and fits the post. A child process probes it.
     Inspected,
-    /// It runs and changes something: the gate judges it, if there is one.
+    /// It works and changes the answers. The gate judges it, if there is one.
     Probed,
-    /// It may serve: it is loaded.
+    /// It may serve, and is being loaded.
     Gated,
     /// New requests for its name get it.
     Serving,
-    /// It runs and changes nothing; it isn't loaded.
+    /// It works but changes nothing, and isn't loaded.
     Inert,
-    /// This process or its machine is in trouble, which says nothing of the content: it is tried again.
+    /// This process or its machine is in trouble, which says nothing about the content. It will be
+    /// tried again.
     Waiting(Reason),
     /// It will not be loaded.
     Quarantined(Reason),
-    /// It could serve and doesn't any more.
+    /// It could serve but no longer does.
     Retired(Reason),
 }
 
-/// The names of states, without what they carry.
+/// Names of the states, without their data.
 pub const STATES: [&str; 10] = [
     "seen",
     "settled",
@@ -83,7 +85,7 @@ pub const STATES: [&str; 10] = [
 ];
 
 impl State {
-    /// Its name on the wire, one of [`STATES`].
+    /// The state's name in the API, one of [`STATES`].
     pub fn name(&self) -> &'static str {
         match self {
             Self::Seen => "seen",
@@ -99,7 +101,7 @@ impl State {
         }
     }
 
-    /// Why, where there is a why.
+    /// The reason, if the state has one.
     pub fn reason(&self) -> Option<&Reason> {
         match self {
             Self::Waiting(reason) | Self::Quarantined(reason) | Self::Retired(reason) => Some(reason),
@@ -107,23 +109,23 @@ impl State {
         }
     }
 
-    /// Whether something is under way that will change it.
+    /// Whether work is under way that will change the state.
     pub fn is_moving(&self) -> bool {
         matches!(self, Self::Seen | Self::Settled | Self::Inspected | Self::Probed | Self::Gated)
     }
 
-    /// Whether it is still open what will become of it: something is under way, or waits to be tried again.
+    /// Whether the outcome is still open: work is under way, or a retry is due later.
     pub fn is_open(&self) -> bool {
         self.is_moving() || matches!(self, Self::Waiting(_))
     }
 }
 
-/// What happens to a life.
+/// An event in a life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trigger {
-    /// The file has been still for long enough.
+    /// The file has been unchanged for the settle time.
     Rested,
-    /// The file was written to before the life was decided.
+    /// The file was written to before a verdict.
     Changed,
     /// The copy passed inspection.
     Fits,
@@ -131,61 +133,61 @@ pub enum Trigger {
     Differs,
     /// The probe's answers are those of the post.
     Same,
-    /// The gate lets it through, or there is none.
+    /// The gate accepts it, or there is none.
     Passes,
-    /// The engine has it.
+    /// The engine has loaded it.
     Loaded,
-    /// The copy is what serves under this name already.
+    /// The copy is the generation that already serves under this name.
     Known,
-    /// Something is wrong with it.
+    /// The content is at fault.
     Refused(Reason),
-    /// Something is wrong with us.
+    /// This process or its machine is at fault.
     Postponed(Reason),
-    /// It is time to try again.
+    /// It is time for a retry.
     Due,
-    /// It is not to serve (any more): replaced, deleted, rolled back, disabled.
+    /// It must not serve (any more): replaced, deleted, rolled back, disabled.
     Withdrawn(Reason),
-    /// Somebody wants it (again).
+    /// A client or operator wants it (again).
     Wanted,
-    /// Somebody wants it, and it is not known to be good here.
+    /// A client or operator wants it, and it has not been examined with this post and program.
     Reconsidered,
 }
 
-/// What is to be done after a step.
+/// Work that follows a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// Watch until the file rests.
+    /// Wait until the file rests.
     Await,
-    /// Copy it by its hash and inspect the copy.
+    /// Copy it under its hash and inspect the copy.
     Inspect,
-    /// Try it in a child process.
+    /// Probe it in a child process.
     Probe,
     /// Let the gate judge it.
     Judge,
     /// Load it into the engine.
     Load,
-    /// Give its name to it.
+    /// Give it its name.
     Serve,
-    /// Keep it with its reason where it can be looked at.
+    /// Keep it with its reason, so that people can look at it.
     Quarantine,
-    /// Take its name from it.
+    /// Take its name away.
     Withdraw,
 }
 
-/// An event that can't happen in a state: a defect of whoever sent it.
+/// An event that can't happen in a state: a bug of the code that sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{event:?} can't happen to a spoke that is {state}")]
 pub struct Impossible {
-    /// Where the life is.
+    /// The state of the life.
     pub state: &'static str,
-    /// What was said to have happened.
+    /// The event.
     pub event: Trigger,
 }
 
-/// The next state, and what is to be done on the way into it.
+/// The next state, and the work that it requires.
 ///
 /// # Errors
-/// [`Impossible`]; then nothing has changed.
+/// [`Impossible`]; the state stays unchanged.
 #[allow(
     clippy::match_same_arms,
     reason = "a table is read line by line; that two lines end alike means nothing"
@@ -202,7 +204,7 @@ pub fn step(state: &State, event: Trigger) -> Result<(State, Option<Effect>), Im
         (S::Gated, E::Loaded) => (S::Serving, Some(Effect::Serve)),
         (S::Settled, E::Known) => (S::Serving, None),
 
-        // Until it is decided whether a content is good, the file may become another one.
+        // Until there is a verdict on the content, the file may still change.
         (S::Seen | S::Settled | S::Inspected | S::Probed | S::Gated, E::Changed) => {
             (S::Seen, Some(Effect::Await))
         }
@@ -230,8 +232,8 @@ pub fn step(state: &State, event: Trigger) -> Result<(State, Option<Effect>), Im
             E::Withdrawn(reason),
         ) => (S::Retired(reason), None),
 
-        // What has served is known to be good; what is inert does no harm; what was refused is looked at again, and so is
-        // what somebody switched off before anything was known of it.
+        // What has served is known to be good; what is inert does no harm. Refused spokes are
+        // inspected again, and so are those that were disabled before a verdict.
         (S::Retired(_) | S::Inert, E::Wanted) => (S::Gated, Some(Effect::Load)),
         (S::Quarantined(_), E::Wanted) => (S::Settled, Some(Effect::Inspect)),
         (S::Retired(_) | S::Inert, E::Reconsidered) => (S::Settled, Some(Effect::Inspect)),
@@ -282,7 +284,7 @@ mod tests {
         ]
     }
 
-    /// Every pair of a state and an event, and what comes of it; pairs that are not here are impossible.
+    /// Every pair of a state and an event with its outcome. Pairs not listed here are impossible.
     const TABLE: &[(&str, &str, &str, Option<Effect>)] = &[
         ("seen", "rested", "settled", Some(Effect::Inspect)),
         ("seen", "changed", "seen", Some(Effect::Await)),
@@ -346,7 +348,8 @@ mod tests {
 
     #[test]
     fn nothing_reaches_the_engine_without_inspection_probe_and_gate() {
-        // Only what is gated is loaded, and only three ways lead there: through the gate, or from what has served or is inert.
+        // Only a gated life is loaded, and only three ways lead there: through the gate, or from
+        // what has served or is inert.
         let into = |to: &str| -> Vec<&str> {
             let mut from: Vec<&str> =
                 TABLE.iter().filter(|row| row.2 == to && row.0 != to).map(|row| row.0).collect();
@@ -358,7 +361,7 @@ mod tests {
         assert_eq!(into("probed"), ["inspected"]);
         assert_eq!(into("inert"), ["inspected"]);
         assert_eq!(into("inspected"), ["settled"]);
-        // "Known" is the content that serves already.
+        // "Known" means the generation that already serves.
         assert_eq!(into("serving"), ["gated", "settled"]);
     }
 

@@ -1,4 +1,5 @@
-//! The life of spokes: which files are in the folder, what becomes of each, and which of them serve.
+//! Spokes at run time: follows the files in the folder through their states, and decides which of
+//! them serve.
 
 pub mod eviction;
 pub mod folder;

@@ -1,8 +1,9 @@
-//! Where refused contents are kept with their reasons, and what becomes of copies that nobody needs any more.
+//! Keeps refused spokes with their reasons, and removes copies that are no longer needed.
 //!
-//! A refused content stands in a folder of its own, `NAME-HASH/`, with `reason.json` beside it; of what was refused before it
-//! was copied there is the reason alone, and the hash is that of the entry's name. The file that somebody dropped stays where
-//! it was dropped. The oldest go when all together take more than they may.
+//! A refused spoke has its own folder, `NAME-HASH/`, which also holds `reason.json`. A file
+//! refused before it was copied has only the reason there, and the hash is that of the entry's
+//! name. The dropped file itself stays in the watched folder. The oldest folders are removed when
+//! all together exceed the limit.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,57 +17,58 @@ use crate::adapter::Generation;
 use crate::adapter::check_name;
 use crate::atomic_file;
 
-/// Folders that are kept at most: those with a reason alone take hardly any bytes, and files of the system all the same.
+/// Most folders. Those with only a reason take hardly any bytes, but they take inodes.
 const MOST: usize = 20_000;
-/// Digits of the hash in the name of a folder: two contents under one name must not be taken for each other.
+/// Hex digits of the hash in a folder's name, enough to keep two generations of one name apart.
 const HASH: usize = 16;
-/// Name of the file with the reason.
+/// Name of the file that holds the reason.
 const REASON: &str = "reason.json";
 
-/// A content that is refused.
+/// A refused spoke.
 #[derive(Debug)]
 pub struct Refused<'a> {
     /// Name of the spoke.
     pub name: &'a str,
-    /// Entry of the folder that it came by.
+    /// Entry of the folder that it came from.
     pub entry: Option<&'a str>,
     /// Its content, once it is known.
     pub generation: Option<Generation>,
     /// The pinned copy, if there is one.
     pub pinned: Option<&'a Path>,
-    /// Why.
+    /// Why it is refused.
     pub why: &'a Reason,
 }
 
-/// Where a refused content is.
+/// Location of a refused spoke.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    /// Its folder.
+    /// The folder of the content.
     pub path: PathBuf,
-    /// Whether the content is there, or its reason alone.
+    /// Whether the content is there, and not only its reason.
     pub whole: bool,
 }
 
-/// The folder of refused contents.
+/// The folder of refused spokes.
 #[derive(Debug)]
 pub struct Quarantine {
     folder: PathBuf,
     limit: u64,
-    /// Bytes and folders in it, at least; unknown until something is put there. To count them each time would take longer and
-    /// longer.
+    /// Lower bound of the bytes and folders in it; `None` until something is added. Counting each
+    /// time would take longer and longer.
     there: Option<(u64, usize)>,
 }
 
 impl Quarantine {
-    /// A folder whose contents may take `limit` bytes together.
+    /// A quarantine whose spokes may take `limit` bytes together.
     pub fn new(folder: PathBuf, limit: u64) -> Self {
         Self { folder, limit, there: None }
     }
 
-    /// Keeps a refused content and its reason. A content that alone takes more than all may is left out, its reason isn't.
+    /// Keeps a refused spoke and its reason. Of a spoke larger than the whole limit only the
+    /// reason is kept.
     ///
     /// # Errors
-    /// The system's.
+    /// An I/O error.
     pub fn keep(&mut self, refused: &Refused<'_>) -> io::Result<Kept> {
         let Refused { name, entry, generation, pinned, why } = refused;
         let name = if check_name(name).is_ok() { name } else { "unnamed" };
@@ -99,7 +101,8 @@ impl Quarantine {
         Ok(Kept { path, whole })
     }
 
-    /// Removes the oldest until the rest fits, never the one that was just put there; bytes and folders of the rest.
+    /// Removes the oldest folders until the rest fits, but never the newest one. Returns bytes and
+    /// folders of the rest.
     fn make_room(&self, newest: &Path) -> io::Result<(u64, usize)> {
         let mut all = Vec::new();
         for entry in fs_err::read_dir(&self.folder)? {
@@ -111,7 +114,8 @@ impl Quarantine {
         }
         all.sort();
         let (mut total, mut folders) = (all.iter().map(|(_, bytes, _)| bytes).sum::<u64>(), all.len());
-        // With some to spare: to look at so many for each that comes would take long.
+        // Removes some more than necessary, because counting that many folders for each addition
+        // would take long.
         let most = if folders > MOST { MOST / 10 * 9 } else { MOST };
         for (_, bytes, path) in all {
             if total <= self.limit && folders <= most {
@@ -126,10 +130,10 @@ impl Quarantine {
     }
 }
 
-/// Removes copies that are not among `needed`, and what a crash left half-made.
+/// Removes copies that are not in `needed`, and unfinished ones that a crash left.
 ///
 /// # Errors
-/// The system's; what could be removed is.
+/// An I/O error; everything that can be removed is removed nevertheless.
 pub fn sweep(staged: &Path, needed: &BTreeSet<PathBuf>) -> io::Result<()> {
     let entries = match fs_err::read_dir(staged) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -147,10 +151,10 @@ pub fn sweep(staged: &Path, needed: &BTreeSet<PathBuf>) -> io::Result<()> {
     outcome
 }
 
-/// Removes what a crash left half-made among refused contents.
+/// Removes unfinished folders that a crash left among refused spokes.
 ///
 /// # Errors
-/// The system's.
+/// An I/O error.
 pub fn sweep_half_made(folder: &Path) -> io::Result<()> {
     let entries = match fs_err::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -174,7 +178,7 @@ fn size(path: &Path) -> io::Result<u64> {
     fs_err::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
 }
 
-/// The same content under another name: another name may need the copy where it is.
+/// Links the same content under another name, because the copy may be needed where it is.
 fn link(from: &Path, to: &Path) -> io::Result<()> {
     if !from.is_dir() {
         return fs_err::hard_link(from, to);
@@ -229,7 +233,7 @@ mod tests {
             json!({"code": "pickle", "message": "is a pickle", "hint": "convert it"})
         );
         assert_eq!((&reason["name"], &reason["entry"]), (&json!("a"), &json!("a.pt")));
-        // Once more, and under a name that would lead elsewhere.
+        // The same again, and a name that contains a path.
         assert_eq!(refuse(root.path(), "a", b"content", 1 << 20), path);
         assert!(
             refuse(root.path(), "../b", b"content", 1 << 20).ends_with("quarantine/unnamed-ed7002b439e9ac84")
@@ -266,7 +270,7 @@ mod tests {
         assert!(!left.iter().any(|name| name.starts_with("one-")), "{left:?}");
         let alone = refuse(root.path(), "large", &[9; 5_000], 2_900);
         assert_eq!(there(&alone), ["reason.json"]);
-        // One that counts along finds the same.
+        // A quarantine that keeps count gets the same result.
         let mut counting = Quarantine::new(quarantine.clone(), 2_900);
         for (n, name) in ["four", "five", "six", "seven"].into_iter().enumerate() {
             let newest = refuse_into(&mut counting, root.path(), name, &[100 + n as u8; 1_000]);

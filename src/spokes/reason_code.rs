@@ -1,5 +1,5 @@
-//! Reason codes: what programs go by. Whether a reason passes by itself, lies in a file's name or in what it holds follows
-//! from the code alone, so that no one compares texts.
+//! Reason codes for programs. Whether a reason is transient, or concerns a file's name or its
+//! content, follows from the code alone, so that no code compares messages.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,31 +7,33 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What a reason lies in.
+/// What a reason is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nature {
-    /// The content: it will be the same at the next look.
+    /// The content: the result will be the same next time.
     Content,
-    /// The entry: its name, or that there are others.
+    /// The entry: its name, or a conflict with other entries.
     Entry,
     /// The settings or the served post: the content may serve elsewhere, or after a restart.
     Surroundings,
-    /// This process or its machine: it says nothing of the content, which waits and is tried again.
+    /// This process or its machine: it says nothing about the content, which waits and is tried
+    /// again.
     Trouble,
 }
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $nature:ident;)*) => {
-        /// A reason's name on the wire, in small letters with underscores; stable.
+        /// Name of a reason in the API, in snake_case; stable.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Code {
             $($(#[$doc])* $name,)*
-            /// A rule that a file breaks, by the inspector's name of it; and whatever an older journal holds.
+            /// A rule that a file breaks, by the inspector's name; also any code in an older
+            /// journal.
             Rule(Cow<'static, str>),
         }
 
         impl Code {
-            /// The code as it is written.
+            /// The code's text.
             pub fn as_str(&self) -> &str {
                 match self {
                     $(Self::$name => $text,)*
@@ -39,7 +41,7 @@ macro_rules! codes {
                 }
             }
 
-            /// What it lies in.
+            /// What the reason is about.
             pub fn nature(&self) -> Nature {
                 match self {
                     $(Self::$name => Nature::$nature,)*
@@ -54,7 +56,7 @@ macro_rules! codes {
                 })
             }
 
-            /// All but those of the inspector.
+            /// All codes except the inspector's.
             #[cfg(test)]
             const OWN: &'static [Self] = &[$(Self::$name,)*];
         }
@@ -62,82 +64,83 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The entry's name is none that a spoke can have.
+    /// The entry's name is not valid for a spoke.
     BadName = "bad_name", Entry;
-    /// Another one has the name.
+    /// Another spoke has the name.
     NameTaken = "name_taken", Entry;
     /// The folder has more entries than are followed.
     TooMany = "too_many", Entry;
 
     /// The file can't be read at the moment.
     NotRead = "not_read", Trouble;
-    /// The state directory takes no copy of it.
+    /// The file can't be copied into the state directory.
     NotCopied = "not_copied", Trouble;
-    /// What happens to it can't be written down.
+    /// The change can't be written to the database.
     NotWritten = "not_written", Trouble;
-    /// It couldn't be tried.
+    /// The spoke couldn't be probed.
     NotProbed = "not_probed", Trouble;
-    /// It passed its probe, and the engine can't load it at the moment.
+    /// The spoke passed its probe, but the engine can't load it at the moment.
     NotLoadedNow = "not_loaded_now", Trouble;
-    /// The gate's questions weren't answered.
+    /// The gate's questions were not answered.
     GateFailed = "gate_failed", Trouble;
     /// The gate's rows can't be read.
     GateUnreadable = "gate_unreadable", Trouble;
     /// The facts of the post can't be read.
     PostUnreadable = "post_unreadable", Trouble;
 
-    /// The engine has no spokes.
+    /// The engine doesn't support spokes.
     NotSupported = "not_supported", Surroundings;
-    /// It alone is larger than all may be together.
+    /// The spoke alone exceeds the memory limit of all spokes.
     TooLargeTogether = "too_large_together", Surroundings;
 
-    /// The process that tried it died.
+    /// The probe process died.
     ProbeDied = "probe_died", Content;
-    /// The process that tried it gave no answer.
+    /// The probe process gave no answer.
     ProbeFailed = "probe_failed", Content;
-    /// The process that tried it took too long.
+    /// The probe process took too long.
     ProbeTooSlow = "probe_too_slow", Content;
-    /// The post computes infinities or NaN with it.
+    /// The post computes infinities or NaN with the spoke.
     NotFinite = "not_finite", Content;
-    /// The engine refuses it.
+    /// The engine refuses the spoke.
     NotLoaded = "not_loaded", Content;
-    /// The engine fails with it.
+    /// The engine fails with the spoke.
     EngineFailed = "engine_failed", Content;
-    /// It is worse than its gate's bounds.
+    /// The spoke violates a bound of its gate.
     Gate = "gate", Content;
-    /// Its gate's questions took too long.
+    /// The gate's questions took too long.
     GateTooSlow = "gate_too_slow", Content;
-    /// What examined it broke down.
+    /// The code that examined it panicked.
     ExaminerFailed = "examiner_failed", Content;
-    /// The daemon died of it.
+    /// The daemon crashed with it.
     Crashed = "crashed", Content;
-    /// Its copy is not there any more.
+    /// Its copy no longer exists.
     NoCopy = "no_copy", Content;
 
     /// Its file was deleted.
     Deleted = "deleted", Content;
-    /// Somebody switched its name off.
+    /// An operator disabled its name.
     Disabled = "disabled", Content;
-    /// Another content serves under its name.
+    /// Another generation serves under its name.
     Replaced = "replaced", Content;
-    /// Somebody went back to an earlier one.
+    /// An operator rolled the name back to an earlier generation.
     RolledBack = "rolled_back", Content;
     /// It was unloaded by request.
     Unloaded = "unloaded", Content;
 }
 
 impl Code {
-    /// Whether it says nothing of the content and may be over a moment later.
+    /// Whether the reason says nothing about the content and may soon be over.
     pub fn is_transient(&self) -> bool {
         self.nature() == Nature::Trouble
     }
 
-    /// Whether it lies in the entry and not in what that holds.
+    /// Whether the reason is about the entry and not its content.
     pub fn concerns_entry(&self) -> bool {
         self.nature() == Nature::Entry
     }
 
-    /// Whether it lies outside of the content: after a restart that is looked at anew.
+    /// Whether the reason is outside of the content, so that the content is examined again after a
+    /// restart.
     pub fn is_passing(&self) -> bool {
         self.nature() != Nature::Content
     }

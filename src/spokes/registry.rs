@@ -1,4 +1,4 @@
-//! What serves now and what is known of every file: snapshots that requests read without waiting for anybody.
+//! Snapshots of what serves and of every file's state, which requests read without waiting.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,81 +13,81 @@ use super::life::{Reason, STATES, State};
 use super::store::{Facts, Transition};
 use crate::adapter::Generation;
 
-/// Transitions that a slow reader may be behind before it has to read the journal.
+/// Transitions that a slow reader may lag before it has to read the journal.
 const BACKLOG: usize = 1_024;
 
-/// What serves, by name. Never changed: a swap puts another one in its place.
+/// The serving generations by name. Immutable: a swap publishes a new one.
 #[derive(Debug, Clone, Default)]
 pub struct Serving {
     /// By name.
     pub names: BTreeMap<String, Served>,
-    /// Names that served once and don't now, each with the reason if it is known.
+    /// Names that served once but no longer do, each with the reason if known.
     pub past: BTreeMap<String, Option<Reason>>,
 }
 
-/// What serves under a name.
+/// The generation that serves under a name.
 #[derive(Debug, Clone)]
 pub struct Served {
-    /// The name's number.
+    /// The name's id.
     pub id: i64,
     /// The generation.
     pub slot: Arc<Leases>,
-    /// What served before and could again, the latest last.
+    /// Generations that served before and could serve again, the latest last.
     pub before: Vec<Generation>,
 }
 
 impl Serving {
-    /// The name with this number.
+    /// The name with this id.
     pub fn by_id(&self, id: i64) -> Option<&str> {
         self.names.iter().find(|(_, served)| served.id == id).map(|(name, _)| name.as_str())
     }
 }
 
-/// What is known of one life, for people.
+/// State of one life, for display.
 #[derive(Debug, Clone)]
 pub struct SpokeRow {
-    /// Name of the spoke, or of the entry if that is no name for a spoke.
+    /// Name of the spoke, or of the entry if that is not valid for a spoke.
     pub name: String,
-    /// Entry of the folder that it came by.
+    /// Entry of the folder that it came from.
     pub entry: Option<String>,
     /// Its content, once it is known.
     pub generation: Option<Generation>,
-    /// Where it is.
+    /// Its state.
     pub state: State,
-    /// Since when.
+    /// When it entered the state.
     pub since: SystemTime,
-    /// What it is, once it is known.
+    /// Facts from the inspection, once known.
     pub facts: Option<Facts>,
     /// When it is tried again, if it waits.
     pub retry_at: Option<SystemTime>,
-    /// What serves, if it does.
+    /// The serving generation, if it serves.
     pub slot: Option<Arc<Leases>>,
 }
 
-/// Numbers since the start.
+/// Counters since the start, and gauges.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Totals {
-    /// Lives that came to each of [`STATES`].
+    /// Lives that entered each of [`STATES`].
     pub transitions: [u64; STATES.len()],
     /// Lives that are in each of them now.
     pub lives: [u64; STATES.len()],
-    /// Names that got another generation.
+    /// Names that switched to another generation.
     pub swaps: u64,
     /// Seconds from the first sight of a file to the swap, summed.
     pub swap_seconds: f64,
-    /// Loads into the engine, and those that failed.
+    /// Loads into the engine, including failed ones.
     pub loads: u64,
-    /// Of these.
+    /// Failed loads.
     pub load_failures: u64,
     /// Seconds that loads took.
     pub load_seconds: f64,
-    /// Spokes that were taken out of memory to make room.
+    /// Spokes evicted from memory to make room.
     pub evictions: u64,
     /// Bytes of spokes in memory.
     pub resident_bytes: u64,
-    /// Whether the folder could be read when it was last looked at.
+    /// Whether the folder could be read at the last look.
     pub folder_readable: bool,
-    /// Whether what happens could be written down at last.
+    /// Whether the last write to the database succeeded.
     pub state_writable: bool,
 }
 
@@ -104,17 +104,17 @@ struct Counts {
     unreadable: AtomicU64,
 }
 
-/// Shared by the keeper, who writes, and requests, who read.
+/// Shared state: the reconciler writes it, and requests read it.
 #[derive(Debug)]
 pub struct Registry {
     serving: ArcSwap<Serving>,
-    /// By the number of the life.
+    /// By the life's id.
     rows: RwLock<BTreeMap<u64, SpokeRow>>,
     news: broadcast::Sender<Transition>,
-    /// Whether what served before the start is known.
+    /// Whether the spokes that served before the start are known.
     restored: watch::Sender<bool>,
     counts: Counts,
-    /// Why what happens can't be written down.
+    /// Why changes can't be written to the database.
     unwritten: RwLock<Option<Reason>>,
 }
 
@@ -132,17 +132,17 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// What serves at this moment.
+    /// The serving generations at this moment.
     pub fn serving(&self) -> Arc<Serving> {
         self.serving.load_full()
     }
 
-    /// From now on, new requests get this.
+    /// Publishes what new requests get from now on.
     pub fn publish(&self, serving: Serving) {
         self.serving.store(Arc::new(serving));
     }
 
-    /// All lives, by name and with the one that serves first.
+    /// All lives, sorted by name, the serving one first.
     pub fn rows(&self) -> Vec<SpokeRow> {
         let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
         let mut rows: Vec<SpokeRow> = rows.values().cloned().collect();
@@ -153,7 +153,7 @@ impl Registry {
         rows
     }
 
-    /// What is known of a life; `None`: nothing any more.
+    /// Sets the row of a life; `None` removes it.
     pub fn set_row(&self, life: u64, row: Option<SpokeRow>) {
         let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
         match row {
@@ -162,82 +162,82 @@ impl Registry {
         }
     }
 
-    /// The latest life of a name that isn't the one that serves: why there is nothing to be had under it.
+    /// State and reason of the name's latest life. If the name doesn't serve, they explain why.
     pub fn latest(&self, name: &str) -> Option<(State, Option<Reason>)> {
         let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
         let row = rows.values().rev().find(|row| row.name == name)?;
         Some((row.state.clone(), row.state.reason().cloned()))
     }
 
-    /// Transitions from now on.
+    /// Subscribes to transitions from now on.
     pub fn news(&self) -> broadcast::Receiver<Transition> {
         self.news.subscribe()
     }
 
-    /// Tells and counts a transition that is in the journal.
+    /// Sends and counts a transition that is in the journal.
     pub fn tell(&self, transition: Transition) {
         if let Some(at) = STATES.iter().position(|state| *state == transition.to) {
             self.counts.transitions[at].fetch_add(1, Ordering::Relaxed);
         }
-        // Nobody may be listening.
+        // There may be no subscriber.
         let _ = self.news.send(transition);
     }
 
-    /// A name got another generation, so long after its file was first seen.
+    /// Counts a swap, with the time since its file was first seen.
     pub fn swapped(&self, after: Duration) {
         self.counts.swaps.fetch_add(1, Ordering::Relaxed);
         self.counts.swap_micros.fetch_add(after.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// A load has ended.
+    /// Counts a finished load.
     pub fn load_ended(&self, took: Duration, succeeded: bool) {
         self.counts.loads.fetch_add(1, Ordering::Relaxed);
         self.counts.load_failures.fetch_add(u64::from(!succeeded), Ordering::Relaxed);
         self.counts.load_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// A spoke was taken out of memory to make room.
+    /// Counts an eviction.
     pub fn evicted(&self) {
         self.counts.evictions.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Bytes of spokes in memory.
+    /// Sets the bytes of spokes in memory.
     pub fn set_resident(&self, bytes: u64) {
         self.counts.resident.store(bytes, Ordering::Relaxed);
     }
 
-    /// What served before the start is known now.
+    /// Records that the spokes that served before the start are known now.
     pub fn set_restored(&self) {
         self.restored.send_replace(true);
     }
 
-    /// Waits until what served before the start is known.
+    /// Waits until the spokes that served before the start are known.
     pub async fn restored(&self) {
-        // The sender is our own.
+        // The sender belongs to `self`, so waiting can't fail.
         let _ = self.restored.subscribe().wait_for(|restored| *restored).await;
     }
 
-    /// Whether the folder could be read when it was last looked at.
+    /// Whether the folder could be read at the last look.
     pub fn is_readable(&self) -> bool {
         self.counts.unreadable.load(Ordering::Relaxed) == 0
     }
 
-    /// Why what happens to spokes can't be written down, if it can't.
+    /// Why changes of spokes can't be written to the database, if so.
     pub fn unwritten(&self) -> Option<Reason> {
         self.unwritten.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether what happens can be written down.
+    /// Sets why changes can't be written to the database; `None` if they can.
     pub fn set_unwritten(&self, why: Option<Reason>) {
         *self.unwritten.write().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    /// Whether the folder can be read.
+    /// Sets whether the folder can be read.
     pub fn set_readable(&self, readable: bool) {
         self.counts.unreadable.store(u64::from(!readable), Ordering::Relaxed);
     }
 
-    /// All numbers.
+    /// All counters.
     pub fn totals(&self) -> Totals {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let seconds = |count: &AtomicU64| of(count) as f64 / 1e6;

@@ -1,4 +1,4 @@
-//! JSON read as a type: what is wrong is named by its field and said in words of JSON.
+//! Reads JSON as a type. Errors name the wrong field, and use JSON's type names.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -14,7 +14,7 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    /// This field, for this reason.
+    /// An error about this field.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self { field: field.into(), message: message.into() }
     }
@@ -31,7 +31,7 @@ pub fn parse<T: DeserializeOwned>(value: &Value) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let path = if path == "." { String::new() } else { path };
-        // serde blames the object that lacks the field; a person looks for the field itself.
+        // serde reports the object that lacks the field, but people look for the field itself.
         let message = error.into_inner().to_string();
         if let Some(name) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
             let dot = if path.is_empty() { "" } else { "." };
@@ -42,7 +42,7 @@ pub fn parse<T: DeserializeOwned>(value: &Value) -> Result<T, FieldError> {
     })
 }
 
-/// serde's message with the names of JSON instead of Rust's types.
+/// serde's message with JSON's type names instead of Rust's.
 fn in_words(message: &str) -> String {
     let message = message.replace("a sequence", "an array");
     let Some((found, expected)) = message.rsplit_once(", expected ") else { return message };
@@ -55,13 +55,13 @@ fn in_words(message: &str) -> String {
     format!("{found}, expected {expected}")
 }
 
-/// The value for a message: cut, if it is long.
+/// The value for a message, truncated if long.
 pub fn short(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 40 { text } else { text.chars().take(39).chain(['…']).collect() }
 }
 
-/// What a value is, in words.
+/// The type of a value, in words.
 pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

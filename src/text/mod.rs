@@ -1,4 +1,5 @@
-//! Conversations as text: prompts, and the chat templates that make them, for serving and training.
+//! Conversations as text: prompts, and the chat templates that render them, for serving and
+//! training.
 
 pub mod conversation;
 pub mod fields;

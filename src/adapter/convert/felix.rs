@@ -1,4 +1,4 @@
-//! Felix spokes to this program's GGUF and to safetensors with the names of training.
+//! Converts Felix spokes to this program's GGUF, and to safetensors with training's tensor names.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,8 +15,8 @@ use crate::gguf::{GgmlType, Writer};
 use crate::model::gguf_file::encode;
 use crate::model::safetensors_file::{self, NewTensor};
 
-/// Writes this program's file, with one layer's weights in memory at a time: matrices as F16, which the engine computes with.
-/// `eps` is written if it is known.
+/// Writes this program's GGUF, with one layer's weights in memory at a time. Matrices are F16,
+/// which the engine computes with. `eps` is written if known.
 pub(super) fn to_gguf(
     container: &Container,
     layout: &Layout,
@@ -72,7 +72,7 @@ pub(super) fn to_gguf(
     })
 }
 
-/// Writes safetensors as training does: one pair of matrices for each bottleneck, F32.
+/// Writes safetensors in training's form: one pair of matrices for each bottleneck, F32.
 pub(super) fn to_safetensors(
     trained: &Trained,
     eps: Option<f32>,

@@ -1,4 +1,4 @@
-//! PEFT's adapters to llama.cpp's LoRA files and back.
+//! Converts PEFT adapters to llama.cpp's LoRA files and back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -18,8 +18,8 @@ use crate::model::gguf_file::names::hugging_face_name;
 use crate::model::gguf_file::values::{Half, Order, needs_order};
 use crate::model::safetensors_file::{self, NewTensor};
 
-/// Writes llama.cpp's file from PEFT's, as F32 whatever it was: for BF16 matrices llama.cpp rounds what it multiplies them
-/// with to eight bits, which moves logits by half a percent.
+/// Writes llama.cpp's LoRA file from a PEFT adapter, always as F32. With BF16 matrices llama.cpp
+/// would round the activations to eight significant bits, which moves logits by half a percent.
 pub(super) fn to_gguf(
     container: &Container,
     config: &Json,
@@ -65,20 +65,20 @@ fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
 
-/// The order and scale of the post's values, which its adapters share.
+/// The post's order and scale of values, which its adapters share.
 fn order(post: &Post) -> Result<&Order, Defect> {
     peft::names::check_family(post)?;
     let why = || format!("the order of values of a {:?} is not known here", post.architecture);
     post.order.as_ref().ok_or_else(|| Defect::NotConvertible { why: why() })
 }
 
-/// Hugging Face's name of what a pair changes.
+/// Hugging Face's name of the parameter that a pair changes.
 fn parameter(pair: &Pair) -> String {
-    // Targets that have no such name have been refused, or are refused under their own.
+    // A target without such a name was refused before, or will be refused under its own name.
     hugging_face_name(&pair.target).unwrap_or_else(|| pair.target.clone())
 }
 
-/// Writes PEFT's folder from llama.cpp's file.
+/// Writes a PEFT folder from llama.cpp's LoRA file.
 pub(super) fn to_peft(
     file: &Gguf,
     post: Option<&Post>,
@@ -123,7 +123,7 @@ pub(super) fn to_peft(
     let weights = target.join(PEFT_WEIGHTS);
     let written = safetensors_file::write_tensors(&weights, &tensors, texts);
     written.map_err(|error| Refusal::new(&weights, error))?;
-    // Last: a folder with a configuration is complete.
+    // The configuration comes last: a folder that has one is complete.
     let path = target.join(PEFT_CONFIG);
     let text = format!("{:#}\n", peft_config(alpha, &pairs, post));
     crate::atomic_file::write(&path, text.as_bytes()).map_err(|error| Refusal::new(&path, error))
@@ -134,7 +134,7 @@ fn shape(dims: [u64; 2]) -> Vec<usize> {
     vec![dims[1] as usize, dims[0] as usize]
 }
 
-/// `adapter_config.json`: one alpha, the most common rank, and a table of the other ranks.
+/// Builds `adapter_config.json`: one alpha, the most common rank, and a table of the other ranks.
 fn peft_config(alpha: f32, pairs: &[Pair], post: Option<&Post>) -> Value {
     let module = |pair: &Pair| {
         let name = parameter(pair);
@@ -147,7 +147,7 @@ fn peft_config(alpha: f32, pairs: &[Pair], post: Option<&Post>) -> Value {
     let rank = counts.into_iter().max_by_key(|(_, count)| *count).map_or(1, |(rank, _)| rank);
     let others = pairs.iter().filter(|pair| pair.rank != rank);
     let rank_pattern: serde_json::Map<_, _> = others.map(|pair| (module(pair), json!(pair.rank))).collect();
-    // PEFT's field is an integer; most alphas are.
+    // PEFT's field is an integer, and most alphas are.
     let alpha = if alpha.fract() == 0.0 && alpha.abs() < 1e9 { json!(alpha as i64) } else { json!(alpha) };
     json!({
         "peft_type": "LORA",
@@ -171,7 +171,8 @@ fn peft_config(alpha: f32, pairs: &[Pair], post: Option<&Post>) -> Value {
     })
 }
 
-/// Short names where every layer has the module, whole ones otherwise: a short name stands for all layers.
+/// Short names for modules that every layer has, full names for others: a short name stands for all
+/// layers.
 fn target_modules(modules: BTreeSet<String>, post: Option<&Post>) -> Vec<String> {
     let mut by_end: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for module in modules {

@@ -1,4 +1,5 @@
-//! Post and Felix spoke in one GGUF file, parted: llama.cpp refuses the spoke's tensors in a model.
+//! Splits a GGUF file that holds a post and a Felix spoke. llama.cpp refuses a model with a spoke's
+//! tensors.
 
 use std::path::Path;
 
@@ -11,21 +12,21 @@ use crate::adapter::keys::Origin;
 use crate::adapter::{Defect, Limits, Post, Refusal, Spoke, inspect};
 use crate::gguf::{Gguf, GgufError, Rule, Writer};
 
-/// What came out of a merged file.
+/// The two files of a split.
 #[derive(Debug)]
 pub struct Split {
     /// The post.
     pub post: Post,
-    /// The spoke, which names that post.
+    /// The spoke, which names the post.
     pub spoke: Spoke,
 }
 
-/// Writes post and spoke of a merged file, each a file of its own. The spoke names the post by its content.
+/// Splits a merged file into a post and a spoke. The spoke names the post by its content hash.
 ///
-/// Both the fused tensors and the older ones, one pair for each bottleneck, are read.
+/// Reads both the fused tensors and the older form, one pair for each bottleneck.
 ///
-/// # Errors
-/// A file without a spoke in it; a spoke that is not whole; a rest that is no model; the disk. Nothing is left behind.
+/// # Errors The file holds no spoke; the spoke is incomplete; the rest is no model; an I/O error. A
+/// failure leaves no file.
 pub fn split(
     source: &Path,
     post_target: &Path,
@@ -52,7 +53,7 @@ pub fn split(
             roles.push((layer, role, StoredTensor::of(info).map_err(|reason| container.refuse(reason))?));
         }
     }
-    // Judged before anything is written, and once more when the post is known.
+    // The spoke is checked before anything is written, and again when the post is known.
     let layout = Layout::new(&container, Naming::Gguf, roles.clone(), shape, None, limits)?;
     weights::weigh(&container, &layout)?;
     write_post(&file, &keys, post_target)?;
@@ -65,7 +66,7 @@ pub fn split(
             tokenizer: Some(post.tokenizer),
             ..Origin::default()
         };
-        // The runtime of such files takes the epsilon of the post.
+        // The runtime that serves merged files uses the post's epsilon.
         to_gguf(&container, &layout, post.rms_eps, &origin, Some(&post), source, spoke_target)?;
         let spoke = inspect(spoke_target, Some(&post), limits)?;
         Ok(Split { post, spoke })
@@ -76,11 +77,11 @@ pub fn split(
     })
 }
 
-/// Writes every key and tensor that is not the spoke's, as it is.
+/// Writes every key and tensor that is not part of the spoke, unchanged.
 fn write_post(file: &Gguf, spoke_keys: &[String], target: &Path) -> Result<(), Refusal> {
     let mut writer = Writer::new();
     for (key, value) in file.metadata() {
-        // The writer has an alignment of its own.
+        // The writer sets its own alignment.
         if !spoke_keys.contains(key) && key != "general.alignment" {
             writer.set(key.clone(), value.clone());
         }

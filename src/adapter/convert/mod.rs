@@ -1,4 +1,5 @@
-//! Spokes from one format to another, as far as mathematics allows. What is written is inspected before it counts.
+//! Converts spokes between formats where the mathematics allows it. The written file is inspected
+//! before it is accepted.
 
 mod felix;
 mod lora;
@@ -21,11 +22,12 @@ use crate::gguf::Writer;
 
 /// Writes a spoke in another format and inspects the result.
 ///
-/// PEFT adapters and llama.cpp's LoRA files become one another; so do the two forms of Felix spokes. A PEFT adapter needs
-/// the post, whose architecture decides how rows are ordered; so does the way back from a `llama`.
+/// PEFT adapters and llama.cpp's LoRA files convert to each other, and so do the two forms of Felix
+/// spokes. A conversion from PEFT needs the post, whose architecture decides the order of rows. So
+/// does the conversion to PEFT for a `llama` post.
 ///
 /// # Errors
-/// Why the source is no spoke; why it can't have that format; the disk.
+/// Why the source is no spoke; why it can't be converted to that format; an I/O error.
 pub fn convert(
     source: &Path,
     target: &Path,
@@ -54,7 +56,7 @@ pub fn convert(
             if to == Format::FelixGguf {
                 felix::to_gguf(&container, &layout, eps, &origin, post, source, target)?;
             } else {
-                // A number that nobody knows is not written either.
+                // An unknown epsilon is not written either.
                 let trained = weights::read(&container, &layout, eps.unwrap_or_default())?;
                 felix::to_safetensors(&trained, eps, &origin, target)?;
             }
@@ -64,7 +66,7 @@ pub fn convert(
     inspect(target, post, limits)
 }
 
-/// Writes the form that the engine loads; a spoke that has it already is copied byte by byte.
+/// Writes the form that the engine loads. A spoke already in that form is copied byte by byte.
 ///
 /// # Errors
 /// As [`convert`].
@@ -81,10 +83,10 @@ pub fn to_served(source: &Path, target: &Path, post: &Post, limits: &Limits) -> 
     convert(source, target, to, Some(post), limits)
 }
 
-/// A Felix spoke as it was trained, from either of its forms. The file is inspected first.
+/// Loads a Felix spoke as it was trained, from either of its forms. The file is inspected first.
 ///
 /// # Errors
-/// Why it is no Felix spoke for this post.
+/// Why the file is no Felix spoke for this post.
 pub fn load_felix(path: &Path, post: &Post, limits: &Limits) -> Result<Trained, Refusal> {
     inspect(path, Some(post), limits)?;
     let dropped = Dropped::of(Parts::open(path, limits)?, limits)?;
@@ -93,11 +95,12 @@ pub fn load_felix(path: &Path, post: &Post, limits: &Limits) -> Result<Trained, 
     weights::read(&container, &layout, eps)
 }
 
-/// A Felix spoke folded for serving, which has passed [`inspect`], with one layer as it was trained in memory at a time;
-/// `eps` is the post's, for files that don't say it; `take` makes what is kept of the rank of a layer and the folded layer.
+/// Reads a Felix spoke that has passed [`inspect`], folded for serving. Only one layer in training
+/// form is in memory at a time. `eps` is the post's epsilon, for files that don't record one.
+/// `take` gets the rank and each folded layer, and returns what is kept of it.
 ///
 /// # Errors
-/// It is no Felix spoke; no epsilon; the disk.
+/// The file is no Felix spoke; no epsilon is known; an I/O error.
 pub fn read_folded<L>(
     path: &Path,
     limits: &Limits,
@@ -129,10 +132,10 @@ fn eps_of(
     }
 }
 
-/// What a Felix spoke's file holds, but for the numbers.
+/// Opens a Felix spoke's file and reads everything but the weights.
 ///
 /// # Errors
-/// Another kind of spoke; as the inspection.
+/// The file is another kind of spoke; errors of the inspection.
 fn open_felix<'a>(
     dropped: &'a Dropped,
     post: Option<&Post>,
@@ -160,7 +163,7 @@ fn open_felix<'a>(
     }
 }
 
-/// Why one format can't become another.
+/// Why a format can't be converted to another.
 fn obstacle(from: Format, to: Format) -> String {
     use Format::{FelixGguf, FelixSafetensors, LoraGguf, PeftFolder, PeftZip};
     match (from, to) {
@@ -177,7 +180,7 @@ fn obstacle(from: Format, to: Format) -> String {
     }
 }
 
-/// Writes where a spoke comes from.
+/// Writes the spoke's origin.
 fn set_origin(writer: &mut Writer, origin: &Origin) {
     let digests = [(keys::POST, origin.post), (keys::TOKENIZER, origin.tokenizer)];
     for (key, digest) in digests {

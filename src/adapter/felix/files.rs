@@ -1,4 +1,5 @@
-//! Felix spokes in files: this program's GGUF, and safetensors with the names of training.
+//! Reads Felix spokes from files: this program's GGUF, and safetensors with training's tensor
+//! names.
 
 use super::layout::{Layout, Shape};
 use super::names::{Naming, Role};
@@ -10,7 +11,7 @@ use crate::adapter::metadata::Metadata;
 use crate::adapter::{Adapter, Defect, FelixFacts, Format, Limits, Post, Refusal, Spoke};
 use crate::gguf::{GgmlType, Gguf, Rule};
 
-/// The tensors of this program's file, held to the post.
+/// The tensors of this program's GGUF, checked against the post.
 ///
 /// # Errors
 /// As [`Layout::new`]; keys that are missing or wrong.
@@ -28,7 +29,7 @@ pub(in crate::adapter) fn gguf_layout(
     };
     keys::check_tokens(file, post)?;
     let tensors = container.tensors(limits)?;
-    // The engine reads vectors as they are.
+    // The engine reads vectors without conversion.
     if let Some(vector) = tensors.iter().find(|t| t.kind != GgmlType::F32 && is_vector(&t.name)) {
         let (tensor, found) = (vector.name.clone(), vector.kind);
         return Err(container.refuse(Rule::TensorType { tensor, found, expected: "F32" }));
@@ -53,7 +54,7 @@ fn roles(
     tensors.into_iter().map(one).collect()
 }
 
-/// The tensors of a safetensors file with the names of training, and where it says that it comes from.
+/// The tensors of a safetensors file with training's names, and the recorded origin.
 ///
 /// # Errors
 /// As [`Layout::new`]; a configuration that is missing or wrong.
@@ -76,7 +77,7 @@ pub(in crate::adapter) fn safetensors_layout(
     Ok((Layout::new(container, Naming::Trained, roles, shape, post, limits)?, origin))
 }
 
-/// Inspects a Felix spoke of either form.
+/// Inspects a Felix spoke in either form.
 pub(in crate::adapter) fn inspect(
     container: &Container,
     format: Format,

@@ -1,4 +1,4 @@
-//! Which tensors make up a Felix spoke, held to its shape and to the post, before any number is read.
+//! The tensors of a Felix spoke, checked against its shape and the post before any weight is read.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use crate::adapter::keys::bad;
 use crate::adapter::{Defect, Limits, Post, Refusal};
 use crate::gguf::Rule;
 
-/// What a file says about the spoke in it.
+/// The shape of a spoke, as its file records it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::adapter) struct Shape {
     /// Number S of bottlenecks in a layer.
     pub spokes: u32,
     /// Rank r of each.
     pub rank: u32,
-    /// A spoke stands behind every so many blocks, if the file says it.
+    /// Number of blocks from one spoke layer to the next, if recorded.
     pub every: Option<u32>,
-    /// Epsilon of the norm, if the file says it.
+    /// Epsilon of the norm, if recorded.
     pub eps: Option<f32>,
 }
 
@@ -25,7 +25,7 @@ impl Shape {
     /// Checks the numbers.
     ///
     /// # Errors
-    /// No bottleneck, no rank, more than the limit; an epsilon that is no small positive number.
+    /// No bottleneck, no rank, or more than the limit; an epsilon that is no small positive number.
     pub fn check(&self, limits: &Limits) -> Result<(), Defect> {
         let together = u64::from(self.spokes) * u64::from(self.rank);
         if !(1..=limits.max_rank).contains(&together) {
@@ -43,7 +43,7 @@ impl Shape {
         }
     }
 
-    /// S r.
+    /// S r, the ranks of all bottlenecks together.
     pub fn together(&self) -> u64 {
         u64::from(self.spokes) * u64::from(self.rank)
     }
@@ -58,7 +58,7 @@ pub(in crate::adapter) struct LayerTensors {
     pub up: Matrix,
 }
 
-/// A matrix in one tensor or in S.
+/// A matrix in one tensor or in S tensors.
 #[derive(Debug, Clone)]
 pub(in crate::adapter) enum Matrix {
     Fused(StoredTensor),
@@ -85,12 +85,14 @@ pub(in crate::adapter) struct Layout {
 }
 
 impl Layout {
-    /// Sorts a file's tensors by layer and checks that each layer is whole.
+    /// Groups a file's tensors by layer and checks that each layer is complete.
     ///
-    /// `roles` has every tensor with its layer and role. Dimensions are ggml's: W_down `[d, S r]`, W_up `[S r, d]`.
+    /// `roles` has every tensor with its layer and role. Dimensions are ggml's: W_down `[d, S r]`,
+    /// W_up `[S r, d]`.
     ///
     /// # Errors
-    /// No layers; a tensor that is missing, extra or of other dimensions; layers that the post hasn't got.
+    /// No layers; a tensor that is missing, extra or of other dimensions; layers that the post does
+    /// not have.
     pub fn new(
         container: &Container,
         naming: Naming,
@@ -119,7 +121,7 @@ impl Layout {
             let mut found = roles.iter().filter(|(role, _)| matches!(role, Role::DownFused | Role::Down(_)));
             found.next().map(|(_, stored)| stored.dims[0])
         };
-        // Without a post, the first matrix says how wide the others must be.
+        // Without a post, the first matrix sets the expected width.
         let hidden = match post {
             Some(post) => post.hidden_size,
             None => by_layer.values().find_map(down).unwrap_or_default(),
@@ -141,7 +143,7 @@ impl Layout {
     }
 }
 
-/// Layers that there are against those that there should be.
+/// Compares the layers of the file with the expected ones.
 fn check_layers<T>(
     naming: Naming,
     found: &BTreeMap<u32, T>,
@@ -201,7 +203,7 @@ fn layer_tensors(
     let down = matrix(Role::DownFused, Role::Down, |hidden, rank| [hidden, rank])?;
     let up = matrix(Role::UpFused, Role::Up, |hidden, rank| [rank, hidden])?;
     match roles.into_values().next() {
-        // A number past S, or parts beside the fused matrix.
+        // A bottleneck number from S on, or parts in addition to the fused matrix.
         Some(stored) => Err(Defect::UnexpectedTensor { tensor: stored.name }),
         None => Ok(LayerTensors { norm, gate, down, up }),
     }

@@ -1,4 +1,5 @@
-//! Felix spokes: gated bottlenecks behind decoder blocks. Their files, and their weights in one form for all.
+//! Felix spokes: gated bottlenecks after decoder blocks. Reads their files, and holds their weights
+//! in one form for all formats.
 
 pub(super) mod files;
 pub(super) mod layout;

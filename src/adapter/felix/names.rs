@@ -1,15 +1,15 @@
-//! Names of a Felix spoke's tensors: while it is trained, and in GGUF files.
+//! Tensor names of Felix spokes, in training and in GGUF files.
 
-/// What a tensor is in its layer. `s` counts the bottlenecks.
+/// Role of a tensor in its layer. `s` counts the bottlenecks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::adapter) enum Role {
     /// Weights of the norm, `[d]`.
     Norm,
     /// The gate's b, one number.
     Gate,
-    /// All W_down, one below the other: `[S r, d]`.
+    /// All W_down, stacked as rows: `[S r, d]`.
     DownFused,
-    /// All W_up, one beside the other: `[d, S r]`.
+    /// All W_up, side by side: `[d, S r]`.
     UpFused,
     /// W_down of one bottleneck: `[r, d]`.
     Down(u32),
@@ -17,17 +17,18 @@ pub(in crate::adapter) enum Role {
     Up(u32),
 }
 
-/// Whose names a file has.
+/// The naming scheme of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::adapter) enum Naming {
-    /// Those of training: `{layer}.w_down.{s}.weight`.
+    /// Training's names: `{layer}.w_down.{s}.weight`.
     Trained,
-    /// Those of GGUF files: `blk.{layer}.spoke.w_down_fused.weight`, or `.w_down.{s}.weight` in older ones.
+    /// Names in GGUF files: `blk.{layer}.spoke.w_down_fused.weight`, or `.w_down.{s}.weight` in
+    /// older ones.
     Gguf,
 }
 
 impl Naming {
-    /// Layer and role of a tensor.
+    /// Parses a tensor's name into layer and role.
     pub fn read(self, name: &str) -> Option<(u32, Role)> {
         let (layer, rest) = match self {
             Self::Trained => name.split_once('.')?,
@@ -70,7 +71,7 @@ fn role(rest: &str) -> Option<Role> {
     }
 }
 
-/// A number as it is printed: "07" and "+7" would be second names of 7.
+/// Parses a number in canonical form: "07" and "+7" would be second names of 7.
 fn number(text: &str) -> Option<u32> {
     let number: u32 = text.parse().ok()?;
     (number.to_string() == text).then_some(number)

@@ -1,4 +1,4 @@
-//! A Felix spoke in memory: as it was trained, and folded for serving.
+//! Weights of a Felix spoke in memory: as trained, and folded for serving.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use crate::adapter::container::Container;
 use crate::adapter::{Defect, LayerNorms, Refusal};
 use crate::model::felix::{Felix, FelixLayer};
 
-/// Largest number that f16 holds: the engine computes with it.
+/// Largest f16 number. The engine computes with f16.
 pub(in crate::adapter) const MAX_F16: f32 = 65_504.0;
 
 /// A Felix spoke as it was trained, in f32.
 ///
-/// `h' = h + sigmoid(b) / S * sum_s W_up[s] silu(W_down[s] n)` with `n = h / sqrt(mean(h^2) + eps) * norm`. SiLU works on
-/// each number alone, so S bottlenecks of rank r are one of rank S r.
+/// `h' = h + sigmoid(b) / S * sum_s W_up[s] silu(W_down[s] n)` with `n = h / sqrt(mean(h^2) + eps)
+/// * norm`. SiLU is elementwise, so S bottlenecks of rank r equal one of rank S r.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trained {
     /// Number S of bottlenecks.
@@ -38,21 +38,21 @@ pub struct TrainedLayer {
     pub gate_bias: f32,
     /// Weights of the norm, `[d]`; ones if there are none.
     pub norm: Option<Vec<f32>>,
-    /// All W_down, one below the other: `[S r, d]`, row-major.
+    /// All W_down, stacked as rows: `[S r, d]`, row-major.
     pub w_down: Vec<f32>,
-    /// All W_up, one beside the other: `[d, S r]`, row-major.
+    /// All W_up, side by side: `[d, S r]`, row-major.
     pub w_up: Vec<f32>,
 }
 
 impl TrainedLayer {
-    /// sigmoid(b) / S, which everything that the layer adds is multiplied with.
+    /// sigmoid(b) / S, the factor of everything that the layer adds.
     pub fn gain(&self, spokes: u32) -> f32 {
         1.0 / (1.0 + (-self.gate_bias).exp()) / spokes as f32
     }
 
-    /// The form for serving.
+    /// Folds the layer for serving.
     ///
-    /// Numbers past f16 become infinite; files with such are refused by the inspection.
+    /// Numbers beyond f16 become infinite. The inspection refuses files with such numbers.
     pub fn fold(&self, spokes: u32, rank: u32) -> FoldedLayer {
         let rows = spokes as usize * rank as usize;
         let gain = self.gain(spokes);
@@ -77,23 +77,24 @@ pub struct Folded<L = FoldedLayer> {
     pub hidden: usize,
     /// Epsilon of the norm.
     pub eps: f32,
-    /// Layers by block, as they are or as something was made of them.
+    /// Layers by block, folded or in a form derived from that.
     pub layers: BTreeMap<u32, L>,
 }
 
-/// One layer; both matrices row-major with rows of length d, so that a kernel reads each row once from front to end.
+/// One layer. Both matrices are row-major with rows of length d, so that a kernel reads each row
+/// once from start to end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FoldedLayer {
     /// Weights of the norm, `[d]`; ones if there are none.
     pub norm: Option<Vec<f32>>,
-    /// `[R, d]`: row k gives the k-th activation as its product with n.
+    /// `[R, d]`: the product of row k with n is the k-th activation.
     pub w_down: Vec<f16>,
     /// `[R, d]`, W_up transposed: row k times the k-th activation is added to h.
     pub w_up: Vec<f16>,
 }
 
 impl Trained {
-    /// The form for serving.
+    /// Folds the spoke for serving.
     pub fn fold(&self) -> Folded {
         let rows = self.spokes as usize * self.rank as usize;
         let fold = |(&at, layer): (&u32, &TrainedLayer)| (at, layer.fold(self.spokes, self.rank));
@@ -104,7 +105,7 @@ impl Trained {
     /// The spoke as taps of the Candle decoder.
     ///
     /// # Errors
-    /// Matrices whose lengths don't fit the shape.
+    /// Matrices whose lengths don't match the shape.
     pub fn taps(&self) -> candle_core::Result<Felix> {
         let (spokes, hidden) = (self.spokes as usize, self.hidden);
         let rows = spokes * self.rank as usize;
@@ -123,10 +124,10 @@ impl Trained {
     }
 }
 
-/// Sizes of the weights by layer, with one tensor's part in memory at a time.
+/// Norms of the weights by layer, with one part of a tensor in memory at a time.
 ///
 /// # Errors
-/// A number that is not finite, or past f16.
+/// A number that is not finite, or beyond f16.
 pub(in crate::adapter) fn weigh(container: &Container, layout: &Layout) -> Result<Vec<LayerNorms>, Refusal> {
     let mut norms = Vec::new();
     for (&at, layer) in &layout.layers {
@@ -164,7 +165,7 @@ pub(in crate::adapter) fn read(container: &Container, layout: &Layout, eps: f32)
     Ok(Trained { spokes, rank, hidden, eps, layers })
 }
 
-/// One layer.
+/// Reads one layer.
 ///
 /// # Errors
 /// As [`read`].
@@ -174,7 +175,7 @@ pub(in crate::adapter) fn read_layer(
     layer: &LayerTensors,
 ) -> Result<TrainedLayer, Refusal> {
     let w_down = {
-        // Stacked rows follow each other in memory.
+        // Stacked rows are contiguous in memory.
         let parts = layer.down.tensors().iter().map(|part| container.values(part));
         parts.collect::<Result<Vec<_>, _>>()?.concat()
     };
@@ -189,7 +190,7 @@ pub(in crate::adapter) fn read_layer(
     Ok(TrainedLayer { gate_bias: gate(container, layer)?, norm, w_down, w_up })
 }
 
-/// Matrices `[d, r]` one beside the other: `[d, S r]`.
+/// Puts matrices `[d, r]` side by side: `[d, S r]`.
 fn beside(parts: &[Vec<f32>], rank: usize) -> Vec<f32> {
     let rows = parts.first().map_or(0, |part| part.len() / rank);
     let mut out = Vec::with_capacity(rows * rank * parts.len());
@@ -228,7 +229,7 @@ mod tests {
         let folded = trained().fold();
         assert_eq!((folded.rows, folded.hidden), (4, 3));
         let layer = &folded.layers[&5];
-        // Gate 0.5, two bottlenecks: a quarter. W_up is [3, 4]: its first column is 0, 4, 8.
+        // Gate 0.5 and two bottlenecks give a quarter. W_up is [3, 4]: its first column is 0, 4, 8.
         let rows: Vec<Vec<f32>> =
             layer.w_up.chunks(3).map(|row| row.iter().map(|v| v.to_f32()).collect()).collect();
         assert_eq!(rows[0], [0.0, 1.0, 2.0]);

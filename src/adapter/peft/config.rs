@@ -1,4 +1,5 @@
-//! `adapter_config.json` of PEFT: the numbers of the scale, and a refusal for whatever changes the mathematics.
+//! Reads PEFT's `adapter_config.json`: takes the numbers of the scale, and refuses every option
+//! that changes the mathematics.
 
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
@@ -7,7 +8,7 @@ use crate::adapter::dropped::Json;
 use crate::adapter::keys::bad;
 use crate::adapter::{Defect, Refusal};
 
-/// How B A is scaled, module by module.
+/// The scale of B A, by module.
 #[derive(Debug, Clone)]
 pub(in crate::adapter) struct Config {
     rank: u64,
@@ -18,16 +19,18 @@ pub(in crate::adapter) struct Config {
     alphas: Vec<(Pattern, f64)>,
 }
 
-/// Most entries of a pattern table: one for each module of a model of a hundred blocks.
+/// Most entries of a pattern table: enough for one per module in a model of a hundred blocks.
 const MAX_PATTERNS: usize = 2048;
-/// Most entries that are more than names, and bytes of one of them when compiled: they cost time and memory.
+/// Most entries that are regular expressions, and bytes of a compiled one. Both cost time and
+/// memory.
 const MAX_EXPRESSIONS: usize = 64;
 const MAX_EXPRESSION_BYTES: usize = 1 << 18;
 
-/// Which modules an entry is for: those whose name is it or ends with it, behind a dot.
+/// The modules that an entry applies to: those whose name is the entry or ends with it after a dot.
 #[derive(Debug, Clone)]
 enum Pattern {
-    /// A name. PEFT reads its dots as any character; no two names of a model differ in that alone.
+    /// A plain name. PEFT's regular expression takes its dots as any character; no two names of a
+    /// model differ in that alone.
     Name(String),
     Expression(Regex),
 }
@@ -43,7 +46,7 @@ impl Pattern {
     }
 }
 
-/// What is refused where it is in use: key, code, why, hint.
+/// Options that are refused if they are in use: key, code, reason, hint.
 const REFUSED: [(&str, &str, &str, &str); 10] = [
     (
         "use_dora",
@@ -87,7 +90,7 @@ const REFUSED: [(&str, &str, &str, &str); 10] = [
     ("megatron_config", "peft_option", "splits matrices over machines", "train a plain LoRA"),
 ];
 
-/// What changes nothing in a finished adapter, or is checked apart.
+/// Options that don't affect a finished adapter, or are checked elsewhere.
 const KNOWN: [&str; 24] = [
     "alpha_pattern",
     "auto_mapping",
@@ -115,14 +118,16 @@ const KNOWN: [&str; 24] = [
     "use_rslora",
 ];
 
-/// Initialisations that take something out of the post's own weights, which the adapter then gives back.
+/// Initialisations that subtract something from the post's own weights, which the adapter then adds
+/// back.
 const CHANGED_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 impl Config {
-    /// Reads the file.
+    /// Parses the configuration.
     ///
     /// # Errors
-    /// The first key that is missing, wrong, or asks for what a LoRA of the engine does not compute.
+    /// The first key that is missing, wrong, or requests something that the engine's LoRA does not
+    /// compute.
     pub fn read(json: &Json) -> Result<Self, Refusal> {
         Self::parse(&json.object).map_err(|reason| Refusal::new(&json.path, reason))
     }
@@ -152,19 +157,19 @@ impl Config {
         Ok(Self { rank, alpha, rank_stabilised, ranks, alphas })
     }
 
-    /// Rank of a module, by its name in the model.
+    /// Rank of a module, given its name in the model.
     pub fn rank(&self, module: &str) -> u64 {
         matching(&self.ranks, module).unwrap_or(self.rank)
     }
 
-    /// What a module's B A is multiplied with.
+    /// The factor of a module's B A.
     pub fn scale(&self, module: &str) -> f64 {
         let (rank, alpha) = (self.rank(module) as f64, matching(&self.alphas, module).unwrap_or(self.alpha));
         alpha / if self.rank_stabilised { rank.sqrt() } else { rank }
     }
 }
 
-/// The value of the first pattern that a name matches, as PEFT looks for it.
+/// The value of the first pattern that matches a name, in PEFT's order.
 fn matching<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.matches(module)).map(|(_, value)| *value)
 }
@@ -199,7 +204,7 @@ fn patterns<T>(
             if expressions > MAX_EXPRESSIONS {
                 return Err(too_many("regular expressions", expressions, MAX_EXPRESSIONS));
             }
-            // PEFT matches the end of the name, from its beginning or behind a dot.
+            // PEFT matches the end of the name, from its start or after a dot.
             let built = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{text})$"))
                 .size_limit(MAX_EXPRESSION_BYTES)
                 .build();
@@ -211,7 +216,8 @@ fn patterns<T>(
     Ok(patterns)
 }
 
-/// Whether an option is in use. An object of options is if one of them is: `runtime_config` and the like rest.
+/// Whether an option is in use. An object of options is in use if one of its members is;
+/// `runtime_config` and similar objects are idle by default.
 fn in_use(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,

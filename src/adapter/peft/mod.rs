@@ -1,4 +1,5 @@
-//! PEFT's LoRA: a folder (or archive) of a configuration and safetensors, read as pairs for a post.
+//! PEFT's LoRA: reads the configuration and safetensors of a folder (or archive) as pairs for a
+//! post.
 
 pub(super) mod config;
 pub(super) mod names;
@@ -21,16 +22,17 @@ use names::Module;
 pub(super) struct Peft {
     /// Numerator of the scale of every pair.
     pub alpha: f32,
-    /// Pairs, and what each B is multiplied with so that `alpha / r` is right for all of them.
+    /// The pairs, each with the factor of its B that makes `alpha / r` right for all of them.
     pub pairs: Vec<(Pair, f32)>,
     pub origin: Origin,
 }
 
 impl Peft {
-    /// Reads descriptions and configuration, and holds them to the post.
+    /// Reads descriptions and configuration, and checks them against the post.
     ///
     /// # Errors
-    /// As [`Config::read`], [`names::read`] and [`lora::pair_up`]; a rank other than the configuration's.
+    /// As [`Config::read`], [`names::read`] and [`lora::pair_up`]; a rank that differs from the
+    /// configuration's.
     pub fn read(
         container: &Container,
         config: &Json,
@@ -49,7 +51,7 @@ impl Peft {
         for stored in container.tensors(limits)? {
             let Module { module, target, side } = names::read(&stored.name).map_err(refuse)?;
             let mut half = Half { target, side, stored };
-            // As the conversion writes it.
+            // The type that the conversion writes.
             half.stored.kind = GgmlType::F32;
             half.stored.bytes = half.stored.dims.iter().product::<u64>().saturating_mul(4);
             if half.target == lora::EMBEDDING && side == Side::A {
@@ -80,7 +82,7 @@ impl Peft {
         Ok(Self { alpha, pairs, origin })
     }
 
-    /// The facts, every number read.
+    /// Reads every number and returns the facts.
     pub fn inspect(self, container: &Container, format: Format, limits: &Limits) -> Result<Spoke, Refusal> {
         let factors: HashMap<String, f32> =
             self.pairs.iter().map(|(pair, factor)| (pair.target.clone(), *factor)).collect();
@@ -91,7 +93,7 @@ impl Peft {
     }
 }
 
-/// The value that occurs most often, the first of several.
+/// The most frequent value; of several, the first.
 fn most_common(values: impl Iterator<Item = f32>) -> f32 {
     let mut counts: HashMap<u32, (usize, Reverse<usize>)> = HashMap::new();
     for (at, value) in values.enumerate() {

@@ -1,27 +1,27 @@
-//! Names of PEFT's tensors, and what they change in a post of the dense families.
+//! Names of PEFT's tensors, and the tensors that they change in posts of the dense families.
 
 use crate::adapter::lora::{EMBEDDING, Side};
 use crate::adapter::{Defect, Post};
 use crate::model::Family;
 use crate::model::gguf_file::names::{gguf_name, hugging_face_name};
 
-/// What stands before a module's name in a saved adapter.
+/// Prefix of a module's name in a saved adapter.
 const PREFIX: &str = "base_model.model.";
 
-/// A tensor of PEFT, told from its name.
+/// A tensor of PEFT, identified by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::adapter) struct Module {
     /// The module's name in the Hugging Face model.
     pub module: String,
-    /// The tensor that it changes, as llama.cpp calls it.
+    /// llama.cpp's name of the tensor that it changes.
     pub target: String,
     pub side: Side,
 }
 
-/// Whether names and orders of rows are known for this post.
+/// Checks that tensor names and row orders of this post's architecture are known.
 ///
 /// # Errors
-/// An architecture whose linear layers have other names or another order of rows than the dense families'.
+/// An architecture whose linear layers differ in names or row order from the dense families.
 pub(in crate::adapter) fn check_family(post: &Post) -> Result<(), Defect> {
     match post.architecture.as_str() {
         "llama" | "qwen2" | "qwen3" | "gemma2" | "qwen35" => Ok(()),
@@ -34,10 +34,10 @@ pub(in crate::adapter) fn check_family(post: &Post) -> Result<(), Defect> {
     }
 }
 
-/// Module, target and side of a tensor.
+/// Parses a tensor's name into module, target and side.
 ///
 /// # Errors
-/// A tensor that is no A or B, by what it is; a module that no post of the family has.
+/// A tensor that is neither A nor B, by kind; a module that no post of the family has.
 pub(in crate::adapter) fn read(name: &str) -> Result<Module, Defect> {
     let unsupported = |code, why, hint| Defect::Unsupported {
         code,
@@ -72,9 +72,9 @@ pub(in crate::adapter) fn read(name: &str) -> Result<Module, Defect> {
     };
     let unknown = || Defect::UnknownTarget { tensor: name.to_owned(), target: module.to_owned() };
     let module = module.strip_prefix(PREFIX).ok_or_else(unknown)?;
-    // The linear layers of the families that are known here share their names.
+    // The linear layers of all known families share their names.
     let target = gguf_name(Family::Llama, &format!("{module}.weight")).ok_or_else(unknown)?;
-    // One layer, one name: "07" would be a second one of block 7.
+    // A layer has one name: "07" would be a second one of block 7.
     if hugging_face_name(&target).as_deref() != Some(&format!("{module}.weight"))
         || !target
             .strip_prefix("blk.")
@@ -90,7 +90,7 @@ fn is_number(text: &str) -> bool {
     text.parse::<u32>().is_ok_and(|number| number.to_string() == text)
 }
 
-/// The name of a tensor of PEFT for a change of llama.cpp's tensor `target`, if the family has it.
+/// PEFT's tensor name for a change of llama.cpp's tensor `target`, if the family has it.
 pub(in crate::adapter) fn write(target: &str, side: Side) -> Option<String> {
     let parameter = hugging_face_name(target)?;
     let module = parameter.strip_suffix(".weight")?;

@@ -1,4 +1,5 @@
-//! Messages made of blocks become chat's messages: calls and their results, which stand within others here, are apart there.
+//! Translates messages of blocks into chat messages. Tool calls and results are blocks within
+//! messages here, and separate there.
 
 use std::collections::HashMap;
 
@@ -8,7 +9,7 @@ use crate::api::dialect::{self, string, unread};
 use crate::api::error::ApiError;
 use crate::text::fields::{kind, short};
 
-/// What stands before a result that is an error: templates know no other way to say so.
+/// Prefix of a result that is an error, because templates have no other way to say so.
 const ERROR: &str = "Error: ";
 
 /// The conversation in chat's form.
@@ -21,7 +22,7 @@ pub(super) fn messages(written: Option<&Value>) -> Result<Vec<Value>, ApiError> 
         return Err(ApiError::field("messages", "is empty, expected at least one message"));
     }
     let mut all = Vec::new();
-    // Names of the functions that were called, which a result doesn't repeat.
+    // Names of the called functions by call id, which a result doesn't repeat.
     let mut called = HashMap::new();
     for (index, message) in written.iter().enumerate() {
         let path = format!("messages[{index}]");
@@ -46,7 +47,7 @@ fn content<'a>(path: &str, message: &'a Value) -> Result<&'a Value, ApiError> {
     message.get("content").ok_or_else(|| ApiError::field(format!("{path}.content"), "is missing"))
 }
 
-/// Results of calls first, since they must follow the calls; then what the person says.
+/// Results of calls first, because they must follow the calls, then the user's text.
 fn user(
     path: &str,
     message: &Value,
@@ -133,12 +134,12 @@ fn assistant(path: &str, message: &Value, called: &mut HashMap<String, Value>) -
     Ok(message)
 }
 
-/// The texts of a string, or of blocks.
+/// The texts of a string, or of text blocks.
 pub(super) fn text_blocks(path: &str, content: &Value) -> Result<Vec<String>, ApiError> {
     dialect::texts(path, content, "blocks", text_block)
 }
 
-/// The text of a block that is one, or of a document that is plain text.
+/// The text of a text block, or of a plain-text document.
 fn text_block(path: &str, block: &Value) -> Result<String, ApiError> {
     match block.get("type").and_then(Value::as_str) {
         Some("text") => string(&format!("{path}.text"), block.get("text")).map(str::to_owned),

@@ -1,4 +1,4 @@
-//! Anthropic's Messages API, as agents speak it: translated into a chat request, answered by the same path.
+//! Anthropic's Messages API: translates requests into chat requests, which the same code answers.
 
 mod content;
 mod reply;

@@ -1,4 +1,4 @@
-//! Messages as they are answered: whole, and as the events of a stream.
+//! Replies of the Messages API: whole messages, and stream events.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::api::openai::envelope::{Envelope, tell_closed};
 use crate::api::sse::ReplyFormat;
 use crate::engine::{FinishReason, Usage};
 
-/// A message in the making.
+/// A message under construction.
 #[derive(Debug)]
 pub(super) struct MessageReply {
     envelope: Envelope,
@@ -105,7 +105,7 @@ impl ReplyFormat for MessageReply {
     }
 }
 
-/// `usage`: what a cache had is counted apart.
+/// `usage`, in which cached tokens are counted separately.
 fn tokens(usage: &Usage) -> Value {
     json!({
         "input_tokens": usage.prompt_tokens.saturating_sub(usage.cached_tokens),
@@ -115,10 +115,11 @@ fn tokens(usage: &Usage) -> Value {
     })
 }
 
-/// A block; that of a call that is not whole has no input yet.
+/// A block. A call that is not complete has no input yet.
 fn content(block: &Block, whole: bool) -> Value {
     match block {
-        // Nobody else has to trust that this daemon thought so: there is nothing to sign.
+        // The signature is for others to verify who wrote the thinking. No one has to, so it stays
+        // empty.
         Block::Thinking(text) => json!({"type": "thinking", "thinking": text, "signature": ""}),
         Block::Text(text) => json!({"type": "text", "text": text}),
         Block::Call { id, name, arguments } => {

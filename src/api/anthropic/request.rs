@@ -1,4 +1,5 @@
-//! A body of the Messages API becomes one of chat. Fields that mean the same in both go over as they are.
+//! Translates a body of the Messages API into a chat body. Fields with the same meaning in both are
+//! copied.
 
 use serde_json::{Map, Value, json};
 
@@ -8,7 +9,7 @@ use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
 use crate::text::fields::{kind, short};
 
-/// Names of this API.
+/// Field names of this API.
 pub(super) const DIALECT: Dialect = Dialect {
     answer: "a message",
     prompt: "messages",
@@ -22,7 +23,7 @@ pub(super) const DIALECT: Dialect = Dialect {
     tool: &[(".function.parameters", ".input_schema"), (".function", "")],
 };
 
-/// Fields that are translated, or that say nothing about the answer.
+/// Fields that are translated, or that don't affect the answer.
 const OWN: [&str; 15] = [
     "system",
     "messages",
@@ -41,15 +42,15 @@ const OWN: [&str; 15] = [
     "confidence",
 ];
 
-/// Fields that would have something done elsewhere.
+/// Fields that would need something to run elsewhere.
 const REFUSED: [(&str, &str); 2] =
     [("mcp_servers", "no server is asked"), ("container", "nothing is run here")];
 
-/// How agents of Anthropic's begin a block that is for the one who sends the bill: it changes with each request, and no
-/// prefix could be shared after it.
+/// Prefix of a system block that Anthropic's agents add for billing. It differs in each request, so
+/// no prefix could be shared after it.
 const BILLING: &str = "x-anthropic-billing-header:";
 
-/// The body in chat's words.
+/// Translates the body into a chat body.
 pub(super) fn translate(body: &Value) -> Result<JsonBody, ApiError> {
     let Value::Object(fields) = body else {
         return Err(ApiError::field("body", format!("found {}, expected an object", kind(body))));
@@ -87,7 +88,7 @@ pub(super) fn translate(body: &Value) -> Result<JsonBody, ApiError> {
     if let Some(effort) = config.and_then(|config| config.get("effort")).filter(|effort| !effort.is_null()) {
         told.insert("reasoning_effort".to_owned(), self::effort(effort)?);
     }
-    // What is said to the template itself is the more exact word.
+    // `chat_template_kwargs` address the template directly, so they win.
     match chat.get_mut("chat_template_kwargs") {
         Some(Value::Object(given)) => {
             for (name, value) in told {
@@ -110,7 +111,7 @@ fn is_nothing(value: &Value) -> bool {
     value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
-/// Tools that the client calls itself; Anthropic's own are of other types.
+/// Tools that the client executes itself. Anthropic's own tools have other types.
 fn tools_of(written: &Value) -> Result<Value, ApiError> {
     let Value::Array(tools) = written else {
         return Err(ApiError::field("tools", format!("found {}, expected an array", kind(written))));
@@ -160,7 +161,8 @@ fn tool_choice(written: &Value, chat: &mut Map<String, Value>) -> Result<(), Api
     Ok(())
 }
 
-/// Whether the model thinks. `budget_tokens` comes with it and is no promise: `max_tokens` bounds thinking and answer.
+/// Whether the model thinks. `budget_tokens` is accepted but not enforced: `max_tokens` limits
+/// thinking and answer.
 fn thinking(written: Option<&Value>) -> Result<Map<String, Value>, ApiError> {
     let mut told = Map::new();
     let Some(written) = written.filter(|written| !written.is_null()) else { return Ok(told) };
@@ -176,7 +178,7 @@ fn thinking(written: Option<&Value>) -> Result<Map<String, Value>, ApiError> {
     Ok(told)
 }
 
-/// In the words of templates, which know no `max`.
+/// The effort in the words of templates, which don't know `max`.
 fn effort(written: &Value) -> Result<Value, ApiError> {
     match written.as_str() {
         Some(word @ ("low" | "medium" | "high" | "xhigh")) => Ok(word.into()),

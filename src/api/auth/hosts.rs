@@ -1,26 +1,26 @@
-//! Under which names the daemon may be addressed: a web page that gives our address a name of its own (DNS rebinding)
-//! must not be answered.
+//! Checks the host name of requests, because a web page that maps its own name to our address (DNS
+//! rebinding) must not get an answer.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// The names that are taken.
+/// The accepted host names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hosts {
-    /// In small letters, without ports.
+    /// In lower case, without ports.
     names: Vec<String>,
     /// Whether any other name is refused.
     strict: bool,
 }
 
 impl Hosts {
-    /// For a daemon that listens on `address`. On a loopback address only this machine's own names and the given ones are
-    /// taken; on others every name is, unless some are given.
+    /// For a daemon that listens on `address`. On a loopback address only this machine's own names
+    /// and `names` are accepted. On other addresses every name is, unless `names` lists some.
     pub fn new(address: SocketAddr, names: &[String]) -> Self {
         let loopback = address.ip().to_canonical().is_loopback();
         Self { names: names.to_vec(), strict: loopback || !names.is_empty() }
     }
 
-    /// Whether a request with this Host header (or this authority in its target) is meant for us.
+    /// Whether a request with this Host header (or this authority in its target) is accepted.
     pub fn takes(&self, host: &str) -> bool {
         if !self.strict {
             return true;
@@ -35,7 +35,7 @@ impl Hosts {
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if !name.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
-            // The colons of an address without brackets are no port.
+            // The colons of an IPv6 address without brackets don't start a port.
             if name.contains(':') && !name.ends_with(']') { host } else { name }
         }
         _ => host,

@@ -1,4 +1,4 @@
-//! API keys: a file of them, kept as digests, compared in constant time.
+//! API keys: read from a file, stored as digests, compared in constant time.
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -8,34 +8,34 @@ use std::sync::{Arc, PoisonError, RwLock};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// Shorter keys can be guessed.
+/// Least length of a key. Shorter keys can be guessed.
 const SHORTEST: usize = 16;
 
-/// What a key is good for.
+/// Rights of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// Asking the model.
+    /// May send requests to the model.
     Inference,
-    /// That, and changing how the daemon runs.
+    /// May also change how the daemon runs.
     Admin,
 }
 
-/// A key; itself it is nowhere.
+/// A key. Only its digest is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     digest: [u8; 32],
-    /// What it is good for.
+    /// Its rights.
     pub scope: Scope,
 }
 
 impl Key {
-    /// What it may be called in a log: the first bytes of its digest.
+    /// Name of the key in logs: the first bytes of its digest.
     pub fn name(&self) -> String {
         self.digest[..4].iter().fold(String::new(), |name, byte| name + &format!("{byte:02x}"))
     }
 }
 
-/// Some keys.
+/// A list of keys.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Keys(Vec<Key>);
 
@@ -47,10 +47,10 @@ pub enum KeysError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// Anybody on the machine can read the file.
+    /// Other users of the machine can read the file.
     #[error("{path}: everybody may read it (mode {mode:03o})\nhint: chmod 600 {path}", path = path.display())]
     Exposed {
         /// The file.
@@ -58,7 +58,7 @@ pub enum KeysError {
         /// Its permissions.
         mode: u32,
     },
-    /// Lines of it are no keys.
+    /// Some lines are no keys.
     #[error(
         "{path}: {list}\nhint: one key a line, perhaps with its scope in front, as in admin:KEY; `openssl rand -hex 32` makes one",
         path = path.display(),
@@ -67,16 +67,17 @@ pub enum KeysError {
     Mistakes {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it; no key is in here.
+        /// The mistakes, without the keys themselves.
         mistakes: Vec<String>,
     },
 }
 
 impl Keys {
-    /// One key a line: `KEY` or `inference:KEY` may ask the model, `admin:KEY` may do everything. `#` begins a comment line.
+    /// One key per line: `KEY` or `inference:KEY` may use the model, `admin:KEY` may do everything.
+    /// `#` starts a comment line.
     ///
     /// # Errors
-    /// All lines that are no key, by their numbers.
+    /// All lines that are no key, with their numbers.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
         let mut keys: Vec<Key> = Vec::new();
         let mut mistakes = Vec::new();
@@ -111,7 +112,7 @@ impl Keys {
         if mistakes.is_empty() { Ok(Self(keys)) } else { Err(mistakes) }
     }
 
-    /// The key with this text. Takes as long whichever it is, and whether there is one.
+    /// Finds the key with this text, in constant time.
     pub fn find(&self, presented: &str) -> Option<&Key> {
         let digest: [u8; 32] = Sha256::digest(presented).into();
         self.0
@@ -121,7 +122,8 @@ impl Keys {
 
     fn read(path: &Path) -> Result<Self, KeysError> {
         let unreadable = |source| KeysError::Unreadable { path: path.to_owned(), source };
-        // Permissions and text of one and the same file, whatever the name means meanwhile.
+        // Permissions and text must come from the same file, even if the path is replaced
+        // meanwhile.
         let mut file = fs_err::File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
         if mode & 0o007 != 0 {
@@ -133,7 +135,7 @@ impl Keys {
     }
 }
 
-/// The keys that are in force; they can be read again while the daemon runs.
+/// The keys in force. They can be reloaded while the daemon runs.
 #[derive(Debug, Default)]
 pub struct KeyRing {
     path: Option<PathBuf>,
@@ -144,7 +146,8 @@ pub struct KeyRing {
 const CREDENTIAL: &str = "bespoke-keys";
 
 impl KeyRing {
-    /// Reads `file`; without one, systemd's credential `bespoke-keys`; without that either, nobody needs a key.
+    /// Reads `file`; without one, systemd's credential `bespoke-keys`; without that either, no key
+    /// is required.
     ///
     /// # Errors
     /// [`KeysError`].
@@ -159,7 +162,7 @@ impl KeyRing {
         Ok(Self { path: Some(path), keys: RwLock::new(Arc::new(keys)) })
     }
 
-    /// Reads the file again. What is wrong with it changes nothing.
+    /// Reloads the file. If it contains mistakes, the old keys stay in force.
     ///
     /// # Errors
     /// [`KeysError`].
@@ -171,12 +174,12 @@ impl KeyRing {
         Ok(())
     }
 
-    /// Whether nobody needs a key.
+    /// Whether no key is required.
     pub fn is_empty(&self) -> bool {
         self.path.is_none()
     }
 
-    /// The keys as they are now.
+    /// The current keys.
     pub fn keys(&self) -> Arc<Keys> {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }

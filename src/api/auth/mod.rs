@@ -1,4 +1,4 @@
-//! Who may ask what: keys with scopes, and the names under which the daemon may be addressed.
+//! Authorisation: keys with scopes, and the host names under which the daemon may be addressed.
 
 mod hosts;
 mod keys;
@@ -16,22 +16,23 @@ use super::cors;
 use super::error::ApiError;
 use super::observe::RequestContext;
 
-/// Who may use a route.
+/// Access rule of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everybody, key or not.
+    /// Open to everyone, with or without a key.
     Open,
-    /// Whoever has a key with at least this scope, if keys are needed at all.
+    /// Needs a key with at least this scope, if keys are configured.
     Key(Scope),
 }
 
-/// Refuses requests that are addressed to somebody else.
+/// Refuses requests that address another host.
 pub(super) async fn check_host(
     State(app): State<App>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    // An absolute target wins over the header. A client without either (HTTP/1.0) is no browser.
+    // An absolute target wins over the header. A client that sends neither (HTTP/1.0) is no
+    // browser.
     let target = request.uri().authority().map(|authority| authority.as_str().as_bytes());
     let header = request.headers().get(header::HOST).map(HeaderValue::as_bytes);
     for host in [target, header].into_iter().flatten() {
@@ -43,8 +44,8 @@ pub(super) async fn check_host(
     Ok(next.run(request).await)
 }
 
-/// Refuses what a web page of somebody else's sends to change something. Its browser lets it send a request without a body,
-/// or one that a form could send, to any address unasked: only the answer is kept from it.
+/// Refuses state changes from web pages of other origins. A browser lets a page send a request
+/// without a body, or one that a form could send, to any address; it only hides the answer.
 pub(super) async fn check_origin(
     State(app): State<App>,
     request: Request,
@@ -57,8 +58,8 @@ pub(super) async fn check_origin(
     }
 }
 
-/// The page that sent a request, if it is neither ours nor one of those that may ask. Programs that are no browser say
-/// nothing of pages.
+/// The origin of the page that sent a request, unless it is our own or allowed. Programs other than
+/// browsers send no origin.
 fn foreign_page(target: &Uri, headers: &HeaderMap, allowed: &[String]) -> Option<String> {
     let text = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
     let Some(origin) = text("origin") else {
@@ -69,14 +70,14 @@ fn foreign_page(target: &Uri, headers: &HeaderMap, allowed: &[String]) -> Option
     if cors::allows(allowed, &origin) {
         return None;
     }
-    // A proxy in front of us may have spoken TLS: the scheme says nothing.
+    // A proxy in front of us may have terminated TLS, so the scheme is ignored.
     let host = target.authority().map(|authority| authority.as_str().into()).or_else(|| text("host"));
     let ours =
         origin.split_once("://").zip(host).is_some_and(|((_, page), host)| page.eq_ignore_ascii_case(&host));
     (!ours).then(|| origin.chars().take(100).collect())
 }
 
-/// Refuses requests without a key that is good for them.
+/// Refuses requests without a key that has the required scope.
 pub(super) async fn check_key(
     State(app): State<App>,
     request: Request,
@@ -84,7 +85,7 @@ pub(super) async fn check_key(
 ) -> Result<Response, ApiError> {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let access = path.and_then(|path| super::access(request.method(), path));
-    // What lives nowhere, or not for this method, is nobody's business without a key.
+    // Unknown paths and methods need a key too, so that routes can't be probed without one.
     if let Access::Key(needed) = access.unwrap_or(Access::Key(Scope::Inference))
         && !app.key_ring().is_empty()
     {
@@ -99,7 +100,7 @@ pub(super) async fn check_key(
     Ok(next.run(request).await)
 }
 
-/// The key of `Authorization: Bearer KEY` or `x-api-key: KEY`.
+/// The key from `Authorization: Bearer KEY` or `x-api-key: KEY`.
 fn presented(headers: &HeaderMap) -> Option<&str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let bearer = text("authorization").and_then(|value| {

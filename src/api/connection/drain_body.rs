@@ -1,7 +1,9 @@
-//! What a request's handler leaves unread of its body: a wrong key or path is answered before the body is looked at.
+//! Handles the part of a request body that its handler leaves unread: a wrong key or path is
+//! answered before the body is read.
 //!
-//! Hyper closes a connection whose body was not read, without having said so, and the answer to the next request on it is
-//! lost. So a small rest is read, and a large one makes the answer say that the connection ends with it.
+//! Hyper closes a connection with an unread body without announcing it, and the answer to the next
+//! request on it is lost. So a small rest is read and discarded, and a large one makes the response
+//! announce the close.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -13,21 +15,21 @@ use axum::body::{Bytes, HttpBody};
 use axum::http::{HeaderMap, header};
 use hyper::body::{Frame, Incoming, SizeHint};
 
-/// Bytes of a rest that are read.
+/// Largest rest that is read.
 const MOST: u64 = 64 << 10;
-/// Longest that the rest is waited for.
+/// Longest wait for the rest.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request's body, lent to its handler.
 #[derive(Debug)]
 pub(super) struct Lent {
-    /// There until it is dropped.
+    /// `Some` until dropped.
     body: Option<Incoming>,
     ended: bool,
     rest: Rest,
 }
 
-/// What the handler has left of it.
+/// The unread rest of the body.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rest(Arc<Mutex<Option<Incoming>>>);
 
@@ -48,7 +50,7 @@ impl HttpBody for Lent {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let frame = Pin::new(body).poll_frame(context);
-        // Behind an error nothing comes either.
+        // Nothing follows an error either.
         self.ended |= matches!(frame, Poll::Ready(None | Some(Err(_))));
         frame
     }
@@ -70,8 +72,9 @@ impl Drop for Lent {
 }
 
 impl Rest {
-    /// Reads what is left, if it is little and comes soon; whether nothing is left then. `asks_first`: the client waits for
-    /// the word to send it, which the answer is instead.
+    /// Reads the rest if it is small and arrives soon. Returns whether nothing is left then.
+    /// `asks_first` means that the client waits for `100 Continue` before it sends the body; the
+    /// final response takes its place.
     pub(super) async fn read_out(self, asks_first: bool) -> bool {
         let Some(mut body) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return true;
@@ -93,7 +96,7 @@ impl Rest {
     }
 }
 
-/// Whether a client sends its body only when it is told to.
+/// Whether a client sends its body only after `100 Continue`.
 pub(super) fn asks_first(headers: &HeaderMap) -> bool {
     headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }

@@ -1,4 +1,5 @@
-//! Connections: accepted up to a limit, spoken HTTP/1.1 with, waited for with bounded patience, ended in order.
+//! Connections: accepts them up to a limit, speaks HTTP/1.1, enforces timeouts, and closes them
+//! gracefully.
 
 mod drain_body;
 mod timeouts;
@@ -32,11 +33,12 @@ use self::drain_body::{Lent, asks_first};
 use self::timeouts::{Activity, Busy, Patient};
 use super::error::ApiError;
 
-/// What a request's head may have.
+/// Largest head of a request in bytes.
 #[derive(Debug, Clone, Copy)]
 struct HeadLimit(usize);
 
-/// Refuses what hyper has let through: it looks at its buffer, which holds a little more than the limit.
+/// Refuses a head that hyper let through: hyper checks its buffer, which holds a little more than
+/// the limit.
 pub(super) async fn check_head(request: axum::extract::Request, next: Next) -> Result<Response, ApiError> {
     let line = request.method().as_str().len() + request.uri().to_string().len() + "  HTTP/1.1\r\n\r\n".len();
     let header =
@@ -48,31 +50,34 @@ pub(super) async fn check_head(request: axum::extract::Request, next: Next) -> R
     }
 }
 
-/// What connections may cost.
+/// Resource limits of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// How many there may be.
+    /// Concurrent connections.
     pub connections: u32,
-    /// How many beyond them are told so at the same time; yet others are just closed.
+    /// Connections above that number that get a 503 at the same time. Further ones are closed
+    /// without an answer.
     pub beyond: u32,
-    /// Whether those beyond are told how the daemon is, if they ask: where the system allows fewer than the settings, what
-    /// watches the daemon must not take it for dead.
+    /// Whether connections above the limit may still query `/health`. Needed if the system allows
+    /// fewer connections than the settings, so that a monitor doesn't take the daemon for dead.
     pub watched: bool,
-    /// Bytes of a request's head, and of what is kept for a reader that is slower than its answer.
+    /// Bytes of a request's head, and of the buffer for a reader slower than its answer.
     pub head: usize,
-    /// How long they are waited for.
+    /// Timeouts.
     pub patience: Patience,
 }
 
-/// Pause after a failure to accept, most likely for want of file descriptors.
+/// Pause after a failed accept, which is most likely due to a lack of file descriptors.
 const BREATH: Duration = Duration::from_millis(100);
-/// How long one beyond the limit may take to say what it asks: whoever asks how the daemon is gets an answer.
+/// How long a connection above the limit may take to send its first bytes, so that a health check
+/// gets an answer.
 const GLANCE: Duration = Duration::from_millis(100);
-/// Longest that a client is listened to that has its last answer and still sends.
+/// Longest time that input is read from a client that already has its last answer.
 const TELLING: Duration = Duration::from_secs(1);
 
-/// Serves `router` on `listener` until `closing` says so or its sender is gone; then takes no more connections, closes
-/// idle ones, and returns when the others have got their answers. Dropping the future ends all connections.
+/// Serves `router` on `listener` until `closing` is set or its sender is gone. Then accepts no more
+/// connections, closes idle ones, and returns when the others have their answers. Dropping the
+/// future drops all connections.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -81,7 +86,7 @@ pub async fn serve(
 ) {
     let places = Arc::new(Semaphore::new(limits.connections as usize));
     let told = Arc::new(Semaphore::new(limits.beyond as usize));
-    // Half of them: who lingers must not keep the next one from being told.
+    // Half of the places, so that lingering connections don't keep others from getting their 503.
     let lingering = Arc::new(Semaphore::new(limits.beyond.div_ceil(2) as usize));
     let mut connections = JoinSet::new();
     loop {
@@ -98,7 +103,7 @@ pub async fn serve(
                 continue;
             }
         };
-        // Small events must not wait for a full packet.
+        // Small events must not wait for a full packet (Nagle's algorithm).
         let _ = stream.set_nodelay(true);
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let connection = talk(stream, router.clone(), limits, closing.clone(), Manner::KeptAlive);
@@ -129,12 +134,12 @@ pub async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
-/// Waits for the word to close; a sender that is gone gives it too.
+/// Waits until the daemon closes its connections, or the sender is gone.
 async fn told_to_close(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
 }
 
-/// How many requests a connection may bring.
+/// Number of requests that a connection may carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
     KeptAlive,
@@ -172,9 +177,10 @@ async fn talk(
         })
     });
     let mut http = http1::Builder::new();
-    // Names of headers mean the same in any case; some clients of llama-server look for its spelling.
+    // Header names are case-insensitive, but some clients of llama-server expect its spelling.
     http.title_case_headers(true);
-    // `Patient` has its own clock for heads; hyper's would count the pause between two requests as part of the second.
+    // `Patient` times the heads. Hyper's timer would count the pause between two requests as part
+    // of the second head.
     http.header_read_timeout(None).max_buf_size(limits.head).keep_alive(manner == Manner::KeptAlive);
     let mut connection = http.serve_connection(stream, service);
     let ended = tokio::select! {
@@ -193,7 +199,7 @@ async fn talk(
     }
 }
 
-/// Whether the first bytes of a connection ask for `/health`. They stay where they are.
+/// Whether the first bytes of a connection request `/health`. Peeks, so the bytes stay unread.
 async fn asks_for_health(stream: &TcpStream) -> bool {
     const ASKED: [&[u8]; 4] = [b"GET /health ", b"GET /health?", b"HEAD /health ", b"GET /v1/health "];
     let mut head = [0; 16];
@@ -202,7 +208,7 @@ async fn asks_for_health(stream: &TcpStream) -> bool {
     ASKED.iter().any(|asked| head[..length].starts_with(asked))
 }
 
-/// Says that there are too many connections.
+/// Answers that there are too many connections.
 async fn refuse(stream: &mut TcpStream, limit: u32) -> std::io::Result<()> {
     let body = ApiError::Connections(limit).body().to_string();
     let answer = format!(
@@ -214,13 +220,14 @@ async fn refuse(stream: &mut TcpStream, limit: u32) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
-/// Reads until the client has closed: closing with something unread would take the answer back.
+/// Reads until the client closes. Closing a socket with unread input resets the connection, and the
+/// client may lose the answer.
 async fn read_away(stream: &mut (impl AsyncRead + Unpin)) {
     let mut unread = [0; 4096];
     while stream.read(&mut unread).await.is_ok_and(|length| length > 0) {}
 }
 
-/// A body whose request counts as being answered as long as it is there.
+/// A response body. Its request counts as busy until the body is dropped.
 struct Held {
     body: Body,
     _busy: Busy,

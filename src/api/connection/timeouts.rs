@@ -1,4 +1,5 @@
-//! How long a connection is waited for: its next request, the rest of a head, a client that takes nothing.
+//! Timeouts of a connection: for its next request, for the rest of a head, and for a client that
+//! reads nothing.
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
@@ -10,39 +11,40 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// For how long.
+/// Longest waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// For a head, from its first byte to its last; on a new connection, from the beginning.
+    /// For a head, from its first byte to its last; on a new connection, from the start.
     pub head: Duration,
-    /// For a reader that takes nothing.
+    /// For a reader that reads nothing.
     pub reader: Duration,
     /// For the next request.
     pub idle: Duration,
 }
 
-/// What a connection is doing.
+/// State of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Phase {
-    /// New; nothing has come.
+    /// New; no byte has arrived.
     Fresh,
-    /// A head is coming in.
+    /// A head is arriving.
     Head,
     /// A request is being answered.
     Busy,
-    /// Between two requests.
+    /// Idle between two requests.
     Idle,
 }
 
-/// Shared by a connection and whoever answers its requests.
+/// Shared by a connection and the code that answers its requests.
 #[derive(Debug, Clone)]
 pub(super) struct Activity(Arc<Doing>);
 
 #[derive(Debug)]
 struct Doing {
     phase: AtomicU8,
-    /// Whoever reads: hyper reads on by itself only when something comes, but a pause must be timed from its beginning.
+    /// Waker of the reading task. Hyper polls the reader again only when bytes arrive, but a pause
+    /// must be timed from its start.
     reader: Mutex<Option<Waker>>,
 }
 
@@ -51,7 +53,8 @@ impl Activity {
         Self(Arc::new(Doing { phase: AtomicU8::new(Phase::Fresh as u8), reader: Mutex::default() }))
     }
 
-    /// A request has come in whole, as far as its head goes; it is being answered until what is returned is dropped.
+    /// A request's head has arrived. The request counts as busy until the returned value is
+    /// dropped.
     pub(super) fn begin(&self) -> Busy {
         self.set(Phase::Busy);
         Busy(self.clone())
@@ -75,7 +78,7 @@ impl Activity {
     }
 }
 
-/// A request that is being answered.
+/// Marks a request that is being answered.
 #[derive(Debug)]
 pub(super) struct Busy(Activity);
 
@@ -88,15 +91,15 @@ impl Drop for Busy {
     }
 }
 
-/// A connection that ends with an error when patience does.
+/// A stream whose reads and writes fail after a timeout.
 #[derive(Debug)]
 pub(super) struct Patient<S> {
     inner: S,
     patience: Patience,
     activity: Activity,
-    /// Runs while nothing comes that should.
+    /// Runs while expected input doesn't arrive.
     reading: Option<(Phase, Pin<Box<Sleep>>)>,
-    /// Runs while nothing is taken.
+    /// Runs while the client reads nothing.
     writing: Option<Pin<Box<Sleep>>>,
 }
 
@@ -105,7 +108,7 @@ impl<S> Patient<S> {
         Self { inner, patience, activity, reading: None, writing: None }
     }
 
-    /// Ready when the time for what the connection is doing is over.
+    /// Ready when the timeout of the connection's current state is over.
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let phase = self.activity.phase();
         let limit = match phase {
@@ -126,7 +129,7 @@ impl<S> Patient<S> {
         }
     }
 
-    /// Passes on what came of writing, unless the reader has taken nothing for too long.
+    /// Passes on the result of a write, unless the client has read nothing for too long.
     fn written(
         &mut self,
         written: Poll<io::Result<usize>>,

@@ -1,7 +1,8 @@
-//! Finds calls in what a model says: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, as Hermes and Qwen write
-//! them, or an answer that is such an object and nothing else. What isn't a call of an offered function stays text.
+//! Finds tool calls in a model's answer: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`
+//! as Hermes and Qwen write them, or an answer that is only such an object. Anything that isn't a
+//! call of an offered function stays text.
 //!
-//! A call ends where its JSON ends: a tag within one of its strings is part of the string.
+//! A call ends where its JSON ends, so a tag within one of its strings is part of the string.
 
 use serde::de::IgnoredAny;
 
@@ -20,17 +21,17 @@ pub(in crate::api) enum Said {
     },
 }
 
-/// Reads an answer as it comes.
+/// Finds calls in an answer as it streams in.
 #[derive(Debug, Clone)]
 pub(in crate::api) struct Listener {
     names: Vec<String>,
-    /// Calls that are taken; what follows the last one is dropped.
+    /// Most calls that are accepted. Everything after the last one is dropped.
     most: usize,
-    /// Whether the answer is a call and nothing else.
+    /// Whether the answer is forced to be a call and nothing else.
     dictated: bool,
     state: State,
     held: String,
-    /// How far the object of a call has been followed, and how far end tags in it have been seen.
+    /// Scan state of a call's object, and how far end tags in it have been searched.
     end: ObjectEnd,
     seen: usize,
     calls: usize,
@@ -38,30 +39,30 @@ pub(in crate::api) struct Listener {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nothing but white space so far, or since the last call.
+    /// Only white space so far, or since the last call.
     Blank,
-    /// From a `{` at the very start: the whole answer may be a call.
+    /// After a `{` at the very start: the whole answer may be a call.
     Object,
     /// Within text.
     Text,
-    /// Behind `<tool_call>`.
+    /// After `<tool_call>`.
     Call,
-    /// Behind the last call that is taken.
+    /// After the last accepted call.
     Over,
 }
 
-/// What follows `<tool_call>`: up to where it reaches, and whether that is a call.
+/// The text after `<tool_call>`: how far it extends, and whether it is a call.
 enum Body {
-    /// Not told yet.
+    /// Not known yet.
     Open,
-    /// An object up to the first place; the second is after its end tag.
+    /// An object that ends at the first position; its end tag ends at the second.
     Object(usize, usize),
-    /// Something else, up to its end tag.
+    /// Something else, up to the end of its end tag.
     Other(usize),
 }
 
 impl Listener {
-    /// For an answer that may have calls of these functions.
+    /// For an answer that may contain calls of these functions.
     pub(super) fn new(names: Vec<String>, parallel: bool) -> Self {
         let most = if parallel { usize::MAX } else { 1 };
         Self {
@@ -76,17 +77,17 @@ impl Listener {
         }
     }
 
-    /// For an answer that is a call, whose `<tool_call>` the prompt has.
+    /// For an answer that is a call whose `<tool_call>` is already in the prompt.
     pub(super) fn opened(names: Vec<String>) -> Self {
         Self { state: State::Call, dictated: true, ..Self::new(names, false) }
     }
 
-    /// Whether everything that counts has been said.
+    /// Whether any further text would be dropped.
     pub(in crate::api) fn is_over(&self) -> bool {
         self.state == State::Over
     }
 
-    /// More text; what of it can be told.
+    /// Appends text, and returns everything that is certain by then.
     pub(in crate::api) fn push(&mut self, text: &str) -> Vec<Said> {
         self.held.push_str(text);
         let mut said = Vec::new();
@@ -94,7 +95,7 @@ impl Listener {
             match self.state {
                 State::Blank => {
                     let rest = self.held.trim_start();
-                    // The empty text begins every tag.
+                    // Every tag starts with the empty text.
                     if OPEN.starts_with(rest) && rest != OPEN {
                         return said;
                     }
@@ -137,7 +138,7 @@ impl Listener {
         }
     }
 
-    /// The end of the answer: what was held back. A call needs no end tag there.
+    /// Ends the answer and returns the held-back text. A call at the end needs no end tag.
     pub(in crate::api) fn finish(mut self) -> Vec<Said> {
         let held = std::mem::take(&mut self.held);
         let mut said = Vec::new();
@@ -147,7 +148,7 @@ impl Listener {
                 None => tell(&mut said, held),
             },
             State::Call => {
-                // An end tag that was cut off is none, and hurts nothing.
+                // A truncated end tag does no harm.
                 let end = self.end.find(&held).filter(|&end| CLOSE.starts_with(held[end..].trim()));
                 match self.call(&held[..end.unwrap_or(held.len())]) {
                     Some(call) => said.push(call),
@@ -167,7 +168,7 @@ impl Listener {
         self.seen = 0;
     }
 
-    /// How far what follows `<tool_call>` reaches.
+    /// Determines how far the text after `<tool_call>` extends.
     fn body(&mut self) -> Body {
         let first = self.held.trim_start();
         if first.is_empty() {
@@ -189,7 +190,8 @@ impl Listener {
             }
             self.seen = self.seen.max(end);
         }
-        // Behind an object that isn't whole, an end tag is in one of its strings, unless that is no JSON at all.
+        // After an incomplete object, an end tag is inside one of its strings, unless the text is
+        // no JSON at all.
         while let Some(at) = self.held[self.seen..].find(CLOSE).map(|at| self.seen + at) {
             let so_far = serde_json::from_str::<IgnoredAny>(&self.held[start..at]);
             self.seen = at + CLOSE.len();
@@ -256,7 +258,7 @@ mod tests {
         all
     }
 
-    /// What is heard, however the text is cut.
+    /// The result, which must not depend on how the text is split.
     fn heard(listener: &Listener, text: &str) -> Vec<Said> {
         let characters: Vec<char> = text.chars().collect();
         let hear = |width: usize| {

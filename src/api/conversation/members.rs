@@ -1,11 +1,11 @@
-//! JSON of an object, read without a change: where it ends, and what its members are, as they were written.
+//! Reads the JSON of an object without changing it: where it ends, and its members as written.
 
 use serde::de::IgnoredAny;
 
-/// Follows an object as its text grows, to where it ends.
+/// Finds the end of an object while its text grows.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ObjectEnd {
-    /// Bytes that were looked at.
+    /// Number of bytes scanned.
     at: usize,
     depth: usize,
     in_string: bool,
@@ -14,7 +14,8 @@ pub(super) struct ObjectEnd {
 }
 
 impl ObjectEnd {
-    /// The place after the object that `text` begins with, once it is there. Each call brings a longer text.
+    /// The position after the object that `text` starts with, once it is complete. Each call must
+    /// pass a longer text.
     pub(super) fn find(&mut self, text: &str) -> Option<usize> {
         let bytes = text.as_bytes();
         while self.end.is_none() && self.at < bytes.len() {
@@ -41,7 +42,8 @@ impl ObjectEnd {
     }
 }
 
-/// Keys and values of an object; values are the text that was written. `None` if it isn't the JSON of one.
+/// Keys and values of an object; values are the original text. `None` if the text isn't the JSON of
+/// an object.
 pub(super) fn members(text: &str) -> Option<Vec<(String, &str)>> {
     let text = text.trim();
     serde_json::from_str::<IgnoredAny>(text).ok()?;
@@ -58,7 +60,7 @@ pub(super) fn members(text: &str) -> Option<Vec<(String, &str)>> {
     Some(members)
 }
 
-/// Where the value ends that valid JSON begins with.
+/// The end of the value that valid JSON starts with.
 fn value_end(text: &str) -> Option<usize> {
     match text.bytes().next()? {
         b'{' | b'[' => ObjectEnd::default().find(text),
@@ -74,7 +76,7 @@ fn value_end(text: &str) -> Option<usize> {
     }
 }
 
-/// JSON without the white space between its tokens.
+/// JSON without white space between its tokens.
 pub(super) fn compact(json: &str) -> String {
     let (mut in_string, mut escaped) = (false, false);
     json.chars()

@@ -1,4 +1,5 @@
-//! A conversation as the API answers it: how its tools limit the answer, and who finds calls in one.
+//! A conversation as the API answers it: how its tools constrain the answer, and the listener that
+//! finds calls in it.
 
 pub(super) mod calls;
 mod members;
@@ -18,17 +19,17 @@ use crate::text::template::{ChatTemplate, OPEN, TemplateError};
 pub(super) struct Conversation(conversation::Conversation);
 
 impl Conversation {
-    /// Judges the part of a body that makes the prompt.
+    /// Validates the part of a body that determines the prompt.
     pub(super) fn parse(body: &JsonBody) -> Result<Self, ApiError> {
         Ok(Self(conversation::Conversation::parse(&body.0)?))
     }
 
-    /// What a request can't say about where its prompt ends.
+    /// Checks that the request doesn't contradict itself about the end of the prompt.
     pub(super) fn check_end(&self) -> Result<(), ApiError> {
         Ok(self.0.check_end()?)
     }
 
-    /// Sets what the template is told, where the request says nothing about it.
+    /// Sets the template variables that the request leaves out.
     pub(super) fn fill_in(&mut self, thinks: bool) {
         self.0.fill_in(thinks);
     }
@@ -41,13 +42,13 @@ impl Conversation {
         })
     }
 
-    /// Adds to the manner of the answer what a promised call needs.
+    /// Adds the constraint that a forced call needs.
     pub(super) fn constrain(&self, manner: &mut Manner) -> Result<(), ApiError> {
         let call = match &self.0.tools.choice {
             Choice::None => return Ok(()),
             Choice::Auto if manner.constraint.is_none() => return Ok(()),
             Choice::Auto => match &manner.constraint {
-                // The answer is in its shape, or it is a call.
+                // The answer either matches its schema, or is a call.
                 Some(Constraint::JsonSchema(answer)) => {
                     let mut branches = vec![rooted(answer.clone(), "#/anyOf/0")];
                     branches.extend(self.0.tools.call_schemas("#/anyOf", 1));
@@ -69,8 +70,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// The prompt for an answer that must have a shape from its first character on: thinking that the template has opened
-    /// is closed, and a promised call is opened.
+    /// The prompt for an answer that is constrained from its first character: closes thinking that
+    /// the template opened, and opens a forced call.
     pub(super) fn prompt_for(&self, template: &ChatTemplate, manner: &Manner) -> Result<Prompt, ApiError> {
         let mut prompt = self.0.rendered(template).map_err(|error| refused(&error))?;
         if manner.constraint.is_some() && opens_thinking(&prompt) {
@@ -83,7 +84,7 @@ impl Conversation {
         Ok(prompt)
     }
 
-    /// Who finds calls in an answer; nobody, if none can be there.
+    /// The listener that finds calls in the answer; `None` if there can't be any.
     pub(super) fn listener(&self) -> Option<Listener> {
         match &self.0.tools.choice {
             Choice::None => None,
@@ -93,7 +94,7 @@ impl Conversation {
     }
 }
 
-/// A template that gives no prompt: the conversation's fault or its own.
+/// The error for a template that renders no prompt: the conversation's fault or the template's.
 fn refused(error: &TemplateError) -> ApiError {
     match error {
         TemplateError::Refused(_) => ApiError::field("messages", error.to_string()),

@@ -1,4 +1,4 @@
-//! Conversations: what reaches the template, and what a promised call adds.
+//! Tests conversations: what the template gets, and what a forced call adds.
 
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ fn text(prompt: Prompt) -> String {
 fn effort_decides_about_thinking_and_the_templates_own_word_wins() {
     let template = ChatTemplate::new("{{ enable_thinking }} {{ reasoning_effort }}", "", "").unwrap();
     let of = |fields| {
-        // The message isn't shown, so the whole is plain; the text is what matters here.
+        // The message isn't shown, so the whole prompt is plain. Only the text matters here.
         text(parse(fields).unwrap().prompt(&template).unwrap())
     };
     assert_eq!(of(json!({})), "False ");
@@ -248,7 +248,7 @@ fn nothing_is_gone_on_with_behind_opened_thinking() {
     assert_eq!(of("none"), Ok("uso far".to_owned()));
     let error = of("high").unwrap_err();
     assert!(error.starts_with("messages[1]: ") && error.contains("reasoning_effort"), "{error}");
-    // An answer that must have a shape doesn't think: what was opened is closed first.
+    // A constrained answer doesn't think: opened thinking is closed first.
     let fields =
         json!({"messages": messages, "reasoning_effort": "high", "response_format": {"type": "json_object"}});
     let (conversation, manner) = (parse(fields.clone()).unwrap(), constrained(fields).unwrap());

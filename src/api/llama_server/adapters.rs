@@ -1,4 +1,5 @@
-//! `GET` and `POST /lora-adapters`: what serves, in llama-server's form, and what requests get that choose nothing.
+//! `GET` and `POST /lora-adapters`: the serving spokes in llama-server's form, and the defaults of
+//! requests that choose none.
 
 use axum::extract::State;
 use axum::response::Json;
@@ -9,7 +10,7 @@ use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
 use crate::api::spokes::defaults;
 
-/// All that serve. Where their files are stays private: their names stand in the place.
+/// All serving spokes. The path of each file stays private; the name is sent instead.
 pub(in crate::api) async fn adapters(State(app): State<App>) -> Json<Value> {
     let defaults = app.default_spokes();
     let serving = app.spokes().registry().serving();
@@ -22,7 +23,8 @@ pub(in crate::api) async fn adapters(State(app): State<App>) -> Json<Value> {
     Json(all.into_iter().map(adapter).collect())
 }
 
-/// Sets the scales of requests that choose nothing; what isn't named gets 0. Holds until the next start.
+/// Sets the scales for requests that choose no spoke. Spokes that the body doesn't name get 0.
+/// Lasts until the next start.
 pub(in crate::api) async fn set_adapters(
     State(app): State<App>,
     body: JsonBody,

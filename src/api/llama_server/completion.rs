@@ -1,4 +1,4 @@
-//! `POST /completion` and `/completions`: llama-server's own form of text completion.
+//! `POST /completion` and `/completions`: text completion in llama-server's own form.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -20,10 +20,10 @@ use crate::api::timings::{prompt_progress, so_far};
 use crate::api::verbose::settings;
 use crate::engine::{Closed, FinishReason, Segment, TokenReport, Usage};
 
-/// Alternatives that may be reported for each token.
+/// Most alternatives reported per token.
 const MOST_ALTERNATIVES: u32 = 100;
 
-/// The part of a body that is this endpoint's own, as written.
+/// Fields of this endpoint alone, as written.
 #[derive(Debug, Deserialize)]
 struct CompletionFields {
     n_probs: Option<u32>,
@@ -32,10 +32,10 @@ struct CompletionFields {
     response_fields: Option<Vec<String>>,
 }
 
-/// Fields that one request may choose.
+/// Most response fields that one request may select.
 const MOST_FIELDS: usize = 256;
 
-/// Continues prompts. Several answers, to one prompt or to many, come as an array.
+/// Continues prompts. Several answers, to one prompt or to many, are returned as an array.
 pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
     let manner = Manner::parse(&body, Endpoint::Native, app.sampling())?;
@@ -96,21 +96,21 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     Ok(spokes.sign(sse::respond(reply, generations, manner.stream).await?))
 }
 
-/// Answers in the making.
+/// Answers under construction.
 #[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 struct NativeReply {
     model: String,
     /// The spokes that answer.
     spokes: Option<Value>,
     timings_per_token: bool,
-    /// Whether it is told how far prompts are read.
+    /// Whether the stream reports prompt progress.
     progress: bool,
     probabilities: Option<u32>,
-    /// Whether these are those that the sampler drew from.
+    /// Whether the probabilities are those that the sampler drew from.
     sampled: bool,
     return_tokens: bool,
     stops: Vec<String>,
-    /// Fields of the whole answer that are sent, by their paths; all, if there are none.
+    /// Paths of the response fields to send; empty for all.
     fields: Vec<String>,
     answers: Vec<Answer>,
 }
@@ -120,7 +120,7 @@ struct Answer {
     settings: Value,
     /// Whether a line break was sent.
     line: bool,
-    /// Where it was kept from repeating itself.
+    /// Where the answer was kept from repeating itself.
     closed: Vec<Closed>,
 }
 
@@ -204,7 +204,8 @@ impl NativeReply {
         }
     }
 
-    /// What the client wants of an answer: each field under its path, as in `generation_settings/n_predict`.
+    /// The response fields that the client selected, each under its path, as in
+    /// `generation_settings/n_predict`.
     fn chosen(&self, reply: Value) -> Value {
         if self.fields.is_empty() {
             return reply;
@@ -216,7 +217,7 @@ impl NativeReply {
         Value::Object(self.fields.iter().filter_map(found).collect())
     }
 
-    /// How far the prompt of an answer is read.
+    /// Prompt progress of an answer.
     fn read(&self, index: usize, tokens: u32, progress: Usage) -> Vec<Value> {
         if !self.progress {
             return Vec::new();
@@ -231,7 +232,7 @@ impl NativeReply {
 }
 
 impl ReplyFormat for NativeReply {
-    /// llama-server ends its own streams with the chunk that says `stop`.
+    /// llama-server ends its own streams with the chunk that has `stop`, not with `[DONE]`.
     const DONE: bool = false;
 
     fn reply(self, answers: Vec<Whole>) -> Value {
@@ -269,10 +270,11 @@ impl ReplyFormat for NativeReply {
                 self.answers[index].closed.push(closed);
                 Vec::new()
             }
-            // A raw splitter finds none.
+            // A raw splitter finds no thinking.
             Output::Reasoning(_) => Vec::new(),
             Output::End(reason, usage, last) => {
-                // llama-server reports the token that ended an answer like any other; those of a stop text it does not.
+                // llama-server reports the token that ended an answer like any other, but not the
+                // tokens of a stop text.
                 let last = last.filter(|_| usage.stopped_by.is_none());
                 let mut reply = self.finished(index, "", last.as_slice(), (reason, usage));
                 tell_closed(&mut reply, &self.answers[index].closed);

@@ -1,4 +1,4 @@
-//! `POST /embedding`: llama-server's own form of embeddings.
+//! `POST /embedding`: embeddings in llama-server's own form.
 
 use axum::extract::State;
 use axum::response::Json;
@@ -10,10 +10,11 @@ use crate::api::error::ApiError;
 use crate::api::openai::embeddings::vectors;
 use crate::text::fields::short;
 
-/// Vectors of length 1: llama-server's number for the Euclidean norm.
+/// llama-server's number for the Euclidean norm: vectors of length 1.
 const EUCLIDEAN: i64 = 2;
 
-/// Answers with an array of vectors, each in an array of its own: there is one for all tokens of a text.
+/// Answers with an array of vectors, each in an array of its own, because there is one vector for
+/// all tokens of a text.
 pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Result<Json<Value>, ApiError> {
     if let Some(norm) = body.0.get("embd_normalize").filter(|norm| !norm.is_null())
         && norm.as_i64() != Some(EUCLIDEAN)

@@ -1,4 +1,4 @@
-//! What clients of llama-server ask and read.
+//! Endpoints of llama-server that its clients use.
 
 pub(super) mod adapters;
 pub(super) mod completion;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::app::App;
 use super::error::ApiError;
 
-/// `GET /health`: 200 when completions are answered at once, 503 while weights are read.
+/// `GET /health`: 200 if completions are answered at once, 503 while weights load.
 pub(super) async fn health(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     app.model_now().map(|_| Json(json!({"status": "ok"})))
 }

@@ -1,4 +1,4 @@
-//! `GET /props` and `/slots`: what the daemon is and does, as dashboards and scripts read it.
+//! `GET /props` and `/slots`: properties and activity of the daemon, for dashboards and scripts.
 
 use axum::extract::State;
 use axum::http::Uri;
@@ -10,8 +10,8 @@ use crate::api::error::ApiError;
 use crate::api::request::REPEAT_LAST;
 use crate::engine::{LaneState, Query, Reply};
 
-/// Facts of the model and the settings of a request that says nothing. The path of the model's file stays private: its
-/// name stands in the place.
+/// Facts of the model, and the default settings of a request. The path of the model file stays
+/// private; its name is sent instead.
 pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let deadline = app.deadline();
     let model = app.model_now()?;
@@ -39,7 +39,7 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
         "total_slots": lanes.len(),
         "model_alias": app.model_id(),
         "model_path": app.options().model_file,
-        // Weights stay in memory while no one asks.
+        // Weights stay in memory between requests.
         "is_sleeping": false,
         "modalities": {"vision": false, "audio": false},
         "chat_template": app.template(&model, deadline).await?.source(),
@@ -50,7 +50,8 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
     })))
 }
 
-/// What each lane does; texts of prompts and answers are private. With `?fail_on_no_slot=1`, 503 if all are busy.
+/// Activity of each lane, without the texts of prompts and answers, which are private. With
+/// `?fail_on_no_slot=1`, answers 503 if all lanes are busy.
 pub(in crate::api) async fn slots(State(app): State<App>, uri: Uri) -> Result<Json<Value>, ApiError> {
     if !app.options().slots {
         return Err(ApiError::SwitchedOff { path: "/slots", setting: "server.slots" });

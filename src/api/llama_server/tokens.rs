@@ -1,4 +1,5 @@
-//! `POST /tokenize`, `/detokenize` and `/apply-template`: what a model makes of a text, and what it is asked.
+//! `POST /tokenize`, `/detokenize` and `/apply-template`: token ids of a text, text of token ids,
+//! and prompts of conversations.
 
 use axum::extract::State;
 use axum::response::Json;
@@ -20,7 +21,7 @@ struct TokenFields {
     with_pieces: Option<bool>,
 }
 
-/// Token ids of a text; with `with_pieces`, their texts as well.
+/// Token ids of a text; with `with_pieces`, also their texts.
 pub(in crate::api) async fn tokenize(
     State(app): State<App>,
     body: JsonBody,
@@ -46,7 +47,7 @@ pub(in crate::api) async fn tokenize(
     let tokens: Value = ids
         .into_iter()
         .zip(pieces)
-        // Part of a character is no text: its bytes are sent instead.
+        // A part of a character is no text, so its bytes are sent instead.
         .map(|(id, piece)| match String::from_utf8(piece) {
             Ok(text) => json!({"id": id, "piece": text}),
             Err(error) => json!({"id": id, "piece": error.into_bytes()}),
@@ -82,7 +83,7 @@ pub(in crate::api) async fn detokenize(
     Ok(Json(json!({"content": String::from_utf8_lossy(&bytes)})))
 }
 
-/// The prompt that a chat request would ask.
+/// The prompt of a chat request.
 pub(in crate::api) async fn apply_template(
     State(app): State<App>,
     body: JsonBody,
@@ -109,7 +110,7 @@ async fn pieces(
     }
 }
 
-/// Asks the engine's thread about something that came from a field.
+/// Sends a query about a field's content to the engine's thread.
 async fn ask(app: &App, query: Query, field: &'static str, deadline: Deadline) -> Result<Reply, ApiError> {
     let blame = |error| Fields { prompt: field, ..Fields::CHAT }.blame(error);
     let answer = app.engine().query(query).map_err(blame)?;

@@ -1,4 +1,4 @@
-//! The access log: one line on stderr for each request, written when its answer has ended.
+//! The access log: one line on stderr per request, written when its answer has ended.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -9,19 +9,19 @@ use serde::Serialize;
 use super::request_context::Facts;
 use crate::config::LogFormat;
 
-/// Longest path that is written.
+/// Longest path that is logged.
 const LONGEST: usize = 200;
 
-/// One request, as it ended.
+/// A finished request.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Line<'a> {
     pub(super) time: String,
     pub(super) id: &'a str,
     pub(super) method: &'a str,
     pub(super) path: &'a str,
-    /// 499 if the client left before there was one.
+    /// 499 if the client left before the response.
     pub(super) status: u16,
-    /// Of the body that were sent.
+    /// Bytes of the response body that were sent.
     pub(super) bytes: u64,
     pub(super) ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +36,7 @@ pub(super) struct Line<'a> {
     pub(super) key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) spokes: Option<String>,
-    /// Whether the answer was given up before its end.
+    /// Whether the client left before the end of the answer.
     pub(super) client_gone: bool,
 }
 
@@ -63,12 +63,12 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Milliseconds to the microsecond: more digits say nothing.
+    /// Sets the time in milliseconds, rounded to microseconds.
     pub(super) fn took(&mut self, time: Duration) {
         self.ms = (time.as_secs_f64() * 1e6).round() / 1e3;
     }
 
-    /// The line, without its end.
+    /// The line, without its line break.
     fn format(&self, format: LogFormat) -> String {
         match format {
             LogFormat::Json => serde_json::to_string(self).expect("texts and finite numbers are always JSON"),
@@ -89,7 +89,7 @@ impl<'a> Line<'a> {
                 let _ = write!(line, " {name}={number}");
             }
         }
-        // Names of spokes and generations have no spaces; several of them do.
+        // Names and generations contain no spaces; the list of several spokes does.
         let spokes = self.spokes.as_ref().map(|spokes| spokes.replace(' ', ","));
         for (name, text) in [("task", self.task), ("key", self.key.as_deref()), ("spokes", spokes.as_deref())]
         {
@@ -100,7 +100,7 @@ impl<'a> Line<'a> {
         line + if self.client_gone { " client_gone" } else { "" }
     }
 
-    /// Writes the line; a log that can't be written must not harm who is served.
+    /// Writes the line. A log that can't be written must not affect requests.
     pub(super) fn write(&self, format: LogFormat) {
         let line = self.format(format) + "\n";
         let _ = std::io::stderr().lock().write_all(line.as_bytes());

@@ -1,4 +1,4 @@
-//! What a generation tells metrics and access log while it runs.
+//! Reports a running generation to the metrics and the access log.
 
 use std::sync::Arc;
 
@@ -8,22 +8,22 @@ use super::request_context::RequestContext;
 use crate::api::metrics::Metrics;
 use crate::engine::{CloseReason, Usage};
 
-/// One generation as it is watched.
+/// The metrics of one generation.
 #[derive(Debug)]
 pub(in crate::api) struct AnswerMetrics {
     metrics: Arc<Metrics>,
     record: Arc<RequestContext>,
     begun: Instant,
-    /// When the last text came.
+    /// When the last text arrived.
     last: Option<Instant>,
-    /// Whether the record is told of the prompt: it is for the first of the answers to a prompt.
+    /// Whether to add the prompt to the record, which only the first answer to a prompt does.
     first: bool,
-    /// Cached tokens that the record was told of.
+    /// Cached tokens added to the record so far.
     cached: u32,
 }
 
 impl AnswerMetrics {
-    /// Of the current request's generation, which begins now.
+    /// Starts to observe a generation of the current request.
     pub(in crate::api) fn begin(metrics: Arc<Metrics>, first: bool) -> Self {
         Self {
             metrics,
@@ -48,7 +48,7 @@ impl AnswerMetrics {
         self.metrics.closed(why);
     }
 
-    /// Text has come.
+    /// Text has arrived.
     pub(in crate::api) fn text(&mut self) {
         let now = Instant::now();
         match self.last.replace(now) {
@@ -57,18 +57,18 @@ impl AnswerMetrics {
         }
     }
 
-    /// Nobody waits for the answer any more, of which there was so much.
+    /// The client left, with this much of the answer generated.
     pub(in crate::api) fn gone(&self, sofar: &Usage) {
-        // What was never accepted has no answer, not even an empty one.
+        // A request that was never accepted has no answer, not even an empty one.
         if sofar.prompt_tokens > 0 {
             self.record.add_completion(sofar.completion_tokens);
         }
     }
 
-    /// The answer is whole.
+    /// The answer is complete.
     pub(in crate::api) fn finished(&self, usage: &Usage) {
         if self.first {
-            // More of the prompt may have been known than was thought when it was accepted.
+            // The cache may have had more of the prompt than was known when it was accepted.
             self.record.add_prompt(0, usage.cached_tokens.saturating_sub(self.cached));
         }
         self.record.add_completion(usage.completion_tokens);

@@ -1,4 +1,5 @@
-//! Every request gets an id, a span, a line in the access log and its place in the metrics, whether or not it ends well.
+//! Observability: gives every request an id, a span, an access log line and metrics, whether or not
+//! it succeeds.
 
 mod access_log;
 mod answer_metrics;
@@ -27,9 +28,9 @@ use crate::config::LogFormat;
 
 /// The header that carries a request's id, both ways.
 const REQUEST_ID: &str = "x-request-id";
-/// Longest id that is taken from a client.
+/// Longest id that is accepted from a client.
 const LONGEST_ID: usize = 128;
-/// What stands for the status when the client left before there was one.
+/// Status of a request whose client left before the response.
 const CLIENT_GONE: u16 = 499;
 
 /// The outermost layer.
@@ -60,7 +61,7 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
     response.map(|body| Body::new(Accounted { body, account, span }))
 }
 
-/// The client's own id if it is a sane one, else a new one.
+/// The client's own id if it is well-formed, otherwise a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let sane = |id: &&str| {
         (1..=LONGEST_ID).contains(&id.len())
@@ -72,7 +73,7 @@ fn request_id(headers: &HeaderMap) -> String {
     given.map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned)
 }
 
-/// What has to be told about a request; told when it is dropped at the latest.
+/// Accounting of a request; it is closed at the latest when dropped.
 struct Account {
     metrics: Arc<Metrics>,
     log: Option<LogFormat>,
@@ -88,7 +89,7 @@ struct Account {
 }
 
 impl Account {
-    /// The answer is over; `gone`: before its end.
+    /// Records the end of the answer; `gone` if the client left before it.
     fn end(&mut self, gone: bool) {
         if std::mem::replace(&mut self.ended, true) {
             return;
@@ -108,7 +109,7 @@ impl Drop for Account {
     }
 }
 
-/// A body that is accounted for.
+/// A response body whose end is recorded.
 struct Accounted {
     body: Body,
     account: Account,
@@ -146,9 +147,11 @@ impl HttpBody for Accounted {
 impl Drop for Accounted {
     fn drop(&mut self) {
         let _entered = self.span.enter();
-        // A body of known length isn't asked for its end, and one that answers HEAD isn't asked at all.
+        // Hyper doesn't poll a body of known length for its end, and never polls the body of a HEAD
+        // response.
         let whole = self.body.is_end_stream() || self.account.method == Method::HEAD;
-        // What it had in hand has last words: they belong to the request, and its line tells of them.
+        // Drop the body first: what it logs on drop belongs to the request, and its numbers to the
+        // access log line.
         self.body = Body::empty();
         self.account.end(!whole);
     }

@@ -23,10 +23,10 @@ use crate::api::verbose::verbose;
 use crate::engine::{Constraint, Query, Reply};
 use crate::text::conversation::opens_thinking;
 
-/// Alternatives that may be reported for each token.
+/// Most alternatives reported per token.
 pub(super) const MOST_ALTERNATIVES: u32 = 20;
 
-/// The part of a body that is chat's own, as written.
+/// Fields of chat alone, as written.
 #[derive(Debug, Deserialize)]
 struct ChatFields {
     logprobs: Option<bool>,
@@ -34,12 +34,12 @@ struct ChatFields {
     confidence: Option<bool>,
 }
 
-/// What is to be said of an answer's tokens.
+/// What to report about an answer's tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Said {
-    /// `logprobs`, with so many alternatives.
+    /// `logprobs`, with this many alternatives.
     pub(super) logprobs: Option<u32>,
-    /// Ours: how sure the model was of each field.
+    /// Our extension: the model's confidence in each field.
     pub(super) confidence: bool,
 }
 
@@ -88,7 +88,7 @@ pub(in crate::api) async fn answer(app: &App, body: &JsonBody, choice: Choice) -
     Ok(spokes.sign(sse::respond(reply, generations, manner.stream).await?))
 }
 
-/// `POST /v1/chat/completions/input_tokens`: the tokens of the prompt that a request would ask.
+/// `POST /v1/chat/completions/input_tokens`: number of tokens in the prompt of a request.
 pub(in crate::api) async fn count(State(app): State<App>, body: JsonBody) -> Result<Json<Value>, ApiError> {
     let deadline = app.deadline();
     let asked = Asked::parse(&app, &body, Choice::parse(&body)?)?;
@@ -96,11 +96,11 @@ pub(in crate::api) async fn count(State(app): State<App>, body: JsonBody) -> Res
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens})))
 }
 
-/// A conversation to be answered, as chat writes it; the other APIs for conversations are translated into it. What can be
-/// judged without the model has been, so that no one waits for a refusal.
+/// A chat request, also when translated from another API. Everything that can be validated without
+/// the model already is, so that no client waits for a refusal.
 pub(in crate::api) struct Asked {
     pub(in crate::api) manner: Manner,
-    /// Stop texts that the client sent; others may stand after them.
+    /// Stop texts from the client; more may be appended.
     pub(in crate::api) stops: Vec<String>,
     said: Said,
     conversation: Conversation,
@@ -112,7 +112,7 @@ pub(in crate::api) struct Started {
     pub(in crate::api) envelope: Envelope,
     pub(in crate::api) manner: Manner,
     pub(super) said: Said,
-    /// Who finds calls in an answer, if there can be any.
+    /// Finds calls in an answer, if there can be any.
     pub(in crate::api) listener: Option<Listener>,
     pub(in crate::api) generations: AnswerStreams,
     pub(in crate::api) spokes: Arc<Chosen>,
@@ -120,7 +120,7 @@ pub(in crate::api) struct Started {
 }
 
 impl Asked {
-    /// Judges a body.
+    /// Validates a body.
     pub(in crate::api) fn parse(app: &App, body: &JsonBody, choice: Choice) -> Result<Self, ApiError> {
         let mut manner = Manner::parse(body, Endpoint::Chat, app.sampling())?;
         let said = Said::parse(body, &manner)?;
@@ -132,7 +132,7 @@ impl Asked {
         Ok(Self { manner, stops, said, conversation, choice })
     }
 
-    /// Tokens of the prompt; `field` is where it came from.
+    /// Number of tokens in the prompt; `field` is the prompt's field in the body.
     pub(in crate::api) async fn count(
         &self,
         app: &App,
@@ -149,7 +149,7 @@ impl Asked {
         }
     }
 
-    /// Begins to answer, under an id with this prefix; `field` is where the prompt came from.
+    /// Starts to answer, under an id with this prefix; `field` is the prompt's field in the body.
     pub(in crate::api) async fn start(
         self,
         app: &App,

@@ -1,7 +1,8 @@
-//! Chat replies: the whole answer, and the chunks of a streamed one.
+//! Chat replies: the whole answer, and the chunks of a stream.
 //!
-//! With tools, what may be a call is held back until it is known, and a call is sent whole. Tokens of `logprobs` follow
-//! the text that they belong to, or come with the next chunk if that text is held back; tokens of calls are among them.
+//! With tools, text that may be a call is held back until that is certain, and a call is sent as a
+//! whole. Tokens of `logprobs` come with their text, or in the next chunk if that text is held
+//! back. They include the tokens of calls.
 
 use serde_json::{Map, Value, json};
 
@@ -17,29 +18,29 @@ use crate::api::sse::ReplyFormat;
 use crate::api::timings::{prompt_progress, so_far};
 use crate::engine::{Closed, FinishReason, TokenReport, Usage};
 
-/// A chat reply in the making.
+/// A chat reply under construction.
 #[derive(Debug)]
 pub(super) struct ChatReply {
     envelope: Envelope,
     include_usage: bool,
     timings_per_token: bool,
-    /// Whether it is told how far the prompt is read.
+    /// Whether the stream reports prompt progress.
     progress: bool,
-    /// What the model was asked, if that is to be told.
+    /// The engine's request as shown in `__verbose`, if the client asked for it.
     verbose: Option<Value>,
     said: Said,
     choices: Vec<Choice>,
     usages: Vec<Usage>,
 }
 
-/// A streamed choice so far.
+/// State of a streamed choice.
 #[derive(Debug, Clone, Default)]
 struct Choice {
     listener: Option<Listener>,
     calls: usize,
-    /// Tokens that no chunk has carried yet.
+    /// Tokens not yet sent in a chunk.
     tokens: Vec<TokenReport>,
-    /// Where it was kept from repeating itself.
+    /// Where the answer was kept from repeating itself.
     closed: Vec<Closed>,
     /// The whole answer and its tokens, for the confidence.
     answer: String,
@@ -87,7 +88,7 @@ impl ChatReply {
         chunk
     }
 
-    /// How far the prompt is read.
+    /// Prompt progress.
     fn read(&self, index: usize, tokens: u32, progress: Usage) -> Vec<Value> {
         if !self.progress {
             return Vec::new();
@@ -98,7 +99,7 @@ impl ChatReply {
         vec![chunk]
     }
 
-    /// Chunks for what a choice has said.
+    /// Chunks for the output of a choice.
     fn told(&mut self, index: usize, said: Vec<calls::Said>, progress: Option<Usage>) -> Vec<Value> {
         let progress = progress.filter(|_| self.timings_per_token);
         let mut chunks = Vec::new();
@@ -222,7 +223,7 @@ impl ReplyFormat for ChatReply {
     }
 
     fn begin(&mut self) -> Vec<Value> {
-        // An empty text would be a piece of the answer.
+        // An empty string would count as a piece of the answer.
         let role = json!({"role": "assistant", "content": null});
         (0..self.choices.len()).map(|index| self.chunk(index, role.clone(), None, None, None)).collect()
     }
@@ -268,7 +269,8 @@ fn tool_call(name: &str, arguments: &str) -> Map<String, Value> {
     call
 }
 
-/// What was cut off is said to be, also if there are calls in it, unless nothing more would have counted (`over`).
+/// A truncated answer ends with "length" even if it contains calls, unless all further text would
+/// have been dropped (`over`).
 fn finish_reason(reason: FinishReason, calls: bool, over: bool) -> &'static str {
     match reason {
         FinishReason::Length if !over => "length",

@@ -1,4 +1,5 @@
-//! `POST /v1/completions`: text goes on. Prompts are markup: who writes one writes the control tokens as well.
+//! `POST /v1/completions`: continues text. Prompts are markup, because the client writes the
+//! control tokens itself.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -21,7 +22,7 @@ use crate::api::timings::{prompt_progress, so_far};
 use crate::api::verbose::verbose;
 use crate::engine::{Closed, FinishReason, Prompt, Query, Reply, Segment, Usage};
 
-/// The part of a body that is this endpoint's own, as written.
+/// Fields of this endpoint alone, as written.
 #[derive(Debug, Deserialize)]
 struct CompletionFields {
     logprobs: Option<u32>,
@@ -91,19 +92,19 @@ async fn text(app: &App, prompt: &Prompt, deadline: Deadline) -> Result<String, 
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// A text completion in the making.
+/// A text completion under construction.
 struct TextReply {
     envelope: Envelope,
     include_usage: bool,
     timings_per_token: bool,
-    /// Whether it is told how far prompts are read.
+    /// Whether the stream reports prompt progress.
     progress: bool,
-    /// What the model was asked, if that is to be told.
+    /// The engine's request as shown in `__verbose`, if the client asked for it.
     verbose: Option<Value>,
-    /// Answers to each prompt.
+    /// Number of answers per prompt.
     per_prompt: usize,
     logprobs: Option<u32>,
-    /// Texts of the prompts, if they are part of the answers.
+    /// Texts of the prompts, if the answers repeat them.
     echoed: Vec<String>,
     places: Vec<Legacy>,
     /// Where each answer was kept from repeating itself.
@@ -121,7 +122,7 @@ impl TextReply {
         self.envelope.around(vec![choice])
     }
 
-    /// How far the prompt of an answer is read.
+    /// Prompt progress of an answer.
     fn read(&self, index: usize, tokens: u32, progress: Usage) -> Vec<Value> {
         if !self.progress {
             return Vec::new();
@@ -183,7 +184,7 @@ impl ReplyFormat for TextReply {
                 self.closed[index].push(closed);
                 return Vec::new();
             }
-            // A raw splitter finds none.
+            // A raw splitter finds no thinking.
             Output::Reasoning(_) => return Vec::new(),
             Output::End(reason, usage, _) => {
                 self.usages[index] = usage;

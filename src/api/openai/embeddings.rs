@@ -1,4 +1,5 @@
-//! `POST /v1/embeddings`: mean-pooled vectors of length 1, as numbers or as base64 of little-endian floats.
+//! `POST /v1/embeddings`: mean-pooled vectors of length 1, as numbers or as base64 of little-endian
+//! floats.
 
 use axum::extract::State;
 use axum::response::Json;
@@ -16,10 +17,11 @@ use crate::api::spokes::{Choice, Chosen};
 use crate::engine::{Embeddings, Segment};
 use crate::text::fields::short;
 
-/// Texts that one request may bring.
+/// Most texts in one request.
 const MOST_INPUTS: usize = 2048;
 
-/// As written, but for `input`, `model` and `lora`. Fields that are not here change nothing and are ignored: `user`.
+/// Fields as written, except `input`, `model` and `lora`. Unlisted fields such as `user` have no
+/// effect and are ignored.
 #[derive(Debug, Deserialize)]
 struct EmbeddingFields {
     encoding_format: Option<Format>,
@@ -53,7 +55,7 @@ pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Res
     })))
 }
 
-/// One vector for each text in a field, in order.
+/// One vector per text of a field, in order.
 pub(in crate::api) async fn vectors(
     app: &App,
     body: &JsonBody,
@@ -84,7 +86,8 @@ pub(in crate::api) async fn vectors(
     Ok(embeddings)
 }
 
-/// Refuses a model that isn't there, as chat does, and spokes: a vector is the post's, so that all of them can be compared.
+/// Refuses unknown models, as chat does, and spokes: all vectors are the post's, so that they can
+/// be compared.
 async fn are_of_the_post(app: &App, body: &JsonBody, deadline: Deadline) -> Result<(), ApiError> {
     let post = app.model_id();
     let message = |name: &str| {
@@ -106,7 +109,8 @@ async fn are_of_the_post(app: &App, body: &JsonBody, deadline: Deadline) -> Resu
     if serving.names.contains_key(name) {
         return Err(ApiError::field("model", message(name)));
     }
-    // As for chat, with no spokes but those that the model's name stands for: none, or an error.
+    // Resolved as for chat, with only the spoke that the model's name stands for: none, or an
+    // error.
     let alone = JsonBody(json!({"model": model, "lora": []}));
     let chosen = Chosen::take(app, Choice::parse(&alone)?, deadline).await?;
     if chosen.set().is_empty() { Ok(()) } else { Err(ApiError::field("model", message(name))) }

@@ -1,4 +1,4 @@
-//! What replies and chunks of chat and of text completions have in common.
+//! Shared parts of replies and chunks of chat and text completions.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ use crate::api::spokes::Chosen;
 use crate::api::timings::Timings;
 use crate::engine::{Closed, Usage};
 
-/// What every reply and chunk of one request carries.
+/// Fields of every reply and chunk of one request.
 #[derive(Debug, Clone)]
 pub(in crate::api) struct Envelope {
     pub(in crate::api) id: String,
@@ -22,7 +22,7 @@ pub(in crate::api) struct Envelope {
 }
 
 impl Envelope {
-    /// For a request that arrives now; its id begins with `prefix`.
+    /// For a request that arrives now; its id starts with `prefix`.
     pub(super) fn new(app: &App, prefix: &str, object: &'static str, spokes: &Chosen) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let id = format!("{prefix}{:032x}", rand::random::<u128>());
@@ -51,7 +51,7 @@ pub(super) fn usage(usage: &Usage) -> Value {
     })
 }
 
-/// Ours: where an answer was kept from repeating itself, if it was.
+/// Our extension: where the answer was kept from repeating itself, if it was.
 pub(in crate::api) fn tell_closed(choice: &mut Value, closed: &[Closed]) {
     if !closed.is_empty() {
         choice["closed"] = serde_json::to_value(closed).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! `GET /v1/models`: answers at once, also before the weights are read; mnemonic takes any 200 for health.
+//! `GET /v1/models`: answers even before the weights are loaded, because mnemonic takes any 200 as
+//! healthy.
 
 use axum::extract::{Path, State};
 use axum::response::Json;
@@ -8,7 +9,7 @@ use crate::api::app::App;
 use crate::api::error::ApiError;
 use crate::spokes::registry::Served;
 
-/// The post, and the spokes on it.
+/// The post and its spokes.
 pub(in crate::api) async fn list(State(app): State<App>) -> Json<Value> {
     let serving = app.spokes().registry().serving();
     let spokes = serving.names.iter().map(|(name, served)| spoke(&app, name, served));
@@ -16,7 +17,7 @@ pub(in crate::api) async fn list(State(app): State<App>) -> Json<Value> {
     Json(json!({"object": "list", "data": data}))
 }
 
-/// `GET /v1/models/{id}`: the same entry, if there is one of this name.
+/// `GET /v1/models/{id}`: the entry with this name, if there is one.
 pub(in crate::api) async fn one(
     State(app): State<App>,
     Path(wanted): Path<String>,
@@ -52,7 +53,7 @@ fn spoke(app: &App, name: &str, served: &Served) -> Value {
     })
 }
 
-/// Its entry, with its facts once they are known.
+/// The post's entry, with its facts once they are known.
 fn model(app: &App) -> Value {
     let mut model =
         json!({"id": app.model_id(), "object": "model", "created": app.created(), "owned_by": "bespoke"});

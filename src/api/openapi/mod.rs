@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: what can be asked, as an OpenAPI 3.1 document, put together from one file per room.
+//! `GET /openapi.json`: the routes as an OpenAPI 3.1 document, assembled from one file per module.
 
 use std::sync::LazyLock;
 
@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use super::app::App;
 
-/// Head of the document: version, security, and the parts that all rooms share.
+/// Head of the document: version, security, and the shared components.
 const HEAD: &str = include_str!("head.json");
-/// Paths and schemas, room by room.
+/// Paths and schemas, one file per module.
 const ROOMS: [&str; 6] = [
     include_str!("request.json"),
     include_str!("openai.json"),
@@ -43,12 +43,12 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     document
 });
 
-/// A route's path as OpenAPI writes it: it knows no parameter that spans slashes.
+/// A route's path in OpenAPI's form, which has no parameters that span slashes.
 fn plain(path: &str) -> String {
     path.replace("{*", "{")
 }
 
-/// The document, with the limit of bodies that is in force.
+/// The document, with the configured body limit.
 pub(super) async fn show(State(app): State<App>) -> impl IntoResponse {
     let mut document = DOCUMENT.clone();
     if let Some(info) = document.get_mut("info").and_then(Value::as_object_mut) {
@@ -123,7 +123,8 @@ mod tests {
         }
     }
 
-    /// The bodies that the tests of chat requests accept must be right by the document too, and the wrong ones wrong.
+    /// Bodies that the tests of chat requests accept must be valid by the document too, and refused
+    /// ones invalid.
     #[test]
     fn the_schema_of_a_chat_request_agrees_with_what_is_taken() {
         let whole = serde_json::json!({

@@ -7,17 +7,17 @@ use crate::api::error::ApiError;
 use crate::engine::{ModelInfo, Query, Reply, Segment};
 use crate::text::fields::{kind, short};
 
-/// Entries of one request, and bytes of a text among them: each text is tokenised.
+/// Most entries in one request, and bytes of a text in one, because each text is tokenised.
 const MOST: usize = 4_096;
 const LONGEST: usize = 256;
 
-/// A bias of this much and less bans a token.
+/// A bias of this value or less bans a token.
 const BAN: f32 = -100.0;
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Bias {
-    /// Where it is in the body.
+    /// Its path in the body.
     path: String,
     target: Target,
     bias: f32,
@@ -30,7 +30,7 @@ enum Target {
     Text(String),
 }
 
-/// Judges the field.
+/// Validates the field.
 pub(super) fn parse(body: &Value) -> Result<Vec<Bias>, ApiError> {
     let entries = match body.get("logit_bias") {
         Some(Value::Object(entries)) => entries.len(),
@@ -113,7 +113,7 @@ fn weight(path: &str, bias: &Value) -> Result<f32, ApiError> {
     }
 }
 
-/// Token ids and biases: texts are tokenised, ids must exist.
+/// Resolves the entries to token ids and biases. Texts are tokenised; ids must exist.
 pub(super) async fn resolve(
     biases: &[Bias],
     app: &App,
@@ -125,7 +125,7 @@ pub(super) async fn resolve(
         Target::Token(_) => None,
     };
     let texts: Vec<_> = biases.iter().filter_map(text).collect();
-    // One question for all: each waits for a step of the engine.
+    // One query for all texts, because each query waits for a step of the engine.
     let mut tokenised = Vec::new();
     if !texts.is_empty()
         && let Reply::AllTokens(all) = app.query(Query::TokenizeAll(texts), deadline).await?

@@ -1,4 +1,4 @@
-//! The fields that say what shape an answer must have; at most one of them.
+//! Fields that constrain the shape of an answer. At most one of them may be used.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,11 +12,11 @@ use crate::text::fields::kind;
 #[derive(Debug, Deserialize)]
 struct ConstraintFields {
     response_format: Option<ResponseFormat>,
-    /// llama-server's: a schema in the body itself.
+    /// llama-server's: a schema directly in the body.
     json_schema: Option<Value>,
-    /// llama-server's: GBNF, or llguidance's Lark behind its marker.
+    /// llama-server's: GBNF, or llguidance's Lark after its marker.
     grammar: Option<String>,
-    /// Ours.
+    /// Our extension.
     regex: Option<String>,
 }
 
@@ -25,9 +25,9 @@ struct ResponseFormat {
     #[serde(rename = "type")]
     kind: FormatKind,
     json_schema: Option<NamedSchema>,
-    /// llama-server's short form, with `json_object`.
+    /// llama-server's short form, for `json_object`.
     schema: Option<Value>,
-    /// Ours, with `regex`.
+    /// Our extension, for `regex`.
     pattern: Option<String>,
 }
 
@@ -46,11 +46,11 @@ struct NamedSchema {
     schema: Option<Value>,
 }
 
-/// How llama-server tells a grammar in llguidance's dialect from GBNF.
+/// Marker by which llama-server tells a grammar for llguidance from GBNF.
 const LARK_MARK: &str = "%llguidance";
 
-/// The constraint and the field that it came from. With `task_limits`, the schema of a task that is known by its name
-/// gets the limits that its prompt states.
+/// The constraint, and the field that it came from. With `task_limits`, the schema of a known task
+/// gets the limits that the task's prompt states.
 pub(super) fn parse(
     body: &JsonBody,
     task_limits: bool,
@@ -61,7 +61,7 @@ pub(super) fn parse(
         None | Some(Value::Null) => None,
         Some(schema) => Some(json_schema("json_schema", schema)?),
     };
-    // An empty grammar is none, as in llama-server.
+    // As in llama-server, an empty grammar means no grammar.
     let grammar = written.grammar.filter(|grammar| !grammar.trim().is_empty()).map(|grammar| {
         if grammar.starts_with(LARK_MARK) { Constraint::Lark(grammar) } else { Constraint::Gbnf(grammar) }
     });
@@ -79,16 +79,16 @@ pub(super) fn parse(
 /// How answers of this shape are kept from repeating themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Guarded {
-    /// They aren't.
+    /// Not at all.
     Not,
-    /// Any JSON: numbers end.
+    /// Any JSON: numbers must end.
     Json,
-    /// Encodings: items have different names, texts end.
+    /// Encodings: items must have different names, and texts must end.
     Encoding,
 }
 
 impl Guarded {
-    /// Of a body with this constraint.
+    /// The kind for a body with this constraint.
     pub(super) fn of(body: &JsonBody, task_limits: bool, constraint: Option<&Constraint>) -> Self {
         let name = body.0.pointer("/response_format/json_schema/name").and_then(Value::as_str);
         match constraint {
@@ -98,7 +98,7 @@ impl Guarded {
         }
     }
 
-    /// Of answers to this prompt.
+    /// The guard for answers to this prompt.
     pub(super) fn guard(self, prompt: &Prompt) -> Option<Guard> {
         let distinct = |(path, members): &(&str, &[&str])| DistinctList {
             path: (*path).to_owned(),
@@ -120,7 +120,7 @@ impl Guarded {
     }
 }
 
-/// Two constraints for one answer.
+/// The error for two constraints on one answer.
 pub(in crate::api) fn both(one: &str, other: &str) -> ApiError {
     ApiError::field(other, format!("can't be combined with {one}: an answer can follow one of them"))
 }

@@ -1,4 +1,5 @@
-//! What chat, text completion and `/completion` can all ask: how tokens are chosen, how many, when to stop, what shape.
+//! Fields that chat, text completion and `/completion` share: sampling, length, stop texts,
+//! constraints.
 
 mod bias;
 mod constraint;
@@ -19,15 +20,17 @@ use self::bias::Bias;
 use self::constraint::Guarded;
 pub(in crate::api) use self::constraint::both;
 
-/// Answers that one request may ask for.
+/// Most answers that one request may ask for.
 const MOST_ANSWERS: i64 = 16;
 
-/// Stop texts of one request, and bytes of each: every text of an answer is searched for each of them.
+/// Most stop texts in one request, and most bytes of each. Every text of an answer is searched for
+/// all of them.
 const MOST_STOPS: usize = 64;
 const LONGEST_STOP: usize = 1_024;
 
-/// As written. Fields that are not here, not with the kind of request and not in [`unsupported`] change nothing about
-/// the answer and are ignored: `model` (there is one), `user`, `metadata`, `store`, `id_slot` and others.
+/// Fields as written. Those that are neither here, nor specific to an endpoint, nor in
+/// [`unsupported`] don't affect the answer and are ignored: `model` (there is one), `user`,
+/// `metadata`, `store`, `id_slot` and others.
 #[derive(Debug, Deserialize)]
 struct CommonFields {
     stream: Option<bool>,
@@ -64,7 +67,7 @@ enum Stop {
     Many(Vec<String>),
 }
 
-/// Which of the three is asked: each has fields that the others refuse.
+/// The endpoint of a request. Each has fields that the others refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::api) enum Endpoint {
     /// `POST /v1/chat/completions`.
@@ -75,18 +78,18 @@ pub(in crate::api) enum Endpoint {
     Native,
 }
 
-/// As meant: the manner in which a prompt is to be answered.
+/// The validated fields: how to answer a prompt.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the wire and means itself alone")]
 pub(in crate::api) struct Manner {
     pub(in crate::api) stream: bool,
     pub(in crate::api) include_usage: bool,
     pub(in crate::api) timings_per_token: bool,
-    /// Whether a stream tells how far the prompt is read.
+    /// Whether a stream reports prompt progress.
     pub(in crate::api) progress: bool,
-    /// Whether the reply has what the model was asked.
+    /// Whether the reply contains `__verbose`.
     pub(in crate::api) verbose: bool,
-    /// Answers to each prompt.
+    /// Number of answers per prompt.
     pub(in crate::api) n: u32,
     pub(in crate::api) max_tokens: Option<u32>,
     pub(in crate::api) sampling: Sampling,
@@ -102,7 +105,7 @@ pub(in crate::api) struct Manner {
 }
 
 impl Manner {
-    /// Judges the part of a body that all kinds of request have in common.
+    /// Validates the fields that all endpoints share.
     pub(in crate::api) fn parse(
         body: &JsonBody,
         endpoint: Endpoint,
@@ -162,7 +165,8 @@ impl Manner {
         })
     }
 
-    /// The engine's requests: `n` for each prompt, seeds counting up from the given one. `report` asks for probabilities.
+    /// The engine's requests: `n` per prompt, with seeds counting up from the given one. `report`
+    /// asks for probabilities.
     pub(in crate::api) async fn requests(
         &self,
         app: &App,
@@ -173,7 +177,7 @@ impl Manner {
         report: Option<u32>,
     ) -> Result<Vec<Generate>, ApiError> {
         self.check_room(app.room(), &prompts, model.n_ctx)?;
-        // Tokens can only be counted as they come if they are reported.
+        // Tokens can be counted while they stream only if they are reported.
         let counted = (self.stream && self.timings_per_token).then_some(0);
         let template = Generate {
             max_tokens: self.max_tokens,
@@ -202,7 +206,8 @@ impl Manner {
         Ok(requests)
     }
 
-    /// Refuses what there would be no room for if nobody else asked: to be asked again could not help.
+    /// Refuses a request that would not fit even into an idle daemon, for which a retry could not
+    /// help.
     fn check_room(&self, room: Room, prompts: &[Prompt], context: u32) -> Result<(), ApiError> {
         let (lanes, n) = (room.lanes as usize, self.n as usize);
         let (count, most) = (prompts.len().saturating_mul(n), lanes + room.queue as usize);
@@ -214,7 +219,7 @@ impl Manner {
             );
             return Err(ApiError::field(field, message));
         }
-        // The first ones go into lanes; one may always wait alone.
+        // The first requests go into lanes. One may always wait alone.
         let waiting = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, n)).skip(lanes);
         let tokens: u64 = waiting.map(|prompt| likely_use(prompt, self.max_tokens, context)).sum();
         if count > lanes + 1 && tokens > room.queue_tokens {
@@ -230,7 +235,7 @@ impl Manner {
     }
 }
 
-/// -1 is llama-server's "no limit".
+/// As in llama-server, -1 means no limit.
 fn budget(field: &str, given: i64) -> Result<Option<u32>, ApiError> {
     match given {
         -1 => Ok(None),

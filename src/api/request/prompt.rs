@@ -1,4 +1,5 @@
-//! Prompts and inputs as OpenAI and llama-server write them: a text, token ids, or several of these.
+//! Parses prompts and inputs in OpenAI's and llama-server's forms: a text, token ids, or several of
+//! these.
 
 use serde_json::{Map, Value};
 
@@ -9,9 +10,10 @@ use crate::text::fields::{kind, short};
 const EXPECTED: &str =
     "expected a string, an array of strings, an array of token ids, or an array of such arrays";
 
-/// The prompts in a field. `text` makes a segment of a text: as markup or as plain text.
+/// The prompts in a field. `text` makes a segment from a text, either markup or plain.
 ///
-/// An array of numbers, or of numbers and strings, is one prompt; an array of strings or arrays is one for each.
+/// An array of numbers, or of numbers and strings, is one prompt. An array of strings or arrays has
+/// one prompt per element.
 pub(in crate::api) fn parse(
     field: &str,
     value: Option<&Value>,
@@ -67,7 +69,7 @@ pub(in crate::api) fn one(
     }
 }
 
-/// The key of a text in llama-server's form that media could stand beside.
+/// The key of the text in llama-server's multimodal form.
 const STRING: &str = "prompt_string";
 
 fn is_wrapped(fields: &Map<String, Value>) -> bool {
@@ -101,7 +103,7 @@ fn wrapped(field: &str, fields: &Map<String, Value>) -> Result<String, ApiError>
     Ok(text)
 }
 
-/// A token id; whether the vocabulary has it is the engine's to say.
+/// A token id. The engine checks that the vocabulary has it.
 pub(in crate::api) fn token_id(field: &str, value: &Value) -> Result<u32, ApiError> {
     let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
     id.ok_or_else(|| ApiError::field(field, format!("found {}, expected a token id", short(value))))

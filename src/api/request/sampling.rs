@@ -1,4 +1,4 @@
-//! The fields that say how tokens are chosen.
+//! Fields that control sampling.
 
 use std::ops::RangeInclusive;
 
@@ -9,7 +9,8 @@ use crate::api::error::ApiError;
 use crate::config::SamplingDefaults;
 use crate::engine::{Penalties, Sampling};
 
-/// Tokens that `repeat_penalty` looks back at unless `repeat_last_n` says otherwise: llama-server's number.
+/// Default of `repeat_last_n`, the tokens that `repeat_penalty` looks back at. llama-server's
+/// value.
 pub(in crate::api) const REPEAT_LAST: u32 = 64;
 
 #[derive(Debug, Deserialize)]
@@ -20,7 +21,7 @@ struct SamplingFields {
     min_p: Option<f64>,
     seed: Option<i64>,
     repeat_penalty: Option<f64>,
-    /// vLLM's name of the same.
+    /// vLLM's name for it.
     repetition_penalty: Option<f64>,
     presence_penalty: Option<f64>,
     frequency_penalty: Option<f64>,
@@ -34,7 +35,7 @@ pub(super) fn parse(body: &JsonBody, defaults: &SamplingDefaults) -> Result<Samp
         top_p: number("top_p", written.top_p, 0.0..=1.0, defaults.top_p)?,
         top_k: top_k(written.top_k, defaults.top_k)?,
         min_p: number("min_p", written.min_p, 0.0..=1.0, defaults.min_p)?,
-        // llama-server's -1, and any other negative number, draws one.
+        // Any negative number draws a seed, like llama-server's -1.
         seed: written.seed.map_or(defaults.seed, |seed| u64::try_from(seed).ok()),
         penalties: written.penalties()?,
     })
@@ -47,7 +48,8 @@ impl SamplingFields {
             (given, _) => ("repeat_penalty", given),
         };
         let repeat = number(field, repeat, 0.01..=100.0, 1.0)?;
-        // OpenAI's penalties look at the whole answer, llama-server's at the last tokens, prompt included.
+        // OpenAI's penalties cover the whole answer, llama-server's the last tokens, including the
+        // prompt's.
         let silent = (repeat - 1.0).abs() < f32::EPSILON;
         let last = match self.repeat_last_n {
             None => (!silent).then_some(REPEAT_LAST),
@@ -68,7 +70,7 @@ impl SamplingFields {
     }
 }
 
-/// Zero and less keep all, as in llama-server.
+/// As in llama-server, zero or less keeps all.
 fn top_k(given: Option<i64>, default: u32) -> Result<u32, ApiError> {
     let Some(given) = given else { return Ok(default) };
     u32::try_from(given.max(0))

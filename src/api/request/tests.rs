@@ -1,4 +1,4 @@
-//! What all kinds of request have in common: each field becomes what it means, or an error that names it.
+//! Tests the fields that all endpoints share: each takes effect, or gives an error that names it.
 
 use serde_json::{Value, json};
 
@@ -193,7 +193,8 @@ fn what_no_empty_daemon_could_admit_is_refused_with_the_numbers() {
     assert!(error.starts_with("n: asks for 7 answers at once") && error.contains("at most 6"), "{error}");
     let error = check(short, 2, 30).unwrap_err();
     assert!(error.starts_with("prompt: asks for 12 answers at once"), "{error}");
-    // Without a limit an answer may fill the context: two fit the lanes, a third may wait alone, a fourth may not.
+    // An answer without a limit may fill the context. Two fit into the lanes, a third may wait
+    // alone, a fourth may not.
     let (three, four) = (check(json!({"n": 3}), 1, 30), check(json!({"n": 4}), 1, 30).unwrap_err());
     assert_eq!(three, Ok(()));
     assert!(four.contains("2 would wait with about 4096 tokens; at most 3000"), "{four}");

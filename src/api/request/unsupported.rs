@@ -1,4 +1,4 @@
-//! Fields that would change the answer and that this daemon doesn't know how to follow: refused by name, never ignored.
+//! Fields that would change the answer but are not supported: refused by name, never ignored.
 
 use serde_json::Value;
 
@@ -6,12 +6,12 @@ use super::Endpoint;
 use crate::api::error::ApiError;
 use crate::text::fields::short;
 
-/// When a field changes nothing, so that it may be there.
+/// Values with which a field has no effect and is accepted.
 #[derive(Debug, Clone, Copy)]
 enum Harmless {
     /// `null`, `false`, zero, or empty.
     Nothing,
-    /// This number, or less.
+    /// This number or less.
     UpTo(f64),
     /// This number.
     Number(f64),
@@ -25,7 +25,7 @@ use Harmless::{Nothing, Number, Text, True, UpTo};
 const OFF: &str = "leave it out";
 const SCHEMA: &str = "use response_format with a JSON schema";
 
-/// Field, when it may be there, what to do instead.
+/// Field, accepted values, and what to do instead.
 const EVERYWHERE: &[(&str, Harmless, &str)] = &[
     ("typical_p", Number(1.0), "leave it out or send 1"),
     ("top_n_sigma", UpTo(0.0), "leave it out or send -1"),
@@ -94,7 +94,7 @@ const NATIVE: &[(&str, Harmless, &str)] = &[
     ("echo", Nothing, "use /v1/completions"),
 ];
 
-/// Looks for the first such field.
+/// Refuses the first such field.
 pub(super) fn refuse(body: &Value, endpoint: Endpoint) -> Result<(), ApiError> {
     let own = match endpoint {
         Endpoint::Chat => CHAT,

@@ -8,7 +8,7 @@ use super::list::Entry;
 use crate::api::app::App;
 use crate::api::error::ApiError;
 
-/// Changes what serves under a name; answers when it is done and on disk.
+/// Changes what a name serves. Answers when the change is done and on disk.
 pub(in crate::api) async fn change(
     State(app): State<App>,
     Path(change): Path<String>,
@@ -24,7 +24,7 @@ pub(in crate::api) async fn change(
         _ => return Err(unknown()),
     };
     let row = row.map_err(blame("name"))?;
-    // As it is now: it may have got more than that from the swap.
+    // Use the current row, because the swap may have changed it since.
     let rows = spokes.registry().rows();
     let now =
         rows.iter().find(|now| now.name == row.name && now.generation == row.generation).unwrap_or(&row);

@@ -1,4 +1,5 @@
-//! Which spokes a request runs with: those that it names, else that of its task, else the default, else none.
+//! Chooses the spokes of a request: those that it names, else its task's, else the default, else
+//! none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,17 +23,18 @@ use crate::spokes::reconciler::{POST, SpokeError};
 use crate::spokes::registry::Serving;
 use crate::text::fields::{kind, short};
 
-/// The header that says which spokes answered.
+/// The header that names the spokes that answered.
 pub(in crate::api) const HEADER: &str = "x-bespoke-spokes";
-/// How often a request that comes in the middle of swaps looks again.
+/// Most attempts of a request that coincides with swaps.
 const LOOKS: usize = 32;
-/// Largest scale, up or down.
+/// Largest absolute value of a scale.
 const LARGEST: f64 = 100.0;
 
-/// What requests get that choose nothing: set by the configuration, and by `POST /lora-adapters` until the next start.
+/// Spokes of requests that choose none: set by the configuration, and by `POST /lora-adapters`
+/// until the next start.
 pub(in crate::api) type Default = BTreeMap<String, f32>;
 
-/// As written.
+/// Fields as written.
 #[derive(Debug, Deserialize)]
 struct ChoiceFields {
     model: Option<Value>,
@@ -43,10 +45,10 @@ struct ChoiceFields {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::api) struct Choice {
     model: Option<String>,
-    /// By the number of a name, or by the name itself; empty is none, absent says nothing.
+    /// By a name's id, or by the name itself. Empty means no spokes; absent leaves the choice open.
     lora: Option<Vec<(Id, f32)>>,
     task: Option<String>,
-    /// This and nothing else, whatever the body says: for the gate.
+    /// Only this spoke, whatever the body says; used by the gate.
     held: Option<Arc<Lease>>,
 }
 
@@ -62,7 +64,7 @@ impl PartialEq for Lease {
     }
 }
 
-/// What a request runs with; held until its end.
+/// The spokes of a request, held until it ends.
 #[derive(Debug, Default)]
 pub(in crate::api) struct Chosen {
     set: SpokeSet,
@@ -79,12 +81,12 @@ struct Told {
 }
 
 impl Choice {
-    /// Judges what can be judged without knowing what is there.
+    /// Parses the fields, without checking that the spokes exist.
     pub(in crate::api) fn parse(body: &JsonBody) -> Result<Self, ApiError> {
         let ChoiceFields { model, lora } = body.parse()?;
         let task = body.0.pointer("/response_format/json_schema/name").and_then(Value::as_str);
         Ok(Self {
-            // What is no text names nothing.
+            // A model that is no string names nothing.
             model: model.as_ref().and_then(Value::as_str).map(str::to_owned),
             lora: lora.filter(|lora| !lora.is_null()).map(|lora| adapters("lora", &lora)).transpose()?,
             task: task.map(str::to_owned),
@@ -92,12 +94,12 @@ impl Choice {
         })
     }
 
-    /// This and nothing else.
+    /// Only this spoke.
     pub(in crate::api) fn only(lease: Arc<Lease>) -> Self {
         Self { held: Some(lease), ..Self::default() }
     }
 
-    /// Names and scales, by what serves now.
+    /// Resolves the choice to names and scales, by what serves now.
     fn resolve(&self, app: &App, serving: &Serving) -> Result<BTreeMap<String, f32>, ApiError> {
         let mut set = BTreeMap::new();
         let named = self.model.as_deref().map_or(Ok(None), |model| by_model(app, serving, model))?;
@@ -132,7 +134,7 @@ impl Choice {
     }
 }
 
-/// The spoke that a model's name stands for, if it stands for one.
+/// The spoke that a model's name stands for, if any.
 fn by_model<'a>(app: &App, serving: &'a Serving, model: &'a str) -> Result<Option<&'a str>, ApiError> {
     if app.is_post(model) {
         return Ok(None);
@@ -146,7 +148,7 @@ fn by_model<'a>(app: &App, serving: &'a Serving, model: &'a str) -> Result<Optio
     let error = absent(app, serving, name, model);
     let otherwise = match error {
         ApiError::NotServing { .. } => app.retired_spoke(),
-        // Whoever names the post in front means a spoke, and no other thing.
+        // A name with the post's name in front explicitly means a spoke, so there is no fallback.
         ApiError::NoSuchModel { .. } if explicit.is_none() => app.unknown_model(),
         _ => Otherwise::Refuse,
     };
@@ -156,7 +158,7 @@ fn by_model<'a>(app: &App, serving: &'a Serving, model: &'a str) -> Result<Optio
     }
 }
 
-/// Why nothing serves under a name that was asked for as `wanted`.
+/// The error for a name that doesn't serve; the request wrote it as `wanted`.
 fn absent(app: &App, serving: &Serving, name: &str, wanted: &str) -> ApiError {
     let latest = app.spokes().registry().latest(name);
     let why = match latest {
@@ -171,7 +173,7 @@ fn absent(app: &App, serving: &Serving, name: &str, wanted: &str) -> ApiError {
         latest => match serving.past.get(name) {
             Some(Some(why)) => format!("it is retired: {why}"),
             Some(None) => "it is retired".to_owned(),
-            // It is about to serve, or has just ceased to.
+            // It is about to serve, or has just stopped serving.
             None if latest.is_some() => {
                 return ApiError::SpokeUnderWay { name: name.to_owned(), state: State::Gated.name() };
             }
@@ -182,8 +184,8 @@ fn absent(app: &App, serving: &Serving, name: &str, wanted: &str) -> ApiError {
 }
 
 impl Id {
-    /// The name that serves. A name that doesn't is a 404, as it is for a model; a number, which llama-server's clients take
-    /// from its list, a 400, as llama-server's.
+    /// Resolves to a serving name. An unknown name is a 404, as for a model. An unknown id, which
+    /// llama-server's clients take from its list, is a 400, as in llama-server.
     fn name<'a>(&'a self, app: &App, field: &str, serving: &'a Serving) -> Result<&'a str, ApiError> {
         let id = match self {
             Self::Name(name) if serving.names.contains_key(name) => return Ok(name),
@@ -203,7 +205,7 @@ impl Id {
     }
 }
 
-/// llama-server's list of `{id, scale}`; ids may be names too.
+/// llama-server's list of `{id, scale}`; names are accepted as ids.
 fn adapters(field: &str, written: &Value) -> Result<Vec<(Id, f32)>, ApiError> {
     let Value::Array(entries) = written else {
         return Err(ApiError::field(field, format!("found {}, expected an array", short(written))));
@@ -232,7 +234,7 @@ fn adapters(field: &str, written: &Value) -> Result<Vec<(Id, f32)>, ApiError> {
     entries.iter().enumerate().map(adapter).collect()
 }
 
-/// A body of `POST /lora-adapters`: what requests get from now on that choose nothing.
+/// A body of `POST /lora-adapters`: the default for later requests that choose no spoke.
 pub(in crate::api) fn defaults(app: &App, body: &JsonBody, serving: &Serving) -> Result<Default, ApiError> {
     let mut set = Default::new();
     for (index, (id, scale)) in adapters("body", &body.0)?.iter().enumerate() {
@@ -245,7 +247,8 @@ pub(in crate::api) fn defaults(app: &App, body: &JsonBody, serving: &Serving) ->
     Ok(set)
 }
 
-/// Felix spokes rewrite the same residual stream, one after the other: which of two would come first nobody has decided.
+/// Refuses two Felix spokes: both would rewrite the same residual stream in sequence, and their
+/// order is undefined.
 fn check_kinds<'a>(slots: impl Iterator<Item = &'a Arc<Leases>>, field: &str) -> Result<(), ApiError> {
     let felix: Vec<&str> =
         slots.filter(|slot| slot.facts.kind == Kind::Felix).map(|slot| slot.name.as_str()).collect();
@@ -260,7 +263,8 @@ fn check_kinds<'a>(slots: impl Iterator<Item = &'a Arc<Leases>>, field: &str) ->
 }
 
 impl Chosen {
-    /// Takes leases of what a request chose, as it serves at this moment; loads it if it isn't in memory.
+    /// Takes leases on the chosen spokes as they serve at this moment. Loads those that aren't in
+    /// memory.
     pub(in crate::api) async fn take(
         app: &App,
         choice: Choice,
@@ -289,7 +293,7 @@ impl Chosen {
                 Err(Refused::Absent) => match deadline.within(app.spokes().hold(slots)).await? {
                     Ok(leases) => leases,
                     Err(SpokeError::Retired) => continue,
-                    // It will be another one, or none, at the next look of whoever asks again.
+                    // A retry of the client will find another generation, or none.
                     Err(SpokeError::Refused(why) | SpokeError::Postponed(why)) => {
                         return Err(ApiError::SpokeFailed(why));
                     }
@@ -306,7 +310,7 @@ impl Chosen {
         let mut told = Vec::new();
         for ((name, scale), lease) in wanted.iter().zip(&leases) {
             let generation = lease.slot().generation;
-            // Two names of one content act as one.
+            // Two names with the same generation add up.
             *set.entry(generation).or_default() += scale;
             told.push(Told { name: name.clone(), generation, scale: *scale });
             app.metrics().spoke_used(name);
@@ -319,26 +323,26 @@ impl Chosen {
         chosen
     }
 
-    /// What the engine is told.
+    /// The spokes for the engine.
     pub(in crate::api) fn set(&self) -> &SpokeSet {
         &self.set
     }
 
-    /// In short: `name@generation*scale`.
+    /// Short form: `name@generation*scale`.
     fn text(&self) -> String {
         let told =
             self.told.iter().map(|told| format!("{}@{}*{}", told.name, told.generation.short(), told.scale));
         told.collect::<Vec<_>>().join(" ")
     }
 
-    /// The field of a reply that says which spokes answered; `None`: the post alone.
+    /// The reply's field that names the spokes that answered; `None` for the post alone.
     pub(in crate::api) fn field(&self) -> Option<Value> {
         let one =
             |told: &Told| json!({"name": told.name, "generation": told.generation, "scale": told.scale});
         (!self.told.is_empty()).then(|| self.told.iter().map(one).collect())
     }
 
-    /// The response with the header that says which spokes answer.
+    /// The response with the header that names the spokes that answer.
     pub(in crate::api) fn sign(&self, mut response: Response) -> Response {
         if !self.told.is_empty()
             && let Ok(value) = HeaderValue::from_str(&self.text())

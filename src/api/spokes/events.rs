@@ -1,4 +1,4 @@
-//! `GET /v1/spokes/events`: transitions as they happen, as server-sent events whose ids are those of the journal.
+//! `GET /v1/spokes/events`: transitions as server-sent events, whose ids are those of the journal.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -18,12 +18,12 @@ use crate::spokes::store::Transition;
 
 /// Comments keep the connection open through proxies while nothing happens.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Lines of the journal that are read at a time.
+/// Lines of the journal per read.
 const PAGE: usize = 256;
-/// Events that are on their way to a slow reader; whoever is slower reads the journal later.
+/// Events buffered for a slow reader. A slower one continues from the journal.
 const UNDER_WAY: usize = 64;
 
-/// From now on, or from behind the id in `Last-Event-ID` or `?after=`.
+/// Streams from now on, or from after the id in `Last-Event-ID` or `?after=`.
 pub(in crate::api) async fn events(
     State(app): State<App>,
     headers: HeaderMap,
@@ -49,18 +49,20 @@ pub(in crate::api) async fn events(
     Ok(Sse::new(ReceiverStream::new(told)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
-/// Tells until nobody listens.
+/// Sends events until the client is gone.
 async fn follow(spokes: &Spokes, after: Option<i64>, tell: &mpsc::Sender<Result<Event, Infallible>>) {
     let mut news = spokes.registry().news();
     let mut last = after;
     let mut began = true;
     loop {
         if let Some(behind) = last {
-            // Whatever the journal has beyond that; what is told meanwhile comes again as news and is passed over.
+            // Read what the journal has after that id. Events published meanwhile arrive a second
+            // time and are skipped.
             let Ok(lines) = spokes.journal(behind, PAGE).await else { return };
             let more = lines.len() == PAGE;
             if std::mem::take(&mut began) && lines.is_empty() && behind > 0 {
-                // It is the latest, or of another journal, which went further: then all that is told is news.
+                // The id is the latest, or from another journal that went further. In the latter
+                // case, send every event.
                 let Ok(known) = spokes.journal(behind - 1, 1).await else { return };
                 if known.is_empty() {
                     last = None;

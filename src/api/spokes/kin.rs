@@ -1,4 +1,5 @@
-//! `POST /v1/spokes/trained-on`: spokes that were trained on a folder fit the post, whose tensors were compared with it.
+//! `POST /v1/spokes/trained-on`: accepts spokes trained on a folder, whose tensors were compared
+//! with the post's.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Json, Response};
@@ -9,7 +10,7 @@ use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
 use crate::spokes::store::Kinship;
 
-/// Notes it; answers when it is on disk.
+/// Records the kinship. Answers when it is on disk.
 pub(in crate::api) async fn befriend(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
     let kinship: Kinship = body.parse()?;

@@ -1,4 +1,4 @@
-//! `GET /v1/spokes`: every file of the folder and whatever else serves, with its state and why.
+//! `GET /v1/spokes`: every file of the folder and every serving spoke, with state and reason.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use crate::api::app::App;
 use crate::spokes::life::Reason;
 use crate::spokes::registry::{Serving, SpokeRow};
 
-/// All of them, by name.
+/// All spokes, sorted by name.
 pub(in crate::api) async fn list(State(app): State<App>) -> Response {
     let registry = app.spokes().registry();
     let serving = registry.serving();
@@ -26,12 +26,13 @@ pub(in crate::api) async fn list(State(app): State<App>) -> Response {
 struct List<'a> {
     object: &'static str,
     data: Vec<Entry<'a>>,
-    /// Why what happens can't be written down, if it can't: then nothing gets on.
+    /// Why changes can't be written to the database, if so. Nothing progresses then.
     #[serde(skip_serializing_if = "Option::is_none")]
     state_error: Option<ReasonBody<'a>>,
 }
 
-/// One of them. Written as it is: a folder of ten thousand files must not become ten thousand trees of JSON first.
+/// One spoke. Serialised directly, so that a folder of ten thousand files doesn't become ten
+/// thousand JSON trees first.
 #[derive(Serialize)]
 pub(super) struct Entry<'a> {
     name: &'a str,
@@ -46,7 +47,7 @@ pub(super) struct Entry<'a> {
     since: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<ReasonBody<'a>>,
-    /// When one that waits is tried again.
+    /// When a waiting spoke is tried again.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<u64>,
     #[serde(flatten)]
@@ -55,7 +56,7 @@ pub(super) struct Entry<'a> {
     task: Option<&'a str>,
 }
 
-/// Why it is as it is; the hint is there even if there is none.
+/// The reason for its state. The `hint` member is always present.
 #[derive(Serialize)]
 struct ReasonBody<'a> {
     code: &'a str,
@@ -69,7 +70,7 @@ impl<'a> ReasonBody<'a> {
     }
 }
 
-/// What is known of one that serves.
+/// Facts about a serving spoke.
 #[derive(Serialize)]
 struct Serves<'a> {
     id: i64,

@@ -1,4 +1,4 @@
-//! Spokes over HTTP: which one a request gets, what there is, what changes, and what may be changed.
+//! Spokes over HTTP: choosing them for a request, listing, events and changes.
 
 mod change;
 mod choose;
@@ -17,7 +17,7 @@ pub(super) use vllm::{load, unload};
 use super::error::ApiError;
 use crate::spokes::reconciler::SpokeError;
 
-/// The field of a request that a trouble is about.
+/// Converts errors of a command about this field of the request.
 fn blame(field: &str) -> impl Fn(SpokeError) -> ApiError + '_ {
     move |trouble| match trouble {
         SpokeError::NoSuch(name) => ApiError::NoSuchSpoke(name),

@@ -1,4 +1,5 @@
-//! `POST /v1/load_lora_adapter` and `/v1/unload_lora_adapter`: vLLM's way to load a spoke from a path of this machine.
+//! `POST /v1/load_lora_adapter` and `/v1/unload_lora_adapter`: vLLM's API to load a spoke from a
+//! path of this machine.
 
 use std::path::PathBuf;
 
@@ -21,7 +22,7 @@ struct AdapterFields {
     load_inplace: Option<bool>,
 }
 
-/// Leads the file through the same life as one that was dropped; answers when it serves.
+/// Loads a file, which passes the same checks as a dropped one. Answers when it serves.
 pub(in crate::api) async fn load(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
     let AdapterFields { lora_name, lora_path, load_inplace } = body.parse()?;
@@ -40,7 +41,7 @@ pub(in crate::api) async fn load(State(app): State<App>, body: JsonBody) -> Resu
     Ok(said(format!("Success: LoRA adapter '{lora_name}' added successfully.")))
 }
 
-/// Takes it out of service; one that came by the folder is switched off.
+/// Stops serving a spoke. A name from the folder is disabled.
 pub(in crate::api) async fn unload(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
     let AdapterFields { lora_name, .. } = body.parse()?;
@@ -48,7 +49,7 @@ pub(in crate::api) async fn unload(State(app): State<App>, body: JsonBody) -> Re
     Ok(said(format!("Success: LoRA adapter '{lora_name}' removed successfully.")))
 }
 
-/// vLLM answers in plain words.
+/// vLLM answers in plain text.
 fn said(text: String) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }

@@ -1,25 +1,26 @@
-//! From looks at the folder to changes: pure, with the time as an argument.
+//! Turns scans of the folder into changes. Pure: the time is an argument.
 //!
-//! An entry is *moving* from when it appears or changes until it has looked the same for the settle time; then it *rests*.
-//! One that isn't there any more is *missing* for as long before it is gone: who replaces a file by deleting it first must
-//! not take the old one out of service. Looks are cheap but not free, so between two listings only moving and missing
-//! entries are looked at, those first that have been so for longest.
+//! An entry is *moving* from when it appears or changes until it has looked the same for the settle
+//! time; then it *rests*. An entry that disappears is *missing* for the same time before it is
+//! gone, so that replacing a file by deleting it first does not take the old spoke out of service.
+//! Looking at an entry is cheap but not free, so between two listings only moving and missing
+//! entries are checked, the longest waiting first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::Fingerprint;
 
-/// What has changed about an entry.
+/// A change of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// It is there, or it is another one than it was.
+    /// It appeared, or became a different file.
     Moved(String),
-    /// It has been still for long enough.
+    /// It has been unchanged for the settle time.
     Rested(String, Fingerprint),
-    /// It is there, and there are too many others.
+    /// It exists, but the folder has more entries than are followed.
     Surplus(String),
-    /// It is not there any more.
+    /// It is gone.
     Gone(String),
 }
 
@@ -37,7 +38,7 @@ enum Phase {
 }
 
 impl Phase {
-    /// Since when it has been one that time changes.
+    /// Start of the current phase, if time will end that phase.
     fn since(self) -> Option<Instant> {
         match self {
             Self::Moving(since) | Self::Missing { since, .. } => Some(since),
@@ -46,34 +47,35 @@ impl Phase {
     }
 }
 
-/// What is known of the folder.
+/// Known state of the folder.
 #[derive(Debug)]
 pub struct Scan {
     settle: Duration,
     most: usize,
     entries: BTreeMap<String, Entry>,
     surplus: BTreeSet<String>,
-    /// The moving and the missing ones among the entries.
+    /// The moving and missing entries, by the start of that phase.
     turning: BTreeSet<(Instant, String)>,
 }
 
 impl Scan {
-    /// Knows nothing; will follow at most `most` entries.
+    /// Starts without any entry. Follows at most `most` entries.
     pub fn new(settle: Duration, most: usize) -> Self {
         Self { settle, most, entries: BTreeMap::new(), surplus: BTreeSet::new(), turning: BTreeSet::new() }
     }
 
-    /// An entry that was followed to its rest before this process began: no news as long as it looks like this.
+    /// Restores an entry that came to rest before this process started. It is no change as long as
+    /// its fingerprint stays the same.
     pub fn remember(&mut self, name: String, print: Fingerprint) {
         self.put(name, print, Phase::Resting);
     }
 
-    /// The entry is to be followed anew: if it is still there, it will move and rest again.
+    /// Forgets an entry, so that it moves and rests again if it still exists.
     pub fn forget(&mut self, name: &str) {
         self.remove(name);
     }
 
-    /// The whole folder, as it looks now.
+    /// Takes in a listing of the whole folder.
     pub fn listed(&mut self, now: Instant, listing: BTreeMap<String, Fingerprint>) -> Vec<Change> {
         let known = self.entries.keys().chain(&self.surplus);
         let missing: Vec<String> = known.filter(|name| !listing.contains_key(*name)).cloned().collect();
@@ -87,7 +89,8 @@ impl Scan {
         changes
     }
 
-    /// One entry, as it looks now. `finished`: it was put there whole, by a rename, and need not prove that it rests.
+    /// Takes in the state of one entry. `finished` means that a rename put it there complete, so it
+    /// need not settle.
     pub fn looked(
         &mut self,
         now: Instant,
@@ -104,7 +107,7 @@ impl Scan {
             }
             _ => {
                 self.surplus.remove(name);
-                // What is finished is looked at once more at the next turn, and rests then.
+                // A finished entry is checked once more in the next turn, and rests then.
                 let since = if finished { now.checked_sub(self.settle).unwrap_or(now) } else { now };
                 self.put(name.to_owned(), print, Phase::Moving(since));
                 Some(Change::Moved(name.to_owned()))
@@ -146,13 +149,13 @@ impl Scan {
         None
     }
 
-    /// Moving and missing entries whose time has come, at most `most` of them: they are to be looked at.
+    /// Moving and missing entries that are due for a check, at most `most`.
     pub fn due(&self, now: Instant, most: usize) -> Vec<String> {
         let due = self.turning.iter().take_while(|(since, _)| now.duration_since(*since) >= self.settle);
         due.take(most).map(|(_, name)| name.clone()).collect()
     }
 
-    /// When the next of them is due.
+    /// When the next entry is due.
     pub fn next_due(&self) -> Option<Instant> {
         self.turning.first().map(|(since, _)| *since + self.settle)
     }
@@ -185,18 +188,19 @@ mod tests {
         entries.iter().map(|&(name, size)| (name.to_owned(), print(size))).collect()
     }
 
-    /// What one look at the folder is and what it brings.
+    /// One step of a test.
     enum Step {
-        /// The whole folder.
+        /// A listing of the whole folder.
         List(&'static [(&'static str, u64)]),
-        /// One entry, perhaps put there whole.
+        /// A look at one entry, possibly put there by a rename.
         Look(&'static str, Option<u64>, bool),
-        /// All that is due, looking as it last did or with these sizes.
+        /// A look at everything that is due, unchanged or with these sizes.
         Due(&'static [(&'static str, u64)]),
     }
     use Step::{Due, List, Look};
 
-    /// Plays steps at milliseconds and gives the changes in short: `+` moved, `=` rested, `!` surplus, `-` gone.
+    /// Runs steps at times in milliseconds and returns the changes in short form: `+` moved, `=`
+    /// rested, `!` surplus, `-` gone.
     fn play(most: usize, steps: &[(u64, Step)]) -> Vec<String> {
         let start = Instant::now() + Duration::from_secs(60);
         let mut scan = Scan::new(SETTLE, most);
@@ -279,7 +283,7 @@ mod tests {
                 (700, Look("a", None, false)),
                 (701, List(&[])),
                 (702, Look("never there", None, false)),
-                // The same file is back where it was; another one stands where the old one was.
+                // "a" is back as the same file; "b" is replaced by another file.
                 (800, Look("a", Some(1), false)),
                 (900, Look("b", Some(2), true)),
                 (901, Due(&[])),
@@ -340,7 +344,7 @@ mod tests {
         let all: BTreeMap<String, Fingerprint> = (0..10_000).map(|n| (format!("{n:05}"), print(n))).collect();
         assert_eq!(scan.listed(start, all.clone()).len(), 10_000);
         let mut rested = BTreeSet::new();
-        // One of them never rests, and is first in the alphabet: it must not keep the others from their turn.
+        // One entry never rests and comes first in the alphabet. It must not starve the others.
         for turn in 0..100 {
             let now = start + SETTLE + Duration::from_millis(turn);
             let due = scan.due(now, 101);

@@ -1,4 +1,4 @@
-//! What the folder looks like now: one fingerprint per entry, without reading any content and without following links.
+//! Lists the folder: one fingerprint per entry, without reading content or following links.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -10,26 +10,26 @@ use serde::{Deserialize, Serialize};
 
 use super::counts;
 
-/// Entries of the folder that are looked at; whatever is beyond waits until others are gone.
+/// Most entries of the folder that are listed. Further ones wait until others are gone.
 const MOST: usize = 100_000;
-/// Files of a folder that is one spoke which are looked at: one has three or four.
+/// Most files that are checked in a folder that is one spoke. A spoke has three or four.
 const MOST_PARTS: usize = 64;
 
-/// What a file looks like from outside; a change of its content changes it.
+/// Metadata of a file that changes whenever its content does.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// Bytes; of a folder, those of the files in it.
+    /// Size in bytes; for a folder, of the files in it.
     pub size: u64,
-    /// When the content was last changed, in nanoseconds since 1970; of a folder, the latest in it.
+    /// Modification time of the content in nanoseconds since 1970; for a folder, the latest in it.
     pub modified: i64,
-    /// When the content or what is known of it was last changed: unlike the former, nobody can set it back.
+    /// Change time of the content or the inode. Unlike `modified`, it can't be set back.
     pub changed: i64,
-    /// Number of the file on its device; of a folder, all of them mixed.
+    /// Inode number; for a folder, a mix of all of them.
     pub inode: u64,
 }
 
 impl Fingerprint {
-    /// Becomes that of itself and another file together.
+    /// Combines the fingerprint with that of another file.
     fn join(&mut self, part: &Self) {
         self.size = self.size.saturating_add(part.size);
         self.modified = self.modified.max(part.modified);
@@ -38,24 +38,24 @@ impl Fingerprint {
     }
 }
 
-/// The entries that count.
+/// Entries of the folder that can be spokes.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Device and number of the folder itself.
+    /// Device and inode of the folder itself.
     pub folder: (u64, u64),
-    /// By their names.
+    /// Fingerprints by name.
     pub entries: BTreeMap<String, Fingerprint>,
-    /// Entries that were left out since their names aren't UTF-8.
+    /// Number of entries left out because their names aren't UTF-8.
     pub unnameable: usize,
-    /// Whether there were more than can be looked at.
+    /// Whether there were more entries than are listed.
     pub cut: bool,
 }
 
-/// Looks at the whole folder.
+/// Lists the whole folder.
 ///
 /// # Errors
-/// The folder isn't there or can't be read, or one of its entries can't be looked at. An entry that vanishes meanwhile is no
-/// error.
+/// The folder doesn't exist or can't be read, or the metadata of one of its entries can't be read.
+/// An entry that vanishes meanwhile is no error.
 pub fn list(folder: &Path) -> io::Result<Listing> {
     let metadata = fs_err::metadata(folder)?;
     let mut listing = Listing { folder: (metadata.dev(), metadata.ino()), ..Listing::default() };
@@ -78,10 +78,10 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
     Ok(listing)
 }
 
-/// Looks at one entry; `None` if it isn't there or is a folder that can't be a spoke.
+/// Fingerprint of one entry; `None` if it doesn't exist or is a folder that can't be a spoke.
 ///
 /// # Errors
-/// It can't be looked at: nothing is known about it.
+/// The entry's metadata can't be read, so its state is unknown.
 pub fn look(folder: &Path, entry: &str) -> io::Result<Option<Fingerprint>> {
     let path = folder.join(entry);
     let metadata = match fs_err::symlink_metadata(&path) {
@@ -92,7 +92,7 @@ pub fn look(folder: &Path, entry: &str) -> io::Result<Option<Fingerprint>> {
         return Ok(look_inside(&path, &metadata));
     }
     let mut print = of(&metadata);
-    // A safetensors file may have its configuration beside it.
+    // A safetensors file may have its configuration next to it.
     if let Some(stem) = entry.strip_suffix(".safetensors")
         && let Ok(beside) = fs_err::symlink_metadata(folder.join(format!("{stem}.json")))
     {
@@ -111,11 +111,11 @@ fn of(metadata: &Metadata) -> Fingerprint {
     }
 }
 
-/// Files that make a folder a spoke, whole or not.
+/// Files that mark a folder as a spoke, complete or not.
 const PARTS: [&str; 4] =
     ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "spoke.safetensors"];
 
-/// A folder with files of an adapter in it is one spoke; any other is a person's own order of things.
+/// A folder that contains files of an adapter is one spoke. Any other folder is ignored.
 fn look_inside(folder: &Path, metadata: &Metadata) -> Option<Fingerprint> {
     let mut whole = Fingerprint { size: 0, ..of(metadata) };
     let mut is_spoke = false;

@@ -1,4 +1,4 @@
-//! The watched folder: what in it counts, what it looks like now, and what has changed since.
+//! The watched folder: which entries can be spokes, their current state, and what has changed.
 
 mod debounce;
 mod listing;
@@ -10,8 +10,8 @@ pub use watch::{Noticed, Watcher};
 
 use crate::adapter::check_name;
 
-/// Whether an entry of the folder can be a spoke at all. What is hidden or still under construction is not, and neither
-/// are the notes and the side files that people keep beside spokes.
+/// Whether an entry of the folder can be a spoke. Hidden and unfinished files can't, nor notes and
+/// side files that people keep next to spokes.
 pub fn counts(entry: &str) -> bool {
     let lower = entry.to_ascii_lowercase();
     let unfinished = [".tmp", ".part", ".partial", ".crdownload", ".swp", "~"];
@@ -21,7 +21,7 @@ pub fn counts(entry: &str) -> bool {
         && !matches!(lower.as_str(), "lost+found" | "readme" | "license")
 }
 
-/// The name under which an entry is served: its own, without the ending of its format.
+/// The name under which an entry is served: its file name without the extension of its format.
 ///
 /// # Errors
 /// What is wrong with the name, in words.
@@ -33,7 +33,8 @@ pub fn spoke_name(entry: &str) -> Result<&str, String> {
     Ok(name)
 }
 
-/// Whether `entry` ends with `end` in any case. Endings are ASCII, so a match is on a character's boundary.
+/// Whether `entry` ends with `end`, ignoring case. Endings are ASCII, so a match starts at a
+/// character boundary.
 fn ends_with(entry: &str, end: &str) -> bool {
     entry.len() >= end.len()
         && entry.as_bytes()[entry.len() - end.len()..].eq_ignore_ascii_case(end.as_bytes())

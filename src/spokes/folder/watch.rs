@@ -1,6 +1,7 @@
-//! The system's word on changes in the folder: names to look at, gathered until somebody asks.
+//! File system events of the folder: collects names of entries to check until the reconciler asks.
 //!
-//! Events only say where to look: what is there is always found out by looking. So a lost event costs time, never truth.
+//! Events only say where to look. The reconciler always checks the entry itself, so a lost event
+//! costs time but not correctness.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,15 +14,16 @@ use tokio::sync::Notify;
 use super::counts;
 use crate::failpoints;
 
-/// Names that are remembered; with more of them, the whole folder is looked at instead.
+/// Most names that are collected. With more, the whole folder is listed instead.
 const MOST: usize = 4_096;
 
-/// What the system has told since it was last asked.
+/// Events since the last query.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Noticed {
-    /// Entries that something has happened to, and whether the last thing was that it was put there whole by a rename.
+    /// Names of changed entries, each with whether the last event was a rename that put it there
+    /// complete.
     pub names: BTreeMap<String, bool>,
-    /// Whether events were lost: the whole folder is to be looked at.
+    /// Whether events were lost and the whole folder has to be listed.
     pub all: bool,
 }
 
@@ -30,12 +32,13 @@ impl Noticed {
         self.names.is_empty() && !self.all
     }
 
-    /// Takes in one event about paths in `folder`.
+    /// Records one event about paths in `folder`.
     fn take(&mut self, folder: &Path, event: &Event) {
         if event.need_rescan() {
             self.all = true;
         }
-        // Reading changes nothing. A file that is closed after writing is no more finished than before: it may be opened again.
+        // Reading changes nothing. Closing a file after writing doesn't prove that it is finished:
+        // it may be opened again.
         if matches!(event.kind, EventKind::Access(_)) {
             return;
         }
@@ -56,7 +59,7 @@ impl Noticed {
                 let whole = parts.next().is_none() && renamed(at);
                 self.names.insert(name.to_owned(), whole);
             } else if let Some(stem) = name.strip_suffix(".json") {
-                // Perhaps the configuration of the file that it stands beside.
+                // This may be the configuration of the safetensors file next to it.
                 self.names.insert(format!("{stem}.safetensors"), false);
             }
         }
@@ -67,7 +70,7 @@ impl Noticed {
     }
 }
 
-/// Listens to the system until it is dropped.
+/// Watches the folder until it is dropped.
 #[derive(Debug)]
 pub struct Watcher {
     heard: Arc<Heard>,
@@ -81,12 +84,12 @@ struct Heard {
 }
 
 impl Watcher {
-    /// Listens for changes in `folder` and in the folders in it.
+    /// Watches `folder` and its subfolders for changes.
     ///
     /// # Errors
-    /// The system can't watch it, or has no watch left.
+    /// The system can't watch the folder, or has no watches left.
     pub fn start(folder: &Path) -> notify::Result<Self> {
-        // Events have real paths.
+        // Events carry canonical paths.
         let real: PathBuf = fs_err::canonicalize(folder).map_err(notify::Error::io)?;
         let heard = Arc::new(Heard::default());
         let teller = Arc::clone(&heard);
@@ -111,7 +114,7 @@ impl Watcher {
         Ok(Self { heard, _system: system })
     }
 
-    /// Waits until there is something, and takes it.
+    /// Waits until there is an event, and takes all that were collected.
     pub async fn noticed(&self) -> Noticed {
         loop {
             let noticed =
@@ -165,7 +168,7 @@ mod tests {
         ];
         assert_eq!(found.names, expected.map(|(name, whole)| (name.to_owned(), whole)).into());
         assert!(!found.all);
-        // Whoever goes on writing after a rename has to come to rest.
+        // Writing after a rename means that the file has to settle.
         let found =
             noticed(&[(name(RenameMode::To), &["/s/a"]), (EventKind::Modify(ModifyKind::Any), &["/s/a"])]);
         assert_eq!(found.names, [("a".to_owned(), false)].into());
@@ -199,7 +202,7 @@ mod tests {
             };
             tokio::time::timeout(Duration::from_secs(10), look).await.expect("the system tells of it")
         };
-        // The durable writer renames.
+        // The atomic writer renames.
         crate::atomic_file::write(&root.path().join("a.gguf"), b"x").unwrap();
         assert!(next("a.gguf").await);
         let mut open = std::fs::OpenOptions::new().append(true).open(root.path().join("a.gguf")).unwrap();

@@ -1,4 +1,5 @@
-//! The parent's side of a probe: starts the child, bounds its time, reads its one line, and says what its end means.
+//! The parent's side of a probe: starts the child process, limits its time, reads its one line of
+//! output, and interprets its exit.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -16,31 +17,31 @@ use crate::failpoints;
 use crate::spokes::life::Reason;
 use crate::spokes::reason_code::Code;
 
-/// Bytes of a child's answer, and of what it says about itself, that are read.
+/// Most bytes that are read of a child's stdout, and of its stderr.
 const LONGEST: u64 = 64 << 10;
 
-/// Times the limit that a probe may take at most, however little of a processor it gets.
+/// Most wall-clock time of a probe, as a multiple of its limit, however little CPU time it gets.
 const PATIENCE: u32 = 30;
 
-/// How contents are probed.
+/// Settings of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildProbe {
-    /// The program: this one.
+    /// The program to run: this one.
     pub program: PathBuf,
     /// The post.
     pub model: PathBuf,
-    /// Longest that it may take, not counting the time that it waits for a processor: on a machine that others keep busy it
-    /// takes longer, and nothing is wrong with the file.
+    /// Longest time, not counting the time that the child waits for a processor. On a machine that
+    /// others keep busy a probe takes longer, and that is no fault of the file.
     pub limit: Duration,
-    /// Bytes of memory that it may take for itself.
+    /// Bytes of memory that the child may allocate.
     pub memory: u64,
 }
 
 impl ChildProbe {
-    /// Probes a file in the form that the engine loads.
+    /// Probes a file that is in the form that the engine loads.
     ///
     /// # Errors
-    /// The file couldn't be tried, for a reason that isn't its own: nothing is known about it.
+    /// The file couldn't be probed for a reason that isn't its own, so nothing is known about it.
     pub async fn run(&self, file: &Path) -> Result<Finding, Reason> {
         let mut command = Command::new(&self.program);
         command
@@ -52,7 +53,7 @@ impl ChildProbe {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
-            // What a terminal sends to stop the daemon is not for the child.
+            // A terminal's signals that stop the daemon must not reach the child.
             .process_group(0);
         child::start_clean(command.as_std_mut());
         let mut child = failpoints::trouble("spoke.fork")
@@ -68,7 +69,7 @@ impl ChildProbe {
             clock.tick(Instant::now(), id.is_some_and(is_held_up));
             let waited = id.map_or(Duration::ZERO, waited_for_processor);
             let took = clock.took();
-            // Dropped with the future, and with that killed.
+            // The child is dropped with the future, which kills it.
             if clock.counted.saturating_sub(waited) >= self.limit {
                 let [limit, took] = [self.limit, whole_seconds(took)].map(humantime::format_duration);
                 let message =
@@ -93,7 +94,7 @@ impl ChildProbe {
             .hint("the daemon must be able to start its own program")
     }
 
-    /// What a child that has ended says by its answer and by the way of its end.
+    /// Interprets the output and exit status of a child.
     fn understood(&self, status: ExitStatus, out: &str, err: &str) -> Result<Finding, Reason> {
         let stage = err.lines().rev().find_map(stage);
         let said = |line: &&str| !line.trim().is_empty() && self::stage(line).is_none();
@@ -129,7 +130,7 @@ impl ChildProbe {
     }
 }
 
-/// The stage that a line tells.
+/// The stage that a line reports.
 fn stage(line: &str) -> Option<Stage> {
     #[derive(Deserialize)]
     struct Line {
@@ -138,7 +139,7 @@ fn stage(line: &str) -> Option<Stage> {
     serde_json::from_str(line).ok().map(|Line { stage }| stage)
 }
 
-/// Why a signal says nothing of the file, if so: no instruction of the process itself raises it.
+/// Why a signal says nothing about the file, if no instruction of the process itself raises it.
 fn from_outside(signal: i32) -> Option<&'static str> {
     match signal {
         libc::SIGKILL => Some("as the system does where memory is short"),
@@ -148,19 +149,20 @@ fn from_outside(signal: i32) -> Option<&'static str> {
     }
 }
 
-/// Whether a process ended for want of memory: what Rust, C++ and llama.cpp say of it. The inspection has bounded what a file
-/// takes, so that the machine or `spokes.probe_memory` is to blame.
+/// Whether a process ended for lack of memory, by the messages of Rust, C++ and llama.cpp. The
+/// inspection has limited what a file needs, so the machine or `spokes.probe_memory` is at fault.
 fn is_of_memory(last_words: &str) -> bool {
     ["memory allocation of", "bad_alloc", "out of memory", "failed to allocate", "Cannot allocate memory"]
         .iter()
         .any(|words| last_words.contains(words))
 }
 
-/// How often it is looked at how a child gets on.
+/// How often a child's progress is checked.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Time that a child had for itself. What passes while this process doesn't run either (the machine slept, was paused, or has
-/// no processor to spare) and what a child spends on waiting for a disk is not its own.
+/// Time that counts against a child's limit. It excludes time in which this process doesn't run
+/// either (the machine slept, was suspended, or has no processor to spare), and time that the child
+/// waits for a disk.
 struct Clock {
     tick: Duration,
     began: Instant,
@@ -191,10 +193,12 @@ fn whole_seconds(duration: Duration) -> Duration {
     Duration::from_secs(duration.as_secs())
 }
 
-/// Whether a thread of a process waits for a disk, or all of it was stopped: then its time doesn't count. Only Linux tells.
+/// Whether a thread of a process waits for a disk, or the whole process is stopped. Such time
+/// doesn't count. Only Linux reports this.
 fn is_held_up(process: u32) -> bool {
     let state = |thread: fs_err::DirEntry| {
-        // The state follows the name in parentheses, which may hold anything (proc_pid_stat(5)).
+        // The state follows the command name in parentheses, which may contain anything
+        // (proc_pid_stat(5)).
         let text = fs_err::read_to_string(thread.path().join("stat")).ok()?;
         text.rsplit_once(") ")?.1.chars().next()
     };
@@ -202,10 +206,12 @@ fn is_held_up(process: u32) -> bool {
     threads.filter_map(|thread| state(thread.ok()?)).any(|state| matches!(state, 'D' | 'T' | 't'))
 }
 
-/// How long the threads of a process have waited for a processor so far: the longest of them. Only Linux tells.
+/// How long the threads of a process have waited for a processor so far: the longest wait of any
+/// thread. Only Linux reports this.
 fn waited_for_processor(process: u32) -> Duration {
     let waited = |thread: fs_err::DirEntry| {
-        // Time on a processor and time of waiting for one, in nanoseconds (proc_pid_schedstat(5)).
+        // The fields are time on a processor and time waiting for one, in nanoseconds
+        // (proc_pid_schedstat(5)).
         let text = fs_err::read_to_string(thread.path().join("schedstat")).ok()?;
         text.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
     };
@@ -225,11 +231,12 @@ fn named(signal: i32) -> &'static str {
     }
 }
 
-/// What comes through a pipe, at most so much; the rest is read and forgotten, so that the writer doesn't wait for us.
+/// Output from a pipe, up to a limit. The rest is read and discarded, so that the writer never
+/// blocks.
 async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {
     let Some(mut pipe) = pipe else { return String::new() };
     let mut kept = Vec::new();
-    // A pipe that breaks has said what it had to say.
+    // On an error, keep what was read.
     let _ = (&mut pipe).take(LONGEST).read_to_end(&mut kept).await;
     let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
     String::from_utf8_lossy(&kept).into_owned()
@@ -240,7 +247,7 @@ mod tests {
     use super::super::Verdict;
     use super::*;
 
-    /// A child that a shell plays.
+    /// Runs a shell script as the child.
     async fn scripted(script: &str, limit: Duration) -> Finding {
         tried(script, limit).await.unwrap()
     }
@@ -302,11 +309,11 @@ mod tests {
     #[tokio::test]
     async fn a_child_that_is_stopped_for_a_while_goes_on_afterwards() {
         let line = r#"{"verdict":"same","finite":true,"differs":false,"tokens":1,"resident_bytes":1}"#;
-        // Stopped for longer than it may take.
+        // The child is stopped for longer than its limit.
         let script = format!("(sleep 1; kill -CONT $$) & kill -STOP $$; echo '{line}'");
         let finding = scripted(&script, Duration::from_millis(600)).await;
         assert_eq!(finding.verdict, Verdict::Same, "{finding:?}");
-        // Stopped for good: nothing is known of the file.
+        // The child is stopped for good: nothing is known about the file.
         let why = tried("kill -STOP $$", Duration::from_millis(40)).await.unwrap_err();
         assert!(why.code == "not_probed" && why.message.contains("too busy"), "{why}");
     }
@@ -316,7 +323,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let mut clock = Clock::new(second);
         let mut now = clock.began;
-        // What passed, whether the child was held up, and what is counted so far.
+        // Seconds passed, whether the child was held up, and the seconds counted so far.
         for (seconds, held_up, counted) in [(1, false, 1), (1, true, 1), (3_600, false, 3), (2, false, 5)] {
             now += seconds * second;
             clock.tick(now, held_up);
@@ -344,7 +351,8 @@ mod tests {
         if !Path::new("/proc/self/schedstat").exists() {
             return eprintln!("skipped: this system does not tell");
         }
-        // Whether this process alone makes threads wait: as many as share what there is three times over.
+        // Checks that this process alone makes threads wait: start three times as many threads as
+        // there are processors.
         let many = 3 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let waited = std::thread::scope(|scope| {
             let end = Instant::now() + Duration::from_millis(600);

@@ -1,4 +1,5 @@
-//! The trial itself: the same few texts with the spoke and without it, token by token.
+//! The trial in the probe process: runs the same few texts with and without the spoke, and compares
+//! them token by token.
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -11,21 +12,23 @@ use crate::engine::{
 };
 use crate::spokes::life::Reason;
 
-/// What is read: an event and the beginning of an answer, which small models were made for here. One text and a few
-/// tokens: each is read by a post that may be large, on cores that serve others.
+/// The prompt: an event and the beginning of an answer, the task that small models here are made
+/// for. One text and a few tokens suffice, because the post may be large and runs on cores that
+/// serve requests.
 const TEXTS: [&str; 1] =
     ["SOURCE: terminal\nTYPE: error\nCONTENT:\n3 tests failed in src/cache.rs\n\n{\"gist\":\""];
-/// Tokens of each answer.
+/// Tokens per answer.
 const TOKENS: u32 = 4;
-/// Likeliest tokens that are compared at each place.
+/// Most likely tokens that are compared at each position.
 const TOP: u32 = 5;
-/// Logarithms of probabilities that are closer than this are the same: the order of a sum may differ, a spoke must not.
+/// Log probabilities closer than this count as equal. The order of a sum may differ; a spoke's
+/// effect is larger.
 const CLOSE: f32 = 1e-4;
 
-/// Why there is no finding: nothing is known about the spoke.
+/// Why there is no finding. Nothing is known about the spoke then.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
-    /// The engine fails without the spoke.
+    /// The engine fails even without the spoke.
     #[error("the post alone can't be run: {0}")]
     Post(EngineError),
     /// The engine is gone.
@@ -33,17 +36,17 @@ pub enum TrialError {
     Gone,
 }
 
-/// How far a trial is. Until the post has answered alone, whatever happens is no fault of the spoke.
+/// Progress of a trial. Until the post has answered alone, no failure is the spoke's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// The post is loaded and asked.
+    /// The post is loaded and answers.
     Post,
-    /// The spoke is.
+    /// The spoke is loaded and answers.
     Spoke,
 }
 
-/// Loads the spoke and compares. Blocks; the engine is the probe's own.
+/// Loads the spoke and compares the answers. Blocks the thread. The engine must be the probe's own.
 ///
 /// # Errors
 /// [`TrialError`].
@@ -51,7 +54,7 @@ pub fn trial(engine: &dyn Engine, spoke: LoadSpoke) -> Result<Finding, TrialErro
     trial_in_stages(engine, spoke, |_| {})
 }
 
-/// The same; `tell` hears of each stage as it begins.
+/// The same; `tell` is called at the start of each stage.
 ///
 /// # Errors
 /// [`TrialError`].
@@ -74,7 +77,7 @@ pub fn trial_in_stages(
     };
     let loaded = match loaded {
         Ok(loaded) => loaded,
-        // The engine doesn't say whether the file or the system failed it.
+        // The engine doesn't report whether the file or the system is at fault.
         Err(error) if is_out_of_reach(&path, 0) => return Ok(Finding::undecided(error.to_string())),
         Err(error) => return Ok(Finding::refused(error.into())),
     };

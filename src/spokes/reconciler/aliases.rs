@@ -1,4 +1,4 @@
-//! Names: who has them, who had them, and how they change hands.
+//! Names: which generation each name serves, which it served before, and how that changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,16 +16,16 @@ use crate::spokes::store::Write;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Named {
     pub(super) id: i64,
-    /// What serves, and the life that it is.
+    /// The serving generation, and its life.
     pub(super) current: Option<Generation>,
     pub(super) life: Option<InstanceId>,
     pub(super) disabled: bool,
-    /// Whether it came by request.
+    /// Whether it was loaded by request and not from the folder.
     pub(super) given: bool,
-    /// When it lost what served, in milliseconds since 1970, and why if that is known.
+    /// When it lost its serving generation, in milliseconds since 1970, and the reason if known.
     pub(super) left: i64,
     pub(super) left_for: Option<Reason>,
-    /// What has served, the latest last; what serves among it.
+    /// Generations that have served, including the current one, the latest last.
     pub(super) history: Vec<Generation>,
 }
 
@@ -36,30 +36,31 @@ impl Named {
 }
 
 impl Reconciler {
-    /// Where pinned copies are.
+    /// Folder of the pinned copies.
     pub(super) fn staged(&self) -> PathBuf {
         self.state.path().join("spokes/staged")
     }
 
-    /// The pinned copy of a generation and the form of it that the engine loads, as far as they are there.
+    /// The existing files of a generation: the pinned copy and its form for the engine.
     pub(super) fn copies(&self, generation: Generation) -> Vec<PathBuf> {
         let pinned = self.staged().join(generation.to_string());
         [pinned.clone(), served_form(&pinned)].into_iter().filter(|path| path.exists()).collect()
     }
 
-    /// The form that the engine loads, if it is there.
+    /// The file that the engine loads, if it exists.
     pub(super) fn served_copy(&self, generation: Generation) -> Option<PathBuf> {
         let copies = self.copies(generation);
         copies.into_iter().rev().find(|path| path.is_file())
     }
 
-    /// The name's entry; made if there is none.
+    /// The name's entry, created if missing.
     pub(super) fn named(&mut self, name: &str) -> &mut Named {
         let next = self.names.values().map(|named| named.id + 1).fold(self.first_name, i64::max);
         self.names.entry(name.to_owned()).or_insert_with(|| Named { id: next, ..Named::default() })
     }
 
-    /// Gives its name to a life that the engine has. Who had it before is retired.
+    /// Gives its name to a life that the engine has loaded. Retires the life that had the name
+    /// before.
     pub(super) fn serve(&mut self, id: InstanceId) {
         let life = self.lives.get_mut(&id).expect("what is loaded lives");
         let generation = life.generation.expect("what is loaded has a content");
@@ -86,11 +87,12 @@ impl Reconciler {
         writes.push(Write::Current { id: number, name: name.clone(), generation: current, given, left: 0 });
         writes.extend(dropped.into_iter().map(|dropped| Write::Unhistory(name.clone(), dropped)));
         if self.rolled_back.remove(&(name.clone(), generation)).is_some() {
-            // Somebody wants it.
+            // Serving the generation again lifts its rollback.
             writes.push(Write::Allowed(name.clone(), generation));
         }
         if let Some(rolled_back) = rolled_back {
-            // Its file may be touched, and this program may be another one tomorrow: it stays rolled back.
+            // Stored on disk, because a touched file or another version of this program must not
+            // bring it back.
             writes.push(Write::RolledBack(name.clone(), rolled_back, displaces.clone()));
             self.rolled_back.insert((name.clone(), rolled_back), displaces.clone());
         }
@@ -99,7 +101,8 @@ impl Reconciler {
         if let Some(old) = old {
             self.happen(old, Trigger::Withdrawn(displaces));
             let life = &self.lives[&old];
-            // The file in the folder keeps its place in the list; an earlier content of it has none any more.
+            // The life of the current file stays listed. A life of an earlier generation of that
+            // file doesn't.
             if life.entry().is_none_or(|entry| self.by_entry.get(entry) != Some(&old)) {
                 self.forget(old);
             }
@@ -111,7 +114,7 @@ impl Reconciler {
         self.show(id);
     }
 
-    /// Takes its name from a life, if it has one.
+    /// Takes the name from a life, if it has one.
     pub(super) fn withdraw(&mut self, id: InstanceId) {
         let Some(life) = self.lives.get(&id) else { return };
         let (name, given) = (life.name.clone(), life.entry().is_none());
@@ -124,7 +127,7 @@ impl Reconciler {
         self.names_changed = true;
     }
 
-    /// A life takes the place of another of the same content, without any difference to those who are served.
+    /// Replaces a life by another of the same generation. Requests notice nothing.
     pub(super) fn inherit(&mut self, id: InstanceId) {
         let name = self.lives[&id].name.clone();
         let Some(named) = self.names.get_mut(&name) else { return };
@@ -134,7 +137,8 @@ impl Reconciler {
         self.show(id);
     }
 
-    /// What new requests get, from now on; generations that no name has any more are retired.
+    /// Publishes what new requests get from now on. Retires generations that no name refers to any
+    /// more.
     pub(super) fn publish(&mut self) {
         let (mut names, mut past) = (BTreeMap::new(), BTreeMap::new());
         for (name, named) in &self.names {
@@ -149,21 +153,23 @@ impl Reconciler {
             }
         }
         self.registry.publish(Serving { names, past });
-        // In this order: whoever is turned away by a retired one finds the new one.
+        // Retire after publishing, so that a request refused by a retired generation finds the new
+        // one.
         let needed = self.needed();
         for slot in self.slots.values().filter(|slot| !needed.contains(&slot.generation)) {
             slot.retire();
         }
     }
 
-    /// Forgets names that are long gone, and with them the contents that they could go back to.
+    /// Forgets the names that have been gone longest, and with them the generations they could go
+    /// back to.
     pub(super) fn forget_names(&mut self) {
-        // Before the folder was listed, files of names may be there that nobody has looked at.
+        // Before the first listing, names may have files that were not seen yet.
         if self.names.len() <= GONE || self.listed.is_none() {
             return;
         }
         let alive: BTreeSet<&str> = self.lives.values().map(|life| life.name.as_str()).collect();
-        // Somebody switched it off: that stays, whatever comes under this name.
+        // A name that an operator disabled stays disabled, whatever file comes under it.
         let is_gone = |(name, named): &(&String, &Named)| {
             named.current.is_none() && !named.disabled && !alive.contains(name.as_str())
         };
@@ -185,14 +191,14 @@ impl Reconciler {
         }
     }
 
-    /// Generations that a name has, or a life is about to give to one.
+    /// Generations that a name refers to or that will soon get a name.
     pub(super) fn needed(&self) -> BTreeSet<Generation> {
         let named = self.names.values().filter(|named| !named.disabled).filter_map(|named| named.current);
         let soon = |life: &&Instance| matches!(life.state, State::Probed | State::Gated);
         named.chain(self.lives.values().filter(soon).filter_map(|life| life.generation)).collect()
     }
 
-    /// Leads a generation that has served under a name before back to it.
+    /// Makes a generation serve again under a name under which it served before.
     pub(super) fn revive(
         &mut self,
         name: &str,
@@ -221,12 +227,13 @@ impl Reconciler {
         let ready = life.served.is_some() && known.verdict.is_some();
         life.state = State::Retired(replaced());
         let id = self.resume(life);
-        // What was examined elsewhere is examined again, from its copy.
+        // Examined with another post or program version: examine its copy again.
         self.happen(id, if ready { Trigger::Wanted } else { Trigger::Reconsidered });
         Ok(id)
     }
 
-    /// Takes a generation that can't serve out of what a name can go back to; whether it was there.
+    /// Removes a generation that can't serve from a name's history. Returns whether it was in
+    /// there.
     pub(super) fn forget_generation(&mut self, name: &str, generation: Generation) -> bool {
         let Some(named) = self.names.get_mut(name) else { return false };
         let before = named.history.len();
@@ -238,7 +245,7 @@ impl Reconciler {
         was_there
     }
 
-    /// Looks for the last good generation of a name that has lost what served.
+    /// Goes back to the last good generation of a name that lost its serving one.
     pub(super) fn fall_back(&mut self, name: &str) {
         let Some(named) = self.names.get(name).filter(|named| named.current.is_none()) else { return };
         let before: Vec<Generation> = named.history.iter().rev().copied().collect();
@@ -249,7 +256,7 @@ impl Reconciler {
         }
     }
 
-    /// Back to what served before.
+    /// Goes back to the generation that served before.
     pub(super) fn roll_back(&mut self, name: &str, waiter: Waiter) {
         if self.names.get(name).is_some_and(|named| named.disabled) {
             let trouble = format!("{name:?} is switched off: enable it before it can be rolled back");
@@ -281,14 +288,14 @@ impl Reconciler {
         self.wait_for(outcome, waiter);
     }
 
-    /// Serves a name that was disabled, or its latest content that doesn't serve.
+    /// Enables a disabled name, or retries its latest content that doesn't serve.
     pub(super) fn enable(&mut self, name: &str, waiter: Waiter) {
         let mut of_name = self.lives.iter().rev().filter(|(_, life)| life.name == name);
         let idle = of_name.find(|(_, life)| !life.state.is_moving() && life.state != State::Serving);
         let idle = idle.map(|(id, life)| (*id, life.generation, life.state.clone()));
         let was_disabled = self.set_disabled(name, false);
         let outcome = match idle {
-            // The file is in the way of another, or has no name that can be asked for: nothing about it has changed.
+            // The file's name is taken or invalid, and enabling it changes nothing about that.
             Some((_, _, State::Quarantined(why))) if why.code.concerns_entry() => {
                 Err(SpokeError::Refused(why))
             }
@@ -296,7 +303,8 @@ impl Reconciler {
                 if let Some(generation) = generation {
                     self.allow(name, generation);
                 }
-                // What is refused is looked at again in any case; the rest, unless it is known to be good here.
+                // Refused spokes are always inspected again. Others are, unless they are known to
+                // be good with this post and program.
                 let known = generation.and_then(|generation| self.known.get(&generation)?.verdict);
                 let refused = matches!(state, State::Quarantined(_) | State::Waiting(_));
                 let good =
@@ -319,7 +327,7 @@ impl Reconciler {
         self.wait_for(outcome, waiter);
     }
 
-    /// Takes back what keeps a content from serving under a name.
+    /// Lifts the ban and the rollback that keep a generation from serving under a name.
     fn allow(&mut self, name: &str, generation: Generation) {
         let banned = self.banned.remove(&generation).is_some();
         let rolled_back = self.rolled_back.remove(&(name.to_owned(), generation)).is_some();
@@ -328,7 +336,7 @@ impl Reconciler {
         }
     }
 
-    /// Stops to serve a name.
+    /// Stops serving a name.
     pub(super) fn disable(&mut self, name: &str, waiter: Waiter) {
         let of_name = |life: &&Instance| life.name == name;
         let ids: Vec<InstanceId> =
@@ -351,7 +359,7 @@ impl Reconciler {
         self.wait_for(last.ok_or_else(nothing), waiter);
     }
 
-    /// Whether that is news.
+    /// Sets whether a name is disabled. Returns whether that changed anything.
     fn set_disabled(&mut self, name: &str, disabled: bool) -> bool {
         if self.names.get(name).map_or(!disabled, |named| named.disabled == disabled) {
             return false;
@@ -364,7 +372,7 @@ impl Reconciler {
         true
     }
 
-    /// Answers when a life has come to its end, or at once if there is none.
+    /// Answers once a life's outcome is known, or at once if there is no life.
     pub(super) fn wait_for(&mut self, outcome: Result<InstanceId, SpokeError>, waiter: Waiter) {
         match outcome {
             Ok(id) => {
@@ -377,18 +385,19 @@ impl Reconciler {
     }
 }
 
-/// The smallest number that no name has had, as a note.
+/// Key of the note that holds the smallest id not used by any name yet.
 pub(super) const FIRST_NAME: &str = "first_name";
 
-/// Names without a file whose contents are kept: `rollback` brings back what was deleted by mistake.
+/// Most names without a file whose generations are kept, so that `rollback` can restore what was
+/// deleted by mistake.
 const GONE: usize = 16;
 
-/// What is said of a life whose name is switched off.
+/// Reason of a life whose name is disabled.
 pub(super) fn disabled() -> Reason {
     Reason::new("disabled", "somebody switched its name off").hint("`bespoke spoke enable` switches it on")
 }
 
-/// Where the form of a pinned copy is that the engine loads, if it isn't the copy itself.
+/// Path of the engine's form of a pinned copy, if that isn't the copy itself.
 pub(super) fn served_form(pinned: &std::path::Path) -> PathBuf {
     let mut name = pinned.as_os_str().to_owned();
     name.push(".gguf");

@@ -1,4 +1,4 @@
-//! What others ask of the keeper.
+//! Commands that other threads send to the reconciler.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const POST_MISMATCH: &str = "post_mismatch";
 
 type Reply<T> = oneshot::Sender<Result<T, SpokeError>>;
 
-/// Something that only the keeper's thread can do.
+/// A command that only the reconciler's thread can execute.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the methods of Spokes say what each is")]
 pub enum Command {
@@ -33,42 +33,42 @@ pub enum Command {
     Kin { kinship: Kinship, reply: Reply<()> },
 }
 
-/// Leases that somebody waits for.
+/// A request that waits for leases.
 #[derive(Debug)]
 pub(super) struct Holding {
     pub(super) slots: Vec<Arc<Leases>>,
-    /// Whether they may be in memory beyond the limit.
+    /// Whether the spokes may exceed the memory limit.
     pub(super) beyond: bool,
     pub(super) reply: Reply<Vec<Lease>>,
 }
 
-/// Why something that was asked isn't done.
+/// Why a command fails.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpokeError {
-    /// Nothing has this name.
+    /// No spoke has this name.
     #[error("no spoke is named {0:?}")]
     NoSuch(String),
-    /// It isn't in a state in which this can be done.
+    /// The command isn't possible in the spoke's state.
     #[error("{0}")]
     Conflict(String),
     /// The content can't serve.
     #[error("{0}")]
     Refused(Reason),
-    /// Something of our own is in the way: the same may succeed later.
+    /// This process or its machine is in trouble; a retry may succeed.
     #[error("{0}")]
     Postponed(Reason),
-    /// The file went away before its end was known.
+    /// The file disappeared before there was a verdict.
     #[error("the file of {0:?} changed or was deleted meanwhile")]
     Gone(String),
-    /// More than may be in memory.
+    /// The spokes exceed the memory limit.
     #[error("the spokes take {needed} bytes in memory, and all together may take {limit}")]
     TooLarge {
-        /// Bytes of those that were asked for.
+        /// Bytes that the requested spokes need.
         needed: u64,
         /// The limit.
         limit: u64,
     },
-    /// The generation gave way to another: to be looked up again.
+    /// Another generation replaced it. The caller looks the name up again.
     #[error("another generation serves now")]
     Retired,
     /// The daemon is stopping.
@@ -100,20 +100,21 @@ impl Reconciler {
             Command::Load { name, path, replace, reply } => self.load_given(name, path, replace, reply),
             Command::Unload { name, reply } => self.unload_given(&name, reply),
             Command::Kin { kinship, reply } => {
-                // Whoever asked may have left.
+                // The caller may have stopped waiting.
                 let _ = reply.send(self.befriend(&kinship));
             }
             Command::Journal { behind, most, reply } => {
                 self.write_down();
                 let journal = self.store.journal(behind, most);
                 let failed = |error| SpokeError::Conflict(format!("the journal can't be read: {error}"));
-                // Whoever asked may have left.
+                // The caller may have stopped waiting.
                 let _ = reply.send(journal.map_err(failed));
             }
         }
     }
 
-    /// Notes that the post holds a folder's model, and looks again at what was refused because that wasn't known.
+    /// Records that the post holds a folder's model, and inspects generations again that were
+    /// refused because that was unknown.
     fn befriend(&mut self, kinship: &Kinship) -> Result<(), SpokeError> {
         let post = match &mut self.post {
             Some(Ok(post)) => post,
@@ -158,7 +159,7 @@ impl Reconciler {
         } else if life.is_some() && !replace {
             Err(SpokeError::Conflict(format!("{name:?} is loaded already; load_inplace replaces it")))
         } else {
-            // What was asked for before and isn't decided has come too late; what was refused is over.
+            // Earlier requests without a verdict are superseded, and refused ones are finished.
             let before =
                 |life: &Instance| life.name == name && life.entry().is_none() && life.state != State::Serving;
             let before: Vec<InstanceId> =
@@ -173,7 +174,7 @@ impl Reconciler {
             let mut life = Instance::new(name.clone(), Source::Given(path));
             life.seen = Some(std::time::Instant::now());
             let id = self.begin(life);
-            // What somebody names is finished.
+            // A file named in a request is complete, so it need not settle.
             self.happen(id, Trigger::Rested);
             Ok(id)
         };
@@ -186,7 +187,7 @@ impl Reconciler {
         let (row, answer) = oneshot::channel();
         match life {
             None => {
-                // It may be there all the same: refused, or under way.
+                // The name may exist without serving: refused, or in progress.
                 let known = self.lives.values().find(|life| life.name == name);
                 let trouble = known.map_or_else(
                     || SpokeError::NoSuch(name.to_owned()),

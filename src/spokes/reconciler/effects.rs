@@ -1,4 +1,4 @@
-//! What is done on the way into a state.
+//! Executes the effects of transitions.
 
 use tokio::sync::watch;
 
@@ -14,7 +14,7 @@ use crate::spokes::quarantine::Refused;
 impl Reconciler {
     pub(super) async fn effect(&mut self, id: InstanceId, effect: Effect, stop: &watch::Receiver<bool>) {
         let Some(life) = self.lives.get(&id) else { return };
-        // What was to be done for an earlier state is of no use.
+        // Effects of an earlier state are obsolete.
         let still = match effect {
             Effect::Await => life.state == State::Seen,
             Effect::Inspect => life.state == State::Settled,
@@ -30,7 +30,7 @@ impl Reconciler {
         }
         failpoints::point(effect_name(effect), &life.name);
         match effect {
-            // The folder is followed anyway.
+            // The folder is watched anyway.
             Effect::Await => {}
             Effect::Inspect => self.enqueue(id, Task::Inspect),
             Effect::Probe => self.enqueue(id, Task::Probe),
@@ -47,14 +47,15 @@ impl Reconciler {
         }
     }
 
-    /// Keeps a refused content with its reason. If it served, the last good one takes its place.
+    /// Keeps a refused spoke with its reason. If it served, the last good generation takes its
+    /// place.
     fn quarantine(&mut self, id: InstanceId) {
         let life = &self.lives[&id];
         let (State::Quarantined(why), name) = (&life.state, life.name.clone()) else { return };
         let generation = life.generation;
         let passing = why.code.is_passing();
         let pinned = life.pinned.as_deref().filter(|pinned| pinned.exists());
-        // What is wrong with an entry's name or place is no content's fault.
+        // A wrong entry name or place is not the content's fault.
         if pinned.is_some() || !passing {
             let (name, entry) = (&*life.name, life.entry());
             let refused =
@@ -62,7 +63,8 @@ impl Reconciler {
             match self.quarantine.keep(&refused) {
                 Ok(kept) => {
                     tracing::info!(name, path = %kept.path.display(), "a refused spoke is kept");
-                    // Nobody's only copy is removed, nor what is tried again.
+                    // The file is removed only if a whole copy is kept and it will not be tried
+                    // again.
                     if kept.whole && !passing {
                         self.take_out(id);
                     }
@@ -72,7 +74,8 @@ impl Reconciler {
         }
         self.sweep_due = true;
         self.withdraw(id);
-        // What can't serve is nothing to go back to; what served before it may be.
+        // A generation that can't serve leaves the history. One that served before it may take its
+        // place.
         if let Some(generation) = generation.filter(|_| !passing)
             && self.forget_generation(&name, generation)
         {
@@ -80,8 +83,9 @@ impl Reconciler {
         }
     }
 
-    /// Removes a refused file from the folder, if that is wanted and it is still what was refused. Where an earlier content
-    /// of it serves, that one takes its place: a name without a file has nothing to serve.
+    /// Removes a refused file from the folder, if the settings say so and the file hasn't changed
+    /// since. If an earlier generation of the file serves, writes that content in its place,
+    /// because a name without a file serves nothing.
     fn take_out(&self, id: InstanceId) {
         let life = &self.lives[&id];
         let Some(entry) = life.entry().filter(|_| self.settings.move_refused) else { return };
@@ -93,7 +97,7 @@ impl Reconciler {
         let serves = |life: &&Instance| life.entry() == Some(entry) && life.state == State::Serving;
         let removed = match self.lives.values().find(serves).map(|life| life.pinned.clone()) {
             Some(Some(good)) if good.is_file() && path.is_file() => atomic_file::copy(&good, &path),
-            // The parts of a folder can't be exchanged at once.
+            // The parts of a folder can't be replaced atomically.
             Some(_) => return,
             None if path.is_dir() => fs_err::remove_dir_all(&path),
             None => fs_err::remove_file(&path),

@@ -1,4 +1,4 @@
-//! The keeper's thread: what it knows, and one turn after the other of waiting, acting, writing down and telling.
+//! The reconciler's thread: its state, and its turns of waiting, acting, committing and publishing.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -23,80 +23,82 @@ use crate::spokes::reason_code::Code;
 use crate::spokes::registry::Registry;
 use crate::spokes::store::{Here, Known, Store, Write};
 
-/// Changes of the folder that one turn takes up: ten thousand files must not keep a request waiting.
+/// Changes of the folder that one turn handles, so that ten thousand files don't keep a request
+/// waiting.
 const CHANGES: usize = 128;
-/// Longest that the thread waits for anything: waiting requests that left are noticed by then.
+/// Longest wait of the thread. Requests whose client left are noticed at the latest then.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Everything that the thread has.
+/// State of the reconciler's thread.
 pub(super) struct Reconciler {
     pub(super) settings: ReconcilerSettings,
-    /// Holds the lock.
+    /// Holds the lock of the state folder.
     pub(super) state: StateDirectory,
     pub(super) store: Store,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) quarantine: Quarantine,
     pub(super) registry: Arc<Registry>,
-    /// For the gate, which asks like everybody else.
+    /// Handle for the gate, which takes leases like any request.
     pub(super) spokes: Spokes,
     pub(super) bell: Arc<Bell>,
     pub(super) health: watch::Receiver<Health>,
 
     pub(super) here: Here,
-    /// `None` until it is read; then the post, or why it can't be.
+    /// `None` until it is read; then the post, or why it can't be read.
     pub(super) post: Option<Result<Arc<Post>, Reason>>,
     pub(super) scan: Scan,
     pub(super) watcher: Option<Watcher>,
     pub(super) listed_at: Option<Instant>,
-    /// Device and number of the folder when it was last listed.
+    /// Device and inode of the folder at the last listing.
     pub(super) listed: Option<(u64, u64)>,
     pub(super) changes: VecDeque<Change>,
 
     pub(super) lives: BTreeMap<InstanceId, Instance>,
     pub(super) next_life: InstanceId,
-    /// The life of the content that an entry has now.
+    /// The life of each entry's current content.
     pub(super) by_entry: HashMap<String, InstanceId>,
     pub(super) names: BTreeMap<String, Named>,
-    /// The smallest number that a new name may have.
+    /// The smallest id that a new name may get.
     pub(super) first_name: i64,
     pub(super) known: BTreeMap<Generation, Known>,
-    /// Contents that must not be loaded under any name: they kill the process.
+    /// Generations that must not be loaded under any name, because they crash the process.
     pub(super) banned: BTreeMap<Generation, Reason>,
-    /// Contents that do not serve under the name from which they were rolled back.
+    /// Generations that must not serve under the name from which they were rolled back.
     pub(super) rolled_back: BTreeMap<(String, Generation), Reason>,
 
     pub(super) slots: HashMap<Generation, Arc<Leases>>,
     pub(super) holdings: VecDeque<Holding>,
     /// Lives that wait for memory.
     pub(super) cramped: VecDeque<InstanceId>,
-    /// In use, and in the way of whoever is next to be loaded.
+    /// Generations in use that have to leave memory for the next load.
     pub(super) leaving: BTreeSet<Generation>,
-    /// What served before the start and came by no file that is known.
+    /// Lives that served before the start and have no known file.
     pub(super) orphans: Vec<InstanceId>,
-    /// Generations to be in memory before anybody asks.
+    /// Generations to load before the first request for them.
     pub(super) preload: VecDeque<Generation>,
-    /// When copies were last looked at whose loads failed.
+    /// When the copies of generations that failed to load were last inspected.
     pub(super) stumbles: BTreeMap<Generation, Instant>,
-    /// What was put off, by when it is tried again.
+    /// Postponed lives, by the time of their next try.
     pub(super) retries: BTreeSet<(Instant, InstanceId)>,
 
     pub(super) urgent: VecDeque<(InstanceId, Task)>,
     pub(super) queue: VecDeque<(InstanceId, Task)>,
     pub(super) running: Option<InstanceId>,
-    /// Lives that wait for their gate, and the one that is being asked. Questions take as long as requests do: they must not
-    /// keep other files waiting.
+    /// Lives that wait for their gate, and the one being judged. A gate's questions take as long as
+    /// requests do, so they must not block other files.
     pub(super) gates: VecDeque<InstanceId>,
     pub(super) judging: Option<Judging>,
     pub(super) done: (mpsc::UnboundedSender<Done>, mpsc::UnboundedReceiver<Done>),
 
     pub(super) effects: VecDeque<(InstanceId, Effect)>,
-    /// What is to be written at the end of the turn. Notes are taken where only a look is had.
+    /// Writes to commit at the end of the turn. In a `RefCell`, because methods with `&self` record
+    /// writes too.
     pub(super) writes: RefCell<Vec<Write>>,
-    /// Lives that have changed since they were last shown.
+    /// Lives that changed since their rows were last published.
     pub(super) unshown: RefCell<BTreeSet<InstanceId>>,
-    /// What is to be said once it is written.
+    /// Answers to send after the commit.
     pub(super) answers: Vec<(Waiter, Result<SpokeRow, SpokeError>)>,
-    /// Whether names have changed hands since they were last published.
+    /// Whether names changed since the last publication.
     pub(super) names_changed: bool,
     pub(super) sweep_due: bool,
 }
@@ -159,21 +161,22 @@ impl Reconciler {
         })
     }
 
-    /// Body of the thread.
+    /// Runs the thread.
     pub(super) fn run(mut self, mut asked: mpsc::UnboundedReceiver<Command>, stop: watch::Receiver<bool>) {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
         match runtime {
             Ok(runtime) => {
                 runtime.block_on(self.turns(&mut asked, stop));
-                // A copy or an inspection that still runs must not keep the process from ending.
+                // A copy or an inspection still in progress must not delay the end of the process.
                 runtime.shutdown_background();
             }
             Err(error) => {
                 tracing::error!(%error, "spokes can't be kept: the files in the folder are left alone");
             }
         }
-        // In this order: whoever sees that nobody listens any more finds the state unlocked.
+        // Dropped in this order, so that a caller that sees the channel closed finds the state
+        // folder unlocked.
         drop(self);
         drop(asked);
     }
@@ -214,7 +217,7 @@ impl Reconciler {
         }
     }
 
-    /// Does what has come up, as far as it can be done now, and writes it down.
+    /// Does all work that is possible now, and commits it.
     async fn act(&mut self, stop: &watch::Receiver<bool>) {
         for _ in 0..CHANGES {
             let Some(change) = self.changes.pop_front() else { break };
@@ -246,7 +249,8 @@ impl Reconciler {
         matches!(self.health.borrow().state, EngineState::Ready(_))
     }
 
-    /// Commits what has happened, then tells it, lets names change hands and answers; nothing of it before it is on disk.
+    /// Commits all changes, then publishes them and sends the answers. Nothing is visible before it
+    /// is on disk.
     pub(super) fn write_down(&mut self) {
         let writes = std::mem::take(&mut *self.writes.borrow_mut());
         match self.store.commit(&writes, &self.here) {
@@ -260,7 +264,8 @@ impl Reconciler {
                 }
             }
             Err(error) => {
-                // Tried again with the next turn; until then names stay with whom they are, on disk and in memory.
+                // The next turn tries again. Until then names keep their generations, on disk and
+                // in memory.
                 if self.registry.unwritten().is_none() {
                     tracing::error!(%error, "what happened to spokes can't be written down");
                 }
@@ -278,13 +283,13 @@ impl Reconciler {
         }
         self.show_all();
         for (waiter, answer) in std::mem::take(&mut self.answers) {
-            // Whoever asked may have left.
+            // The caller may have stopped waiting.
             let _ = waiter.send(answer);
         }
     }
 
-    /// What can be said although it isn't on disk: why nothing gets on, and what doesn't serve. Who asked for a change is not
-    /// kept waiting: it takes effect when it is written.
+    /// Publishes what may be said before it is on disk: why there is no progress, and what doesn't
+    /// serve. Callers get their answer now; their changes take effect once they are written.
     fn tell_unwritten(&mut self, error: &DatabaseError) {
         let why =
             Reason::new(Code::NotWritten, format!("what happens to spokes can't be written down: {error}"))
@@ -300,12 +305,12 @@ impl Reconciler {
         self.show_all();
         *self.unshown.get_mut() = later;
         for (waiter, answer) in std::mem::take(&mut self.answers) {
-            // Whoever asked may have left.
+            // The caller may have stopped waiting.
             let _ = waiter.send(answer.and(Err(SpokeError::Postponed(why.clone()))));
         }
     }
 
-    /// Forgets what was found out about contents that nothing has any more.
+    /// Forgets the examinations of generations that no name and no file has any more.
     fn forget_contents(&mut self) {
         let named = self.names.values().flat_map(|named| named.history.iter().chain(&named.current));
         let lived = self.lives.values().filter_map(|life| life.generation.as_ref());
@@ -318,7 +323,8 @@ impl Reconciler {
         }
     }
 
-    /// Removes copies that nobody needs any more. Not while one is being made: it is nobody's yet.
+    /// Removes copies that are no longer needed. Not while a task runs, because its new copy
+    /// belongs to no life yet.
     fn sweep(&mut self) {
         if self.running.is_some() {
             self.sweep_due = true;
@@ -341,20 +347,21 @@ impl Reconciler {
     }
 }
 
-/// This program, and whether it tries contents before it loads them: one that wasn't tried is, once that is wanted.
+/// Version of this program, and whether it probes. If probes are turned on, generations that were
+/// never probed are examined again.
 fn version(probes: bool) -> String {
     format!("{}{}", env!("CARGO_PKG_VERSION"), if probes { "" } else { " without probes" })
 }
 
-/// Waits until the engine has read its weights.
+/// Waits until the engine has loaded its weights.
 async fn ready(health: &mut watch::Receiver<Health>) {
     if health.wait_for(|health| matches!(health.state, EngineState::Ready(_))).await.is_err() {
-        // It is gone; nothing will be loaded any more.
+        // The engine is gone and will load nothing.
         std::future::pending::<()>().await;
     }
 }
 
-/// What the system tells, if it is listened to.
+/// Waits for file system events, if the folder is watched.
 async fn noticed(watcher: Option<&Watcher>) -> crate::spokes::folder::Noticed {
     match watcher {
         Some(watcher) => watcher.noticed().await,

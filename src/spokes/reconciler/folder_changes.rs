@@ -1,4 +1,4 @@
-//! The folder: looking at it, and what a look means for lives.
+//! Scans the folder, and applies its changes to lives.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use crate::spokes::life::{Reason, State, Trigger};
 use crate::spokes::reason_code::Code;
 use crate::spokes::store::Write;
 
-/// Entries that one turn looks at.
+/// Most entries that one turn looks at.
 const LOOKS: usize = 256;
 
 impl Reconciler {
-    /// Begins to listen to the system; where it can't be, the folder is looked at more often.
+    /// Starts watching the folder. If that fails, the folder is listed more often.
     pub(super) fn start_watching(&mut self) {
         if !self.settings.events {
             return;
@@ -27,12 +27,12 @@ impl Reconciler {
         }
     }
 
-    /// How often the whole folder is looked at.
+    /// Interval between listings of the whole folder.
     fn pace(&self) -> Duration {
         if self.watcher.is_some() { self.settings.reconcile } else { self.settings.poll }
     }
 
-    /// When there is to be a look next.
+    /// Time of the next look at the folder.
     pub(super) fn next_look(&self) -> Instant {
         let now = Instant::now();
         if !self.changes.is_empty() || (!self.preload.is_empty() && self.engine_is_ready()) {
@@ -43,7 +43,7 @@ impl Reconciler {
         next.fold(list, Instant::min)
     }
 
-    /// The system has told something.
+    /// Handles file system events.
     pub(super) fn noticed(&mut self, noticed: &Noticed) {
         if noticed.all {
             self.listed_at = None;
@@ -55,13 +55,13 @@ impl Reconciler {
     }
 
     fn look_at(&mut self, now: Instant, entry: &str, finished: bool) {
-        // What can't be looked at is not gone: the next look at the whole folder says what is the matter.
+        // An entry whose metadata can't be read is not gone. The next listing reports the error.
         if let Ok(print) = folder::look(&self.settings.folder, entry) {
             self.changes.extend(self.scan.looked(now, entry, print, finished));
         }
     }
 
-    /// Looks at what is due.
+    /// Looks at all entries that are due.
     pub(super) fn look(&mut self) {
         let now = Instant::now();
         for name in self.scan.due(now, LOOKS) {
@@ -72,11 +72,11 @@ impl Reconciler {
         }
     }
 
-    /// Looks at the whole folder. One that can't be read says nothing about what was in it: an unmounted disk must not
-    /// take every spoke out of service.
+    /// Lists the whole folder. An unreadable folder says nothing about its entries: an unmounted
+    /// disk must not take every spoke out of service.
     fn list(&mut self, now: Instant) {
         let readable = match folder::list(&self.settings.folder) {
-            // Under an unmounted disk lies an empty folder of another one.
+            // The mount point of an unmounted disk is an empty folder on another device.
             Ok(listing) if listing.entries.is_empty() && self.is_elsewhere(listing.folder) => {
                 if self.registry.is_readable() {
                     tracing::warn!("the folder of spokes is another, empty one now: what serves goes on");
@@ -85,7 +85,7 @@ impl Reconciler {
             }
             Ok(listing) => {
                 if self.listed.replace(listing.folder).is_some_and(|before| before != listing.folder) {
-                    // The system tells of the folder that it was.
+                    // The watcher still watches the previous folder.
                     self.watcher = None;
                 }
                 if listing.unnameable > 0 || listing.cut {
@@ -109,7 +109,7 @@ impl Reconciler {
         self.listed_at = Some(now);
         if readable {
             if self.settings.events && self.watcher.is_none() {
-                // It may not have been there before.
+                // The folder may not have existed before.
                 self.start_watching();
             }
             self.settle_orphans();
@@ -118,7 +118,7 @@ impl Reconciler {
         }
     }
 
-    /// Whether the folder is on another device than it was.
+    /// Whether the folder is on another device than before.
     fn is_elsewhere(&self, (device, _): (u64, u64)) -> bool {
         self.listed.is_some_and(|(before, _)| before != device)
     }
@@ -129,7 +129,7 @@ impl Reconciler {
         self.look_at(Instant::now(), entry, true);
     }
 
-    /// What a change of the folder means.
+    /// Applies a change of the folder.
     pub(super) fn changed(&mut self, change: Change) {
         match change {
             Change::Moved(entry) => self.moved(&entry),
@@ -153,7 +153,7 @@ impl Reconciler {
                 self.happen(id, Trigger::Changed);
                 return;
             }
-            // What serves goes on until the new content does; what doesn't is over.
+            // A serving life continues until the new content serves. Any other life ends.
             if life.state != State::Serving {
                 self.forget(id);
             }
@@ -176,10 +176,10 @@ impl Reconciler {
         self.begin(life);
     }
 
-    /// Who has a name, if it isn't this entry.
+    /// The current holder of a name, if it isn't this entry.
     fn holder(&self, name: &str, entry: &str) -> Option<String> {
         let others = self.lives.values().filter(|life| life.name == name && life.entry() != Some(entry));
-        // What doesn't work keeps nothing that does from its name.
+        // A spoke that doesn't work must not keep its name from one that does.
         let mut holders = others.filter(|life| !matches!(life.state, State::Quarantined(_) | State::Inert));
         holders.next().map(|life| match &life.source {
             Source::Entry(entry) => format!("the file {entry:?}"),
@@ -187,10 +187,10 @@ impl Reconciler {
         })
     }
 
-    /// A life that ends as it begins.
+    /// Begins a life that is refused at once.
     fn refuse_entry(&mut self, entry: &str, name: &str, why: Reason) {
         for id in self.of_entry(entry) {
-            // What has served by this entry may have a name that the entry has no more.
+            // A serving life of this entry may have a name that the entry no longer has.
             if self.lives[&id].state == State::Serving {
                 let why = Reason::new("replaced", "its file can't serve any more");
                 self.happen(id, Trigger::Withdrawn(why));
@@ -224,7 +224,7 @@ impl Reconciler {
         self.revisit_waiting(&names);
     }
 
-    /// Looks again at the files that wait for names which are free now.
+    /// Looks again at files that wait for a name that is free now.
     pub(super) fn revisit_waiting(&mut self, names: &[String]) {
         let waiting: Vec<String> = self
             .lives

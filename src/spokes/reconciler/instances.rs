@@ -1,4 +1,5 @@
-//! Lives: each step of one is made here, so that none is missing in the journal, in the events or in the rows.
+//! Lives: every transition is made here, so that none is missing in the journal, the events or the
+//! rows.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,58 +14,59 @@ use crate::spokes::life::{Effect, Reason, State, Trigger, step};
 use crate::spokes::reason_code::Code;
 use crate::spokes::store::{Facts, Transition, Write};
 
-/// Number of a life, counted up since the start.
+/// Id of a life, counted up since the start.
 pub(super) type InstanceId = u64;
 
-/// Who waits for the end of a life's way.
+/// Sender for the outcome of a life.
 pub(super) type Waiter = oneshot::Sender<Result<SpokeRow, SpokeError>>;
 
-/// Where the content of a life comes from.
+/// Source of a life's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
     /// An entry of the folder.
     Entry(String),
-    /// A path that somebody named; it is read once.
+    /// A path from a request; it is read once.
     Given(PathBuf),
 }
 
-/// One content under one name.
+/// A life: one generation under one name.
 #[derive(Debug)]
 pub(super) struct Instance {
     pub(super) name: String,
     pub(super) source: Source,
-    /// What its entry looked like when it rested.
+    /// Fingerprint of its entry when it came to rest.
     pub(super) print: Option<Fingerprint>,
     pub(super) generation: Option<Generation>,
     pub(super) facts: Option<Facts>,
-    /// The pinned copy, and the form of it that the engine loads.
+    /// The pinned copy, and the file that the engine loads.
     pub(super) pinned: Option<PathBuf>,
     pub(super) served: Option<PathBuf>,
     pub(super) state: State,
     pub(super) since: SystemTime,
-    /// When its file was last seen to change; `None`: it was there before this process, or was sent for.
+    /// When its file was last seen to change; `None`: the file is older than this process, or was
+    /// named in a request.
     pub(super) seen: Option<Instant>,
-    /// Counts the changes of the file: results about an earlier one are of no use.
+    /// Counts the changes of the file, to discard results for an earlier generation.
     pub(super) attempt: u64,
-    /// Times in a row that it had to be put off, for what at last, and when it is tried again.
+    /// Number of consecutive postponements, the code of the last one, and the time of the next try.
     pub(super) tries: u32,
     pub(super) waits_for: Option<Code>,
     pub(super) retry: Option<(Instant, SystemTime)>,
-    /// What is said of the life that this one displaces.
+    /// Reason given to the life that this one displaces.
     pub(super) displaces: Reason,
-    /// Over what it may serve.
+    /// What it may displace.
     pub(super) over: Over,
     pub(super) waiters: Vec<Waiter>,
 }
 
-/// What serves under a name when another generation is to: if it isn't this any more, what serves came later, and stays.
+/// What a generation may displace. If something else serves by then, that came later and stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Over {
-    /// Whatever it is.
+    /// Anything.
     Any,
-    /// Nothing: it falls back to an earlier one.
+    /// Nothing: the name falls back to an earlier generation.
     Nothing,
-    /// This one, which is rolled back.
+    /// This generation, which is rolled back.
     Only(Generation),
 }
 
@@ -101,7 +103,7 @@ impl Instance {
         }
     }
 
-    /// Its file has become another one: what is known of the former is of no use.
+    /// Starts over because its file has changed; all earlier results are obsolete.
     pub(super) fn begins_anew(&mut self) {
         self.attempt += 1;
         (self.print, self.generation, self.facts) = (None, None, None);
@@ -130,18 +132,18 @@ impl Instance {
     }
 }
 
-/// What is said of a life whose name another content got.
+/// Reason of a life whose name another generation got.
 pub(super) fn replaced() -> Reason {
     Reason::new("replaced", "another content serves under its name")
 }
 
-/// How long the first pause before another try is; each that follows is twice as long, up to a bound.
+/// First pause before a retry. Each further pause is twice as long, up to a limit.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The bound where a try is dear: a probe loads the post, a gate asks many questions.
+/// The limit for expensive retries: a probe loads the post, a gate asks many questions.
 const LONGEST_DEAR_PAUSE: Duration = Duration::from_secs(600);
 
-/// The pause after so many tries in a row.
+/// The pause after this many tries in a row.
 fn pause(tries: u32, code: &Code) -> Duration {
     let longest = match code {
         Code::NotProbed | Code::GateFailed | Code::NotLoadedNow => LONGEST_DEAR_PAUSE,
@@ -169,7 +171,7 @@ impl Reconciler {
         id
     }
 
-    /// A life that is no news: the journal knows it.
+    /// Adds a life that the journal already contains.
     pub(super) fn resume(&mut self, life: Instance) -> InstanceId {
         self.next_life += 1;
         self.lives.insert(self.next_life, life);
@@ -177,7 +179,7 @@ impl Reconciler {
         self.next_life
     }
 
-    /// Forgets a life: there is no more to be said about it.
+    /// Forgets a life that no row has to show any more.
     pub(super) fn forget(&mut self, id: InstanceId) {
         let Some(life) = self.lives.remove(&id) else { return };
         if let Source::Entry(entry) = &life.source
@@ -192,7 +194,7 @@ impl Reconciler {
         self.sweep_due = true;
     }
 
-    /// Something happens to a life.
+    /// Applies an event to a life.
     pub(super) fn happen(&mut self, id: InstanceId, event: Trigger) {
         let Some(life) = self.lives.get_mut(&id) else { return };
         let is_withdrawn = matches!(event, Trigger::Withdrawn(_));
@@ -204,10 +206,10 @@ impl Reconciler {
                 return;
             }
         };
-        // What is found out about it from here on belongs to the past.
+        // Results of work still in progress are obsolete.
         life.attempt += u64::from(is_withdrawn);
         let before = std::mem::replace(&mut life.state, state);
-        // What is tried again and again for one reason is one line of the journal.
+        // Repeated tries for the same reason are one line of the journal.
         let waits_for = match &life.state {
             State::Waiting(why) => Some(why.code.clone()),
             _ => None,
@@ -229,7 +231,7 @@ impl Reconciler {
         self.effects.extend(effect.map(|effect: Effect| (id, effect)));
     }
 
-    /// A content is refused, or put off where the reason says nothing of it.
+    /// Refuses a life, or postpones it if the reason says nothing about its content.
     pub(super) fn turned_down(&mut self, id: InstanceId, why: Reason) {
         if !why.code.is_transient() {
             return self.happen(id, Trigger::Refused(why));
@@ -239,7 +241,7 @@ impl Reconciler {
         let pause = pause(life.tries, &why.code);
         let at = Instant::now() + pause;
         life.retry = Some((at, SystemTime::now() + pause));
-        // Somebody asked for it, and is told now that it can't be done: it must not happen unasked later.
+        // The caller is told now that it failed, so a later retry must not load it unasked.
         let is_asked = !life.waiters.is_empty();
         let is_of_the_folder = life.entry().is_some_and(|entry| self.by_entry.get(entry) == Some(&id));
         self.happen(id, Trigger::Postponed(why));
@@ -249,12 +251,12 @@ impl Reconciler {
         self.retries.insert((at, id));
     }
 
-    /// When something that was put off is to be tried again.
+    /// When the next postponed life is due.
     pub(super) fn next_try(&self) -> Option<Instant> {
         self.retries.first().map(|(at, _)| *at)
     }
 
-    /// Tries again what was put off until now.
+    /// Tries again all postponed lives that are due.
     pub(super) fn try_again(&mut self) {
         let now = Instant::now();
         while let Some(&(at, id)) = self.retries.first().filter(|(at, _)| *at <= now) {
@@ -268,7 +270,7 @@ impl Reconciler {
         }
     }
 
-    /// A line of the journal.
+    /// Writes a line of the journal.
     fn note(&self, life: &Instance, before: Option<&State>) {
         let to = life.state.name();
         let why = life.state.reason().cloned();
@@ -296,7 +298,7 @@ impl Reconciler {
         }));
     }
 
-    /// How an entry ended, for the next start.
+    /// Stores the outcome of an entry for the next start.
     pub(super) fn keep_end(&self, id: InstanceId) {
         let life = &self.lives[&id];
         let Source::Entry(entry) = &life.source else { return };
@@ -304,8 +306,8 @@ impl Reconciler {
             return;
         }
         if matches!(life.state, State::Waiting(_)) {
-            // The next process looks at it anew, whatever was found out about it before. What serves by the entry is known
-            // by it.
+            // The next process examines it from scratch, whatever was found out before. But a life
+            // that serves by this entry needs the stored file.
             if !self.of_entry(entry).into_iter().any(|id| self.lives[&id].state == State::Serving) {
                 self.writes.borrow_mut().push(Write::NoFile(entry.clone()));
             }
@@ -325,12 +327,12 @@ impl Reconciler {
         });
     }
 
-    /// A life is to be shown as it is at the end of the turn, once that is written down.
+    /// Marks a life, so that its row is published at the end of the turn, after the commit.
     pub(super) fn show(&self, id: InstanceId) {
         self.unshown.borrow_mut().insert(id);
     }
 
-    /// Shows what has changed.
+    /// Publishes the rows that changed.
     pub(super) fn show_all(&mut self) {
         for id in std::mem::take(self.unshown.get_mut()) {
             let row = self.lives.get(&id).map(|life| {
@@ -342,7 +344,7 @@ impl Reconciler {
         }
     }
 
-    /// Answers those who wait for a life, once nothing is under way any more.
+    /// Answers the callers that wait for a life, once no work on it is under way.
     pub(super) fn answer_waiters(&mut self, id: InstanceId) {
         let Some(life) = self.lives.get_mut(&id).filter(|life| !life.state.is_moving()) else { return };
         let answer = match &life.state {

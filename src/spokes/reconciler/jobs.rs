@@ -1,5 +1,5 @@
-//! What takes time and the keeper's thread must not wait for: copies, inspections and probes, one at a time, and gates, one
-//! at a time beside them.
+//! Work that would block the reconciler's thread: copies, inspections and probes, one at a time,
+//! and gates, one at a time in parallel to them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,12 +22,12 @@ use crate::spokes::probe::{Finding, Verdict as Probed};
 use crate::spokes::reason_code::Code;
 use crate::spokes::store::{Examined, Facts, Known, Verdict, Write};
 
-/// What is to be done for a life.
+/// A task for a life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Task {
-    /// Pin it, inspect the copy, and bring that into the form that the engine loads.
+    /// Pin the file, inspect the copy, and convert it to the form that the engine loads.
     Inspect,
-    /// Try it in a child.
+    /// Probe it in a child process.
     Probe,
 }
 
@@ -40,18 +40,18 @@ pub(super) struct Judging {
     task: tokio::task::AbortHandle,
 }
 
-/// How a task ended.
+/// Outcome of a task.
 #[derive(Debug)]
 pub(super) struct Done {
     id: InstanceId,
-    /// Of the life when the task began.
+    /// The life's `attempt` when the task began.
     attempt: u64,
     outcome: Outcome,
 }
 
 #[derive(Debug)]
 enum Outcome {
-    /// The post's facts, or why there are none.
+    /// Facts from the inspection, or why there are none.
     Inspected(Result<Inspected, Failed>),
     Probed(Result<Finding, Reason>),
     Judged(Result<(), Reason>),
@@ -66,9 +66,10 @@ struct Inspected {
 
 #[derive(Debug)]
 enum Failed {
-    /// It was written to meanwhile.
+    /// The file was written to meanwhile.
     Changed,
-    /// It is no spoke for this post, or that can't be found out now. The copy, if there is one.
+    /// It is no spoke for this post, or that can't be determined now; with the copy, if there is
+    /// one.
     Refused(Box<(Option<Pinned>, Reason)>),
 }
 
@@ -79,10 +80,11 @@ impl Failed {
 }
 
 impl Reconciler {
-    /// Reads the post's facts. Its identity is remembered, as long as the file is the same: a large one takes a while to hash.
+    /// Reads the post's facts. Its identity is stored and reused while the file is unchanged,
+    /// because hashing a large one takes a while.
     pub(super) async fn read_post(&mut self) {
         self.open_post().await;
-        // Folders that it was compared with.
+        // Digests of folders that were found to hold the post's model.
         let kin = self.store.kin(&self.here.post);
         match (&mut self.post, kin) {
             (Some(Ok(post)), Ok(kin)) => Arc::make_mut(post).kin = kin.into_keys().collect(),
@@ -114,8 +116,8 @@ impl Reconciler {
         }
     }
 
-    /// Puts a task into the queue. What is under way goes on; then comes what somebody waits for or already has a name, in the
-    /// order in which it came: of two contents for a name the later one must win.
+    /// Queues a task. The running task continues. Next come lives that a caller waits for or whose
+    /// name exists, in order of arrival, because the later of two generations for a name must win.
     pub(super) fn enqueue(&mut self, id: InstanceId, task: Task) {
         let life = &self.lives[&id];
         if task != Task::Inspect {
@@ -127,7 +129,7 @@ impl Reconciler {
         }
     }
 
-    /// Begins the next task, if none is under way.
+    /// Starts the next task, if none is running.
     pub(super) fn start_job(&mut self) {
         while self.running.is_none()
             && let Some((id, task)) = self.urgent.pop_front().or_else(|| self.queue.pop_front())
@@ -146,8 +148,8 @@ impl Reconciler {
         }
     }
 
-    /// Begins to ask the next life in line, if none is being asked. Answers about what has changed meanwhile, or is gone, are
-    /// not waited for.
+    /// Starts judging the next life, if none is being judged. Aborts judging a life that has
+    /// changed or is gone.
     pub(super) fn start_judging(&mut self) {
         let stale = |judging: &mut Judging| {
             self.lives.get(&judging.id).is_none_or(|life| life.attempt != judging.attempt)
@@ -164,7 +166,7 @@ impl Reconciler {
         }
     }
 
-    /// Does something beside; if it panics, `broken` says what has come of it.
+    /// Runs a task in the background. If it panics, `broken` makes its outcome.
     fn spawn(
         &self,
         id: InstanceId,
@@ -180,7 +182,7 @@ impl Reconciler {
                 Err(error) if error.is_cancelled() => return,
                 Err(error) => broken(Reason::new(Code::ExaminerFailed, error.to_string())),
             };
-            // The keeper may have stopped.
+            // The reconciler may have stopped.
             let _ = done.send(Done { id, attempt, outcome });
         });
         abort
@@ -188,7 +190,7 @@ impl Reconciler {
 
     fn inspect(&mut self, id: InstanceId) {
         let life = &self.lives[&id];
-        // What is tried again is there already, unless the copy itself was the trouble.
+        // A retry uses the existing copy, unless the copy itself was the problem.
         let copied = life.tries > 0 && life.pinned.as_ref().is_some_and(|pinned| pinned.exists());
         let from = match (&life.pinned, &life.source, &life.print) {
             (Some(pinned), _, print) if print.is_none() || copied => From::Copy(pinned.clone()),
@@ -227,7 +229,7 @@ impl Reconciler {
         }
     }
 
-    /// Lets a life through, or to its gate.
+    /// Passes a life on to its gate; without a gate it passes at once.
     pub(super) fn judge(&mut self, id: InstanceId) {
         if self.gate_of(id).is_some() {
             self.gates.push_back(id);
@@ -259,7 +261,7 @@ impl Reconciler {
         self.judging = Some(Judging { id, attempt: self.lives[&id].attempt, generation, task });
     }
 
-    /// A task has ended.
+    /// Handles the outcome of a task.
     pub(super) fn finished(&mut self, done: Done) {
         let Done { id, attempt, outcome } = done;
         match outcome {
@@ -268,8 +270,8 @@ impl Reconciler {
             }
             Outcome::Inspected(_) | Outcome::Probed(_) => self.running = None,
         }
-        // Whoever stops the daemon may stop its children, too, and answers end early: that says nothing of the content, which
-        // is examined again at the next start.
+        // Stopping the daemon may also stop its children, so tasks may fail early. That says
+        // nothing about the content, which is examined again at the next start.
         if self.spokes.is_stopping() {
             return;
         }
@@ -280,7 +282,7 @@ impl Reconciler {
             (State::Inspected, Outcome::Probed(outcome)) => self.was_probed(id, outcome),
             (State::Probed, Outcome::Judged(Ok(()))) => self.happen(id, Trigger::Passes),
             (State::Probed, Outcome::Judged(Err(why))) => self.turned_down(id, why),
-            // Somebody switched its name off, or on.
+            // The name was enabled or disabled meanwhile.
             _ => {}
         }
     }
@@ -295,7 +297,8 @@ impl Reconciler {
                 self.happen(id, Trigger::Changed);
                 if let Some(entry) = entry {
                     self.scan.forget(&entry);
-                    // It is there as a life already; only its rest is news. What can't be looked at is found when it can.
+                    // It already has a life; only its coming to rest is a change. An entry that
+                    // can't be read now is found later.
                     if let Ok(print) = folder::look(&self.settings.folder, &entry) {
                         let _ = self.scan.looked(std::time::Instant::now(), &entry, print, false);
                     }
@@ -318,7 +321,7 @@ impl Reconciler {
         life.facts = Some(facts);
         let (name, dropped) = (life.name.clone(), life.entry().is_some());
         let named = self.names.get(&name);
-        // Whoever names it in a request says by that that it may serve.
+        // A request that names it allows it to serve again. A dropped file doesn't.
         let rolled_back = self.rolled_back.get(&(name.clone(), generation));
         if let Some(why) = rolled_back.filter(|_| dropped).cloned() {
             return self.happen(id, Trigger::Withdrawn(why));
@@ -350,7 +353,7 @@ impl Reconciler {
         self.examined(id, verdict, finding.resident_bytes);
     }
 
-    /// What is known of a content now; it is remembered for this post and this program.
+    /// Stores the verdict on a generation, for this post and this program.
     fn examined(&mut self, id: InstanceId, verdict: Verdict, resident_bytes: u64) {
         let life = &self.lives[&id];
         let generation = life.generation.expect("what is examined has a content");
@@ -362,20 +365,20 @@ impl Reconciler {
     }
 }
 
-/// Where a content is read from.
+/// Source of a generation's bytes.
 enum From {
     Entry(PathBuf, String, Option<Fingerprint>),
     Path(PathBuf),
     Copy(PathBuf),
 }
 
-/// Says on disk which content is being inspected, as long as it is.
+/// A file that says which content is being inspected, until it is dropped.
 struct Mark(PathBuf);
 
-/// How the names of marks begin.
+/// Prefix of the marks' file names.
 const MARK: &str = "inspecting-";
 
-/// Takes a mark of an earlier process away.
+/// Removes a mark of an earlier process.
 pub(super) fn unmark(staged: &Path, generation: Generation) -> std::io::Result<()> {
     fs_err::remove_file(staged.join(format!("{MARK}{generation}")))
 }
@@ -396,7 +399,7 @@ impl Drop for Mark {
     }
 }
 
-/// What was being inspected when a process ended.
+/// Generations that were being inspected when a process died.
 pub(super) fn marks(staged: &Path) -> std::io::Result<Vec<Generation>> {
     let entries = match fs_err::read_dir(staged) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -431,11 +434,12 @@ async fn open_post(
     }
 }
 
-/// Does what blocks on a thread of its own. That the system gives none says nothing of what is examined.
+/// Runs blocking work on its own thread. A failure to start the thread says nothing about the
+/// content.
 pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Reason> {
     let (send, receive) = oneshot::channel();
     let run = move || {
-        // The keeper may have stopped.
+        // The reconciler may have stopped.
         let _ = send.send(work());
     };
     let start = |()| std::thread::Builder::new().name("spoke-examiner".to_owned()).spawn(run);
@@ -448,7 +452,7 @@ pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
         .map_err(|_| Reason::new(Code::ExaminerFailed, "what examined it panicked; the log says where"))
 }
 
-/// A refusal, or the trouble that says nothing of the file.
+/// The reason of a refusal: the file's fault, or trouble that says nothing about the file.
 fn blamed(refusal: Refusal, staged: &Path) -> Reason {
     let ours = refusal.path.starts_with(staged);
     match refusal.io() {
@@ -483,7 +487,8 @@ fn inspected(
         From::Path(path) => pin(path, staged, limits).map_err(copied)?,
         From::Entry(folder, entry, print) => {
             let pinned = pin(&folder.join(entry), staged, limits);
-            // Whatever came of it, it came of something that is another thing now. What can't be looked at may be the same.
+            // The outcome belongs to a generation that has been replaced since. If the entry can't
+            // be read, it may be unchanged.
             if folder::look(folder, entry).is_ok_and(|now| now != *print) {
                 return Err(Failed::Changed);
             }
@@ -493,7 +498,7 @@ fn inspected(
     if let Some(why) = deadly.get(&pinned.generation) {
         return Err(Failed::refused(Some(pinned), why.clone()));
     }
-    // Should the process die of it, the next one finds out whom it was looking at.
+    // If the process dies, the next one learns which content it was inspecting.
     let _mark = Mark::set(staged, pinned.generation)
         .map_err(|error| Failed::refused(Some(pinned.clone()), not_copied(&error)))?;
     failpoints::point("spoke.inspecting", &pinned.generation.short());

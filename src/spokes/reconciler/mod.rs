@@ -1,5 +1,6 @@
-//! The keeper: one thread that follows the folder, leads each file through its life, and decides what is in memory.
-//! Everybody else holds a [`Spokes`], reads snapshots without waiting, and asks the keeper for the rest.
+//! The reconciler: one thread that watches the folder, moves each file through its states, and
+//! decides which spokes are in memory. All other threads hold a [`Spokes`]: they read snapshots
+//! without waiting, and send commands for everything else.
 
 mod aliases;
 mod commands;
@@ -31,41 +32,41 @@ use crate::adapter::{Limits, Refusal};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::Engine;
 
-/// The post of whatever daemon it is, as requests name it.
+/// The post's name in requests, the same in every daemon.
 pub const POST: &str = "bespoke";
 
-/// What the keeper is told.
+/// Settings of the reconciler.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReconcilerSettings {
     /// The watched folder.
     pub folder: PathBuf,
-    /// Whether the system's word on changes is listened to; if not, the folder is looked at every [`Self::poll`].
+    /// Whether file system events are used. If not, the folder is listed every [`Self::poll`].
     pub events: bool,
-    /// How often the whole folder is looked at, whatever the system says.
+    /// How often the whole folder is listed in addition to events.
     pub reconcile: Duration,
-    /// The same without the system's word.
+    /// How often the folder is listed without events.
     pub poll: Duration,
-    /// How long a file must look the same before it is read.
+    /// How long a file must stay unchanged before it is read.
     pub settle: Duration,
-    /// Entries of the folder that are followed.
+    /// Most entries of the folder that are followed.
     pub most: usize,
-    /// Generations that are kept for each name beside the one that serves.
+    /// Generations kept for each name in addition to the serving one.
     pub keep: usize,
-    /// Bytes of memory that spokes may take together.
+    /// Bytes of memory for all spokes together.
     pub memory: u64,
-    /// Bounds of a single spoke.
+    /// Limits of a single spoke.
     pub limits: Limits,
-    /// How contents are tried; `None`: they aren't.
+    /// How spokes are probed; `None`: they aren't.
     pub probe: Option<ChildProbe>,
-    /// What must be reached, by name of the spoke or of the task that it was trained for.
+    /// Gates by the name of the spoke, or of the task that it was trained for.
     pub gates: BTreeMap<String, Gate>,
-    /// Bytes that refused contents may take together.
+    /// Bytes of disk for refused spokes.
     pub quarantine: u64,
-    /// Whether a refused file is taken out of the folder.
+    /// Whether refused files are removed from the folder.
     pub move_refused: bool,
     /// The post.
     pub model: PathBuf,
-    /// Its name, which no spoke may have, nor [`POST`].
+    /// The post's name. No spoke may have this name or [`POST`].
     pub model_id: String,
 }
 
@@ -76,21 +77,21 @@ impl ReconcilerSettings {
     }
 }
 
-/// Why there are no spokes.
+/// Why the reconciler can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcilerError {
-    /// The state can't be used.
+    /// The database can't be used.
     #[error(transparent)]
     State(#[from] DatabaseError),
     /// The post can't be read.
     #[error(transparent)]
     Post(#[from] Refusal),
-    /// The system gives no thread.
+    /// The system can't start a thread.
     #[error("the thread that keeps spokes can't be started: {0}")]
     Thread(std::io::Error),
 }
 
-/// What everybody else has of the keeper. Cheap to clone.
+/// Handle to the reconciler for all other threads. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Spokes {
     registry: Arc<Registry>,
@@ -101,10 +102,12 @@ pub struct Spokes {
 }
 
 impl Spokes {
-    /// Opens the state, restores what served, and starts to follow the folder. The engine may still be loading.
+    /// Opens the state, restores what served, and starts watching the folder. The engine may still
+    /// be loading.
     ///
     /// # Errors
-    /// [`ReconcilerError`]: the state can't be used. What is wrong with single files is told of them.
+    /// [`ReconcilerError`] if the state can't be used. Problems with single files are in their
+    /// rows.
     pub fn start(
         settings: ReconcilerSettings,
         state: StateDirectory,
@@ -125,12 +128,12 @@ impl Spokes {
         Ok(spokes)
     }
 
-    /// What is known, for those who only read.
+    /// Snapshots for readers.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
 
-    /// Who asks the questions of gates.
+    /// Sets who asks the questions of gates.
     pub fn set_questioner(&self, questioner: Arc<dyn Questioner>) {
         *self.questioner.lock().unwrap_or_else(PoisonError::into_inner) = Some(questioner);
     }
@@ -139,7 +142,7 @@ impl Spokes {
         self.questioner.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Leases of these, all or none; loads what isn't in memory.
+    /// Takes leases on all of these or none, and loads those that aren't in memory.
     ///
     /// # Errors
     /// [`SpokeError`].
@@ -147,8 +150,8 @@ impl Spokes {
         self.ask(|reply| Command::Hold { slots, beyond: false, reply }).await
     }
 
-    /// A lease of what a gate is to judge. It may be in memory beyond the limit, as during a swap: what serves must not have to
-    /// go for it.
+    /// Takes a lease for a gate. As during a swap, the spoke may exceed the memory limit, so that
+    /// no serving spoke is evicted for it.
     ///
     /// # Errors
     /// [`SpokeError`].
@@ -164,7 +167,7 @@ impl Spokes {
         self.ask(|reply| Command::RollBack { name: name.to_owned(), reply }).await
     }
 
-    /// Serves a name again that was disabled, or the latest file under it that doesn't serve.
+    /// Enables a disabled name, or retries its latest file that doesn't serve.
     ///
     /// # Errors
     /// [`SpokeError`].
@@ -172,7 +175,7 @@ impl Spokes {
         self.ask(|reply| Command::Enable { name: name.to_owned(), reply }).await
     }
 
-    /// Stops to serve a name until it is enabled again.
+    /// Stops serving a name until it is enabled again.
     ///
     /// # Errors
     /// [`SpokeError`].
@@ -180,7 +183,8 @@ impl Spokes {
         self.ask(|reply| Command::Disable { name: name.to_owned(), reply }).await
     }
 
-    /// Takes a file from anywhere and serves it under a name. `replace`: also if the name serves already.
+    /// Loads a file from any path and serves it under a name. With `replace`, the name may already
+    /// serve.
     ///
     /// # Errors
     /// [`SpokeError`].
@@ -188,7 +192,7 @@ impl Spokes {
         self.ask(|reply| Command::Load { name: name.to_owned(), path, replace, reply }).await
     }
 
-    /// Forgets a name that came by [`Spokes::load`]; one that came by the folder is disabled.
+    /// Forgets a name from [`Spokes::load`]; disables one from the folder.
     ///
     /// # Errors
     /// [`SpokeError`].
@@ -196,7 +200,7 @@ impl Spokes {
         self.ask(|reply| Command::Unload { name: name.to_owned(), reply }).await
     }
 
-    /// Lines of the journal behind this id.
+    /// Journal lines after this id.
     ///
     /// # Errors
     /// [`SpokeError`].
@@ -204,7 +208,7 @@ impl Spokes {
         self.ask(|reply| Command::Journal { behind, most, reply }).await
     }
 
-    /// Has spokes accepted that were trained on a folder, whose model the post was found to hold.
+    /// Accepts spokes that were trained on a folder whose model the post was found to hold.
     ///
     /// # Errors
     /// [`SpokeError::Conflict`]: another post is served.
@@ -212,19 +216,19 @@ impl Spokes {
         self.ask(|reply| Command::Kin { kinship, reply }).await
     }
 
-    /// The daemon begins to stop: streams of news end; whoever still asks for leases gets them.
+    /// Starts to stop: event streams end, but requests still get leases.
     pub fn begin_to_stop(&self) {
         self.stopping.send_replace(true);
     }
 
-    /// Whether it has begun to stop.
+    /// Whether the daemon has started to stop.
     pub(super) fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }
 
-    /// Waits for that.
+    /// Waits until the daemon starts to stop.
     pub async fn stopping(&self) {
-        // The sender is our own.
+        // The sender belongs to `self`, so waiting can't fail.
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
@@ -232,11 +236,11 @@ impl Spokes {
     pub fn stop(&self) {
         self.begin_to_stop();
         self.stop.send_replace(true);
-        // Whoever asks there has us in turn.
+        // The questioner holds this handle, so drop it to break the cycle.
         *self.questioner.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Waits until the thread has ended and the state is another's to use.
+    /// Waits until the thread has ended and the state folder is unlocked.
     pub async fn ended(&self) {
         self.asks.closed().await;
     }
@@ -253,7 +257,7 @@ impl Spokes {
 
 impl From<Refusal> for Reason {
     fn from(refusal: Refusal) -> Self {
-        // The path is the daemon's own or in the folder; whoever asks over the network learns neither.
+        // Drop the path: it is the daemon's own or in the folder, and clients must learn neither.
         Self { code: refusal.code().into(), message: refusal.reason.to_string(), hint: refusal.hint() }
     }
 }

@@ -1,4 +1,4 @@
-//! The start: what served serves again, what was judged stays judged, and what killed the process is kept from it.
+//! Startup: restores what served and all verdicts, and bans generations that crashed the process.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,10 @@ use crate::spokes::life::{Effect, Reason, State, Trigger};
 use crate::spokes::quarantine;
 use crate::spokes::store::{File, StoredSpoke};
 
-/// Deaths in a row on a content that this program has loaded before: the first may be a power cut.
+/// Consecutive crashes on a generation that this program has loaded before, until it is banned. The
+/// first may be a power cut.
 const STRIKES: u32 = 2;
-/// Under which note it stands where verdicts were found.
+/// Key of the note that holds the post and program version of the verdicts.
 const HERE: &str = "examined_here";
 
 impl Reconciler {
@@ -43,7 +44,7 @@ impl Reconciler {
             tracing::warn!(%error, "what was being inspected at the last end can't be found out");
             Vec::new()
         }) {
-            // What has served since is not to blame.
+            // A generation that this version has loaded before is not at fault.
             if self.known.get(&generation).is_none_or(|known| !known.proven) {
                 tracing::error!(
                     generation = generation.short(),
@@ -86,7 +87,7 @@ impl Reconciler {
                 self.restore_name(&name, generation, source, file, stored.given);
             }
         }
-        // Why those that serve no more don't is to be known, also where nothing serves.
+        // Publish the reasons of names that no longer serve, even if nothing serves.
         self.names_changed |= !self.names.is_empty();
         for (entry, file) in files {
             self.restore_file(&entry, file, same_place);
@@ -99,7 +100,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// What served under a name does so again, unless it has to be examined first or must not be.
+    /// Makes a name's generation serve again, unless it must be examined first or is banned.
     fn restore_name(
         &mut self,
         name: &str,
@@ -143,7 +144,7 @@ impl Reconciler {
                     self.orphans.push(id);
                 }
             }
-            // Another version of this program or another post: it is examined again, from its copy.
+            // Another version of this program or another post: examine its copy again.
             (Some(_), _) if life.pinned.is_some() => {
                 life.state = State::Settled;
                 let id = self.resume(life);
@@ -163,12 +164,13 @@ impl Reconciler {
         }
     }
 
-    /// How an entry ended before, if that still counts.
+    /// Restores the stored outcome of an entry, if it still holds.
     fn restore_file(&mut self, entry: &str, file: File, same_place: bool) {
         let lives_on =
             self.of_entry(entry).into_iter().find(|id| self.lives[id].generation == file.generation);
         if let Some(id) = lives_on {
-            // It serves, or did until a moment ago; what is examined again is looked at from the beginning.
+            // It serves, or did until now. A life that is examined again needs no restored file:
+            // the entry is looked at from scratch.
             if !self.lives[&id].state.is_moving() && self.lives[&id].print.is_some() {
                 self.by_entry.insert(entry.to_owned(), id);
                 self.scan.remember(entry.to_owned(), file.print);
@@ -193,7 +195,8 @@ impl Reconciler {
         self.by_entry.insert(entry.to_owned(), id);
     }
 
-    /// What served and is of no known file belongs to the file of its name, or is over if there is none.
+    /// Assigns each serving life without a known file to the file of its name. Without such a file
+    /// the life ends.
     pub(super) fn settle_orphans(&mut self) {
         for id in std::mem::take(&mut self.orphans) {
             let Some(life) = self.lives.get(&id) else { continue };

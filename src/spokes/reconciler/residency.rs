@@ -1,4 +1,4 @@
-//! What is in memory: leases for requests, loads into the engine, and who goes when another needs room.
+//! Spokes in memory: leases for requests, loads into the engine, and evictions to make room.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,24 +21,24 @@ use crate::spokes::life::{Reason, State, Trigger};
 use crate::spokes::reason_code::Code;
 use crate::spokes::store::Verdict;
 
-/// How long the copy of a content that can't be loaded needs no second look.
+/// How long the inspection of a copy that failed to load stays valid.
 const LOOKED: Duration = Duration::from_secs(60);
 
-/// How a load ended.
+/// Outcome of a load.
 enum Load {
     Done,
-    /// Somebody runs with what has to go for it.
+    /// A request still uses a spoke that has to be evicted first.
     NoRoom,
-    /// The content is to blame.
+    /// The content is at fault.
     Refused(Reason),
-    /// Something else is: it may succeed later.
+    /// Something else is at fault; a retry may succeed.
     Failed(Reason),
-    /// The engine or the process is ending; nothing is known about the content.
+    /// The engine or the process is ending, so nothing is known about the content.
     Ended,
 }
 
 impl Reconciler {
-    /// The slot of a life that was inspected.
+    /// The [`Leases`] of an inspected life.
     pub(super) fn slot_for(&mut self, id: InstanceId) -> Arc<Leases> {
         let life = &self.lives[&id];
         let generation = life.generation.expect("what was inspected has a content");
@@ -51,7 +51,8 @@ impl Reconciler {
         Arc::clone(slot)
     }
 
-    /// What is in memory, but for what a gate judges: that is beside the rest, as the new one is during a swap.
+    /// Spokes in memory, except one that is being judged. That one is extra, like the new spoke
+    /// during a swap.
     fn residents(&self) -> Vec<Resident> {
         let beside = self.judging.as_ref().map(|judging| judging.generation);
         let serving = |generation| self.names.values().any(|named| named.current == Some(generation));
@@ -65,7 +66,7 @@ impl Reconciler {
         self.registry.set_resident(self.slots.values().filter_map(bytes).sum());
     }
 
-    /// Lets these go; whether all of them did.
+    /// Evicts these. Returns whether all of them could be evicted.
     fn evict(&self, gone: &[Generation]) -> bool {
         let mut all = true;
         for generation in gone {
@@ -86,14 +87,14 @@ impl Reconciler {
     }
 
     fn unload(&self, generation: Generation) {
-        // When it is freed is the engine's affair; a stopped engine has freed everything.
+        // The engine decides when to free the memory. A stopped engine has freed everything.
         let _ = self.engine.spoke(SpokeChange::Unload(generation));
     }
 
-    /// Takes out of memory what no name has and no request runs with.
+    /// Unloads spokes that no name refers to and no request uses.
     pub(super) fn free_unneeded(&mut self) {
         if self.names_changed {
-            // What could not be written down is not so: who has a name still has it.
+            // The changes are not on disk yet, so every name still has its generation.
             return;
         }
         let needed = self.needed();
@@ -115,11 +116,11 @@ impl Reconciler {
         self.tell_residents();
     }
 
-    /// Loads a slot in the place of those that are `gone`; the journal knows of it while it lasts, so that a content that kills
-    /// the process does so once.
+    /// Loads a spoke after evicting those in `gone`. The database records the load while it lasts,
+    /// so that a generation that crashes the process does so only once.
     async fn load(&mut self, slot: &Leases, gone: &[Generation], stop: &watch::Receiver<bool>) -> Load {
         let generation = slot.generation;
-        // What is known of it first: that it could be loaded is written beside that.
+        // Commit first what is known about the content: a successful load is recorded in that row.
         self.write_down();
         if let Err(error) = self.store.begin_loading(generation, &slot.name) {
             let why = Reason::new(Code::NotWritten, format!("its load can't be written down: {error}"))
@@ -127,7 +128,8 @@ impl Reconciler {
             tracing::error!(name = slot.name, %why, "spoke can't be loaded now");
             return Load::Failed(why);
         }
-        // Not before: where nothing can be written nothing could be loaded again, either.
+        // Evict only now: if nothing can be written, the evicted spokes could not be loaded again
+        // either.
         if !self.evict(gone) {
             self.end_loading(slot, None);
             return Load::NoRoom;
@@ -144,7 +146,7 @@ impl Reconciler {
                 tokio::select! {
                     reply = reply => match reply {
                         Ok(loaded) => loaded,
-                        // The engine died on it: the line in the journal stays.
+                        // The engine died during the load, so its record in the database stays.
                         Err(_) => return Load::Ended,
                     },
                     _ = stop.wait_for(|stop| *stop) => Err(EngineError::Stopped),
@@ -186,8 +188,9 @@ impl Reconciler {
         }
     }
 
-    /// Whether the content is to blame for a load that failed. One that was loaded before, by us or by its probe, is to blame
-    /// only if its copy isn't what it was: memory or files may be short.
+    /// Whether the content is at fault for a failed load. A generation that was loaded before, by
+    /// this process or by its probe, is at fault only if its copy has changed; otherwise memory or
+    /// file descriptors may be short.
     async fn is_to_blame(&mut self, slot: &Leases) -> bool {
         let generation = slot.generation;
         let known = self.known.get(&generation);
@@ -234,7 +237,7 @@ impl Reconciler {
         if slot.resident().is_some() {
             return self.happen(id, Trigger::Loaded);
         }
-        // What it takes the place of goes anyway; for a moment both are there.
+        // The displaced spoke will leave anyway. For a moment both are in memory.
         let mut residents = self.residents();
         residents.retain(|resident| Some(resident.generation) != displaced);
         let (needed, limit) = (slot.facts.resident_bytes, self.settings.memory);
@@ -260,7 +263,7 @@ impl Reconciler {
         }
     }
 
-    /// Tries again to load what had no room.
+    /// Retries the loads that had no room.
     async fn serve_cramped(&mut self, stop: &watch::Receiver<bool>) {
         for id in std::mem::take(&mut self.cramped) {
             if self.lives.get(&id).is_some_and(|life| life.state == State::Gated) {
@@ -272,7 +275,7 @@ impl Reconciler {
         }
     }
 
-    /// Answers those who ask for leases, in the order in which they came.
+    /// Answers requests for leases in order of arrival.
     async fn serve_holdings(&mut self, stop: &watch::Receiver<bool>) {
         while let Some(holding) = self.holdings.pop_front() {
             if holding.reply.is_closed() {
@@ -282,15 +285,16 @@ impl Reconciler {
                 self.holdings.push_front(holding);
                 break;
             };
-            // Whoever asked may have left meanwhile: the leases end with the message.
+            // The caller may have stopped waiting; then the leases end with the message.
             let _ = holding.reply.send(answer);
         }
     }
 
-    /// Serves all who wait for memory, as far as there is some. What is in the way of whoever is next takes no new leases
-    /// until then: two spokes that are always in use would keep a third from ever being loaded.
+    /// Serves everyone that waits for memory, as far as there is room. Spokes that have to leave
+    /// for the next load get no new leases until then: otherwise two spokes that are always in use
+    /// would keep a third out forever.
     pub(super) async fn serve_waiting(&mut self, stop: &watch::Receiver<bool>) {
-        // From here on: a lease that ends while somebody is found to have to wait must be heard of.
+        // Set before looking for room, so that a lease that ends meanwhile rings the bell.
         self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
         self.leaving.clear();
         self.serve_cramped(stop).await;
@@ -301,7 +305,8 @@ impl Reconciler {
         self.bell.set_wanted(!self.cramped.is_empty() || !self.holdings.is_empty());
     }
 
-    /// Leases, or why there are none; nothing yet if others have to go first.
+    /// Takes the leases, or returns why that is impossible. `None` if other spokes have to leave
+    /// first.
     async fn hold(
         &mut self,
         holding: &Holding,
@@ -311,12 +316,13 @@ impl Reconciler {
             return None;
         }
         loop {
-            // Two names may have one content.
+            // Two names may have the same generation.
             let mut slots = holding.slots.clone();
             slots.sort_by_key(|slot| slot.generation);
             slots.dedup_by_key(|slot| slot.generation);
             let absent: Vec<&Arc<Leases>> = slots.iter().filter(|slot| slot.resident().is_none()).collect();
-            // A lease that is taken and dropped again would wake whoever waits for one to end: this thread.
+            // Take leases only if all are in memory. Taking and dropping one would ring the bell
+            // and wake this thread again.
             if absent.is_empty() {
                 let leases: Result<Vec<Lease>, Refused> =
                     holding.slots.iter().map(Leases::lease_in_turn).collect();
@@ -360,7 +366,7 @@ impl Reconciler {
         }
     }
 
-    /// A content that served can't be loaded any more: whatever lives by it is over.
+    /// Refuses all lives of a generation that served but can't be loaded any more.
     fn was_refused(&mut self, generation: Generation, why: &Reason) {
         let of = |life: &&super::instances::Instance| {
             life.generation == Some(generation) && life.state == State::Serving
@@ -372,7 +378,7 @@ impl Reconciler {
         }
     }
 
-    /// Loads what served before the restart, one at a turn, as long as there is room.
+    /// Loads what served before the restart, one per turn, while there is room.
     pub(super) async fn serve_preload(&mut self, stop: &watch::Receiver<bool>) {
         let Some(generation) = self.preload.pop_front() else { return };
         let Some(slot) = self.slots.get(&generation).cloned() else { return };
@@ -385,7 +391,7 @@ impl Reconciler {
             return;
         }
         match self.load(&slot, &[], stop).await {
-            // Whoever asks for it tries again.
+            // A request for it tries again.
             Load::Done | Load::Ended | Load::Failed(_) | Load::NoRoom => {}
             Load::Refused(why) => self.was_refused(generation, &why),
         }

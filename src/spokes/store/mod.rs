@@ -1,5 +1,5 @@
-//! What must not be forgotten about spokes: which generation serves under which name, what came before, what was judged,
-//! and the journal. In the daemon's SQLite file; several changes become one transaction.
+//! Durable state of spokes in the daemon's SQLite file: which generation serves under which name,
+//! earlier generations, verdicts, and the journal. Several changes become one transaction.
 
 mod read;
 mod tables;
@@ -16,15 +16,15 @@ use super::life::Reason;
 use crate::adapter::{Adapter, Digest, Generation, Kind, Spoke};
 use crate::database::{Database, DatabaseError};
 
-/// Transitions that the journal keeps.
+/// Most transitions in the journal.
 const JOURNAL: i64 = 100_000;
 
-/// What is known of a content that was inspected.
+/// Facts about an inspected generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Its kind.
     pub kind: Kind,
-    /// The largest rank in it; of a Felix spoke, that of each of its bottlenecks.
+    /// Its largest rank; for a Felix spoke, that of each of its bottlenecks.
     pub rank: u64,
     /// Bytes of the file.
     pub bytes: u64,
@@ -32,7 +32,7 @@ pub struct Facts {
     pub resident_bytes: u64,
     /// Blocks of the post that it changes.
     pub layers: u64,
-    /// Task that it was trained for, if it says so.
+    /// Task that it was trained for, if recorded.
     pub task: Option<String>,
 }
 
@@ -53,59 +53,60 @@ impl From<&Spoke> for Facts {
     }
 }
 
-/// How a content was judged: by inspection and probe, for one post, by one version of this program.
+/// Verdict on a generation from inspection and probe, for one post and one version of this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// It changes what the post says.
+    /// The content changes what the post says.
     Differs,
-    /// It doesn't.
+    /// The content changes nothing.
     Same,
 }
 
-/// That a post holds the model of a folder, so that spokes which were trained on one fit the other.
+/// Records that a post holds the model of a folder, so that spokes trained on one fit the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kinship {
     /// Hash of the post's tensors.
     pub post_sha256: Digest,
-    /// Hash of the folder's, as spokes name it.
+    /// Hash of the folder's tensors, as spokes name it.
     pub trained_on: Digest,
     /// Where the folder was.
     pub folder: String,
 }
 
-/// A load that was begun and of which no end is known: the process died on it.
+/// A load without a recorded end: the process died during it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfinished {
-    /// What was being loaded.
+    /// The generation that was being loaded.
     pub generation: Generation,
-    /// Under which name.
+    /// The name under which it was loaded.
     pub name: String,
-    /// How often in a row it ended so, this time included.
+    /// How many times in a row its load ended like this, including this time.
     pub strikes: u32,
 }
 
-/// The tables of this room.
+/// The database tables of spokes.
 #[derive(Debug)]
 pub struct Store {
     database: Database,
 }
 
 impl Store {
-    /// Takes over the connection and brings the tables up to date.
+    /// Takes over the connection and migrates the tables.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn open(mut database: Database) -> Result<Self, DatabaseError> {
         database.prepare("spokes", tables::STEPS)?;
         Ok(Self { database })
     }
 
-    /// Notes, on disk, that a load into this process begins: should it kill us, we will know.
+    /// Records on disk that a load into this process begins, so that the next process knows if it
+    /// crashes.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn begin_loading(&mut self, generation: Generation, name: &str) -> Result<(), DatabaseError> {
         self.database.run(|connection| {
             let note =
@@ -115,10 +116,11 @@ impl Store {
         })
     }
 
-    /// Notes that the process has survived the load. `version`: the program's, if it succeeded.
+    /// Records that the process has survived the load. `version` is the program's version if the
+    /// load succeeded.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn end_loading(
         &mut self,
         generation: Generation,
@@ -136,10 +138,10 @@ impl Store {
         })
     }
 
-    /// Loads on which the process died. To be judged one by one, at the start.
+    /// Loads during which the process died, to be judged one by one at the start.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn unfinished(&mut self) -> Result<Vec<Unfinished>, DatabaseError> {
         self.database.run(|connection| {
             let mut query = connection.prepare(
@@ -156,11 +158,11 @@ impl Store {
         })
     }
 
-    /// Counts such a load, and keeps its content from being loaded again if there is a reason: both, or, should the process die
-    /// once more, neither.
+    /// Counts such a load, and bans its content if there is a reason. Both happen in one
+    /// transaction, in case the process dies again.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn judge_unfinished(
         &mut self,
         generation: Generation,
@@ -177,18 +179,18 @@ impl Store {
         })
     }
 
-    /// Notes that a content is never to be loaded again, unless somebody wants it.
+    /// Records that a generation must never be loaded again, unless an operator allows it.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn ban(&mut self, generation: Generation, why: &Reason) -> Result<(), DatabaseError> {
         self.database.run(|connection| write::ban(connection, generation, why))
     }
 
-    /// Folders whose model this post holds, each with its path when it was compared.
+    /// Folders whose model this post holds, each with its path at the time of the comparison.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn kin(&mut self, post: &Digest) -> Result<BTreeMap<Digest, String>, DatabaseError> {
         self.database.run(|connection| {
             let query = "SELECT trained_on, folder FROM spoke_kin WHERE post = ?1";
@@ -198,10 +200,10 @@ impl Store {
         })
     }
 
-    /// Notes that a post holds a folder's model.
+    /// Records that a post holds a folder's model.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn set_kin(&mut self, kin: &Kinship) -> Result<(), DatabaseError> {
         self.database.run(|connection| {
             let keep =
@@ -213,10 +215,10 @@ impl Store {
         })
     }
 
-    /// A text that is kept under a key.
+    /// Reads the text stored under a key.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn note(&mut self, key: &str) -> Result<Option<String>, DatabaseError> {
         self.database.run(|connection| {
             let mut query = connection.prepare("SELECT value FROM spoke_note WHERE key = ?1")?;
@@ -224,10 +226,10 @@ impl Store {
         })
     }
 
-    /// Keeps a text under a key.
+    /// Stores a text under a key.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn set_note(&mut self, key: &str, value: &str) -> Result<(), DatabaseError> {
         self.database.run(|connection| {
             let keep = "INSERT OR REPLACE INTO spoke_note (key, value) VALUES (?1, ?2)";
@@ -236,12 +238,12 @@ impl Store {
     }
 }
 
-/// Where and by what contents were examined: a verdict from elsewhere is none here.
+/// The post and program version for which verdicts hold. A verdict from others doesn't count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Here {
     /// Identity of the post.
     pub post: Digest,
-    /// Version of this program, and how it examines.
+    /// Version of this program, and whether it probes.
     pub version: String,
 }
 

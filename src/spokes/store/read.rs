@@ -1,4 +1,4 @@
-//! What was stored, as it is needed at the start and by those who read the journal.
+//! Reads the stored state for the start, and the journal for its readers.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -14,70 +14,70 @@ use crate::database::DatabaseError;
 use crate::spokes::folder::Fingerprint;
 use crate::spokes::life::{Reason, State};
 
-/// Everything but the journal.
+/// Everything except the journal.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StoredSpoke {
-    /// By name.
+    /// Names that have served.
     pub names: BTreeMap<String, Name>,
-    /// Contents that were examined.
+    /// Examined generations.
     pub generations: BTreeMap<Generation, Known>,
-    /// How entries of the folder ended, by entry.
+    /// Last known state of the folder's entries.
     pub files: BTreeMap<String, File>,
-    /// Contents that are never to be loaded.
+    /// Generations that must never be loaded.
     pub banned: BTreeMap<Generation, Reason>,
-    /// Contents that were rolled back, each with the name under which it does not serve.
+    /// Generations that were rolled back, each with the name under which it must not serve.
     pub rolled_back: BTreeMap<(String, Generation), Reason>,
 }
 
 /// A name that has served.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Name {
-    /// A small number that stays its own.
+    /// A small number that identifies the name permanently.
     pub id: i64,
-    /// What serves.
+    /// The serving generation.
     pub current: Option<Generation>,
-    /// Whether somebody switched it off.
+    /// Whether an operator disabled it.
     pub disabled: bool,
-    /// Whether it didn't come by the folder.
+    /// Whether it was loaded by request and not from the folder.
     pub given: bool,
-    /// When it lost what served, in milliseconds since 1970.
+    /// When it lost its serving generation, in milliseconds since 1970.
     pub left: i64,
-    /// Why, as far as the journal goes back.
+    /// The reason for that, if still in the journal.
     pub left_for: Option<Reason>,
-    /// What has served, the latest last; `current` among it.
+    /// Generations that have served, including `current`, the latest last.
     pub history: Vec<Generation>,
 }
 
-/// A content that was examined.
+/// An examined generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// What it is.
+    /// Facts from the inspection.
     pub facts: Facts,
-    /// What it does, if it was examined here.
+    /// The verdict, if it was examined with this post and program.
     pub verdict: Option<Verdict>,
     /// Whether this version of the program has loaded it.
     pub proven: bool,
 }
 
-/// How an entry of the folder ended.
+/// Last known state of an entry of the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
-    /// Its spoke's name.
+    /// Name of its spoke.
     pub name: String,
-    /// What it looked like.
+    /// Its fingerprint.
     pub print: Fingerprint,
     /// Its content, if it could be read.
     pub generation: Option<Generation>,
-    /// Where its life was.
+    /// State of its life.
     pub state: State,
 }
 
-/// JSON of what can always be JSON.
+/// JSON of a value that can always be serialised.
 pub(super) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("texts, numbers and enums without keys are always JSON")
 }
 
-/// A column that holds what `T` writes.
+/// Parses a text column into a `T`.
 pub(super) fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
     row: &Row<'_>,
     at: usize,
@@ -107,10 +107,10 @@ fn all<T>(
 }
 
 impl Store {
-    /// Everything but the journal, as it counts here.
+    /// Reads everything except the journal, with verdicts that hold for `here`.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn stored(&mut self, here: &Here) -> Result<StoredSpoke, DatabaseError> {
         let post = here.post.to_string();
         self.database.run(|connection| {
@@ -138,7 +138,7 @@ impl Store {
             for (name, generation) in history {
                 names.entry(name).or_default().history.push(generation);
             }
-            // The last end of each name that has nothing to serve.
+            // The last end of each name that has no serving generation.
             let ends = "SELECT name.name, line.why FROM spoke_name AS name JOIN spoke_transition AS line
                 ON line.id = (SELECT max(id) FROM spoke_transition WHERE name = name.name
                     AND is_now IN ('retired', 'quarantined'))
@@ -188,10 +188,10 @@ impl Store {
         })
     }
 
-    /// Lines of the journal behind this id, oldest first, at most `most`.
+    /// Journal lines after this id, oldest first, at most `most`.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn journal(&mut self, behind: i64, most: usize) -> Result<Vec<Transition>, DatabaseError> {
         self.database.run(|connection| {
             let query = "SELECT id, at, name, generation, was, is_now, why FROM spoke_transition

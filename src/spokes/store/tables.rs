@@ -1,6 +1,6 @@
-//! The tables, version by version.
+//! The SQL tables of spokes, version by version.
 
-/// Each step leads from one version to the next; none is ever changed once released.
+/// Each step migrates from one version to the next. A released step must never change.
 pub(super) const STEPS: &[&str] = &["
 -- One row per name that has ever served; `id` is what llama-server's API calls the spoke.
 CREATE TABLE spoke_name (

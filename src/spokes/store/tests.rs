@@ -1,4 +1,5 @@
-//! The tables hold what they were told, and a crash in the middle of a load is known afterwards.
+//! Tests that the tables return what was stored, and that a crash in the middle of a load is
+//! detected.
 
 use super::*;
 use crate::database::StateDirectory;
@@ -88,7 +89,7 @@ fn what_is_written_is_there_after_a_restart() {
     let journal = store.journal(1, 10).unwrap();
     assert_eq!(journal, [Transition { id: 2, ..line("b", "quarantined", Some(why)) }]);
 
-    // Another version of the program, or another post, has to look for itself.
+    // Verdicts of another program version or another post don't count.
     let elsewhere = store.stored(&here("2")).unwrap();
     let two = &elsewhere.generations[&generation("two")];
     assert_eq!((two.verdict, two.proven), (None, false));
@@ -127,10 +128,10 @@ fn a_load_that_was_never_finished_is_counted_and_one_that_was_is_not() {
     let mut store = open(root.path());
     let found = store.unfinished().unwrap();
     assert_eq!(found, [Unfinished { generation: bad, name: "b".to_owned(), strikes: 1 }]);
-    // As long as it isn't judged it is asked about again.
+    // Until it is judged, it is reported again.
     assert_eq!(store.unfinished().unwrap(), found);
     store.judge_unfinished(bad, None).unwrap();
-    // A restart without another try is no further strike.
+    // A restart without another load is no further strike.
     assert_eq!(store.unfinished().unwrap(), []);
     drop(store);
     crash();

@@ -1,4 +1,4 @@
-//! Changes, and the transaction that makes several of them one.
+//! Changes to the stored state, committed together in one transaction.
 
 use rusqlite::Transaction as Sql;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use crate::spokes::life::{Reason, State};
 /// A line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transition {
-    /// Counts up; 0 until it is written.
+    /// Increasing id; 0 until it is written.
     #[serde(default)]
     pub id: i64,
     /// Milliseconds since 1970.
@@ -22,87 +22,87 @@ pub struct Transition {
     pub name: String,
     /// Its content, once it is known.
     pub generation: Option<Generation>,
-    /// Name of the state before; none at the first sight of a file.
+    /// Name of the previous state; `None` at the first sight of a file.
     pub from: Option<String>,
-    /// Name of the state now.
+    /// Name of the new state.
     pub to: String,
-    /// Why, where there is a why.
+    /// The reason, if the state has one.
     #[serde(flatten)]
     pub why: Option<Reason>,
 }
 
-/// A content that was examined.
+/// An examined generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Examined {
-    /// Which.
+    /// Its generation.
     pub generation: Generation,
-    /// What it is.
+    /// Facts from the inspection.
     pub facts: Facts,
-    /// What it does.
+    /// The verdict.
     pub verdict: Verdict,
 }
 
-/// One change.
+/// A change of the stored state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
     /// A line of the journal.
     Journal(Transition),
-    /// A content was examined.
+    /// A generation was examined.
     Examined(Examined),
-    /// A name has this generation now, or none. `given`: it didn't come by the folder.
+    /// A name has this serving generation now, or none.
     Current {
-        /// The name's number.
+        /// The name's id.
         id: i64,
         /// The name.
         name: String,
-        /// What serves.
+        /// The serving generation.
         generation: Option<Generation>,
-        /// Where it came from.
+        /// Whether it was loaded by request and not from the folder.
         given: bool,
-        /// When it lost what served, in milliseconds since 1970; 0 if it serves.
+        /// When the name lost its serving generation, in milliseconds since 1970; 0 if it serves.
         left: i64,
     },
-    /// A generation is out of a name's history.
+    /// A generation is removed from a name's history.
     Unhistory(String, Generation),
     /// Whether a name is disabled.
     Disabled {
-        /// The name's number.
+        /// The name's id.
         id: i64,
         /// The name.
         name: String,
-        /// Whether it is.
+        /// Whether it is disabled.
         disabled: bool,
     },
-    /// How an entry of the folder ended.
+    /// Last known state of an entry of the folder.
     File {
         /// The entry.
         entry: String,
-        /// Its spoke's name.
+        /// Name of its spoke.
         name: String,
-        /// What it looked like.
+        /// Its fingerprint.
         print: Fingerprint,
         /// Its content, if it could be read.
         generation: Option<Generation>,
-        /// Where its life is.
+        /// State of its life.
         state: State,
     },
-    /// An entry is gone, or is to be looked at anew.
+    /// An entry is gone, or has to be examined again.
     NoFile(String),
-    /// A content was rolled back: under this name it does not serve until somebody says so.
+    /// A generation was rolled back. It must not serve under this name until an operator allows it.
     RolledBack(String, Generation, Reason),
-    /// A content may be loaded again, and serve under this name.
+    /// A generation may be loaded again, and serve under this name.
     Allowed(String, Generation),
-    /// Nothing is kept of a name any more.
+    /// All data of a name is deleted.
     Forgotten(String),
-    /// Nothing has this content any more: what was found out about it is forgotten.
+    /// No name or file has this content any more, so its examination is deleted.
     Unexamined(Generation),
 }
 
 impl Store {
-    /// Makes these changes, all or none; ids of the lines of the journal, in order.
+    /// Applies these changes, all or none. Returns the ids of the journal lines, in order.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub fn commit(&mut self, writes: &[Write], here: &Here) -> Result<Vec<i64>, DatabaseError> {
         if writes.is_empty() {
             return Ok(Vec::new());
@@ -148,7 +148,7 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
                     left_at = excluded.left_at";
             sql.execute(set, (id, name, &current, given, left))?;
             if let Some(current) = current {
-                // Behind all others, also if it was there before.
+                // Re-insert, so that it comes last even if it was there before.
                 let delete = "DELETE FROM spoke_history WHERE name = ?1 AND generation = ?2";
                 sql.execute(delete, (name, &current))?;
                 let insert = "INSERT INTO spoke_history (name, generation) VALUES (?1, ?2)";
@@ -196,7 +196,7 @@ fn apply(sql: &Sql<'_>, write: &Write, here: &Here, ids: &mut Vec<i64>) -> rusql
     Ok(())
 }
 
-/// Keeps a content from being loaded.
+/// Bans a generation from being loaded.
 pub(super) fn ban(sql: &rusqlite::Connection, generation: Generation, why: &Reason) -> rusqlite::Result<()> {
     let ban = "INSERT OR REPLACE INTO spoke_banned (generation, why) VALUES (?1, ?2)";
     sql.execute(ban, (generation.to_string(), json(why))).map(drop)

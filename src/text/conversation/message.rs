@@ -1,4 +1,4 @@
-//! Messages of a conversation: as they come over the wire, and as a template takes them.
+//! Messages of a conversation: parses them from JSON, and converts them to turns for a template.
 
 use std::fmt;
 
@@ -8,28 +8,28 @@ use serde_json::{Map, Value};
 
 use crate::text::template::{Call, Turn};
 
-/// One message, as written.
+/// One message, as written in the body.
 #[derive(Debug, Deserialize)]
 pub(super) struct Message {
     role: Role,
     #[serde(default)]
     content: Content,
-    /// What the daemon itself calls `reasoning_content`; others have other names for it.
+    /// The thinking. This daemon calls it `reasoning_content`; other servers use other names.
     reasoning_content: Option<String>,
     reasoning: Option<String>,
     thinking: Option<String>,
     refusal: Option<String>,
     tool_calls: Option<Vec<ToolCall>>,
-    /// The form before `tool_calls`.
+    /// The older form of `tool_calls`.
     function_call: Option<Function>,
     tool_call_id: Option<String>,
     name: Option<String>,
-    /// Fields that only a template may know.
+    /// Other fields, which a template may know.
     #[serde(flatten)]
     more: Map<String, Value>,
 }
 
-/// Who speaks.
+/// The speaker of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Role {
@@ -38,7 +38,7 @@ enum Role {
     System,
     User,
     Assistant,
-    /// What a tool answered.
+    /// Result of a tool.
     #[serde(alias = "function")]
     Tool,
 }
@@ -57,7 +57,8 @@ struct Function {
     arguments: Arguments,
 }
 
-/// JSON in a string, as OpenAI has it; an object is taken as well. An empty text, `null` and nothing are no arguments.
+/// JSON in a string, as in OpenAI's API, or an object. An empty text, `null` or an absent field
+/// means no arguments.
 #[derive(Debug)]
 struct Arguments(Value);
 
@@ -72,7 +73,7 @@ impl<'de> Deserialize<'de> for Arguments {
         match Value::deserialize(deserializer)? {
             Value::Null => Ok(Self::default()),
             Value::String(text) if text.trim().is_empty() => Ok(Self::default()),
-            // What isn't JSON was said by a model all the same; it is shown as the text that it is.
+            // A model wrote this even though it isn't JSON, so it is shown as text.
             Value::String(text) => match serde_json::from_str(&text) {
                 Ok(Value::Null) => Ok(Self::default()),
                 Ok(json) => Ok(Self(json)),
@@ -87,7 +88,7 @@ impl<'de> Deserialize<'de> for Arguments {
     }
 }
 
-/// A content: text, parts of text, or `null` (allowed in every message: mnemonic sends it).
+/// Content: text, parts of text, or `null` (allowed in every message, because mnemonic sends it).
 #[derive(Debug, Default)]
 struct Content(String);
 
@@ -140,15 +141,16 @@ impl<'de> Deserialize<'de> for Content {
     }
 }
 
-/// What mnemonic appends to the last user message of a model that it takes for a Qwen3.
+/// Marker that mnemonic appends to the last user message if it takes the model for a Qwen3.
 const NO_THINK: &str = " /no_think";
 
-/// The conversation as a template takes it.
+/// The conversation as turns for a template.
 pub(super) fn turns(messages: Vec<Message>) -> Vec<Turn> {
     messages.into_iter().map(Message::turn).collect()
 }
 
-/// Takes mnemonic's marker away: for templates that don't look for it, it would be a part of the question.
+/// Removes mnemonic's marker. A template that doesn't look for it would show it as part of the
+/// question.
 pub(super) fn without_marker(turns: &mut [Turn]) {
     if let Some(last) = turns.iter_mut().rfind(|turn| turn.role == "user")
         && let Some(rest) = last.content.strip_suffix(NO_THINK)
@@ -158,7 +160,7 @@ pub(super) fn without_marker(turns: &mut [Turn]) {
 }
 
 impl Message {
-    /// The message as a template takes it.
+    /// The message as a turn for a template.
     fn turn(self) -> Turn {
         let role = match self.role {
             Role::System => "system",

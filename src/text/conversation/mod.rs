@@ -1,4 +1,4 @@
-//! A conversation: messages, the tools that may be called, and how a template makes a prompt of them.
+//! A conversation: its messages and tools, and the prompt that a template renders from them.
 
 mod message;
 mod tools;
@@ -15,14 +15,14 @@ use super::template::{ChatTemplate, TemplateError, Turn};
 use super::{Prompt, Segment};
 use crate::native::local_time;
 
-/// As written.
+/// As written in the body.
 #[derive(Debug, Deserialize)]
 struct ConversationFields {
     messages: Vec<Message>,
     reasoning_effort: Option<Effort>,
     chat_template_kwargs: Option<Map<String, Value>>,
     add_generation_prompt: Option<bool>,
-    /// vLLM's word for what an assistant's message at the end means here anyway.
+    /// vLLM's field. Here, a final assistant message is continued by default.
     continue_final_message: Option<bool>,
 }
 
@@ -38,7 +38,7 @@ enum Effort {
     Xhigh,
 }
 
-/// A conversation that has been read, and where its prompt ends.
+/// A parsed conversation, and where its prompt ends.
 #[derive(Debug)]
 pub struct Conversation {
     turns: Vec<Turn>,
@@ -48,29 +48,29 @@ pub struct Conversation {
     end: End,
 }
 
-/// Why a conversation gives no prompt.
+/// Why a conversation has no prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PromptError {
-    /// A message can't be shown as it has to be.
+    /// A message can't be rendered.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// The template has no prompt for it.
+    /// The template fails on the conversation or refuses it.
     #[error(transparent)]
     Template(#[from] TemplateError),
 }
 
-/// Where a prompt ends.
+/// Where the prompt ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Where a new answer begins, or after the assistant's text, if that is the last message.
+    /// Where a new answer begins, or after the assistant's text if that is the last message.
     Usual,
-    /// After the assistant's text: there must be one.
+    /// After the assistant's text, which must exist.
     GoesOn,
     /// Where a new answer begins, whatever the last message is.
     New,
     /// Where the last message ends.
     Closed,
-    /// The request wants to go on, and a new answer.
+    /// The request asks for both, which is an error.
     Both,
 }
 
@@ -87,7 +87,7 @@ impl End {
 }
 
 impl Conversation {
-    /// Judges the part of a body that makes the prompt.
+    /// Validates the part of a body that determines the prompt.
     ///
     /// # Errors
     /// The field that is wrong.
@@ -101,13 +101,13 @@ impl Conversation {
             parameters.insert("enable_thinking".to_owned(), (effort != Effort::None).into());
             parameters.insert("reasoning_effort".to_owned(), effort.name().into());
         }
-        // What is said to the template itself is the more exact word.
+        // `chat_template_kwargs` address the template directly, so they win.
         parameters.extend(written.chat_template_kwargs.unwrap_or_default());
         let end = End::new(written.add_generation_prompt, written.continue_final_message);
         Ok(Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters, end })
     }
 
-    /// What a request can't say about where its prompt ends.
+    /// Checks that the request doesn't contradict itself about the end of the prompt.
     ///
     /// # Errors
     /// The field that is wrong.
@@ -130,8 +130,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// Sets whether the model thinks, and the dates that llama-server's templates ask for, if the request says nothing
-    /// about them.
+    /// Sets whether the model thinks, and the dates that llama-server's templates use, unless the
+    /// request sets them.
     pub fn fill_in(&mut self, thinks: bool) {
         self.parameters.entry("enable_thinking").or_insert(thinks.into());
         for (name, format) in [("date_string", "%d %b %Y"), ("datetime", "%b %d %Y")] {
@@ -141,15 +141,16 @@ impl Conversation {
         }
     }
 
-    /// The prompt, up to where the answer begins: behind what the assistant has said last, if that is the last message.
+    /// The prompt up to where the answer begins; after the assistant's last text, if that is the
+    /// last message.
     ///
     /// # Errors
-    /// A message that can't be shown; the template's refusal.
+    /// A message that can't be rendered; the template's error.
     pub fn prompt(&self, template: &ChatTemplate) -> Result<Prompt, PromptError> {
         Ok(self.go_on(self.rendered(template)?)?)
     }
 
-    /// What the assistant has said last, to be gone on with.
+    /// The assistant's last text, if the answer has to continue it.
     fn continued(&self) -> Option<&str> {
         if matches!(self.end, End::New | End::Closed) {
             return None;
@@ -158,7 +159,8 @@ impl Conversation {
         Some(last.content.as_str()).filter(|said| !said.is_empty())
     }
 
-    /// Adds it to the prompt. It is part of an answer: behind opened thinking nobody could tell where that had ended.
+    /// Appends that text to the prompt. It is part of the answer, so it can't follow opened
+    /// thinking, whose end would be unknown.
     ///
     /// # Errors
     /// The message that can't be continued.
@@ -180,10 +182,10 @@ impl Conversation {
         Err(FieldError::new(field, message))
     }
 
-    /// The prompt without what the assistant has said last, if that is to be continued.
+    /// The prompt without the assistant's last text, if the answer continues that text.
     ///
     /// # Errors
-    /// The template's refusal.
+    /// The template's error.
     pub fn rendered(&self, template: &ChatTemplate) -> Result<Prompt, TemplateError> {
         let said = usize::from(self.continued().is_some());
         let mut turns = self.turns[..self.turns.len() - said].to_vec();
@@ -198,29 +200,30 @@ impl Conversation {
     }
 }
 
-/// A conversation of a training row, read as a request's is.
+/// A conversation of a training row, parsed like that of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dialogue {
     /// The messages.
     pub turns: Vec<Turn>,
-    /// The tools that are offered in it.
+    /// The tools offered in it.
     pub tools: Vec<Value>,
-    /// What the template is told next to them.
+    /// Further variables for the template.
     pub parameters: Map<String, Value>,
 }
 
 impl Dialogue {
-    /// Reads `messages`, `tools`, `chat_template_kwargs` and what else makes the prompt of a request.
+    /// Reads `messages`, `tools`, `chat_template_kwargs` and the other fields that determine a
+    /// request's prompt.
     ///
     /// # Errors
-    /// What is wrong, by its field.
+    /// The field that is wrong, and why.
     pub fn parse(row: Map<String, Value>) -> Result<Self, String> {
         let read = Conversation::parse(&Value::Object(row)).map_err(|error| error.to_string())?;
         Ok(Self { tools: read.tools.shown().to_vec(), turns: read.turns, parameters: read.parameters })
     }
 }
 
-/// Whether the template has opened a block of thinking in the assistant's name.
+/// Whether the template has opened a thinking block for the assistant.
 pub fn opens_thinking(prompt: &Prompt) -> bool {
     prompt.last().is_some_and(|last| last.markup && last.text.trim_end().ends_with("<think>"))
 }

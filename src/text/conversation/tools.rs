@@ -1,4 +1,4 @@
-//! Tools: which functions may be called, whether one must be, and how that is said to a model.
+//! Tools: the functions that may be called, whether one must be, and how the model is told.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::json_schema::{inside, walk};
 use crate::text::fields::{self, FieldError, short};
 
-/// Tools that one request may bring.
+/// Most tools in one request.
 const MOST_TOOLS: usize = 128;
 
 #[derive(Debug, Deserialize)]
@@ -39,22 +39,22 @@ struct Function {
 #[derive(Debug)]
 pub struct Tools {
     functions: Vec<Function>,
-    /// As they were written, for the template; those without parameters say so.
+    /// Tools as written, for the template; functions without parameters get empty ones.
     written: Vec<Value>,
     /// Whether the answer is a call.
     pub choice: Choice,
-    /// Whether one answer may have several calls.
+    /// Whether an answer may contain several calls.
     pub parallel: bool,
 }
 
 /// Whether the answer is a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
-    /// It is not.
+    /// The answer is no call.
     None,
     /// The model decides.
     Auto,
-    /// It is, of one of these.
+    /// The answer is a call of one of these functions.
     Must(Vec<String>),
 }
 
@@ -89,7 +89,7 @@ impl Tools {
         &self.written
     }
 
-    /// Their names.
+    /// Names of the functions.
     pub fn names(&self) -> Vec<String> {
         self.functions.iter().map(|function| function.name.clone()).collect()
     }
@@ -101,7 +101,8 @@ impl Tools {
         if chosen == 1 { schemas.swap_remove(0) } else { json!({"anyOf": schemas}) }
     }
 
-    /// A schema per chosen function. They will stand at `place`, or at the places from `first` on of an array that is there.
+    /// One schema per chosen function. They will be at `place`, or at the indices from `first` on
+    /// if `place` is an array.
     pub fn call_schemas(&self, place: &str, first: usize) -> Vec<Value> {
         self.chosen()
             .enumerate()
@@ -132,7 +133,7 @@ impl Function {
         let mut parameters = self.parameters.clone().unwrap_or_default();
         parameters.entry("type").or_insert_with(|| "object".into());
         if names_nothing(&parameters) {
-            // JSON Schema would allow anything; who names no parameter means that there is none.
+            // JSON Schema would allow anything here, but a tool that names no parameter takes none.
             parameters.insert("properties".to_owned(), json!({}));
             parameters.insert("additionalProperties".to_owned(), false.into());
         }
@@ -140,7 +141,7 @@ impl Function {
     }
 }
 
-/// Whether a schema of parameters has none and says nothing about others.
+/// Whether a schema of parameters names none and says nothing about others.
 fn names_nothing(parameters: &Map<String, Value>) -> bool {
     parameters.iter().all(|(key, value)| match key.as_str() {
         "type" => value == "object",
@@ -152,7 +153,8 @@ fn names_nothing(parameters: &Map<String, Value>) -> bool {
     })
 }
 
-/// A tool whose function says what it takes, if only that it takes nothing: templates look for that.
+/// The tool with `parameters` in its function, empty ones if there were none, because templates
+/// look for that field.
 fn with_parameters(mut tool: Value) -> Value {
     if let Some(function) = tool.get_mut("function").and_then(Value::as_object_mut)
         && function.get("parameters").is_none_or(Value::is_null)
@@ -200,8 +202,8 @@ fn wrong_choice(found: &Value) -> FieldError {
     FieldError::new("tool_choice", format!("found {}, {expected}", short(found)))
 }
 
-/// The schema as a part of a larger one, which stands at `place`: with a name of its own, so that `#` in its references still
-/// leads to itself.
+/// The schema as part of a larger one, in which it is at `place`. It gets its own `$id`, so that
+/// `#` in its references still means itself.
 pub fn rooted(mut schema: Value, place: &str) -> Value {
     if place != "#"
         && let Value::Object(keywords) = &mut schema
@@ -209,7 +211,7 @@ pub fn rooted(mut schema: Value, place: &str) -> Value {
     {
         let name = format!("part:{}", place.trim_start_matches('#'));
         match keywords.get("$id").and_then(Value::as_str) {
-            // A name that is an anchor alone, as in older drafts.
+            // An `$id` that is only an anchor, as in older drafts.
             Some(id) if id.starts_with('#') => {
                 keywords.insert("$id".to_owned(), format!("{name}{id}").into());
             }
@@ -222,7 +224,7 @@ pub fn rooted(mut schema: Value, place: &str) -> Value {
     schema
 }
 
-/// Whether a schema refers to anything.
+/// Whether a schema contains a reference.
 fn refers(keywords: &Map<String, Value>) -> bool {
     let mut refers = keywords.contains_key("$ref");
     for (_, inner) in inside(keywords) {

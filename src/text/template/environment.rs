@@ -1,4 +1,4 @@
-//! Where templates are rendered: minijinja, set up as `transformers` sets up Jinja.
+//! Renders templates with minijinja, set up as `transformers` sets up Jinja.
 
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ use super::to_json::to_json;
 use super::{Special, TemplateError};
 use crate::native::local_time;
 
-/// An environment with this template, named `chat`.
+/// An environment that holds this template under the name `chat`.
 pub(super) fn environment(source: &str) -> Result<Environment<'static>, TemplateError> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
@@ -24,7 +24,7 @@ pub(super) fn environment(source: &str) -> Result<Environment<'static>, Template
     Ok(environment)
 }
 
-/// What differs between renderings.
+/// Adds the functions that differ between renderings.
 fn give(environment: &mut Environment<'_>, guard: &Guard, now: SystemTime) {
     let guard = guard.clone();
     environment.add_filter("tojson", move |value: Value, arguments: Rest<Value>, kwargs: Kwargs| {
@@ -40,7 +40,7 @@ fn give(environment: &mut Environment<'_>, guard: &Guard, now: SystemTime) {
     });
 }
 
-/// The template's text for these variables.
+/// Renders the template with these variables.
 pub(super) fn render(
     environment: &Environment<'static>,
     variables: &serde_json::Value,
@@ -48,12 +48,12 @@ pub(super) fn render(
     guard: &Guard,
     now: SystemTime,
 ) -> Result<String, TemplateError> {
-    // A copy shares the compiled template.
+    // The clone shares the compiled template.
     let mut environment = environment.clone();
     give(&mut environment, guard, now);
     let template = environment.get_template("chat").expect("was added when the environment was made");
     let Special { bos_token, eos_token } = special;
-    // Of two maps the later wins.
+    // In case of duplicate keys the later map wins.
     let context = merge_maps([Value::from_serialize(variables), context! { bos_token, eos_token }]);
     template.render(context).map_err(|error| {
         let detail = detail(&error);
@@ -67,7 +67,7 @@ pub(super) fn render(
     })
 }
 
-/// Looks for filters and tests that there aren't.
+/// Checks that the filters and tests that a template uses exist.
 pub(super) fn check_names(
     environment: &Environment<'static>,
     uses: &[(Use, String, usize)],
@@ -77,7 +77,7 @@ pub(super) fn check_names(
             Use::Filter => (format!("x|{name}"), ErrorKind::UnknownFilter, "filter"),
             Use::Test => (format!("x is {name}"), ErrorKind::UnknownTest, "test"),
         };
-        // Other errors are about what it is applied to.
+        // Other errors come from the value that it is applied to.
         let tried = environment.compile_expression(&expression).and_then(|it| it.eval(context! { x => "" }));
         if tried.is_err_and(|error| error.kind() == kind) {
             return Err(TemplateError::Syntax(format!("line {line}: unknown {what}: {name}")));
@@ -86,7 +86,7 @@ pub(super) fn check_names(
     Ok(())
 }
 
-/// What went wrong, and where.
+/// The error's message and its line.
 fn detail(error: &Error) -> String {
     let raised =
         std::error::Error::source(error).is_some_and(<dyn std::error::Error + 'static>::is::<Raised>);

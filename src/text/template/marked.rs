@@ -1,4 +1,4 @@
-//! The rendering in ink, and which places of a template can be in it.
+//! Renders a template in ink, and finds the places that can be written in it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +13,10 @@ use super::environment::{environment, render};
 use super::sentinel::{self, Guard};
 use super::source::{OWN, Source};
 
-/// Roles that a message can have; a template's own words may stand for them.
+/// Roles that a message can have. A template's own words may replace them.
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
-/// A template in ink.
+/// A template with ink.
 #[derive(Debug)]
 pub(super) struct Inked {
     source: Option<Source>,
@@ -31,10 +31,10 @@ struct Version {
     environment: Environment<'static>,
 }
 
-/// What all attempts at one rendering have in common.
+/// State shared by all attempts at one rendering.
 struct Attempt<'a> {
     source: &'a Source,
-    /// How it has to read.
+    /// The text that the rendering must read as.
     text: &'a str,
     variables: &'a Value,
     special: Special,
@@ -49,10 +49,11 @@ impl Inked {
         Self { source, now, warned: AtomicBool::new(false) }
     }
 
-    /// The rendering whose ink shows what is the template's own, reading exactly as `text`; `None` if there is none.
+    /// Renders the template with its own text in ink, such that it reads exactly as `text`. `None`
+    /// if that is impossible.
     ///
-    /// A place where ink changes what the template does, as where a variable is shown and compared, goes without
-    /// it from then on.
+    /// If ink changes what the template does at some place, for example where a variable is both
+    /// shown and compared, that place stays without ink in later renderings.
     pub(super) fn render(
         &self,
         text: &str,
@@ -105,7 +106,7 @@ impl Attempt<'_> {
         Some((version, rendered))
     }
 
-    /// Adds as many of the places from `from` to `to` as can be.
+    /// Adds as many of the places from `from` to `to` as possible.
     fn add(
         &self,
         with: &mut Vec<bool>,
@@ -134,7 +135,8 @@ impl Attempt<'_> {
 fn version(source: &Source, with: Vec<bool>) -> Option<Version> {
     let mut environment = environment(&source.written(&with)).ok()?;
     let words = source.words.clone();
-    // A role is one of ours, or a word of the template that stands for one: it can't be anything that a client made up.
+    // A role is one of ours, or a word of the template that replaces it. A client can't have made
+    // it up.
     environment.add_filter(OWN, move |value: minijinja::Value| match value.as_str() {
         Some(role) if ROLES.contains(&role) || words.contains(role) => sentinel::write(role).into(),
         _ => value,

@@ -1,9 +1,11 @@
-//! Chat templates: a conversation becomes a prompt in which only the template can speak control tokens.
+//! Chat templates: render a conversation as a prompt in which only the template can write control
+//! tokens.
 //!
-//! A template is rendered twice: as it is, and with its own text in [ink]. Both see the contents as they are, so
-//! conditions, slices and replacements do what they do elsewhere, and the text of the prompt is that of the plain
-//! rendering. What is in ink in the other one is the template's own text ([`Segment::markup`]); everything else is what
-//! somebody brought ([`Segment::plain`]): contents, names, keys, ids, descriptions, and all that is shown as JSON. A
+//! A template is rendered twice: plainly, and with its own text in [ink]. Both renderings see the
+//! contents unchanged, so conditions, slices and replacements work as in `transformers`, and the
+//! text of the prompt is that of the plain rendering. Text that is in ink in the other rendering is
+//! the template's own ([`Segment::markup`]). Everything else came from a client
+//! ([`Segment::plain`]): contents, names, keys, ids, descriptions, and all that is shown as JSON. A
 //! person who writes `<|assistant|>` has written text and nothing else.
 //!
 //! [`Segment::markup`]: crate::text::Segment::markup
@@ -37,16 +39,16 @@ use self::told::told;
 use self::turn::message;
 use crate::text::{Prompt, Segment};
 
-/// Why a template gives no prompt.
+/// Why a template renders no prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// The template isn't Jinja, or uses what isn't there.
+    /// The template isn't Jinja, or uses an unknown filter or test.
     #[error("the chat template can't be parsed: {0}")]
     Syntax(String),
-    /// The template fails, whatever the conversation.
+    /// The template fails with every conversation.
     #[error("the chat template fails: {0}")]
     Broken(String),
-    /// The template refuses the conversation, or fails on it.
+    /// The template refuses this conversation, or fails on it.
     #[error("the chat template refuses this conversation: {0}")]
     Refused(String),
 }
@@ -71,23 +73,24 @@ struct Jinja {
     inked: Inked,
     special: Special,
     knows_tools: bool,
-    /// Whether contents are shown only if they come as lists of parts.
+    /// Whether the template shows contents only if they come as lists of parts.
     typed: bool,
 }
 
-/// The model's tokens that templates may name.
+/// Special tokens of the model that templates may use.
 #[derive(Debug, Clone)]
 struct Special {
     bos_token: String,
     eos_token: String,
 }
 
-/// The most common form of a conversation, for models that know its tokens and have no template of their own.
+/// The most common chat format, for models that know its tokens but have no template.
 const CHAT_ML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
                        {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 impl ChatTemplate {
-    /// Compiles a template as `transformers` does: block tags take their line with them, and Python's string methods work.
+    /// Compiles a template as `transformers` does: block tags remove their line, and Python's
+    /// string methods work.
     ///
     /// # Errors
     /// [`TemplateError::Syntax`].
@@ -113,7 +116,7 @@ impl ChatTemplate {
         Ok(Self { kind: Kind::Jinja(Box::new(jinja)), clock: SystemTime::now })
     }
 
-    /// Whether a template can be used, before there is a model whose it is.
+    /// Checks that a template can be used, before its model is loaded.
     ///
     /// # Errors
     /// As [`ChatTemplate::new`].
@@ -126,18 +129,19 @@ impl ChatTemplate {
         Self::new(CHAT_ML, "", "").expect("a constant that a test renders")
     }
 
-    /// For models without any chat tokens: the contents, a blank line between them.
+    /// For models without chat tokens: the contents, separated by blank lines.
     pub fn plain_text() -> Self {
         Self { kind: Kind::PlainText, clock: SystemTime::now }
     }
 
-    /// The template with another clock for its `strftime_now`.
+    /// Replaces the clock of the template's `strftime_now`.
     #[must_use]
     pub fn with_clock(self, clock: fn() -> SystemTime) -> Self {
         Self { clock, ..self }
     }
 
-    /// A conversation with tools and calls in its texts, where the template doesn't show them itself.
+    /// The conversation with tools and calls written as text, if the template doesn't render them
+    /// itself.
     pub fn in_text(&self, turns: &[Turn], tools: &[Value]) -> Option<Vec<Turn>> {
         let knows_tools = matches!(&self.kind, Kind::Jinja(jinja) if jinja.knows_tools);
         (!knows_tools).then(|| told(turns, tools))
@@ -151,11 +155,11 @@ impl ChatTemplate {
         }
     }
 
-    /// The prompt of a conversation, up to where the assistant's answer begins. A template that knows nothing of tools
-    /// is given them, and calls, in the messages' texts.
+    /// Renders the prompt of a conversation, up to where the assistant's answer begins. If the
+    /// template doesn't know tools, tools and calls are written into the messages' texts.
     ///
-    /// `parameters` are the request's `chat_template_kwargs`. They can't replace what the template is always given.
-    /// Thinking is off unless they ask for it.
+    /// `parameters` are the request's `chat_template_kwargs`. They can't replace the variables that
+    /// every template gets. Thinking is off unless they turn it on.
     ///
     /// # Errors
     /// [`TemplateError::Refused`], [`TemplateError::Broken`].
@@ -168,7 +172,7 @@ impl ChatTemplate {
         self.rendered(turns, tools, parameters, true)
     }
 
-    /// A conversation whose last turn is the assistant's, to its end.
+    /// Renders a conversation whose last turn is the assistant's, including the end of that turn.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -252,7 +256,7 @@ impl Jinja {
         Value::Object(all)
     }
 
-    /// Whether what a user says is in the prompt.
+    /// Whether the prompt contains what a user says.
     fn shows_contents(&self, typed: bool) -> bool {
         const PROBE: &str = "zq7probe";
         let turns = [Turn::new("user", PROBE)];

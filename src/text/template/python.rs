@@ -1,5 +1,6 @@
-//! Python's methods of strings and Jinja's filters of them, for texts that are partly in [ink](super::sentinel): they read the
-//! text as it is meant, and what they keep of it keeps its ink.
+//! Python's string methods and Jinja's string filters, for texts that are partly in
+//! [ink](super::sentinel). They read a text without its ink, and the parts that they keep stay in
+//! ink.
 
 use std::fmt::Write;
 
@@ -10,7 +11,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use super::sentinel;
 use super::to_json::python_float;
 
-/// Makes an environment speak Python.
+/// Adds Python's methods and Jinja's filters to an environment.
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.set_unknown_method_callback(method);
     environment.add_filter("trim", |value: Value, chars: Option<String>| {
@@ -24,7 +25,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     });
     environment.add_filter("indent", indent);
     for name in ["length", "count"] {
-        // Nothing is as long as in Jinja.
+        // An undefined value has length 0, as in Jinja.
         environment.add_filter(name, |value: Value| {
             if value.is_undefined() { Ok(0) } else { minijinja::filters::length(&value) }
         });
@@ -40,7 +41,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     });
 }
 
-/// What a template raises itself, as opposed to what goes wrong in it.
+/// An error that a template raises itself, as opposed to a failure in it.
 #[derive(Debug, thiserror::Error)]
 #[error("raised by the template")]
 pub(super) struct Raised;
@@ -49,7 +50,7 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// A list, a table or a float as Python's `str` shows it; `None`: as minijinja does.
+/// A list, map or float as Python's `str` shows it. `None`: minijinja shows it the same way.
 fn shown(value: &Value) -> Option<String> {
     match value.kind() {
         ValueKind::Seq | ValueKind::Map | ValueKind::Number => {
@@ -160,7 +161,7 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
             };
             Ok(kept.unwrap_or(&all).iter().collect::<String>().into())
         }
-        // Nothing is read in a text that is put together.
+        // `join` only concatenates; it reads no text.
         "join" => unknown_method_callback(state, value, name, args),
         _ => {
             let read = |value: &Value| match value.as_str() {
@@ -177,7 +178,7 @@ fn characters(text: &str) -> Vec<char> {
     text.chars().collect()
 }
 
-/// Whether two texts read the same.
+/// Whether two texts read the same, ink aside.
 fn reads(one: &[char], other: &[char]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(&a, &b)| sentinel::bare(a) == sentinel::bare(b))
 }
@@ -212,7 +213,7 @@ fn cased(string: &str, how: &str) -> String {
     cased
 }
 
-/// Where `part` is in `all`, from the left, without overlaps.
+/// Where `part` occurs in `all`, from the left, without overlaps.
 fn places(all: &[char], part: &[char]) -> Vec<usize> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -259,7 +260,7 @@ fn split(
     let part = characters(separator);
     let mut cuts = places(&all, &part);
     if from_right && most < cuts.len() {
-        // From the right, other ones are found where they could overlap.
+        // Overlapping matches: from the right, other ones are found.
         let mirrored = |chars: &[char]| chars.iter().rev().copied().collect::<Vec<char>>();
         let found = places(&mirrored(&all), &mirrored(&part));
         cuts = found.into_iter().take(most).map(|at| all.len() - at - part.len()).collect();
@@ -285,7 +286,7 @@ fn split_white(all: &[char], most: usize, from_right: bool) -> Vec<String> {
         words.push(start..at);
     }
     if words.len() > most {
-        // What isn't split any more keeps the white space within, and that at the side where splitting began.
+        // The unsplit rest keeps the whitespace within it and at the side where splitting began.
         if from_right {
             let rest = 0..words[words.len() - most - 1].end;
             words.splice(..words.len() - most, [rest]);
@@ -297,7 +298,7 @@ fn split_white(all: &[char], most: usize, from_right: bool) -> Vec<String> {
     words.into_iter().map(|word| all[word].iter().collect()).collect()
 }
 
-/// Jinja's `indent(width=4, first=False, blank=False)`; the width may be a text.
+/// Jinja's `indent(width=4, first=False, blank=False)`; the width may be a string.
 fn indent(value: Value, arguments: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let given = |at: usize, name: &str| match arguments.get(at) {
         Some(value) => Ok(Some(value.clone())),
@@ -330,7 +331,7 @@ mod tests {
     use super::*;
     use minijinja::context;
 
-    /// What a template makes of `x`, given plain and in ink.
+    /// Renders an expression of `x`, with `x` plain and in ink.
     fn made(expression: &str, x: &str) -> [String; 2] {
         let mut environment = Environment::new();
         add_to(&mut environment);

@@ -1,18 +1,18 @@
-//! Finds the tags of a Jinja source, and the tokens in them, as minijinja does.
+//! Finds the tags of a Jinja source and their tokens, as minijinja does.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// A tag and what is in it.
+/// A tag and its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Tag<'a> {
     pub(super) start: usize,
     pub(super) end: usize,
     pub(super) kind: TagKind,
-    /// `-` or `+` at its beginning and its end.
+    /// Whitespace control (`-` or `+`) at the start and the end of the tag.
     pub(super) left: Option<char>,
     pub(super) right: Option<char>,
-    /// The same of what is around a raw text.
+    /// The same for the inner tags around a raw text.
     pub(super) raw_start: Option<char>,
     pub(super) raw_end: Option<char>,
     pub(super) tokens: Vec<Token<'a>>,
@@ -23,7 +23,7 @@ pub(super) enum TagKind {
     Variable,
     Block,
     Comment,
-    /// From `{% raw %}` to `{% endraw %}`, with where the text is.
+    /// From `{% raw %}` to `{% endraw %}`, with the range of the text.
     Raw(Range<usize>),
 }
 
@@ -49,7 +49,7 @@ pub(super) enum TokenKind {
     Sign,
 }
 
-/// All tags, in their order; `None` if one has no end.
+/// All tags in order; `None` if one is not closed.
 pub(super) fn scan(source: &str) -> Option<Vec<Tag<'_>>> {
     let mut tags = Vec::new();
     let mut at = 0;
@@ -109,7 +109,7 @@ fn tag(source: &str, start: usize, kind: TagKind) -> Option<Tag<'_>> {
 }
 
 impl<'a> Tag<'a> {
-    /// Whether it is a statement of nothing but this word.
+    /// Whether the tag consists of this word alone.
     fn is(&self, word: &str) -> bool {
         matches!(self.tokens.as_slice(), [only] if only.text == word)
     }
@@ -159,7 +159,7 @@ impl<'a> Tag<'a> {
     }
 }
 
-/// Length of the string literal at the beginning.
+/// Length of the string literal at the start.
 fn string(rest: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     rest.char_indices().skip(1).find_map(|(at, c)| {
@@ -169,8 +169,9 @@ fn string(rest: &str, quote: char) -> Option<usize> {
     })
 }
 
-/// The source with `{% generation %}` blocks, which mark what a model has said for training elsewhere, as blocks that
-/// only hold their text; `transformers` reads over them in the same manner.
+/// The source with its `{% generation %}` blocks turned into blocks that only hold their text.
+/// Elsewhere these blocks mark the model's words for training; `transformers` skips them in the
+/// same way.
 pub(super) fn without_generation(source: &str) -> Cow<'_, str> {
     let Some(tags) = scan(source) else { return source.into() };
     let mut read = String::new();

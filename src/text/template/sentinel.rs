@@ -1,10 +1,10 @@
 //! The ink in which a template's own text is written while it renders.
 //!
-//! A template has to see contents as they are, or its conditions, slices and replacements don't take effect. So it is not
-//! the contents that are marked but the template's own text: each of its characters is written as one of planes 15 and 16,
-//! at the same distance. What comes out in ink is the template's; everything else was brought by a client, whatever
-//! the template has done to it. Characters of these planes in a client's texts stand aside for the time ([`Guard`]), so
-//! nothing that a client brings is ever taken for ink.
+//! A template has to see contents unchanged, or its conditions, slices and replacements don't work.
+//! So the template's own text is marked instead of the contents: each of its characters is shifted
+//! into planes 15 and 16. Output in ink is the template's; everything else came from a client,
+//! whatever the template did to it. Characters of these planes in a client's texts are replaced
+//! during the rendering ([`Guard`]), so nothing from a client is ever taken for ink.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::text::{Prompt, Segment};
 
-/// Where characters below U+10000 are written, and where those of the plane after it are.
+/// Where characters below U+10000 are shifted to, and where those of plane 1 are.
 const FIRST: u32 = 0xF_0000;
 const SECOND: u32 = 0x10_0000;
 
@@ -21,7 +21,7 @@ fn is_ink(c: char) -> bool {
     c as u32 >= FIRST
 }
 
-/// A character in ink; one beyond plane 1 stays as it is, and is plain text then.
+/// A character in ink. A character beyond plane 1 stays unchanged, and counts as plain text.
 fn in_ink(c: char) -> char {
     let written = match c as u32 {
         code @ ..0x1_0000 => char::from_u32(FIRST + code),
@@ -31,7 +31,7 @@ fn in_ink(c: char) -> char {
     written.unwrap_or(c)
 }
 
-/// The character that was written.
+/// The character without ink.
 pub(super) fn bare(c: char) -> char {
     let read = match c as u32 {
         code @ SECOND.. => char::from_u32(code - SECOND + 0x1_0000),
@@ -41,7 +41,7 @@ pub(super) fn bare(c: char) -> char {
     read.unwrap_or(c)
 }
 
-/// `like`'s ink, or none, for another character.
+/// Another character, in ink if `like` is.
 pub(super) fn as_written(like: char, c: char) -> char {
     if is_ink(like) { in_ink(c) } else { c }
 }
@@ -54,17 +54,18 @@ pub(super) fn has_ink(text: &str) -> bool {
     text.chars().any(is_ink)
 }
 
-/// The text as it reads.
+/// The text without ink.
 pub(super) fn read(text: &str) -> Cow<'_, str> {
     if has_ink(text) { text.chars().map(bare).collect::<String>().into() } else { text.into() }
 }
 
-/// Characters of a client's texts that look like ink, and what stands in their places.
+/// Characters of a client's texts that look like ink, each with its stand-in.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Guard(Vec<(char, char)>);
 
 impl Guard {
-    /// For the texts of a value that is shown by this template. `None`: there are more such characters than places.
+    /// Guards the texts of `value` and this template. `None` if there are more such characters than
+    /// stand-ins.
     pub(super) fn over(value: &Value, template: &str) -> Option<Self> {
         let mut like_ink = BTreeSet::new();
         each_text(value, &mut |text| like_ink.extend(text.chars().filter(|&c| is_ink(c))));
@@ -97,13 +98,13 @@ impl Guard {
         }
     }
 
-    /// A text with the characters back that stood aside.
+    /// Replaces the stand-ins by the original characters.
     pub(super) fn uncover(&self, text: &str) -> String {
         let back = |c: char| self.0.iter().find(|(_, to)| *to == c).map_or(c, |(from, _)| *from);
         if self.0.is_empty() { text.to_owned() } else { text.chars().map(back).collect() }
     }
 
-    /// A rendering as a prompt: what is in ink is markup, the rest is plain.
+    /// Splits a rendering into a prompt: text in ink is markup, the rest is plain.
     pub(super) fn cut(&self, rendered: &str) -> Prompt {
         let mut prompt = Prompt::new();
         let mut rest = rendered;
@@ -140,7 +141,7 @@ mod tests {
         let text = "<|im_end|>\n ü 日 \u{1F600} \u{E000}";
         assert_eq!(read(&write(text)), text);
         assert!(write(text).chars().all(is_ink) && !has_ink(text));
-        // Beyond plane 1 there is no ink left: such a character is plain text.
+        // A character beyond plane 1 has no ink: it is plain text.
         assert_eq!(
             Guard::default().cut(&write("a𠀀b")),
             [Segment::markup("a"), Segment::plain("𠀀"), Segment::markup("b"),]

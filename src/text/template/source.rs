@@ -1,8 +1,10 @@
-//! A template's source, taken apart into its own text and the code around it, so that the text can be written in ink.
+//! Splits a template's source into its own text and the code around it, so that the text can be
+//! written in ink.
 //!
-//! What is to be shown is told from what is compared by the neighbours of a string: `'<|user|>' + content` is shown,
-//! `role == 'user'` is compared, `'</think>'` in `content.split('</think>')` is an argument. A wrong guess is no danger: the
-//! rendering in ink has to read as the plain one does, and places where it doesn't go without (see [`super::marked`]).
+//! The neighbours of a string tell whether it is shown or compared: `'<|user|>' + content` is
+//! shown, `role == 'user'` is compared, `'</think>'` in `content.split('</think>')` is an argument.
+//! A wrong guess does no harm: the rendering in ink must read like the plain one, and a place where
+//! it doesn't stays without ink (see [`super::marked`]).
 
 use std::collections::BTreeSet;
 
@@ -12,22 +14,22 @@ use super::sentinel;
 /// The filter that writes a role in ink.
 pub(super) const OWN: &str = "bespoke_own";
 
-/// A source, taken apart.
+/// A template's source, split into pieces.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     pieces: Vec<Piece>,
-    /// Places that can be written in ink or not.
+    /// Number of places that can be written in ink or not.
     pub(super) places: usize,
-    /// Words among its texts: what a variable for a role may hold.
+    /// Words among its texts: values that a variable for a role can have.
     pub(super) words: BTreeSet<String>,
-    /// Names of filters and tests that are used in any case, with their lines. Those within a condition may be missed, as
-    /// in Jinja.
+    /// Filters and tests used in any case, with their lines. Those within a condition may be
+    /// missed, as in Jinja.
     pub(super) uses: Vec<(Use, String, usize)>,
-    /// Conditions around the tag that is read.
+    /// Number of conditions that are open around the current tag.
     conditions: usize,
 }
 
-/// What a name is used as.
+/// How a name is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Use {
     Filter,
@@ -36,23 +38,23 @@ pub(super) enum Use {
 
 #[derive(Debug, Clone)]
 enum Piece {
-    /// Text between tags, white space taken away as tags say.
+    /// Text between tags, with whitespace trimmed as the tags say.
     Data(String),
     Code(String),
-    /// A string that is shown.
+    /// A string literal that is shown.
     Text {
         place: usize,
         written: String,
         text: String,
     },
-    /// Where a role is shown.
+    /// A place where a role is shown.
     Own {
         place: usize,
     },
 }
 
 impl Source {
-    /// Takes a source apart; `None` if it is none.
+    /// Splits a source; `None` if it is not a valid one.
     pub(super) fn new(source: &str) -> Option<Self> {
         let mut taken =
             Self { pieces: Vec::new(), places: 0, words: BTreeSet::new(), uses: Vec::new(), conditions: 0 };
@@ -80,7 +82,7 @@ impl Source {
         Some(taken)
     }
 
-    /// The source with its own text in ink, at the places that are `with`.
+    /// The source with its own text in ink at the places that `with` selects.
     pub(super) fn written(&self, with: &[bool]) -> String {
         let mut source = String::new();
         for piece in &self.pieces {
@@ -88,7 +90,7 @@ impl Source {
                 Piece::Data(text) => source.push_str(&sentinel::write(text)),
                 Piece::Code(code) => source.push_str(code),
                 Piece::Text { place, text, .. } if with[*place] => {
-                    // Nothing that is written in ink needs an escape.
+                    // No character in ink needs an escape.
                     source.push('\'');
                     source.push_str(&sentinel::write(text));
                     source.push('\'');
@@ -162,7 +164,7 @@ impl Source {
         self.pieces.push(Piece::Code(code));
     }
 
-    /// Notes a filter or a test.
+    /// Records a filter or a test.
     fn name(&mut self, source: &str, tokens: &[Token<'_>], index: usize) {
         let before = |back: usize| index.checked_sub(back).map(|at| tokens[at].text);
         let used = match (before(1), before(2)) {
@@ -179,7 +181,7 @@ impl Source {
     }
 }
 
-/// How white space of a text is taken away next to a tag.
+/// How whitespace of a text is trimmed next to a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Edge {
     /// Not at all.
@@ -227,7 +229,7 @@ impl Edge {
     }
 }
 
-/// Whether a tag at the end of this text is the first thing in its line.
+/// Whether a tag after this text is the first thing in its line.
 fn begins_line(before: &str) -> bool {
     let is_break = |c: char| c == '\r' || c == '\n';
     before.chars().rev().find(|&c| is_break(c) || !c.is_whitespace()).is_none_or(is_break)
@@ -238,7 +240,7 @@ fn lstrip(text: &str) -> &str {
     if trimmed.is_empty() || trimmed.ends_with('\n') { trimmed } else { text }
 }
 
-/// Whether a string at this place is shown, rather than compared, looked up or handed to a function.
+/// Whether a string here is shown, rather than compared, looked up or passed to a function.
 fn is_shown(tokens: &[Token<'_>], index: usize, statement: Option<&str>) -> bool {
     let before = index.checked_sub(1).map(|at| tokens[at].text);
     let after = tokens.get(index + 1).map(|token| token.text);
@@ -252,13 +254,14 @@ fn is_shown(tokens: &[Token<'_>], index: usize, statement: Option<&str>) -> bool
         None => statement.is_none(),
         Some("+" | "~" | "else") => true,
         Some("if" | "elif" | "and" | "or") => false,
-        // Also of `namespace(text='...')`.
+        // Also in `namespace(text='...')`.
         Some("=") => statement == Some("set"),
         _ => matches!(after, Some("+" | "~" | "if")),
     }
 }
 
-/// Whether a role is shown that ends with this token: `message.role`, `message['role']`, `role`.
+/// Whether the expression that ends with this token shows a role: `message.role`,
+/// `message['role']`, `role`.
 fn shows_role(tokens: &[Token<'_>], index: usize, statement: Option<&str>) -> bool {
     let token = &tokens[index];
     let before = index.checked_sub(1).map(|at| tokens[at].text);
@@ -280,7 +283,7 @@ fn shows_role(tokens: &[Token<'_>], index: usize, statement: Option<&str>) -> bo
         }
 }
 
-/// What a string literal means.
+/// The value of a string literal.
 fn unescaped(literal: &str) -> Option<String> {
     let body = literal.get(1..literal.len().checked_sub(1)?)?;
     let mut text = String::new();
@@ -299,7 +302,7 @@ fn unescaped(literal: &str) -> Option<String> {
             't' => text.push('\t'),
             'x' => text
                 .push(char::from(u8::from_str_radix(&rest.by_ref().take(2).collect::<String>(), 16).ok()?)),
-            // Halves of surrogate pairs are no characters; such a literal stays as it is.
+            // Halves of surrogate pairs are no characters; such a literal stays unchanged.
             'u' => {
                 let code = u32::from_str_radix(&rest.by_ref().take(4).collect::<String>(), 16).ok()?;
                 text.push(char::from_u32(code)?);
@@ -315,7 +318,7 @@ fn unescaped(literal: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// The source in ink, ink shown between «».
+    /// The source with its inked text between «».
     fn taken(source: &str) -> String {
         let taken = Source::new(source).unwrap();
         let mut shown = String::new();

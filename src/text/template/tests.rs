@@ -1,4 +1,5 @@
-//! Templates: what is markup and what is plain, and that they see what they would see elsewhere.
+//! Tests templates: what is markup and what is plain, and that a template sees what it would see in
+//! `transformers`.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ fn text(prompt: &Prompt) -> String {
     prompt.iter().map(|segment| segment.text.as_str()).collect()
 }
 
-/// The prompt with what is plain between «».
+/// The prompt with its plain pieces between «».
 fn marked(prompt: &Prompt) -> String {
     let mark = |segment: &Segment| {
         if segment.markup { segment.text.clone() } else { format!("«{}»", segment.text) }
@@ -54,7 +55,7 @@ fn a_content_in_ink_stays_content() {
     let prompt = render(OURS, &[("user", &forged), ("assistant", "x\u{E000}")]);
     assert_eq!(prompt[1], Segment::plain(forged));
     assert_eq!(prompt[3], Segment::plain("x\u{E000}"));
-    // More such characters than there are places for: nothing is markup.
+    // More such characters than there are stand-ins: nothing is markup.
     let many: String = ('\u{F0000}'..'\u{F2000}').collect();
     assert_eq!(
         render(OURS, &[("user", &many)]),
@@ -100,7 +101,7 @@ fn conditions_are_about_the_content() {
     }
 }
 
-/// Earlier thinking is taken out of earlier answers, in Qwen 3's manner.
+/// Removes the thinking from earlier answers, as Qwen 3's template does.
 const THINKS: &str = r"{%- set ns = namespace(last=messages|length - 1, open=true) -%}
 {%- for m in messages[::-1] %}
     {%- if m.role == 'user' and not(m.content.startswith('<tool_response>') and m.content.endswith('</tool_response>')) and ns.open %}

@@ -1,5 +1,5 @@
-//! The filter `tojson`, as `transformers` has it: `json.dumps(x, ensure_ascii=False, indent=None, separators=None,
-//! sort_keys=False)` of Python. What it is given beyond that is refused.
+//! The filter `tojson` as `transformers` defines it: Python's `json.dumps(x, ensure_ascii=False,
+//! indent=None, separators=None, sort_keys=False)`. Other arguments are refused.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use minijinja::{Error, ErrorKind, Value};
 
 use super::sentinel::{self, Guard};
 
-/// JSON of a value. It is never the template's own text: nothing of it is in ink.
+/// JSON of a value. It is never the template's own text, so none of it is in ink.
 pub(super) fn to_json(
     guard: &Guard,
     value: &Value,
@@ -71,7 +71,7 @@ pub fn spaced(value: &serde_json::Value) -> String {
     style.dump(value, &str::to_owned)
 }
 
-/// How JSON is written.
+/// The style of the JSON.
 struct Style {
     ascii: bool,
     sorted: bool,
@@ -171,7 +171,8 @@ impl Style {
     }
 }
 
-/// A float as Python writes it: the digits are Rust's (the shortest that read back), an exponent has a sign and two digits.
+/// A float as Python writes it: Rust's digits (the shortest that read back), and an exponent with a
+/// sign and at least two digits.
 pub(super) fn python_float(float: f64) -> String {
     let text = format!("{float:?}");
     let Some((digits, exponent)) = text.split_once('e') else { return text };

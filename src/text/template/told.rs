@@ -1,16 +1,17 @@
-//! Tools and calls for templates that know nothing of them: described in the system message, in the form of Hermes and Qwen.
+//! Describes tools and calls in the system message, in the form of Hermes and Qwen, for templates
+//! that don't know them.
 
 use serde_json::{Value, json};
 
 use super::spaced;
 use super::turn::{Call, Turn};
 
-/// What stands before a call.
+/// Opens a call.
 pub const OPEN: &str = "<tool_call>";
-/// What stands after one.
+/// Closes a call.
 pub const CLOSE: &str = "</tool_call>";
 
-/// The conversation in texts alone.
+/// The conversation with tools and calls written as text.
 pub(super) fn told(turns: &[Turn], tools: &[Value]) -> Vec<Turn> {
     let mut told: Vec<Turn> = turns.iter().map(in_text).collect();
     if tools.is_empty() {
@@ -38,7 +39,7 @@ fn description(tools: &[Value]) -> String {
     )
 }
 
-/// The turn with its calls in its text, and what a tool answers as a user's.
+/// The turn with its calls written into its text; a tool's answer becomes a user's turn.
 fn in_text(turn: &Turn) -> Turn {
     let mut turn = turn.clone();
     for Call { name, arguments, .. } in std::mem::take(&mut turn.calls) {

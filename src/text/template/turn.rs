@@ -1,4 +1,4 @@
-//! Turns of a conversation, and how a template sees them.
+//! Turns of a conversation, and the form in which a template gets them.
 
 use serde_json::{Map, Value, json};
 
@@ -9,15 +9,15 @@ pub struct Turn {
     pub role: &'static str,
     /// The text; empty if there is none.
     pub content: String,
-    /// What the assistant thought before it said that.
+    /// What the assistant thought before this content.
     pub reasoning: Option<String>,
     /// Calls that the assistant made.
     pub calls: Vec<Call>,
-    /// Which call a tool answers.
+    /// Id of the call that a tool answers.
     pub call_id: Option<String>,
-    /// Name of the tool that answers, or of who speaks.
+    /// Name of the answering tool, or of the speaker.
     pub name: Option<String>,
-    /// What else the message says; a template may know it.
+    /// Further members of the message; a template may know them.
     pub more: Map<String, Value>,
 }
 
@@ -28,19 +28,20 @@ impl Turn {
     }
 }
 
-/// A call of a function.
+/// A function call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// Its id on the wire.
+    /// Its id in the API.
     pub id: String,
-    /// The function.
+    /// Name of the function.
     pub name: String,
-    /// An object, as a rule.
+    /// The arguments, usually an object.
     pub arguments: Value,
 }
 
-/// A turn as templates expect it: keys that say nothing are left out, for templates ask whether they are there. `typed`:
-/// the content is a list of parts, for templates that know nothing else.
+/// A turn in the form that templates expect. Empty members are left out, because templates test
+/// whether they are defined. `typed` gives the content as a list of parts, for templates that know
+/// nothing else.
 pub(super) fn message(turn: &Turn, typed: bool) -> Value {
     let content = if typed && !turn.content.is_empty() {
         json!([{"type": "text", "text": turn.content}])
@@ -51,7 +52,7 @@ pub(super) fn message(turn: &Turn, typed: bool) -> Value {
     message.insert("role".to_owned(), turn.role.into());
     message.insert("content".to_owned(), content);
     if let Some(reasoning) = &turn.reasoning {
-        // `transformers` gives it both names too.
+        // `transformers` sets both names too.
         message.insert("reasoning_content".to_owned(), reasoning.clone().into());
         message.entry("thinking").or_insert_with(|| reasoning.clone().into());
     }

@@ -1,5 +1,5 @@
-//! Items of a response's input become chat's messages: calls, their outputs and thinking are items of their own here, and
-//! parts of a message or messages there.
+//! Translates the input items of a response into chat messages. Calls, their outputs and thinking
+//! are separate items here, and parts of messages or messages there.
 
 use std::collections::HashMap;
 
@@ -31,15 +31,15 @@ pub(super) fn messages(input: Option<&Value>) -> Result<Vec<Value>, ApiError> {
     Ok(said.all)
 }
 
-/// What has been said so far.
+/// The messages so far.
 #[derive(Default)]
 struct Said {
     all: Vec<Value>,
-    /// What the assistant says: thinking, text and calls that follow each other are one message.
+    /// The assistant's current message: consecutive thinking, text and calls form one message.
     thinking: String,
     text: Option<String>,
     calls: Vec<Value>,
-    /// Names of the functions that were called, which an output doesn't repeat.
+    /// Names of the called functions by call id, which an output doesn't repeat.
     called: HashMap<String, Value>,
 }
 
@@ -84,7 +84,7 @@ impl Said {
         let text = texts(&format!("{path}.content"), content)?;
         match item.get("role").and_then(Value::as_str) {
             Some("assistant") => {
-                // A text after a text, or after calls, begins a message of its own.
+                // A text after a text, or after calls, starts a new message.
                 if self.text.is_some() || !self.calls.is_empty() {
                     self.finish();
                 }
@@ -103,7 +103,7 @@ impl Said {
         Ok(())
     }
 
-    /// Thinking as it was shown, else its summary. It belongs to what follows it.
+    /// The thinking as it was sent, or else its summary. It belongs to the item after it.
     fn reasoning(&mut self, path: &str, item: &Value) -> Result<(), ApiError> {
         if self.text.is_some() || !self.calls.is_empty() {
             self.finish();
@@ -117,7 +117,7 @@ impl Said {
         Ok(())
     }
 
-    /// Ends the message of the assistant.
+    /// Ends the assistant's message.
     fn finish(&mut self) {
         let (thinking, text) = (std::mem::take(&mut self.thinking), self.text.take());
         let calls = std::mem::take(&mut self.calls);

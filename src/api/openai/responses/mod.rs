@@ -1,5 +1,5 @@
-//! OpenAI's Responses API: translated into a chat request, answered by the same path. Nothing is kept: each request brings
-//! its whole conversation.
+//! OpenAI's Responses API: translates requests into chat requests, which the same code answers. The
+//! daemon stores no responses, so each request must contain its whole conversation.
 
 mod input;
 mod reply;

@@ -1,4 +1,4 @@
-//! Responses as they are answered: whole, and as the events of a stream.
+//! Replies of the Responses API: whole responses, and stream events.
 
 use serde_json::{Map, Value, json};
 
@@ -13,7 +13,7 @@ use crate::api::sse::ReplyFormat;
 use crate::api::timings::{prompt_progress, so_far};
 use crate::engine::{FinishReason, Usage};
 
-/// What a response repeats of its request, and what is told next to it.
+/// Request fields that a response repeats, and its reporting options.
 #[derive(Debug)]
 pub(super) struct Settings {
     repeated: Map<String, Value>,
@@ -45,13 +45,13 @@ impl Settings {
     }
 }
 
-/// A response in the making.
+/// A response under construction.
 #[derive(Debug)]
 pub(super) struct ResponseReply {
     envelope: Envelope,
     settings: Settings,
     blocks: Blocks,
-    /// Items that are whole, and the id of the one that is open.
+    /// Complete items, and the id of the open one.
     output: Vec<Value>,
     item: String,
     /// Number of the next event.
@@ -65,7 +65,7 @@ impl ResponseReply {
         Self { envelope, settings, blocks, output: Vec::new(), item: String::new(), sequence: 0, end: None }
     }
 
-    /// The response with what there is of it.
+    /// The response as far as it exists.
     fn response(&self, end: Option<(FinishReason, Usage)>) -> Value {
         let (status, details) = match end {
             None => ("in_progress", Value::Null),
@@ -108,7 +108,7 @@ impl ResponseReply {
         event
     }
 
-    /// How far the prompt is read.
+    /// Prompt progress.
     fn read(&mut self, tokens: u32, progress: Usage) -> Vec<Value> {
         if !self.settings.progress {
             return Vec::new();
@@ -181,7 +181,7 @@ impl ResponseReply {
         events
     }
 
-    /// Fields with the place of the open item.
+    /// The fields together with the position of the open item.
     fn place(&self, index: usize, mut fields: Value) -> Value {
         fields["item_id"] = self.item.clone().into();
         fields["output_index"] = index.into();
@@ -268,7 +268,7 @@ fn new_id(block: &Block) -> String {
     format!("{prefix}_{:032x}", rand::random::<u128>())
 }
 
-/// The part of an item's content that a block is; a call has none.
+/// The content part for a block; a call has none.
 fn part(block: &Block) -> Option<Value> {
     match block {
         Block::Thinking(text) => Some(json!({"type": "reasoning_text", "text": text})),

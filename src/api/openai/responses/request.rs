@@ -1,4 +1,5 @@
-//! A body of the Responses API becomes one of chat. Fields that mean the same in both go over as they are.
+//! Translates a body of the Responses API into a chat body. Fields with the same meaning in both
+//! are copied.
 
 use serde_json::{Map, Value, json};
 
@@ -8,7 +9,7 @@ use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
 use crate::text::fields::{kind, short};
 
-/// Names of this API.
+/// Field names of this API.
 pub(super) const DIALECT: Dialect = Dialect {
     answer: "a response",
     prompt: "input",
@@ -23,7 +24,7 @@ pub(super) const DIALECT: Dialect = Dialect {
     tool: &[(".function", "")],
 };
 
-/// Fields that are translated, or that say nothing about the answer.
+/// Fields that are translated, or that don't affect the answer.
 const OWN: [&str; 19] = [
     "input",
     "instructions",
@@ -46,7 +47,7 @@ const OWN: [&str; 19] = [
     "confidence",
 ];
 
-/// Fields that ask for what isn't kept or done here, and what to do instead.
+/// Fields that need storage or services that the daemon lacks, and what to do instead.
 const REFUSED: [(&str, &str); 5] = [
     ("previous_response_id", "no response is kept: send the whole conversation as input"),
     ("conversation", "no conversation is kept: send it whole as input"),
@@ -55,7 +56,7 @@ const REFUSED: [(&str, &str); 5] = [
     ("top_logprobs", "use /v1/chat/completions"),
 ];
 
-/// The body in chat's words.
+/// Translates the body into a chat body.
 pub(super) fn translate(body: &Value) -> Result<JsonBody, ApiError> {
     let Value::Object(fields) = body else {
         return Err(ApiError::field("body", format!("found {}, expected an object", kind(body))));
@@ -116,7 +117,7 @@ pub(super) fn translate(body: &Value) -> Result<JsonBody, ApiError> {
     Ok(JsonBody(Value::Object(chat)))
 }
 
-/// Functions; OpenAI's own tools are of other types.
+/// Functions. OpenAI's own tools have other types.
 fn tools_of(written: &Value) -> Result<Value, ApiError> {
     let Value::Array(tools) = written else {
         return Err(ApiError::field("tools", format!("found {}, expected an array", kind(written))));
@@ -149,7 +150,7 @@ fn tool_choice(written: &Value) -> Result<Value, ApiError> {
     }
 }
 
-/// A format's fields stand in it, without the object that chat has around them.
+/// Translates a format, whose fields lack the inner object that chat wraps them in.
 fn response_format(written: &Value) -> Result<Value, ApiError> {
     match written.get("type").and_then(Value::as_str) {
         Some("json_schema") => {
