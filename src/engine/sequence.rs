@@ -338,7 +338,7 @@ impl Sequence {
                 return Step::Ended;
             }
         };
-        if end == Some(FinishReason::Stop) && self.session().is_some_and(|session| session.is_cut()) {
+        if end == Some(FinishReason::Stop) && self.session().is_some_and(Session::is_cut) {
             // A value was cut short, so the answer does not say all that it would have.
             end = Some(FinishReason::Length);
         }
@@ -357,7 +357,7 @@ impl Sequence {
         self.held.extend(pieces);
         self.usage.completion_tokens += tokens.len() as u32;
         self.usage.forced_tokens += (tokens.len() - sampled) as u32;
-        let uncertain = self.session().filter(|_| end.is_none()).and_then(|session| session.uncertain());
+        let uncertain = self.session().filter(|_| end.is_none()).and_then(Session::uncertain);
         let certain =
             uncertain.map_or(self.held.len(), |from| from.saturating_sub(self.told).min(self.held.len()));
         let mut text = self.tell(certain, vocabulary);
