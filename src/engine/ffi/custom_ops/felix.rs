@@ -6,13 +6,16 @@
 //! each graph, and counts which blocks it has seen: a spoke that would be left out somewhere, or
 //! act on a row of another sequence, is an error and no silent change of answers.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CStr;
+mod plan;
+
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use llama_cpp_sys_2 as sys;
+
+pub use self::plan::{Plan, Rows, block};
 
 use super::scratch::{self, Blocks, Fill};
 use super::work_queue::WorkQueue;
@@ -45,244 +48,6 @@ pub enum FelixError {
         "sequences with the same tokens have different Felix spokes, and llama.cpp's graph doesn't say which row is whose: this model has no cache of keys"
     )]
     Alike,
-}
-
-/// Which rows of the batch have which spoke.
-#[derive(Debug, Default)]
-pub struct Plan {
-    uses: Vec<Use>,
-    /// The graphs in which the batch is computed; none if no row has a spoke.
-    parts: Vec<Part>,
-    /// How many of them have begun.
-    begun: usize,
-    fault: Option<FelixError>,
-}
-
-/// The rows of one graph.
-#[derive(Debug, Default, PartialEq)]
-struct Part {
-    tokens: Vec<i32>,
-    positions: Vec<i32>,
-    sequences: Vec<i32>,
-    /// Whether the graph has said which positions and which sequences its rows are of.
-    told: Told,
-    /// For each row, its spoke's place among the uses.
-    rows: Vec<Option<usize>>,
-    /// The same for those rows whose logits are wanted: llama.cpp computes the last block for them
-    /// alone.
-    outputs: Vec<Option<usize>>,
-    /// Blocks whose end was found.
-    seen: BTreeSet<u32>,
-}
-
-/// What a graph has said of its rows, besides their tokens.
-#[derive(Debug, Default, PartialEq)]
-struct Told {
-    positions: bool,
-    sequences: bool,
-}
-
-/// A batch as it is given to llama.cpp.
-#[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
-    /// Tokens.
-    pub tokens: &'a [i32],
-    /// The position of each in its sequence.
-    pub positions: &'a [i32],
-    /// The sequence of each.
-    pub sequences: &'a [i32],
-    /// Whether its logits are wanted.
-    pub logits: &'a [i8],
-}
-
-impl Plan {
-    /// Which spokes the next batches are computed with, at most one for each sequence.
-    pub fn set(&mut self, uses: &[Use]) {
-        self.parts.clear();
-        self.uses = uses.to_vec();
-    }
-
-    /// A batch will be computed.
-    pub fn begin(&mut self, batch: Rows<'_>) {
-        self.parts.clear();
-        (self.begun, self.fault) = (0, None);
-        let used = |sequence: &i32| self.uses.iter().position(|(id, ..)| id.cast_signed() == *sequence);
-        let spokes: Vec<Option<usize>> = batch.sequences.iter().map(used).collect();
-        if spokes.iter().all(Option::is_none) {
-            return;
-        }
-        for places in divide(batch.sequences) {
-            let mut part = Part::default();
-            for place in places {
-                part.tokens.push(batch.tokens[place]);
-                part.positions.push(batch.positions[place]);
-                part.sequences.push(batch.sequences[place]);
-                part.rows.push(spokes[place]);
-                if batch.logits[place] != 0 {
-                    part.outputs.push(spokes[place]);
-                }
-            }
-            self.parts.push(part);
-        }
-    }
-
-    /// The batch was computed: whether each spoke has acted after each of its blocks, on the rows
-    /// of its own sequences.
-    pub fn end(&self) -> Result<(), FelixError> {
-        if let Some(fault) = self.fault {
-            return Err(fault);
-        }
-        if self.begun != self.parts.len() {
-            return Err(FelixError::Order);
-        }
-        for part in &self.parts {
-            if !part.told.sequences && part.has_alike(&self.uses) {
-                return Err(FelixError::Alike);
-            }
-            let used: BTreeSet<usize> = part.rows.iter().flatten().copied().collect();
-            let blocks = used.iter().flat_map(|&at| self.uses[at].1.layers.keys());
-            if let Some(missed) = blocks.into_iter().find(|block| !part.seen.contains(block)) {
-                return Err(FelixError::Block(*missed));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether nodes must be looked at.
-    pub fn acts(&self) -> bool {
-        !self.parts.is_empty()
-    }
-
-    /// Looks for what a graph says of its rows: it begins with the node that turns tokens into
-    /// rows; others take their positions; and keys go to the places of their sequences.
-    pub fn see(&mut self, node: &sys::ggml_tensor) {
-        // SAFETY: sources of a node live as long as the node.
-        let (Some(first), Some(second)) = (unsafe { (node.src[0].as_ref(), node.src[1].as_ref()) }) else {
-            return;
-        };
-        match node.op {
-            sys::GGML_OP_GET_ROWS if name(first) == c"token_embd.weight" && name(second) == c"inp_tokens" => {
-                self.begun += 1;
-                self.compare(|part| Some(part.tokens == numbers::<i32>(second)?));
-            }
-            sys::GGML_OP_GET_ROWS | sys::GGML_OP_ROPE if name(second) == c"inp_pos" => self.compare(|part| {
-                part.told.positions = true;
-                // A position may be several numbers; the first ones of all rows come first.
-                Some(numbers::<i32>(second)?.get(..part.positions.len())? == part.positions)
-            }),
-            sys::GGML_OP_SET_ROWS => {
-                // SAFETY: what a view is of lives as long as the view.
-                let Some(keys) = (unsafe { node.view_src.as_ref() }) else { return };
-                if !name(keys).to_bytes().starts_with(b"cache_k_l") {
-                    return;
-                }
-                // `[width, places, streams]`: each sequence has a stream of places, which has its
-                // number.
-                let places = keys.ne[1].max(1);
-                self.compare(|part| {
-                    part.told.sequences = true;
-                    let streams = numbers::<i64>(second)?.iter().map(|row| row / places);
-                    Some(streams.eq(part.sequences.iter().copied().map(i64::from)))
-                });
-            }
-            _ => {}
-        }
-    }
-
-    /// Compares what the graph that has begun says with what was expected.
-    fn compare(&mut self, is_same: impl FnOnce(&mut Part) -> Option<bool>) {
-        if self.part().and_then(is_same) != Some(true) {
-            self.fault = Some(FelixError::Order);
-        }
-    }
-
-    /// The rows of the graph that has begun.
-    fn part(&mut self) -> Option<&mut Part> {
-        self.parts.get_mut(self.begun.checked_sub(1)?)
-    }
-}
-
-impl Part {
-    /// Whether two sequences with different spokes have the same in all that the graph says of its
-    /// rows, if it doesn't say the sequences.
-    fn has_alike(&self, uses: &[Use]) -> bool {
-        let mut sequences: Vec<Range<usize>> = Vec::new();
-        for (row, sequence) in self.sequences.iter().enumerate() {
-            match sequences.last_mut().filter(|rows| self.sequences[rows.start] == *sequence) {
-                Some(rows) => rows.end = row + 1,
-                None => sequences.push(row..row + 1),
-            }
-        }
-        let said = |rows: &Range<usize>| {
-            let positions = self.told.positions.then(|| &self.positions[rows.clone()]);
-            (&self.tokens[rows.clone()], positions)
-        };
-        let mut pairs =
-            sequences.iter().enumerate().flat_map(|(at, a)| sequences[..at].iter().map(move |b| (a, b)));
-        let spoke = |rows: &Range<usize>| {
-            self.rows[rows.start].map(|at| (Rc::as_ptr(&uses[at].1), uses[at].2.to_bits()))
-        };
-        pairs.any(|(a, b)| spoke(a) != spoke(b) && said(a) == said(b))
-    }
-}
-
-/// A graph's input of integers, which is set before nodes are asked for; none if it can't be read
-/// here.
-fn numbers<T: Input>(tensor: &sys::ggml_tensor) -> Option<&[T]> {
-    let is_read = tensor.type_ == T::TYPE && tensor.nb[0] == size_of::<T>() && is_host(tensor);
-    // SAFETY: the tensor is in host memory, of this type, and its first dimension is contiguous; an
-    // input is written only before nodes are asked for.
-    is_read.then(|| unsafe { std::slice::from_raw_parts(tensor.data.cast::<T>(), size(tensor)[0]) })
-}
-
-/// What inputs are made of.
-trait Input {
-    const TYPE: sys::ggml_type;
-}
-
-impl Input for i32 {
-    const TYPE: sys::ggml_type = sys::GGML_TYPE_I32;
-}
-
-impl Input for i64 {
-    const TYPE: sys::ggml_type = sys::GGML_TYPE_I64;
-}
-
-/// How llama.cpp divides a batch whose sequences have a stream of its cache each
-/// (`llama_batch_allocr::split_equal`, as every kind of memory calls it): a graph has sequences
-/// whose numbers follow each other in the order in which they come, each with equally many tokens,
-/// one sequence behind the other. Gives places in the batch.
-fn divide(sequences: &[i32]) -> Vec<Vec<usize>> {
-    let mut left: Vec<usize> = (0..sequences.len()).collect();
-    let mut done = vec![false; sequences.len()];
-    let mut parts = Vec::new();
-    while !left.is_empty() {
-        let mut taken: Vec<i32> = Vec::new();
-        for &place in &left {
-            let sequence = sequences[place];
-            if !taken.contains(&sequence) && taken.last().is_none_or(|last| last + 1 == sequence) {
-                taken.push(sequence);
-            }
-        }
-        let places = |sequence: i32| left.iter().copied().filter(move |&place| sequences[place] == sequence);
-        let length = taken.iter().map(|&sequence| places(sequence).count()).min().unwrap_or(0);
-        let part: Vec<usize> = taken.iter().flat_map(|&sequence| places(sequence).take(length)).collect();
-        for &place in &part {
-            done[place] = true;
-        }
-        left.retain(|&place| !done[place]);
-        parts.push(part);
-    }
-    parts
-}
-
-fn name(tensor: &sys::ggml_tensor) -> &CStr {
-    CStr::from_bytes_until_nul(bytemuck::cast_slice(&tensor.name)).unwrap_or_default()
-}
-
-/// The block whose end a node is, by the name that llama.cpp gives it.
-pub fn block(node: &sys::ggml_tensor) -> Option<u32> {
-    name(node).to_str().ok()?.strip_prefix("l_out-")?.parse().ok()
 }
 
 /// Rows on their way through the bottleneck of the node that is computed.
@@ -485,29 +250,5 @@ impl Group {
         // SAFETY: the plan keeps the weights until its uses are set anew, which no task outlives
         // unfinished; what a task of an earlier batch points to is not read any more.
         unsafe { self.layer.as_ref() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_are_divided_as_llama_cpp_does() {
-        let cases: [(&[i32], &[&[usize]]); 6] = [
-            (&[3], &[&[0]]),
-            // A rectangle of neighbours stays as it is.
-            (&[1, 1, 2, 2], &[&[0, 1, 2, 3]]),
-            // Tokens of sequences in turn are put together.
-            (&[0, 1, 0, 1], &[&[0, 2, 1, 3]]),
-            // What is longer goes on in another graph.
-            (&[0, 0, 0, 1], &[&[0, 3], &[1, 2]]),
-            // Only numbers that follow each other go together.
-            (&[2, 0, 1], &[&[0], &[1, 2]]),
-            (&[0, 2, 1, 3], &[&[0, 2], &[1, 3]]),
-        ];
-        for (sequences, parts) in cases {
-            assert_eq!(divide(sequences), parts, "{sequences:?}");
-        }
     }
 }
