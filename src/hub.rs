@@ -66,7 +66,7 @@ pub enum HubError {
     },
     /// Other machines can connect, and no API key is required.
     #[error(
-        "{0} can be reached by others, and no key would be asked of them\nhint: name a file of keys with server.keys_file, or listen on 127.0.0.1"
+        "other machines can reach {0}, and no API key is required\nhint: name a file of keys with server.keys_file, or listen on 127.0.0.1"
     )]
     Unprotected(SocketAddr),
     /// The state folder can't be used.
@@ -81,7 +81,7 @@ pub enum HubError {
         source: std::io::Error,
     },
     /// The reconciler can't be started.
-    #[error("spokes can't be kept: {0}")]
+    #[error("the reconciler of spokes can't be started: {0}")]
     Spokes(ReconcilerError),
     /// The keys can't be used.
     #[error(transparent)]
@@ -90,7 +90,7 @@ pub enum HubError {
     #[error("the engine has shown no sign of life for {}", humantime::format_duration(*.0))]
     Silent(Duration),
     /// The reconciler's thread has ended, so changes to spoke files would go unnoticed.
-    #[error("the keeper of spokes has ended; the log says why")]
+    #[error("the reconciler of spokes has ended; see the log")]
     Reconciler,
     /// The engine failed after it had been ready.
     #[error("the engine failed: {0}")]
@@ -212,7 +212,7 @@ impl Hub {
             );
         }
         let liveness = Liveness::new(engine.health());
-        let spokes = Spokes::start(keeper_settings(settings), state, Arc::clone(&engine));
+        let spokes = Spokes::start(reconciler_settings(settings), state, Arc::clone(&engine));
         let spokes = spokes.map_err(HubError::Spokes)?;
         let app = App::new(Arc::clone(&engine), spokes.clone(), Arc::clone(&liveness), options);
         spokes.set_questioner(api::questioner(&app));
@@ -294,7 +294,7 @@ impl Hub {
         }
         self.spokes.0.stop();
         if tokio::time::timeout(LAST_WORDS, self.spokes.0.ended()).await.is_err() {
-            tracing::warn!("the keeper of spokes is still busy; what it has not written down it does again");
+            tracing::warn!("the reconciler is still busy; uncommitted work is repeated at the next start");
         }
         outcome
     }
@@ -345,7 +345,7 @@ pub fn computing(settings: &Settings, state: &Path) -> Computing {
 }
 
 /// Settings for the reconciler.
-fn keeper_settings(settings: &Settings) -> ReconcilerSettings {
+fn reconciler_settings(settings: &Settings) -> ReconcilerSettings {
     let (spokes, model) = (&settings.spokes, &settings.model);
     let probe = ChildProbe {
         program: spokes.probe_program.clone(),

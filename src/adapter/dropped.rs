@@ -186,7 +186,7 @@ impl Parts {
                 return Err(refuse(Defect::Unsupported {
                     code: "two_spokes",
                     what: format!("there are {PEFT_CONFIG:?} and {FELIX_WEIGHTS:?}"),
-                    why: "are two spokes, of which one would be passed over",
+                    why: "are two spokes, one of which would be ignored",
                     hint: "give each a folder of its own",
                 }));
             }

@@ -117,9 +117,9 @@ pub enum Defect {
     NoPairs,
     #[error("changes nothing: it has no layer")]
     NoLayers,
-    #[error("has a spoke behind block {found}, and the post has {layers}")]
+    #[error("has a spoke layer after block {found}, but the post has {layers} blocks")]
     UnknownLayer { found: u32, layers: u32 },
-    #[error("does not say {key:?}, neither in its own metadata nor in a JSON file beside it")]
+    #[error("does not say {key:?}, neither in its own metadata nor in a JSON file next to it")]
     NoConfig { key: String },
     #[error("tensor {tensor:?} has dimensions {found:?}, expected {expected:?}")]
     Dimensions { tensor: String, found: Vec<u64>, expected: Vec<u64> },

@@ -46,7 +46,7 @@ pub enum ApiError {
     #[error("the body can't be read: {0}")]
     Body(String),
     /// No route has this path.
-    #[error("no route is at {0}; /openapi.json lists those that are")]
+    #[error("no route {0}; /openapi.json lists all routes")]
     NoSuchPath(String),
     /// No model has this name.
     #[error("no model is named {wanted:?}; this daemon serves {served}")]
@@ -75,7 +75,7 @@ pub enum ApiError {
         state: &'static str,
     },
     /// A spoke can't be examined or served for a reason that isn't its own.
-    #[error("{}{why} ({code}); it says nothing of the spoke, which is tried again{hint}",
+    #[error("{}{why} ({code}); this is not the spoke's fault, and it will be retried{hint}",
         waiting(name.as_deref()), code = why.code, hint = advice(why))]
     SpokeWaits {
         /// Its name, unless the request is about that name.
@@ -107,7 +107,7 @@ pub enum ApiError {
         setting: &'static str,
     },
     /// The path exists, but not with this method.
-    #[error("{path} can't be asked with {method}")]
+    #[error("{path} does not support {method}")]
     WrongMethod {
         /// The method.
         method: String,
@@ -141,16 +141,16 @@ pub enum ApiError {
     #[error("this needs a key with the scope admin")]
     Forbidden,
     /// The request addresses another host.
-    #[error("host: nobody is called {0:?} here; server.hosts names those who are")]
+    #[error("host: {0:?} is not a name of this daemon; server.hosts lists the accepted names")]
     WrongHost(String),
     /// A web page of another origin wants to change something.
     #[error("origin: pages of {0:?} may not send this; server.cors_origins names those that may")]
     WrongOrigin(String),
     /// There are too many connections.
-    #[error("there are {0} connections already, as many as there may be")]
+    #[error("all {0} connections are in use")]
     Connections(u32),
     /// A bug of the daemon.
-    #[error("the daemon has a defect here; its log says more")]
+    #[error("internal error; see the daemon's log")]
     Panicked,
 }
 

@@ -147,9 +147,11 @@ const SPOKE_GAUGES: &[(&str, &str, Of<SpokeTotals>)] = &[
         "1 if the folder of spokes could be read when it was last looked at.",
         |s| f64::from(u8::from(s.folder_readable)),
     ),
-    ("bespoke_spoke_state_writable", "1 if what last happened to spokes could be written down.", |s| {
-        f64::from(u8::from(s.state_writable))
-    }),
+    (
+        "bespoke_spoke_state_writable",
+        "1 if the last change of spokes could be written to the database.",
+        |s| f64::from(u8::from(s.state_writable)),
+    ),
 ];
 
 impl Default for Metrics {

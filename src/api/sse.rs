@@ -103,7 +103,7 @@ impl<D: ReplyFormat> Stream for Chunks<D> {
             match ready!(Pin::new(generations).poll_next(context)) {
                 Some(Ok((index, output))) => self.tell(index, output),
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "a stream broke off");
+                    tracing::warn!(%error, "a stream ended with an error");
                     self.end(&[D::error(&error)]);
                 }
                 None => {

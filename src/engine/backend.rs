@@ -15,7 +15,7 @@ pub fn backend() -> &'static LlamaBackend {
         let backend = LlamaBackend::init().expect("this is the only place that starts the backend");
         if !ffi::take_part() {
             tracing::warn!(
-                "this llama.cpp makes its buffers in another way: each context takes all its memory at once"
+                "this llama.cpp allocates buffers differently: each context takes all its memory at once"
             );
         }
         backend

@@ -138,7 +138,7 @@ impl Choosing {
             tracing::error!(
                 kernel = kernel.name(),
                 fault,
-                "a kernel of ours is switched off; answers are right, and slower"
+                "one of our kernels is disabled; answers stay correct but are slower"
             );
         }
         match state.outcome {

@@ -457,7 +457,7 @@ pub enum EngineError {
         waiting: u32,
     },
     /// The tokens of the waiting requests are at their limit.
-    #[error("the queue is full: the requests that wait have about {tokens} tokens; at most {limit} may wait")]
+    #[error("the queue is full: waiting requests would have about {tokens} tokens; the limit is {limit}")]
     QueueTokens {
         /// Estimated tokens of the waiting requests, this one included.
         tokens: u64,
@@ -475,7 +475,7 @@ pub enum EngineError {
     /// The prompt is so long that it is not tokenised: even if every token were the longest of the
     /// vocabulary, it would not fit.
     #[error(
-        "the prompt has {bytes} bytes, which are {least} tokens at least; the context holds {context}, answer included"
+        "the prompt has {bytes} bytes, which is at least {least} tokens; the context holds {context}, answer included"
     )]
     PromptTooLarge {
         /// Bytes of the prompt's texts.
@@ -515,7 +515,7 @@ pub enum EngineError {
     #[error("the prompt is empty")]
     EmptyPrompt,
     /// A token id is outside the vocabulary.
-    #[error("{id} is no token id: the vocabulary has {vocabulary} entries")]
+    #[error("{id} is not a token id: the vocabulary has {vocabulary} entries")]
     NoSuchToken {
         /// The id.
         id: u32,
@@ -526,7 +526,7 @@ pub enum EngineError {
     #[error("the schema can't be compiled: {0}")]
     Schema(String),
     /// llguidance rejects the grammar or the regular expression.
-    #[error("it can't be compiled: {0}")]
+    #[error("the grammar can't be compiled: {0}")]
     Grammar(String),
     /// The request names a spoke that isn't loaded.
     #[error("the spoke {} is not loaded", generation.short())]
@@ -547,7 +547,7 @@ pub enum EngineError {
     #[error("the engine is stopping")]
     Stopped,
     /// No token can be chosen: none of the logits is finite.
-    #[error("the model computes no numbers: none of its logits is finite")]
+    #[error("the model's logits are not finite")]
     NotFinite,
     /// llama.cpp reported a failure that no request has caused.
     #[error("the engine failed: {0}")]

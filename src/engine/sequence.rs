@@ -346,7 +346,7 @@ impl Sequence {
             // This is a bug. Fail, rather than send an answer that differs from what the model
             // wrote.
             self.failed = true;
-            let message = "tokens that were told can't be taken back".to_owned();
+            let message = "tokens that were already sent can't be taken back".to_owned();
             self.last = Some(AnswerEvent::Failed(EngineError::Internal(message)));
             return Step::Ended;
         }

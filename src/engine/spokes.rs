@@ -164,9 +164,7 @@ impl<'a> Spokes<'a> {
             spokes.iter().map(|(spoke, _)| matches!(spoke.weights, Weights::Lora(_))).collect();
         let felix = is_lora.iter().filter(|&&lora| !lora).count();
         if felix > 1 {
-            return Err(EngineError::Spoke(format!(
-                "{felix} Felix spokes for a request that can run with one"
-            )));
+            return Err(EngineError::Spoke(format!("a request can use only one Felix spoke, not {felix}")));
         }
         let loras = set.iter().zip(is_lora).filter(|(_, lora)| *lora).map(|(spoke, _)| spoke);
         let (origin, loras) = (self.origin(set.iter()), self.origin(loras));

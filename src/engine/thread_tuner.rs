@@ -215,12 +215,12 @@ impl ThreadTuner {
         let Try { threads, work, .. } = tried;
         (self.tried, self.trying, self.since) = (None, false, now);
         if better {
-            tracing::debug!(threads, instead_of = self.settled, "these compute quicker now");
+            tracing::debug!(threads, instead_of = self.settled, "switched to a faster number of threads");
             self.fewer &= threads > 1 && threads * 2 + 1 >= self.settled;
             (self.settled, self.usual, self.rest, self.reach) = (threads, work, SOON, 1);
         } else {
             let times = work.slowness() / self.usual.slowness();
-            tracing::trace!(threads, seconds = work.seconds, times, "these would not");
+            tracing::trace!(threads, seconds = work.seconds, times, "kept the number of threads");
             self.reach += 1;
             self.usual = Work::default();
             self.rest = (self.rest * 2).min(LATE).max(Duration::from_secs_f64(work.seconds) * REST);

@@ -429,7 +429,7 @@ impl<'a> Worker<'a> {
             prompt = tokens,
             cached = cached_tokens,
             queued_ms,
-            "it has a lane"
+            "request admitted to a lane"
         );
         let drafts = request.draft && self.settings.draft;
         let entry = Entry { prompt, head, run, spokes, drafts, ticket, span };

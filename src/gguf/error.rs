@@ -34,7 +34,7 @@ pub enum Rule {
     Magic { found: Vec<u8> },
     #[error("is GGUF version {found}, expected 2 or 3")]
     Version { found: u32 },
-    #[error("is a big-endian GGUF file; only little-endian ones are read")]
+    #[error("is a big-endian GGUF file; only little-endian files are supported")]
     BigEndian,
     #[error("ends at byte {length} in the middle of {what}, which needs {needed} bytes from byte {at} on")]
     Truncated { what: String, at: u64, needed: u64, length: u64 },
@@ -50,9 +50,9 @@ pub enum Rule {
     NotUtf8 { what: String, at: u64 },
     #[error("{what} holds a zero byte, where llama.cpp would see it end")]
     ZeroByte { what: String },
-    #[error("key {key:?} is there twice")]
+    #[error("duplicate key {key:?}")]
     DuplicateKey { key: String },
-    #[error("tensor {tensor:?} is there twice")]
+    #[error("duplicate tensor {tensor:?}")]
     DuplicateTensor { tensor: String },
     #[error("key {key:?} has value type {found}, expected 0 to 12")]
     UnknownValueType { key: String, found: u32 },
@@ -72,11 +72,11 @@ pub enum Rule {
     Rank { tensor: String, found: u32 },
     #[error("tensor {tensor:?} has a dimension of size 0: {dims:?}")]
     EmptyDimension { tensor: String, dims: Vec<u64> },
-    #[error("tensor {tensor:?} has type {found}, which is no known tensor type")]
+    #[error("tensor {tensor:?} has type {found}, which is not a known tensor type")]
     UnknownTensorType { tensor: String, found: u32 },
     #[error("tensor {tensor:?} of type {kind} has rows of {row} elements, expected a multiple of {block}")]
     RowNotBlocks { tensor: String, kind: GgmlType, row: u64, block: u64 },
-    #[error("tensor {tensor:?} has dimensions {dims:?}, whose product is past any file")]
+    #[error("tensor {tensor:?} has dimensions {dims:?}, whose product exceeds any file size")]
     SizeOverflow { tensor: String, dims: Vec<u64> },
     #[error("tensor {tensor:?} is at offset {offset}, expected a multiple of {alignment}")]
     Misaligned { tensor: String, offset: u64, alignment: u64 },
@@ -100,7 +100,7 @@ pub enum Rule {
     ArrayLength { key: String, found: u64, expected: u64, why: &'static str },
     #[error("\"tokenizer.ggml.tokens\" has {token:?} twice, as {first} and {second}")]
     DuplicateToken { token: String, first: usize, second: usize },
-    #[error("is part of a model in {found} files; only models in one file are read")]
+    #[error("is part of a model in {found} files; only single-file models are supported")]
     Split { found: u16 },
     #[error("tensor {tensor:?} was given {found} bytes, expected {expected}")]
     DataLength { tensor: String, found: u64, expected: u64 },

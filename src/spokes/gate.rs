@@ -91,7 +91,7 @@ impl Bounds {
         }
         let list = missed.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         Err(Reason::new("gate", format!("it does not pass its gate: {list}"))
-            .hint("the generation before it goes on serving; spokes.gate has the bounds"))
+            .hint("the previous generation keeps serving; spokes.gate has the bounds"))
     }
 }
 

@@ -169,7 +169,7 @@ fn mistakes_name_their_field() {
         ("/v1/completions", json!({"prompt": 5}), "prompt: found a number"),
         ("/v1/completions", json!({"prompt": []}), "prompt: is empty"),
         ("/v1/completions", json!({"prompt": ["a", 5.5]}), "prompt[1]: found 5.5"),
-        ("/v1/completions", json!({"prompt": [31_999, 32_000]}), "prompt: 32000 is no token id"),
+        ("/v1/completions", json!({"prompt": [31_999, 32_000]}), "prompt: 32000 is not a token id"),
         ("/v1/completions", json!({"prompt": ""}), "prompt: the prompt is empty"),
         ("/v1/completions", json!({"prompt": "x", "suffix": "end"}), "suffix: \"end\" is not supported here"),
         ("/v1/completions", json!({"prompt": "x", "best_of": 3}), "best_of: 3 is not supported here"),

@@ -95,7 +95,7 @@ fn malformed() -> Vec<(&'static str, Raw, &'static str)> {
         (
             "key twice",
             Raw::header(0, 2).text("k").u32(4).u32(1).text("k").u32(4).u32(2),
-            "key \"k\" is there twice",
+            "duplicate key \"k\"",
         ),
         ("type 13", pair().u32(13).u64(0), "key \"some.key\" has value type 13"),
         ("type -1", pair().u32(u32::MAX).u64(0), "key \"some.key\" has value type 4294967295"),
@@ -136,9 +136,9 @@ fn malformed() -> Vec<(&'static str, Raw, &'static str)> {
             "tensor \"t\" has 4294967295 dimensions",
         ),
         ("dimension 0", one(&[4, 0], 0, 0), "a dimension of size 0: [4, 0]"),
-        ("product past 2^64", one(&[1 << 32, 1 << 32, 2], 0, 0), "whose product is past any file"),
-        ("product past 2^63", one(&[1 << 62], 0, 0), "whose product is past any file"),
-        ("dimension -1", one(&[u64::MAX], 0, 0), "whose product is past any file"),
+        ("product past 2^64", one(&[1 << 32, 1 << 32, 2], 0, 0), "whose product exceeds any file size"),
+        ("product past 2^63", one(&[1 << 62], 0, 0), "whose product exceeds any file size"),
+        ("dimension -1", one(&[u64::MAX], 0, 0), "whose product exceeds any file size"),
         ("retired type 4", one(&[32], 4, 0), "tensor \"t\" has type 4"),
         ("type 43", one(&[32], 43, 0), "tensor \"t\" has type 43"),
         ("row of half a block", one(&[16], 8, 0), "rows of 16 elements, expected a multiple of 32"),
@@ -164,7 +164,7 @@ fn malformed() -> Vec<(&'static str, Raw, &'static str)> {
         (
             "tensor twice",
             Raw::header(2, 0).tensor("t", &[4], 0, 0).tensor("t", &[4], 0, 32).data(64),
-            "tensor \"t\" is there twice",
+            "duplicate tensor \"t\"",
         ),
         ("nothing that a model needs", none(), "key \"general.architecture\" is missing"),
     ]

@@ -129,7 +129,7 @@ fn mistakes_name_their_field() {
         ("/detokenize", json!({}), "tokens: is missing"),
         ("/detokenize", json!({"tokens": "5"}), "tokens: found a string"),
         ("/detokenize", json!({"tokens": [1, "a"]}), "tokens[1]: found \"a\""),
-        ("/detokenize", json!({"tokens": [1, 32_000]}), "tokens[1]: 32000 is no token id"),
+        ("/detokenize", json!({"tokens": [1, 32_000]}), "tokens[1]: 32000 is not a token id"),
         ("/apply-template", json!({}), "messages: is missing"),
         (
             "/apply-template",

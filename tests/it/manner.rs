@@ -36,7 +36,7 @@ fn a_bias_on_a_text_is_a_bias_on_each_of_its_tokens() {
     assert_eq!(daemon.engine.requests()[0].logit_bias, [(id(0), -100.0), (id(1), -100.0), (3, 1.0)]);
     let beyond = daemon.chat("x", json!({"logit_bias": [[32_000, 1]]}));
     assert_eq!(beyond.status, 400);
-    assert!(beyond.text.contains("logit_bias[0][0]: 32000 is no token id"), "{}", beyond.text);
+    assert!(beyond.text.contains("logit_bias[0][0]: 32000 is not a token id"), "{}", beyond.text);
 }
 
 #[test]
@@ -113,12 +113,12 @@ fn what_the_engine_finds_wrong_with_a_shape_names_its_field() {
     let schema = EngineError::Schema("#/items/type: found 5".into());
     let format = json!({"type": "regex", "pattern": "("});
     for (error, fields, start) in [
-        (&grammar, json!({"regex": "("}), "regex: it can't be compiled: unclosed group"),
-        (&grammar, json!({"grammar": "root ::="}), "grammar: it can't be compiled: unclosed group"),
+        (&grammar, json!({"regex": "("}), "regex: the grammar can't be compiled: unclosed group"),
+        (&grammar, json!({"grammar": "root ::="}), "grammar: the grammar can't be compiled: unclosed group"),
         (
             &grammar,
             json!({"response_format": format}),
-            "response_format: it can't be compiled: unclosed group",
+            "response_format: the grammar can't be compiled: unclosed group",
         ),
         (
             &schema,

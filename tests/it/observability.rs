@@ -256,7 +256,7 @@ fn what_the_engines_thread_logs_has_the_id_of_the_request() {
     let agent = ureq::Agent::config_builder().proxy(None).build().new_agent();
     let request = agent.post(format!("{url}/v1/chat/completions")).header("content-type", "application/json");
     request.header("x-request-id", "mine-2").send(chat("x", json!({"max_tokens": 4})).to_string()).unwrap();
-    for step in ["it has a lane", "its prompt is read", "its lane is free"] {
+    for step in ["request admitted to a lane", "prompt decoded", "its lane is free"] {
         let line: Value = serde_json::from_str(&program.line(step)).unwrap();
         assert_eq!(line["span"]["id"], "mine-2", "{line}");
         assert!(line["fields"]["answer"].as_str().unwrap().starts_with("chatcmpl-"), "{line}");

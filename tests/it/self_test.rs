@@ -107,7 +107,7 @@ fn a_kernel_that_crashes_or_computes_wrong_numbers_is_switched_off_by_name() {
             let fault = format!("{point}@{kernel}");
             let mut program = Program::serve(&[], &[("BESPOKE_FAIL", fault.as_str())]);
             let (url, log) = ready(&program);
-            let line = line(&log, "switched off");
+            let line = line(&log, "one of our kernels is disabled");
             assert!(line.contains(kernel) && line.contains(says), "{line}");
             let computing = computing(&url);
             assert_eq!(computing["self_test"]["outcome"], "faulty");

@@ -168,12 +168,12 @@ fn obstacle(from: Format, to: Format) -> String {
     use Format::{FelixGguf, FelixSafetensors, LoraGguf, PeftFolder, PeftZip};
     match (from, to) {
         (FelixGguf | FelixSafetensors, LoraGguf | PeftFolder | PeftZip) => {
-            "a Felix spoke has a SiLU between its two matrices and acts behind a whole block: no change of a weight matrix \
-             does the same"
+            "a Felix spoke has a SiLU between its two matrices and acts after a whole block: no weight update is \
+             equivalent"
                 .to_owned()
         }
         (LoraGguf | PeftFolder | PeftZip, FelixGguf | FelixSafetensors) => {
-            "a LoRA is linear and acts inside a block: no bottleneck with a SiLU behind the block does the same".to_owned()
+            "a LoRA is linear and acts inside a block: no SiLU bottleneck after the block is equivalent".to_owned()
         }
         (_, PeftZip) => "archives are read and not written; write a folder and pack it".to_owned(),
         _ => "it has that format already".to_owned(),

@@ -44,7 +44,7 @@ const OWN: [&str; 15] = [
 
 /// Fields that would need something to run elsewhere.
 const REFUSED: [(&str, &str); 2] =
-    [("mcp_servers", "no server is asked"), ("container", "nothing is run here")];
+    [("mcp_servers", "MCP servers are not supported"), ("container", "containers are not supported")];
 
 /// Prefix of a system block that Anthropic's agents add for billing. It differs in each request, so
 /// no prefix could be shared after it.
@@ -57,7 +57,7 @@ pub(super) fn translate(body: &Value) -> Result<JsonBody, ApiError> {
     };
     for (field, why) in REFUSED {
         if let Some(value) = fields.get(field).filter(|value| !is_nothing(value)) {
-            let message = format!("{} is not supported here: {why}", short(value));
+            let message = format!("found {}, but {why}", short(value));
             return Err(ApiError::field(field, message));
         }
     }

@@ -51,7 +51,7 @@ pub enum KeysError {
         source: std::io::Error,
     },
     /// Other users of the machine can read the file.
-    #[error("{path}: everybody may read it (mode {mode:03o})\nhint: chmod 600 {path}", path = path.display())]
+    #[error("{path}: the file is readable by other users (mode {mode:03o})\nhint: chmod 600 {path}", path = path.display())]
     Exposed {
         /// The file.
         path: PathBuf,
@@ -101,7 +101,7 @@ impl Keys {
             } else if key.len() < SHORTEST {
                 mistakes.push(format!("line {number}: a key has at least {SHORTEST} characters"));
             } else if keys.iter().any(|key| key.digest == digest) {
-                mistakes.push(format!("line {number}: the same key stands above"));
+                mistakes.push(format!("line {number}: duplicate key"));
             } else {
                 keys.push(Key { digest, scope });
             }

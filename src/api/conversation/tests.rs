@@ -287,7 +287,7 @@ fn a_client_may_say_where_the_prompt_ends() {
         ),
         (
             json!({"messages": [{"role": "assistant", "content": "A"}, {"role": "assistant", "content": "B"}]}),
-            "messages[1]: the last message is gone on with",
+            "messages[1]: the last message is continued",
         ),
     ] {
         let error = rendered(fields.clone()).unwrap_err();

@@ -76,7 +76,8 @@ pub(in crate::api) async fn detokenize(
     };
     let model = app.ready(deadline).await?;
     if let Some(index) = ids.iter().position(|&id| id >= model.n_vocab) {
-        let message = format!("{} is no token id: the vocabulary has {} entries", ids[index], model.n_vocab);
+        let message =
+            format!("{} is not a token id: the vocabulary has {} entries", ids[index], model.n_vocab);
         return Err(ApiError::field(format!("tokens[{index}]"), message));
     }
     let bytes: Vec<u8> = pieces(&app, ids, "tokens", deadline).await?.into_iter().flatten().collect();

@@ -137,7 +137,7 @@ pub(super) async fn resolve(
     for Bias { path, target, bias } in biases {
         match target {
             Target::Token(id) if *id >= model.n_vocab => {
-                let message = format!("{id} is no token id: the vocabulary has {} entries", model.n_vocab);
+                let message = format!("{id} is not a token id: the vocabulary has {} entries", model.n_vocab);
                 return Err(ApiError::field(path, message));
             }
             Target::Token(id) => resolved.push((*id, *bias)),

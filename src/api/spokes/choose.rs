@@ -108,7 +108,7 @@ impl Choice {
                 let field = format!("lora[{index}].id");
                 let name = id.name(app, &field, serving)?;
                 if set.insert(name.to_owned(), *scale).is_some() {
-                    return Err(ApiError::field(field, format!("{name:?} stands above already")));
+                    return Err(ApiError::field(field, format!("{name:?} is listed twice")));
                 }
             }
         }

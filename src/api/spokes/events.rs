@@ -91,7 +91,7 @@ async fn follow(spokes: &Spokes, after: Option<i64>, tell: &mpsc::Sender<Result<
                 Err(RecvError::Closed) => return,
             }
         };
-        tracing::debug!(lost, "a reader of news about spokes is slow: it goes on from the journal");
+        tracing::debug!(lost, "a reader of spoke events is slow and continues from the journal");
     }
 }
 

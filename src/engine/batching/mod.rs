@@ -310,7 +310,7 @@ impl<'a> Lanes<'a> {
     pub fn detach(&mut self) {
         self.context.set_felix(&[]);
         if let Err(error) = self.context.set_adapters(&[]) {
-            tracing::error!(%error, "spokes can't be taken off");
+            tracing::error!(%error, "spokes can't be detached");
         }
     }
 
@@ -526,7 +526,7 @@ impl<'a> Lanes<'a> {
         for slice in slices {
             self.forget(slice.lane, 0);
             if let Some(running) = self.take(slice.lane) {
-                running.span.in_scope(|| tracing::error!(reason, "decoding failed for it"));
+                running.span.in_scope(|| tracing::error!(reason, "decoding failed"));
                 running.run.fail(EngineError::Internal(format!("llama.cpp can't decode: {reason}")));
             }
         }
@@ -548,7 +548,7 @@ impl<'a> Lanes<'a> {
         let span = running.span.clone();
         let _entered = span.enter();
         if !running.run.speaks() {
-            tracing::debug!(answer = running.run.id(), "its prompt is read");
+            tracing::debug!(answer = running.run.id(), "prompt decoded");
         }
         running.run.count_draft(guesses.len() as u32, 0);
         self.totals.drafts += u64::from(!guesses.is_empty());

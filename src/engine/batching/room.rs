@@ -78,7 +78,14 @@ pub fn room(model: &LlamaModel, settings: &LlamaSettings) -> Result<u32, String>
             "with the model.context that was asked for, keys and values may take more than half of the memory that is there"
         );
     } else {
-        tracing::info!(context, sequences, token, most, limit, "keys and values take memory as tokens come");
+        tracing::info!(
+            context,
+            sequences,
+            token,
+            most,
+            limit,
+            "KV cache memory is allocated as tokens arrive"
+        );
     }
     Ok(context)
 }

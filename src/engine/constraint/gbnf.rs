@@ -43,21 +43,21 @@ enum What {
 /// What is wrong, with the line.
 pub fn to_lark(text: &str) -> Result<String, String> {
     if text.len() > MAX_BYTES {
-        return Err(format!("the grammar has {} bytes; at most {MAX_BYTES} are taken", text.len()));
+        return Err(format!("the grammar has {} bytes; at most {MAX_BYTES} are allowed", text.len()));
     }
     let rules = Parser { text, at: 0 }.rules()?;
     if !rules.contains_key("root") {
         return Err("the grammar has no rule `root`".to_owned());
     }
     if rules.len() > MAX_RULES {
-        return Err(format!("the grammar has {} rules; at most {MAX_RULES} are taken", rules.len()));
+        return Err(format!("the grammar has {} rules; at most {MAX_RULES} are allowed", rules.len()));
     }
     let mut uses: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (name, choice) in &rules {
         let used = uses.entry(name).or_default();
         references(choice, used);
         if let Some(missing) = used.iter().find(|used| !rules.contains_key(**used)) {
-            return Err(format!("rule `{name}` uses `{missing}`, which is nowhere defined"));
+            return Err(format!("rule `{name}` uses `{missing}`, which is not defined"));
         }
     }
     let lexemes = lexemes(&uses);
@@ -160,7 +160,7 @@ impl Parser<'_> {
             let name = self.name()?;
             self.space(false);
             if !self.take("::=") {
-                return Err(self.wrong(&format!("expected ::= behind `{name}`")));
+                return Err(self.wrong(&format!("expected ::= after `{name}`")));
             }
             self.space(true);
             let choice = self.choice(0)?;
@@ -298,11 +298,11 @@ impl Parser<'_> {
 
     /// One character of a text or class, with escapes resolved.
     fn character(&mut self) -> Result<char, String> {
-        let c = self.next().ok_or_else(|| self.wrong("the text or class has no end"))?;
+        let c = self.next().ok_or_else(|| self.wrong("the text or class is not terminated"))?;
         if c != '\\' {
             return Ok(c);
         }
-        let digits = match self.next().ok_or_else(|| self.wrong("the escape has no end"))? {
+        let digits = match self.next().ok_or_else(|| self.wrong("the escape is not terminated"))? {
             'n' => return Ok('\n'),
             'r' => return Ok('\r'),
             't' => return Ok('\t'),
@@ -313,7 +313,8 @@ impl Parser<'_> {
             other => return Err(self.wrong(&format!("unknown escape \\{other}"))),
         };
         let code = self.text.get(self.at..self.at + digits).and_then(|hex| u32::from_str_radix(hex, 16).ok());
-        let found = code.and_then(char::from_u32).ok_or_else(|| self.wrong("the escape is no character"))?;
+        let found =
+            code.and_then(char::from_u32).ok_or_else(|| self.wrong("the escape is not a valid character"))?;
         self.at += digits;
         Ok(found)
     }
@@ -381,16 +382,16 @@ mod tests {
     fn mistakes_have_their_line() {
         for (text, message) in [
             ("", "no rule `root`"),
-            ("root ::= a", "rule `root` uses `a`, which is nowhere defined"),
-            ("root = 1", "line 1: expected ::= behind `root`"),
+            ("root ::= a", "rule `root` uses `a`, which is not defined"),
+            ("root = 1", "line 1: expected ::= after `root`"),
             ("root ::= \"a\"\nroot ::= \"b\"", "line 2: rule `root` is defined twice"),
-            ("root ::= \"a", "line 1: the text or class has no end"),
+            ("root ::= \"a", "line 1: the text or class is not terminated"),
             ("root ::= [z-a]", "line 1: the range 'z'-'a' is empty"),
             ("root ::= (\"a\"\n", "line 2: expected )"),
             ("root ::= \"a\"{3,2}", "at most 2000, the smaller number first"),
             ("root ::= \"a\"{9999}", "at most 2000"),
             ("root ::= \"\\q\"", "unknown escape \\q"),
-            ("root ::= \"\\uD800\"", "the escape is no character"),
+            ("root ::= \"\\uD800\"", "the escape is not a valid character"),
             ("root ::= )", "line 1: expected the name of a rule"),
         ] {
             let error = to_lark(text).unwrap_err();
@@ -399,6 +400,6 @@ mod tests {
         assert!(to_lark(&format!("root ::= {}", "(".repeat(500))).unwrap_err().contains("deeper"));
         let many = (0..3_000).map(|index| format!("r{index} ::= \"a\"\n")).collect::<Vec<_>>().concat();
         let error = to_lark(&format!("root ::= r0\n{many}")).unwrap_err();
-        assert_eq!(error, "the grammar has 3001 rules; at most 2048 are taken");
+        assert_eq!(error, "the grammar has 3001 rules; at most 2048 are allowed");
     }
 }

@@ -346,7 +346,7 @@ impl Session {
             }
             ask(&mut own)
         });
-        tracing::debug!(failed, again = again.is_ok(), "a shared lexer was given up");
+        tracing::debug!(failed, again = again.is_ok(), "switched to a lexer of its own");
         self.parser = own;
         again.map_err(if self.closes { EngineError::Schema } else { EngineError::Grammar })
     }

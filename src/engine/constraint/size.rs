@@ -36,7 +36,7 @@ fn refuse(message: String) -> EngineError {
 pub fn check_bytes(text: &str) -> Result<(), String> {
     let found = text.len();
     if found > MAX_BYTES {
-        return Err(format!("it has {found} bytes; at most {MAX_BYTES} are taken"));
+        return Err(format!("it has {found} bytes; at most {MAX_BYTES} are allowed"));
     }
     Ok(())
 }
@@ -66,7 +66,7 @@ pub fn check_schema(schema: &Value) -> Result<(), EngineError> {
     if whole + levels > MAX_LEVELS {
         let (found, count) = (whole + levels, targets.len());
         return Err(refuse(format!(
-            "it has {found} levels, with those of the {count} places that $ref leads to; at most {MAX_LEVELS} are taken: \
+            "it has {found} levels, with those of the {count} places that $ref leads to; at most {MAX_LEVELS} are allowed: \
              write out what is used once"
         )));
     }
@@ -82,7 +82,7 @@ pub fn check_lark(text: &str) -> Result<(), EngineError> {
     let brackets = text.bytes().filter(|byte| matches!(byte, b'(' | b'[' | b'{')).count();
     for (found, most, what) in [(lines, MAX_LINES, "lines"), (brackets, MAX_BRACKETS, "opening brackets")] {
         if found > most {
-            return Err(EngineError::Grammar(format!("it has {found} {what}; at most {most} are taken")));
+            return Err(EngineError::Grammar(format!("it has {found} {what}; at most {most} are allowed")));
         }
     }
     Ok(())

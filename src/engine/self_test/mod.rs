@@ -170,7 +170,7 @@ impl SelfTest {
                 End::Other(reason) => return Ok(Tested { faults, ..Tested::unfinished(kernels, reason) }),
             }
         }
-        Ok(Tested { faults, ..Tested::unfinished(kernels, "kernels failed in every turn".to_owned()) })
+        Ok(Tested { faults, ..Tested::unfinished(kernels, "kernels failed in every attempt".to_owned()) })
     }
 
     /// Runs a child once, without the kernels that have faults.
@@ -218,7 +218,7 @@ impl SelfTest {
                 Ok(None) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    let how = format!("it said nothing for {}", humantime::format_duration(patience));
+                    let how = format!("no output for {}", humantime::format_duration(patience));
                     return Ok(match at {
                         Some((Stage::With(_) | Stage::Together, _)) => End::Died { at, how },
                         _ => End::Other(how),
@@ -228,7 +228,7 @@ impl SelfTest {
         }
         let status = child.0.wait()?;
         let _ = listener.join();
-        let words = words.join().ok().flatten().unwrap_or_else(|| "it said nothing".to_owned());
+        let words = words.join().ok().flatten().unwrap_or_else(|| "no output".to_owned());
         Ok(match done {
             Some(done) if status.success() => done,
             _ => ended(status, at, &words),
@@ -260,7 +260,7 @@ fn ended(status: ExitStatus, at: Option<(Stage, u32)>, words: &str) -> End {
     if let Some(signal) = status.signal() {
         match named(signal) {
             // An abort with a short message most likely means that memory was not available.
-            Some(name) => End::Died { at, how: format!("it dies by signal {signal} ({name})") },
+            Some(name) => End::Died { at, how: format!("it was killed by signal {signal} ({name})") },
             None => End::Other(format!("its process was ended by signal {signal}")),
         }
     } else {

@@ -188,7 +188,7 @@ impl Sequence {
             session.settle();
             return Ok(None);
         };
-        tracing::debug!(answer = self.id, path, "a text goes round and is ended");
+        tracing::debug!(answer = self.id, path, "a looping text is ended");
         let cost = here.saturating_sub(from);
         self.turns.back(from);
         self.turns.note(from, Closed { path, why: CloseReason::Loop });
@@ -376,13 +376,21 @@ impl Sequence {
         if let Some(comma) = comma
             && session.close_list(repeat.mark, said[0])
         {
-            tracing::debug!(answer = self.id, path = closed.path, "an item is taken back, its list is ended");
+            tracing::debug!(
+                answer = self.id,
+                path = closed.path,
+                "a repeated item is removed and its list ended"
+            );
             self.turns.back(mark);
             self.turns.note(mark, closed);
             self.spend(session, here.saturating_sub(mark));
             return Ok(comma);
         }
-        tracing::debug!(answer = self.id, path = closed.path, "an item is taken back for another");
+        tracing::debug!(
+            answer = self.id,
+            path = closed.path,
+            "a repeated item is removed, another is chosen"
+        );
         let tries = self.turns.tries.entry(mark).or_default();
         *tries += 1;
         let cost = here.saturating_sub(begins);
@@ -408,5 +416,5 @@ impl Sequence {
 }
 
 fn no_other_item() -> EngineError {
-    EngineError::Schema("no items were found that differ from each other as uniqueItems wants".to_owned())
+    EngineError::Schema("no distinct items were found, as uniqueItems requires".to_owned())
 }

@@ -145,7 +145,7 @@ fn from_outside(signal: i32) -> Option<&'static str> {
         libc::SIGKILL => Some("as the system does where memory is short"),
         libc::SIGBUS => Some("the system could not bring a page of a file or of memory"),
         libc::SIGILL | libc::SIGABRT | libc::SIGFPE | libc::SIGSEGV | libc::SIGTRAP | libc::SIGSYS => None,
-        _ => Some("somebody stopped it"),
+        _ => Some("it was stopped from outside"),
     }
 }
 

@@ -180,7 +180,7 @@ impl Reconciler {
         if let Some(last) = gone.iter().map(|(_, id, _)| *id).max() {
             self.first_name = self.first_name.max(last + 1);
             if let Err(error) = self.store.set_note(FIRST_NAME, &self.first_name.to_string()) {
-                tracing::warn!(%error, "the numbers of names can't be written down");
+                tracing::warn!(%error, "the ids of names can't be stored");
             }
         }
         for (.., name) in gone {
@@ -206,8 +206,7 @@ impl Reconciler {
         displaces: Reason,
         over: Over,
     ) -> Result<InstanceId, Reason> {
-        let gone =
-            || Reason::new("no_copy", format!("the copy of {} is not there any more", generation.short()));
+        let gone = || Reason::new("no_copy", format!("the copy of {} no longer exists", generation.short()));
         if let Some(why) = self.banned.get(&generation) {
             return Err(why.clone());
         }
@@ -394,7 +393,7 @@ const GONE: usize = 16;
 
 /// Reason of a life whose name is disabled.
 pub(super) fn disabled() -> Reason {
-    Reason::new("disabled", "somebody switched its name off").hint("`bespoke spoke enable` switches it on")
+    Reason::new("disabled", "its name is disabled").hint("`bespoke spoke enable` switches it on")
 }
 
 /// Path of the engine's form of a pinned copy, if that isn't the copy itself.

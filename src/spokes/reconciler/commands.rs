@@ -128,7 +128,10 @@ impl Reconciler {
             )));
         }
         self.store.set_kin(kinship).map_err(|error| {
-            SpokeError::Postponed(Reason::new(Code::NotWritten, format!("it can't be written down: {error}")))
+            SpokeError::Postponed(Reason::new(
+                Code::NotWritten,
+                format!("it can't be written to the database: {error}"),
+            ))
         })?;
         Arc::make_mut(post).kin.insert(kinship.trained_on);
         tracing::info!(folder = kinship.folder, "spokes that were trained on this folder fit the post");
@@ -166,7 +169,7 @@ impl Reconciler {
                 self.lives.iter().filter(|(_, life)| before(life)).map(|(id, _)| *id).collect();
             for id in before {
                 if self.lives[&id].state.is_open() {
-                    let why = Reason::new(Code::Replaced, "it was asked for once more before it was decided");
+                    let why = Reason::new(Code::Replaced, "a later request superseded it");
                     self.happen(id, Trigger::Withdrawn(why));
                 }
                 self.forget(id);

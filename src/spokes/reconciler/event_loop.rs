@@ -172,7 +172,7 @@ impl Reconciler {
                 runtime.shutdown_background();
             }
             Err(error) => {
-                tracing::error!(%error, "spokes can't be kept: the files in the folder are left alone");
+                tracing::error!(%error, "the reconciler of spokes can't be started: the files in the folder are left alone");
             }
         }
         // Dropped in this order, so that a caller that sees the channel closed finds the state
@@ -184,7 +184,7 @@ impl Reconciler {
     async fn turns(&mut self, asked: &mut mpsc::UnboundedReceiver<Command>, mut stop: watch::Receiver<bool>) {
         self.read_post().await;
         if let Err(error) = self.restore() {
-            tracing::error!(%error, "what served before can't be read: it begins with the files in the folder");
+            tracing::error!(%error, "the stored state can't be read; starting from the files in the folder");
         }
         self.registry.set_restored();
         self.start_watching();
@@ -267,7 +267,7 @@ impl Reconciler {
                 // The next turn tries again. Until then names keep their generations, on disk and
                 // in memory.
                 if self.registry.unwritten().is_none() {
-                    tracing::error!(%error, "what happened to spokes can't be written down");
+                    tracing::error!(%error, "changes of spokes can't be written to the database");
                 }
                 self.writes.borrow_mut().splice(..0, writes);
                 self.tell_unwritten(&error);
@@ -275,7 +275,7 @@ impl Reconciler {
             }
         }
         if self.registry.unwritten().is_some() {
-            tracing::info!("what happens to spokes is written down again");
+            tracing::info!("changes of spokes are written to the database again");
             self.registry.set_unwritten(None);
         }
         if std::mem::take(&mut self.names_changed) {
@@ -291,9 +291,11 @@ impl Reconciler {
     /// Publishes what may be said before it is on disk: why there is no progress, and what doesn't
     /// serve. Callers get their answer now; their changes take effect once they are written.
     fn tell_unwritten(&mut self, error: &DatabaseError) {
-        let why =
-            Reason::new(Code::NotWritten, format!("what happens to spokes can't be written down: {error}"))
-                .hint("look at the room, the limits and the permissions of paths.state; it is tried again");
+        let why = Reason::new(
+            Code::NotWritten,
+            format!("changes of spokes can't be written to the database: {error}"),
+        )
+        .hint("check disk space, limits and permissions of paths.state; it is tried again");
         self.registry.set_unwritten(Some(why.clone()));
         let serves = |id: &InstanceId| {
             self.lives.get(id).is_none_or(|life| matches!(life.state, State::Serving | State::Retired(_)))
@@ -342,7 +344,7 @@ impl Reconciler {
         needed.extend(self.slots.values().map(|slot| slot.path.clone()));
         self.forget_contents();
         if let Err(error) = crate::spokes::quarantine::sweep(&self.staged(), &needed) {
-            tracing::warn!(%error, "copies of spokes that nobody needs can't be removed");
+            tracing::warn!(%error, "unused copies of spokes can't be removed");
         }
     }
 }

@@ -22,7 +22,7 @@ impl Reconciler {
             Ok(watcher) => self.watcher = Some(watcher),
             Err(error) => {
                 let folder = self.settings.folder.display();
-                tracing::warn!(%folder, %error, "changes in the folder of spokes are only found by looking");
+                tracing::warn!(%folder, %error, "file system events are not available; the spokes folder is polled");
             }
         }
     }
@@ -79,7 +79,9 @@ impl Reconciler {
             // The mount point of an unmounted disk is an empty folder on another device.
             Ok(listing) if listing.entries.is_empty() && self.is_elsewhere(listing.folder) => {
                 if self.registry.is_readable() {
-                    tracing::warn!("the folder of spokes is another, empty one now: what serves goes on");
+                    tracing::warn!(
+                        "the spokes folder was replaced by an empty one on another device; serving spokes are kept"
+                    );
                 }
                 false
             }
@@ -100,7 +102,7 @@ impl Reconciler {
             }
             Err(error) => {
                 if self.registry.is_readable() {
-                    tracing::warn!(%error, "the folder of spokes can't be read: what serves goes on");
+                    tracing::warn!(%error, "the spokes folder can't be read; serving spokes are kept");
                 }
                 false
             }

@@ -202,7 +202,7 @@ impl Reconciler {
         let (state, effect) = match step(&life.state, event) {
             Ok(next) => next,
             Err(impossible) => {
-                tracing::error!(name = life.name, %impossible, "a spoke's life went wrong");
+                tracing::error!(name = life.name, %impossible, "invalid transition of a spoke");
                 return;
             }
         };

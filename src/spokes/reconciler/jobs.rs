@@ -88,7 +88,7 @@ impl Reconciler {
         let kin = self.store.kin(&self.here.post);
         match (&mut self.post, kin) {
             (Some(Ok(post)), Ok(kin)) => Arc::make_mut(post).kin = kin.into_keys().collect(),
-            (_, Err(error)) => tracing::error!(%error, "what the post was compared with can't be read"),
+            (_, Err(error)) => tracing::error!(%error, "the post's kinships can't be read"),
             _ => {}
         }
     }
@@ -248,7 +248,7 @@ impl Reconciler {
     fn ask_gate(&mut self, id: InstanceId) {
         let (Some(gate), questioner) = (self.gate_of(id), self.spokes.questioner()) else { return };
         let Some(questioner) = questioner else {
-            let why = Reason::new(Code::GateFailed, "there is no one yet to ask the gate's questions");
+            let why = Reason::new(Code::GateFailed, "the API is not ready to run the gate yet");
             return self.turned_down(id, why);
         };
         let slot = self.slot_for(id);
@@ -447,9 +447,7 @@ pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
     started.map_err(|error| {
         Reason::new(Code::NotRead, format!("the system gives no thread to examine it: {error}"))
     })?;
-    receive
-        .await
-        .map_err(|_| Reason::new(Code::ExaminerFailed, "what examined it panicked; the log says where"))
+    receive.await.map_err(|_| Reason::new(Code::ExaminerFailed, "the examiner panicked; see the log"))
 }
 
 /// The reason of a refusal: the file's fault, or trouble that says nothing about the file.
@@ -464,7 +462,7 @@ fn blamed(refusal: Refusal, staged: &Path) -> Reason {
 
 fn not_copied(error: &std::io::Error) -> Reason {
     Reason::new(Code::NotCopied, format!("the state directory can't keep its copy: {}", plain(error)))
-        .hint("look at the room, the limits and the permissions of paths.state")
+        .hint("check disk space, limits and permissions of paths.state")
 }
 
 fn inspected(
@@ -480,7 +478,7 @@ fn inspected(
         From::Copy(path) => {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let generation: Generation = name.trim_end_matches(".gguf").parse().map_err(|_| {
-                Failed::refused(None, Reason::new(Code::NoCopy, "its copy has lost its name"))
+                Failed::refused(None, Reason::new(Code::NoCopy, "its copy has an unexpected name"))
             })?;
             Pinned { generation, path: path.clone() }
         }

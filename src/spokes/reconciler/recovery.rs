@@ -35,13 +35,13 @@ impl Reconciler {
             );
             let why = (!proven || load.strikes >= STRIKES).then(|| {
                 Reason::new("crashed", "the daemon died while it loaded this content")
-                    .hint("`bespoke spoke enable` tries it once more; the daemon may die again")
+                    .hint("`bespoke spoke enable` tries it again; the daemon may crash again")
             });
             self.store.judge_unfinished(load.generation, why.as_ref())?;
             self.banned.extend(why.map(|why| (load.generation, why)));
         }
         for generation in marks(&self.staged()).unwrap_or_else(|error| {
-            tracing::warn!(%error, "what was being inspected at the last end can't be found out");
+            tracing::warn!(%error, "unfinished inspections of the last run can't be listed");
             Vec::new()
         }) {
             // A generation that this version has loaded before is not at fault.
@@ -51,12 +51,12 @@ impl Reconciler {
                     "the daemon died while it inspected this spoke"
                 );
                 let why = Reason::new("crashed", "the daemon died while it inspected this content")
-                    .hint("`bespoke spoke enable` looks at it once more; the daemon may die again");
+                    .hint("`bespoke spoke enable` inspects it again; the daemon may crash again");
                 self.store.ban(generation, &why)?;
                 self.banned.insert(generation, why);
             }
             if let Err(error) = unmark(&self.staged(), generation) {
-                tracing::warn!(%error, "the mark of an inspection can't be taken away");
+                tracing::warn!(%error, "the mark of an inspection can't be removed");
             }
         }
         let here = format!("{} {}", self.here.post, self.here.version);
@@ -93,7 +93,7 @@ impl Reconciler {
             self.restore_file(&entry, file, same_place);
         }
         if let Err(error) = quarantine::sweep_half_made(&self.state.path().join("spokes/quarantine")) {
-            tracing::warn!(%error, "what a crash left half-made can't be removed");
+            tracing::warn!(%error, "unfinished files of a crash can't be removed");
         }
         self.store.set_note(HERE, &here)?;
         self.write_down();
@@ -157,7 +157,7 @@ impl Reconciler {
                 tracing::warn!(
                     name,
                     generation = generation.short(),
-                    "the copy of what served is not there any more"
+                    "the copy of what served no longer exists"
                 );
                 self.fall_back(name);
             }

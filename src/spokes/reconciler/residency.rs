@@ -123,8 +123,9 @@ impl Reconciler {
         // Commit first what is known about the content: a successful load is recorded in that row.
         self.write_down();
         if let Err(error) = self.store.begin_loading(generation, &slot.name) {
-            let why = Reason::new(Code::NotWritten, format!("its load can't be written down: {error}"))
-                .hint("look at the room, the limits and the permissions of paths.state");
+            let why =
+                Reason::new(Code::NotWritten, format!("the start of its load can't be recorded: {error}"))
+                    .hint("check disk space, limits and permissions of paths.state");
             tracing::error!(name = slot.name, %why, "spoke can't be loaded now");
             return Load::Failed(why);
         }
@@ -213,7 +214,7 @@ impl Reconciler {
 
     fn end_loading(&mut self, slot: &Leases, version: Option<&str>) {
         if let Err(error) = self.store.end_loading(slot.generation, version) {
-            tracing::error!(%error, name = slot.name, "the end of a load can't be written down");
+            tracing::error!(%error, name = slot.name, "the end of its load can't be recorded");
         }
     }
 

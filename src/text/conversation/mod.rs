@@ -118,13 +118,12 @@ impl Conversation {
         }
         let continued = self.continued().is_some();
         if self.end == End::GoesOn && !continued {
-            return Err(FieldError::new(field, "the last message is no text of the assistant"));
+            return Err(FieldError::new(field, "the last message is not an assistant text"));
         }
         let mut texts = self.turns.iter().rev().map(|turn| turn.role == "assistant" && turn.calls.is_empty());
         if continued && texts.nth(1) == Some(true) {
             let field = format!("messages[{}]", self.turns.len() - 1);
-            let message =
-                "the last message is gone on with, which another message of the assistant can't precede";
+            let message = "the last message is continued, so the message before it can't be the assistant's";
             return Err(FieldError::new(field, message));
         }
         Ok(())
@@ -168,8 +167,8 @@ impl Conversation {
         let Some(said) = self.continued() else { return Ok(prompt) };
         let last = self.turns.len() - 1;
         if self.turns[last].reasoning.is_some() {
-            let message = "an assistant's message at the end is gone on with, which can't be combined with what it thought \
-                           before: leave that out, or let the last message be another's";
+            let message = "a final assistant message is continued, which can't be combined with its reasoning: leave the \
+                           reasoning out, or end with another role's message";
             return Err(FieldError::new(format!("messages[{last}].reasoning_content"), message));
         }
         if !opens_thinking(&prompt) {
@@ -177,8 +176,8 @@ impl Conversation {
             return Ok(prompt);
         }
         let field = format!("messages[{last}]");
-        let message = "an assistant's message at the end is gone on with, which can't be combined with thinking: turn that off \
-                       with reasoning_effort \"none\", or let the last message be another's";
+        let message = "a final assistant message is continued, which can't be combined with thinking: set \
+                       reasoning_effort to \"none\", or end with another role's message";
         Err(FieldError::new(field, message))
     }
 

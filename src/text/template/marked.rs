@@ -84,8 +84,8 @@ impl Inked {
         } else {
             if !self.warned.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
-                    "the chat template looks into what it has written itself: its control tokens are sent as text \
-                     for such conversations"
+                    "the chat template inspects its own output: for such conversations its control tokens are sent \
+                     as plain text"
                 );
             }
             None

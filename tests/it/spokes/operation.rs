@@ -195,7 +195,7 @@ fn what_is_switched_off_before_it_was_found_good_is_found_good_first_when_it_is_
         served.put("a.gguf", &lora(2));
     }
     drop(open);
-    // The keeper is alive.
+    // The reconciler is alive.
     assert_eq!(served.row("a", "quarantined")["reason"]["code"], "probe_died");
 }
 

@@ -184,10 +184,8 @@ impl<'a> Reader<'a> {
 
     fn check_loop(&self, from: Place, to: Place, link: Option<&Rc<Link>>) -> Result<(), Fault> {
         if leads_from(link, to) {
-            let message = format!(
-                "it leads back to {} without end, and no value is ever asked for",
-                self.document.path(to)
-            );
+            let message =
+                format!("it refers back to {} endlessly without requiring a value", self.document.path(to));
             return Err(Fault::new(self.document.path(from), message));
         }
         Ok(())
@@ -206,7 +204,7 @@ impl<'a> Reader<'a> {
             {
                 let target = self.document.follow(place, reference)?;
                 if !seen.insert(target) {
-                    let message = "it leads back to itself without end, and no value is ever asked for";
+                    let message = "it refers back to itself endlessly without requiring a value";
                     return Err(Fault::new(self.document.path_to(place, &["$ref"]), message));
                 }
                 place = target;

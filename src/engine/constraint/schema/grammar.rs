@@ -257,7 +257,7 @@ impl<'g> Writer<'g> {
         let top = limit.min(fields.len() + 1);
         if top.saturating_mul(fields.len()) > MOST_SYMBOLS {
             return Err(format!(
-                "minProperties and maxProperties over {} properties are too much to count",
+                "minProperties and maxProperties over {} properties are too many to count",
                 fields.len()
             ));
         }

@@ -49,7 +49,7 @@ impl<'a> Reader<'a> {
         for (keyword, is_idle) in REFUSED {
             let idle_if = keyword == "if" && !keywords.contains_key("then") && !keywords.contains_key("else");
             if keywords.get(keyword).is_some_and(|value| !is_idle(value)) && !idle_if {
-                let message = format!("answers can't be held to {keyword}");
+                let message = format!("{keyword} can't be enforced");
                 return Err(Fault::new(self.document.path_to(place, &[keyword]), message));
             }
         }
@@ -150,7 +150,7 @@ impl<'a> Reader<'a> {
         match keywords.get("pattern") {
             None => {}
             Some(Value::String(pattern)) => texts.like(pattern).map_err(|message| {
-                fault("pattern", format!("the regular expression can't be held to: {message}"))
+                fault("pattern", format!("the regular expression can't be enforced: {message}"))
             })?,
             Some(other) => return Err(self.wrong(place, "pattern", other, "a text")),
         }

@@ -90,7 +90,7 @@ impl<'a> Reader<'a> {
     fn judge(&mut self, place: Place, value: &Value, with_listed: bool) -> Result<bool, Fault> {
         let asked = (place, std::ptr::from_ref(value));
         if self.asked.contains(&asked) {
-            let message = "it leads back to itself without end, and no value is ever asked for";
+            let message = "it refers back to itself endlessly without requiring a value";
             return Err(Fault::new(self.document.path(place), message));
         }
         self.asked.push(asked);
@@ -205,7 +205,7 @@ impl<'a> Reader<'a> {
         if !self.patterns.contains_key(pattern) {
             let regex = compiled(&search(pattern)).map_err(|message| {
                 let path = self.document.path_to(place, &["patternProperties", pattern]);
-                Fault::new(path, format!("the regular expression can't be held to: {message}"))
+                Fault::new(path, format!("the regular expression can't be enforced: {message}"))
             })?;
             self.patterns.insert(pattern.to_owned(), regex);
         }

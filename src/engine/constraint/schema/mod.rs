@@ -67,10 +67,7 @@ fn read(schema: &Value) -> Result<Graph, Fault> {
         reader.nodes[node].forms = reader.forms(&key)?;
         if reader.nodes.len() > MOST_NODES {
             let path = reader.nodes[node].path.clone();
-            return Err(Fault::new(
-                path,
-                format!("it has more than {MOST_NODES} places that are told apart"),
-            ));
+            return Err(Fault::new(path, format!("it has more than {MOST_NODES} distinct places")));
         }
     }
     Graph::new(reader.nodes)

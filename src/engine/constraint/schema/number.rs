@@ -93,7 +93,7 @@ impl Numbers {
     }
 
     fn integers(&self) -> Result<RegexAst, String> {
-        let beyond = || "whole numbers of more than 38 digits are not written".to_owned();
+        let beyond = || "integers of more than 38 digits are not supported".to_owned();
         let limit = |limit: &Limit, is_low: bool| -> Result<i128, String> {
             let value = inside(limit, is_low, false);
             let (floor, exact) = value.floor().ok_or_else(beyond)?;
@@ -279,7 +279,7 @@ fn exponents(from: i32, to: i32) -> RegexAst {
 /// Multiples of this factor, with or without a sign.
 fn multiples(factor: &Decimal) -> Result<RegexAst, String> {
     let magnitude = factor.magnitude();
-    let refused = || "at most 8 significant digits, and 8 after the point, are held to".to_owned();
+    let refused = || "at most 8 significant digits, and 8 after the point, are supported".to_owned();
     let coefficient: u32 = magnitude.digits().parse().map_err(|_| refused())?;
     // The factor is coefficient · 10^scale.
     let scale = magnitude.exponent() + 1 - magnitude.digits().len() as i32;

@@ -136,7 +136,7 @@ impl Reader<'_> {
                 kinds = parted;
                 if kinds.len() > MOST_KINDS {
                     let path = self.document.path_to(place, &["patternProperties"]);
-                    let message = format!("the patterns tell more than {MOST_KINDS} kinds of names apart");
+                    let message = format!("the patterns distinguish more than {MOST_KINDS} classes of names");
                     return Err(Fault::new(path, message));
                 }
             }
@@ -168,7 +168,7 @@ impl Reader<'_> {
         }
         Lexeme::checked(names.ast(), None).map_err(|message| {
             let path = self.saying(places, &["patternProperties", "propertyNames", "properties", "required"]);
-            Fault::new(path, format!("names that are not listed can't be told apart: {message}"))
+            Fault::new(path, format!("unlisted names can't be distinguished: {message}"))
         })
     }
 

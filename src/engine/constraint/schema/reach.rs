@@ -155,7 +155,7 @@ impl Graph {
         loop {
             let path = &self.nodes[node].path;
             if !seen.insert(node) {
-                return Fault::new(path, "it needs itself without end, so no value ever validates");
+                return Fault::new(path, "it requires itself recursively, so no value validates");
             }
             let mut nearest = None;
             for form in &self.nodes[node].forms {
@@ -209,14 +209,14 @@ fn uncountable(path: &str, object: &Object) -> Fault {
             format!("more properties are required than maxProperties allows, which is {most}")
         }
         _ => format!(
-            "minProperties is {least}, but only {listed} names are listed: of others one can be promised, since two might be the same"
+            "minProperties is {least}, but only {listed} names are listed: at most one more can be guaranteed, since two might be equal"
         ),
     };
     Fault::new(path, message)
 }
 
 fn too_long(path: &str, bytes: usize) -> Fault {
-    Fault::new(path, format!("the shortest value has at least {bytes} bytes; at most {LONGEST} are taken"))
+    Fault::new(path, format!("the shortest value has at least {bytes} bytes; at most {LONGEST} are allowed"))
 }
 
 /// Length of a name as JSON writes it.

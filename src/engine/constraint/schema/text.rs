@@ -53,7 +53,7 @@ impl Texts {
     /// The format is unknown.
     pub fn of_format(&mut self, format: &str) -> Result<(), String> {
         let expressions = formats::expressions(format).ok_or_else(|| {
-            format!("the format {format:?} can't be held to; expected one of {}", formats::KNOWN.join(", "))
+            format!("the format {format:?} can't be enforced; expected one of {}", formats::KNOWN.join(", "))
         })?;
         self.parts.extend(expressions.into_iter().map(Part::Format));
         Ok(())
