@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::answer::Cancelled;
 pub use self::script::{Script, ScriptedToken};
-use self::spokes::{Spokes, Use};
-use self::words::{constrained, cut_at_stop, embedding, reported, tokens, word_id, words};
+use self::spokes::Spokes;
+use self::words::{embedding, tokens};
 use super::{
-    AnswerEvent, Embeddings, Engine, EngineError, EngineState, FinishReason, Generate, Health, LaneState,
-    LoadedSpoke, ModelInfo, Prompt, Query, Reply, SpokeChange, Totals, Usage,
+    AnswerEvent, Embeddings, Engine, EngineError, EngineState, Generate, Health, LoadedSpoke, ModelInfo,
+    Prompt, Query, Reply, SpokeChange, Totals, Usage,
 };
 use crate::adapter::Generation;
 
@@ -306,6 +307,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::FinishReason;
     use crate::engine::{Constraint, Segment};
 
     fn request() -> Generate {
