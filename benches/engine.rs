@@ -29,6 +29,7 @@ fn start(lanes: u32) -> LlamaEngine {
         draft: true,
         force: true,
         own_memory: true,
+        checked: false,
         cache_memory: None,
         prepare_constraints: false,
     });

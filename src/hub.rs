@@ -17,7 +17,9 @@ use crate::api::{self, App, Liveness, Options, Room, SpokeOptions};
 use crate::config::{GateSettings, LEAST_PROBE_MEMORY, ModelSettings, Settings, SpokeSettings};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::descriptors::{self, Connections};
-use crate::engine::{Computing, Engine, EngineState, Health, LlamaEngine, LlamaSettings, SelfTest};
+use crate::engine::{
+    Computing, Engine, EngineState, Health, LlamaEngine, LlamaSettings, SelfTest, own_memory_pays,
+};
 use crate::gguf::{self, Gguf, GgufError};
 use crate::spokes::gate::{Bounds, Gate};
 use crate::spokes::probe::ChildProbe;
@@ -132,7 +134,7 @@ impl Hub {
     /// # Errors
     /// Every [`HubError`] except those of a running daemon.
     pub fn build(settings: &Settings) -> Result<Self, HubError> {
-        check_model_file(&settings.model)?;
+        let own_memory = check_model_file(&settings.model)?;
         let door = Door::open(settings)?;
         let state = open_state(settings)?;
         let model = &settings.model;
@@ -151,7 +153,8 @@ impl Hub {
             cached_sequences: model.cached_sequences,
             draft: model.draft,
             force: true,
-            own_memory: true,
+            own_memory,
+            checked: true,
             cache_memory: model.cache_memory.map(|size| size.as_u64()),
             prepare_constraints: true,
         };
@@ -387,21 +390,22 @@ pub fn spoke_limits(spokes: &SpokeSettings) -> adapter::Limits {
 }
 
 /// Validates the model file with the safe reader before a C++ parser sees it, and parses its chat
-/// template.
-fn check_model_file(model: &ModelSettings) -> Result<(), HubError> {
+/// template. Returns whether its weights belong in private memory.
+fn check_model_file(model: &ModelSettings) -> Result<bool, HubError> {
     let wrong = |error: GgufError| HubError::Model { path: error.path, reason: error.rule.to_string() };
     let file = Gguf::open(&model.path).map_err(wrong)?;
     gguf::check_model(&file).map_err(wrong)?;
-    if let Some(file) = &model.chat_template {
-        return read_template(file).map(|_| ());
+    if let Some(template) = &model.chat_template {
+        read_template(template)?;
+    } else if let Some(source) = file.find::<&str>("tokenizer.chat_template").map_err(wrong)? {
+        // Refuse to start rather than report healthy and fail every chat request.
+        ChatTemplate::check(source).map_err(|error| HubError::Template {
+            path: model.path.clone(),
+            reason: format!("tokenizer.chat_template: {error}"),
+            hint: "model.chat_template names a file with another one",
+        })?;
     }
-    // Refuse to start rather than report healthy and fail every chat request.
-    let Some(source) = file.find::<&str>("tokenizer.chat_template").map_err(wrong)? else { return Ok(()) };
-    ChatTemplate::check(source).map_err(|error| HubError::Template {
-        path: model.path.clone(),
-        reason: format!("tokenizer.chat_template: {error}"),
-        hint: "model.chat_template names a file with another one",
-    })
+    Ok(own_memory_pays(&file))
 }
 
 /// Reads a chat template from a file and checks that it parses.

@@ -54,6 +54,9 @@ pub struct LlamaSettings {
     /// of memory. Otherwise the file is mapped, so that processes share its pages and the system
     /// can reclaim them. Takes effect only where it makes the engine faster.
     pub own_memory: bool,
+    /// Whether the caller has checked the file with the safe reader and decided `own_memory` by it.
+    /// Reading a large vocabulary a second time would take a third of the time until ready.
+    pub checked: bool,
     /// Whether to build the index for constraints as soon as the model is loaded, instead of when
     /// the first constrained request arrives.
     pub prepare_constraints: bool,

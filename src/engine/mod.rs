@@ -37,3 +37,4 @@ pub use handle::{LlamaEngine, LlamaSettings};
 pub use protocol::*;
 pub use self_test::{Line as SelfTestLine, SelfTest, trial as self_test_trial};
 pub use spoke::{LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange, SpokeSet};
+pub use worker::own_memory_pays;

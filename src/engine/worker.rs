@@ -157,7 +157,11 @@ fn serve(
     let began = Instant::now();
     // The self-test runs in a process of its own while this thread loads the weights.
     let choosing = computing.choose(&settings.path);
-    let model = load(&settings.path, settings.own_memory)?;
+    let model = if settings.checked {
+        load_checked(&settings.path, !settings.own_memory)?
+    } else {
+        load(&settings.path, settings.own_memory)?
+    };
     let read_ms = began.elapsed().as_millis();
     let vocabulary = Arc::new(Vocabulary::of(&model));
     let vocabulary_ms = began.elapsed().as_millis() - read_ms;
@@ -205,30 +209,30 @@ fn serve(
 pub fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
     let file = Gguf::open(path).map_err(|e| e.to_string())?;
     check_model(&file).map_err(|e| e.to_string())?;
-    if path.to_str().is_none() {
-        return Err(format!("{}: a path that isn't UTF-8 can't be given to llama.cpp", path.display()));
-    }
-    let bytes = fs_err::metadata(path).map_err(|e| e.to_string())?.len();
-    let own = own_memory && pays(&file) && available().is_some_and(|available| bytes <= available / 2);
+    let own = own_memory && own_memory_pays(&file);
     drop(file);
     load_checked(path, !own)
 }
 
 /// Loads a file whose content has been checked.
 pub fn load_checked(path: &Path, mapped: bool) -> Result<LlamaModel, String> {
+    if path.to_str().is_none() {
+        return Err(format!("{}: a path that isn't UTF-8 can't be given to llama.cpp", path.display()));
+    }
     let params = LlamaModelParams::default().with_use_mmap(mapped);
     LlamaModel::load_from_file(backend(), path, &params)
         .map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
 }
 
-/// Whether the model runs faster with its weights in private memory. Private memory can use huge
+/// Whether the model runs faster with its weights in private memory, of which there is plenty. Private memory can use huge
 /// pages, a file mapping can't, and TLB misses on small pages are an eighth of the time that our
 /// kernels take to read the weights. Only tensors that our kernels compute are put into huge pages
 /// (`ffi/rewrite/pages.rs`), so they must make up a good part of the file.
-fn pays(file: &Gguf) -> bool {
+pub fn own_memory_pays(file: &Gguf) -> bool {
     let all = |q8: bool| file.tensors().iter().filter(move |t| !q8 || t.kind == GgmlType::Q8_0);
     let bytes = |q8: bool| all(q8).map(|tensor| tensor.bytes).sum::<u64>();
-    Kernels::best().product.is_some() && bytes(true) >= bytes(false) / 4
+    let fits = || available().is_some_and(|available| bytes(false) <= available / 2);
+    Kernels::best().product.is_some() && bytes(true) >= bytes(false) / 4 && fits()
 }
 
 fn describe(model: &LlamaModel, settings: &LlamaSettings, n_ctx: u32) -> Result<ModelInfo, String> {

@@ -81,6 +81,7 @@ impl Contents {
                 draft: false,
                 force: false,
                 own_memory: false,
+                checked: false,
                 cache_memory: None,
                 prepare_constraints: false,
             });

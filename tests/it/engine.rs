@@ -39,6 +39,7 @@ fn settings(path: &Path) -> LlamaSettings {
         draft: true,
         force: true,
         own_memory: false,
+        checked: false,
         cache_memory: None,
         prepare_constraints: false,
     }

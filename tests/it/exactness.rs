@@ -32,6 +32,7 @@ fn engine(lanes: u32, fast: bool) -> LlamaEngine {
         draft: fast,
         force: fast,
         own_memory: false,
+        checked: false,
         cache_memory: None,
         prepare_constraints: false,
     });

@@ -24,6 +24,7 @@ fn serve(path: &Path, lanes: u32) -> LlamaEngine {
         draft: true,
         force: true,
         own_memory: false,
+        checked: false,
         cache_memory: None,
         prepare_constraints: false,
     });

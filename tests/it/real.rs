@@ -39,6 +39,7 @@ impl Real {
             draft: true,
             force: true,
             own_memory: false,
+            checked: false,
             cache_memory: None,
             prepare_constraints: false,
         };

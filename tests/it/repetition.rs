@@ -31,6 +31,7 @@ fn serve(path: &Path, lanes: u32, draft: bool) -> LlamaEngine {
         draft,
         force: true,
         own_memory: false,
+        checked: false,
         cache_memory: None,
         prepare_constraints: false,
     });

@@ -33,6 +33,7 @@ fn engine(lanes: u32) -> LlamaEngine {
         draft: true,
         force: true,
         own_memory: false,
+        checked: false,
         cache_memory: None,
         prepare_constraints: false,
     });

@@ -128,6 +128,7 @@ fn engine(path: PathBuf) -> Arc<dyn Engine> {
         draft: false,
         force: true,
         own_memory: false,
+        checked: false,
         cache_memory: None,
         prepare_constraints: false,
     }))
