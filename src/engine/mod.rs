@@ -9,6 +9,7 @@ mod constraint;
 mod detokenizer;
 mod drafting;
 mod embedding;
+mod error;
 pub mod fake;
 pub mod ffi;
 mod grammar_compiler;
@@ -31,6 +32,7 @@ mod worker;
 
 pub use computing::{Computing, ComputingReport, KernelState, Outcome, TestState};
 pub use detokenizer::whole_characters;
+pub use error::EngineError;
 pub use fake::{FakeEngine, Script, ScriptedToken};
 pub use guard::{CloseReason, Closed, DistinctList, Guard, Longest};
 pub use handle::{LlamaEngine, LlamaSettings};

@@ -9,6 +9,7 @@ mod event_loop;
 mod folder_changes;
 mod instances;
 mod jobs;
+mod marks;
 mod recovery;
 mod residency;
 

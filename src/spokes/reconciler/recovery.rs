@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::aliases::{FIRST_NAME, Named};
 use super::event_loop::Reconciler;
 use super::instances::{Instance, Source};
-use super::jobs::{marks, unmark};
+use super::marks::{marks, unmark};
 use crate::adapter::Generation;
 use crate::database::DatabaseError;
 use crate::spokes::leases::Leases;
