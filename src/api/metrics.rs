@@ -1,5 +1,4 @@
-//! `GET /metrics`: all metrics in Prometheus' text format, under llama-server's names where it has
-//! one.
+//! `GET /metrics`: all metrics in Prometheus' text format, with llama-server's names first.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -32,7 +31,7 @@ const TOKENS: &[f64] =
 /// Most spoke names with their own label. Later ones are counted together.
 const MOST_NAMES: usize = 256;
 
-/// Counters, gauges and histograms of one daemon.
+/// Metrics of one daemon.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -59,8 +58,7 @@ pub struct Metrics {
 /// Reads a metric's value.
 type Of<T> = fn(&T) -> f64;
 
-/// Counters are reset and set again at each scrape, because the engine and the reconciler hold the
-/// true values.
+/// Counters are set anew at each scrape: the engine and the reconciler hold the true values.
 #[derive(Debug)]
 struct FromOthers {
     counters: Vec<(Counter, Of<Totals>)>,

@@ -67,6 +67,8 @@ fn guarded<T>(run: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
 #[cfg(test)]
 mod exact_tests;
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 mod oracle_tests;
 #[cfg(test)]
 mod tests;
