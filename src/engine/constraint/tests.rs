@@ -240,7 +240,7 @@ fn schemas_that_cannot_be_used_are_named() {
                            "additionalProperties": false});
     for (schema, expected) in [
         (nested, "nests deeper"),
-        (recursive, "#: it needs itself"),
+        (recursive, "#: it requires itself"),
         (json!({"type": "strin"}), "#/type: found"),
         (json!(false), "#: no value"),
         (json!({"enum": ["x".repeat(300_000)]}), "bytes"),
