@@ -227,7 +227,7 @@ pub fn load_checked(path: &Path, mapped: bool) -> Result<LlamaModel, String> {
 /// Whether the model runs faster with its weights in private memory, of which there is plenty. Private memory can use huge
 /// pages, a file mapping can't, and TLB misses on small pages are an eighth of the time that our
 /// kernels take to read the weights. Only tensors that our kernels compute are put into huge pages
-/// (`ffi/rewrite/pages.rs`), so they must make up a good part of the file.
+/// (`ffi/custom_ops/huge_pages.rs`), so they must make up a good part of the file.
 pub fn own_memory_pays(file: &Gguf) -> bool {
     let all = |q8: bool| file.tensors().iter().filter(move |t| !q8 || t.kind == GgmlType::Q8_0);
     let bytes = |q8: bool| all(q8).map(|tensor| tensor.bytes).sum::<u64>();

@@ -49,10 +49,9 @@ fn ask(url: &str, path: &str, body: &Value) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-#[test]
-#[ignore = "needs published models: make test-real"]
-fn smollm2_is_served() {
-    let program = Program::serve(&["--model", real(SMOLLM2).to_str().unwrap()], &[]);
+/// Serves a fetched model and asks it for the capital of France.
+fn assert_knows_paris(name: &str) {
+    let program = Program::serve(&["--model", real(name).to_str().unwrap()], &[]);
     let url = program.url();
     let chat = json!({
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -61,6 +60,12 @@ fn smollm2_is_served() {
     let answer = ask(&url, "/v1/chat/completions", &chat);
     let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
     assert!(content.contains("Paris"), "{content}");
+}
+
+#[test]
+#[ignore = "needs published models: make test-real"]
+fn smollm2_is_served() {
+    assert_knows_paris(SMOLLM2);
 }
 
 /// An import has the values that the file's weights stand for, and Candle and llama.cpp compute the
@@ -200,17 +205,9 @@ mod gemma3 {
     #[test]
     #[ignore = "needs a published model: make test-real REAL=all"]
     fn is_served() {
-        let program = Program::serve(&["--model", real(GEMMA3).to_str().unwrap()], &[]);
-        let url = program.url();
-        // Not a bare beginning: this model goes on with "the capital of the country of France", in
-        // llama-server too.
-        let chat = json!({
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
-            "temperature": 0, "max_tokens": 24,
-        });
-        let answer = ask(&url, "/v1/chat/completions", &chat);
-        let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
-        assert!(content.contains("Paris"), "{content}");
+        // Asked as it was tuned to be: after "The capital of France is" it goes on with "the capital
+        // of the country of France", in llama-server too.
+        assert_knows_paris(GEMMA3);
     }
 
     #[test]
