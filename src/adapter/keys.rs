@@ -1,7 +1,9 @@
 //! The keys of an adapter's GGUF file: checks the type of every key that is read, and reads the
 //! spoke's origin.
 
-use super::{Defect, Digest, Post, Refusal};
+use std::collections::BTreeSet;
+
+use super::{Adapter, Defect, Digest, Format, LayerNorms, Post, Refusal, Spoke};
 use crate::gguf::{Gguf, Rule};
 
 /// `general.type` of every spoke.
@@ -63,6 +65,31 @@ impl Origin {
         match self.tokenizer.filter(|found| *found != post.tokenizer) {
             Some(found) => Err(Defect::Tokenizer { found, expected: post.tokenizer }),
             None => Ok(()),
+        }
+    }
+
+    /// A spoke with this origin. The caller, which opened the file, fills in `file_bytes`.
+    pub fn into_spoke(
+        self,
+        format: Format,
+        adapter: Adapter,
+        layers: BTreeSet<u32>,
+        resident_bytes: u64,
+        norms: Vec<LayerNorms>,
+    ) -> Spoke {
+        let Self { architecture, post, tokenizer, prompt, task } = self;
+        Spoke {
+            format,
+            adapter,
+            architecture,
+            layers,
+            file_bytes: 0,
+            resident_bytes,
+            post,
+            tokenizer,
+            prompt,
+            task,
+            norms,
         }
     }
 }

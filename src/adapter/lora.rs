@@ -222,18 +222,7 @@ pub(super) fn facts(
 ) -> Spoke {
     let ranks: BTreeSet<u64> = pairs.iter().map(|pair| pair.rank).collect();
     let targets = pairs.iter().map(|pair| pair.target.clone()).collect();
-    let Origin { architecture, post, tokenizer, prompt, task } = origin;
-    Spoke {
-        format,
-        adapter: Adapter::Lora(LoraFacts { alpha, ranks, targets }),
-        architecture,
-        layers: pairs.iter().filter_map(Pair::layer).collect(),
-        file_bytes: 0,
-        resident_bytes,
-        post,
-        tokenizer,
-        prompt,
-        task,
-        norms,
-    }
+    let layers = pairs.iter().filter_map(Pair::layer).collect();
+    let adapter = Adapter::Lora(LoraFacts { alpha, ranks, targets });
+    origin.into_spoke(format, adapter, layers, resident_bytes, norms)
 }

@@ -93,18 +93,7 @@ pub(in crate::adapter) fn inspect(
     let norms = weights::weigh(container, layout)?;
     let Shape { spokes, rank, eps, .. } = layout.shape;
     let learned_norm = layout.layers.values().any(|layer| layer.norm.is_some());
-    let Origin { architecture, post, tokenizer, prompt, task } = origin;
-    Ok(Spoke {
-        format,
-        adapter: Adapter::Felix(FelixFacts { spokes, rank, eps, learned_norm }),
-        architecture,
-        layers: layout.layers.keys().copied().collect(),
-        file_bytes: 0,
-        resident_bytes,
-        post,
-        tokenizer,
-        prompt,
-        task,
-        norms,
-    })
+    let adapter = Adapter::Felix(FelixFacts { spokes, rank, eps, learned_norm });
+    let layers = layout.layers.keys().copied().collect();
+    Ok(origin.into_spoke(format, adapter, layers, resident_bytes, norms))
 }
