@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::leases::Lease;
 use super::life::Reason;
+use super::reason_code::Code;
 use crate::eval::report::{Judged, Summary};
 use crate::eval::rows::{self, Pair};
 use crate::task::Event;
@@ -57,10 +58,10 @@ pub async fn judge(
     held: impl Future<Output = Result<Vec<Lease>, Reason>>,
 ) -> Result<(), Reason> {
     let probes = rows::read_probes(&gate.probes).map_err(|error| {
-        Reason::new("gate_unreadable", error.to_string()).hint("spokes.gate names the file")
+        Reason::new(Code::GateUnreadable, error.to_string()).hint("spokes.gate names the file")
     })?;
     let all = async {
-        let no_lease = || Reason::new("gate_failed", "there is no lease");
+        let no_lease = || Reason::new(Code::GateFailed, "there is no lease");
         let spoke = Arc::new(held.await?.pop().ok_or_else(no_lease)?);
         let mut judged = Vec::with_capacity(probes.len());
         for probe in &probes {
@@ -72,7 +73,7 @@ pub async fn judge(
     };
     let limit = humantime::format_duration(gate.limit);
     let summary = tokio::time::timeout(gate.limit, all).await.map_err(|_| {
-        Reason::new("gate_too_slow", format!("the gate's questions took longer than {limit}"))
+        Reason::new(Code::GateTooSlow, format!("the gate's questions took longer than {limit}"))
     })??;
     gate.bounds.hold(&summary)
 }
@@ -90,7 +91,7 @@ impl Bounds {
             return Ok(());
         }
         let list = missed.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        Err(Reason::new("gate", format!("it does not pass its gate: {list}"))
+        Err(Reason::new(Code::Gate, format!("it does not pass its gate: {list}"))
             .hint("the previous generation keeps serving; spokes.gate has the bounds"))
     }
 }

@@ -93,6 +93,8 @@ codes! {
     /// The spoke alone exceeds the memory limit of all spokes.
     TooLargeTogether = "too_large_together", Surroundings;
 
+    /// It was trained on another post.
+    PostMismatch = "post_mismatch", Content;
     /// The probe process died.
     ProbeDied = "probe_died", Content;
     /// The probe process gave no answer.
@@ -208,9 +210,9 @@ mod tests {
             assert_eq!(serde_json::from_str::<Code>(&json).unwrap(), *code);
             assert_eq!(Code::from(code.as_str().to_owned()), *code);
         }
-        let rule = Code::from("post_mismatch");
-        assert_eq!((rule.nature(), rule == "post_mismatch"), (Nature::Content, true));
-        assert_eq!(Code::from("post_mismatch".to_owned()), rule);
+        let rule = Code::from("duplicate_tensor");
+        assert_eq!(rule, Code::Rule(Cow::Borrowed("duplicate_tensor")));
+        assert_eq!((rule.nature(), Code::from("duplicate_tensor".to_owned())), (Nature::Content, rule));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::engine::{
     TokenReport,
 };
 use crate::spokes::life::Reason;
+use crate::spokes::reason_code::Code;
 
 /// The prompt: an event and the beginning of an answer, the task that small models here are made
 /// for. One text and a few tokens suffice, because the post may be large and runs on cores that
@@ -98,9 +99,9 @@ impl From<EngineError> for Reason {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::NotFinite => not_finite(),
-            EngineError::SpokesUnsupported => Self::new("not_supported", error.to_string()),
-            EngineError::Spoke(_) => Self::new("not_loaded", error.to_string()),
-            _ => Self::new("engine_failed", format!("the engine fails with it: {error}")),
+            EngineError::SpokesUnsupported => Self::new(Code::NotSupported, error.to_string()),
+            EngineError::Spoke(_) => Self::new(Code::NotLoaded, error.to_string()),
+            _ => Self::new(Code::EngineFailed, format!("the engine fails with it: {error}")),
         }
     }
 }
@@ -120,7 +121,7 @@ fn compare(without: &[Vec<TokenReport>], with: &[Vec<TokenReport>], resident_byt
 }
 
 fn not_finite() -> Reason {
-    Reason::new("not_finite", "the post computes infinities or NaN with it")
+    Reason::new(Code::NotFinite, "the post computes infinities or NaN with it")
         .hint("it was trained to the point of overflow, or for another post")
 }
 
