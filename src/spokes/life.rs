@@ -174,6 +174,22 @@ pub enum Effect {
     Withdraw,
 }
 
+impl Effect {
+    /// Whether it belongs to this state. The effects of an earlier state are obsolete.
+    pub fn follows_from(self, state: &State) -> bool {
+        match self {
+            Self::Await => *state == State::Seen,
+            Self::Inspect => *state == State::Settled,
+            Self::Probe => *state == State::Inspected,
+            Self::Judge => *state == State::Probed,
+            Self::Load => *state == State::Gated,
+            Self::Serve => *state == State::Serving,
+            Self::Quarantine => matches!(state, State::Quarantined(_)),
+            Self::Withdraw => matches!(state, State::Retired(_)),
+        }
+    }
+}
+
 /// An event that can't happen in a state: a bug of the code that sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{event:?} can't happen to a spoke that is {state}")]
@@ -327,6 +343,10 @@ mod tests {
         ("retired", "reconsidered", "settled", Some(Effect::Inspect)),
     ];
 
+    fn follows(effect: Option<Effect>, state: &State) -> bool {
+        effect.is_some_and(|effect| effect.follows_from(state))
+    }
+
     #[test]
     fn every_pair_of_state_and_event_is_in_the_table_or_impossible() {
         for state in states() {
@@ -336,6 +356,9 @@ mod tests {
                 match (expected, found) {
                     (Some((.., next, effect)), Ok(found)) => {
                         assert_eq!((found.0.name(), found.1), (*next, *effect), "{} {name}", state.name());
+                        let of: Vec<_> =
+                            states().into_iter().filter(|state| follows(*effect, state)).collect();
+                        assert!(effect.is_none() || of == [found.0], "{effect:?} belongs to {next} alone");
                     }
                     (None, Err(impossible)) => assert_eq!(impossible.state, state.name()),
                     (expected, found) => panic!("{} {name}: {expected:?}, {found:?}", state.name()),

@@ -101,6 +101,24 @@ impl Quarantine {
         Ok(Kept { path, whole })
     }
 
+    /// Removes unfinished folders that a crash left among refused spokes.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn sweep_half_made(&self) -> io::Result<()> {
+        let entries = match fs_err::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                fs_err::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the oldest folders until the rest fits, but never the newest one. Returns bytes and
     /// folders of the rest.
     fn make_room(&self, newest: &Path) -> io::Result<(u64, usize)> {
@@ -149,24 +167,6 @@ pub fn sweep(staged: &Path, needed: &BTreeSet<PathBuf>) -> io::Result<()> {
         }
     }
     outcome
-}
-
-/// Removes unfinished folders that a crash left among refused spokes.
-///
-/// # Errors
-/// An I/O error.
-pub fn sweep_half_made(folder: &Path) -> io::Result<()> {
-    let entries = match fs_err::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with('.') {
-            fs_err::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// Bytes of a file, or of the files of a folder.
@@ -291,8 +291,8 @@ mod tests {
         assert_eq!(there(root.path()), ["kept", "kept-folder"]);
         sweep(&path("nowhere"), &BTreeSet::new()).unwrap();
         fs_err::create_dir(path(".staged-half.tmp")).unwrap();
-        sweep_half_made(root.path()).unwrap();
+        Quarantine::new(root.path().to_owned(), 0).sweep_half_made().unwrap();
         assert_eq!(there(root.path()), ["kept", "kept-folder"]);
-        sweep_half_made(&path("nowhere")).unwrap();
+        Quarantine::new(path("nowhere"), 0).sweep_half_made().unwrap();
     }
 }

@@ -2,18 +2,31 @@
 //! decides which spokes are in memory. All other threads hold a [`Spokes`]: they read snapshots
 //! without waiting, and send commands for everything else.
 
-mod aliases;
 mod commands;
+mod commit;
+mod copies;
 mod effects;
+mod error;
 mod event_loop;
+mod examining;
 mod folder_changes;
-mod instances;
-mod jobs;
+mod given;
+mod inspection;
+mod judging;
+mod loading;
 mod marks;
+mod parts;
+mod post;
 mod recovery;
-mod residency;
+mod revival;
+mod serving;
+mod state;
+mod switching;
+mod transitions;
+mod waiting;
 
-pub use commands::{Command, SpokeError};
+pub use commands::Command;
+pub use error::SpokeError;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -120,7 +133,7 @@ impl Spokes {
         let stopping = Arc::new(watch::Sender::new(false));
         let questioner = Arc::default();
         let spokes = Self { registry, asks, stop, stopping, questioner };
-        let begin = event_loop::Reconciler::open(settings, state, engine, &spokes)?;
+        let begin = parts::Reconciler::open(settings, state, engine, &spokes)?;
         let stopped = spokes.stop.subscribe();
         thread::Builder::new()
             .name("spokes".to_owned())
