@@ -16,11 +16,11 @@ use tracing::Span;
 use super::backend::backend;
 use super::batching::{Entry, Lanes, room};
 use super::cache_memory::available;
-use super::computing::{Computing, ComputingReport};
+use super::computing::{ComputingReport, choose};
 use super::constraint::Shape;
 use super::embedding::{Embedder, Embedding};
 use super::grammar_compiler::Index;
-use super::handle::{LlamaSettings, Ticket};
+use super::handle::{LlamaOptions, Ticket};
 use super::heartbeat::{BEAT, Heartbeat};
 use super::kernels::Kernels;
 use super::kernels::felix;
@@ -32,6 +32,7 @@ use super::{
     SpokeChange, Usage,
 };
 use crate::allocator;
+use crate::config::ModelSettings;
 use crate::gguf::{GgmlType, Gguf, check_model};
 
 /// A command to the engine's thread.
@@ -96,15 +97,15 @@ struct Waiting<'a> {
 
 /// Body of the engine's thread.
 pub fn run(
-    settings: &LlamaSettings,
+    settings: &ModelSettings,
+    options: &LlamaOptions,
     commands: &Receiver<Command>,
     health: &watch::Sender<Health>,
     index: &Arc<Index>,
-    computing: &Computing,
 ) {
     let set_state = |state| health.send_modify(|health| health.state = state);
     let _waiting = Waited(index);
-    match serve(settings, commands, health, index, computing) {
+    match serve(settings, options, commands, health, index) {
         Ok(()) => {
             set_state(EngineState::Stopped);
             refuse_rest(commands, &EngineError::Stopped);
@@ -148,19 +149,19 @@ pub fn refuse(command: Command, error: &EngineError) {
 /// Loads the model and serves requests until told to stop. Returns an error if the model can't be
 /// served.
 fn serve(
-    settings: &LlamaSettings,
+    settings: &ModelSettings,
+    options: &LlamaOptions,
     commands: &Receiver<Command>,
     health: &watch::Sender<Health>,
     index: &Arc<Index>,
-    computing: &Computing,
 ) -> Result<(), String> {
     let began = Instant::now();
     // The self-test runs in a process of its own while this thread loads the weights.
-    let choosing = computing.choose(&settings.path);
-    let model = if settings.checked {
-        load_checked(&settings.path, !settings.own_memory)?
+    let choosing = choose(settings, options.self_test.clone());
+    let model = if options.checked {
+        load_checked(&settings.path, !options.own_memory)?
     } else {
-        load(&settings.path, settings.own_memory)?
+        load(&settings.path, options.own_memory)?
     };
     let read_ms = began.elapsed().as_millis();
     let vocabulary = Arc::new(Vocabulary::of(&model));
@@ -182,11 +183,12 @@ fn serve(
     );
     health.send_modify(|health| health.state = EngineState::Ready(Arc::new(info)));
     index.tell(&vocabulary);
-    if settings.prepare_constraints {
+    if options.prepare_constraints {
         index.prepare();
     }
     let mut worker = Worker {
         settings,
+        options,
         model: &model,
         context,
         kernels,
@@ -235,7 +237,7 @@ pub fn own_memory_pays(file: &Gguf) -> bool {
     Kernels::best().product.is_some() && bytes(true) >= bytes(false) / 4 && fits()
 }
 
-fn describe(model: &LlamaModel, settings: &LlamaSettings, n_ctx: u32) -> Result<ModelInfo, String> {
+fn describe(model: &LlamaModel, settings: &ModelSettings, n_ctx: u32) -> Result<ModelInfo, String> {
     let text = |key: &str| model.meta_val_str(key).ok().filter(|text| !text.is_empty());
     let vocab = model.vocab();
     let marker = |id: LlamaToken| match id.0 {
@@ -268,7 +270,8 @@ struct Read {
 }
 
 struct Worker<'a> {
-    settings: &'a LlamaSettings,
+    settings: &'a ModelSettings,
+    options: &'a LlamaOptions,
     model: &'a LlamaModel,
     context: u32,
     kernels: Kernels,
@@ -427,7 +430,7 @@ impl<'a> Worker<'a> {
         let cached_tokens = placement.known as u32;
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
         let run = Sequence::new(&request, &prompt, events, session, budget, usage)?;
-        let run = if self.settings.force { run } else { run.without_force() };
+        let run = if self.options.force { run } else { run.without_force() };
         tracing::debug!(
             answer = request.id,
             prompt = tokens,

@@ -71,7 +71,7 @@ impl Reconciler {
         };
         let (name, seen) = (life.name.clone(), life.seen.take());
         let given = life.entry().is_none();
-        let keep = self.settings.keep;
+        let keep = self.settings.spokes.keep;
 
         let named = self.named(&name);
         let old = named.life.replace(id).filter(|old| *old != id);

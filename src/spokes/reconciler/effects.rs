@@ -88,7 +88,7 @@ impl Reconciler {
     /// because a name without a file serves nothing.
     fn take_out(&self, id: InstanceId) {
         let life = &self.lives[&id];
-        let Some(entry) = life.entry().filter(|_| self.settings.move_refused) else { return };
+        let Some(entry) = life.entry().filter(|_| self.settings.spokes.move_refused) else { return };
         let there = folder::look(&self.settings.folder, entry).ok().flatten();
         if there.is_none() || there != life.print {
             return;

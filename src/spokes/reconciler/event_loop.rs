@@ -18,6 +18,7 @@ use crate::engine::{Engine, EngineState, Health};
 use crate::spokes::folder::{Change, Scan, Watcher};
 use crate::spokes::leases::{Bell, Leases};
 use crate::spokes::life::{Effect, Reason, State};
+use crate::spokes::probe::ChildProbe;
 use crate::spokes::quarantine::Quarantine;
 use crate::spokes::reason_code::Code;
 use crate::spokes::registry::Registry;
@@ -32,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// State of the reconciler's thread.
 pub(super) struct Reconciler {
     pub(super) settings: ReconcilerSettings,
+    /// How spokes are probed; `None`: they aren't.
+    pub(super) probe: Option<ChildProbe>,
     /// Holds the lock of the state folder.
     pub(super) state: StateDirectory,
     pub(super) store: Store,
@@ -111,8 +114,10 @@ impl Reconciler {
         spokes: &Spokes,
     ) -> Result<Self, ReconcilerError> {
         let store = Store::open(state.database()?)?;
-        let quarantine = Quarantine::new(state.path().join("spokes/quarantine"), settings.quarantine);
-        let scan = Scan::new(settings.settle, settings.most);
+        let quarantine =
+            Quarantine::new(state.path().join("spokes/quarantine"), settings.spokes.quarantine.as_u64());
+        let scan = Scan::new(settings.spokes.settle, settings.spokes.most);
+        let probe = ChildProbe::new(&settings.spokes, settings.model.clone());
         Ok(Self {
             scan,
             store,
@@ -123,7 +128,8 @@ impl Reconciler {
             registry: Arc::clone(spokes.registry()),
             spokes: spokes.clone(),
             bell: Arc::default(),
-            here: Here { post: Digest([0; 32]), version: version(settings.probe.is_some()) },
+            here: Here { post: Digest([0; 32]), version: version(probe.is_some()) },
+            probe,
             post: None,
             watcher: None,
             listed_at: None,

@@ -15,7 +15,7 @@ const LOOKS: usize = 256;
 impl Reconciler {
     /// Starts watching the folder. If that fails, the folder is listed more often.
     pub(super) fn start_watching(&mut self) {
-        if !self.settings.events {
+        if !self.settings.spokes.events {
             return;
         }
         match Watcher::start(&self.settings.folder) {
@@ -29,7 +29,7 @@ impl Reconciler {
 
     /// Interval between listings of the whole folder.
     fn pace(&self) -> Duration {
-        if self.watcher.is_some() { self.settings.reconcile } else { self.settings.poll }
+        if self.watcher.is_some() { self.settings.spokes.reconcile } else { self.settings.spokes.poll }
     }
 
     /// Time of the next look at the folder.
@@ -110,7 +110,7 @@ impl Reconciler {
         self.registry.set_readable(readable);
         self.listed_at = Some(now);
         if readable {
-            if self.settings.events && self.watcher.is_none() {
+            if self.settings.spokes.events && self.watcher.is_none() {
                 // The folder may not have existed before.
                 self.start_watching();
             }
@@ -137,7 +137,7 @@ impl Reconciler {
             Change::Moved(entry) => self.moved(&entry),
             Change::Rested(entry, print) => self.rested(&entry, print),
             Change::Surplus(entry) => {
-                let most = self.settings.most;
+                let most = self.settings.spokes.most;
                 let why = Reason::new("too_many", format!("the folder has more than {most} spokes already"))
                     .hint("remove some, or raise spokes.most; this one is looked at when there is room");
                 self.refuse_entry(&entry, &entry, why);

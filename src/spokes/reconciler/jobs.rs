@@ -14,9 +14,10 @@ use super::marks::Mark;
 use crate::adapter::refusal::{is_trouble, is_trouble_at_home, plain};
 use crate::adapter::{Generation, Limits, Pinned, Post, Refusal, inspect, pin, to_served};
 use crate::allocator;
+use crate::config::GateSettings;
 use crate::failpoints;
 use crate::spokes::folder::{self, Fingerprint};
-use crate::spokes::gate::{self, Gate};
+use crate::spokes::gate;
 use crate::spokes::life::{Reason, State, Trigger};
 use crate::spokes::probe::{Finding, Verdict as Probed};
 use crate::spokes::reason_code::Code;
@@ -199,7 +200,7 @@ impl Reconciler {
                 From::Entry(self.settings.folder.clone(), entry.clone(), print.clone())
             }
         };
-        let (staged, limits) = (self.staged(), self.settings.limits.clone());
+        let (staged, limits) = (self.staged(), self.settings.spokes.limits());
         let (known, path, deadly) = (self.post.clone(), self.settings.model.clone(), self.banned.clone());
         self.running = Some(id);
         self.spawn(id, |why| Outcome::Inspected(Err(Failed::refused(None, why))), async move {
@@ -216,7 +217,7 @@ impl Reconciler {
     fn probe(&mut self, id: InstanceId) {
         let life = &self.lives[&id];
         let verdict = life.generation.and_then(|generation| self.known.get(&generation)?.verdict);
-        match (verdict, self.settings.probe.clone()) {
+        match (verdict, self.probe.clone()) {
             (Some(Verdict::Same), _) => self.happen(id, Trigger::Same),
             (Some(Verdict::Differs), _) => self.happen(id, Trigger::Differs),
             (None, None) => self.examined(id, Verdict::Differs, 0),
@@ -238,10 +239,10 @@ impl Reconciler {
         }
     }
 
-    fn gate_of(&self, id: InstanceId) -> Option<Gate> {
+    fn gate_of(&self, id: InstanceId) -> Option<GateSettings> {
         let life = &self.lives[&id];
         let task = life.facts.as_ref().and_then(|facts| facts.task.as_deref());
-        let gates = &self.settings.gates;
+        let gates = &self.settings.spokes.gates;
         gates.get(&life.name).or_else(|| gates.get(task?)).cloned()
     }
 

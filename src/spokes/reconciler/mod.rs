@@ -15,21 +15,19 @@ mod residency;
 
 pub use commands::{Command, SpokeError};
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::gate::{Gate, Questioner};
+use super::gate::Questioner;
 use super::leases::{Lease, Leases};
 use super::life::Reason;
-use super::probe::ChildProbe;
 use super::registry::{Registry, SpokeRow};
 use super::store::{Kinship, Transition};
-use crate::adapter::{Limits, Refusal};
+use crate::adapter::Refusal;
+use crate::config::SpokeSettings;
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::Engine;
 
@@ -39,32 +37,10 @@ pub const POST: &str = "bespoke";
 /// Settings of the reconciler.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReconcilerSettings {
+    /// Spokes.
+    pub spokes: SpokeSettings,
     /// The watched folder.
     pub folder: PathBuf,
-    /// Whether file system events are used. If not, the folder is listed every [`Self::poll`].
-    pub events: bool,
-    /// How often the whole folder is listed in addition to events.
-    pub reconcile: Duration,
-    /// How often the folder is listed without events.
-    pub poll: Duration,
-    /// How long a file must stay unchanged before it is read.
-    pub settle: Duration,
-    /// Most entries of the folder that are followed.
-    pub most: usize,
-    /// Generations kept for each name in addition to the serving one.
-    pub keep: usize,
-    /// Bytes of memory for all spokes together.
-    pub memory: u64,
-    /// Limits of a single spoke.
-    pub limits: Limits,
-    /// How spokes are probed; `None`: they aren't.
-    pub probe: Option<ChildProbe>,
-    /// Gates by the name of the spoke, or of the task that it was trained for.
-    pub gates: BTreeMap<String, Gate>,
-    /// Bytes of disk for refused spokes.
-    pub quarantine: u64,
-    /// Whether refused files are removed from the folder.
-    pub move_refused: bool,
     /// The post.
     pub model: PathBuf,
     /// The post's name. No spoke may have this name or [`POST`].

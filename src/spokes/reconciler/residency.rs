@@ -196,8 +196,8 @@ impl Reconciler {
         let generation = slot.generation;
         let known = self.known.get(&generation);
         let is_proven = known.is_some_and(|known| known.proven);
-        let is_tried = self.settings.probe.is_some()
-            && known.is_some_and(|known| known.verdict == Some(Verdict::Differs));
+        let is_tried =
+            self.probe.is_some() && known.is_some_and(|known| known.verdict == Some(Verdict::Differs));
         if is_out_of_reach(&slot.path, slot.facts.resident_bytes) {
             return false;
         }
@@ -207,7 +207,7 @@ impl Reconciler {
         let was_looked_at = self.stumbles.get(&generation).is_some_and(|looked| looked.elapsed() < LOOKED);
         let Some(Ok(post)) = self.post.clone().filter(|_| !was_looked_at) else { return false };
         self.stumbles.insert(generation, Instant::now());
-        let (path, limits) = (slot.path.clone(), self.settings.limits.clone());
+        let (path, limits) = (slot.path.clone(), self.settings.spokes.limits());
         let looked = aside(move || inspect(&path, Some(&post), &limits)).await;
         matches!(looked, Ok(Err(refusal)) if refusal.io().is_none())
     }
@@ -241,7 +241,7 @@ impl Reconciler {
         // The displaced spoke will leave anyway. For a moment both are in memory.
         let mut residents = self.residents();
         residents.retain(|resident| Some(resident.generation) != displaced);
-        let (needed, limit) = (slot.facts.resident_bytes, self.settings.memory);
+        let (needed, limit) = (slot.facts.resident_bytes, self.settings.spokes.memory.as_u64());
         match eviction::room(&residents, &[], needed, limit) {
             Room::After(gone) => match self.load(&slot, &gone, stop).await {
                 Load::Done => self.happen(id, Trigger::Loaded),
@@ -338,7 +338,7 @@ impl Reconciler {
             }
             let kept: Vec<Generation> = slots.iter().map(|slot| slot.generation).collect();
             let needed = absent.iter().map(|slot| slot.facts.resident_bytes).sum();
-            let limit = self.settings.memory;
+            let limit = self.settings.spokes.memory.as_u64();
             let residents = if holding.beyond { Vec::new() } else { self.residents() };
             let mut gone = match eviction::room(&residents, &kept, needed, limit) {
                 Room::Never => {
@@ -387,7 +387,7 @@ impl Reconciler {
             return;
         }
         let needed = slot.facts.resident_bytes;
-        let room = eviction::room(&self.residents(), &[], needed, self.settings.memory);
+        let room = eviction::room(&self.residents(), &[], needed, self.settings.spokes.memory.as_u64());
         if room != Room::After(Vec::new()) {
             return;
         }
