@@ -188,10 +188,11 @@ impl Hub {
             model: settings.model.path.clone(),
             model_id: settings.model.id.clone(),
         };
-        let spokes = Spokes::start(followed, state, Arc::clone(&engine));
-        let spokes = spokes.map_err(HubError::Spokes)?;
+        // The API sends commands to the reconciler, and the reconciler asks the API the questions
+        // of gates. So the handle comes first, then the API, then the reconciler.
+        let (spokes, inbox) = Spokes::channel();
         let app = App::new(Arc::clone(&engine), spokes.clone(), Arc::clone(&liveness), options);
-        spokes.set_questioner(api::questioner(&app));
+        inbox.start(followed, state, Arc::clone(&engine), api::questioner(&app)).map_err(HubError::Spokes)?;
         let router = api::router(app.clone());
         let connections = connections_within_descriptors(server.connections);
         let limits = Limits {

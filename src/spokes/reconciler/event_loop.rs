@@ -16,6 +16,7 @@ use crate::adapter::{Digest, Generation, Post};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::{Engine, EngineState, Health};
 use crate::spokes::folder::{Change, Scan, Watcher};
+use crate::spokes::gate::Questioner;
 use crate::spokes::leases::{Bell, Leases};
 use crate::spokes::life::{Effect, Reason, State};
 use crate::spokes::probe::ChildProbe;
@@ -43,6 +44,8 @@ pub(super) struct Reconciler {
     pub(super) registry: Arc<Registry>,
     /// Handle for the gate, which takes leases like any request.
     pub(super) spokes: Spokes,
+    /// Asks the questions of gates.
+    pub(super) questioner: Arc<dyn Questioner>,
     pub(super) bell: Arc<Bell>,
     pub(super) health: watch::Receiver<Health>,
 
@@ -111,7 +114,8 @@ impl Reconciler {
         settings: ReconcilerSettings,
         state: StateDirectory,
         engine: Arc<dyn Engine>,
-        spokes: &Spokes,
+        questioner: Arc<dyn Questioner>,
+        spokes: Spokes,
     ) -> Result<Self, ReconcilerError> {
         let store = Store::open(state.database()?)?;
         let quarantine =
@@ -126,7 +130,8 @@ impl Reconciler {
             engine,
             quarantine,
             registry: Arc::clone(spokes.registry()),
-            spokes: spokes.clone(),
+            spokes,
+            questioner,
             bell: Arc::default(),
             here: Here { post: Digest([0; 32]), version: version(probe.is_some()) },
             probe,

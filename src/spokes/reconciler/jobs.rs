@@ -247,14 +247,10 @@ impl Reconciler {
     }
 
     fn ask_gate(&mut self, id: InstanceId) {
-        let (Some(gate), questioner) = (self.gate_of(id), self.spokes.questioner()) else { return };
-        let Some(questioner) = questioner else {
-            let why = Reason::new(Code::GateFailed, "the API is not ready to run the gate yet");
-            return self.turned_down(id, why);
-        };
+        let Some(gate) = self.gate_of(id) else { return };
         let slot = self.slot_for(id);
         let generation = slot.generation;
-        let spokes = self.spokes.clone();
+        let (spokes, questioner) = (self.spokes.clone(), Arc::clone(&self.questioner));
         let task = self.spawn(id, |why| Outcome::Judged(Err(why)), async move {
             let held = async { spokes.hold_for_gate(slot).await.map_err(Reason::from) };
             Outcome::Judged(gate::judge(&gate, questioner.as_ref(), held).await)

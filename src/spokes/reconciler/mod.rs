@@ -16,7 +16,7 @@ mod residency;
 pub use commands::{Command, SpokeError};
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -75,48 +75,29 @@ pub struct Spokes {
     asks: mpsc::UnboundedSender<Command>,
     stop: Arc<watch::Sender<bool>>,
     stopping: Arc<watch::Sender<bool>>,
-    questioner: Arc<Mutex<Option<Arc<dyn Questioner>>>>,
+}
+
+/// Where the reconciler receives what the handles of [`Spokes`] send.
+#[derive(Debug)]
+pub struct Inbox {
+    spokes: Spokes,
+    asked: mpsc::UnboundedReceiver<Command>,
+    stopped: watch::Receiver<bool>,
 }
 
 impl Spokes {
-    /// Opens the state, restores what served, and starts watching the folder. The engine may still
-    /// be loading.
-    ///
-    /// # Errors
-    /// [`ReconcilerError`] if the state can't be used. Problems with single files are in their
-    /// rows.
-    pub fn start(
-        settings: ReconcilerSettings,
-        state: StateDirectory,
-        engine: Arc<dyn Engine>,
-    ) -> Result<Self, ReconcilerError> {
-        let registry = Arc::<Registry>::default();
+    /// A handle, and the inbox of a reconciler that is not started yet. Until then, commands wait.
+    pub fn channel() -> (Self, Inbox) {
         let (asks, asked) = mpsc::unbounded_channel();
-        let stop = Arc::new(watch::Sender::new(false));
+        let (stop, stopped) = watch::channel(false);
         let stopping = Arc::new(watch::Sender::new(false));
-        let questioner = Arc::default();
-        let spokes = Self { registry, asks, stop, stopping, questioner };
-        let begin = event_loop::Reconciler::open(settings, state, engine, &spokes)?;
-        let stopped = spokes.stop.subscribe();
-        thread::Builder::new()
-            .name("spokes".to_owned())
-            .spawn(move || begin.run(asked, stopped))
-            .map_err(ReconcilerError::Thread)?;
-        Ok(spokes)
+        let spokes = Self { registry: Arc::default(), asks, stop: Arc::new(stop), stopping };
+        (spokes.clone(), Inbox { spokes, asked, stopped })
     }
 
     /// Snapshots for readers.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
-    }
-
-    /// Sets who asks the questions of gates.
-    pub fn set_questioner(&self, questioner: Arc<dyn Questioner>) {
-        *self.questioner.lock().unwrap_or_else(PoisonError::into_inner) = Some(questioner);
-    }
-
-    fn questioner(&self) -> Option<Arc<dyn Questioner>> {
-        self.questioner.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes leases on all of these or none, and loads those that aren't in memory.
@@ -213,8 +194,6 @@ impl Spokes {
     pub fn stop(&self) {
         self.begin_to_stop();
         self.stop.send_replace(true);
-        // The questioner holds this handle, so drop it to break the cycle.
-        *self.questioner.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Waits until the thread has ended and the state folder is unlocked.
@@ -232,9 +211,53 @@ impl Spokes {
     }
 }
 
+impl Inbox {
+    /// Starts the reconciler: opens the state, restores what served, and watches the folder. The
+    /// engine may still be loading. `questioner` asks the questions of gates.
+    ///
+    /// # Errors
+    /// [`ReconcilerError`] if the state can't be used. Problems with single files are in their
+    /// rows.
+    pub fn start(
+        self,
+        settings: ReconcilerSettings,
+        state: StateDirectory,
+        engine: Arc<dyn Engine>,
+        questioner: Arc<dyn Questioner>,
+    ) -> Result<(), ReconcilerError> {
+        let Self { spokes, asked, stopped } = self;
+        let begin = event_loop::Reconciler::open(settings, state, engine, questioner, spokes)?;
+        thread::Builder::new()
+            .name("spokes".to_owned())
+            .spawn(move || begin.run(asked, stopped))
+            .map_err(ReconcilerError::Thread)?;
+        Ok(())
+    }
+}
+
 impl From<Refusal> for Reason {
     fn from(refusal: Refusal) -> Self {
         // Drop the path: it is the daemon's own or in the folder, and clients must learn neither.
         Self { code: refusal.code().into(), message: refusal.reason.to_string(), hint: refusal.hint() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn commands_to_a_reconciler_that_never_starts_fail() {
+        let (spokes, inbox) = Spokes::channel();
+        let asked = tokio::spawn({
+            let spokes = spokes.clone();
+            async move { spokes.enable("encoding").await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!asked.is_finished(), "it waits for the start");
+        drop(inbox);
+        assert_eq!(asked.await.unwrap().unwrap_err(), SpokeError::Stopped);
+        spokes.ended().await;
+        assert_eq!(spokes.disable("encoding").await.unwrap_err(), SpokeError::Stopped);
     }
 }
