@@ -10,6 +10,7 @@ mod detokenizer;
 mod drafting;
 mod embedding;
 mod error;
+#[cfg(feature = "test-support")]
 pub mod fake;
 pub mod ffi;
 mod grammar_compiler;
@@ -33,6 +34,7 @@ mod worker;
 pub use computing::{ComputingReport, KernelState, Outcome, TestState, computing_report};
 pub use detokenizer::whole_characters;
 pub use error::EngineError;
+#[cfg(feature = "test-support")]
 pub use fake::{FakeEngine, Script, ScriptedToken};
 pub use guard::{CloseReason, Closed, DistinctList, Guard, Longest};
 pub use handle::{LlamaEngine, LlamaOptions};
