@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
+use bespoke::config::ModelSettings;
 use bespoke::engine::{
-    AnswerEvent, Constraint, Engine, EngineState, Generate, LlamaEngine, LlamaSettings, Segment, Usage,
+    AnswerEvent, Constraint, Engine, EngineState, Generate, LlamaEngine, LlamaOptions, Segment, Usage,
 };
 use bespoke::task::prompt::{Wording, messages};
 use bespoke::task::schema::add_limits;
@@ -18,21 +19,10 @@ const EVENT: &str = "Deploy of billing-api 2.4.1 to eu-west-3 failed at 14:05: m
 fn start(lanes: u32) -> LlamaEngine {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf");
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    let engine = LlamaEngine::start(LlamaSettings {
-        path,
-        context: None,
-        lanes,
-        queue: lanes,
-        queue_tokens: u64::MAX,
-        threads,
-        cached_sequences: 0,
-        draft: true,
-        force: true,
-        own_memory: true,
-        checked: false,
-        cache_memory: None,
-        prepare_constraints: false,
-    });
+    let engine = LlamaEngine::start_with(
+        ModelSettings { lanes, queue: lanes, queue_tokens: u64::MAX, threads, ..ModelSettings::of(path) },
+        LlamaOptions { own_memory: true, ..LlamaOptions::default() },
+    );
     let mut health = engine.health();
     loop {
         match &health.borrow_and_update().state {

@@ -1,5 +1,5 @@
 //! Fail points: places where a test can kill the process, as `kill -9` does, or make it overlook an
-//! event or an error. They do nothing in a release build.
+//! event or an error. They do nothing unless the program is built with the feature `test-support`.
 //!
 //! `BESPOKE_FAIL` lists them, separated by commas: `NAME`, or `NAME@DETAIL` to fail only for this
 //! detail. A trailing `#N` fails at the Nth time only. For [`trouble`], `NAME@FILE` returns an I/O
@@ -8,18 +8,18 @@
 /// Kills the process here if `BESPOKE_FAIL` names this point.
 #[inline]
 pub fn point(name: &str, detail: &str) {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "test-support")]
     armed::pass(name, detail);
-    #[cfg(not(debug_assertions))]
+    #[cfg(not(feature = "test-support"))]
     let _ = (name, detail);
 }
 
 /// Whether the caller should overlook an event here.
 #[inline]
 pub fn is_blind(name: &str) -> bool {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "test-support")]
     return armed::is_listed(name);
-    #[cfg(not(debug_assertions))]
+    #[cfg(not(feature = "test-support"))]
     {
         let _ = name;
         false
@@ -29,9 +29,9 @@ pub fn is_blind(name: &str) -> bool {
 /// Whether the caller should fail here, in its own way, each time.
 #[inline]
 pub fn is_set(name: &str, detail: &str) -> bool {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "test-support")]
     return armed::is_set(name, detail);
-    #[cfg(not(debug_assertions))]
+    #[cfg(not(feature = "test-support"))]
     {
         let _ = (name, detail);
         false
@@ -43,16 +43,16 @@ pub fn is_set(name: &str, detail: &str) -> bool {
 /// # Errors The error number in the file that `BESPOKE_FAIL` names.
 #[inline]
 pub fn trouble(name: &str) -> std::io::Result<()> {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "test-support")]
     return armed::trouble(name);
-    #[cfg(not(debug_assertions))]
+    #[cfg(not(feature = "test-support"))]
     {
         let _ = name;
         Ok(())
     }
 }
 
-#[cfg(debug_assertions)]
+#[cfg(feature = "test-support")]
 mod armed {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};

@@ -10,19 +10,14 @@ use axum::Router;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
-use crate::adapter;
 use crate::api::auth::{Hosts, KeyRing, KeysError};
-use crate::api::connection::{self, Limits, Patience};
-use crate::api::{self, App, Liveness, Options, Room, SpokeOptions};
-use crate::config::{GateSettings, LEAST_PROBE_MEMORY, ModelSettings, Settings, SpokeSettings};
+use crate::api::connection::{self, Limits};
+use crate::api::{self, App, Liveness, Options};
+use crate::config::{ModelSettings, Settings};
 use crate::database::{DatabaseError, StateDirectory};
 use crate::descriptors::{self, Connections};
-use crate::engine::{
-    Computing, Engine, EngineState, Health, LlamaEngine, LlamaSettings, SelfTest, own_memory_pays,
-};
+use crate::engine::{Engine, EngineState, Health, LlamaEngine, LlamaOptions, SelfTest, own_memory_pays};
 use crate::gguf::{self, Gguf, GgufError};
-use crate::spokes::gate::{Bounds, Gate};
-use crate::spokes::probe::ChildProbe;
 use crate::spokes::reconciler::{ReconcilerError, ReconcilerSettings, Spokes};
 use crate::text::ChatTemplate;
 
@@ -137,28 +132,18 @@ impl Hub {
         let own_memory = check_model_file(&settings.model)?;
         let door = Door::open(settings)?;
         let state = open_state(settings)?;
-        let model = &settings.model;
-        #[cfg(debug_assertions)]
+        #[cfg(feature = "test-support")]
         if let Some(fake) = crate::engine::FakeEngine::from_environment() {
             return Self::join(settings, Arc::new(fake), door, state);
         }
-        let computing = computing(settings, state.path());
-        let engine = LlamaSettings {
-            path: model.path.clone(),
-            context: model.context,
-            lanes: model.lanes,
-            queue: model.queue,
-            queue_tokens: model.queue_tokens,
-            threads: model.threads,
-            cached_sequences: model.cached_sequences,
-            draft: model.draft,
-            force: true,
+        let options = LlamaOptions {
             own_memory,
             checked: true,
-            cache_memory: model.cache_memory.map(|size| size.as_u64()),
             prepare_constraints: true,
+            self_test: self_test(settings, state.path()),
+            ..LlamaOptions::default()
         };
-        let engine = Arc::new(LlamaEngine::start_with(engine, computing));
+        let engine = Arc::new(LlamaEngine::start_with(settings.model.clone(), options));
         Self::join(settings, engine, door, state)
     }
 
@@ -181,44 +166,33 @@ impl Hub {
         let server = &settings.server;
         let chat_template = settings.model.chat_template.as_deref().map(read_template).transpose()?;
         let options = Options {
-            model_id: settings.model.id.clone(),
-            aliases: settings.model.aliases.clone(),
-            tags: settings.model.tags.clone(),
-            model_file: settings.model.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            slots: server.slots,
-            metrics: server.metrics,
-            chat_template,
-            body_limit: server.body_limit.as_u64(),
-            deadline: server.request_deadline,
-            room: Room {
-                lanes: settings.model.lanes.max(1),
-                queue: settings.model.queue,
-                queue_tokens: settings.model.queue_tokens,
-            },
+            server: server.clone(),
+            model: settings.model.clone(),
             sampling: settings.sampling,
-            slow_sender: server.slow_sender,
             log: settings.log,
+            spokes: settings.spokes.choice.clone(),
+            chat_template,
             hosts: Hosts::new(address, &server.hosts),
             keys: Arc::clone(&keys),
-            cors_origins: server.cors_origins.clone(),
-            spokes: SpokeOptions {
-                default: settings.spokes.default.clone(),
-                tasks: settings.spokes.tasks.clone(),
-                unknown_model: settings.spokes.unknown_model,
-                retired: settings.spokes.retired,
-            },
         };
-        if options.model_id.to_ascii_lowercase().contains("qwen3") {
+        if options.model.id.to_ascii_lowercase().contains("qwen3") {
             tracing::warn!(
-                id = options.model_id,
+                id = options.model.id,
                 "mnemonic appends /no_think for ids with qwen3 in them: set model.id"
             );
         }
         let liveness = Liveness::new(engine.health());
-        let spokes = Spokes::start(reconciler_settings(settings), state, Arc::clone(&engine));
-        let spokes = spokes.map_err(HubError::Spokes)?;
+        let followed = ReconcilerSettings {
+            spokes: settings.spokes.clone(),
+            folder: settings.paths.spokes.clone(),
+            model: settings.model.path.clone(),
+            model_id: settings.model.id.clone(),
+        };
+        // The API sends commands to the reconciler, and the reconciler asks the API the questions
+        // of gates. So the handle comes first, then the API, then the reconciler.
+        let (spokes, inbox) = Spokes::channel();
         let app = App::new(Arc::clone(&engine), spokes.clone(), Arc::clone(&liveness), options);
-        spokes.set_questioner(api::questioner(&app));
+        inbox.start(followed, state, Arc::clone(&engine), api::questioner(&app)).map_err(HubError::Spokes)?;
         let router = api::router(app.clone());
         let connections = connections_within_descriptors(server.connections);
         let limits = Limits {
@@ -226,11 +200,7 @@ impl Hub {
             beyond: connections.beyond,
             watched: connections.served < server.connections,
             head: usize::try_from(server.head_limit.as_u64()).unwrap_or(usize::MAX),
-            patience: Patience {
-                head: server.slow_sender,
-                reader: server.slow_reader,
-                idle: server.keep_alive,
-            },
+            timeouts: server.timeouts,
         };
         let (model, drain, watchdog) = (settings.model.path.clone(), server.drain, server.watchdog);
         let spokes = Kept(spokes);
@@ -331,62 +301,14 @@ fn open_state(settings: &Settings) -> Result<StateDirectory, HubError> {
     Ok(state)
 }
 
-/// Bytes of memory that a probe process may use.
-fn probe_memory(settings: &Settings) -> u64 {
+/// How the self-test tries the kernels, unless the settings turn it off.
+pub fn self_test(settings: &Settings, state: &Path) -> Option<SelfTest> {
     let post_bytes = fs_err::metadata(&settings.model.path).map_or(0, |metadata| metadata.len());
-    settings.spokes.probe_memory.map_or(LEAST_PROBE_MEMORY + 3 * post_bytes, |memory| memory.as_u64())
-}
-
-/// Which kernels the engine uses, and how the self-test tries them.
-pub fn computing(settings: &Settings, state: &Path) -> Computing {
-    let test = settings.model.self_test.then(|| SelfTest {
+    settings.model.self_test.then(|| SelfTest {
         program: settings.spokes.probe_program.clone(),
         remembered: Some(state.join(SELF_TEST)),
-        memory: probe_memory(settings),
-    });
-    Computing { choice: settings.model.kernels, test }
-}
-
-/// Settings for the reconciler.
-fn reconciler_settings(settings: &Settings) -> ReconcilerSettings {
-    let (spokes, model) = (&settings.spokes, &settings.model);
-    let probe = ChildProbe {
-        program: spokes.probe_program.clone(),
-        model: model.path.clone(),
-        limit: spokes.probe_limit,
-        memory: probe_memory(settings),
-    };
-    let gate = |(name, gate): (&String, &GateSettings)| {
-        let bounds = Bounds { epr: gate.epr, np: gate.np, sc: gate.sc, fr: gate.fr };
-        (name.clone(), Gate { probes: gate.probes.clone(), bounds, limit: gate.limit })
-    };
-    ReconcilerSettings {
-        folder: settings.paths.spokes.clone(),
-        events: spokes.events,
-        reconcile: spokes.reconcile,
-        poll: spokes.poll,
-        settle: spokes.settle,
-        most: spokes.most as usize,
-        keep: spokes.keep as usize,
-        memory: spokes.memory.as_u64(),
-        limits: spoke_limits(spokes),
-        probe: spokes.probe.then_some(probe),
-        gates: spokes.gates.iter().map(gate).collect(),
-        quarantine: spokes.quarantine.as_u64(),
-        move_refused: spokes.move_refused,
-        model: model.path.clone(),
-        model_id: model.id.clone(),
-    }
-}
-
-/// Limits that a spoke has to keep.
-pub fn spoke_limits(spokes: &SpokeSettings) -> adapter::Limits {
-    adapter::Limits {
-        max_bytes: spokes.file_limit.as_u64(),
-        max_resident_bytes: spokes.memory.as_u64(),
-        max_rank: spokes.rank_limit.into(),
-        ..adapter::Limits::default()
-    }
+        memory: settings.spokes.probe_memory(post_bytes),
+    })
 }
 
 /// Validates the model file with the safe reader before a C++ parser sees it, and parses its chat

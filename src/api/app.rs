@@ -14,72 +14,33 @@ use super::error::ApiError;
 use super::liveness::Liveness;
 use super::metrics::Metrics;
 use super::spokes::Default as DefaultSpokes;
-use crate::config::{LogFormat, LogSettings, Otherwise, SamplingDefaults};
+use crate::config::{
+    LogFormat, LogSettings, ModelSettings, Otherwise, SamplingDefaults, ServerSettings, SpokeChoice,
+};
 use crate::engine::{Engine, EngineError, EngineState, ModelInfo, Query, Reply, Segment};
 use crate::spokes::reconciler::{POST, Spokes};
 use crate::text::template::{ChatTemplate, TemplateError};
 
-/// Settings of the API.
+/// What an API is made of, besides what it serves: the sections of the settings, and what was made
+/// of them.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Name of the model in the API.
-    pub model_id: String,
-    /// Further names of the model.
-    pub aliases: Vec<String>,
-    /// Tags shown in the list of models.
-    pub tags: Vec<String>,
-    /// Name of the model file, without its folder.
-    pub model_file: String,
-    /// Whether `GET /slots` is enabled.
-    pub slots: bool,
-    /// Whether `GET /metrics` is enabled.
-    pub metrics: bool,
-    /// A chat template that replaces the model's own.
-    pub chat_template: Option<String>,
-    /// Bytes of the largest request body.
-    pub body_limit: u64,
-    /// Longest time for one request, including its time in the queue.
-    pub deadline: Duration,
-    /// Limits of concurrent requests.
-    pub room: Room,
+    /// HTTP server.
+    pub server: ServerSettings,
+    /// The model and how it is run.
+    pub model: ModelSettings,
     /// How tokens are chosen for requests that don't say.
     pub sampling: SamplingDefaults,
-    /// Longest time for a body to arrive.
-    pub slow_sender: Duration,
     /// What is logged about requests.
     pub log: LogSettings,
+    /// Which request gets which spoke.
+    pub spokes: SpokeChoice,
+    /// The text of `model.chat_template`, which replaces the model's own.
+    pub chat_template: Option<String>,
     /// Names under which clients may address the daemon.
     pub hosts: Hosts,
     /// API keys.
     pub keys: Arc<KeyRing>,
-    /// Origins whose web pages may send requests.
-    pub cors_origins: Vec<String>,
-    /// How requests are assigned their spokes.
-    pub spokes: SpokeOptions,
-}
-
-/// Number of requests that the engine takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
-    /// Requests that are answered at the same time.
-    pub lanes: u32,
-    /// Requests that may wait in addition, and as many while weights load.
-    pub queue: u32,
-    /// Tokens of the waiting requests, if more than one waits.
-    pub queue_tokens: u64,
-}
-
-/// How requests are assigned their spokes.
-#[derive(Debug, Clone)]
-pub struct SpokeOptions {
-    /// Spoke of requests that choose none.
-    pub default: Option<String>,
-    /// Spokes by the schema name of their task.
-    pub tasks: BTreeMap<String, String>,
-    /// For a model with an unknown name.
-    pub unknown_model: Otherwise,
-    /// For a spoke that was retired.
-    pub retired: Otherwise,
 }
 
 /// State shared by all handlers; cheap to clone.
@@ -157,7 +118,8 @@ impl App {
     /// Names that `model` may have in a request.
     pub(super) fn served_models(&self) -> String {
         let serving = self.spokes().registry().serving();
-        let post = std::iter::once(self.model_id()).chain(self.options().aliases.iter().map(String::as_str));
+        let post =
+            std::iter::once(self.model_id()).chain(self.options().model.aliases.iter().map(String::as_str));
         let all = post.chain(serving.names.keys().map(String::as_str));
         all.map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
     }
@@ -179,7 +141,7 @@ impl App {
     }
 
     pub(super) fn cors_origins(&self) -> &[String] {
-        &self.inner.options.cors_origins
+        &self.inner.options.server.cors_origins
     }
 
     pub(super) fn access_log(&self) -> Option<LogFormat> {
@@ -192,7 +154,7 @@ impl App {
     }
 
     pub(super) fn slow_sender(&self) -> Duration {
-        self.inner.options.slow_sender
+        self.inner.options.server.timeouts.slow_sender
     }
 
     pub(super) fn engine(&self) -> &dyn Engine {
@@ -200,26 +162,22 @@ impl App {
     }
 
     pub(super) fn model_id(&self) -> &str {
-        &self.inner.options.model_id
+        &self.inner.options.model.id
     }
 
-    /// Settings of the API.
+    /// What this API was made of.
     pub(super) fn options(&self) -> &Options {
         &self.inner.options
     }
 
     /// Whether a request's `model` means the post.
     pub(super) fn is_post(&self, model: &str) -> bool {
-        let Options { model_id, aliases, .. } = &self.inner.options;
-        model == model_id || model == POST || model.is_empty() || aliases.iter().any(|alias| alias == model)
+        let ModelSettings { id, aliases, .. } = &self.inner.options.model;
+        model == id || model == POST || model.is_empty() || aliases.iter().any(|alias| alias == model)
     }
 
     pub(super) fn body_limit(&self) -> u64 {
-        self.inner.options.body_limit
-    }
-
-    pub(super) fn room(&self) -> Room {
-        self.inner.options.room
+        self.inner.options.server.body_limit.as_u64()
     }
 
     pub(super) fn sampling(&self) -> &SamplingDefaults {
@@ -233,7 +191,7 @@ impl App {
 
     /// Deadline of a request that arrives now.
     pub(super) fn deadline(&self) -> Deadline {
-        let limit = self.inner.options.deadline;
+        let limit = self.inner.options.server.request_deadline;
         Deadline { at: Instant::now() + limit, limit }
     }
 
@@ -266,7 +224,7 @@ impl App {
         if let Some(model) = self.model() {
             return Ok(model);
         }
-        let _place = LoadWait::take(&self.inner.waiting_for_load, self.inner.options.room.queue)?;
+        let _place = LoadWait::take(&self.inner.waiting_for_load, self.inner.options.model.queue)?;
         let mut health = self.engine().health();
         let mut stopping = self.inner.stopping.subscribe();
         let loaded = health.wait_for(|health| !matches!(health.state, EngineState::Loading));

@@ -31,7 +31,7 @@ mod sse;
 mod timings;
 mod verbose;
 
-pub use app::{App, Options, Room, SpokeOptions};
+pub use app::{App, Options};
 pub use error::{ApiError, Fields};
 pub use gate::questioner;
 pub use liveness::Liveness;

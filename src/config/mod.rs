@@ -11,9 +11,9 @@ pub use error::{ConfigError, Mistake};
 pub use paths::{DEFAULT_CONFIG, default_model};
 pub use settings::{
     KernelChoice, LogFormat, LogSettings, MAX_SEQUENCES, ModelSettings, Paths, SamplingDefaults,
-    ServerSettings, Settings,
+    ServerSettings, Settings, Timeouts,
 };
-pub use spokes::{GateSettings, LEAST_PROBE_MEMORY, Otherwise, SpokeSettings};
+pub use spokes::{GateSettings, LEAST_PROBE_MEMORY, Otherwise, SpokeChoice, SpokeSettings};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -122,7 +122,7 @@ mod tests {
     fn tasks_and_gates_are_tables_of_names() {
         let text = "[spokes.tasks]\nencoding_response = 'encoding'\n[spokes.gate.encoding]\nprobes = 'p.jsonl'\nepr = 0.9\n";
         let spokes = parse(text, Path::new("/etc"), Overrides::default()).unwrap().spokes;
-        assert_eq!(spokes.tasks["encoding_response"], "encoding");
+        assert_eq!(spokes.choice.tasks["encoding_response"], "encoding");
         let gate = &spokes.gates["encoding"];
         assert_eq!((gate.probes.as_path(), gate.epr, gate.fr), (Path::new("/etc/p.jsonl"), Some(0.9), None));
     }

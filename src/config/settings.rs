@@ -10,7 +10,7 @@ use toml::Spanned;
 use super::Overrides;
 use super::error::Mistake;
 use super::paths::{absolute, default_model, default_state};
-use super::raw::RawConfig;
+use super::raw::{self, RawConfig};
 use super::spokes::SpokeSettings;
 use super::validate::Check;
 
@@ -60,12 +60,8 @@ pub struct ServerSettings {
     pub connections: u32,
     /// Largest head (request line and headers) of a request.
     pub head_limit: ByteSize,
-    /// Longest time for a head to arrive, and again for a body.
-    pub slow_sender: Duration,
-    /// Longest time that a client may read nothing of what is sent to it.
-    pub slow_reader: Duration,
-    /// Longest time that a connection is kept open without a request.
-    pub keep_alive: Duration,
+    /// How long slow clients are waited for.
+    pub timeouts: Timeouts,
     /// Longest time that a ready engine may show no sign of life; zero turns the watchdog off.
     pub watchdog: Duration,
     /// File of API keys.
@@ -79,6 +75,17 @@ pub struct ServerSettings {
     pub slots: bool,
     /// Whether `GET /metrics` is enabled.
     pub metrics: bool,
+}
+
+/// How long a connection waits for its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Longest time for a head to arrive, and again for a body.
+    pub slow_sender: Duration,
+    /// Longest time that a client may read nothing of what is sent to it.
+    pub slow_reader: Duration,
+    /// Longest time that a connection is kept open without a request.
+    pub keep_alive: Duration,
 }
 
 /// Logging.
@@ -119,7 +126,7 @@ pub struct ModelSettings {
     pub context: Option<u32>,
     /// Memory for the KV cache of all sequences; half of the available memory unless given.
     pub cache_memory: Option<ByteSize>,
-    /// Requests that are answered at the same time.
+    /// Requests that are answered at the same time, at least 1.
     pub lanes: u32,
     /// CPU threads.
     pub threads: u32,
@@ -127,14 +134,80 @@ pub struct ModelSettings {
     pub cached_sequences: u32,
     /// Whether tokens are drafted by prompt lookup, for requests that don't say.
     pub draft: bool,
-    /// Requests that may wait in the queue.
+    /// Requests that may wait in the queue, and as many while weights load.
     pub queue: u32,
-    /// Estimated tokens, prompts and answers, of the requests in the queue.
+    /// Estimated tokens, prompts and answers, of the requests in the queue. A single request may
+    /// always wait, whatever its length.
     pub queue_tokens: u64,
     /// Which kernels to use.
     pub kernels: KernelChoice,
     /// Whether kernels are tried in another process before they serve.
     pub self_test: bool,
+}
+
+impl ModelSettings {
+    /// The defaults for a model file.
+    pub fn of(path: PathBuf) -> Self {
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        Self {
+            id: stem.unwrap_or_else(|| "bespoke".to_owned()),
+            path,
+            aliases: Vec::new(),
+            tags: Vec::new(),
+            chat_template: None,
+            context: None,
+            cache_memory: None,
+            lanes: 4,
+            threads: processors(),
+            cached_sequences: 0,
+            draft: true,
+            queue: 256,
+            queue_tokens: 1 << 18,
+            kernels: KernelChoice::default(),
+            self_test: true,
+        }
+    }
+
+    /// Validates the raw settings. The file that the command line names, if any, wins.
+    fn new(written: raw::Model, named: Option<&Path>, folder: &Path, check: &mut Check) -> Self {
+        let path = named.map(absolute).or_else(|| written.path.map(|path| from_file(folder, path)));
+        let default = Self::of(path.unwrap_or_else(default_model));
+        let lanes = check.whole("model.lanes", written.lanes, 1..=MAX_SEQUENCES, default.lanes);
+        // Lanes and cached sequences are both sequences of llama.cpp.
+        let spare = 128.min(MAX_SEQUENCES - lanes);
+        let (context, memory) = (written.context, written.cache_memory);
+        let queue_tokens =
+            written.queue_tokens.map(|given| check.whole("model.queue_tokens", Some(given), 1..=u32::MAX, 1));
+        Self {
+            id: check.name("model.id", written.id, default.id),
+            aliases: check.names("model.aliases", written.aliases),
+            tags: check.names("model.tags", written.tags),
+            path: default.path,
+            chat_template: written.chat_template.map(|path| from_file(folder, path)),
+            context: context.map(|given| check.whole("model.context", Some(given), 16..=1 << 20, 16)),
+            cache_memory: memory.map(|given| {
+                check.size("model.cache_memory", Some(given), ByteSize::gib(1), 1 << 20..=1 << 50)
+            }),
+            lanes,
+            threads: check.whole("model.threads", written.threads, 1..=1024, default.threads),
+            cached_sequences: check.whole(
+                "model.cached_sequences",
+                written.cached_sequences,
+                0..=spare,
+                default.cached_sequences,
+            ),
+            draft: written.draft.unwrap_or(default.draft),
+            queue: check.whole("model.queue", written.queue, 1..=100_000, default.queue),
+            queue_tokens: queue_tokens.map_or(default.queue_tokens, u64::from),
+            kernels: check.choice(
+                "model.kernels",
+                written.kernels,
+                &[("auto", KernelChoice::Auto), ("off", KernelChoice::Off)],
+                default.kernels,
+            ),
+            self_test: written.self_test.unwrap_or(default.self_test),
+        }
+    }
 }
 
 /// How tokens are chosen for requests that don't say. The default temperature is 0, greedy, because
@@ -175,14 +248,7 @@ impl Settings {
         let mut check = Check { mistakes: Vec::new() };
         let RawConfig { server, model, log, sampling, spokes, paths } = written;
         let spokes_named = overrides.spokes.is_some() || paths.spokes.is_some();
-        let from_file = |path: Spanned<String>| absolute(&folder.join(path.into_inner()));
-        let path = overrides.model.as_deref().map(absolute).or_else(|| model.path.map(from_file));
-        let path = path.unwrap_or_else(default_model);
-        let stem =
-            path.file_stem().map_or_else(|| "bespoke".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        let lanes = check.whole("model.lanes", model.lanes, 1..=MAX_SEQUENCES, 4);
-        // Lanes and cached sequences are both sequences of llama.cpp.
-        let spare = 128.min(MAX_SEQUENCES - lanes);
+        let from_file = |path: Spanned<String>| from_file(folder, path);
         let settings = Self {
             server: ServerSettings {
                 listen: overrides.listen.unwrap_or_else(|| check.address("server.listen", server.listen)),
@@ -201,9 +267,11 @@ impl Settings {
                     ByteSize::kib(32),
                     8 << 10..=1 << 20,
                 ),
-                slow_sender: check.pause("server.slow_sender", server.slow_sender, 10),
-                slow_reader: check.pause("server.slow_reader", server.slow_reader, 30),
-                keep_alive: check.pause("server.keep_alive", server.keep_alive, 75),
+                timeouts: Timeouts {
+                    slow_sender: check.pause("server.slow_sender", server.slow_sender, 10),
+                    slow_reader: check.pause("server.slow_reader", server.slow_reader, 30),
+                    keep_alive: check.pause("server.keep_alive", server.keep_alive, 75),
+                },
                 watchdog: check.duration("server.watchdog", server.watchdog, 30),
                 keys_file: server.keys_file.map(from_file),
                 hosts: check.hosts("server.hosts", server.hosts),
@@ -211,34 +279,7 @@ impl Settings {
                 slots: server.slots.unwrap_or(true),
                 metrics: server.metrics.unwrap_or(true),
             },
-            model: ModelSettings {
-                id: check.name("model.id", model.id, stem),
-                aliases: check.names("model.aliases", model.aliases),
-                tags: check.names("model.tags", model.tags),
-                path,
-                chat_template: model.chat_template.map(from_file),
-                context: model
-                    .context
-                    .map(|given| check.whole("model.context", Some(given), 16..=1 << 20, 16)),
-                cache_memory: model.cache_memory.map(|given| {
-                    check.size("model.cache_memory", Some(given), ByteSize::gib(1), 1 << 20..=1 << 50)
-                }),
-                lanes,
-                threads: check.whole("model.threads", model.threads, 1..=1024, processors()),
-                cached_sequences: check.whole("model.cached_sequences", model.cached_sequences, 0..=spare, 0),
-                draft: model.draft.unwrap_or(true),
-                queue: check.whole("model.queue", model.queue, 1..=100_000, 256),
-                queue_tokens: check
-                    .whole("model.queue_tokens", model.queue_tokens, 1..=u32::MAX, 1 << 18)
-                    .into(),
-                kernels: check.choice(
-                    "model.kernels",
-                    model.kernels,
-                    &[("auto", KernelChoice::Auto), ("off", KernelChoice::Off)],
-                    KernelChoice::Auto,
-                ),
-                self_test: model.self_test.unwrap_or(true),
-            },
+            model: ModelSettings::new(model, overrides.model.as_deref(), folder, &mut check),
             log: LogSettings {
                 format: check.format("log.format", log.format),
                 access: check.access("log.access", log.access),
@@ -272,6 +313,11 @@ impl Settings {
         };
         if check.mistakes.is_empty() { Ok(settings) } else { Err(check.mistakes) }
     }
+}
+
+/// A path in the configuration file, relative to the file's folder.
+fn from_file(folder: &Path, path: Spanned<String>) -> PathBuf {
+    absolute(&folder.join(path.into_inner()))
 }
 
 fn processors() -> u32 {

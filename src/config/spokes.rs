@@ -11,7 +11,7 @@ use toml::Spanned;
 use super::paths::absolute;
 use super::raw;
 use super::validate::Check;
-use crate::adapter::check_name;
+use crate::adapter::{Limits, check_name};
 
 /// Least memory of a probe process, for contexts, thread stacks and the allocator's caches. The
 /// default post needs 0.4 GB, one of 1.6 GB less than this. The daemon adds three times the post's
@@ -30,9 +30,9 @@ pub struct SpokeSettings {
     /// How long a file must stay unchanged before it is read.
     pub settle: Duration,
     /// Most spokes in the folder.
-    pub most: u32,
+    pub most: usize,
     /// Generations kept for each name in addition to the serving one.
-    pub keep: u32,
+    pub keep: usize,
     /// Memory of all spokes together.
     pub memory: ByteSize,
     /// Largest file.
@@ -51,6 +51,15 @@ pub struct SpokeSettings {
     pub quarantine: ByteSize,
     /// Whether refused files are moved out of the folder.
     pub move_refused: bool,
+    /// Gates by the name of the spoke, or of the task that it was trained for.
+    pub gates: BTreeMap<String, GateSettings>,
+    /// Which request gets which spoke.
+    pub choice: SpokeChoice,
+}
+
+/// Which request gets which spoke.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpokeChoice {
     /// Spoke of requests that choose none.
     pub default: Option<String>,
     /// Fallback for requests whose model has an unknown name.
@@ -59,8 +68,6 @@ pub struct SpokeSettings {
     pub retired: Otherwise,
     /// Spokes by the schema name of their task.
     pub tasks: BTreeMap<String, String>,
-    /// Gates by the name of the spoke, or of the task that it was trained for.
-    pub gates: BTreeMap<String, GateSettings>,
 }
 
 /// Fallback if a spoke is not available.
@@ -117,8 +124,8 @@ impl SpokeSettings {
             reconcile: check.time("spokes.reconcile", written.reconcile, seconds(30)),
             poll: check.time("spokes.poll", written.poll, seconds(2)),
             settle: check.time("spokes.settle", written.settle, Duration::from_millis(500)),
-            most: check.whole("spokes.most", written.most, 1..=100_000, 1_000),
-            keep: check.whole("spokes.keep", written.keep, 0..=100, 3),
+            most: check.whole("spokes.most", written.most, 1..=100_000, 1_000) as usize,
+            keep: check.whole("spokes.keep", written.keep, 0..=100, 3) as usize,
             memory: check.size("spokes.memory", written.memory, ByteSize::gib(2), 1 << 20..=1 << 42),
             file_limit: check.size(
                 "spokes.file_limit",
@@ -140,11 +147,32 @@ impl SpokeSettings {
             probe_program: PathBuf::from(OURSELVES),
             quarantine: check.size("spokes.quarantine", written.quarantine, ByteSize::gib(2), 0..=1 << 42),
             move_refused: written.move_refused.unwrap_or(false),
-            default: written.default.and_then(|found| name(check, "spokes.default", found)),
-            unknown_model: check.otherwise("spokes.unknown_model", written.unknown_model, Otherwise::Refuse),
-            retired: check.otherwise("spokes.retired", written.retired, Otherwise::Refuse),
-            tasks,
+            choice: SpokeChoice {
+                default: written.default.and_then(|found| name(check, "spokes.default", found)),
+                unknown_model: check.otherwise(
+                    "spokes.unknown_model",
+                    written.unknown_model,
+                    Otherwise::Refuse,
+                ),
+                retired: check.otherwise("spokes.retired", written.retired, Otherwise::Refuse),
+                tasks,
+            },
         }
+    }
+
+    /// Limits of a single spoke.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_bytes: self.file_limit.as_u64(),
+            max_resident_bytes: self.memory.as_u64(),
+            max_rank: self.rank_limit.into(),
+            ..Limits::default()
+        }
+    }
+
+    /// Bytes of memory of a process that runs a post of this size for a probe.
+    pub fn probe_memory(&self, post_bytes: u64) -> u64 {
+        self.probe_memory.map_or(LEAST_PROBE_MEMORY + 3 * post_bytes, |memory| memory.as_u64())
     }
 }
 

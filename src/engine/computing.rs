@@ -4,16 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kernels::{Kernel, Kernels};
 use super::self_test::{SelfTest, TestError, Tested};
-use crate::config::KernelChoice;
-
-/// Configuration of an engine's kernels.
-#[derive(Debug, Clone, Default)]
-pub struct Computing {
-    /// Which kernels to use.
-    pub choice: KernelChoice,
-    /// How the kernels are tested before they serve; `None` skips the test.
-    pub test: Option<SelfTest>,
-}
+use crate::config::{KernelChoice, ModelSettings};
 
 fn kernels(choice: KernelChoice) -> Kernels {
     match choice {
@@ -98,25 +89,24 @@ pub(super) struct Choosing {
     test: Option<std::thread::JoinHandle<Result<Tested, TestError>>>,
 }
 
-impl Computing {
-    /// Determines the kernels that can be used with this model. Blocks until the test is done.
-    ///
-    /// # Errors
-    /// Even llama.cpp's own kernels fail.
-    pub fn find_out(&self, model: &std::path::Path) -> Result<ComputingReport, String> {
-        self.choose(model).chosen().map(|(_, report)| report)
-    }
+/// Determines the kernels that can be used with the model. Blocks until the test is done.
+///
+/// # Errors
+/// Even llama.cpp's own kernels fail.
+pub fn computing_report(model: &ModelSettings, test: Option<SelfTest>) -> Result<ComputingReport, String> {
+    choose(model, test).chosen().map(|(_, report)| report)
+}
 
-    /// Starts to determine the kernels that can be used with this model.
-    pub(super) fn choose(&self, model: &std::path::Path) -> Choosing {
-        let kernels = kernels(self.choice);
-        let test = self.test.clone().and_then(|test| {
-            let model = model.to_owned();
-            let named = std::thread::Builder::new().name("self-test".to_owned());
-            named.spawn(move || test.run(&model, kernels)).ok()
-        });
-        Choosing { kernels, test }
-    }
+/// Starts to determine the kernels that can be used with the model. Without a test, they are used
+/// untested.
+pub(super) fn choose(model: &ModelSettings, test: Option<SelfTest>) -> Choosing {
+    let kernels = kernels(model.kernels);
+    let test = test.and_then(|test| {
+        let model = model.path.clone();
+        let named = std::thread::Builder::new().name("self-test".to_owned());
+        named.spawn(move || test.run(&model, kernels)).ok()
+    });
+    Choosing { kernels, test }
 }
 
 impl Choosing {

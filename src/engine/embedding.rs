@@ -8,12 +8,13 @@ use tokio::sync::oneshot;
 
 use super::drafting::Cost;
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
-use super::handle::{LlamaSettings, Ticket};
+use super::handle::Ticket;
 use super::kernels::Kernels;
 use super::scheduler::SHARE;
 use super::thread_tuner::ThreadTuner;
 use super::vocabulary::{Vocabulary, tokenize};
 use super::{Embeddings, EngineError, Prompt};
+use crate::config::ModelSettings;
 
 /// Tokens per part. Constant, so that a text's vector doesn't depend on other texts; small, because
 /// lanes wait meanwhile and llama.cpp keeps logits of each token.
@@ -120,7 +121,7 @@ impl<'a> Embedder<'a> {
     /// llama.cpp can't create it, most likely because memory is short.
     pub fn new(
         model: &'a LlamaModel,
-        settings: &LlamaSettings,
+        settings: &ModelSettings,
         limit: u32,
         kernels: Kernels,
     ) -> Result<Self, EngineError> {

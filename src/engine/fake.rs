@@ -105,8 +105,7 @@ impl FakeEngine {
 
     /// The engine that the environment requests in tests of the whole program.
     /// `BESPOKE_FAKE_ENGINE` is the pause before each word in milliseconds; the answers name the
-    /// spokes they ran with. Not in release builds.
-    #[cfg(debug_assertions)]
+    /// spokes they ran with.
     pub fn from_environment() -> Option<Self> {
         let pause = std::env::var("BESPOKE_FAKE_ENGINE").ok()?.parse().ok()?;
         Some(Self::new(Script::Spokes(Duration::from_millis(pause))))

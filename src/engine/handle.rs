@@ -2,7 +2,6 @@
 //! channel and sends events.
 
 use std::panic;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc as commands;
@@ -13,9 +12,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::command_sender::CommandSender;
-use super::computing::Computing;
 use super::constraint::STACK;
 use super::grammar_compiler::{GrammarCompiler, Index};
+use super::self_test::SelfTest;
 use super::spokes;
 use super::worker::{self, Command};
 use super::{
@@ -23,43 +22,34 @@ use super::{
     Reply, SpokeChange, Totals, likely_tokens, likely_use,
 };
 use crate::adapter::Kind;
+use crate::config::ModelSettings;
 
-/// Settings of a [`LlamaEngine`].
+/// How to start a [`LlamaEngine`], in addition to its settings. The default is for a file that
+/// was not checked, without a self-test.
 #[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LlamaSettings {
-    /// Path of the GGUF file.
-    pub path: PathBuf,
-    /// Maximum tokens per request, prompt and answer together. Defaults to the model's own limit.
-    pub context: Option<u32>,
-    /// Number of requests that are answered at the same time.
-    pub lanes: u32,
-    /// Maximum number of waiting requests.
-    pub queue: u32,
-    /// Maximum estimated tokens of all waiting requests, prompts and answers together. A single
-    /// request may always wait, whatever its length.
-    pub queue_tokens: u64,
-    /// Maximum bytes for the KV cache of all sequences. Defaults to half of the available memory.
-    pub cache_memory: Option<u64>,
-    /// Number of CPU threads.
-    pub threads: u32,
-    /// Number of sequences, in addition to the lanes, that keep keys and values for later requests.
-    pub cached_sequences: u32,
-    /// Whether to draft tokens for requests that don't say.
-    pub draft: bool,
+pub struct LlamaOptions {
     /// Whether tokens that a constraint dictates are taken without running the model. Disabled only
     /// to measure the gain.
     pub force: bool,
-    /// Whether to load the weights into the engine's own memory, in huge pages, if there is plenty
-    /// of memory. Otherwise the file is mapped, so that processes share its pages and the system
-    /// can reclaim them. Takes effect only where it makes the engine faster.
+    /// Whether to read the weights into the engine's own memory, in huge pages
+    /// ([`own_memory_pays`](super::own_memory_pays) says whether that is faster). Otherwise the
+    /// file is mapped, so that processes share its pages and the system can reclaim them.
     pub own_memory: bool,
-    /// Whether the caller has checked the file with the safe reader and decided `own_memory` by it.
-    /// Reading a large vocabulary a second time would take a third of the time until ready.
+    /// Whether the caller has checked the file with the safe reader. Reading a large vocabulary a
+    /// second time would take a third of the time until ready.
     pub checked: bool,
     /// Whether to build the index for constraints as soon as the model is loaded, instead of when
     /// the first constrained request arrives.
     pub prepare_constraints: bool,
+    /// How the kernels are tested before they serve; `None` skips the test.
+    pub self_test: Option<SelfTest>,
+}
+
+impl Default for LlamaOptions {
+    fn default() -> Self {
+        Self { force: true, own_memory: false, checked: false, prepare_constraints: false, self_test: None }
+    }
 }
 
 /// An [`Engine`] on top of llama.cpp. Dropping it stops its thread without draining.
@@ -67,13 +57,8 @@ pub struct LlamaSettings {
 pub struct LlamaEngine {
     sender: CommandSender,
     compiler: GrammarCompiler,
-    /// Path of the model's file.
-    path: PathBuf,
+    settings: Arc<ModelSettings>,
     load: Arc<Load>,
-    lanes: u32,
-    queue: u32,
-    queue_tokens: u64,
-    context: Option<u32>,
 }
 
 /// The accepted requests that have not ended.
@@ -107,20 +92,20 @@ impl Drop for Ticket {
 }
 
 impl LlamaEngine {
-    /// Starts the engine's thread and returns at once; the thread loads the weights. Uses the
-    /// fastest kernels without testing them.
+    /// Starts the engine's thread with the default options and returns at once; the thread loads
+    /// the weights.
     ///
     /// # Panics
     /// The system can't start a thread.
-    pub fn start(settings: LlamaSettings) -> Self {
-        Self::start_with(settings, Computing::default())
+    pub fn start(settings: ModelSettings) -> Self {
+        Self::start_with(settings, LlamaOptions::default())
     }
 
-    /// Like [`LlamaEngine::start`], but chooses and tests kernels as `computing` says.
+    /// Like [`LlamaEngine::start`], with these options.
     ///
     /// # Panics
     /// The system can't start a thread.
-    pub fn start_with(settings: LlamaSettings, computing: Computing) -> Self {
+    pub fn start_with(settings: ModelSettings, options: LlamaOptions) -> Self {
         let (commands, receiver) = commands::channel();
         let loading = Health {
             state: EngineState::Loading,
@@ -130,31 +115,31 @@ impl LlamaEngine {
             totals: Totals::default(),
         };
         let (sender, health) = watch::channel(loading);
-        let (lanes, queue, queue_tokens) = (settings.lanes.max(1), settings.queue, settings.queue_tokens);
-        let (context, path) = (settings.context, settings.path.clone());
+        let settings = Arc::new(settings);
         let index = Arc::<Index>::default();
-        let tell = Arc::clone(&index);
+        let (of_worker, tell) = (Arc::clone(&settings), Arc::clone(&index));
         thread::Builder::new()
             .name("engine".to_owned())
             .stack_size(STACK)
-            .spawn(move || worker::run(&settings, &receiver, &sender, &tell, &computing))
+            .spawn(move || worker::run(&of_worker, &options, &receiver, &sender, &tell))
             .expect("the system starts a thread");
         let sender = CommandSender { commands, health };
         let compiler = GrammarCompiler::start(sender.clone(), index);
-        Self { sender, compiler, path, load: Arc::default(), lanes, queue, queue_tokens, context }
+        Self { sender, compiler, settings, load: Arc::default() }
     }
 
     /// Accepts a request of about `tokens` tokens if the queue has room for it. While a lane is
     /// free, a request that takes one waits only for a moment, so its tokens don't count.
     fn ticket(&self, tokens: u64, takes_lane: bool) -> Result<Ticket, EngineError> {
+        let ModelSettings { lanes, queue, queue_tokens, .. } = *self.settings;
         let unfinished = self.load.unfinished.fetch_add(1, Ordering::SeqCst);
-        let tokens = if takes_lane && unfinished < self.lanes { 0 } else { tokens };
+        let tokens = if takes_lane && unfinished < lanes { 0 } else { tokens };
         let waiting = self.load.tokens.fetch_add(tokens, Ordering::SeqCst);
         let ticket = Ticket { load: Arc::clone(&self.load), tokens };
-        if unfinished >= self.lanes.saturating_add(self.queue) {
-            return Err(EngineError::Overloaded { waiting: unfinished - self.lanes });
+        if unfinished >= lanes.saturating_add(queue) {
+            return Err(EngineError::Overloaded { waiting: unfinished - lanes });
         }
-        let (tokens, limit) = (waiting + tokens, self.queue_tokens);
+        let (tokens, limit) = (waiting + tokens, queue_tokens);
         // A single request may wait, however long it is.
         if waiting > 0 && ticket.tokens > 0 && tokens > limit {
             return Err(EngineError::QueueTokens { tokens, limit });
@@ -164,7 +149,7 @@ impl LlamaEngine {
 
     /// Estimates the tokens that a request will use, at most as many as the context holds.
     fn estimate(&self, request: &Generate) -> u64 {
-        let context = self.context.or_else(|| match &self.sender.health.borrow().state {
+        let context = self.settings.context.or_else(|| match &self.sender.health.borrow().state {
             EngineState::Ready(model) => Some(model.n_ctx),
             _ => None,
         });
@@ -210,10 +195,10 @@ impl Engine for LlamaEngine {
         let (reply, receiver) = oneshot::channel();
         match change {
             SpokeChange::Load(spoke) if spoke.kind == Kind::Felix => {
-                let (sender, post) = (self.sender.clone(), self.path.clone());
+                let (sender, post) = (self.sender.clone(), Arc::clone(&self.settings));
                 // Reading and reordering the weights takes longer than a token, so do it on a
                 // separate thread.
-                let read = move || match panic::catch_unwind(|| spokes::read_felix(&spoke.path, &post))
+                let read = move || match panic::catch_unwind(|| spokes::read_felix(&spoke.path, &post.path))
                     .unwrap_or_else(|_| Err(EngineError::Spoke("reading it failed".to_owned())))
                 {
                     Ok(weights) => {

@@ -10,6 +10,7 @@ mod detokenizer;
 mod drafting;
 mod embedding;
 mod error;
+#[cfg(feature = "test-support")]
 pub mod fake;
 pub mod ffi;
 mod grammar_compiler;
@@ -30,12 +31,13 @@ mod thread_tuner;
 mod vocabulary;
 mod worker;
 
-pub use computing::{Computing, ComputingReport, KernelState, Outcome, TestState};
+pub use computing::{ComputingReport, KernelState, Outcome, TestState, computing_report};
 pub use detokenizer::whole_characters;
 pub use error::EngineError;
+#[cfg(feature = "test-support")]
 pub use fake::{FakeEngine, Script, ScriptedToken};
 pub use guard::{CloseReason, Closed, DistinctList, Guard, Longest};
-pub use handle::{LlamaEngine, LlamaSettings};
+pub use handle::{LlamaEngine, LlamaOptions};
 pub use protocol::*;
 pub use self_test::{Line as SelfTestLine, SelfTest, trial as self_test_trial};
 pub use spoke::{LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange, SpokeSet};

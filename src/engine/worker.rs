@@ -16,11 +16,12 @@ use tracing::Span;
 use super::backend::backend;
 use super::batching::{Entry, Lanes, room};
 use super::cache_memory::available;
-use super::computing::{Computing, ComputingReport};
+use super::computing::{ComputingReport, choose};
 use super::constraint::Shape;
 use super::embedding::{Embedder, Embedding};
+use super::ffi::reading_weights;
 use super::grammar_compiler::Index;
-use super::handle::{LlamaSettings, Ticket};
+use super::handle::{LlamaOptions, Ticket};
 use super::heartbeat::{BEAT, Heartbeat};
 use super::kernels::Kernels;
 use super::kernels::felix;
@@ -32,6 +33,7 @@ use super::{
     SpokeChange, Usage,
 };
 use crate::allocator;
+use crate::config::ModelSettings;
 use crate::gguf::{GgmlType, Gguf, check_model};
 
 /// A command to the engine's thread.
@@ -96,15 +98,15 @@ struct Waiting<'a> {
 
 /// Body of the engine's thread.
 pub fn run(
-    settings: &LlamaSettings,
+    settings: &ModelSettings,
+    options: &LlamaOptions,
     commands: &Receiver<Command>,
     health: &watch::Sender<Health>,
     index: &Arc<Index>,
-    computing: &Computing,
 ) {
     let set_state = |state| health.send_modify(|health| health.state = state);
     let _waiting = Waited(index);
-    match serve(settings, commands, health, index, computing) {
+    match serve(settings, options, commands, health, index) {
         Ok(()) => {
             set_state(EngineState::Stopped);
             refuse_rest(commands, &EngineError::Stopped);
@@ -148,20 +150,19 @@ pub fn refuse(command: Command, error: &EngineError) {
 /// Loads the model and serves requests until told to stop. Returns an error if the model can't be
 /// served.
 fn serve(
-    settings: &LlamaSettings,
+    settings: &ModelSettings,
+    options: &LlamaOptions,
     commands: &Receiver<Command>,
     health: &watch::Sender<Health>,
     index: &Arc<Index>,
-    computing: &Computing,
 ) -> Result<(), String> {
     let began = Instant::now();
     // The self-test runs in a process of its own while this thread loads the weights.
-    let choosing = computing.choose(&settings.path);
-    let model = if settings.checked {
-        load_checked(&settings.path, !settings.own_memory)?
-    } else {
-        load(&settings.path, settings.own_memory)?
-    };
+    let choosing = choose(settings, options.self_test.clone());
+    if !options.checked {
+        check(&settings.path)?;
+    }
+    let model = load_checked(&settings.path, !options.own_memory)?;
     let read_ms = began.elapsed().as_millis();
     let vocabulary = Arc::new(Vocabulary::of(&model));
     let vocabulary_ms = began.elapsed().as_millis() - read_ms;
@@ -182,11 +183,12 @@ fn serve(
     );
     health.send_modify(|health| health.state = EngineState::Ready(Arc::new(info)));
     index.tell(&vocabulary);
-    if settings.prepare_constraints {
+    if options.prepare_constraints {
         index.prepare();
     }
     let mut worker = Worker {
         settings,
+        options,
         model: &model,
         context,
         kernels,
@@ -205,29 +207,34 @@ fn serve(
     Ok(())
 }
 
-/// Loads a model file after our own reader has checked it.
-pub fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
+/// Checks a model file with our own reader.
+fn check(path: &Path) -> Result<(), String> {
     let file = Gguf::open(path).map_err(|e| e.to_string())?;
-    check_model(&file).map_err(|e| e.to_string())?;
-    let own = own_memory && own_memory_pays(&file);
-    drop(file);
-    load_checked(path, !own)
+    check_model(&file).map_err(|e| e.to_string())
 }
 
-/// Loads a file whose content has been checked.
+/// Maps a model file after our own reader has checked it.
+pub fn load(path: &Path) -> Result<LlamaModel, String> {
+    check(path)?;
+    load_checked(path, true)
+}
+
+/// Loads a file whose content has been checked: maps it, or reads it into memory.
 pub fn load_checked(path: &Path, mapped: bool) -> Result<LlamaModel, String> {
     if path.to_str().is_none() {
         return Err(format!("{}: a path that isn't UTF-8 can't be given to llama.cpp", path.display()));
     }
     let params = LlamaModelParams::default().with_use_mmap(mapped);
-    LlamaModel::load_from_file(backend(), path, &params)
-        .map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
+    let backend = backend();
+    let read = || LlamaModel::load_from_file(backend, path, &params);
+    let model = if mapped { read() } else { reading_weights(read) };
+    model.map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
 }
 
-/// Whether the model runs faster with its weights in private memory, of which there is plenty. Private memory can use huge
-/// pages, a file mapping can't, and TLB misses on small pages are an eighth of the time that our
-/// kernels take to read the weights. Only tensors that our kernels compute are put into huge pages
-/// (`ffi/custom_ops/huge_pages.rs`), so they must make up a good part of the file.
+/// Whether the model runs faster with its weights in private memory, of which there is plenty.
+/// Private memory can use huge pages (`ffi/buffers.rs`), a file mapping can't, and TLB misses on
+/// small pages are an eighth of the time that our kernels take to read the weights. This is known
+/// of our kernels only, so what they compute must make up a good part of the file.
 pub fn own_memory_pays(file: &Gguf) -> bool {
     let all = |q8: bool| file.tensors().iter().filter(move |t| !q8 || t.kind == GgmlType::Q8_0);
     let bytes = |q8: bool| all(q8).map(|tensor| tensor.bytes).sum::<u64>();
@@ -235,7 +242,7 @@ pub fn own_memory_pays(file: &Gguf) -> bool {
     Kernels::best().product.is_some() && bytes(true) >= bytes(false) / 4 && fits()
 }
 
-fn describe(model: &LlamaModel, settings: &LlamaSettings, n_ctx: u32) -> Result<ModelInfo, String> {
+fn describe(model: &LlamaModel, settings: &ModelSettings, n_ctx: u32) -> Result<ModelInfo, String> {
     let text = |key: &str| model.meta_val_str(key).ok().filter(|text| !text.is_empty());
     let vocab = model.vocab();
     let marker = |id: LlamaToken| match id.0 {
@@ -268,7 +275,8 @@ struct Read {
 }
 
 struct Worker<'a> {
-    settings: &'a LlamaSettings,
+    settings: &'a ModelSettings,
+    options: &'a LlamaOptions,
     model: &'a LlamaModel,
     context: u32,
     kernels: Kernels,
@@ -427,7 +435,7 @@ impl<'a> Worker<'a> {
         let cached_tokens = placement.known as u32;
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
         let run = Sequence::new(&request, &prompt, events, session, budget, usage)?;
-        let run = if self.settings.force { run } else { run.without_force() };
+        let run = if self.options.force { run } else { run.without_force() };
         tracing::debug!(
             answer = request.id,
             prompt = tokens,

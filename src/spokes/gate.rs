@@ -2,41 +2,16 @@
 //! probe set of its task. Below the threshold, the old generation keeps serving.
 
 use std::fmt::{self, Debug};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::leases::Lease;
 use super::life::Reason;
 use super::reason_code::Code;
+use crate::config::GateSettings;
 use crate::eval::report::{Judged, Summary};
 use crate::eval::rows::{self, Pair};
 use crate::task::Event;
-
-/// Requirements for a spoke.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Gate {
-    /// Rows in the format of `bespoke eval run`.
-    pub probes: PathBuf,
-    /// Means over all rows.
-    pub bounds: Bounds,
-    /// Longest time for all answers together.
-    pub limit: Duration,
-}
-
-/// Bounds of means; an absent bound is not checked.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Bounds {
-    /// Entity preservation, at least.
-    pub epr: Option<f64>,
-    /// Number preservation, at least.
-    pub np: Option<f64>,
-    /// Schema compliance, at least.
-    pub sc: Option<f64>,
-    /// Fabrication, at most.
-    pub fr: Option<f64>,
-}
 
 /// The answer to one event, or why there is none.
 pub type Answer = Pin<Box<dyn Future<Output = Result<String, Reason>> + Send>>;
@@ -53,7 +28,7 @@ pub trait Questioner: Debug + Send + Sync {
 /// # Errors
 /// The reason why the spoke doesn't pass.
 pub async fn judge(
-    gate: &Gate,
+    gate: &GateSettings,
     questioner: &dyn Questioner,
     held: impl Future<Output = Result<Vec<Lease>, Reason>>,
 ) -> Result<(), Reason> {
@@ -75,25 +50,24 @@ pub async fn judge(
     let summary = tokio::time::timeout(gate.limit, all).await.map_err(|_| {
         Reason::new(Code::GateTooSlow, format!("the gate's questions took longer than {limit}"))
     })??;
-    gate.bounds.hold(&summary)
+    hold(gate, &summary)
 }
 
-impl Bounds {
-    fn hold(&self, means: &Summary) -> Result<(), Reason> {
-        let mut missed = Vec::new();
-        for (name, found, least) in
-            [("EPR", means.epr, self.epr), ("NP", means.np, self.np), ("SC", means.sc, self.sc)]
-        {
-            missed.extend(Missed::below(name, found, least));
-        }
-        missed.extend(Missed::above("FR", means.fr, self.fr));
-        if missed.is_empty() {
-            return Ok(());
-        }
-        let list = missed.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        Err(Reason::new(Code::Gate, format!("it does not pass its gate: {list}"))
-            .hint("the previous generation keeps serving; spokes.gate has the bounds"))
+/// Compares the means over all rows with the bounds of the gate.
+fn hold(gate: &GateSettings, means: &Summary) -> Result<(), Reason> {
+    let mut missed = Vec::new();
+    for (name, found, least) in
+        [("EPR", means.epr, gate.epr), ("NP", means.np, gate.np), ("SC", means.sc, gate.sc)]
+    {
+        missed.extend(Missed::below(name, found, least));
     }
+    missed.extend(Missed::above("FR", means.fr, gate.fr));
+    if missed.is_empty() {
+        return Ok(());
+    }
+    let list = missed.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    Err(Reason::new(Code::Gate, format!("it does not pass its gate: {list}"))
+        .hint("the previous generation keeps serving; spokes.gate has the bounds"))
 }
 
 /// A bound that is violated.
@@ -125,6 +99,9 @@ impl fmt::Display for Missed {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
     use super::*;
     use crate::adapter::Kind;
     use crate::spokes::leases::tests::slot;
@@ -143,7 +120,12 @@ mod tests {
         }
     }
 
-    async fn verdict(script: &'static str, bounds: Bounds, limit: Duration) -> Result<(), Reason> {
+    /// A gate without bounds.
+    fn open(limit: Duration) -> GateSettings {
+        GateSettings { probes: PathBuf::new(), epr: None, np: None, sc: None, fr: None, limit }
+    }
+
+    async fn verdict(script: &'static str, gate: GateSettings) -> Result<(), Reason> {
         let folder = tempfile::tempdir().unwrap();
         let probes = folder.path().join("probes.jsonl");
         let rows = "{\"id\": 1, \"raw_input\": \"Ana Lu saw 12 rows\"}\n{\"id\": 2, \"raw_input\": \"Bo Xi saw 7\"}\n";
@@ -151,26 +133,27 @@ mod tests {
         let slot = slot("candidate", Kind::Lora);
         slot.loaded(1);
         let held = async { Ok(vec![slot.lease().unwrap()]) };
-        judge(&Gate { probes, bounds, limit }, &Scripted(script), held).await
+        judge(&GateSettings { probes, ..gate }, &Scripted(script), held).await
     }
 
     #[tokio::test]
     async fn what_reaches_its_bounds_passes_and_what_does_not_is_told_both_numbers() {
         let long = Duration::from_secs(30);
-        let bounds = Bounds { epr: Some(0.9), np: Some(0.9), fr: Some(0.1), sc: None };
-        assert_eq!(verdict("{\"content\": \"COPY\"}", bounds, long).await, Ok(()));
-        let why = verdict("{\"content\": \"Zoe Q saw 99\"}", bounds, long).await.unwrap_err();
+        let gate = GateSettings { epr: Some(0.9), np: Some(0.9), fr: Some(0.1), ..open(long) };
+        assert_eq!(verdict("{\"content\": \"COPY\"}", gate.clone()).await, Ok(()));
+        let why = verdict("{\"content\": \"Zoe Q saw 99\"}", gate).await.unwrap_err();
         assert_eq!(why.code, "gate");
         assert!(why.message.contains("EPR is 0.000, expected at least 0.9"), "{why}");
         assert!(why.message.contains("FR is 1.000, expected at most 0.1"), "{why}");
-        let strict = Bounds { sc: Some(1.0), ..Bounds::default() };
-        assert_eq!(verdict("{\"content\": \"COPY\"}", strict, long).await.unwrap_err().code, "gate");
+        let strict = GateSettings { sc: Some(1.0), ..open(long) };
+        assert_eq!(verdict("{\"content\": \"COPY\"}", strict).await.unwrap_err().code, "gate");
     }
 
     #[tokio::test]
     async fn a_gate_that_can_not_be_asked_is_closed() {
-        let bounds = Bounds { epr: Some(0.1), ..Bounds::default() };
-        assert_eq!(verdict("", bounds, Duration::from_secs(30)).await.unwrap_err().code, "engine_failed");
-        assert_eq!(verdict("{}", bounds, Duration::ZERO).await.unwrap_err().code, "gate_too_slow");
+        let gate = |limit| GateSettings { epr: Some(0.1), ..open(limit) };
+        let long = Duration::from_secs(30);
+        assert_eq!(verdict("", gate(long)).await.unwrap_err().code, "engine_failed");
+        assert_eq!(verdict("{}", gate(Duration::ZERO)).await.unwrap_err().code, "gate_too_slow");
     }
 }

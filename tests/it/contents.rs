@@ -6,8 +6,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bespoke::adapter::{Generation, Kind};
+use bespoke::config::ModelSettings;
 use bespoke::engine::{
-    AnswerEvent, Engine, EngineState, Generate, LlamaEngine, LlamaSettings, LoadSpoke, ScaledSpoke, Segment,
+    AnswerEvent, Engine, EngineState, Generate, LlamaEngine, LlamaOptions, LoadSpoke, ScaledSpoke, Segment,
     SpokeChange, SpokeSet,
 };
 use serde_json::{Value, json};
@@ -70,21 +71,18 @@ pub struct Contents {
 impl Contents {
     pub fn new(backend: Backend) -> Self {
         let engine = (backend == Backend::Llama).then(|| {
-            let engine = LlamaEngine::start(LlamaSettings {
-                path: MODEL.into(),
-                context: Some(256),
-                lanes: 1,
-                queue: 4,
-                queue_tokens: u64::MAX,
-                threads: 1,
-                cached_sequences: 0,
-                draft: false,
-                force: false,
-                own_memory: false,
-                checked: false,
-                cache_memory: None,
-                prepare_constraints: false,
-            });
+            let engine = LlamaEngine::start_with(
+                ModelSettings {
+                    context: Some(256),
+                    lanes: 1,
+                    queue: 4,
+                    queue_tokens: u64::MAX,
+                    threads: 1,
+                    draft: false,
+                    ..ModelSettings::of(MODEL.into())
+                },
+                LlamaOptions { force: false, ..LlamaOptions::default() },
+            );
             let mut health = engine.health();
             while matches!(health.borrow_and_update().state, EngineState::Loading) {
                 std::thread::sleep(Duration::from_millis(5));

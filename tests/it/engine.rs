@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bespoke::config::ModelSettings;
 use bespoke::engine::{
     AnswerEvent, Constraint, Embeddings, Engine, EngineError, EngineState, FinishReason, Generate,
-    LlamaEngine, LlamaSettings, Query, Reply, Sampling, Segment, Usage,
+    LlamaEngine, Query, Reply, Sampling, Segment, Usage,
 };
 use bespoke::model::{gguf_file, hugging_face};
 use serde_json::{Value, json};
@@ -27,25 +28,18 @@ impl Served {
     }
 }
 
-fn settings(path: &Path) -> LlamaSettings {
-    LlamaSettings {
-        path: path.to_owned(),
-        context: None,
+fn settings(path: &Path) -> ModelSettings {
+    ModelSettings {
         lanes: 4,
         queue: 2,
         queue_tokens: u64::MAX,
         threads: 1,
         cached_sequences: 4,
-        draft: true,
-        force: true,
-        own_memory: false,
-        checked: false,
-        cache_memory: None,
-        prepare_constraints: false,
+        ..ModelSettings::of(path.to_owned())
     }
 }
 
-pub fn serve(change: impl FnOnce(&mut LlamaSettings)) -> Served {
+pub fn serve(change: impl FnOnce(&mut ModelSettings)) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("random.gguf");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf/qwen3_tied");

@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
+use bespoke::config::ModelSettings;
 use bespoke::engine::{
-    AnswerEvent, Constraint, Engine, EngineState, FinishReason, Generate, LlamaEngine, LlamaSettings,
+    AnswerEvent, Constraint, Engine, EngineState, FinishReason, Generate, LlamaEngine, LlamaOptions,
     Sampling, Segment, TokenReport, Usage,
 };
 use bespoke::task::generator::{Generator, Split};
@@ -20,22 +21,19 @@ fn encodings() -> usize {
 }
 
 fn engine(lanes: u32, fast: bool) -> LlamaEngine {
-    let engine = LlamaEngine::start(LlamaSettings {
-        path: Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf"),
-        context: None,
-        lanes,
-        queue: 1_000,
-        queue_tokens: u64::MAX,
-        // One thread: two would wait for each other while another program runs.
-        threads: 1,
-        cached_sequences: if fast { 2 } else { 0 },
-        draft: fast,
-        force: fast,
-        own_memory: false,
-        checked: false,
-        cache_memory: None,
-        prepare_constraints: false,
-    });
+    let engine = LlamaEngine::start_with(
+        ModelSettings {
+            lanes,
+            queue: 1_000,
+            queue_tokens: u64::MAX,
+            // One thread: two would wait for each other while another program runs.
+            threads: 1,
+            cached_sequences: if fast { 2 } else { 0 },
+            draft: fast,
+            ..ModelSettings::of(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf"))
+        },
+        LlamaOptions { force: fast, ..LlamaOptions::default() },
+    );
     let mut health = engine.health();
     loop {
         match &health.borrow_and_update().state {

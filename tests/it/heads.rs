@@ -4,29 +4,20 @@
 use std::path::Path;
 use std::time::Duration;
 
-use bespoke::engine::{
-    AnswerEvent, Engine, EngineState, Generate, LlamaEngine, LlamaSettings, Segment, TokenReport, Usage,
-};
+use bespoke::config::ModelSettings;
+use bespoke::engine::{AnswerEvent, Engine, EngineState, Generate, LlamaEngine, Segment, TokenReport, Usage};
 use bespoke::model::gguf_file::Precision;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::families::export;
 
 fn serve(path: &Path, lanes: u32) -> LlamaEngine {
-    let engine = LlamaEngine::start(LlamaSettings {
-        path: path.to_owned(),
-        context: None,
+    let engine = LlamaEngine::start(ModelSettings {
         lanes,
         queue: 100,
         queue_tokens: u64::MAX,
         threads: 1,
-        cached_sequences: 0,
-        draft: true,
-        force: true,
-        own_memory: false,
-        checked: false,
-        cache_memory: None,
-        prepare_constraints: false,
+        ..ModelSettings::of(path.to_owned())
     });
     let mut health = engine.health();
     while matches!(health.borrow_and_update().state, EngineState::Loading) {

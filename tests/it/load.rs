@@ -43,8 +43,8 @@ fn patient(change: impl FnOnce(&mut bespoke::config::ServerSettings)) -> Daemon 
 #[test]
 fn a_slow_head_is_cut_off_and_an_idle_connection_is_kept_longer() {
     let daemon = patient(|server| {
-        server.slow_sender = Duration::from_millis(200);
-        server.keep_alive = Duration::from_millis(900);
+        server.timeouts.slow_sender = Duration::from_millis(200);
+        server.timeouts.keep_alive = Duration::from_millis(900);
     });
     let mut silent = daemon.connection();
     let (took, _) = until_closed(&mut silent);
@@ -72,7 +72,7 @@ fn a_slow_head_is_cut_off_and_an_idle_connection_is_kept_longer() {
 
 #[test]
 fn a_slow_body_is_408() {
-    let daemon = patient(|server| server.slow_sender = Duration::from_millis(200));
+    let daemon = patient(|server| server.timeouts.slow_sender = Duration::from_millis(200));
     let mut connection = daemon.connection();
     connection
         .write_all(b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 90\r\n\r\n{")
@@ -126,7 +126,7 @@ fn flood() -> Script {
 #[test]
 fn a_reader_that_takes_nothing_is_cut_off_and_its_generation_ends() {
     let daemon = Daemon::with(FakeEngine::new(flood()), |settings| {
-        settings.server.slow_reader = Duration::from_millis(400);
+        settings.server.timeouts.slow_reader = Duration::from_millis(400);
     });
     let mut connection = daemon.chat_connection(json!({"stream": true}));
     wait_until("it runs", || daemon.engine.running() == 1);
@@ -141,7 +141,7 @@ fn a_reader_that_takes_nothing_is_cut_off_and_its_generation_ends() {
 #[test]
 fn a_reader_that_takes_a_little_is_waited_for() {
     let daemon = Daemon::with(FakeEngine::new(flood()), |settings| {
-        settings.server.slow_reader = Duration::from_millis(700);
+        settings.server.timeouts.slow_reader = Duration::from_millis(700);
     });
     let mut connection = daemon.chat_connection(json!({"stream": true}));
     let mut buffer = vec![0; 4 << 20];

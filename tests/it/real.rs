@@ -3,10 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bespoke::config::Settings;
-use bespoke::engine::{
-    Engine, EngineState, FakeEngine, LaneState, LlamaEngine, LlamaSettings, Query, Reply, Script,
-};
+use bespoke::config::{ModelSettings, Settings};
+use bespoke::engine::{Engine, EngineState, FakeEngine, LaneState, LlamaEngine, Query, Reply, Script};
 
 use crate::daemon::{Daemon, wait_until};
 use crate::program::MODEL;
@@ -20,15 +18,14 @@ pub struct Real {
 impl Real {
     /// A daemon with two lanes on any machine; `None` (with a message) if the model is missing.
     pub fn serve(
-        engine: impl FnOnce(&mut LlamaSettings),
+        engine: impl FnOnce(&mut ModelSettings),
         daemon: impl FnOnce(&mut Settings),
     ) -> Option<Self> {
         if !Path::new(MODEL).exists() {
             eprintln!("skipped: {MODEL} is not there");
             return None;
         }
-        let mut settings = LlamaSettings {
-            path: MODEL.into(),
+        let mut settings = ModelSettings {
             context: Some(2048),
             lanes: 2,
             queue: 64,
@@ -36,12 +33,7 @@ impl Real {
             // Threads of several engines that spin for each other would slow down all tests.
             threads: 1,
             cached_sequences: 4,
-            draft: true,
-            force: true,
-            own_memory: false,
-            checked: false,
-            cache_memory: None,
-            prepare_constraints: false,
+            ..ModelSettings::of(MODEL.into())
         };
         engine(&mut settings);
         let engine = Arc::new(LlamaEngine::start(settings));

@@ -4,9 +4,10 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use bespoke::config::ModelSettings;
 use bespoke::engine::{
     AnswerEvent, Closed, Constraint, DistinctList, Engine, EngineState, Generate, Guard, LlamaEngine,
-    LlamaSettings, Longest, Query, Reply, Segment, TokenReport, Usage,
+    Longest, Query, Reply, Segment, TokenReport, Usage,
 };
 use bespoke::model::gguf_file::Precision;
 use bespoke::task::prompt::{Wording, messages};
@@ -20,20 +21,14 @@ use crate::program::MODEL;
 use crate::real::Real;
 
 fn serve(path: &Path, lanes: u32, draft: bool) -> LlamaEngine {
-    let engine = LlamaEngine::start(LlamaSettings {
-        path: path.to_owned(),
+    let engine = LlamaEngine::start(ModelSettings {
         context: Some(2_048),
         lanes,
         queue: 100,
         queue_tokens: u64::MAX,
         threads: 1,
-        cached_sequences: 0,
         draft,
-        force: true,
-        own_memory: false,
-        checked: false,
-        cache_memory: None,
-        prepare_constraints: false,
+        ..ModelSettings::of(path.to_owned())
     });
     let mut health = engine.health();
     while matches!(health.borrow_and_update().state, EngineState::Loading) {

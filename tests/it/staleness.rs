@@ -6,9 +6,10 @@ use std::path::Path;
 
 use bespoke::adapter::{Generation, Kind, Post, synthetic_model};
 use bespoke::atomic_file;
+use bespoke::config::ModelSettings;
 use bespoke::engine::{
-    AnswerEvent, Engine, EngineError, EngineState, Generate, LlamaEngine, LlamaSettings, LoadSpoke,
-    LoadedSpoke, ScaledSpoke, Segment, SpokeChange, SpokeSet,
+    AnswerEvent, Engine, EngineError, EngineState, Generate, LlamaEngine, LoadSpoke, LoadedSpoke,
+    ScaledSpoke, Segment, SpokeChange, SpokeSet,
 };
 use bespoke::spokes::probe::{Verdict, trial};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -22,20 +23,13 @@ const STRONG: f32 = 4000.0;
 const STRONGER: f32 = 20_000.0;
 
 fn engine(lanes: u32) -> LlamaEngine {
-    let engine = LlamaEngine::start(LlamaSettings {
-        path: MODEL.into(),
-        context: None,
+    let engine = LlamaEngine::start(ModelSettings {
         lanes,
         queue: 1_000,
         queue_tokens: u64::MAX,
         threads: 1,
         cached_sequences: 2,
-        draft: true,
-        force: true,
-        own_memory: false,
-        checked: false,
-        cache_memory: None,
-        prepare_constraints: false,
+        ..ModelSettings::of(MODEL.into())
     });
     let mut health = engine.health();
     while matches!(health.borrow_and_update().state, EngineState::Loading) {

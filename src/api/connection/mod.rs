@@ -4,8 +4,6 @@
 mod drain_body;
 mod timeouts;
 
-pub use timeouts::Patience;
-
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -32,6 +30,7 @@ use tokio::task::JoinSet;
 use self::drain_body::{Lent, asks_first};
 use self::timeouts::{Activity, Busy, Patient};
 use super::error::ApiError;
+use crate::config::Timeouts;
 
 /// Largest head of a request in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +62,8 @@ pub struct Limits {
     pub watched: bool,
     /// Bytes of a request's head, and of the buffer for a reader slower than its answer.
     pub head: usize,
-    /// Timeouts.
-    pub patience: Patience,
+    /// How long slow clients are waited for.
+    pub timeouts: Timeouts,
 }
 
 /// Pause after a failed accept, which is most likely due to a lack of file descriptors.
@@ -155,7 +154,7 @@ async fn talk(
     manner: Manner,
 ) {
     let activity = Activity::new();
-    let stream = TokioIo::new(Patient::new(stream, limits.patience, activity.clone()));
+    let stream = TokioIo::new(Patient::new(stream, limits.timeouts, activity.clone()));
     let router = TowerToHyperService::new(router);
     let unread = Arc::new(AtomicBool::new(false));
     let left = Arc::clone(&unread);

@@ -6,21 +6,11 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// Longest waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
-    /// For a head, from its first byte to its last; on a new connection, from the start.
-    pub head: Duration,
-    /// For a reader that reads nothing.
-    pub reader: Duration,
-    /// For the next request.
-    pub idle: Duration,
-}
+use crate::config::Timeouts;
 
 /// State of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +85,7 @@ impl Drop for Busy {
 #[derive(Debug)]
 pub(super) struct Patient<S> {
     inner: S,
-    patience: Patience,
+    timeouts: Timeouts,
     activity: Activity,
     /// Runs while expected input doesn't arrive.
     reading: Option<(Phase, Pin<Box<Sleep>>)>,
@@ -104,8 +94,8 @@ pub(super) struct Patient<S> {
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(inner: S, patience: Patience, activity: Activity) -> Self {
-        Self { inner, patience, activity, reading: None, writing: None }
+    pub(super) fn new(inner: S, timeouts: Timeouts, activity: Activity) -> Self {
+        Self { inner, timeouts, activity, reading: None, writing: None }
     }
 
     /// Ready when the timeout of the connection's current state is over.
@@ -117,8 +107,9 @@ impl<S> Patient<S> {
                 *self.activity.reader() = Some(context.waker().clone());
                 return Poll::Pending;
             }
-            Phase::Fresh | Phase::Head => self.patience.head,
-            Phase::Idle => self.patience.idle,
+            // A head is timed from its first byte, and on a new connection from the start.
+            Phase::Fresh | Phase::Head => self.timeouts.slow_sender,
+            Phase::Idle => self.timeouts.keep_alive,
         };
         match &mut self.reading {
             Some((since, alarm)) if *since == phase => alarm.as_mut().poll(context),
@@ -139,7 +130,7 @@ impl<S> Patient<S> {
             self.writing = None;
             return written;
         }
-        let limit = self.patience.reader;
+        let limit = self.timeouts.slow_reader;
         let alarm =
             self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
         ready!(alarm.as_mut().poll(context));

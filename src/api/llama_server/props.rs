@@ -32,13 +32,15 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
         "samplers": ["penalties", "top_k", "top_p", "min_p", "temperature"],
     });
     let lanes = lanes(&app).await?;
+    // Clients need not learn where on this machine it is.
+    let file = app.options().model.path.file_name().unwrap_or_default();
     Ok(Json(json!({
         "default_generation_settings": {
             "id": 0, "id_task": -1, "n_ctx": model.n_ctx, "speculative": true, "is_processing": false, "params": params,
         },
         "total_slots": lanes.len(),
         "model_alias": app.model_id(),
-        "model_path": app.options().model_file,
+        "model_path": file.to_string_lossy(),
         // Weights stay in memory between requests.
         "is_sleeping": false,
         "modalities": {"vision": false, "audio": false},
@@ -53,7 +55,7 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
 /// Activity of each lane, without the texts of prompts and answers, which are private. With
 /// `?fail_on_no_slot=1`, answers 503 if all lanes are busy.
 pub(in crate::api) async fn slots(State(app): State<App>, uri: Uri) -> Result<Json<Value>, ApiError> {
-    if !app.options().slots {
+    if !app.options().server.slots {
         return Err(ApiError::SwitchedOff { path: "/slots", setting: "server.slots" });
     }
     let model = app.model_now()?;

@@ -57,7 +57,7 @@ fn spoke(app: &App, name: &str, served: &Served) -> Value {
 fn model(app: &App) -> Value {
     let mut model =
         json!({"id": app.model_id(), "object": "model", "created": app.created(), "owned_by": "bespoke"});
-    for (field, names) in [("aliases", &app.options().aliases), ("tags", &app.options().tags)] {
+    for (field, names) in [("aliases", &app.options().model.aliases), ("tags", &app.options().model.tags)] {
         if !names.is_empty() {
             model[field] = json!(names);
         }

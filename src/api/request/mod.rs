@@ -10,10 +10,10 @@ mod unsupported;
 pub(super) use sampling::REPEAT_LAST;
 use serde::Deserialize;
 
-use super::app::{App, Deadline, Room};
+use super::app::{App, Deadline};
 use super::body::JsonBody;
 use super::error::{ApiError, Fields};
-use crate::config::SamplingDefaults;
+use crate::config::{ModelSettings, SamplingDefaults};
 use crate::engine::{Constraint, Generate, ModelInfo, Prompt, Sampling, likely_use};
 
 use self::bias::Bias;
@@ -176,7 +176,7 @@ impl Manner {
         prompts: Vec<Prompt>,
         report: Option<u32>,
     ) -> Result<Vec<Generate>, ApiError> {
-        self.check_room(app.room(), &prompts, model.n_ctx)?;
+        self.check_room(&app.options().model, &prompts, model.n_ctx)?;
         // Tokens can be counted while they stream only if they are reported.
         let counted = (self.stream && self.timings_per_token).then_some(0);
         let template = Generate {
@@ -208,9 +208,9 @@ impl Manner {
 
     /// Refuses a request that would not fit even into an idle daemon, for which a retry could not
     /// help.
-    fn check_room(&self, room: Room, prompts: &[Prompt], context: u32) -> Result<(), ApiError> {
-        let (lanes, n) = (room.lanes as usize, self.n as usize);
-        let (count, most) = (prompts.len().saturating_mul(n), lanes + room.queue as usize);
+    fn check_room(&self, model: &ModelSettings, prompts: &[Prompt], context: u32) -> Result<(), ApiError> {
+        let (lanes, n) = (model.lanes as usize, self.n as usize);
+        let (count, most) = (prompts.len().saturating_mul(n), lanes + model.queue as usize);
         let field = if prompts.len() > 1 { "prompt" } else { "n" };
         if count > most {
             let message = format!(
@@ -222,12 +222,12 @@ impl Manner {
         // The first requests go into lanes. One may always wait alone.
         let waiting = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, n)).skip(lanes);
         let tokens: u64 = waiting.map(|prompt| likely_use(prompt, self.max_tokens, context)).sum();
-        if count > lanes + 1 && tokens > room.queue_tokens {
+        if count > lanes + 1 && tokens > model.queue_tokens {
             let message = format!(
                 "asks for {count} answers at once, of which {} would wait with about {tokens} tokens; at most {} may wait \
                  (model.queue_tokens): send several requests, or a smaller max_tokens",
                 count - lanes,
-                room.queue_tokens
+                model.queue_tokens
             );
             return Err(ApiError::field(field, message));
         }

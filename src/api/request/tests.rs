@@ -182,10 +182,11 @@ fn mistakes_name_their_field() {
 
 #[test]
 fn what_no_empty_daemon_could_admit_is_refused_with_the_numbers() {
-    let room = Room { lanes: 2, queue: 4, queue_tokens: 3_000 };
+    let mut model = ModelSettings::of("model.gguf".into());
+    (model.lanes, model.queue, model.queue_tokens) = (2, 4, 3_000);
     let check = |fields: Value, prompts: usize, bytes: usize| {
         let prompts = vec![vec![crate::engine::Segment::plain("x".repeat(bytes))]; prompts];
-        parse(fields).unwrap().check_room(room, &prompts, 2_048).map_err(|error| error.to_string())
+        parse(fields).unwrap().check_room(&model, &prompts, 2_048).map_err(|error| error.to_string())
     };
     let short = json!({"n": 6, "max_tokens": 10});
     assert_eq!(check(short.clone(), 1, 30), Ok(()));

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Item, State, bytes};
 use crate::config::Settings;
 use crate::digest::Digest;
-use crate::engine::{Computing, ComputingReport, Outcome};
+use crate::engine::{ComputingReport, Outcome, computing_report};
 use crate::gguf::{self, Gguf};
 use crate::hub;
 
@@ -162,13 +162,12 @@ impl Daemon {
 
 /// What the self-test says of the model that would be served.
 fn tried(settings: &Settings) -> Result<ComputingReport, String> {
-    let wanted: Computing = hub::computing(settings, &settings.paths.state);
     // Nothing is remembered where no daemon has made its folder.
-    let test = wanted.test.map(|mut test| {
+    let test = hub::self_test(settings, &settings.paths.state).map(|mut test| {
         test.remembered = test.remembered.filter(|_| settings.paths.state.exists());
         test
     });
-    Computing { test, ..wanted }.find_out(&settings.model.path)
+    computing_report(&settings.model, test)
 }
 
 /// The model's file.

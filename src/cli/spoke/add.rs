@@ -12,7 +12,6 @@ use crate::atomic_file::{self, Staged};
 use crate::cli::client::{Client, ClientError, Daemon};
 use crate::config::{self, Overrides, Settings};
 use crate::database::StateDirectory;
-use crate::hub::spoke_limits;
 use crate::model::gguf_file::kinship::compare;
 use crate::spokes::folder::{counts, spoke_name};
 use crate::spokes::store::{Kinship, Store};
@@ -84,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let settings = args.place.settings()?;
     let entry = entry(&args.file, args.name.as_deref())?;
     // What is no spoke must not take the place of one that is.
-    let limits = spoke_limits(&settings.spokes);
+    let limits = settings.spokes.limits();
     let found = inspect(&args.file, None, &limits)?;
     if let Some(folder) = &args.trained_on {
         befriend(args, &settings, folder, found.post)?;

@@ -9,9 +9,9 @@ use bytesize::ByteSize;
 use serde_json::json;
 
 use crate::adapter::{Limits, Post, generation, inspect, to_served};
-use crate::config::LEAST_PROBE_MEMORY;
 use crate::config::default_model;
-use crate::engine::{Engine, LlamaEngine, LlamaSettings, LoadSpoke};
+use crate::config::{LEAST_PROBE_MEMORY, ModelSettings};
+use crate::engine::{Engine, LlamaEngine, LoadSpoke};
 use crate::spokes::life::Reason;
 use crate::spokes::probe::{Confinement, Finding, Stage, Verdict, trial_in_stages};
 
@@ -112,24 +112,18 @@ fn probe(args: &Args) -> anyhow::Result<Finding> {
 
 /// An engine of this process's own, as small as it can be.
 fn engine(path: PathBuf) -> Arc<dyn Engine> {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "test-support")]
     if let Some(fake) = crate::engine::FakeEngine::from_environment() {
         return Arc::new(fake);
     }
-    Arc::new(LlamaEngine::start(LlamaSettings {
-        path,
+    Arc::new(LlamaEngine::start(ModelSettings {
         context: Some(CONTEXT),
         lanes: 1,
         queue: 4,
         queue_tokens: u64::MAX,
         // Several would wait for each other where the machine is busy, spinning: hundreds of times as long.
         threads: 1,
-        cached_sequences: 0,
         draft: false,
-        force: true,
-        own_memory: false,
-        checked: false,
-        cache_memory: None,
-        prepare_constraints: false,
+        ..ModelSettings::of(path)
     }))
 }

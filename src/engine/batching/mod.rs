@@ -16,7 +16,7 @@ pub use self::room::room;
 use self::room::{is_partial, sequences, warm_up};
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings};
-use super::handle::{LlamaSettings, Ticket};
+use super::handle::Ticket;
 use super::kernels::Kernels;
 use super::prefix_cache::{NO_SPOKE, Origin, Placement};
 use super::scheduler::BATCH;
@@ -25,6 +25,7 @@ use super::spokes::SpokeUse;
 use super::thread_tuner::ThreadTuner;
 use super::vocabulary::Vocabulary;
 use super::{EngineError, LaneState, Totals, Usage};
+use crate::config::ModelSettings;
 
 /// Bytes of keys and values copied per second, a cautious estimate.
 const COPIED_PER_SECOND: f64 = 2e9;
@@ -116,11 +117,11 @@ impl<'a> Lanes<'a> {
     /// llama.cpp can't create it, most likely because memory is short.
     pub fn new(
         model: &'a LlamaModel,
-        settings: &LlamaSettings,
+        settings: &ModelSettings,
         context: u32,
         kernels: Kernels,
     ) -> Result<Self, String> {
-        let lanes = settings.lanes.max(1);
+        let lanes = settings.lanes;
         let partial = is_partial(model);
         let sequences = sequences(model, settings)?;
         let settings = ContextSettings {

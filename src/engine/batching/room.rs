@@ -5,9 +5,8 @@ use llama_cpp_2::model::LlamaModel;
 
 use super::super::cache_memory::{STEP, Wish, available, grant};
 use super::super::ffi::{Batch, Context, ContextSettings, DecodeError};
-use super::super::handle::LlamaSettings;
 use super::super::kernels::Kernels;
-use crate::config::MAX_SEQUENCES;
+use crate::config::{MAX_SEQUENCES, ModelSettings};
 
 /// Minimum number of prompt heads that are kept for models whose state can't be truncated.
 const HEADS: u32 = 4;
@@ -21,8 +20,8 @@ pub(super) fn is_partial(model: &LlamaModel) -> bool {
 ///
 /// # Errors
 /// More sequences than llama.cpp supports.
-pub(super) fn sequences(model: &LlamaModel, settings: &LlamaSettings) -> Result<u32, String> {
-    let lanes = settings.lanes.max(1);
+pub(super) fn sequences(model: &LlamaModel, settings: &ModelSettings) -> Result<u32, String> {
+    let lanes = settings.lanes;
     // A state that can't be truncated is kept at the ends of heads, in sequences in addition to the
     // lanes that continue from there.
     let least = if is_partial(model) { 0 } else { HEADS.min(MAX_SEQUENCES.saturating_sub(lanes)) };
@@ -41,7 +40,7 @@ pub(super) fn sequences(model: &LlamaModel, settings: &LlamaSettings) -> Result<
 ///
 /// # Errors
 /// More was asked for than memory is allowed; llama.cpp can't create even the smallest context.
-pub fn room(model: &LlamaModel, settings: &LlamaSettings) -> Result<u32, String> {
+pub fn room(model: &LlamaModel, settings: &ModelSettings) -> Result<u32, String> {
     let wish = Wish {
         trained: model.n_ctx_train(),
         asked: settings.context,
@@ -49,7 +48,7 @@ pub fn room(model: &LlamaModel, settings: &LlamaSettings) -> Result<u32, String>
         // request for them.
         sequences: sequences(model, settings)? + 1,
         place_bytes: place_bytes(model)?,
-        limit: settings.cache_memory,
+        limit: settings.cache_memory.map(|size| size.as_u64()),
         available: available(),
     };
     let granted = grant(&wish)?;
@@ -106,8 +105,8 @@ fn place_bytes(model: &LlamaModel) -> Result<u64, String> {
     Ok(Context::new(model, settings).map_err(|e| e.to_string())?.place_bytes())
 }
 
-/// Computes a first batch, which moves the weights into huge pages, so that no request has to wait
-/// for that. Returns the bytes of keys and values per token.
+/// Computes a first batch, which reads mapped weights from their file and plans a graph, so that no
+/// request has to wait for that. Returns the bytes of keys and values per token.
 ///
 /// # Errors
 /// llama.cpp can't compute.

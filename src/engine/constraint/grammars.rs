@@ -134,6 +134,7 @@ impl Grammars {
     }
 
     /// A short value that validates against a schema.
+    #[cfg(feature = "test-support")]
     pub(super) fn shortest(&self, schema: &Value) -> Result<String, EngineError> {
         let Shape { grammar, .. } = *self.shape(&Constraint::JsonSchema(schema.clone()))?;
         let trie = grammar.parser.token_env.tok_trie();

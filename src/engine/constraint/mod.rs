@@ -4,6 +4,8 @@
 mod closing_search;
 mod gbnf;
 mod grammars;
+#[cfg(feature = "test-support")]
+mod instance;
 mod json_cursor;
 mod repeats;
 mod schema;
@@ -14,12 +16,13 @@ mod token_budget;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llguidance::TokenParser;
-use toktrie::ApproximateTokEnv;
 
 pub use self::grammars::{Grammars, Shape};
+#[cfg(feature = "test-support")]
+pub use self::instance::instance;
 use self::json_cursor::Scanner;
 pub use self::repeats::Repeat;
-use self::repeats::{Shapes, Watch};
+use self::repeats::Watch;
 pub use self::session::Session;
 pub use self::size::STACK;
 use super::vocabulary::fewest_tokens;
@@ -37,20 +40,6 @@ fn close(
 ) -> Option<Vec<u32>> {
     let bytes = closing_search::search(parser, scanner, levels, watch)?;
     fewest_tokens(parser.token_env.tok_trie(), &bytes)
-}
-
-/// A short value that validates against a schema, as compact JSON. Used by fake engines.
-///
-/// # Errors
-/// The part of the schema that can't be enforced or has no value, with its place.
-pub fn instance(schema: &serde_json::Value) -> Result<String, String> {
-    let instance = schema::instance(schema).map_err(|fault| fault.to_string())?;
-    match Shapes::of(schema) {
-        None => Ok(instance),
-        Some(_) => Grammars::new(&ApproximateTokEnv::single_byte_env())
-            .and_then(|grammars| grammars.shortest(schema))
-            .map_err(|error| error.to_string()),
-    }
 }
 
 /// Runs llguidance and turns a panic inside it into a message.

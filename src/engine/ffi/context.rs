@@ -329,7 +329,7 @@ impl<'a> Context<'a> {
             logits: batch.logits.as_ptr().cast_mut(),
         };
         self.rows.clear();
-        #[cfg(debug_assertions)]
+        #[cfg(feature = "test-support")]
         crate::engine::kernels::may_die("llama.cpp");
         let Batch { tokens, positions, sequences, logits } = batch;
         self.ops.begin(Rows { tokens, positions, sequences, logits });

@@ -12,7 +12,7 @@ use super::product::{BLOCK, Block, Packed, Panels, ROWS};
 use super::{attention, felix, product};
 
 /// Dies here as a kernel does that has an instruction which the processor doesn't know, if a test wants that.
-#[cfg(debug_assertions)]
+#[cfg(feature = "test-support")]
 pub fn may_die(name: &str) {
     if crate::failpoints::is_set("kernel_dies", name) {
         // SAFETY: sends this thread a signal.
@@ -20,10 +20,10 @@ pub fn may_die(name: &str) {
     }
 }
 
-/// What results are multiplied with: 1, unless a test wants a kernel that computes wrong numbers.
-#[cfg(debug_assertions)]
-fn spoilt(name: &str) -> f32 {
-    if crate::failpoints::is_set("kernel_wrong", name) { 1.5 } else { 1.0 }
+/// What results are multiplied with, if a test wants a kernel that computes wrong numbers.
+#[cfg(feature = "test-support")]
+fn spoilt(name: &str) -> Option<f32> {
+    crate::failpoints::is_set("kernel_wrong", name).then_some(1.5)
 }
 
 /// Calls a form of a kernel.
@@ -57,14 +57,16 @@ pub fn attend(
     cells: Range<usize>,
     partial: &mut Partial,
 ) {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "test-support")]
     may_die("attention");
     call!(form,
         Form::Avx2 => attention::avx2::attend(queries, width, group, view, cells, partial),
         Form::Avx512 => attention::avx512::attend(queries, width, group, view, cells, partial),
     );
-    #[cfg(debug_assertions)]
-    partial.scale(spoilt("attention"));
+    #[cfg(feature = "test-support")]
+    if let Some(factor) = spoilt("attention") {
+        partial.scale(factor);
+    }
 }
 
 /// Rounds activations for [`product`].
@@ -97,12 +99,15 @@ pub fn product(
     panels: &mut Panels,
     write: impl FnMut(usize, usize, &[f32; ROWS]),
 ) {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "test-support")]
     may_die("product");
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "test-support")]
     let write = {
         let (mut write, spoilt) = (write, spoilt("product"));
-        move |column: usize, row: usize, result: &[f32; ROWS]| write(column, row, &result.map(|x| x * spoilt))
+        move |column: usize, row: usize, result: &[f32; ROWS]| match spoilt {
+            None => write(column, row, result),
+            Some(factor) => write(column, row, &result.map(|x| x * factor)),
+        }
     };
     call!(form,
         Form::Avx2 => product::avx2::product(weights, blocks, rows, then, columns, panels, write),
@@ -122,7 +127,7 @@ pub fn multiply(
     columns: &[f32],
     write: impl FnMut(usize, usize, [f32; ROWS]),
 ) {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "test-support")]
     if form != Form::Portable {
         may_die("felix");
     }

@@ -8,7 +8,7 @@ mod dispatch;
 pub mod felix;
 pub mod product;
 
-#[cfg(debug_assertions)]
+#[cfg(feature = "test-support")]
 pub use dispatch::may_die;
 #[cfg(target_arch = "x86_64")]
 pub use dispatch::prefetch;

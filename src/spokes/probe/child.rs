@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use super::{Finding, Stage};
+use crate::config::SpokeSettings;
 use crate::engine::ffi::child;
 use crate::failpoints;
 use crate::spokes::life::Reason;
@@ -38,6 +39,17 @@ pub struct ChildProbe {
 }
 
 impl ChildProbe {
+    /// A probe with a post, unless the settings turn probes off.
+    pub fn new(settings: &SpokeSettings, model: PathBuf) -> Option<Self> {
+        let post_bytes = fs_err::metadata(&model).map_or(0, |metadata| metadata.len());
+        settings.probe.then(|| Self {
+            program: settings.probe_program.clone(),
+            model,
+            limit: settings.probe_limit,
+            memory: settings.probe_memory(post_bytes),
+        })
+    }
+
     /// Probes a file that is in the form that the engine loads.
     ///
     /// # Errors

@@ -75,7 +75,7 @@ impl Reconciler {
     /// because a name without a file serves nothing.
     fn take_out(&self, id: InstanceId) {
         let instance = &self.instances[id];
-        let Some(entry) = instance.entry().filter(|_| self.settings.move_refused) else { return };
+        let Some(entry) = instance.entry().filter(|_| self.settings.spokes.move_refused) else { return };
         let there = self.folder.print(entry);
         if there.is_none() || there.as_ref() != instance.print() {
             return;

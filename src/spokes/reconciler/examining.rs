@@ -50,7 +50,7 @@ impl Reconciler {
         let inspection = Inspection {
             bytes,
             staged: self.copies.folder().to_owned(),
-            limits: self.settings.limits.clone(),
+            limits: self.settings.spokes.limits(),
             banned: self.examinations.banned().clone(),
         };
         let (post, model) = (self.post.clone(), self.settings.model.clone());
@@ -68,7 +68,7 @@ impl Reconciler {
     fn probe(&mut self, id: InstanceId) {
         let instance = &self.instances[id];
         let verdict = instance.generation().and_then(|generation| self.examinations.verdict(generation));
-        match (verdict, self.settings.probe.clone()) {
+        match (verdict, self.probe.clone()) {
             (Some(Verdict::Same), _) => self.happen(id, Trigger::Same),
             (Some(Verdict::Differs), _) => self.happen(id, Trigger::Differs),
             (None, None) => self.examined(id, Verdict::Differs, 0),

@@ -1,10 +1,12 @@
 //! Instances pass their gates.
 
+use std::sync::Arc;
+
 use super::parts::Reconciler;
 use super::state::instance::{Instance, InstanceId};
-use crate::spokes::gate::{self, Gate};
+use crate::config::GateSettings;
+use crate::spokes::gate;
 use crate::spokes::life::{Effect, Reason, Trigger};
-use crate::spokes::reason_code::Code;
 
 impl Reconciler {
     /// Passes an instance on to its gate; without a gate it passes at once.
@@ -25,9 +27,9 @@ impl Reconciler {
     }
 
     /// The gate of a spoke's name, or of the task that it was trained for.
-    fn gate_of(&self, id: InstanceId) -> Option<&Gate> {
+    fn gate_of(&self, id: InstanceId) -> Option<&GateSettings> {
         let instance = &self.instances[id];
-        let gates = &self.settings.gates;
+        let gates = &self.settings.spokes.gates;
         gates.get(instance.name()).or_else(|| {
             let facts = instance.content()?.facts.as_ref()?;
             gates.get(facts.task.as_deref()?)
@@ -36,13 +38,9 @@ impl Reconciler {
 
     fn ask_gate(&mut self, id: InstanceId) {
         let Some(gate) = self.gate_of(id).cloned() else { return };
-        let Some(questioner) = self.spokes.questioner() else {
-            let why = Reason::new(Code::GateFailed, "the API is not ready to run the gate yet");
-            return self.turned_down(id, why);
-        };
         let slot = self.slot_for(id);
         let generation = slot.generation;
-        let spokes = self.spokes.clone();
+        let (spokes, questioner) = (self.spokes.clone(), Arc::clone(&self.questioner));
         self.jobs.judge((id, self.instances[id].attempt()), generation, async move {
             let held = async { spokes.hold_for_gate(slot).await.map_err(Reason::from) };
             gate::judge(&gate, questioner.as_ref(), held).await

@@ -116,7 +116,7 @@ impl Reconciler {
     /// this process or by its probe, is at fault only if its copy has changed; otherwise memory or
     /// file descriptors may be short.
     async fn is_to_blame(&mut self, slot: &Leases) -> bool {
-        let is_trusted = self.examinations.is_trusted(slot.generation, self.settings.probe.is_some());
+        let is_trusted = self.examinations.is_trusted(slot.generation, self.probe.is_some());
         if is_out_of_reach(&slot.path, slot.facts.resident_bytes) {
             return false;
         }
@@ -127,7 +127,7 @@ impl Reconciler {
         if !self.examinations.begin_inspection(slot.generation, Instant::now()) {
             return false;
         }
-        let (path, limits) = (slot.path.clone(), self.settings.limits.clone());
+        let (path, limits) = (slot.path.clone(), self.settings.spokes.limits());
         let looked = aside(move || inspect(&path, Some(&post), &limits)).await;
         matches!(looked, Ok(Err(refusal)) if refusal.io().is_none())
     }

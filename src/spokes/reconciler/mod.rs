@@ -28,21 +28,19 @@ mod waiting;
 pub use commands::Command;
 pub use error::SpokeError;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::gate::{Gate, Questioner};
+use super::gate::Questioner;
 use super::leases::{Lease, Leases};
 use super::life::Reason;
-use super::probe::ChildProbe;
 use super::registry::{Registry, SpokeRow};
 use super::store::{Kinship, Transition};
-use crate::adapter::{Limits, Refusal};
+use crate::adapter::Refusal;
+use crate::config::SpokeSettings;
 use crate::database::{DatabaseError, StateDirectory};
 use crate::engine::Engine;
 
@@ -52,32 +50,10 @@ pub const POST: &str = "bespoke";
 /// Settings of the reconciler.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReconcilerSettings {
+    /// Spokes.
+    pub spokes: SpokeSettings,
     /// The watched folder.
     pub folder: PathBuf,
-    /// Whether file system events are used. If not, the folder is listed every [`Self::poll`].
-    pub events: bool,
-    /// How often the whole folder is listed in addition to events.
-    pub reconcile: Duration,
-    /// How often the folder is listed without events.
-    pub poll: Duration,
-    /// How long a file must stay unchanged before it is read.
-    pub settle: Duration,
-    /// Most entries of the folder that are followed.
-    pub most: usize,
-    /// Generations kept for each name in addition to the serving one.
-    pub keep: usize,
-    /// Bytes of memory for all spokes together.
-    pub memory: u64,
-    /// Limits of a single spoke.
-    pub limits: Limits,
-    /// How spokes are probed; `None`: they aren't.
-    pub probe: Option<ChildProbe>,
-    /// Gates by the name of the spoke, or of the task that it was trained for.
-    pub gates: BTreeMap<String, Gate>,
-    /// Bytes of disk for refused spokes.
-    pub quarantine: u64,
-    /// Whether refused files are removed from the folder.
-    pub move_refused: bool,
     /// The post.
     pub model: PathBuf,
     /// The post's name. No spoke may have this name or [`POST`].
@@ -112,48 +88,29 @@ pub struct Spokes {
     asks: mpsc::UnboundedSender<Command>,
     stop: Arc<watch::Sender<bool>>,
     stopping: Arc<watch::Sender<bool>>,
-    questioner: Arc<Mutex<Option<Arc<dyn Questioner>>>>,
+}
+
+/// Where the reconciler receives what the handles of [`Spokes`] send.
+#[derive(Debug)]
+pub struct Inbox {
+    spokes: Spokes,
+    asked: mpsc::UnboundedReceiver<Command>,
+    stopped: watch::Receiver<bool>,
 }
 
 impl Spokes {
-    /// Opens the state, restores what served, and starts watching the folder. The engine may still
-    /// be loading.
-    ///
-    /// # Errors
-    /// [`ReconcilerError`] if the state can't be used. Problems with single files are in their
-    /// rows.
-    pub fn start(
-        settings: ReconcilerSettings,
-        state: StateDirectory,
-        engine: Arc<dyn Engine>,
-    ) -> Result<Self, ReconcilerError> {
-        let registry = Arc::<Registry>::default();
+    /// A handle, and the inbox of a reconciler that is not started yet. Until then, commands wait.
+    pub fn channel() -> (Self, Inbox) {
         let (asks, asked) = mpsc::unbounded_channel();
-        let stop = Arc::new(watch::Sender::new(false));
+        let (stop, stopped) = watch::channel(false);
         let stopping = Arc::new(watch::Sender::new(false));
-        let questioner = Arc::default();
-        let spokes = Self { registry, asks, stop, stopping, questioner };
-        let begin = parts::Reconciler::open(settings, state, engine, &spokes)?;
-        let stopped = spokes.stop.subscribe();
-        thread::Builder::new()
-            .name("spokes".to_owned())
-            .spawn(move || begin.run(asked, stopped))
-            .map_err(ReconcilerError::Thread)?;
-        Ok(spokes)
+        let spokes = Self { registry: Arc::default(), asks, stop: Arc::new(stop), stopping };
+        (spokes.clone(), Inbox { spokes, asked, stopped })
     }
 
     /// Snapshots for readers.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
-    }
-
-    /// Sets who asks the questions of gates.
-    pub fn set_questioner(&self, questioner: Arc<dyn Questioner>) {
-        *self.questioner.lock().unwrap_or_else(PoisonError::into_inner) = Some(questioner);
-    }
-
-    fn questioner(&self) -> Option<Arc<dyn Questioner>> {
-        self.questioner.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes leases on all of these or none, and loads those that aren't in memory.
@@ -250,8 +207,6 @@ impl Spokes {
     pub fn stop(&self) {
         self.begin_to_stop();
         self.stop.send_replace(true);
-        // The questioner holds this handle, so drop it to break the cycle.
-        *self.questioner.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Waits until the thread has ended and the state folder is unlocked.
@@ -269,9 +224,53 @@ impl Spokes {
     }
 }
 
+impl Inbox {
+    /// Starts the reconciler: opens the state, restores what served, and watches the folder. The
+    /// engine may still be loading. `questioner` asks the questions of gates.
+    ///
+    /// # Errors
+    /// [`ReconcilerError`] if the state can't be used. Problems with single files are in their
+    /// rows.
+    pub fn start(
+        self,
+        settings: ReconcilerSettings,
+        state: StateDirectory,
+        engine: Arc<dyn Engine>,
+        questioner: Arc<dyn Questioner>,
+    ) -> Result<(), ReconcilerError> {
+        let Self { spokes, asked, stopped } = self;
+        let begin = parts::Reconciler::open(settings, state, engine, questioner, spokes)?;
+        thread::Builder::new()
+            .name("spokes".to_owned())
+            .spawn(move || begin.run(asked, stopped))
+            .map_err(ReconcilerError::Thread)?;
+        Ok(())
+    }
+}
+
 impl From<Refusal> for Reason {
     fn from(refusal: Refusal) -> Self {
         // Drop the path: it is the daemon's own or in the folder, and clients must learn neither.
         Self { code: refusal.code().into(), message: refusal.reason.to_string(), hint: refusal.hint() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn commands_to_a_reconciler_that_never_starts_fail() {
+        let (spokes, inbox) = Spokes::channel();
+        let asked = tokio::spawn({
+            let spokes = spokes.clone();
+            async move { spokes.enable("encoding").await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!asked.is_finished(), "it waits for the start");
+        drop(inbox);
+        assert_eq!(asked.await.unwrap().unwrap_err(), SpokeError::Stopped);
+        spokes.ended().await;
+        assert_eq!(spokes.disable("encoding").await.unwrap_err(), SpokeError::Stopped);
     }
 }

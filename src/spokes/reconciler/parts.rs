@@ -16,7 +16,9 @@ use super::{ReconcilerError, ReconcilerSettings, Spokes};
 use crate::adapter::{Digest, Post};
 use crate::database::StateDirectory;
 use crate::engine::{Engine, EngineState, Health};
+use crate::spokes::gate::Questioner;
 use crate::spokes::life::Reason;
+use crate::spokes::probe::ChildProbe;
 use crate::spokes::quarantine::Quarantine;
 use crate::spokes::registry::Registry;
 use crate::spokes::store::{Here, Store};
@@ -39,6 +41,10 @@ pub(super) struct Reconciler {
     pub(super) registry: Arc<Registry>,
     /// Handle for the gate, which takes leases like any request.
     pub(super) spokes: Spokes,
+    /// Asks the questions of gates.
+    pub(super) questioner: Arc<dyn Questioner>,
+    /// How spokes are probed; `None`: they aren't.
+    pub(super) probe: Option<ChildProbe>,
     pub(super) store: Store,
     /// The post and program version for which verdicts hold.
     pub(super) here: Here,
@@ -55,34 +61,40 @@ impl Reconciler {
         settings: ReconcilerSettings,
         state: StateDirectory,
         engine: Arc<dyn Engine>,
-        spokes: &Spokes,
+        questioner: Arc<dyn Questioner>,
+        spokes: Spokes,
     ) -> Result<Self, ReconcilerError> {
         let store = Store::open(state.database()?)?;
         let folder = FolderView::new(Following {
             folder: settings.folder.clone(),
-            events: settings.events,
-            with_events: settings.reconcile,
-            without_events: settings.poll,
-            settle: settings.settle,
-            most: settings.most,
+            events: settings.spokes.events,
+            with_events: settings.spokes.reconcile,
+            without_events: settings.spokes.poll,
+            settle: settings.spokes.settle,
+            most: settings.spokes.most,
         });
+        let quarantine = state.path().join("spokes/quarantine");
+        let quarantine = Quarantine::new(quarantine, settings.spokes.quarantine.as_u64());
+        let probe = ChildProbe::new(&settings.spokes, settings.model.clone());
         Ok(Self {
             folder,
             instances: Instances::default(),
-            aliases: Aliases::new(settings.keep),
+            aliases: Aliases::new(settings.spokes.keep),
             examinations: Examinations::default(),
-            residency: Residency::new(settings.memory),
+            residency: Residency::new(settings.spokes.memory.as_u64()),
             jobs: Jobs::default(),
             outbox: Outbox::default(),
             health: engine.health(),
             engine,
             registry: Arc::clone(spokes.registry()),
-            spokes: spokes.clone(),
+            spokes,
+            questioner,
             store,
-            here: Here { post: Digest([0; 32]), version: version(settings.probe.is_some()) },
+            here: Here { post: Digest([0; 32]), version: version(probe.is_some()) },
+            probe,
             post: None,
             copies: Copies::new(state.path().join("spokes/staged")),
-            quarantine: Quarantine::new(state.path().join("spokes/quarantine"), settings.quarantine),
+            quarantine,
             _state: state,
             settings,
         })

@@ -45,7 +45,7 @@ fn asked(name: &str) -> Option<usize> {
 fn hostile_requests_are_refused_and_nothing_breaks() {
     let count = asked("BESPOKE_HOSTILE");
     let daemon = Daemon::with(FakeEngine::new(Script::Echo), |settings| {
-        settings.server.slow_sender = Duration::from_secs(1);
+        settings.server.timeouts.slow_sender = Duration::from_secs(1);
     });
     let document = daemon.get("/openapi.json").ok();
     attack(&document, daemon.address, count.unwrap_or(FEW), count.map(|_| std::process::id()));

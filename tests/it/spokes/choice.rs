@@ -80,8 +80,8 @@ fn names_that_are_not_there_are_a_404_that_lists_what_is() {
 #[test]
 fn the_meaning_of_names_that_are_not_there_can_be_configured() {
     let served = Served::with(|settings| {
-        settings.spokes.unknown_model = Otherwise::Post;
-        settings.spokes.retired = Otherwise::Post;
+        settings.spokes.choice.unknown_model = Otherwise::Post;
+        settings.spokes.choice.retired = Otherwise::Post;
     });
     let generation = served.put("encoding.gguf", &lora(1));
     served.serves("encoding", generation);
@@ -145,8 +145,8 @@ fn a_request_may_name_several_loras_with_scales_and_one_felix_spoke() {
 #[test]
 fn the_task_chooses_then_the_default_then_nothing() {
     let served = Served::with(|settings| {
-        settings.spokes.tasks = [("encoding_response".to_owned(), "encoding".to_owned())].into();
-        settings.spokes.default = Some("chat".to_owned());
+        settings.spokes.choice.tasks = [("encoding_response".to_owned(), "encoding".to_owned())].into();
+        settings.spokes.choice.default = Some("chat".to_owned());
     });
     let format = |name: &str| json!({"response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": {}}}});
     let used = |fields: Value| {

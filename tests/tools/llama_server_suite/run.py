@@ -27,7 +27,10 @@ def main():
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rf", "--tb=line",
         f"--timeout={os.environ.get('TIMEOUT', '120')}", f"--junitxml={REPORT}", *cases,
     ]
-    subprocess.call(command, cwd=folder)
+    # 0 and 1: it ran, and all or some passed. Otherwise it found no such case, or no test at all.
+    if subprocess.call(command, cwd=folder) not in (0, 1):
+        print(f"{folder} doesn't hold these cases: it should be tools/server/tests of a tree of llama.cpp", file=sys.stderr)
+        return 2
     passed, failed = set(), set()
     for case in xml.parse(REPORT).iter("testcase"):
         name = f"{case.get('classname').replace('.', '/')}.py::{case.get('name')}"

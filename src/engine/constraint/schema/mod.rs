@@ -11,6 +11,8 @@ mod expand;
 mod formats;
 mod grammar;
 mod graph;
+#[cfg(feature = "test-support")]
+mod instance;
 mod kinds;
 mod lexeme;
 mod literal;
@@ -26,7 +28,9 @@ use serde_json::Value;
 
 use self::expand::Alternative;
 pub use self::grammar::Compiled;
-use self::graph::{Array, Form, Graph, Node, NodeId, ROOT};
+use self::graph::{Array, Form, Graph, Node, NodeId};
+#[cfg(feature = "test-support")]
+pub use self::instance::instance;
 use self::kinds::kind;
 use self::lexeme::Lexeme;
 use self::number::Numbers;
@@ -42,14 +46,6 @@ const MOST_NODES: usize = 20_000;
 /// What can't be enforced, with its place in the schema.
 pub fn compile(schema: &Value) -> Result<Compiled, Fault> {
     grammar::compile(&read(schema)?)
-}
-
-/// A short value that validates against a schema.
-///
-/// # Errors
-/// As for [`compile`].
-pub fn instance(schema: &Value) -> Result<String, Fault> {
-    Ok(read(schema)?.instance(ROOT))
 }
 
 fn read(schema: &Value) -> Result<Graph, Fault> {

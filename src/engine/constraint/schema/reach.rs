@@ -4,7 +4,6 @@
 //! root, the schema is refused.
 
 use std::collections::HashSet;
-use std::fmt::Write;
 
 use serde_json::Value;
 
@@ -97,7 +96,7 @@ impl Graph {
     /// The properties of a short object: the required ones, more if there must be more, and one
     /// whose name isn't listed if nothing else suffices. Two unlisted properties might have the
     /// same name, so more than one can't be guaranteed.
-    fn chosen(&self, object: &Object) -> Option<(Vec<usize>, Option<usize>)> {
+    pub(super) fn chosen(&self, object: &Object) -> Option<(Vec<usize>, Option<usize>)> {
         let most = object.most.unwrap_or(usize::MAX);
         let required = |at: &usize| object.named[*at].required;
         let cost = |at: &usize| self.ends[object.named[*at].node].map_or(usize::MAX, |end| end.bytes);
@@ -119,34 +118,6 @@ impl Graph {
         chosen.extend(&others[..taken]);
         chosen.sort_unstable();
         (chosen.len() + usize::from(free.is_some()) <= most).then_some((chosen, free))
-    }
-
-    /// A short value of a node that has an end.
-    pub fn instance(&self, node: NodeId) -> String {
-        let cheapest = |form: &&Form| self.end(form).map_or(usize::MAX, |end| end.bytes);
-        let form = self.nodes[node].forms.iter().min_by_key(cheapest);
-        match form.expect("a node with an end has a form") {
-            Form::Text(lexeme) => lexeme.sample.clone(),
-            Form::Node(node) => self.instance(*node),
-            Form::Array(array) => {
-                let items =
-                    (0..array.least).map(|index| array.first.get(index).copied().unwrap_or(array.rest));
-                let items: Vec<String> = items.map(|node| self.instance(node)).collect();
-                format!("[{}]", items.join(","))
-            }
-            Form::Object(object) => {
-                let (named, free) = self.chosen(object).unwrap_or_default();
-                let mut text = String::new();
-                let named = named.into_iter().map(|at| &object.named[at]);
-                let named = named.map(|named| (Value::from(named.name.as_str()).to_string(), named.node));
-                let free = free.map(|at| &object.free[at]).map(|free| (free.sample.clone(), free.node));
-                for (key, node) in named.chain(free) {
-                    let comma = if text.is_empty() { "" } else { "," };
-                    let _ = write!(text, "{comma}{key}:{}", self.instance(node));
-                }
-                format!("{{{text}}}")
-            }
-        }
     }
 
     /// Explains why nothing can stand at the root: the first obstacle on the first way.
