@@ -14,9 +14,10 @@ use tracing::Span;
 
 pub use self::room::room;
 use self::room::{is_partial, sequences, warm_up};
+use super::admission::Ticket;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings};
-use super::handle::{LlamaSettings, Ticket};
+use super::handle::LlamaSettings;
 use super::kernels::Kernels;
 use super::prefix_cache::{NO_SPOKE, Origin, Placement};
 use super::scheduler::BATCH;
