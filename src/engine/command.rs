@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
 use super::admission::Ticket;
-use super::constraint::Shape;
+use super::constraint::CompiledConstraint;
 use super::spokes::{Answer, PreparedSpoke};
 use super::{AnswerEvent, Embeddings, EngineError, Generate, Prompt, Query, Reply};
 use crate::adapter::Generation;
@@ -59,7 +59,7 @@ pub struct Request {
     /// What is asked, without its constraint.
     pub generate: Generate,
     /// The compiled constraint, if the request has one.
-    pub shape: Option<Box<Shape>>,
+    pub constraint: Option<Box<CompiledConstraint>>,
     /// Who asks.
     pub client: Client,
 }

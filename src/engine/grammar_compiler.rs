@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::command::{Client, Command, Request};
 use super::command_sender::CommandSender;
-use super::constraint::{Grammars, STACK, Shape};
+use super::constraint::{CompiledConstraint, Grammars, STACK};
 use super::vocabulary::Vocabulary;
 use super::{Constraint, EngineError, Generate};
 use crate::allocator;
@@ -124,7 +124,7 @@ impl GrammarCompiler {
             return self.sender.send(command(generate, None, client));
         };
         match self.index.get().and_then(|grammars| grammars.known(&constraint)) {
-            Some(Ok(shape)) => self.sender.send(command(generate, Some(shape), client)),
+            Some(Ok(compiled)) => self.sender.send(command(generate, Some(compiled), client)),
             Some(Err(error)) => {
                 client.refuse(error);
                 Ok(())
@@ -176,20 +176,20 @@ impl Compiling {
             return client.refuse(EngineError::Stopped);
         }
         match self.compile(&constraint) {
-            Ok(shape) => self.sender.deliver(command(generate, Some(shape), client)),
+            Ok(compiled) => self.sender.deliver(command(generate, Some(compiled), client)),
             Err(error) => client.refuse(error),
         }
     }
 
-    fn compile(&self, constraint: &Constraint) -> Result<Box<Shape>, EngineError> {
+    fn compile(&self, constraint: &Constraint) -> Result<Box<CompiledConstraint>, EngineError> {
         let grammars = self.index.grammars()?;
         let broken = |_| Err(EngineError::Schema("compiling it failed".to_owned()));
-        catch_unwind(AssertUnwindSafe(|| grammars.shape(constraint))).unwrap_or_else(broken)
+        catch_unwind(AssertUnwindSafe(|| grammars.compile(constraint))).unwrap_or_else(broken)
     }
 }
 
-fn command(generate: Generate, shape: Option<Box<Shape>>, client: Client) -> Command {
-    Command::Generate(Box::new(Request { generate, shape, client }))
+fn command(generate: Generate, constraint: Option<Box<CompiledConstraint>>, client: Client) -> Command {
+    Command::Generate(Box::new(Request { generate, constraint, client }))
 }
 
 #[cfg(test)]
@@ -257,7 +257,7 @@ mod tests {
             let constrained = schema.is_some();
             compiler.send(request(schema), client).unwrap();
             let Command::Generate(sent) = engine.next() else { panic!("not a request") };
-            assert_eq!((sent.shape.is_some(), sent.generate.constraint), (constrained, None));
+            assert_eq!((sent.constraint.is_some(), sent.generate.constraint), (constrained, None));
         }
     }
 

@@ -334,7 +334,7 @@ impl<'a> Worker<'a> {
     }
 
     fn admit_one(&mut self, waiting: Waiting<'a>) -> Result<(), EngineError> {
-        let Waiting { request: Request { generate, shape, client }, spokes } = waiting;
+        let Waiting { request: Request { generate, constraint, client }, spokes } = waiting;
         let Client { events, ticket, queued, span } = client;
         let (prompt, head) = self.read(&generate.prompt)?;
         let tokens = prompt.len() as u32;
@@ -343,8 +343,8 @@ impl<'a> Worker<'a> {
         }
         let room = self.context - tokens;
         let budget = generate.max_tokens.map_or(room, |given| given.min(room)) as usize;
-        let session = match shape {
-            Some(shape) => Some(self.index.grammars()?.begin(*shape)),
+        let session = match constraint {
+            Some(constraint) => Some(self.index.grammars()?.begin(*constraint)),
             None => None,
         };
         let placement = self.lanes.placement(&prompt, spokes.origin, generate.cache);
@@ -361,7 +361,7 @@ impl<'a> Worker<'a> {
             "request admitted to a lane"
         );
         let drafts = generate.draft && self.settings.draft;
-        let entry = Entry { prompt, head, run: sequence, spokes, drafts, ticket, span };
+        let entry = Entry { prompt, head, sequence, spokes, drafts, ticket, span };
         self.lanes.start(placement, entry, &self.vocabulary);
         Ok(())
     }

@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use llguidance::TokenParser;
 use toktrie::ApproximateTokEnv;
 
-pub use self::grammars::{Grammars, Shape};
+pub use self::grammars::{CompiledConstraint, Grammars};
 use self::json_cursor::Scanner;
 pub use self::repeats::Repeat;
 use self::repeats::{Shapes, Watch};
