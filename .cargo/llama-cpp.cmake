@@ -11,6 +11,11 @@ add_compile_options(-U__AMX_TILE__ -U__AMX_INT8__ -U__AMX_BF16__)
 # depends on the sys crate with that feature on. Nothing of it is used here.
 if(PROJECT_NAME STREQUAL "llama.cpp")
     set(LLAMA_BUILD_COMMON OFF)
-    # Graphs are built here, not computed: that is ggml, which keeps its -O3. The last -O counts.
+    # Most of this library builds the graphs of 150 architectures; ggml computes them, and keeps its -O3. What runs for
+    # each token, or for each entry of a vocabulary, keeps it as well. The last -O counts, and a file's comes last.
     cmake_language(DEFER CALL target_compile_options llama PRIVATE -O1)
+    set(BESPOKE_HOT batch context graph kv-cache kv-cache-iswa memory-hybrid memory-recurrent model-loader sampler vocab)
+    list(TRANSFORM BESPOKE_HOT REPLACE "(.+)" "${PROJECT_SOURCE_DIR}/src/llama-\\1.cpp")
+    list(APPEND BESPOKE_HOT "${PROJECT_SOURCE_DIR}/src/unicode.cpp")
+    cmake_language(DEFER CALL set_source_files_properties ${BESPOKE_HOT} TARGET_DIRECTORY llama PROPERTIES COMPILE_OPTIONS -O3)
 endif()

@@ -51,12 +51,12 @@ pub struct LlamaSettings {
     /// Whether tokens that a constraint dictates are taken without running the model. Disabled only
     /// to measure the gain.
     pub force: bool,
-    /// Whether to load the weights into the engine's own memory, in huge pages, if there is plenty
-    /// of memory. Otherwise the file is mapped, so that processes share its pages and the system
-    /// can reclaim them. Takes effect only where it makes the engine faster.
+    /// Whether to read the weights into the engine's own memory, in huge pages
+    /// ([`own_memory_pays`](super::own_memory_pays) says whether that is faster). Otherwise the
+    /// file is mapped, so that processes share its pages and the system can reclaim them.
     pub own_memory: bool,
-    /// Whether the caller has checked the file with the safe reader and decided `own_memory` by it.
-    /// Reading a large vocabulary a second time would take a third of the time until ready.
+    /// Whether the caller has checked the file with the safe reader. Reading a large vocabulary a
+    /// second time would take a third of the time until ready.
     pub checked: bool,
     /// Whether to build the index for constraints as soon as the model is loaded, instead of when
     /// the first constrained request arrives.

@@ -18,6 +18,7 @@ use super::cache_memory::available;
 use super::command::{Client, Command, Request};
 use super::computing::{Computing, ComputingReport};
 use super::embedding::{Embedder, Embedding};
+use super::ffi::reading_weights;
 use super::grammar_compiler::Index;
 use super::handle::LlamaSettings;
 use super::heartbeat::{BEAT, Heartbeat};
@@ -89,11 +90,10 @@ fn serve(
     let began = Instant::now();
     // The self-test runs in a process of its own while this thread loads the weights.
     let choosing = computing.choose(&settings.path);
-    let model = if settings.checked {
-        load_checked(&settings.path, !settings.own_memory)?
-    } else {
-        load(&settings.path, settings.own_memory)?
-    };
+    if !settings.checked {
+        check(&settings.path)?;
+    }
+    let model = load_checked(&settings.path, !settings.own_memory)?;
     let read_ms = began.elapsed().as_millis();
     let vocabulary = Arc::new(Vocabulary::of(&model));
     let vocabulary_ms = began.elapsed().as_millis() - read_ms;
@@ -137,29 +137,34 @@ fn serve(
     Ok(())
 }
 
-/// Loads a model file after our own reader has checked it.
-pub fn load(path: &Path, own_memory: bool) -> Result<LlamaModel, String> {
+/// Checks a model file with our own reader.
+fn check(path: &Path) -> Result<(), String> {
     let file = Gguf::open(path).map_err(|e| e.to_string())?;
-    check_model(&file).map_err(|e| e.to_string())?;
-    let own = own_memory && own_memory_pays(&file);
-    drop(file);
-    load_checked(path, !own)
+    check_model(&file).map_err(|e| e.to_string())
 }
 
-/// Loads a file whose content has been checked.
+/// Maps a model file after our own reader has checked it.
+pub fn load(path: &Path) -> Result<LlamaModel, String> {
+    check(path)?;
+    load_checked(path, true)
+}
+
+/// Loads a file whose content has been checked: maps it, or reads it into memory.
 pub fn load_checked(path: &Path, mapped: bool) -> Result<LlamaModel, String> {
     if path.to_str().is_none() {
         return Err(format!("{}: a path that isn't UTF-8 can't be given to llama.cpp", path.display()));
     }
     let params = LlamaModelParams::default().with_use_mmap(mapped);
-    LlamaModel::load_from_file(backend(), path, &params)
-        .map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
+    let backend = backend();
+    let read = || LlamaModel::load_from_file(backend, path, &params);
+    let model = if mapped { read() } else { reading_weights(read) };
+    model.map_err(|e| format!("{}: llama.cpp can't load it ({e}); its log says why", path.display()))
 }
 
-/// Whether the model runs faster with its weights in private memory, of which there is plenty. Private memory can use huge
-/// pages, a file mapping can't, and TLB misses on small pages are an eighth of the time that our
-/// kernels take to read the weights. Only tensors that our kernels compute are put into huge pages
-/// (`ffi/custom_ops/huge_pages.rs`), so they must make up a good part of the file.
+/// Whether the model runs faster with its weights in private memory, of which there is plenty.
+/// Private memory can use huge pages (`ffi/buffers.rs`), a file mapping can't, and TLB misses on
+/// small pages are an eighth of the time that our kernels take to read the weights. This is known
+/// of our kernels only, so what they compute must make up a good part of the file.
 pub fn own_memory_pays(file: &Gguf) -> bool {
     let all = |q8: bool| file.tensors().iter().filter(move |t| !q8 || t.kind == GgmlType::Q8_0);
     let bytes = |q8: bool| all(q8).map(|tensor| tensor.bytes).sum::<u64>();

@@ -106,8 +106,8 @@ fn place_bytes(model: &LlamaModel) -> Result<u64, String> {
     Ok(Context::new(model, settings).map_err(|e| e.to_string())?.place_bytes())
 }
 
-/// Computes a first batch, which moves the weights into huge pages, so that no request has to wait
-/// for that. Returns the bytes of keys and values per token.
+/// Computes a first batch, which reads mapped weights from their file and plans a graph, so that no
+/// request has to wait for that. Returns the bytes of keys and values per token.
 ///
 /// # Errors
 /// llama.cpp can't compute.

@@ -6,10 +6,15 @@
 //! buffer that holds the cache, and buffers of the CPU are made by a table of functions that can be
 //! changed. Here a buffer that is made for a context is mapped instead of allocated: it is zero
 //! already, clearing it gives its pages back, and a copy ends where the sequence does.
+//!
+//! Buffers of weights that llama.cpp reads into memory are mapped as well, in huge pages: each
+//! token reads all weights in order, and looking up small pages takes an eighth of that time.
+//! Huge pages have to be asked for before the weights are read. Moving weights that are there
+//! takes longer than reading them.
 
 #![allow(clippy::cast_ptr_alignment, reason = "a buffer of ggml is of the type that is laid out here")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_int, c_void};
 use std::mem::size_of;
 use std::ptr::{NonNull, null_mut};
@@ -107,6 +112,8 @@ pub(super) struct Handed {
 thread_local! {
     /// Set while this thread makes a context.
     static MAKING: RefCell<Option<Making>> = const { RefCell::new(None) };
+    /// Set while this thread reads weights into memory.
+    static READING: Cell<bool> = const { Cell::new(false) };
     /// What the batch that this thread computes begins with.
     static HANDED: RefCell<Vec<Handed>> = const { RefCell::new(Vec::new()) };
 }
@@ -164,6 +171,14 @@ pub(super) fn making<R>(make: impl FnOnce() -> R) -> (R, Vec<Half>) {
     (made, halves)
 }
 
+/// Runs what reads weights into memory, which is in huge pages if the system has them.
+pub fn reading_weights<R>(read: impl FnOnce() -> R) -> R {
+    READING.set(true);
+    let result = read();
+    READING.set(false);
+    result
+}
+
 /// Runs what computes a batch; sequences that it copies first are copied as far as `handed` says.
 pub(super) fn handing<R>(handed: &[Handed], compute: impl FnOnce() -> R) -> R {
     HANDED.with_borrow_mut(|known| {
@@ -199,8 +214,18 @@ impl Half {
 unsafe extern "C" fn make(kind: Kind, size: usize) -> Raw {
     let Some(usual) = USUAL.get() else { return null_mut() };
     if noting(|_| ()).is_none() {
-        // SAFETY: as llama.cpp would have called it.
-        return unsafe { (usual.allocate)(kind, size) };
+        let start = if READING.get() { map_huge(size) } else { None };
+        // SAFETY: as llama.cpp would have called it; or the functions of a buffer of the CPU, of
+        // which the one that frees it knows that its memory is mapped.
+        return unsafe {
+            match start {
+                None => (usual.allocate)(kind, size),
+                Some(start) => {
+                    let functions = Functions { free_buffer: Some(free), ..usual.functions };
+                    ggml_backend_buffer_init(kind, functions, start.as_ptr(), size)
+                }
+            }
+        };
     }
     let Some(start) = map(size) else { return null_mut() };
     let functions = Functions {
@@ -310,6 +335,35 @@ fn map(size: usize) -> Option<NonNull<c_void>> {
     if start == libc::MAP_FAILED { None } else { NonNull::new(start) }
 }
 
+/// Size of a huge page, and to what it is aligned.
+const HUGE: usize = 2 << 20;
+
+/// Memory that holds zeros, in huge pages if the system has them. `None` if it is smaller than one,
+/// or can't be had this way.
+fn map_huge(size: usize) -> Option<NonNull<c_void>> {
+    if size < HUGE {
+        return None;
+    }
+    let whole = size.checked_next_multiple_of(page())?;
+    let start = map(whole.checked_add(HUGE)?)?;
+    let before = start.addr().get().next_multiple_of(HUGE) - start.addr().get();
+    // SAFETY: within the mapping that was made just now, which no one uses yet. What is cut off is
+    // whole pages.
+    unsafe {
+        let aligned = start.byte_add(before);
+        if before > 0 {
+            libc::munmap(start.as_ptr(), before);
+        }
+        libc::munmap(aligned.as_ptr().byte_add(whole), HUGE - before);
+        #[cfg(target_os = "linux")]
+        if libc::madvise(aligned.as_ptr(), whole / HUGE * HUGE, libc::MADV_HUGEPAGE) != 0 {
+            let error = std::io::Error::last_os_error();
+            tracing::debug!(%error, bytes = size, "weights are read into small pages");
+        }
+        Some(aligned)
+    }
+}
+
 /// Bytes of a page.
 fn page() -> usize {
     static PAGE: OnceLock<usize> = OnceLock::new();
@@ -402,6 +456,48 @@ mod tests {
     fn this_llama_cpp_makes_buffers_as_is_known_here() {
         backend();
         assert!(take_part());
+    }
+
+    /// Kilobytes of huge pages in this process's mapping of an address.
+    fn huge_kilobytes(address: usize) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut within = false;
+        let mut huge = 0;
+        for line in maps.lines() {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let bounds = range.map(|(from, to)| [from, to].map(|hex| usize::from_str_radix(hex, 16)));
+            if let Some([Ok(from), Ok(to)]) = bounds {
+                within = (from..to).contains(&address);
+            } else if let Some(size) = line.strip_prefix("AnonHugePages:").filter(|_| within) {
+                huge += size.trim().trim_end_matches(" kB").parse::<usize>().unwrap();
+            }
+        }
+        huge
+    }
+
+    #[test]
+    fn weights_are_read_into_huge_pages_and_freed() {
+        backend();
+        const SIZE: usize = (5 << 20) + 123;
+        // SAFETY: a buffer of the CPU, written within its size, and freed once.
+        unsafe {
+            let kind = sys::ggml_backend_cpu_buffer_type();
+            let buffer = reading_weights(|| sys::ggml_backend_buft_alloc_buffer(kind, SIZE));
+            assert!(!READING.get());
+            let start = sys::ggml_backend_buffer_get_base(buffer);
+            assert_eq!(start.addr() % HUGE, 0);
+            start.cast::<u8>().write_bytes(1, SIZE);
+            let modes = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+            if modes.is_ok_and(|modes| !modes.contains("[never]")) {
+                assert_eq!(huge_kilobytes(start.addr()), 4 << 10);
+            }
+            sys::ggml_backend_buffer_free(buffer);
+            assert_eq!(huge_kilobytes(start.addr()), 0);
+            // What is smaller than a huge page is allocated as ever.
+            let small = reading_weights(|| sys::ggml_backend_buft_alloc_buffer(kind, HUGE - 1));
+            sys::ggml_backend_buffer_get_base(small).cast::<u8>().write_bytes(1, HUGE - 1);
+            sys::ggml_backend_buffer_free(small);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod process_exit;
 mod quantise;
 
 pub use adapter::{Adapter, AdapterError};
-pub use buffers::take_part;
+pub use buffers::{reading_weights, take_part};
 pub use context::{Batch, Context, ContextError, ContextSettings, DecodeError, gives_up};
 pub use cpu_features::{compiled_features, llama_features, missing_features};
 pub use custom_ops::{FelixError, Use as FelixUse};

@@ -85,10 +85,10 @@ fn load(path: &Path) -> Result<LlamaModel, String> {
     });
     match excerpt {
         Ok(Some(model)) => Ok(model),
-        Ok(None) => worker::load(path, false),
+        Ok(None) => worker::load(path),
         Err(error) => {
             tracing::debug!(error, "the self-test takes the whole post");
-            worker::load(path, false)
+            worker::load(path)
         }
     }
 }

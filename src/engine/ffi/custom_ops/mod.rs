@@ -7,7 +7,6 @@
 
 mod attention;
 mod felix;
-mod huge_pages;
 mod placement;
 mod product;
 mod scratch;
@@ -44,8 +43,6 @@ struct Inner {
     /// How many of them nodes of this run have.
     taken: usize,
     shared: NonNull<Shared>,
-    /// Buffers of weights that have been met.
-    weights: Vec<*const sys::ggml_backend_buffer>,
     /// The activations that the last product packs or uses. The next product can use them again.
     packed: *const sys::ggml_tensor,
     /// Felix spokes of the current batch.
@@ -99,7 +96,6 @@ impl CustomOps {
             slots: Vec::new(),
             taken: 0,
             shared: pin(Shared::default()),
-            weights: Vec::new(),
             packed: std::ptr::null(),
             felix: felix::Plan::default(),
             divided: false,
@@ -218,13 +214,6 @@ impl Inner {
             self.divided |= unsafe { node.src[0].as_ref() }.is_none_or(|queries| size(queries)[1] == 1);
         }
         let (Some(task), Some(custom)) = (task, custom) else { return };
-        if matches!(task, Task::Product(_)) {
-            let buffer = product::Task::weights(node);
-            if !buffer.is_null() && !self.weights.contains(&buffer.cast_const()) {
-                self.weights.push(buffer);
-                huge_pages::make_huge(buffer);
-            }
-        }
         // SAFETY: nothing is being computed, and no other node of this run has the slot.
         let slot = unsafe { &mut *slot.as_ptr() };
         (slot.task, slot.given) = (task, node.op_params);

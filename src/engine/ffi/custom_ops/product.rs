@@ -96,12 +96,6 @@ impl Task {
         self.packing.is_some()
     }
 
-    /// The buffer of the node's weights.
-    pub fn weights(node: &sys::ggml_tensor) -> sys::ggml_backend_buffer_t {
-        // SAFETY: `Task::of` has seen that the weights are there.
-        unsafe { (*node.src[0]).buffer }
-    }
-
     /// Takes part in the computation.
     ///
     /// # Safety
