@@ -4,7 +4,7 @@ use std::sync::mpsc as commands;
 
 use tokio::sync::watch;
 
-use super::worker::{self, Command};
+use super::command::Command;
 use super::{EngineError, EngineState, Health};
 
 /// A handle for sending commands to the engine's thread.
@@ -29,7 +29,7 @@ impl CommandSender {
     pub fn deliver(&self, command: Command) {
         if let Err(unsent) = self.offer(command) {
             let (command, error) = *unsent;
-            worker::refuse(command, &error);
+            command.refuse(&error);
         }
     }
 

@@ -6,9 +6,9 @@ use std::time::Instant;
 use llama_cpp_2::model::LlamaModel;
 use tokio::sync::oneshot;
 
+use super::admission::Ticket;
 use super::drafting::Cost;
 use super::ffi::{Batch, Context, ContextSettings, DecodeError};
-use super::handle::Ticket;
 use super::kernels::Kernels;
 use super::scheduler::SHARE;
 use super::thread_tuner::ThreadTuner;

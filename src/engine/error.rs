@@ -1,11 +1,9 @@
 //! Why an engine doesn't do what it was asked.
 
-use serde::{Deserialize, Serialize};
-
 use crate::adapter::Generation;
 
 /// Why a request can't be answered.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum EngineError {
     /// The number of waiting requests is at its limit.
     #[error("the queue is full: {waiting} requests are waiting")]

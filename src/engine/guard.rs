@@ -1,11 +1,10 @@
-//! Settings that keep answers from repeating themselves, and reports of what they did, as plain
-//! serialisable data.
+//! Settings that keep answers from repeating themselves, and reports of what they did.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// How a JSON answer is kept from repeating itself. Numbers that loop are ended even without a
 /// guard.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Guard {
     /// Lists whose items must have different names.
     pub distinct: Vec<DistinctList>,
@@ -15,7 +14,7 @@ pub struct Guard {
 }
 
 /// Maximum sizes, in bytes, of the texts and lists of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Longest {
     /// Of a text.
     pub text: usize,
@@ -24,7 +23,7 @@ pub struct Longest {
 }
 
 /// A list whose items must have different names. Case and whitespace around a name are ignored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DistinctList {
     /// The list's JSON pointer.
     pub path: String,
@@ -34,7 +33,7 @@ pub struct DistinctList {
 }
 
 /// Where an answer was kept from repeating itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Closed {
     /// JSON pointer of the list, text or number.
     pub path: String,
@@ -43,7 +42,7 @@ pub struct Closed {
 }
 
 /// The kind of repetition that was prevented.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CloseReason {
     /// An item repeats another item of its list. It was removed.

@@ -3,7 +3,6 @@
 
 use std::panic;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc as commands;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,15 +10,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
+use super::admission::Admission;
+use super::command::{Client, Command};
 use super::command_sender::CommandSender;
 use super::constraint::STACK;
 use super::grammar_compiler::{GrammarCompiler, Index};
 use super::self_test::SelfTest;
-use super::spokes;
-use super::worker::{self, Command};
+use super::spokes::{Answer, PreparedSpoke};
+use super::worker;
 use super::{
-    AnswerEvent, Embeddings, Engine, EngineError, EngineState, Generate, Health, LoadedSpoke, Prompt, Query,
-    Reply, SpokeChange, Totals, likely_tokens, likely_use,
+    AnswerEvent, Embeddings, Engine, EngineError, EngineState, Generate, Health, LoadSpoke, LoadedSpoke,
+    Prompt, Query, Reply, SpokeChange, Totals, likely_tokens, likely_use,
 };
 use crate::adapter::Kind;
 use crate::config::ModelSettings;
@@ -57,38 +58,8 @@ impl Default for LlamaOptions {
 pub struct LlamaEngine {
     sender: CommandSender,
     compiler: GrammarCompiler,
+    admission: Admission,
     settings: Arc<ModelSettings>,
-    load: Arc<Load>,
-}
-
-/// The accepted requests that have not ended.
-#[derive(Debug, Default)]
-struct Load {
-    unfinished: AtomicU32,
-    /// Estimated tokens of the waiting requests.
-    tokens: AtomicU64,
-}
-
-/// Counts a request from its acceptance to its end, however it ends, and counts its tokens while it
-/// waits.
-#[derive(Debug)]
-pub struct Ticket {
-    load: Arc<Load>,
-    tokens: u64,
-}
-
-impl Ticket {
-    /// The request has stopped waiting: its tokens no longer count.
-    pub fn admitted(&mut self) {
-        self.load.tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::SeqCst);
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.admitted();
-        self.load.unfinished.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 impl LlamaEngine {
@@ -115,6 +86,7 @@ impl LlamaEngine {
             totals: Totals::default(),
         };
         let (sender, health) = watch::channel(loading);
+        let admission = Admission::new(settings.lanes, settings.queue, settings.queue_tokens);
         let settings = Arc::new(settings);
         let index = Arc::<Index>::default();
         let (of_worker, tell) = (Arc::clone(&settings), Arc::clone(&index));
@@ -125,26 +97,7 @@ impl LlamaEngine {
             .expect("the system starts a thread");
         let sender = CommandSender { commands, health };
         let compiler = GrammarCompiler::start(sender.clone(), index);
-        Self { sender, compiler, settings, load: Arc::default() }
-    }
-
-    /// Accepts a request of about `tokens` tokens if the queue has room for it. While a lane is
-    /// free, a request that takes one waits only for a moment, so its tokens don't count.
-    fn ticket(&self, tokens: u64, takes_lane: bool) -> Result<Ticket, EngineError> {
-        let ModelSettings { lanes, queue, queue_tokens, .. } = *self.settings;
-        let unfinished = self.load.unfinished.fetch_add(1, Ordering::SeqCst);
-        let tokens = if takes_lane && unfinished < lanes { 0 } else { tokens };
-        let waiting = self.load.tokens.fetch_add(tokens, Ordering::SeqCst);
-        let ticket = Ticket { load: Arc::clone(&self.load), tokens };
-        if unfinished >= lanes.saturating_add(queue) {
-            return Err(EngineError::Overloaded { waiting: unfinished - lanes });
-        }
-        let (tokens, limit) = (waiting + tokens, queue_tokens);
-        // A single request may wait, however long it is.
-        if waiting > 0 && ticket.tokens > 0 && tokens > limit {
-            return Err(EngineError::QueueTokens { tokens, limit });
-        }
-        Ok(ticket)
+        Self { sender, compiler, admission, settings }
     }
 
     /// Estimates the tokens that a request will use, at most as many as the context holds.
@@ -155,20 +108,37 @@ impl LlamaEngine {
         });
         likely_use(&request.prompt, request.max_tokens, context.unwrap_or(u32::MAX))
     }
+
+    /// Sends the command to load a spoke. Reading and reordering the weights of a Felix spoke takes
+    /// longer than a token, so that is done first, on a separate thread.
+    fn load_spoke(&self, spoke: LoadSpoke, reply: Answer) -> Result<(), EngineError> {
+        if spoke.kind == Kind::Lora {
+            let spoke = PreparedSpoke::lora(spoke);
+            return self.sender.send(Command::LoadSpoke { spoke, reply });
+        }
+        let (sender, settings) = (self.sender.clone(), Arc::clone(&self.settings));
+        let read = move || match panic::catch_unwind(|| PreparedSpoke::felix(spoke, &settings.path))
+            .unwrap_or_else(|_| Err(EngineError::Spoke("reading it failed".to_owned())))
+        {
+            Ok(spoke) => sender.deliver(Command::LoadSpoke { spoke, reply }),
+            Err(error) => drop(reply.send(Err(error))),
+        };
+        let named = thread::Builder::new().name("felix".to_owned());
+        named.spawn(read).map_err(|error| EngineError::Spoke(error.to_string()))?;
+        Ok(())
+    }
 }
 
 impl Engine for LlamaEngine {
     fn generate(&self, request: Generate) -> Result<mpsc::UnboundedReceiver<AnswerEvent>, EngineError> {
-        let ticket = self.ticket(self.estimate(&request), true)?;
+        let ticket = self.admission.ticket(self.estimate(&request), true)?;
         let (events, receiver) = mpsc::unbounded_channel();
-        let request = Box::new(request);
         // Attribute what the engine's thread logs about the request to the caller's span.
         let span = match Span::current() {
             span if span.is_none() => tracing::info_span!("request", id = request.id),
             span => span,
         };
-        let queued = Instant::now();
-        self.compiler.send(Command::Generate { request, shape: None, events, ticket, queued, span })?;
+        self.compiler.send(request, Client { events, ticket, queued: Instant::now(), span })?;
         Ok(receiver)
     }
 
@@ -176,7 +146,7 @@ impl Engine for LlamaEngine {
         &self,
         inputs: Vec<Prompt>,
     ) -> Result<oneshot::Receiver<Result<Embeddings, EngineError>>, EngineError> {
-        let ticket = self.ticket(inputs.iter().map(likely_tokens).sum(), false)?;
+        let ticket = self.admission.ticket(inputs.iter().map(likely_tokens).sum(), false)?;
         let (reply, receiver) = oneshot::channel();
         self.sender.send(Command::Embed { inputs, reply, ticket })?;
         Ok(receiver)
@@ -194,23 +164,10 @@ impl Engine for LlamaEngine {
     ) -> Result<oneshot::Receiver<Result<LoadedSpoke, EngineError>>, EngineError> {
         let (reply, receiver) = oneshot::channel();
         match change {
-            SpokeChange::Load(spoke) if spoke.kind == Kind::Felix => {
-                let (sender, post) = (self.sender.clone(), Arc::clone(&self.settings));
-                // Reading and reordering the weights takes longer than a token, so do it on a
-                // separate thread.
-                let read = move || match panic::catch_unwind(|| spokes::read_felix(&spoke.path, &post.path))
-                    .unwrap_or_else(|_| Err(EngineError::Spoke("reading it failed".to_owned())))
-                {
-                    Ok(weights) => {
-                        let (change, felix) = (SpokeChange::Load(spoke), Some(weights));
-                        sender.deliver(Command::Spoke { change, felix, reply });
-                    }
-                    Err(error) => drop(reply.send(Err(error))),
-                };
-                let named = thread::Builder::new().name("felix".to_owned());
-                named.spawn(read).map_err(|error| EngineError::Spoke(error.to_string()))?;
+            SpokeChange::Load(spoke) => self.load_spoke(spoke, reply)?,
+            SpokeChange::Unload(generation) => {
+                self.sender.send(Command::UnloadSpoke { generation, reply })?;
             }
-            change => self.sender.send(Command::Spoke { change, felix: None, reply })?,
         }
         Ok(receiver)
     }
@@ -220,6 +177,6 @@ impl Engine for LlamaEngine {
     }
 
     fn stop(&self, drain: Duration) {
-        self.compiler.stop(Command::Stop { drain });
+        self.compiler.stop(Instant::now() + drain);
     }
 }

@@ -1,8 +1,10 @@
 //! The inference engine: turns prompts into tokens, exposed through the [`Engine`] trait.
 
+mod admission;
 pub mod backend;
 mod batching;
 mod cache_memory;
+mod command;
 mod command_sender;
 mod computing;
 mod constraint;

@@ -1,10 +1,9 @@
-//! The interface of an engine: requests and events as plain serialisable data, so that the engine
-//! can run in another process.
+//! The interface of an engine: requests and events as plain data.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::computing::ComputingReport;
@@ -64,7 +63,7 @@ pub fn likely_use(prompt: &Prompt, max_tokens: Option<u32>, context: u32) -> u64
 }
 
 /// A small query to the engine's thread, answered between two batches.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
     /// Token ids of a text. With `whole`, the ids are exactly those that [`Engine::generate`] would
     /// use: a beginning-of-sequence token is added if the model wants one, and an empty prompt is
@@ -84,7 +83,7 @@ pub enum Query {
 }
 
 /// The answer to a [`Query`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// To [`Query::Tokenize`].
     Tokens(Vec<u32>),
@@ -97,14 +96,13 @@ pub enum Reply {
 }
 
 /// State of a lane.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LaneState {
     /// Number of the lane, from 0.
     pub lane: u32,
     /// Id of the request in the lane.
     pub request: Option<String>,
     /// Serial number of that request. Later requests have larger numbers.
-    #[serde(default)]
     pub task: u64,
     /// Tokens of that request's prompt.
     pub prompt_tokens: u32,
@@ -116,14 +114,13 @@ pub struct LaneState {
 
 /// A request for text.
 #[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Generate {
     /// Id for logs and traces.
     pub id: String,
     /// The prompt.
     pub prompt: Prompt,
     /// Spokes that the post runs with.
-    #[serde(default)]
     pub spokes: SpokeSet,
     /// Maximum tokens to generate. `None` uses the rest of the context.
     pub max_tokens: Option<u32>,
@@ -147,14 +144,11 @@ pub struct Generate {
     /// speed only.
     pub draft: bool,
     /// Whether to send an [`AnswerEvent::Read`] after each part of the prompt is decoded.
-    #[serde(default)]
     pub progress: bool,
     /// Whether reported likelihoods are those that the sampler draws from, after bias, mask,
     /// penalties, temperature and filters. Otherwise they are the model's own.
-    #[serde(default)]
     pub sampled: bool,
     /// How a JSON answer is kept from repeating itself.
-    #[serde(default)]
     pub guard: Option<Guard>,
 }
 
@@ -182,7 +176,7 @@ impl Generate {
 }
 
 /// How tokens are chosen. Temperature 0 is greedy and needs no seed.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     /// Sampling temperature. 0 is greedy.
     pub temperature: f32,
@@ -199,7 +193,7 @@ pub struct Sampling {
 }
 
 /// Penalties that are applied to the logits of used tokens before any filter.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Penalties {
     /// Positive logits are divided by this, negative ones multiplied by it. 1 has no effect
     /// (llama.cpp's `repeat_penalty`).
@@ -225,8 +219,7 @@ impl Sampling {
 }
 
 /// The shape that an answer must have.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Constraint {
     /// A JSON value that validates against this schema, without optional whitespace.
     JsonSchema(serde_json::Value),
@@ -246,7 +239,7 @@ pub enum Constraint {
 /// An event of a running generation. `Started` comes first, then any number of `Text` events
 /// (interleaved with `Read` and `Tokens` if requested, and `Closed` before the end), then either
 /// `Finished` or `Failed`. Text is final: text that may still be taken back is not sent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum AnswerEvent {
     /// The prompt is accepted: it has passed every check that can refuse it.
     Started {
@@ -276,7 +269,7 @@ pub enum AnswerEvent {
 }
 
 /// A token of an answer and its likelihood.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TokenReport {
     /// The token.
     pub token: TokenLikelihood,
@@ -288,7 +281,7 @@ pub struct TokenReport {
 
 /// A token and the natural logarithm of its probability by the model's own softmax (temperature 1,
 /// no mask), or by the sampler's distribution if the request asks for that ([`Generate::sampled`]).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TokenLikelihood {
     /// Token id.
     pub id: u32,
@@ -299,7 +292,7 @@ pub struct TokenLikelihood {
 }
 
 /// Why a generation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// An end-of-turn token, a stop text, or a complete constrained answer.
@@ -310,7 +303,7 @@ pub enum FinishReason {
 }
 
 /// What a generation cost.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
@@ -331,12 +324,11 @@ pub struct Usage {
     /// Milliseconds in the queue before the prompt was started.
     pub queued_ms: f64,
     /// Index of the request's stop text that ended the answer, from 0.
-    #[serde(default)]
     pub stopped_by: Option<u32>,
 }
 
 /// Embeddings and what they cost.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Embeddings {
     /// One unit vector of shape `[n_embd]` per input.
     pub vectors: Vec<Vec<f32>>,
@@ -360,7 +352,7 @@ pub struct Health {
 }
 
 /// Counters since the start, and the state of the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Totals {
     /// Threads that compute now. Fewer than configured while other programs need the processors.
     pub threads: u32,
@@ -385,10 +377,8 @@ pub struct Totals {
     /// Drafted tokens that were accepted.
     pub accepted_tokens: u64,
     /// Drafts that were decoded.
-    #[serde(default)]
     pub drafts: u64,
     /// Tokens of the longest request so far, prompt and answer together.
-    #[serde(default)]
     pub most_tokens: u64,
     /// KV cache cells in use, counted once for each sequence that holds them.
     pub cache_used: u64,
@@ -414,7 +404,7 @@ pub enum EngineState {
 }
 
 /// Facts about the loaded model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ModelInfo {
     /// `general.name`, or the file's stem.
     pub name: String,
@@ -439,9 +429,7 @@ pub struct ModelInfo {
     /// Text of the end-of-sequence token, or empty.
     pub eos_token: String,
     /// The kernels that compute the model.
-    #[serde(default)]
     pub computing: ComputingReport,
     /// Ids of all tokens that end an answer.
-    #[serde(default)]
     pub end_tokens: Vec<u32>,
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use self::choice::Turns;
+use self::choice::Backtracking;
 use super::constraint::Session;
 use super::detokenizer::AnswerText;
 use super::sampling::Sampler;
@@ -40,7 +40,7 @@ pub struct Sequence {
     ignore_end: bool,
     /// Whether dictated tokens are taken without running the model.
     force: bool,
-    turns: Turns,
+    backtracking: Backtracking,
     /// Number of tokens whose text was sent, and tokens after them that may still be taken back.
     told: usize,
     held: Vec<Piece>,
@@ -140,7 +140,7 @@ impl Sequence {
             read: request.progress.then_some(usage.cached_tokens),
             ignore_end: request.ignore_end,
             force: true,
-            turns: Turns::new(budget),
+            backtracking: Backtracking::new(budget),
             told: 0,
             held: Vec::new(),
             usage,
@@ -174,7 +174,7 @@ impl Sequence {
     }
 
     /// Whether the prompt is decoded and a token was chosen.
-    pub fn speaks(&self) -> bool {
+    pub fn has_read_prompt(&self) -> bool {
         self.prompt_done.is_some()
     }
 
@@ -200,7 +200,7 @@ impl Sequence {
     }
 
     /// Reports progress: `decoded` tokens of the prompt and of what follows it are decoded.
-    pub fn tell_read(&mut self, decoded: usize) {
+    pub fn report_read(&mut self, decoded: usize) {
         let now = self.usage.prompt_tokens.min(u32::try_from(decoded).unwrap_or(u32::MAX));
         if let Some(read) = self.read.as_mut().filter(|read| **read < now) {
             *read = now;
@@ -374,7 +374,7 @@ impl Sequence {
         let Some(reason) = end else {
             return if drop == 0 { Step::Decode(tokens) } else { Step::Back { drop, tokens } };
         };
-        for closed in self.turns.closed() {
+        for closed in self.backtracking.closed() {
             let _ = self.events.send(AnswerEvent::Closed(closed));
         }
         let now = Instant::now();

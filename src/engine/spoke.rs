@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 use crate::adapter::{Generation, Kind};
 
 /// The spokes of one request: each generation once, in ascending order. Any number of LoRAs and at
@@ -11,7 +9,7 @@ use crate::adapter::{Generation, Kind};
 pub type SpokeSet = Vec<ScaledSpoke>;
 
 /// A spoke and its scale.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScaledSpoke {
     /// Generation of the spoke.
     pub generation: Generation,
@@ -21,7 +19,7 @@ pub struct ScaledSpoke {
 
 /// A change of the loaded spokes. It applies to requests that are sent after it was answered. A
 /// load and an unload of the same generation must not be sent at the same time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SpokeChange {
     /// Load a spoke. If it is already loaded, it stays, and a pending unload is cancelled.
     Load(LoadSpoke),
@@ -31,7 +29,7 @@ pub enum SpokeChange {
 }
 
 /// A spoke to load.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadSpoke {
     /// Hash of its content, which requests name.
     pub generation: Generation,
@@ -45,7 +43,7 @@ pub struct LoadSpoke {
 }
 
 /// The result of a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadedSpoke {
     /// Bytes of memory that the spoke takes now, or that were freed.
     pub resident_bytes: u64,

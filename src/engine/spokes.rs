@@ -2,7 +2,7 @@
 //! last request.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use llama_cpp_2::model::LlamaModel;
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::ffi::Adapter;
 use super::kernels::felix;
 use super::prefix_cache::{NO_SPOKE, Origin};
-use super::{EngineError, LoadSpoke, LoadedSpoke, ScaledSpoke, SpokeChange};
+use super::{EngineError, LoadSpoke, LoadedSpoke, ScaledSpoke};
 use crate::adapter::{Generation, Kind, Limits, Post, read_folded};
 use crate::gguf::Gguf;
 
@@ -60,22 +60,46 @@ impl<'a> SpokeUse<'a> {
     }
 }
 
-/// Reads the weights of a Felix spoke. Independent of the engine's thread.
-///
-/// # Errors
-/// [`EngineError::Spoke`]: the file is no Felix spoke, or it can't be read.
-pub fn read_felix(path: &Path, post: &Path) -> Result<felix::Weights, EngineError> {
-    // Inspection has checked its size, by limits that are not known here.
-    let all = Limits {
-        max_bytes: u64::MAX,
-        max_resident_bytes: u64::MAX,
-        max_rank: u64::MAX,
-        max_tensors: u64::MAX,
-        max_header_bytes: u64::MAX,
-    };
-    let eps = || Ok(Post::rms_eps_of(&Gguf::open(post)?)?);
-    let folded = read_folded(path, &all, eps, felix::Layer::new);
-    folded.map(Into::into).map_err(|refusal| EngineError::Spoke(refusal.to_string()))
+/// A spoke to load, read as far as another thread than the engine's can read it.
+pub struct PreparedSpoke {
+    generation: Generation,
+    /// Name for logs.
+    name: String,
+    weights: PreparedWeights,
+}
+
+enum PreparedWeights {
+    /// The path of a LoRA. llama.cpp reads it, on the engine's thread.
+    Lora(PathBuf),
+    Felix(felix::Weights),
+}
+
+impl PreparedSpoke {
+    /// A LoRA.
+    pub fn lora(spoke: LoadSpoke) -> Self {
+        let LoadSpoke { generation, name, path, .. } = spoke;
+        Self { generation, name, weights: PreparedWeights::Lora(path) }
+    }
+
+    /// A Felix spoke for the model file `post`. Reads its weights.
+    ///
+    /// # Errors
+    /// [`EngineError::Spoke`]: the file is no Felix spoke, or it can't be read.
+    pub fn felix(spoke: LoadSpoke, post: &Path) -> Result<Self, EngineError> {
+        // Inspection has checked its size, by limits that are not known here.
+        let all = Limits {
+            max_bytes: u64::MAX,
+            max_resident_bytes: u64::MAX,
+            max_rank: u64::MAX,
+            max_tensors: u64::MAX,
+            max_header_bytes: u64::MAX,
+        };
+        let LoadSpoke { generation, name, path, .. } = spoke;
+        let eps = || Ok(Post::rms_eps_of(&Gguf::open(post)?)?);
+        let folded = read_folded(&path, &all, eps, felix::Layer::new);
+        let weights = folded.map_err(|refusal| EngineError::Spoke(refusal.to_string()))?;
+        Ok(Self { generation, name, weights: PreparedWeights::Felix(weights.into()) })
+    }
 }
 
 /// All spokes of the engine's thread.
@@ -101,45 +125,47 @@ impl<'a> Spokes<'a> {
         Self { model, loaded, leaving, origins, last_origin: NO_SPOKE }
     }
 
-    /// Executes a change. The answer to an unload that has to wait is sent by [`Spokes::free`].
-    /// `felix` holds the weights if a Felix spoke is loaded.
-    pub fn change(&mut self, change: SpokeChange, felix: Option<felix::Weights>, answer: Answer) {
-        match change {
-            SpokeChange::Load(spoke) => {
-                let loaded = self.load(&spoke, felix);
-                if loaded.is_ok() {
-                    self.stay(spoke.generation);
-                }
-                let _ = answer.send(loaded);
-            }
-            SpokeChange::Unload(generation) if self.loaded.contains_key(&generation) => {
-                self.leaving.entry(generation).or_default().push(answer);
-            }
-            SpokeChange::Unload(_) => drop(answer.send(Ok(LoadedSpoke { resident_bytes: 0 }))),
-        }
+    /// Loads a spoke. If it is already loaded, it stays, and a pending unload is cancelled.
+    ///
+    /// # Errors
+    /// [`EngineError::Spoke`]: llama.cpp can't load it.
+    pub fn load(&mut self, spoke: PreparedSpoke) -> Result<LoadedSpoke, EngineError> {
+        let generation = spoke.generation;
+        let loaded = match self.loaded.get(&generation) {
+            Some(loaded) => LoadedSpoke { resident_bytes: loaded.bytes },
+            None => self.add(spoke)?,
+        };
+        self.stay(generation);
+        Ok(loaded)
     }
 
-    fn load(&mut self, spoke: &LoadSpoke, felix: Option<felix::Weights>) -> Result<LoadedSpoke, EngineError> {
-        if let Some(loaded) = self.loaded.get(&spoke.generation) {
-            return Ok(LoadedSpoke { resident_bytes: loaded.bytes });
-        }
+    fn add(&mut self, spoke: PreparedSpoke) -> Result<LoadedSpoke, EngineError> {
+        let PreparedSpoke { generation, name, weights } = spoke;
         let refused = |e: &dyn std::fmt::Display| EngineError::Spoke(e.to_string());
-        let (weights, bytes) = match (spoke.kind, felix) {
-            (Kind::Lora, _) => {
-                let bytes = fs_err::metadata(&spoke.path).map_err(|e| refused(&e))?.len();
-                let adapter = Adapter::load(self.model, &spoke.path).map_err(|e| refused(&e))?;
-                (Weights::Lora(Rc::new(adapter)), bytes)
+        let (weights, kind, bytes) = match weights {
+            PreparedWeights::Lora(path) => {
+                let bytes = fs_err::metadata(&path).map_err(|e| refused(&e))?.len();
+                let adapter = Adapter::load(self.model, &path).map_err(|e| refused(&e))?;
+                (Weights::Lora(Rc::new(adapter)), Kind::Lora, bytes)
             }
-            (Kind::Felix, Some(weights)) => {
+            PreparedWeights::Felix(weights) => {
                 let bytes = weights.bytes();
-                (Weights::Felix(Rc::new(weights)), bytes)
+                (Weights::Felix(Rc::new(weights)), Kind::Felix, bytes)
             }
-            (Kind::Felix, None) => return Err(refused(&"its weights were not read")),
         };
-        let generation = spoke.generation.short();
-        tracing::info!(name = spoke.name, generation, kind = %spoke.kind, bytes, "spoke loaded");
-        self.loaded.insert(spoke.generation, Rc::new(Spoke { weights, bytes }));
+        tracing::info!(name, generation = generation.short(), %kind, bytes, "spoke loaded");
+        self.loaded.insert(generation, Rc::new(Spoke { weights, bytes }));
         Ok(LoadedSpoke { resident_bytes: bytes })
+    }
+
+    /// Frees a spoke once no request uses it ([`Spokes::idle`]); [`Spokes::free`] answers then. If
+    /// it isn't loaded, answers at once.
+    pub fn unload(&mut self, generation: Generation, answer: Answer) {
+        if self.loaded.contains_key(&generation) {
+            self.leaving.entry(generation).or_default().push(answer);
+        } else {
+            let _ = answer.send(Ok(LoadedSpoke { resident_bytes: 0 }));
+        }
     }
 
     /// Cancels a pending unload, because the spoke was loaded again.

@@ -7,6 +7,12 @@
 //! so it is tried: now and then, half or twice as many threads, or still fewer or more, compute
 //! some batches, and the faster number stays. Where the number of threads would change results,
 //! nothing is tried.
+//!
+//! The run-queue wait in /proc/self/task/*/schedstat can't replace the tries. It shows that there
+//! are too many threads, but not when more would get a processor: threads that don't run don't
+//! wait. It doesn't see time that a hypervisor steals or two threads of one core take from each
+//! other, and exists on Linux alone. Nor can the threads wait passively: ggml's `poll` setting only
+//! covers the time between graphs, and its barriers within a graph always spin.
 
 use std::time::{Duration, Instant};
 

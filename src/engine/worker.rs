@@ -5,95 +5,38 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
-use tokio::sync::{mpsc, oneshot, watch};
-use tracing::Span;
+use tokio::sync::watch;
 
 use super::backend::backend;
 use super::batching::{Entry, Lanes, room};
 use super::cache_memory::available;
+use super::command::{Client, Command, Request};
 use super::computing::{ComputingReport, choose};
-use super::constraint::Shape;
 use super::embedding::{Embedder, Embedding};
 use super::ffi::reading_weights;
 use super::grammar_compiler::Index;
-use super::handle::{LlamaOptions, Ticket};
+use super::handle::LlamaOptions;
 use super::heartbeat::{BEAT, Heartbeat};
 use super::kernels::Kernels;
-use super::kernels::felix;
 use super::sequence::Sequence;
-use super::spokes::{Answer, SpokeUse, Spokes};
+use super::spokes::{SpokeUse, Spokes};
 use super::vocabulary::{Vocabulary, head, token_ids, tokenize};
 use super::{
-    AnswerEvent, Embeddings, EngineError, EngineState, Generate, Health, ModelInfo, Prompt, Query, Reply,
-    SpokeChange, Usage,
+    AnswerEvent, Embeddings, EngineError, EngineState, Health, ModelInfo, Prompt, Query, Reply, Usage,
 };
 use crate::allocator;
 use crate::config::ModelSettings;
 use crate::gguf::{GgmlType, Gguf, check_model};
 
-/// A command to the engine's thread.
-pub enum Command {
-    /// Answer a request.
-    Generate {
-        /// The request.
-        request: Box<Generate>,
-        /// The compiled constraint, if it is known already.
-        shape: Option<Result<Box<Shape>, EngineError>>,
-        /// Receives the answer's events.
-        events: mpsc::UnboundedSender<AnswerEvent>,
-        /// Held until the request ends.
-        ticket: Ticket,
-        /// When the request was sent.
-        queued: Instant,
-        /// The request's tracing span.
-        span: Span,
-    },
-    /// Embed texts.
-    Embed {
-        /// The texts.
-        inputs: Vec<Prompt>,
-        /// Receives the embeddings.
-        reply: oneshot::Sender<Result<Embeddings, EngineError>>,
-        /// Held until the request ends.
-        ticket: Ticket,
-    },
-    /// Answer a small query.
-    Query {
-        /// The query.
-        query: Query,
-        /// Receives the reply.
-        reply: oneshot::Sender<Result<Reply, EngineError>>,
-    },
-    /// Load or free a spoke.
-    Spoke {
-        /// The change.
-        change: SpokeChange,
-        /// The weights, if a Felix spoke is loaded.
-        felix: Option<felix::Weights>,
-        /// Receives the result.
-        reply: Answer,
-    },
-    /// Stop the engine.
-    Stop {
-        /// How long running requests may continue.
-        drain: Duration,
-    },
-}
-
 /// A request that waits for a lane.
 struct Waiting<'a> {
-    request: Box<Generate>,
-    shape: Option<Result<Box<Shape>, EngineError>>,
+    request: Request,
     spokes: SpokeUse<'a>,
-    events: mpsc::UnboundedSender<AnswerEvent>,
-    ticket: Ticket,
-    queued: Instant,
-    span: Span,
 }
 
 /// Body of the engine's thread.
@@ -132,18 +75,7 @@ impl Drop for Waited<'_> {
 /// (see `CommandSender::offer`).
 fn refuse_rest(commands: &Receiver<Command>, error: &EngineError) {
     while let Ok(command) = commands.try_recv() {
-        refuse(command, error);
-    }
-}
-
-/// Answers a command with an error instead of executing it.
-pub fn refuse(command: Command, error: &EngineError) {
-    match command {
-        Command::Generate { events, .. } => drop(events.send(AnswerEvent::Failed(error.clone()))),
-        Command::Embed { reply, .. } => drop(reply.send(Err(error.clone()))),
-        Command::Query { reply, .. } => drop(reply.send(Err(error.clone()))),
-        Command::Spoke { reply, .. } => drop(reply.send(Err(error.clone()))),
-        Command::Stop { .. } => {}
+        command.refuse(error);
     }
 }
 
@@ -320,7 +252,7 @@ impl<'a> Worker<'a> {
             if self.stop_at.is_some_and(|at| Instant::now() >= at) {
                 return self.fail_all();
             }
-            self.waiting.retain(|waiting| !waiting.events.is_closed());
+            self.waiting.retain(|waiting| !waiting.request.client.is_gone());
             self.lanes.drop_cancelled();
             self.admit();
             // A batch may take half a second.
@@ -334,26 +266,22 @@ impl<'a> Worker<'a> {
 
     fn take(&mut self, command: Command) {
         if self.stop_at.is_some() {
-            return refuse(command, &EngineError::Stopped);
+            return command.refuse(&EngineError::Stopped);
         }
         match command {
-            Command::Generate { request, shape, events, ticket, queued, span } => {
-                // Acquire the spokes now rather than at admission, so that an unload command that
-                // follows waits for this request.
-                match self.spokes.begin(&request.spokes) {
-                    Ok(spokes) => {
-                        let waiting = Waiting { request, shape, spokes, events, ticket, queued, span };
-                        self.waiting.push_back(waiting);
-                    }
-                    Err(error) => drop(events.send(AnswerEvent::Failed(error))),
-                }
-            }
-            Command::Spoke { change, felix, reply } => self.spokes.change(change, felix, reply),
+            // Acquire the spokes now rather than at admission, so that an unload command that
+            // follows waits for this request.
+            Command::Generate(request) => match self.spokes.begin(&request.generate.spokes) {
+                Ok(spokes) => self.waiting.push_back(Waiting { request: *request, spokes }),
+                Err(error) => request.client.refuse(error),
+            },
+            Command::LoadSpoke { spoke, reply } => drop(reply.send(self.spokes.load(spoke))),
+            Command::UnloadSpoke { generation, reply } => self.spokes.unload(generation, reply),
             Command::Query { query, reply } => drop(reply.send(self.query(&query))),
             Command::Embed { inputs, reply, ticket } => {
                 self.embeddings.push_back(Embedding::new(inputs, reply, ticket));
             }
-            Command::Stop { drain } => self.stop_at = Some(Instant::now() + drain),
+            Command::Stop { deadline } => self.stop_at = Some(deadline),
         }
     }
 
@@ -395,7 +323,7 @@ impl<'a> Worker<'a> {
         while self.lanes.has_free()
             && let Some(mut waiting) = self.waiting.pop_front()
         {
-            waiting.ticket.admitted();
+            waiting.request.client.ticket.admitted();
             // Publish the load before the first event is sent: a client that sees the event may
             // query it.
             self.heartbeat.beat(
@@ -403,48 +331,45 @@ impl<'a> Worker<'a> {
                 self.waiting.len() as u32,
                 self.lanes.totals(),
             );
-            let (sender, span) = (waiting.events.clone(), waiting.span.clone());
+            let Client { events, span, .. } = &waiting.request.client;
+            let (events, span) = (events.clone(), span.clone());
             let _entered = span.enter();
             if let Err(error) = self.admit_one(waiting) {
                 tracing::debug!(%error, "the engine refuses it");
-                let _ = sender.send(AnswerEvent::Failed(error));
+                let _ = events.send(AnswerEvent::Failed(error));
             }
         }
     }
 
     fn admit_one(&mut self, waiting: Waiting<'a>) -> Result<(), EngineError> {
-        let Waiting { request, shape, spokes, events, ticket, queued, span } = waiting;
-        let (prompt, head) = self.read(&request.prompt)?;
+        let Waiting { request: Request { generate, constraint, client }, spokes } = waiting;
+        let Client { events, ticket, queued, span } = client;
+        let (prompt, head) = self.read(&generate.prompt)?;
         let tokens = prompt.len() as u32;
         if tokens >= self.context {
             return Err(EngineError::PromptTooLong { tokens, context: self.context });
         }
         let room = self.context - tokens;
-        let budget = request.max_tokens.map_or(room, |given| given.min(room)) as usize;
-        let session = match (shape, &request.constraint) {
-            (Some(shape), _) => Some(self.index.grammars()?.begin(*shape?)),
-            // The request was accepted while the engine was about to stop.
-            (None, Some(constraint)) => {
-                let grammars = self.index.grammars()?;
-                Some(grammars.begin(*grammars.shape(constraint)?))
-            }
-            (None, None) => None,
+        let budget = generate.max_tokens.map_or(room, |given| given.min(room)) as usize;
+        let session = match constraint {
+            Some(constraint) => Some(self.index.grammars()?.begin(*constraint)),
+            None => None,
         };
-        let placement = self.lanes.placement(&prompt, spokes.origin, request.cache);
+        let placement = self.lanes.placement(&prompt, spokes.origin, generate.cache);
         let queued_ms = queued.elapsed().as_secs_f64() * 1e3;
         let cached_tokens = placement.known as u32;
         let usage = Usage { prompt_tokens: tokens, cached_tokens, queued_ms, ..Usage::default() };
-        let run = Sequence::new(&request, &prompt, events, session, budget, usage)?;
-        let run = if self.options.force { run } else { run.without_force() };
+        let sequence = Sequence::new(&generate, &prompt, events, session, budget, usage)?;
+        let sequence = if self.options.force { sequence } else { sequence.without_force() };
         tracing::debug!(
-            answer = request.id,
+            answer = generate.id,
             prompt = tokens,
             cached = cached_tokens,
             queued_ms,
             "request admitted to a lane"
         );
-        let drafts = request.draft && self.settings.draft;
-        let entry = Entry { prompt, head, run, spokes, drafts, ticket, span };
+        let drafts = generate.draft && self.settings.draft;
+        let entry = Entry { prompt, head, sequence, spokes, drafts, ticket, span };
         self.lanes.start(placement, entry, &self.vocabulary);
         Ok(())
     }
@@ -477,7 +402,7 @@ impl<'a> Worker<'a> {
 
     fn fail_all(&mut self) {
         for waiting in self.waiting.drain(..) {
-            let _ = waiting.events.send(AnswerEvent::Failed(EngineError::Stopped));
+            waiting.request.client.refuse(EngineError::Stopped);
         }
         self.embeddings.drain(..).for_each(|work| work.end(Err(EngineError::Stopped)));
         self.lanes.fail_all(&EngineError::Stopped);

@@ -1,21 +1,18 @@
 //! A prompt in pieces, as a template renders it and the engine tokenises it.
 
-use serde::{Deserialize, Serialize};
-
 /// A prompt as pieces. In a `markup` piece the text of a control token (`<|user|>`) becomes that
 /// token; elsewhere it is plain text. So the content of a message can't forge the conversation
 /// around it.
 pub type Prompt = Vec<Segment>;
 
 /// One piece of a [`Prompt`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
     /// The text.
     pub text: String,
     /// Whether the text of a control token means that token.
     pub markup: bool,
     /// Tokens after the text, for callers that tokenise themselves.
-    #[serde(default)]
     pub ids: Vec<u32>,
 }
 

@@ -14,9 +14,9 @@ use tracing::Span;
 
 pub use self::room::room;
 use self::room::{is_partial, sequences, warm_up};
+use super::admission::Ticket;
 use super::drafting::{self, Chances, Cost, Draft};
 use super::ffi::{Batch, Context, ContextSettings};
-use super::handle::Ticket;
 use super::kernels::Kernels;
 use super::prefix_cache::{NO_SPOKE, Origin, Placement};
 use super::scheduler::BATCH;
@@ -42,11 +42,12 @@ pub struct Lanes<'a> {
     context: Context<'a>,
     tuner: ThreadTuner,
     batch: Batch,
-    sequences: Vec<Lane<'a>>,
+    /// The sequences of llama.cpp. There may be more of them than lanes.
+    kv: Vec<KvSequence<'a>>,
     /// Number of requests that run at the same time.
     lanes: usize,
     /// Number of KV cache cells of each sequence.
-    places: usize,
+    cells: usize,
     /// Seconds to copy a sequence, whatever part of it is wanted.
     copying: f64,
     /// Whether a prefix of a sequence can be used without the rest.
@@ -62,8 +63,9 @@ pub struct Lanes<'a> {
     totals: Totals,
 }
 
+/// What a sequence of llama.cpp's KV cache holds, and the request that runs in it.
 #[derive(Default)]
-struct Lane<'a> {
+struct KvSequence<'a> {
     /// Tokens whose keys and values are in the context.
     cached: Vec<u32>,
     /// Number of cells that may occupy memory: those written since memory was last given back.
@@ -76,7 +78,7 @@ struct Lane<'a> {
 }
 
 struct Running<'a> {
-    run: Sequence,
+    sequence: Sequence,
     age: u64,
     /// The prompt, including the dictated beginning of the answer.
     planned: Vec<u32>,
@@ -99,7 +101,7 @@ pub struct Entry<'a> {
     /// Length of the prefix that other prompts probably share.
     pub head: Option<usize>,
     /// The state of its answer.
-    pub run: Sequence,
+    pub sequence: Sequence,
     /// Spokes that the post runs with.
     pub spokes: SpokeUse<'a>,
     /// Whether to draft tokens.
@@ -138,17 +140,17 @@ impl<'a> Lanes<'a> {
             format!("{e}; model.context, model.lanes and model.cached_sequences set its size")
         })?;
         let place_bytes = warm_up(&mut made).map_err(|e| e.to_string())?;
-        let (places, threads) = (made.tokens(), made.threads());
-        let cache_size = places as u64 * u64::from(sequences);
+        let (cells, threads) = (made.tokens(), made.threads());
+        let cache_size = cells as u64 * u64::from(sequences);
         let copying =
-            if made.is_sparse() { COPY } else { place_bytes as f64 * places as f64 / COPIED_PER_SECOND };
+            if made.is_sparse() { COPY } else { place_bytes as f64 * cells as f64 / COPIED_PER_SECOND };
         Ok(Self {
             context: made,
             tuner: ThreadTuner::new(threads, Instant::now()),
             batch: Batch::default(),
-            sequences: (0..sequences).map(|_| Lane::default()).collect(),
+            kv: (0..sequences).map(|_| KvSequence::default()).collect(),
             lanes: lanes as usize,
-            places,
+            cells,
             copying,
             partial,
             clock: 0,
@@ -163,17 +165,17 @@ impl<'a> Lanes<'a> {
 
     /// State of each lane: running ones first, then those used most recently.
     pub fn states(&self) -> Vec<LaneState> {
-        let mut order: Vec<_> = self.sequences.iter().collect();
-        order.sort_by_key(|sequence| (sequence.running.is_none(), std::cmp::Reverse(sequence.last_used)));
-        let state = |(lane, sequence): (u32, &Lane<'a>)| {
-            let run = sequence.running.as_ref().map(|running| &running.run);
+        let mut order: Vec<_> = self.kv.iter().collect();
+        order.sort_by_key(|kv| (kv.running.is_none(), std::cmp::Reverse(kv.last_used)));
+        let state = |(lane, kv): (u32, &KvSequence<'a>)| {
+            let sequence = kv.running.as_ref().map(|running| &running.sequence);
             LaneState {
                 lane,
-                request: run.map(|run| run.id().to_owned()),
-                task: sequence.running.as_ref().map_or(0, |running| running.age),
-                prompt_tokens: run.map_or(0, |run| run.usage().prompt_tokens),
-                completion_tokens: run.map_or(0, |run| run.usage().completion_tokens),
-                cached_tokens: run.map_or(0, |run| run.usage().cached_tokens),
+                request: sequence.map(|sequence| sequence.id().to_owned()),
+                task: kv.running.as_ref().map_or(0, |running| running.age),
+                prompt_tokens: sequence.map_or(0, |sequence| sequence.usage().prompt_tokens),
+                completion_tokens: sequence.map_or(0, |sequence| sequence.usage().completion_tokens),
+                cached_tokens: sequence.map_or(0, |sequence| sequence.usage().cached_tokens),
             }
         };
         (0..).zip(order.into_iter().take(self.lanes)).map(state).collect()
@@ -181,13 +183,13 @@ impl<'a> Lanes<'a> {
 
     /// Counters since the start.
     pub fn totals(&self) -> Totals {
-        let cache_used = self.sequences.iter().map(|sequence| sequence.cached.len() as u64).sum();
+        let cache_used = self.kv.iter().map(|kv| kv.cached.len() as u64).sum();
         Totals { cache_used, ..self.totals }
     }
 
     /// Number of requests in lanes.
     pub fn running(&self) -> usize {
-        self.sequences.iter().filter(|sequence| sequence.running.is_some()).count()
+        self.kv.iter().filter(|kv| kv.running.is_some()).count()
     }
 
     /// Whether a lane is free.
@@ -196,15 +198,15 @@ impl<'a> Lanes<'a> {
     }
 
     /// Starts a request in its lane.
-    pub fn start(&mut self, placement: Placement, entry: Entry<'a>, words: &Vocabulary) {
-        let Entry { prompt, head, mut run, spokes, drafts, ticket, span } = entry;
-        let Step::Decode(dictated) = run.start(words) else {
-            self.count_answer(run.usage());
+    pub fn start(&mut self, placement: Placement, entry: Entry<'a>, vocabulary: &Vocabulary) {
+        let Entry { prompt, head, mut sequence, spokes, drafts, ticket, span } = entry;
+        let Step::Decode(dictated) = sequence.start(vocabulary) else {
+            self.count_answer(sequence.usage());
             drop(ticket);
-            return run.conclude();
+            return sequence.conclude();
         };
         let Placement { target, known, source, follow, mark } = placement;
-        self.totals.cache_evictions += u64::from(known == 0 && !self.sequences[target].cached.is_empty());
+        self.totals.cache_evictions += u64::from(known == 0 && !self.kv[target].cached.is_empty());
         self.clock += 1;
         let age = self.clock;
         if target == source {
@@ -212,24 +214,24 @@ impl<'a> Lanes<'a> {
         } else {
             self.copy(source, target, known);
             if known > 0 {
-                self.sequences[source].last_used = age;
+                self.kv[source].last_used = age;
             }
         }
         let heads = if self.partial { vec![] } else { [head, mark].into_iter().flatten().collect() };
         if let Some((leader, length)) = follow.filter(|_| !self.partial)
-            && let Some(leader) = &mut self.sequences[leader].running
+            && let Some(leader) = &mut self.kv[leader].running
         {
             leader.heads.push(length);
         }
-        let sequence = &mut self.sequences[target];
-        self.totals.cached_tokens += sequence.cached.len() as u64;
+        let kv = &mut self.kv[target];
+        self.totals.cached_tokens += kv.cached.len() as u64;
         let mut planned = prompt;
         planned.extend(dictated);
-        let pending = planned[sequence.cached.len()..].to_vec();
-        sequence.origin = spokes.origin;
-        sequence.kept = false;
-        sequence.running = Some(Running {
-            run,
+        let pending = planned[kv.cached.len()..].to_vec();
+        kv.origin = spokes.origin;
+        kv.kept = false;
+        kv.running = Some(Running {
+            sequence,
             age,
             planned,
             pending,
@@ -244,8 +246,8 @@ impl<'a> Lanes<'a> {
 
     /// Ends requests whose clients have stopped listening.
     pub fn drop_cancelled(&mut self) {
-        for index in 0..self.sequences.len() {
-            if self.sequences[index].running.as_ref().is_some_and(|running| running.run.cancelled()) {
+        for index in 0..self.kv.len() {
+            if self.kv[index].running.as_ref().is_some_and(|running| running.sequence.cancelled()) {
                 self.take(index);
             }
         }
@@ -253,9 +255,9 @@ impl<'a> Lanes<'a> {
 
     /// Ends all requests with an error.
     pub fn fail_all(&mut self, error: &EngineError) {
-        for index in 0..self.sequences.len() {
+        for index in 0..self.kv.len() {
             if let Some(running) = self.take(index) {
-                running.run.fail(error.clone());
+                running.sequence.fail(error.clone());
             }
         }
     }
@@ -263,11 +265,15 @@ impl<'a> Lanes<'a> {
     /// Frees a lane. What it has decoded stays in the KV cache.
     fn take(&mut self, index: usize) -> Option<Running<'a>> {
         self.clock += 1;
-        self.sequences[index].last_used = self.clock;
-        let running = self.sequences[index].running.take()?;
-        let usage = running.run.usage();
+        self.kv[index].last_used = self.clock;
+        let running = self.kv[index].running.take()?;
+        let usage = running.sequence.usage();
         running.span.in_scope(|| {
-            tracing::debug!(answer = running.run.id(), tokens = usage.completion_tokens, "its lane is free");
+            tracing::debug!(
+                answer = running.sequence.id(),
+                tokens = usage.completion_tokens,
+                "its lane is free"
+            );
         });
         self.count_answer(usage);
         self.give_back(index);
@@ -277,11 +283,11 @@ impl<'a> Lanes<'a> {
     /// Gives the memory after the cached tokens of an idle sequence back to the system, if an
     /// earlier request has left much of it.
     fn give_back(&mut self, index: usize) {
-        let sequence = &mut self.sequences[index];
-        let held = sequence.cached.len();
-        let spare = sequence.written.saturating_sub(held) as u64 * self.totals.place_bytes;
+        let kv = &mut self.kv[index];
+        let held = kv.cached.len();
+        let spare = kv.written.saturating_sub(held) as u64 * self.totals.place_bytes;
         if spare >= SPARE && self.context.give_back(index as u32, held as u32) {
-            sequence.written = held;
+            kv.written = held;
         }
     }
 
@@ -295,14 +301,14 @@ impl<'a> Lanes<'a> {
     }
 
     /// Drafts the next tokens of a lane.
-    fn draft(&self, sequence: &Lane<'a>) -> Draft {
-        let Some(running) = sequence.running.as_ref().filter(|running| running.drafts && self.partial) else {
+    fn draft(&self, kv: &KvSequence<'a>) -> Draft {
+        let Some(running) = kv.running.as_ref().filter(|running| running.drafts && self.partial) else {
             return Draft::default();
         };
-        if sequence.cached.len() + running.pending.len() < running.planned.len() + 1 {
+        if kv.cached.len() + running.pending.len() < running.planned.len() + 1 {
             return Draft::default();
         }
-        let text: Vec<u32> = sequence.cached.iter().chain(&running.pending).copied().collect();
-        drafting::look_up(&text, drafting::MOST.min(running.run.left()))
+        let text: Vec<u32> = kv.cached.iter().chain(&running.pending).copied().collect();
+        drafting::look_up(&text, drafting::MOST.min(running.sequence.left()))
     }
 }

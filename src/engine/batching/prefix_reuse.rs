@@ -4,7 +4,7 @@
 
 use super::super::prefix_cache::{Handing, Held, Origin, Placement, place, shared};
 use super::super::scheduler::Slice;
-use super::{Lane, Lanes, Running};
+use super::{KvSequence, Lanes, Running};
 
 impl Lanes<'_> {
     /// Whether states can only be reused as a whole, so that the ends of heads must be known in
@@ -16,7 +16,7 @@ impl Lanes<'_> {
     /// Where a prompt should go; call only when a lane is free. Without `cache`, no prefix is
     /// reused.
     pub fn placement(&self, prompt: &[u32], origin: Origin, cache: bool) -> Placement {
-        let held: Vec<Held<'_>> = self.sequences.iter().enumerate().map(held).collect();
+        let held: Vec<Held<'_>> = self.kv.iter().enumerate().map(held).collect();
         let least = (self.copying / self.cost.prompt_token()) as usize;
         let handing = Handing { partial: self.partial, least };
         let found = place(&held, if cache { prompt } else { &[] }, origin, handing);
@@ -26,7 +26,7 @@ impl Lanes<'_> {
     /// Removes keys and values after the first `keep` tokens of a sequence, or all of them if the
     /// model can't remove a part.
     pub(super) fn forget(&mut self, sequence: usize, keep: usize) {
-        let cached = &mut self.sequences[sequence].cached;
+        let cached = &mut self.kv[sequence].cached;
         if keep == cached.len() {
             return;
         }
@@ -43,7 +43,7 @@ impl Lanes<'_> {
     /// Removes the last `drop` tokens of a running answer and continues it with `tokens`. A state
     /// that can't be truncated is recomputed from the longest kept head.
     pub(super) fn go_back(&mut self, lane: usize, drop: usize, tokens: Vec<u32>) {
-        let Lane { cached, origin, .. } = &self.sequences[lane];
+        let KvSequence { cached, origin, .. } = &self.kv[lane];
         let (keep, origin) = (cached.len().saturating_sub(drop), *origin);
         let mut text = cached[..keep].to_vec();
         if self.partial {
@@ -54,9 +54,9 @@ impl Lanes<'_> {
                 None => self.forget(lane, 0),
             }
         }
-        text.drain(..self.sequences[lane].cached.len());
+        text.drain(..self.kv[lane].cached.len());
         text.extend(tokens);
-        if let Some(running) = &mut self.sequences[lane].running {
+        if let Some(running) = &mut self.kv[lane].running {
             running.pending = text;
         }
     }
@@ -67,9 +67,9 @@ impl Lanes<'_> {
             return self.forget(to, 0);
         }
         self.context.copy(from as u32, to as u32, length as u32);
-        let tokens = self.sequences[from].cached.clone();
-        let whole = if self.context.is_sparse() { length } else { self.places };
-        let target = &mut self.sequences[to];
+        let tokens = self.kv[from].cached.clone();
+        let whole = if self.context.is_sparse() { length } else { self.cells };
+        let target = &mut self.kv[to];
         (target.cached, target.written) = (tokens, target.written.max(whole));
         self.forget(to, length);
     }
@@ -77,40 +77,40 @@ impl Lanes<'_> {
     /// For each request that waits for another sequence's prefix: copies the prefix once it is
     /// decoded, or once waiting has become pointless.
     pub(super) fn catch_up(&mut self) {
-        for index in 0..self.sequences.len() {
-            let Some(running) = &self.sequences[index].running else { continue };
+        for index in 0..self.kv.len() {
+            let Some(running) = &self.kv[index].running else { continue };
             let Some((leader, length)) = running.follow else { continue };
             let head = &running.planned[..length];
-            let known = shared(&self.sequences[leader].cached, head);
+            let known = shared(&self.kv[leader].cached, head);
             let waits = known < length
-                && self.sequences[leader].running.as_ref().is_some_and(|other| {
+                && self.kv[leader].running.as_ref().is_some_and(|other| {
                     other.age < running.age && other.planned.get(..length) == Some(head)
                 });
             if waits {
                 continue;
             }
-            let before = self.sequences[index].cached.len();
+            let before = self.kv[index].cached.len();
             let source = if self.partial {
-                let same = self.sequences[leader].origin == self.sequences[index].origin;
+                let same = self.kv[leader].origin == self.kv[index].origin;
                 same.then_some((leader, known))
             } else {
-                self.kept_head(head, self.sequences[index].origin)
+                self.kept_head(head, self.kv[index].origin)
             };
             if let Some((source, known)) = source.filter(|&(_, known)| known > before) {
                 self.copy(source, index, known);
             }
-            let cached = self.sequences[index].cached.len();
-            let running = self.sequences[index].running.as_mut().expect("seen above");
+            let cached = self.kv[index].cached.len();
+            let running = self.kv[index].running.as_mut().expect("seen above");
             running.follow = None;
             running.pending.drain(..cached - before);
-            running.run.count_cached((cached - before) as u32);
+            running.sequence.count_cached((cached - before) as u32);
             self.totals.cached_tokens += (cached - before) as u64;
         }
     }
 
     /// The longest kept head that the prompt begins with, and its length.
     fn kept_head(&self, prompt: &[u32], origin: Origin) -> Option<(usize, usize)> {
-        let kept = self.sequences.iter().enumerate().filter(|(_, s)| s.kept && s.origin == origin);
+        let kept = self.kv.iter().enumerate().filter(|(_, s)| s.kept && s.origin == origin);
         kept.filter(|(_, s)| prompt.starts_with(&s.cached))
             .map(|(at, s)| (at, s.cached.len()))
             .max_by_key(|(_, length)| *length)
@@ -119,7 +119,7 @@ impl Lanes<'_> {
     /// Keeps the states of lanes that have reached the end of a head.
     pub(super) fn keep_heads(&mut self, slices: &[Slice]) {
         for &Slice { lane, .. } in slices {
-            let Lane { cached, origin, running: Some(running), .. } = &mut self.sequences[lane] else {
+            let KvSequence { cached, origin, running: Some(running), .. } = &mut self.kv[lane] else {
                 continue;
             };
             let (here, origin) = (cached.len(), *origin);
@@ -132,7 +132,7 @@ impl Lanes<'_> {
             let Some(target) = self.place_for_head().filter(|_| !known) else { continue };
             self.copy(lane, target, here);
             self.clock += 1;
-            let kept = &mut self.sequences[target];
+            let kept = &mut self.kv[target];
             (kept.origin, kept.last_used, kept.kept) = (origin, self.clock, true);
         }
     }
@@ -140,9 +140,9 @@ impl Lanes<'_> {
     /// An idle sequence for a head. Once as many heads are kept as there are sequences in addition
     /// to the lanes, the oldest head is replaced.
     fn place_for_head(&self) -> Option<usize> {
-        let kept = self.sequences.iter().filter(|sequence| sequence.kept).count();
-        let full = kept >= self.sequences.len() - self.lanes;
-        let idle = self.sequences.iter().enumerate().filter(|(_, s)| s.running.is_none() && s.kept == full);
+        let kept = self.kv.iter().filter(|kv| kv.kept).count();
+        let full = kept >= self.kv.len() - self.lanes;
+        let idle = self.kv.iter().enumerate().filter(|(_, s)| s.running.is_none() && s.kept == full);
         idle.min_by_key(|(_, s)| (!s.cached.is_empty(), s.last_used)).map(|(at, _)| at)
     }
 }
@@ -155,7 +155,7 @@ impl Running<'_> {
     }
 }
 
-fn held<'s>((sequence, held): (usize, &'s Lane<'_>)) -> Held<'s> {
+fn held<'s>((sequence, held): (usize, &'s KvSequence<'_>)) -> Held<'s> {
     Held {
         sequence,
         origin: held.origin,

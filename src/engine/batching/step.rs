@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Lane, Lanes, Running, TURN};
+use super::{KvSequence, Lanes, Running, TURN};
 use crate::engine::EngineError;
 use crate::engine::constraint::Grammars;
 use crate::engine::drafting;
@@ -26,11 +26,11 @@ impl<'a> Lanes<'a> {
 
     /// Sets the LoRA adapters of this request for all lanes, and for each lane its own Felix spoke.
     fn attach(&mut self, spokes: &SpokeUse<'a>) -> Result<(), DecodeError> {
-        let felix = |(id, sequence): (u32, &Lane<'a>)| {
-            let (weights, scale) = sequence.running.as_ref()?.spokes.felix()?;
+        let felix = |(id, kv): (u32, &KvSequence<'a>)| {
+            let (weights, scale) = kv.running.as_ref()?.spokes.felix()?;
             Some((id, weights, scale))
         };
-        let uses: Vec<_> = (0..).zip(&self.sequences).filter_map(felix).collect();
+        let uses: Vec<_> = (0..).zip(&self.kv).filter_map(felix).collect();
         self.context.set_adapters(&spokes.adapters())?;
         self.context.set_felix(&uses);
         Ok(())
@@ -40,7 +40,7 @@ impl<'a> Lanes<'a> {
     /// while, because a change of adapters makes llama.cpp plan its graphs anew. Felix spokes need
     /// no turns: requests with any of them are computed together.
     fn turn(&mut self) -> Option<SpokeUse<'a>> {
-        let running = || self.sequences.iter().filter_map(|sequence| sequence.running.as_ref());
+        let running = || self.kv.iter().filter_map(|kv| kv.running.as_ref());
         let origins: Vec<(Origin, u64)> =
             running().filter(|r| r.follow.is_none()).map(|r| (r.spokes.loras, r.age)).collect();
         let now = Instant::now();
@@ -71,22 +71,22 @@ impl<'a> Lanes<'a> {
         if let Err(error) = self.attach(&spokes) {
             return self.fail_turn(&error.to_string());
         }
-        let drafts: Vec<Draft> = self.sequences.iter().map(|sequence| self.draft(sequence)).collect();
+        let drafts: Vec<Draft> = self.kv.iter().map(|kv| self.draft(kv)).collect();
         let work: Vec<_> = (0..)
-            .zip(&self.sequences)
-            .filter_map(|(lane, sequence)| {
-                let running = sequence.running.as_ref()?;
+            .zip(&self.kv)
+            .filter_map(|(lane, kv)| {
+                let running = kv.running.as_ref()?;
                 if running.follow.is_some() || running.spokes.loras != self.turn {
                     return None;
                 }
-                let pending = running.pending.len().min(running.until_head(sequence.cached.len()));
+                let pending = running.pending.len().min(running.until_head(kv.cached.len()));
                 Some(Work {
                     lane,
                     age: running.age,
                     pending,
                     guesses: self.chances.of(&drafts[lane]),
                     // Padding can't be removed from a recurrent state.
-                    room: if self.partial { self.places - sequence.cached.len() } else { pending },
+                    room: if self.partial { self.cells - kv.cached.len() } else { pending },
                 })
             })
             .collect();
@@ -126,16 +126,16 @@ impl<'a> Lanes<'a> {
         }
         self.count(slices.len(), prompt, price, began.elapsed().as_secs_f64());
         for slice in slices {
-            let Lane { cached, running: Some(running), .. } = &mut self.sequences[slice.lane] else {
+            let KvSequence { cached, running: Some(running), .. } = &mut self.kv[slice.lane] else {
                 continue;
             };
-            if !running.run.speaks() {
-                running.run.tell_read(cached.len());
+            if !running.sequence.has_read_prompt() {
+                running.sequence.report_read(cached.len());
             }
         }
         self.keep_heads(slices);
         for slice in slices.iter().filter(|slice| slice.padding > 0) {
-            let keep = self.sequences[slice.lane].cached.len();
+            let keep = self.kv[slice.lane].cached.len();
             self.context.forget(slice.lane as u32, keep as u32);
         }
         for (lane, row, guessed) in ready {
@@ -146,15 +146,15 @@ impl<'a> Lanes<'a> {
 
     /// Whether requests that have read their prompts wait for the turn of their LoRAs.
     fn others_decode(&self) -> bool {
-        let mut running = self.sequences.iter().filter_map(|sequence| sequence.running.as_ref());
+        let mut running = self.kv.iter().filter_map(|kv| kv.running.as_ref());
         running.any(|r| r.spokes.loras != self.turn && r.follow.is_none() && r.pending.len() <= LONG)
     }
 
     /// Computes the batch, and aborts if the clients of all its requests are gone: a share of a
     /// prompt can take long.
     fn decode(&mut self, slices: &[Slice], heartbeat: &Heartbeat<'_>) -> Result<(), DecodeError> {
-        let running = slices.iter().filter_map(|slice| self.sequences[slice.lane].running.as_ref());
-        let listeners: Vec<_> = running.map(|running| running.run.listener()).collect();
+        let running = slices.iter().filter_map(|slice| self.kv[slice.lane].running.as_ref());
+        let listeners: Vec<_> = running.map(|running| running.sequence.listener()).collect();
         let left = || listeners.iter().all(|events| events.is_closed());
         self.context.decode_unless(&self.batch, &heartbeat.unless(left))
     }
@@ -162,7 +162,7 @@ impl<'a> Lanes<'a> {
     /// Ends requests whose batch was aborted.
     fn give_up(&mut self, slices: &[Slice]) {
         for slice in slices {
-            let known = self.sequences[slice.lane].cached.len();
+            let known = self.kv[slice.lane].cached.len();
             self.forget(slice.lane, known - slice.certain - slice.guessed);
             self.take(slice.lane);
         }
@@ -174,7 +174,7 @@ impl<'a> Lanes<'a> {
         self.batch.clear();
         let (mut ready, mut prompt) = (Vec::new(), 0);
         for &Slice { lane, certain, guessed, padding } in slices {
-            let Lane { cached, written, running: Some(running), .. } = &mut self.sequences[lane] else {
+            let KvSequence { cached, written, running: Some(running), .. } = &mut self.kv[lane] else {
                 continue;
             };
             prompt += running.planned.len().saturating_sub(cached.len()).min(certain);
@@ -222,12 +222,12 @@ impl<'a> Lanes<'a> {
 
     /// Ends the requests whose turn it is with an error.
     fn fail_turn(&mut self, reason: &str) {
-        for index in 0..self.sequences.len() {
-            let running = self.sequences[index].running.as_ref();
+        for index in 0..self.kv.len() {
+            let running = self.kv[index].running.as_ref();
             if running.is_some_and(|running| running.spokes.loras == self.turn)
                 && let Some(running) = self.take(index)
             {
-                running.run.fail(EngineError::Internal(format!("the spokes can't be set: {reason}")));
+                running.sequence.fail(EngineError::Internal(format!("the spokes can't be set: {reason}")));
             }
         }
     }
@@ -237,7 +237,7 @@ impl<'a> Lanes<'a> {
             self.forget(slice.lane, 0);
             if let Some(running) = self.take(slice.lane) {
                 running.span.in_scope(|| tracing::error!(reason, "decoding failed"));
-                running.run.fail(EngineError::Internal(format!("llama.cpp can't decode: {reason}")));
+                running.sequence.fail(EngineError::Internal(format!("llama.cpp can't decode: {reason}")));
             }
         }
     }
@@ -254,19 +254,19 @@ impl<'a> Lanes<'a> {
         heartbeat: &Heartbeat<'_>,
     ) {
         let guesses = &draft.tokens;
-        let Some(running) = &mut self.sequences[lane].running else { return };
+        let Some(running) = &mut self.kv[lane].running else { return };
         let span = running.span.clone();
         let _entered = span.enter();
-        if !running.run.speaks() {
-            tracing::debug!(answer = running.run.id(), "prompt decoded");
+        if !running.sequence.has_read_prompt() {
+            tracing::debug!(answer = running.sequence.id(), "prompt decoded");
         }
-        running.run.count_draft(guesses.len() as u32, 0);
+        running.sequence.count_draft(guesses.len() as u32, 0);
         self.totals.drafts += u64::from(!guesses.is_empty());
         let mut right = 0;
         let mut back = None;
         let ended = loop {
             let logits = self.context.logits(row + right);
-            let tokens = match running.run.next(logits, vocabulary) {
+            let tokens = match running.sequence.next(logits, vocabulary) {
                 Step::Decode(tokens) => tokens,
                 Step::Back { drop, tokens } => {
                     back = Some((drop, tokens));
@@ -275,7 +275,7 @@ impl<'a> Lanes<'a> {
                 Step::Ended => break true,
             };
             let agreed = shared(&guesses[right..], &tokens);
-            running.run.count_draft(0, agreed as u32);
+            running.sequence.count_draft(0, agreed as u32);
             for index in right..right + agreed {
                 self.chances.learn(draft.matched + index, true);
             }
@@ -290,22 +290,22 @@ impl<'a> Lanes<'a> {
         };
         let wrong = guesses.len() - right;
         if wrong > 0 {
-            let keep = self.sequences[lane].cached.len() - wrong;
+            let keep = self.kv[lane].cached.len() - wrong;
             self.forget(lane, keep);
         }
         if let Some((drop, tokens)) = back {
             self.go_back(lane, drop, tokens);
         }
-        if ended && let Some(Running { mut run, _ticket: ticket, .. }) = self.take(lane) {
-            if run.failed()
-                && let Some(session) = run.session()
+        if ended && let Some(Running { mut sequence, _ticket: ticket, .. }) = self.take(lane) {
+            if sequence.failed()
+                && let Some(session) = sequence.session()
                 && let Some(grammars) = grammars
             {
                 grammars.forget(session);
             }
             drop(ticket);
             heartbeat.runs(self.running() as u32, self.totals());
-            run.conclude();
+            sequence.conclude();
         }
     }
 }

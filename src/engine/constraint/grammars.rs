@@ -18,8 +18,8 @@ use super::{close, gbnf, guarded, schema, size};
 use crate::engine::{Constraint, EngineError};
 
 /// Maximum number of cached grammars, and their approximate maximum memory in bytes.
-pub(super) const KEPT: usize = 32;
-const KEPT_BYTES: usize = 512 << 20;
+pub(super) const MOST_GRAMMARS: usize = 32;
+const MOST_BYTES: usize = 512 << 20;
 /// Maximum states of a grammar's lexer. Answers share the lexer and add states to it. A grammar is
 /// renewed when half of them are used, so that each answer finds as many as any could need.
 const LEXER_STATES: usize = 100_000;
@@ -31,14 +31,14 @@ const LEVELS_TO_DIFFER: usize = 2;
 /// on one thread does not block the others.
 pub struct Grammars {
     factory: ParserFactory,
-    shelf: Mutex<Shelf>,
+    cache: Mutex<Cache>,
     /// Number of lexer states from which on a grammar is renewed.
     used_up: usize,
 }
 
 /// The cache of compiled grammars.
-pub(super) struct Shelf {
-    pub(super) kept: HashMap<Key, Kept>,
+pub(super) struct Cache {
+    pub(super) grammars: HashMap<Key, Cached>,
     clock: u64,
     /// Maximum bytes of all grammars together.
     pub(super) limit: usize,
@@ -47,7 +47,7 @@ pub(super) struct Shelf {
 /// Hash of a constraint.
 pub(super) type Key = [u8; 32];
 
-pub(super) struct Kept {
+pub(super) struct Cached {
     pub(super) grammar: Result<Grammar, EngineError>,
     /// Memory that the grammar took when an answer last began with it.
     bytes: usize,
@@ -55,7 +55,7 @@ pub(super) struct Kept {
 }
 
 /// A compiled constraint, from which answers begin.
-pub struct Shape {
+pub struct CompiledConstraint {
     key: Key,
     grammar: Grammar,
 }
@@ -75,7 +75,7 @@ pub(super) struct Grammar {
 
 impl fmt::Debug for Grammars {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Grammars").field("kept", &self.shelf().kept.len()).finish_non_exhaustive()
+        f.debug_struct("Grammars").field("cached", &self.cache().grammars.len()).finish_non_exhaustive()
     }
 }
 
@@ -101,18 +101,18 @@ impl Grammars {
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        let shelf = Mutex::new(Shelf { kept: HashMap::new(), clock: 0, limit: KEPT_BYTES });
-        Ok(Self { factory, shelf, used_up: states / 2 })
+        let cache = Mutex::new(Cache { grammars: HashMap::new(), clock: 0, limit: MOST_BYTES });
+        Ok(Self { factory, cache, used_up: states / 2 })
     }
 
-    pub(super) fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The compiled constraint, if it is cached or refused without compiling.
-    pub fn known(&self, constraint: &Constraint) -> Option<Result<Box<Shape>, EngineError>> {
+    pub fn known(&self, constraint: &Constraint) -> Option<Result<Box<CompiledConstraint>, EngineError>> {
         match key(constraint) {
-            Ok((key, _)) => self.shelf().find(key),
+            Ok((key, _)) => self.cache().find(key),
             Err(error) => Some(Err(error)),
         }
     }
@@ -123,35 +123,35 @@ impl Grammars {
     /// [`EngineError::Schema`]: the schema can't be enforced, it is too large, or no instance of it
     /// was found. [`EngineError::Grammar`]: llguidance rejects the grammar or regular expression,
     /// or it is too large.
-    pub fn shape(&self, constraint: &Constraint) -> Result<Box<Shape>, EngineError> {
+    pub fn compile(&self, constraint: &Constraint) -> Result<Box<CompiledConstraint>, EngineError> {
         let (key, text) = key(constraint)?;
-        if let Some(known) = self.shelf().find(key) {
+        if let Some(known) = self.cache().find(key) {
             return known;
         }
-        let grammar = self.compile(constraint, text);
-        self.shelf().put(key, grammar.clone());
-        Ok(Box::new(Shape { key, grammar: grammar? }))
+        let grammar = self.compile_new(constraint, text);
+        self.cache().put(key, grammar.clone());
+        Ok(Box::new(CompiledConstraint { key, grammar: grammar? }))
     }
 
     /// A short value that validates against a schema.
     #[cfg(feature = "test-support")]
     pub(super) fn shortest(&self, schema: &Value) -> Result<String, EngineError> {
-        let Shape { grammar, .. } = *self.shape(&Constraint::JsonSchema(schema.clone()))?;
+        let CompiledConstraint { grammar, .. } = *self.compile(&Constraint::JsonSchema(schema.clone()))?;
         let trie = grammar.parser.token_env.tok_trie();
         Ok(trie.decode_str(grammar.closing.as_deref().unwrap_or_default()))
     }
 
     /// Begins an answer. Renews a grammar whose lexer is used up. Waits while another thread uses
     /// the lexer.
-    pub fn begin(&self, shape: Shape) -> Session {
-        let Shape { key, mut grammar } = shape;
+    pub fn begin(&self, constraint: CompiledConstraint) -> Session {
+        let CompiledConstraint { key, mut grammar } = constraint;
         let stats = grammar.parser.parser.lexer_stats();
         let renew = stats.num_states > self.used_up;
         if renew {
             grammar.parser = grammar.fresh.deep_clone();
         }
         let bytes = grammar.bytes();
-        if let Some(kept) = self.shelf().kept.get_mut(&key) {
+        if let Some(kept) = self.cache().grammars.get_mut(&key) {
             kept.bytes = bytes;
             if renew {
                 kept.grammar = Ok(grammar.clone());
@@ -160,7 +160,7 @@ impl Grammars {
         Session::new(key, grammar)
     }
 
-    fn compile(&self, constraint: &Constraint, text: String) -> Result<Grammar, EngineError> {
+    fn compile_new(&self, constraint: &Constraint, text: String) -> Result<Grammar, EngineError> {
         match constraint {
             Constraint::JsonSchema(schema) => compile(&self.factory, schema),
             Constraint::JsonObject => compile(&self.factory, &any_object()),
@@ -175,34 +175,34 @@ impl Grammars {
 
     /// Drops a grammar whose parser failed, because its shared lexer may be full or broken.
     pub fn forget(&self, session: &Session) {
-        self.shelf().kept.remove(&session.key());
+        self.cache().grammars.remove(&session.key());
     }
 }
 
-impl Shelf {
-    fn find(&mut self, key: Key) -> Option<Result<Box<Shape>, EngineError>> {
+impl Cache {
+    fn find(&mut self, key: Key) -> Option<Result<Box<CompiledConstraint>, EngineError>> {
         self.clock += 1;
-        let kept = self.kept.get_mut(&key)?;
+        let kept = self.grammars.get_mut(&key)?;
         kept.used = self.clock;
-        Some(kept.grammar.clone().map(|grammar| Box::new(Shape { key, grammar })))
+        Some(kept.grammar.clone().map(|grammar| Box::new(CompiledConstraint { key, grammar })))
     }
 
     fn put(&mut self, key: Key, grammar: Result<Grammar, EngineError>) {
-        if !self.kept.contains_key(&key) {
+        if !self.grammars.contains_key(&key) {
             self.make_room();
         }
         self.clock += 1;
         let bytes = grammar.as_ref().map_or(0, Grammar::bytes);
-        self.kept.insert(key, Kept { grammar, bytes, used: self.clock });
+        self.grammars.insert(key, Cached { grammar, bytes, used: self.clock });
     }
 
     /// Removes the least recently used grammars until there is room.
     fn make_room(&mut self) {
-        let mut all: usize = self.kept.values().map(|kept| kept.bytes).sum();
-        while (self.kept.len() >= KEPT || all > self.limit)
-            && let Some(oldest) = self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key)
+        let mut all: usize = self.grammars.values().map(|kept| kept.bytes).sum();
+        while (self.grammars.len() >= MOST_GRAMMARS || all > self.limit)
+            && let Some(oldest) = self.grammars.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key)
         {
-            all -= self.kept.remove(&oldest).map_or(0, |kept| kept.bytes);
+            all -= self.grammars.remove(&oldest).map_or(0, |kept| kept.bytes);
         }
     }
 }

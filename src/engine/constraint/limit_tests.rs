@@ -3,7 +3,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::grammars::KEPT;
+use super::grammars::MOST_GRAMMARS;
 use super::tests::{answer_to, begin, grammars, words};
 use super::*;
 use crate::engine::{Constraint, EngineError};
@@ -63,8 +63,8 @@ fn a_lexer_that_earlier_answers_have_filled_fails_nobody() {
     let mut most = 0;
     for seed in 0..60 {
         assert!(answer_to(&grammars, &words, &constraint, 40, seed).is_ok());
-        let shelf = grammars.shelf();
-        let kept = shelf.kept.values().next().map(|kept| kept.grammar.as_ref().unwrap());
+        let cache = grammars.cache();
+        let kept = cache.grammars.values().next().map(|kept| kept.grammar.as_ref().unwrap());
         most = most.max(kept.unwrap().parser.parser.lexer_stats().num_states);
     }
     assert!(most > 130, "only {most} states were ever used");
@@ -85,11 +85,11 @@ fn a_lexer_that_earlier_answers_have_filled_fails_nobody() {
 fn grammars_that_take_much_memory_make_room_for_each_other() {
     let words = words();
     let grammars = grammars(&words);
-    for index in 0..KEPT + 8 {
+    for index in 0..MOST_GRAMMARS + 8 {
         begin(&grammars, &Constraint::Regex(format!("a{{{},{}}}", index + 1, index + 2))).unwrap();
     }
-    assert_eq!(grammars.shelf().kept.len(), KEPT);
-    grammars.shelf().limit = 1;
+    assert_eq!(grammars.cache().grammars.len(), MOST_GRAMMARS);
+    grammars.cache().limit = 1;
     begin(&grammars, &Constraint::Regex("b".to_owned())).unwrap();
-    assert_eq!(grammars.shelf().kept.len(), 1, "none but the one that is used now");
+    assert_eq!(grammars.cache().grammars.len(), 1, "none but the one that is used now");
 }

@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llguidance::TokenParser;
 
-pub use self::grammars::{Grammars, Shape};
+pub use self::grammars::{CompiledConstraint, Grammars};
 #[cfg(feature = "test-support")]
 pub use self::instance::instance;
 use self::json_cursor::Scanner;

@@ -195,7 +195,7 @@ impl Session {
     }
 
     /// The item that would be a repeat after these tokens.
-    pub fn repeat_behind(&self, tokens: &[u32]) -> Option<Repeat> {
+    pub fn repeat_after(&self, tokens: &[u32]) -> Option<Repeat> {
         let mut watch = self.watch.clone()?;
         for (index, &token) in (self.taken.len()..).zip(tokens) {
             watch.push_all(index, self.parser.token_env.tok_trie().token(token));

@@ -46,7 +46,7 @@ pub(super) fn grammars(words: &Vocabulary) -> Grammars {
 }
 
 pub(super) fn begin(grammars: &Grammars, constraint: &Constraint) -> Result<Session, EngineError> {
-    Ok(grammars.begin(*grammars.shape(constraint)?))
+    Ok(grammars.begin(*grammars.compile(constraint)?))
 }
 
 /// An answer with random logits; `wild` makes structure likely, to lead the answer into corners.
@@ -71,18 +71,18 @@ pub(super) fn answer_to(
     let sampling = Sampling { temperature: 1.0, seed: Some(seed), ..Sampling::GREEDY };
     let request = Generate { sampling, ..Generate::new("", vec![]) };
     let (events, mut receiver) = mpsc::unbounded_channel();
-    let mut run = Sequence::new(&request, &[], events, Some(session), budget, Usage::default())?;
+    let mut sequence = Sequence::new(&request, &[], events, Some(session), budget, Usage::default())?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut step = run.start(words);
+    let mut step = sequence.start(words);
     let (mut steps, mut backs) = (0, 0);
     while step != Step::Ended {
         steps += 1;
         backs += usize::from(matches!(step, Step::Back { .. }));
         assert!(steps <= budget + 40 * backs * budget, "a step adds at least a token");
         let logits: Vec<f32> = (0..274).map(|_| rng.random_range(-3.0..3.0)).collect();
-        step = run.next(&logits, words);
+        step = sequence.next(&logits, words);
     }
-    run.conclude();
+    sequence.conclude();
     let mut text = String::new();
     loop {
         match receiver.try_recv().expect("a last event comes") {
@@ -283,14 +283,15 @@ fn a_text_that_goes_on_and_on_leaves_its_share_to_the_others() {
         let session = begin(&grammars, &Constraint::JsonSchema(schema.clone())).unwrap();
         let (events, mut receiver) = mpsc::unbounded_channel();
         let request = Generate::new("", vec![]);
-        let mut run = Sequence::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
+        let mut sequence =
+            Sequence::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
         let x = words.token_env().tok_trie().greedy_tokenize(b"x")[0];
         let logits: Vec<f32> = (0..274).map(|token| if token == x { 1.0 } else { -1.0 }).collect();
-        let mut step = run.start(&words);
+        let mut step = sequence.start(&words);
         while step != Step::Ended {
-            step = run.next(&logits, &words);
+            step = sequence.next(&logits, &words);
         }
-        run.conclude();
+        sequence.conclude();
         let (mut text, mut end) = (String::new(), None);
         while let Ok(event) = receiver.try_recv() {
             match event {
@@ -375,12 +376,12 @@ fn wanting(
     let stop = stop.iter().map(|&text| text.to_owned()).collect();
     let request = Generate { stop, ..Generate::new("", vec![]) };
     let (events, mut receiver) = mpsc::unbounded_channel();
-    let mut run = Sequence::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
+    let mut sequence = Sequence::new(&request, &[], events, Some(session), budget, Usage::default()).unwrap();
     let (env, mut said) = (words.token_env(), String::new());
-    let mut step = run.start(words);
+    let mut step = sequence.start(words);
     loop {
         let mut end = None;
-        run.conclude();
+        sequence.conclude();
         while let Ok(event) = receiver.try_recv() {
             match event {
                 AnswerEvent::Text(more) => said += &more,
@@ -393,7 +394,7 @@ fn wanting(
         }
         let best = env.tok_trie().greedy_tokenize(wanted(&said).as_bytes())[0];
         let logits: Vec<f32> = (0..274).map(|token| if token == best { 1.0 } else { -1.0 }).collect();
-        step = run.next(&logits, words);
+        step = sequence.next(&logits, words);
     }
 }
 

@@ -105,13 +105,13 @@ impl Shares {
         let left = self.left;
         let used = |open: &Open| open.kind != Kind::Object && left < open.left.div_ceil(2);
         if self.open.iter().any(|open| used(open) && open.followed.is_none()) {
-            self.look_behind(scanner, &closing()?);
+            self.find_followed(scanner, &closing()?);
         }
         Ok(self.open.iter().any(|open| used(open) && open.followed == Some(true)).then_some(due))
     }
 
     /// Determines which open values something has to follow.
-    fn look_behind(&mut self, mut scanner: Scanner, closing: &[u8]) {
+    fn find_followed(&mut self, mut scanner: Scanner, closing: &[u8]) {
         let mut end = self.clone();
         let mut rest = closing.iter();
         for at in (0..self.open.len()).rev() {

@@ -1,16 +1,16 @@
-//! Memory of a context's large buffers, taken from the system page by page: what was never written
-//! takes none.
+//! Memory of a context's large buffers, which the system provides page by page: a page that was
+//! never written takes none.
 //!
-//! llama.cpp clears the cache of keys and values when it makes a context, which writes every page
-//! of it, and hands a sequence on by copying all places that it could have. Both are calls of the
-//! buffer that holds the cache, and buffers of the CPU are made by a table of functions that can be
-//! changed. Here a buffer that is made for a context is mapped instead of allocated: it is zero
-//! already, clearing it gives its pages back, and a copy ends where the sequence does.
+//! llama.cpp clears the KV cache when it creates a context, which writes every page of it, and
+//! copies a sequence by copying all cells that it could have. Both are functions of the buffer that
+//! holds the cache, and CPU buffers are created through a table of functions that can be changed.
+//! Here, a buffer that is created for a context is mapped instead of allocated: it is zero from the
+//! start, clearing it gives its pages back, and a copy ends where the sequence does.
 //!
 //! Buffers of weights that llama.cpp reads into memory are mapped as well, in huge pages: each
-//! token reads all weights in order, and looking up small pages takes an eighth of that time.
-//! Huge pages have to be asked for before the weights are read. Moving weights that are there
-//! takes longer than reading them.
+//! token reads all weights in order, and TLB misses on small pages take an eighth of that time.
+//! Huge pages have to be requested before the weights are read. Moving weights afterwards takes
+//! longer than reading them.
 
 #![allow(clippy::cast_ptr_alignment, reason = "a buffer of ggml is of the type that is laid out here")]
 
@@ -74,7 +74,7 @@ unsafe extern "C" {
     fn ggml_backend_buffer_init(kind: Kind, functions: Functions, context: *mut c_void, size: usize) -> Raw;
 }
 
-/// How llama.cpp makes buffers of the CPU.
+/// How llama.cpp itself creates CPU buffers.
 #[derive(Clone, Copy)]
 struct Usual {
     allocate: unsafe extern "C" fn(Kind, usize) -> Raw,
@@ -83,25 +83,25 @@ struct Usual {
 
 static USUAL: OnceLock<Usual> = OnceLock::new();
 
-/// One half of a cache: the keys or the values of a layer, `[streams, places, width]`.
+/// One half of a layer's cache: its keys or its values, `[streams, cells, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Half {
     start: *mut u8,
-    /// Bytes of a place.
+    /// Bytes of a cell.
     pub(super) place: usize,
     places: usize,
     /// Bytes of a stream.
     stream: usize,
 }
 
-/// What is noted while a context is made.
+/// What is recorded while a context is created.
 #[derive(Default)]
 struct Making {
     buffers: Vec<NonNull<Buffer>>,
     halves: Vec<Half>,
 }
 
-/// A sequence that is to be handed on: from which stream to which, and how many of its places.
+/// A pending copy of a sequence: its source and target streams, and its number of cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Handed {
     pub(super) from: usize,
@@ -110,26 +110,25 @@ pub(super) struct Handed {
 }
 
 thread_local! {
-    /// Set while this thread makes a context.
+    /// Set while this thread creates a context.
     static MAKING: RefCell<Option<Making>> = const { RefCell::new(None) };
     /// Set while this thread reads weights into memory.
     static READING: Cell<bool> = const { Cell::new(false) };
-    /// What the batch that this thread computes begins with.
+    /// The copies that the current batch of this thread begins with.
     static HANDED: RefCell<Vec<Handed>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Notes something, if this thread makes a context.
+/// Records something, if this thread is creating a context.
 fn noting<R>(note: impl FnOnce(&mut Making) -> R) -> Option<R> {
-    // A thread that ends, and frees a context that it still has, makes none.
+    // A thread that frees its context while it ends is not creating one.
     MAKING.try_with(|making| making.borrow_mut().as_mut().map(note)).ok().flatten()
 }
 
-/// Takes part in making buffers from now on. To be called once, before any buffer is made. Says
-/// whether it could: llama.cpp's tables must look as they do in the version that this is written
-/// for.
+/// Hooks into the creation of buffers. Must be called before any buffer is created. Returns whether
+/// it could: llama.cpp's tables must have the layout of the version that this is written for.
 pub fn take_part() -> bool {
-    // SAFETY: the table lives as long as the program, nobody else uses it yet, and it is written
-    // only if each of its words is what the version that this was written for has there. The sample
+    // SAFETY: the table lives as long as the program, and nothing else uses it yet. It is written
+    // only if each of its words looks like that of the version that this is written for. The sample
     // is freed.
     unsafe {
         let kind = sys::ggml_backend_cpu_buffer_type();
@@ -158,20 +157,20 @@ pub fn take_part() -> bool {
     }
 }
 
-/// Runs what makes a context; gives what it has made, and the halves of its cache.
+/// Runs a function that creates a context. Returns its result and the halves of the cache.
 pub(super) fn making<R>(make: impl FnOnce() -> R) -> (R, Vec<Half>) {
     MAKING.set(Some(Making::default()));
     let made = make();
     let Making { buffers, halves } = MAKING.take().unwrap_or_default();
     for mut buffer in buffers {
-        // SAFETY: a buffer of the context that was made just now; those that were freed on the way
-        // are not in the list. Tensors of a graph are nothing to note.
+        // SAFETY: a buffer of the context that was just created; freed buffers are not in the list.
+        // The tensors of graphs don't have to be recorded.
         unsafe { buffer.as_mut() }.functions.init_tensor = None;
     }
     (made, halves)
 }
 
-/// Runs what reads weights into memory, which is in huge pages if the system has them.
+/// Runs a function that reads weights into memory, in huge pages if the system has them.
 pub fn reading_weights<R>(read: impl FnOnce() -> R) -> R {
     READING.set(true);
     let result = read();
@@ -179,7 +178,8 @@ pub fn reading_weights<R>(read: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Runs what computes a batch; sequences that it copies first are copied as far as `handed` says.
+/// Runs a function that computes a batch. Sequences that it copies first are copied only as far as
+/// `handed` says.
 pub(super) fn handing<R>(handed: &[Handed], compute: impl FnOnce() -> R) -> R {
     HANDED.with_borrow_mut(|known| {
         known.clear();
@@ -191,13 +191,13 @@ pub(super) fn handing<R>(handed: &[Handed], compute: impl FnOnce() -> R) -> R {
 }
 
 impl Half {
-    /// Gives back the memory of a stream's places from one on, which then hold zeros.
+    /// Gives back the memory of a stream's cells from `from` on, which then hold zeros.
     ///
     /// # Safety
-    /// The cache lives, and no one reads or writes it meanwhile.
+    /// The cache lives, and nothing reads or writes it meanwhile.
     pub(super) unsafe fn give_back(&self, stream: usize, from: usize) {
         let (from, all) = (from.min(self.places) * self.place, self.places * self.place);
-        // SAFETY: within the stream. Whole pages alone: what shares one with them stays.
+        // SAFETY: within the stream. Only whole pages: partly used ones stay.
         unsafe {
             let (start, page) = (self.start.byte_add(stream * self.stream + from), page());
             let skipped = start.align_offset(page);
@@ -210,13 +210,13 @@ impl Half {
     }
 }
 
-/// Makes a buffer.
+/// Creates a buffer.
 unsafe extern "C" fn make(kind: Kind, size: usize) -> Raw {
     let Some(usual) = USUAL.get() else { return null_mut() };
     if noting(|_| ()).is_none() {
         let start = if READING.get() { map_huge(size) } else { None };
-        // SAFETY: as llama.cpp would have called it; or the functions of a buffer of the CPU, of
-        // which the one that frees it knows that its memory is mapped.
+        // SAFETY: the call that llama.cpp would have made; or the functions of a CPU buffer, except
+        // for the one that frees the buffer, which unmaps its memory.
         return unsafe {
             match start {
                 None => (usual.allocate)(kind, size),
@@ -235,8 +235,8 @@ unsafe extern "C" fn make(kind: Kind, size: usize) -> Raw {
         clear: Some(clear),
         ..usual.functions
     };
-    // SAFETY: the functions are those of a buffer of the CPU, but for these; they find the memory
-    // where those do.
+    // SAFETY: the functions are those of a CPU buffer, except for ours, which find the memory in
+    // the same place.
     unsafe {
         let made = ggml_backend_buffer_init(kind, functions, start.as_ptr(), size);
         noting(|making| making.buffers.extend(NonNull::new(made.cast())));
@@ -246,7 +246,7 @@ unsafe extern "C" fn make(kind: Kind, size: usize) -> Raw {
 
 unsafe extern "C" fn free(buffer: Raw) {
     noting(|making| making.buffers.retain(|made| made.as_ptr() != buffer.cast()));
-    // SAFETY: the buffer is one of `make`, and its memory is used no more.
+    // SAFETY: `make` created the buffer, and its memory is no longer used.
     unsafe {
         let Buffer { context, size, .. } = *buffer.cast::<Buffer>();
         libc::munmap(context, size);
@@ -254,23 +254,23 @@ unsafe extern "C" fn free(buffer: Raw) {
 }
 
 unsafe extern "C" fn clear(buffer: Raw, value: u8) {
-    // SAFETY: the buffer is one of `make`, of this size.
+    // SAFETY: `make` created the buffer, with this size.
     unsafe {
         let Buffer { context, size, .. } = *buffer.cast::<Buffer>();
         if value != 0 {
             return context.cast::<u8>().write_bytes(value, size);
         }
         zero(context, size);
-        // What is cleared is a cache, of which a part is used: where the system gives huge pages
-        // unasked, a few places would take one each.
+        // The buffer is a cache of which a part is used. If the system gives huge pages without
+        // being asked, a few cells would take one each.
         #[cfg(target_os = "linux")]
         libc::madvise(context, size, libc::MADV_NOHUGEPAGE);
     }
 }
 
-/// Notes the halves of a cache, by the names that llama.cpp gives them.
+/// Records the halves of a cache, which llama.cpp's tensor names identify.
 unsafe extern "C" fn note(_: Raw, tensor: *mut Tensor) -> c_int {
-    // SAFETY: a tensor that is being given its memory, with its name and sizes.
+    // SAFETY: the tensor is being given its memory, and has its name and sizes.
     let tensor = unsafe { &*tensor };
     if tensor.view_src.is_null() && is_half(tensor) {
         let half = Half {
@@ -284,11 +284,11 @@ unsafe extern "C" fn note(_: Raw, tensor: *mut Tensor) -> c_int {
     sys::GGML_STATUS_SUCCESS
 }
 
-/// Writes into a tensor. A stream that is written from another stream of the same cache is a
-/// sequence that is handed on.
+/// Writes into a tensor. If a stream is written from another stream of the same cache, a sequence
+/// is being copied.
 unsafe extern "C" fn set(buffer: Raw, tensor: *mut Tensor, data: *const c_void, offset: usize, size: usize) {
-    // SAFETY: the tensor is in the buffer, `size` bytes can be read from `data`, and written behind
-    // `offset`. Fewer can be, too.
+    // SAFETY: the tensor is in the buffer, and `size` bytes can be read from `data` and written at
+    // `offset`. So can fewer.
     unsafe {
         let size = known_part(&*tensor, data, offset, size);
         if let Some(set) = USUAL.get().and_then(|usual| usual.functions.set_tensor) {
@@ -297,12 +297,12 @@ unsafe extern "C" fn set(buffer: Raw, tensor: *mut Tensor, data: *const c_void, 
     }
 }
 
-/// Bytes that are to be written of so many.
+/// The number of bytes, of `size`, that have to be written.
 ///
 /// # Safety
-/// The tensor is one of llama.cpp's, that lives.
+/// The tensor is a living one of llama.cpp's.
 unsafe fn known_part(tensor: &Tensor, data: *const c_void, offset: usize, size: usize) -> usize {
-    // SAFETY: a view's source lives as long as the view.
+    // SAFETY: the source of a view lives as long as the view.
     let Some(whole) = (unsafe { tensor.view_src.as_ref() }) else { return size };
     let stream = whole.nb[2];
     if offset != 0 || size != stream || !is_half(whole) {
@@ -320,7 +320,7 @@ unsafe fn known_part(tensor: &Tensor, data: *const c_void, offset: usize, size: 
     })
 }
 
-/// Whether a tensor is the keys or the values of a layer, with a row for each place.
+/// Whether a tensor is the keys or the values of a layer, with a row for each cell.
 fn is_half(tensor: &Tensor) -> bool {
     // SAFETY: the name of a tensor ends within its field.
     let name = unsafe { CStr::from_ptr(tensor.name.as_ptr()) }.to_bytes();
@@ -328,18 +328,18 @@ fn is_half(tensor: &Tensor) -> bool {
     name.starts_with(b"k_l") || name.starts_with(b"v_l")
 }
 
-/// Memory that holds zeros, of which no page is there yet.
+/// Maps zeroed memory without any resident page.
 fn map(size: usize) -> Option<NonNull<c_void>> {
-    // SAFETY: a new mapping touches nothing that is there.
+    // SAFETY: a new mapping doesn't affect existing memory.
     let start = unsafe { libc::mmap(null_mut(), size, WRITABLE, FRESH, -1, 0) };
     if start == libc::MAP_FAILED { None } else { NonNull::new(start) }
 }
 
-/// Size of a huge page, and to what it is aligned.
+/// Size and alignment of a huge page.
 const HUGE: usize = 2 << 20;
 
-/// Memory that holds zeros, in huge pages if the system has them. `None` if it is smaller than one,
-/// or can't be had this way.
+/// Maps zeroed memory, in huge pages if the system has them. `None` if `size` is less than one, or
+/// the system refuses.
 fn map_huge(size: usize) -> Option<NonNull<c_void>> {
     if size < HUGE {
         return None;
@@ -347,8 +347,8 @@ fn map_huge(size: usize) -> Option<NonNull<c_void>> {
     let whole = size.checked_next_multiple_of(page())?;
     let start = map(whole.checked_add(HUGE)?)?;
     let before = start.addr().get().next_multiple_of(HUGE) - start.addr().get();
-    // SAFETY: within the mapping that was made just now, which no one uses yet. What is cut off is
-    // whole pages.
+    // SAFETY: within the mapping that was just created, which nothing uses yet. Only whole pages
+    // are unmapped.
     unsafe {
         let aligned = start.byte_add(before);
         if before > 0 {
@@ -364,24 +364,24 @@ fn map_huge(size: usize) -> Option<NonNull<c_void>> {
     }
 }
 
-/// Bytes of a page.
+/// Size of a page in bytes.
 fn page() -> usize {
     static PAGE: OnceLock<usize> = OnceLock::new();
-    // SAFETY: asks a number.
+    // SAFETY: returns a number.
     *PAGE.get_or_init(|| usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(64 << 10))
 }
 
 const WRITABLE: c_int = libc::PROT_READ | libc::PROT_WRITE;
 const FRESH: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
-/// Has memory of such a mapping hold zeros, without a page.
+/// Zeroes memory of such a mapping and gives its pages back.
 ///
 /// # Safety
-/// `start` is at the beginning of a page, and `length` bytes from there on are of one mapping,
-/// which no one uses meanwhile.
+/// `start` is at the beginning of a page, and the `length` bytes from there on belong to one
+/// mapping, which nothing uses meanwhile.
 unsafe fn zero(start: *mut c_void, length: usize) {
-    // SAFETY: the caller's promise. A mapping in the place of another one is new; if there can be
-    // none, the old one stays, and is written.
+    // SAFETY: the caller's promise. A mapping that replaces another is zero. If it can't be
+    // created, the old one stays, and is overwritten.
     unsafe {
         #[cfg(target_os = "linux")]
         let zeroed = libc::madvise(start, length, libc::MADV_DONTNEED) == 0;
@@ -394,164 +394,4 @@ unsafe fn zero(start: *mut c_void, length: usize) {
 }
 
 #[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use llama_cpp_2::model::LlamaModel;
-    use llama_cpp_2::model::params::LlamaModelParams;
-
-    use super::*;
-    use crate::engine::backend::backend;
-    use crate::engine::ffi::{Batch, Context, ContextSettings};
-    use crate::engine::kernels::Kernels;
-
-    impl Half {
-        /// Pages of a stream's places that are in memory, read or written.
-        pub(in crate::engine::ffi) fn resident(&self, stream: usize) -> usize {
-            let begin = self.start.addr() + stream * self.stream;
-            let (first, last) = (begin / page(), (begin + self.places * self.place).div_ceil(page()));
-            let mut found = vec![0u8; last - first];
-            let start = self.start.with_addr(first * page());
-            // SAFETY: whole pages of a mapping that lives, and a byte for each of them.
-            let code = unsafe { libc::mincore(start.cast(), found.len() * page(), found.as_mut_ptr()) };
-            assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
-            found.iter().filter(|page| **page & 1 != 0).count()
-        }
-    }
-
-    const PLACES: u32 = 1 << 16;
-
-    fn model() -> LlamaModel {
-        let path = crate::config::default_model();
-        LlamaModel::load_from_file(backend(), path, &LlamaModelParams::default()).unwrap()
-    }
-
-    fn context(model: &LlamaModel) -> Context<'_> {
-        let settings = ContextSettings {
-            tokens: PLACES,
-            batch: 512,
-            outputs: 4,
-            sequences: 4,
-            threads: 1,
-            kernels: Kernels::best(),
-            exact_cache: false,
-            embeddings: false,
-        };
-        Context::new(model, settings).unwrap()
-    }
-
-    fn token(position: u32) -> u32 {
-        300 + position * 37 % 900
-    }
-
-    /// Reads tokens of a sequence; logits after the last.
-    fn read(context: &mut Context<'_>, sequence: u32, positions: std::ops::Range<u32>) -> Vec<f32> {
-        let (mut batch, last) = (Batch::default(), positions.end - 1);
-        for position in positions {
-            batch.push(token(position), position, sequence, position == last);
-        }
-        context.decode(&batch).unwrap();
-        context.logits(batch.len() - 1).to_vec()
-    }
-
-    #[test]
-    fn this_llama_cpp_makes_buffers_as_is_known_here() {
-        backend();
-        assert!(take_part());
-    }
-
-    /// Kilobytes of huge pages in this process's mapping of an address.
-    fn huge_kilobytes(address: usize) -> usize {
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut within = false;
-        let mut huge = 0;
-        for line in maps.lines() {
-            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
-            let bounds = range.map(|(from, to)| [from, to].map(|hex| usize::from_str_radix(hex, 16)));
-            if let Some([Ok(from), Ok(to)]) = bounds {
-                within = (from..to).contains(&address);
-            } else if let Some(size) = line.strip_prefix("AnonHugePages:").filter(|_| within) {
-                huge += size.trim().trim_end_matches(" kB").parse::<usize>().unwrap();
-            }
-        }
-        huge
-    }
-
-    #[test]
-    fn weights_are_read_into_huge_pages_and_freed() {
-        backend();
-        const SIZE: usize = (5 << 20) + 123;
-        // SAFETY: a buffer of the CPU, written within its size, and freed once.
-        unsafe {
-            let kind = sys::ggml_backend_cpu_buffer_type();
-            let buffer = reading_weights(|| sys::ggml_backend_buft_alloc_buffer(kind, SIZE));
-            assert!(!READING.get());
-            let start = sys::ggml_backend_buffer_get_base(buffer);
-            assert_eq!(start.addr() % HUGE, 0);
-            start.cast::<u8>().write_bytes(1, SIZE);
-            let modes = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
-            if modes.is_ok_and(|modes| !modes.contains("[never]")) {
-                assert_eq!(huge_kilobytes(start.addr()), 4 << 10);
-            }
-            sys::ggml_backend_buffer_free(buffer);
-            assert_eq!(huge_kilobytes(start.addr()), 0);
-            // What is smaller than a huge page is allocated as ever.
-            let small = reading_weights(|| sys::ggml_backend_buft_alloc_buffer(kind, HUGE - 1));
-            sys::ggml_backend_buffer_get_base(small).cast::<u8>().write_bytes(1, HUGE - 1);
-            sys::ggml_backend_buffer_free(small);
-        }
-    }
-
-    #[test]
-    fn a_place_without_a_token_takes_no_memory() {
-        let model = model();
-        let mut context = context(&model);
-        assert!(context.place_bytes() > 0 && context.is_sparse());
-        assert_eq!(context.resident(), [0; 4]);
-        read(&mut context, 2, 0..1);
-        // Attention looks at 256 places at a time.
-        let most = 256 * context.place_bytes() as usize / page() + 2 * context.halves();
-        let found = context.resident();
-        assert!((1..=most).contains(&found[2]), "{found:?}, at most {most}");
-        assert_eq!((found[0], found[1], found[3]), (0, 0, 0));
-    }
-
-    #[test]
-    fn a_sequence_is_handed_on_as_far_as_it_is_wanted_and_computes_as_before() {
-        let model = model();
-        let mut context = context(&model);
-        read(&mut context, 0, 0..100);
-        (0..2).for_each(|part| drop(read(&mut context, 0, 100 + part * 300..400 + part * 300)));
-        context.copy(0, 1, 100);
-        context.forget(1, 100);
-        assert!(!context.give_back(0, 700), "it is about to be read");
-        let handed = read(&mut context, 1, 100..101);
-        let most = 256 * context.place_bytes() as usize / page() + 2 * context.halves();
-        let found = context.resident();
-        assert!(found[1] <= most && found[0] > 2 * most, "{found:?}, at most {most}");
-        read(&mut context, 2, 0..100);
-        assert_eq!(handed, read(&mut context, 2, 100..101));
-        // Twice before the next batch: the longer one counts.
-        context.copy(0, 3, 200);
-        context.copy(0, 3, 100);
-        context.forget(3, 200);
-        let again = read(&mut context, 3, 200..201);
-        context.forget(0, 200);
-        assert_eq!(again, read(&mut context, 0, 200..201));
-    }
-
-    #[test]
-    fn what_is_forgotten_can_be_given_back_and_the_rest_computes_as_before() {
-        let model = model();
-        let mut context = context(&model);
-        read(&mut context, 0, 0..100);
-        (0..2).for_each(|part| drop(read(&mut context, 0, 100 + part * 300..400 + part * 300)));
-        read(&mut context, 1, 0..100);
-        let before = context.resident();
-        context.forget(0, 100);
-        assert!(context.give_back(0, 100));
-        let after = context.resident();
-        let held = 100 * context.place_bytes() as usize / page() + 2 * context.halves();
-        assert!(after[0] <= held && before[0] > 2 * held, "{before:?} {after:?}, at most {held}");
-        assert_eq!(after[1], before[1], "another sequence keeps its own");
-        assert_eq!(read(&mut context, 0, 100..101), read(&mut context, 1, 100..101));
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
-//! A llama.cpp context with its own threads: the safe binding starts and ends threads at each call, and reaches neither
-//! adapters nor callbacks while a context lives.
+//! A llama.cpp context with its own threads. The safe binding starts and ends threads at each call,
+//! and can't change adapters or callbacks of a living context.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -16,28 +16,28 @@ use super::custom_ops::{CustomOps, FelixError, Rows, Use};
 use crate::engine::backend::backend;
 use crate::engine::kernels::Kernels;
 
-/// What a context is made with.
+/// Settings of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextSettings {
-    /// Places for keys and values of each sequence.
+    /// KV cache cells of each sequence.
     pub tokens: u32,
-    /// Largest batch.
+    /// Maximum tokens of a batch.
     pub batch: u32,
-    /// Tokens of a batch that may have logits or vectors, at most: there is room for so many rows.
+    /// Maximum tokens of a batch that have logits or vectors. Memory for these rows is allocated.
     pub outputs: u32,
-    /// Sequences, each a stream of its own in the cache.
+    /// Number of sequences. Each has its own stream in the cache.
     pub sequences: u32,
     /// CPU threads.
     pub threads: u32,
-    /// What is computed by kernels of our own instead of by llama.cpp's.
+    /// Our kernels that replace llama.cpp's.
     pub kernels: Kernels,
-    /// Whether keys and values are kept in f32, not in f16. Attention is llama.cpp's then.
+    /// Whether keys and values are stored in f32 instead of f16. llama.cpp computes attention then.
     pub exact_cache: bool,
-    /// Whether tokens get vectors ([`Context::embedding`]), as well as logits.
+    /// Whether tokens get vectors ([`Context::embedding`]) in addition to logits.
     pub embeddings: bool,
 }
 
-/// llama.cpp makes no context, for a reason that it logs; most likely for want of memory.
+/// llama.cpp can't create the context. It logs why; most likely, memory is short.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "llama.cpp made no context of {sequences} sequences with {tokens} tokens each; its log (target llama-cpp-2) says why"
@@ -50,16 +50,17 @@ pub struct ContextError {
 /// A batch was not decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// There are no places left for keys and values.
+    /// No KV cache cells are left.
     #[error("no places are left for the keys and values of the batch")]
     Full,
-    /// Nobody wants it any more. What it has computed of keys and values is in the cache; they are to be forgotten.
+    /// The callback aborted it. Some of its keys and values are in the cache; the caller must
+    /// remove them.
     #[error("the batch was given up")]
     GivenUp,
     /// Another code of `llama_decode`.
     #[error("llama_decode returned {0}")]
     Code(i32),
-    /// It was decoded without what a Felix spoke adds.
+    /// It was decoded without a Felix spoke.
     #[error(transparent)]
     Felix(#[from] FelixError),
 }
@@ -82,7 +83,8 @@ impl Batch {
         self.logits.clear();
     }
 
-    /// Adds a token at a position of a sequence; with `logits`, [`Context::logits`] has a row for it.
+    /// Adds a token at a position of a sequence. With `logits`, [`Context::logits`] has a row for
+    /// it.
     pub fn push(&mut self, token: u32, position: u32, sequence: u32, logits: bool) {
         self.tokens.push(token.cast_signed());
         self.positions.push(position.cast_signed());
@@ -90,71 +92,71 @@ impl Batch {
         self.logits.push(i8::from(logits));
     }
 
-    /// Tokens in it.
+    /// Number of tokens.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 }
 
-/// A context of a model, its cache divided into one stream for each sequence.
+/// A context of a model. Its cache has one stream for each sequence.
 #[derive(Debug)]
 pub struct Context<'a> {
     raw: NonNull<sys::llama_context>,
-    /// Pools of threads that live as long as the context, with the number in each: one is made when it is first asked for. A
-    /// pool of which some have nothing to do would have these spin.
+    /// Thread pools that live as long as the context, each with its number of threads. There is one
+    /// per number, created on first use: idle threads of a larger pool would spin.
     pools: Vec<(u32, NonNull<sys::ggml_threadpool>)>,
     vocabulary: usize,
-    /// Rows of the last batch that have logits.
+    /// Whether each token of the last batch has logits.
     rows: Vec<bool>,
     limits: ContextSettings,
     /// llama.cpp holds a pointer to it.
     ops: CustomOps,
-    /// What the next batches are computed with.
+    /// LoRA adapters of the next batches, with their scales.
     adapters: Vec<(Rc<Adapter<'a>>, f32)>,
     /// Keys and values of all layers.
     cache: Vec<Half>,
-    /// Whether each place of a sequence is a row of its own there, in the order of positions.
+    /// Whether each cell of a sequence is a row there, in the order of positions.
     in_rows: bool,
-    /// Sequences that llama.cpp hands on before it computes the next batch.
+    /// Sequences that llama.cpp copies before it computes the next batch.
     handed: Vec<Handed>,
     model: PhantomData<&'a LlamaModel>,
 }
 
-/// Whether a batch that is being computed should be given up.
+/// Whether the current batch should be aborted.
 pub type GiveUp<'q> = &'q (dyn Fn() -> bool + Sync);
 
 thread_local! {
-    /// Whether the batch that this thread computes was told to stop.
+    /// Whether the batch that this thread computes is being aborted.
     static STOPPED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is in a batch that was told to stop: what llama.cpp calls an error then is none.
+/// Whether this thread is aborting a batch. llama.cpp logs that as an error, although it is none.
 pub fn gives_up() -> bool {
     STOPPED.get()
 }
 
-/// Called by llama.cpp behind each node.
+/// Called by llama.cpp after each node.
 unsafe extern "C" fn asks_to_stop(question: *mut c_void) -> bool {
-    // SAFETY: the question that `decode_unless` has given, which it takes back before it ends.
+    // SAFETY: the pointer that `decode_unless` has set, which it removes before it returns.
     let stops = unsafe { (*question.cast::<GiveUp<'_>>())() };
     STOPPED.set(stops);
     stops
 }
 
-/// The pointer within the binding's wrapper.
+/// The pointer inside the binding's wrapper.
 pub(super) fn pointer(model: &LlamaModel) -> *mut sys::llama_model {
     const { assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>()) };
-    // SAFETY: LlamaModel is a transparent wrapper of a pointer that is not null; the version is pinned.
+    // SAFETY: LlamaModel is a transparent wrapper of a non-null pointer; the version is pinned.
     unsafe { std::mem::transmute_copy(model) }
 }
 
 impl<'a> Context<'a> {
-    /// Makes a context.
+    /// Creates a context.
     ///
     /// # Errors
     /// llama.cpp can't.
@@ -163,12 +165,13 @@ impl<'a> Context<'a> {
         let count = settings.threads.clamp(1, 512) as i32;
         // SAFETY: returns a plain struct by value.
         let mut params = unsafe { sys::llama_context_default_params() };
-        // llama.cpp pads each stream to 256; the product must not be cut down to fit.
+        // llama.cpp pads each stream to a multiple of 256. Pad here, so that it doesn't shrink the
+        // streams to fit the total.
         let stream = settings.tokens.next_multiple_of(256);
         params.n_ctx = stream.saturating_mul(settings.sequences);
         params.n_batch = settings.batch;
         params.n_ubatch = settings.batch;
-        // llama.cpp has a row for each sequence from the start.
+        // llama.cpp reserves a row for each sequence from the start.
         params.n_outputs_max = settings.outputs.max(settings.sequences);
         params.n_seq_max = settings.sequences;
         params.n_threads = count;
@@ -182,14 +185,15 @@ impl<'a> Context<'a> {
             params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
         }
         let ops = CustomOps::new(count as usize, settings.kernels);
-        // llama.cpp's flash attention rounds keys and values to f16 however they are kept.
+        // llama.cpp's flash attention rounds keys and values to f16, however they are stored.
         if settings.kernels.attention.is_some() && !settings.exact_cache {
             params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
         }
         (params.cb_eval, params.cb_eval_user_data) = ops.callback();
-        // SAFETY: the model outlives the context ('a); the parameters are taken by value and point to nothing.
+        // SAFETY: the model outlives the context ('a). The parameters are passed by value; the
+        // callback's data is owned by `ops`, which outlives the context.
         let (raw, cache) = buffers::making(|| unsafe { sys::llama_init_from_model(pointer(model), params) });
-        // Without flash attention values are kept in columns. Grok has none, whatever is asked for.
+        // Without flash attention, values are stored in columns. Grok never uses flash attention.
         let in_rows = params.flash_attn_type == sys::LLAMA_FLASH_ATTN_TYPE_ENABLED
             && model.meta_val_str("general.architecture").is_ok_and(|name| name != "grok");
         let raw = NonNull::new(raw)
@@ -215,23 +219,23 @@ impl<'a> Context<'a> {
         Ok(context)
     }
 
-    /// Whether results depend on how many threads compute: llama.cpp's own attention divides a single row's cells among
-    /// them. It is known from the first such row on.
+    /// Whether results depend on the number of threads: llama.cpp's own attention divides the cells
+    /// of a single row among them. Known after the first such row.
     pub fn counts_threads(&self) -> bool {
         self.ops.counts_threads()
     }
 
-    /// Threads that can compute.
+    /// Maximum number of threads.
     pub fn threads(&self) -> u32 {
         self.limits.threads
     }
 
-    /// Lets so many threads compute the next batches, at least one and at most all.
+    /// Sets the number of threads for the next batches, at least one and at most all.
     pub fn compute_with(&mut self, threads: u32) {
         let count = threads.clamp(1, self.limits.threads);
         let known = self.pools.iter().find(|(size, _)| *size == count).map(|&(_, pool)| pool);
         let pool = known.or_else(|| {
-            // SAFETY: a plain struct by value; the parameters are read during the call only.
+            // SAFETY: a plain struct by value; the parameters are only read during the call.
             let made = unsafe {
                 let mut params = sys::ggml_threadpool_params_default(count.cast_signed());
                 NonNull::new(sys::ggml_threadpool_new(&raw mut params))
@@ -239,8 +243,9 @@ impl<'a> Context<'a> {
             self.pools.extend(made.map(|pool| (count, pool)));
             made
         });
-        // SAFETY: all live; pools are freed after the context (see Drop). The one that computed so far is laid to rest when
-        // the next graph is computed. Without a pool llama.cpp makes one for each graph.
+        // SAFETY: all pointers are valid; pools are freed after the context (see Drop). llama.cpp
+        // pauses the previous pool when it computes the next graph. Without a pool, it creates one
+        // for each graph.
         unsafe {
             sys::llama_set_n_threads(self.raw.as_ptr(), count.cast_signed(), count.cast_signed());
             match pool {
@@ -250,16 +255,16 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Places for keys and values of each sequence.
+    /// KV cache cells of each sequence.
     pub fn tokens(&self) -> usize {
         self.limits.tokens as usize
     }
 
-    /// Computes what follows with these adapters, each multiplied with a scale, instead of those before. A change makes
-    /// llama.cpp plan its graph anew, which takes a few milliseconds.
+    /// Sets the LoRA adapters of the next batches, each with a scale. A change makes llama.cpp plan
+    /// its graph anew, which takes a few milliseconds.
     ///
     /// # Errors
-    /// llama.cpp can't: nothing has changed then.
+    /// llama.cpp can't. Nothing has changed then.
     pub fn set_adapters(&mut self, adapters: &[(Rc<Adapter<'a>>, f32)]) -> Result<(), DecodeError> {
         let mut pairs = adapters.iter().zip(&self.adapters);
         if adapters.len() == self.adapters.len()
@@ -269,8 +274,8 @@ impl<'a> Context<'a> {
         }
         let mut raw: Vec<_> = adapters.iter().map(|(adapter, _)| adapter.raw()).collect();
         let mut scales: Vec<f32> = adapters.iter().map(|(_, scale)| *scale).collect();
-        // SAFETY: the context lives, the adapters are of its model and are kept below; both arrays have the given length and
-        // are read during the call only.
+        // SAFETY: the context lives. The adapters belong to its model and are kept below. Both
+        // arrays have this length, and are only read during the call.
         let code = unsafe {
             sys::llama_set_adapters_lora(self.raw.as_ptr(), raw.as_mut_ptr(), raw.len(), scales.as_mut_ptr())
         };
@@ -281,26 +286,26 @@ impl<'a> Context<'a> {
         Ok(())
     }
 
-    /// Computes what follows with these Felix spokes, at most one for each sequence. llama.cpp's graph stays as it is:
-    /// sequences with different spokes, and with none, can be in one batch.
+    /// Sets the Felix spokes of the next batches, at most one for each sequence. llama.cpp's graph
+    /// doesn't change, so a batch can have sequences with different spokes and without any.
     pub fn set_felix(&mut self, uses: &[Use]) {
         self.ops.set_felix(uses);
     }
 
-    /// Computes a batch; its keys and values are kept.
+    /// Computes a batch and stores its keys and values.
     ///
     /// # Errors
-    /// llama.cpp can't: nothing of the batch may be relied on then.
+    /// llama.cpp can't. No result of the batch is valid then.
     ///
     /// # Panics
-    /// A batch that is empty or larger than the context was made for, or has more tokens with
-    /// logits; a sequence that it does not have.
+    /// The batch is empty, is larger than the context's limit, has more tokens with logits than the
+    /// limit, or has an unknown sequence or token.
     pub fn decode(&mut self, batch: &Batch) -> Result<(), DecodeError> {
         self.decode_unless(batch, &|| false)
     }
 
-    /// As [`decode`](Self::decode), asking behind each node of the graph whether the batch should be given up: within
-    /// milliseconds, however long the batch takes.
+    /// Like [`decode`](Self::decode), but asks after each node of the graph whether to abort the
+    /// batch. So an abort takes milliseconds, however long the batch takes.
     ///
     /// # Errors
     /// [`DecodeError::GivenUp`]; llama.cpp can't.
@@ -333,8 +338,9 @@ impl<'a> Context<'a> {
         crate::engine::kernels::may_die("llama.cpp");
         let Batch { tokens, positions, sequences, logits } = batch;
         self.ops.begin(Rows { tokens, positions, sequences, logits });
-        // SAFETY: all arrays have `count` elements and live until the call returns; llama.cpp only reads them. Tokens and
-        // sequences are in range. The question lives as long, and is taken back at once.
+        // SAFETY: all arrays have `count` elements and live until the call returns, and llama.cpp
+        // only reads them. Tokens and sequences are in range. The callback's pointer is valid
+        // during the call and is removed right after it.
         let code = unsafe {
             let question = (&raw const given_up).cast_mut().cast();
             sys::llama_set_abort_callback(self.raw.as_ptr(), Some(asks_to_stop), question);
@@ -343,7 +349,7 @@ impl<'a> Context<'a> {
             STOPPED.set(false);
             code
         };
-        // With this code llama.cpp has not come to it.
+        // With this code, llama.cpp refused the batch before it copied any sequence.
         const REFUSED: i32 = -1;
         if code != REFUSED {
             self.handed.clear();
@@ -360,14 +366,14 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Logits `[vocabulary]` behind a token of the last batch, by its place there.
+    /// Logits `[vocabulary]` after a token of the last batch, by the token's index there.
     ///
     /// # Panics
     /// The token was added without logits, or the batch failed.
     pub fn logits(&self, place: usize) -> &[f32] {
         assert!(self.rows.get(place) == Some(&true), "no logits at {place}");
-        // SAFETY: the last batch had logits at this place; the row has as many numbers as the vocabulary, and the next
-        // decode needs `&mut self`.
+        // SAFETY: the last batch had logits at this index. The row is as long as the vocabulary,
+        // and the next decode needs `&mut self`.
         unsafe {
             let row = sys::llama_get_logits_ith(self.raw.as_ptr(), place as i32);
             assert!(!row.is_null(), "llama.cpp has no logits at {place}");
@@ -375,13 +381,13 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// What the model makes of a token of the last batch, `[hidden]`, by its place there.
+    /// The final hidden state `[hidden]` of a token of the last batch, by the token's index there.
     ///
     /// # Panics
-    /// The token was added without logits, the batch failed, or the context is not one for embeddings.
+    /// The token was added without logits, the batch failed, or the context has no embeddings.
     pub fn embedding(&self, place: usize) -> &[f32] {
         assert!(self.rows.get(place) == Some(&true), "no vector at {place}");
-        // SAFETY: as for logits; the row has as many numbers as the model is wide.
+        // SAFETY: as for logits; the row is as long as the model is wide.
         unsafe {
             let row = sys::llama_get_embeddings_ith(self.raw.as_ptr(), place as i32);
             assert!(!row.is_null(), "llama.cpp has no vector at {place}");
@@ -390,58 +396,57 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Bytes of a sequence's keys and values, or of its recurrent state, as llama.cpp would save them.
+    /// Bytes of a sequence's keys and values, or of its recurrent state, in the form in which
+    /// llama.cpp saves them.
     pub fn bytes(&mut self, sequence: u32) -> u64 {
         assert!(sequence < self.limits.sequences, "no such sequence");
-        // SAFETY: the context lives, and the sequence is one of its own.
+        // SAFETY: the context lives and has this sequence.
         unsafe { sys::llama_state_seq_get_size(self.raw.as_ptr(), sequence.cast_signed()) as u64 }
     }
 
-    /// Removes a sequence's keys and values from a position on; says whether it could (a recurrent state can only be
-    /// removed as a whole).
+    /// Removes a sequence's keys and values from a position on. Returns whether it could: a
+    /// recurrent state can only be removed as a whole.
     pub fn forget(&mut self, sequence: u32, from: u32) -> bool {
         assert!(sequence < self.limits.sequences, "no such sequence");
-        // SAFETY: the context lives, and the sequence is one of its own. An end of -1 means all positions.
+        // SAFETY: the context lives and has this sequence. An end of -1 means all positions.
         unsafe {
             let memory = sys::llama_get_memory(self.raw.as_ptr());
             sys::llama_memory_seq_rm(memory, sequence.cast_signed(), from.cast_signed(), -1)
         }
     }
 
-    /// Bytes of keys and values that each place of a sequence has. Recurrent states have no places.
+    /// Bytes of keys and values per cell. Recurrent states have no cells.
     pub fn place_bytes(&self) -> u64 {
         self.cache.iter().map(|half| half.place as u64).sum()
     }
 
-    /// Whether a copy takes as long as what is copied, and memory can be given back; else each
-    /// takes a whole stream.
+    /// Whether a copy costs only as much as its length, and memory can be given back. Otherwise, a
+    /// copy costs a whole stream.
     pub fn is_sparse(&self) -> bool {
         self.in_rows && !self.cache.is_empty()
     }
 
-    /// Gives the memory of a sequence's places from one on back to the system; all of them must
-    /// have been forgotten. Says whether it could: not as long as the sequence is about to be
-    /// copied.
+    /// Gives the memory of a sequence's cells from `from` on back to the system. They must have
+    /// been removed. Returns whether it could: it can't while a copy of the sequence is pending.
     pub fn give_back(&mut self, sequence: u32, from: u32) -> bool {
         assert!(sequence < self.limits.sequences, "no such sequence");
         let (sequence, from) = (sequence as usize, from as usize);
         if !self.in_rows || self.handed.iter().any(|handed| handed.from == sequence) {
             return false;
         }
-        // SAFETY: the context lives and computes nothing; what is there belongs to no position.
+        // SAFETY: the context lives and computes nothing, and the cells have no position.
         self.cache.iter().for_each(|half| unsafe { half.give_back(sequence, from) });
         true
     }
 
-    /// Gives a sequence the keys and values of the first `places` of another; what it had is gone.
-    /// Those behind them are to be forgotten before the next batch: llama.cpp knows of whole
-    /// streams only.
+    /// Replaces a sequence by the first `places` cells of another. The caller must remove the cells
+    /// after them before the next batch, because llama.cpp copies whole streams only.
     pub fn copy(&mut self, from: u32, to: u32, places: u32) {
         assert!(
             from < self.limits.sequences && to < self.limits.sequences && from != to,
             "no such sequences"
         );
-        // SAFETY: the context lives, and both sequences are its own; -1 means all positions.
+        // SAFETY: the context lives and has both sequences. -1 means all positions.
         unsafe {
             let memory = sys::llama_get_memory(self.raw.as_ptr());
             sys::llama_memory_seq_cp(memory, from.cast_signed(), to.cast_signed(), -1, -1);
@@ -458,13 +463,13 @@ impl<'a> Context<'a> {
 
 #[cfg(all(test, target_os = "linux"))]
 impl Context<'_> {
-    /// Pages of each sequence's keys and values that are in memory.
+    /// Number of resident pages of each sequence's keys and values.
     pub(super) fn resident(&self) -> Vec<usize> {
         let of = |stream| self.cache.iter().map(|half| half.resident(stream)).sum();
         (0..self.limits.sequences as usize).map(of).collect()
     }
 
-    /// Keys and values of layers.
+    /// Number of key and value tensors.
     pub(super) fn halves(&self) -> usize {
         self.cache.len()
     }
@@ -472,7 +477,8 @@ impl Context<'_> {
 
 impl Drop for Context<'_> {
     fn drop(&mut self) {
-        // SAFETY: nothing else holds any of the pointers; the context goes first because it uses the threads.
+        // SAFETY: nothing else holds any of the pointers. The context is freed first, because it
+        // uses the threads.
         unsafe {
             sys::llama_free(self.raw.as_ptr());
             for (_, pool) in &self.pools {

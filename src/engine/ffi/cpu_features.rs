@@ -2,23 +2,25 @@
 
 use llama_cpp_sys_2 as sys;
 
-/// Names that rustc and llama.cpp compiled this program for, beyond what every processor of the architecture has.
+/// Names of the features that rustc and llama.cpp compiled this program for, beyond those that
+/// every processor of the architecture has.
 pub fn compiled_features() -> Vec<&'static str> {
     TABLE.iter().filter(|(_, compiled, _)| *compiled).map(|(name, ..)| *name).collect()
 }
 
-/// Those of [`compiled_features`] that this processor doesn't have: the program will die by an illegal instruction.
+/// Those of [`compiled_features`] that this processor doesn't have. If there are any, the program
+/// will die of an illegal instruction.
 pub fn missing_features() -> Vec<&'static str> {
     let missing = TABLE.iter().filter(|(_, compiled, place)| *compiled && !has(*place));
     missing.map(|(name, ..)| *name).collect()
 }
 
-/// What llama.cpp's own kernels were compiled with, in its words.
+/// The features that llama.cpp's kernels were compiled with, under llama.cpp's names.
 pub fn llama_features() -> String {
     static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _held = LOCK.lock();
-    // SAFETY: gives a text that lives as long as the process and ends with zero. Each call writes it anew, so it is copied
-    // under a lock, and nothing else here calls it.
+    // SAFETY: returns a static text that ends with a zero byte. Each call overwrites it, so it is
+    // copied under a lock, and nothing else calls the function.
     let text = unsafe {
         let text = sys::llama_print_system_info();
         if text.is_null() {
@@ -34,8 +36,9 @@ pub fn llama_features() -> String {
 /// Leaf and register (eax, ebx, ecx, edx) of `cpuid`, and the bit there.
 type Place = (u32, usize, u32);
 
-/// A feature, whether this program is compiled for it, and where the processor says that it has it. The macro of the
-/// standard library doesn't look where the compiler was told that the feature is there.
+/// Features, whether this program is compiled for them, and where `cpuid` reports them. The
+/// standard library's macro doesn't ask the processor for features that the program is compiled
+/// for.
 #[cfg(target_arch = "x86_64")]
 const TABLE: &[(&str, bool, Place)] = &[
     ("sse3", cfg!(target_feature = "sse3"), (1, 2, 0)),
@@ -63,7 +66,7 @@ const TABLE: &[(&str, bool, Place)] = &[];
 fn has((leaf, register, bit): Place) -> bool {
     use std::arch::x86_64::{__cpuid_count, __get_cpuid_max};
     #[allow(unused_unsafe, reason = "safe in later versions of the standard library")]
-    // SAFETY: every processor for x86-64 has the instruction.
+    // SAFETY: every x86-64 processor has the instruction.
     let found = unsafe {
         if __get_cpuid_max(0).0 < leaf {
             return false;
@@ -84,7 +87,7 @@ mod tests {
 
     #[test]
     fn what_the_processor_says_is_what_the_standard_library_finds() {
-        // The tests run, so nothing that they are compiled for is missing.
+        // The tests run, so no feature that they are compiled for is missing.
         assert_eq!(missing_features(), [""; 0]);
         for feature in crate::cpu_features::Feature::ALL {
             let present = crate::cpu_features::processor().present.names().contains(&feature.name());

@@ -1,4 +1,4 @@
-//! What llama.cpp offers and the safe binding lacks.
+//! What llama.cpp offers beyond the safe binding.
 #![allow(unsafe_code)]
 
 mod adapter;

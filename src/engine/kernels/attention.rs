@@ -1,8 +1,10 @@
-//! Attention of a few rows over many cached cells, on the CPU: the part of decoding that llama.cpp computes cell by cell.
+//! Attention of a few rows over many cached cells, on the CPU. llama.cpp computes this part of
+//! decoding cell by cell.
 //!
-//! Softmax is taken online, block by block (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"), so
-//! that scores, exponentials and weighted sums each run over a block in vector registers, and what is read of keys and
-//! values serves up to four queries: those of all rows and of all heads that share them.
+//! Softmax is computed online, block by block (Milakov and Gimelshein 2018, "Online normalizer
+//! calculation for softmax"). So scores, exponentials and weighted sums each run over a block in
+//! vector registers, and each read of keys and values serves up to four queries, from all rows and
+//! all heads that share them.
 
 #[cfg(target_arch = "x86_64")]
 mod lanes;
@@ -18,35 +20,37 @@ use crate::simd_math::exp;
 #[cfg(target_arch = "x86_64")]
 pub use lanes::{avx2, avx512};
 
-/// Cells of a block: its values are read once for each 32 of their columns, so it has to stay in the first cache.
+/// Cells of a block. Its values are read once for each 32 of their columns, so the block has to fit
+/// into the L1 cache.
 pub const BLOCK: usize = 32;
-/// Widths of a head that there is a kernel for.
+/// Head widths that the kernel supports.
 pub const WIDTHS: [usize; 6] = [32, 64, 80, 96, 128, 256];
 
-/// Keys or values of one head: cell `c` begins at `c * step`.
+/// Keys or values of one head. Cell `c` begins at `c * step`.
 #[derive(Debug, Clone, Copy)]
 pub struct Cells<'a> {
-    /// All of them, and what lies between.
+    /// All cells, including what lies between them.
     pub data: &'a [f16],
     /// Numbers from one cell to the next.
     pub step: usize,
 }
 
-/// What all rows of a stream see through one head of keys and values.
+/// The keys, values and mask of one head, for all rows of a stream.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     /// Keys.
     pub keys: Cells<'a>,
     /// Values.
     pub values: Cells<'a>,
-    /// What is added to the scores of row `r` (0 or negative infinity) begins at `r * mask_step`.
+    /// Added to the scores: 0 or negative infinity. Row `r` begins at `r * mask_step`.
     pub mask: &'a [f16],
     /// Numbers from one row of the mask to the next.
     pub mask_step: usize,
 }
 
-/// Softmax as far as it has been taken: for each query the largest score, the sum of the weights relative to it, and the
-/// weighted sum of values `[queries, width]`. Queries are ordered row by row, within a row by head.
+/// A softmax over some of the cells: for each query, the largest score, the sum of the weights
+/// relative to it, and the weighted sum of values `[queries, width]`. Queries are ordered by row,
+/// then by head.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Partial {
     top: Vec<f32>,
@@ -55,7 +59,7 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// Begins anew.
+    /// Resets to no cells.
     fn clear(&mut self, queries: usize, width: usize) {
         self.top.clear();
         self.top.resize(queries, f32::NEG_INFINITY);
@@ -65,13 +69,13 @@ impl Partial {
         self.out.resize(queries * width, 0.0);
     }
 
-    /// Spoils the result, for tests of what becomes of a kernel that computes wrong numbers.
+    /// Makes the result wrong, for tests of the self-test.
     #[cfg(feature = "test-support")]
     pub fn scale(&mut self, factor: f32) {
         self.out.iter_mut().for_each(|out| *out *= factor);
     }
 
-    /// Takes in what was computed over other cells.
+    /// Adds what was computed over other cells.
     pub fn merge(&mut self, other: &Self) {
         let width = self.out.len() / self.top.len().max(1);
         for (query, (top, sum)) in self.top.iter_mut().zip(&mut self.sum).enumerate() {
@@ -102,10 +106,12 @@ impl Partial {
     }
 }
 
-/// Attention of `queries` (scaled, `[rows, group, width]`, `group` heads sharing what `view` has) over a range of cells.
+/// Attention of `queries` (scaled, `[rows, group, width]`; `group` heads share `view`) over a range
+/// of cells.
 ///
 /// # Panics
-/// A width that is not one of [`WIDTHS`]; slices that are too short; a form that the processor can't compute.
+/// The width is not one of [`WIDTHS`]; slices are too short; the processor doesn't support the
+/// form.
 pub fn attend(
     form: Form,
     queries: &[f32],
@@ -126,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// Keys, values and mask of one head, as they lie in a cache.
+    /// Keys, values and mask of one head, laid out as in a cache.
     struct Case {
         form: Form,
         width: usize,
@@ -148,7 +154,7 @@ mod tests {
             };
             let (keys, values) = (halves(cells * step, 3.0), halves(cells * step, 1.0));
             let queries = (0..rows * group * width).map(|_| rng.random_range(-1.0..1.0)).collect();
-            // Row 0 sees all; others miss single cells and whole blocks.
+            // Row 0 sees all cells; from other rows, single cells and whole blocks are hidden.
             let hides = |row: usize, cell: usize| row > 0 && (cell % 7 == row || cell / BLOCK % 3 == row);
             let mask = (0..rows * (cells + 5))
                 .map(|i| if hides(i / (cells + 5), i % (cells + 5)) { f16::NEG_INFINITY } else { f16::ZERO })
@@ -171,7 +177,7 @@ mod tests {
             partial
         }
 
-        /// By the definition, in f64.
+        /// The definition, in f64.
         fn expected(&self) -> Vec<f64> {
             let cell = |data: &[f16], cell: usize, i: usize| f64::from(data[cell * self.step + i]);
             let mut result = Vec::new();

@@ -1,5 +1,5 @@
-//! The step from code that every processor can run into a kernel that only some can: each function
-//! checks that the processor has what the chosen form needs.
+//! Calls from code that every processor can run into kernels that only some can: each function
+//! checks that the processor has the features of the chosen form.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -11,7 +11,7 @@ use super::product::{BLOCK, Block, Packed, Panels, ROWS};
 #[cfg(target_arch = "x86_64")]
 use super::{attention, felix, product};
 
-/// Dies here as a kernel does that has an instruction which the processor doesn't know, if a test wants that.
+/// If a test asks for it, dies like a kernel with an instruction that the processor doesn't have.
 #[cfg(feature = "test-support")]
 pub fn may_die(name: &str) {
     if crate::failpoints::is_set("kernel_dies", name) {
@@ -20,7 +20,7 @@ pub fn may_die(name: &str) {
     }
 }
 
-/// What results are multiplied with, if a test wants a kernel that computes wrong numbers.
+/// A factor for all results, if a test asks for a kernel that computes wrong numbers.
 #[cfg(feature = "test-support")]
 fn spoilt(name: &str) -> Option<f32> {
     crate::failpoints::is_set("kernel_wrong", name).then_some(1.5)
@@ -34,8 +34,8 @@ macro_rules! call {
         match form {
             $(
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: it was just seen that the processor has all features that the form needs (`Form::needs`), which
-                // are those that the function is compiled with.
+                // SAFETY: the assertion above has checked that the processor has all features of
+                // the form (`Form::needs`), and the function is compiled with these.
                 $pattern => unsafe { $call },
             )+
             _ => panic!("there is no form {} of this kernel", form.name()),
@@ -43,10 +43,10 @@ macro_rules! call {
     }};
 }
 
-/// As [`attention::attend`], into a partial result that was cleared.
+/// Like [`attention::attend`], into a partial result that was cleared.
 ///
 /// # Panics
-/// A form that there isn't or that the processor can't compute; see there.
+/// As there; also, the kernel has no such form, or the processor doesn't support it.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub fn attend(
     form: Form,
@@ -72,7 +72,7 @@ pub fn attend(
 /// Rounds activations for [`product`].
 ///
 /// # Panics
-/// A form that there isn't or that the processor can't compute; more activations than room.
+/// The kernel has no such form, or the processor doesn't support it; `packed` is too short.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub fn pack(form: Form, given: &[[f32; BLOCK]], packed: &mut [Packed]) {
     call!(form,
@@ -81,12 +81,14 @@ pub fn pack(form: Form, given: &[[f32; BLOCK]], packed: &mut [Packed]) {
     );
 }
 
-/// Products of `rows` (a range of whole groups of [`ROWS`]) of Q8_0 weights (rows of `blocks` blocks) with `columns`, each as
-/// long as a row. `then` says at which row the caller will probably go on, if there is one. `write` is given a column, the
-/// first of [`ROWS`] rows, and their results. `panels` is scratch memory.
+/// Products of `rows` (a range of whole groups of [`ROWS`]) of Q8_0 weights (rows of `blocks`
+/// blocks) with `columns`, each as long as a row. `then` returns the row at which the caller will
+/// probably continue; it may be beyond the last one. `write` receives a column, the first of
+/// [`ROWS`] rows, and their results. `panels` is scratch memory.
 ///
 /// # Panics
-/// A form that there isn't or that the processor can't compute; a range that is not of whole groups, or beyond the weights.
+/// The kernel has no such form, or the processor doesn't support it; the range is not of whole
+/// groups, or is beyond the weights.
 #[allow(clippy::too_many_arguments, reason = "the kernel's, and the form")]
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub fn product(
@@ -115,10 +117,11 @@ pub fn product(
     );
 }
 
-/// Products of some panels of a matrix of a Felix spoke with columns.
+/// Products of some panels of a Felix spoke's matrix with columns.
 ///
 /// # Panics
-/// A form that there isn't or that the processor can't compute; panels that are not there; columns that are not whole.
+/// The kernel has no such form, or the processor doesn't support it; the panels don't exist; the
+/// columns are not whole.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub fn multiply(
     form: Form,
@@ -140,11 +143,11 @@ pub fn multiply(
     );
 }
 
-/// Has a line of memory brought near the processor.
+/// Prefetches a cache line.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub fn prefetch(line: &[u8; 64]) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-    // SAFETY: the address is that of a reference, and a prefetch changes nothing that can be observed.
+    // SAFETY: the address is that of a reference, and a prefetch has no observable effect.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
 }

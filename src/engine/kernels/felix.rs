@@ -1,8 +1,8 @@
 //! The bottleneck of a Felix spoke, on the CPU: weights in f16, sums in f32.
 //!
-//! Sixteen rows of a matrix lie in the lanes of a register, so nothing is summed across lanes, and what is read of the
-//! weights serves several columns. Each result is summed in the same order whatever stands beside it, so a token gets the
-//! same numbers alone and in a batch.
+//! Sixteen rows of a matrix lie in the lanes of a register, so nothing is summed across lanes, and
+//! each read of the weights serves several columns. The order in which a result is summed doesn't
+//! depend on the other columns, so a token gets the same numbers alone and in a batch.
 
 mod lanes;
 
@@ -23,7 +23,7 @@ pub use lanes::{avx2, avx512};
 /// Rows of a matrix that are computed together.
 pub const ROWS: usize = 16;
 
-/// A spoke: `h + W_up silu(W_down n)` behind each of its blocks.
+/// A spoke: `h + W_up silu(W_down n)` after each of its blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weights {
     /// Width D of the residual stream.
@@ -34,18 +34,19 @@ pub struct Weights {
     pub layers: BTreeMap<u32, Layer>,
 }
 
-/// What stands behind one block.
+/// The bottleneck after one block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
     /// Weights of the norm, `[D]`; ones if there are none.
     pub norm: Option<Vec<f32>>,
     /// W_down, `[R, D]`.
     pub down: Matrix,
-    /// W_up with the gate in it, `[D, R]`.
+    /// W_up, multiplied by the gate, `[D, R]`.
     pub up: Matrix,
 }
 
-/// A matrix in panels of [`ROWS`] rows, each panel column by column; the last is filled up with zeros.
+/// A matrix in panels of [`ROWS`] rows. Each panel is stored column by column; the last one is
+/// padded with zeros.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Matrix {
     rows: usize,
@@ -54,13 +55,13 @@ pub struct Matrix {
 }
 
 impl Weights {
-    /// Brings a spoke into the order in which it is computed.
+    /// Reorders the weights of a spoke into panels.
     pub fn new(folded: &Folded) -> Self {
         let layers = folded.layers.iter().map(|(&at, layer)| (at, Layer::new(folded.rows, layer))).collect();
         Self { width: folded.hidden, eps: folded.eps, layers }
     }
 
-    /// Bytes that it takes.
+    /// Bytes of memory.
     pub fn bytes(&self) -> u64 {
         let layer = |layer: &Layer| {
             let norm = layer.norm.as_ref().map_or(0, Vec::len) * size_of::<f32>();
@@ -77,7 +78,7 @@ impl From<Folded<Layer>> for Weights {
 }
 
 impl Layer {
-    /// Brings a layer of rank R into the order in which it is computed.
+    /// Reorders the weights of a layer of rank R into panels.
     pub fn new(rank: usize, folded: &FoldedLayer) -> Self {
         let FoldedLayer { norm, w_down, w_up } = folded;
         let width = w_down.len() / rank;
@@ -88,7 +89,7 @@ impl Layer {
         }
     }
 
-    /// What goes into the bottleneck: the norm of a row of the residual stream.
+    /// Normalises a row of the residual stream, as input of the bottleneck.
     pub fn normalise(&self, eps: f32, h: &[f32], n: &mut [f32]) {
         let scale = 1.0 / (dot(h, h) / h.len() as f32 + eps).sqrt();
         match &self.norm {
@@ -98,13 +99,13 @@ impl Layer {
     }
 }
 
-/// `x sigmoid(x)` of each number.
+/// `x sigmoid(x)`, element by element.
 pub fn silu(x: [f32; ROWS]) -> [f32; ROWS] {
     x.map(|x| x * sigmoid(x))
 }
 
 impl Matrix {
-    /// The matrix whose number in a row and a column is `weight(row, column)`.
+    /// The matrix with the elements `weight(row, column)`.
     pub fn new(rows: usize, depth: usize, weight: impl Fn(usize, usize) -> f16) -> Self {
         let number = |row: usize, k: usize| if row < rows { weight(row, k) } else { f16::ZERO };
         let panel = |first: usize| {
@@ -115,26 +116,26 @@ impl Matrix {
         Self { rows, depth, panels }
     }
 
-    /// Results of a column.
+    /// Number of rows, which is the length of a result.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Numbers of a column.
+    /// Number of columns, which is the length of an input.
     pub fn depth(&self) -> usize {
         self.depth
     }
 
-    /// Groups of [`ROWS`] rows, the last maybe not full.
+    /// Number of panels of [`ROWS`] rows. The last one may not be full.
     pub fn panels(&self) -> usize {
         self.rows.div_ceil(ROWS)
     }
 
-    /// Products of some panels with columns `[count, depth]`. `write` is given a column, the first row, and the results of
-    /// [`ROWS`] rows (of which those beyond the last row are zero).
+    /// Products of some panels with columns `[count, depth]`. `write` receives a column, the first
+    /// row, and the results of [`ROWS`] rows (zero beyond the last row).
     ///
     /// # Panics
-    /// Panels that are not there; columns that are not whole; a form that the processor can't compute.
+    /// The panels don't exist; the columns are not whole; the processor doesn't support the form.
     pub fn multiply(
         &self,
         form: Form,
@@ -167,7 +168,7 @@ mod tests {
         Folded { rows, hidden, eps: 1e-5, layers: [(2, layer)].into() }
     }
 
-    /// What a layer adds to rows of the residual stream, `[count, D]`, by the kernels.
+    /// What a layer adds to rows of the residual stream, `[count, D]`, as the kernels compute it.
     fn update(form: Form, weights: &Weights, h: &[f32]) -> Vec<f32> {
         let (width, layer) = (weights.width, &weights.layers[&2]);
         let (rank, count) = (layer.down.rows(), h.len() / width);
@@ -193,7 +194,7 @@ mod tests {
         out
     }
 
-    /// The same by the definition, in f64.
+    /// The same as the definition says, in f64.
     fn exact(folded: &Folded, h: &[f32]) -> Vec<f64> {
         let (width, layer) = (folded.hidden, &folded.layers[&2]);
         let mut out = vec![0.0; width];
@@ -216,7 +217,7 @@ mod tests {
     #[test]
     fn results_are_those_of_the_definition_whatever_stands_beside_them() {
         let forms = [Form::Portable, Form::Avx2, Form::Avx512].into_iter().filter(|form| form.is_possible());
-        // Miri takes a thousand times as long; panels that are not full, and several, are enough.
+        // Miri takes a thousand times as long. Several panels, one of them not full, are enough.
         let shapes: &[_] = if cfg!(miri) {
             &[(20, 8, true), (40, 18, false)]
         } else {

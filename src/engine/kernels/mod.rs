@@ -1,7 +1,8 @@
-//! What is computed here instead of by llama.cpp, on the CPU: the inner loops, free of llama.cpp's types.
+//! CPU kernels that replace llama.cpp's: the inner loops, independent of llama.cpp's types.
 //!
-//! Every form of every kernel is compiled into each program for x86-64, whatever processor it is built for; which one
-//! computes is chosen when it runs. Other architectures have the portable forms, and llama.cpp's kernels for the rest.
+//! Every x86-64 build contains every form of every kernel, whatever processor it is built for. The
+//! form is chosen at run time. Other architectures have the portable forms, and llama.cpp's kernels
+//! for the rest.
 
 pub mod attention;
 mod dispatch;
@@ -16,21 +17,21 @@ pub use dispatch::{attend, multiply, pack, product as multiply_rows};
 
 use crate::cpu_features::{Feature, Features, processor};
 
-/// How a kernel computes.
+/// The instruction set that a kernel uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// With nothing that not every processor has.
+    /// Only what every processor has.
     Portable,
-    /// With AVX2, FMA and F16C.
+    /// AVX2, FMA and F16C.
     Avx2,
-    /// With AVX-512, too.
+    /// Also AVX-512.
     Avx512,
-    /// With AVX-512's dot products of bytes, too.
+    /// Also AVX-512's dot products of bytes (VNNI).
     Avx512Vnni,
 }
 
 impl Form {
-    /// What the processor must have.
+    /// Features that the processor must have.
     pub fn needs(self) -> Features {
         use Feature::{Avx2, Avx512bw, Avx512f, Avx512vl, Avx512vnni, F16c, Fma};
         match self {
@@ -43,7 +44,7 @@ impl Form {
         }
     }
 
-    /// Whether this processor can compute so.
+    /// Whether this processor has them.
     pub fn is_possible(self) -> bool {
         processor().usable().contain(self.needs())
     }
@@ -63,7 +64,7 @@ impl Form {
     }
 }
 
-/// A kernel of ours, by what it computes.
+/// Our kernels, by what they compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kernel {
@@ -89,22 +90,22 @@ impl Kernel {
     }
 }
 
-/// Which kernels of ours compute, and how.
+/// Which of our kernels are used, and in which form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernels {
-    /// Of attention; `None` leaves it to llama.cpp.
+    /// Attention; `None` leaves it to llama.cpp.
     pub attention: Option<Form>,
-    /// Of products of Q8_0 weights; `None` leaves them to llama.cpp.
+    /// Products of Q8_0 weights; `None` leaves them to llama.cpp.
     pub product: Option<Form>,
-    /// Of Felix spokes, which only we compute.
+    /// Felix spokes, which llama.cpp can't compute.
     pub felix: Form,
 }
 
 impl Kernels {
-    /// llama.cpp computes all that it can.
+    /// llama.cpp computes everything that it can.
     pub const OFF: Self = Self { attention: None, product: None, felix: Form::Portable };
 
-    /// The fastest that this processor has.
+    /// The fastest forms that this processor supports.
     pub fn best() -> Self {
         use Form::{Avx2, Avx512, Avx512Vnni, Portable};
         Self {
@@ -114,7 +115,7 @@ impl Kernels {
         }
     }
 
-    /// The same without one.
+    /// The same without one of the kernels.
     #[must_use]
     pub fn without(self, kernel: Kernel) -> Self {
         match kernel {
@@ -124,7 +125,7 @@ impl Kernels {
         }
     }
 
-    /// How a kernel computes; `None`: it doesn't.
+    /// The form of a kernel; `None` if it isn't used.
     pub fn form(self, kernel: Kernel) -> Option<Form> {
         match kernel {
             Kernel::Attention => self.attention,
@@ -144,7 +145,7 @@ impl std::fmt::Display for Kernels {
     }
 }
 
-/// Numbers in -1..1 without end, the same each time.
+/// An endless sequence of numbers in -1..1 that depends on the salt alone.
 pub fn numbers(salt: u32) -> impl Iterator<Item = f32> {
     let mut state = salt.wrapping_mul(2_654_435_761) | 1;
     std::iter::repeat_with(move || {

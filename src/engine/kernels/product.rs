@@ -1,11 +1,12 @@
 //! Products of Q8_0 weights with activations, on the CPU.
 //!
-//! As in llama.cpp, activations are rounded to blocks of 32 numbers in i8 too, and a block's product is an exact integer.
-//! Here sixteen rows of weights are computed together, one in each lane of a register, so that nothing is summed across
-//! lanes and one scale serves sixteen results. Weights stay as they lie in the file: bringing sixteen rows into lanes costs
-//! as much as computing four columns, and is done once for all columns. Each result is summed in the same order whatever
-//! stands beside it, so a token gets the same numbers alone and in a batch. All forms give the same bits: what they
-//! compute differently are integers.
+//! As in llama.cpp, activations too are rounded to blocks of 32 numbers in i8, and a block's
+//! product is an exact integer. Here, sixteen rows of weights are computed together, one in each
+//! lane of a register, so that nothing is summed across lanes and one scale serves sixteen results.
+//! Weights keep the layout of the file: moving sixteen rows into lanes costs as much as computing
+//! four columns, and is done once for all columns. The order in which a result is summed doesn't
+//! depend on the other columns, so a token gets the same numbers alone and in a batch. All forms
+//! return the same bits, because they differ only in integer arithmetic.
 
 #[cfg(target_arch = "x86_64")]
 mod lanes;
@@ -15,12 +16,12 @@ pub use lanes::{Panels, avx2, avx512};
 
 /// Numbers that share a scale.
 pub const BLOCK: usize = 32;
-/// Bytes of a block of weights: its scale in f16, and its numbers in i8 (`block_q8_0` of ggml).
+/// Bytes of a block of weights: its scale in f16, then its numbers in i8 (ggml's `block_q8_0`).
 pub const BLOCK_BYTES: usize = 34;
 /// Rows of weights that are computed together.
 pub const ROWS: usize = 16;
 
-/// A block of weights as it lies in a file.
+/// A block of weights, as in a file.
 pub type Block = [u8; BLOCK_BYTES];
 
 /// A block of activations.
@@ -29,7 +30,7 @@ pub struct Packed {
     /// Numbers in i8, four to a word.
     words: [i32; BLOCK / 4],
     scale: f32,
-    /// Weights are taken as unsigned, 128 too large; this takes the excess back.
+    /// Corrects for the kernel's use of unsigned weights, which are larger by 128.
     correction: i32,
 }
 
@@ -37,9 +38,11 @@ impl Packed {
     /// Rounds activations as Q8_0 does, but keeps the scale in f32.
     #[inline(always)]
     pub fn new(x: &[f32; BLOCK]) -> Self {
-        /// Added to a small number, it leaves the nearest integer (the even one of two) in the lowest bits.
+        /// Adding this to a small number leaves the nearest integer (ties to even) in the lowest
+        /// bits.
         const ROUND: f32 = 12_582_912.0;
-        // Positive floats are ordered as their bits, and integers are compared in any order: the compiler vectorises this.
+        // Positive floats have the order of their bits, and a maximum of integers can be computed
+        // in any order, so the compiler vectorises this.
         let top = x.iter().fold(0, |top, x| (x.to_bits() & i32::MAX as u32).max(top));
         let scale = f32::from_bits(top) / 127.0;
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
@@ -53,7 +56,7 @@ impl Packed {
         bytemuck::cast(self.words)
     }
 
-    /// What a unit is.
+    /// The value of one unit.
     pub fn scale(&self) -> f32 {
         self.scale
     }
@@ -83,7 +86,7 @@ mod tests {
         let block = |_| {
             let mut block = [0; 34];
             block[..2].copy_from_slice(&f16::from_f32(next() * 0.1).to_le_bytes());
-            // -128 too, which Q8_0 never writes but a file may have.
+            // Include -128: quantising to Q8_0 never writes it, but a file may contain it.
             block[2..].iter_mut().for_each(|number| *number = (next() * 128.5) as i8 as u8);
             block
         };
@@ -138,7 +141,7 @@ mod tests {
                     "{form:?}: {rows} rows of {blocks} blocks, {count} columns"
                 );
             }
-            // All forms give the same bits.
+            // All forms return the same bits.
             match first.iter().find(|(shape, _)| *shape == (rows, blocks)) {
                 Some((_, other)) => assert_eq!(&alone, other, "{form:?}: {rows} rows of {blocks} blocks"),
                 None => first.push(((rows, blocks), alone.clone())),
@@ -156,7 +159,8 @@ mod tests {
                             size += weight * weight;
                         }
                     }
-                    // Each activation is rounded by at most half of 1/127 of the largest, evenly spread.
+                    // Rounding changes each activation by at most half of 1/127 of the largest one,
+                    // uniformly distributed.
                     let rounding = (size / 12.0).sqrt() / 127.0;
                     let found = f64::from(alone[column * rows + row]);
                     assert!(

@@ -30,8 +30,8 @@ struct Position {
 
 /// The positions that an answer can return to, and what was tried there.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
-    places: Vec<Position>,
+pub(super) struct Backtracking {
+    positions: Vec<Position>,
     /// Tokens that led to a dead end or a repeat, by position.
     bans: HashMap<usize, HashSet<u32>>,
     /// Number of alternative items tried, by the token that contains the comma before them.
@@ -59,7 +59,7 @@ enum Outcome {
     DeadEnd,
 }
 
-impl Turns {
+impl Backtracking {
     /// State for an answer of at most `budget` tokens.
     pub(super) fn new(budget: usize) -> Self {
         Self { spare: budget.saturating_mul(2), ..Self::default() }
@@ -82,7 +82,7 @@ impl Turns {
 
     /// Forgets everything after the first `to` tokens, because the answer goes back there.
     fn back(&mut self, to: usize) {
-        self.places.retain(|place| place.token <= to);
+        self.positions.retain(|position| position.token <= to);
         self.bans.retain(|&at, _| at <= to);
         self.tries.retain(|&mark, _| mark <= to);
         self.closed.retain(|(token, _)| *token < to);
@@ -92,16 +92,16 @@ impl Turns {
     /// item first adds to a value. `marks` are the commas of items that may turn out to be repeats.
     fn remember(&mut self, marks: &[usize], place: impl FnOnce() -> Position, at: usize, says: bool) {
         let (Some(&first), Some(&inner)) = (marks.first(), marks.last()) else {
-            self.places.clear();
+            self.positions.clear();
             self.bans.clear();
             self.tries.clear();
             return;
         };
-        self.places.retain(|place| place.token >= first);
+        self.positions.retain(|position| position.token >= first);
         self.bans.retain(|&at, _| at >= first);
-        let begins = says && at > inner && self.places.iter().all(|place| place.token <= inner);
-        if (marks.contains(&at) || begins) && self.places.iter().all(|place| place.token != at) {
-            self.places.push(place());
+        let begins = says && at > inner && self.positions.iter().all(|position| position.token <= inner);
+        if (marks.contains(&at) || begins) && self.positions.iter().all(|position| position.token != at) {
+            self.positions.push(place());
         }
     }
 }
@@ -155,7 +155,7 @@ impl Sequence {
                     let now = || Position { token: at, logits: row.to_vec(), memory: self.sampler.memory() };
                     if session.watches() {
                         let marks = session.marks();
-                        self.turns.remember(&marks, now, at, says);
+                        self.backtracking.remember(&marks, now, at, says);
                     }
                     if at < here && !self.sampled {
                         self.likelihoods = self.report.map(|top| Likelihoods::of(row, top));
@@ -164,7 +164,7 @@ impl Sequence {
                 }
                 Outcome::DeadEnd => {
                     session.back(at)?;
-                    self.turns.ban(at, token);
+                    self.backtracking.ban(at, token);
                 }
                 Outcome::Repeats(repeat) => {
                     let now = Position { token: at, logits: row.to_vec(), memory: self.sampler.memory() };
@@ -190,8 +190,8 @@ impl Sequence {
         };
         tracing::debug!(answer = self.id, path, "a looping text is ended");
         let cost = here.saturating_sub(from);
-        self.turns.back(from);
-        self.turns.note(from, Closed { path, why: CloseReason::Loop });
+        self.backtracking.back(from);
+        self.backtracking.note(from, Closed { path, why: CloseReason::Loop });
         self.spend(session, cost);
         let end = session.ended()?.then_some(FinishReason::Length);
         Ok(Some(Added { drop: cost, tokens, sampled: 0, end }))
@@ -200,8 +200,8 @@ impl Sequence {
     /// Counts tokens that are taken back. When the allowance is used up, the session closes
     /// everything that is open.
     fn spend(&mut self, session: &mut Session, cost: usize) {
-        self.turns.spare = self.turns.spare.saturating_sub(cost);
-        if self.turns.spare == 0 {
+        self.backtracking.spare = self.backtracking.spare.saturating_sub(cost);
+        if self.backtracking.spare == 0 {
             session.exhaust();
         }
     }
@@ -218,7 +218,7 @@ impl Sequence {
         let mask = session.mask()?;
         let due = session.due()?;
         let steered = session.steered().to_vec();
-        let banned = self.turns.bans.get(&at).cloned().unwrap_or_default();
+        let banned = self.backtracking.bans.get(&at).cloned().unwrap_or_default();
         let open = |token| mask.is_allowed(token) && vocabulary.speakable(token) && !banned.contains(&token);
         let steers = |token| {
             let bytes = vocabulary.bytes(token);
@@ -239,7 +239,7 @@ impl Sequence {
                 if let Some(why) = why {
                     let path = session.path(due);
                     tracing::debug!(answer = self.id, path, why = why.name(), "a value is ended");
-                    self.turns.note(at, Closed { path, why });
+                    self.backtracking.note(at, Closed { path, why });
                 }
             }
         }
@@ -267,7 +267,7 @@ impl Sequence {
             return Ok(token);
         }
         session.allow_repeats();
-        self.turns.bans.clear();
+        self.backtracking.bans.clear();
         self.pick(session, at, logits, vocabulary)?.ok_or_else(no_token)
     }
 
@@ -337,12 +337,12 @@ impl Sequence {
         let end = Some(FinishReason::Length);
         if session.watches() && !session.is_strict() {
             session.back(from)?;
-            if let Some(repeat) = session.repeat_behind(&escape).filter(|repeat| repeat.mark.token < from) {
+            if let Some(repeat) = session.repeat_after(&escape).filter(|repeat| repeat.mark.token < from) {
                 let to = repeat.mark.token;
                 session.back(to)?;
                 let tokens = session.closing()?.to_vec();
                 if tokens.len() <= left + from - to {
-                    self.turns.back(to);
+                    self.backtracking.back(to);
                     return Ok(Outcome::Fine { from: to, tokens, sampled: 0, end, says: false });
                 }
             }
@@ -364,11 +364,12 @@ impl Sequence {
         let mark = repeat.mark.token;
         let said: Vec<u32> = (mark..session.len()).map(|index| session.taken(index)).collect();
         let at = |token: usize| {
-            let known = self.turns.places.iter().find(|place| place.token == token);
+            let known = self.backtracking.positions.iter().find(|position| position.token == token);
             if token == now.token { Some(now.clone()) } else { known.cloned() }
         };
         let comma = at(mark);
-        let begins = self.turns.places.iter().map(|place| place.token).filter(|&token| token > mark);
+        let begins =
+            self.backtracking.positions.iter().map(|position| position.token).filter(|&token| token > mark);
         let begins = begins.filter(|&token| token < now.token).min().unwrap_or(now.token);
         let other = at(begins).expect("both are known");
         let closed = Closed { path: repeat.path.clone(), why: CloseReason::RepeatedItem };
@@ -381,8 +382,8 @@ impl Sequence {
                 path = closed.path,
                 "a repeated item is removed and its list ended"
             );
-            self.turns.back(mark);
-            self.turns.note(mark, closed);
+            self.backtracking.back(mark);
+            self.backtracking.note(mark, closed);
             self.spend(session, here.saturating_sub(mark));
             return Ok(comma);
         }
@@ -391,21 +392,21 @@ impl Sequence {
             path = closed.path,
             "a repeated item is removed, another is chosen"
         );
-        let tries = self.turns.tries.entry(mark).or_default();
+        let tries = self.backtracking.tries.entry(mark).or_default();
         *tries += 1;
         let cost = here.saturating_sub(begins);
-        let again = *tries <= OTHER_ITEMS && cost <= self.turns.spare;
+        let again = *tries <= OTHER_ITEMS && cost <= self.backtracking.spare;
         let place = if again { other } else { now };
         if again {
-            self.turns.spare -= cost;
+            self.backtracking.spare -= cost;
         }
         for index in session.len()..place.token {
             session.accept(said[index - mark])?;
         }
-        self.turns.back(place.token);
+        self.backtracking.back(place.token);
         if again || repeat.invalid {
-            self.turns.ban(place.token, said[place.token - mark]);
-            self.turns.note(mark, closed);
+            self.backtracking.ban(place.token, said[place.token - mark]);
+            self.backtracking.note(mark, closed);
         } else {
             // The list has to continue and the model offers nothing else. The answer is valid with
             // the repeat.

@@ -66,7 +66,7 @@ impl Asked {
     fn answer(&self, mut logits: impl FnMut(&str, &Vocabulary) -> Vec<f32>) -> Result<Said, EngineError> {
         let words = vocabulary(&TEXTS);
         let grammars = Grammars::new(&words.token_env()).unwrap();
-        let session = grammars.begin(*grammars.shape(&Constraint::JsonSchema(self.schema.clone()))?);
+        let session = grammars.begin(*grammars.compile(&Constraint::JsonSchema(self.schema.clone()))?);
         let prompt = vec![crate::engine::Segment::plain(self.prompt.as_str())];
         let request = Generate {
             guard: self.guard.clone(),
@@ -75,12 +75,13 @@ impl Asked {
             ..Generate::new("", prompt)
         };
         let (events, mut receiver) = mpsc::unbounded_channel();
-        let mut run = Sequence::new(&request, &[], events, Some(session), self.budget, Usage::default())?;
+        let mut sequence =
+            Sequence::new(&request, &[], events, Some(session), self.budget, Usage::default())?;
         if !self.force {
-            run = run.without_force();
+            sequence = sequence.without_force();
         }
         let mut decoded: Vec<u32> = Vec::new();
-        let mut step = run.start(&words);
+        let mut step = sequence.start(&words);
         let mut steps = 0;
         loop {
             match step {
@@ -95,9 +96,9 @@ impl Asked {
             steps += 1;
             assert!(steps <= 20 * self.budget, "it comes to an end");
             let bytes: Vec<u8> = decoded.iter().flat_map(|&token| words.bytes(token).to_vec()).collect();
-            step = run.next(&logits(&String::from_utf8_lossy(&bytes), &words), &words);
+            step = sequence.next(&logits(&String::from_utf8_lossy(&bytes), &words), &words);
         }
-        run.conclude();
+        sequence.conclude();
         let (mut text, mut told, mut tokens, mut closed) = (String::new(), vec![], vec![], vec![]);
         loop {
             match receiver.try_recv().expect("a last event comes") {

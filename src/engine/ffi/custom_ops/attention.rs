@@ -1,4 +1,4 @@
-//! Nodes `FLASH_ATTN_EXT` of few rows, computed by [`crate::engine::kernels::attention`].
+//! `FLASH_ATTN_EXT` nodes of few rows, computed by [`crate::engine::kernels::attention`].
 
 use std::cell::RefCell;
 
@@ -10,10 +10,10 @@ use super::{Parameters, is_host, size};
 use crate::engine::kernels::Form;
 use crate::engine::kernels::attention::{BLOCK, Cells, Partial, View, WIDTHS, attend};
 
-/// Fewest cells that are worth a part of their own.
+/// Minimum number of cells that are worth a part of their own.
 const PART: usize = 8 * BLOCK;
 
-/// For each stream and head of keys and values: what its parts give.
+/// The results of the parts of each stream and head of keys and values.
 pub type Scratch = scratch::Scratch<Partial>;
 
 /// One node.
@@ -37,8 +37,8 @@ struct Shape {
     parts: usize,
 }
 
-/// A number among a node's parameters: of attention the scale, the slope of linear biases, and the
-/// soft cap.
+/// One of a node's parameters. Attention has the scale, the slope of linear biases, and the soft
+/// cap.
 fn parameter(params: &[i32; 16], index: usize) -> f32 {
     f32::from_bits(params[index].cast_unsigned())
 }
@@ -46,14 +46,14 @@ fn parameter(params: &[i32; 16], index: usize) -> f32 {
 impl Shape {
     /// The shape, if the kernel covers the node.
     fn of(node: &sys::ggml_tensor, threads: usize) -> Option<Self> {
-        // Of `ggml_flash_attn_ext`: queries, keys, values, mask, sinks.
+        // The sources of `ggml_flash_attn_ext`.
         let [q, k, v, mask, sinks, ..] = node.src;
         if [q, k, v, mask].iter().any(|source| source.is_null()) || !sinks.is_null() {
             return None;
         }
-        // SAFETY: sources of a node live as long as the node, and nobody writes to them now.
+        // SAFETY: sources of a node live as long as the node, and nothing writes to them now.
         let (q, k, v, mask) = unsafe { (&*q, &*k, &*v, &*mask) };
-        // Neither linear biases nor a soft cap.
+        // The kernel supports neither linear biases nor a soft cap.
         if parameter(&node.op_params, 1) != 0.0 || parameter(&node.op_params, 2) != 0.0 {
             return None;
         }
@@ -104,14 +104,15 @@ impl Task {
     /// Computes parts until none is left.
     ///
     /// # Safety
-    /// The node is the one that the task was made of, with these parameters, and is being computed;
-    /// no other node is.
+    /// The node is the one that the task was made from, with these parameters. It is being
+    /// computed, and no other node is.
     pub unsafe fn work(&self, node: &sys::ggml_tensor, given: &Parameters, scratch: &Scratch) {
         thread_local! {
             static QUERIES: RefCell<Vec<f32>> = RefCell::default();
         }
         let kv_heads = self.shape.kv_heads;
-        // SAFETY: no other node is being computed, so this one has the scratch memory alone.
+        // SAFETY: no other node is being computed, so this one has exclusive use of the scratch
+        // memory.
         let joining = unsafe { self.join.of(scratch) };
         QUERIES.with_borrow_mut(|queries| {
             joining.work(
@@ -133,7 +134,7 @@ impl Task {
         });
     }
 
-    /// One part of the cells of a head of keys and values.
+    /// Computes one part of the cells of a head of keys and values.
     ///
     /// # Safety
     /// As for [`Task::work`].
@@ -147,8 +148,8 @@ impl Task {
     ) {
         let Shape { width, rows, heads, kv_heads, cells, parts, .. } = self.shape;
         let group = heads / kv_heads;
-        // SAFETY: `Shape::of` has seen that the sources are there, of these types and strides, and
-        // in host memory; ggml's tensors reach from `data` to the last element by their strides.
+        // SAFETY: `Shape::of` has checked that the sources exist, with these types and strides, in
+        // host memory. A ggml tensor extends from `data` to its last element as the strides say.
         let view = unsafe {
             let [q, k, v, mask, ..] = node.src;
             let (q, k, v, mask) = (&*q, &*k, &*v, &*mask);
@@ -178,7 +179,7 @@ impl Task {
         attend(self.form, queries, width, group, view, border(part)..border(part + 1), partial);
     }
 
-    /// Puts the result of a head's rows where the next node reads it.
+    /// Writes the result of a head's rows to the node's data.
     ///
     /// # Safety
     /// As for [`Task::work`].
@@ -187,8 +188,8 @@ impl Task {
         let group = heads / kv_heads;
         for (row, result) in result.chunks_exact(group * width).enumerate() {
             let start = ((stream * rows + row) * heads + head * group) * width;
-            // SAFETY: the result of a node is contiguous ([`Shape::of`]); these elements belong to
-            // this unit alone.
+            // SAFETY: the result of the node is contiguous ([`Shape::of`]), and only this unit
+            // writes these elements.
             unsafe {
                 let to = node.data.cast::<f32>().add(start);
                 std::ptr::copy_nonoverlapping(result.as_ptr(), to, result.len());

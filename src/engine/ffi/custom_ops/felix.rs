@@ -1,10 +1,11 @@
-//! Nodes `ADD` at the end of blocks, with Felix spokes behind them, computed by
+//! `ADD` nodes at the end of blocks, followed by Felix spokes, computed by
 //! [`crate::engine::kernels::felix`].
 //!
-//! Rows of a node are tokens of a batch in the order in which llama.cpp computes them, so this
-//! knows how llama.cpp divides batches, compares that with the tokens, positions and sequences in
-//! each graph, and counts which blocks it has seen: a spoke that would be left out somewhere, or
-//! act on a row of another sequence, is an error and no silent change of answers.
+//! The rows of a node are the tokens of a batch in the order in which llama.cpp computes them. This
+//! module predicts how llama.cpp divides batches, compares the prediction with the tokens,
+//! positions and sequences in each graph, and records which blocks it has seen. A spoke that would
+//! be left out, or act on a row of another sequence, is an error and not a silent change of
+//! answers.
 
 mod plan;
 
@@ -23,39 +24,38 @@ use super::{is_host, size};
 use crate::engine::kernels::Form;
 use crate::engine::kernels::felix::{Layer, Matrix, ROWS, Weights, silu};
 
-/// Units of weights for each thread, so that all end at about the same time.
+/// Units of weights per thread, so that all threads end at about the same time.
 const UNITS: usize = 4;
 
-/// A spoke of a sequence and how strongly it acts.
+/// A sequence, its spoke, and the spoke's scale.
 pub type Use = (u32, Rc<Weights>, f32);
 
 /// Why a batch was not computed with its spokes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FelixError {
-    /// No node that can be taken for the end of a block.
+    /// No node was recognised as the end of a block.
     #[error(
         "llama.cpp's graph has no sum at the end of block {0} in host memory, so a Felix spoke can't act on this model"
     )]
     Block(u32),
-    /// Tokens, positions or sequences that are not those of the batch in the order that is
-    /// expected.
+    /// Tokens, positions or sequences of a graph are not those of the batch in the expected order.
     #[error(
         "llama.cpp divided the batch in an unknown order, so nobody knows which row has which Felix spoke"
     )]
     Order,
-    /// Sequences that could have been exchanged without being noticed.
+    /// Two sequences could have been exchanged unnoticed.
     #[error(
         "sequences with the same tokens have different Felix spokes, and llama.cpp's graph doesn't say which row is whose: this model has no cache of keys"
     )]
     Alike,
 }
 
-/// Rows on their way through the bottleneck of the node that is computed.
+/// Intermediate results of the node that is being computed.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// What goes in, `[columns, D]`.
+    /// Inputs of the bottlenecks, `[columns, D]`.
     norms: scratch::Scratch<f32>,
-    /// What is between the matrices, `[columns, R]` of each spoke.
+    /// Activations between the two matrices, `[columns, R]` for each spoke.
     hidden: scratch::Scratch<f32>,
 }
 
@@ -65,11 +65,11 @@ pub struct Task {
     form: Form,
     width: usize,
     groups: Vec<Group>,
-    /// Rows that have a spoke, group by group, each with its group.
+    /// Rows that have a spoke, each with its group, ordered by group.
     rows: Vec<(usize, usize)>,
-    /// The others, which are only added.
+    /// The other rows, which are only added.
     others: Vec<usize>,
-    /// A unit for each row with a spoke.
+    /// One unit for each row with a spoke.
     norms: Fill,
     adding: WorkQueue,
     down: Fill,
@@ -79,24 +79,24 @@ pub struct Task {
 /// Rows with the same spoke.
 #[derive(Debug)]
 struct Group {
-    /// Lives as long as the uses of the plan, which don't change while a batch is computed.
+    /// Lives as long as the plan's uses, which don't change while a batch is computed.
     layer: NonNull<Layer>,
     eps: f32,
-    /// Rows of the node, and how strongly the spoke acts on each.
+    /// Rows of the node, each with the scale of the spoke.
     rows: Vec<(usize, f32)>,
-    /// Where its columns begin among the norms.
+    /// Where the group's columns begin in the norms.
     norms: usize,
 }
 
-/// Panels of a unit.
+/// Number of panels of a unit.
 fn share(matrix: &Matrix, threads: usize) -> usize {
     matrix.panels().div_ceil(threads * UNITS).max(1)
 }
 
-/// Panels of the same matrix of all groups, shared out.
+/// The products of all groups with their own matrix, divided into units.
 #[derive(Debug)]
 struct Product {
-    /// Group and panels.
+    /// The group and the panels of each unit.
     units: Vec<(usize, Range<usize>)>,
     queue: WorkQueue,
 }
@@ -114,7 +114,7 @@ impl Product {
 }
 
 impl Task {
-    /// The task, if a row of the node has a spoke behind the block that ends here.
+    /// The task, if a row of the node has a spoke after the block that ends here.
     pub fn of(
         node: &sys::ggml_tensor,
         threads: usize,
@@ -125,7 +125,7 @@ impl Task {
         let block = block(node)?;
         let part = plan.parts.get_mut(plan.begun.checked_sub(1)?)?;
         let [a, b, ..] = node.src;
-        // SAFETY: sources of a node live as long as the node, and nobody writes to them now.
+        // SAFETY: sources of a node live as long as the node, and nothing writes to them now.
         let (a, b) = unsafe { (a.as_ref()?, b.as_ref()?) };
         let [width, count, ..] = size(node);
         let covered = [node, a, b].iter().all(|tensor| {
@@ -146,7 +146,7 @@ impl Task {
             if weights.width != width {
                 return None;
             }
-            // Sequences with the same spoke share what is read of it.
+            // Sequences with the same spoke share each read of its weights.
             let first = plan.uses.iter().position(|(_, other, _)| Rc::ptr_eq(weights, other))?;
             let group = groups.entry(first).or_insert_with(|| Group {
                 layer: NonNull::from(layer),
@@ -191,18 +191,18 @@ impl Task {
     /// Takes part in the computation.
     ///
     /// # Safety
-    /// The node is the one that the task was made of, and is being computed; no other node is.
+    /// The node is the one that the task was made from. It is being computed, and no other node is.
     pub unsafe fn work(&self, node: &sys::ggml_tensor, scratch: &Scratch) {
         let width = self.width;
-        // SAFETY: `Task::of` has seen that the sources are there, of this type and size, and in
-        // host memory. No other node is being computed, so this one has the scratch memory alone. A
-        // row is added by one thread; what `up` adds to it comes when all rows with a spoke are
-        // done, and each unit has numbers of its own.
+        // SAFETY: `Task::of` has checked that the sources exist, with this type and size, in host
+        // memory. No other node is being computed, so this one has exclusive use of the scratch
+        // memory. A row is added by one thread. `up` adds to it only when all rows with a spoke are
+        // done, and its units write different elements.
         unsafe {
             let (a, b, out) = ((*node.src[0]).data, (*node.src[1]).data, node.data);
             let (a, b, out) = (a.cast::<f32>(), b.cast::<f32>(), out.cast::<f32>());
             let add = |row: usize| {
-                // The result may stand where a source stands.
+                // The result may be in the same place as a source.
                 for i in row * width..(row + 1) * width {
                     *out.add(i) = *a.add(i) + *b.add(i);
                 }
@@ -247,8 +247,8 @@ impl Task {
 
 impl Group {
     fn layer(&self) -> &Layer {
-        // SAFETY: the plan keeps the weights until its uses are set anew, which no task outlives
-        // unfinished; what a task of an earlier batch points to is not read any more.
+        // SAFETY: the plan keeps the weights until its next uses are set, and no task is unfinished
+        // then. The pointer of a finished task is not read any more.
         unsafe { self.layer.as_ref() }
     }
 }

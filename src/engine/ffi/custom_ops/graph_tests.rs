@@ -1,4 +1,4 @@
-//! Graphs made by hand: what is rewritten in them, and what becomes of a graph that is computed
+//! Graphs built by hand: which nodes are rewritten, and what happens to a graph that is computed
 //! again.
 
 use std::ffi::CString;
@@ -13,7 +13,7 @@ struct Graph {
     context: *mut sys::ggml_context,
     buffers: Vec<sys::ggml_backend_buffer_t>,
     nodes: Vec<*mut sys::ggml_tensor>,
-    /// The memory of a buffer that was made around it.
+    /// Memory of a buffer that was created from it.
     memory: Vec<u64>,
 }
 
@@ -28,17 +28,17 @@ impl Graph {
     }
 
     fn tensor(&self, kind: sys::ggml_type, [a, b, c, d]: [i64; 4]) -> *mut sys::ggml_tensor {
-        // SAFETY: the context lives, and has room for some thousand tensors.
+        // SAFETY: the context lives, and has room for several thousand tensors.
         unsafe { sys::ggml_new_tensor_4d(self.context, kind, a, b, c, d) }
     }
 
     fn named(&self, name: &str, kind: sys::ggml_type, size: [i64; 4]) -> *mut sys::ggml_tensor {
         let (tensor, name) = (self.tensor(kind, size), CString::new(name).unwrap());
-        // SAFETY: the tensor was just made; the name is copied.
+        // SAFETY: the tensor was just created, and the name is copied.
         unsafe { sys::ggml_set_name(tensor, name.as_ptr()) }
     }
 
-    /// Gives all tensors memory of the CPU's.
+    /// Allocates all tensors in CPU memory.
     fn allocate(&mut self) {
         // SAFETY: the context lives; the buffer is freed after it was used.
         let buffer = unsafe {
@@ -48,7 +48,7 @@ impl Graph {
         self.buffers.push(buffer);
     }
 
-    /// A product of `ROWS` rows of weights with a column, in memory of the CPU's.
+    /// A product of `ROWS` rows of weights with a column, in CPU memory.
     fn product(&mut self, weights: *mut sys::ggml_tensor, x: *mut sys::ggml_tensor) {
         // SAFETY: the context and both tensors live.
         self.nodes.push(unsafe { sys::ggml_mul_mat(self.context, weights, x) });
@@ -63,9 +63,9 @@ impl Graph {
         }
     }
 
-    /// Has llama.cpp compute all nodes with two threads.
+    /// Computes all nodes by llama.cpp with two threads.
     fn compute(&self) {
-        // SAFETY: the nodes have memory; graph and backend are used here alone.
+        // SAFETY: the nodes have memory, and only this function uses the graph and the backend.
         unsafe {
             let cpu = sys::ggml_backend_cpu_init();
             sys::ggml_backend_cpu_set_n_threads(cpu, 2);
@@ -94,7 +94,7 @@ impl Drop for Graph {
 
 /// Writes a tensor.
 fn put<T: bytemuck::Pod>(tensor: *mut sys::ggml_tensor, values: &[T]) {
-    // SAFETY: the tensor has memory, of as many bytes.
+    // SAFETY: the tensor has memory of this size.
     unsafe {
         assert_eq!(sys::ggml_nbytes(tensor), size_of_val(values));
         sys::ggml_backend_tensor_set(tensor, values.as_ptr().cast(), 0, size_of_val(values));
@@ -120,7 +120,7 @@ fn products(graph: &Graph, columns: usize) -> (*mut sys::ggml_tensor, Vec<*mut s
     (weights, (0..columns).map(column).collect())
 }
 
-/// Weights, each row other ones.
+/// Weights that differ from row to row.
 fn put_weights(weights: *mut sys::ggml_tensor) {
     let block = |at: usize| {
         let mut block = [0u8; 34];
@@ -135,7 +135,7 @@ fn column(scale: f32) -> Vec<f32> {
     crate::engine::kernels::numbers(4).map(|x| x * scale).take(DEPTH).collect()
 }
 
-/// This processor's kernels; they all need AVX2 at least.
+/// This processor's kernels. All of them need at least AVX2.
 fn ops() -> CustomOps {
     let kernels = Kernels::best();
     assert!(kernels.product.is_some() && kernels.attention.is_some(), "{kernels}");
@@ -157,7 +157,7 @@ fn each_node_has_a_task_of_its_own_however_many_there_are_and_however_often_they
     graph.allocate();
     put_weights(weights);
     let ops = ops();
-    // Powers of two: results are those of another column to the bit.
+    // Powers of two, so that results equal those of another column bit by bit.
     let scale = |node: usize, turn: usize| f32::from(1u8 << ((node + turn) % 7));
     for turn in 0..3 {
         (0..NODES).for_each(|node| put(columns[node], &column(scale(node, turn))));
@@ -195,14 +195,14 @@ fn a_node_that_is_judged_again_is_what_llama_cpp_made_it() {
             let inner = ops.inner();
             assert_eq!(inner.template.given(&*node), Some((sys::GGML_OP_FLASH_ATTN_EXT, given)));
         }
-        // Parameters that a custom node has no room for.
+        // A custom node has no room for these parameters.
         (*node).op = sys::GGML_OP_FLASH_ATTN_EXT;
         (*node).op_params = given;
         (*node).op_params[15] = 1;
         graph.ask(&ops);
         assert_eq!(graph.kinds(), [sys::GGML_OP_FLASH_ATTN_EXT]);
         (*node).op_params = given;
-        // Nothing to attend to.
+        // There are no cells.
         for tensor in [k, v] {
             (*tensor).ne[1] = 0;
         }
@@ -221,7 +221,7 @@ fn activations_are_packed_once_in_a_graph_and_again_in_the_next() {
     put_weights(weights);
     let mut ops = ops();
     let mut results = Vec::new();
-    // A batch in four graphs, which differ in their inputs alone.
+    // A batch in four graphs, which differ only in their inputs.
     for scale in [1.0, 4.0, 0.5, 1.0] {
         put(columns[0], &column(scale));
         graph.ask(&ops);
@@ -236,7 +236,7 @@ fn activations_are_packed_once_in_a_graph_and_again_in_the_next() {
         results.push(times(&first, 1.0 / scale));
     }
     assert!(results.iter().all(|result| *result == results[0]), "{results:?}");
-    // One that was given up before anything was computed leaves nothing to rely on.
+    // After a run that was aborted before anything was computed, nothing is packed.
     graph.ask(&ops);
     ops.begin(Rows { tokens: &[], positions: &[], sequences: &[], logits: &[] });
     put(columns[0], &column(2.0));
@@ -254,7 +254,8 @@ fn only_nodes_of_the_cpu_are_rewritten_not_all_that_are_in_host_memory() {
     let node = graph.nodes[0];
     graph.memory = vec![0; 1 << 10];
     let start = graph.memory.as_mut_ptr();
-    // SAFETY: the memory is the graph's, and outlives the buffer; the node is in no other graph.
+    // SAFETY: the graph owns the memory, which outlives the buffer, and the node is in no other
+    // graph.
     unsafe {
         let start = start.byte_add(start.align_offset(64).min(8) * 8);
         let other = sys::ggml_backend_cpu_buffer_from_ptr(start.cast(), 1 << 10);
@@ -268,26 +269,26 @@ fn only_nodes_of_the_cpu_are_rewritten_not_all_that_are_in_host_memory() {
         ((*node).buffer, (*node).data) = (buffer, data);
         graph.ask(&ops);
         assert_eq!(graph.kinds(), [sys::GGML_OP_CUSTOM]);
-        // Another backend with buffers of the same type.
+        // Another backend uses buffers of the same type.
         ops.inner().placement = Placement::shared();
         graph.ask(&ops);
         assert_eq!(graph.kinds(), [sys::GGML_OP_MUL_MAT]);
     }
 }
 
-/// Two sequences of two tokens each, as a graph says it.
+/// Two sequences of two tokens each, as a graph shows them.
 struct Said {
     tokens: [i32; 4],
     positions: Option<[i32; 4]>,
     streams: Option<[i64; 4]>,
 }
 
-/// What comes of a batch of two sequences with different spokes, where the graph says this.
+/// The result of a batch of two sequences with different spokes, if the graph shows this.
 fn judged(tokens: [i32; 4], said: Said) -> Result<(), FelixError> {
     judged_with(tokens, said, &[spoke(), spoke()])
 }
 
-/// A spoke without layers, so that nothing is missed at the ends of blocks.
+/// A spoke without layers, so that no block is missed.
 fn spoke() -> Rc<Weights> {
     Rc::new(Weights { width: 8, eps: 1e-5, layers: [].into() })
 }
@@ -333,7 +334,7 @@ fn sequences_are_told_apart_by_tokens_positions_and_places() {
     let (positions, streams) = (Some([5, 6, 5, 6]), Some([1, 1, 2, 2]));
     for tokens in [other, same] {
         assert_eq!(judged(tokens, Said { tokens, positions, streams }), Ok(()));
-        // The second sequence comes first, which the tokens may not show.
+        // The second sequence comes first. The tokens may not show this.
         let swapped = Some([2, 2, 1, 1]);
         assert_eq!(judged(tokens, Said { tokens, positions, streams: swapped }), Err(FelixError::Order));
         let positions = Some([5, 6, 6, 5]);
@@ -343,7 +344,7 @@ fn sequences_are_told_apart_by_tokens_positions_and_places() {
     }
     let swapped = [7, 8, 3, 4];
     assert_eq!(judged(other, Said { tokens: swapped, positions, streams }), Err(FelixError::Order));
-    // A graph that has no cache of keys says nothing of sequences.
+    // A graph without a cache of keys shows nothing about sequences.
     assert_eq!(judged(other, Said { tokens: other, positions, streams: None }), Ok(()));
     assert_eq!(judged(same, Said { tokens: same, positions, streams: None }), Err(FelixError::Alike));
     let silent = || Said { tokens: same, positions: None, streams: None };

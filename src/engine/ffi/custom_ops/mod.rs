@@ -1,9 +1,9 @@
-//! Nodes of llama.cpp's graph that are computed here instead.
+//! Computes nodes of llama.cpp's graph with our own kernels.
 //!
-//! The scheduler asks its callback for each node before it computes any; the callback wants none of
-//! them (so the graph is not split), but makes some nodes into nodes of `GGML_OP_CUSTOM`, which
-//! llama.cpp's own threads compute by calling back. Only nodes in host memory are touched, and only
-//! those whose kinds and shapes a kernel covers; the rest stays llama.cpp's.
+//! The scheduler calls its callback for each node before it computes any. The callback observes
+//! none of them (so the graph is not split), but changes some nodes to `GGML_OP_CUSTOM`, which
+//! llama.cpp's threads compute by calling back. Only nodes in host memory whose kind and shape a
+//! kernel supports are changed; llama.cpp computes the others.
 
 mod attention;
 mod felix;
@@ -23,40 +23,40 @@ use placement::{Placement, is_host};
 
 pub use felix::{FelixError, Rows, Use};
 
-/// What the callback knows; llama.cpp holds pointers into it, so it stays where it is until it is
-/// dropped after the context.
+/// The callback's state. llama.cpp holds pointers into it, so it must not move, and must be dropped
+/// after the context.
 #[derive(Debug)]
 pub struct CustomOps(NonNull<Inner>);
 
 /// llama.cpp's scheduler asks for all nodes of a graph, or of a part of it that one backend
-/// computes, and then has them computed: that is a run here.
+/// computes, and then computes them. This is called a run here.
 #[derive(Debug)]
 struct Inner {
-    /// What is computed here.
+    /// The kernels in use.
     kernels: Kernels,
     threads: usize,
     placement: Placement,
     template: Template,
-    /// One for each node that was rewritten in the longest run so far; nodes of the next run have
-    /// them again.
+    /// One slot for each node that was rewritten in the longest run so far. Each run uses them
+    /// again.
     slots: Vec<NonNull<Slot>>,
     /// How many of them nodes of this run have.
     taken: usize,
     shared: NonNull<Shared>,
-    /// The activations that will be packed when the node that is asked for next is computed.
+    /// The activations that the last product packs or uses. The next product can use them again.
     packed: *const sys::ggml_tensor,
-    /// Felix spokes of the batch that is computed.
+    /// Felix spokes of the current batch.
     felix: felix::Plan,
-    /// Whether attention of a single row was left to llama.cpp, which divides the cells among its
-    /// threads.
+    /// Whether llama.cpp computed attention of a single row. It divides the cells among its
+    /// threads, so the result depends on their number.
     divided: bool,
 }
 
-/// What slots need of the rest. It is an allocation of its own, so that no reference to the rest
-/// covers it.
+/// The state that slots use. It is a separate allocation, so that no reference to [`Inner`] covers
+/// it.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Memory for the node that is computed; there is one at a time.
+    /// Memory for the node that is being computed. Only one is at a time.
     attention: attention::Scratch,
     felix: felix::Scratch,
     product: product::Scratch,
@@ -67,16 +67,16 @@ struct Shared {
 /// A node's parameters, as ggml keeps them.
 type Parameters = [i32; 16];
 
-/// One node and its state.
+/// The state of a rewritten node.
 #[derive(Debug)]
 struct Slot {
     task: Task,
-    /// The parameters that llama.cpp gave the node.
+    /// The node's original parameters.
     given: Parameters,
     shared: NonNull<Shared>,
 }
 
-/// What is to be computed.
+/// What a node computes.
 #[derive(Debug)]
 enum Task {
     Nothing,
@@ -86,7 +86,7 @@ enum Task {
 }
 
 impl CustomOps {
-    /// For so many threads and these kernels.
+    /// Creates the state for a number of threads.
     pub fn new(threads: usize, kernels: Kernels) -> Self {
         Self(pin(Inner {
             kernels,
@@ -102,28 +102,28 @@ impl CustomOps {
         }))
     }
 
-    /// What to give the scheduler.
+    /// The callback for the scheduler.
     pub fn callback(&self) -> (sys::ggml_backend_sched_eval_callback, *mut c_void) {
         (Some(ask), self.0.as_ptr().cast())
     }
 
-    /// Which Felix spokes the next batches are computed with.
+    /// Sets the Felix spokes of the next batches.
     pub fn set_felix(&mut self, uses: &[Use]) {
         self.inner().felix.set(uses);
     }
 
-    /// To be called before a batch is computed.
+    /// Must be called before a batch is computed.
     pub fn begin(&mut self, batch: Rows<'_>) {
         let inner = self.inner();
-        // The batch before may have been given up before any of our nodes was computed.
+        // The previous batch may have been aborted before any of our nodes was computed.
         inner.begin_run();
         inner.felix.begin(batch);
     }
 
-    /// To be called after a batch.
+    /// Must be called after a batch.
     ///
     /// # Errors
-    /// A Felix spoke has not acted everywhere, or no one can say where.
+    /// A Felix spoke has not acted everywhere, or it is unknown where it has acted.
     pub fn end(&mut self) -> Result<(), FelixError> {
         self.inner().felix.end()
     }
@@ -142,15 +142,15 @@ impl CustomOps {
 
 impl Drop for CustomOps {
     fn drop(&mut self) {
-        // SAFETY: made by `pin`; the context that had pointers into it is gone.
+        // SAFETY: created by `pin`; the context that had pointers into it is gone.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: made by `pin`, and nothing else frees them; nodes that pointed to them are gone
-        // with the context.
+        // SAFETY: created by `pin`, and nothing else frees them. The nodes that pointed to them are
+        // gone with the context.
         unsafe {
             self.slots.drain(..).for_each(|slot| drop(Box::from_raw(slot.as_ptr())));
             drop(Box::from_raw(self.shared.as_ptr()));
@@ -159,7 +159,7 @@ impl Drop for Inner {
 }
 
 impl Inner {
-    /// Nothing of the nodes that were asked for so far will be computed any more.
+    /// Starts a run. Nodes of earlier runs won't be computed any more.
     fn begin_run(&mut self) {
         self.shared().has_begun.store(false, Ordering::Relaxed);
         self.taken = 0;
@@ -167,8 +167,8 @@ impl Inner {
     }
 
     fn shared(&mut self) -> &mut Shared {
-        // SAFETY: `CustomOps` owns it, and nothing is being computed while nodes are asked for or a
-        // batch begins.
+        // SAFETY: `CustomOps` owns it, and nothing is being computed while the scheduler asks for
+        // nodes or a batch begins.
         unsafe { self.shared.as_mut() }
     }
 
@@ -181,16 +181,16 @@ impl Inner {
         self.slots[self.taken]
     }
 
-    /// Looks at a node that is about to be computed.
+    /// Rewrites a node that is about to be computed, if a kernel supports it.
     fn see(&mut self, node: &mut sys::ggml_tensor) {
         if *self.shared().has_begun.get_mut() {
-            // All nodes of a run are asked for before the first is computed, so this is the first
-            // of another.
+            // The scheduler asks for all nodes of a run before the first is computed, so this is
+            // the first node of the next run.
             self.begin_run();
         }
         if let Some((op, given)) = self.template.given(node) {
-            // A graph that is used again has the nodes that were made of its own. As it was, to be
-            // judged anew.
+            // A graph that is used again still has our custom nodes. Restore the original node, and
+            // decide anew.
             (node.op, node.op_params) = (op, given);
         }
         match node.op {
@@ -218,15 +218,16 @@ impl Inner {
         let slot = unsafe { &mut *slot.as_ptr() };
         (slot.task, slot.given) = (task, node.op_params);
         (node.op, node.op_params) = (sys::GGML_OP_CUSTOM, custom);
-        // Only nodes that are rewritten take a slot: those of adapters, of which there may be many,
-        // take none.
+        // Only rewritten nodes take a slot. The nodes of adapters, of which there may be many, take
+        // none.
         self.taken += 1;
     }
 
-    /// What is to be computed for a node, if a kernel covers it.
+    /// The task for a node, if a kernel supports it.
     fn task(&mut self, node: &sys::ggml_tensor) -> Option<Task> {
         let (threads, kernels) = (self.threads, self.kernels);
-        // SAFETY: `CustomOps` owns it, and nothing is being computed while nodes are asked for.
+        // SAFETY: `CustomOps` owns it, and nothing is being computed while the scheduler asks for
+        // nodes.
         let shared = unsafe { self.shared.as_mut() };
         match node.op {
             sys::GGML_OP_FLASH_ATTN_EXT => {
@@ -250,13 +251,14 @@ impl Slot {
     /// Takes part in computing the node.
     ///
     /// # Safety
-    /// The node is the one that the task was made of, and is being computed; no other node is.
+    /// The node is the one that the task was made from. It is being computed, and no other node is.
     unsafe fn work(&self, node: &sys::ggml_tensor) {
-        // SAFETY: `CustomOps` owns what slots share and outlives the context; while nodes are
-        // computed nothing has a mutable reference to it.
+        // SAFETY: `CustomOps` owns the shared state and outlives the context. While nodes are being
+        // computed, nothing has a mutable reference to it.
         let shared = unsafe { self.shared.as_ref() };
         if !shared.has_begun.load(Ordering::Relaxed) {
-            // The thread that asks for nodes takes part in each of them, so it sees this.
+            // The thread that asks for nodes also takes part in computing each of them, so it sees
+            // this write.
             shared.has_begun.store(true, Ordering::Relaxed);
         }
         // SAFETY: the caller's promise.
@@ -271,7 +273,7 @@ impl Slot {
     }
 }
 
-/// Puts a value where it stays, for pointers to it.
+/// Moves a value to the heap, where its address doesn't change.
 fn pin<T>(value: T) -> NonNull<T> {
     NonNull::from(Box::leak(Box::new(value)))
 }
@@ -281,25 +283,25 @@ fn size(tensor: &sys::ggml_tensor) -> [usize; 4] {
     tensor.ne.map(|n| usize::try_from(n).unwrap_or(0))
 }
 
-/// An address that nothing has.
+/// An address that no object has.
 const MARK: usize = 0x5EED_BE5F_0C0D_E5A1_u64 as usize;
 
-/// A custom node as ggml makes it, and where among its parameters the data of its function is.
-/// Nothing follows that, so there a node of ours keeps what it was: however often its graph is used
-/// again, it says so itself.
+/// The parameters of a custom node as ggml makes it, and the position of the callback's data among
+/// them. ggml uses nothing after the data, so a rewritten node keeps its original operation and
+/// parameters there, however often its graph is used again.
 #[derive(Debug)]
 struct Template {
     parameters: Parameters,
     place: usize,
 }
 
-/// Words of an address.
+/// Number of words of an address.
 const WORDS: usize = size_of::<usize>() / 4;
 
 impl Template {
     fn new() -> Self {
-        // Between the fields of ggml's parameters lie bytes that nobody has set: the data is where
-        // the mark is, and not where two of them differ.
+        // ggml's parameters have uninitialised padding between their fields, so look for the mark
+        // instead of comparing two nodes.
         let words: [i32; WORDS] = bytemuck::cast(MARK);
         let parameters = custom_parameters(null_mut::<c_void>().with_addr(MARK));
         let mut places = parameters.windows(WORDS).enumerate();
@@ -310,8 +312,8 @@ impl Template {
         Self { parameters, place }
     }
 
-    /// Parameters of a custom node that calls [`compute`] with `data`, made of another node; none
-    /// if they can't keep what that one was.
+    /// Parameters of a custom node that calls [`compute`] with `data` in place of another node;
+    /// `None` if they have no room for the other node's parameters.
     fn parameters(&self, data: *mut c_void, node: &sys::ggml_tensor) -> Option<Parameters> {
         let mut parameters = self.parameters;
         let words: [i32; WORDS] = bytemuck::cast(data.expose_provenance());
@@ -323,7 +325,7 @@ impl Template {
         rest.iter().all(|&word| word == 0).then_some(parameters)
     }
 
-    /// What a node was before it was made into one that calls [`compute`], if it was.
+    /// The original operation and parameters of a node that was rewritten; `None` for others.
     fn given(&self, node: &sys::ggml_tensor) -> Option<(sys::ggml_op, Parameters)> {
         if node.op != sys::GGML_OP_CUSTOM || node.op_params[..self.place] != self.parameters[..self.place] {
             return None;
@@ -335,10 +337,10 @@ impl Template {
     }
 }
 
-/// Parameters of a custom node, as ggml itself writes them.
+/// Parameters of a custom node, as ggml writes them.
 fn custom_parameters(data: *mut c_void) -> Parameters {
-    // SAFETY: the context lives until it is freed below, and has room for both tensors; no memory
-    // is given to them.
+    // SAFETY: the context lives until it is freed below, and has room for both tensors. They get no
+    // memory for data.
     unsafe {
         let params = sys::ggml_init_params {
             mem_size: 4 * sys::ggml_tensor_overhead(),
@@ -368,17 +370,18 @@ fn custom_parameters(data: *mut c_void) -> Parameters {
     }
 }
 
-/// Called for each node before the graph is computed; wants none.
+/// Called for each node before the graph is computed. Observes none.
 unsafe extern "C" fn ask(node: *mut sys::ggml_tensor, asks: bool, data: *mut c_void) -> bool {
     if asks && !node.is_null() {
-        // SAFETY: the data is the `CustomOps`', which outlives the context; nothing is computed
-        // while nodes are asked for, and nothing else refers to it or to the node meanwhile.
+        // SAFETY: the data belongs to the `CustomOps`, which outlives the context. Nothing is being
+        // computed while the scheduler asks for nodes, and nothing else has a reference to the data
+        // or the node meanwhile.
         unsafe { (*data.cast::<Inner>()).see(&mut *node) };
     }
     false
 }
 
-/// Called by each of llama.cpp's threads for a node that was rewritten.
+/// Called by each of llama.cpp's threads for a rewritten node.
 unsafe extern "C" fn compute(
     node: *mut sys::ggml_tensor,
     _thread: c_int,
@@ -386,8 +389,8 @@ unsafe extern "C" fn compute(
     data: *mut c_void,
 ) {
     // SAFETY: the data is the node's slot, which `CustomOps` owns. `see` has set its task for this
-    // computation, and gives it to no other node before this run is over. ggml computes nodes one
-    // after the other: all threads end one before any begins the next.
+    // run, and gives it to no other node before the run is over. ggml computes nodes one after the
+    // other: all threads finish a node before any begins the next.
     unsafe { (*data.cast::<Slot>()).work(&*node) };
 }
 

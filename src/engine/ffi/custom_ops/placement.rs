@@ -2,18 +2,18 @@
 
 use llama_cpp_sys_2 as sys;
 
-/// The buffers whose nodes the CPU's backend computes.
+/// Tells which nodes the CPU backend computes.
 #[derive(Debug)]
 pub struct Placement {
-    /// Where that backend puts results; none if another backend puts its own into buffers of the
-    /// same type.
+    /// The type of buffer where the CPU backend puts results; `None` if another backend uses
+    /// buffers of the same type.
     results: Option<sys::ggml_backend_buffer_type_t>,
 }
 
 impl Placement {
-    /// As the devices of this process have it.
+    /// For the devices of this process.
     pub fn new() -> Self {
-        // SAFETY: devices are those that llama.cpp knows, and live as long as the process.
+        // SAFETY: the devices are llama.cpp's own, and live as long as the process.
         unsafe {
             let own = sys::ggml_backend_cpu_buffer_type();
             let mut devices = (0..sys::ggml_backend_dev_count()).map(|at| sys::ggml_backend_dev_get(at));
@@ -26,16 +26,16 @@ impl Placement {
         }
     }
 
-    /// As if another backend had buffers of the same type.
+    /// As if another backend used buffers of the same type.
     #[cfg(test)]
     pub fn shared() -> Self {
         Self { results: None }
     }
 
-    /// Whether the CPU's backend computes a node. llama.cpp's scheduler puts the result of a node
-    /// into a buffer of the type that belongs to the backend which computes it. That the buffer is
-    /// in host memory doesn't say so: a GPU's pinned buffers are, too, and nodes of
-    /// `GGML_OP_CUSTOM` are known to the CPU's backend alone.
+    /// Whether the CPU backend computes a node. llama.cpp's scheduler puts the result of a node
+    /// into a buffer whose type belongs to the backend that computes it. It is not enough that the
+    /// buffer is in host memory: a GPU's pinned buffers are too, and only the CPU backend supports
+    /// `GGML_OP_CUSTOM`.
     pub fn computes(&self, node: &sys::ggml_tensor) -> bool {
         let buffer = buffer(node);
         // SAFETY: a buffer that is not null lives.
@@ -45,7 +45,7 @@ impl Placement {
 
 /// The buffer of a tensor's data.
 fn buffer(tensor: &sys::ggml_tensor) -> sys::ggml_backend_buffer_t {
-    // SAFETY: what a view is of lives as long as the view.
+    // SAFETY: the source of a view lives as long as the view.
     match unsafe { tensor.view_src.as_ref() } {
         Some(source) if tensor.buffer.is_null() => source.buffer,
         _ => tensor.buffer,

@@ -11,15 +11,15 @@ use crate::engine::kernels::Form;
 use crate::engine::kernels::product::{BLOCK, BLOCK_BYTES, Block, Packed, Panels, ROWS};
 use crate::engine::kernels::{multiply_rows, pack};
 
-/// Blocks of activations that are packed at a time: some microseconds' work.
+/// Blocks of activations that are packed at a time: work for some microseconds.
 const PIECE: usize = 64;
-/// Rows times blocks times columns of a unit, at least: some microseconds' work, much more than
-/// what it takes to draw it.
+/// Minimum of rows times blocks times columns of a unit: work for some microseconds, much longer
+/// than it takes to draw the unit.
 const UNIT: usize = 1 << 15;
-/// Units of weights for each thread, so that all end at about the same time.
+/// Units of weights per thread, so that all threads end at about the same time.
 const UNITS: usize = 8;
 
-/// The activations of the node that is computed, packed.
+/// The packed activations of the node that is being computed.
 pub type Scratch = scratch::Scratch<Packed>;
 
 /// One node.
@@ -32,7 +32,7 @@ pub struct Task {
     columns: usize,
     /// Rows of weights of a unit.
     share: usize,
-    /// None if the node before had the same activations.
+    /// `None` if the previous node has the same activations.
     packing: Option<Fill>,
     multiplying: WorkQueue,
 }
@@ -52,14 +52,14 @@ impl Task {
             return None;
         }
         let source = given.cast_const();
-        // SAFETY: sources of a node live as long as the node, and nobody writes to them now.
+        // SAFETY: sources of a node live as long as the node, and nothing writes to them now.
         let (weights, given) = unsafe { (&*weights, &*given) };
         let ([width, rows, ..], [_, columns, ..]) = (size(weights), size(given));
         let blocks = width / BLOCK;
         let covered = weights.type_ == sys::GGML_TYPE_Q8_0
             && given.type_ == sys::GGML_TYPE_F32
             && node.type_ == sys::GGML_TYPE_F32
-            // No hint that says what else it is.
+            // No hint that the product is of another kind.
             && node.op_params == [0; 16]
             && [node, weights, given].iter().all(|tensor| is_host(tensor))
             && width > 0
@@ -81,16 +81,16 @@ impl Task {
         let pieces = Blocks { count: columns, columns: 1, width: blocks, share: PIECE };
         let packing = (*packed != source).then(|| Fill::new([pieces]));
         *packed = source;
-        // Bringing a block into lanes costs as much as computing four columns.
+        // Moving a block into lanes costs as much as computing four columns.
         let least = UNIT / (blocks * (4 + columns));
         let share = rows.div_ceil(threads * UNITS).max(least.min(rows.div_ceil(threads)));
-        // Two groups of rows share what is read of the columns.
+        // Two groups of rows share each read of the columns.
         let share = share.next_multiple_of(2 * ROWS);
         let multiplying = WorkQueue::new(rows.div_ceil(share));
         Some(Self { form, blocks, rows, columns, share, packing, multiplying })
     }
 
-    /// Whether it packs the activations, or those of the node before are the same.
+    /// Whether it packs the activations. If not, it uses those of the previous node.
     #[cfg(test)]
     pub fn packs(&self) -> bool {
         self.packing.is_some()
@@ -105,10 +105,10 @@ impl Task {
             static PANELS: RefCell<Panels> = RefCell::default();
         }
         let Self { form, blocks, rows, columns, .. } = *self;
-        // SAFETY: `Task::of` has seen that the sources are there, of these types and sizes, and in
-        // host memory. No other node is being computed, so this one has the scratch memory alone;
-        // if it packs nothing, the node before it in this run that packed has filled the memory
-        // with the same activations. Shares of the result don't overlap.
+        // SAFETY: `Task::of` has checked that the sources exist, with these types and sizes, in
+        // host memory. No other node is being computed, so this one has exclusive use of the
+        // scratch memory. If it packs nothing, the last node of this run that did has filled the
+        // memory with the same activations. Shares of the result don't overlap.
         unsafe {
             let (weights, given) = (&*node.src[0], &*node.src[1]);
             let packed = match &self.packing {

@@ -1,9 +1,9 @@
-//! Memory in which the threads of a node compute what all of them read afterwards.
+//! Scratch memory that the threads of a node fill together and all read afterwards.
 //!
-//! Each unit of a queue writes a part of its own, and a queue hands out no unit twice, so there are
-//! never two references to a part. What is left to the caller is that nodes come one after the
-//! other ([`Fill::of`], [`Join::of`]). Nothing here knows llama.cpp, so Miri can run the tests
-//! (`tests/tools/miri.sh`).
+//! Each unit of a queue writes its own part, and a queue hands out no unit twice, so there are
+//! never two references to a part. The caller only has to ensure that nodes are computed one after
+//! the other ([`Fill::of`], [`Join::of`]). Nothing here depends on llama.cpp, so Miri can run the
+//! tests (`tests/tools/miri.sh`).
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -11,15 +11,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::work_queue::WorkQueue;
 
-/// Memory that serves one node after the other. It never shrinks.
+/// Memory that is used by one node after the other. It never shrinks.
 #[derive(Debug)]
 pub struct Scratch<T> {
     cells: Vec<UnsafeCell<T>>,
 }
 
-// SAFETY: what a shared scratch gives access to is written by one thread for each part, and read by
-// others after that (see `Filling` and `Joining`); so values are sent to other threads, and shared
-// by them.
+// SAFETY: each part of a shared scratch is written by one thread, and read by others after that
+// (see `Filling` and `Joining`). So values are sent to other threads and shared by them.
 unsafe impl<T: Send + Sync> Sync for Scratch<T> {}
 
 impl<T> Default for Scratch<T> {
@@ -29,50 +28,49 @@ impl<T> Default for Scratch<T> {
 }
 
 impl<T: Default> Scratch<T> {
-    /// Makes room for so many values.
+    /// Grows to at least `length` values.
     pub fn make_room(&mut self, length: usize) {
         self.cells.resize_with(self.cells.len().max(length), UnsafeCell::default);
     }
 }
 
 impl<T> Scratch<T> {
-    /// The first values, as the fill before has left them.
+    /// The first values, as the last fill has left them.
     ///
     /// # Safety
-    /// No thread fills the memory while the values are borrowed, and what was filled happened
-    /// before.
+    /// No thread fills the memory while the values are borrowed, and the last fill happened before.
     ///
     /// # Panics
-    /// There is no room for so many.
+    /// The memory is smaller than `length`.
     pub unsafe fn values(&self, length: usize) -> &[T] {
         let cells = &self.cells[..length];
-        // SAFETY: all cells are initialised, and a cell is laid out as its value. The caller has
+        // SAFETY: all cells are initialised, and a cell has the layout of its value. The caller has
         // promised that they don't change.
         unsafe { std::slice::from_raw_parts(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
     }
 }
 
-/// Blocks of values that follow each other, each `[columns, width]`.
+/// Consecutive blocks of values, each `[columns, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blocks {
-    /// How many blocks.
+    /// Number of blocks.
     pub count: usize,
     /// Columns of a block.
     pub columns: usize,
     /// Values of a column.
     pub width: usize,
-    /// Of how many values of each column a unit writes, at most.
+    /// Maximum number of values of each column that a unit writes.
     pub share: usize,
 }
 
 impl Blocks {
-    /// Units that write a block.
+    /// Number of units that write a block.
     fn units(&self) -> usize {
         self.width.div_ceil(self.share)
     }
 }
 
-/// A queue whose units fill memory: each writes the same values of all columns of a block.
+/// A queue whose units fill memory. Each unit writes the same range of all columns of a block.
 #[derive(Debug)]
 pub struct Fill {
     queue: WorkQueue,
@@ -82,10 +80,10 @@ pub struct Fill {
 }
 
 impl Fill {
-    /// Groups of blocks, one after the other.
+    /// Creates a queue for consecutive groups of blocks.
     ///
     /// # Panics
-    /// A share of nothing.
+    /// A share is 0.
     pub fn new(groups: impl IntoIterator<Item = Blocks>) -> Self {
         let (mut length, mut units) = (0, 0);
         let place = |blocks: Blocks| {
@@ -99,21 +97,21 @@ impl Fill {
         Self { queue: WorkQueue::new(units), length, groups }
     }
 
-    /// Values that are written.
+    /// Number of values that are written.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Where a group of blocks begins.
+    /// Index of the first value of a group.
     pub fn start(&self, group: usize) -> usize {
         self.groups[group].0
     }
 
-    /// To fill this memory.
+    /// Starts to fill this memory.
     ///
     /// # Safety
-    /// As long as any thread has what this gives, or a reference that came of it, the memory is
-    /// filled by no other fill or join, and read in no other way.
+    /// As long as any thread has the result, or a reference derived from it, no other fill or join
+    /// uses the memory, and nothing else reads it.
     ///
     /// # Panics
     /// The memory is too small.
@@ -121,7 +119,7 @@ impl Fill {
         Filling { fill: self, cells: &scratch.cells[..self.length] }
     }
 
-    /// Group, block, and range of its columns that a unit writes. Those of different units don't
+    /// The group, the block, and the range of its columns that a unit writes. Different units don't
     /// overlap.
     fn unit(&self, unit: usize) -> (usize, usize, Range<usize>) {
         let group = self.groups.partition_point(|&(_, first, _)| first <= unit) - 1;
@@ -131,26 +129,26 @@ impl Fill {
     }
 }
 
-/// A fill and its memory.
+/// A fill together with its memory.
 #[derive(Debug)]
 pub struct Filling<'s, T> {
     fill: &'s Fill,
     cells: &'s [UnsafeCell<T>],
 }
 
-/// What one unit writes.
+/// The values that one unit writes.
 #[derive(Debug)]
 pub struct Part<'s, T> {
     group: usize,
     block: usize,
     range: Range<usize>,
-    /// The whole block, of which other parts have the rest.
+    /// The whole block. Other parts write the rest of it.
     cells: &'s [UnsafeCell<T>],
     width: usize,
 }
 
 impl<'s, T> Filling<'s, T> {
-    /// Writes parts until all are drawn.
+    /// Draws parts and writes them until none is left.
     pub fn work(&self, mut write: impl FnMut(&mut Part<'_, T>)) {
         self.fill.queue.work(|unit| {
             let (group, block, range) = self.fill.unit(unit);
@@ -160,69 +158,69 @@ impl<'s, T> Filling<'s, T> {
         });
     }
 
-    /// Waits until all parts are written, and gives them.
+    /// Waits until all parts are written, and returns them.
     pub fn wait(&self) -> &'s [T] {
         self.fill.queue.wait();
-        // SAFETY: all units are done, and none is handed out again, so no part is left. What their
-        // threads wrote happened before (`WorkQueue::wait`). The caller of `Fill::of` has promised
-        // that nothing else writes here. All cells are initialised, and a cell is laid out as its
-        // value.
+        // SAFETY: all units are done, and none is handed out again, so no part exists any more.
+        // Their writes happened before (`WorkQueue::wait`). The caller of `Fill::of` has promised
+        // that nothing else writes here. All cells are initialised, and a cell has the layout of
+        // its value.
         unsafe { std::slice::from_raw_parts(UnsafeCell::raw_get(self.cells.as_ptr()), self.cells.len()) }
     }
 }
 
 impl<T> Part<'_, T> {
-    /// The group of its block.
+    /// The group of the part's block.
     pub fn group(&self) -> usize {
         self.group
     }
 
-    /// The block in its group.
+    /// Index of the block in its group.
     pub fn block(&self) -> usize {
         self.block
     }
 
-    /// The values of each column that it has.
+    /// The range of each column that belongs to the part.
     pub fn range(&self) -> Range<usize> {
         self.range.clone()
     }
 
-    /// The part of a column.
+    /// The part's range of a column.
     ///
     /// # Panics
     /// There is no such column.
     pub fn column(&mut self, column: usize) -> &mut [T] {
         let cells = &self.cells[column * self.width..][..self.width][self.range()];
-        // SAFETY: no other part has these cells (`Fill::unit`), this one is borrowed mutably for as
-        // long as the reference lives, and `Filling::wait` reads when it is gone. All cells are
-        // initialised, and a cell is laid out as its value.
+        // SAFETY: no other part has these cells (`Fill::unit`), this part is mutably borrowed as
+        // long as the reference lives, and `Filling::wait` reads only after it is gone. All cells
+        // are initialised, and a cell has the layout of its value.
         unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
     }
 }
 
-/// A queue whose units compute parts of results: the thread that ends the last part of a result
-/// gets all of them.
+/// A queue whose units compute parts of results. The thread that finishes the last part of a result
+/// gets all its parts.
 #[derive(Debug)]
 pub struct Join {
     queue: WorkQueue,
     parts: usize,
-    /// Parts of each result that are done.
+    /// Number of finished parts of each result.
     done: Vec<AtomicUsize>,
 }
 
 impl Join {
-    /// So many results of so many parts each.
+    /// Creates a queue for `results` results of `parts` parts each.
     pub fn new(results: usize, parts: usize) -> Self {
         let done = std::iter::repeat_with(AtomicUsize::default).take(results).collect();
         Self { queue: WorkQueue::new(results * parts), parts, done }
     }
 
-    /// Parts of all results.
+    /// Number of parts of all results.
     pub fn length(&self) -> usize {
         self.done.len() * self.parts
     }
 
-    /// To compute in this memory.
+    /// Starts to compute in this memory.
     ///
     /// # Safety
     /// As for [`Fill::of`].
@@ -234,7 +232,7 @@ impl Join {
     }
 }
 
-/// A join and its memory.
+/// A join together with its memory.
 #[derive(Debug)]
 pub struct Joining<'s, T> {
     join: &'s Join,
@@ -242,21 +240,22 @@ pub struct Joining<'s, T> {
 }
 
 impl<T> Joining<'_, T> {
-    /// Computes parts until all are drawn. `part` is given a result, which part of it, and where to
-    /// write that; `last` a result and all its parts, at least one.
+    /// Draws parts and computes them until none is left. `part` receives the index of a result, the
+    /// index of a part, and where to write it. `last` receives a result and all its parts, at least
+    /// one.
     pub fn work(&self, mut part: impl FnMut(usize, usize, &mut T), mut last: impl FnMut(usize, &mut [T])) {
         let Join { queue, parts, done } = self.join;
         queue.work(|unit| {
             let (result, at) = (unit / parts, unit % parts);
             // SAFETY: a queue hands out a unit once, so no other thread has this cell until all
-            // parts of the result are done, which includes this one. The caller of `Join::of` has
-            // promised that nothing else is here.
+            // parts of the result are done, including this one. The caller of `Join::of` has
+            // promised that nothing else uses the memory.
             part(result, at, unsafe { &mut *self.cells[unit].get() });
             if done[result].fetch_add(1, Ordering::AcqRel) + 1 == *parts {
                 let cells = &self.cells[result * parts..][..*parts];
                 // SAFETY: all parts of the result were handed out and are done, which happened
-                // before, and one thread alone counts the last of them. All cells are initialised,
-                // and a cell is laid out as its value.
+                // before, and only one thread counts the last of them. All cells are initialised,
+                // and a cell has the layout of its value.
                 let all = unsafe {
                     std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len())
                 };
@@ -272,7 +271,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs what each of three threads does.
+    /// Runs a function on three threads.
     fn together(thread: impl Fn() + Sync) {
         std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(&thread))));
     }
@@ -288,7 +287,7 @@ mod tests {
             &[blocks(1, 1, 1, 1)],
             &[blocks(5, 1, 7, 3)],
             &[blocks(3, 2, 4, 9)],
-            // Nothing to write, between others.
+            // A group without values, between others.
             &[
                 blocks(2, 1, 3, 2),
                 blocks(0, 4, 4, 1),

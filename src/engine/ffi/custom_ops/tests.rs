@@ -25,8 +25,8 @@ fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bespoke-tiny.gguf")
 }
 
-/// The shipped model and a random one. Not in Q8_0: rounding what goes into a product would make
-/// much of a small difference.
+/// The shipped model and a random one. Not in Q8_0: rounding the inputs of products would amplify
+/// small differences.
 fn posts(folder: &Path) -> [PathBuf; 2] {
     let stand_in = folder.join("stand-in.gguf");
     stand_in::write(Shape::Tiny, Stored::Q8, 7, &shipped(), &stand_in).unwrap();
@@ -51,13 +51,13 @@ fn settings() -> ContextSettings {
 }
 
 /// Logits of a conversation in several sequences: a prompt that llama.cpp's own kernel computes,
-/// single rows, several rows, several sequences at once (some with a row that nobody reads), a
-/// sequence that is cut back and continued.
+/// single rows, several rows, several sequences at once (some with a row that is not read), and a
+/// sequence that is truncated and continued.
 fn logits(model: &LlamaModel, threads: u32, kernels: Kernels) -> Vec<f32> {
     logits_with(model, threads, kernels, &[threads])
 }
 
-/// The same, computed by other numbers of the threads in turn.
+/// The same, computed by a changing number of threads.
 fn logits_with(model: &LlamaModel, threads: u32, kernels: Kernels, crews: &[u32]) -> Vec<f32> {
     let mut context = Context::new(model, ContextSettings { threads, kernels, ..settings() }).unwrap();
     let token = |sequence: u32, position: u32| 5 + (position * 37 + sequence * 101) % 900;
@@ -102,7 +102,7 @@ fn logits_are_those_of_the_other_kernel() {
         let model = load(&exact);
         let given = logits(&model, 1, Kernels::OFF);
         let size = given.iter().map(|x| x * x).sum::<f32>() / given.len() as f32;
-        // With more threads than heads of keys and values, cells are divided among them.
+        // With more threads than heads of keys and values, the threads divide the cells.
         for (threads, attention) in [(1, Form::Avx2), (3, Form::Avx2), (1, Form::Avx512), (3, Form::Avx512)] {
             if !attention.is_possible() {
                 continue;
@@ -142,9 +142,9 @@ fn fewer_threads_compute_the_same_bits() {
     }
 }
 
-/// A spoke of two bottlenecks behind some blocks, the same each time; strong enough to turn logits
-/// over. Its numbers are those of f16, also when the gate of a quarter is in them: both sides
-/// compute with the same.
+/// A spoke with two bottlenecks after some blocks, the same each time, and strong enough to change
+/// logits. Its weights are exact in f16, also multiplied by the gate of a quarter, so both sides
+/// compute with the same numbers.
 fn spoke(hidden: usize, rank: u32, blocks: &[u32], norm: bool, salt: u32) -> Trained {
     let mut all = kernels::numbers(salt);
     let mut numbers = |count: usize, size: f32| -> Vec<f32> {
@@ -161,7 +161,7 @@ fn spoke(hidden: usize, rank: u32, blocks: &[u32], norm: bool, salt: u32) -> Tra
     Trained { spokes: 2, rank, hidden, eps: 1e-5, layers }
 }
 
-/// Logits behind each token by the formula, in f32.
+/// Logits after each token as the formula says, in f32.
 fn by_definition(model: &Model, ids: &[u32], spoke: Option<(&Trained, f32)>) -> Vec<Vec<f32>> {
     let decoder = Decoder::new(model.config.clone(), &model.parameters).unwrap();
     let input = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu).unwrap();
@@ -180,9 +180,9 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
     (off / b.iter().map(|b| b * b).sum::<f32>()).sqrt()
 }
 
-/// Batches as lists of sequences, each sequence going on where it was: one after the other; a
-/// rectangle of all; one that llama.cpp divides into several graphs; tokens of sequences in turn;
-/// single rows; and two without a neighbour.
+/// Batches as lists of sequences, each of which continues where it was: one after the other; a
+/// rectangle of all; one that llama.cpp divides into several graphs; interleaved sequences; single
+/// rows; and two without a neighbour.
 const BATCHES: [&[u32]; 7] = [
     &[0, 0, 0, 0, 0],
     &[1, 1, 1, 2, 2, 2],
@@ -203,7 +203,7 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
         let one = spoke(hidden, 5, &all, false, 1);
         let two = spoke(hidden, 16, &[blocks - 1], true, 2);
         let [a, b] = [&one, &two].map(|trained| Rc::new(Weights::new(&trained.fold())));
-        // The third has none.
+        // The third sequence has no spoke.
         let spokes = [Some((&one, 1.0)), Some((&two, 1.0)), None, Some((&one, 0.5))];
         let uses = [(0, Rc::clone(&a), 1.0), (1, b, 1.0), (3, a, 0.5)];
         let token = |sequence: u32, position: u32| 5 + (position * 37 + sequence * 101) % 900;
@@ -219,7 +219,7 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                 with
             })
             .collect();
-        // Felix spokes act with llama.cpp's kernels for all the rest, too.
+        // Felix spokes also act if llama.cpp's kernels compute all the rest.
         for (threads, exact_cache, kernels) in
             [(1, true, Kernels::best()), (3, false, Kernels::best()), (3, false, Kernels::OFF)]
         {
@@ -234,7 +234,7 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                 embeddings: false,
             };
             let mut context = Context::new(&model, settings).unwrap();
-            // What was computed before without spokes leaves graphs behind that are used again.
+            // Batches without spokes leave graphs that llama.cpp uses again.
             for uses in [&[][..], &uses[..]] {
                 context.set_felix(uses);
                 let mut positions = [0; 4];
@@ -243,7 +243,7 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                     for (place, &sequence) in batch.iter().enumerate() {
                         let position = positions[sequence as usize];
                         positions[sequence as usize] += 1;
-                        // Not behind every token.
+                        // Not after every token.
                         let wanted = !(place + position as usize).is_multiple_of(3);
                         rows.push(token(sequence, position), position, sequence, wanted);
                         given.push((sequence, position, wanted));
@@ -253,10 +253,9 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
                         if wanted && !uses.is_empty() {
                             let expected = &expected[sequence as usize][position as usize];
                             let off = distance(context.logits(place), expected);
-                            // As they are served keys and values are in f16, whose rounding adds up
-                            // from block to block: up to 1.04e-3 here, of which 3.3e-6 is left with
-                            // a cache in f32. With llama.cpp's own kernels up to 2.06e-3 was
-                            // measured.
+                            // Keys and values are in f16, as in serving. Their rounding adds up
+                            // from block to block: up to 1.04e-3 here, and 3.3e-6 with a cache in
+                            // f32. With llama.cpp's own kernels, up to 2.06e-3 was measured.
                             let bound = match (exact_cache, kernels == Kernels::OFF) {
                                 (true, _) => 1e-4,
                                 (false, false) => 2e-3,
@@ -291,7 +290,7 @@ fn equal_tokens_with_different_felix_spokes_get_each_its_own_spoke_in_every_orde
     let settings = ContextSettings { tokens: 64, batch: 64, outputs: 64, threads: 3, kernels, ..settings() };
     let settings = ContextSettings { exact_cache: true, ..settings };
     let mut context = Context::new(&model, settings).unwrap();
-    // One sequence after the other, token by token, and as a prompt that goes on with single
+    // One sequence after the other: token by token, and as a prompt that continues with single
     // tokens.
     let orders: [&[&[u32]]; 5] = [
         &[&[0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]],
@@ -301,7 +300,7 @@ fn equal_tokens_with_different_felix_spokes_get_each_its_own_spoke_in_every_orde
         &[&[0, 0, 0, 0, 1, 1, 1, 1], &[1, 0], &[0, 1]],
     ];
     for (order, first) in orders.iter().flat_map(|order| [(order, 0), (order, 1)]) {
-        // Which of the two spokes a sequence has.
+        // The spoke of each sequence.
         let of = |sequence: u32| (sequence as usize + first) % 2;
         let uses = [0, 1].map(|sequence| (sequence, Rc::clone(&folded[of(sequence)]), 1.0));
         context.set_felix(&uses);

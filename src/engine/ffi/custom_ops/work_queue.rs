@@ -1,9 +1,9 @@
-//! Work that llama.cpp's threads share out among themselves.
+//! A queue of work that llama.cpp's threads divide among themselves.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Turns of waiting before the processor is offered to others. Miri runs one thread at a time.
+/// Number of spins before a waiting thread yields its processor. Miri runs one thread at a time.
 const PATIENCE: usize = if cfg!(miri) { 1 } else { 1 << 14 };
 
 /// Units of work, each drawn by one thread.
@@ -15,12 +15,12 @@ pub struct WorkQueue {
 }
 
 impl WorkQueue {
-    /// So many units.
+    /// Creates a queue of `units` units.
     pub fn new(units: usize) -> Self {
         Self { units, ..Self::default() }
     }
 
-    /// Does units until all are drawn.
+    /// Draws units and works on them until none is left.
     pub fn work(&self, mut unit: impl FnMut(usize)) {
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
@@ -32,15 +32,15 @@ impl WorkQueue {
         }
     }
 
-    /// The unit that is drawn next, by whichever thread comes first; it may be beyond the last one.
-    /// A thread that is about to end its unit can have what that one reads brought near. It doesn't
-    /// draw it already: where units are few, it would take them from threads that wait for work.
+    /// The unit that will be drawn next, by any thread; it may be beyond the last one. A thread
+    /// that is about to finish its unit can prefetch what the next one reads. It doesn't draw the
+    /// unit in advance: if units are few, that would take them away from idle threads.
     pub fn coming(&self) -> usize {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Waits until all units are done, so that what they wrote can be read. The threads that drew
-    /// them need nobody to go on.
+    /// Waits until all units are done, so that their results can be read. This can't deadlock: the
+    /// threads that drew the units wait for nothing.
     pub fn wait(&self) {
         let mut turns = 0;
         while self.done.load(Ordering::Acquire) < self.units {

@@ -1,4 +1,5 @@
-//! Attention in vector registers, in two forms with the same numbers: sixteen registers with AVX2, thirty-two with AVX-512.
+//! Attention in vector registers, in two forms with equal results: AVX2 with sixteen registers,
+//! AVX-512 with thirty-two.
 #![allow(clippy::missing_safety_doc, reason = "safe where the processor has the features that a form names")]
 #![allow(clippy::wildcard_imports, reason = "the forms of a kernel share what stands around them")]
 
@@ -16,7 +17,7 @@ use crate::simd_math::exp_by;
 /// Queries that are computed together, as many as registers allow.
 const TOGETHER: usize = 4;
 
-/// Some cells, at most [`BLOCK`].
+/// At most [`BLOCK`] cells.
 #[derive(Clone, Copy)]
 struct Block<'a> {
     view: View<'a>,
@@ -34,13 +35,13 @@ impl Cells<'_> {
     }
 }
 
-/// The exponential, and 0 where [`exp_by`] would give a very small number.
+/// The exponential, or 0 where [`exp_by`] would return a very small number.
 #[inline(always)]
 fn weight(score: f32) -> f32 {
     if score < -87.0 { 0.0 } else { exp_by(score, f32::mul_add) }
 }
 
-/// Brings a block down to one number, half of it at a time.
+/// Reduces a block to one number by repeated halving.
 #[inline(always)]
 fn fold(block: &[f32; BLOCK], f: impl Fn(f32, f32) -> f32) -> f32 {
     let sixteen: [f32; 16] = std::array::from_fn(|lane| f(block[lane], block[lane + 16]));
@@ -49,19 +50,19 @@ fn fold(block: &[f32; BLOCK], f: impl Fn(f32, f32) -> f32) -> f32 {
     f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
-/// The kernel for processors with these features.
+/// The kernel, compiled for these features.
 macro_rules! form {
     ($name:ident, $features:tt, $doc:tt) => {
         #[doc = $doc]
-        // With iterators instead of indices the sums leave their registers, at half the speed.
+        // With iterators instead of indices, the sums leave their registers and it is half as fast.
         #[allow(clippy::needless_range_loop)]
         pub mod $name {
             use super::*;
 
-            /// Attention of queries over a range of cells, for heads of one of the known widths.
+            /// Attention of queries over a range of cells.
             ///
             /// # Panics
-            /// Another width; slices that are too short.
+            /// The width is not supported; slices are too short.
             #[target_feature(enable = $features)]
             pub fn attend(
                 queries: &[f32],
@@ -82,7 +83,7 @@ macro_rules! form {
                 }
             }
 
-            /// The same for heads of `8 * N`.
+            /// The same for heads of width `8 * N`.
             #[target_feature(enable = $features)]
             fn attend_wide<const N: usize>(
                 queries: &[f32],
@@ -105,7 +106,7 @@ macro_rules! form {
                 }
             }
 
-            /// Takes the block into the softmax of `Q` queries.
+            /// Adds the block to the softmax of `Q` queries.
             #[inline]
             #[target_feature(enable = $features)]
             fn take<const N: usize, const Q: usize>(
@@ -139,7 +140,7 @@ macro_rules! form {
                     let (top, sum) = (&mut partial.top[first + query], &mut partial.sum[first + query]);
                     let best = fold(scores, |a, b| if a > b { a } else { b });
                     let best = if best > *top { best } else { *top };
-                    // A query that has seen nothing yet weighs nothing.
+                    // A query that has seen no cell yet has weight 0.
                     let reference = if best == f32::NEG_INFINITY { 0.0 } else { best };
                     fade[query] = weight(*top - reference);
                     for score in scores.iter_mut() {
@@ -233,7 +234,8 @@ macro_rules! form {
                 }
             }
 
-            /// The sums of the lanes of eight registers: `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))` of each.
+            /// The sum of the lanes of each of eight registers, as
+            /// `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`.
             #[inline]
             #[target_feature(enable = $features)]
             fn sums_across([a, b, c, d, e, f, g, h]: &[__m256; 8]) -> __m256 {

@@ -1,4 +1,5 @@
-//! Products with the matrices of a bottleneck in vector registers: with AVX-512, with AVX2, and for every processor.
+//! Products with the matrices of a bottleneck in vector registers: with AVX-512, with AVX2, and
+//! portable.
 #![allow(clippy::missing_safety_doc, reason = "safe where the processor has the features that a form names")]
 #![allow(clippy::wildcard_imports, reason = "the forms of a kernel share what stands around them")]
 
@@ -8,17 +9,17 @@ use half::f16;
 
 use super::{Matrix, ROWS};
 
-/// Columns that are computed together, as many as registers of 256 bits allow.
+/// Columns that are computed together, as many as the 256-bit registers can hold.
 const TOGETHER: usize = 6;
 
 /// The kernel over the `Lanes`, `zeros`, `splat`, `floats`, `fma` and `numbers` of a module.
 macro_rules! kernel {
     ($(#[$features:meta])?) => {
-        /// Products of some panels with columns `[count, depth]`. `write` is given a column, the first row, and the
-        /// results of [`ROWS`] rows (of which those beyond the last row are zero).
+        /// Products of some panels with columns `[count, depth]`. `write` receives a column, the
+        /// first row, and the results of [`ROWS`] rows (zero beyond the last row).
         ///
         /// # Panics
-        /// Panels that are not there; columns that are not whole.
+        /// The panels don't exist; the columns are not whole.
         $(#[$features])?
         pub fn multiply(
             matrix: &Matrix,
@@ -31,7 +32,8 @@ macro_rules! kernel {
             let count = columns.len() / depth;
             let panel = |at: usize| &matrix.panels[at * depth..][..depth];
             let column = |at: usize| &columns[at * depth..][..depth];
-            // Several independent sums hide how long each addition takes: with few columns, several panels give them.
+            // Several independent sums hide the latency of each addition. With few columns, they
+            // come from several panels.
             let beside = match count {
                 1 => 4,
                 2 => 2,
@@ -98,7 +100,7 @@ macro_rules! kernel {
 }
 
 /// With AVX-512: sixteen rows are in one register.
-// With iterators instead of indices the sums leave their registers.
+// With iterators instead of indices, the sums leave their registers.
 #[allow(clippy::needless_range_loop)]
 #[cfg(target_arch = "x86_64")]
 pub mod avx512 {
@@ -181,7 +183,7 @@ pub mod avx2 {
     }
 }
 
-/// With what every processor has that this program was built for.
+/// With the features that this program is compiled for.
 #[allow(clippy::needless_range_loop)]
 pub mod portable {
     use half::slice::HalfFloatSliceExt;

@@ -17,26 +17,26 @@ use std::ops::Range;
 use super::{BLOCK, Block, Packed, ROWS};
 use crate::engine::kernels::prefetch;
 
-/// Columns of a pass over panels, as many as registers allow with room to load.
+/// Columns of a pass over panels, as many as leave registers for loads.
 const PASS: usize = 4;
 
-/// Scratch memory: weights in lanes, of whichever form computes.
+/// Scratch memory: weights in lanes, for either form.
 #[derive(Debug, Default)]
 pub struct Panels {
     avx2: Vec<avx2::Panel>,
     avx512: Vec<avx512::Panel>,
 }
 
-/// A line of memory.
+/// A cache line.
 type Line = [u8; 64];
 
-/// Some rows of weights, as far as there are any.
+/// Those of the rows that exist, as cache lines.
 fn lines(weights: &[Block], blocks: usize, rows: Range<usize>) -> &[Line] {
     let end = (rows.end * blocks).min(weights.len());
     weights.get(rows.start * blocks..end).unwrap_or_default().as_flattened().as_chunks().0
 }
 
-/// Part `index` of so many.
+/// Part `index` of `parts` equal parts.
 fn part(lines: &[Line], index: usize, parts: usize) -> &[Line] {
     let step = lines.len().div_ceil(parts);
     let lines = lines.get(index * step..).unwrap_or_default();
@@ -64,15 +64,15 @@ macro_rules! passes {
     }};
 }
 
-/// The kernel over the `Lanes`, `Panel`, `zeros` and `add` of a module, for processors with these features. Up to the last
-/// of these numbers of columns, weights go from memory into lanes and are used at once; with more, they are kept as a
-/// `Panel` for several passes.
+/// The kernel, compiled for these features, on top of a module's `Lanes`, `Panel`, `zeros` and
+/// `add`. With at most `$few` columns, weights are loaded from memory into lanes and used at once.
+/// With more, they are kept as panels for several passes.
 macro_rules! kernel {
     ($name:ident, $features:tt, $few:literal: $($count:literal)*) => {
         /// Rounds activations.
         ///
         /// # Panics
-        /// More activations than room.
+        /// `packed` is too short.
         #[target_feature(enable = $features)]
         pub fn pack(given: &[[f32; BLOCK]], packed: &mut [Packed]) {
             for (to, x) in packed[..given.len()].iter_mut().zip(given) {
@@ -80,13 +80,14 @@ macro_rules! kernel {
             }
         }
 
-        /// Products of `rows` (a range of whole groups of [`ROWS`]) of `weights` with `columns`, each as long as a row.
-        /// `then` says at which row the caller will probably go on, if there is one. `write` is given a column, the first
-        /// of [`ROWS`] rows, and their results. `panels` is scratch memory. Safe to call where the processor has the
-        /// features.
+        /// Products of `rows` (a range of whole groups of [`ROWS`]) of `weights` with `columns`,
+        /// each as long as a row. `then` returns the row at which the caller will probably
+        /// continue; it may be beyond the last one. `write` receives a column, the first of
+        /// [`ROWS`] rows, and their results. `panels` is scratch memory. Safe to call if the
+        /// processor has the features.
         ///
         /// # Panics
-        /// A range that is not of whole groups, or beyond the weights.
+        /// The range is not of whole groups, or is beyond the weights.
         #[target_feature(enable = $features)]
         pub fn product(
             weights: &[Block],
@@ -106,8 +107,8 @@ macro_rules! kernel {
                 let groups = together.min((rows.end - first) / ROWS);
                 let next = first + groups * ROWS;
                 let next = if next < rows.end { next } else { then() };
-                // Without being asked for, what comes next would come late: sixteen rows are read side by side, and the
-                // processor follows few streams at a time.
+                // Prefetch what comes next: sixteen rows are read in parallel, and the processor's
+                // own prefetcher follows only a few streams.
                 let ahead = lines(weights, blocks, next..next + together * ROWS);
                 let weights = &weights[first * blocks..][..groups * ROWS * blocks];
                 let mut write = |column: usize, group: usize, result: &[f32; ROWS]| {
@@ -216,7 +217,7 @@ pub mod avx512 {
         columns: [&Packed; C],
         sums: &mut [[Lanes; C]; G],
     ) {
-        // All integers first, then all scales: many independent sums hide how long each takes.
+        // All integers first, then all scales: many independent sums hide the latency of each.
         let mut dots = [[_mm512_set1_epi32(0); C]; G];
         for column in 0..C {
             let correction = _mm512_set1_epi32(columns[column].correction);
@@ -248,7 +249,7 @@ pub mod avx512 {
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
         fn load(rows: &[&[Block]; ROWS], at: usize) -> Self {
             let numbers = |row: usize| bytemuck::pod_read_unaligned::<__m256i>(&rows[row][at][2..]);
-            // Lanes of 128 bits: words 0..4 and 4..8 of a row, then those of the fourth row behind it.
+            // 128-bit lanes: words 0..4 and 4..8 of a row, then those of the row four rows later.
             let pair =
                 |row: usize| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(numbers(row)), numbers(row + 4));
             let low = turn([pair(0), pair(1), pair(2), pair(3)]);
@@ -280,7 +281,7 @@ pub mod avx512 {
 }
 
 /// With AVX2: the sixteen rows are in two registers.
-// With iterators instead of indices the sums leave their registers.
+// With iterators instead of indices, the sums leave their registers.
 #[allow(clippy::needless_range_loop)]
 pub mod avx2 {
     use super::*;
@@ -317,8 +318,8 @@ pub mod avx2 {
             for half in 0..2 {
                 let mut dots = [_mm256_setzero_si256(); C];
                 for word in 0..BLOCK / 4 {
-                    // The sign goes over to the activations. Two products of at most 128 x 127 fit into 16 bits, and the
-                    // magnitude of -128 is 128 where bytes have no sign.
+                    // Move the sign to the activations. Two products of at most 128 x 127 fit into
+                    // 16 bits, and the magnitude of -128 is 128 as an unsigned byte.
                     let weights = panels[group].words[word][half];
                     let magnitudes = _mm256_abs_epi8(weights);
                     for column in 0..C {

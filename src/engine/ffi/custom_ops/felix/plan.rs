@@ -1,4 +1,4 @@
-//! Which rows of a graph have which spoke, and whether the graph says the same of its rows.
+//! Predicts which rows of a graph have which spoke, and compares the prediction with the graph.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -14,9 +14,9 @@ use crate::engine::ffi::custom_ops::{is_host, size};
 #[derive(Debug, Default)]
 pub struct Plan {
     pub(super) uses: Vec<Use>,
-    /// The graphs in which the batch is computed; none if no row has a spoke.
+    /// The graphs in which the batch is computed; empty if no row has a spoke.
     pub(super) parts: Vec<Part>,
-    /// How many of them have begun.
+    /// Number of graphs that have begun.
     pub(super) begun: usize,
     fault: Option<FelixError>,
 }
@@ -27,45 +27,45 @@ pub(super) struct Part {
     tokens: Vec<i32>,
     positions: Vec<i32>,
     sequences: Vec<i32>,
-    /// Whether the graph has said which positions and which sequences its rows are of.
+    /// What the graph has shown about its rows.
     told: Told,
-    /// For each row, its spoke's place among the uses.
+    /// For each row, the index of its spoke in the uses.
     pub(super) rows: Vec<Option<usize>>,
-    /// The same for those rows whose logits are wanted: llama.cpp computes the last block for them
-    /// alone.
+    /// The same for the rows whose logits are wanted. llama.cpp computes the last block only for
+    /// them.
     pub(super) outputs: Vec<Option<usize>>,
     /// Blocks whose end was found.
     pub(super) seen: BTreeSet<u32>,
 }
 
-/// What a graph has said of its rows, besides their tokens.
+/// What a graph has shown about its rows, in addition to their tokens.
 #[derive(Debug, Default, PartialEq)]
 struct Told {
     positions: bool,
     sequences: bool,
 }
 
-/// A batch as it is given to llama.cpp.
+/// A batch, as passed to llama.cpp.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a> {
     /// Tokens.
     pub tokens: &'a [i32],
-    /// The position of each in its sequence.
+    /// The position of each token in its sequence.
     pub positions: &'a [i32],
-    /// The sequence of each.
+    /// The sequence of each token.
     pub sequences: &'a [i32],
-    /// Whether its logits are wanted.
+    /// Whether the logits of each token are wanted.
     pub logits: &'a [i8],
 }
 
 impl Plan {
-    /// Which spokes the next batches are computed with, at most one for each sequence.
+    /// Sets the spokes of the next batches, at most one for each sequence.
     pub fn set(&mut self, uses: &[Use]) {
         self.parts.clear();
         self.uses = uses.to_vec();
     }
 
-    /// A batch will be computed.
+    /// Prepares for a batch.
     pub fn begin(&mut self, batch: Rows<'_>) {
         self.parts.clear();
         (self.begun, self.fault) = (0, None);
@@ -89,8 +89,8 @@ impl Plan {
         }
     }
 
-    /// The batch was computed: whether each spoke has acted after each of its blocks, on the rows
-    /// of its own sequences.
+    /// Checks a computed batch: each spoke must have acted after each of its blocks, on the rows of
+    /// its own sequences.
     pub fn end(&self) -> Result<(), FelixError> {
         if let Some(fault) = self.fault {
             return Err(fault);
@@ -111,13 +111,14 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether nodes must be looked at.
+    /// Whether any node needs attention.
     pub fn acts(&self) -> bool {
         !self.parts.is_empty()
     }
 
-    /// Looks for what a graph says of its rows: it begins with the node that turns tokens into
-    /// rows; others take their positions; and keys go to the places of their sequences.
+    /// Reads what a node shows about the rows of its graph. A graph begins with the node that turns
+    /// tokens into rows; other nodes take the positions; and keys are stored in the cells of their
+    /// sequences.
     pub fn see(&mut self, node: &sys::ggml_tensor) {
         // SAFETY: sources of a node live as long as the node.
         let (Some(first), Some(second)) = (unsafe { (node.src[0].as_ref(), node.src[1].as_ref()) }) else {
@@ -130,17 +131,16 @@ impl Plan {
             }
             sys::GGML_OP_GET_ROWS | sys::GGML_OP_ROPE if name(second) == c"inp_pos" => self.compare(|part| {
                 part.told.positions = true;
-                // A position may be several numbers; the first ones of all rows come first.
+                // A position may have several numbers. The first numbers of all rows come first.
                 Some(numbers::<i32>(second)?.get(..part.positions.len())? == part.positions)
             }),
             sys::GGML_OP_SET_ROWS => {
-                // SAFETY: what a view is of lives as long as the view.
+                // SAFETY: the source of a view lives as long as the view.
                 let Some(keys) = (unsafe { node.view_src.as_ref() }) else { return };
                 if !name(keys).to_bytes().starts_with(b"cache_k_l") {
                     return;
                 }
-                // `[width, places, streams]`: each sequence has a stream of places, which has its
-                // number.
+                // `[width, cells, streams]`. Each sequence has the stream of the same number.
                 let places = keys.ne[1].max(1);
                 self.compare(|part| {
                     part.told.sequences = true;
@@ -152,22 +152,22 @@ impl Plan {
         }
     }
 
-    /// Compares what the graph that has begun says with what was expected.
+    /// Compares what the current graph shows with the prediction.
     fn compare(&mut self, is_same: impl FnOnce(&mut Part) -> Option<bool>) {
         if self.part().and_then(is_same) != Some(true) {
             self.fault = Some(FelixError::Order);
         }
     }
 
-    /// The rows of the graph that has begun.
+    /// The rows of the current graph.
     fn part(&mut self) -> Option<&mut Part> {
         self.parts.get_mut(self.begun.checked_sub(1)?)
     }
 }
 
 impl Part {
-    /// Whether two sequences with different spokes have the same in all that the graph says of its
-    /// rows, if it doesn't say the sequences.
+    /// Whether two sequences with different spokes are equal in all that the graph shows about
+    /// rows, apart from their sequences.
     fn has_alike(&self, uses: &[Use]) -> bool {
         let mut sequences: Vec<Range<usize>> = Vec::new();
         for (row, sequence) in self.sequences.iter().enumerate() {
@@ -189,16 +189,16 @@ impl Part {
     }
 }
 
-/// A graph's input of integers, which is set before nodes are asked for; none if it can't be read
-/// here.
+/// An integer input of a graph; `None` if it can't be read here. llama.cpp sets inputs before it
+/// asks for nodes.
 fn numbers<T: Input>(tensor: &sys::ggml_tensor) -> Option<&[T]> {
     let is_read = tensor.type_ == T::TYPE && tensor.nb[0] == size_of::<T>() && is_host(tensor);
-    // SAFETY: the tensor is in host memory, of this type, and its first dimension is contiguous; an
-    // input is written only before nodes are asked for.
+    // SAFETY: the tensor is in host memory and of this type, and its first dimension is contiguous.
+    // Inputs are written only before nodes are asked for.
     is_read.then(|| unsafe { std::slice::from_raw_parts(tensor.data.cast::<T>(), size(tensor)[0]) })
 }
 
-/// What inputs are made of.
+/// Element types of inputs.
 trait Input {
     const TYPE: sys::ggml_type;
 }
@@ -211,10 +211,10 @@ impl Input for i64 {
     const TYPE: sys::ggml_type = sys::GGML_TYPE_I64;
 }
 
-/// How llama.cpp divides a batch whose sequences have a stream of its cache each
-/// (`llama_batch_allocr::split_equal`, as every kind of memory calls it): a graph has sequences
-/// whose numbers follow each other in the order in which they come, each with equally many tokens,
-/// one sequence behind the other. Gives places in the batch.
+/// Divides a batch like llama.cpp does if each sequence has its own stream of the cache
+/// (`llama_batch_allocr::split_equal`, as every kind of memory calls it). A graph has sequences
+/// with consecutive numbers in the order in which they appear, each with the same number of tokens,
+/// one sequence after the other. Returns indices into the batch.
 fn divide(sequences: &[i32]) -> Vec<Vec<usize>> {
     let mut left: Vec<usize> = (0..sequences.len()).collect();
     let mut done = vec![false; sequences.len()];
@@ -243,7 +243,7 @@ fn name(tensor: &sys::ggml_tensor) -> &CStr {
     CStr::from_bytes_until_nul(bytemuck::cast_slice(&tensor.name)).unwrap_or_default()
 }
 
-/// The block whose end a node is, by the name that llama.cpp gives it.
+/// The block that ends with a node, according to the name that llama.cpp gives the node.
 pub fn block(node: &sys::ggml_tensor) -> Option<u32> {
     name(node).to_str().ok()?.strip_prefix("l_out-")?.parse().ok()
 }
@@ -256,13 +256,13 @@ mod tests {
     fn batches_are_divided_as_llama_cpp_does() {
         let cases: [(&[i32], &[&[usize]]); 6] = [
             (&[3], &[&[0]]),
-            // A rectangle of neighbours stays as it is.
+            // A rectangle of neighbouring sequences stays as it is.
             (&[1, 1, 2, 2], &[&[0, 1, 2, 3]]),
-            // Tokens of sequences in turn are put together.
+            // Interleaved sequences are separated.
             (&[0, 1, 0, 1], &[&[0, 2, 1, 3]]),
-            // What is longer goes on in another graph.
+            // A longer sequence continues in another graph.
             (&[0, 0, 0, 1], &[&[0, 3], &[1, 2]]),
-            // Only numbers that follow each other go together.
+            // Only consecutive numbers go together.
             (&[2, 0, 1], &[&[0], &[1, 2]]),
             (&[0, 2, 1, 3], &[&[0, 2], &[1, 3]]),
         ];
