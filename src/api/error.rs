@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use super::app::App;
 use crate::engine::EngineError;
 use crate::spokes::life::Reason;
+use crate::text::TemplateError;
+use crate::text::conversation::PromptError;
 use crate::text::fields::FieldError;
 
 /// Why a request isn't answered.
@@ -333,13 +335,26 @@ fn is_of_the_prompt(error: &EngineError) -> bool {
     )
 }
 
-/// For errors that are about no particular field.
 impl From<FieldError> for ApiError {
     fn from(FieldError { field, message }: FieldError) -> Self {
         Self::Field { field, message }
     }
 }
 
+/// A template that renders no prompt: the conversation's fault or the template's.
+impl From<PromptError> for ApiError {
+    fn from(error: PromptError) -> Self {
+        match error {
+            PromptError::Field(error) => error.into(),
+            PromptError::Template(TemplateError::Refused(_)) => Self::field("messages", error.to_string()),
+            PromptError::Template(TemplateError::Syntax(_) | TemplateError::Broken(_)) => {
+                Self::Model(error.to_string())
+            }
+        }
+    }
+}
+
+/// For errors that are about no particular field.
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         Fields::CHAT.blame(error)

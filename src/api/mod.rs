@@ -10,7 +10,6 @@ mod blocks;
 mod body;
 mod confidence;
 pub mod connection;
-mod conversation;
 mod cors;
 mod dialect;
 pub mod error;
@@ -29,6 +28,7 @@ mod request;
 mod spokes;
 mod sse;
 mod timings;
+mod tools;
 mod verbose;
 
 pub use app::{App, Options, Room, SpokeOptions};
