@@ -100,12 +100,12 @@ pub enum ApiError {
     /// All lanes are busy, and the client asked for an error in this case.
     #[error("no slot is free")]
     NoFreeSlot,
-    /// Switched off in the configuration.
-    #[error("{path} is switched off here ({setting} = false)")]
-    SwitchedOff {
+    /// Disabled in the configuration.
+    #[error("{path} is disabled here ({setting} = false)")]
+    Disabled {
         /// The path.
         path: &'static str,
-        /// The setting that switches it on.
+        /// The setting that enables it.
         setting: &'static str,
     },
     /// The path exists, but not with this method.
@@ -215,7 +215,7 @@ impl ApiError {
             | Self::NoSuchModel { .. }
             | Self::NotServing { .. }
             | Self::NoSuchSpoke(_) => (StatusCode::NOT_FOUND, "not_found_error"),
-            Self::SwitchedOff { .. } => (StatusCode::NOT_IMPLEMENTED, "not_supported_error"),
+            Self::Disabled { .. } => (StatusCode::NOT_IMPLEMENTED, "not_supported_error"),
             Self::SpokeConflict(_) => (StatusCode::CONFLICT, INVALID),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID),
             Self::Model(_) | Self::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
