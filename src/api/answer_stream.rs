@@ -44,7 +44,7 @@ pub(super) enum Output {
 ///
 /// Tokens and text are matched by their bytes. If a stop text or the end of the thinking cuts a
 /// token in two, the token belongs to the answer. Tokens of a stop text are dropped if none of
-/// their bytes is sent. Tokens of a character that the answer breaks off in have no text, but
+/// their bytes is sent. Tokens of a character that the answer leaves incomplete have no text, but
 /// belong to the answer, too.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Part {
@@ -237,7 +237,7 @@ impl Reach {
 }
 
 impl Reports {
-    /// Tokens of a character that the answer breaks off in.
+    /// Tokens of a character that the answer leaves incomplete.
     fn broken_off(&mut self) -> Vec<TokenReport> {
         let waiting = self.waiting.iter().flat_map(|report| &report.token.bytes);
         let mut rest: Vec<u8> = self.reach.partial.iter().chain(waiting).copied().collect();
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn bytes_that_are_no_character_cost_no_token_behind_them() {
         let euro = "€".as_bytes();
-        // A byte that starts no character, a character that breaks off, and a character in two
+        // A byte that starts no character, an incomplete character, and a character in two
         // parts.
         let tokens = [b"a", &b"\xFF"[..], b"b", &euro[..2], b"c", &euro[..1], &euro[1..], b"d"];
         let found = matched_bytes(&tokens, &["a", "\u{FFFD}", "b", "\u{FFFD}c", "€", "d"]);

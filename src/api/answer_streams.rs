@@ -38,21 +38,21 @@ pub(super) struct Whole {
 }
 
 impl AnswerStreams {
-    /// Queues all requests or none; `per_prompt` is the number of answers per prompt. Each holds
-    /// the spokes until it ends.
+    /// Queues all requests or none; `per_prompt` is the number of answers per prompt, and
+    /// `splitter` separates thinking from each. Each holds the spokes until it ends.
     pub(super) fn start(
         app: &App,
-        requests: Vec<(Generate, Splitter)>,
+        requests: Vec<Generate>,
+        splitter: &Splitter,
         per_prompt: u32,
         spokes: &Arc<Chosen>,
         fields: Fields,
         deadline: Deadline,
     ) -> Result<Self, ApiError> {
-        let all = (0..).zip(requests).map(|(index, (request, splitter)): (u32, _)| {
-            let request = Generate { spokes: spokes.set().clone(), ..request };
+        let all = (0..).zip(requests).map(|(index, request): (u32, _)| {
             let held = Arc::clone(spokes);
             let first = index % per_prompt.max(1) == 0;
-            AnswerStream::start(app, request, splitter, held, fields, deadline, first).map(Some)
+            AnswerStream::start(app, request, splitter.clone(), held, fields, deadline, first).map(Some)
         });
         Ok(Self { all: all.collect::<Result<_, _>>()?, next: 0 })
     }

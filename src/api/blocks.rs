@@ -3,7 +3,7 @@
 
 use super::answer_stream::{Output, Part};
 use super::answer_streams::Whole;
-use super::conversation::calls::{Listener, Said};
+use super::tools::calls::{Listener, Said};
 use crate::engine::{Closed, FinishReason};
 
 /// A part of an answer, or a piece of it.

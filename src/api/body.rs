@@ -5,7 +5,7 @@ use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::header;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::app::App;
 use super::error::ApiError;
@@ -58,10 +58,14 @@ fn is_json(content_type: &str) -> bool {
 }
 
 impl JsonBody {
-    /// Reads the fields that `T` knows. The error names a wrong field by its path. A body can be
-    /// read as several types, each of which takes its own fields.
-    pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        Ok(fields::parse(&self.0)?)
+    /// The body's fields, of which each part of a request takes its own.
+    pub(super) fn fields(self) -> Result<Map<String, Value>, ApiError> {
+        Ok(fields::object(self.0)?)
+    }
+
+    /// Reads a body that one struct describes. The error names a wrong field by its path.
+    pub(super) fn parse<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        Ok(fields::parse(self.fields()?)?)
     }
 }
 

@@ -45,7 +45,7 @@ fn leading(answer: &str, tokens: &[TokenReport]) -> usize {
 }
 
 /// Names and ranges of the top-level values of an object, empty if the text is no object. An object
-/// that breaks off yields the values it has.
+/// that is incomplete yields the values it has.
 fn values(text: &str) -> Vec<(String, Range<usize>)> {
     let mut found = Vec::new();
     let mut scanner = Scanner { bytes: text.as_bytes(), at: 0 };

@@ -1,13 +1,14 @@
 //! Shared code of the APIs that are translated into chat: validates, answers and counts a body as
 //! chat does, and translates field names in errors back to the names that the client knows.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::app::{App, Deadline};
-use super::body::JsonBody;
 use super::error::ApiError;
-use super::openai::chat::{Asked, Started};
-use super::spokes::Choice;
+use super::openai::chat::{ChatRequest, Started};
+use crate::config::SamplingDefaults;
+use crate::text::Turn;
+use crate::text::conversation::Conversation;
 use crate::text::fields::{kind, short};
 
 /// One of these APIs.
@@ -26,39 +27,45 @@ pub(super) struct Dialect {
 }
 
 impl Dialect {
-    /// Validates a translated body.
-    pub(super) fn parse(&self, app: &App, chat: &JsonBody) -> Result<Asked, ApiError> {
-        let choice = Choice::parse(chat)?;
-        let mut asked = Asked::parse(app, chat, choice).map_err(|error| self.translate(error))?;
-        if asked.manner.n > 1 {
-            let message = format!("found {}, expected 1: {} is one answer", asked.manner.n, self.answer);
+    /// Reads a body, whose messages and fields are translated.
+    pub(super) fn read(
+        &self,
+        turns: Vec<Turn>,
+        fields: Map<String, Value>,
+        defaults: &SamplingDefaults,
+    ) -> Result<ChatRequest, ApiError> {
+        let request = ChatRequest::read(fields, defaults, |fields| Conversation::of(turns, fields));
+        let mut request = request.map_err(|error| self.translate(error))?;
+        let ChatRequest { options, .. } = &mut request;
+        if options.n > 1 {
+            let message = format!("found {}, expected 1: {} is one answer", options.n, self.answer);
             return Err(ApiError::field("n", message));
         }
-        if asked.manner.constraint_field == "response_format" {
-            asked.manner.constraint_field = self.format;
+        if options.constraint_field == "response_format" {
+            options.constraint_field = self.format;
         }
-        Ok(asked)
+        Ok(request)
     }
 
     /// Starts to answer, under an id with this prefix.
     pub(super) async fn start(
         &self,
-        asked: Asked,
+        request: ChatRequest,
         app: &App,
         deadline: Deadline,
         id: (&str, &'static str),
     ) -> Result<Started, ApiError> {
-        asked.start(app, deadline, id, self.prompt).await.map_err(|error| self.translate(error))
+        request.start(app, deadline, id, self.prompt).await.map_err(|error| self.translate(error))
     }
 
     /// Number of tokens in the prompt.
     pub(super) async fn count(
         &self,
-        asked: &Asked,
+        request: &ChatRequest,
         app: &App,
         deadline: Deadline,
     ) -> Result<usize, ApiError> {
-        asked.count(app, deadline, self.prompt).await.map_err(|error| self.translate(error))
+        request.count(app, deadline, self.prompt).await.map_err(|error| self.translate(error))
     }
 
     fn translate(&self, error: ApiError) -> ApiError {

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::app::App;
 use crate::engine::EngineError;
 use crate::spokes::life::Reason;
+use crate::text::TemplateError;
+use crate::text::conversation::PromptError;
 use crate::text::fields::FieldError;
 
 /// Why a request isn't answered.
@@ -98,12 +100,12 @@ pub enum ApiError {
     /// All lanes are busy, and the client asked for an error in this case.
     #[error("no slot is free")]
     NoFreeSlot,
-    /// Switched off in the configuration.
-    #[error("{path} is switched off here ({setting} = false)")]
-    SwitchedOff {
+    /// Disabled in the configuration.
+    #[error("{path} is disabled here ({setting} = false)")]
+    Disabled {
         /// The path.
         path: &'static str,
-        /// The setting that switches it on.
+        /// The setting that enables it.
         setting: &'static str,
     },
     /// The path exists, but not with this method.
@@ -213,7 +215,7 @@ impl ApiError {
             | Self::NoSuchModel { .. }
             | Self::NotServing { .. }
             | Self::NoSuchSpoke(_) => (StatusCode::NOT_FOUND, "not_found_error"),
-            Self::SwitchedOff { .. } => (StatusCode::NOT_IMPLEMENTED, "not_supported_error"),
+            Self::Disabled { .. } => (StatusCode::NOT_IMPLEMENTED, "not_supported_error"),
             Self::SpokeConflict(_) => (StatusCode::CONFLICT, INVALID),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID),
             Self::Model(_) | Self::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
@@ -333,13 +335,26 @@ fn is_of_the_prompt(error: &EngineError) -> bool {
     )
 }
 
-/// For errors that are about no particular field.
 impl From<FieldError> for ApiError {
     fn from(FieldError { field, message }: FieldError) -> Self {
         Self::Field { field, message }
     }
 }
 
+/// A template that renders no prompt: the conversation's fault or the template's.
+impl From<PromptError> for ApiError {
+    fn from(error: PromptError) -> Self {
+        match error {
+            PromptError::Field(error) => error.into(),
+            PromptError::Template(TemplateError::Refused(_)) => Self::field("messages", error.to_string()),
+            PromptError::Template(TemplateError::Syntax(_) | TemplateError::Broken(_)) => {
+                Self::Model(error.to_string())
+            }
+        }
+    }
+}
+
+/// For errors that are about no particular field.
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         Fields::CHAT.blame(error)
@@ -347,19 +362,20 @@ impl From<EngineError> for ApiError {
 }
 
 impl IntoResponse for ApiError {
+    /// Status and headers. The body is left to the layer that knows the path, and thus the form of
+    /// the body ([`super::form`]).
     fn into_response(self) -> Response {
         let (status, _) = self.class();
         if status.is_server_error() {
             tracing::warn!(status = status.as_u16(), error = %self, "request failed");
         }
-        let mut response = (status, Json(self.body())).into_response();
+        let mut response = status.into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        // For the layer that knows the path and thus the error's form.
         response.extensions_mut().insert(self);
         response
     }

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header;
+use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use serde_json::Value;
@@ -40,18 +40,15 @@ impl Form {
     }
 }
 
-/// Converts error bodies to the form of the requested API.
-pub(super) async fn errors_in_their_form(request: Request, next: Next) -> Response {
+/// Writes the body of an error, in the form of the requested API.
+pub(super) async fn write_errors(request: Request, next: Next) -> Response {
     let form = Form::at(request.uri().path());
     let mut response = next.run(request).await;
-    match response.extensions_mut().remove::<ApiError>() {
-        Some(error) if form != Form::LlamaServer => {
-            let (mut parts, _) = response.into_parts();
-            parts.headers.remove(header::CONTENT_LENGTH);
-            Response::from_parts(parts, Body::from(form.of(&error).to_string()))
-        }
-        _ => response,
-    }
+    let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Response::from_parts(parts, Body::from(form.of(&error).to_string()))
 }
 
 #[cfg(test)]

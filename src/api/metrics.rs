@@ -367,7 +367,7 @@ fn ratio(above: f64, below: f64) -> f64 {
 /// Answers with all metrics.
 pub(super) async fn show(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
     if !app.options().server.metrics {
-        return Err(ApiError::SwitchedOff { path: "/metrics", setting: "server.metrics" });
+        return Err(ApiError::Disabled { path: "/metrics", setting: "server.metrics" });
     }
     let health = app.engine().health().borrow().clone();
     let spokes = app.spokes().registry().totals();

@@ -10,7 +10,6 @@ mod blocks;
 mod body;
 mod confidence;
 pub mod connection;
-mod conversation;
 mod cors;
 mod dialect;
 pub mod error;
@@ -29,6 +28,7 @@ mod request;
 mod spokes;
 mod sse;
 mod timings;
+mod tools;
 mod verbose;
 
 pub use app::{App, Options};
@@ -148,7 +148,7 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(app.clone(), auth::check_origin))
         .layer(from_fn_with_state(app.clone(), auth::check_host))
         .layer(from_fn(connection::check_head))
-        .layer(from_fn(form::errors_in_their_form))
+        .layer(from_fn(form::write_errors))
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
 }

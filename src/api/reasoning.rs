@@ -20,7 +20,7 @@ pub(super) struct Piece {
 }
 
 /// Splits a stream of text.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Splitter {
     state: State,
     held: String,

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::request::{Manner, REPEAT_LAST};
+use crate::api::request::{AnswerOptions, REPEAT_LAST};
 use crate::engine::{Generate, ModelInfo};
 
 /// A bias of this value or less bans a token. llama-server writes that as minus infinity, which
@@ -10,7 +10,7 @@ use crate::engine::{Generate, ModelInfo};
 const BAN: f32 = -100.0;
 
 /// The settings of an answer.
-pub(super) fn settings(request: &Generate, manner: &Manner, model: &ModelInfo) -> Value {
+pub(super) fn settings(request: &Generate, options: &AnswerOptions, model: &ModelInfo) -> Value {
     let sampling = &request.sampling;
     json!({
         "n_predict": request.max_tokens.map_or(-1, i64::from),
@@ -30,10 +30,10 @@ pub(super) fn settings(request: &Generate, manner: &Manner, model: &ModelInfo) -
         "stop": request.stop,
         "ignore_eos": request.ignore_end,
         "logit_bias": biases(request, model),
-        "stream": manner.stream,
+        "stream": options.stream,
         "n_probs": request.report.unwrap_or(0),
         "post_sampling_probs": request.sampled,
-        "timings_per_token": manner.timings_per_token,
+        "timings_per_token": options.timings_per_token,
         "samplers": ["penalties", "top_k", "top_p", "min_p", "temperature"],
     })
 }
@@ -48,30 +48,33 @@ fn biases(request: &Generate, model: &ModelInfo) -> Vec<Value> {
 
 /// `__verbose`: the engine's request, if the client asked for it. Of several answers, the first
 /// one's.
-pub(in crate::api) fn verbose(requests: &[Generate], manner: &Manner, model: &ModelInfo) -> Option<Value> {
-    let request = requests.first().filter(|_| manner.verbose)?;
+pub(in crate::api) fn verbose(
+    requests: &[Generate],
+    options: &AnswerOptions,
+    model: &ModelInfo,
+) -> Option<Value> {
+    let request = requests.first().filter(|_| options.verbose)?;
     let prompt: String = request.prompt.iter().map(|segment| segment.text.as_str()).collect();
-    Some(json!({"prompt": prompt, "generation_settings": settings(request, manner, model)}))
+    Some(json!({"prompt": prompt, "generation_settings": settings(request, options, model)}))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::body::JsonBody;
-    use crate::api::request::Endpoint;
+    use crate::api::request::AnswerFields;
     use crate::config::{Overrides, load};
     use crate::engine::{FakeEngine, Prompt};
 
     #[test]
     fn tokens_that_are_never_chosen_have_no_number() {
         let defaults = load(None, Overrides::default()).unwrap().sampling;
-        let manner = Manner::parse(&JsonBody(json!({})), Endpoint::Native, &defaults).unwrap();
+        let options = AnswerOptions::new(AnswerFields::default(), &defaults).unwrap();
         let request = Generate {
             logit_bias: vec![(5, 1.5), (6, -100.0)],
             ignore_end: true,
             ..Generate::new("x", Prompt::new())
         };
-        let settings = settings(&request, &manner, &FakeEngine::info());
+        let settings = settings(&request, &options, &FakeEngine::info());
         let expected =
             json!([{"token": 5, "bias": 1.5}, {"token": 6, "bias": null}, {"token": 2, "bias": null}]);
         assert_eq!(settings["logit_bias"], expected);

@@ -252,7 +252,7 @@ fn the_post_may_have_further_names() {
 }
 
 #[test]
-fn what_is_switched_off_says_what_switches_it_on() {
+fn what_is_disabled_says_what_enables_it() {
     let daemon = Daemon::with(FakeEngine::new(Script::Echo), |settings| {
         settings.server.slots = false;
         settings.server.metrics = false;

@@ -1,5 +1,5 @@
-//! Translates messages of blocks into chat messages. Tool calls and results are blocks within
-//! messages here, and separate there.
+//! Reads messages of blocks as turns. Tool calls and results are blocks within messages here, and
+//! turns of their own, or parts of turns, there.
 
 use std::collections::HashMap;
 
@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use crate::api::dialect::{self, string, unread};
 use crate::api::error::ApiError;
 use crate::text::fields::{kind, short};
+use crate::text::{Call, Turn};
 
 /// Prefix of a result that is an error, because templates have no other way to say so.
 const ERROR: &str = "Error: ";
 
-/// The conversation in chat's form.
-pub(super) fn messages(written: Option<&Value>) -> Result<Vec<Value>, ApiError> {
+/// The turns of the conversation.
+pub(super) fn turns(written: Option<&Value>) -> Result<Vec<Turn>, ApiError> {
     let written = written.ok_or_else(|| ApiError::field("messages", "is missing"))?;
     let Value::Array(written) = written else {
         return Err(ApiError::field("messages", format!("found {}, expected an array", kind(written))));
@@ -31,7 +32,7 @@ pub(super) fn messages(written: Option<&Value>) -> Result<Vec<Value>, ApiError> 
             Some("assistant") => all.push(assistant(&path, message, &mut called)?),
             Some("system") => {
                 let text = text_blocks(&format!("{path}.content"), content(&path, message)?)?.concat();
-                all.push(json!({"role": "system", "content": text}));
+                all.push(Turn::new("system", text));
             }
             _ => {
                 let found = message.get("role").map_or_else(|| "nothing".to_owned(), short);
@@ -51,13 +52,13 @@ fn content<'a>(path: &str, message: &'a Value) -> Result<&'a Value, ApiError> {
 fn user(
     path: &str,
     message: &Value,
-    called: &HashMap<String, Value>,
-    all: &mut Vec<Value>,
+    called: &HashMap<String, String>,
+    all: &mut Vec<Turn>,
 ) -> Result<(), ApiError> {
     let written = content(path, message)?;
     let Value::Array(blocks) = written else {
         let text = text_blocks(&format!("{path}.content"), written)?.concat();
-        all.push(json!({"role": "user", "content": text}));
+        all.push(Turn::new("user", text));
         return Ok(());
     };
     let (mut said, mut results) = (Vec::new(), false);
@@ -71,12 +72,12 @@ fn user(
         }
     }
     if !results || !said.is_empty() {
-        all.push(json!({"role": "user", "content": said.concat()}));
+        all.push(Turn::new("user", said.concat()));
     }
     Ok(())
 }
 
-fn result(path: &str, block: &Value, called: &HashMap<String, Value>) -> Result<Value, ApiError> {
+fn result(path: &str, block: &Value, called: &HashMap<String, String>) -> Result<Turn, ApiError> {
     let id = string(&format!("{path}.tool_use_id"), block.get("tool_use_id"))?;
     let mut text = match block.get("content") {
         None | Some(Value::Null) => String::new(),
@@ -85,18 +86,15 @@ fn result(path: &str, block: &Value, called: &HashMap<String, Value>) -> Result<
     if block.get("is_error") == Some(&Value::Bool(true)) {
         text.insert_str(0, ERROR);
     }
-    let mut message = json!({"role": "tool", "tool_call_id": id, "content": text});
-    if let Some(name) = called.get(id) {
-        message["name"] = name.clone();
-    }
-    Ok(message)
+    let name = called.get(id).cloned();
+    Ok(Turn { call_id: Some(id.to_owned()), name, ..Turn::new("tool", text) })
 }
 
-fn assistant(path: &str, message: &Value, called: &mut HashMap<String, Value>) -> Result<Value, ApiError> {
+fn assistant(path: &str, message: &Value, called: &mut HashMap<String, String>) -> Result<Turn, ApiError> {
     let written = content(path, message)?;
     let Value::Array(blocks) = written else {
         let text = text_blocks(&format!("{path}.content"), written)?.concat();
-        return Ok(json!({"role": "assistant", "content": text}));
+        return Ok(Turn::new("assistant", text));
     };
     let (mut text, mut thinking, mut calls) = (String::new(), String::new(), Vec::new());
     for (index, block) in blocks.iter().enumerate() {
@@ -108,7 +106,7 @@ fn assistant(path: &str, message: &Value, called: &mut HashMap<String, Value>) -
             Some("tool_use") => {
                 let id = string(&format!("{path}.id"), block.get("id"))?;
                 let name = string(&format!("{path}.name"), block.get("name"))?;
-                let input = match block.get("input") {
+                let arguments = match block.get("input") {
                     None | Some(Value::Null) => json!({}),
                     Some(input @ Value::Object(_)) => input.clone(),
                     Some(other) => {
@@ -116,22 +114,14 @@ fn assistant(path: &str, message: &Value, called: &mut HashMap<String, Value>) -
                         return Err(ApiError::field(format!("{path}.input"), message));
                     }
                 };
-                called.insert(id.to_owned(), name.into());
-                calls.push(
-                    json!({"id": id, "type": "function", "function": {"name": name, "arguments": input}}),
-                );
+                called.insert(id.to_owned(), name.to_owned());
+                calls.push(Call { id: id.to_owned(), name: name.to_owned(), arguments });
             }
             _ => text.push_str(&text_block(&path, block)?),
         }
     }
-    let mut message = json!({"role": "assistant", "content": text});
-    if !thinking.is_empty() {
-        message["reasoning_content"] = thinking.into();
-    }
-    if !calls.is_empty() {
-        message["tool_calls"] = calls.into();
-    }
-    Ok(message)
+    let reasoning = Some(thinking).filter(|thinking| !thinking.is_empty());
+    Ok(Turn { reasoning, calls, ..Turn::new("assistant", text) })
 }
 
 /// The texts of a string, or of text blocks.
@@ -154,8 +144,8 @@ fn text_block(path: &str, block: &Value) -> Result<String, ApiError> {
 mod tests {
     use super::*;
 
-    fn translated(written: Value) -> Result<Value, String> {
-        messages(Some(&written)).map(Value::from).map_err(|error| error.to_string())
+    fn read(written: Value) -> Result<Vec<Turn>, String> {
+        turns(Some(&written)).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -174,18 +164,25 @@ mod tests {
                 {"type": "tool_result", "tool_use_id": "t2", "content": "gone", "is_error": true},
             ]},
         ]);
-        let call = |id: &str, name: &str, arguments: Value| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
-        let expected = json!([
-            {"role": "user", "content": "What now?"},
-            {
-                "role": "assistant", "content": "Let me see.", "reasoning_content": "I look.",
-                "tool_calls": [call("t1", "look", json!({"at": "x"})), call("t2", "hear", json!({}))],
+        let call =
+            |id: &str, name: &str, arguments: Value| Call { id: id.into(), name: name.into(), arguments };
+        let result = |id: &str, name: &str, text: &str| Turn {
+            call_id: Some(id.into()),
+            name: Some(name.into()),
+            ..Turn::new("tool", text)
+        };
+        let expected = vec![
+            Turn::new("user", "What now?"),
+            Turn {
+                reasoning: Some("I look.".into()),
+                calls: vec![call("t1", "look", json!({"at": "x"})), call("t2", "hear", json!({}))],
+                ..Turn::new("assistant", "Let me see.")
             },
-            {"role": "tool", "tool_call_id": "t1", "content": "a", "name": "look"},
-            {"role": "tool", "tool_call_id": "t2", "content": "Error: gone", "name": "hear"},
-            {"role": "user", "content": "Here:"},
-        ]);
-        assert_eq!(translated(written), Ok(expected));
+            result("t1", "look", "a"),
+            result("t2", "hear", "Error: gone"),
+            Turn::new("user", "Here:"),
+        ];
+        assert_eq!(read(written), Ok(expected));
     }
 
     #[test]
@@ -213,7 +210,7 @@ mod tests {
                 "messages[0].content[0].input: found a number",
             ),
         ] {
-            let error = translated(written.clone()).unwrap_err();
+            let error = read(written.clone()).unwrap_err();
             assert!(error.starts_with(start), "{written}: {error}");
         }
     }

@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use crate::api::answer_stream::Output;
 use crate::api::answer_streams::Whole;
 use crate::api::blocks::{Block, Blocks, Step, What};
-use crate::api::conversation::calls::Listener;
 use crate::api::error::ApiError;
 use crate::api::openai::envelope::{Envelope, tell_closed};
 use crate::api::sse::ReplyFormat;
+use crate::api::tools::calls::Listener;
 use crate::engine::{FinishReason, Usage};
 
 /// A message under construction.

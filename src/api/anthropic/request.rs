@@ -1,13 +1,14 @@
-//! Translates a body of the Messages API into a chat body. Fields with the same meaning in both are
-//! copied.
+//! Translates a body of the Messages API into turns and fields of chat. Fields with the same meaning
+//! in both stay as they are.
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::content::{messages, text_blocks};
-use crate::api::body::JsonBody;
+use super::content::{text_blocks, turns};
 use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
-use crate::text::fields::{kind, short};
+use crate::text::Turn;
+use crate::text::fields::{kind, present, short, take};
 
 /// Field names of this API.
 pub(super) const DIALECT: Dialect = Dialect {
@@ -23,16 +24,23 @@ pub(super) const DIALECT: Dialect = Dialect {
     tool: &[(".function.parameters", ".input_schema"), (".function", "")],
 };
 
-/// Fields that are translated, or that don't affect the answer.
-const OWN: [&str; 15] = [
-    "system",
-    "messages",
-    "stop_sequences",
-    "tools",
-    "tool_choice",
-    "thinking",
-    "output_config",
-    "output_format",
+/// Fields that mean something else in chat, or have another form there, as written.
+#[derive(Debug, Deserialize)]
+struct MessageFields {
+    system: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    messages: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    stop_sequences: Option<Value>,
+    tools: Option<Value>,
+    tool_choice: Option<Value>,
+    thinking: Option<Value>,
+    output_config: Option<Value>,
+    output_format: Option<Value>,
+}
+
+/// Fields that don't affect the answer, whatever they mean in chat.
+const IGNORED: [&str; 7] = [
     "metadata",
     "service_tier",
     "cache_control",
@@ -50,61 +58,54 @@ const REFUSED: [(&str, &str); 2] =
 /// no prefix could be shared after it.
 const BILLING: &str = "x-anthropic-billing-header:";
 
-/// Translates the body into a chat body.
-pub(super) fn translate(body: &Value) -> Result<JsonBody, ApiError> {
-    let Value::Object(fields) = body else {
-        return Err(ApiError::field("body", format!("found {}, expected an object", kind(body))));
-    };
+/// The turns of a body's conversation, and its other fields as chat's.
+pub(super) fn translate(mut fields: Map<String, Value>) -> Result<(Vec<Turn>, Map<String, Value>), ApiError> {
     for (field, why) in REFUSED {
         if let Some(value) = fields.get(field).filter(|value| !is_nothing(value)) {
             let message = format!("found {}, but {why}", short(value));
             return Err(ApiError::field(field, message));
         }
     }
-    let mut chat: Map<String, Value> = fields
-        .iter()
-        .filter(|(name, _)| !OWN.contains(&name.as_str()))
-        .map(|(n, v)| (n.clone(), v.clone()))
-        .collect();
+    let own: MessageFields = take(&mut fields)?;
+    fields.retain(|name, _| !IGNORED.contains(&name.as_str()));
     let mut all = Vec::new();
-    if let Some(system) = fields.get("system").filter(|system| !system.is_null()) {
-        let mut parts = text_blocks("system", system)?;
+    if let Some(system) = own.system {
+        let mut parts = text_blocks("system", &system)?;
         parts.retain(|text| !text.starts_with(BILLING));
-        all.push(json!({"role": "system", "content": parts.join("\n\n")}));
+        all.push(Turn::new("system", parts.join("\n\n")));
     }
-    all.extend(messages(fields.get("messages"))?);
-    chat.insert("messages".to_owned(), all.into());
-    if let Some(stop) = fields.get("stop_sequences") {
-        chat.insert("stop".to_owned(), stop.clone());
+    all.extend(turns(own.messages.as_ref())?);
+    if let Some(stop) = own.stop_sequences {
+        fields.insert("stop".to_owned(), stop);
     }
-    if let Some(tools) = fields.get("tools").filter(|tools| !tools.is_null()) {
-        chat.insert("tools".to_owned(), tools_of(tools)?);
+    if let Some(tools) = own.tools {
+        fields.insert("tools".to_owned(), tools_of(&tools)?);
     }
-    if let Some(choice) = fields.get("tool_choice").filter(|choice| !choice.is_null()) {
-        tool_choice(choice, &mut chat)?;
+    if let Some(choice) = own.tool_choice {
+        tool_choice(&choice, &mut fields)?;
     }
-    let mut told = thinking(fields.get("thinking"))?;
-    let config = fields.get("output_config");
+    let mut told = thinking(own.thinking.as_ref())?;
+    let config = own.output_config.as_ref();
     if let Some(effort) = config.and_then(|config| config.get("effort")).filter(|effort| !effort.is_null()) {
         told.insert("reasoning_effort".to_owned(), self::effort(effort)?);
     }
     // `chat_template_kwargs` address the template directly, so they win.
-    match chat.get_mut("chat_template_kwargs") {
+    match fields.get_mut("chat_template_kwargs") {
         Some(Value::Object(given)) => {
             for (name, value) in told {
                 given.entry(name).or_insert(value);
             }
         }
         Some(Value::Null) | None if !told.is_empty() => {
-            chat.insert("chat_template_kwargs".to_owned(), told.into());
+            fields.insert("chat_template_kwargs".to_owned(), told.into());
         }
         _ => {}
     }
-    let format = config.and_then(|config| config.get("format")).or(fields.get("output_format"));
+    let format = config.and_then(|config| config.get("format")).or(own.output_format.as_ref());
     if let Some(format) = format.filter(|format| !format.is_null()) {
-        chat.insert("response_format".to_owned(), response_format(format)?);
+        fields.insert("response_format".to_owned(), response_format(format)?);
     }
-    Ok(JsonBody(Value::Object(chat)))
+    Ok((all, fields))
 }
 
 fn is_nothing(value: &Value) -> bool {
@@ -165,7 +166,7 @@ fn tool_choice(written: &Value, chat: &mut Map<String, Value>) -> Result<(), Api
 /// thinking and answer.
 fn thinking(written: Option<&Value>) -> Result<Map<String, Value>, ApiError> {
     let mut told = Map::new();
-    let Some(written) = written.filter(|written| !written.is_null()) else { return Ok(told) };
+    let Some(written) = written else { return Ok(told) };
     let thinks = match written.get("type").and_then(Value::as_str) {
         Some("enabled" | "adaptive") => true,
         Some("disabled") => false,
@@ -206,8 +207,9 @@ fn response_format(written: &Value) -> Result<Value, ApiError> {
 mod tests {
     use super::*;
 
-    fn chat(body: Value) -> Result<Value, String> {
-        translate(&body).map(|body| body.0).map_err(|error| error.to_string())
+    fn chat(body: Value) -> Result<(Vec<Turn>, Value), String> {
+        let fields = body.as_object().unwrap().clone();
+        translate(fields).map(|(turns, fields)| (turns, fields.into())).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -224,7 +226,6 @@ mod tests {
         });
         let expected = json!({
             "model": "m", "max_tokens": 9, "temperature": 0.5, "top_k": 4, "stream": true, "seed": 3,
-            "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}],
             "stop": ["END"],
             "tools": [{"type": "function", "function": {
                 "name": "look", "description": "D", "parameters": {"type": "object"}
@@ -235,7 +236,8 @@ mod tests {
                 "type": "json_schema", "json_schema": {"name": null, "schema": {"type": "object"}}
             },
         });
-        assert_eq!(chat(body), Ok(expected));
+        let turns = vec![Turn::new("system", "S"), Turn::new("user", "U")];
+        assert_eq!(chat(body), Ok((turns, expected)));
     }
 
     #[test]
@@ -260,7 +262,6 @@ mod tests {
             let error = chat(body).unwrap_err();
             assert!(error.starts_with(start), "{fields}: {error}");
         }
-        assert!(chat(json!([])).unwrap_err().starts_with("body: found an array"));
     }
 
     #[test]

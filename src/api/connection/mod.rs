@@ -190,7 +190,7 @@ async fn talk(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke off");
+        tracing::debug!(%error, "a connection ended early");
     }
     let mut stream = connection.into_parts().io.into_inner();
     if stream.shutdown().await.is_ok() && unread.load(Ordering::Relaxed) {

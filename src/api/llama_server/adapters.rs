@@ -29,7 +29,7 @@ pub(in crate::api) async fn set_adapters(
     State(app): State<App>,
     body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
-    let set = defaults(&app, &body, &app.spokes().registry().serving())?;
+    let set = defaults(&app, &body.0, &app.spokes().registry().serving())?;
     app.set_default_spokes(set);
     Ok(Json(json!({"success": true})))
 }

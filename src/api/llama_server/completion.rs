@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::api::answer_stream::{Output, Part};
 use crate::api::answer_streams::{AnswerStreams, Whole};
@@ -13,12 +13,14 @@ use crate::api::error::{ApiError, Fields};
 use crate::api::logprobs;
 use crate::api::openai::envelope::{tell_closed, timings};
 use crate::api::reasoning::Splitter;
-use crate::api::request::{Endpoint, Manner, prompt};
-use crate::api::spokes::{Choice, Chosen};
+use crate::api::request::{AnswerFields, AnswerOptions, Endpoint, prompt, refuse};
+use crate::api::spokes::{Chosen, SpokeChoice};
 use crate::api::sse::{self, ReplyFormat};
 use crate::api::timings::{prompt_progress, so_far};
 use crate::api::verbose::settings;
-use crate::engine::{Closed, FinishReason, Segment, TokenReport, Usage};
+use crate::config::SamplingDefaults;
+use crate::engine::{Closed, FinishReason, Prompt, Segment, TokenReport, Usage};
+use crate::text::fields::{present, take};
 
 /// Most alternatives reported per token.
 const MOST_ALTERNATIVES: u32 = 100;
@@ -26,6 +28,8 @@ const MOST_ALTERNATIVES: u32 = 100;
 /// Fields of this endpoint alone, as written.
 #[derive(Debug, Deserialize)]
 struct CompletionFields {
+    #[serde(default, deserialize_with = "present")]
+    prompt: Option<Value>,
     n_probs: Option<u32>,
     post_sampling_probs: Option<bool>,
     return_tokens: Option<bool>,
@@ -35,44 +39,66 @@ struct CompletionFields {
 /// Most response fields that one request may select.
 const MOST_FIELDS: usize = 256;
 
+/// A request, with all that can be validated without the model.
+struct CompletionRequest {
+    options: AnswerOptions,
+    spokes: SpokeChoice,
+    prompts: Vec<Prompt>,
+    /// The prompts as they were written, which the reply repeats.
+    written: Value,
+    /// Number of alternatives whose probabilities are reported.
+    probabilities: Option<u32>,
+    return_tokens: bool,
+    /// Paths of the response fields to send; empty for all.
+    fields: Vec<String>,
+}
+
+impl CompletionRequest {
+    fn read(mut fields: Map<String, Value>, defaults: &SamplingDefaults) -> Result<Self, ApiError> {
+        refuse(&fields, Endpoint::Native)?;
+        let answer: AnswerFields = take(&mut fields)?;
+        let spokes = SpokeChoice::new(take(&mut fields)?, answer.schema_name())?;
+        let mut options = AnswerOptions::new(answer, defaults)?;
+        let own: CompletionFields = take(&mut fields)?;
+        let probabilities = own.n_probs.filter(|&top| top > 0);
+        if let Some(top) = probabilities.filter(|&top| top > MOST_ALTERNATIVES) {
+            let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
+            return Err(ApiError::field("n_probs", message));
+        }
+        let return_tokens = own.return_tokens.unwrap_or(false);
+        options.report(probabilities.or(return_tokens.then_some(0)));
+        options.generate.sampled = own.post_sampling_probs.unwrap_or(false);
+        let fields = own.response_fields.unwrap_or_default();
+        if fields.len() > MOST_FIELDS {
+            let message = format!("has {} entries, expected at most {MOST_FIELDS}", fields.len());
+            return Err(ApiError::field("response_fields", message));
+        }
+        let prompts = prompt::parse("prompt", own.prompt.as_ref(), Segment::markup)?;
+        let written = own.prompt.unwrap_or_default();
+        Ok(Self { options, spokes, prompts, written, probabilities, return_tokens, fields })
+    }
+}
+
 /// Continues prompts. Several answers, to one prompt or to many, are returned as an array.
 pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
-    let manner = Manner::parse(&body, Endpoint::Native, app.sampling())?;
-    let choice = Choice::parse(&body)?;
-    let CompletionFields { n_probs, post_sampling_probs, return_tokens, response_fields } = body.parse()?;
-    let probabilities = n_probs.filter(|&top| top > 0);
-    if let Some(top) = probabilities.filter(|&top| top > MOST_ALTERNATIVES) {
-        let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
-        return Err(ApiError::field("n_probs", message));
-    }
-    let return_tokens = return_tokens.unwrap_or(false);
-    let sampled = post_sampling_probs.unwrap_or(false);
-    let fields = response_fields.unwrap_or_default();
-    if fields.len() > MOST_FIELDS {
-        let message = format!("has {} entries, expected at most {MOST_FIELDS}", fields.len());
-        return Err(ApiError::field("response_fields", message));
-    }
-    let written = body.0.get("prompt").cloned();
-    let prompts = prompt::parse("prompt", written.as_ref(), Segment::markup)?;
+    let request = CompletionRequest::read(body.fields()?, app.sampling())?;
+    let CompletionRequest { options, spokes, prompts, written, probabilities, return_tokens, fields } =
+        request;
     let many = prompts.len() > 1;
     let model = app.ready(deadline).await?;
     let id = format!("completion-{:032x}", rand::random::<u128>());
-    let report = probabilities.or(return_tokens.then_some(0));
-    let spokes = Chosen::take(&app, choice, deadline).await?;
-    let mut requests = manner.requests(&app, &model, deadline, &id, prompts, report).await?;
-    for request in &mut requests {
-        request.sampled = sampled;
-    }
+    let spokes = Chosen::take(&app, spokes, deadline).await?;
+    let requests = options.requests(&app, &model, deadline, &id, prompts, &spokes).await?;
     let answers = requests
         .iter()
         .enumerate()
         .map(|(index, request)| {
-            let own = if many { index / manner.n as usize } else { 0 };
-            let prompt = written.as_ref().filter(|_| many).and_then(|all| all.get(own)).or(written.as_ref());
+            let own = if many { index / options.n as usize } else { 0 };
+            let prompt = Some(&written).filter(|_| many).and_then(|all| all.get(own)).unwrap_or(&written);
             Answer {
-                prompt: prompt.cloned().unwrap_or_default(),
-                settings: settings(request, &manner, &model),
+                prompt: prompt.clone(),
+                settings: settings(request, &options, &model),
                 line: false,
                 closed: Vec::new(),
             }
@@ -81,19 +107,19 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
     let reply = NativeReply {
         model: app.model_id().to_owned(),
         spokes: spokes.field(),
-        timings_per_token: manner.timings_per_token,
-        progress: manner.progress,
+        timings_per_token: options.timings_per_token,
+        progress: options.generate.progress,
         probabilities,
-        sampled,
+        sampled: options.generate.sampled,
         return_tokens,
-        stops: manner.stop.clone(),
+        stops: options.generate.stop.clone(),
         fields,
         answers,
     };
-    let requests = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
-    let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
-    let generations = AnswerStreams::start(&app, requests, manner.n, &spokes, fields, deadline)?;
-    Ok(spokes.sign(sse::respond(reply, generations, manner.stream).await?))
+    let fields = Fields { prompt: "prompt", constraint: options.constraint_field };
+    let raw = Splitter::raw();
+    let answers = AnswerStreams::start(&app, requests, &raw, options.n, &spokes, fields, deadline)?;
+    Ok(spokes.sign(sse::respond(reply, answers, options.stream).await?))
 }
 
 /// Answers under construction.

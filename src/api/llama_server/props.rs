@@ -56,7 +56,7 @@ pub(in crate::api) async fn props(State(app): State<App>) -> Result<Json<Value>,
 /// `?fail_on_no_slot=1`, answers 503 if all lanes are busy.
 pub(in crate::api) async fn slots(State(app): State<App>, uri: Uri) -> Result<Json<Value>, ApiError> {
     if !app.options().server.slots {
-        return Err(ApiError::SwitchedOff { path: "/slots", setting: "server.slots" });
+        return Err(ApiError::Disabled { path: "/slots", setting: "server.slots" });
     }
     let model = app.model_now()?;
     let lanes = lanes(&app).await?;

@@ -8,17 +8,25 @@ use serde_json::{Value, json};
 
 use crate::api::app::{App, Deadline, answered};
 use crate::api::body::JsonBody;
-use crate::api::conversation::Conversation;
 use crate::api::error::{ApiError, Fields};
 use crate::api::request::prompt;
 use crate::engine::{Query, Reply, Segment};
-use crate::text::fields::kind;
+use crate::text::conversation::Conversation;
+use crate::text::fields::{kind, present};
 
 #[derive(Debug, Deserialize)]
-struct TokenFields {
+struct TokenizeRequest {
+    #[serde(default, deserialize_with = "present")]
+    content: Option<Value>,
     add_special: Option<bool>,
     parse_special: Option<bool>,
     with_pieces: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DetokenizeRequest {
+    #[serde(default, deserialize_with = "present")]
+    tokens: Option<Value>,
 }
 
 /// Token ids of a text; with `with_pieces`, also their texts.
@@ -27,20 +35,20 @@ pub(in crate::api) async fn tokenize(
     body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
     let deadline = app.deadline();
-    let written: TokenFields = body.parse()?;
-    let markup = written.parse_special.unwrap_or(true);
+    let request: TokenizeRequest = body.parse()?;
+    let markup = request.parse_special.unwrap_or(true);
     let text: fn(String) -> Segment = if markup { Segment::markup } else { Segment::plain };
-    let content = body.0.get("content").ok_or_else(|| ApiError::field("content", "is missing"))?;
-    let content = match content {
+    let content = request.content.ok_or_else(|| ApiError::field("content", "is missing"))?;
+    let content = match &content {
         Value::Array(items) if items.is_empty() => Vec::new(),
         content => prompt::one("content", content, text)?,
     };
     app.ready(deadline).await?;
-    let query = Query::Tokenize { prompt: content, whole: written.add_special.unwrap_or(false) };
+    let query = Query::Tokenize { prompt: content, whole: request.add_special.unwrap_or(false) };
     let Reply::Tokens(ids) = ask(&app, query, "content", deadline).await? else {
         return Ok(Json(json!({"tokens": []})));
     };
-    if !written.with_pieces.unwrap_or(false) {
+    if !request.with_pieces.unwrap_or(false) {
         return Ok(Json(json!({"tokens": ids})));
     }
     let pieces = pieces(&app, ids.clone(), "content", deadline).await?;
@@ -62,7 +70,8 @@ pub(in crate::api) async fn detokenize(
     body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
     let deadline = app.deadline();
-    let ids = match body.0.get("tokens") {
+    let DetokenizeRequest { tokens } = body.parse()?;
+    let ids = match tokens {
         Some(Value::Array(items)) => items
             .iter()
             .enumerate()
@@ -70,7 +79,7 @@ pub(in crate::api) async fn detokenize(
             .collect::<Result<Vec<u32>, _>>()?,
         None => return Err(ApiError::field("tokens", "is missing")),
         Some(other) => {
-            let message = format!("found {}, expected an array of token ids", kind(other));
+            let message = format!("found {}, expected an array of token ids", kind(&other));
             return Err(ApiError::field("tokens", message));
         }
     };
@@ -90,9 +99,9 @@ pub(in crate::api) async fn apply_template(
     body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
     let deadline = app.deadline();
-    let mut conversation = Conversation::parse(&body)?;
+    let mut conversation = Conversation::take(&mut body.fields()?)?;
     conversation.check_end()?;
-    conversation.fill_in(app.sampling().thinking);
+    conversation.think_by_default(app.sampling().thinking);
     let model = app.ready(deadline).await?;
     let prompt = conversation.prompt(app.template(&model, deadline).await?)?;
     let text: String = prompt.into_iter().map(|segment| segment.text).collect();

@@ -6,16 +6,16 @@
 
 use serde_json::{Map, Value, json};
 
-use super::chat::Said;
+use super::chat::Reported;
 use super::envelope::{Envelope, tell_closed, timings, usage};
 use crate::api::answer_stream::{Output, Part};
 use crate::api::answer_streams::{Whole, total};
 use crate::api::confidence::confidence;
-use crate::api::conversation::calls::{self, Listener};
 use crate::api::logprobs;
-use crate::api::request::Manner;
+use crate::api::request::AnswerOptions;
 use crate::api::sse::ReplyFormat;
 use crate::api::timings::{prompt_progress, so_far};
+use crate::api::tools::calls::{self, Listener};
 use crate::engine::{Closed, FinishReason, TokenReport, Usage};
 
 /// A chat reply under construction.
@@ -28,7 +28,7 @@ pub(super) struct ChatReply {
     progress: bool,
     /// The engine's request as shown in `__verbose`, if the client asked for it.
     verbose: Option<Value>,
-    said: Said,
+    reported: Reported,
     choices: Vec<Choice>,
     usages: Vec<Usage>,
 }
@@ -50,20 +50,20 @@ struct Choice {
 impl ChatReply {
     pub(super) fn new(
         envelope: Envelope,
-        manner: &Manner,
-        said: Said,
+        options: &AnswerOptions,
+        reported: Reported,
         listener: Option<Listener>,
         verbose: Option<Value>,
     ) -> Self {
         let choice = Choice { listener, ..Choice::default() };
-        let n = manner.n as usize;
+        let n = options.n as usize;
         Self {
             envelope,
-            include_usage: manner.include_usage,
-            timings_per_token: manner.timings_per_token,
-            progress: manner.progress,
+            include_usage: options.include_usage,
+            timings_per_token: options.timings_per_token,
+            progress: options.generate.progress,
             verbose,
-            said,
+            reported,
             choices: vec![choice; n],
             usages: vec![Usage::default(); n],
         }
@@ -121,12 +121,12 @@ impl ChatReply {
 
     fn take_logprobs(&mut self, index: usize) -> Option<Value> {
         let tokens = std::mem::take(&mut self.choices[index].tokens);
-        self.said.logprobs.map(|top| json!({"content": logprobs::chat(&tokens, top)}))
+        self.reported.logprobs.map(|top| json!({"content": logprobs::chat(&tokens, top)}))
     }
 
     fn answer(&mut self, index: usize, part: Part, progress: Option<Usage>) -> Vec<Value> {
         let choice = &mut self.choices[index];
-        if self.said.confidence {
+        if self.reported.confidence {
             choice.answer.push_str(&part.text);
             choice.all.extend(part.tokens.iter().cloned());
         }
@@ -152,7 +152,7 @@ impl ChatReply {
             last["__verbose"] = verbose.clone();
         }
         tell_closed(&mut last["choices"][0], &self.choices[index].closed);
-        if self.said.confidence {
+        if self.reported.confidence {
             let Choice { answer, all, .. } = &self.choices[index];
             last["choices"][0]["confidence"] = confidence(answer, all);
         }
@@ -188,11 +188,11 @@ impl ChatReply {
             message["reasoning_content"] = whole.reasoning.clone().into();
         }
         let mut choice = json!({"index": index, "message": message, "finish_reason": finish});
-        if let Some(top) = self.said.logprobs {
+        if let Some(top) = self.reported.logprobs {
             choice["logprobs"] = json!({"content": logprobs::chat(&whole.tokens, top)});
         }
         tell_closed(&mut choice, &whole.closed);
-        if self.said.confidence {
+        if self.reported.confidence {
             choice["confidence"] = confidence(&whole.text, &whole.tokens);
         }
         choice

@@ -4,7 +4,7 @@
 use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::chat::MOST_ALTERNATIVES;
 use super::envelope::{Envelope, tell_closed, timings, usage};
@@ -15,36 +15,61 @@ use crate::api::body::JsonBody;
 use crate::api::error::{ApiError, Fields};
 use crate::api::logprobs::Legacy;
 use crate::api::reasoning::Splitter;
-use crate::api::request::{Endpoint, Manner, prompt};
-use crate::api::spokes::{Choice, Chosen};
+use crate::api::request::{AnswerFields, AnswerOptions, Endpoint, prompt, refuse};
+use crate::api::spokes::{Chosen, SpokeChoice};
 use crate::api::sse::{self, ReplyFormat};
 use crate::api::timings::{prompt_progress, so_far};
 use crate::api::verbose::verbose;
+use crate::config::SamplingDefaults;
 use crate::engine::{Closed, FinishReason, Prompt, Query, Reply, Segment, Usage};
+use crate::text::fields::{present, take};
 
 /// Fields of this endpoint alone, as written.
 #[derive(Debug, Deserialize)]
 struct CompletionFields {
+    #[serde(default, deserialize_with = "present")]
+    prompt: Option<Value>,
     logprobs: Option<u32>,
     echo: Option<bool>,
+}
+
+/// A request, with all that can be validated without the model.
+struct CompletionRequest {
+    options: AnswerOptions,
+    spokes: SpokeChoice,
+    prompts: Vec<Prompt>,
+    logprobs: Option<u32>,
+    /// Whether answers repeat their prompts.
+    echo: bool,
+}
+
+impl CompletionRequest {
+    fn read(mut fields: Map<String, Value>, defaults: &SamplingDefaults) -> Result<Self, ApiError> {
+        refuse(&fields, Endpoint::Text)?;
+        let answer: AnswerFields = take(&mut fields)?;
+        let spokes = SpokeChoice::new(take(&mut fields)?, answer.schema_name())?;
+        let mut options = AnswerOptions::new(answer, defaults)?;
+        let CompletionFields { prompt, logprobs, echo } = take(&mut fields)?;
+        if let Some(top) = logprobs.filter(|&top| top > MOST_ALTERNATIVES) {
+            let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
+            return Err(ApiError::field("logprobs", message));
+        }
+        let echo = echo.unwrap_or(false);
+        if echo && logprobs.is_some() {
+            let message = "can't be combined with logprobs: probabilities are reported for answers only";
+            return Err(ApiError::field("echo", message));
+        }
+        options.report(logprobs);
+        let prompts = prompt::parse("prompt", prompt.as_ref(), Segment::markup)?;
+        Ok(Self { options, spokes, prompts, logprobs, echo })
+    }
 }
 
 /// Continues prompts.
 pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let deadline = app.deadline();
-    let manner = Manner::parse(&body, Endpoint::Text, app.sampling())?;
-    let choice = Choice::parse(&body)?;
-    let CompletionFields { logprobs, echo } = body.parse()?;
-    if let Some(top) = logprobs.filter(|&top| top > MOST_ALTERNATIVES) {
-        let message = format!("found {top}, expected 0 to {MOST_ALTERNATIVES}");
-        return Err(ApiError::field("logprobs", message));
-    }
-    let echo = echo.unwrap_or(false);
-    if echo && logprobs.is_some() {
-        let message = "can't be combined with logprobs: probabilities are reported for answers only";
-        return Err(ApiError::field("echo", message));
-    }
-    let prompts = prompt::parse("prompt", body.0.get("prompt"), Segment::markup)?;
+    let request = CompletionRequest::read(body.fields()?, app.sampling())?;
+    let CompletionRequest { options, spokes, prompts, logprobs, echo } = request;
     let model = app.ready(deadline).await?;
     let mut echoed = Vec::new();
     if echo {
@@ -52,27 +77,27 @@ pub(in crate::api) async fn complete(State(app): State<App>, body: JsonBody) -> 
             echoed.push(text(&app, prompt, deadline).await?);
         }
     }
-    let spokes = Chosen::take(&app, choice, deadline).await?;
+    let spokes = Chosen::take(&app, spokes, deadline).await?;
     let envelope = Envelope::new(&app, "cmpl-", "text_completion", &spokes);
-    let requests = manner.requests(&app, &model, deadline, &envelope.id, prompts, logprobs).await?;
-    let verbose = verbose(&requests, &manner, &model);
-    let requests: Vec<_> = requests.into_iter().map(|request| (request, Splitter::raw())).collect();
+    let requests = options.requests(&app, &model, deadline, &envelope.id, prompts, &spokes).await?;
+    let verbose = verbose(&requests, &options, &model);
     let reply = TextReply {
         envelope,
-        include_usage: manner.include_usage,
-        timings_per_token: manner.timings_per_token,
-        progress: manner.progress,
+        include_usage: options.include_usage,
+        timings_per_token: options.timings_per_token,
+        progress: options.generate.progress,
         verbose,
-        per_prompt: manner.n as usize,
+        per_prompt: options.n as usize,
         logprobs,
         echoed,
         places: vec![Legacy::default(); requests.len()],
         closed: vec![Vec::new(); requests.len()],
         usages: vec![Usage::default(); requests.len()],
     };
-    let fields = Fields { prompt: "prompt", constraint: manner.constraint_field };
-    let generations = AnswerStreams::start(&app, requests, manner.n, &spokes, fields, deadline)?;
-    Ok(spokes.sign(sse::respond(reply, generations, manner.stream).await?))
+    let fields = Fields { prompt: "prompt", constraint: options.constraint_field };
+    let raw = Splitter::raw();
+    let answers = AnswerStreams::start(&app, requests, &raw, options.n, &spokes, fields, deadline)?;
+    Ok(spokes.sign(sse::respond(reply, answers, options.stream).await?))
 }
 
 /// The text of a prompt.

@@ -13,17 +13,21 @@ use crate::api::body::JsonBody;
 use crate::api::error::{ApiError, Fields};
 use crate::api::observe::RequestContext;
 use crate::api::request::prompt;
-use crate::api::spokes::{Choice, Chosen};
+use crate::api::spokes::{Chosen, SpokeChoice};
 use crate::engine::{Embeddings, Segment};
-use crate::text::fields::short;
+use crate::text::fields::{present, short};
 
 /// Most texts in one request.
 const MOST_INPUTS: usize = 2048;
 
-/// Fields as written, except `input`, `model` and `lora`. Unlisted fields such as `user` have no
-/// effect and are ignored.
+/// Fields as written. Unlisted fields such as `user` have no effect and are ignored.
 #[derive(Debug, Deserialize)]
-struct EmbeddingFields {
+pub(in crate::api) struct EmbeddingRequest {
+    /// The texts.
+    #[serde(default, deserialize_with = "present")]
+    input: Option<Value>,
+    model: Option<Value>,
+    lora: Option<Value>,
     encoding_format: Option<Format>,
     dimensions: Option<u32>,
 }
@@ -38,9 +42,9 @@ enum Format {
 
 /// Answers with one vector per text, in order.
 pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    let written: EmbeddingFields = body.parse()?;
-    let embeddings = vectors(&app, &body, "input").await?;
-    let format = written.encoding_format.unwrap_or_default();
+    let request: EmbeddingRequest = body.parse()?;
+    let embeddings = request.vectors(&app, "input").await?;
+    let format = request.encoding_format.unwrap_or_default();
     let data: Vec<Value> = embeddings
         .vectors
         .iter()
@@ -55,65 +59,70 @@ pub(in crate::api) async fn embed(State(app): State<App>, body: JsonBody) -> Res
     })))
 }
 
-/// One vector per text of a field, in order.
-pub(in crate::api) async fn vectors(
-    app: &App,
-    body: &JsonBody,
-    field: &'static str,
-) -> Result<Embeddings, ApiError> {
-    let deadline = app.deadline();
-    let written: EmbeddingFields = body.parse()?;
-    let prompts = prompt::parse(field, body.0.get(field), Segment::plain)?;
-    if prompts.len() > MOST_INPUTS {
-        let message = format!("has {} texts, expected 1 to {MOST_INPUTS}", prompts.len());
-        return Err(ApiError::field(field, message));
+impl EmbeddingRequest {
+    /// With these texts instead.
+    pub(in crate::api) fn of(self, input: Value) -> Self {
+        Self { input: Some(input), ..self }
     }
-    let empty = |prompt: &Vec<Segment>| prompt.iter().all(|part| part.text.is_empty() && part.ids.is_empty());
-    if let Some(index) = prompts.iter().position(empty) {
-        return Err(ApiError::field(format!("{field}[{index}]"), "is empty, expected a text"));
-    }
-    are_of_the_post(app, body, deadline).await?;
-    let model = app.ready(deadline).await?;
-    if let Some(dimensions) = written.dimensions.filter(|&dimensions| dimensions != model.n_embd) {
-        let message =
-            format!("found {dimensions}; this model's vectors have {} and can't be cut", model.n_embd);
-        return Err(ApiError::field("dimensions", message));
-    }
-    let blame = |error| Fields { prompt: field, ..Fields::CHAT }.blame(error);
-    let receiver = app.engine().embed(prompts).map_err(blame)?;
-    let embeddings = answered(deadline.within(receiver).await?).map_err(blame)?;
-    RequestContext::current().add_prompt(embeddings.prompt_tokens, 0);
-    Ok(embeddings)
-}
 
-/// Refuses unknown models, as chat does, and spokes: all vectors are the post's, so that they can
-/// be compared.
-async fn are_of_the_post(app: &App, body: &JsonBody, deadline: Deadline) -> Result<(), ApiError> {
-    let post = app.model_id();
-    let message = |name: &str| {
-        format!("{name:?} is a spoke; embeddings are the post's alone: send {post:?}, or nothing")
-    };
-    match body.0.get("lora") {
-        None | Some(Value::Null) => {}
-        Some(Value::Array(spokes)) if spokes.is_empty() => {}
-        Some(other) => {
-            let message =
-                format!("found {}, expected nothing: embeddings are the post's alone", short(other));
-            return Err(ApiError::field("lora", message));
+    /// One vector per text, in order; `field` is the texts' field in the body.
+    pub(in crate::api) async fn vectors(
+        &self,
+        app: &App,
+        field: &'static str,
+    ) -> Result<Embeddings, ApiError> {
+        let deadline = app.deadline();
+        let prompts = prompt::parse(field, self.input.as_ref(), Segment::plain)?;
+        if prompts.len() > MOST_INPUTS {
+            let message = format!("has {} texts, expected 1 to {MOST_INPUTS}", prompts.len());
+            return Err(ApiError::field(field, message));
         }
+        let empty =
+            |prompt: &Vec<Segment>| prompt.iter().all(|part| part.text.is_empty() && part.ids.is_empty());
+        if let Some(index) = prompts.iter().position(empty) {
+            return Err(ApiError::field(format!("{field}[{index}]"), "is empty, expected a text"));
+        }
+        self.check_post(app, deadline).await?;
+        let model = app.ready(deadline).await?;
+        if let Some(dimensions) = self.dimensions.filter(|&dimensions| dimensions != model.n_embd) {
+            let message =
+                format!("found {dimensions}; this model's vectors have {} and can't be cut", model.n_embd);
+            return Err(ApiError::field("dimensions", message));
+        }
+        let blame = |error| Fields { prompt: field, ..Fields::CHAT }.blame(error);
+        let receiver = app.engine().embed(prompts).map_err(blame)?;
+        let embeddings = answered(deadline.within(receiver).await?).map_err(blame)?;
+        RequestContext::current().add_prompt(embeddings.prompt_tokens, 0);
+        Ok(embeddings)
     }
-    let Some(model) = body.0.get("model").and_then(Value::as_str) else { return Ok(()) };
-    let serving = app.spokes().registry().serving();
-    let behind = |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(':'));
-    let name = behind(post).or_else(|| behind("bespoke")).unwrap_or(model);
-    if serving.names.contains_key(name) {
-        return Err(ApiError::field("model", message(name)));
+
+    /// Refuses unknown models, as chat does, and spokes: all vectors are the post's, so that they
+    /// can be compared.
+    async fn check_post(&self, app: &App, deadline: Deadline) -> Result<(), ApiError> {
+        let post = app.model_id();
+        let message = |name: &str| {
+            format!("{name:?} is a spoke; embeddings are the post's alone: send {post:?}, or nothing")
+        };
+        match &self.lora {
+            None => {}
+            Some(Value::Array(spokes)) if spokes.is_empty() => {}
+            Some(other) => {
+                let message =
+                    format!("found {}, expected nothing: embeddings are the post's alone", short(other));
+                return Err(ApiError::field("lora", message));
+            }
+        }
+        let Some(model) = self.model.as_ref().and_then(Value::as_str) else { return Ok(()) };
+        let serving = app.spokes().registry().serving();
+        let after = |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(':'));
+        let name = after(post).or_else(|| after("bespoke")).unwrap_or(model);
+        if serving.names.contains_key(name) {
+            return Err(ApiError::field("model", message(name)));
+        }
+        // Resolved as for chat: the name stands for the post, or it is an error.
+        let chosen = Chosen::take(app, SpokeChoice::named(model), deadline).await?;
+        if chosen.set().is_empty() { Ok(()) } else { Err(ApiError::field("model", message(name))) }
     }
-    // Resolved as for chat, with only the spoke that the model's name stands for: none, or an
-    // error.
-    let alone = JsonBody(json!({"model": model, "lora": []}));
-    let chosen = Chosen::take(app, Choice::parse(&alone)?, deadline).await?;
-    if chosen.set().is_empty() { Ok(()) } else { Err(ApiError::field("model", message(name))) }
 }
 
 impl Format {

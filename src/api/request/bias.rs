@@ -31,8 +31,8 @@ enum Target {
 }
 
 /// Validates the field.
-pub(super) fn parse(body: &Value) -> Result<Vec<Bias>, ApiError> {
-    let entries = match body.get("logit_bias") {
+pub(super) fn parse(written: Option<&Value>) -> Result<Vec<Bias>, ApiError> {
+    let entries = match written {
         Some(Value::Object(entries)) => entries.len(),
         Some(Value::Array(entries)) => entries.len(),
         _ => 0,
@@ -41,7 +41,7 @@ pub(super) fn parse(body: &Value) -> Result<Vec<Bias>, ApiError> {
         let message = format!("has {entries} entries, expected at most {MOST}");
         return Err(ApiError::field("logit_bias", message));
     }
-    let biases = entries_of(body)?;
+    let biases = entries_of(written)?;
     for Bias { path, target, .. } in &biases {
         if let Target::Text(text) = target
             && text.len() > LONGEST
@@ -54,8 +54,8 @@ pub(super) fn parse(body: &Value) -> Result<Vec<Bias>, ApiError> {
     Ok(biases)
 }
 
-fn entries_of(body: &Value) -> Result<Vec<Bias>, ApiError> {
-    match body.get("logit_bias") {
+fn entries_of(written: Option<&Value>) -> Result<Vec<Bias>, ApiError> {
+    match written {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Object(entries)) => entries
             .iter()

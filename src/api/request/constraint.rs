@@ -3,25 +3,14 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::body::JsonBody;
+use super::AnswerFields;
 use crate::api::error::ApiError;
 use crate::engine::{Constraint, DistinctList, Guard, Longest, Prompt};
 use crate::task::schema::{NAMES, SCHEMA_NAME, add_limits, longest_list, longest_text};
 use crate::text::fields::kind;
 
 #[derive(Debug, Deserialize)]
-struct ConstraintFields {
-    response_format: Option<ResponseFormat>,
-    /// llama-server's: a schema directly in the body.
-    json_schema: Option<Value>,
-    /// llama-server's: GBNF, or llguidance's Lark after its marker.
-    grammar: Option<String>,
-    /// Our extension.
-    regex: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ResponseFormat {
+pub(super) struct ResponseFormat {
     #[serde(rename = "type")]
     kind: FormatKind,
     json_schema: Option<NamedSchema>,
@@ -51,21 +40,20 @@ const LARK_MARK: &str = "%llguidance";
 
 /// The constraint, and the field that it came from. With `task_limits`, the schema of a known task
 /// gets the limits that the task's prompt states.
-pub(super) fn parse(
-    body: &JsonBody,
+pub(super) fn take(
+    written: &mut AnswerFields,
     task_limits: bool,
 ) -> Result<Option<(&'static str, Constraint)>, ApiError> {
-    let written: ConstraintFields = body.parse()?;
-    let format = written.response_format.map_or(Ok(None), |format| format.constraint(task_limits))?;
-    let schema = match written.json_schema {
+    let format = written.response_format.take().map_or(Ok(None), |format| format.constraint(task_limits))?;
+    let schema = match written.json_schema.take() {
         None | Some(Value::Null) => None,
         Some(schema) => Some(json_schema("json_schema", schema)?),
     };
     // As in llama-server, an empty grammar means no grammar.
-    let grammar = written.grammar.filter(|grammar| !grammar.trim().is_empty()).map(|grammar| {
+    let grammar = written.grammar.take().filter(|grammar| !grammar.trim().is_empty()).map(|grammar| {
         if grammar.starts_with(LARK_MARK) { Constraint::Lark(grammar) } else { Constraint::Gbnf(grammar) }
     });
-    let regex = written.regex.map(Constraint::Regex);
+    let regex = written.regex.take().map(Constraint::Regex);
     let all = [("response_format", format), ("json_schema", schema), ("grammar", grammar), ("regex", regex)];
     let mut given =
         all.into_iter().filter_map(|(field, constraint)| constraint.map(|constraint| (field, constraint)));
@@ -88,11 +76,11 @@ pub(super) enum Guarded {
 }
 
 impl Guarded {
-    /// The kind for a body with this constraint.
-    pub(super) fn of(body: &JsonBody, task_limits: bool, constraint: Option<&Constraint>) -> Self {
-        let name = body.0.pointer("/response_format/json_schema/name").and_then(Value::as_str);
+    /// The kind for answers under this constraint; `encodes` tells whether its schema has the
+    /// name of an encoding's.
+    pub(super) fn of(constraint: Option<&Constraint>, encodes: bool, task_limits: bool) -> Self {
         match constraint {
-            Some(Constraint::JsonSchema(_)) if task_limits && name == Some(SCHEMA_NAME) => Self::Encoding,
+            Some(Constraint::JsonSchema(_)) if task_limits && encodes => Self::Encoding,
             Some(Constraint::JsonSchema(_) | Constraint::JsonObject) if task_limits => Self::Json,
             _ => Self::Not,
         }
@@ -134,6 +122,10 @@ fn json_schema(field: &str, schema: Value) -> Result<Constraint, ApiError> {
 }
 
 impl ResponseFormat {
+    pub(super) fn schema_name(&self) -> Option<&str> {
+        self.json_schema.as_ref()?.name.as_deref()
+    }
+
     fn constraint(self, task_limits: bool) -> Result<Option<Constraint>, ApiError> {
         match self.kind {
             FormatKind::Text => Ok(None),

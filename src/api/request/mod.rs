@@ -3,22 +3,26 @@
 
 mod bias;
 mod constraint;
+mod fields;
 pub(in crate::api) mod prompt;
 mod sampling;
 mod unsupported;
 
 pub(super) use sampling::REPEAT_LAST;
-use serde::Deserialize;
 
 use super::app::{App, Deadline};
-use super::body::JsonBody;
 use super::error::{ApiError, Fields};
+use super::spokes::Chosen;
 use crate::config::{ModelSettings, SamplingDefaults};
-use crate::engine::{Constraint, Generate, ModelInfo, Prompt, Sampling, likely_use};
+use crate::engine::{Generate, ModelInfo, Prompt, likely_use};
+use crate::task::schema::SCHEMA_NAME;
 
 use self::bias::Bias;
 use self::constraint::Guarded;
 pub(in crate::api) use self::constraint::both;
+pub(in crate::api) use self::fields::AnswerFields;
+use self::fields::Stop;
+pub(in crate::api) use self::unsupported::refuse;
 
 /// Most answers that one request may ask for.
 const MOST_ANSWERS: i64 = 16;
@@ -27,45 +31,6 @@ const MOST_ANSWERS: i64 = 16;
 /// all of them.
 const MOST_STOPS: usize = 64;
 const LONGEST_STOP: usize = 1_024;
-
-/// Fields as written. Those that are neither here, nor specific to an endpoint, nor in
-/// [`unsupported`] don't affect the answer and are ignored: `model` (there is one), `user`,
-/// `metadata`, `store`, `id_slot` and others.
-#[derive(Debug, Deserialize)]
-struct CommonFields {
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    timings_per_token: Option<bool>,
-    return_progress: Option<bool>,
-    verbose: Option<bool>,
-    n: Option<i64>,
-    best_of: Option<i64>,
-    max_tokens: Option<i64>,
-    max_completion_tokens: Option<i64>,
-    n_predict: Option<i64>,
-    #[serde(default)]
-    stop: Stop,
-    ignore_eos: Option<bool>,
-    cache_prompt: Option<bool>,
-    draft: Option<bool>,
-    #[serde(rename = "speculative.n_max")]
-    speculative: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-struct StreamOptions {
-    include_usage: Option<bool>,
-}
-
-/// `null`, one text, or several.
-#[derive(Debug, Default, Deserialize)]
-#[serde(untagged, expecting = "expected a string or an array of strings")]
-enum Stop {
-    #[default]
-    None,
-    One(String),
-    Many(Vec<String>),
-}
 
 /// The endpoint of a request. Each has fields that the others refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,38 +46,28 @@ pub(in crate::api) enum Endpoint {
 /// The validated fields: how to answer a prompt.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the wire and means itself alone")]
-pub(in crate::api) struct Manner {
+pub(in crate::api) struct AnswerOptions {
     pub(in crate::api) stream: bool,
     pub(in crate::api) include_usage: bool,
     pub(in crate::api) timings_per_token: bool,
-    /// Whether a stream reports prompt progress.
-    pub(in crate::api) progress: bool,
     /// Whether the reply contains `__verbose`.
     pub(in crate::api) verbose: bool,
     /// Number of answers per prompt.
     pub(in crate::api) n: u32,
-    pub(in crate::api) max_tokens: Option<u32>,
-    pub(in crate::api) sampling: Sampling,
-    pub(in crate::api) stop: Vec<String>,
-    pub(in crate::api) constraint: Option<Constraint>,
     /// The field that the constraint came from.
     pub(in crate::api) constraint_field: &'static str,
-    pub(in crate::api) ignore_end: bool,
+    /// What the engine is asked for, without what only the model, the prompt and the spokes tell.
+    pub(in crate::api) generate: Generate,
     guarded: Guarded,
     bias: Vec<Bias>,
-    cache: bool,
-    draft: bool,
 }
 
-impl Manner {
+impl AnswerOptions {
     /// Validates the fields that all endpoints share.
-    pub(in crate::api) fn parse(
-        body: &JsonBody,
-        endpoint: Endpoint,
+    pub(in crate::api) fn new(
+        mut written: AnswerFields,
         defaults: &SamplingDefaults,
     ) -> Result<Self, ApiError> {
-        unsupported::refuse(&body.0, endpoint)?;
-        let written: CommonFields = body.parse()?;
         let n = match written.n {
             None => 1,
             Some(n @ 1..=MOST_ANSWERS) => n as u32,
@@ -124,16 +79,11 @@ impl Manner {
             let message = format!("{best_of} is not supported here: only as many as n, {n}, are generated");
             return Err(ApiError::field("best_of", message));
         }
-        let budgets = [
-            ("max_completion_tokens", written.max_completion_tokens),
-            ("max_tokens", written.max_tokens),
-            ("n_predict", written.n_predict),
-        ];
-        let given = budgets.into_iter().find_map(|(field, given)| given.map(|given| (field, given)));
-        let max_tokens = given.map_or(Ok(None), |(field, given)| budget(field, given))?;
-        let constraint = constraint::parse(body, defaults.task_limits)?;
+        let max_tokens = max_tokens(&written)?;
+        let encodes = written.schema_name() == Some(SCHEMA_NAME);
+        let constraint = constraint::take(&mut written, defaults.task_limits)?;
         let shape = constraint.as_ref().map(|(_, constraint)| constraint);
-        let guarded = Guarded::of(body, defaults.task_limits, shape);
+        let guarded = Guarded::of(shape, encodes, defaults.task_limits);
         let ignore_end = written.ignore_eos.unwrap_or(false);
         if ignore_end && let Some((field, _)) = &constraint {
             let message =
@@ -145,28 +95,39 @@ impl Manner {
             None => (Fields::CHAT.constraint, None),
         };
         let stream = written.stream.unwrap_or(false);
+        let timings_per_token = written.timings_per_token.unwrap_or(false);
+        let generate = Generate {
+            max_tokens,
+            sampling: sampling::sampling(&written, defaults)?,
+            stop: written.stop.texts()?,
+            constraint,
+            ignore_end,
+            // Tokens can be counted while they stream only if they are reported.
+            report: (stream && timings_per_token).then_some(0),
+            cache: written.cache_prompt.unwrap_or(true),
+            draft: written.draft.unwrap_or(true) && written.speculative != Some(0),
+            progress: stream && written.return_progress.unwrap_or(false),
+            ..Generate::new("", Prompt::new())
+        };
         Ok(Self {
             stream,
             include_usage: written.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
-            timings_per_token: written.timings_per_token.unwrap_or(false),
-            progress: stream && written.return_progress.unwrap_or(false),
+            timings_per_token,
             verbose: written.verbose.unwrap_or(false),
             n,
-            max_tokens,
-            sampling: sampling::parse(body, defaults)?,
-            stop: written.stop.texts()?,
-            constraint,
             constraint_field,
-            ignore_end,
+            generate,
             guarded,
-            bias: bias::parse(&body.0)?,
-            cache: written.cache_prompt.unwrap_or(true),
-            draft: written.draft.unwrap_or(true) && written.speculative != Some(0),
+            bias: bias::parse(written.logit_bias.as_ref())?,
         })
     }
 
-    /// The engine's requests: `n` per prompt, with seeds counting up from the given one. `report`
-    /// asks for probabilities.
+    /// Asks for a report on the answer's tokens, with this many alternatives for each.
+    pub(in crate::api) fn report(&mut self, alternatives: Option<u32>) {
+        self.generate.report = alternatives.or(self.generate.report);
+    }
+
+    /// The engine's requests: `n` per prompt, with seeds counting up from the given one.
     pub(in crate::api) async fn requests(
         &self,
         app: &App,
@@ -174,33 +135,26 @@ impl Manner {
         deadline: Deadline,
         id: &str,
         prompts: Vec<Prompt>,
-        report: Option<u32>,
+        spokes: &Chosen,
     ) -> Result<Vec<Generate>, ApiError> {
         self.check_room(&app.options().model, &prompts, model.n_ctx)?;
-        // Tokens can be counted while they stream only if they are reported.
-        let counted = (self.stream && self.timings_per_token).then_some(0);
-        let template = Generate {
-            max_tokens: self.max_tokens,
-            logit_bias: bias::resolve(&self.bias, app, model, deadline).await?,
-            stop: self.stop.clone(),
-            constraint: self.constraint.clone(),
-            ignore_end: self.ignore_end,
-            report: report.or(counted),
-            cache: self.cache,
-            draft: self.draft,
-            progress: self.progress,
-            ..Generate::new("", Prompt::new())
-        };
+        let logit_bias = bias::resolve(&self.bias, app, model, deadline).await?;
         let many = prompts.len() > 1 || self.n > 1;
         let mut requests = Vec::with_capacity(prompts.len() * self.n as usize);
         for prompt in prompts {
             for answer in 0..self.n {
-                let seed = self.sampling.seed.map(|seed| seed.wrapping_add(u64::from(answer)));
                 let index = requests.len();
-                let id = if many { format!("{id}-{index}") } else { id.to_owned() };
-                let sampling = Sampling { seed, ..self.sampling };
-                let guard = self.guarded.guard(&prompt);
-                requests.push(Generate { id, sampling, guard, prompt: prompt.clone(), ..template.clone() });
+                let mut request = Generate {
+                    id: if many { format!("{id}-{index}") } else { id.to_owned() },
+                    prompt: prompt.clone(),
+                    spokes: spokes.set().clone(),
+                    logit_bias: logit_bias.clone(),
+                    guard: self.guarded.guard(&prompt),
+                    ..self.generate.clone()
+                };
+                request.sampling.seed =
+                    request.sampling.seed.map(|seed| seed.wrapping_add(u64::from(answer)));
+                requests.push(request);
             }
         }
         Ok(requests)
@@ -221,7 +175,7 @@ impl Manner {
         }
         // The first requests go into lanes. One may always wait alone.
         let waiting = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, n)).skip(lanes);
-        let tokens: u64 = waiting.map(|prompt| likely_use(prompt, self.max_tokens, context)).sum();
+        let tokens: u64 = waiting.map(|prompt| likely_use(prompt, self.generate.max_tokens, context)).sum();
         if count > lanes + 1 && tokens > model.queue_tokens {
             let message = format!(
                 "asks for {count} answers at once, of which {} would wait with about {tokens} tokens; at most {} may wait \
@@ -233,6 +187,17 @@ impl Manner {
         }
         Ok(())
     }
+}
+
+/// The limit under the newest of its names.
+fn max_tokens(written: &AnswerFields) -> Result<Option<u32>, ApiError> {
+    let names = [
+        ("max_completion_tokens", written.max_completion_tokens),
+        ("max_tokens", written.max_tokens),
+        ("n_predict", written.n_predict),
+    ];
+    let given = names.into_iter().find_map(|(field, given)| given.map(|given| (field, given)));
+    given.map_or(Ok(None), |(field, given)| budget(field, given))
 }
 
 /// As in llama-server, -1 means no limit.

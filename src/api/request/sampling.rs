@@ -2,9 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use serde::Deserialize;
-
-use crate::api::body::JsonBody;
+use super::AnswerFields;
 use crate::api::error::ApiError;
 use crate::config::SamplingDefaults;
 use crate::engine::{Penalties, Sampling};
@@ -13,23 +11,8 @@ use crate::engine::{Penalties, Sampling};
 /// value.
 pub(in crate::api) const REPEAT_LAST: u32 = 64;
 
-#[derive(Debug, Deserialize)]
-struct SamplingFields {
-    temperature: Option<f64>,
-    top_p: Option<f64>,
-    top_k: Option<i64>,
-    min_p: Option<f64>,
-    seed: Option<i64>,
-    repeat_penalty: Option<f64>,
-    /// vLLM's name for it.
-    repetition_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    frequency_penalty: Option<f64>,
-    repeat_last_n: Option<i64>,
-}
-
-pub(super) fn parse(body: &JsonBody, defaults: &SamplingDefaults) -> Result<Sampling, ApiError> {
-    let written: SamplingFields = body.parse()?;
+/// How tokens are chosen.
+pub(super) fn sampling(written: &AnswerFields, defaults: &SamplingDefaults) -> Result<Sampling, ApiError> {
     Ok(Sampling {
         temperature: number("temperature", written.temperature, 0.0..=2.0, defaults.temperature)?,
         top_p: number("top_p", written.top_p, 0.0..=1.0, defaults.top_p)?,
@@ -37,37 +20,32 @@ pub(super) fn parse(body: &JsonBody, defaults: &SamplingDefaults) -> Result<Samp
         min_p: number("min_p", written.min_p, 0.0..=1.0, defaults.min_p)?,
         // Any negative number draws a seed, like llama-server's -1.
         seed: written.seed.map_or(defaults.seed, |seed| u64::try_from(seed).ok()),
-        penalties: written.penalties()?,
+        penalties: penalties(written)?,
     })
 }
 
-impl SamplingFields {
-    fn penalties(&self) -> Result<Penalties, ApiError> {
-        let (field, repeat) = match (self.repeat_penalty, self.repetition_penalty) {
-            (None, Some(given)) => ("repetition_penalty", Some(given)),
-            (given, _) => ("repeat_penalty", given),
-        };
-        let repeat = number(field, repeat, 0.01..=100.0, 1.0)?;
-        // OpenAI's penalties cover the whole answer, llama-server's the last tokens, including the
-        // prompt's.
-        let silent = (repeat - 1.0).abs() < f32::EPSILON;
-        let last = match self.repeat_last_n {
-            None => (!silent).then_some(REPEAT_LAST),
-            Some(-1) => Some(u32::MAX),
-            Some(given) => Some(u32::try_from(given).map_err(|_| {
-                ApiError::field(
-                    "repeat_last_n",
-                    format!("found {given}, expected -1 (all), 0 (none) or more"),
-                )
-            })?),
-        };
-        Ok(Penalties {
-            repeat,
-            presence: number("presence_penalty", self.presence_penalty, -2.0..=2.0, 0.0)?,
-            frequency: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0, 0.0)?,
-            last,
-        })
-    }
+fn penalties(written: &AnswerFields) -> Result<Penalties, ApiError> {
+    let (field, repeat) = match (written.repeat_penalty, written.repetition_penalty) {
+        (None, Some(given)) => ("repetition_penalty", Some(given)),
+        (given, _) => ("repeat_penalty", given),
+    };
+    let repeat = number(field, repeat, 0.01..=100.0, 1.0)?;
+    // OpenAI's penalties cover the whole answer, llama-server's the last tokens, including the
+    // prompt's.
+    let silent = (repeat - 1.0).abs() < f32::EPSILON;
+    let last = match written.repeat_last_n {
+        None => (!silent).then_some(REPEAT_LAST),
+        Some(-1) => Some(u32::MAX),
+        Some(given) => Some(u32::try_from(given).map_err(|_| {
+            ApiError::field("repeat_last_n", format!("found {given}, expected -1 (all), 0 (none) or more"))
+        })?),
+    };
+    Ok(Penalties {
+        repeat,
+        presence: number("presence_penalty", written.presence_penalty, -2.0..=2.0, 0.0)?,
+        frequency: number("frequency_penalty", written.frequency_penalty, -2.0..=2.0, 0.0)?,
+        last,
+    })
 }
 
 /// As in llama-server, zero or less keeps all.

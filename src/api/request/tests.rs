@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::engine::Penalties;
+use crate::engine::{Constraint, Penalties, Sampling};
 
 const GREEDY: SamplingDefaults = SamplingDefaults {
     temperature: 0.0,
@@ -15,36 +15,46 @@ const GREEDY: SamplingDefaults = SamplingDefaults {
     task_limits: true,
 };
 
-fn parse_with(fields: Value, defaults: &SamplingDefaults) -> Result<Manner, String> {
-    Manner::parse(&JsonBody(fields), Endpoint::Chat, defaults).map_err(|error| error.to_string())
+fn parse_with(fields: Value, defaults: &SamplingDefaults) -> Result<AnswerOptions, String> {
+    let written = crate::text::fields::parse(fields.as_object().unwrap().clone());
+    let written = written.map_err(|error| error.to_string())?;
+    AnswerOptions::new(written, defaults).map_err(|error| error.to_string())
 }
 
-fn parse(fields: Value) -> Result<Manner, String> {
+fn parse(fields: Value) -> Result<AnswerOptions, String> {
     parse_with(fields, &GREEDY)
 }
 
 #[test]
 fn silence_means_the_defaults() {
-    let manner =
+    let options =
         parse(json!({"temperature": null, "stop": null, "seed": null, "response_format": null, "n": null}))
             .unwrap();
-    assert_eq!(manner.sampling, Sampling::GREEDY);
-    assert_eq!((manner.max_tokens, manner.stream, manner.constraint, manner.n), (None, false, None, 1));
-    assert!(manner.stop.is_empty() && manner.bias.is_empty() && manner.cache && manner.draft);
+    assert_eq!(options.generate.sampling, Sampling::GREEDY);
+    assert_eq!(
+        (options.generate.max_tokens, options.stream, options.generate.constraint, options.n),
+        (None, false, None, 1)
+    );
+    assert!(
+        options.generate.stop.is_empty()
+            && options.bias.is_empty()
+            && options.generate.cache
+            && options.generate.draft
+    );
 }
 
 #[test]
 fn sampling_is_taken_as_written() {
-    let manner =
+    let options =
         parse(json!({"temperature": 0.3, "top_p": 0.9, "top_k": -1, "min_p": 0.05, "seed": 7})).unwrap();
     let expected = Sampling { temperature: 0.3, top_p: 0.9, min_p: 0.05, seed: Some(7), ..Sampling::GREEDY };
-    assert_eq!(manner.sampling, expected);
-    assert_eq!(parse(json!({"seed": -1})).unwrap().sampling.seed, None);
+    assert_eq!(options.generate.sampling, expected);
+    assert_eq!(parse(json!({"seed": -1})).unwrap().generate.sampling.seed, None);
 }
 
 #[test]
 fn penalties_look_back_as_far_as_their_authors_mean() {
-    let of = |fields| parse(fields).unwrap().sampling.penalties;
+    let of = |fields| parse(fields).unwrap().generate.sampling.penalties;
     let openai = of(json!({"presence_penalty": 0.5, "frequency_penalty": -1}));
     assert_eq!(openai, Penalties { presence: 0.5, frequency: -1.0, ..Penalties::NONE });
     let llama = of(json!({"repeat_penalty": 1.1}));
@@ -57,7 +67,7 @@ fn penalties_look_back_as_far_as_their_authors_mean() {
 
 #[test]
 fn the_newest_name_of_the_budget_wins() {
-    let of = |fields| parse(fields).map(|manner| manner.max_tokens);
+    let of = |fields| parse(fields).map(|options| options.generate.max_tokens);
     assert_eq!(of(json!({"max_tokens": 5, "max_completion_tokens": 7, "n_predict": 9})), Ok(Some(7)));
     assert_eq!(of(json!({"max_tokens": 5, "n_predict": 9})), Ok(Some(5)));
     assert_eq!(of(json!({"n_predict": 9})), Ok(Some(9)));
@@ -69,7 +79,9 @@ fn the_newest_name_of_the_budget_wins() {
 fn shapes_become_constraints() {
     let schema = json!({"type": "object"});
     let of = |fields: Value| {
-        parse(fields).map(|manner| manner.constraint.map(|constraint| (manner.constraint_field, constraint)))
+        parse(fields).map(|options| {
+            options.generate.constraint.map(|constraint| (options.constraint_field, constraint))
+        })
     };
     let format = |format: Value| of(json!({"response_format": format}));
     let wanted = Ok(Some(("response_format", Constraint::JsonSchema(schema.clone()))));
@@ -100,8 +112,8 @@ fn an_encoding_is_held_to_its_limits_unless_configured_otherwise() {
     let gist = |name: &str, task_limits| {
         let format = json!({"type": "json_schema", "json_schema": {"name": name, "schema": schema}});
         let defaults = SamplingDefaults { task_limits, ..GREEDY };
-        let manner = parse_with(json!({"response_format": format}), &defaults).unwrap();
-        let Some(Constraint::JsonSchema(sent)) = manner.constraint else { panic!("no schema") };
+        let options = parse_with(json!({"response_format": format}), &defaults).unwrap();
+        let Some(Constraint::JsonSchema(sent)) = options.generate.constraint else { panic!("no schema") };
         sent["properties"]["gist"].get("maxLength").cloned()
     };
     assert!(gist("encoding_response", true).is_some());
@@ -111,14 +123,19 @@ fn an_encoding_is_held_to_its_limits_unless_configured_otherwise() {
 
 #[test]
 fn the_rest_is_taken_as_written() {
-    let manner = parse(json!({
+    let options = parse(json!({
         "ignore_eos": true, "cache_prompt": false, "draft": false, "n": 3, "best_of": 3, "timings_per_token": true,
     }))
     .unwrap();
-    assert!(manner.ignore_end && !manner.cache && !manner.draft && manner.timings_per_token);
-    assert_eq!(manner.n, 3);
-    assert!(!parse(json!({"speculative.n_max": 0})).unwrap().draft);
-    assert!(parse(json!({"speculative.n_max": 4})).unwrap().draft);
+    assert!(
+        options.generate.ignore_end
+            && !options.generate.cache
+            && !options.generate.draft
+            && options.timings_per_token
+    );
+    assert_eq!(options.n, 3);
+    assert!(!parse(json!({"speculative.n_max": 0})).unwrap().generate.draft);
+    assert!(parse(json!({"speculative.n_max": 4})).unwrap().generate.draft);
     let biases = parse(json!({"logit_bias": [[5, false], ["word", 1.5]]})).unwrap().bias;
     assert_eq!(biases.len(), 2);
 }

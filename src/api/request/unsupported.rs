@@ -1,6 +1,6 @@
 //! Fields that would change the answer but are not supported: refused by name, never ignored.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Endpoint;
 use crate::api::error::ApiError;
@@ -95,7 +95,7 @@ const NATIVE: &[(&str, Harmless, &str)] = &[
 ];
 
 /// Refuses the first such field.
-pub(super) fn refuse(body: &Value, endpoint: Endpoint) -> Result<(), ApiError> {
+pub(in crate::api) fn refuse(body: &Map<String, Value>, endpoint: Endpoint) -> Result<(), ApiError> {
     let own = match endpoint {
         Endpoint::Chat => CHAT,
         Endpoint::Text => TEXT,
@@ -151,8 +151,9 @@ mod tests {
             (Endpoint::Native, json!({"logprobs": 3})),
         ];
         for (endpoint, body) in refused {
-            let name = body.as_object().unwrap().keys().next().unwrap().clone();
-            let error = refuse(&body, endpoint).unwrap_err();
+            let body = body.as_object().unwrap();
+            let name = body.keys().next().unwrap().clone();
+            let error = refuse(body, endpoint).unwrap_err();
             assert!(matches!(&error, ApiError::Field { field, .. } if *field == name), "{error}");
         }
     }
@@ -165,7 +166,7 @@ mod tests {
             "add_generation_prompt": true, "reasoning_format": "auto", "t_max_predict_ms": -1, "suffix": null
         });
         for endpoint in [Endpoint::Chat, Endpoint::Text, Endpoint::Native] {
-            refuse(&body, endpoint).unwrap();
+            refuse(body.as_object().unwrap(), endpoint).unwrap();
         }
     }
 }

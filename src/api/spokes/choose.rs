@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use super::blame;
 use crate::adapter::{Generation, Kind};
 use crate::api::app::{App, Deadline};
-use crate::api::body::JsonBody;
 use crate::api::error::ApiError;
 use crate::api::observe::RequestContext;
 use crate::config::Otherwise;
@@ -34,16 +33,16 @@ const LARGEST: f64 = 100.0;
 /// until the next start.
 pub(in crate::api) type Default = BTreeMap<String, f32>;
 
-/// Fields as written.
-#[derive(Debug, Deserialize)]
-struct ChoiceFields {
+/// Fields that choose spokes, as written.
+#[derive(Debug, Default, Deserialize)]
+pub(in crate::api) struct SpokeFields {
     model: Option<Value>,
     lora: Option<Value>,
 }
 
 /// What a body says about spokes.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(in crate::api) struct Choice {
+pub(in crate::api) struct SpokeChoice {
     model: Option<String>,
     /// By a name's id, or by the name itself. Empty means no spokes; absent leaves the choice open.
     lora: Option<Vec<(Id, f32)>>,
@@ -80,11 +79,11 @@ struct Told {
     scale: f32,
 }
 
-impl Choice {
-    /// Parses the fields, without checking that the spokes exist.
-    pub(in crate::api) fn parse(body: &JsonBody) -> Result<Self, ApiError> {
-        let ChoiceFields { model, lora } = body.parse()?;
-        let task = body.0.pointer("/response_format/json_schema/name").and_then(Value::as_str);
+impl SpokeChoice {
+    /// Validates the fields, without checking that the spokes exist. A task may have a spoke too;
+    /// the name of the answer's schema tells it.
+    pub(in crate::api) fn new(written: SpokeFields, task: Option<&str>) -> Result<Self, ApiError> {
+        let SpokeFields { model, lora } = written;
         Ok(Self {
             // A model that is no string names nothing.
             model: model.as_ref().and_then(Value::as_str).map(str::to_owned),
@@ -92,6 +91,11 @@ impl Choice {
             task: task.map(str::to_owned),
             held: None,
         })
+    }
+
+    /// Only what this model's name stands for.
+    pub(in crate::api) fn named(model: &str) -> Self {
+        Self { model: Some(model.to_owned()), lora: Some(Vec::new()), ..Self::default() }
     }
 
     /// Only this spoke.
@@ -235,9 +239,9 @@ fn adapters(field: &str, written: &Value) -> Result<Vec<(Id, f32)>, ApiError> {
 }
 
 /// A body of `POST /lora-adapters`: the default for later requests that choose no spoke.
-pub(in crate::api) fn defaults(app: &App, body: &JsonBody, serving: &Serving) -> Result<Default, ApiError> {
+pub(in crate::api) fn defaults(app: &App, body: &Value, serving: &Serving) -> Result<Default, ApiError> {
     let mut set = Default::new();
-    for (index, (id, scale)) in adapters("body", &body.0)?.iter().enumerate() {
+    for (index, (id, scale)) in adapters("body", body)?.iter().enumerate() {
         set.insert(id.name(app, &format!("[{index}].id"), serving)?.to_owned(), *scale);
     }
     check_kinds(
@@ -267,7 +271,7 @@ impl Chosen {
     /// memory.
     pub(in crate::api) async fn take(
         app: &App,
-        choice: Choice,
+        choice: SpokeChoice,
         deadline: Deadline,
     ) -> Result<Arc<Self>, ApiError> {
         if let Some(held) = choice.held {
@@ -357,21 +361,23 @@ impl Chosen {
 mod tests {
     use super::*;
 
-    fn parsed(body: Value) -> Result<Choice, String> {
-        Choice::parse(&JsonBody(body)).map_err(|error| error.to_string())
+    fn parsed(body: Value) -> Result<SpokeChoice, String> {
+        let task = body.pointer("/response_format/json_schema/name").and_then(Value::as_str);
+        let written = serde_json::from_value(body.clone()).unwrap();
+        SpokeChoice::new(written, task).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_body_may_say_nothing_much_or_several_things() {
-        assert_eq!(parsed(json!({})).unwrap(), Choice::default());
-        assert_eq!(parsed(json!({"model": null, "lora": null})).unwrap(), Choice::default());
-        assert_eq!(parsed(json!({"model": 7})).unwrap(), Choice::default());
+        assert_eq!(parsed(json!({})).unwrap(), SpokeChoice::default());
+        assert_eq!(parsed(json!({"model": null, "lora": null})).unwrap(), SpokeChoice::default());
+        assert_eq!(parsed(json!({"model": 7})).unwrap(), SpokeChoice::default());
         let all = parsed(json!({
             "model": "encoding", "lora": [{"id": 1}, {"id": "b", "scale": -0.5}],
             "response_format": {"type": "json_schema", "json_schema": {"name": "t", "schema": {}}}
         }));
         let lora = vec![(Id::Number(1), 1.0), (Id::Name("b".to_owned()), -0.5)];
-        let expected = Choice {
+        let expected = SpokeChoice {
             model: Some("encoding".to_owned()),
             lora: Some(lora),
             task: Some("t".to_owned()),

@@ -8,7 +8,7 @@ mod list;
 mod vllm;
 
 pub(super) use change::change;
-pub(super) use choose::{Choice, Chosen, Default, HEADER, defaults};
+pub(super) use choose::{Chosen, Default, HEADER, SpokeChoice, defaults};
 pub(super) use events::events;
 pub(super) use kin::befriend;
 pub(super) use list::list;

@@ -72,19 +72,27 @@ impl<'de> Deserialize<'de> for Arguments {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::Null => Ok(Self::default()),
-            Value::String(text) if text.trim().is_empty() => Ok(Self::default()),
-            // A model wrote this even though it isn't JSON, so it is shown as text.
-            Value::String(text) => match serde_json::from_str(&text) {
-                Ok(Value::Null) => Ok(Self::default()),
-                Ok(json) => Ok(Self(json)),
-                Err(_) => Ok(Self(Value::String(text))),
-            },
+            Value::String(text) => Ok(Self(arguments(text))),
             object @ Value::Object(_) => Ok(Self(object)),
             other => {
                 let found = crate::text::fields::kind(&other);
                 Err(de::Error::custom(format!("found {found}, expected a string of JSON")))
             }
         }
+    }
+}
+
+/// The arguments that a text stands for.
+pub fn arguments(text: String) -> Value {
+    let nothing = || Value::Object(Map::new());
+    if text.trim().is_empty() {
+        return nothing();
+    }
+    match serde_json::from_str(&text) {
+        Ok(Value::Null) => nothing(),
+        Ok(json) => json,
+        // A model wrote this even though it isn't JSON, so it is shown as text.
+        Err(_) => Value::String(text),
     }
 }
 

@@ -3,22 +3,32 @@
 mod message;
 mod tools;
 
-use std::time::SystemTime;
+use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+pub use self::message::arguments;
 use self::message::{Message, turns, without_marker};
+use self::tools::Tool;
 pub use self::tools::{Choice, Tools, rooted};
 use super::fields::{self, FieldError};
-use super::template::{ChatTemplate, TemplateError, Turn};
+use super::template::{ChatTemplate, OPEN, TemplateError, Turn};
 use super::{Prompt, Segment};
 use crate::native::local_time;
 
-/// As written in the body.
+/// The messages, as written in the body.
+#[derive(Debug, Deserialize)]
+struct MessageFields {
+    messages: Vec<Message>,
+}
+
+/// The other fields, as written in the body.
 #[derive(Debug, Deserialize)]
 struct ConversationFields {
-    messages: Vec<Message>,
+    tools: Option<Vec<Tool>>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
     reasoning_effort: Option<Effort>,
     chat_template_kwargs: Option<Map<String, Value>>,
     add_generation_prompt: Option<bool>,
@@ -87,15 +97,26 @@ impl End {
 }
 
 impl Conversation {
-    /// Validates the part of a body that determines the prompt.
+    /// Takes the part of a body that determines the prompt, and validates it.
     ///
     /// # Errors
     /// The field that is wrong.
-    pub fn parse(body: &Value) -> Result<Self, FieldError> {
-        let written: ConversationFields = fields::parse(body)?;
-        if written.messages.is_empty() {
+    pub fn take(body: &mut Map<String, Value>) -> Result<Self, FieldError> {
+        let MessageFields { messages } = fields::take(body)?;
+        if messages.is_empty() {
             return Err(FieldError::new("messages", "is empty, expected at least one message"));
         }
+        Self::of(turns(messages), body)
+    }
+
+    /// A conversation of these messages; the rest is taken from the body.
+    ///
+    /// # Errors
+    /// The field that is wrong.
+    pub fn of(turns: Vec<Turn>, body: &mut Map<String, Value>) -> Result<Self, FieldError> {
+        // Templates are shown the tools as they were written.
+        let shown = body.get("tools").cloned();
+        let written: ConversationFields = fields::take(body)?;
         let mut parameters = Map::new();
         if let Some(effort) = written.reasoning_effort {
             parameters.insert("enable_thinking".to_owned(), (effort != Effort::None).into());
@@ -104,7 +125,9 @@ impl Conversation {
         // `chat_template_kwargs` address the template directly, so they win.
         parameters.extend(written.chat_template_kwargs.unwrap_or_default());
         let end = End::new(written.add_generation_prompt, written.continue_final_message);
-        Ok(Self { turns: turns(written.messages), tools: Tools::parse(body)?, parameters, end })
+        let parallel = written.parallel_tool_calls.unwrap_or(true);
+        let tools = Tools::new(written.tools, shown, written.tool_choice.as_ref(), parallel)?;
+        Ok(Self { turns, tools, parameters, end })
     }
 
     /// Checks that the request doesn't contradict itself about the end of the prompt.
@@ -129,15 +152,9 @@ impl Conversation {
         Ok(())
     }
 
-    /// Sets whether the model thinks, and the dates that llama-server's templates use, unless the
-    /// request sets them.
-    pub fn fill_in(&mut self, thinks: bool) {
+    /// Sets whether the model thinks, unless the request does.
+    pub fn think_by_default(&mut self, thinks: bool) {
         self.parameters.entry("enable_thinking").or_insert(thinks.into());
-        for (name, format) in [("date_string", "%d %b %Y"), ("datetime", "%b %d %Y")] {
-            if let Some(today) = local_time(format, SystemTime::now()) {
-                self.parameters.entry(name).or_insert(today.into());
-            }
-        }
     }
 
     /// The prompt up to where the answer begins; after the assistant's last text, if that is the
@@ -146,7 +163,25 @@ impl Conversation {
     /// # Errors
     /// A message that can't be rendered; the template's error.
     pub fn prompt(&self, template: &ChatTemplate) -> Result<Prompt, PromptError> {
-        Ok(self.go_on(self.rendered(template)?)?)
+        Ok(self.continue_in(self.rendered(template)?)?)
+    }
+
+    /// The prompt for an answer that may have to begin in a certain way: a `constrained` answer
+    /// doesn't think, so thinking that the template opened is closed, and a call that must be made
+    /// is opened.
+    ///
+    /// # Errors
+    /// As [`Conversation::prompt`].
+    pub fn answer_prompt(&self, template: &ChatTemplate, constrained: bool) -> Result<Prompt, PromptError> {
+        let mut prompt = self.rendered(template)?;
+        if constrained && opens_thinking(&prompt) {
+            prompt.push(Segment::markup("\n</think>\n\n"));
+        }
+        let mut prompt = self.continue_in(prompt)?;
+        if matches!(self.tools.choice, Choice::Must(_)) {
+            prompt.push(Segment::markup(format!("{OPEN}\n")));
+        }
+        Ok(prompt)
     }
 
     /// The assistant's last text, if the answer has to continue it.
@@ -160,10 +195,7 @@ impl Conversation {
 
     /// Appends that text to the prompt. It is part of the answer, so it can't follow opened
     /// thinking, whose end would be unknown.
-    ///
-    /// # Errors
-    /// The message that can't be continued.
-    pub fn go_on(&self, mut prompt: Prompt) -> Result<Prompt, FieldError> {
+    fn continue_in(&self, mut prompt: Prompt) -> Result<Prompt, FieldError> {
         let Some(said) = self.continued() else { return Ok(prompt) };
         let last = self.turns.len() - 1;
         if self.turns[last].reasoning.is_some() {
@@ -182,20 +214,33 @@ impl Conversation {
     }
 
     /// The prompt without the assistant's last text, if the answer continues that text.
-    ///
-    /// # Errors
-    /// The template's error.
-    pub fn rendered(&self, template: &ChatTemplate) -> Result<Prompt, TemplateError> {
+    fn rendered(&self, template: &ChatTemplate) -> Result<Prompt, TemplateError> {
         let said = usize::from(self.continued().is_some());
         let mut turns = self.turns[..self.turns.len() - said].to_vec();
         if !template.source().contains("no_think") {
             without_marker(&mut turns);
         }
+        let parameters = self.dated(template);
         if self.end == End::Closed {
-            template.render_whole(&turns, self.tools.shown(), &self.parameters)
+            template.render_whole(&turns, self.tools.shown(), &parameters)
         } else {
-            template.render(&turns, self.tools.shown(), &self.parameters)
+            template.render(&turns, self.tools.shown(), &parameters)
         }
+    }
+
+    /// The parameters with the dates that llama-server gives to templates, if this template asks
+    /// for them and the request doesn't set them.
+    fn dated(&self, template: &ChatTemplate) -> Cow<'_, Map<String, Value>> {
+        let mut parameters = Cow::Borrowed(&self.parameters);
+        for (name, format) in [("date_string", "%d %b %Y"), ("datetime", "%b %d %Y")] {
+            if template.source().contains(name)
+                && !parameters.contains_key(name)
+                && let Some(today) = local_time(format, template.now())
+            {
+                parameters.to_mut().insert(name.to_owned(), today.into());
+            }
+        }
+        parameters
     }
 }
 
@@ -216,8 +261,8 @@ impl Dialogue {
     ///
     /// # Errors
     /// The field that is wrong, and why.
-    pub fn parse(row: Map<String, Value>) -> Result<Self, String> {
-        let read = Conversation::parse(&Value::Object(row)).map_err(|error| error.to_string())?;
+    pub fn parse(mut row: Map<String, Value>) -> Result<Self, String> {
+        let read = Conversation::take(&mut row).map_err(|error| error.to_string())?;
         Ok(Self { tools: read.tools.shown().to_vec(), turns: read.turns, parameters: read.parameters })
     }
 }
@@ -239,3 +284,6 @@ impl Effort {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,20 +4,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::json_schema::{inside, walk};
-use crate::text::fields::{self, FieldError, short};
+use crate::text::fields::{FieldError, short};
 
 /// Most tools in one request.
 const MOST_TOOLS: usize = 128;
 
+/// A tool, as written in the body.
 #[derive(Debug, Deserialize)]
-struct ToolFields {
-    tools: Option<Vec<Tool>>,
-    tool_choice: Option<Value>,
-    parallel_tool_calls: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Tool {
+pub(super) struct Tool {
     #[serde(rename = "type")]
     _kind: ToolKind,
     function: Function,
@@ -59,9 +53,14 @@ pub enum Choice {
 }
 
 impl Tools {
-    pub(super) fn parse(body: &Value) -> Result<Self, FieldError> {
-        let parsed: ToolFields = fields::parse(body)?;
-        let functions: Vec<Function> = parsed.tools.into_iter().flatten().map(|tool| tool.function).collect();
+    /// The tools and which of them must be called; `written` is the JSON of the same tools.
+    pub(super) fn new(
+        tools: Option<Vec<Tool>>,
+        written: Option<Value>,
+        choice: Option<&Value>,
+        parallel: bool,
+    ) -> Result<Self, FieldError> {
+        let functions: Vec<Function> = tools.into_iter().flatten().map(|tool| tool.function).collect();
         if functions.len() > MOST_TOOLS {
             let message = format!("has {} entries, expected at most {MOST_TOOLS}", functions.len());
             return Err(FieldError::new("tools", message));
@@ -74,14 +73,14 @@ impl Tools {
                 return Err(FieldError::new(format!("tools[{index}].function.name"), message));
             }
         }
-        let choice = choice(parsed.tool_choice.as_ref(), &functions)?;
-        let written = match (&choice, body.get("tools")) {
+        let choice = chosen(choice, &functions)?;
+        let written = match (&choice, written) {
             (Choice::Auto | Choice::Must(_), Some(Value::Array(tools))) => {
-                tools.iter().cloned().map(with_parameters).collect()
+                tools.into_iter().map(with_parameters).collect()
             }
             _ => Vec::new(),
         };
-        Ok(Self { functions, written, choice, parallel: parsed.parallel_tool_calls.unwrap_or(true) })
+        Ok(Self { functions, written, choice, parallel })
     }
 
     /// The tools for the template.
@@ -164,7 +163,7 @@ fn with_parameters(mut tool: Value) -> Value {
     tool
 }
 
-fn choice(written: Option<&Value>, functions: &[Function]) -> Result<Choice, FieldError> {
+fn chosen(written: Option<&Value>, functions: &[Function]) -> Result<Choice, FieldError> {
     let must = |names: Vec<String>| {
         if functions.is_empty() {
             return Err(FieldError::new("tool_choice", "promises a call, but tools has no entry"));

@@ -134,10 +134,15 @@ impl ChatTemplate {
         Self { kind: Kind::PlainText, clock: SystemTime::now }
     }
 
-    /// Replaces the clock of the template's `strftime_now`.
+    /// Replaces the clock of the template's dates.
     #[must_use]
     pub fn with_clock(self, clock: fn() -> SystemTime) -> Self {
         Self { clock, ..self }
+    }
+
+    /// The time by the template's clock.
+    pub(super) fn now(&self) -> SystemTime {
+        (self.clock)()
     }
 
     /// The conversation with tools and calls written as text, if the template doesn't render them
@@ -198,7 +203,7 @@ impl ChatTemplate {
             None => (turns, tools),
         };
         match &self.kind {
-            Kind::Jinja(jinja) => jinja.prompt(turns, tools, parameters, answer, (self.clock)()),
+            Kind::Jinja(jinja) => jinja.prompt(turns, tools, parameters, answer, self.now()),
             Kind::PlainText => {
                 let texts: Vec<&str> =
                     turns.iter().map(|turn| turn.content.as_str()).filter(|text| !text.is_empty()).collect();

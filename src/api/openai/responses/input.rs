@@ -1,19 +1,21 @@
-//! Translates the input items of a response into chat messages. Calls, their outputs and thinking
-//! are separate items here, and parts of messages or messages there.
+//! Reads the input items of a response as turns. Calls, their outputs and thinking are separate
+//! items here, and parts of turns or turns there.
 
 use std::collections::HashMap;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::api::dialect::{self, string, unread};
 use crate::api::error::ApiError;
+use crate::text::conversation::arguments;
 use crate::text::fields::{kind, short};
+use crate::text::{Call, Turn};
 
-/// The conversation in chat's form.
-pub(super) fn messages(input: Option<&Value>) -> Result<Vec<Value>, ApiError> {
+/// The turns of the conversation.
+pub(super) fn turns(input: Option<&Value>) -> Result<Vec<Turn>, ApiError> {
     let items = match input {
         None => return Err(ApiError::field("input", "is missing")),
-        Some(Value::String(text)) => return Ok(vec![json!({"role": "user", "content": text})]),
+        Some(Value::String(text)) => return Ok(vec![Turn::new("user", text)]),
         Some(Value::Array(items)) if items.is_empty() => {
             return Err(ApiError::field("input", "is empty, expected a text or items"));
         }
@@ -31,16 +33,16 @@ pub(super) fn messages(input: Option<&Value>) -> Result<Vec<Value>, ApiError> {
     Ok(said.all)
 }
 
-/// The messages so far.
+/// The turns so far.
 #[derive(Default)]
 struct Said {
-    all: Vec<Value>,
-    /// The assistant's current message: consecutive thinking, text and calls form one message.
+    all: Vec<Turn>,
+    /// The assistant's current turn: consecutive thinking, text and calls form one turn.
     thinking: String,
     text: Option<String>,
-    calls: Vec<Value>,
+    calls: Vec<Call>,
     /// Names of the called functions by call id, which an output doesn't repeat.
-    called: HashMap<String, Value>,
+    called: HashMap<String, String>,
 }
 
 impl Said {
@@ -50,10 +52,10 @@ impl Said {
             Some("function_call") => {
                 let id = string(&format!("{path}.call_id"), item.get("call_id"))?;
                 let name = string(&format!("{path}.name"), item.get("name"))?;
-                let arguments = string(&format!("{path}.arguments"), item.get("arguments"))?;
-                self.called.insert(id.to_owned(), name.into());
-                let function = json!({"name": name, "arguments": arguments});
-                self.calls.push(json!({"id": id, "type": "function", "function": function}));
+                let written = string(&format!("{path}.arguments"), item.get("arguments"))?;
+                self.called.insert(id.to_owned(), name.to_owned());
+                let arguments = arguments(written.to_owned());
+                self.calls.push(Call { id: id.to_owned(), name: name.to_owned(), arguments });
                 Ok(())
             }
             Some("function_call_output") => {
@@ -61,11 +63,8 @@ impl Said {
                 let id = string(&format!("{path}.call_id"), item.get("call_id"))?;
                 let output = item.get("output").unwrap_or(&Value::Null);
                 let text = texts(&format!("{path}.output"), output)?;
-                let mut message = json!({"role": "tool", "tool_call_id": id, "content": text});
-                if let Some(name) = self.called.get(id) {
-                    message["name"] = name.clone();
-                }
-                self.all.push(message);
+                let name = self.called.get(id).cloned();
+                self.all.push(Turn { call_id: Some(id.to_owned()), name, ..Turn::new("tool", text) });
                 Ok(())
             }
             Some("reasoning") => self.reasoning(path, item),
@@ -84,7 +83,7 @@ impl Said {
         let text = texts(&format!("{path}.content"), content)?;
         match item.get("role").and_then(Value::as_str) {
             Some("assistant") => {
-                // A text after a text, or after calls, starts a new message.
+                // A text after a text, or after calls, starts a new turn.
                 if self.text.is_some() || !self.calls.is_empty() {
                     self.finish();
                 }
@@ -92,7 +91,7 @@ impl Said {
             }
             Some(role @ ("user" | "system" | "developer")) => {
                 self.finish();
-                self.all.push(json!({"role": role, "content": text}));
+                self.all.push(Turn::new(if role == "user" { "user" } else { "system" }, text));
             }
             _ => {
                 let found = item.get("role").map_or_else(|| "nothing".to_owned(), short);
@@ -117,21 +116,15 @@ impl Said {
         Ok(())
     }
 
-    /// Ends the assistant's message.
+    /// Ends the assistant's turn.
     fn finish(&mut self) {
         let (thinking, text) = (std::mem::take(&mut self.thinking), self.text.take());
         let calls = std::mem::take(&mut self.calls);
         if text.is_none() && calls.is_empty() && thinking.is_empty() {
             return;
         }
-        let mut message = json!({"role": "assistant", "content": text.unwrap_or_default()});
-        if !thinking.is_empty() {
-            message["reasoning_content"] = thinking.into();
-        }
-        if !calls.is_empty() {
-            message["tool_calls"] = calls.into();
-        }
-        self.all.push(message);
+        let reasoning = Some(thinking).filter(|thinking| !thinking.is_empty());
+        self.all.push(Turn { reasoning, calls, ..Turn::new("assistant", text.unwrap_or_default()) });
     }
 }
 
@@ -151,9 +144,10 @@ fn texts(path: &str, content: &Value) -> Result<String, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
-    fn translated(input: Value) -> Result<Value, String> {
-        messages(Some(&input)).map(Value::from).map_err(|error| error.to_string())
+    fn read(input: Value) -> Result<Vec<Turn>, String> {
+        turns(Some(&input)).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -169,20 +163,27 @@ mod tests {
             {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "b"}]},
             {"role": "assistant", "content": "Done."},
         ]);
-        let call = |id: &str, name: &str, arguments: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
-        let expected = json!([
-            {"role": "developer", "content": "S"},
-            {"role": "user", "content": "U"},
-            {
-                "role": "assistant", "content": "Wait.", "reasoning_content": "I look.",
-                "tool_calls": [call("c1", "look", "{}"), call("c2", "hear", "{\"q\":1}")],
+        let call =
+            |id: &str, name: &str, arguments: Value| Call { id: id.into(), name: name.into(), arguments };
+        let output = |id: &str, name: &str, text: &str| Turn {
+            call_id: Some(id.into()),
+            name: Some(name.into()),
+            ..Turn::new("tool", text)
+        };
+        let expected = vec![
+            Turn::new("system", "S"),
+            Turn::new("user", "U"),
+            Turn {
+                reasoning: Some("I look.".into()),
+                calls: vec![call("c1", "look", json!({})), call("c2", "hear", json!({"q": 1}))],
+                ..Turn::new("assistant", "Wait.")
             },
-            {"role": "tool", "tool_call_id": "c1", "content": "a", "name": "look"},
-            {"role": "tool", "tool_call_id": "c2", "content": "b", "name": "hear"},
-            {"role": "assistant", "content": "Done."},
-        ]);
-        assert_eq!(translated(input), Ok(expected));
-        assert_eq!(translated(json!("U")), Ok(json!([{"role": "user", "content": "U"}])));
+            output("c1", "look", "a"),
+            output("c2", "hear", "b"),
+            Turn::new("assistant", "Done."),
+        ];
+        assert_eq!(read(input), Ok(expected));
+        assert_eq!(read(json!("U")), Ok(vec![Turn::new("user", "U")]));
     }
 
     #[test]
@@ -200,7 +201,7 @@ mod tests {
             (user(json!({"type": "input_text"})), "input[0].content[0].text: found nothing"),
             (json!([{"type": "function_call", "name": "f"}]), "input[0].call_id: found nothing"),
         ] {
-            let error = translated(input.clone()).unwrap_err();
+            let error = read(input.clone()).unwrap_err();
             assert!(error.starts_with(start), "{input}: {error}");
         }
     }

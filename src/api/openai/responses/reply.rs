@@ -5,12 +5,12 @@ use serde_json::{Map, Value, json};
 use crate::api::answer_stream::Output;
 use crate::api::answer_streams::Whole;
 use crate::api::blocks::{Block, Blocks, Step, What};
-use crate::api::conversation::calls::Listener;
 use crate::api::error::ApiError;
 use crate::api::openai::envelope::{Envelope, tell_closed, timings};
-use crate::api::request::Manner;
+use crate::api::request::AnswerOptions;
 use crate::api::sse::ReplyFormat;
 use crate::api::timings::{prompt_progress, so_far};
+use crate::api::tools::calls::Listener;
 use crate::engine::{FinishReason, Usage};
 
 /// Request fields that a response repeats, and its reporting options.
@@ -21,27 +21,33 @@ pub(super) struct Settings {
     progress: bool,
 }
 
+/// Fields of a body that its response repeats.
+pub(super) fn repeated(body: &Map<String, Value>) -> Map<String, Value> {
+    let repeat = |(name, absent): (&str, Value)| {
+        let given = body.get(name).filter(|value| !value.is_null());
+        (name.to_owned(), given.cloned().unwrap_or(absent))
+    };
+    let fields = [
+        ("instructions", Value::Null),
+        ("max_output_tokens", Value::Null),
+        ("metadata", json!({})),
+        ("parallel_tool_calls", true.into()),
+        ("reasoning", json!({"effort": null, "summary": null})),
+        ("text", json!({"format": {"type": "text"}})),
+        ("tool_choice", "auto".into()),
+        ("tools", json!([])),
+    ];
+    fields.into_iter().map(repeat).collect()
+}
+
 impl Settings {
-    pub(super) fn new(body: &Value, manner: &Manner) -> Self {
-        let mut repeated = Map::new();
-        for (name, absent) in [
-            ("instructions", Value::Null),
-            ("max_output_tokens", Value::Null),
-            ("metadata", json!({})),
-            ("parallel_tool_calls", true.into()),
-            ("reasoning", json!({"effort": null, "summary": null})),
-            ("text", json!({"format": {"type": "text"}})),
-            ("tool_choice", "auto".into()),
-            ("tools", json!([])),
-        ] {
-            let given = body.get(name).filter(|value| !value.is_null());
-            repeated.insert(name.to_owned(), given.cloned().unwrap_or(absent));
-        }
-        for (name, value) in [("temperature", manner.sampling.temperature), ("top_p", manner.sampling.top_p)]
-        {
+    pub(super) fn new(mut repeated: Map<String, Value>, options: &AnswerOptions) -> Self {
+        let sampling = &options.generate.sampling;
+        for (name, value) in [("temperature", sampling.temperature), ("top_p", sampling.top_p)] {
             repeated.insert(name.to_owned(), value.into());
         }
-        Self { repeated, timings_per_token: manner.timings_per_token, progress: manner.progress }
+        let progress = options.generate.progress;
+        Self { repeated, timings_per_token: options.timings_per_token, progress }
     }
 }
 

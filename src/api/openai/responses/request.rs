@@ -1,13 +1,14 @@
-//! Translates a body of the Responses API into a chat body. Fields with the same meaning in both
-//! are copied.
+//! Translates a body of the Responses API into turns and fields of chat. Fields with the same
+//! meaning in both stay as they are.
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::input::messages;
-use crate::api::body::JsonBody;
+use super::input::turns;
 use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
-use crate::text::fields::{kind, short};
+use crate::text::Turn;
+use crate::text::fields::{kind, short, take};
 
 /// Field names of this API.
 pub(super) const DIALECT: Dialect = Dialect {
@@ -24,24 +25,29 @@ pub(super) const DIALECT: Dialect = Dialect {
     tool: &[(".function", "")],
 };
 
-/// Fields that are translated, or that don't affect the answer.
-const OWN: [&str; 19] = [
-    "input",
-    "instructions",
-    "max_output_tokens",
-    "tools",
-    "tool_choice",
-    "text",
-    "reasoning",
+/// Fields that mean something else in chat, or have another form there, as written.
+#[derive(Debug, Deserialize)]
+struct ResponseFields {
+    input: Option<Value>,
+    instructions: Option<Value>,
+    max_output_tokens: Option<Value>,
+    tools: Option<Value>,
+    tool_choice: Option<Value>,
+    reasoning: Option<Value>,
+    text: Option<Value>,
+    include: Option<Value>,
+    truncation: Option<Value>,
+}
+
+/// Fields that don't affect the answer, whatever they mean in chat.
+const IGNORED: [&str; 10] = [
     "store",
-    "include",
     "metadata",
     "user",
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
     "service_tier",
-    "truncation",
     "max_tool_calls",
     "logprobs",
     "confidence",
@@ -56,65 +62,56 @@ const REFUSED: [(&str, &str); 5] = [
     ("top_logprobs", "use /v1/chat/completions"),
 ];
 
-/// Translates the body into a chat body.
-pub(super) fn translate(body: &Value) -> Result<JsonBody, ApiError> {
-    let Value::Object(fields) = body else {
-        return Err(ApiError::field("body", format!("found {}, expected an object", kind(body))));
-    };
-    let given = |name: &str| fields.get(name).filter(|value| !value.is_null());
+/// The turns of a body's conversation, and its other fields as chat's.
+pub(super) fn translate(mut fields: Map<String, Value>) -> Result<(Vec<Turn>, Map<String, Value>), ApiError> {
     for (field, instead) in REFUSED {
-        let nothing = |value: &&Value| **value == Value::Bool(false) || value.as_u64() == Some(0);
-        if let Some(value) = given(field).filter(|value| !nothing(value)) {
+        let nothing =
+            |value: &Value| value.is_null() || *value == Value::Bool(false) || value.as_u64() == Some(0);
+        if let Some(value) = fields.get(field).filter(|value| !nothing(value)) {
             let message = format!("{} is not supported here: {instead}", short(value));
             return Err(ApiError::field(field, message));
         }
     }
-    if let Some(truncation) = given("truncation").filter(|truncation| *truncation != "disabled") {
-        let message = format!("{} is not supported here: no part of input is left out", short(truncation));
+    let own: ResponseFields = take(&mut fields)?;
+    fields.retain(|name, _| !IGNORED.contains(&name.as_str()));
+    if let Some(truncation) = own.truncation.filter(|truncation| *truncation != "disabled") {
+        let message = format!("{} is not supported here: no part of input is left out", short(&truncation));
         return Err(ApiError::field("truncation", message));
     }
     let logprobs = |entry: &Value| *entry == "message.output_text.logprobs";
-    if given("include").and_then(Value::as_array).is_some_and(|entries| entries.iter().any(logprobs)) {
+    if own.include.as_ref().and_then(Value::as_array).is_some_and(|entries| entries.iter().any(logprobs)) {
         let message = "message.output_text.logprobs is not supported here: use /v1/chat/completions";
         return Err(ApiError::field("include", message));
     }
-    let mut chat: Map<String, Value> = fields
-        .iter()
-        .filter(|(name, _)| !OWN.contains(&name.as_str()))
-        .map(|(n, v)| (n.clone(), v.clone()))
-        .collect();
     let mut all = Vec::new();
-    if let Some(instructions) = given("instructions") {
+    if let Some(instructions) = own.instructions {
         let text = instructions.as_str().ok_or_else(|| {
-            ApiError::field("instructions", format!("found {}, expected a string", kind(instructions)))
+            ApiError::field("instructions", format!("found {}, expected a string", kind(&instructions)))
         })?;
-        all.push(json!({"role": "system", "content": text}));
+        all.push(Turn::new("system", text));
     }
-    all.extend(messages(given("input"))?);
-    chat.insert("messages".to_owned(), all.into());
-    for (ours, theirs) in [("max_output_tokens", "max_completion_tokens")] {
-        if let Some(value) = given(ours) {
-            chat.insert(theirs.to_owned(), value.clone());
-        }
+    all.extend(turns(own.input.as_ref())?);
+    if let Some(most) = own.max_output_tokens {
+        fields.insert("max_completion_tokens".to_owned(), most);
     }
-    if let Some(tools) = given("tools") {
-        chat.insert("tools".to_owned(), tools_of(tools)?);
+    if let Some(tools) = own.tools {
+        fields.insert("tools".to_owned(), tools_of(&tools)?);
     }
-    if let Some(choice) = given("tool_choice") {
-        chat.insert("tool_choice".to_owned(), tool_choice(choice)?);
+    if let Some(choice) = own.tool_choice {
+        fields.insert("tool_choice".to_owned(), tool_choice(&choice)?);
     }
-    if let Some(effort) = given("reasoning").and_then(|reasoning| reasoning.get("effort")) {
-        chat.insert("reasoning_effort".to_owned(), effort.clone());
+    if let Some(effort) = own.reasoning.as_ref().and_then(|reasoning| reasoning.get("effort")) {
+        fields.insert("reasoning_effort".to_owned(), effort.clone());
     }
-    if let Some(text) = given("text") {
+    if let Some(text) = own.text {
         if let Some(format) = text.get("format").filter(|format| !format.is_null()) {
-            chat.insert("response_format".to_owned(), response_format(format)?);
+            fields.insert("response_format".to_owned(), response_format(format)?);
         }
         if let Some(verbosity) = text.get("verbosity") {
-            chat.insert("verbosity".to_owned(), verbosity.clone());
+            fields.insert("verbosity".to_owned(), verbosity.clone());
         }
     }
-    Ok(JsonBody(Value::Object(chat)))
+    Ok((all, fields))
 }
 
 /// Functions. OpenAI's own tools have other types.
@@ -167,8 +164,9 @@ fn response_format(written: &Value) -> Result<Value, ApiError> {
 mod tests {
     use super::*;
 
-    fn chat(body: Value) -> Result<Value, String> {
-        translate(&body).map(|body| body.0).map_err(|error| error.to_string())
+    fn chat(body: Value) -> Result<(Vec<Turn>, Value), String> {
+        let fields = body.as_object().unwrap().clone();
+        translate(fields).map(|(turns, fields)| (turns, fields.into())).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -183,7 +181,6 @@ mod tests {
         });
         let expected = json!({
             "model": "m", "temperature": 0.5, "background": false, "previous_response_id": null, "top_logprobs": 0,
-            "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}],
             "max_completion_tokens": 9,
             "tools": [{
                 "type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": true}
@@ -193,7 +190,8 @@ mod tests {
             "response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": {}}},
             "verbosity": "medium",
         });
-        assert_eq!(chat(body), Ok(expected));
+        let turns = vec![Turn::new("system", "S"), Turn::new("user", "U")];
+        assert_eq!(chat(body), Ok((turns, expected)));
     }
 
     #[test]

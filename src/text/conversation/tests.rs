@@ -1,37 +1,16 @@
-//! Tests conversations: what the template gets, and what a forced call adds.
+//! Tests conversations: what the template gets, and where the prompt ends.
+
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::request::Endpoint;
-use crate::config::SamplingDefaults;
-
-const GREEDY: SamplingDefaults = SamplingDefaults {
-    temperature: 0.0,
-    top_p: 1.0,
-    top_k: 0,
-    min_p: 0.0,
-    seed: None,
-    thinking: false,
-    task_limits: true,
-};
-
-fn body(fields: &Value) -> JsonBody {
-    let mut body = json!({"messages": [{"role": "user", "content": "x"}]});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    JsonBody(body)
-}
 
 fn parse(fields: Value) -> Result<Conversation, String> {
-    Conversation::parse(&body(&fields)).map_err(|error| error.to_string())
-}
-
-fn constrained(fields: Value) -> Result<Manner, String> {
-    let body = body(&fields);
-    let mut manner = Manner::parse(&body, Endpoint::Chat, &GREEDY).map_err(|error| error.to_string())?;
-    let conversation = Conversation::parse(&body).map_err(|error| error.to_string())?;
-    conversation.constrain(&mut manner).map_err(|error| error.to_string())?;
-    Ok(manner)
+    let mut body = json!({"messages": [{"role": "user", "content": "x"}]});
+    let body = body.as_object_mut().unwrap();
+    body.extend(fields.as_object().unwrap().clone());
+    Conversation::take(body).map_err(|error| error.to_string())
 }
 
 fn tool(name: &str, parameters: &Value) -> Value {
@@ -40,6 +19,19 @@ fn tool(name: &str, parameters: &Value) -> Value {
 
 fn text(prompt: Prompt) -> String {
     prompt.into_iter().map(|segment| segment.text).collect()
+}
+
+#[test]
+fn a_template_that_asks_for_the_date_gets_it_unless_the_request_sets_it() {
+    let noon = || SystemTime::UNIX_EPOCH + Duration::from_secs(1_721_995_200);
+    let of = |source: &str, fields: Value| {
+        let template = ChatTemplate::new(source, "", "").unwrap().with_clock(noon);
+        text(parse(fields).unwrap().prompt(&template).unwrap())
+    };
+    assert_eq!(of("{{ date_string }}, {{ datetime }}", json!({})), "26 Jul 2024, Jul 26 2024");
+    let set = json!({"chat_template_kwargs": {"date_string": "today"}});
+    assert_eq!(of("{{ date_string }}, {{ datetime }}", set), "today, Jul 26 2024");
+    assert_eq!(of("{{ date }}.", json!({})), ".");
 }
 
 #[test]
@@ -83,62 +75,6 @@ fn a_template_that_knows_no_tools_is_told_in_the_system_message() {
 }
 
 #[test]
-fn a_promised_call_is_a_schema_whose_references_lead_home() {
-    let pointed = json!({"properties": {"p": {"$ref": "#/$defs/p"}}, "$defs": {"p": {"type": "integer"}}});
-    let tools = json!([tool("f", &json!({"type": "object"})), tool("g", &pointed)]);
-    let schema = |choice: Value| {
-        let manner = constrained(json!({"tools": tools, "tool_choice": choice})).unwrap();
-        assert_eq!(manner.constraint_field, "tools");
-        let Some(Constraint::JsonSchema(schema)) = manner.constraint else { panic!("no schema") };
-        schema
-    };
-    let any = schema(json!("required"));
-    assert!(jsonschema::is_valid(&any, &json!({"name": "f", "arguments": {}})));
-    assert!(jsonschema::is_valid(&any, &json!({"name": "g", "arguments": {"p": 5}})));
-    assert!(!jsonschema::is_valid(&any, &json!({"name": "g", "arguments": {"p": "5"}})));
-    assert!(!jsonschema::is_valid(&any, &json!({"name": "h", "arguments": {}})));
-    let named = schema(json!({"type": "function", "function": {"name": "g"}}));
-    assert!(jsonschema::is_valid(&named, &json!({"name": "g", "arguments": {"p": 5}})));
-    assert!(!jsonschema::is_valid(&named, &json!({"name": "g", "arguments": {"p": "5"}})));
-    assert!(!jsonschema::is_valid(&named, &json!({"name": "f", "arguments": {}})));
-}
-
-#[test]
-fn references_are_led_home_where_they_are_some_and_data_stays_as_it_is() {
-    let data = json!({"$ref": "#/nowhere", "type": "number"});
-    let schema = json!({
-        "type": "object",
-        "properties": {
-            "$ref": {"type": "string"}, "default": {"$ref": "#/$defs/a~1b"}, "q": {"$ref": "#here"}, "k": {"const": data},
-        },
-        "examples": [data], "$defs": {"a/b": {"type": "integer"}, "h": {"$anchor": "here", "type": "string"}},
-    });
-    let tools = json!([tool("f", &json!({"type": "object"})), tool("g", &schema)]);
-    let manner = constrained(json!({"tools": tools, "tool_choice": "required"})).unwrap();
-    let Some(Constraint::JsonSchema(any)) = manner.constraint else { panic!("no schema") };
-    let call = |arguments: Value| jsonschema::is_valid(&any, &json!({"name": "g", "arguments": arguments}));
-    assert!(call(json!({"$ref": "x", "default": 5, "q": "x", "k": data})));
-    assert!(!call(json!({"$ref": 5})) && !call(json!({"default": "x"})) && !call(json!({"q": 5})));
-    assert!(!call(json!({"k": {"$ref": "#/anyOf/1/properties/arguments/nowhere", "type": "number"}})));
-    let mut embedded = any["anyOf"][1]["properties"]["arguments"].clone();
-    embedded.as_object_mut().unwrap().shift_remove("$id");
-    assert_eq!(embedded, schema, "nothing but a name was added");
-}
-
-#[test]
-fn an_answer_in_a_shape_may_be_a_call_instead() {
-    let answer = json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}, "required": ["a"],
-                        "$defs": {"n": {"type": "integer"}}});
-    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": answer}});
-    let tools = json!([tool("f", &json!({"type": "object"}))]);
-    let manner = constrained(json!({"tools": tools, "response_format": format})).unwrap();
-    let Some(Constraint::JsonSchema(schema)) = manner.constraint else { panic!("no schema") };
-    assert!(jsonschema::is_valid(&schema, &json!({"a": 5})));
-    assert!(jsonschema::is_valid(&schema, &json!({"name": "f", "arguments": {}})));
-    assert!(!jsonschema::is_valid(&schema, &json!({"a": "5"})));
-}
-
-#[test]
 fn a_promised_call_is_opened_and_opened_thinking_is_closed() {
     let template = ChatTemplate::new(
         "{% for m in messages %}{{ m.content }}{% endfor %}<|a|>{{ '<think>\\n' }}",
@@ -147,49 +83,14 @@ fn a_promised_call_is_opened_and_opened_thinking_is_closed() {
     )
     .unwrap();
     let fields = json!({"tools": [tool("f", &json!({}))], "tool_choice": "required"});
-    let (conversation, manner) = (parse(fields.clone()).unwrap(), constrained(fields).unwrap());
-    let prompt = text(conversation.prompt_for(&template, &manner).unwrap());
+    let prompt = text(parse(fields).unwrap().answer_prompt(&template, true).unwrap());
     assert_eq!(prompt.split_once("<|a|>").unwrap().1, "<think>\n\n</think>\n\n<tool_call>\n");
-    let free = constrained(json!({})).unwrap();
-    let prompt = parse(json!({})).unwrap().prompt_for(&template, &free).unwrap();
+    let prompt = parse(json!({})).unwrap().answer_prompt(&template, false).unwrap();
     assert!(opens_thinking(&prompt));
 }
 
 #[test]
-fn mistakes_name_their_field() {
-    let f = tool("f", &json!({}));
-    for (fields, start) in [
-        (json!({"messages": []}), "messages: is empty"),
-        (json!({"messages": "hi"}), "messages: invalid type"),
-        (json!({"tools": {}}), "tools: invalid type"),
-        (json!({"tools": [{"type": "retrieval"}]}), "tools[0].type: unknown variant `retrieval`"),
-        (json!({"tools": [{"type": "function", "function": {}}]}), "tools[0].function.name: is missing"),
-        (json!({"tools": [f, tool("a b", &json!({}))]}), "tools[1].function.name: found \"a b\""),
-        (json!({"tools": [tool("f", &json!("x"))]}), "tools[0].function.parameters: invalid type"),
-        (json!({"tools": [f], "tool_choice": "maybe"}), "tool_choice: found \"maybe\""),
-        (json!({"tool_choice": "required"}), "tool_choice: promises a call, but tools has no entry"),
-        (
-            json!({"tools": [f], "tool_choice": {"type": "function", "function": {"name": "g"}}}),
-            "tool_choice.function.name: no tool is named \"g\"",
-        ),
-        (json!({"parallel_tool_calls": "yes"}), "parallel_tool_calls: invalid type"),
-        (
-            json!({"tools": [f], "tool_choice": "required", "response_format": {"type": "json_object"}}),
-            "tool_choice: can't be combined with response_format",
-        ),
-        (json!({"tools": [f], "regex": "a"}), "tools: can't be combined with regex"),
-        (
-            json!({"tools": [f], "tool_choice": "required", "ignore_eos": true}),
-            "tool_choice: can't be combined with ignore_eos",
-        ),
-    ] {
-        let error = constrained(fields.clone()).unwrap_err();
-        assert!(error.starts_with(start), "{fields}: {error}");
-    }
-}
-
-#[test]
-fn what_the_assistant_said_last_is_gone_on_with() {
+fn what_the_assistant_said_last_is_continued() {
     let template = ChatTemplate::chat_ml();
     let prompt = |last: Value| {
         let messages = json!([{"role": "user", "content": "Name a fruit."}, last]);
@@ -228,7 +129,7 @@ fn a_marker_against_thinking_is_for_templates_that_look_for_it() {
 }
 
 #[test]
-fn what_was_thought_is_not_gone_on_with() {
+fn what_was_thought_is_not_continued() {
     let messages = json!([{"role": "user", "content": "u"},
         {"role": "assistant", "content": "so far", "reasoning_content": "because"}]);
     let error = parse(json!({"messages": messages})).unwrap().prompt(&ChatTemplate::chat_ml()).unwrap_err();
@@ -236,7 +137,7 @@ fn what_was_thought_is_not_gone_on_with() {
 }
 
 #[test]
-fn nothing_is_gone_on_with_behind_opened_thinking() {
+fn nothing_is_continued_after_opened_thinking() {
     let source =
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %}<think>{% endif %}";
     let template = ChatTemplate::new(source, "", "").unwrap();
@@ -249,10 +150,8 @@ fn nothing_is_gone_on_with_behind_opened_thinking() {
     let error = of("high").unwrap_err();
     assert!(error.starts_with("messages[1]: ") && error.contains("reasoning_effort"), "{error}");
     // A constrained answer doesn't think: opened thinking is closed first.
-    let fields =
-        json!({"messages": messages, "reasoning_effort": "high", "response_format": {"type": "json_object"}});
-    let (conversation, manner) = (parse(fields.clone()).unwrap(), constrained(fields).unwrap());
-    let prompt = text(conversation.prompt_for(&template, &manner).unwrap());
+    let conversation = parse(json!({"messages": messages, "reasoning_effort": "high"})).unwrap();
+    let prompt = text(conversation.answer_prompt(&template, true).unwrap());
     assert_eq!(prompt, "u<think>\n</think>\n\nso far");
 }
 
@@ -263,7 +162,7 @@ fn a_client_may_say_where_the_prompt_ends() {
         let mut body =
             json!({"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        let conversation = Conversation::parse(&JsonBody(body)).map_err(|error| error.to_string())?;
+        let conversation = parse(body)?;
         conversation.check_end().map_err(|error| error.to_string())?;
         let prompt = conversation.prompt(&template).map_err(|error| error.to_string())?;
         Ok::<_, String>(prompt.into_iter().map(|segment| segment.text).collect::<String>())
