@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor, Var};
 
 use super::TrainError;
+use super::data::Position;
 use super::recipe::Recipe;
 use crate::atomic_file;
 use crate::digest::Digest;
@@ -26,11 +27,11 @@ const STATE: &str = "state.json";
 const RECIPE: &str = "recipe.toml";
 const MANIFEST: &str = "manifest.json";
 
-/// What a run has to remember beside tensors. The order of the data and all random numbers follow from seed and step.
+/// What a run has to remember beside tensors. All random numbers follow from seed and step.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Steps taken: the data goes on with the batch of the next one.
+    /// Steps taken.
     pub step: u64,
     /// Seed of every random number.
     pub seed: u64,
@@ -54,10 +55,13 @@ pub struct State {
     /// checkpoint of before they were kept: nobody knows then what it learnt from, and it is refused.
     #[serde(default)]
     pub read: Option<BTreeMap<String, Digest>>,
+    /// Where the data goes on. A checkpoint of before it was kept has the beginning.
+    #[serde(default)]
+    pub data: Position,
 }
 
 /// A number that comes back bit for bit: JSON numbers may lose their last digit when they are read, texts don't.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Exact(pub f64);
 
 impl serde::Serialize for Exact {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::ahead::Ahead;
 use super::batch::{Batch, eval_rows};
 use super::checkpoint::{self, Checkpoint, Exact, State};
-use super::data::{Domain, next_weights};
+use super::data::{Domain, Position, next_weights};
 use super::distil::{Ask, Teacher};
 use super::evaluate::{Evaluation, evaluate};
 use super::in_place::blend;
@@ -96,7 +96,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     };
 
     if let Some(teacher) = &teacher {
-        teacher.check_rows(recipe, &prepared.train, state.step)?;
+        teacher.check_rows(recipe, &prepared.train, &state)?;
     }
 
     // Only now: what is refused leaves a run as it was.
@@ -143,11 +143,11 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let mut too_long = 0;
 
     std::thread::scope(|scope| {
-        let mut ahead = Ahead::start(scope, recipe, &prepared.train, state.step);
+        let mut ahead = Ahead::start(scope, recipe, &prepared.train, state.step, state.data.clone());
         while state.step < recipe.train.steps && !state.stopped {
             let step = state.step + 1;
             let began = Instant::now();
-            let batch = ahead.batch(step, &state.weights())?;
+            let (batch, data) = ahead.batch(step, &state.weights())?;
 
             let outcome = workers.run(&*objective, Some(trained), &batch.rows, micro_tokens)?;
             let measured = metrics.is_due(step).then(|| {
@@ -172,6 +172,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             let tokens = batch.tokens() as u64;
             let tokens_per_s = tokens as f64 / began.elapsed().as_secs_f64();
             state.step = step;
+            state.data = data;
             state.tokens += tokens;
             too_long += batch.too_long;
             let last = step == recipe.train.steps;
@@ -280,6 +281,7 @@ impl State {
             base: prepared.identity.base,
             tokens_of: prepared.identity.tokens_of,
             read: Some(read(prepared, teacher)),
+            data: Position::default(),
         }
     }
 

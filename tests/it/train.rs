@@ -312,7 +312,8 @@ fn a_wrong_recipe_is_exit_code_78_and_a_wrong_row_is_named() {
         assert!(said.contains(part), "{said}");
         assert!(!folder.path().join("runs/recipe/checkpoints").exists());
     }
-    let long = format!("{{\"text\":\"a\"}}\n{{\"text\":\"{}\"}}\n", "b ".repeat(90));
+    let long =
+        format!("{{\"text\":\"a\"}}\n{{\"prompt\":\"and \",\"completion\":\"{}\"}}\n", "b ".repeat(90));
     write(folder.path(), "rows.jsonl", &long);
     let strict = ["train", "recipe.toml", "--set", "data.long_rows=error"];
     let said = stderr(&bespoke(folder.path()).args(strict).assert().code(1));
