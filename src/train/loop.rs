@@ -57,7 +57,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let open = |distil| Teacher::open(distil, &prepared, outside.ask.clone());
     let teacher = recipe.distil.as_ref().map(open).transpose()?;
     let mut state = State::beginning(recipe, &prepared, teacher.as_ref().and_then(Teacher::digest));
-    let mut changed = vec![];
+    let mut notes = vec![];
     if let Some(checkpoint) = found {
         let path = checkpoints.join(checkpoint.state.step.to_string());
         checkpoint.state.check(&state, &path)?;
@@ -68,8 +68,8 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         let moments = optimiser.state();
         checkpoint::check(moments.iter().map(|(name, t)| (name.as_str(), t)), &checkpoint.moments, &path)?;
         optimiser.restore(&checkpoint.moments, checkpoint.state.step)?;
-        changed = checkpoint::changed_rates(&path, recipe)?;
-        state = checkpoint.state;
+        notes = checkpoint.state.notes(&place.name(), &checkpoint::changed(&path, recipe)?);
+        state = State { place: state.place, ..checkpoint.state };
     }
     let trainee = prepared.over(recipe, trained)?;
     let judged = averaged.as_ref().unwrap_or(trained);
@@ -120,11 +120,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     if let Some(sane) = &prepared.sane {
         log.say(sane);
     }
-    for (key, saved, now) in changed {
-        let [saved, now] =
-            [saved, now].map(|rate| rate.map_or("not given".to_owned(), |rate| rate.to_string()));
-        log.say(&format!("{key} is {now} from step {} on; it was {saved}", state.step + 1));
-    }
+    notes.iter().for_each(|note| log.say(note));
     let judge_all = || -> Result<Vec<Evaluation>, TrainError> {
         held_out
             .iter()
@@ -282,6 +278,7 @@ impl State {
             tokens_of: prepared.identity.tokens_of,
             read: Some(read(prepared, teacher)),
             data: Position::default(),
+            place: Some(prepared.place.name()),
         }
     }
 
@@ -304,6 +301,31 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// What a person should know of a run that goes on from this state: what is other than it was,
+    /// and what that means.
+    fn notes(&self, place: &str, changed: &[checkpoint::Change]) -> Vec<String> {
+        let next = self.step + 1;
+        let text = |value: Option<f64>| value.map_or("not given".to_owned(), |value| value.to_string());
+        let of = |&(key, saved, now): &checkpoint::Change| {
+            format!("{key} is {} from step {next} on; it was {}", text(now), text(saved))
+        };
+        let mut notes: Vec<String> = changed.iter().map(of).collect();
+        let moved = self.place.as_deref().filter(|saved| *saved != place);
+        notes.extend(moved.map(|saved| format!("the steps before step {next} were computed on {saved}")));
+        if moved.is_some() || changed.iter().any(|(key, ..)| *key == checkpoint::MICRO_TOKENS) {
+            notes
+                .push("sums are rounded otherwise from here on: the run goes on, but not bit for bit".into());
+        }
+        if self.step > 0 && self.data.is_beginning() {
+            notes.push(
+                "warning: the checkpoint is of a version that didn't keep the position in the data: every domain is \
+                 read from its beginning"
+                    .into(),
+            );
+        }
+        notes
     }
 
     /// Takes a held-out loss: the best so far, and whether it is time to stop.

@@ -32,6 +32,8 @@ mod precision_tests;
 #[cfg(test)]
 mod reference_tests;
 #[cfg(test)]
+mod resume_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;

@@ -437,12 +437,12 @@ fn a_run_that_broke_down_goes_on_with_lower_rates() {
         "train.floor=0.0",
     ];
     let recipe = small_run(folder.path(), &lower);
-    let changed = checkpoint::changed_rates(&out.join("checkpoints/2"), &recipe).unwrap();
+    let changed = checkpoint::changed(&out.join("checkpoints/2"), &recipe).unwrap();
     assert_eq!(changed.len(), 5);
     assert_eq!(changed[4], ("train.clip", Some(1.0), Some(0.5)));
     // Of a group only what a recipe says.
     let own = small_run(folder.path(), &[&lower[..], &["train.adamw.vector_lr=0.0001"]].concat());
-    let changed = checkpoint::changed_rates(&out.join("checkpoints/2"), &own).unwrap();
+    let changed = checkpoint::changed(&out.join("checkpoints/2"), &own).unwrap();
     assert_eq!((changed.len(), changed[2]), (6, ("train.adamw.vector_lr", None, Some(0.0001))));
     run(&recipe, &out, true).unwrap();
     assert_eq!(log::read(&out).unwrap().len(), 4);
