@@ -73,7 +73,9 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     }
     let trainee = prepared.over(recipe, trained)?;
     let judged = averaged.as_ref().unwrap_or(trained);
-    let judge = prepared.over(recipe, judged)?;
+    // What is judged or measured needs no gradients.
+    let judge = prepared.frozen(recipe, judged)?;
+    let seen = prepared.frozen(recipe, trained)?;
     // Always of the last stage: so that numbers of one run can be compared with each other.
     let stage = recipe.stage(u64::MAX);
     let held_out: Vec<Batch> = prepared
@@ -146,9 +148,9 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             let (batch, data) = ahead.batch(step, &state.weights())?;
 
             let outcome = workers.run(&*objective, Some(trained), &batch.rows, micro_tokens)?;
-            let measured = metrics.is_due(step).then(|| {
-                metrics.measure(step, &trainee.student(), &prepared.config, trained, &outcome, &batch)
-            });
+            let measured = metrics
+                .is_due(step)
+                .then(|| metrics.measure(step, &seen.student(), &prepared.config, trained, &outcome, &batch));
             let norm = clip::clip(&outcome.gradients, recipe.train.clip, workers)?;
             let (loss, accuracy) = (outcome.loss, outcome.accuracy());
             if !loss.is_finite() || !norm.is_finite() {

@@ -26,6 +26,8 @@ pub mod schedule;
 pub mod vocabulary;
 
 #[cfg(test)]
+mod frozen_tests;
+#[cfg(test)]
 mod packing_tests;
 #[cfg(test)]
 mod precision_tests;
