@@ -1,8 +1,8 @@
-//! Promises about what is not trained.
+//! Promises about what is not trained: it keeps the digits of its norms, and it records no graph.
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::batch::batch;
 use super::data::Position;
@@ -13,7 +13,7 @@ use super::tests::{model, small_run, tokenizer};
 use crate::model::{Family, Model, Parameters, TextSide, hugging_face};
 
 /// A model of Gemma 2's form in `folder/base`, with norms whose digits bf16 doesn't have.
-fn base(folder: &Path) -> Model {
+pub(super) fn base(folder: &Path) -> Model {
     let (decoder, drawn) = model(Family::Gemma2, true, tokenizer().vocab_size());
     let mut parameters = Parameters::default();
     for (name, var) in drawn.iter() {
@@ -50,6 +50,25 @@ fn adapted(folder: &Path, adapter: &str, overrides: &[&str]) -> Recipe {
 
 const LORA: &str = "lora = { rank = 2, alpha = 4.0, targets = [\"q_proj\", \"down_proj\"] }";
 const FELIX: &str = "felix = { spokes = 2, rank = 2 }";
+
+#[test]
+fn vectors_of_a_frozen_base_keep_their_digits_in_bf16() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = base(folder.path());
+    let recipe = adapted(folder.path(), LORA, &["train.precision=bf16"]);
+    let prepared = Prepared::new(&recipe, &folder.path().join("run"), false).unwrap();
+    let mut vectors = 0;
+    for (name, var) in prepared.whole.iter() {
+        let expected = saved.parameters.get(name).unwrap();
+        if var.rank() == 1 {
+            vectors += 1;
+            assert_eq!(var.to_vec1::<f32>().unwrap(), expected.to_vec1::<f32>().unwrap(), "{name}");
+        } else {
+            assert_eq!(var.dtype(), DType::BF16, "{name}");
+        }
+    }
+    assert!(vectors > 4, "{vectors}");
+}
 
 #[test]
 fn what_is_judged_records_no_graph() {

@@ -67,9 +67,10 @@ impl Prepared {
             let path = recipe.base.as_ref().map_or(out, |base| &base.path).to_owned();
             return Err(TrainError::Base { path, message });
         }
-        // What is trained is f32 everywhere; what is frozen has the type that it is computed in.
-        let kind = if recipe.adapter.is_some() { place.dtype } else { DType::F32 };
-        let whole = whole.to(&place.device, kind)?;
+        let whole = match &recipe.adapter {
+            None => whole.to(&place.device, DType::F32)?,
+            Some(_) => whole.to_frozen(&place.device, place.dtype)?,
+        };
         let chat = Arc::new(chat);
         let workers = Workers::new(place.threads(recipe.train.threads))?;
         // Before rows are tokenised, which may take long.

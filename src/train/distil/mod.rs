@@ -190,7 +190,7 @@ fn beside(path: &Path, chat: &Chat, place: &Place) -> Result<(Decoder, Digest), 
     }
     // Its embedding may be padded to another size than the student's; it must have every token.
     base::check_vocabulary(path, &its, model.config.vocab_size)?;
-    let parameters = model.parameters.to(&place.device, place.dtype)?;
+    let parameters = model.parameters.to_frozen(&place.device, place.dtype)?;
     Ok((Decoder::frozen(model.config, &parameters)?.computing_in(place.dtype), digest))
 }
 
