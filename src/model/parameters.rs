@@ -50,8 +50,8 @@ impl Parameters {
     }
 
     /// Copies on this device, as a model needs them that is computed in this type and not trained.
-    /// Vectors stay f32: they are small, operations with them are computed in f32 anyway, and a norm
-    /// that multiplies by `1 + w` loses the digits of w if that is rounded first.
+    /// Vectors stay f32: they are small, operations with them are computed in f32 anyway, and a
+    /// norm that multiplies by `1 + w` loses the digits of w if that is rounded first.
     ///
     /// # Errors
     /// Memory that is not there.

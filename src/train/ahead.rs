@@ -48,7 +48,8 @@ impl Ahead {
         Self { ask, made, asked: from, weights_until, last: recipe.train.steps }
     }
 
-    /// The batch of a step, with these weights of the domains, and the position in the data after it.
+    /// The batch of a step, with these weights of the domains, and the position in the data after
+    /// it.
     pub fn batch(&mut self, step: u64, weights: &[f64]) -> Result<(Batch, Position), TrainError> {
         // Behind the next evaluation the weights may be others.
         let known = self.weights_until.map_or(u64::MAX, |every| step.div_ceil(every) * every);

@@ -117,12 +117,12 @@ impl Inputs {
     }
 }
 
-/// Makes the next batch, and gives the position after it: a pure function of the mixture's seed, the
-/// weights of its domains, the stage and the position.
+/// Makes the next batch, and gives the position after it: a pure function of the mixture's seed,
+/// the weights of its domains, the stage and the position.
 ///
 /// A domain's weight is its share of the tokens. So that shares hold however long its rows are, a
-/// row that was drawn is always read: where no packed row has room for it, it waits for those of the
-/// next batch.
+/// row that was drawn is always read: where no packed row has room for it, it waits for those of
+/// the next batch.
 ///
 /// # Errors
 /// A source that fails; a row longer than `seq_len` where the recipe forbids it, or nothing but such rows.

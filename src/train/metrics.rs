@@ -74,8 +74,8 @@ impl Metrics {
         self.every > 0 && step.is_multiple_of(self.every)
     }
 
-    /// Measures the gradients of a step, and activations and attention on the documents of the first
-    /// row of its batch. `student` need not collect gradients.
+    /// Measures the gradients of a step, and activations and attention on the documents of the
+    /// first row of its batch. `student` need not collect gradients.
     ///
     /// # Errors
     /// Tensor errors.
@@ -215,8 +215,8 @@ impl Taps for Measuring {
     }
 }
 
-/// Variance of all values that documents have in each of `groups` equal parts of the last dimensions
-/// of `[batch, seq, ...]`.
+/// Variance of all values that documents have in each of `groups` equal parts of the last
+/// dimensions of `[batch, seq, ...]`.
 fn variance(tensor: &Tensor, groups: usize, layout: &BatchLayout) -> Result<Vec<f64>> {
     let (batch, seq) = (tensor.dim(0)?, tensor.dim(1)?);
     let token = tensor.elem_count() / (batch * seq).max(1);

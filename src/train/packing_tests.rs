@@ -1,4 +1,5 @@
-//! Promises of packing: shares of domains, what follows from a position, and rows that are too long.
+//! Promises of packing: shares of domains, what follows from a position, and rows that are too
+//! long.
 
 use super::TrainError;
 use super::batch::{Batch, batch, eval_rows};

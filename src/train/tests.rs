@@ -320,8 +320,8 @@ fn a_damaged_or_foreign_checkpoint_is_refused() {
     assert!(error.contains("weights.safetensors has SHA-256"), "{error}");
 }
 
-/// Has a run judged by what it doesn't learn: with large steps that only gets less likely, so an early
-/// evaluation stays the best.
+/// Has a run judged by what it doesn't learn: with large steps that only gets less likely, so an
+/// early evaluation stays the best.
 fn unlearnable(folder: &Path) -> String {
     let other = folder.join("other.jsonl");
     crate::atomic_file::write(&other, b"{\"text\":\"QQ@@##~~ZZ\"}\n").unwrap();
