@@ -271,7 +271,7 @@ pub fn check(model: &Model, gguf: &Path) -> anyhow::Result<Parity> {
 /// # Errors
 /// Ids outside the vocabulary.
 pub fn candle_logits(model: &Model, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
-    let decoder = Decoder::new(model.config.clone(), &model.parameters)?;
+    let decoder = Decoder::frozen(model.config.clone(), &model.parameters)?;
     let input = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)?;
     let hidden = decoder.forward(&input, &BatchLayout::whole(1, ids.len()), &mut NoTaps)?;
     decoder.logits(&hidden)?.flatten_all()?.to_vec1()

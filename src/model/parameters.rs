@@ -46,8 +46,23 @@ impl Parameters {
     /// # Errors
     /// Memory that is not there.
     pub fn to(&self, device: &Device, dtype: DType) -> Result<Self> {
+        self.moved(device, |_| dtype)
+    }
+
+    /// Copies on this device, as a model needs them that is computed in this type and not trained.
+    /// Vectors stay f32: they are small, operations with them are computed in f32 anyway, and a
+    /// norm that multiplies by `1 + w` loses the digits of w if that is rounded first.
+    ///
+    /// # Errors
+    /// Memory that is not there.
+    pub fn to_frozen(&self, device: &Device, dtype: DType) -> Result<Self> {
+        self.moved(device, |var| if var.rank() > 1 { dtype } else { DType::F32 })
+    }
+
+    fn moved(&self, device: &Device, dtype: impl Fn(&Var) -> DType) -> Result<Self> {
         let mut moved = Self::default();
         for (name, var) in self.iter() {
+            let dtype = dtype(var);
             let there = if var.device().same_device(device) && var.dtype() == dtype {
                 var.clone()
             } else {

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use super::TrainError;
 use super::batch::{Batch, batch};
-use super::data::Mixture;
+use super::data::{Mixture, Position};
 use super::recipe::Recipe;
 
 /// Batches that are made ahead of the step that needs them.
@@ -13,7 +13,7 @@ const AHEAD: u64 = 2;
 /// Asks for batches in time.
 pub(super) struct Ahead {
     ask: Sender<(u64, Vec<f64>)>,
-    made: Receiver<Result<Batch, TrainError>>,
+    made: Receiver<Result<(Batch, Position), TrainError>>,
     asked: u64,
     /// Evaluations between which the domains' weights stay; none: always.
     weights_until: Option<u64>,
@@ -21,18 +21,23 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// Starts the thread; the first batch will be that of step `from` + 1.
+    /// Starts the thread; the first batch will be that of step `from` + 1, whose data begins at
+    /// `position`.
     pub fn start<'scope>(
         scope: &'scope std::thread::Scope<'scope, '_>,
         recipe: &'scope Recipe,
         mixture: &'scope Mixture,
         from: u64,
+        mut position: Position,
     ) -> Self {
         let (ask, asked_for) = mpsc::channel::<(u64, Vec<f64>)>();
         let (sender, made) = mpsc::channel();
         scope.spawn(move || {
             for (step, weights) in asked_for {
-                let made = batch(mixture, &weights, recipe.stage(step), step, recipe.data.long_rows);
+                let made = batch(mixture, &weights, recipe.stage(step), &position, recipe.data.long_rows);
+                if let Ok((_, after)) = &made {
+                    position.clone_from(after);
+                }
                 // The loop has ended when nobody receives.
                 if sender.send(made).is_err() {
                     return;
@@ -43,8 +48,9 @@ impl Ahead {
         Self { ask, made, asked: from, weights_until, last: recipe.train.steps }
     }
 
-    /// The batch of a step, with these weights of the domains.
-    pub fn batch(&mut self, step: u64, weights: &[f64]) -> Result<Batch, TrainError> {
+    /// The batch of a step, with these weights of the domains, and the position in the data after
+    /// it.
+    pub fn batch(&mut self, step: u64, weights: &[f64]) -> Result<(Batch, Position), TrainError> {
         // Behind the next evaluation the weights may be others.
         let known = self.weights_until.map_or(u64::MAX, |every| step.div_ceil(every) * every);
         let until = (step + AHEAD).min(known).min(self.last);

@@ -1,21 +1,20 @@
-//! Packing: several conversations side by side in rows of a fixed length, a pure function of the step.
+//! Packing: several conversations side by side in rows of a fixed length, a pure function of the
+//! position in the data.
 
 use candle_core::{Device, Tensor};
 
 use super::TrainError;
-use super::data::{Domain, Mixture, Sample};
+use super::data::{Domain, Mixture, Piece, Position, Sample};
 use super::recipe::{LongRows, Stage};
 use crate::model::tokenizer::PAD;
 use crate::model::{BatchLayout, Document};
 
-/// Draws of a step, per packed row that it may have.
-const DRAWS: u64 = 1 << 12;
 /// Packed rows that one step may have.
 pub(super) const ROWS: u64 = 1 << 12;
 /// A row is full when this many conversations wait for the next because they did not fit.
 const MISSES: usize = 4;
 /// This many draws that no row has room for, one after the other, are taken for all that there is.
-const ALL_LONG: usize = 256;
+const ALL_LONG: u64 = 256;
 /// ... or when this few tokens are left.
 const CRUMBS: usize = 24;
 
@@ -54,7 +53,7 @@ impl PackedRow {
 pub struct Batch {
     /// Rows of the same length.
     pub rows: Vec<PackedRow>,
-    /// Conversations left out because they are longer than a row.
+    /// Rows of data left out because they are longer than a packed row.
     pub too_long: usize,
 }
 
@@ -118,8 +117,12 @@ impl Inputs {
     }
 }
 
-/// Makes the batch of a step from draws that no other step makes: a pure function of the mixture's seed, the weights of its
-/// domains, and the step.
+/// Makes the next batch, and gives the position after it: a pure function of the mixture's seed,
+/// the weights of its domains, the stage and the position.
+///
+/// A domain's weight is its share of the tokens. So that shares hold however long its rows are, a
+/// row that was drawn is always read: where no packed row has room for it, it waits for those of
+/// the next batch.
 ///
 /// # Errors
 /// A source that fails; a row longer than `seq_len` where the recipe forbids it, or nothing but such rows.
@@ -127,59 +130,67 @@ pub fn batch(
     mixture: &Mixture,
     weights: &[f64],
     stage: Stage,
-    step: u64,
+    position: &Position,
     long_rows: LongRows,
-) -> Result<Batch, TrainError> {
+) -> Result<(Batch, Position), TrainError> {
+    let Stage { seq_len, max_event_chars, .. } = stage;
+    let mut position = position.clone();
     let (mut too_long, mut skipped) = (0, 0);
-    let mut draws = step * ROWS * DRAWS..(step + 1) * ROWS * DRAWS;
-    // Drawn and not yet packed: the first that the next row takes. Thrown away, long rows would be read less often than
-    // their domain's weight says.
-    let mut carried: Vec<Sample> = vec![];
+    let mut read = |piece: Piece| -> Result<Option<Sample>, TrainError> {
+        let sample = mixture.sample(piece, seq_len, max_event_chars)?;
+        let inputs = sample.inputs();
+        if inputs <= seq_len {
+            skipped = 0;
+            return Ok(Some(sample));
+        }
+        let domain = &mixture.domains()[piece.domain];
+        if long_rows == LongRows::Error {
+            return Err(longer(domain, piece.row, inputs, seq_len));
+        }
+        too_long += 1;
+        skipped += 1;
+        // Of a file, as many draws as make a whole pass, wherever the first of them was in one.
+        let most = domain.rows().map_or(ALL_LONG, |rows| ALL_LONG.max(2 * rows));
+        if skipped == most {
+            let message = format!(
+                "{inputs} tokens, and so are {most} rows in a row longer than seq_len, {seq_len}: raise train.seq_len, or \
+                 give shorter rows"
+            );
+            return Err(TrainError::Row { place: domain.place(piece.row), message });
+        }
+        Ok(None)
+    };
+    let mut waiting: Vec<(Piece, Sample)> = vec![];
+    for piece in std::mem::take(&mut position.waiting) {
+        // A row that fitted may be too long for the stage that begins here.
+        waiting.extend(read(piece)?.map(|sample| (piece, sample)));
+    }
     let mut rows = Vec::with_capacity(stage.batch);
-    for slot in 1..=stage.batch {
-        let mut row = PackedRow::new(stage.seq_len);
-        let room = |row: &PackedRow| stage.seq_len - row.ids.len();
-        carried.retain(|sample| {
+    for _ in 0..stage.batch {
+        let mut row = PackedRow::new(seq_len);
+        let room = |row: &PackedRow| seq_len - row.ids.len();
+        waiting.retain(|(_, sample)| {
             let fits = sample.inputs() <= room(&row);
             if fits {
                 row.push(sample);
             }
             !fits
         });
-        // Nothing comes behind the last row that could take what it has no room for: it looks for no shorter one.
-        let most = if slot == stage.batch { 1 } else { MISSES };
-        while carried.len() < most && (room(&row) >= CRUMBS || row.ids.is_empty()) {
-            let Some(index) = draws.next() else { break };
-            let drawn = mixture.draw(index, weights, stage.max_event_chars)?;
-            let inputs = drawn.sample.inputs();
-            if inputs > stage.seq_len {
-                skipped += 1;
-                let domain = &mixture.domains()[drawn.domain];
-                if long_rows == LongRows::Error {
-                    return Err(longer(domain, drawn.index, inputs, stage.seq_len));
-                }
-                if skipped == ALL_LONG {
-                    let message = format!(
-                        "{inputs} tokens, and so are {ALL_LONG} rows in a row longer than seq_len, {}: raise train.seq_len, or \
-                         give shorter rows",
-                        stage.seq_len
-                    );
-                    return Err(TrainError::Row { place: domain.place(drawn.index), message });
-                }
-                too_long += 1;
-                continue;
-            }
-            skipped = 0;
-            if inputs <= room(&row) {
-                row.push(&drawn.sample);
+        while waiting.len() < MISSES && (room(&row) >= CRUMBS || row.ids.is_empty()) {
+            let piece = mixture.draw(&mut position, seq_len);
+            let Some(sample) = read(piece)? else { continue };
+            position.count(piece.domain, sample.inputs(), weights);
+            if sample.inputs() <= room(&row) {
+                row.push(&sample);
             } else {
-                carried.push(drawn.sample);
+                waiting.push((piece, sample));
             }
         }
-        row.ids.resize(stage.seq_len, PAD);
+        row.ids.resize(seq_len, PAD);
         rows.push(row);
     }
-    Ok(Batch { rows, too_long })
+    position.waiting = waiting.into_iter().map(|(piece, _)| piece).collect();
+    Ok((Batch { rows, too_long }, position))
 }
 
 /// Sees before the first step that every row of a file fits the longest packed rows.
@@ -187,8 +198,8 @@ pub fn batch(
 /// # Errors
 /// The first that doesn't.
 pub fn check_lengths(domain: &Domain, seq_len: usize) -> Result<(), TrainError> {
-    let first = domain.lengths().enumerate().find(|(_, inputs)| *inputs > seq_len);
-    first.map_or(Ok(()), |(index, inputs)| Err(longer(domain, index as u64, inputs, seq_len)))
+    let first = domain.too_long(seq_len).next();
+    first.map_or(Ok(()), |(index, inputs)| Err(longer(domain, index, inputs, seq_len)))
 }
 
 /// A row that no packed row has room for.
@@ -199,7 +210,8 @@ fn longer(domain: &Domain, index: u64, inputs: usize, seq_len: usize) -> TrainEr
     TrainError::Row { place: domain.place(index), message }
 }
 
-/// Packs held-out rows 0..count of a domain in order; each stays in one packed row.
+/// Packs held-out rows 0..count of a domain in order; each stays in one packed row, but for texts
+/// that are longer.
 ///
 /// # Errors
 /// A source that fails; a row longer than `seq_len` where the recipe forbids it.
@@ -212,18 +224,19 @@ pub fn eval_rows(
     let count = domain.rows().map_or(count, |rows| count.min(rows as usize));
     let (mut rows, mut too_long) = (vec![PackedRow::new(stage.seq_len)], 0);
     for index in 0..count as u64 {
-        let sample = domain.sample(index, stage.max_event_chars)?;
-        if sample.inputs() > stage.seq_len {
-            if long_rows == LongRows::Error {
-                return Err(longer(domain, index, sample.inputs(), stage.seq_len));
+        for sample in domain.sample(index, stage.max_event_chars)?.parts(stage.seq_len) {
+            if sample.inputs() > stage.seq_len {
+                if long_rows == LongRows::Error {
+                    return Err(longer(domain, index, sample.inputs(), stage.seq_len));
+                }
+                too_long += 1;
+                continue;
             }
-            too_long += 1;
-            continue;
+            if rows.last().is_none_or(|row| row.ids.len() + sample.inputs() > stage.seq_len) {
+                rows.push(PackedRow::new(stage.seq_len));
+            }
+            rows.last_mut().expect("a row was pushed").push(&sample);
         }
-        if rows.last().is_none_or(|row| row.ids.len() + sample.inputs() > stage.seq_len) {
-            rows.push(PackedRow::new(stage.seq_len));
-        }
-        rows.last_mut().expect("a row was pushed").push(&sample);
     }
     for row in &mut rows {
         row.ids.resize(stage.seq_len, PAD);

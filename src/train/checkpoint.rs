@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor, Var};
 
 use super::TrainError;
+use super::data::Position;
 use super::recipe::Recipe;
 use crate::atomic_file;
 use crate::digest::Digest;
@@ -26,11 +27,11 @@ const STATE: &str = "state.json";
 const RECIPE: &str = "recipe.toml";
 const MANIFEST: &str = "manifest.json";
 
-/// What a run has to remember beside tensors. The order of the data and all random numbers follow from seed and step.
+/// What a run has to remember beside tensors. All random numbers follow from seed and step.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Steps taken: the data goes on with the batch of the next one.
+    /// Steps taken.
     pub step: u64,
     /// Seed of every random number.
     pub seed: u64,
@@ -54,10 +55,17 @@ pub struct State {
     /// checkpoint of before they were kept: nobody knows then what it learnt from, and it is refused.
     #[serde(default)]
     pub read: Option<BTreeMap<String, Digest>>,
+    /// Where the data goes on. A checkpoint of before it was kept has the beginning.
+    #[serde(default)]
+    pub data: Position,
+    /// Where the last step was computed, and in which type. None in a checkpoint of before it was
+    /// kept.
+    #[serde(default)]
+    pub place: Option<String>,
 }
 
 /// A number that comes back bit for bit: JSON numbers may lose their last digit when they are read, texts don't.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Exact(pub f64);
 
 impl serde::Serialize for Exact {
@@ -301,21 +309,25 @@ fn saved_recipe(folder: &Path) -> Result<Recipe, TrainError> {
         .map_err(|e| TrainError::Checkpoint { path: folder.to_owned(), message: format!("{RECIPE}: {e}") })
 }
 
-/// Rates of the steps to come, which a person may change when a run broke down: key, value in the checkpoint, value now; none
-/// where a recipe does not say it.
+/// What a person may change of the steps to come: rates, when a run broke down, and the tokens of a
+/// part, for another device's memory. Key, value in the checkpoint, value now; none where a recipe
+/// does not say it.
 ///
 /// # Errors
 /// A recipe in the checkpoint that can't be read.
-pub fn changed_rates(folder: &Path, now: &Recipe) -> Result<Vec<ChangedRate>, TrainError> {
-    let pairs = rates(&saved_recipe(folder)?).into_iter().zip(rates(now));
+pub fn changed(folder: &Path, now: &Recipe) -> Result<Vec<Change>, TrainError> {
+    let pairs = changeable(&saved_recipe(folder)?).into_iter().zip(changeable(now));
     let all = pairs.map(|((key, saved), (_, now))| (key, saved, now));
     Ok(all.filter(|(_, saved, now)| saved.map(f64::to_bits) != now.map(f64::to_bits)).collect())
 }
 
 /// Key, value in the checkpoint, value now.
-pub type ChangedRate = (&'static str, Option<f64>, Option<f64>);
+pub type Change = (&'static str, Option<f64>, Option<f64>);
 
-fn rates(recipe: &Recipe) -> [(&'static str, Option<f64>); 8] {
+/// The key of what decides in which parts gradients are summed.
+pub const MICRO_TOKENS: &str = "train.micro_tokens";
+
+fn changeable(recipe: &Recipe) -> [(&'static str, Option<f64>); 9] {
     let train = &recipe.train;
     let adamw = train.adamw;
     [
@@ -327,6 +339,7 @@ fn rates(recipe: &Recipe) -> [(&'static str, Option<f64>); 8] {
         ("train.warmup", Some(train.warmup)),
         ("train.floor", Some(train.floor)),
         ("train.clip", Some(train.clip)),
+        (MICRO_TOKENS, Some(train.micro_tokens as f64)),
     ]
 }
 
@@ -342,6 +355,8 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<(String, String)> {
     aligned.train.device = now.train.device;
     aligned.train.precision = now.train.precision;
     aligned.train.recompute = now.train.recompute;
+    // What fits one device's memory may not fit another's. It is said when it changes.
+    aligned.train.micro_tokens = now.train.micro_tokens;
     aligned.train.max_loss = now.train.max_loss;
     aligned.data.cache.clone_from(&now.data.cache);
     // What helps a run that broke down; it is said when it changes.

@@ -48,6 +48,12 @@ impl Place {
         Ok(Self { device, dtype, missed })
     }
 
+    /// The device and the type, for people: what decides the bits of a result.
+    pub fn name(&self) -> String {
+        let device = if self.device.is_cpu() { "the CPU" } else { "the GPU" };
+        format!("{device} in {}", self.dtype.as_str())
+    }
+
     /// Threads that compute at a time. A GPU has its parts one after the other: each would fill its memory.
     pub fn threads(&self, on_cpu: usize) -> usize {
         if self.device.is_cpu() { on_cpu } else { 1 }
@@ -56,8 +62,7 @@ impl Place {
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let device = if self.device.is_cpu() { "the CPU" } else { "the GPU" };
-        write!(f, "computes on {device} in {}", self.dtype.as_str())?;
+        write!(f, "computes on {}", self.name())?;
         match &self.missed {
             Some(why) => write!(f, " ({why})"),
             None => Ok(()),

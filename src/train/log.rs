@@ -42,7 +42,7 @@ pub struct Step {
 /// A domain at an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DomainNumbers {
-    /// Share of the rows that are drawn from it.
+    /// Share of the tokens that are read from it.
     pub weight: f64,
     /// Held-out numbers.
     #[serde(flatten)]

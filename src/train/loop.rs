@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::ahead::Ahead;
 use super::batch::{Batch, eval_rows};
 use super::checkpoint::{self, Checkpoint, Exact, State};
-use super::data::{Domain, next_weights};
+use super::data::{Domain, Position, next_weights};
 use super::distil::{Ask, Teacher};
 use super::evaluate::{Evaluation, evaluate};
 use super::in_place::blend;
@@ -57,7 +57,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let open = |distil| Teacher::open(distil, &prepared, outside.ask.clone());
     let teacher = recipe.distil.as_ref().map(open).transpose()?;
     let mut state = State::beginning(recipe, &prepared, teacher.as_ref().and_then(Teacher::digest));
-    let mut changed = vec![];
+    let mut notes = vec![];
     if let Some(checkpoint) = found {
         let path = checkpoints.join(checkpoint.state.step.to_string());
         checkpoint.state.check(&state, &path)?;
@@ -68,12 +68,14 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         let moments = optimiser.state();
         checkpoint::check(moments.iter().map(|(name, t)| (name.as_str(), t)), &checkpoint.moments, &path)?;
         optimiser.restore(&checkpoint.moments, checkpoint.state.step)?;
-        changed = checkpoint::changed_rates(&path, recipe)?;
-        state = checkpoint.state;
+        notes = checkpoint.state.notes(&place.name(), &checkpoint::changed(&path, recipe)?);
+        state = State { place: state.place, ..checkpoint.state };
     }
     let trainee = prepared.over(recipe, trained)?;
     let judged = averaged.as_ref().unwrap_or(trained);
-    let judge = prepared.over(recipe, judged)?;
+    // What is judged or measured needs no gradients.
+    let judge = prepared.frozen(recipe, judged)?;
+    let seen = prepared.frozen(recipe, trained)?;
     // Always of the last stage: so that numbers of one run can be compared with each other.
     let stage = recipe.stage(u64::MAX);
     let held_out: Vec<Batch> = prepared
@@ -96,7 +98,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     };
 
     if let Some(teacher) = &teacher {
-        teacher.check_rows(recipe, &prepared.train, state.step)?;
+        teacher.check_rows(recipe, &prepared.train, &state)?;
     }
 
     // Only now: what is refused leaves a run as it was.
@@ -120,11 +122,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     if let Some(sane) = &prepared.sane {
         log.say(sane);
     }
-    for (key, saved, now) in changed {
-        let [saved, now] =
-            [saved, now].map(|rate| rate.map_or("not given".to_owned(), |rate| rate.to_string()));
-        log.say(&format!("{key} is {now} from step {} on; it was {saved}", state.step + 1));
-    }
+    notes.iter().for_each(|note| log.say(note));
     let judge_all = || -> Result<Vec<Evaluation>, TrainError> {
         held_out
             .iter()
@@ -143,16 +141,16 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let mut too_long = 0;
 
     std::thread::scope(|scope| {
-        let mut ahead = Ahead::start(scope, recipe, &prepared.train, state.step);
+        let mut ahead = Ahead::start(scope, recipe, &prepared.train, state.step, state.data.clone());
         while state.step < recipe.train.steps && !state.stopped {
             let step = state.step + 1;
             let began = Instant::now();
-            let batch = ahead.batch(step, &state.weights())?;
+            let (batch, data) = ahead.batch(step, &state.weights())?;
 
             let outcome = workers.run(&*objective, Some(trained), &batch.rows, micro_tokens)?;
-            let measured = metrics.is_due(step).then(|| {
-                metrics.measure(step, &trainee.student(), &prepared.config, trained, &outcome, &batch)
-            });
+            let measured = metrics
+                .is_due(step)
+                .then(|| metrics.measure(step, &seen.student(), &prepared.config, trained, &outcome, &batch));
             let norm = clip::clip(&outcome.gradients, recipe.train.clip, workers)?;
             let (loss, accuracy) = (outcome.loss, outcome.accuracy());
             if !loss.is_finite() || !norm.is_finite() {
@@ -172,6 +170,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             let tokens = batch.tokens() as u64;
             let tokens_per_s = tokens as f64 / began.elapsed().as_secs_f64();
             state.step = step;
+            state.data = data;
             state.tokens += tokens;
             too_long += batch.too_long;
             let last = step == recipe.train.steps;
@@ -280,6 +279,8 @@ impl State {
             base: prepared.identity.base,
             tokens_of: prepared.identity.tokens_of,
             read: Some(read(prepared, teacher)),
+            data: Position::default(),
+            place: Some(prepared.place.name()),
         }
     }
 
@@ -302,6 +303,31 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// What a person should know of a run that goes on from this state: what is other than it was,
+    /// and what that means.
+    fn notes(&self, place: &str, changed: &[checkpoint::Change]) -> Vec<String> {
+        let next = self.step + 1;
+        let text = |value: Option<f64>| value.map_or("not given".to_owned(), |value| value.to_string());
+        let of = |&(key, saved, now): &checkpoint::Change| {
+            format!("{key} is {} from step {next} on; it was {}", text(now), text(saved))
+        };
+        let mut notes: Vec<String> = changed.iter().map(of).collect();
+        let moved = self.place.as_deref().filter(|saved| *saved != place);
+        notes.extend(moved.map(|saved| format!("the steps before step {next} were computed on {saved}")));
+        if moved.is_some() || changed.iter().any(|(key, ..)| *key == checkpoint::MICRO_TOKENS) {
+            notes
+                .push("sums are rounded otherwise from here on: the run goes on, but not bit for bit".into());
+        }
+        if self.step > 0 && self.data.is_beginning() {
+            notes.push(
+                "warning: the checkpoint is of a version that didn't keep the position in the data: every domain is \
+                 read from its beginning"
+                    .into(),
+            );
+        }
+        notes
     }
 
     /// Takes a held-out loss: the best so far, and whether it is time to stop.

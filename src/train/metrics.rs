@@ -26,7 +26,8 @@ const QUERIES: usize = 512;
 /// One step's measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
-    /// After so many steps, before the next.
+    /// The step that is about to move the model: its gradients, and the activations of the weights
+    /// that it begins with.
     pub step: u64,
     /// From the first block to the last.
     pub layers: Vec<LayerMetrics>,
@@ -39,7 +40,7 @@ pub struct LayerMetrics {
     pub gradient: f64,
     /// The same of each query head's part of the projections of queries and outputs; empty for adapters and DeltaNets.
     pub gradient_by_head: Vec<f64>,
-    /// Variance of the residual stream behind the block.
+    /// Variance of the residual stream after the block.
     pub variance: f64,
     /// Variance of each head's context.
     pub variance_by_head: Vec<f64>,
@@ -73,7 +74,8 @@ impl Metrics {
         self.every > 0 && step.is_multiple_of(self.every)
     }
 
-    /// Measures the gradients of a step, and activations and attention on the first row of its batch.
+    /// Measures the gradients of a step, and activations and attention on the documents of the
+    /// first row of its batch. `student` need not collect gradients.
     ///
     /// # Errors
     /// Tensor errors.
@@ -113,12 +115,13 @@ impl Metrics {
                 metrics.gradient_by_head = heads.into_iter().map(f64::sqrt).collect();
             }
         }
-        let mut taps = Measuring { inner: student.taps(), layers };
         if let Some(row) = batch.rows.first() {
             let inputs = Inputs::new(std::slice::from_ref(row), student.decoder.device())?;
+            let mut taps = Measuring { inner: student.taps(), layout: inputs.layout.clone(), layers };
             student.decoder.forward(&inputs.ids, &inputs.layout, &mut taps)?;
+            layers = taps.layers;
         }
-        Ok(Measurement { step, layers: taps.layers })
+        Ok(Measurement { step, layers })
     }
 
     /// Appends a measurement, if there is one.
@@ -172,6 +175,8 @@ fn squares(tensor: &Tensor) -> Result<f64> {
 /// Looks at what passes, behind other taps.
 struct Measuring {
     inner: Box<dyn Taps>,
+    /// Which tokens count: padding has no meaning.
+    layout: BatchLayout,
     layers: Vec<LayerMetrics>,
 }
 
@@ -188,9 +193,9 @@ impl Taps for Measuring {
     fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
         let tensor = self.inner.tap(point, layer, tensor)?;
         match point {
-            Point::BlockOutput => self.layers[layer].variance = variance(&tensor, 1)?[0],
+            Point::BlockOutput => self.layers[layer].variance = variance(&tensor, 1, &self.layout)?[0],
             Point::AttentionContext => {
-                self.layers[layer].variance_by_head = variance(&tensor, tensor.dim(2)?)?;
+                self.layers[layer].variance_by_head = variance(&tensor, tensor.dim(2)?, &self.layout)?;
             }
             _ => {}
         }
@@ -210,17 +215,25 @@ impl Taps for Measuring {
     }
 }
 
-/// Variance of all values of each of `groups` equal parts of the last dimensions.
-fn variance(tensor: &Tensor, groups: usize) -> Result<Vec<f64>> {
-    let width = tensor.elem_count() / tensor.dim(0)? / tensor.dim(1)? / groups;
+/// Variance of all values that documents have in each of `groups` equal parts of the last
+/// dimensions of `[batch, seq, ...]`.
+fn variance(tensor: &Tensor, groups: usize, layout: &BatchLayout) -> Result<Vec<f64>> {
+    let (batch, seq) = (tensor.dim(0)?, tensor.dim(1)?);
+    let token = tensor.elem_count() / (batch * seq).max(1);
+    let width = token / groups;
     with_floats([&on_host(&tensor.contiguous()?)?], "metrics", |[values]| {
-        let count = (values.len() / groups) as f64;
+        let tokens = || {
+            let documents = layout.documents().iter();
+            documents.flat_map(|document| {
+                let first = document.row * seq + document.start;
+                values[first * token..][..document.len * token].chunks_exact(token)
+            })
+        };
+        let count = (tokens().count() * width).max(1) as f64;
         Ok((0..groups)
             .map(|group| {
-                let of_group = || {
-                    let parts = values.chunks_exact(width).skip(group).step_by(groups);
-                    parts.flatten().map(|&value| f64::from(value))
-                };
+                let of_group =
+                    || tokens().flat_map(|token| &token[group * width..][..width]).map(|&v| f64::from(v));
                 let mean = of_group().sum::<f64>() / count;
                 of_group().map(|value| (value - mean).powi(2)).sum::<f64>() / count
             })
@@ -271,6 +284,8 @@ fn entropy(scores: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::model::Family;
+    use crate::model::tokenizer::PAD;
+    use crate::train::batch::PackedRow;
     use crate::train::gradient::Workers;
     use crate::train::tests::{model, packed};
     use candle_core::Device;
@@ -311,8 +326,7 @@ mod tests {
         let k: Vec<f32> = [[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]].concat();
         let q = Tensor::from_vec(q, (1, 5, 2, 2), &Device::Cpu).unwrap();
         let k = Tensor::from_vec(k, (1, 5, 1, 2), &Device::Cpu).unwrap();
-        let document = |start, len| crate::model::Document { row: 0, start, len };
-        let layout = BatchLayout::packed(1, 5, vec![document(0, 3), document(3, 2)]).unwrap();
+        let layout = layout(5, &[(0, 3), (3, 2)]);
         let all = Scoring { scale: 1.0, cap: None, window: None };
         let found = entropies(&q, &k, all, &layout).unwrap();
         // Queries see 1, 2, 3 and 1, 2 keys.
@@ -324,13 +338,54 @@ mod tests {
         assert!((found[1] - 2f64.ln() / 5.0).abs() < 1e-6, "{found:?}");
     }
 
+    /// Documents of one row.
+    fn layout(seq: usize, documents: &[(usize, usize)]) -> BatchLayout {
+        let document = |&(start, len): &(usize, usize)| crate::model::Document { row: 0, start, len };
+        BatchLayout::packed(1, seq, documents.iter().map(document).collect()).unwrap()
+    }
+
     #[test]
     fn variances_are_told_apart_by_head() {
         // [1, 2, 2 heads, 2]: head 0 holds 1, 3, 1, 3, head 1 zeros.
         let values = vec![1.0f32, 3.0, 0.0, 0.0, 1.0, 3.0, 0.0, 0.0];
         let tensor = Tensor::from_vec(values, (1, 2, 2, 2), &Device::Cpu).unwrap();
-        assert_eq!(variance(&tensor, 2).unwrap(), [1.0, 0.0]);
-        let all = variance(&tensor.reshape((1, 2, 4)).unwrap(), 1).unwrap();
+        let whole = layout(2, &[(0, 2)]);
+        assert_eq!(variance(&tensor, 2, &whole).unwrap(), [1.0, 0.0]);
+        let all = variance(&tensor.reshape((1, 2, 4)).unwrap(), 1, &whole).unwrap();
         assert!((all[0] - (2.0 * 9.0 + 2.0 * 1.0) / 8.0 + 1.0).abs() < 1e-12, "{all:?}");
+    }
+
+    #[test]
+    fn variances_are_those_of_documents_whatever_pads_them() {
+        // [1, 4, 1 head, 1]: documents hold 1 and 3, padding stands between and after them.
+        let tensor = Tensor::from_vec(vec![1.0f32, 90.0, 3.0, -7.0], (1, 4, 1, 1), &Device::Cpu).unwrap();
+        assert_eq!(variance(&tensor, 1, &layout(4, &[(0, 1), (2, 1)])).unwrap(), [1.0]);
+    }
+
+    #[test]
+    fn padding_changes_nothing_that_is_measured() {
+        let (decoder, parameters) = model(Family::Qwen3, true, 320);
+        let workers = Workers::new(1).unwrap();
+        let measured = |row: PackedRow| {
+            let batch = Batch { rows: vec![row], too_long: 0 };
+            let outcome = workers.run(&decoder, Some(&parameters), &batch.rows, 96).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let metrics = Metrics::open(folder.path(), 1, 0).unwrap();
+            let student = Student { decoder: &decoder, adapter: None };
+            metrics.measure(1, &student, decoder.config(), &parameters, &outcome, &batch).unwrap()
+        };
+        let row = packed(1).remove(0);
+        let bare = PackedRow { ids: row.ids[..row.tokens()].to_vec(), ..row.clone() };
+        let padded = PackedRow { ids: [&bare.ids[..], &[PAD; 64]].concat(), ..row };
+        for (bare, padded) in measured(bare).layers.iter().zip(&measured(padded).layers) {
+            let of = |layer: &LayerMetrics| {
+                let LayerMetrics { gradient, gradient_by_head, variance, variance_by_head, entropy_by_head } =
+                    layer.clone();
+                [vec![gradient, variance], gradient_by_head, variance_by_head, entropy_by_head].concat()
+            };
+            for (bare, padded) in of(bare).iter().zip(&of(padded)) {
+                assert!((bare - padded).abs() < 1e-5 * bare.abs(), "{bare} without padding, {padded} with");
+            }
+        }
     }
 }

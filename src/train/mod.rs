@@ -26,9 +26,15 @@ pub mod schedule;
 pub mod vocabulary;
 
 #[cfg(test)]
+mod frozen_tests;
+#[cfg(test)]
+mod packing_tests;
+#[cfg(test)]
 mod precision_tests;
 #[cfg(test)]
 mod reference_tests;
+#[cfg(test)]
+mod resume_tests;
 #[cfg(test)]
 mod tests;
 

@@ -12,7 +12,7 @@ use super::data::{Chat, Domain, Mixture, Sources};
 use super::device::Place;
 use super::gradient::Workers;
 use super::objective::Student;
-use super::recipe::{LongRows, Recipe};
+use super::recipe::{AdapterRecipe, LongRows, Recipe};
 use super::{TrainError, base, distil, vocabulary};
 use crate::atomic_file;
 use crate::digest::Digest;
@@ -67,16 +67,17 @@ impl Prepared {
             let path = recipe.base.as_ref().map_or(out, |base| &base.path).to_owned();
             return Err(TrainError::Base { path, message });
         }
-        // What is trained is f32 everywhere; what is frozen has the type that it is computed in.
-        let kind = if recipe.adapter.is_some() { place.dtype } else { DType::F32 };
-        let whole = whole.to(&place.device, kind)?;
+        let whole = match &recipe.adapter {
+            None => whole.to(&place.device, DType::F32)?,
+            Some(_) => whole.to_frozen(&place.device, place.dtype)?,
+        };
         let chat = Arc::new(chat);
         let workers = Workers::new(place.threads(recipe.train.threads))?;
         // Before rows are tokenised, which may take long.
         let sane = match &recipe.base {
             None => None,
             Some(base) => {
-                let decoder = Decoder::new(config.clone(), &whole)?.computing_in(place.dtype);
+                let decoder = Decoder::frozen(config.clone(), &whole)?.computing_in(place.dtype);
                 Some(base::check_loss(base, &decoder, &chat, &workers)?)
             }
         };
@@ -115,20 +116,31 @@ impl Prepared {
 
     /// The model that is trained, over these values of what is trained.
     pub fn over(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
+        self.trainee(recipe, trained, Decoder::new, Adapter::new)
+    }
+
+    /// The same model, of which nothing collects gradients: a forward pass keeps no activations.
+    pub fn frozen(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
+        self.trainee(recipe, trained, Decoder::frozen, Adapter::frozen)
+    }
+
+    fn trainee(
+        &self,
+        recipe: &Recipe,
+        trained: &Parameters,
+        decoder: fn(DecoderConfig, &Parameters) -> candle_core::Result<Decoder>,
+        adapter: fn(&AdapterRecipe, &DecoderConfig, &Parameters) -> candle_core::Result<Adapter>,
+    ) -> Result<Trainee, TrainError> {
         let config = self.config.clone();
-        let (recompute, dtype) = (recipe.train.recompute, self.place.dtype);
-        Ok(match &recipe.adapter {
-            None => {
-                let decoder = Decoder::new(config, trained)?.recomputing(recompute).computing_in(dtype);
-                Trainee { decoder, adapter: None }
+        let (decoder, adapter) = match &recipe.adapter {
+            None => (decoder(config, trained)?, None),
+            Some(recipe) => {
+                let adapter = adapter(recipe, &config, trained)?;
+                (Decoder::frozen(config, &self.whole)?, Some(adapter))
             }
-            Some(adapter) => {
-                let adapter = Adapter::new(adapter, &config, trained)?;
-                let decoder =
-                    Decoder::frozen(config, &self.whole)?.recomputing(recompute).computing_in(dtype);
-                Trainee { decoder, adapter: Some(adapter) }
-            }
-        })
+        };
+        let decoder = decoder.recomputing(recipe.train.recompute).computing_in(self.place.dtype);
+        Ok(Trainee { decoder, adapter })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Promises of training that span its files: packing, masks, learning, and continuing.
+//! Promises of training that span its files: masks, learning, and continuing.
 
 use std::path::Path;
 
@@ -6,9 +6,9 @@ use candle_core::{Device, IndexOp, Tensor};
 
 use std::sync::Arc;
 
-use super::batch::{Batch, Inputs, PackedRow, batch, eval_rows};
+use super::batch::{Inputs, PackedRow, batch};
 use super::checkpoint::{self, Checkpoint};
-use super::data::{Chat, Domain, Mixture, Row, Source};
+use super::data::{Chat, Domain, Mixture, Position, Row, Source};
 use super::gradient::Workers;
 use super::log::LOG;
 use super::r#loop::{self, Outside};
@@ -45,13 +45,21 @@ pub(super) fn tokenizer() -> Tokenizer {
     vocabulary::train((0..200).map(Copies::messages), 320).unwrap()
 }
 
-fn domain() -> Domain {
+pub(super) fn domain(source: impl Source + 'static) -> Domain {
     let chat = Arc::new(Chat::of_post(tokenizer()));
-    Domain::new("copies", Box::new(Copies), &chat, Path::new("unused")).unwrap()
+    Domain::new("copies", Box::new(source), &chat, Path::new("unused")).unwrap()
 }
 
-fn made(stage: Stage, step: u64, long_rows: LongRows) -> Result<Batch, TrainError> {
-    batch(&Mixture::new(vec![domain()], 1), &[1.0], stage, step, long_rows)
+/// Rows of [`Copies`] from one on.
+struct Later(u64);
+
+impl Source for Later {
+    fn row(&self, index: u64, limit: Option<usize>) -> Result<Row, TrainError> {
+        Copies.row(self.0 + index, limit)
+    }
+    fn place(&self, index: u64) -> String {
+        Copies.place(self.0 + index)
+    }
 }
 
 /// Features whose every part matters in short documents: windows are short, both kinds of mixers are there.
@@ -87,10 +95,12 @@ pub(super) fn model(family: Family, tied: bool, vocab_size: usize) -> (Decoder, 
     (Decoder::new(config, &parameters).unwrap(), parameters)
 }
 
-const STAGE: Stage = Stage { until_step: u64::MAX, max_event_chars: None, seq_len: 96, batch: 4 };
+pub(super) const STAGE: Stage = Stage { until_step: u64::MAX, max_event_chars: None, seq_len: 96, batch: 4 };
 
+/// Rows that no other step has.
 pub(super) fn packed(step: u64) -> Vec<PackedRow> {
-    made(STAGE, step, LongRows::Skip).unwrap().rows
+    let mixture = Mixture::new(vec![domain(Later(step << 24))], 1);
+    batch(&mixture, &[1.0], STAGE, &Position::default(), LongRows::Skip).unwrap().0.rows
 }
 
 #[test]
@@ -110,52 +120,6 @@ fn only_tokens_of_the_answer_are_learnt() {
             assert!(text.starts_with("{\"gist\"") && read.ends_with(&text), "{text} in {read}");
         }
     }
-}
-
-#[test]
-fn batches_depend_on_the_step_alone_and_long_rows_are_counted_or_refused() {
-    assert_eq!(packed(7), packed(7));
-    assert_ne!(packed(7), packed(8));
-    assert!(packed(1).iter().all(|row| row.ids.len() == 96 && row.documents.len() > 1));
-    let short = Stage { seq_len: 26, ..STAGE };
-    let found = made(short, 1, LongRows::Skip).unwrap();
-    assert!(found.too_long > 0 && found.rows.iter().all(|row| row.tokens() <= 26));
-    let error = made(short, 1, LongRows::Error).unwrap_err().to_string();
-    assert!(error.contains("copies, row ") && error.contains("seq_len is 26"), "{error}");
-    let error = eval_rows(&domain(), short, 20, LongRows::Error).unwrap_err().to_string();
-    assert!(error.contains("seq_len is 26"), "{error}");
-}
-
-/// Texts of one length.
-struct Repeated(usize);
-
-impl Source for Repeated {
-    fn row(&self, index: u64, _: Option<usize>) -> Result<Row, TrainError> {
-        Ok(Row::Text(format!("w{} ", index % 90).repeat(self.0)))
-    }
-    fn place(&self, index: u64) -> String {
-        format!("row {index}")
-    }
-}
-
-#[test]
-fn domains_are_read_by_their_weights_however_long_their_rows() {
-    let chat = Arc::new(Chat::of_post(tokenizer()));
-    let of = |words| Domain::new("d", Box::new(Repeated(words)), &chat, Path::new("unused")).unwrap();
-    let long = of(80).sample(3, None).unwrap().inputs();
-    let short = of(8).sample(3, None).unwrap().inputs();
-    assert!(long > 6 * short, "{long} {short}");
-    let mixture = Mixture::new(vec![of(80), of(8)], 1);
-    let stage = Stage { seq_len: long * 5 / 2, batch: 16, ..STAGE };
-    let (mut longs, mut all) = (0, 0);
-    for step in 0..20 {
-        let made = batch(&mixture, &[0.5, 0.5], stage, step, LongRows::Error).unwrap();
-        let lens = made.rows.iter().flat_map(|row| &row.documents).map(|(_, len)| *len);
-        longs += lens.filter(|len| *len > 3 * short).count();
-        all += made.documents();
-    }
-    let share = longs as f64 / f64::from(all as u32);
-    assert!((share - 0.5).abs() < 0.04, "{share} of {all} rows are of the domain of long ones");
 }
 
 #[test]
@@ -356,14 +320,18 @@ fn a_damaged_or_foreign_checkpoint_is_refused() {
     assert!(error.contains("weights.safetensors has SHA-256"), "{error}");
 }
 
+/// Has a run judged by what it doesn't learn: with large steps that only gets less likely, so an
+/// early evaluation stays the best.
+fn unlearnable(folder: &Path) -> String {
+    let other = folder.join("other.jsonl");
+    crate::atomic_file::write(&other, b"{\"text\":\"QQ@@##~~ZZ\"}\n").unwrap();
+    format!("data.domains.rows.eval=[{other:?}]")
+}
+
 #[test]
 fn the_newest_three_checkpoints_and_the_best_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    // Of what is judged nothing is learnt: with large steps it only gets less likely, so an early evaluation stays the best.
-    let other = folder.path().join("other.jsonl");
-    crate::atomic_file::write(&other, b"{\"text\":\"QQ@@##~~ZZ\"}\n").unwrap();
-    let eval = format!("data.domains.rows.eval=[{other:?}]");
     let set = [
         "train.steps=12",
         "train.checkpoint_every=1",
@@ -371,7 +339,7 @@ fn the_newest_three_checkpoints_and_the_best_are_kept() {
         "train.ema=0",
         "train.adamw.lr=0.1",
         "train.muon.lr=0.1",
-        &eval,
+        &unlearnable(folder.path()),
     ];
     let recipe = small_run(folder.path(), &set);
     run(&recipe, &out, false).unwrap();
@@ -396,9 +364,10 @@ fn early_stopping_ends_the_run_with_the_best_weights() {
         "train.eval_every=1",
         "train.ema=0",
         "train.warmup=0",
-        "train.muon.lr=0.3",
-        "train.adamw.lr=0.3",
+        "train.muon.lr=0.1",
+        "train.adamw.lr=0.1",
         "train.stop.patience=3",
+        &unlearnable(folder.path()),
     ];
     let recipe = small_run(folder.path(), &set);
     run(&recipe, &out, false).unwrap();
@@ -444,7 +413,7 @@ fn a_domain_whose_held_out_rows_are_all_too_long_is_refused_at_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let long = folder.path().join("long.jsonl");
-    let text = format!("{{\"text\":\"{}\"}}\n", "w1 w2 ".repeat(90)).repeat(3);
+    let text = format!("{{\"prompt\":\"w1 \",\"completion\":\"{}\"}}\n", "w1 w2 ".repeat(90)).repeat(3);
     crate::atomic_file::write(&long, text.as_bytes()).unwrap();
     let recipe = small_run(folder.path(), &[&format!("data.domains.rows.eval=[{long:?}]")]);
     let error = run(&recipe, &out, false).unwrap_err();
@@ -468,12 +437,12 @@ fn a_run_that_broke_down_goes_on_with_lower_rates() {
         "train.floor=0.0",
     ];
     let recipe = small_run(folder.path(), &lower);
-    let changed = checkpoint::changed_rates(&out.join("checkpoints/2"), &recipe).unwrap();
+    let changed = checkpoint::changed(&out.join("checkpoints/2"), &recipe).unwrap();
     assert_eq!(changed.len(), 5);
     assert_eq!(changed[4], ("train.clip", Some(1.0), Some(0.5)));
     // Of a group only what a recipe says.
     let own = small_run(folder.path(), &[&lower[..], &["train.adamw.vector_lr=0.0001"]].concat());
-    let changed = checkpoint::changed_rates(&out.join("checkpoints/2"), &own).unwrap();
+    let changed = checkpoint::changed(&out.join("checkpoints/2"), &own).unwrap();
     assert_eq!((changed.len(), changed[2]), (6, ("train.adamw.vector_lr", None, Some(0.0001))));
     run(&recipe, &out, true).unwrap();
     assert_eq!(log::read(&out).unwrap().len(), 4);
@@ -530,12 +499,4 @@ fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
     for (whole, sum) in whole.gradients.iter().zip(&sums) {
         assert_eq!(&values(whole), sum);
     }
-}
-
-#[test]
-fn held_out_rows_keep_their_order_and_drop_none_that_fit() {
-    let made = eval_rows(&domain(), STAGE, 20, LongRows::Skip).unwrap();
-    assert_eq!(made.documents(), 20);
-    assert_eq!(made.too_long, 0);
-    assert!(Tensor::new(&made.rows[0].ids[..], &Device::Cpu).unwrap().dims() == [96]);
 }

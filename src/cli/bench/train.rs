@@ -123,7 +123,7 @@ fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
             (Decoder::new(config.clone(), &whole)?, None, whole)
         }
         Some(rank) => {
-            let whole = whole.to(&place.device, place.dtype)?;
+            let whole = whole.to_frozen(&place.device, place.dtype)?;
             let recipe: AdapterRecipe =
                 toml::from_str(&format!("lora = {{ rank = {rank}, alpha = {}.0 }}", 2 * rank))?;
             let trained = adapter::initial(&recipe, &config, 1)?.to(&place.device, DType::F32)?;

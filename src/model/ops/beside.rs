@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::lanes::{dot, fma, sigmoid};
-use super::{Matrix, floats, plain, with_floats};
+use super::{Matrix, floats, matmul, plain, with_floats};
 
 /// Values that one rayon task works on.
 const TASK: usize = 1 << 15;
@@ -92,8 +92,8 @@ impl CustomOp3 for LowRank {
         let inner_rows = inner.reshape(((), rank))?; // [rows, r]
         let scale = f64::from(self.scale);
         // Both results are narrow: scaling them costs nothing.
-        let d_inner = (rows.matmul(b)? * scale)?.reshape(inner.shape())?;
-        let d_b = (rows.t()?.matmul(&inner_rows)? * scale)?;
+        let d_inner = (matmul(&rows, b)? * scale)?.reshape(inner.shape())?;
+        let d_b = (matmul(&rows.t()?, &inner_rows)? * scale)?;
         Ok((Some(grad), Some(d_inner), Some(d_b)))
     }
 }

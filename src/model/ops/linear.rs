@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
 use super::collect::hand_over;
+use super::{Matrix, matmul};
 
 struct Linear;
 
@@ -33,11 +34,8 @@ fn as_matrix(dims: &[usize]) -> (usize, usize) {
     (dims.iter().product::<usize>() / columns.max(1), columns)
 }
 
-/// The product on any device.
-fn product<S: BackendStorage>(
-    (x, x_layout): (&S, &Layout),
-    (weight, weight_layout): (&S, &Layout),
-) -> Result<(S, Shape)> {
+/// Rows, outputs and inputs of a product, and the shape of its result.
+fn sizes(x_layout: &Layout, weight_layout: &Layout) -> Result<([usize; 3], Shape)> {
     let (rows, inputs) = as_matrix(x_layout.dims());
     let &[outputs, expected] = weight_layout.dims() else {
         candle_core::bail!("linear: weight of shape {:?}, expected [out, in]", weight_layout.shape());
@@ -45,18 +43,27 @@ fn product<S: BackendStorage>(
     if inputs != expected {
         candle_core::bail!("linear: x has {inputs} columns, the weight takes {expected}");
     }
+    let mut shape = x_layout.dims().to_vec();
+    *shape.last_mut().expect("x has a last dimension: it has columns") = outputs;
+    Ok(([rows, outputs, inputs], shape.into()))
+}
+
+/// The product on any device, in any type, by Candle.
+fn product<S: BackendStorage>(
+    (x, x_layout): (&S, &Layout),
+    (weight, weight_layout): (&S, &Layout),
+) -> Result<(S, Shape)> {
+    let ([rows, outputs, inputs], shape) = sizes(x_layout, weight_layout)?;
+    let sizes = (1, rows, outputs, inputs);
     let x_matrix = Layout::new((rows, inputs).into(), vec![inputs, 1], x_layout.start_offset());
     let transposed = |offset| Layout::new((inputs, outputs).into(), vec![1, inputs], offset);
-    let sizes = (1, rows, outputs, inputs);
     let y = if weight.dtype() == x.dtype() {
         x.matmul(weight, sizes, &x_matrix, &transposed(weight_layout.start_offset()))?
     } else {
         let cast = weight.to_dtype(weight_layout, x.dtype())?;
         x.matmul(&cast, sizes, &x_matrix, &transposed(0))?
     };
-    let mut shape = x_layout.dims().to_vec();
-    *shape.last_mut().expect("x has a last dimension: it has columns") = outputs;
-    Ok((y, shape.into()))
+    Ok((y, shape))
 }
 
 impl CustomOp2 for Linear {
@@ -71,7 +78,13 @@ impl CustomOp2 for Linear {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        product((x, x_layout), (weight, weight_layout))
+        let (CpuStorage::F32(_), CpuStorage::F32(_)) = (x, weight) else {
+            return product((x, x_layout), (weight, weight_layout));
+        };
+        let ([rows, outputs, inputs], shape) = sizes(x_layout, weight_layout)?;
+        let x = Matrix::dense(x, x_layout.start_offset(), rows, inputs);
+        let weight = Matrix::dense(weight, weight_layout.start_offset(), outputs, inputs);
+        Ok((CpuStorage::F32(x.matmul(&weight.t())?), shape))
     }
 
     fn cuda_fwd(
@@ -93,13 +106,13 @@ impl CustomOp2 for Linear {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let grad = grad.reshape(as_matrix(grad.dims()))?; // [rows, out]
-        let x_grad = grad.matmul(&weight.to_dtype(grad.dtype())?)?.reshape(x.dims())?;
+        let x_grad = matmul(&grad, &weight.to_dtype(grad.dtype())?)?.reshape(x.dims())?;
         // A frozen weight needs none: half of the work.
         if !weight.track_op() {
             return Ok((Some(x_grad), None));
         }
         let x_rows = x.reshape(as_matrix(x.dims()))?; // [rows, in]
-        let weight_grad = grad.t()?.matmul(&x_rows)?.to_dtype(weight.dtype())?;
+        let weight_grad = matmul(&grad.t()?, &x_rows)?.to_dtype(weight.dtype())?;
         Ok((Some(x_grad), hand_over(weight, weight_grad)?))
     }
 }

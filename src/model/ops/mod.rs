@@ -33,8 +33,8 @@ pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
 pub use short_convolution::short_convolution;
 
+use crate::native;
 use crate::simd_math as lanes;
-use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
 
 /// Rows that one rayon task works on: enough to pay for handing them over.
@@ -86,24 +86,48 @@ impl<'a> Matrix<'a> {
         Self { storage, offset, rows, columns, strides: [columns, 1] }
     }
 
+    /// A tensor of two dimensions in CPU memory.
+    fn of(storage: &'a Storage, layout: &Layout) -> Result<Self> {
+        let (Storage::Cpu(storage), &[row, column]) = (storage, layout.stride()) else {
+            candle_core::bail!("a matrix of shape {:?} that is not in CPU memory", layout.shape());
+        };
+        let (rows, columns) = layout.shape().dims2()?;
+        Ok(Self { storage, offset: layout.start_offset(), rows, columns, strides: [row, column] })
+    }
+
     /// The transpose, without moving a value.
     fn t(self) -> Self {
         let [row, column] = self.strides;
         Self { rows: self.columns, columns: self.rows, strides: [column, row], ..self }
     }
 
-    fn layout(&self) -> Layout {
-        Layout::new((self.rows, self.columns).into(), self.strides.to_vec(), self.offset)
-    }
-
     /// `self x other`, dense.
     fn matmul(&self, other: &Self) -> Result<Vec<f32>> {
-        let sizes = (1, self.rows, other.columns, self.columns);
-        match self.storage.matmul(other.storage, sizes, &self.layout(), &other.layout())? {
-            CpuStorage::F32(values) => Ok(values),
-            other => candle_core::bail!("matrix product gave {:?}, expected F32", other.dtype()),
+        if self.columns != other.rows {
+            let (rows, inner) = (self.rows, self.columns);
+            candle_core::bail!("a product of [{rows}, {inner}] and [{}, {}]", other.rows, other.columns);
         }
+        Ok(native::product(self.view()?, other.view()?))
     }
+
+    fn view(&self) -> Result<native::View<'a>> {
+        let &Self { storage, offset, rows, columns, strides } = self;
+        Ok(native::View { values: storage.as_slice::<f32>()?, offset, rows, columns, strides })
+    }
+}
+
+/// `a x b` of two matrices, without a graph.
+///
+/// # Errors
+/// Tensors of other ranks, of different types or devices, whose dimensions don't agree.
+pub(crate) fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if plain::is_needed(a) || plain::is_needed(b) {
+        return a.detach().matmul(&b.detach());
+    }
+    let ((rows, _), (_, columns)) = (a.dims2()?, b.dims2()?);
+    let ((a, a_layout), (b, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
+    let values = Matrix::of(&a, a_layout)?.matmul(&Matrix::of(&b, b_layout)?)?;
+    Tensor::from_vec(values, (rows, columns), &Device::Cpu)
 }
 
 #[cfg(test)]

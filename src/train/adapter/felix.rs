@@ -16,11 +16,14 @@ pub(super) fn name(layer: usize, part: &str) -> String {
     format!("model.layers.{layer}.felix.{part}")
 }
 
-/// The spoke over parameters as [`initial`] makes them.
-pub(super) fn over(recipe: &FelixRecipe, config: &DecoderConfig, parameters: &Parameters) -> Result<Felix> {
+/// The spoke over parameters as [`initial`] makes them, which `get` gives by name.
+pub(super) fn over(
+    recipe: &FelixRecipe,
+    config: &DecoderConfig,
+    get: impl Fn(&str) -> Result<Tensor>,
+) -> Result<Felix> {
     let layer = |at| {
-        let get =
-            |part| Ok::<Tensor, candle_core::Error>(parameters.get(&name(at, part))?.as_tensor().clone());
+        let get = |part| get(&name(at, part));
         Ok((at, FelixLayer { gate_bias: get(GATE)?, w_down: get(DOWN)?, w_up: get(UP)?, norm: None }))
     };
     let layers = (0..config.layers).map(layer).collect::<Result<_>>()?;

@@ -18,18 +18,19 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// The pairs of a recipe over parameters as [`initial`] makes them.
+    /// The pairs of a recipe over parameters as [`initial`] makes them, which `get` gives by name.
     ///
     /// # Errors
     /// Parameters that are missing.
-    pub(super) fn new(recipe: &LoraRecipe, config: &DecoderConfig, parameters: &Parameters) -> Result<Self> {
+    pub(super) fn new(
+        recipe: &LoraRecipe,
+        config: &DecoderConfig,
+        get: impl Fn(&str) -> Result<Tensor>,
+    ) -> Result<Self> {
         let mut pairs = HashMap::new();
         for Target { projection, layer, module, .. } in targets(recipe, config)? {
-            let get = |side: &str| {
-                let name = format!("{module}.{side}.weight");
-                Ok::<_, candle_core::Error>(parameters.get(&name)?.as_tensor().clone())
-            };
-            pairs.insert((projection, layer), (get("lora_A")?, get("lora_B")?));
+            let side = |side: &str| get(&format!("{module}.{side}.weight"));
+            pairs.insert((projection, layer), (side("lora_A")?, side("lora_B")?));
         }
         Ok(Self { pairs: pairs.into(), scale: recipe.alpha / recipe.rank as f64 })
     }

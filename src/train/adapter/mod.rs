@@ -6,7 +6,7 @@ mod write;
 
 pub use write::write;
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -30,9 +30,25 @@ impl Adapter {
     /// # Errors
     /// Parameters that are missing or have another shape.
     pub fn new(recipe: &AdapterRecipe, config: &DecoderConfig, parameters: &Parameters) -> Result<Self> {
+        Self::over(recipe, config, |name| Ok(parameters.get(name)?.as_tensor().clone()))
+    }
+
+    /// The same adapter, whose parameters collect no gradients.
+    ///
+    /// # Errors
+    /// As [`Adapter::new`].
+    pub fn frozen(recipe: &AdapterRecipe, config: &DecoderConfig, parameters: &Parameters) -> Result<Self> {
+        Self::over(recipe, config, |name| Ok(parameters.get(name)?.as_detached_tensor()))
+    }
+
+    fn over(
+        recipe: &AdapterRecipe,
+        config: &DecoderConfig,
+        get: impl Fn(&str) -> Result<Tensor>,
+    ) -> Result<Self> {
         match (&recipe.lora, &recipe.felix) {
-            (Some(lora), None) => Ok(Self::Lora(Lora::new(lora, config, parameters)?)),
-            (None, Some(felix)) => Ok(Self::Felix(felix::over(felix, config, parameters)?)),
+            (Some(lora), None) => Ok(Self::Lora(Lora::new(lora, config, get)?)),
+            (None, Some(felix)) => Ok(Self::Felix(felix::over(felix, config, get)?)),
             _ => candle_core::bail!("an adapter is either a LoRA or a Felix spoke"),
         }
     }

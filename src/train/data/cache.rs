@@ -85,20 +85,37 @@ impl TokenFile {
         Ok(Some(Self { path: path.to_owned(), file, offsets, answers }))
     }
 
-    /// Tokens that the model reads of each row.
-    pub fn inputs(&self) -> impl Iterator<Item = usize> {
-        self.offsets.windows(2).map(|pair| (pair[1] - pair[0]).saturating_sub(1) as usize)
+    /// Of each row, the tokens that the model reads, and whether it is a text (see
+    /// [`Sample::is_text`]).
+    pub fn rows(&self) -> impl Iterator<Item = (usize, bool)> {
+        let inputs = self.offsets.windows(2).map(|pair| (pair[1] - pair[0]).saturating_sub(1) as usize);
+        inputs.zip((0..).map(|index| self.is_text(index)))
+    }
+
+    /// Whether a row is a text.
+    pub fn is_text(&self, index: u64) -> bool {
+        self.answers[index as usize] == 1
     }
 
     /// A row.
     pub fn sample(&self, index: u64) -> Result<Sample, TrainError> {
+        self.read(index, 0, usize::MAX, self.answers[index as usize] as usize)
+    }
+
+    /// The part of a text from a token on that has at most this many inputs.
+    pub fn part(&self, index: u64, from: usize, inputs: usize) -> Result<Sample, TrainError> {
+        self.read(index, from, inputs.saturating_add(1), 1)
+    }
+
+    /// At most `count` ids of a row, from the one at `skip` on.
+    fn read(&self, index: u64, skip: usize, count: usize, answer: usize) -> Result<Sample, TrainError> {
         let rows = self.answers.len() as u64;
-        let (from, to) = (self.offsets[index as usize], self.offsets[index as usize + 1]);
+        let (from, to) = (self.offsets[index as usize] + skip as u64, self.offsets[index as usize + 1]);
         let start = 16 + (rows + 1) * 8 + rows * 4;
-        let mut bytes = vec![0; (to - from) as usize * 4];
+        let mut bytes = vec![0; (to.saturating_sub(from) as usize).min(count) * 4];
         self.file.read_exact_at(&mut bytes, start + from * 4).map_err(TrainError::file(&self.path))?;
         let ids = bytes.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
-        Ok(Sample { ids, answer: self.answers[index as usize] as usize })
+        Ok(Sample { ids, answer })
     }
 }
 

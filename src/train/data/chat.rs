@@ -24,6 +24,24 @@ impl Sample {
     pub fn inputs(&self) -> usize {
         self.ids.len() - 1
     }
+
+    /// Whether every token is learnt, so that a part of the row is as good a row.
+    pub fn is_text(&self) -> bool {
+        self.answer == 1
+    }
+
+    /// The row itself, or a text cut into parts of at most this many inputs. What ends a part
+    /// begins the next: every token is learnt once.
+    pub fn parts(self, inputs: usize) -> Vec<Self> {
+        if !self.is_text() || self.inputs() <= inputs {
+            return vec![self];
+        }
+        let part = |from: usize| {
+            let to = (from + inputs + 1).min(self.ids.len());
+            Self { ids: self.ids[from..to].to_vec(), answer: 1 }
+        };
+        (0..self.inputs()).step_by(inputs).map(part).collect()
+    }
 }
 
 /// A tokenizer and the form of a conversation.

@@ -1,11 +1,13 @@
 //! Domains: rows of one kind with a weight, and the mixture that training draws from.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cache::TokenFile;
 use super::chat::{Chat, Sample};
 use super::jsonl::Jsonl;
+use super::order::{mix, shuffled};
+use super::position::{Piece, Position};
 use super::source::{Source, generated};
 use crate::digest::Digest;
 use crate::model::tokenizer::Message;
@@ -86,6 +88,8 @@ pub struct Domain {
     source: Box<dyn Source>,
     chat: Arc<Chat>,
     tokens: Option<TokenFile>,
+    /// How its texts are cut for the length that was last asked for.
+    cuts: Mutex<Option<Arc<Cuts>>>,
 }
 
 impl Domain {
@@ -103,7 +107,7 @@ impl Domain {
             (Some(rows), Some(digest)) => Some(TokenFile::of(&*source, rows, digest, chat, cache)?),
             _ => None,
         };
-        Ok(Self { name: name.into(), source, chat: chat.clone(), tokens })
+        Ok(Self { name: name.into(), source, chat: chat.clone(), tokens, cuts: Mutex::default() })
     }
 
     /// Row `index` in order.
@@ -120,9 +124,11 @@ impl Domain {
             .map_err(|e| TrainError::Row { place: self.place(index), message: e.to_string() })
     }
 
-    /// Tokens that the model reads of each row, where rows have an end.
-    pub fn lengths(&self) -> impl Iterator<Item = usize> {
-        self.tokens.iter().flat_map(TokenFile::inputs)
+    /// Rows of files that no packed row of this length has room for, with the tokens that the model
+    /// reads of each. Texts are none of them: they are cut.
+    pub fn too_long(&self, seq_len: usize) -> impl Iterator<Item = (u64, usize)> {
+        let rows = self.tokens.iter().flat_map(TokenFile::rows).zip(0..);
+        rows.filter_map(move |((inputs, is_text), at)| (inputs > seq_len && !is_text).then_some((at, inputs)))
     }
 
     /// Rows, if there is an end.
@@ -139,16 +145,60 @@ impl Domain {
     pub fn place(&self, index: u64) -> String {
         self.source.place(index)
     }
+
+    /// How its texts are cut for packed rows of this length; none for a source without end.
+    fn cuts(&self, seq_len: usize) -> Option<Arc<Cuts>> {
+        let tokens = self.tokens.as_ref()?;
+        let mut kept = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || Arc::new(Cuts::new(tokens.rows(), seq_len));
+        let cuts = kept.take().filter(|cuts| cuts.seq_len == seq_len).unwrap_or_else(fresh);
+        *kept = Some(cuts.clone());
+        Some(cuts)
+    }
 }
 
-/// What training draws from: draw number `n` is a pure function of seed, weights and `n`.
+/// The pieces of a domain: its rows, and then what is left of each text that is longer than a
+/// packed row.
+struct Cuts {
+    seq_len: usize,
+    rows: u64,
+    pieces: u64,
+    /// The rows that are cut, each with the number of its second piece.
+    long: Vec<(u64, u64)>,
+}
+
+impl Cuts {
+    /// Cuts rows, of which these are the inputs and whether they are texts.
+    fn new(rows: impl Iterator<Item = (usize, bool)>, seq_len: usize) -> Self {
+        let (mut count, mut more, mut long) = (0, 0, vec![]);
+        for (inputs, is_text) in rows {
+            if is_text && inputs > seq_len {
+                long.push((count, more));
+                more += (inputs.div_ceil(seq_len) - 1) as u64;
+            }
+            count += 1;
+        }
+        // Now that the number of rows is known.
+        long.iter_mut().for_each(|(_, second)| *second += count);
+        Self { seq_len, rows: count, pieces: count + more, long }
+    }
+
+    /// The row that a piece belongs to, and its first token.
+    fn piece(&self, number: u64) -> (u64, usize) {
+        if number < self.rows {
+            return (number, 0);
+        }
+        let after = self.long.partition_point(|(_, second)| *second <= number);
+        let (row, second) = self.long[after - 1];
+        (row, (number - second + 1) as usize * self.seq_len)
+    }
+}
+
+/// What training draws from.
 pub struct Mixture {
     domains: Vec<Domain>,
     seed: u64,
 }
-
-/// Tells the draw of a domain from the draw of a row.
-const DOMAIN_SALT: u64 = 0x6d69_7874_7572_6521;
 
 impl Mixture {
     /// Domains in their order, drawn from by this seed.
@@ -161,52 +211,45 @@ impl Mixture {
         &self.domains
     }
 
-    /// Draw `n`: the domain by its weight, then a row of it. Files are drawn from with replacement, generators in order.
+    /// Draws the next piece for packed rows of this length, from the domain that is furthest behind
+    /// its share. Files are read once a pass, in an order that seed, domain and pass decide;
+    /// generators go on where they are.
+    ///
+    /// A stage with another `seq_len` cuts long texts anew: of the pass that it begins in, their
+    /// pieces may be read twice or not at all.
+    pub fn draw(&self, position: &mut Position, seq_len: usize) -> Piece {
+        let (domain, progress) = position.next_domain(self.domains.len());
+        let (row, from) = match self.domains[domain].cuts(seq_len) {
+            None => (progress.drawn, 0),
+            Some(cuts) => {
+                if progress.drawn >= cuts.pieces {
+                    progress.epoch += 1;
+                    progress.drawn = 0;
+                }
+                let key = mix(mix(self.seed ^ mix(domain as u64)) ^ progress.epoch);
+                cuts.piece(shuffled(progress.drawn, cuts.pieces, key))
+            }
+        };
+        progress.drawn += 1;
+        Piece { domain, row, from }
+    }
+
+    /// The tokens of a piece for packed rows of this length. A row that is no text may be longer.
     ///
     /// # Errors
     /// As [`Domain::sample`].
-    pub fn draw(&self, n: u64, weights: &[f64], max_event_chars: Option<usize>) -> Result<Drawn, TrainError> {
-        let domain = self.choose(n, weights);
-        let index = match self.domains[domain].rows() {
-            Some(rows) => mix(self.seed ^ mix(n)) % rows,
-            None => n,
-        };
-        let sample = self.domains[domain].sample(index, max_event_chars)?;
-        Ok(Drawn { domain, index, sample })
+    pub fn sample(
+        &self,
+        piece: Piece,
+        seq_len: usize,
+        max_event_chars: Option<usize>,
+    ) -> Result<Sample, TrainError> {
+        let domain = &self.domains[piece.domain];
+        match &domain.tokens {
+            Some(tokens) if tokens.is_text(piece.row) => tokens.part(piece.row, piece.from, seq_len),
+            _ => domain.sample(piece.row, max_event_chars),
+        }
     }
-
-    fn choose(&self, n: u64, weights: &[f64]) -> usize {
-        let total: f64 = weights.iter().sum();
-        // 53 bits make a number in 0..1 exactly.
-        let mut left = (mix(self.seed ^ DOMAIN_SALT ^ mix(n)) >> 11) as f64 / (1u64 << 53) as f64 * total;
-        let last = self.domains.len() - 1;
-        weights[..last]
-            .iter()
-            .position(|weight| {
-                left -= weight;
-                left < 0.0
-            })
-            .unwrap_or(last)
-    }
-}
-
-/// A drawn row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drawn {
-    /// Which domain.
-    pub domain: usize,
-    /// Which row of it.
-    pub index: u64,
-    /// Its tokens.
-    pub sample: Sample,
-}
-
-/// SplitMix64's finaliser (Steele et al. 2014): neighbouring numbers become unrelated ones.
-fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 #[cfg(test)]
@@ -214,19 +257,104 @@ mod tests {
     use super::*;
     use crate::train::tests::{Copies, tokenizer};
 
+    fn chat() -> Arc<Chat> {
+        Arc::new(Chat::of_post(tokenizer()))
+    }
+
+    /// A domain of JSONL rows.
+    fn file(rows: &str, chat: &Arc<Chat>) -> (Domain, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        crate::atomic_file::write(&path, rows.as_bytes()).unwrap();
+        let source = Box::new(Jsonl::open(&[path]).unwrap());
+        (Domain::new("file", source, chat, folder.path()).unwrap(), folder)
+    }
+
+    /// Draws pieces and counts their tokens.
+    fn drawn(
+        mixture: &Mixture,
+        position: &mut Position,
+        weights: &[f64],
+        count: usize,
+    ) -> Vec<(Piece, usize)> {
+        let draw = |_| {
+            let piece = mixture.draw(position, 96);
+            let tokens = mixture.sample(piece, 96, None).unwrap().inputs();
+            position.count(piece.domain, tokens, weights);
+            (piece, tokens)
+        };
+        (0..count).map(draw).collect()
+    }
+
     #[test]
     fn domains_are_drawn_by_weight_and_the_same_each_time() {
-        let chat = Arc::new(Chat::of_post(tokenizer()));
-        let domain = |name: &str| Domain::new(name, Box::new(Copies), &chat, Path::new("unused")).unwrap();
+        let domain = |name: &str| Domain::new(name, Box::new(Copies), &chat(), Path::new("unused")).unwrap();
         let mixture = Mixture::new(vec![domain("a"), domain("b"), domain("c")], 5);
         let weights = [1.0, 6.0, 3.0];
-        let draws: Vec<Drawn> = (0..2000).map(|n| mixture.draw(n, &weights, None).unwrap()).collect();
+        let mut position = Position::default();
+        let first = drawn(&mixture, &mut position, &weights, 400);
+        let kept = serde_json::to_string(&position).unwrap();
+        let second = drawn(&mixture, &mut position, &weights, 400);
+        let tokens = |of: Option<usize>| -> f64 {
+            let all = first.iter().chain(&second);
+            all.filter(|(piece, _)| of.is_none_or(|of| piece.domain == of)).map(|(_, n)| *n as f64).sum()
+        };
         for (domain, weight) in weights.iter().enumerate() {
-            let share = draws.iter().filter(|drawn| drawn.domain == domain).count() as f64 / 2000.0;
-            assert!((share - weight / 10.0).abs() < 0.03, "{domain}: {share}");
+            let share = tokens(Some(domain)) / tokens(None);
+            assert!((share - weight / 10.0).abs() < 0.005, "{domain}: {share}");
         }
-        assert_eq!(mixture.draw(77, &weights, None).unwrap(), draws[77]);
-        let other = Mixture::new(vec![domain("a"), domain("b"), domain("c")], 6);
-        assert!((0..50).any(|n| other.draw(n, &weights, None).unwrap().domain != draws[n as usize].domain));
+        // Weights that change count from then on: what was read before is not made up for.
+        let turned = drawn(&mixture, &mut position, &[1.0, 0.0, 0.0], 50);
+        assert!(turned.iter().filter(|(piece, _)| piece.domain == 0).count() >= 45, "{turned:?}");
+        let mut position: Position = serde_json::from_str(&kept).unwrap();
+        assert_eq!(drawn(&mixture, &mut position, &weights, 400), second);
+    }
+
+    #[test]
+    fn each_pass_over_a_file_reads_every_row_once_in_an_order_of_its_own() {
+        let chat = chat();
+        let rows: String = (0..60).map(|i| format!("{{\"text\":\"w{i}\"}}\n")).collect();
+        let passes = |seed: u64| {
+            let (domain, _folder) = file(&rows, &chat);
+            let mixture = Mixture::new(vec![domain], seed);
+            let drawn = drawn(&mixture, &mut Position::default(), &[1.0], 180);
+            drawn.chunks(60).map(|pass| pass.iter().map(|(p, _)| p.row).collect()).collect::<Vec<Vec<u64>>>()
+        };
+        let one = passes(1);
+        for pass in &one {
+            let mut sorted = pass.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..60).collect::<Vec<_>>());
+        }
+        assert!(one[0] != one[1] && one[1] != one[2]);
+        assert_eq!(passes(1), one);
+        assert_ne!(passes(2)[0], one[0]);
+    }
+
+    #[test]
+    fn texts_longer_than_a_packed_row_are_cut_and_every_token_is_learnt_once() {
+        let chat = chat();
+        let texts = ["Q".repeat(250), "short".into(), "R".repeat(96), "S".repeat(97)];
+        let rows: String = texts.iter().map(|text| format!("{{\"text\":\"{text}\"}}\n")).collect();
+        let (domain, _folder) = file(&rows, &chat);
+        let whole: Vec<Sample> = (0..4).map(|row| domain.sample(row, None).unwrap()).collect();
+        assert_eq!(domain.too_long(96).count(), 0);
+        let mixture = Mixture::new(vec![domain], 3);
+        // 250 inputs are three pieces, 97 are two.
+        let mut pieces: Vec<Piece> = drawn(&mixture, &mut Position::default(), &[1.0], 7)
+            .into_iter()
+            .map(|(piece, _)| piece)
+            .collect();
+        pieces.sort_unstable_by_key(|piece| (piece.row, piece.from));
+        let places: Vec<(u64, usize)> = pieces.iter().map(|piece| (piece.row, piece.from)).collect();
+        assert_eq!(places, [(0, 0), (0, 96), (0, 192), (1, 0), (2, 0), (3, 0), (3, 96)]);
+        for (row, whole) in whole.into_iter().enumerate() {
+            let of_row = pieces.iter().filter(|piece| piece.row == row as u64);
+            let cut: Vec<Sample> = of_row.map(|&piece| mixture.sample(piece, 96, None).unwrap()).collect();
+            assert!(cut.iter().all(|part| part.inputs() <= 96));
+            let learnt: Vec<u32> = cut.iter().flat_map(|part| &part.ids[part.answer..]).copied().collect();
+            assert_eq!(learnt, whole.ids[1..]);
+            assert_eq!(whole.parts(96), cut);
+        }
     }
 }

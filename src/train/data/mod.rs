@@ -1,4 +1,5 @@
-//! What is learnt from: rows of JSONL files and of generators, as tokens, mixed by weight, in an order that seed and step decide.
+//! What is learnt from: rows of JSONL files and of generators, as tokens, mixed by weight, in an
+//! order that the seed decides.
 
 mod cache;
 mod chat;
@@ -6,6 +7,8 @@ mod dialogue;
 mod domain;
 mod jsonl;
 mod loading;
+mod order;
+mod position;
 mod row;
 mod source;
 
@@ -13,5 +16,6 @@ pub use chat::{Chat, Sample};
 pub use domain::{Domain, Mixture, Sources};
 pub use jsonl::Jsonl;
 pub use loading::next_weights;
+pub use position::{Piece, Position};
 pub use row::Row;
 pub use source::Source;

@@ -16,7 +16,8 @@ use sha2::{Digest as _, Sha256};
 use super::TrainError;
 use super::base;
 use super::batch::{Inputs, PackedRow, batch};
-use super::data::{Chat, Mixture};
+use super::checkpoint::State;
+use super::data::{Chat, Mixture, Position};
 use super::device::Place;
 use super::objective::{Objective, PartLoss, Student, Terms};
 use super::prepare::{Prepared, lock};
@@ -84,17 +85,21 @@ impl Teacher {
         Ok(Self { kind, recipe: recipe.clone(), hidden, digest, vocabulary })
     }
 
-    /// Sees that a stored teacher said something about every row of the steps behind `from`, as far as it is known what rows
-    /// these are.
+    /// Sees that a stored teacher said something about every row of the steps after this state, as
+    /// far as it is known what rows these are.
     ///
     /// # Errors
     /// The first row of which it says nothing.
-    pub(super) fn check_rows(&self, recipe: &Recipe, rows: &Mixture, from: u64) -> Result<(), TrainError> {
+    pub(super) fn check_rows(&self, recipe: &Recipe, rows: &Mixture, from: &State) -> Result<(), TrainError> {
         let (Kind::Stored(store), None) = (&self.kind, &recipe.data.loading) else { return Ok(()) };
-        let weights = recipe.domain_weights();
-        (from + 1..=recipe.train.steps).try_for_each(|step| {
-            store.check(&batch(rows, &weights, recipe.stage(step), step, recipe.data.long_rows)?.rows)
-        })
+        let (weights, mut position) = (recipe.domain_weights(), from.data.clone());
+        for step in from.step + 1..=recipe.train.steps {
+            let stage = recipe.stage(step);
+            let (made, after) = batch(rows, &weights, stage, &position, recipe.data.long_rows)?;
+            store.check(&made.rows)?;
+            position = after;
+        }
+        Ok(())
     }
 
     /// Hash of what it is, or of who said what is stored: none of one that is served.
@@ -185,7 +190,7 @@ fn beside(path: &Path, chat: &Chat, place: &Place) -> Result<(Decoder, Digest), 
     }
     // Its embedding may be padded to another size than the student's; it must have every token.
     base::check_vocabulary(path, &its, model.config.vocab_size)?;
-    let parameters = model.parameters.to(&place.device, place.dtype)?;
+    let parameters = model.parameters.to_frozen(&place.device, place.dtype)?;
     Ok((Decoder::frozen(model.config, &parameters)?.computing_in(place.dtype), digest))
 }
 
@@ -318,14 +323,17 @@ pub fn store(
     let speaker = teacher.speaker(prepared.identity.tokens_of)?;
     let mut writer = Writer::open(out, speaker, distil.top, distil.temperature as f32)?;
     let before = writer.documents();
+    let mut position = Position::default();
     for step in 1..=recipe.train.steps {
-        let batch = batch(&prepared.train, &weights, recipe.stage(step), step, recipe.data.long_rows)?;
-        for row in &batch.rows {
+        let stage = recipe.stage(step);
+        let (made, after) = batch(&prepared.train, &weights, stage, &position, recipe.data.long_rows)?;
+        for row in &made.rows {
             if !writer.has(row) {
                 writer.add(row, teacher.answers(std::slice::from_ref(row))?)?;
                 failpoints::point("distil.said", "");
             }
         }
+        position = after;
         progress(step);
     }
     Ok((writer.finish()?, before))

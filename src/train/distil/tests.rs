@@ -234,6 +234,26 @@ fn a_teacher_with_other_tokens_is_refused() {
     assert!(error.contains(&said), "{error}");
 }
 
+#[test]
+fn vectors_of_a_teacher_keep_their_digits_in_bf16() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = crate::train::frozen_tests::base(folder.path());
+    let place = Place::new(DeviceChoice::Cpu, Precision::Bf16).unwrap();
+    let (opened, _) = beside(&folder.path().join("base"), &Chat::of_post(tokenizer()), &place).unwrap();
+    let row = packed(1).remove(0);
+    let inputs = Inputs::new(std::slice::from_ref(&row), &Device::Cpu).unwrap();
+    let hidden = |decoder: &Decoder| {
+        let hidden = decoder.forward(&inputs.ids, &inputs.layout, &mut NoTaps).unwrap();
+        hidden.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let of = |kept: &Parameters| {
+        hidden(&Decoder::frozen(saved.config.clone(), kept).unwrap().computing_in(DType::BF16))
+    };
+    assert_eq!(hidden(&opened), of(&saved.parameters.to_frozen(&Device::Cpu, DType::BF16).unwrap()));
+    // That rounded norms are others is what the test rests on.
+    assert_ne!(hidden(&opened), of(&saved.parameters.to(&Device::Cpu, DType::BF16).unwrap()));
+}
+
 /// An embedding that is padded for a GPU's sake has rows of no token: they have no part in what is taught.
 #[test]
 fn a_padded_teacher_teaches_what_it_does_without_padding() {

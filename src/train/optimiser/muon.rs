@@ -6,6 +6,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::model::ops::matmul;
 use crate::train::in_place::blend;
 
 /// Coefficients of the quintic: steep at 0, so that small singular values reach 0.7..1.2 in five iterations.
@@ -86,10 +87,10 @@ fn orthogonalise(matrix: &Tensor, iterate_in: DType) -> Result<Tensor> {
     x = (x / f64::from(norm + 1e-7))?.to_dtype(iterate_in)?;
     let (a, b, c) = QUINTIC;
     for _ in 0..ITERATIONS {
-        let gram = x.matmul(&x.t()?)?;
-        let mixed = gram.matmul(&gram)?;
+        let gram = matmul(&x, &x.t()?)?;
+        let mixed = matmul(&gram, &gram)?;
         blend(&mixed, c, b, &gram)?;
-        let next = mixed.matmul(&x)?;
+        let next = matmul(&mixed, &x)?;
         blend(&next, 1.0, a, &x)?;
         x = next;
     }

@@ -26,7 +26,7 @@ pub struct DataRecipe {
     pub vocabulary_rows: u64,
     /// Folder of tokenised files; without it, `cache/` beside the run's log.
     pub cache: Option<PathBuf>,
-    /// What becomes of a row longer than `seq_len`.
+    /// What becomes of a row longer than `seq_len`. A text is cut, and is never too long.
     #[serde(default)]
     pub long_rows: LongRows,
     /// Curriculum: each stage lasts until its step, the last one to the end.
@@ -38,7 +38,7 @@ pub struct DataRecipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DomainRecipe {
-    /// Share of the rows, relative to the other domains.
+    /// Share of the tokens that are read, relative to the other domains.
     #[serde(default = "one")]
     pub weight: f64,
     /// Endless generated rows of a task.

@@ -51,6 +51,33 @@ fn plain_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     x.broadcast_div(&(mean + eps)?.sqrt()?)?.broadcast_mul(weight)
 }
 
+/// Bytes that this thread has read from files.
+#[cfg(target_os = "linux")]
+fn bytes_read() -> u64 {
+    let text = fs_err::read_to_string("/proc/thread-self/io").unwrap();
+    text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+/// Candle's own products read `/proc/cpuinfo`, some thousand bytes, each time.
+#[test]
+#[cfg(target_os = "linux")]
+fn products_read_no_file() {
+    let (x, a, b) = (values(&[5, 12], 1), values(&[3, 12], 2), values(&[7, 3], 3));
+    let products = || {
+        let y = low_rank(&values(&[5, 7], 4), &linear(&x, &a)?, &b, 2.0)?;
+        y.sqr()?.sum_all()?.backward()?;
+        matmul(&x.t()?, &x)
+    };
+    // What is asked once is asked here.
+    products().unwrap();
+    let before = bytes_read();
+    for _ in 0..50 {
+        products().unwrap();
+    }
+    let read = bytes_read() - before;
+    assert!(read < 1000, "350 products read {read} bytes");
+}
+
 #[test]
 fn linear_is_a_product_with_the_transpose() {
     let (x, w) = (values(&[2, 5, 12], 1), values(&[7, 12], 2));
