@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::ops::{gated_update, linear, rms_norm, silu};
-use super::taps::{Again, NoTaps, Point, Taps};
+use super::taps::{NoTaps, Point, Recompute, Taps};
 
 /// The tensors of one layer, f32. Those of a [`candle_core::Var`] collect gradients.
 #[derive(Debug, Clone)]
@@ -88,8 +88,8 @@ impl<T: Taps> Taps for Felix<T> {
     }
 
     /// The spoke stands behind the block: only what comes before it is repeated.
-    fn again(&self, layer: usize) -> Option<Again> {
-        self.before.again(layer)
+    fn recompute(&self, layer: usize) -> Option<Recompute> {
+        self.before.recompute(layer)
     }
 }
 

@@ -158,9 +158,9 @@ impl SafetensorsFile {
 }
 
 /// An f32 tensor as the safetensors package wants to see it; its bytes are made when they are written.
-pub struct Stored<'a>(pub &'a Tensor);
+pub struct F32View<'a>(pub &'a Tensor);
 
-impl View for Stored<'_> {
+impl View for F32View<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }

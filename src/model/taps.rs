@@ -108,14 +108,14 @@ pub trait Taps {
     /// What does the same between [`Point::Residual`] and [`Point::BlockOutput`] of a layer once more, for a decoder that
     /// computes blocks again in the backward pass. None keeps the block's activations instead: the right answer for taps
     /// that keep what they see there.
-    fn again(&self, _layer: usize) -> Option<Again> {
+    fn recompute(&self, _layer: usize) -> Option<Recompute> {
         None
     }
 }
 
-/// Taps that repeat others (see [`Taps::again`]).
+/// Taps that repeat others (see [`Taps::recompute`]).
 #[derive(Clone)]
-pub struct Again {
+pub struct Recompute {
     /// Makes them.
     pub taps: Arc<dyn Fn() -> Box<dyn Taps> + Send + Sync>,
     /// Variables that they bring into the layer.
@@ -127,7 +127,7 @@ pub struct Again {
 pub struct NoTaps;
 
 impl Taps for NoTaps {
-    fn again(&self, _layer: usize) -> Option<Again> {
-        Some(Again { taps: Arc::new(|| Box::new(NoTaps)), variables: vec![] })
+    fn recompute(&self, _layer: usize) -> Option<Recompute> {
+        Some(Recompute { taps: Arc::new(|| Box::new(NoTaps)), variables: vec![] })
     }
 }

@@ -15,7 +15,7 @@ use crate::atomic_file;
 use crate::digest::Digest;
 use crate::failpoints;
 use crate::model::Parameters;
-use crate::model::safetensors_file::{Stored, write_views};
+use crate::model::safetensors_file::{F32View, write_views};
 
 /// Newest checkpoints that are kept, beside the best.
 const KEEP: usize = 3;
@@ -239,8 +239,8 @@ pub fn check<'a>(
 
 /// Writes tensors, f32 and sorted by name; gives the file's hash.
 fn write_tensors(path: &Path, tensors: &Tensors) -> Result<Digest, TrainError> {
-    let views: BTreeMap<&String, Stored> =
-        tensors.iter().map(|(name, tensor)| (name, Stored(tensor))).collect();
+    let views: BTreeMap<&String, F32View> =
+        tensors.iter().map(|(name, tensor)| (name, F32View(tensor))).collect();
     // The format's metadata tells transformers which library's tensors these are.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     write_views(path, views, metadata)?;

@@ -16,7 +16,7 @@ use super::log::{read_lines, reopened};
 use super::objective::Student;
 use crate::atomic_file;
 use crate::model::ops::{Scoring, on_host, with_floats};
-use crate::model::{Again, BatchLayout, DecoderConfig, Parameters, Point, Taps};
+use crate::model::{BatchLayout, DecoderConfig, Parameters, Point, Recompute, Taps};
 
 /// Name of the file of [`Measurement`]s.
 pub const METRICS: &str = "metrics.jsonl";
@@ -181,8 +181,8 @@ impl Taps for Measuring {
     }
 
     // Nobody walks back through what is measured: of a block that would be computed again, nothing need stay.
-    fn again(&self, layer: usize) -> Option<Again> {
-        self.inner.again(layer)
+    fn recompute(&self, layer: usize) -> Option<Recompute> {
+        self.inner.recompute(layer)
     }
 
     fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {

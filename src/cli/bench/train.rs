@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::memory::watched;
-use crate::model::stand_in::Shape;
+use crate::model::synthetic_model::Shape;
 use crate::model::{Decoder, DecoderConfig, Family, Parameters, init};
 use crate::train::adapter::{self, Adapter};
 use crate::train::batch::PackedRow;

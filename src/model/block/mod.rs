@@ -1,10 +1,10 @@
 //! One decoder block: a mixer between tokens, a feed-forward part, and the norms around them.
 
 mod attention;
-mod checkpoint;
 mod delta_net;
 mod feed_forward;
 mod layers;
+mod recompute;
 
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ impl Block {
     }
 
     /// The residual stream `[B, S, D]` that leaves the block. With `recompute`, only its input is kept for the backward pass,
-    /// if the taps can be repeated (see [`Taps::again`]).
+    /// if the taps can be repeated (see [`Taps::recompute`]).
     pub(super) fn forward(
         &self,
         x: Tensor,
@@ -91,9 +91,9 @@ impl Block {
     ) -> Result<Tensor> {
         let layer = self.layer;
         let x = taps.tap(Point::Residual, layer, x)?;
-        let again = if recompute { taps.again(layer) } else { None };
-        let x = match again {
-            Some(again) => checkpoint::inner(self, x, layout, taps, again)?,
+        let repeated = if recompute { taps.recompute(layer) } else { None };
+        let x = match repeated {
+            Some(repeated) => recompute::inner(self, x, layout, taps, repeated)?,
             None => self.inner(x, layout, taps)?,
         };
         taps.tap(Point::BlockOutput, layer, x)

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Matrix, floats, lanes, plain, with_floats};
+use super::{Matrix, composite, floats, lanes, with_floats};
 use crate::model::layout::{BatchLayout, Document};
 
 /// Queries in a block, of each head of a group. Smaller blocks waste less above the diagonal, larger ones make better
@@ -89,8 +89,8 @@ pub fn attention(
             layout.seq()
         );
     }
-    if plain::is_needed(q) {
-        return plain::attention(q, k, v, scoring, layout);
+    if composite::is_needed(q) {
+        return composite::attention(q, k, v, scoring, layout);
     }
     let op = Attention { documents: layout.documents().clone(), seq, scoring, log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::head::{LinearHead, bend};
-use super::{lanes, plain};
+use super::fused_linear_loss::{FusedLinearLoss, soft_cap};
+use super::{composite, lanes};
 
 /// What the head said about the target tokens.
 #[derive(Debug, Clone)]
@@ -18,7 +18,7 @@ pub struct CrossEntropy {
 }
 
 struct LinearCrossEntropy {
-    head: LinearHead,
+    head: FusedLinearLoss,
     scale: f32,
     cap: Option<f32>,
     hits: Arc<Mutex<Vec<bool>>>,
@@ -39,13 +39,13 @@ pub fn linear_cross_entropy(
     cap: Option<f32>,
     with_gradient: bool,
 ) -> Result<CrossEntropy> {
-    if plain::is_needed(hidden) {
-        let how = (plain::rows_at_once(head), with_gradient);
-        return plain::cross_entropy(hidden, head, &targets, scale, cap, how);
+    if composite::is_needed(hidden) {
+        let how = (composite::rows_at_once(head), with_gradient);
+        return composite::cross_entropy(hidden, head, &targets, scale, cap, how);
     }
     let hits = Arc::new(Mutex::new(Vec::with_capacity(targets.len())));
     let op = LinearCrossEntropy {
-        head: LinearHead::new("linear-cross-entropy", head, targets, with_gradient),
+        head: FusedLinearLoss::new("linear-cross-entropy", head, targets, with_gradient),
         scale,
         cap,
         hits: hits.clone(),
@@ -75,7 +75,7 @@ fn row_loss(row: &mut [f32], target: usize, scale: f32) -> (f64, bool) {
 
 /// As [`row_loss`], of logits that a cap bends first: what is left in the row is the gradient of the unbent logits.
 fn capped_row_loss(row: &mut [f32], target: usize, scale: f32, cap: f32) -> (f64, bool) {
-    let slopes = bend(row, cap);
+    let slopes = soft_cap(row, cap);
     let result = row_loss(row, target, scale);
     for (gradient, slope) in row.iter_mut().zip(&slopes) {
         *gradient *= slope;

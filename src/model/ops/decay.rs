@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
-use super::{floats, plain, with_floats};
+use super::{composite, floats, with_floats};
 
 struct Decay;
 
@@ -11,8 +11,8 @@ struct Decay;
 /// # Errors
 /// operands of different types or devices or whose H differ.
 pub fn decay(time: &Tensor, rate: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(time) {
-        return plain::decay(time, rate, bias);
+    if composite::is_needed(time) {
+        return composite::decay(time, rate, bias);
     }
     time.contiguous()?.apply_op3(rate, bias, Decay)
 }

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::head::{LinearHead, bend};
-use super::{lanes, plain};
+use super::fused_linear_loss::{FusedLinearLoss, soft_cap};
+use super::{composite, lanes};
 
 /// What a teacher says of one row.
 #[derive(Debug, Clone, Copy)]
-pub enum Taught<'a> {
+pub enum TeacherOutput<'a> {
     /// All logits, `[V]`; V may be another than the student's where the embedding of one is padded. Both distributions are
     /// then those over the entries that both have.
     Logits(&'a [f32]),
@@ -26,13 +26,17 @@ pub enum Taught<'a> {
 }
 
 /// A teacher's words on many rows.
-pub trait Teaching: Send + Sync {
+pub trait TeacherSource: Send + Sync {
     /// Hands rows `from..from + count` to `see`, in order, with their numbers counted from 0.
     ///
     /// # Errors
     /// The teacher's.
-    fn rows(&self, from: usize, count: usize, see: &mut dyn FnMut(usize, Taught) -> Result<()>)
-    -> Result<()>;
+    fn rows(
+        &self,
+        from: usize,
+        count: usize,
+        see: &mut dyn FnMut(usize, TeacherOutput) -> Result<()>,
+    ) -> Result<()>;
 
     /// All logits `[count, V]` of these rows as a tensor, of a teacher that has them as one: they need not leave its device.
     ///
@@ -79,8 +83,8 @@ struct Seen {
 }
 
 struct Op {
-    head: LinearHead,
-    teacher: Arc<dyn Teaching>,
+    head: FusedLinearLoss,
+    teacher: Arc<dyn TeacherSource>,
     weights: Weights,
     seen: Arc<Mutex<Seen>>,
 }
@@ -95,16 +99,16 @@ pub fn distillation(
     hidden: &Tensor,
     head: &Tensor,
     targets: Vec<u32>,
-    teacher: Arc<dyn Teaching>,
+    teacher: Arc<dyn TeacherSource>,
     weights: Weights,
     with_gradient: bool,
 ) -> Result<Distillation> {
-    if plain::is_needed(hidden) {
-        let how = (plain::rows_at_once(head), with_gradient);
-        return plain::distillation(hidden, head, &targets, &*teacher, weights, how);
+    if composite::is_needed(hidden) {
+        let how = (composite::rows_at_once(head), with_gradient);
+        return composite::distillation(hidden, head, &targets, &*teacher, weights, how);
     }
     let seen = Arc::new(Mutex::new(Seen::default()));
-    let linear = LinearHead::new("distillation", head, targets, with_gradient);
+    let linear = FusedLinearLoss::new("distillation", head, targets, with_gradient);
     let op = Op { head: linear, teacher, weights, seen: seen.clone() };
     let loss = hidden.contiguous()?.apply_op2(&head.contiguous()?, op)?;
     let seen = std::mem::take(&mut *seen.lock().expect("no thread panics while it holds the lock"));
@@ -141,9 +145,9 @@ fn relative(p: f32, q: f32) -> f64 {
 impl Op {
     /// KL(p ‖ q) with q the student's distribution at the temperature, which becomes the gradient q - p of its logits
     /// divided by the temperature.
-    fn diverge(&self, q: &mut [f32], taught: Taught) -> Result<f64> {
+    fn diverge(&self, q: &mut [f32], taught: TeacherOutput) -> Result<f64> {
         match taught {
-            Taught::Logits(logits) => {
+            TeacherOutput::Logits(logits) => {
                 // Behind the tokens that both have is padding of embeddings, which neither ever says.
                 let common = logits.len().min(q.len());
                 let (q, padding) = q.split_at_mut(common);
@@ -162,7 +166,7 @@ impl Op {
                 }
                 Ok(sum)
             }
-            Taught::Top { ids, probabilities, tail } => {
+            TeacherOutput::Top { ids, probabilities, tail } => {
                 let mut sum = 0.0;
                 // Taken out first, so that what is left is the tail: 1 minus a sum near 1 would be noise.
                 let mut of_top = Vec::with_capacity(ids.len());
@@ -192,9 +196,9 @@ impl Op {
     }
 
     /// Turns a row of logits into the gradient of both losses; adds the losses to what was seen.
-    fn row(&self, row: &mut [f32], target: usize, taught: Taught, seen: &mut Seen) -> Result<()> {
+    fn row(&self, row: &mut [f32], target: usize, taught: TeacherOutput, seen: &mut Seen) -> Result<()> {
         let Weights { scale, cross_entropy, divergence, temperature, cap } = self.weights;
-        let slopes = cap.map(|cap| bend(row, cap));
+        let slopes = cap.map(|cap| soft_cap(row, cap));
         let at_target = row[target];
         let mut q = row.to_vec();
         let (log_sum, top) = softmax(row, 1.0);
@@ -266,34 +270,34 @@ mod tests {
 
     struct Dense(Vec<f32>, usize);
 
-    impl Teaching for Dense {
+    impl TeacherSource for Dense {
         fn rows(
             &self,
             from: usize,
             count: usize,
-            see: &mut dyn FnMut(usize, Taught) -> Result<()>,
+            see: &mut dyn FnMut(usize, TeacherOutput) -> Result<()>,
         ) -> Result<()> {
             let rows = self.0.chunks(self.1).skip(from).take(count).enumerate();
-            rows.into_iter().try_for_each(|(at, logits)| see(at, Taught::Logits(logits)))
+            rows.into_iter().try_for_each(|(at, logits)| see(at, TeacherOutput::Logits(logits)))
         }
     }
 
     struct Tops(Vec<(Vec<u32>, Vec<f32>, f32)>);
 
-    impl Teaching for Tops {
+    impl TeacherSource for Tops {
         fn rows(
             &self,
             from: usize,
             count: usize,
-            see: &mut dyn FnMut(usize, Taught) -> Result<()>,
+            see: &mut dyn FnMut(usize, TeacherOutput) -> Result<()>,
         ) -> Result<()> {
             self.0[from..from + count].iter().enumerate().try_for_each(|(at, (ids, probabilities, tail))| {
-                see(at, Taught::Top { ids, probabilities, tail: *tail })
+                see(at, TeacherOutput::Top { ids, probabilities, tail: *tail })
             })
         }
     }
 
-    fn compare(prefix: &str, teacher: Arc<dyn Teaching>, cap: Option<f32>) {
+    fn compare(prefix: &str, teacher: Arc<dyn TeacherSource>, cap: Option<f32>) {
         let fixture = fixture();
         let [hidden, head] = ["hidden", "head"].map(|name| Var::from_tensor(&fixture[name]).unwrap());
         let targets = fixture["targets"].to_vec1::<u32>().unwrap();
@@ -321,7 +325,7 @@ mod tests {
         }
     }
 
-    fn dense() -> Arc<dyn Teaching> {
+    fn dense() -> Arc<dyn TeacherSource> {
         let logits = fixture()["teacher_logits"].clone();
         let vocab = logits.dim(1).unwrap();
         Arc::new(Dense(logits.flatten_all().unwrap().to_vec1().unwrap(), vocab))

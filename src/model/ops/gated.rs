@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::lanes::{fma, sigmoid, vectorised};
-use super::{floats, plain, with_floats};
+use super::{composite, floats, with_floats};
 
 /// Values that one rayon task works on.
 const TASK: usize = 1 << 15;
@@ -136,7 +136,7 @@ fn gated<G: Gate>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// operands of different types or devices or differ in shape.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(gate) { plain::swiglu(gate, up) } else { gated::<Silu>(gate, up) }
+    if composite::is_needed(gate) { composite::swiglu(gate, up) } else { gated::<Silu>(gate, up) }
 }
 
 /// `x sigmoid(x)`, element by element.
@@ -144,7 +144,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Memory that is not there.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(x) { plain::silu(x) } else { x.contiguous()?.apply_op1(Silu) }
+    if composite::is_needed(x) { composite::silu(x) } else { x.contiguous()?.apply_op1(Silu) }
 }
 
 /// `gelu(gate) * up` with GELU's tanh approximation, element by element; both of one shape.
@@ -152,7 +152,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`swiglu`].
 pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(gate) { plain::geglu(gate, up) } else { gated::<GeluTanh>(gate, up) }
+    if composite::is_needed(gate) { composite::geglu(gate, up) } else { gated::<GeluTanh>(gate, up) }
 }
 
 /// `sigmoid(gate) * up`, element by element; both of one shape.
@@ -160,7 +160,7 @@ pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`swiglu`].
 pub fn sigmoid_gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(gate) { plain::sigmoid_gate(gate, up) } else { gated::<Sigmoid>(gate, up) }
+    if composite::is_needed(gate) { composite::sigmoid_gate(gate, up) } else { gated::<Sigmoid>(gate, up) }
 }
 
 impl<G: Gate> CustomOp2 for Gated<G> {

@@ -1,33 +1,33 @@
 //! Operations of the decoder with exact backward passes. In f32 on the CPU they are fused and rayon-threaded; on a GPU, and in
-//! bf16, they are tensor operations of Candle's (`plain/`). Each is checked against the other form.
+//! bf16, they are tensor operations of Candle's (`composite/`). Each is checked against the other form.
 //!
 //! Candle's own autograd walks the graph; each operation here is one node of it and reads its operands as plain slices.
 //! Threads are those of the rayon pool that the caller runs in, so a caller that splits a batch itself runs each part in a
 //! pool of its own and nothing here competes with it.
 
+pub mod adapter;
 pub mod attention;
-pub mod beside;
-pub mod collect;
+mod composite;
 pub mod cross_entropy;
+pub(super) mod custom_grad;
 pub mod decay;
 pub mod delta_rule;
 pub mod distillation;
+mod fused_linear_loss;
 pub mod gated;
-pub(super) mod given;
-mod head;
+pub mod grad_sink;
 pub mod linear;
-mod plain;
 pub mod rms_norm;
 pub mod rotary;
 pub mod short_convolution;
 
+pub use adapter::{gated_update, low_rank};
 pub use attention::{Scoring, attention};
-pub use beside::{gated_update, low_rank};
-pub use collect::Gradients;
 pub use cross_entropy::{CrossEntropy, linear_cross_entropy};
 pub use decay::decay;
 pub use delta_rule::delta_rule;
 pub use gated::{geglu, sigmoid_gate, silu, swiglu};
+pub use grad_sink::Gradients;
 pub use linear::{add_bias, linear};
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};

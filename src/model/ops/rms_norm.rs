@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{ROWS_PER_TASK, floats, lanes, plain, with_floats};
+use super::{ROWS_PER_TASK, composite, floats, lanes, with_floats};
 
 struct RmsNorm {
     eps: f32,
@@ -14,8 +14,8 @@ struct RmsNorm {
 /// # Errors
 /// operands of different types or devices or whose D differ.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if plain::is_needed(x) {
-        return plain::rms_norm(x, weight, eps);
+    if composite::is_needed(x) {
+        return composite::rms_norm(x, weight, eps);
     }
     x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 })
 }

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shap
 use rayon::prelude::*;
 
 use super::rms_norm::{inverse_rms, ordered_sum, row_gradient};
-use super::{ROWS_PER_TASK, floats, plain, with_floats};
+use super::{ROWS_PER_TASK, composite, floats, with_floats};
 use crate::model::RopeScaling;
 
 /// Cosines and sines of every position, each `[positions, rotary_dim / 2]`.
@@ -107,8 +107,8 @@ pub fn rotary(
     if let Some(&beyond) = positions.iter().find(|&&p| p as usize >= table.positions()) {
         candle_core::bail!("rotary: position {beyond}, the table ends at {}", table.positions());
     }
-    if plain::is_needed(x) {
-        return plain::rotary(x, norm, table, positions);
+    if composite::is_needed(x) {
+        return composite::rotary(x, norm, table, positions);
     }
     let op = Rotary { table: table.clone(), positions: positions.clone(), eps: 0.0 };
     let x = x.contiguous()?;

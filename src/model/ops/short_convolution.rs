@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::lanes::{self, sigmoid};
 use super::rms_norm::ordered_sum;
-use super::{floats, plain, with_floats};
+use super::{composite, floats, with_floats};
 use crate::model::layout::{BatchLayout, Document};
 
 struct ShortConvolution {
@@ -27,8 +27,8 @@ pub fn short_convolution(x: &Tensor, weight: &Tensor, layout: &BatchLayout) -> R
         let (x, weight) = (x.shape(), weight.shape());
         candle_core::bail!("short convolution: x {x:?}, weight {weight:?}, layout [{batch}, {seq}]");
     }
-    if plain::is_needed(x) {
-        return plain::short_convolution(x, weight, layout);
+    if composite::is_needed(x) {
+        return composite::short_convolution(x, weight, layout);
     }
     let op = ShortConvolution { documents: layout.documents().clone(), seq };
     x.contiguous()?.apply_op2(&weight.contiguous()?, op)

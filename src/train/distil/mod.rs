@@ -23,7 +23,7 @@ use super::prepare::{Prepared, lock};
 use super::recipe::{DistilRecipe, Recipe};
 use crate::digest::Digest;
 use crate::failpoints;
-use crate::model::ops::distillation::{Taught, Teaching, Weights, distillation};
+use crate::model::ops::distillation::{TeacherOutput, TeacherSource, Weights, distillation};
 use crate::model::{Decoder, NoTaps, Parameters};
 pub use hidden::MAP_PREFIX;
 use hidden::{Capture, Hidden};
@@ -126,9 +126,13 @@ impl Teacher {
     }
 
     /// What the teacher says of the answer tokens of rows, and its hidden states where they are learnt.
-    fn speak(&self, rows: &[PackedRow], inputs: &Inputs) -> Result<(Arc<dyn Teaching>, Capture), TrainError> {
+    fn speak(
+        &self,
+        rows: &[PackedRow],
+        inputs: &Inputs,
+    ) -> Result<(Arc<dyn TeacherSource>, Capture), TrainError> {
         let mut capture = Capture::new(Box::new(NoTaps), self.hidden.iter().flat_map(Hidden::of_teacher));
-        let taught: Arc<dyn Teaching> = match &self.kind {
+        let taught: Arc<dyn TeacherSource> = match &self.kind {
             Kind::Beside(decoder) => {
                 let student = Student { decoder, adapter: None };
                 let hidden = student.predicting(inputs, &mut capture)?;
@@ -154,8 +158,10 @@ impl Teacher {
             taught.rows(from, count, &mut |_, taught| {
                 // What pads a teacher's embedding beyond the student's is no token.
                 let taught = match taught {
-                    Taught::Logits(logits) => Taught::Logits(&logits[..logits.len().min(self.vocabulary)]),
-                    top @ Taught::Top { .. } => top,
+                    TeacherOutput::Logits(logits) => {
+                        TeacherOutput::Logits(&logits[..logits.len().min(self.vocabulary)])
+                    }
+                    top @ TeacherOutput::Top { .. } => top,
                 };
                 answers.push(Answer::of(taught, top, temperature));
                 Ok(())
@@ -202,7 +208,7 @@ impl Beside {
     }
 }
 
-impl Teaching for Beside {
+impl TeacherSource for Beside {
     fn logits(&self, from: usize, count: usize) -> candle_core::Result<Option<Tensor>> {
         self.of(from, count).map(Some)
     }
@@ -211,28 +217,35 @@ impl Teaching for Beside {
         &self,
         from: usize,
         count: usize,
-        see: &mut dyn FnMut(usize, Taught) -> candle_core::Result<()>,
+        see: &mut dyn FnMut(usize, TeacherOutput) -> candle_core::Result<()>,
     ) -> candle_core::Result<()> {
         let logits = self.of(from, count)?;
         let width = logits.dim(1)?;
         let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        logits.chunks_exact(width).enumerate().try_for_each(|(at, row)| see(at, Taught::Logits(row)))
+        logits.chunks_exact(width).enumerate().try_for_each(|(at, row)| see(at, TeacherOutput::Logits(row)))
     }
 }
 
 /// Answers that are there already.
 struct Said(Vec<Answer>);
 
-impl Teaching for Said {
+impl TeacherSource for Said {
     fn rows(
         &self,
         from: usize,
         count: usize,
-        see: &mut dyn FnMut(usize, Taught) -> candle_core::Result<()>,
+        see: &mut dyn FnMut(usize, TeacherOutput) -> candle_core::Result<()>,
     ) -> candle_core::Result<()> {
         let rows = self.0[from..from + count].iter().enumerate();
         rows.into_iter().try_for_each(|(at, answer)| {
-            see(at, Taught::Top { ids: &answer.ids, probabilities: &answer.probabilities, tail: answer.tail })
+            see(
+                at,
+                TeacherOutput::Top {
+                    ids: &answer.ids,
+                    probabilities: &answer.probabilities,
+                    tail: answer.tail,
+                },
+            )
         })
     }
 }

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::{Digest, NotADigest};
-use crate::model::ops::distillation::Taught;
+use crate::model::ops::distillation::TeacherOutput;
 use crate::model::safetensors_file::SafetensorsFile;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
@@ -38,12 +38,12 @@ impl Answer {
     }
 
     /// The `top` likeliest of what a teacher says, at a temperature.
-    pub fn of(taught: Taught, top: usize, temperature: f32) -> Self {
+    pub fn of(taught: TeacherOutput, top: usize, temperature: f32) -> Self {
         match taught {
-            Taught::Top { ids, probabilities, tail } => {
+            TeacherOutput::Top { ids, probabilities, tail } => {
                 Self { ids: ids.to_vec(), probabilities: probabilities.to_vec(), tail }
             }
-            Taught::Logits(logits) => {
+            TeacherOutput::Logits(logits) => {
                 let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let raised = |logit: f32| f64::from((logit - most) / temperature).exp();
                 let sum: f64 = logits.iter().map(|&logit| raised(logit)).sum();

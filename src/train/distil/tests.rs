@@ -24,7 +24,8 @@ fn server(decoder: Decoder, asked: Arc<Mutex<usize>>) -> Ask {
         let hidden = decoder.forward(&ids, &layout, &mut NoTaps).unwrap();
         let logits = decoder.logits(&hidden.narrow(1, count - 1, 1).unwrap().contiguous().unwrap()).unwrap();
         let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let answer = Answer::of(Taught::Logits(&logits), body["n_probs"].as_u64().unwrap() as usize, 1.0);
+        let answer =
+            Answer::of(TeacherOutput::Logits(&logits), body["n_probs"].as_u64().unwrap() as usize, 1.0);
         let top: Vec<Value> = answer
             .ids
             .iter()
@@ -118,13 +119,13 @@ fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
     // Fewer tokens: what they lack is in the tail.
     let head = beside.answers(&packed(2)[..1]).unwrap();
     let few = Answer::of(
-        Taught::Top { ids: &head[0].ids, probabilities: &head[0].probabilities, tail: head[0].tail },
+        TeacherOutput::Top { ids: &head[0].ids, probabilities: &head[0].probabilities, tail: head[0].tail },
         3,
         1.0,
     );
     assert_eq!(few, head[0]);
     let logits = [0.0, 3.0, 1.0, 2.0];
-    let top = Answer::of(Taught::Logits(&logits), 2, 1.0);
+    let top = Answer::of(TeacherOutput::Logits(&logits), 2, 1.0);
     let sum: f32 = logits.iter().map(|l: &f32| l.exp()).sum();
     assert_eq!(top.ids, [1, 3]);
     assert!((top.tail - (0f32.exp() + 1f32.exp()) / sum).abs() < 1e-6, "{top:?}");

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Matrix, floats, lanes, plain, with_floats};
+use super::{Matrix, composite, floats, lanes, with_floats};
 use crate::model::features::DeltaNetShape;
 use crate::model::layout::{BatchLayout, Document};
 use chunk::{Chunk, Keys};
@@ -55,8 +55,8 @@ pub fn delta_rule(
             "delta rule: mixed {mixed:?}, decay {decay:?}, strength {strength:?}, {shape:?}, layout [{batch}, {seq}]"
         );
     }
-    if plain::is_needed(mixed) {
-        return plain::delta_rule(mixed, decay, strength, shape, layout);
+    if composite::is_needed(mixed) {
+        return composite::delta_rule(mixed, decay, strength, shape, layout);
     }
     let op = DeltaRule { documents: layout.documents().clone(), seq, shape, states: OnceLock::new() };
     let y = mixed.contiguous()?.apply_op3(&decay.contiguous()?, &strength.contiguous()?, op)?;

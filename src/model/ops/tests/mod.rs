@@ -1,7 +1,7 @@
 //! Every fused operation against the same formula in plain Candle: values and gradients.
 
+mod composite;
 mod delta_net;
-mod plain;
 
 use std::sync::Arc;
 

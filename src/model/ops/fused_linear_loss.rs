@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor};
 
-use super::collect::hand_over;
+use super::grad_sink::hand_over;
 use super::{Matrix, floats, lanes};
 
 /// Most rows whose logits exist at a time.
@@ -18,7 +18,7 @@ fn chunk_rows(vocab: usize) -> usize {
 }
 
 /// A head `[V, D]` behind hidden `[rows, D]`, one target a row.
-pub(super) struct LinearHead {
+pub(super) struct FusedLinearLoss {
     pub(super) op: &'static str,
     targets: Vec<u32>,
     with_gradient: bool,
@@ -28,7 +28,7 @@ pub(super) struct LinearHead {
     gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
 }
 
-impl LinearHead {
+impl FusedLinearLoss {
     /// For an operation of this name. With `with_gradient`, the forward pass also makes both gradients (three products a
     /// chunk, none of them twice); without it, a backward pass is an error.
     pub(super) fn new(op: &'static str, head: &Tensor, targets: Vec<u32>, with_gradient: bool) -> Self {
@@ -131,7 +131,7 @@ pub(super) fn no_gradients(op: &str) -> candle_core::Error {
 }
 
 /// Bends logits by a soft cap c, `c tanh(l / c)`; gives the slope at each.
-pub(super) fn bend(logits: &mut [f32], cap: f32) -> Vec<f32> {
+pub(super) fn soft_cap(logits: &mut [f32], cap: f32) -> Vec<f32> {
     let one = |logit: &mut f32| {
         let bent = lanes::tanh(*logit / cap);
         *logit = cap * bent;

@@ -12,8 +12,8 @@ use candle_core::{DType, Result, Tensor, TensorId, Var};
 
 use super::Block;
 use crate::model::layout::BatchLayout;
-use crate::model::ops::given::{given1, given2};
-use crate::model::taps::{Again, Taps};
+use crate::model::ops::custom_grad::{custom_grad1, custom_grad2};
+use crate::model::taps::{Recompute, Taps};
 
 /// [`Block::inner`] of x `[B, S, D]`, with nothing kept but x.
 pub(super) fn inner(
@@ -21,10 +21,10 @@ pub(super) fn inner(
     x: Tensor,
     layout: &BatchLayout,
     taps: &mut dyn Taps,
-    again: Again,
+    recompute: Recompute,
 ) -> Result<Tensor> {
     let result = block.inner(x.detach(), layout, taps)?.detach();
-    let variables = block.variables.iter().chain(&again.variables).filter(|tensor| tensor.is_variable());
+    let variables = block.variables.iter().chain(&recompute.variables).filter(|tensor| tensor.is_variable());
     let variables: Vec<Tensor> = variables.cloned().collect();
     if variables.is_empty() && !x.track_op() {
         return Ok(result);
@@ -35,15 +35,17 @@ pub(super) fn inner(
     for variable in &variables {
         chain = link(&chain, variable, &zero, &gradients)?;
     }
-    let again = Recomputed {
+    let recomputed = Recomputed {
         block: block.clone(),
         x: x.detach(),
         layout: layout.clone(),
-        again,
+        recompute,
         variables,
         gradients,
     };
-    given2("checkpoint", &x, &chain, result, move |grad| Ok([again.backward(grad)?, Some(zero.clone())]))
+    custom_grad2("recompute", &x, &chain, result, move |grad| {
+        Ok([recomputed.backward(grad)?, Some(zero.clone())])
+    })
 }
 
 /// Where a block leaves the gradients of its variables.
@@ -60,7 +62,7 @@ impl Gradients {
 /// The chain and one more link, which hands a variable its gradient.
 fn link(chain: &Tensor, variable: &Tensor, zero: &Tensor, gradients: &Gradients) -> Result<Tensor> {
     let (id, gradients) = (variable.id(), gradients.clone());
-    given2("checkpoint-variable", chain, variable, zero.clone(), move |grad| {
+    custom_grad2("recompute-variable", chain, variable, zero.clone(), move |grad| {
         Ok([Some(grad.clone()), gradients.lock().remove(&id)])
     })
 }
@@ -70,7 +72,7 @@ struct Recomputed {
     block: Block,
     x: Tensor,
     layout: BatchLayout,
-    again: Again,
+    recompute: Recompute,
     variables: Vec<Tensor>,
     gradients: Gradients,
 }
@@ -79,7 +81,7 @@ impl Recomputed {
     /// Gradient of x; those of the variables are left in their place.
     fn backward(&self, grad: &Tensor) -> Result<Option<Tensor>> {
         let input = Var::from_tensor(&self.x)?;
-        let mut taps = (self.again.taps)();
+        let mut taps = (self.recompute.taps)();
         let result = self.block.inner(input.as_tensor().clone(), &self.layout, &mut *taps)?;
         let mut store = begin(&result, grad)?.backward()?;
         let mut gradients = self.gradients.lock();
@@ -96,5 +98,5 @@ impl Recomputed {
 /// A scalar whose gradient with respect to its operand is given: a backward pass begins in the middle of a graph.
 fn begin(operand: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let (zero, grad) = (Tensor::zeros((), DType::F32, operand.device())?, grad.clone());
-    given1("seed", operand, zero, move |_| Ok([Some(grad.clone())]))
+    custom_grad1("seed", operand, zero, move |_| Ok([Some(grad.clone())]))
 }

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::lanes::{dot, fma, sigmoid};
-use super::{Matrix, floats, plain, with_floats};
+use super::{Matrix, composite, floats, with_floats};
 
 /// Values that one rayon task works on.
 const TASK: usize = 1 << 15;
@@ -34,8 +34,8 @@ struct LowRank {
 /// # Errors
 /// Shapes that do not agree, operands of different types or devices.
 pub fn low_rank(y: &Tensor, inner: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    if plain::is_needed(y) {
-        return plain::low_rank(y, inner, b, scale);
+    if composite::is_needed(y) {
+        return composite::low_rank(y, inner, b, scale);
     }
     let op = LowRank { scale: scale as f32 };
     y.contiguous()?.apply_op3(&inner.contiguous()?, &b.contiguous()?, op)
@@ -107,8 +107,8 @@ struct GatedUpdate {
 /// # Errors
 /// Shapes that do not agree, operands of different types or devices.
 pub fn gated_update(h: &Tensor, update: &Tensor, bias: &Tensor, share: f64) -> Result<Tensor> {
-    if plain::is_needed(h) {
-        return plain::gated_update(h, update, bias, share);
+    if composite::is_needed(h) {
+        return composite::gated_update(h, update, bias, share);
     }
     let op = GatedUpdate { share: share as f32 };
     h.contiguous()?.apply_op3(&update.contiguous()?, bias, op)

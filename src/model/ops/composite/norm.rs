@@ -3,7 +3,7 @@
 use candle_core::{D, Result, Tensor};
 
 use super::super::RotaryTable;
-use super::super::given::{given1, given2};
+use super::super::custom_grad::{custom_grad1, custom_grad2};
 use super::f32;
 
 /// See [`super::super::rms_norm`].
@@ -18,7 +18,7 @@ pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Resul
     let (wide, inverse) = parts(&operand)?;
     let y = wide.broadcast_mul(&inverse)?.broadcast_mul(&factor)?.to_dtype(x.dtype())?;
     let (kind, of_weight) = (weight.dtype(), weight.track_op());
-    given2("plain-rms-norm", x, weight, y, move |grad| {
+    custom_grad2("composite-rms-norm", x, weight, y, move |grad| {
         let (x, inverse) = parts(&operand)?;
         let (grad, unit) = (f32(grad)?, x.broadcast_mul(&inverse)?);
         // With u = g w and n = x / rms: dx = (u - n mean(u n)) / rms, dw = sum of g n over rows.
@@ -47,7 +47,7 @@ pub(in super::super) fn rotary(
     let of_tokens = |table: &Tensor| table.index_select(&positions, 0)?.reshape((batch, seq, 1, ()));
     let (cos, sin) = (of_tokens(&cos)?, of_tokens(&sin)?); // [B, S, 1, rotary_dim / 2]
     let y = turn(&x.detach(), &cos, &sin)?;
-    given1("plain-rotary", x, y, move |grad| Ok([Some(turn(grad, &cos, &sin.neg()?)?)]))
+    custom_grad1("composite-rotary", x, y, move |grad| Ok([Some(turn(grad, &cos, &sin.neg()?)?)]))
 }
 
 /// Dimension i of each head is paired with i + rotary_dim / 2; what lies behind both stays.

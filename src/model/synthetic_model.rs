@@ -23,7 +23,7 @@ const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 
 /// How a stand-in's matrices are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Stored {
+pub enum WeightType {
     /// Blocks of 32 signed bytes.
     #[value(name = "Q8_0", alias = "q8_0")]
     Q8,
@@ -32,7 +32,7 @@ pub enum Stored {
     Q4,
 }
 
-impl Stored {
+impl WeightType {
     fn kind(self) -> GgmlType {
         match self {
             Self::Q8 => GgmlType::Q8_0,
@@ -125,7 +125,7 @@ impl Shape {
 /// A file that is no model or has more tokens than the shape; the disk.
 pub fn write(
     shape: Shape,
-    stored: Stored,
+    weight_type: WeightType,
     seed: u64,
     tokenizer: &Path,
     target: &Path,
@@ -137,39 +137,39 @@ pub fn write(
     write_config(
         &config,
         &format!("stand-in-{}m", config.parameter_count() / 1_000_000),
-        stored.file_type(),
+        weight_type.file_type(),
         &mut writer,
     );
     write_tokenizer(&source, config.vocab_size, &mut writer)?;
     for (ours, shape) in config.parameter_shapes() {
         let theirs = gguf_name(config.family, &ours).expect("every parameter has a name in llama.cpp");
-        writer.tensor(theirs, &gguf_dims(&shape), stored_as(&shape, stored.kind()));
+        writer.tensor(theirs, &gguf_dims(&shape), stored_as(&shape, weight_type.kind()));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     writer.write::<GgufError>(target, |tensor| {
         Ok(match tensor.kind {
             // Vectors are the norms' weights.
             GgmlType::F32 => 1f32.to_le_bytes().repeat(tensor.bytes as usize / 4),
-            _ => random_blocks(&mut rng, stored, tensor.bytes as usize),
+            _ => random_blocks(&mut rng, weight_type, tensor.bytes as usize),
         })
     })?;
     Ok(())
 }
 
 /// `bytes` bytes of blocks: an f16 scale, then 32 numbers.
-fn random_blocks(rng: &mut impl RngCore, stored: Stored, bytes: usize) -> Vec<u8> {
-    let scale = f16::from_f32(stored.scale()).to_le_bytes();
+fn random_blocks(rng: &mut impl RngCore, weight_type: WeightType, bytes: usize) -> Vec<u8> {
+    let scale = f16::from_f32(weight_type.scale()).to_le_bytes();
     let mut blocks = vec![0; bytes];
     rng.fill_bytes(&mut blocks);
-    let block = match stored {
-        Stored::Q8 => 2 + 32,
-        Stored::Q4 => 2 + 16,
+    let block = match weight_type {
+        WeightType::Q8 => 2 + 32,
+        WeightType::Q4 => 2 + 16,
     };
     for block in blocks.chunks_exact_mut(block) {
         block[..2].copy_from_slice(&scale);
         for byte in &mut block[2..] {
             // -128 is in no file that ggml quantises to Q8_0, and its kernels negate bytes in place.
-            if stored == Stored::Q8 && *byte == 0x80 {
+            if weight_type == WeightType::Q8 && *byte == 0x80 {
                 *byte = 0x81;
             }
         }

@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
-use super::super::collect::hand_over;
 use super::super::cross_entropy::CrossEntropy;
-use super::super::distillation::{Distillation, Taught, Teaching, Weights};
-use super::super::given::given2;
-use super::super::head::{check, no_gradients};
+use super::super::custom_grad::custom_grad2;
+use super::super::distillation::{Distillation, TeacherOutput, TeacherSource, Weights};
+use super::super::fused_linear_loss::{check, no_gradients};
+use super::super::grad_sink::hand_over;
 use super::f32;
 
 /// Most logits that exist at a time (512 MiB in f32): more than in the fused form, because a GPU needs larger products.
@@ -72,7 +72,7 @@ fn through_head(
     });
     let gradients = Mutex::new(gradients.transpose()?);
     let head_itself = head.clone();
-    given2(op, hidden, head, loss, move |grad| {
+    custom_grad2(op, hidden, head, loss, move |grad| {
         let taken = gradients.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((d_hidden, d_head)) = taken else { return Err(no_gradients(op)) };
         let grad = f64::from(grad.to_scalar::<f32>()?);
@@ -92,7 +92,7 @@ fn sum(values: &Tensor) -> Result<f64> {
 }
 
 /// Bends logits by a soft cap, if there is one; gives the slopes too.
-fn bend(logits: Tensor, cap: Option<f32>) -> Result<(Tensor, Option<Tensor>)> {
+fn soft_cap(logits: Tensor, cap: Option<f32>) -> Result<(Tensor, Option<Tensor>)> {
     let Some(cap) = cap.map(f64::from) else { return Ok((logits, None)) };
     let bent = (logits / cap)?.tanh()?;
     let slopes = bent.sqr()?.affine(-1.0, 1.0)?;
@@ -122,9 +122,9 @@ pub(in super::super) fn cross_entropy(
     (at_once, with_gradient): (usize, bool),
 ) -> Result<CrossEntropy> {
     let mut hits = Vec::with_capacity(targets.len());
-    let op = "plain-cross-entropy";
+    let op = "composite-cross-entropy";
     let loss = through_head(op, hidden, head, targets, (at_once, with_gradient), |_, logits, targets| {
-        let (logits, slopes) = bend(logits, cap)?;
+        let (logits, slopes) = soft_cap(logits, cap)?;
         let (loss, mut d_logits, hit) = against_targets(&logits, &targets)?;
         hits.extend(hit);
         if with_gradient {
@@ -148,15 +148,21 @@ enum Words {
 }
 
 impl Words {
-    fn of(teacher: &dyn Teaching, from: usize, count: usize, vocab: usize, device: &Device) -> Result<Self> {
+    fn of(
+        teacher: &dyn TeacherSource,
+        from: usize,
+        count: usize,
+        vocab: usize,
+        device: &Device,
+    ) -> Result<Self> {
         if let Some(logits) = teacher.logits(from, count)? {
             return Ok(Self::Dense(f32(&logits.to_device(device)?)?));
         }
         let (mut dense, mut tops) = (vec![], vec![]);
         teacher.rows(from, count, &mut |_, taught| {
             match taught {
-                Taught::Logits(row) => dense.extend_from_slice(row),
-                Taught::Top { ids, probabilities, tail } => {
+                TeacherOutput::Logits(row) => dense.extend_from_slice(row),
+                TeacherOutput::Top { ids, probabilities, tail } => {
                     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
                         candle_core::bail!(
                             "distillation: token {id} of a teacher, the student has {vocab} entries"
@@ -231,17 +237,17 @@ pub(in super::super) fn distillation(
     hidden: &Tensor,
     head: &Tensor,
     targets: &[u32],
-    teacher: &dyn Teaching,
+    teacher: &dyn TeacherSource,
     weights: Weights,
     (at_once, with_gradient): (usize, bool),
 ) -> Result<Distillation> {
     let Weights { scale, cross_entropy, divergence, temperature, cap } = weights;
     let [scale, of_data, of_teacher, tau] = [scale, cross_entropy, divergence, temperature].map(f64::from);
     let (mut hits, mut apart, mut diverging) = (Vec::with_capacity(targets.len()), 0.0, 0.0);
-    let op = "plain-distillation";
+    let op = "composite-distillation";
     let loss =
         through_head(op, hidden, head, targets, (at_once, with_gradient), |first, logits, targets| {
-            let (logits, slopes) = bend(logits, cap)?;
+            let (logits, slopes) = soft_cap(logits, cap)?;
             let (rows, vocab) = logits.dims2()?;
             let (loss, d_data, hit) = against_targets(&logits, &targets)?;
             let words = Words::of(teacher, first, rows, vocab, logits.device())?;

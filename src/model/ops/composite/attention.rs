@@ -5,7 +5,7 @@ use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
 use super::super::Scoring;
-use super::super::given::given3;
+use super::super::custom_grad::custom_grad3;
 use super::{document_starts, f32};
 use crate::model::layout::BatchLayout;
 
@@ -34,7 +34,7 @@ pub(in super::super) fn in_blocks(q: &Tensor, k: &Tensor, v: &Tensor, blocks: Bl
     let operands = [q, k, v].map(Tensor::detach);
     let context = blocks.forward(&operands)?;
     let kept = context.clone();
-    given3("plain-attention", [q, k, v], context, move |grad| {
+    custom_grad3("composite-attention", [q, k, v], context, move |grad| {
         Ok(blocks.backward(&operands, &kept, grad)?.map(Some))
     })
 }

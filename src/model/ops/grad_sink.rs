@@ -11,12 +11,12 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId};
 
 thread_local! {
-    static HANDED_OVER: RefCell<Option<HashMap<TensorId, Tensor>>> = const { RefCell::new(None) };
+    static GRAD_SINK: RefCell<Option<HashMap<TensorId, Tensor>>> = const { RefCell::new(None) };
 }
 
 /// Gradients of a backward pass.
 pub struct Gradients {
-    handed_over: HashMap<TensorId, Tensor>,
+    sink: HashMap<TensorId, Tensor>,
     store: GradStore,
 }
 
@@ -26,10 +26,10 @@ impl Gradients {
     /// # Errors
     /// Those of the operations.
     pub fn of(loss: &Tensor) -> Result<Self> {
-        let before = HANDED_OVER.with(|place| place.replace(Some(HashMap::new())));
+        let before = GRAD_SINK.with(|place| place.replace(Some(HashMap::new())));
         let store = loss.backward();
-        let handed_over = HANDED_OVER.with(|place| place.replace(before)).unwrap_or_default();
-        Ok(Self { handed_over, store: store? })
+        let sink = GRAD_SINK.with(|place| place.replace(before)).unwrap_or_default();
+        Ok(Self { sink, store: store? })
     }
 
     /// Takes a variable's gradient, if it has one.
@@ -37,7 +37,7 @@ impl Gradients {
     /// # Errors
     /// Parts of different shapes (a defect of an operation).
     pub fn take(&mut self, variable: &Tensor) -> Result<Option<Tensor>> {
-        let gradient = match (self.handed_over.remove(&variable.id()), self.store.remove(variable)) {
+        let gradient = match (self.sink.remove(&variable.id()), self.store.remove(variable)) {
             (Some(one), Some(other)) => Some((one + other)?),
             (one, other) => one.or(other),
         };
@@ -52,7 +52,7 @@ pub(super) fn hand_over(variable: &Tensor, gradient: Tensor) -> Result<Option<Te
     }
     // Candle records how gradients came to be: whoever keeps one would keep the activations too.
     let gradient = gradient.detach();
-    HANDED_OVER.with_borrow_mut(|place| {
+    GRAD_SINK.with_borrow_mut(|place| {
         let Some(place) = place else { return Ok(Some(gradient)) };
         let sum = match place.remove(&variable.id()) {
             Some(before) => (before + gradient)?, // of two plain tensors: recorded nowhere
