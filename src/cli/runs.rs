@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::table::plain;
 use crate::atomic_file;
-use crate::train::curve;
 use crate::train::log::{self, SPEED, Speed, Step};
+use crate::train::loss_curve;
 use crate::train::recipe::Recipe;
 
 /// Subcommands.
@@ -132,7 +132,7 @@ impl Run {
             seconds,
             tokens_per_s: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
             loss: last.map(|step| step.loss),
-            smoothed: curve::smoothed(&log).last().map(|(_, loss)| *loss),
+            smoothed: loss_curve::smoothed(&log).last().map(|(_, loss)| *loss),
             held_out: evals().next_back().map(|(loss, _)| loss),
             best: evals().min_by(|a, b| a.0.total_cmp(&b.0)),
             log,
@@ -234,7 +234,7 @@ fn show(args: &Show) -> anyhow::Result<()> {
         time(run.seconds),
         run.tokens_per_s
     );
-    let smoothed = curve::smoothed(&run.log);
+    let smoothed = loss_curve::smoothed(&run.log);
     let mut table =
         plain(&["step", "tokens", "loss", "smoothed", "held out", "token accuracy", "whole answers"]);
     for step in &run.log {
@@ -331,8 +331,8 @@ fn draw(path: Option<&Path>, runs: &[&Run]) -> anyhow::Result<()> {
     let Some(path) = path else { return Ok(()) };
     let name = |run: &Run| if runs.len() > 1 { run.id.clone() } else { String::new() };
     let names: Vec<String> = runs.iter().map(|run| name(run)).collect();
-    let runs = runs.iter().zip(&names).map(|(run, name)| curve::Run { name, steps: &run.log });
-    let drawn = curve::svg(&runs.collect::<Vec<_>>());
+    let runs = runs.iter().zip(&names).map(|(run, name)| loss_curve::Run { name, steps: &run.log });
+    let drawn = loss_curve::svg(&runs.collect::<Vec<_>>());
     atomic_file::write(path, drawn.as_bytes()).with_context(|| path.display().to_string())
 }
 

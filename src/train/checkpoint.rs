@@ -110,7 +110,7 @@ impl Checkpoint {
             return Err(error);
         }
         failpoints::point("checkpoint.named", &step);
-        prune(folder)?;
+        retain(folder)?;
         Ok(target)
     }
 
@@ -260,7 +260,7 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
 }
 
 /// Removes all but the newest, and what is the best to one of these: whoever goes on from an older one needs its best.
-fn prune(folder: &Path) -> Result<(), TrainError> {
+fn retain(folder: &Path) -> Result<(), TrainError> {
     let newest_first: Vec<u64> = steps(folder)?.into_iter().rev().collect();
     let (kept, rest) = newest_first.split_at(KEEP.min(newest_first.len()));
     let best: Vec<u64> = kept.iter().filter_map(|step| best_of(&folder.join(step.to_string()))).collect();

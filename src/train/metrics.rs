@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::TrainError;
 use super::batch::{Batch, Inputs};
 use super::gradient::Outcome;
-use super::heat;
+use super::heatmap;
 use super::log::{read_lines, reopened};
 use super::objective::Student;
 use crate::atomic_file;
@@ -151,7 +151,7 @@ impl Metrics {
         if measured.is_empty() {
             return Ok(());
         }
-        for (name, drawn) in heat::maps(&measured) {
+        for (name, drawn) in heatmap::maps(&measured) {
             let path = out.join("metrics").join(format!("{name}.svg"));
             atomic_file::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
         }
