@@ -1,9 +1,10 @@
-//! Activation checkpointing (Chen et al. 2016): a block that keeps only its input and is computed again for its gradients.
+//! Activation checkpointing (Chen et al. 2016): a block keeps only its input and is recomputed for
+//! its gradients.
 //!
-//! The gradients of its variables must reach Candle's walk of the graph, but an operation has at most three operands. So
-//! each variable gets a link of its own in a chain of scalars, and the block takes the chain's end as its second operand.
-//! The walk meets the block first, which leaves the gradients in a place of their own, and then the links, which hand
-//! them over.
+//! Candle's backward pass must see the gradients of the block's variables, but an operation has at
+//! most three operands. So each variable gets a link in a chain of scalars, and the block takes the
+//! end of that chain as its second operand. The backward pass reaches the block first, which stores
+//! the gradients, and then the links, each of which returns the gradient of its variable.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use crate::model::layout::BatchLayout;
 use crate::model::ops::custom_grad::{custom_grad1, custom_grad2};
 use crate::model::taps::{Recompute, Taps};
 
-/// [`Block::inner`] of x `[B, S, D]`, with nothing kept but x.
+/// [`Block::inner`] of x `[B, S, D]`, that keeps nothing but x.
 pub(super) fn inner(
     block: &Block,
     x: Tensor,
@@ -48,18 +49,18 @@ pub(super) fn inner(
     })
 }
 
-/// Where a block leaves the gradients of its variables.
+/// Where a block stores the gradients of its variables.
 #[derive(Clone, Default)]
 struct Gradients(Arc<Mutex<HashMap<TensorId, Tensor>>>);
 
 impl Gradients {
     fn lock(&self) -> MutexGuard<'_, HashMap<TensorId, Tensor>> {
-        // Tensors are put in and taken out whole.
+        // A panic can't leave a tensor half stored.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The chain and one more link, which hands a variable its gradient.
+/// Extends the chain by a link that returns the gradient of a variable.
 fn link(chain: &Tensor, variable: &Tensor, zero: &Tensor, gradients: &Gradients) -> Result<Tensor> {
     let (id, gradients) = (variable.id(), gradients.clone());
     custom_grad2("recompute-variable", chain, variable, zero.clone(), move |grad| {
@@ -67,7 +68,7 @@ fn link(chain: &Tensor, variable: &Tensor, zero: &Tensor, gradients: &Gradients)
     })
 }
 
-/// A block and all that its forward pass needs once more.
+/// A block with everything that a second forward pass needs.
 struct Recomputed {
     block: Block,
     x: Tensor,
@@ -78,7 +79,7 @@ struct Recomputed {
 }
 
 impl Recomputed {
-    /// Gradient of x; those of the variables are left in their place.
+    /// Returns the gradient of x and stores those of the variables.
     fn backward(&self, grad: &Tensor) -> Result<Option<Tensor>> {
         let input = Var::from_tensor(&self.x)?;
         let mut taps = (self.recompute.taps)();
@@ -90,12 +91,13 @@ impl Recomputed {
                 gradients.insert(variable.id(), gradient.detach());
             }
         }
-        // Detached: what Candle records of it would keep the block's activations.
+        // Detached: its recorded operations would keep the block's activations alive.
         Ok(store.remove(&input).map(|gradient| gradient.detach()))
     }
 }
 
-/// A scalar whose gradient with respect to its operand is given: a backward pass begins in the middle of a graph.
+/// A scalar with a prescribed gradient with respect to its operand, so that a backward pass can
+/// begin in the middle of a graph.
 fn begin(operand: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let (zero, grad) = (Tensor::zeros((), DType::F32, operand.device())?, grad.clone());
     custom_grad1("seed", operand, zero, move |_| Ok([Some(grad.clone())]))
