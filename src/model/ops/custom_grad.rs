@@ -1,5 +1,6 @@
-//! Operations whose result is there already: computed from detached operands by tensor operations, on whatever device these
-//! are. Candle's walk of the graph asks them for gradients, which they make by tensor operations too.
+//! Operations with a custom gradient. Their result has been computed from detached operands by
+//! tensor operations on any device; in the backward pass a closure computes the gradients, by
+//! tensor operations too.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,7 +9,7 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor,
 };
 
-/// Gradients of N operands, none where one needs none.
+/// Gradients of N operands, `None` for operands that need none.
 pub(in crate::model) type Operands<const N: usize> = [Option<Tensor>; N];
 
 struct CustomGrad<F> {
@@ -51,12 +52,13 @@ impl<F> CustomGrad<F> {
     }
 }
 
-/// The values of a layout in a storage of their own. A cast to the type that they have keeps every bit.
+/// Copies the values of a layout to a storage of their own. The cast to the same type changes no
+/// bit.
 fn dense<S: BackendStorage>(storage: &S, layout: &Layout) -> Result<(S, Shape)> {
     Ok((storage.to_dtype(layout, storage.dtype())?, layout.shape().clone()))
 }
 
-/// `result` as an operation on `x`, with the gradient that `backward` makes of its own.
+/// `result` as an operation on `x`, whose gradient `backward` computes from its own.
 pub(in crate::model) fn custom_grad1(
     name: &'static str,
     x: &Tensor,

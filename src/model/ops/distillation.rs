@@ -1,5 +1,5 @@
-//! Distillation through a linear head, fused: cross-entropy with the data and divergence from a teacher in one pass over the
-//! logits.
+//! Distillation through a linear head, fused: cross-entropy with the data and divergence from a
+//! teacher in one pass over the logits.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,26 +8,27 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use super::fused_linear_loss::{FusedLinearLoss, soft_cap};
 use super::{composite, lanes};
 
-/// What a teacher says of one row.
+/// What a teacher predicts for one row.
 #[derive(Debug, Clone, Copy)]
 pub enum TeacherOutput<'a> {
-    /// All logits, `[V]`; V may be another than the student's where the embedding of one is padded. Both distributions are
-    /// then those over the entries that both have.
+    /// All logits, `[V]`. V may differ from the student's if one embedding is padded; both
+    /// distributions are then over the entries that both have.
     Logits(&'a [f32]),
-    /// The likeliest tokens with their probabilities at the temperature, and the probability of all others together.
+    /// The most likely tokens with their probabilities at the temperature, and the total
+    /// probability of all others.
     Top {
-        /// Different tokens.
+        /// Distinct tokens.
         ids: &'a [u32],
-        /// One for each.
+        /// One per token.
         probabilities: &'a [f32],
-        /// What is left of 1.
+        /// The rest of 1.
         tail: f32,
     },
 }
 
-/// A teacher's words on many rows.
+/// The predictions of a teacher for many rows.
 pub trait TeacherSource: Send + Sync {
-    /// Hands rows `from..from + count` to `see`, in order, with their numbers counted from 0.
+    /// Passes rows `from..from + count` to `see`, in order, numbered from 0.
     ///
     /// # Errors
     /// The teacher's.
@@ -38,7 +39,8 @@ pub trait TeacherSource: Send + Sync {
         see: &mut dyn FnMut(usize, TeacherOutput) -> Result<()>,
     ) -> Result<()>;
 
-    /// All logits `[count, V]` of these rows as a tensor, of a teacher that has them as one: they need not leave its device.
+    /// All logits `[count, V]` of these rows as one tensor, if the teacher has them, so that they
+    /// can stay on its device.
     ///
     /// # Errors
     /// The teacher's.
@@ -47,14 +49,15 @@ pub trait TeacherSource: Send + Sync {
     }
 }
 
-/// How the two losses count.
+/// How the two losses are weighed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weights {
     /// Factor of the sum over rows.
     pub scale: f32,
     /// Weight of the cross-entropy.
     pub cross_entropy: f32,
-    /// Weight of the divergence, which is multiplied by the temperature's square besides (Hinton et al. 2015).
+    /// Weight of the divergence, which is also multiplied by the square of the temperature (Hinton
+    /// et al. 2015).
     pub divergence: f32,
     /// Temperature tau of both distributions in the divergence.
     pub temperature: f32,
@@ -62,7 +65,7 @@ pub struct Weights {
     pub cap: Option<f32>,
 }
 
-/// What came out.
+/// The result.
 #[derive(Debug, Clone)]
 pub struct Distillation {
     /// `scale` times the weighted sum of both losses, a scalar with a gradient.
@@ -71,7 +74,7 @@ pub struct Distillation {
     pub cross_entropy: f64,
     /// `scale` times the sum of `tau^2 KL(teacher ‖ student)`.
     pub divergence: f64,
-    /// Whether the likeliest token was the target, per row.
+    /// Whether the most likely token was the target, per row.
     pub hits: Vec<bool>,
 }
 
@@ -90,11 +93,12 @@ struct Op {
 }
 
 /// The losses of hidden `[rows, D]` through a head `[V, D]`: `-ln softmax(l)[target]` and
-/// `tau^2 KL(p ‖ softmax(l / tau))`, p the teacher's distribution at tau. Where the teacher names only its likeliest tokens,
-/// all others count as one token, whose probability the student has too: KL = sum p ln(p / q) + tail ln(tail / q_tail).
+/// `tau^2 KL(p ‖ softmax(l / tau))`, p the teacher's distribution at tau. If the teacher names
+/// only its most likely tokens, all others count as one token for both models: KL = sum p ln(p / q)
+/// + tail ln(tail / q_tail).
 ///
 /// # Errors
-/// As [`super::linear_cross_entropy`]; likeliest tokens outside the student's vocabulary.
+/// As [`super::linear_cross_entropy`]; tokens of the teacher outside the student's vocabulary.
 pub fn distillation(
     hidden: &Tensor,
     head: &Tensor,
@@ -121,7 +125,8 @@ pub fn distillation(
     })
 }
 
-/// Softmax of `logits / tau` in place; gives the logarithm of its normaliser, with the largest logit taken out, and that.
+/// Softmax of `logits / tau` in place; returns the logarithm of its normaliser without the largest
+/// logit, and that logit.
 fn softmax(logits: &mut [f32], inverse_tau: f32) -> (f32, f32) {
     let top = lanes::max(logits);
     lanes::vectorised(|| {
@@ -137,18 +142,19 @@ fn softmax(logits: &mut [f32], inverse_tau: f32) -> (f32, f32) {
     (sum.ln(), top)
 }
 
-/// `p ln(p / q)`, 0 where p is 0. A q that has vanished counts as the smallest number.
+/// `p ln(p / q)`, 0 where p is 0. A q that underflows counts as the smallest number.
 fn relative(p: f32, q: f32) -> f64 {
     if p > 0.0 { f64::from(p) * (f64::from(p).ln() - f64::from(q.max(f32::MIN_POSITIVE)).ln()) } else { 0.0 }
 }
 
 impl Op {
-    /// KL(p ‖ q) with q the student's distribution at the temperature, which becomes the gradient q - p of its logits
-    /// divided by the temperature.
+    /// KL(p ‖ q), where q is the student's distribution at the temperature; q becomes q - p, the
+    /// gradient with respect to the logits divided by the temperature.
     fn diverge(&self, q: &mut [f32], taught: TeacherOutput) -> Result<f64> {
         match taught {
             TeacherOutput::Logits(logits) => {
-                // Behind the tokens that both have is padding of embeddings, which neither ever says.
+                // Beyond the tokens that both have there is only padding of the embedding, which
+                // stands for no token.
                 let common = logits.len().min(q.len());
                 let (q, padding) = q.split_at_mut(common);
                 if !padding.is_empty() {
@@ -168,7 +174,7 @@ impl Op {
             }
             TeacherOutput::Top { ids, probabilities, tail } => {
                 let mut sum = 0.0;
-                // Taken out first, so that what is left is the tail: 1 minus a sum near 1 would be noise.
+                // Removed before the rest is summed, because 1 minus a sum near 1 would be noise.
                 let mut of_top = Vec::with_capacity(ids.len());
                 for &id in ids {
                     let Some(q) = q.get_mut(id as usize) else {
@@ -195,7 +201,7 @@ impl Op {
         }
     }
 
-    /// Turns a row of logits into the gradient of both losses; adds the losses to what was seen.
+    /// Turns a row of logits into the gradient of both losses; adds the losses to `seen`.
     fn row(&self, row: &mut [f32], target: usize, taught: TeacherOutput, seen: &mut Seen) -> Result<()> {
         let Weights { scale, cross_entropy, divergence, temperature, cap } = self.weights;
         let slopes = cap.map(|cap| soft_cap(row, cap));
@@ -262,7 +268,7 @@ mod tests {
     use candle_core::{Device, Var};
     use std::collections::HashMap;
 
-    /// Numbers of PyTorch (`tests/tools/distillation_reference.py`).
+    /// Reference values of PyTorch (`tests/tools/distillation_reference.py`).
     fn fixture() -> HashMap<String, Tensor> {
         let bytes = include_bytes!("../../../tests/fixtures/train/distillation.safetensors");
         candle_core::safetensors::load_buffer(bytes, &Device::Cpu).unwrap()
@@ -371,7 +377,8 @@ mod tests {
         let targets = vec![0; rows];
         let weights =
             Weights { scale: 1.0, cross_entropy: 0.0, divergence: 1.0, temperature: 2.0, cap: None };
-        // The same distribution with likely padding behind it, and without the student's last entries.
+        // The same distribution followed by padding with large logits, and without the student's
+        // last entries.
         for width in [vocab + 3, vocab - 2] {
             let row = |row: &Vec<f32>| {
                 let mut row = row.clone();

@@ -1,8 +1,8 @@
-//! Gradients of weights on a short way: Candle's store makes zeros for each and adds to them, which for a matrix is four
-//! passes over memory beside the one that made the gradient.
+//! A shortcut for gradients of weights. Candle's store makes zeros for each and adds to them,
+//! which for a matrix is four more passes over memory than the one that computed the gradient.
 //!
-//! Candle walks a graph on the thread that asked for it, so a place of that thread is one that the operations' backward
-//! passes can reach.
+//! Candle's backward pass runs on the calling thread, so the backward passes of operations can
+//! reach a thread-local sink.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Of this loss, a scalar.
+    /// Computes the gradients of a loss, a scalar.
     ///
     /// # Errors
     /// Those of the operations.
@@ -32,10 +32,10 @@ impl Gradients {
         Ok(Self { sink, store: store? })
     }
 
-    /// Takes a variable's gradient, if it has one.
+    /// Takes the gradient of a variable, if it has one.
     ///
     /// # Errors
-    /// Parts of different shapes (a defect of an operation).
+    /// Contributions of different shapes (a bug in an operation).
     pub fn take(&mut self, variable: &Tensor) -> Result<Option<Tensor>> {
         let gradient = match (self.sink.remove(&variable.id()), self.store.remove(variable)) {
             (Some(one), Some(other)) => Some((one + other)?),
@@ -45,17 +45,18 @@ impl Gradients {
     }
 }
 
-/// Hands over the gradient of a variable; gives it back where it is none or nobody collects, for Candle's store.
+/// Puts the gradient of a variable into the sink. Returns it for Candle's store if the tensor is
+/// no variable or there is no sink.
 pub(super) fn hand_over(variable: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
     if !variable.is_variable() {
         return Ok(Some(gradient));
     }
-    // Candle records how gradients came to be: whoever keeps one would keep the activations too.
+    // Candle records the history of gradients, which would keep the activations alive.
     let gradient = gradient.detach();
     GRAD_SINK.with_borrow_mut(|place| {
         let Some(place) = place else { return Ok(Some(gradient)) };
         let sum = match place.remove(&variable.id()) {
-            Some(before) => (before + gradient)?, // of two plain tensors: recorded nowhere
+            Some(before) => (before + gradient)?, // neither is tracked
             None => gradient,
         };
         place.insert(variable.id(), sum);

@@ -1,4 +1,4 @@
-//! RMS norm and rotary positions by tensor operations.
+//! RMS norm and rotary positions in tensor operations.
 
 use candle_core::{D, Result, Tensor};
 
@@ -9,7 +9,8 @@ use super::f32;
 /// See [`super::super::rms_norm`].
 pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (operand, factor) = (x.detach(), f32(&weight.detach())?);
-    // x in f32, and 1 / sqrt(mean(x^2) + eps): made again for the gradient, so that nothing but x is kept.
+    // x in f32, and 1 / sqrt(mean(x^2) + eps): recomputed for the gradient, so that only x is
+    // kept.
     let parts = move |x: &Tensor| -> Result<(Tensor, Tensor)> {
         let x = f32(x)?;
         let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
@@ -30,7 +31,7 @@ pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Resul
     })
 }
 
-/// See [`super::super::rotary`], whose checks went before.
+/// See [`super::super::rotary`], which has checked the operands.
 pub(in super::super) fn rotary(
     x: &Tensor,
     norm: Option<(&Tensor, f64)>,
@@ -50,7 +51,7 @@ pub(in super::super) fn rotary(
     custom_grad1("composite-rotary", x, y, move |grad| Ok([Some(turn(grad, &cos, &sin.neg()?)?)]))
 }
 
-/// Dimension i of each head is paired with i + rotary_dim / 2; what lies behind both stays.
+/// Dimension i of each head is paired with i + rotary_dim / 2; dimensions beyond both stay.
 fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (half, width) = (cos.dim(3)?, x.dim(3)?);
     let wide = f32(x)?;

@@ -1,4 +1,4 @@
-//! The tensor-operation forms against the fused ones, in f32 on the CPU, where both can be asked.
+//! The composite forms against the fused ones, in f32 on the CPU, where both can run.
 
 use super::super::distillation::{TeacherOutput, TeacherSource, Weights, distillation};
 use super::super::{composite, decay, delta_rule, short_convolution};
@@ -9,7 +9,8 @@ fn document(row: usize, start: usize, len: usize) -> Document {
     Document { row, start, len }
 }
 
-/// Documents longer and shorter than a chunk or a block, of one token, at the very end; padding between two and behind.
+/// Documents longer and shorter than a chunk or a block, of one token, at the very end; padding
+/// between and after documents.
 fn layout() -> BatchLayout {
     let documents = vec![
         document(0, 0, 150),
@@ -112,7 +113,7 @@ fn the_parts_of_a_delta_net_match() {
         let shape = DeltaNetShape { key_heads, value_heads, key_dim, value_dim, kernel: 4 };
         let mixed = values(&[3, 150, shape.channels()], 1);
         let (g, b) = (values(&[3, 150, value_heads], 2), values(&[3, 150, value_heads], 3));
-        // Decays from next to nothing to everything.
+        // Decays from almost none to complete.
         let decays = || (&*g - 1.0)?.sqr()?.neg();
         let strengths = || (&*b + 1.0)? / 2.0;
         compare(
@@ -126,7 +127,8 @@ fn the_parts_of_a_delta_net_match() {
 
 #[test]
 fn keys_that_repeat_lose_no_digits() {
-    // Without decay, and every token writing under the same key: the triangle is all ones, and powers of it are huge.
+    // No decay, and every token writes under the same key: the triangle is all ones, and its
+    // powers are huge.
     let shape = DeltaNetShape { key_heads: 1, value_heads: 1, key_dim: 4, value_dim: 4, kernel: 4 };
     let layout = BatchLayout::whole(1, 128);
     let same = values(&[1, 1, 8], 1).broadcast_as((1, 128, 8)).unwrap().contiguous().unwrap();
@@ -181,7 +183,7 @@ fn cross_entropy_matches_in_chunks_of_any_size() {
     compare("frozen head", &[&x], || Ok(frozen(true)?.loss), || Ok(frozen(false)?.loss));
 }
 
-/// A teacher of as many logits as it has, or of its likeliest tokens and a tail.
+/// A teacher that gives all logits, or some tokens and a tail.
 struct Says {
     logits: Tensor,
     top: Option<usize>,
@@ -199,7 +201,7 @@ impl TeacherSource for Says {
                 see(at, TeacherOutput::Logits(&row))?;
                 continue;
             };
-            // Not the likeliest, but some; another number of them in every other row.
+            // Some tokens, not the most likely; their number alternates from row to row.
             let ids: Vec<u32> = (0..(top - at % 2) as u32).map(|id| id * 3 + 1).collect();
             let probabilities: Vec<f32> =
                 ids.iter().map(|id| 0.9 / ids.len() as f32 / (1 + id % 2) as f32).collect();
