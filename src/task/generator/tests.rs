@@ -1,9 +1,10 @@
-//! What must hold for generated rows: determinism, faithful golds, different twins, varied lengths.
+//! Properties of generated examples: determinism, faithful gold answers, different twins, varied
+//! lengths.
 
 use super::*;
 use fancy_regex::Regex;
 
-/// Numbers, paths, versions and proper nouns as the faithfulness metrics find them.
+/// Numbers, paths, versions and proper nouns, like the faithfulness metrics find them.
 fn facts(text: &str) -> Vec<String> {
     const PATTERNS: [&str; 9] = [
         r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d+\.\d+[eE][+-]?\d+|-?\d+\.\d+%|-?\d+%|-?\d+\.\d+|-?\d+(?:/\d+)|\d+",

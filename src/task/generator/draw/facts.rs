@@ -110,7 +110,7 @@ impl Draw {
         path + &self.file()
     }
 
-    /// A whole number of three or more digits, or a small one that no split can own.
+    /// An integer of three or more digits, or a small one, which belongs to no split.
     pub fn integer(&mut self) -> String {
         self.mine_if_long(|draw| match draw.roll(0, 9) {
             0..=2 => draw.roll(0, 99).to_string(),
@@ -149,7 +149,7 @@ impl Draw {
         if self.roll(0, 1) == 0 { format!("{}%", self.roll(1, 100)) } else { format!("{}%", self.decimal()) }
     }
 
-    /// `v1.2.3`, `1.2.3` or `v1.2`, at times with a suffix.
+    /// `v1.2.3`, `1.2.3` or `v1.2`, sometimes with a suffix.
     pub fn version(&mut self) -> String {
         self.mine(|draw| {
             let (a, b, c) = (draw.roll(0, 24), draw.roll(0, 99), draw.roll(0, 30));
@@ -162,7 +162,7 @@ impl Draw {
         })
     }
 
-    /// A name for an error: a code of one of many families.
+    /// An error name or code of one of many families.
     pub fn error_code(&mut self) -> String {
         self.mine(|draw| match draw.roll(0, 3) {
             0 => format!("{}Error", draw.pascal_any()),

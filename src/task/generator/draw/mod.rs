@@ -1,4 +1,4 @@
-//! Where facts come from: two random streams, one for the shape of a row and one for what it says.
+//! Random draws from two streams, one for the shape of an example and one for its facts.
 
 mod facts;
 mod template;
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Split, words};
 
-/// Draws choices and facts for one row. Twins share `shape` and differ in `fact` and `side`.
+/// Draws choices and facts for one example. Twins share `shape` and differ in `fact` and `side`.
 pub struct Draw {
     shape: ChaCha8Rng,
     fact: ChaCha8Rng,
@@ -28,7 +28,8 @@ pub fn stream(label: &str, seed: u64, split: Split, number: u64, salt: u64) -> C
     ChaCha8Rng::from_seed(hash.finalize().into())
 }
 
-/// Which split a fact belongs to: a quarter of all strings is kept for evaluation (FNV-1a of the text).
+/// The split that a fact belongs to: a quarter of all strings is reserved for evaluation (by
+/// FNV-1a of the text).
 pub fn split_of(fact: &str) -> Split {
     let hash = fact.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -38,7 +39,7 @@ pub fn split_of(fact: &str) -> Split {
 }
 
 impl Draw {
-    /// Draws from these streams.
+    /// Draws from the given streams.
     pub fn new(shape: ChaCha8Rng, fact: ChaCha8Rng, split: Split, side: bool) -> Self {
         Self { shape, fact, split, side }
     }
@@ -68,15 +69,15 @@ impl Draw {
         self.fact.random_range(low..=high)
     }
 
-    /// One of these, by fact, of any split: for words that are no facts.
+    /// One of these, by fact, of any split: for words that are not facts.
     pub fn any<'a>(&mut self, list: &[&'a str]) -> &'a str {
         list.choose(&mut self.fact).copied().unwrap_or_default()
     }
 
-    /// Draws until the result belongs to this row's split.
+    /// Draws until the result belongs to the split.
     fn mine(&mut self, make: impl Fn(&mut Self) -> String) -> String {
-        // A pool with no member in this split would loop for ever; none is that small, and 200 misses are
-        // less likely than 1e-24 at one hit in four.
+        // A pool without a member of this split would loop forever. No pool is that small, and at
+        // one hit in four, 200 misses have a probability below 1e-24.
         for _ in 0..200 {
             let made = make(self);
             if split_of(&made) == self.split {
@@ -86,7 +87,7 @@ impl Draw {
         make(self)
     }
 
-    /// As [`Draw::mine`], for what both splits may have while it is short.
+    /// As [`Draw::mine`], but both splits share facts of up to two characters.
     fn mine_if_long(&mut self, make: impl Fn(&mut Self) -> String) -> String {
         for _ in 0..40 {
             let made = make(self);
@@ -102,7 +103,7 @@ impl Draw {
         self.mine(|draw| draw.any(list).to_owned())
     }
 
-    /// Any common word; one in eight with an ending or a beginning.
+    /// Any common word; one in eight has a prefix or a suffix.
     pub fn word(&mut self) -> String {
         if self.roll(0, 7) == 0 {
             words::inflected(&mut self.fact)
@@ -135,7 +136,7 @@ impl Draw {
         }
     }
 
-    /// A pronounceable word that no dictionary has.
+    /// A pronounceable word that is in no dictionary.
     pub fn syllables(&mut self, least: u64, most: u64) -> String {
         const ONSETS: [&str; 26] = [
             "b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br",
@@ -157,7 +158,7 @@ impl Draw {
         (0..length).map(|_| char::from(*alphabet.choose(&mut self.fact).unwrap_or(&b'x'))).collect()
     }
 
-    /// Something random that can only be copied: letters, digits, hex, mixed case.
+    /// A random string that can only be copied: letters, digits, hex, mixed case.
     pub fn gibberish(&mut self) -> String {
         self.mine(|draw| {
             let length = draw.roll(3, 12);
@@ -176,7 +177,7 @@ impl Draw {
     }
 }
 
-/// With its first letter in upper case.
+/// The word with its first letter in upper case.
 pub fn capitalised(word: &str) -> String {
     let mut characters = word.chars();
     characters

@@ -4,8 +4,8 @@ use super::{Draw, capitalised};
 use crate::task::generator::{pools, words};
 
 impl Draw {
-    /// A template with its slots filled. `{=a|b}` is one of these by shape, `{~a|b}` one of two opposites,
-    /// `{name}` a fact of that name (see [`Draw::slot`]).
+    /// Fills the slots of a template: `{=a|b}` is a choice by shape, `{~a|b}` one of two
+    /// opposites, `{name}` a fact of that name (see [`Draw::slot`]).
     pub fn fill(&mut self, template: &str) -> String {
         let mut text = String::with_capacity(template.len() * 2);
         let mut rest = template;
@@ -31,7 +31,7 @@ impl Draw {
         text + rest
     }
 
-    /// A fact by the name that templates call it.
+    /// Draws a fact by its name in templates.
     fn slot(&mut self, name: &str) -> String {
         match name {
             "person" => self.person(),

@@ -16,17 +16,17 @@ use super::draw::Draw;
 pub struct Kind {
     /// Its name in rows and reports.
     pub name: &'static str,
-    /// Share among short events (below [`SHORT`] characters), in parts.
+    /// Weight among short events (below [`SHORT`] characters).
     pub short: usize,
-    /// Share among the others.
+    /// Weight among longer events.
     pub long: usize,
-    /// Sources that such an event plausibly comes from.
+    /// Plausible sources of such an event.
     pub sources: &'static [&'static str],
-    /// Types that it plausibly has.
+    /// Plausible types.
     pub types: &'static [&'static str],
-    /// Whether opposite twins of it make sense.
+    /// Whether twins with opposite facts make sense.
     pub twins: bool,
-    /// Writes one: of about this many characters, at times more, never much less.
+    /// Writes an event of about this many characters, sometimes more, never much fewer.
     pub write: fn(&mut Draw, usize) -> String,
 }
 
