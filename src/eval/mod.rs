@@ -1,6 +1,6 @@
-//! Judging an encoding: seven string metrics, a stress test, and reports over many of them. No model is needed.
+//! Evaluates encodings: seven string metrics, a stress test, and reports. No model is needed.
 //!
-//! The definitions and the decisions where they leave room are in `docs/evaluation.md`.
+//! `docs/evaluation.md` has the definitions and how ambiguities are resolved.
 
 pub mod entities;
 pub mod metrics;

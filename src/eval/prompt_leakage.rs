@@ -1,7 +1,7 @@
-//! Template echo (TED): does an answer repeat the instructions instead of telling of the event?
+//! Template echo (TED): does an answer repeat the instructions instead of describing the event?
 //!
-//! The phrases are derived from the prompt actually used: every four words in a row of its instructions, unless the
-//! event itself has the same four words in a row.
+//! The phrases are derived from the actual prompt: every four consecutive words of its
+//! instructions, unless the event has the same four words in a row.
 
 use std::collections::HashSet;
 
@@ -9,17 +9,19 @@ use serde_json::Value;
 
 use super::entities::words;
 
-/// Words in a row that make a phrase.
+/// Consecutive words that make a phrase.
 const PHRASE: usize = 4;
 
-/// The instruction phrases of `prompt` (its messages' texts) that occur in the answer's texts, sorted.
+/// The instruction phrases of `prompt` (its messages' texts) that occur in the answer's texts,
+/// sorted.
 ///
-/// The event is taken out where it stands last in a message; phrases that would bridge the gap are not formed. Each
-/// text value of the answer is looked at on its own: keys are the schema's words, not the model's.
+/// The last occurrence of the event in a message is removed, and no phrase bridges the gap. Each
+/// text value of the answer is searched separately; keys belong to the schema, not to the model.
 pub fn leaked_phrases(prompt: &[&str], event: &str, answer: &Value) -> Vec<String> {
     let mut instructions = HashSet::new();
     for message in prompt {
-        // The last occurrence: the event ends the prompt, and a short one ("on") may stand in the instructions too.
+        // The last occurrence, because the event ends the prompt, and a short one ("on") may also
+        // occur in the instructions.
         match message.rfind(event).filter(|_| !event.is_empty()) {
             Some(at) => {
                 collect(&message[..at], &mut instructions);
@@ -42,7 +44,7 @@ fn collect(text: &str, phrases: &mut HashSet<Vec<String>>) {
     phrases.extend(words(text).windows(PHRASE).map(<[String]>::to_vec));
 }
 
-/// Calls `visit` with every text value, keys excluded, at any depth.
+/// Calls `visit` with every text value at any depth, but no keys.
 pub fn visit_texts(value: &Value, visit: &mut impl FnMut(&str)) {
     match value {
         Value::String(text) => visit(text),

@@ -1,4 +1,4 @@
-//! Reading the files of this room: one JSON object a line, each mistake named with file, line and key.
+//! Reads the files of this room: one JSON object per line. Errors name file, line and key.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub enum RowError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A line is no row.
+    /// A line is not a row.
     #[error("{file}:{line}: {message}")]
     Line {
         /// The file, or `stdin`.
@@ -42,10 +42,10 @@ pub enum RowError {
         key: String,
         /// What is there.
         found: String,
-        /// What should be.
+        /// What was expected.
         expected: &'static str,
     },
-    /// There is no row to judge.
+    /// There are no rows.
     #[error("{file}: no row in it")]
     Empty {
         /// The file, or `stdin`.
@@ -53,7 +53,7 @@ pub enum RowError {
     },
 }
 
-/// A line of a file and where it stands.
+/// A line of a file with its location.
 #[derive(Debug, Clone)]
 pub struct JsonRow {
     file: String,
@@ -70,7 +70,7 @@ pub struct Pair {
     pub event: Event,
     /// What the model wrote.
     pub output: String,
-    /// The prompt that asked for it, if the row knows.
+    /// The prompt that asked for it, if the row has it.
     pub prompt: Option<String>,
 }
 
@@ -88,7 +88,8 @@ pub struct Probe {
 }
 
 impl Pair {
-    /// Texts of the prompt's messages: the row's own, or what `bespoke encode` sends for this event.
+    /// Texts of the prompt's messages: the row's own, or those that `bespoke encode` sends for
+    /// this event.
     pub fn prompt_texts(&self) -> Vec<String> {
         match &self.prompt {
             Some(prompt) => vec![prompt.clone()],
@@ -140,7 +141,7 @@ fn open<T>(path: &Path, parse: impl Fn(&JsonRow) -> Result<T, RowError>) -> Resu
     }
 }
 
-/// Reads rows from anywhere; empty lines are passed over, an input without any row is an error.
+/// Reads rows; empty lines are skipped, input without rows is an error.
 pub fn read<T>(
     file: &str,
     text: impl BufRead,
@@ -172,7 +173,7 @@ impl JsonRow {
         }
     }
 
-    /// A text that must be there.
+    /// A required text.
     pub fn text(&self, key: &str) -> Result<String, RowError> {
         self.optional_text(key)?.ok_or_else(|| self.wrong(key, None, "string"))
     }
@@ -195,7 +196,7 @@ impl JsonRow {
         }
     }
 
-    /// `raw_input`, with `source` and `type` or what `bespoke encode` takes without them.
+    /// `raw_input` with `source` and `type`, which default to those of `bespoke encode`.
     pub fn event(&self) -> Result<Event, RowError> {
         let or =
             |key: &str, otherwise: &str| Ok(self.optional_text(key)?.unwrap_or_else(|| otherwise.to_owned()));
