@@ -1,4 +1,5 @@
-//! `bespoke bench`: how fast an endpoint answers and a training step is, and a model and spokes to measure with.
+//! `bespoke bench`: measures endpoints and training steps, and writes synthetic models and spokes
+//! to measure with.
 
 mod drive;
 mod memory;

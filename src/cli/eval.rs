@@ -1,4 +1,4 @@
-//! `bespoke eval`: judge answers, and a model through its daemon.
+//! `bespoke eval`: scores answers, and evaluates a model through its daemon.
 
 mod run;
 mod score;

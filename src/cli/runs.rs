@@ -22,7 +22,7 @@ pub enum Command {
     Compare(Compare),
 }
 
-/// Where runs are.
+/// The arguments of all subcommands.
 #[derive(Debug, clap::Args)]
 pub struct RunsArgs {
     /// Folder of runs
@@ -66,7 +66,7 @@ pub struct Compare {
     svg: Option<PathBuf>,
 }
 
-/// What a run's folder says.
+/// The contents of a run's folder.
 #[derive(Debug, Serialize)]
 struct Run {
     id: String,
@@ -78,7 +78,7 @@ struct Run {
     seconds: f64,
     tokens_per_s: f64,
     loss: Option<f64>,
-    /// Training loss, smoothed.
+    /// Smoothed training loss.
     smoothed: Option<f64>,
     held_out: Option<f64>,
     best: Option<(f64, u64)>,
@@ -91,7 +91,7 @@ struct Run {
 /// Runs the command.
 ///
 /// # Errors
-/// Folders that are no runs, files that can't be read or written.
+/// Folders that are not runs, files that can't be read or written.
 pub fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::List(args) => list(&args.shared),
@@ -114,7 +114,7 @@ impl Run {
         let last = log.last();
         let (steps, tokens) = last.map_or((0, 0), |step| (step.step, step.tokens));
         let evals = || log.iter().filter_map(|step| Some((step.eval?.loss, step.step)));
-        // What is written last says that all of it was.
+        // The file that is written last shows that the run is complete.
         let done = ["model.safetensors", "adapter.safetensors", "adapter/adapter_config.json"];
         let done = done.iter().any(|name| folder.join(name).exists()) && folder.join("loss.svg").exists();
         let of = recipe.train.steps;
@@ -153,7 +153,7 @@ impl Run {
     }
 }
 
-/// Folders of runs that are runs, sorted; none before the first run made the folder.
+/// Names of the runs in a folder, sorted; empty before the first run creates the folder.
 fn names(runs: &Path) -> anyhow::Result<Vec<String>> {
     let entries = match fs_err::read_dir(runs) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
@@ -170,7 +170,7 @@ fn names(runs: &Path) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
-/// One of a list: what its folder says, or why it says nothing.
+/// An entry of the list: a run, or why it can't be read.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Listed {
@@ -178,7 +178,7 @@ enum Listed {
     Unreadable { id: String, error: String },
 }
 
-/// A folder that can't be read keeps nobody from the others.
+/// Lists runs. One that can't be read doesn't hide the others.
 fn list(shared: &RunsArgs) -> anyhow::Result<()> {
     let open = |name: String| match Run::open(&shared.runs.join(&name), name.clone()) {
         Ok(run) => Listed::Run(run.into()),
@@ -294,7 +294,7 @@ fn compare(args: &Compare) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A key in which two recipes differ.
+/// A key whose value differs between two recipes.
 #[derive(Debug, Serialize)]
 struct Difference {
     key: String,

@@ -1,5 +1,5 @@
-//! `bespoke self-test`: the child process in which the daemon tries its kernels. It writes a line of JSON before each
-//! thing that may kill it.
+//! `bespoke self-test`: the child process in which the daemon tests its kernels. It writes a line
+//! of JSON before each step that may kill it.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -32,13 +32,13 @@ fn parse(text: &str) -> Result<Kernel, String> {
 /// Runs the command.
 ///
 /// # Errors
-/// The model can't be loaded or computed.
+/// The model can't be loaded or run.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let bounds = Confinement { memory: args.memory };
     bounds.bound().context("this process can't be held to its memory")?;
     let kernels = args.without.iter().fold(Kernels::best(), |kernels, &kernel| kernels.without(kernel));
     let mut tell = |line: &SelfTestLine| {
-        // Nobody reads any more: the parent is gone, and this process soon.
+        // If nothing reads this, the parent is gone and this process will end soon.
         let _ = serde_json::to_string(line).map(|line| println!("{line}"));
         let _ = std::io::stdout().flush();
     };

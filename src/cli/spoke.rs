@@ -1,4 +1,4 @@
-//! `bespoke spoke`: look at a spoke's file, write it in another format, and change what the daemon serves.
+//! `bespoke spoke`: inspects spokes, converts them, and changes what the daemon serves.
 
 mod add;
 mod change;
@@ -34,7 +34,7 @@ pub enum Command {
 /// Runs the command.
 ///
 /// # Errors
-/// Why a file is no spoke, or can't be converted; the disk; the daemon.
+/// Why a file is no spoke or can't be converted; I/O errors; errors of the daemon.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Show(args) => show::run(&args),

@@ -1,4 +1,4 @@
-//! `bespoke bench model`: writes a stand-in.
+//! `bespoke bench model`: writes a synthetic model.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// A tokenizer that doesn't fit; the disk.
+/// A tokenizer that doesn't fit; I/O errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = args.tokenizer.clone().unwrap_or_else(config::default_model);
     synthetic_model::write(args.shape, args.weight_type, args.seed, &tokenizer, &args.out)?;

@@ -20,19 +20,22 @@ use crate::eval::speed::{Level, Report, Requests, Round, Workload, plot};
 pub struct Args {
     #[command(flatten)]
     daemon: Daemon,
-    /// What requests name as their model, such as a spoke [default: the first that the endpoint lists]
+    /// What requests name as their model, such as a spoke [default: the first that the endpoint
+    /// lists]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// A second endpoint; rounds take turns, and each pair of rounds gives a ratio
     #[arg(long, value_name = "URL")]
     against: Option<String>,
-    /// What requests to the second endpoint name; without --against, a second model of the first endpoint
+    /// What requests to the second endpoint name; without --against, a second model of the first
+    /// endpoint
     #[arg(long, value_name = "NAME")]
     against_model: Option<String>,
     /// What is asked
     #[arg(long, value_enum, default_value_t = Workload::Encoding)]
     workload: Workload,
-    /// Events to encode, rows {raw_input, source, type}, instead of generated ones; each is used once
+    /// Events to encode, rows {raw_input, source, type}, instead of generated ones; each is used
+    /// once
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
     /// Requests under way at once, one measurement for each number
@@ -54,10 +57,12 @@ pub struct Args {
     /// Tokens of a chat answer
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     chat_tokens: u32,
-    /// What the requests are drawn from [default: drawn, and reported: a server may remember the prompts of an earlier run]
+    /// What the requests are drawn from [default: drawn, and reported: a server may remember the
+    /// prompts of an earlier run]
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
-    /// Also measure what a known head saves: pairs of requests that begin alike, `--requests` of them
+    /// Also measure what a known head saves: pairs of requests that begin alike, `--requests` of
+    /// them
     #[arg(long)]
     head_test: bool,
     /// Print one JSON object
@@ -71,7 +76,8 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// An endpoint that does not answer or fails every request, too few events, a drawing that can't be written.
+/// An endpoint that doesn't answer or fails every request, too few events, a drawing that can't be
+/// written.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut requests = args.requests()?;
     let mut targets = vec![Target::find(args.daemon.client()?, args.model.as_deref())?];
@@ -126,7 +132,7 @@ impl Args {
             let level = u64::from(self.warmup) + u64::from(self.rounds) * u64::from(self.requests);
             let (found, needed) =
                 (events.len() as u64, requests.events_of(level * self.concurrency.len() as u64));
-            // An event that comes again would be answered from a cache of prompts.
+            // A repeated event would be answered from a prompt cache.
             ensure!(
                 found >= needed,
                 "{} has {found} events, this run takes {needed}\nhint: ask for less with --requests, --rounds, \
@@ -138,25 +144,26 @@ impl Args {
     }
 }
 
-/// A run under way.
+/// A running measurement.
 struct Run<'a> {
     args: &'a Args,
     requests: &'a Requests,
     targets: &'a [Target],
-    /// Number of the next request that nobody has been asked.
+    /// Number of the next unused request.
     next: u64,
 }
 
 impl Run<'_> {
-    /// Numbers of requests that nobody has been asked.
+    /// Takes the numbers of unused requests.
     fn fresh(&mut self, count: u32) -> std::ops::Range<u64> {
         let first = self.next;
         self.next += u64::from(count);
         first..self.next
     }
 
-    /// All rounds at one concurrency. A pair of rounds asks both endpoints the same; who begins changes from pair to pair,
-    /// so that a machine that gets slower or faster treats both alike.
+    /// All rounds at one concurrency. A pair of rounds sends both endpoints the same requests.
+    /// Which one begins alternates, so that a machine that gets slower or faster affects both
+    /// alike.
     fn level(&mut self, concurrency: u16) -> anyhow::Result<Level> {
         let Args { rounds, requests, warmup, .. } = *self.args;
         let numbers = self.fresh(warmup);
@@ -204,7 +211,7 @@ impl Run<'_> {
     }
 }
 
-/// The targets of a pair in the order in which they are asked: swapped in every other pair.
+/// The targets of a pair in the order of their rounds, which is swapped in every other pair.
 fn in_turn(targets: usize, pair: u32) -> Vec<usize> {
     let order = 0..targets;
     if pair.is_multiple_of(2) { order.collect() } else { order.rev().collect() }

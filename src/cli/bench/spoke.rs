@@ -1,4 +1,4 @@
-//! `bespoke bench spoke`: writes a stand-in of a spoke.
+//! `bespoke bench spoke`: writes a synthetic spoke.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,8 @@ pub struct Args {
     /// What it is
     #[arg(long, value_enum, default_value_t = Kind::Lora)]
     kind: Kind,
-    /// Rank of each pair of a LoRA, or of each of the four bottlenecks of a Felix spoke [default: 16, or 64]
+    /// Rank of each pair of a LoRA, or of each of the four bottlenecks of a Felix spoke [default:
+    /// 16, or 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     rank: Option<u32>,
     /// What the weights are drawn from: the same seed gives the same file
@@ -29,7 +30,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// A post that can't be read, a rank beyond the limits, the disk.
+/// A post that can't be read, a rank beyond the limits, I/O errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let post = Post::open(&args.post)?;
     let rank = args.rank.unwrap_or(match args.kind {

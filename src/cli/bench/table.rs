@@ -1,4 +1,4 @@
-//! How a run looks on a terminal.
+//! Prints a run to the terminal.
 
 use comfy_table::Table;
 
@@ -30,7 +30,7 @@ pub fn print(report: &Report) {
     }
 }
 
-/// An endpoint in short; two of one address are told apart by what they were asked for.
+/// A short name of an endpoint; two with the same address are distinguished by their models.
 fn name(report: &Report, endpoint: &Endpoint) -> String {
     let short = endpoint.url.trim_start_matches("http://");
     let twin = report.endpoints.iter().filter(|other| other.url == endpoint.url).count() > 1;
@@ -111,7 +111,7 @@ fn percentiles(percentiles: Option<Percentiles>) -> String {
     })
 }
 
-/// One digit behind the point where it says something.
+/// One decimal for small values.
 fn short(ms: f64) -> String {
     if ms < 10.0 { format!("{ms:.1}") } else { format!("{ms:.0}") }
 }

@@ -1,4 +1,4 @@
-//! `bespoke bench train`: how fast this machine takes training steps of a model's shape.
+//! `bespoke bench train`: measures the speed of training steps for a model's shape.
 
 use std::time::Instant;
 
@@ -43,7 +43,8 @@ pub struct Args {
     /// Tokens of a part of a step (`train.micro_tokens`)
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     micro_tokens: u32,
-    /// Keep the activations of all blocks instead of computing them again (`train.recompute = false`)
+    /// Keep the activations of all blocks instead of computing them again
+    /// (`train.recompute = false`)
     #[arg(long)]
     keep: bool,
     /// Move the matrices of blocks by Muon, not by AdamW
@@ -55,7 +56,8 @@ pub struct Args {
     /// Steps before them
     #[arg(long, value_name = "N", default_value_t = 3)]
     warmup: u32,
-    /// What the device could do at most in this type, in TFLOP/s [default: 989 on a GPU in bf16, an H100's (SXM) or H200's]
+    /// What the device could do at most in this type, in TFLOP/s [default: 989 on a GPU in bf16, an
+    /// H100's (SXM) or H200's]
     #[arg(long, value_name = "TFLOPS")]
     peak: Option<f64>,
     /// Print one JSON object
@@ -63,7 +65,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Dense bf16 of H100 SXM and H200, by their data sheets.
+/// Dense bf16 peak of H100 SXM and H200, from their data sheets.
 const PEAK: f64 = 989.0;
 
 #[derive(Debug, Serialize)]
@@ -74,11 +76,11 @@ struct Report {
     tokens_per_step: usize,
     first_loss: f64,
     last_loss: f64,
-    /// Median, least and largest.
+    /// Median, minimum and maximum.
     seconds_per_step: [f64; 3],
     tokens_per_second: f64,
     peak_bytes: Option<u64>,
-    /// Arithmetic that the model asks for; what is computed again is not counted.
+    /// The arithmetic of the model itself; recomputation isn't counted.
     tflops: f64,
     share_of_peak: Option<f64>,
 }
@@ -86,7 +88,7 @@ struct Report {
 /// Runs the command.
 ///
 /// # Errors
-/// A device that isn't there, memory that does not suffice.
+/// A device that doesn't exist, too little memory.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let compute = ComputeDevice::new(args.device, args.precision)?;
     let (report, peak_bytes) = watched(&compute.device, || measure(args, &compute));
@@ -178,14 +180,15 @@ fn measure(args: &Args, compute: &ComputeDevice) -> anyhow::Result<Report> {
     })
 }
 
-/// A Llama of the stand-in's shape: the architecture that every other trainer has.
+/// A Llama of the synthetic model's shape, because every other trainer supports that architecture.
 fn llama(shape: Shape) -> DecoderConfig {
     let config = shape.config();
     let features = Family::Llama.features(config.layers, config.heads, config.head_dim);
     DecoderConfig { family: Family::Llama, features, ..config }
 }
 
-/// One document a row, every token but the first a target; the same as those of the peer (`benches/gpu_peer.py`).
+/// One document per row, every token but the first a target; the same rows as in
+/// `benches/gpu_peer.py`.
 fn rows(args: &Args, vocabulary: usize) -> Vec<PackedRow> {
     let row = |row: u64| {
         let ids: Vec<u32> = (0..u64::from(args.seq))

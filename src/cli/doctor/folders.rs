@@ -1,4 +1,4 @@
-//! Folders: what the daemon keeps, where spokes are dropped, and what is left of the last run.
+//! Folders: the daemon's state, the folder of spokes, and the traces of the last run.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -12,14 +12,14 @@ use crate::config::Settings;
 use crate::last_run::{self, LastRun};
 use crate::spokes::folder::counts;
 
-/// Space that the daemon should find.
+/// Free space that the daemon should have.
 const ROOM: u64 = 256 << 20;
 /// How often a write is timed.
 const TIMES: usize = 5;
-/// A write that takes longer makes each change of spokes slow.
+/// Longer writes make every change of spokes slow.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// The state folder: can it be written, how much room is there, how long does a durable write take?
+/// The state folder: whether it can be written, its free space, and the time of a durable write.
 pub(super) fn state(settings: &Settings) -> Item {
     const NAME: &str = "state folder";
     let path = &settings.paths.state;
@@ -70,7 +70,7 @@ fn free(path: &Path) -> Option<u64> {
     about.f_bavail.checked_mul(about.f_frsize)
 }
 
-/// How long a durable write takes, in the median.
+/// The median time of a durable write.
 fn fsync(folder: &Path) -> std::io::Result<Duration> {
     let mut times = Vec::new();
     for _ in 0..TIMES {

@@ -1,4 +1,5 @@
-//! `bespoke spoke rollback`, `enable` and `disable`: what serves under a name is changed by the daemon.
+//! `bespoke spoke rollback`, `enable` and `disable`: let the daemon change what serves under a
+//! name.
 
 use serde_json::json;
 
@@ -18,10 +19,10 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs the command; `verb` is the daemon's word for it.
+/// Runs the command; `verb` is its name in the API.
 ///
 /// # Errors
-/// The daemon refuses: nothing has this name, or there is nothing to change.
+/// The daemon refuses: the name is unknown, or there is nothing to change.
 pub fn run(args: &Args, verb: &str) -> anyhow::Result<()> {
     let row = args.daemon.client()?.post(&format!("/v1/spokes/{}:{verb}", args.name), &json!({}))?;
     tell(&row, args.json);
