@@ -18,11 +18,11 @@ use crate::task::schema::{Encoding, encoding_faults};
 /// Subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Write generated rows: the same seed gives the same rows
+    /// Generate rows: the same seed gives the same rows
     Generate(Generate),
     /// Check a training and an evaluation file: valid answers, little overlap
     Check(Check),
-    /// Write down what the teacher of a recipe says of all its rows, for `distil.stored`
+    /// Cache the outputs of a recipe's teacher for all its rows, for `distil.stored`
     Distil(distil::Args),
 }
 
@@ -35,7 +35,7 @@ pub struct Generate {
     /// Seed of the generator
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How many rows
+    /// Number of rows
     #[arg(long)]
     rows: u64,
     /// Number of the first row
@@ -44,7 +44,7 @@ pub struct Generate {
     /// Write to this file instead of stdout
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Characters of an event at most
+    /// Maximum characters of an event
     #[arg(long, default_value_t = Limits::default().max_event_chars)]
     max_event_chars: usize,
     /// Write events without answers: {id, raw_input, source, type}
@@ -62,9 +62,9 @@ enum SplitName {
 /// What to check.
 #[derive(Debug, clap::Args)]
 pub struct Check {
-    /// Rows that are trained on
+    /// Training rows
     train: PathBuf,
-    /// Rows that are judged with
+    /// Evaluation rows
     eval: PathBuf,
     /// Print one JSON object
     #[arg(long)]

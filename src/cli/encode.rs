@@ -20,14 +20,13 @@ pub struct Args {
     file: PathBuf,
     #[command(flatten)]
     daemon: Daemon,
-    /// Where the event comes from: mcp, terminal, filesystem, git, clipboard, ingest [default: mcp]
+    /// Source of the event: mcp, terminal, filesystem, git, clipboard, ingest [default: mcp]
     #[arg(long)]
     source: Option<String>,
-    /// What sort of event it is: decision, error, insight, ... [default: general]
+    /// Type of the event: decision, error, insight, ... [default: general]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
-    /// The spoke that answers [default: what the daemon's configuration says; `post` is the post
-    /// alone]
+    /// Spoke that answers; `post` is the post alone [default: as the daemon's configuration says]
     #[arg(long, value_name = "NAME")]
     spoke: Option<String>,
     /// Print JSON on a terminal too

@@ -22,7 +22,7 @@ pub struct Args {
     folder: PathBuf,
     /// File to write
     output: PathBuf,
-    /// How matrices are stored
+    /// Type of the matrices
     #[arg(long = "type", value_name = "TYPE", default_value = "F32", ignore_case = true)]
     kind: Kind,
 }

@@ -53,30 +53,30 @@ enum Command {
     Encode(encode::Args),
     /// Train a model from a recipe
     Train(train::Args),
-    /// Look at training runs: lists, tables, loss curves
+    /// Show training runs: lists, tables, loss curves
     #[command(subcommand)]
     Runs(runs::Command),
-    /// Write a Hugging Face folder as a GGUF file
+    /// Convert a Hugging Face folder to a GGUF file
     Export(export::Args),
-    /// Write a GGUF file as a Hugging Face folder
+    /// Convert a GGUF file to a Hugging Face folder
     Import(import::Args),
     /// List the spokes of the running daemon
     Spokes(spokes::Args),
-    /// Look at spokes, convert them, and change what is served
+    /// Inspect spokes, convert them, and change what is served
     #[command(subcommand)]
     Spoke(spoke::Command),
-    /// Say whether this machine has what the daemon needs
+    /// Check whether this machine has what the daemon needs
     Doctor(doctor::Args),
-    /// Try the kernels with a model, as the daemon does before it serves
+    /// Test the kernels with a model, as the daemon does before it serves
     #[command(hide = true)]
     SelfTest(self_test::Args),
-    /// Judge a model
+    /// Evaluate a model
     #[command(subcommand)]
     Eval(eval::Command),
     /// Measure speed
     #[command(subcommand)]
     Bench(bench::Command),
-    /// Make and check training data
+    /// Generate and check training data
     #[command(subcommand)]
     Data(data::Command),
 }

@@ -14,11 +14,11 @@ use crate::train::recipe::Recipe;
 /// Subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// All runs of a folder
+    /// List the runs of a folder
     List(List),
-    /// One run: its evaluations and its loss curve
+    /// Show a run: its evaluations and its loss curve
     Show(Show),
-    /// Two runs beside each other
+    /// Compare two runs
     Compare(Compare),
 }
 
@@ -43,7 +43,7 @@ pub struct List {
 /// Arguments of `show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
-    /// The run: its folder's name below `--runs`, or a path
+    /// The run: the name of its folder in `--runs`, or a path
     id: String,
     #[command(flatten)]
     shared: RunsArgs,
@@ -55,9 +55,9 @@ pub struct Show {
 /// Arguments of `compare`.
 #[derive(Debug, clap::Args)]
 pub struct Compare {
-    /// A run
+    /// The first run
     a: String,
-    /// Another
+    /// The second run
     b: String,
     #[command(flatten)]
     shared: RunsArgs,

@@ -16,10 +16,10 @@ pub struct Args {
     /// The GGUF file to compute with
     #[arg(value_name = "MODEL.gguf")]
     model: PathBuf,
-    /// A kernel that is not tried: attention, product or felix
+    /// Kernel to leave out: attention, product or felix
     #[arg(long, value_name = "KERNEL", value_parser = parse)]
     without: Vec<Kernel>,
-    /// Memory that this process may take for itself
+    /// Memory that this process may use
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
 }

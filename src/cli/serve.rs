@@ -30,7 +30,7 @@ use crate::task::Event;
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Configuration [default: config/bespoke.toml, if it is there]
+    /// Configuration [default: config/bespoke.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
     config: Option<PathBuf>,
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8899]
@@ -39,10 +39,10 @@ pub struct Args {
     /// The GGUF file to serve [default: models/bespoke-tiny.gguf]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Folder in which spokes are dropped [default: spokes]
+    /// Folder to drop spokes into [default: spokes]
     #[arg(long, value_name = "DIR")]
     spokes: Option<PathBuf>,
-    /// Folder for what the daemon must not forget [default: ~/.local/state/bespoke]
+    /// Folder for the daemon's persistent state [default: ~/.local/state/bespoke]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 }

@@ -67,7 +67,7 @@ pub enum Shape {
     Post,
     /// A model for tests: 0.4 million parameters.
     Tiny,
-    /// A model for tests of memory: little but a vocabulary of 262,144 entries and a context of
+    /// A model for memory tests: little but a vocabulary of 262,144 entries and a context of
     /// 131,072 tokens, of 4 KiB each.
     Wide,
 }

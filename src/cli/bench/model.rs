@@ -11,16 +11,16 @@ pub struct Args {
     /// The GGUF file to write
     #[arg(value_name = "OUT.gguf")]
     out: PathBuf,
-    /// The model that it has the shape of
+    /// Model whose shape it has
     #[arg(long, value_enum, default_value_t = Shape::Post)]
     shape: Shape,
-    /// How its matrices are stored
+    /// Type of its matrices
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = WeightType::Q8)]
     weight_type: WeightType,
-    /// What the weights are drawn from: the same seed gives the same file
+    /// Seed of the weights: the same seed gives the same file
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// The GGUF file whose tokenizer and chat template it gets [default: models/bespoke-tiny.gguf]
+    /// GGUF file to take the tokenizer and chat template from [default: models/bespoke-tiny.gguf]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }

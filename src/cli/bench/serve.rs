@@ -20,55 +20,53 @@ use crate::eval::speed::{Level, Report, Requests, Round, Workload, plot};
 pub struct Args {
     #[command(flatten)]
     daemon: Daemon,
-    /// What requests name as their model, such as a spoke [default: the first that the endpoint
-    /// lists]
+    /// Model that requests name, such as a spoke [default: the first that the endpoint lists]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// A second endpoint; rounds take turns, and each pair of rounds gives a ratio
+    /// A second endpoint to compare with; rounds alternate, and each pair of rounds gives a ratio
     #[arg(long, value_name = "URL")]
     against: Option<String>,
-    /// What requests to the second endpoint name; without --against, a second model of the first
-    /// endpoint
+    /// Model that requests to the second endpoint name; without --against, a second model of the
+    /// first endpoint
     #[arg(long, value_name = "NAME")]
     against_model: Option<String>,
-    /// What is asked
+    /// Kind of requests
     #[arg(long, value_enum, default_value_t = Workload::Encoding)]
     workload: Workload,
-    /// Events to encode, rows {raw_input, source, type}, instead of generated ones; each is used
-    /// once
+    /// Rows {raw_input, source, type} to encode instead of generated events; each is used once
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
-    /// Requests under way at once, one measurement for each number
+    /// Concurrent requests; one measurement for each number
     #[arg(long, value_name = "N,N..", value_delimiter = ',', default_value = "1,4,16",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: Vec<u16>,
-    /// Requests of a round
+    /// Requests per round
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
-    /// Rounds to each endpoint at each concurrency
+    /// Rounds per endpoint and concurrency
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Requests to each endpoint before the first round at each concurrency, not counted
+    /// Warm-up requests per endpoint and concurrency, not counted
     #[arg(long, value_name = "N", default_value_t = 4)]
     warmup: u32,
-    /// Tokens of an encoding at most
+    /// Maximum tokens of an encoding
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
     /// Tokens of a chat answer
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     chat_tokens: u32,
-    /// What the requests are drawn from [default: drawn, and reported: a server may remember the
+    /// Seed of the requests [default: random, and reported, because a server may have cached the
     /// prompts of an earlier run]
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
-    /// Also measure what a known head saves: pairs of requests that begin alike, `--requests` of
-    /// them
+    /// Also measure the benefit of a cached prefix, with `--requests` pairs of requests that begin
+    /// alike
     #[arg(long)]
     head_test: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Draw the figures as bars
+    /// Draw the figures as a bar chart
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }

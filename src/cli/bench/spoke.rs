@@ -9,20 +9,20 @@ use crate::adapter::{Kind, Post, synthetic_model};
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The post that it is for
+    /// The post that the spoke is for
     #[arg(value_name = "POST.gguf")]
     post: PathBuf,
     /// The GGUF file to write
     #[arg(value_name = "OUT.gguf")]
     out: PathBuf,
-    /// What it is
+    /// Kind of the spoke
     #[arg(long, value_enum, default_value_t = Kind::Lora)]
     kind: Kind,
     /// Rank of each pair of a LoRA, or of each of the four bottlenecks of a Felix spoke [default:
     /// 16, or 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     rank: Option<u32>,
-    /// What the weights are drawn from: the same seed gives the same file
+    /// Seed of the weights: the same seed gives the same file
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }

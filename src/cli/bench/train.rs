@@ -22,42 +22,41 @@ use candle_core::DType;
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The Llama that is trained: one of the shape of Qwen2.5-1.5B, or a tiny one
+    /// Shape of the Llama to train: that of Qwen2.5-1.5B, or a tiny one
     #[arg(long, value_enum, default_value_t = Shape::Post)]
     shape: Shape,
-    /// Train a LoRA of this rank on every matrix of its blocks, beside the frozen model
+    /// Train a LoRA of this rank on every matrix of the blocks, with the model frozen
     #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u32).range(1..=1024))]
     lora: Option<u32>,
-    /// Where
+    /// Device to compute on
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
-    /// In which type
+    /// Type to compute in
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     precision: Precision,
-    /// Rows of a step, each one document
+    /// Rows per step, each a single document
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     rows: u32,
-    /// Tokens of a row
+    /// Tokens per row
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
     seq: u32,
-    /// Tokens of a part of a step (`train.micro_tokens`)
+    /// Tokens per part of a step (`train.micro_tokens`)
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     micro_tokens: u32,
-    /// Keep the activations of all blocks instead of computing them again
-    /// (`train.recompute = false`)
+    /// Keep the activations of all blocks instead of recomputing them (`train.recompute = false`)
     #[arg(long)]
     keep: bool,
-    /// Move the matrices of blocks by Muon, not by AdamW
+    /// Use Muon instead of AdamW for the matrices of blocks
     #[arg(long)]
     muon: bool,
-    /// Steps that are measured
+    /// Measured steps
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Steps before them
+    /// Warm-up steps
     #[arg(long, value_name = "N", default_value_t = 3)]
     warmup: u32,
-    /// What the device could do at most in this type, in TFLOP/s [default: 989 on a GPU in bf16, an
-    /// H100's (SXM) or H200's]
+    /// Peak of the device in this type, in TFLOP/s [default: 989 on a GPU in bf16, that of an H100
+    /// (SXM) or H200]
     #[arg(long, value_name = "TFLOPS")]
     peak: Option<f64>,
     /// Print one JSON object

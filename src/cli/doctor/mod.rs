@@ -18,7 +18,7 @@ use crate::config::{self, DEFAULT_CONFIG, Overrides, Settings};
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Configuration of the daemon [default: config/bespoke.toml, if it is there]
+    /// Configuration of the daemon [default: config/bespoke.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
     config: Option<PathBuf>,
     /// Print JSON

@@ -27,14 +27,13 @@ pub struct Args {
     /// contain); `-` is standard input
     #[arg(long, value_name = "FILE")]
     events: PathBuf,
-    /// Tokens of an answer at most [default: what the context has room for]
+    /// Maximum tokens of an answer [default: as many as fit in the context]
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
-    /// The spoke that answers [default: what the daemon's configuration says; `post` is the post
-    /// alone]
+    /// Spoke that answers; `post` is the post alone [default: as the daemon's configuration says]
     #[arg(long, value_name = "NAME")]
     spoke: Option<String>,
-    /// Requests under way at once
+    /// Concurrent requests
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
     /// Save the answers as rows for `bespoke eval score`
@@ -43,7 +42,7 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// End with exit code 1 if EPR, NP, TED, SC or a row's `must` miss their targets
+    /// Exit with code 1 if EPR, NP, TED, SC or a row's `must` miss their targets
     #[arg(long)]
     gate: bool,
 }

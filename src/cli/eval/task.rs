@@ -20,16 +20,16 @@ use crate::task::synthesis::{self, Synthesis};
 pub struct Args {
     #[command(flatten)]
     daemon: Daemon,
-    /// Which task; encodings are judged by `eval run`
+    /// Task to judge; `eval run` judges encodings
     #[arg(value_enum)]
     task: Task,
-    /// Held-out rows
+    /// Number of held-out rows
     #[arg(long, default_value_t = 100)]
     rows: u64,
     /// Seed of the generator
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The spoke that answers; without it, the post alone
+    /// Spoke that answers; without it, the post alone
     #[arg(long, value_name = "NAME")]
     spoke: Option<String>,
     /// Print one JSON object

@@ -27,7 +27,7 @@ const PACE: Duration = Duration::from_millis(200);
 /// The folder of spokes.
 #[derive(Debug, clap::Args)]
 pub struct Destination {
-    /// Configuration of the daemon [default: config/bespoke.toml, if it is there]
+    /// Configuration of the daemon [default: config/bespoke.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
     config: Option<PathBuf>,
     /// The folder of spokes [default: that of the configuration]
@@ -55,25 +55,25 @@ pub struct Args {
     place: Destination,
     #[command(flatten)]
     daemon: Daemon,
-    /// A spoke: a GGUF, safetensors or zip file, or a folder of PEFT's
+    /// A spoke: a GGUF, safetensors or zip file, or a PEFT folder
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The name to serve it under [default: the file's own]
+    /// Name to serve it under [default: that of the file]
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
-    /// The Hugging Face folder that it was trained on: if the served post holds the same model,
-    /// tensor by tensor within what its quantisation explains, spokes of this folder are accepted
-    /// from now on
+    /// Hugging Face folder that it was trained on. If the served post holds the same model, with
+    /// every tensor within the error of its quantisation, spokes of this folder are accepted from
+    /// now on
     #[arg(long, value_name = "FOLDER")]
     trained_on: Option<PathBuf>,
-    /// The post that the daemon serves, to be compared with that folder [default: that of the
+    /// The post that the daemon serves, to compare with that folder [default: that of the
     /// configuration]
     #[arg(long, value_name = "MODEL.gguf", requires = "trained_on")]
     model: Option<PathBuf>,
     /// Don't wait for the daemon
     #[arg(long)]
     no_wait: bool,
-    /// Print what became of it as JSON
+    /// Print its state as JSON
     #[arg(long)]
     json: bool,
 }

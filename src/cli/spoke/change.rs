@@ -11,10 +11,10 @@ use crate::cli::client::Daemon;
 pub struct Args {
     #[command(flatten)]
     daemon: Daemon,
-    /// The name that it is served under
+    /// Name that it is served under
     #[arg(value_name = "NAME")]
     name: String,
-    /// Print what serves then as JSON
+    /// Print what is served afterwards as JSON
     #[arg(long)]
     json: bool,
 }

@@ -17,7 +17,7 @@ pub struct Args {
     /// Where to write: NAME.gguf, NAME.safetensors (Felix) or a folder (PEFT)
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// The post, which PEFT adapters need: its architecture decides how rows are ordered
+    /// The post; required for PEFT adapters, because its architecture determines the order of rows
     #[arg(long, value_name = "MODEL.gguf")]
     post: Option<PathBuf>,
 }

@@ -28,10 +28,10 @@ pub struct Args {
     /// The post [default: models/bespoke-tiny.gguf]
     #[arg(long, value_name = "MODEL.gguf")]
     model: Option<PathBuf>,
-    /// Memory that this process may take for itself
+    /// Memory that this process may use
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
-    /// Print one line of JSON, also for a spoke that is refused
+    /// Print one line of JSON, even if the spoke is refused
     #[arg(long)]
     json: bool,
 }

@@ -14,7 +14,7 @@ pub struct Args {
     place: Destination,
     #[command(flatten)]
     daemon: Daemon,
-    /// The name that it is served under
+    /// Name that it is served under
     #[arg(value_name = "NAME")]
     name: String,
 }

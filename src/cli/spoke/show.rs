@@ -14,7 +14,7 @@ pub struct Args {
     /// A LoRA or Felix spoke as GGUF, a Felix spoke as safetensors, a PEFT folder or its zip
     /// archive
     file: PathBuf,
-    /// Hold it to this post too
+    /// Also check it against this post
     #[arg(long, value_name = "MODEL.gguf")]
     post: Option<PathBuf>,
     /// Print one JSON object

@@ -24,19 +24,20 @@ use crate::train::{TrainError, adapter};
 pub struct Args {
     /// The recipe, a TOML file
     recipe: PathBuf,
-    /// Where the result, logs and checkpoints go [default: runs/<recipe's name>]
+    /// Folder for the result, logs and checkpoints [default: runs/<recipe's name>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on from the newest checkpoint in the output folder
+    /// Continue from the newest checkpoint in the output folder
     #[arg(long)]
     resume: bool,
     /// Change a key of the recipe: `--set train.steps=100`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print the resolved recipe and what it costs, and stop
+    /// Print the resolved recipe and its cost, and exit
     #[arg(long)]
     dry_run: bool,
-    /// Dollars per hour of each GPU, or of one, for `--dry-run`: `2.5`, `H200=3.1` [default: 3]
+    /// Price of all GPUs or of one in dollars per hour, for `--dry-run`: `2.5`, `H200=3.1`
+    /// [default: 3]
     #[arg(long, value_name = "[GPU=]DOLLARS", requires = "dry_run")]
     gpu_price: Vec<plan::Price>,
 }

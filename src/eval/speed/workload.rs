@@ -14,11 +14,12 @@ use crate::task::wording::Length;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Workload {
-    /// Events to encode: a head that repeats, an event that does not, an answer held to the schema
+    /// Events to encode: the same prompt head, a new event each time, an answer constrained by the
+    /// schema
     Encoding,
     /// Free text, a different prompt each time, a fixed number of tokens
     Chat,
-    /// One of each in turn
+    /// Both in turn
     Mixed,
 }
 
