@@ -238,7 +238,7 @@ fn problems(train: &FileReport, eval: &FileReport, overlap: &Overlap) -> Vec<Str
     if overlap.above_half > ABOVE_HALF_BOUND {
         let share = overlap.above_half;
         problems.push(format!(
-            "{share:.4} of the eval rows are more than half in train; at most {ABOVE_HALF_BOUND} is allowed"
+            "{share:.4} of the eval rows have more than half of their 8-grams in train; at most {ABOVE_HALF_BOUND} is allowed"
         ));
     }
     problems

@@ -148,7 +148,7 @@ fn template_warnings(text: &TextSide, folder: &Path) -> Vec<String> {
     let warning = |(name, source): (String, &String)| {
         let error = ChatTemplate::check(source).err()?;
         Some(format!(
-            "{}: chat template{name}: {error}\nhint: `bespoke serve` takes no model whose template it can't read, unless \
+            "{}: chat template{name}: {error}\nhint: `bespoke serve` refuses a model whose template it can't read, unless \
              model.chat_template names a file with another one",
             folder.display()
         ))
@@ -251,8 +251,8 @@ pub fn check(model: &Model, gguf: &Path) -> anyhow::Result<Parity> {
                 (tokenizer.encode(&token.content)?, reference.tokenize(&token.content, false));
             ensure!(
                 ours == theirs,
-                "in a text, llama.cpp reads {:?} as {theirs:?}, tokenizer.json as {ours:?}: llama.cpp has a meaning of its own \
-                 for it, and a model that is trained with this tokenizer would not be served as it was trained",
+                "in a text, llama.cpp reads {:?} as {theirs:?}, tokenizer.json as {ours:?}: llama.cpp treats it specially, so \
+                 a model that is trained with this tokenizer would be served differently than it was trained",
                 token.content
             );
         }

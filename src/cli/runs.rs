@@ -104,7 +104,7 @@ impl Run {
     fn open(folder: &Path, id: String) -> anyhow::Result<Self> {
         let path = folder.join("recipe.toml");
         if !path.exists() {
-            bail!("{}: no run: it has no recipe.toml", folder.display());
+            bail!("{}: not a run: it has no recipe.toml", folder.display());
         }
         let text = fs_err::read_to_string(&path)?;
         let recipe: Recipe = toml::from_str(&text).with_context(|| path.display().to_string())?;

@@ -35,7 +35,7 @@ fn parse(text: &str) -> Result<Kernel, String> {
 /// The model can't be loaded or run.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let bounds = Confinement { memory: args.memory };
-    bounds.bound().context("this process can't be held to its memory")?;
+    bounds.bound().context("can't limit the memory of this process")?;
     let kernels = args.without.iter().fold(Kernels::best(), |kernels, &kernel| kernels.without(kernel));
     let mut tell = |line: &SelfTestLine| {
         // If nothing reads this, the parent is gone and this process will end soon.

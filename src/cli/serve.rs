@@ -126,7 +126,7 @@ fn in_words(error: HubError) -> anyhow::Error {
 /// Notifies systemd, if it started us.
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "systemd can't be told the state");
+        tracing::warn!(%error, "can't notify systemd");
     }
 }
 

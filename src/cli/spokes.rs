@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let name = row["name"].as_str().unwrap_or_default();
         println!("{name}: {} ({})", text("message"), text("code"));
         if let Some(at) = row["retry_at"].as_u64() {
-            println!("  it is tried again {}", ahead(at, SystemTime::now()));
+            println!("  it will be retried {}", ahead(at, SystemTime::now()));
         }
         if row["reason"]["hint"].is_string() {
             println!("  hint: {}", text("hint"));

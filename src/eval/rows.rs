@@ -46,7 +46,7 @@ pub enum RowError {
         expected: &'static str,
     },
     /// There are no rows.
-    #[error("{file}: no row in it")]
+    #[error("{file}: no rows")]
     Empty {
         /// The file, or `stdin`.
         file: String,
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn mistakes_name_file_line_and_key() {
         for (text, expected) in [
-            ("", "pairs: no row in it"),
+            ("", "pairs: no rows"),
             ("\n{", "pairs:2: not JSON: EOF while parsing an object at line 1 column 1"),
             ("[1]", "pairs:1: found array, expected an object"),
             ("{}", "pairs:1: id: found nothing, expected string or number"),

@@ -88,7 +88,7 @@ pub enum FileError {
         expected: &'static str,
     },
     /// Two files for the same thing, of which only one can be meant.
-    #[error("{} and {} stand side by side, and only one can be meant: {why}", one.display(), other.display())]
+    #[error("{} and {} both exist, and only one can be meant: {why}", one.display(), other.display())]
     TwoPlaces {
         /// The first.
         one: PathBuf,
@@ -119,7 +119,7 @@ impl FileError {
         match self {
             Self::Key { key, expected, found, .. } => match key.as_str() {
                 _ if expected.contains("llama.cpp") => Some(
-                    "the folder can be trained and judged as it is; only a GGUF file can't be made of it",
+                    "the folder can still be trained and evaluated; only a GGUF file can't be made from it",
                 ),
                 "vision_config" | "audio_config" | "text_config" => Some(TEXT_ALONE),
                 // A multimodal model.
@@ -135,9 +135,9 @@ impl FileError {
             Self::Safetensors { .. } | Self::Json { .. } => {
                 Some("the file is damaged, or its download incomplete")
             }
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Some(
-                "make room: nothing is left of what could not be written whole, and what was there stays",
-            ),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Some("make room: incomplete files were removed, and earlier ones are unchanged")
+            }
             Self::Io { .. } | Self::Gguf(_) | Self::Tensor(_) => None,
         }
     }

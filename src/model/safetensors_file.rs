@@ -170,7 +170,7 @@ impl View for F32View<'_> {
         self.0.dims()
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = f32_values(self.0).expect("who writes a tensor has seen that it is f32");
+        let values = f32_values(self.0).expect("callers pass f32 tensors");
         values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into()
     }
     fn data_len(&self) -> usize {

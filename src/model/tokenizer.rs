@@ -52,7 +52,7 @@ pub enum TokenizerError {
     Text(String),
     /// A post needs a tokenizer with the markers, and this one lacks them.
     #[error(
-        "{path}: token {id} is {}, expected {marker:?}: a model from nothing reads conversations by a post's markers; \
+        "{path}: token {id} is {}, expected {marker:?}: a model that is trained from scratch reads conversations by a post's markers; \
          leave data.tokenizer out, or start from a [base] that has this tokenizer",
         .found.as_deref().unwrap_or("none")
     )]

@@ -141,7 +141,7 @@ pub fn encoding_faults(encoding: &Encoding) -> Vec<String> {
     ];
     for (key, value, allowed) in vocabularies {
         if !value.is_empty() && !allowed.contains(&value) {
-            faults.push(format!("{key}: {value:?} is none of {}", allowed.join(", ")));
+            faults.push(format!("{key}: {value:?} is not one of {}", allowed.join(", ")));
         }
     }
     for (key, value, limit) in

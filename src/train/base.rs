@@ -90,7 +90,8 @@ pub fn check_loss(
     let (name, batch) = reference(recipe, decoder, chat)?;
     if batch.targets() == 0 {
         let most = decoder.config().max_position;
-        let message = format!("none of {name} fits its {most} positions: base.reference names another text");
+        let message =
+            format!("no part of {name} fits its {most} positions: set base.reference to another text");
         return Err(TrainError::Reference { path: recipe.path.clone(), message });
     }
     let outcome = workers.run(decoder, None, &batch.rows, TOKENS)?;
@@ -100,7 +101,7 @@ pub fn check_loss(
     if !loss.is_finite() || loss > bound {
         let message = format!(
             "loss per token on {name} is {loss:.3}, expected at most {bound:.3} (a uniform guess has {guess:.3}): \
-             it was read wrongly, or never trained on such text"
+             it was read incorrectly, or never trained on such text"
         );
         return Err(TrainError::Reference { path: recipe.path.clone(), message });
     }

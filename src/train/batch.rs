@@ -161,8 +161,8 @@ pub fn batch(
                 }
                 if skipped == ALL_LONG {
                     let message = format!(
-                        "{inputs} tokens, and so are {ALL_LONG} rows in a row longer than seq_len, {}: raise train.seq_len, or \
-                         give shorter rows",
+                        "{inputs} tokens, and {ALL_LONG} consecutive rows are longer than seq_len, {}: raise train.seq_len, or \
+                         use shorter rows",
                         stage.seq_len
                     );
                     return Err(TrainError::Row { place: domain.place(drawn.index), message });

@@ -237,7 +237,7 @@ pub fn check<'a>(
         }
     }
     match rest.keys().next() {
-        Some(extra) => wrong(format!("tensor {extra:?} is none that this run trains")),
+        Some(extra) => wrong(format!("tensor {extra:?} is not one that this run trains")),
         None => Ok(()),
     }
 }

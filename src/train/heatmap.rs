@@ -30,7 +30,7 @@ pub fn maps(measured: &[Measurement]) -> Vec<(&'static str, String)> {
     let quantities: [(&str, &str, Values); 5] = [
         ("gradient", "gradient norm per layer", |layer| vec![layer.gradient]),
         ("gradient-by-head", "gradient norm per head", |layer| layer.gradient_by_head.clone()),
-        ("variance", "variance behind each block", |layer| vec![layer.variance]),
+        ("variance", "variance after each block", |layer| vec![layer.variance]),
         ("variance-by-head", "variance of each head's context", |layer| layer.variance_by_head.clone()),
         ("entropy-by-head", "entropy of attention per head (nats)", |layer| layer.entropy_by_head.clone()),
     ];

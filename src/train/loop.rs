@@ -107,7 +107,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let mut metrics = Metrics::open(out, recipe.train.metrics_every, state.step)?;
     log.say(&compute.to_string());
     if resume && state.step == 0 {
-        log.say(&format!("{} has no checkpoint yet: from the beginning", out.display()));
+        log.say(&format!("{} has no checkpoint yet: starting from the beginning", out.display()));
     }
     if log.kept() < state.step {
         let (kept, step) = (log.kept(), state.step);
@@ -215,7 +215,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             )?;
 
             if eval.is_some() && too_long > 0 {
-                log.say(&format!("  {too_long} rows longer than seq_len left out since the last evaluation"));
+                log.say(&format!("  {too_long} rows longer than seq_len skipped since the last evaluation"));
                 too_long = 0;
             }
             let best_now = state.best.is_some_and(|(_, best)| best == step);

@@ -186,34 +186,34 @@ impl TrainError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Occupied { .. } => {
-                Some("go on with --resume, or take another folder with --out, or remove this one")
+                Some("continue with --resume, choose another folder with --out, or remove this one")
             }
-            Self::Busy { .. } => Some("wait until it has ended, or take another folder with --out"),
-            Self::HeldOut { .. } => Some("raise train.seq_len, or give shorter rows in that domain's eval"),
+            Self::Busy { .. } => Some("wait until it has ended, or choose another folder with --out"),
+            Self::HeldOut { .. } => Some("raise train.seq_len, or use shorter rows in that domain's eval"),
             Self::NotFinite { .. } | Self::AboveBound { .. } => Some(
                 "lower the learning rates (train.muon.lr, train.adamw.lr and those of its groups) or train.clip, or lengthen train.warmup; \
-                 the last checkpoint is intact: --resume goes on from it with these changed",
+                 the last checkpoint is intact: --resume continues from it with these changed",
             ),
             Self::OtherRecipe { .. } => Some(
                 "resume with the recipe that began the run, or begin a new one in another folder with --out",
             ),
             Self::Foreign { .. } => Some(
-                "begin a new run in another folder with --out, or give this one what the checkpoint was made with",
+                "begin a new run in another folder with --out, or restore what the checkpoint was made with",
             ),
             Self::Checkpoint { .. } => {
-                Some("remove this checkpoint: --resume then goes on from the one before it")
+                Some("remove this checkpoint: --resume then continues from the one before it")
             }
             Self::File { source, .. } | Self::Model(crate::model::FileError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::StorageFull =>
             {
-                Some("make room and go on with --resume: what was saved before is intact")
+                Some("make room and continue with --resume: what was saved before is intact")
             }
             Self::Reference { .. } => Some(
                 "base.reference and base.reference_bound choose another text and bound; \
                  `bespoke export` checks a model against llama.cpp",
             ),
             Self::Device(_) => Some(
-                "`make cuda` builds a program that trains on an NVIDIA GPU; train.device = \"auto\" takes the CPU where there is \
+                "`make cuda` builds a program that trains on an NVIDIA GPU; train.device = \"auto\" uses the CPU if there is \
                  none",
             ),
             Self::Model(error) => error.hint(),

@@ -39,6 +39,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     });
     let written = synthetic_model::write(args.kind, rank, args.seed, &post, &args.out)?;
     let (kind, bytes) = (written.kind(), ByteSize(written.resident_bytes).display().iec());
-    eprintln!("{}: a {kind} spoke of rank {rank} behind {} blocks, {bytes}", args.out.display(), post.layers);
+    eprintln!("{}: a {kind} spoke of rank {rank} after {} blocks, {bytes}", args.out.display(), post.layers);
     Ok(())
 }

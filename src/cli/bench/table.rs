@@ -25,7 +25,7 @@ pub fn print(report: &Report) {
     if let Some(shared_prefix) = &report.shared_prefix {
         println!("{}", shared_prefixes(report, shared_prefix));
         if let Some(spread) = shared_prefix.second_ttft {
-            println!("first piece with a known head: {}", times(spread));
+            println!("first piece with a cached prefix: {}", times(spread));
         }
     }
 }
@@ -75,7 +75,7 @@ fn levels(report: &Report) -> Table {
 }
 
 fn shared_prefixes(report: &Report, shared: &SharedPrefixReport) -> Table {
-    let mut table = plain(&["endpoint", "new head ms", "known head ms", "known over new", "cached"]);
+    let mut table = plain(&["endpoint", "new prefix ms", "cached prefix ms", "cached over new", "cached"]);
     for (endpoint, figures) in report.endpoints.iter().zip(&shared.endpoints) {
         table.add_row([
             name(report, endpoint),

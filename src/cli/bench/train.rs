@@ -105,7 +105,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let share =
         report.share_of_peak.map_or(String::new(), |share| format!(", {:.1} % of the peak", share * 100.0));
     println!("{:.2} TFLOP/s{share}", report.tflops);
-    println!("loss {:.4} at first, {:.4} at last", report.first_loss, report.last_loss);
+    println!("loss {:.4} at the first step, {:.4} at the last", report.first_loss, report.last_loss);
     Ok(())
 }
 

@@ -24,7 +24,7 @@ pub(super) fn program() -> Item {
         "llama_cpp_features": llama,
     });
     let item = if cfg!(debug_assertions) {
-        Item::warning("program", found, "a debug build is slow: `make build` makes a quick one")
+        Item::warning("program", found, "a debug build is slow: `make build` makes a fast one")
     } else {
         Item::ok("program", found)
     };

@@ -37,8 +37,7 @@ pub(super) fn memory(settings: &Settings) -> Item {
         let hint = format!("the model's weights take {}: serve a smaller one, or give it more", bytes(model));
         Item::failure(NAME, found, hint)
     } else if usable < 2 * model + 2 * BASE {
-        let hint =
-            "there is little beyond the model: model.lanes and model.context take memory for each request";
+        let hint = "there is little memory left beyond the model: model.lanes and model.context take memory for each request";
         Item::warning(NAME, found, hint)
     } else {
         Item::ok(NAME, found)
@@ -110,7 +109,7 @@ pub(super) fn inotify() -> Item {
         Ok(()) => Item::ok(NAME, found),
         Err(error) => Item::warning(
             NAME,
-            format!("{found}; no watch can be had: {error}"),
+            format!("{found}; no watch can be created: {error}"),
             "raise fs.inotify.max_user_instances and max_user_watches, or set spokes.watch = \"poll\"",
         ),
     }

@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         print!("{}", in_words(&items));
     }
     let failures = items.iter().filter(|item| item.state == State::Failure).count();
-    anyhow::ensure!(failures == 0, "{failures} of {} things are in the way", items.len());
+    anyhow::ensure!(failures == 0, "{failures} of {} checks failed", items.len());
     Ok(())
 }
 
@@ -121,12 +121,12 @@ fn configuration(args: &Args) -> (Option<Settings>, Item) {
         Ok(settings) => {
             let found = match &args.config {
                 Some(path) => path.display().to_string(),
-                None => format!("{DEFAULT_CONFIG} if it is there, else the defaults"),
+                None => format!("{DEFAULT_CONFIG} if it exists, else the defaults"),
             };
             (Some(settings), Item::ok(NAME, found))
         }
         Err(error) => {
-            let hint = "the rest is looked at when this is right";
+            let hint = "the other checks need a valid configuration";
             (None, Item::failure(NAME, error.to_string(), hint))
         }
     }

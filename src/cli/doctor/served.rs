@@ -76,7 +76,7 @@ impl Daemon {
                 Self::Bespoke(address, props.map_or(Value::Null, |(_, props)| props))
             }
             Ok((status, _)) => {
-                Self::Other(address, format!("it answers {status}, as no daemon of this program does"))
+                Self::Other(address, format!("it answers {status}, unlike a daemon of this program"))
             }
             Err(error) => Self::Other(address, error),
         }
@@ -86,7 +86,7 @@ impl Daemon {
     pub(super) fn port(&self) -> Item {
         const NAME: &str = "port";
         match self {
-            Self::Free(address) => Item::ok(NAME, format!("{address} is free: no daemon runs"))
+            Self::Free(address) => Item::ok(NAME, format!("{address} is free: no daemon is running"))
                 .with(json!({"address": address, "by": null})),
             Self::Bespoke(address, props) => {
                 let model = props["model_alias"].as_str();
@@ -98,20 +98,20 @@ impl Daemon {
                 if model.is_some() {
                     Item::ok(NAME, found).with(details)
                 } else {
-                    let hint = "it may still read its model, or want a key (BESPOKE_API_KEY)";
+                    let hint = "it may still be reading its model, or require a key (BESPOKE_API_KEY)";
                     Item::warning(NAME, found, hint).with(details)
                 }
             }
             Self::Other(address, why) => Item::failure(
                 NAME,
-                format!("{address} is another program's: {why}"),
+                format!("{address} belongs to another program: {why}"),
                 "server.listen and --listen name another address",
             )
             .with(json!({"address": address, "by": "another program"})),
             Self::Refused(address, error) => Item::failure(
                 NAME,
                 format!("{address}: {error}"),
-                "server.listen and --listen name another address; ports below 1024 are the system's",
+                "server.listen and --listen name another address; ports below 1024 need privileges",
             )
             .with(json!({"address": address, "by": null})),
         }
@@ -147,7 +147,7 @@ impl Daemon {
             Outcome::Faulty => Item::warning(
                 NAME,
                 format!("{found}; {}", faults.join("; ")),
-                "what has a fault is switched off, and answers are slower; please report it with `bespoke doctor --json`",
+                "faulty kernels are switched off, and answers are slower; please report it with `bespoke doctor --json`",
             ),
             Outcome::Unfinished => Item::warning(
                 NAME,

@@ -102,7 +102,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         missed.extend(
             report.must_missed.iter().map(|m| format!("{} lacks {:?}", table::id_text(&m.id), m.lacks)),
         );
-        anyhow::ensure!(missed.is_empty(), "the gate is closed: {}", missed.join("; "));
+        anyhow::ensure!(missed.is_empty(), "missed targets: {}", missed.join("; "));
     }
     Ok(())
 }
@@ -205,7 +205,7 @@ fn missed((probe, answer): (&Probe, &Answer)) -> Option<Missed> {
 
 fn print(report: &Report) {
     println!("{}", table::summary(&report.summary));
-    println!("ended because tokens ran out: {} of {}", report.ended_by_length, report.summary.rows);
+    println!("reached the token limit: {} of {}", report.ended_by_length, report.summary.rows);
     println!(
         "latency p50 {:.2} s, p95 {:.2} s; {:.0} tokens/s",
         report.latency_p50_s, report.latency_p95_s, report.tokens_per_second

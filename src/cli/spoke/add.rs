@@ -108,7 +108,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Err(error) => return Err(error),
     };
     tell(&row, args.json);
-    let message = || row["reason"]["message"].as_str().unwrap_or("it does not serve").to_owned();
+    let message = || row["reason"]["message"].as_str().unwrap_or("it isn't served").to_owned();
     ensure!(row["state"] == "serving", "{}", message());
     Ok(())
 }
@@ -118,7 +118,7 @@ fn befriend(args: &Args, settings: &Settings, folder: &Path, named: Option<Diges
     let model = args.model.as_ref().unwrap_or(&settings.model.path);
     let kin = compare(folder, model)?;
     eprintln!(
-        "{}: {} tensors compared with {}; the furthest: {}",
+        "{}: {} tensors compared with {}; the largest difference: {}",
         model.display(),
         kin.tensors,
         folder.display(),
@@ -164,7 +164,7 @@ pub(super) fn tell(row: &Value, json: bool) {
 /// The name of the entry in the folder.
 fn entry(file: &Path, name: Option<&str>) -> anyhow::Result<String> {
     let own = file.file_name().and_then(|name| name.to_str());
-    let own = own.with_context(|| format!("{}: has no name in UTF-8", file.display()))?;
+    let own = own.with_context(|| format!("{}: its name is not UTF-8", file.display()))?;
     let entry = match name {
         None => own.to_owned(),
         Some(name) => {
@@ -251,7 +251,7 @@ fn followed(
         }
         std::thread::sleep(PACE);
     }
-    bail!("{}: the daemon does not say what became of it; is this its folder of spokes?", client.endpoint())
+    bail!("{}: the daemon doesn't report its state; is this its folder of spokes?", client.endpoint())
 }
 
 #[cfg(test)]

@@ -29,6 +29,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (architecture, layers, sha256) = (&post.architecture, post.layers, post.identity());
     println!("{}: a {architecture} of {layers} blocks, content {sha256}", args.post_out.display());
     let blocks = spoke.layers.len();
-    println!("{}: {} behind {blocks} blocks", args.spoke_out.display(), format(spoke.format));
+    println!("{}: {} after {blocks} blocks", args.spoke_out.display(), format(spoke.format));
     Ok(())
 }

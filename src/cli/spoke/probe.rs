@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         args.memory.is_none_or(|bytes| bytes >= LEAST_PROBE_MEMORY),
         "--memory: a probe needs at least {least}"
     );
-    Confinement { memory: args.memory }.enter().context("this process can't be held to its memory")?;
+    Confinement { memory: args.memory }.enter().context("can't limit the memory of this process")?;
     let finding = match probe(args) {
         // The daemon must not blame the file for our own problems.
         Err(error) if args.json => Finding::undecided(crate::cli::told(&error).join(": ")),
@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Verdict::Differs => "it works and changes answers",
         Verdict::Same => "it works and changes nothing",
         Verdict::Refused => "it does not work",
-        Verdict::Undecided => "it could not be tried",
+        Verdict::Undecided => "it could not be tested",
     };
     println!("{}: {verdict} ({} tokens compared)", args.file.display(), finding.tokens);
     if let Some(why) = &finding.why {
@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     match finding.verdict {
         Verdict::Refused => bail!("{} is refused", args.file.display()),
-        Verdict::Undecided => bail!("{} could not be tried", args.file.display()),
+        Verdict::Undecided => bail!("{} could not be tested", args.file.display()),
         Verdict::Differs | Verdict::Same => {}
     }
     Ok(())

@@ -81,7 +81,7 @@ pub(super) fn load(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> 
     let missing = recipe.files().into_iter().find(|(_, file)| !file.exists());
     if let Some((key, file)) = missing {
         return Err(WrongConfiguration(format!(
-            "{}: {key}: {} is not there",
+            "{}: {key}: {} doesn't exist",
             path.display(),
             file.display()
         ))
@@ -117,7 +117,7 @@ fn patiently<T>(pauses: &[u64], ask: impl Fn() -> Result<T, ClientError>) -> Res
     for pause in pauses {
         match ask() {
             Err(error) if error.may_pass() => {
-                eprintln!("{error}; once more in {pause} s");
+                eprintln!("{error}; retrying in {pause} s");
                 std::thread::sleep(Duration::from_secs(*pause));
             }
             answered => return answered,
@@ -170,10 +170,10 @@ fn try_out(recipe: &Recipe, adapter: &AdapterRecipe, post: &Post, out: &Path) ->
     // The temporary folder is where the run will write, where there should be room.
     let beside = out.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
     let folder = tempfile::Builder::new().prefix(".trial-").tempdir_in(beside);
-    let folder = folder.context("a folder for a trial of the adapter")?;
+    let folder = folder.context("can't create a folder to test the adapter")?;
     let parameters = adapter::initial(adapter, &config, recipe.train.seed)?;
     let written = adapter::write(folder.path(), adapter, &config, &parameters, &BTreeMap::new())?;
-    served(&written, folder.path(), post).context("the daemon would not take what this recipe trains")?;
+    served(&written, folder.path(), post).context("the daemon would refuse the adapter of this recipe")?;
     Ok(())
 }
 

@@ -30,7 +30,7 @@ impl FromStr for Price {
         let gpu = name
             .map(|name| {
                 let found = GPUS.into_iter().map(|(gpu, ..)| gpu).find(|gpu| gpu.eq_ignore_ascii_case(name));
-                found.ok_or_else(|| format!("{name} is none of the GPUs of the estimate: {}", known()))
+                found.ok_or_else(|| format!("{name} is not a GPU of the estimate: {}", known()))
             })
             .transpose()?;
         let dollars = dollars.parse().ok().filter(|dollars: &f64| *dollars >= 0.0 && dollars.is_finite());
@@ -87,7 +87,7 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
     let mut say = |line: std::fmt::Arguments| writeln!(out, "# {line}").expect("a String takes every text");
     say(format_args!("{compute}"));
     say(format_args!(
-        "parameters: {whole} with a vocabulary of {}, {} of them or beside them are trained",
+        "parameters: {whole} with a vocabulary of {}, {} trained",
         config.vocab_size, counts.trained
     ));
     let Work { tokens, flops } = work(recipe, &config, teacher.as_ref(), &mut say);
@@ -113,7 +113,7 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
     ));
     let here = matrix_speed(&compute)? * PRODUCT_SHARE;
     say(format_args!(
-        "time here: about {} at {:.0} GFLOP/s ({:.0} % of a bare matrix product)",
+        "time here: about {} at {:.0} GFLOP/s ({:.0} % of a plain matrix product)",
         time(flops / here),
         here / 1e9,
         PRODUCT_SHARE * 100.0

@@ -50,7 +50,7 @@ impl TokenFile {
             if let Some(found) = Self::open(&path)? {
                 return Ok(found);
             }
-            eprintln!("{}: damaged; made again", path.display());
+            eprintln!("{}: damaged; rebuilding it", path.display());
         }
         write(source, rows, chat, &path)?;
         let damaged = || TrainError::Row { place: path.display().to_string(), message: DAMAGED.into() };
@@ -104,7 +104,7 @@ impl TokenFile {
     }
 }
 
-const DAMAGED: &str = "what was written is not what is read; is the disk sound?";
+const DAMAGED: &str = "it doesn't read back as written; is the disk healthy?";
 
 /// Tokenises all rows. Ids are staged in a separate file, because the table of offsets precedes
 /// them.

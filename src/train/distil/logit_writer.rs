@@ -80,7 +80,7 @@ impl LogitWriter {
         let (magic, begun_by) = head.split_at(MAGIC.len());
         let begun_by = Digest(begun_by.try_into().expect("32 bytes are left"));
         if magic != MAGIC {
-            let message = "it is no file of a teacher's words: remove it, or write to another folder".into();
+            let message = "not a file of teacher outputs: remove it, or write to another folder".into();
             return Err(TrainError::Teacher { endpoint: writer.path.display().to_string(), message });
         }
         writer.check_fingerprint(&writer.path, begun_by)?;

@@ -323,10 +323,10 @@ pub fn write_cache(
 ) -> Result<(usize, usize), TrainError> {
     let refuse = |message: &str| Err(candle_core::Error::Msg(message.to_owned()).into());
     let Some(distil) = recipe.distil.as_ref().filter(|distil| distil.stored.is_none()) else {
-        return refuse("the recipe names no teacher that can be asked (distil.teacher or distil.endpoint)");
+        return refuse("the recipe names no local or remote teacher (distil.teacher or distil.endpoint)");
     };
     if recipe.data.loading.is_some() {
-        return refuse("with data.loading the rows depend on losses: nobody knows them before the run");
+        return refuse("with data.loading the rows depend on losses, which are unknown before the run");
     }
     let _lock = lock(out)?;
     let prepared = Prepared::new(recipe, out, false)?;

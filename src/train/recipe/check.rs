@@ -71,7 +71,7 @@ impl Recipe {
         self.check_data(&mut found);
         if let Some(adapter) = &self.adapter {
             check_adapter(adapter, &mut found);
-            found.check(self.base.is_some(), || "[adapter] needs a [base] that it stands beside".into());
+            found.check(self.base.is_some(), || "[adapter] needs a [base] to train on".into());
         }
         if let Some(distil) = &self.distil {
             check_distil(distil, &mut found);
@@ -147,10 +147,10 @@ impl Recipe {
             Some(_) => &rates[..1],
         };
         for (key, lr) in idle {
-            found.check(lr.is_none(), || format!("{key} is there, but the adapter has no such parameters"));
+            found.check(lr.is_none(), || format!("{key} is set, but the adapter has no such parameters"));
         }
         found.check(adamw.matrix_lr.is_none() || train.matrices == Matrices::AdamW, || {
-            "train.adamw.matrix_lr is there, but train.matrices is \"muon\": expected train.muon.lr, or \"adamw\"".into()
+            "train.adamw.matrix_lr is set, but train.matrices is \"muon\": expected train.muon.lr, or \"adamw\"".into()
         });
         found.decay("train.adamw.beta1", adamw.beta1);
         found.decay("train.adamw.beta2", adamw.beta2);
@@ -254,10 +254,10 @@ fn check_distil(distil: &DistilRecipe, found: &mut Mistakes) {
     found.size("distil.top", distil.top, TOP);
     let at_one = (distil.temperature - 1.0).abs() < f64::EPSILON;
     found.check(distil.endpoint.is_none() || at_one, || {
-        format!("distil.temperature is {}; a served teacher speaks at 1 alone", distil.temperature)
+        format!("distil.temperature is {}; a remote teacher supports only 1", distil.temperature)
     });
     found.check(distil.endpoint.is_none() || distil.top <= 100, || {
-        format!("distil.top is {}; a served teacher is asked for at most 100", distil.top)
+        format!("distil.top is {}; expected at most 100 for a remote teacher", distil.top)
     });
     for (key, weight) in [("distil.kl", distil.kl), ("distil.ce", distil.ce)] {
         found.at_least_zero(key, weight);
@@ -269,7 +269,7 @@ fn check_distil(distil: &DistilRecipe, found: &mut Mistakes) {
             "distil.hidden.layers is empty; expected pairs of blocks".into()
         });
         found.check(distil.teacher.is_some(), || {
-            "distil.hidden needs distil.teacher: a served or stored teacher has no hidden states".into()
+            "distil.hidden needs distil.teacher: a remote or cached teacher has no hidden states".into()
         });
     }
 }

@@ -225,7 +225,7 @@ mod tests {
         let set = ["adapter.lora.rank=100000000000", "adapter.lora.alpha=8", "train.adamw.embedding_lr=0.1"];
         let error = load(SMALL, &set).unwrap_err();
         assert!(error.contains("adapter.lora.rank is 100000000000; expected 1 to 4096"), "{error}");
-        assert!(error.contains("train.adamw.embedding_lr is there, but the adapter has no such"), "{error}");
+        assert!(error.contains("train.adamw.embedding_lr is set, but the adapter has no such"), "{error}");
         let error = load(SMALL, &["distil.top=1000000000", "distil.teacher=x"]).unwrap_err();
         assert!(error.contains("distil.top is 1000000000; expected 1 to 4096"), "{error}");
         let error = load(SMALL, &["adapter.lora.rank=4", "adapter.lora.alpha=8"]).unwrap_err();

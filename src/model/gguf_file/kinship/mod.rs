@@ -262,9 +262,8 @@ fn agreement(file: &Gguf, name: &str, dims: &[u64], theirs: &[f32]) -> Result<Ag
     if stored.dims != dims {
         return Err(alone(format!("has dimensions {:?}, and the folder's has {dims:?}", stored.dims)));
     }
-    let bound = explained(stored.kind).ok_or_else(|| {
-        alone(format!("is of type {}, of which it isn't known how far it may be off", stored.kind))
-    })?;
+    let bound = explained(stored.kind)
+        .ok_or_else(|| alone(format!("is of type {}, whose error bound isn't known", stored.kind)))?;
     let mut meter = Meter::new(theirs, dims[0] as usize);
     file.scan_f32(stored, |part| {
         meter.see(part);
