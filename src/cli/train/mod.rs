@@ -168,8 +168,8 @@ impl Target {
 fn try_out(recipe: &Recipe, adapter: &AdapterRecipe, post: &Post, out: &Path) -> anyhow::Result<()> {
     let config = plan::decoder(recipe)?;
     // The temporary folder is where the run will write, where there should be room.
-    let beside = out.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix(".trial-").tempdir_in(beside);
+    let parent = out.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+    let folder = tempfile::Builder::new().prefix(".trial-").tempdir_in(parent);
     let folder = folder.context("can't create a folder to test the adapter")?;
     let parameters = adapter::initial(adapter, &config, recipe.train.seed)?;
     let written = adapter::write(folder.path(), adapter, &config, &parameters, &BTreeMap::new())?;

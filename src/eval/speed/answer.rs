@@ -112,8 +112,8 @@ impl Answer {
 
     /// Time per token after the first piece; `None` for an answer of one token.
     pub fn per_token(&self) -> Option<Duration> {
-        let behind = u32::try_from(self.completion_tokens.saturating_sub(1)).ok().filter(|&n| n > 0)?;
-        Some(self.gaps.iter().sum::<Duration>() / behind)
+        let later_tokens = u32::try_from(self.completion_tokens.saturating_sub(1)).ok().filter(|&n| n > 0)?;
+        Some(self.gaps.iter().sum::<Duration>() / later_tokens)
     }
 }
 

@@ -198,8 +198,8 @@ fn turn_end(template: &ChatTemplate, markup: &tokenizers::Tokenizer) -> Result<O
     // A template that requires other turns refuses these, and will refuse its conversations with a
     // reason.
     let Ok(prompt) = template.render(&turns, &[], &Map::new()) else { return Ok(None) };
-    let behind = prompt.iter().skip_while(|segment| segment.markup || segment.text != "answer").nth(1);
-    let Some(segment) = behind.filter(|segment| segment.markup) else { return Ok(None) };
+    let marker = prompt.iter().skip_while(|segment| segment.markup || segment.text != "answer").nth(1);
+    let Some(segment) = marker.filter(|segment| segment.markup) else { return Ok(None) };
     let encoding = markup.encode_fast(segment.text.as_str(), false);
     let encoding = encoding.map_err(|e| TokenizerError::Text(e.to_string()))?;
     let first = encoding.get_ids().first().copied();

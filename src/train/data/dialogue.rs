@@ -32,7 +32,7 @@ pub(super) fn prompt_and_answer(
     }
     let whole = template.render_whole(turns, tools, &parameters).map_err(wrong)?;
     let at = row.turns.len() - 1;
-    let Some(answer) = behind(&prompt, whole) else {
+    let Some(answer) = rest_after(&prompt, whole) else {
         return Err(TokenizerError::Text(format!(
             "messages[{at}]: the chat template writes what comes before it in another way when it is there, so that it \
              can't be told what is learnt"
@@ -68,7 +68,7 @@ fn unlearnable(at: usize, field: &str) -> TokenizerError {
 }
 
 /// The part of a rendering that follows another one.
-fn behind(beginning: &Prompt, whole: Prompt) -> Option<Prompt> {
+fn rest_after(beginning: &Prompt, whole: Prompt) -> Option<Prompt> {
     let text = |prompt: &Prompt| prompt.iter().map(|segment| segment.text.as_str()).collect::<String>();
     let mut skip = text(beginning).len();
     if !text(&whole).starts_with(&text(beginning)) {

@@ -45,7 +45,8 @@ impl Sources {
         Ok(Self { domains: recipe.domains.iter().map(open).collect::<Result<_, TrainError>>()? })
     }
 
-    /// Texts of up to `count` training rows, taken evenly from all domains, to train a vocabulary on.
+    /// Texts of up to `count` training rows, taken evenly from all domains, to train a vocabulary
+    /// on.
     ///
     /// # Errors
     /// A source that fails.
@@ -60,7 +61,8 @@ impl Sources {
         Ok(texts)
     }
 
-    /// The mixture for training and the domains for evaluation. Files are tokenised once, into `cache`.
+    /// The mixture for training and the domains for evaluation. Files are tokenised once, into
+    /// `cache`.
     ///
     /// # Errors
     /// A row that has no tokens; the disk.
