@@ -70,7 +70,7 @@ fn end(mut events: UnboundedReceiver<AnswerEvent>) -> Usage {
 fn prompts(criterion: &mut Criterion) {
     let engine = start(1);
     let long = EVENT.repeat(4);
-    // What differs comes first, or the cache would have all but the end of it.
+    // The part that differs comes first, or the cache would have most of the prompt.
     let request =
         |n: u32| Generate { prompt: vec![Segment::plain(format!("{n} {long}"))], ..encoding("", 1, false) };
     let tokens = end(engine.generate(request(0)).unwrap()).prompt_tokens;

@@ -1,4 +1,4 @@
-//! How fast training data is made: whole rows (event, gold, prompt), one thread.
+//! Speed of generating training data: whole rows (event, gold answer, prompt), one thread.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A training step on a GPU beside PyTorch's on the same card: a 1.5B Llama whole and a LoRA on it, bf16, checkpointing.
+# Training steps on a GPU against PyTorch on the same card: a whole 1.5B Llama and a LoRA on it, bf16, checkpointing.
 #
 #   make cuda && benches/gpu.sh PYTHON [BESPOKE]      > gpu.jsonl
 #
-# PYTHON has torch, transformers and peft. Each case runs twice on each side, in turns; every line of the output is a JSON
+# PYTHON has torch, transformers and peft. Each case runs twice on each side, alternating; every line of the output is a JSON
 # object with its case, and the first says which card it is. PEAK is the card's dense bf16 in TFLOP/s (H100 SXM and H200: 989).
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: $0 PYTHON [BESPOKE]" >&2; exit 2; }
@@ -13,7 +13,7 @@ bespoke=${2:-$here/../target/cuda/release/bespoke}
 peak=${PEAK:-989}
 toolkit=$here/../target/cuda-toolkit/env.sh
 run_bespoke() (
-  # In a shell of its own: PyTorch brings CUDA libraries that these would stand before.
+  # In a subshell: PyTorch has its own CUDA libraries, which these must not shadow.
   # shellcheck source=/dev/null
   [ ! -e "$toolkit" ] || . "$toolkit"
   "$bespoke" bench train --device cuda --precision bf16 --peak "$peak" --json "$@"

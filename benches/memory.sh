@@ -1,17 +1,17 @@
 #!/bin/bash
-# What servers weigh: the time until each is ready, and the memory that it has after three short chats.
+# Memory and start of servers: the time until each is ready, and the memory that it has after three short chats.
 #
 #   benches/memory.sh [-n ROUNDS] COMMAND...
 #
-# Each COMMAND starts a server; {port} in it becomes a free port, {folder} an empty folder. They take turns, so that what else
-# the machine does meets all of them alike. For example:
+# Each COMMAND starts a server; {port} in it becomes a free port, {folder} an empty folder. They alternate, so that other
+# load affects all of them alike. For example:
 #
 #   benches/memory.sh -n 5 \
 #     'target/release/bespoke serve --model M.gguf --listen 127.0.0.1:{port} --state {folder} --spokes {folder}/spokes' \
 #     'llama-server -m M.gguf --port {port}'
 #
 # A server is ready when /health answers 200. Memory is what /proc says of the process (RSS, and of it the anonymous part
-# and the pages of files) a second after the last chat. A line says the median and in brackets the least and the most.
+# and the pages of files) a second after the last chat. A line has the median and in brackets the minimum and maximum.
 # QUIET=SECONDS waits longer than a second; LOGS=FOLDER keeps what the servers print.
 set -eu
 
@@ -31,7 +31,7 @@ trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true; rm -rf "$work"' EX
 
 now() { date +%s%N; }
 
-# A port that nobody listens on just now.
+# A free port.
 free_port() {
   local port
   for _ in $(seq 100); do
@@ -88,7 +88,7 @@ for round in $(seq "$rounds"); do
   done
 done
 
-# Median, least and most of a column, divided.
+# Median, minimum and maximum of a column, divided.
 spread() {
   sort -n -k "$2,$2" "$1" | awk -v column="$2" -v by="$3" -v unit="$4" '
     { value[NR] = $column / by }

@@ -1,4 +1,5 @@
-//! Training speed: a whole step of the default recipe's model and of one with 10M parameters, and its parts. Run with `cargo bench --bench train`.
+//! Training speed: a whole step of the default recipe's model and of one with 10M parameters, and
+//! its parts. Run with `cargo bench --bench train`.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const SEQ: usize = 512;
 const BATCH: usize = 8;
-/// Tokens that one thread takes at a time.
+/// Tokens that one thread processes at a time.
 const MICRO: usize = 1024;
 
 fn default_model() -> DecoderConfig {

@@ -17,7 +17,7 @@ torch.manual_seed(1)
 
 
 class Felix(torch.nn.Module):
-    """h + sigmoid(b) / S * W_up silu(W_down norm(h)) behind a block, the bottlenecks fused as ours are."""
+    """h + sigmoid(b) / S * W_up silu(W_down norm(h)) after a block, with the bottlenecks fused as in ours."""
 
     def __init__(self, block, width, spokes, rank):
         super().__init__()

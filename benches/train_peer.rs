@@ -1,6 +1,7 @@
-//! A training step beside PyTorch's, in turns: same shape, tokens, threads, f32, AdamW, clipping. Run with
-//! `cargo bench --bench train_peer -- PYTHON [ROUNDS [CASE...]]`, PYTHON one that has torch, transformers and peft; and
-//! `cargo bench --bench train_peer -- memory` for peak memory with and without activation checkpointing.
+//! Training steps alternating with PyTorch's: same shape, tokens, threads, f32, AdamW, clipping. Run
+//! with `cargo bench --bench train_peer -- PYTHON [ROUNDS [CASE...]]`, where PYTHON has torch,
+//! transformers and peft; and `cargo bench --bench train_peer -- memory` for peak memory with and
+//! without activation checkpointing.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -58,7 +59,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// One document a row, every token but the first a target.
+/// One document per row, every token but the first a target.
 fn rows(count: usize) -> Vec<PackedRow> {
     let row = |seed: u32| {
         let ids: Vec<u32> = (0..SEQ as u32).map(|i| (i * 7919 + seed * 104_729) % 4096).collect();
@@ -95,7 +96,7 @@ impl Ours {
         Ok(Self {
             decoder: decoder.recomputing(recompute),
             adapter,
-            // AdamW moves all of it, as at the peer's.
+            // AdamW updates everything, as in the peer.
             optimiser: Optimiser::new(&trained, Matrices::AdamW, MuonConfig::default(), adamw)?,
             trained,
             workers: Workers::new(THREADS)?,
@@ -113,7 +114,7 @@ impl Ours {
     }
 }
 
-/// PyTorch, waiting for a line to take a step.
+/// A PyTorch process that takes a step for every line it reads.
 struct Peer {
     child: Child,
     ask: ChildStdin,
@@ -168,7 +169,7 @@ fn processor() -> anyhow::Result<f64> {
     Ok(ticks.iter().map(|ticks| ticks.parse::<f64>()).sum::<Result<f64, _>>()? / 100.0)
 }
 
-/// Median, least, largest.
+/// Median, minimum, maximum.
 fn spread(values: &mut [f64]) -> String {
     values.sort_by(f64::total_cmp);
     let (first, last) = (values[0], values[values.len() - 1]);

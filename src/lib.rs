@@ -1,8 +1,8 @@
-//! bespoke: makes, serves and keeps improving a small language model of a person's own.
+//! bespoke: makes, serves and keeps improving a small language model of your own.
 //!
-//! The rooms of the house and the directions between them are drawn in `docs/architecture.md`.
+//! `docs/architecture.md` shows the modules and how they depend on each other.
 
-// A sanitizer brings its own.
+// Sanitizers have their own allocator.
 pub mod adapter;
 #[cfg(not(fuzzing))]
 mod allocator;

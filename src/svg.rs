@@ -1,6 +1,6 @@
-//! What the program's drawings share.
+//! Shared parts of the program's SVG drawings.
 
-/// Begins a drawing with a title and a white ground.
+/// Begins a drawing with a title and a white background.
 pub fn open(width: f64, height: f64, title: &str) -> String {
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
@@ -9,12 +9,12 @@ pub fn open(width: f64, height: f64, title: &str) -> String {
     )
 }
 
-/// A text that can stand between tags.
+/// A text escaped for use between tags.
 pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// 1, 2 or 5 times a power of ten, at least `least`: the distance of ticks.
+/// The distance between ticks: 1, 2 or 5 times a power of ten, at least `least`.
 pub fn nice_step(least: f64) -> f64 {
     let power = 10f64.powf(least.log10().floor());
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= least).unwrap_or(power)

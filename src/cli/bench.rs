@@ -1,4 +1,5 @@
-//! `bespoke bench`: how fast an endpoint answers and a training step is, and a model and spokes to measure with.
+//! `bespoke bench`: measures endpoints and training steps, and writes synthetic models and spokes
+//! to measure with.
 
 mod drive;
 mod memory;
@@ -13,11 +14,11 @@ mod train;
 pub enum Command {
     /// Measure an endpoint of the OpenAI API, alone or against another one
     Serve(serve::Args),
-    /// Write a stand-in: a model with the shape of a real one and random weights
+    /// Write a synthetic model: the shape of a real one with random weights
     Model(model::Args),
-    /// Write a stand-in of a spoke: one with the shape of a trained one and random weights
+    /// Write a synthetic spoke: the shape of a trained one with random weights
     Spoke(spoke::Args),
-    /// Measure training steps of a model's shape on this machine
+    /// Measure the speed of training steps on this machine
     Train(train::Args),
 }
 

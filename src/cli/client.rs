@@ -1,4 +1,4 @@
-//! The one HTTP client of the command line: JSON to the daemon and back, errors in words.
+//! The HTTP client of the command line: exchanges JSON with the daemon and explains errors.
 
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -11,13 +11,13 @@ use ureq::{Agent, Body};
 use crate::task::Event;
 use crate::task::prompt::{self, Wording};
 
-/// Where the daemon is unless somebody says otherwise.
+/// The default address of the daemon.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:8899";
 
-/// Longer than the daemon's own limit for a request, so that the daemon's error arrives rather than ours.
+/// Longer than the daemon's own time limit for a request, so that the daemon reports the timeout.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
-/// Where the daemon is and how it knows us; for commands to flatten into their arguments.
+/// The address of the daemon and our key, for commands to flatten into their arguments.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Daemon {
     /// Address of the daemon
@@ -26,7 +26,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A client for it, with the key in `BESPOKE_API_KEY` if there is one.
+    /// A client for the daemon, with the key in `BESPOKE_API_KEY` if there is one.
     pub fn client(&self) -> Result<Client, ClientError> {
         Client::with_key_of_environment(&self.endpoint)
     }
@@ -37,7 +37,8 @@ pub fn encoding_request(event: &Event) -> Value {
     prompt::request(event, &Wording::standard())
 }
 
-/// Has a request answered by a spoke of this name, by the post alone (`post`), or by what the daemon chooses (none).
+/// Selects a spoke for a request by name, the post alone (`post`), or the daemon's choice
+/// (`None`).
 pub fn choose_spoke(request: &mut Value, spoke: Option<&str>) {
     match spoke {
         None => {}
@@ -54,13 +55,13 @@ pub struct Client {
     agent: Agent,
 }
 
-/// Why the daemon gave no answer.
+/// Why there is no answer of the daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Not an address.
     #[error("endpoint {0:?}: expected http://ADDRESS:PORT")]
     Endpoint(String),
-    /// Nobody answers there.
+    /// There is no connection.
     #[error(
         "no daemon answers at {endpoint}: {reason}\nhint: start one with `bespoke serve`, or name its address with --endpoint"
     )]
@@ -70,7 +71,7 @@ pub enum ClientError {
         /// What the system says.
         reason: String,
     },
-    /// The daemon says no.
+    /// The daemon refused.
     #[error("{endpoint} answers {status}: {message}")]
     Refused {
         /// The address.
@@ -80,7 +81,7 @@ pub enum ClientError {
         /// The daemon's message.
         message: String,
     },
-    /// The answer began and didn't come to its end.
+    /// The answer broke off.
     #[error("the answer of {endpoint} broke off: {reason}")]
     BrokenOff {
         /// The address.
@@ -88,7 +89,7 @@ pub enum ClientError {
         /// What the system says.
         reason: String,
     },
-    /// The answer isn't what the daemon sends.
+    /// The answer isn't one of the daemon.
     #[error("{url} doesn't answer as the daemon does: {reason}")]
     Answer {
         /// The address.
@@ -99,7 +100,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether the same question may be answered a little later.
+    /// Whether the same request may succeed a little later.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::BrokenOff { .. } => true,
@@ -110,7 +111,7 @@ impl ClientError {
 }
 
 impl Client {
-    /// A client; `endpoint` may end in `/v1`, as other clients' settings do.
+    /// A client; `endpoint` may end in `/v1`, as in the settings of other clients.
     pub fn new(endpoint: &str, key: Option<String>) -> Result<Self, ClientError> {
         let trimmed = endpoint.trim().trim_end_matches('/');
         let trimmed = trimmed.strip_suffix("/v1").unwrap_or(trimmed).trim_end_matches('/');
@@ -120,7 +121,8 @@ impl Client {
         }
         let agent = Agent::config_builder()
             .http_status_as_error(false)
-            // The daemon is on this machine or near it: a proxy set for the web must not get its requests.
+            // The daemon is on this machine or nearby, so a proxy for the web must not get its
+            // requests.
             .proxy(None)
             .timeout_connect(Some(Duration::from_secs(10)))
             .timeout_global(Some(PATIENCE))
@@ -144,7 +146,7 @@ impl Client {
         self.read(path, self.send(path, body))
     }
 
-    /// Sends JSON to a path that answers in plain words.
+    /// Sends JSON to a path that answers with plain text.
     pub fn tell(&self, path: &str, body: &impl Serialize) -> Result<(), ClientError> {
         match self.send(path, body) {
             Ok(response) if response.status().as_u16() < 400 => Ok(()),
@@ -152,7 +154,7 @@ impl Client {
         }
     }
 
-    /// Sends JSON and gives the answer's lines as they come: server-sent events.
+    /// Sends JSON and returns the lines of the answer as they arrive: server-sent events.
     pub fn stream<B: Serialize>(&self, path: &str, body: &B) -> Result<impl BufRead + use<B>, ClientError> {
         match self.send(path, body) {
             Ok(response) if response.status().as_u16() < 400 => {
@@ -174,7 +176,7 @@ impl Client {
         request.send_json(body)
     }
 
-    /// Asks for a path such as `/v1/models`.
+    /// Gets a path such as `/v1/models`.
     pub fn get(&self, path: &str) -> Result<Value, ClientError> {
         let mut request = self.agent.get(self.url(path));
         if let Some(key) = &self.key {

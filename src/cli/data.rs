@@ -1,4 +1,4 @@
-//! `bespoke data`: make training data, and check it before anything is trained on it.
+//! `bespoke data`: generates training data, and checks it before training.
 
 mod distil;
 
@@ -18,11 +18,11 @@ use crate::task::schema::{Encoding, encoding_faults};
 /// Subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Write generated rows: the same seed gives the same rows
+    /// Generate rows: the same seed gives the same rows
     Generate(Generate),
     /// Check a training and an evaluation file: valid answers, little overlap
     Check(Check),
-    /// Write down what the teacher of a recipe says of all its rows, for `distil.stored`
+    /// Cache the outputs of a recipe's teacher for all its rows, for `distil.stored`
     Distil(distil::Args),
 }
 
@@ -35,7 +35,7 @@ pub struct Generate {
     /// Seed of the generator
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How many rows
+    /// Number of rows
     #[arg(long)]
     rows: u64,
     /// Number of the first row
@@ -44,7 +44,7 @@ pub struct Generate {
     /// Write to this file instead of stdout
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Characters of an event at most
+    /// Maximum characters of an event
     #[arg(long, default_value_t = Limits::default().max_event_chars)]
     max_event_chars: usize,
     /// Write events without answers: {id, raw_input, source, type}
@@ -52,7 +52,7 @@ pub struct Generate {
     events_only: bool,
 }
 
-/// A split as the command line names it.
+/// A split, as the command line names it.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum SplitName {
     Train,
@@ -62,18 +62,18 @@ enum SplitName {
 /// What to check.
 #[derive(Debug, clap::Args)]
 pub struct Check {
-    /// Rows that are trained on
+    /// Training rows
     train: PathBuf,
-    /// Rows that are judged with
+    /// Evaluation rows
     eval: PathBuf,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Mean share of an evaluation event's 8-grams that training may have.
+/// Largest mean share of an evaluation event's 8-grams that may occur in training.
 const MEAN_BOUND: f64 = 0.02;
-/// Share of evaluation events of which training may have more than half.
+/// Largest share of evaluation events with more than half of their 8-grams in training.
 const ABOVE_HALF_BOUND: f64 = 0.01;
 
 /// Runs the command.
@@ -94,7 +94,7 @@ fn generate(args: &Generate) -> anyhow::Result<()> {
             staged.commit().with_context(|| format!("{}: can't be written", path.display()))
         }
         None => match write_rows(args, &mut BufWriter::new(std::io::stdout().lock())) {
-            // The reader has seen enough (`| head`).
+            // The reader closed the pipe (`| head`).
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             written => written.context("stdout: can't be written"),
         },
@@ -136,7 +136,7 @@ struct EventLine<'a> {
     kind: &'a str,
 }
 
-/// What `check` found.
+/// The result of `check`.
 #[derive(Debug, Serialize)]
 struct Report {
     train: FileReport,
@@ -146,7 +146,7 @@ struct Report {
     problems: Vec<String>,
 }
 
-/// What one file holds.
+/// Statistics of one file.
 #[derive(Debug, Default, Serialize)]
 struct FileReport {
     rows: usize,
@@ -154,13 +154,13 @@ struct FileReport {
     invalid_answers: usize,
     first_invalid: Option<String>,
     duplicate_events: usize,
-    /// Characters of events: median, 95th percentile, most.
+    /// Characters of events: median, 95th percentile, maximum.
     event_chars: [usize; 3],
-    /// Characters of whole rows (all messages): the same three.
+    /// The same for whole rows (all messages).
     row_chars: [usize; 3],
 }
 
-/// Goes through a file once, handing each record to `see`.
+/// Reads a file once and passes each record to `see`.
 fn survey(path: &Path, mut see: impl FnMut(&Record)) -> anyhow::Result<FileReport> {
     let mut report = FileReport::default();
     let (mut events, mut rows) = (Vec::new(), Vec::new());
@@ -238,7 +238,7 @@ fn problems(train: &FileReport, eval: &FileReport, overlap: &Overlap) -> Vec<Str
     if overlap.above_half > ABOVE_HALF_BOUND {
         let share = overlap.above_half;
         problems.push(format!(
-            "{share:.4} of the eval rows are more than half in train; at most {ABOVE_HALF_BOUND} is allowed"
+            "{share:.4} of the eval rows have more than half of their 8-grams in train; at most {ABOVE_HALF_BOUND} is allowed"
         ));
     }
     problems

@@ -1,4 +1,4 @@
-//! `bespoke encode`: an event in, a memory out, through the running daemon.
+//! `bespoke encode`: turns an event into a memory, through the running daemon.
 
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -14,18 +14,19 @@ use crate::task::{Encoding, Event, SOURCES};
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The event: text, or one JSON object {raw_input or content, source, type}; `-` is standard input
+    /// The event: text, or one JSON object {raw_input or content, source, type}; `-` is standard
+    /// input
     #[arg(value_name = "FILE", default_value = "-")]
     file: PathBuf,
     #[command(flatten)]
     daemon: Daemon,
-    /// Where the event comes from: mcp, terminal, filesystem, git, clipboard, ingest [default: mcp]
+    /// Source of the event: mcp, terminal, filesystem, git, clipboard, ingest [default: mcp]
     #[arg(long)]
     source: Option<String>,
-    /// What sort of event it is: decision, error, insight, ... [default: general]
+    /// Type of the event: decision, error, insight, ... [default: general]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
-    /// The spoke that answers [default: what the daemon's configuration says; `post` is the post alone]
+    /// Spoke that answers; `post` is the post alone [default: as the daemon's configuration says]
     #[arg(long, value_name = "NAME")]
     spoke: Option<String>,
     /// Print JSON on a terminal too
@@ -36,7 +37,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// An event that can't be read or is empty; no daemon; whatever the daemon says.
+/// An event that can't be read or is empty; no daemon; errors of the daemon.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = read(&args.file)?;
     let event = event(&text, args.source, args.kind)?;
@@ -69,7 +70,8 @@ fn read(file: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// The event that a text means. A JSON object with neither `raw_input` nor `content` is itself the text of an event.
+/// Parses an event. A JSON object without `raw_input` and `content` is itself the text of an
+/// event.
 fn event(text: &str, source: Option<String>, kind: Option<String>) -> anyhow::Result<Event> {
     let object = match serde_json::from_str::<Value>(text) {
         Ok(Value::Object(object)) if object.contains_key("raw_input") || object.contains_key("content") => {
@@ -104,7 +106,7 @@ fn memory(reply: &Value) -> anyhow::Result<Encoding> {
     serde_json::from_str(content).with_context(|| format!("the answer is not a memory: {content}"))
 }
 
-/// The memory for people: labels on the left, wrapped text on the right.
+/// The memory as a table: labels on the left, wrapped text on the right.
 fn readable(memory: &Encoding, colour: bool) -> Table {
     let Encoding { structured_concepts: concepts, .. } = memory;
     let list = |lines: Vec<String>| lines.join("\n");
@@ -145,12 +147,12 @@ fn readable(memory: &Encoding, colour: bool) -> Table {
     table
 }
 
-/// The parts that say something, with a gap between them.
+/// The non-empty parts, with a gap between them.
 fn joined(parts: &[&str]) -> String {
     parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" · ")
 }
 
-/// What an event brought along must not steer the terminal.
+/// Removes control characters, so that an event can't control the terminal.
 fn harmless(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{FFFD}' } else { c }).collect()
 }

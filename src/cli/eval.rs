@@ -1,4 +1,4 @@
-//! `bespoke eval`: judge answers, and a model through its daemon.
+//! `bespoke eval`: scores answers, and evaluates a model through its daemon.
 
 mod run;
 mod score;
@@ -10,7 +10,7 @@ mod task;
 pub enum Command {
     /// Send events to the daemon and judge its answers
     Run(run::Args),
-    /// Score answers that a model gave before: rows {id, raw_input, output}
+    /// Score existing answers: rows {id, raw_input, output}
     Score(score::Args),
     /// Send held-out rows of the synthesis or retrieval task to the daemon and judge its answers
     Task(task::Args),

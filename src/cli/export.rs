@@ -1,4 +1,5 @@
-//! `bespoke export`: a Hugging Face folder becomes a GGUF file, and is only kept if llama.cpp computes with it what Candle does.
+//! `bespoke export`: converts a Hugging Face folder to a GGUF file, and keeps the file only if
+//! llama.cpp computes the same with it as Candle.
 
 use std::path::{Path, PathBuf};
 
@@ -21,12 +22,12 @@ pub struct Args {
     folder: PathBuf,
     /// File to write
     output: PathBuf,
-    /// How matrices are stored
+    /// Type of the matrices
     #[arg(long = "type", value_name = "TYPE", default_value = "F32", ignore_case = true)]
     kind: Kind,
 }
 
-/// How an export stores matrices, named as llama.cpp names it.
+/// The types of matrices in an export, by llama.cpp's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[clap(rename_all = "verbatim")]
 #[allow(non_camel_case_types, missing_docs)]
@@ -52,13 +53,14 @@ pub enum Kind {
     Q2_K,
 }
 
-/// Largest difference of a logit from Candle's that the F32 file may show, relative to the largest logit.
+/// Largest allowed difference of a logit of the F32 file from Candle's, relative to the largest
+/// logit.
 const EXACT: f32 = 1e-3;
-/// The same where the feed-forward part is GELU: llama.cpp looks it up in a table of f16 values on the CPU.
+/// The same for GELU, which llama.cpp looks up in a table of f16 values on the CPU.
 const EXACT_GELU: f32 = 5e-3;
 
-/// The root mean square difference that a type may cost this model. A DeltaNet brings queries and keys to length 1, short ones
-/// too, and with them their rounding; damage still shows as 1 or more.
+/// The allowed root mean square difference of a type for this model. A DeltaNet normalises queries
+/// and keys, which amplifies the rounding of short ones; damage still shows as 1 or more.
 fn allowed(model: &Model, bound: f32) -> f32 {
     if model.config.features.delta_net().is_some() { (5.0 * bound).min(0.8) } else { bound }
 }
@@ -70,21 +72,21 @@ fn exact(model: &Model) -> f32 {
     }
 }
 
-/// How a type is made from the F32 file.
+/// How the file of a type is made from the F32 file.
 enum Maker {
-    /// It is that file.
+    /// It is the F32 file.
     Nothing,
     /// Our own writer.
     Writer(Precision),
-    /// llama.cpp's quantiser, with its number of the type.
+    /// llama.cpp's quantiser, with its type.
     Quantiser(QuantType),
 }
 
 impl Kind {
-    /// How the type is made, and the root mean square difference of logits (relative to their root mean square) that it
-    /// may cost. Structure is proven on the F32 file; this bound only tells loss of precision from damage, where it
-    /// is 1 or more. The widths hold for random
-    /// weights, the worst case.
+    /// How the type is made, and the allowed root mean square difference of logits, relative to
+    /// their root mean square. The F32 file proves the structure; this bound only distinguishes
+    /// loss of precision from damage, which shows as 1 or more. The bounds hold for random weights,
+    /// the worst case.
     fn plan(self) -> (Maker, f32) {
         let by = |file_type| Maker::Quantiser(QuantType(file_type));
         match self {
@@ -114,7 +116,8 @@ impl Kind {
 /// Runs the command.
 ///
 /// # Errors
-/// A folder that can't be read or exported; a file with which llama.cpp computes something else.
+/// A folder that can't be read or exported; a file with which llama.cpp computes something
+/// different.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = hugging_face::load(&args.folder)?;
     for warning in template_warnings(&model.text, &args.folder) {
@@ -137,14 +140,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is wrong with the chat templates of a model. They are carried over all the same: others may read them.
+/// Problems with the chat templates of a model. They are exported anyway, because other programs
+/// may support them.
 fn template_warnings(text: &TextSide, folder: &Path) -> Vec<String> {
     let named = text.named_templates.iter().map(|(name, source)| (format!(" {name:?}"), source));
     let default = text.chat_template.iter().map(|source| (String::new(), source));
     let warning = |(name, source): (String, &String)| {
         let error = ChatTemplate::check(source).err()?;
         Some(format!(
-            "{}: chat template{name}: {error}\nhint: `bespoke serve` takes no model whose template it can't read, unless \
+            "{}: chat template{name}: {error}\nhint: `bespoke serve` refuses a model whose template it can't read, unless \
              model.chat_template names a file with another one",
             folder.display()
         ))
@@ -152,7 +156,7 @@ fn template_warnings(text: &TextSide, folder: &Path) -> Vec<String> {
     default.chain(named).filter_map(warning).collect()
 }
 
-/// How far Candle and llama.cpp agree.
+/// How well Candle and llama.cpp agree.
 #[derive(Debug, Clone, Copy)]
 pub struct Report {
     /// Tokens whose ids and logits were compared.
@@ -163,7 +167,7 @@ pub struct Report {
     pub stored: f32,
 }
 
-/// Writes `output` and checks it; what fails the check is never there under that name.
+/// Writes `output` and checks it; a file that fails the check never gets that name.
 ///
 /// # Errors
 /// As [`run`].
@@ -177,7 +181,7 @@ pub fn export(model: &Model, folder: &Path, output: &Path, kind: Kind) -> anyhow
     let parity = check(model, full.path()).context("the export was checked and not kept")?;
     let Parity { tokens, max: exact, .. } = parity;
     let most = self::exact(model);
-    // Not `>`: a NaN must fail.
+    // Not `>`, because a NaN must fail.
     ensure!(
         exact <= most,
         "the export was checked and not kept: logits of Candle and llama.cpp differ by {exact:.1e} of the largest logit, \
@@ -211,11 +215,12 @@ pub fn export(model: &Model, folder: &Path, output: &Path, kind: Kind) -> anyhow
     Ok(Report { tokens, exact, stored })
 }
 
-/// A bit of everything that tokenisers treat apart: words, numbers, code, escapes, markers as text, scripts, spaces.
+/// Examples of everything that tokenizers treat differently: words, numbers, code, escapes,
+/// markers as text, scripts, spaces.
 const PROMPT: &str = "Fix: the parser's 2nd crash in src/main.rs:417 (error 0x3fA2, 99.5 %)\n\n  - {\"gist\":\"naïve\\n\"} \
     <|user|> isn't a turn\t日本語 Ünïcode 👩‍💻   end \r\n";
 
-/// How far two rows of logits agree.
+/// How well two rows of logits agree.
 #[derive(Debug, Clone, Copy)]
 pub struct Parity {
     /// Tokens whose logits were compared.
@@ -229,7 +234,7 @@ pub struct Parity {
 /// Compares ids and logits of one prompt.
 ///
 /// # Errors
-/// Different ids; either side failing to compute.
+/// Different ids; either side fails to compute.
 pub fn check(model: &Model, gguf: &Path) -> anyhow::Result<Parity> {
     let reference = Reference::open(gguf)?;
     let json = serde_json::to_vec(&model.text.tokenizer)?;
@@ -239,15 +244,15 @@ pub fn check(model: &Model, gguf: &Path) -> anyhow::Result<Parity> {
     for (id, token) in tokenizer.inner().get_added_tokens_decoder() {
         let found = reference.tokenize(&token.content, true);
         ensure!(found == [id], "llama.cpp reads token {:?} as {found:?}, expected [{id}]", token.content);
-        // What a person writes. llama.cpp has tables of texts that it treats as tokens of its own kind. Runs of what stands
-        // for a space are made by merges, which depend on what is around them.
+        // User text. llama.cpp has tables of texts that it treats as special tokens. Runs of the
+        // space marker are produced by merges, which depend on the surrounding text.
         if !token.content.contains('▁') {
             let (ours, theirs) =
                 (tokenizer.encode(&token.content)?, reference.tokenize(&token.content, false));
             ensure!(
                 ours == theirs,
-                "in a text, llama.cpp reads {:?} as {theirs:?}, tokenizer.json as {ours:?}: llama.cpp has a meaning of its own \
-                 for it, and a model that is trained with this tokenizer would not be served as it was trained",
+                "in a text, llama.cpp reads {:?} as {theirs:?}, tokenizer.json as {ours:?}: llama.cpp treats it specially, so \
+                 a model that is trained with this tokenizer would be served differently than it was trained",
                 token.content
             );
         }
@@ -277,7 +282,7 @@ pub fn candle_logits(model: &Model, ids: &[u32]) -> candle_core::Result<Vec<f32>
     decoder.logits(&hidden)?.flatten_all()?.to_vec1()
 }
 
-/// max |a - b| / max |a|, and the same of root mean squares; NaN if any of the values is.
+/// max |a - b| / max |a|, and the same for root mean squares; NaN if any value is.
 ///
 /// # Errors
 /// Different lengths.
@@ -286,7 +291,7 @@ pub fn relative_difference(expected: &[f32], found: &[f32]) -> anyhow::Result<(f
     let (mut max, mut square) = ([0f64; 2], [0f64; 2]);
     for (&a, &b) in expected.iter().zip(found) {
         for (at, value) in [a - b, a].map(f64::from).into_iter().enumerate() {
-            // f64::max drops NaN, which must not pass for agreement.
+            // f64::max ignores NaN, which must not count as agreement.
             max[at] = if value.is_nan() { value } else { value.abs().max(max[at]) };
             square[at] += value * value;
         }

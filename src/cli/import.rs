@@ -1,4 +1,4 @@
-//! `bespoke import`: a GGUF file becomes a Hugging Face folder.
+//! `bespoke import`: converts a GGUF file to a Hugging Face folder.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,8 @@ use crate::model::{gguf_file, hugging_face};
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// GGUF file of architecture llama, qwen2, qwen3, gemma2 or qwen35, with weights of any type that ggml can dequantise
+    /// GGUF file of architecture llama, qwen2, qwen3, gemma2 or qwen35, with weights of any type
+    /// that ggml can dequantise
     file: PathBuf,
     /// Folder to write
     output: PathBuf,
@@ -16,9 +17,9 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// A file that breaks a rule or holds what the decoder does not compute; the disk.
+/// A file that breaks a rule or has parts that the decoder doesn't compute; I/O errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    // Weights pass through one at a time: a large model needs no memory of its size.
+    // Weights are converted one at a time, so a large model doesn't have to fit in memory.
     let file = gguf_file::Imported::open(&args.file)?;
     hugging_face::save_parts(&args.output, &file.config, &file.text, |name| file.values(name))?;
     println!("{}: {} parameters as F32", args.output.display(), file.config.parameter_count());

@@ -32,9 +32,9 @@ pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 /// Wrong usage (clap's own code).
 pub const USAGE: u8 = 2;
-/// Nobody reads what is printed any more (as shells tell of SIGPIPE).
+/// The reader of our output is gone (the shell's code for SIGPIPE).
 pub const READER_GONE: u8 = 141;
-/// Wrong configuration: retrying can't help (sysexits' EX_CONFIG).
+/// Wrong configuration, so a retry can't help (EX_CONFIG of sysexits).
 pub const CONFIG: u8 = 78;
 
 /// Makes, serves and keeps improving a small language model of your own.
@@ -53,40 +53,41 @@ enum Command {
     Encode(encode::Args),
     /// Train a model from a recipe
     Train(train::Args),
-    /// Look at training runs: lists, tables, loss curves
+    /// Show training runs: lists, tables, loss curves
     #[command(subcommand)]
     Runs(runs::Command),
-    /// Write a Hugging Face folder as a GGUF file
+    /// Convert a Hugging Face folder to a GGUF file
     Export(export::Args),
-    /// Write a GGUF file as a Hugging Face folder
+    /// Convert a GGUF file to a Hugging Face folder
     Import(import::Args),
     /// List the spokes of the running daemon
     Spokes(spokes::Args),
-    /// Look at spokes, convert them, and change what is served
+    /// Inspect spokes, convert them, and change what is served
     #[command(subcommand)]
     Spoke(spoke::Command),
-    /// Say whether this machine has what the daemon needs
+    /// Check whether this machine has what the daemon needs
     Doctor(doctor::Args),
-    /// Try the kernels with a model, as the daemon does before it serves
+    /// Test the kernels with a model, as the daemon does before it serves
     #[command(hide = true)]
     SelfTest(self_test::Args),
-    /// Judge a model
+    /// Evaluate a model
     #[command(subcommand)]
     Eval(eval::Command),
     /// Measure speed
     #[command(subcommand)]
     Bench(bench::Command),
-    /// Make and check training data
+    /// Generate and check training data
     #[command(subcommand)]
     Data(data::Command),
 }
 
-/// An error that is the configuration's fault: exit code 78.
+/// An error in the configuration: exit code 78.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct WrongConfiguration(pub String);
 
-/// The arguments. Where `COLUMNS` says 0, as it does for some terminals, help is laid out for 80 columns.
+/// Parses the arguments. If `COLUMNS` is 0, as on some terminals, help is formatted for 80
+/// columns.
 fn parsed() -> Cli {
     let mut command = Cli::command();
     if std::env::var("COLUMNS").is_ok_and(|columns| columns.trim() == "0") {
@@ -98,7 +99,7 @@ fn parsed() -> Cli {
     }
 }
 
-/// Parses the arguments, runs the command, prints what went wrong.
+/// Parses the arguments, runs the command and prints errors.
 pub fn main() -> ! {
     let cli = parsed();
     if let Err(error) = cpu_features::check() {
@@ -107,7 +108,7 @@ pub fn main() -> ! {
     }
     let missing = missing_features();
     if !missing.is_empty() {
-        // What comes may be an illegal instruction, which says nothing.
+        // Otherwise an illegal instruction may follow, without any message.
         eprintln!(
             "warning: this program was compiled for a processor with {}, which this one doesn't have\nhint: run `make` on this machine, or `make portable`",
             missing.join(", ")
@@ -140,7 +141,7 @@ pub fn main() -> ! {
     })
 }
 
-/// Whoever reads our output may have had enough (`| head`): that is no failure to tell of.
+/// The reader of our output may close the pipe (`| head`); that is no failure to report.
 fn end_with_the_reader() {
     let told = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -152,7 +153,7 @@ fn end_with_the_reader() {
     }));
 }
 
-/// What an error and its causes say, each thing once: many a message has the one of its cause in it.
+/// The messages of an error and its causes, each once: many messages include that of their cause.
 pub(crate) fn told(error: &anyhow::Error) -> Vec<String> {
     let mut said: Vec<String> = Vec::new();
     for text in error.chain().map(ToString::to_string) {
@@ -167,7 +168,7 @@ pub(crate) fn told(error: &anyhow::Error) -> Vec<String> {
     said
 }
 
-/// Whether a text has another one in it, as whole words.
+/// Whether a text contains another one as whole words.
 fn says(whole: &str, part: &str) -> bool {
     let part = part.trim().trim_end_matches('.');
     if part.is_empty() {
@@ -179,7 +180,7 @@ fn says(whole: &str, part: &str) -> bool {
     })
 }
 
-/// Prints an error with its chain of causes, one a line, and what can be done about it.
+/// Prints an error with its causes, one per line, and a hint.
 fn report(error: &anyhow::Error) {
     let said = told(error);
     eprintln!("error: {}", said[0]);
@@ -214,7 +215,7 @@ mod tests {
         assert_eq!(of(&["x: not found", "not found"]), ["x: not found"]);
         assert_eq!(of(&["can't read x", "can't read x: not found"]), ["can't read x: not found"]);
         assert_eq!(of(&["a: b: c", "b: c", "c"]), ["a: b: c"]);
-        // Other words, though the letters are there.
+        // The letters match but the words don't.
         assert_eq!(of(&["error 28", "error 2"]), ["error 28", "error 2"]);
         assert_eq!(of(&["cannot", "not"]), ["cannot", "not"]);
         assert_eq!(of(&["", "why"]), ["why"]);

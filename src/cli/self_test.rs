@@ -1,5 +1,5 @@
-//! `bespoke self-test`: the child process in which the daemon tries its kernels. It writes a line of JSON before each
-//! thing that may kill it.
+//! `bespoke self-test`: the child process in which the daemon tests its kernels. It writes a line
+//! of JSON before each step that may kill it.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -16,10 +16,10 @@ pub struct Args {
     /// The GGUF file to compute with
     #[arg(value_name = "MODEL.gguf")]
     model: PathBuf,
-    /// A kernel that is not tried: attention, product or felix
+    /// Kernel to leave out: attention, product or felix
     #[arg(long, value_name = "KERNEL", value_parser = parse)]
     without: Vec<Kernel>,
-    /// Memory that this process may take for itself
+    /// Memory that this process may use
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
 }
@@ -32,13 +32,13 @@ fn parse(text: &str) -> Result<Kernel, String> {
 /// Runs the command.
 ///
 /// # Errors
-/// The model can't be loaded or computed.
+/// The model can't be loaded or run.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let bounds = Confinement { memory: args.memory };
-    bounds.bound().context("this process can't be held to its memory")?;
+    bounds.bound().context("can't limit the memory of this process")?;
     let kernels = args.without.iter().fold(Kernels::best(), |kernels, &kernel| kernels.without(kernel));
     let mut tell = |line: &SelfTestLine| {
-        // Nobody reads any more: the parent is gone, and this process soon.
+        // If nothing reads this, the parent is gone and this process will end soon.
         let _ = serde_json::to_string(line).map(|line| println!("{line}"));
         let _ = std::io::stdout().flush();
     };

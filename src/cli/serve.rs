@@ -30,7 +30,7 @@ use crate::task::Event;
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Configuration [default: config/bespoke.toml, if it is there]
+    /// Configuration [default: config/bespoke.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
     config: Option<PathBuf>,
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8899]
@@ -39,10 +39,10 @@ pub struct Args {
     /// The GGUF file to serve [default: models/bespoke-tiny.gguf]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Folder in which spokes are dropped [default: spokes]
+    /// Folder to drop spokes into [default: spokes]
     #[arg(long, value_name = "DIR")]
     spokes: Option<PathBuf>,
-    /// Folder for what the daemon must not forget [default: ~/.local/state/bespoke]
+    /// Folder for the daemon's persistent state [default: ~/.local/state/bespoke]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 }
@@ -59,14 +59,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     start_log(settings.log.format);
     let Raised { before, now } = descriptors::raise();
     tracing::info!(before, now, "limit of file descriptors");
-    // HTTP needs little; the cores belong to the engine.
+    // HTTP needs little; the cores are for the engine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("can't start the threads that serve HTTP")?;
     let outcome = runtime.block_on(async {
-        // Before anything else: a signal during the start must not be lost.
+        // Before anything else, so that a signal during the start isn't lost.
         let stop = Stop::new().context("can't listen for signals")?;
         let reload = signal(SignalKind::hangup()).context("can't listen for signals")?;
         let hub = Hub::build(&settings).map_err(in_words)?;
@@ -87,7 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     outcome
 }
 
-/// The log goes to stderr; `RUST_LOG` chooses what is in it.
+/// The log goes to stderr; `RUST_LOG` filters it.
 fn start_log(format: LogFormat) {
     // llama.cpp writes a page for each model at level info; `RUST_LOG=info` shows it.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
@@ -123,10 +123,10 @@ fn in_words(error: HubError) -> anyhow::Error {
     }
 }
 
-/// Tells systemd, if it started us.
+/// Notifies systemd, if it started us.
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "systemd can't be told the state");
+        tracing::warn!(%error, "can't notify systemd");
     }
 }
 
@@ -139,8 +139,8 @@ async fn reload_keys(mut hangup: Signal, keys: Arc<KeyRing>) {
     }
 }
 
-/// Passes the engine's heartbeat on to systemd, which kills us without it. While weights are read there is none, and
-/// at the end there is none any more: systemd has time limits of its own for both.
+/// Forwards the engine's heartbeat to systemd, which kills us without it. There is no heartbeat
+/// during the start and the shutdown, for which systemd has separate time limits.
 async fn feed_watchdog(limit: Duration, health: watch::Receiver<Health>) {
     let mut ticks = tokio::time::interval((limit / 4).max(Duration::from_millis(1)));
     let mut last = None;
@@ -171,7 +171,7 @@ fn invitation(address: SocketAddr, id: &str, model: &ModelInfo) -> String {
         "error",
         "Deploy of billing-api 2.4.1 failed at 14:05: migration 0042_add_index timed out after 30s. Rolled back to 2.4.0.",
     );
-    // In single quotes the shell changes nothing; a single quote itself has to leave them for a moment.
+    // In single quotes the shell changes nothing; a single quote itself has to be outside of them.
     let body = encoding_request(&event).to_string().replace('\'', r"'\''");
     let millions = model.parameters as f64 / 1e6;
     format!(
@@ -182,7 +182,7 @@ fn invitation(address: SocketAddr, id: &str, model: &ModelInfo) -> String {
     )
 }
 
-/// An address that a client on this machine can use for one that listens everywhere.
+/// The address that a client on this machine can use if the daemon listens on all addresses.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
@@ -211,7 +211,7 @@ impl Stop {
         }
     }
 
-    /// Ready at the first signal; the second ends the process, whatever still runs.
+    /// Completes at the first signal; the second ends the process, whatever is still running.
     async fn signalled(mut self) {
         self.next().await;
         eprintln!("stopping: running requests may end; a second signal stops at once");

@@ -1,4 +1,4 @@
-//! `bespoke spoke`: look at a spoke's file, write it in another format, and change what the daemon serves.
+//! `bespoke spoke`: inspects spokes, converts them, and changes what the daemon serves.
 
 mod add;
 mod change;
@@ -11,30 +11,30 @@ mod show;
 /// Subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Say what a spoke's file holds, and whether it fits a post
+    /// Show the properties of a spoke's file, and whether it fits a post
     Show(show::Args),
-    /// Write a spoke in another format
+    /// Convert a spoke to another format
     Convert(convert::Args),
-    /// Split a file that is post and Felix spoke in one
+    /// Split a file that contains both a post and a Felix spoke
     Import(import::Args),
-    /// Put a spoke into the daemon's folder and say what becomes of it
+    /// Add a spoke to the daemon's folder and report its state
     Add(add::Args),
-    /// Take a spoke out of the daemon's folder
+    /// Remove a spoke from the daemon's folder
     Rm(rm::Args),
-    /// Serve the generation that served before
+    /// Serve the previous generation again
     Rollback(change::Args),
-    /// Serve a name again that was switched off, or a file that was refused or rolled back
+    /// Serve a disabled name again, or a file that was refused or rolled back
     Enable(change::Args),
-    /// Stop to serve a name, whatever is in the folder
+    /// Stop serving a name, whatever is in the folder
     Disable(change::Args),
-    /// Try a spoke on a post, as the daemon does before it loads it
+    /// Test a spoke on a post, as the daemon does before it loads it
     Probe(probe::Args),
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// Why a file is no spoke, or can't be converted; the disk; the daemon.
+/// Why a file is no spoke or can't be converted; I/O errors; errors of the daemon.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Show(args) => show::run(&args),

@@ -1,4 +1,4 @@
-//! `bespoke spokes`: what is in the folder of spokes, and what of it serves.
+//! `bespoke spokes`: lists the spokes of the daemon and what they serve.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let name = row["name"].as_str().unwrap_or_default();
         println!("{name}: {} ({})", text("message"), text("code"));
         if let Some(at) = row["retry_at"].as_u64() {
-            println!("  it is tried again {}", ahead(at, SystemTime::now()));
+            println!("  it will be retried {}", ahead(at, SystemTime::now()));
         }
         if row["reason"]["hint"].is_string() {
             println!("  hint: {}", text("hint"));
@@ -75,7 +75,7 @@ fn shown(rows: &[Value], now: SystemTime) -> String {
     table.to_string()
 }
 
-/// How long ago a second since 1970 was, roughly.
+/// Roughly how long ago a Unix time was.
 fn ago(at: u64, now: SystemTime) -> String {
     let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let seconds = now.saturating_sub(at);
@@ -88,7 +88,7 @@ fn ago(at: u64, now: SystemTime) -> String {
     format!("{} ago", humantime::format_duration(Duration::from_secs(rough)))
 }
 
-/// How far ahead a second since 1970 is.
+/// How far ahead a Unix time is.
 fn ahead(at: u64, now: SystemTime) -> String {
     let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     match at.saturating_sub(now) {

@@ -1,8 +1,9 @@
-//! How tables look on a terminal.
+//! Tables for the terminal.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
 
-/// Columns of a terminal that says it has none: an editor's, a serial line, one whose size was never set.
+/// Columns of a terminal that reports none: in an editor, on a serial line, or if the size was
+/// never set.
 pub const COLUMNS: u16 = 80;
 
 /// A table that fits the terminal.
@@ -14,7 +15,7 @@ pub fn fitting() -> Table {
     table
 }
 
-/// A table with a line under its header and right-aligned cells behind the first column.
+/// A table with a line under its header and right-aligned cells after the first column.
 pub fn plain(header: &[&str]) -> Table {
     let mut table = fitting();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);

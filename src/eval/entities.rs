@@ -1,20 +1,23 @@
-//! What a faithful memory must keep: the numbers, paths, versions and proper nouns of a text.
+//! The entities that a faithful memory must keep: numbers, paths, versions and proper nouns of a
+//! text.
 //!
-//! The definition is a list of Python regular expressions with look-around. The parts without look-around are
-//! regular expressions here too; the rest is scanned by hand over word runs, which gives the same matches in
-//! linear time (a backtracking engine is quadratic on long words, and gives up on hostile ones).
-//! `tests/tools/score_reference.py` has the expressions verbatim; its scores are the tests' oracle.
+//! The definition is a list of Python regular expressions with look-around. Parts without
+//! look-around are regular expressions here too; the rest is a hand-written scan over runs of word
+//! characters, which gives the same matches in linear time (a backtracking engine is quadratic on
+//! long words and gives up on hostile ones). `tests/tools/score_reference.py` has the expressions
+//! verbatim; its scores are the oracle of the tests.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use regex::{Match, Regex};
 
-/// Python's `\w`: letters, every kind of number, and the underscore; no combining marks (Rust's `\w` has them).
+/// Python's `\w`: letters, all kinds of numbers and the underscore, but not combining marks (which
+/// Rust's `\w` includes).
 const WORD: &str = r"[\p{L}\p{N}_]";
 
 static WORDS: LazyLock<Regex> = LazyLock::new(|| compile(&format!("{WORD}+")));
-/// Alternatives are tried in this order at each position, so `12.5%` is not `12.5`.
+/// Alternatives are tried in this order at each position, so `12.5%` doesn't match as `12.5`.
 static NUMBERS: LazyLock<Regex> = LazyLock::new(|| {
     compile(concat!(
         r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?",
@@ -32,12 +35,12 @@ static PATH_RUNS: LazyLock<Regex> = LazyLock::new(|| compile(r"[\p{L}\p{N}_/~-]+
 static PATH_TAIL: LazyLock<Regex> = LazyLock::new(|| compile(r"^[\p{L}\p{N}_./~-]+"));
 static ROOTS: LazyLock<Regex> = LazyLock::new(|| compile(r"/(?:home|usr|etc|var|tmp|opt|api|static)"));
 
-/// File endings that make a word with a dot a path.
+/// File extensions that make a word with a dot a path.
 const ENDINGS: [&str; 21] = [
     "go", "py", "js", "ts", "html", "css", "yaml", "yml", "json", "jsonl", "toml", "md", "sh", "sql", "gguf",
     "db", "txt", "log", "patch", "cuh", "cpp",
 ];
-/// The one-letter endings, apart only to keep the list above readable.
+/// The one-letter extensions, separate only to keep the list above readable.
 const SHORT_ENDINGS: [&str; 2] = ["c", "h"];
 
 fn compile(pattern: &str) -> Regex {
@@ -60,13 +63,14 @@ pub fn numbers(text: &str) -> BTreeSet<String> {
 
 /// The words of a text (`\w+` of Python), lower case, in order.
 pub fn words(text: &str) -> Vec<String> {
-    // Lower case first: `İ` becomes two characters, of which the second is no word character.
+    // Lower case first, because `İ` becomes two characters, the second of which is no word
+    // character.
     let text = text.to_lowercase();
     WORDS.find_iter(&text).map(|m| m.as_str().to_owned()).collect()
 }
 
-/// Paths, from left to right without overlap: a relative or absolute name with a known ending, or anything below
-/// one of eight well-known folders unless a `<` stands before it.
+/// Paths, from left to right without overlap: a relative or absolute name with a known ending, or
+/// anything under one of eight well-known folders unless a `<` precedes it.
 fn paths(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -84,9 +88,10 @@ fn paths(text: &str) -> Vec<&str> {
 
 /// The first path that starts in a maximal run of `[\w/~-]`, as byte positions.
 ///
-/// The run can't be left before its end by the first alternative (the dot is not of the run's class), so its dot can
-/// only be the character after the run. A start of the second alternative is one of the first as well, and not the
-/// earlier one: if the run ends like a file name, the first alternative wins.
+/// The first alternative can't end inside the run (the dot is not in its character class), so its
+/// dot can only be the character after the run. Every start of the second alternative is also a
+/// start of the first, and never an earlier one: if the run ends like a file name, the first
+/// alternative wins.
 fn path_in(text: &str, run: Match<'_>) -> Option<(usize, usize)> {
     named_file(text, run).or_else(|| {
         ROOTS.find_iter(run.as_str()).find_map(|root| {
@@ -110,11 +115,12 @@ fn named_file(text: &str, run: Match<'_>) -> Option<(usize, usize)> {
     (start + c.len_utf8() < run.end()).then_some((start, run.end() + 1 + ending.len()))
 }
 
-/// Names of several capitalised words, capitalised words inside a sentence, mentions, and camel case.
+/// Names of several capitalised words, capitalised words inside a sentence, mentions, and camel
+/// case.
 fn proper_nouns(text: &str) -> Vec<&str> {
     let mut found: Vec<&str> =
         MENTIONS.captures_iter(text).map(|c| c.get(1).expect("the group is not optional").as_str()).collect();
-    // Byte range and word count of the name that is being collected.
+    // Byte range and word count of the current name.
     let mut name: Option<(usize, usize, usize)> = None;
     let close = |name: Option<(usize, usize, usize)>, found: &mut Vec<_>| {
         if let Some((start, end, 2..)) = name {
@@ -167,7 +173,7 @@ fn is_inside_sentence(before: &str) -> bool {
         && back.next().is_some_and(|c| c.is_ascii_lowercase() || matches!(c, ',' | ';'))
 }
 
-/// Python's `\s`, which has four separators more than Unicode's white space.
+/// Python's `\s`, which has four more separators than Unicode's white space.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

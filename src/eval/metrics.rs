@@ -5,15 +5,16 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{echo, entities, schema};
+use super::{entities, prompt_leakage, schema};
 
-/// The fields in which a model tells of the event in its own order; FR and the stress test look at these.
+/// The fields in which a model retells the event; FR and the stress test look at these.
 pub const CONTENT_BEARING: [&str; 5] = ["gist", "summary", "content", "narrative", "outcome"];
 /// Inputs shorter than this (in characters) are minimal.
 const MINIMAL: usize = 50;
 
-/// The numbers of one answer. Of an answer that does not parse, all are 0, also FR and TED, for which 0 is otherwise
-/// good: whoever averages must count such a row as failed ([`Scores::counted_fr`], [`Scores::counted_ted`]).
+/// The scores of one answer. If it doesn't parse, all are 0, even FR and TED, for which 0 is good
+/// otherwise. Means must count such a row as failed ([`Scores::counted_fr`],
+/// [`Scores::counted_ted`]).
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Scores {
     /// Entity preservation: share of the input's entities found in the answer; 1 without entities.
@@ -24,7 +25,7 @@ pub struct Scores {
     pub np: f64,
     /// Template echo: 1 if an instruction phrase is in the answer.
     pub ted: u8,
-    /// Minimal input handling: 1 if a minimal input was kept minimal, and for every longer input.
+    /// Minimal input handling: 1 if a minimal input was kept minimal, and for all longer inputs.
     pub mih: u8,
     /// Schema compliance: 1 or 0.
     pub sc: u8,
@@ -33,20 +34,20 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// FR as it counts in a mean: an answer that does not parse is wholly made up.
+    /// FR for means: an answer that doesn't parse counts as entirely fabricated.
     pub fn counted_fr(&self) -> f64 {
         if self.parsed { self.fr } else { 1.0 }
     }
-    /// TED as it counts in a mean: an answer that does not parse has failed.
+    /// TED for means: an answer that doesn't parse has failed.
     pub fn counted_ted(&self) -> f64 {
         if self.parsed { f64::from(self.ted) } else { 1.0 }
     }
 }
 
-/// Scores with their reasons.
+/// Scores with reasons.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Judgement {
-    /// The numbers.
+    /// The scores.
     pub scores: Scores,
     /// Entities of the input that the answer lacks.
     pub missing: Vec<String>,
@@ -56,16 +57,17 @@ pub struct Judgement {
     pub fabricated: Vec<String>,
     /// Instruction phrases in the answer.
     pub echoes: Vec<String>,
-    /// Breaches of the schema, or why the answer is no JSON object.
+    /// Violations of the schema, or why the answer is no JSON object.
     pub breaches: Vec<String>,
 }
 
-/// Whether MIH says anything about this input.
+/// Whether MIH applies to this input.
 pub fn is_minimal(raw_input: &str) -> bool {
     raw_input.chars().count() < MINIMAL
 }
 
-/// Reads an answer as mnemonic would: one JSON object, white space around it allowed, nothing repaired.
+/// Parses an answer as mnemonic does: one JSON object, surrounded by optional white space, without
+/// repairs.
 pub fn parse(output: &str) -> Result<Map<String, Value>, String> {
     match serde_json::from_str(output) {
         Ok(Value::Object(answer)) => Ok(answer),
@@ -74,7 +76,8 @@ pub fn parse(output: &str) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// Judges the answer `output` to the event `raw_input`; `prompt` is the text of each message that asked for it.
+/// Judges the answer `output` to the event `raw_input`; `prompt` has the texts of the prompt's
+/// messages.
 pub fn judge(raw_input: &str, output: &str, prompt: &[&str]) -> Judgement {
     let answer = match parse(output) {
         Ok(answer) => answer,
@@ -90,7 +93,7 @@ pub fn judge(raw_input: &str, output: &str, prompt: &[&str]) -> Judgement {
     let fabricated: Vec<String> = said.iter().filter(|e| !input_text.has_any_case(e)).cloned().collect();
     let numbers = entities::numbers(raw_input);
     let missing_numbers: Vec<String> = numbers.iter().filter(|n| !answer_text.has(n)).cloned().collect();
-    let echoes = echo::echoes(prompt, raw_input, &answer);
+    let echoes = prompt_leakage::leaked_phrases(prompt, raw_input, &answer);
     let fields = answer.as_object().expect("built from an object above");
     let breaches = schema::breaches(&answer);
 
@@ -106,19 +109,20 @@ pub fn judge(raw_input: &str, output: &str, prompt: &[&str]) -> Judgement {
     Judgement { scores, missing, missing_numbers, fabricated, echoes, breaches }
 }
 
-/// Numbers of the content-bearing fields that the input does not have.
+/// Numbers in the content-bearing fields that the input doesn't have.
 pub fn invented_numbers(raw_input: &str, answer: &Map<String, Value>) -> Vec<String> {
     let input = Haystack::new(raw_input);
     entities::numbers(&content_bearing(answer)).into_iter().filter(|n| !input.has_any_case(n)).collect()
 }
 
-/// The content-bearing fields in their order, joined by a space; what is no text counts as empty.
+/// The content-bearing fields in order, joined by spaces; anything but a string counts as empty.
 pub fn content_bearing(answer: &Map<String, Value>) -> String {
     CONTENT_BEARING.map(|field| answer.get(field).and_then(Value::as_str).unwrap_or_default()).join(" ")
 }
 
-/// The answer as one line of JSON with a space after each comma and colon and no escapes of printable characters.
-/// The spaces keep two list items from becoming one number once commas are dropped.
+/// The answer as one line of JSON with a space after each comma and colon, and without escapes of
+/// printable characters. The spaces keep two list items from becoming one number when commas are
+/// dropped.
 pub fn spaced_json(answer: &Value) -> String {
     let mut bytes = Vec::new();
     answer
@@ -160,7 +164,7 @@ fn share(count: usize, of: &BTreeSet<String>) -> f64 {
     if of.is_empty() { 0.0 } else { count as f64 / of.len() as f64 }
 }
 
-/// A text to look for entities in: as it is and in lower case, each with and without commas.
+/// A text to search for entities: unchanged and in lower case, each with and without commas.
 struct Haystack {
     exact: [String; 2],
     lower: [String; 2],
@@ -234,7 +238,7 @@ mod tests {
         assert_eq!(judge(&long, &answer(1.0, 999), &[]).scores.mih, 1);
     }
 
-    /// Text of the kind that has entities, and of every other kind.
+    /// Texts with and without entities.
     fn text() -> impl Strategy<Value = String> {
         prop_oneof![
             any::<String>(),
@@ -266,7 +270,8 @@ mod tests {
         #[test]
         fn a_copied_event_loses_and_invents_nothing(event in text()) {
             let judgement = judge(&event, &copy_of(&event), &[]);
-            // A name that a line break splits is written with an escape in JSON text, so the definition never finds it.
+            // A line break inside a name is escaped in JSON, so the definition never finds the
+            // name.
             let split = |entity: &String| entity.chars().any(char::is_control);
             prop_assert!(judgement.missing.iter().all(split), "{:?}", judgement.missing);
             prop_assert!(judgement.missing_numbers.is_empty());

@@ -1,4 +1,4 @@
-//! Many judgements as one report: honest means, the worst answers, and whether the targets are met.
+//! Combines judgements into a report: means, the worst answers, and whether the targets are met.
 
 use std::collections::HashSet;
 
@@ -16,16 +16,16 @@ pub const NP_TARGET: f64 = 0.95;
 /// How many of the worst answers a report names.
 const WORST: usize = 5;
 
-/// An answer and what is to be said about it.
+/// An answer with its judgement.
 #[derive(Debug, Clone)]
 pub struct Judged {
     /// The row's id.
     pub id: Value,
-    /// What was to be encoded.
+    /// The event to encode.
     pub event: Event,
     /// The answer.
     pub output: String,
-    /// Its scores and their reasons.
+    /// Its scores and reasons.
     pub judgement: Judgement,
 }
 
@@ -38,12 +38,12 @@ impl From<Pair> for Judged {
     }
 }
 
-/// Means over answers. An answer that does not parse counts as 0 in each of them, and as 1 where 0 is good.
+/// Means over answers. An answer that doesn't parse counts as 0, or as 1 where 0 is good.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
-    /// Answers.
+    /// Number of answers.
     pub rows: usize,
-    /// Of these, no JSON object.
+    /// How many of them are no JSON object.
     pub unparsed: usize,
     /// Mean entity preservation.
     pub epr: f64,
@@ -51,37 +51,37 @@ pub struct Summary {
     pub np: f64,
     /// Mean fabrication.
     pub fr: f64,
-    /// Share of answers with an echo of the instructions.
+    /// Share of answers that echo the instructions.
     pub ted: f64,
     /// Share of answers that comply with the schema.
     pub sc: f64,
-    /// Share of minimal inputs kept minimal; none without minimal inputs.
+    /// Share of minimal inputs kept minimal; `None` without minimal inputs.
     pub mih: Option<f64>,
-    /// Minimal inputs.
+    /// Number of minimal inputs.
     pub minimal_inputs: usize,
     /// Mean length of the gist over that of the input.
     pub gist_ratio: Option<f64>,
     /// Mean length of the summary over that of the input.
     pub summary_ratio: Option<f64>,
-    /// Different gists over answers: low when a model says the same of everything.
+    /// Distinct gists per answer: low if a model says the same about everything.
     pub distinct_gists: f64,
     /// The answers with the lowest EPR, below 1, lowest first.
     pub worst: Vec<Worst>,
 }
 
-/// A bad answer and why.
+/// A bad answer, with reasons.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Worst {
     /// The row's id.
     pub id: Value,
     /// Its entity preservation.
     pub epr: f64,
-    /// What is wrong, one reason an item.
+    /// What is wrong, one reason per item.
     pub reasons: Vec<String>,
 }
 
 impl Summary {
-    /// Sums up; of no answers, every share is 0.
+    /// Averages judgements; without answers, every share is 0.
     pub fn new(judged: &[Judged]) -> Self {
         let scores = || judged.iter().map(|j| &j.judgement.scores);
         let minimal: Vec<f64> = judged
@@ -119,7 +119,7 @@ impl Summary {
         ]
     }
 
-    /// What else is worth knowing, in words.
+    /// Other facts, in words.
     pub fn facts(&self) -> Vec<(&'static str, String)> {
         let share = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
         vec![
@@ -132,7 +132,7 @@ impl Summary {
         ]
     }
 
-    /// The targets that are missed, with both values; FR is watched only, MIH is not part of the gate.
+    /// The targets that are missed, with both values; FR and MIH are not part of the gate.
     pub fn missed(&self) -> Vec<String> {
         let mut missed = Vec::new();
         let mut check = |name: &str, met: bool, value: f64, target: &str| {
@@ -173,7 +173,7 @@ fn worst(judged: &[Judged]) -> Vec<Worst> {
     bad.into_iter().take(WORST).map(Worst::new).collect()
 }
 
-/// The mean; none of nothing.
+/// The mean; `None` if there are no values.
 pub fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (count, sum) = values.fold((0_u32, 0.0), |(count, sum), value| (count + 1, sum + value));
     (count > 0).then(|| sum / f64::from(count))

@@ -1,4 +1,4 @@
-//! Reading the files of this room: one JSON object a line, each mistake named with file, line and key.
+//! Reads the files of this room: one JSON object per line. Errors name file, line and key.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub enum RowError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A line is no row.
+    /// A line is not a row.
     #[error("{file}:{line}: {message}")]
     Line {
         /// The file, or `stdin`.
@@ -42,20 +42,20 @@ pub enum RowError {
         key: String,
         /// What is there.
         found: String,
-        /// What should be.
+        /// What was expected.
         expected: &'static str,
     },
-    /// There is no row to judge.
-    #[error("{file}: no row in it")]
+    /// There are no rows.
+    #[error("{file}: no rows")]
     Empty {
         /// The file, or `stdin`.
         file: String,
     },
 }
 
-/// A line of a file and where it stands.
+/// A line of a file with its location.
 #[derive(Debug, Clone)]
-pub struct Row {
+pub struct JsonRow {
     file: String,
     line: usize,
     fields: Map<String, Value>,
@@ -70,7 +70,7 @@ pub struct Pair {
     pub event: Event,
     /// What the model wrote.
     pub output: String,
-    /// The prompt that asked for it, if the row knows.
+    /// The prompt that asked for it, if the row has it.
     pub prompt: Option<String>,
 }
 
@@ -88,7 +88,8 @@ pub struct Probe {
 }
 
 impl Pair {
-    /// Texts of the prompt's messages: the row's own, or what `bespoke encode` sends for this event.
+    /// Texts of the prompt's messages: the row's own, or those that `bespoke encode` sends for
+    /// this event.
     pub fn prompt_texts(&self) -> Vec<String> {
         match &self.prompt {
             Some(prompt) => vec![prompt.clone()],
@@ -104,7 +105,7 @@ pub fn standard_prompt(event: &Event) -> Vec<String> {
 
 /// Reads a file of pairs.
 pub fn read_pairs(path: &Path) -> Result<Vec<Pair>, RowError> {
-    let row = |row: &Row| {
+    let row = |row: &JsonRow| {
         Ok(Pair {
             id: row.id()?,
             event: row.event()?,
@@ -117,7 +118,7 @@ pub fn read_pairs(path: &Path) -> Result<Vec<Pair>, RowError> {
 
 /// Reads a file of probes.
 pub fn read_probes(path: &Path) -> Result<Vec<Probe>, RowError> {
-    let row = |row: &Row| {
+    let row = |row: &JsonRow| {
         Ok(Probe {
             id: row.id()?,
             event: row.event()?,
@@ -128,7 +129,7 @@ pub fn read_probes(path: &Path) -> Result<Vec<Probe>, RowError> {
     open(path, row)
 }
 
-fn open<T>(path: &Path, parse: impl Fn(&Row) -> Result<T, RowError>) -> Result<Vec<T>, RowError> {
+fn open<T>(path: &Path, parse: impl Fn(&JsonRow) -> Result<T, RowError>) -> Result<Vec<T>, RowError> {
     if path == Path::new("-") {
         return read("stdin", std::io::stdin().lock(), parse);
     }
@@ -140,11 +141,11 @@ fn open<T>(path: &Path, parse: impl Fn(&Row) -> Result<T, RowError>) -> Result<V
     }
 }
 
-/// Reads rows from anywhere; empty lines are passed over, an input without any row is an error.
+/// Reads rows; empty lines are skipped, input without rows is an error.
 pub fn read<T>(
     file: &str,
     text: impl BufRead,
-    parse: impl Fn(&Row) -> Result<T, RowError>,
+    parse: impl Fn(&JsonRow) -> Result<T, RowError>,
 ) -> Result<Vec<T>, RowError> {
     let mut rows = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
@@ -158,12 +159,12 @@ pub fn read<T>(
             Ok(other) => return Err(wrong(format!("found {}, expected an object", kind(&other)))),
             Err(error) => return Err(wrong(format!("not JSON: {error}"))),
         };
-        rows.push(parse(&Row { file: file.to_owned(), line, fields })?);
+        rows.push(parse(&JsonRow { file: file.to_owned(), line, fields })?);
     }
     if rows.is_empty() { Err(RowError::Empty { file: file.to_owned() }) } else { Ok(rows) }
 }
 
-impl Row {
+impl JsonRow {
     /// The row's `id`: a string or a number.
     pub fn id(&self) -> Result<Value, RowError> {
         match self.fields.get("id") {
@@ -172,7 +173,7 @@ impl Row {
         }
     }
 
-    /// A text that must be there.
+    /// A required text.
     pub fn text(&self, key: &str) -> Result<String, RowError> {
         self.optional_text(key)?.ok_or_else(|| self.wrong(key, None, "string"))
     }
@@ -195,7 +196,7 @@ impl Row {
         }
     }
 
-    /// `raw_input`, with `source` and `type` or what `bespoke encode` takes without them.
+    /// `raw_input` with `source` and `type`, which default to those of `bespoke encode`.
     pub fn event(&self) -> Result<Event, RowError> {
         let or =
             |key: &str, otherwise: &str| Ok(self.optional_text(key)?.unwrap_or_else(|| otherwise.to_owned()));
@@ -217,14 +218,14 @@ mod tests {
     use super::*;
 
     fn mistake(text: &str) -> String {
-        let parse = |row: &Row| Ok((row.id()?, row.event()?, row.text("output")?, row.texts("must")?));
+        let parse = |row: &JsonRow| Ok((row.id()?, row.event()?, row.text("output")?, row.texts("must")?));
         read("pairs", text.as_bytes(), parse).unwrap_err().to_string()
     }
 
     #[test]
     fn mistakes_name_file_line_and_key() {
         for (text, expected) in [
-            ("", "pairs: no row in it"),
+            ("", "pairs: no rows"),
             ("\n{", "pairs:2: not JSON: EOF while parsing an object at line 1 column 1"),
             ("[1]", "pairs:1: found array, expected an object"),
             ("{}", "pairs:1: id: found nothing, expected string or number"),

@@ -1,4 +1,5 @@
-//! Schema compliance (SC): the wire schema of an encoding plus its enums and limits, with every breach named.
+//! Schema compliance (SC): the wire schema of an encoding plus its enums and limits. Every
+//! violation is named.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -15,8 +16,8 @@ static KEYS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     keys
 });
 
-/// Everything in which an answer breaks the schema; empty when it complies. Enums and limits are only looked at when
-/// all fields are there with the right types.
+/// All violations of the schema; empty if the answer complies. Enums and limits are checked only
+/// if all fields exist with the right types.
 pub fn breaches(answer: &Value) -> Vec<String> {
     let mut found = Vec::new();
     walk("", &SCHEMA, answer, &mut found);
@@ -34,8 +35,8 @@ pub fn is_key(word: &str) -> bool {
     KEYS.contains(word)
 }
 
-/// Checks a value against the four kinds of schema that [`encoding_schema`] is made of. Deserialising alone would not
-/// do: serde takes a list for a struct.
+/// Checks a value against the four kinds of schema that [`encoding_schema`] is made of.
+/// Deserialising isn't enough, because serde accepts a list for a struct.
 fn walk(path: &str, schema: &Value, value: &Value, found: &mut Vec<String>) {
     let expected = schema["type"].as_str().unwrap_or_default();
     match (expected, value) {
@@ -74,7 +75,7 @@ fn collect_keys(schema: &Value, keys: &mut HashSet<String>) {
     }
 }
 
-/// The JSON type of a value, in the schema's words.
+/// The JSON type of a value, as the schema names it.
 pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

@@ -1,4 +1,5 @@
-//! Judging answers of the tasks beside encoding: whether a synthesis holds its memories, whether a question found its memory.
+//! Evaluates the tasks other than encoding: whether a synthesis covers its memories, whether a
+//! question found its memory.
 
 use std::collections::HashMap;
 
@@ -18,18 +19,18 @@ pub struct SynthesisScores {
     pub memories: f64,
     /// Its salience is that of the memory that matters most.
     pub salience: f64,
-    /// Share of the right search words that it has.
+    /// Share of the right search words that it contains.
     pub concepts: f64,
 }
 
 /// Shares, each between 0 and 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct RetrievalScores {
-    /// It names the memory that knows, or says that none does.
+    /// It names the memory with the answer, or says that there is none.
     pub found: f64,
-    /// It is the right answer, letter for letter.
+    /// It equals the right answer.
     pub exact: f64,
-    /// F1 of the words of the answer and of the right one.
+    /// F1 of the words of the answer and of the right answer.
     pub words: f64,
 }
 
@@ -64,7 +65,7 @@ pub fn retrieval(asked: &Asked, answer: &str) -> RetrievalScores {
     }
 }
 
-/// Twice the words that both texts have over the words of both.
+/// Twice the number of common words over the number of words of both.
 fn f1(a: &str, b: &str) -> f64 {
     let counts = |text: &str| {
         let mut counts: HashMap<String, usize> = HashMap::new();

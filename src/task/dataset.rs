@@ -1,4 +1,5 @@
-//! Files of examples: one JSON object a line, `{"id", "kind", "split", "event": {..}, "messages": [..]}`.
+//! Files of examples: one JSON object per line,
+//! `{"id", "kind", "split", "event": {..}, "messages": [..]}`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::event::Event;
-use super::generator::{Row, Split};
+use super::generator::{Example, Split};
 use crate::model::tokenizer::Message;
 
 /// A line of a dataset file.
@@ -17,14 +18,14 @@ pub struct Record {
     pub id: String,
     /// Name of the kind of event.
     pub kind: String,
-    /// What it is for.
+    /// Its half of the facts.
     pub split: Split,
     /// The id of its opposite twin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub twin: Option<String>,
-    /// What is encoded.
+    /// The event to encode.
     pub event: Event,
-    /// System, user, assistant.
+    /// The system, user and assistant messages.
     pub messages: Vec<Message>,
 }
 
@@ -39,7 +40,7 @@ pub enum DatasetError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A line is no record.
+    /// A line is not a record.
     #[error("{path}:{line}: {row}: {message}")]
     Row {
         /// The file.
@@ -55,8 +56,8 @@ pub enum DatasetError {
 
 impl Record {
     /// The record of a generated row.
-    pub fn new(row: Row, split: Split) -> Self {
-        let Row { id, kind, twin, event, messages, .. } = row;
+    pub fn new(row: Example, split: Split) -> Self {
+        let Example { id, kind, twin, event, messages, .. } = row;
         Self { id, kind: kind.to_owned(), split, twin, event, messages }
     }
 
@@ -75,7 +76,7 @@ pub fn write_record(to: &mut impl Write, record: &Record) -> std::io::Result<()>
     to.write_all(b"\n")
 }
 
-/// Reads a dataset file line by line; empty lines are passed over.
+/// Reads a dataset file line by line; empty lines are skipped.
 pub fn read(path: &Path) -> Result<impl Iterator<Item = Result<Record, DatasetError>>, DatasetError> {
     let io = |source| DatasetError::Io { path: path.to_owned(), source };
     let file = fs_err::File::open(path).map_err(io)?;

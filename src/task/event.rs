@@ -1,11 +1,11 @@
-//! A raw event: what happened on a person's machine, before anybody has made sense of it.
+//! A raw event: something that happened on a user's machine, before it is encoded.
 
 use serde::{Deserialize, Serialize};
 
-/// Where events come from, in the daemon's words.
+/// Sources of events, as the client names them.
 pub const SOURCES: [&str; 6] = ["mcp", "terminal", "filesystem", "git", "clipboard", "ingest"];
 
-/// Types that the generator uses. The daemon's list is open, so nothing refuses another word.
+/// Types that the generator uses. The list is open: any other word is accepted.
 pub const TYPES: [&str; 12] = [
     "general",
     "decision",
@@ -27,7 +27,7 @@ pub const TYPES: [&str; 12] = [
 pub struct Event {
     /// One of [`SOURCES`], or another lower-case word.
     pub source: String,
-    /// What sort of event it is: `general`, `decision`, `error`, ...
+    /// The type of event: `general`, `decision`, `error`, ...
     #[serde(rename = "type")]
     pub kind: String,
     /// The text of the event.

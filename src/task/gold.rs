@@ -1,31 +1,33 @@
-//! The right answer to an event: extractive and regular, so that it is faithful by construction and a small model can learn it.
+//! The gold answer to an event: extractive and regular, so it is faithful by construction and a
+//! small model can learn it.
 
 use super::event::Event;
 use super::salient;
 use super::schema::{Action, Causality, Encoding, Entity, GIST_LIMIT, StructuredConcepts, Topic};
 
-/// Gists end at the last word within this many characters: below [`super::schema::GIST_LIMIT`], because a model that
-/// counts tokens counts characters only roughly.
+/// Gists end at the last word within this many characters: below [`super::schema::GIST_LIMIT`],
+/// because a model counts tokens and only roughly characters.
 pub const GIST_TARGET: usize = 50;
-/// Gists that would be shorter than this may go on to [`super::schema::GIST_LIMIT`].
+/// Gists that would be shorter than this may extend to [`super::schema::GIST_LIMIT`].
 const GIST_LEAST: usize = 20;
 /// Summaries end at the last sentence or word within this many characters.
 pub const SUMMARY_TARGET: usize = 160;
-/// A sentence may end a summary from here on; before, the summary goes on to the last word that fits.
+/// A summary may end with a sentence from here on; shorter ones continue to the last word that
+/// fits.
 const SUMMARY_LEAST: usize = 60;
-/// Events below this many characters are minimal: routine, whatever they say. The metric's line is at 50; the margin
-/// forgives a model that counts roughly.
+/// Events below this many characters are minimal: routine, whatever they say. The metric's limit
+/// is 50; the margin allows for a model that counts roughly.
 const MINIMAL: usize = 64;
-/// Search words beside the type.
+/// Number of search words in addition to the type.
 const CONCEPTS: usize = 3;
-/// Entities at most.
+/// Maximum number of entities.
 const ENTITIES: usize = 4;
-/// Words of an action's object at most.
+/// Maximum words of an action's object.
 const OBJECT_WORDS: usize = 4;
-/// Characters of a reason at most.
+/// Maximum characters of a reason.
 const REASON: usize = 100;
 
-/// Verbs that a first word may name as the action.
+/// Verbs that are the action if they are the first word.
 #[rustfmt::skip]
 const VERBS: &[&str] = &[
     "add", "added", "adds", "allow", "avoid", "build", "bump", "change", "changed", "check", "clean", "convert",
@@ -37,10 +39,10 @@ const VERBS: &[&str] = &[
     "detect", "resolve", "store", "rewrite", "reset", "capture", "restore",
 ];
 
-/// What a word says about how it went: `(words, significance, emotional_tone, outcome)`.
+/// What words say about an event: `(words, significance, emotional_tone, outcome)`.
 type Cue = (&'static str, &'static str, &'static str, &'static str);
 
-/// The first word of the content that stands in this table decides; none: [`NO_CUE`].
+/// The first word of the content that is in this table decides; [`NO_CUE`] if there is none.
 #[rustfmt::skip]
 const CUES: [Cue; 6] = [
     ("outage corrupted vulnerability breach emergency fatal critical", "critical", "concerning", "failure"),
@@ -53,23 +55,26 @@ const CUES: [Cue; 6] = [
     ("warning warnings deprecated leak leaks slow slower regression stale", "notable", "concerning", "unknown"),
 ];
 
-/// What is said of an event without a cue.
+/// The values for an event without a cue.
 const NO_CUE: (&str, &str, &str) = ("routine", "neutral", "unknown");
 
 /// Words that open a reason.
 const REASONS: [&str; 4] = ["because", "due to", "caused by", "thanks to"];
 
-/// The encoding of an event. A pure function: the same event always has the same one.
+/// The encoding of an event. A pure function: the same event always has the same encoding.
 ///
 /// - `content`: [`condense`]d event.
-/// - `gist`: its first line without a leading `commit: ` or list or heading mark, up to [`GIST_TARGET`] characters.
+/// - `gist`: its first line without a leading `commit: ` or list or heading mark, up to
+///   [`GIST_TARGET`] characters.
 /// - `summary`: its beginning on one line, up to [`SUMMARY_TARGET`] characters.
 /// - `narrative`: "A SOURCE TYPE: " and the gist.
-/// - `concepts`: the type and the first salient terms ([`salient::terms`]); `entities`: these terms with their kind.
-/// - `actions`: one; the verb is the gist's first word (a scope such as `ui:` before it is skipped) if it is one of
-///   [`VERBS`], else `note`; the object is what follows.
+/// - `concepts`: the type and the first salient terms ([`salient::terms`]); `entities`: these terms
+///   with their kind.
+/// - `actions`: one; the verb is the gist's first word (a scope such as `ui:` before it is skipped)
+///   if it is one of [`VERBS`], else `note`; the object is what follows.
 /// - `causality`: the first clause that opens with one of [`REASONS`], on one line.
-/// - `significance`, `emotional_tone`, `outcome`: by the first cue word of [`CUES`]; `salience` by the significance.
+/// - `significance`, `emotional_tone`, `outcome`: by the first cue word of [`CUES`]; `salience` by
+///   the significance.
 pub fn encode(event: &Event) -> Encoding {
     let content = condense(&event.content);
     let gist = gist(&content);
@@ -121,10 +126,10 @@ pub fn encode(event: &Event) -> Encoding {
     }
 }
 
-/// The text with fact-free noise dropped, otherwise character for character:
-/// control characters and runs of blanks become one space, blanks at both ends of a line go, empty lines go,
-/// lines of rules and table borders go (three or more of `- = _ * ~ # | : +` and nothing else),
-/// and so does the drawn bar after the number of a diffstat line (`path | 177 +++--` becomes `path | 177`).
+/// Drops noise without facts and keeps everything else: control characters and runs of blanks
+/// become one space; blanks at both ends of a line, empty lines, and lines of rules or table
+/// borders (three or more of `- = _ * ~ # | : +` and nothing else) are removed, and so is the bar
+/// of a diffstat line (`path | 177 +++--` becomes `path | 177`).
 pub fn condense(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     for line in text.lines() {
@@ -151,12 +156,12 @@ pub fn condense(text: &str) -> String {
     kept
 }
 
-/// Whether a line is drawn, not written.
+/// Whether a line is a rule or border.
 fn is_rule(line: &str) -> bool {
     line.chars().count() >= 3 && line.chars().all(|c| "-=_*~#|:+ ".contains(c))
 }
 
-/// A diffstat line without its bar; any other line as it is.
+/// A diffstat line without its bar; other lines unchanged.
 fn without_bar(line: &str) -> &str {
     let bare = line.trim_end_matches(['+', '-']);
     let drawn = bare.len() < line.len() && bare.ends_with(' ') && bare.contains('|');
@@ -172,7 +177,7 @@ fn gist(content: &str) -> String {
     let line = heading.strip_prefix(' ').unwrap_or(line);
     let line = line.strip_prefix("* ").or_else(|| line.strip_prefix("- ")).unwrap_or(line);
     let gist = cut(line, GIST_TARGET);
-    // A long path after one short word: better the path than the word alone.
+    // For a long path after one short word, the path is better than the word alone.
     if gist.chars().count() < GIST_LEAST { cut(line, GIST_LIMIT).to_owned() } else { gist.to_owned() }
 }
 
@@ -192,7 +197,8 @@ fn summary(content: &str) -> String {
     kept.to_owned()
 }
 
-/// The longest start of `text` that ends with a word and has at most `most` characters; a longer first word is cut.
+/// The longest prefix of `text` that ends with a word and has at most `most` characters; a longer
+/// first word is cut.
 fn cut(text: &str, most: usize) -> &str {
     let Some((end, _)) = text.char_indices().nth(most) else { return text };
     if text[end..].starts_with(' ') {
@@ -204,7 +210,7 @@ fn cut(text: &str, most: usize) -> &str {
     }
 }
 
-/// The article before a source's name as it is spoken.
+/// The article before the name of a source.
 fn article(source: &str) -> &'static str {
     match source {
         "mcp" => "An",
@@ -213,7 +219,7 @@ fn article(source: &str) -> &'static str {
     }
 }
 
-/// What the first cue word says.
+/// The values of the first cue word.
 fn cue(content: &str) -> (&'static str, &'static str, &'static str) {
     content
         .split(|c: char| !c.is_alphanumeric() && c != '_')
@@ -225,7 +231,7 @@ fn cue(content: &str) -> (&'static str, &'static str, &'static str) {
         .map_or(NO_CUE, |&(_, significance, tone, outcome)| (significance, tone, outcome))
 }
 
-/// The one action that a gist names.
+/// The action that a gist names.
 fn action(gist: &str) -> Action {
     let mut words = gist.split(' ').peekable();
     let known = |word: &str| {
@@ -244,8 +250,8 @@ fn action(gist: &str) -> Action {
     Action { verb: verb.unwrap_or_else(|| "note".to_owned()), object, details: String::new() }
 }
 
-/// The first clause that gives a reason, from its opening word to the end of the sentence, on one line. A line that
-/// begins with a small letter goes on with the sentence of the line before.
+/// The first clause that gives a reason, from its opening word to the end of the sentence, on one
+/// line. A line that begins in lower case continues the sentence of the line before.
 fn reason(content: &str) -> Option<String> {
     let start = REASONS.iter().filter_map(|opening| opens(content, opening)).min()?;
     let clause = &content[start..];
@@ -261,7 +267,7 @@ fn reason(content: &str) -> Option<String> {
     Some(cut(flat.trim_end_matches('.'), REASON).to_owned())
 }
 
-/// Where `opening` stands in a text as words of their own with something after them.
+/// The position of `opening` in a text, as whole words followed by something.
 fn opens(text: &str, opening: &str) -> Option<usize> {
     text.match_indices(opening).map(|(at, _)| at).find(|&at| {
         let before = at == 0 || text[..at].ends_with([' ', '(', '\n']);

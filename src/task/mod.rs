@@ -1,4 +1,4 @@
-//! The encoding task: what is asked of a model, what a right answer is, and data to learn it from.
+//! The encoding task: the prompt, the right answers, and training data.
 
 pub mod dataset;
 pub mod event;
@@ -15,7 +15,7 @@ pub mod wording;
 pub use event::{Event, SOURCES};
 pub use schema::{Encoding, encoding_schema};
 
-/// Names of the schemas by which a client's tasks are told apart: mnemonic's.
+/// Names of schemas that identify the tasks of a client: those of mnemonic.
 pub const TASKS: [&str; 9] = [
     schema::SCHEMA_NAME,
     "classification_response",

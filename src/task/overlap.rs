@@ -1,33 +1,34 @@
-//! How much of a held-out text was seen in training: the share of its normalised 8-grams that occur there.
+//! Overlap of held-out texts with training data: the share of their normalised 8-grams that occur
+//! there.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Words of one gram.
+/// Words per gram.
 const GRAM: usize = 8;
 
-/// The 8-grams of training texts. A text of fewer words is one gram of its own.
+/// The 8-grams of training texts. A shorter text is a single gram.
 #[derive(Debug, Default)]
 pub struct Seen {
     grams: HashSet<u64>,
 }
 
-/// Containment of held-out texts, summed up.
+/// A summary of the overlap of held-out texts.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct Overlap {
-    /// Texts of eight words or more; the shares are of these.
+    /// Texts of eight words or more, which the shares refer to.
     pub texts: usize,
-    /// Mean share of a text's grams that training had.
+    /// Mean share of a text's grams that occur in training.
     pub mean: f64,
-    /// Share of texts of which training had more than half.
+    /// Share of texts with more than half of their grams in training.
     pub above_half: f64,
-    /// Share of texts of which training had all.
+    /// Share of texts with all of their grams in training.
     pub contained: f64,
-    /// Texts of fewer words ("ok", "it works now"), which have no gram and are compared whole.
+    /// Shorter texts ("ok", "it works now"), which are compared as a whole.
     pub short: usize,
-    /// Share of these that training had.
+    /// Share of these that occur in training.
     pub short_repeated: f64,
-    /// The largest shares, with their ids, largest first.
+    /// Texts with the largest shares, largest first.
     pub worst: Vec<(String, f64)>,
 }
 
@@ -37,7 +38,7 @@ impl Seen {
         self.grams.extend(grams(text));
     }
 
-    /// Share of the text's grams that were added, 0 to 1; a text without a word has none.
+    /// Share of the text's grams that were added, 0 to 1; 0 for a text without words.
     pub fn share(&self, text: &str) -> f64 {
         let grams = grams(text);
         if grams.is_empty() {
@@ -46,7 +47,7 @@ impl Seen {
         grams.iter().filter(|gram| self.grams.contains(gram)).count() as f64 / grams.len() as f64
     }
 
-    /// Judges held-out texts, given as `(id, text)`.
+    /// Compares held-out texts, given as `(id, text)`.
     pub fn overlap<'a>(&self, texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Overlap {
         let (mut shares, mut short): (Vec<(String, f64)>, Vec<f64>) = (Vec::new(), Vec::new());
         for (id, text) in texts {

@@ -1,4 +1,5 @@
-//! The prompt of the encoding task: mnemonic's shape, a fixed head that repeats from event to event and then the event.
+//! The prompt of the encoding task: as in mnemonic, a fixed head that is the same for every event,
+//! then the event.
 
 use serde_json::{Value, json};
 
@@ -6,7 +7,7 @@ use super::event::Event;
 use super::schema::{SCHEMA_NAME, encoding_schema};
 use crate::model::tokenizer::Message;
 
-/// The instruction words of a prompt; everything in it but the event.
+/// The wording of a prompt: everything but the event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wording {
     /// The system message.
@@ -20,18 +21,18 @@ pub struct Wording {
 /// How source, type and content of the event are labelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame {
-    /// `SOURCE: ..`, `TYPE: ..`, `CONTENT:` on lines of their own, as the daemon writes them.
+    /// `SOURCE: ..`, `TYPE: ..`, `CONTENT:` on separate lines, as the client writes them.
     Labelled,
-    /// `[source/type]` on a line of its own.
+    /// `[source/type]` on a separate line.
     Bracketed,
     /// `Source: .. Type: ..` on one line, then `Event:`.
     Inline,
 }
 
-/// The system message that is served.
+/// The standard system message.
 const SYSTEM: &str = "You turn events into structured memories and answer with JSON only.";
 
-/// The head that is served. Short: each of its tokens is read for every event, in training too.
+/// The standard head. It is short because every event repeats it, in training too.
 const HEAD: &str = "\
 Encode the event below as one JSON object.
 Keep each name, number, path and version exactly as written. Say nothing that the event does not say. Keep short events short.
@@ -40,13 +41,14 @@ structured_concepts {topics, entities, actions, causality}, significance (routin
 emotional_tone (neutral|satisfying|frustrating|exciting|concerning), outcome (success|failure|ongoing|unknown), salience (0 to 1).";
 
 impl Wording {
-    /// What `bespoke encode` and `bespoke eval run` send, and what the shipped model has read most often.
+    /// The wording that `bespoke encode` and `bespoke eval run` send, and the most frequent one in
+    /// the training of the shipped model.
     pub fn standard() -> Self {
         Self { system: SYSTEM.to_owned(), head: HEAD.to_owned(), frame: Frame::Labelled }
     }
 }
 
-/// The system and the user message that ask for the encoding of `event`.
+/// The system and user messages that ask for the encoding of `event`.
 pub fn messages(event: &Event, wording: &Wording) -> Vec<Message> {
     let Event { source, kind, content } = event;
     let framed = match wording.frame {

@@ -1,5 +1,6 @@
-//! The retrieval task: a question is answered by the memory that knows, with its number, or by saying that none does. Rows
-//! are generated from those of the encoding task, and are a pure function of seed, split, limits and index.
+//! The retrieval task: the answer to a question is the memory that has it, with its number, or
+//! that there is none. Rows are generated from those of the encoding task and are a pure function
+//! of seed, split, limits and index.
 
 use rand::Rng;
 
@@ -7,16 +8,16 @@ use super::generator::{Generator, Limits, Split, stream};
 use super::salient;
 use crate::model::tokenizer::Message;
 
-/// Memories to choose from at most.
+/// Maximum number of memories to choose from.
 const MOST: u64 = 5;
-/// Characters of an event at most: of a memory only the summary is seen.
+/// Maximum characters of an event; the question only shows the summary of a memory.
 const EVENT_CHARS: usize = 240;
 /// Share of the questions that no memory answers.
 const UNANSWERED: f64 = 0.15;
 
 const SYSTEM: &str = "You answer questions from memories, in their own words.";
 
-/// The first is what is served.
+/// The first is the standard one.
 const HEADS: [&str; 3] = [
     "Answer the question with the memory that knows, and its number. If none does, say so.",
     "Find the memory that answers the question and repeat it with its number; if there is none, say that.",
@@ -26,18 +27,18 @@ const HEADS: [&str; 3] = [
 const QUESTIONS: [&str; 4] =
     ["What do we know about {}?", "What was said about {}?", "Is there anything on {}?", "Tell me about {}."];
 
-/// A question, what there is to answer it from, and which memory does.
+/// A question, the memories to answer it from, and the right one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     /// The memories' texts.
     pub memories: Vec<String>,
-    /// What is asked about.
+    /// The term that is asked about.
     pub term: String,
     /// The whole question.
     pub question: String,
     /// Index of the memory that answers it.
     pub answered_by: Option<usize>,
-    /// Which head; 0 is what is served.
+    /// Index of the head; 0 is the standard one.
     pub wording: usize,
 }
 
@@ -50,7 +51,7 @@ impl Asked {
         }
     }
 
-    /// The system and the user message that ask.
+    /// The system and user messages that ask the question.
     pub fn messages(&self) -> Vec<Message> {
         let lines: Vec<String> =
             self.memories.iter().enumerate().map(|(at, text)| format!("[{}] {text}", at + 1)).collect();
@@ -65,7 +66,7 @@ impl Asked {
     }
 }
 
-/// Makes rows.
+/// Generates rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Retrieval {
     seed: u64,
@@ -78,7 +79,7 @@ impl Retrieval {
         Self { seed, split }
     }
 
-    /// What row `index` asks.
+    /// The question of row `index`.
     pub fn asked(&self, index: u64, limits: Limits) -> Asked {
         let mut rng = stream("retrieval", self.seed, self.split, index, 0);
         let limits = Limits { max_event_chars: limits.max_event_chars.min(EVENT_CHARS) };
@@ -88,7 +89,7 @@ impl Retrieval {
         let memories: Vec<String> = (0..count).map(summary).collect();
         let target = rng.random_range(0..memories.len());
         let unanswered = rng.random_bool(UNANSWERED);
-        // Who asks about something else asks about what stands in a memory that is not among these.
+        // An unanswerable question is about another memory, which is not among these.
         let about = if unanswered { summary(MOST) } else { memories[target].clone() };
         let known = |term: &str| memories.iter().filter(|memory| memory.contains(term)).count();
         let expected = usize::from(!unanswered);
@@ -97,7 +98,8 @@ impl Retrieval {
             .map(|term| term.text.to_owned())
             .filter(|term| known(term) == expected)
             .collect();
-        // Without a term that tells one memory from the others, the question is about the whole of its beginning.
+        // Without a term that distinguishes the memory from the others, the question quotes its
+        // whole beginning.
         let term = if terms.is_empty() {
             let beginning = about.split(' ').take(3).collect::<Vec<_>>().join(" ");
             beginning.trim_end_matches(['.', ',', ':']).to_owned()
@@ -110,7 +112,7 @@ impl Retrieval {
         Asked { memories, term, question, answered_by, wording }
     }
 
-    /// System, user and assistant message of row `index`.
+    /// The system, user and assistant messages of row `index`.
     pub fn messages(&self, index: u64, limits: Limits) -> Vec<Message> {
         let asked = self.asked(index, limits);
         let mut messages = asked.messages();

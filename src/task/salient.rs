@@ -1,6 +1,7 @@
-//! Which words of a text stand for its subject: a rule that reads shapes, so that it holds for words never seen before.
+//! Finds the words of a text that name its subject by their shape, so that it works for words
+//! never seen before.
 
-/// A salient term, as the text writes it.
+/// A salient term of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Term<'a> {
     /// The characters of the text, surrounding punctuation removed.
@@ -16,16 +17,16 @@ impl<'a> Term<'a> {
     }
 }
 
-/// Terms longer than this are left out of lists: nobody searches for them.
+/// Longer terms are left out of lists, because they are useless for search.
 const LONGEST: usize = 48;
 
-/// The first `most` different salient terms of a text, in order of first appearance.
+/// The first `most` distinct salient terms of a text, in order of first appearance.
 ///
-/// Looked at one whitespace-separated word at a time; the first rule that fits names the kind:
-/// `://` inside: url; `@` inside or in front: person; a `/` between letters, or a known file ending: file;
-/// digits with a dot between them, perhaps after `v`: version (two parts need the `v`); a number with a unit: number;
-/// a letter and one of `_`, `::`, a digit, or an inner capital: identifier;
-/// a capitalised word that does not begin a line or sentence: name.
+/// Each whitespace-separated word is classified by the first rule that matches: `://` inside: url;
+/// `@` inside or in front: person; a `/` between letters, or a known file extension: file; digits
+/// with a dot between them, perhaps after `v`: version (two parts need the `v`); a number with a
+/// unit: number; a letter and one of `_`, `::`, a digit, or an inner capital: identifier; a
+/// capitalised word that does not begin a line or sentence: name.
 pub fn terms(text: &str, most: usize) -> Vec<Term<'_>> {
     let mut found: Vec<Term<'_>> = Vec::new();
     for line in text.lines() {
@@ -48,7 +49,8 @@ pub fn terms(text: &str, most: usize) -> Vec<Term<'_>> {
     found
 }
 
-/// The word without punctuation around it, and without what follows an opening bracket, quote or `=` inside it.
+/// The word without punctuation around it, and without what follows an opening bracket, quote or
+/// `=` inside it.
 fn strip(word: &str) -> &str {
     let inner =
         word.trim_matches(|c: char| !c.is_alphanumeric() && !matches!(c, '/' | '@' | '_' | '~' | '%'));
@@ -56,7 +58,7 @@ fn strip(word: &str) -> &str {
     inner[..end].trim_end_matches(|c: char| !c.is_alphanumeric() && !matches!(c, '_' | '%'))
 }
 
-/// File endings that make a file of a word without a slash.
+/// File extensions that make a word without a slash a file.
 const ENDINGS: [&str; 31] = [
     "rs", "go", "py", "js", "ts", "tsx", "svelte", "html", "css", "yaml", "yml", "json", "jsonl", "toml",
     "lock", "md", "sh", "sql", "gguf", "db", "txt", "log", "patch", "cu", "cuh", "cpp", "c", "h", "java",
@@ -69,7 +71,8 @@ const UNITS: [&str; 20] = [
     "k", "x", "px",
 ];
 
-/// What a stripped word is, if it is salient at all. `begins`: it opens a line or a sentence.
+/// The kind of a stripped word, if it is salient. `begins` says that it opens a line or a
+/// sentence.
 fn kind_of(word: &str, begins: bool) -> Option<&'static str> {
     let mut characters = word.chars();
     let first = characters.next()?;

@@ -11,13 +11,13 @@ pub const SIGNIFICANCE: [&str; 4] = ["routine", "notable", "important", "critica
 pub const EMOTIONAL_TONE: [&str; 5] = ["neutral", "satisfying", "frustrating", "exciting", "concerning"];
 /// Values of `outcome`.
 pub const OUTCOME: [&str; 4] = ["success", "failure", "ongoing", "unknown"];
-/// Characters that a gist may have at most.
+/// Maximum characters of a gist.
 pub const GIST_LIMIT: usize = 60;
-/// Characters that a summary may have at most.
+/// Maximum characters of a summary.
 pub const SUMMARY_LIMIT: usize = 400;
 
-/// Lists of an encoding, as JSON pointers, with the members of an item that name it; none where the
-/// item is its own name. An encoding names nothing twice.
+/// Lists of an encoding, as JSON pointers, with the members of an item that identify it (none if
+/// the item is a string). An encoding has no item twice.
 pub const NAMES: [(&str, &[&str]); 5] = [
     ("/concepts", &[]),
     ("/structured_concepts/topics", &["label"]),
@@ -26,14 +26,14 @@ pub const NAMES: [(&str, &[&str]); 5] = [
     ("/structured_concepts/causality", &["relation", "description"]),
 ];
 
-/// Bytes that no text of an encoding has to have, by those of the message with the event. Of 440
-/// right answers none had a text with 200 more than its event.
+/// Bytes that no text of an encoding needs to exceed, given those of the message with the event.
+/// Of 440 right answers none had a text 200 bytes longer than its event.
 pub fn longest_text(message: usize) -> usize {
     message + message / 4 + 400
 }
 
-/// The same of lists, of which none that the shipped model wrote about 80 events of others had more
-/// than 341.
+/// The same for lists. None that the shipped model wrote about 80 foreign events was more than 341
+/// bytes long.
 pub fn longest_list(message: usize) -> usize {
     message / 4 + 400
 }
@@ -42,17 +42,17 @@ pub fn longest_list(message: usize) -> usize {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Encoding {
-    /// What it is about, at most [`GIST_LIMIT`] characters.
+    /// The subject, at most [`GIST_LIMIT`] characters.
     pub gist: String,
     /// The essence, at most [`SUMMARY_LIMIT`] characters.
     pub summary: String,
-    /// The facts, all of them.
+    /// All facts.
     pub content: String,
     /// The event as one sentence.
     pub narrative: String,
     /// Search words.
     pub concepts: Vec<String>,
-    /// What is in it, by kind.
+    /// The contents by kind.
     pub structured_concepts: StructuredConcepts,
     /// One of [`SIGNIFICANCE`].
     pub significance: String,
@@ -64,7 +64,7 @@ pub struct Encoding {
     pub salience: f64,
 }
 
-/// Four lists of what an event contains.
+/// The contents of an event in four lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StructuredConcepts {
@@ -84,7 +84,7 @@ pub struct StructuredConcepts {
 pub struct Topic {
     /// Its name.
     pub label: String,
-    /// From the general to the special, separated by `/`.
+    /// From general to specific, separated by `/`.
     pub path: String,
 }
 
@@ -94,10 +94,10 @@ pub struct Topic {
 pub struct Entity {
     /// As the event writes it.
     pub name: String,
-    /// What sort of thing it is.
+    /// Its kind.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Where it appears, or nothing.
+    /// Where it appears, or empty.
     pub context: String,
 }
 
@@ -109,7 +109,7 @@ pub struct Action {
     pub verb: String,
     /// To what.
     pub object: String,
-    /// How, or nothing.
+    /// How, or empty.
     pub details: String,
 }
 
@@ -124,13 +124,14 @@ pub struct Causality {
 }
 
 impl Encoding {
-    /// JSON without free whitespace: the text that a model is trained to write.
+    /// Compact JSON, the text that a model is trained to write.
     pub fn to_compact_json(&self) -> String {
         serde_json::to_string(self).expect("strings and a finite number always serialise")
     }
 }
 
-/// What a well-typed encoding gets wrong: values outside the fixed vocabularies (an empty one is allowed) and limits.
+/// Errors of a well-typed encoding: values outside the fixed vocabularies (empty ones are allowed)
+/// and exceeded limits.
 pub fn encoding_faults(encoding: &Encoding) -> Vec<String> {
     let mut faults = Vec::new();
     let vocabularies: [(&str, &str, &[&str]); 3] = [
@@ -140,7 +141,7 @@ pub fn encoding_faults(encoding: &Encoding) -> Vec<String> {
     ];
     for (key, value, allowed) in vocabularies {
         if !value.is_empty() && !allowed.contains(&value) {
-            faults.push(format!("{key}: {value:?} is none of {}", allowed.join(", ")));
+            faults.push(format!("{key}: {value:?} is not one of {}", allowed.join(", ")));
         }
     }
     for (key, value, limit) in
@@ -157,7 +158,8 @@ pub fn encoding_faults(encoding: &Encoding) -> Vec<String> {
     faults
 }
 
-/// The JSON Schema of [`Encoding`] as the daemon sends it: every field required, no other allowed, no enums, no limits.
+/// The JSON Schema of [`Encoding`] as clients send it: every field required, no others allowed, no
+/// enums, no limits.
 pub fn encoding_schema() -> Value {
     let text = || json!({"type": "string"});
     let list = |items: Value| json!({"type": "array", "items": items});
@@ -184,8 +186,9 @@ pub fn encoding_schema() -> Value {
     ])
 }
 
-/// Adds what the prompt says of an encoding and [`encoding_schema`] does not, where `schema` leaves it open: the length of
-/// gist and summary, the three vocabularies, the range of the salience. Every value of the result is one of `schema`.
+/// Adds what the prompt says about an encoding and [`encoding_schema`] doesn't, where `schema`
+/// leaves it open: the length of gist and summary, the three vocabularies, the range of the
+/// salience. Every value of the result is valid under `schema`.
 pub fn add_limits(schema: &mut Value) {
     let words = |words: &[&str]| ("enum", json!(words.iter().chain(&[""]).collect::<Vec<_>>()));
     let limits = [
@@ -200,7 +203,7 @@ pub fn add_limits(schema: &mut Value) {
         let Some(Value::Object(property)) = schema.pointer_mut(&format!("/properties/{field}")) else {
             continue;
         };
-        // A schema that says more than the type means what it says.
+        // If the schema says more than the type, that is respected.
         let open = property.keys().all(|key| matches!(key.as_str(), "type" | "title" | "description"));
         if open && property.get("type").and_then(Value::as_str) == Some(kind) {
             property.extend(keywords.into_iter().map(|(key, value)| (key.to_owned(), value)));

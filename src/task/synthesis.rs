@@ -1,5 +1,6 @@
-//! The synthesis task: the memories of an episode become its title, its summary and how much it matters. Rows are generated
-//! from those of the encoding task, and are a pure function of seed, split, limits and index.
+//! The synthesis task: the memories of an episode become its title, its summary and its salience.
+//! Rows are generated from those of the encoding task and are a pure function of seed, split,
+//! limits and index.
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -10,14 +11,14 @@ use crate::model::tokenizer::Message;
 
 /// Name of the schema in `response_format.json_schema.name`.
 pub const SCHEMA_NAME: &str = "episode_synthesis";
-/// Memories of an episode at most.
+/// Maximum number of memories of an episode.
 const MOST: u64 = 5;
-/// Characters of an event at most: of a memory only the gist is seen.
+/// Maximum characters of an event; the prompt only shows the gist of a memory.
 const EVENT_CHARS: usize = 300;
 
 const SYSTEM: &str = "You sum up episodes of memories and answer with JSON only.";
 
-/// The first is what is served.
+/// The first is the standard one.
 const HEADS: [&str; 4] = [
     "Sum up the episode below as one JSON object: title (the memory that matters most), summary (every memory in order), \
      concepts, salience (0 to 1).",
@@ -26,14 +27,14 @@ const HEADS: [&str; 4] = [
     "What happened in this episode? Keep names and numbers as they are written. JSON with title, summary, concepts, salience.",
 ];
 
-/// A memory as the task sees it.
+/// A memory, as the task sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Remembered {
-    /// What it is about.
+    /// Its gist.
     pub gist: String,
-    /// How much it matters.
+    /// Its salience.
     pub salience: f64,
-    /// Its first search word beside its type.
+    /// Its first search word other than its type.
     pub concept: Option<String>,
 }
 
@@ -41,13 +42,13 @@ pub struct Remembered {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Episode {
-    /// The gist of the memory that matters most; of equals the first.
+    /// The gist of the most salient memory; the first if several are equal.
     pub title: String,
     /// All gists in order.
     pub summary: String,
     /// A search word of each memory.
     pub concepts: Vec<String>,
-    /// How much the episode matters: as much as its most salient memory.
+    /// The salience of the most salient memory.
     pub salience: f64,
 }
 
@@ -85,7 +86,7 @@ pub fn schema() -> Value {
     })
 }
 
-/// The system and the user message that ask for a synthesis; `wording` 0 is what is served.
+/// The system and user messages that ask for a synthesis; `wording` 0 is the standard one.
 pub fn messages(memories: &[Remembered], wording: usize) -> Vec<Message> {
     let lines: Vec<String> = memories
         .iter()
@@ -97,7 +98,7 @@ pub fn messages(memories: &[Remembered], wording: usize) -> Vec<Message> {
     vec![message("system", SYSTEM.to_owned()), message("user", user)]
 }
 
-/// Makes rows.
+/// Generates rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Synthesis {
     seed: u64,
@@ -125,7 +126,8 @@ impl Synthesis {
         (memories.collect(), wording)
     }
 
-    /// System, user and assistant message of row `index`; the last is the synthesis as compact JSON.
+    /// The system, user and assistant messages of row `index`; the last is the synthesis as
+    /// compact JSON.
     pub fn messages(&self, index: u64, limits: Limits) -> Vec<Message> {
         let (memories, wording) = self.memories(index, limits);
         let mut messages = messages(&memories, wording);

@@ -1,4 +1,4 @@
-//! Other people's wordings of the same task, so that a model learns the task and not one prompt.
+//! Varied wordings of the task, so that a model learns the task and not one prompt.
 
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -6,19 +6,19 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use super::generator::words;
 use super::prompt::{Frame, Wording};
 
-/// How much a varied wording says.
+/// The length of a varied wording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     /// A few sentences, 15 to 80 words.
     Short,
     /// With recent-session context or coaching notes, up to about 150 words.
     Medium,
-    /// As long as a daemon's own prompt, 250 to 600 words.
+    /// As long as the prompts of real clients, 250 to 600 words.
     Long,
 }
 
 impl Wording {
-    /// A random wording: other sentences, other order, some rules left out.
+    /// A random wording with other sentences, in another order, with some rules left out.
     pub fn varied(rng: &mut impl Rng, length: Length) -> Self {
         let system = SYSTEMS.choose(rng).copied().unwrap_or_default().to_owned();
         let mut parts = vec![one(rng, TASKS)];
@@ -65,7 +65,7 @@ fn one(rng: &mut impl Rng, variants: &[&str]) -> String {
     variants.choose(rng).copied().unwrap_or_default().to_owned()
 }
 
-/// Rules as prose, as bullets or numbered, at times under a heading.
+/// Rules as prose, as bullets or numbered, sometimes under a heading.
 fn listed(rng: &mut impl Rng, rules: Vec<String>) -> Option<String> {
     if rules.is_empty() {
         return None;
@@ -88,7 +88,8 @@ fn listed(rng: &mut impl Rng, rules: Vec<String>) -> Option<String> {
     Some(heading + &lines.join(if style < 2 { "\n" } else { " " }))
 }
 
-/// What a daemon adds about the session so far: text that looks like events and must not be encoded.
+/// What a client adds about the session so far: text that looks like events and must not be
+/// encoded.
 fn context(rng: &mut impl Rng) -> String {
     let mut text = one(rng, CONTEXTS);
     for _ in 0..rng.random_range(1..5) {
@@ -217,7 +218,7 @@ const CONTEXTS: &[&str] = &[
     "Known vocabulary:",
 ];
 
-/// Paragraphs of the kind that long prompts are made of.
+/// Paragraphs that are typical of long prompts.
 const GUIDES: &[&str] = &[
     "FAITHFULNESS: the record will be read long after the event, by somebody who has no other source. A wrong figure is worse than a \
      missing adjective. Before answering, go through the input once more and make sure that each figure, each path and each name in \

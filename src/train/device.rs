@@ -1,4 +1,4 @@
-//! Where a run computes, and in which type.
+//! The device that a run computes on, and the type that it computes in.
 
 use candle_core::{DType, Device};
 
@@ -7,17 +7,17 @@ use super::recipe::{DeviceChoice, Precision, TrainRecipe};
 
 /// A device and the type of activations on it.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct ComputeDevice {
     /// The CPU or a GPU.
     pub device: Device,
     /// f32 or bf16.
     pub dtype: DType,
-    /// Why it is the CPU, where a GPU was looked for.
+    /// Why the CPU is used although a GPU was looked for.
     missed: Option<String>,
 }
 
-impl Place {
-    /// What a recipe asks for.
+impl ComputeDevice {
+    /// The device that a recipe asks for.
     ///
     /// # Errors
     /// `cuda` in a program that is not built for it, or on a machine without a GPU.
@@ -25,10 +25,10 @@ impl Place {
         Self::new(recipe.device, recipe.precision)
     }
 
-    /// The place of a choice.
+    /// The device and type of a choice.
     ///
     /// # Errors
-    /// As [`Place::of`].
+    /// As [`ComputeDevice::of`].
     pub fn new(device: DeviceChoice, precision: Precision) -> Result<Self, TrainError> {
         let (device, missed) = match device {
             DeviceChoice::Cpu => (Device::Cpu, None),
@@ -42,8 +42,8 @@ impl Place {
             (Precision::F32, _) | (Precision::Auto, true) => DType::F32,
             (Precision::Bf16, _) | (Precision::Auto, false) => DType::BF16,
         };
-        // Where bf16 is good enough, products of f32 (scores of attention) may use the tensor cores too, with 10 bits behind
-        // the point in place of 23.
+        // If bf16 is precise enough, products in f32 (attention scores) may use the tensor cores
+        // too, with 10 bits of mantissa instead of 23.
         candle_core::cuda::set_gemm_reduced_precision_f32(dtype == DType::BF16);
         Ok(Self { device, dtype, missed })
     }
@@ -54,13 +54,14 @@ impl Place {
         format!("{device} in {}", self.dtype.as_str())
     }
 
-    /// Threads that compute at a time. A GPU has its parts one after the other: each would fill its memory.
+    /// Threads that compute at a time. A GPU computes parts one at a time, because each would fill
+    /// its memory.
     pub fn threads(&self, on_cpu: usize) -> usize {
         if self.device.is_cpu() { on_cpu } else { 1 }
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for ComputeDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "computes on {}", self.name())?;
         match &self.missed {
@@ -76,7 +77,7 @@ fn gpu() -> Result<Device, String> {
         return Err("this program is built for the CPU alone".into());
     }
     Device::new_cuda(0).map_err(|error| {
-        // Behind its first line stands where in the library it happened.
+        // The lines after the first are a backtrace.
         let error = error.to_string();
         format!("no GPU answers: {}", error.lines().next().unwrap_or_default())
     })
@@ -88,19 +89,19 @@ mod tests {
 
     #[test]
     fn the_cpu_computes_in_f32_unless_told_otherwise() {
-        let place = |precision| Place::new(DeviceChoice::Cpu, precision).unwrap();
-        assert_eq!(place(Precision::Auto).dtype, DType::F32);
-        assert_eq!(place(Precision::Bf16).to_string(), "computes on the CPU in bf16");
-        assert_eq!(place(Precision::F32).threads(3), 3);
+        let compute = |precision| ComputeDevice::new(DeviceChoice::Cpu, precision).unwrap();
+        assert_eq!(compute(Precision::Auto).dtype, DType::F32);
+        assert_eq!(compute(Precision::Bf16).to_string(), "computes on the CPU in bf16");
+        assert_eq!(compute(Precision::F32).threads(3), 3);
     }
 
     #[test]
     #[cfg(not(feature = "cuda"))]
     fn a_gpu_that_this_program_is_not_built_for_is_an_error_or_passed_over() {
-        let error = Place::new(DeviceChoice::Cuda, Precision::Auto).unwrap_err();
+        let error = ComputeDevice::new(DeviceChoice::Cuda, Precision::Auto).unwrap_err();
         assert!(error.to_string().contains("built for the CPU alone"), "{error}");
         assert!(error.hint().is_some_and(|hint| hint.contains("make cuda")));
-        let place = Place::new(DeviceChoice::Auto, Precision::Auto).unwrap();
-        assert!(place.device.is_cpu() && place.to_string().contains("built for the CPU alone"));
+        let compute = ComputeDevice::new(DeviceChoice::Auto, Precision::Auto).unwrap();
+        assert!(compute.device.is_cpu() && compute.to_string().contains("built for the CPU alone"));
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::ahead::Ahead;
 use super::batch::{Batch, eval_rows};
 use super::checkpoint::{self, Checkpoint, Exact, State};
 use super::data::{Domain, Position, next_weights};
@@ -15,32 +14,34 @@ use super::log::{DomainNumbers, Log, Speed, Step};
 use super::metrics::Metrics;
 use super::objective::Objective;
 use super::optimiser::Optimiser;
+use super::prefetch::Prefetch;
 use super::prepare::{Prepared, copy, lock, result};
 use super::recipe::Recipe;
-use super::{TrainError, adapter, clip, curve, log};
+use super::{TrainError, adapter, clip, log, loss_curve};
 use crate::digest::Digest;
 use crate::model::{Model, Parameters, hugging_face};
 use crate::{atomic_file, failpoints};
 
-/// From the hash of a base's tensors, what an adapter says of where it comes from.
+/// Makes the metadata about the origin of an adapter from the hash of its base's tensors.
 pub type Origin = Box<dyn Fn(Digest) -> BTreeMap<String, String>>;
 
-/// What a run needs from those who know of spokes and daemons.
+/// What a run needs from rooms above this one, which know spokes and daemons.
 #[derive(Default)]
 pub struct Outside {
-    /// Texts for an adapter's metadata, from the hash of its base's tensors: what it was trained for.
+    /// Makes the metadata of an adapter: what it was trained for.
     pub origin: Option<Origin>,
-    /// Posts to the endpoint of a served teacher.
+    /// Posts to the endpoint of a remote teacher.
     pub ask: Option<Ask>,
 }
 
-/// Trains what the recipe says. `out` gets `recipe.toml`, the logs, `loss.svg`, `checkpoints/`, and in the end the result: a
-/// Hugging Face folder (`out` itself) or an adapter below it, whose path is given. With `resume`, goes on from the newest
-/// checkpoint if there is one.
+/// Runs a recipe. `out` gets `recipe.toml`, the logs, `loss.svg`, `checkpoints/`, and at the end
+/// the result, whose path is returned: a Hugging Face folder (`out` itself) or an adapter in it.
+/// With `resume`, continues from the newest checkpoint if there is one.
 ///
 /// # Errors
-/// Unusable data or base, a domain without a held-out row that fits, numbers that are not finite or beyond their bound, files that can't be written; checkpoints of an
-/// earlier run in `out` without `resume`.
+/// Unusable data or base, a domain without a held-out row that fits, a loss that is not finite or
+/// above its bound, files that can't be written; checkpoints of an earlier run in `out` without
+/// `resume`.
 pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Result<PathBuf, TrainError> {
     let _lock = lock(out)?;
     let checkpoints = out.join("checkpoints");
@@ -49,7 +50,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         return Err(TrainError::Occupied { path: out.to_owned(), step: *step });
     }
     let prepared = Prepared::new(recipe, out, found.is_some())?;
-    let (place, workers) = (&prepared.place, &prepared.workers);
+    let (compute, workers) = (&prepared.compute, &prepared.workers);
     let trained = &prepared.trained;
     let averaged = (recipe.train.ema > 0.0).then(|| copy(trained)).transpose()?;
     let mut optimiser =
@@ -68,22 +69,22 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         let moments = optimiser.state();
         checkpoint::check(moments.iter().map(|(name, t)| (name.as_str(), t)), &checkpoint.moments, &path)?;
         optimiser.restore(&checkpoint.moments, checkpoint.state.step)?;
-        notes = checkpoint.state.notes(&place.name(), &checkpoint::changed(&path, recipe)?);
+        notes = checkpoint.state.notes(&compute.name(), &checkpoint::changed(&path, recipe)?);
         state = State { place: state.place, ..checkpoint.state };
     }
     let trainee = prepared.over(recipe, trained)?;
     let judged = averaged.as_ref().unwrap_or(trained);
-    // What is judged or measured needs no gradients.
+    // Evaluation and metrics need no gradients.
     let judge = prepared.frozen(recipe, judged)?;
     let seen = prepared.frozen(recipe, trained)?;
-    // Always of the last stage: so that numbers of one run can be compared with each other.
+    // Always at the last stage, so that figures within a run are comparable.
     let stage = recipe.stage(u64::MAX);
     let held_out: Vec<Batch> = prepared
         .eval
         .iter()
         .map(|domain| {
             let batch = eval_rows(domain, stage, recipe.data.eval_rows, recipe.data.long_rows)?;
-            // Nothing has a loss of 0, which would be the best of all.
+            // An empty batch would have a loss of 0, the best of all.
             if batch.targets() > 0 {
                 return Ok(batch);
             }
@@ -93,7 +94,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         })
         .collect::<Result<_, TrainError>>()?;
     let objective: Box<dyn Objective> = match &teacher {
-        Some(teacher) => Box::new(teacher.teaching(trainee.student())),
+        Some(teacher) => Box::new(teacher.objective(trainee.student())),
         None => Box::new(trainee.student()),
     };
 
@@ -101,14 +102,14 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         teacher.check_rows(recipe, &prepared.train, &state)?;
     }
 
-    // Only now: what is refused leaves a run as it was.
+    // Only now, so that a refused recipe leaves an earlier run untouched.
     let path = out.join("recipe.toml");
     atomic_file::write(&path, recipe.to_toml().as_bytes()).map_err(TrainError::file(path))?;
     let mut log = Log::open(out, state.step, recipe.train.steps)?;
     let mut metrics = Metrics::open(out, recipe.train.metrics_every, state.step)?;
-    log.say(&place.to_string());
+    log.say(&compute.to_string());
     if resume && state.step == 0 {
-        log.say(&format!("{} has no checkpoint yet: from the beginning", out.display()));
+        log.say(&format!("{} has no checkpoint yet: starting from the beginning", out.display()));
     }
     if log.kept() < state.step {
         let (kept, step) = (log.kept(), state.step);
@@ -141,11 +142,11 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let mut too_long = 0;
 
     std::thread::scope(|scope| {
-        let mut ahead = Ahead::start(scope, recipe, &prepared.train, state.step, state.data.clone());
+        let mut prefetch = Prefetch::start(scope, recipe, &prepared.train, state.step, state.data.clone());
         while state.step < recipe.train.steps && !state.stopped {
             let step = state.step + 1;
             let began = Instant::now();
-            let (batch, data) = ahead.batch(step, &state.weights())?;
+            let (batch, data) = prefetch.batch(step, &state.weights())?;
 
             let outcome = workers.run(&*objective, Some(trained), &batch.rows, micro_tokens)?;
             let measured = metrics
@@ -179,7 +180,8 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             if last || step.is_multiple_of(recipe.train.eval_every) {
                 let each = judge_all()?;
                 let together = together(&each, &held_out);
-                // Before it is logged or saved: no number compares with it, and JSON has none like it.
+                // Checked before it is logged or saved: NaN compares with nothing and has no JSON
+                // form.
                 if !together.loss.is_finite() {
                     let (what, loss) = ("held-out loss", together.loss);
                     return Err(TrainError::NotFinite { step, what, loss, norm });
@@ -212,12 +214,13 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
             )?;
 
             if eval.is_some() && too_long > 0 {
-                log.say(&format!("  {too_long} rows longer than seq_len left out since the last evaluation"));
+                log.say(&format!("  {too_long} rows longer than seq_len skipped since the last evaluation"));
                 too_long = 0;
             }
             let best_now = state.best.is_some_and(|(_, best)| best == step);
             if last || state.stopped || best_now || step.is_multiple_of(recipe.train.checkpoint_every) {
-                // The log first: a run that goes on from the checkpoint writes only what comes behind it.
+                // The log first, because a run that resumes from the checkpoint only appends to
+                // it.
                 log.sync()?;
                 metrics.sync()?;
                 let checkpoint = Checkpoint {
@@ -243,7 +246,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         log.say(&format!("the result is that of step {step}, held-out loss {:.4}", loss.0));
     }
     let path = out.join("loss.svg");
-    let drawn = curve::svg(&[curve::Run { name: "", steps: &log::read(out)? }]);
+    let drawn = loss_curve::svg(&[loss_curve::Run { name: "", steps: &log::read(out)? }]);
     atomic_file::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
     metrics.draw(out)?;
     let parameters = result(judged)?;
@@ -265,7 +268,7 @@ fn together(each: &[Evaluation], held_out: &[Batch]) -> Evaluation {
 }
 
 impl State {
-    /// Before the first step.
+    /// The state before the first step.
     fn beginning(recipe: &Recipe, prepared: &Prepared, teacher: Option<Digest>) -> Self {
         Self {
             step: 0,
@@ -280,11 +283,11 @@ impl State {
             tokens_of: prepared.identity.tokens_of,
             read: Some(read(prepared, teacher)),
             data: Position::default(),
-            place: Some(prepared.place.name()),
+            place: Some(prepared.compute.name()),
         }
     }
 
-    /// Refuses a state of another base or tokenizer, other data or another teacher than now.
+    /// Refuses a state with another base, tokenizer, data or teacher than now.
     fn check(&self, now: &Self, path: &Path) -> Result<(), TrainError> {
         let of = |state: &Self| {
             let mut all: BTreeMap<String, Digest> = state.read.clone().unwrap_or_default();
@@ -293,7 +296,7 @@ impl State {
             all
         };
         let (saved, now) = (of(self), of(now));
-        // Whatever else differs follows from these.
+        // Other differences follow from these.
         let first = ["base", "tokenizer"].map(str::to_owned);
         for what in first.into_iter().chain(saved.keys().chain(now.keys()).cloned()) {
             if saved.get(&what) != now.get(&what) {
@@ -330,7 +333,7 @@ impl State {
         notes
     }
 
-    /// Takes a held-out loss: the best so far, and whether it is time to stop.
+    /// Records a held-out loss: whether it is the best so far, and whether it is time to stop.
     fn judge(&mut self, loss: f64, recipe: &Recipe) {
         if self.best.is_none_or(|(best, _)| loss < best.0) {
             self.best = Some((Exact(loss), self.step));
@@ -345,7 +348,7 @@ impl State {
         }
     }
 
-    /// Moves the domains' weights by their losses, where the recipe says so and when it is time.
+    /// Updates the weights of domains by their losses, if the recipe says so and it is time.
     fn weigh(&mut self, each: &[Evaluation], recipe: &Recipe) {
         let Some(loading) = &recipe.data.loading else { return };
         if !self.step.is_multiple_of(recipe.train.eval_every * loading.every) {
@@ -363,7 +366,8 @@ impl State {
     }
 }
 
-/// Hashes of what a run reads, by key of the recipe. What is generated follows from the recipe alone.
+/// Hashes of what a run reads, by key of the recipe. Generated data is determined by the recipe
+/// alone.
 fn read(prepared: &Prepared, teacher: Option<Digest>) -> BTreeMap<String, Digest> {
     let of = |part: &'static str| {
         move |domain: &Domain| Some((format!("data.domains.{}.{part}", domain.name), domain.digest()?))
@@ -374,7 +378,8 @@ fn read(prepared: &Prepared, teacher: Option<Digest>) -> BTreeMap<String, Digest
     all
 }
 
-/// Moves the averaged weights towards the current ones; early on faster, so that the start is forgotten.
+/// Moves the averaged weights towards the current ones; faster at first, so that the initial
+/// values are forgotten.
 fn average(averaged: &Parameters, parameters: &Parameters, decay: f64, step: u64) -> Result<(), TrainError> {
     let decay = decay.min((1.0 + step as f64) / (10.0 + step as f64));
     for ((_, average), (_, now)) in averaged.iter().zip(parameters.iter()) {

@@ -1,25 +1,26 @@
-//! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a loop that reads top to bottom (`loop.rs`).
+//! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a loop that reads top to
+//! bottom (`loop.rs`).
 
 pub mod adapter;
-mod ahead;
 pub mod base;
 pub mod batch;
 pub mod checkpoint;
 pub mod clip;
 pub mod cost;
-pub mod curve;
 pub mod data;
 pub mod device;
 pub mod distil;
 pub mod evaluate;
 pub mod gradient;
-pub mod heat;
+pub mod heatmap;
 mod in_place;
 pub mod log;
 pub mod r#loop;
+pub mod loss_curve;
 pub mod metrics;
 pub mod objective;
 pub mod optimiser;
+mod prefetch;
 mod prepare;
 pub mod recipe;
 pub mod schedule;
@@ -43,7 +44,7 @@ use std::path::PathBuf;
 /// Why a training run can't start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The recipe is wrong: every mistake, one a line.
+    /// The recipe is wrong: every mistake, one per line.
     #[error("{path}: {}", .mistakes.join("\n  "))]
     Recipe {
         /// The recipe file.
@@ -54,7 +55,7 @@ pub enum TrainError {
     /// A model's files can't be read or written.
     #[error(transparent)]
     Model(#[from] crate::model::FileError),
-    /// The base can't be trained on.
+    /// The base can't be used.
     #[error("base {path}: {message}")]
     Base {
         /// The file or folder.
@@ -62,7 +63,7 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
-    /// The base's loss is none of a trained model.
+    /// The loss of the base is too high for a trained model.
     #[error("base {path}: {message}")]
     Reference {
         /// The file or folder.
@@ -75,10 +76,10 @@ pub enum TrainError {
     Occupied {
         /// The folder.
         path: PathBuf,
-        /// The newest.
+        /// The step of the newest checkpoint.
         step: u64,
     },
-    /// Another process works in the output folder.
+    /// Another process is writing to the output folder.
     #[error("{path}: another process is writing there")]
     Busy {
         /// The folder.
@@ -92,7 +93,7 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
-    /// A domain has no held-out row that could be judged.
+    /// A domain has no usable held-out row.
     #[error(
         "data.domains.{domain}: {too_long} of {rows} held-out rows are longer than seq_len, {seq_len}; expected at least \
          one with an answer that fits"
@@ -100,9 +101,9 @@ pub enum TrainError {
     HeldOut {
         /// The domain's name.
         domain: String,
-        /// Rows that are longer.
+        /// Rows that are too long.
         too_long: usize,
-        /// Rows that were looked at.
+        /// All rows that were read.
         rows: usize,
         /// Tokens of a packed row.
         seq_len: usize,
@@ -145,7 +146,7 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
-    /// A teacher gives no usable answer.
+    /// A teacher gave no usable answer.
     #[error("teacher {endpoint}: {message}")]
     Teacher {
         /// Its address or file.
@@ -153,19 +154,19 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
-    /// The numbers broke down; the last checkpoint is intact.
+    /// A loss or gradient is not finite; the last checkpoint is intact.
     #[error("step {step}: {what} {loss}, gradient norm {norm}: not finite")]
     NotFinite {
         /// The step that failed.
         step: u64,
-        /// Whose loss: that of the step, or the held-out one behind it.
+        /// Which loss: that of the step, or the held-out loss after it.
         what: &'static str,
         /// That loss.
         loss: f64,
         /// Its gradient norm.
         norm: f64,
     },
-    /// The loss is beyond its bound; the last checkpoint is intact.
+    /// The loss is above its bound; the last checkpoint is intact.
     #[error("step {step}: loss {loss:.4} is above train.max_loss, {bound}")]
     AboveBound {
         /// The step that failed.
@@ -175,7 +176,7 @@ pub enum TrainError {
         /// The bound.
         bound: f64,
     },
-    /// The device that a recipe names can't compute.
+    /// The device that the recipe names can't be used.
     #[error("train.device is \"cuda\": {0}")]
     Device(String),
     /// The tokenizer failed.
@@ -191,34 +192,34 @@ impl TrainError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Occupied { .. } => {
-                Some("go on with --resume, or take another folder with --out, or remove this one")
+                Some("continue with --resume, choose another folder with --out, or remove this one")
             }
-            Self::Busy { .. } => Some("wait until it has ended, or take another folder with --out"),
-            Self::HeldOut { .. } => Some("raise train.seq_len, or give shorter rows in that domain's eval"),
+            Self::Busy { .. } => Some("wait until it has ended, or choose another folder with --out"),
+            Self::HeldOut { .. } => Some("raise train.seq_len, or use shorter rows in that domain's eval"),
             Self::NotFinite { .. } | Self::AboveBound { .. } => Some(
                 "lower the learning rates (train.muon.lr, train.adamw.lr and those of its groups) or train.clip, or lengthen train.warmup; \
-                 the last checkpoint is intact: --resume goes on from it with these changed",
+                 the last checkpoint is intact: --resume continues from it with these changed",
             ),
             Self::OtherRecipe { .. } => Some(
                 "resume with the recipe that began the run, or begin a new one in another folder with --out",
             ),
             Self::Foreign { .. } => Some(
-                "begin a new run in another folder with --out, or give this one what the checkpoint was made with",
+                "begin a new run in another folder with --out, or restore what the checkpoint was made with",
             ),
             Self::Checkpoint { .. } => {
-                Some("remove this checkpoint: --resume then goes on from the one before it")
+                Some("remove this checkpoint: --resume then continues from the one before it")
             }
             Self::File { source, .. } | Self::Model(crate::model::FileError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::StorageFull =>
             {
-                Some("make room and go on with --resume: what was saved before is intact")
+                Some("make room and continue with --resume: what was saved before is intact")
             }
             Self::Reference { .. } => Some(
                 "base.reference and base.reference_bound choose another text and bound; \
                  `bespoke export` checks a model against llama.cpp",
             ),
             Self::Device(_) => Some(
-                "`make cuda` builds a program that trains on an NVIDIA GPU; train.device = \"auto\" takes the CPU where there is \
+                "`make cuda` builds a program that trains on an NVIDIA GPU; train.device = \"auto\" uses the CPU if there is \
                  none",
             ),
             Self::Model(error) => error.hint(),
@@ -226,7 +227,7 @@ impl TrainError {
         }
     }
 
-    /// Puts the path to an I/O error.
+    /// Adds a path to an I/O error.
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { path, source }

@@ -100,10 +100,10 @@ fn people_get_a_line_for_each_item() {
     [state]  open files [found]
     ok       state folder [found]
     ok       spokes folder [found]
-    ok       port 127.0.0.1:0 is free: no daemon runs
+    ok       port 127.0.0.1:0 is free: no daemon is running
     ok       model [found]
     ok       kernels [found]
-    ok       last run nothing is known of one
+    ok       last run there is no record of one
     ");
 }
 
@@ -122,7 +122,7 @@ fn a_running_daemon_is_asked_and_a_crash_is_remembered() {
     assert_eq!(item(&answer, "port")["details"]["by"], "bespoke", "{answer:#}");
     assert_eq!(item(&answer, "kernels")["details"]["self_test"]["outcome"], "passed");
     assert!(item(&answer, "state folder")["details"]["fsync_ms"].as_f64() > Some(0.0));
-    assert!(item(&answer, "last run")["found"].as_str().unwrap().contains("a daemon runs since"));
+    assert!(item(&answer, "last run")["found"].as_str().unwrap().contains("a daemon has been running since"));
     program.signal("KILL");
     drop(program);
     let (code, answer) = place.json();
@@ -164,5 +164,5 @@ fn what_is_in_the_way_is_a_failure_with_a_hint() {
     assert_eq!((code, &item(&answer, "configuration")["state"]), (Some(1), &Value::from("failure")));
     let words = place.doctor(&[]);
     assert_eq!(words.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&words.stderr).contains("in the way"));
+    assert!(String::from_utf8_lossy(&words.stderr).contains("checks failed"));
 }

@@ -49,7 +49,7 @@ fn wrong_rows_are_named_with_file_line_and_key() {
             "stdin:2: output: found nothing, expected string",
         ),
         (format!("{good}\n\nnonsense"), "stdin:3: not JSON"),
-        (String::new(), "stdin: no row in it"),
+        (String::new(), "stdin: no rows"),
     ];
     for (text, expected) in cases {
         let refused = bespoke(&["score", "-", "--json"]).write_stdin(text).assert().code(1);

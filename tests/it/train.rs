@@ -86,7 +86,7 @@ fn a_run_leaves_a_model_folder_and_can_be_prolonged() {
     let again = bespoke(folder.path()).args(["train", "recipe.toml", "--out", "out"]).assert().code(1);
     let said = stderr(&again);
     assert!(
-        said.contains("out has checkpoints up to step 4") && said.contains("hint: go on with --resume"),
+        said.contains("out has checkpoints up to step 4") && said.contains("hint: continue with --resume"),
         "{said}"
     );
     let more = ["train", "recipe.toml", "--out", "out", "--resume", "--set", "train.steps=6"];
@@ -182,9 +182,11 @@ fn each_gpu_has_its_price_and_one_that_is_none_is_refused() {
     assert!(said.contains(" its 192.0 GB; $0.00 at $2/h") && said.contains(" at $4.25/h"), "{said}");
     let alone = stdout(&plan(&["MI300X=1.5"]).success());
     assert!(alone.contains(" at $1.5/h") && alone.contains(" its 141.0 GB; $0.00 at $3/h"), "{alone}");
-    for (price, part) in
-        [("H300=2", "H300 is none of the GPUs"), ("H200=cheap", "expected DOLLARS"), ("-1", "DOLLARS")]
-    {
+    for (price, part) in [
+        ("H300=2", "H300 is not a GPU of the estimate"),
+        ("H200=cheap", "expected DOLLARS"),
+        ("-1", "DOLLARS"),
+    ] {
         let said = stderr(&plan(&[price]).failure());
         assert!(said.contains(part), "{price}: {said}");
     }
@@ -296,7 +298,7 @@ fn a_wrong_recipe_is_exit_code_78_and_a_wrong_row_is_named() {
     assert!(said.contains("recipe.toml") && said.contains("model.heads is 3"), "{said}");
     let missing = ["train", "recipe.toml", "--set", "data.domains.rows.eval=[\"nowhere.jsonl\"]"];
     let said = stderr(&bespoke(folder.path()).args(missing).assert().code(78));
-    assert!(said.contains("recipe.toml: data.domains.rows.eval: nowhere.jsonl is not there"), "{said}");
+    assert!(said.contains("recipe.toml: data.domains.rows.eval: nowhere.jsonl doesn't exist"), "{said}");
     let unknown = ["train", "recipe.toml", "--set", "train.stepz=3"];
     let said = stderr(&bespoke(folder.path()).args(unknown).assert().code(78));
     assert!(said.contains("unknown field `stepz`") && said.contains("expected one of"), "{said}");
@@ -352,7 +354,7 @@ fn adapters_become_spokes_and_a_wrong_base_is_refused() {
     write(folder.path(), "adapter.toml", &recipe("[adapter.felix]\nspokes = 8\nrank = 160"));
     let refused = ["train", "adapter.toml", "--out", "runs/large"];
     let said = stderr(&bespoke(folder.path()).args(refused).assert().code(1));
-    assert!(said.contains("the daemon would not take what this recipe trains"), "{said}");
+    assert!(said.contains("the daemon would refuse the adapter of this recipe"), "{said}");
     assert!(!folder.path().join("runs/large").exists());
     write(
         folder.path(),

@@ -1,4 +1,4 @@
-//! Sends requests to an endpoint, so many at once, and takes the time of what comes back.
+//! Sends requests to an endpoint at a given concurrency and times the answers.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -9,20 +9,21 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::cli::client::{Client, ClientError};
-use crate::eval::speed::head::Trial;
 use crate::eval::speed::report::Endpoint;
+use crate::eval::speed::shared_prefix::Trial;
 use crate::eval::speed::{Answer, Kind, Request, Requests, Round, Workload};
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// An endpoint that has answered once.
+/// An endpoint that has answered a first request.
 pub struct Target {
     client: Client,
     model: String,
 }
 
 impl Target {
-    /// Asks an endpoint which model it has, unless one is named: whoever does not answer that is not measured.
+    /// Asks an endpoint for its models, unless one is named. An endpoint that doesn't answer isn't
+    /// measured.
     pub fn find(client: Client, named: Option<&str>) -> Result<Self, ClientError> {
         let models = client.get("/v1/models")?;
         let Some(model) = models["data"][0]["id"].as_str() else {
@@ -32,13 +33,13 @@ impl Target {
         Ok(Self { model: named.unwrap_or(model).to_owned(), client })
     }
 
-    /// What the report says of it.
+    /// Its description for the report.
     pub fn endpoint(&self) -> Endpoint {
         Endpoint { url: self.client.endpoint().to_owned(), model: self.model.clone() }
     }
 
-    /// Whether it goes on behind the model's own end when asked to. An endpoint that knows nothing of that may ignore it;
-    /// only one that says so is found out here.
+    /// Whether it accepts `ignore_eos`. Endpoints that don't support it may ignore it silently;
+    /// only a refusal is noticed here.
     pub fn takes_ignore_eos(&self) -> anyhow::Result<bool> {
         let body = json!({
             "model": self.model, "messages": [{"role": "user", "content": "."}], "max_tokens": 1, "ignore_eos": true,
@@ -59,7 +60,8 @@ impl Target {
         Ok(Answer::read(stream, begun)?)
     }
 
-    /// One round: the requests of these numbers, `concurrency` under way at once. `done` is called after each.
+    /// One round: the requests with these numbers, `concurrency` at a time. `done` is called after
+    /// each.
     pub fn round(
         &self,
         requests: &Requests,
@@ -67,7 +69,7 @@ impl Target {
         concurrency: u16,
         done: impl Fn() + Sync,
     ) -> Round {
-        // Made before the clock runs: the machine's time belongs to the server.
+        // Made before the clock starts, so that it takes no time from the server.
         let first = numbers.start;
         let asked: Vec<Request> = numbers.map(|number| requests.request(number)).collect();
         let next = AtomicU64::new(0);
@@ -95,9 +97,9 @@ impl Target {
         Round { elapsed, ..round.into_inner().expect("no thread panics while it stores") }
     }
 
-    /// Two requests with the same new head, one after the other.
+    /// Two consecutive requests with the same new prefix.
     pub fn trial(&self, requests: &Requests, number: u64) -> anyhow::Result<Trial> {
-        let [first, second] = requests.same_head(number);
+        let [first, second] = requests.same_prefix(number);
         let ask =
             |request| self.ask(request).with_context(|| format!("head test at {}", self.client.endpoint()));
         let (first, second) = (ask(&first)?, ask(&second)?);
@@ -108,7 +110,7 @@ impl Target {
     }
 }
 
-/// Whether every target can be held to a fixed number of tokens; there is nothing to ask where no chat is.
+/// Whether every target supports a fixed number of tokens; always true for workloads without chat.
 pub fn fixed_length(targets: &[Target], workload: Workload) -> anyhow::Result<bool> {
     if !workload.has(Kind::Chat) {
         return Ok(true);

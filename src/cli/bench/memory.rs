@@ -1,9 +1,9 @@
-//! The most memory that something took where it was computed.
+//! Measures the peak memory of a computation on its device.
 
 use candle_core::Device;
 
-/// Runs `work` and says how many bytes were in use on its device at most: of the whole GPU, as its driver counts (what others
-/// take there is among them), or of this process.
+/// Runs `work` and returns the peak number of bytes in use on its device: on a GPU for the whole
+/// device, including other programs, by its driver; else for this process.
 pub fn watched<R>(device: &Device, work: impl FnOnce() -> R) -> (R, Option<u64>) {
     if device.is_cpu() {
         let result = work();
@@ -24,7 +24,8 @@ fn on_gpu<R>(device: &Device, work: impl FnOnce() -> R) -> (R, Option<u64>) {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
-    /// Memory is taken and given back many times in a step: looked at this often, peaks are seen over some steps.
+    /// Memory is allocated and freed many times per step. At this interval, peaks show up within a
+    /// few steps.
     const LOOK: Duration = Duration::from_millis(2);
     let Ok(gpu) = device.as_cuda_device() else { return (work(), None) };
     let context = gpu.cuda_stream().context().clone();

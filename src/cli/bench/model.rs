@@ -1,9 +1,9 @@
-//! `bespoke bench model`: writes a stand-in.
+//! `bespoke bench model`: writes a synthetic model.
 
 use std::path::PathBuf;
 
 use crate::config;
-use crate::model::stand_in::{self, Shape, Stored};
+use crate::model::synthetic_model::{self, Shape, WeightType};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -11,16 +11,16 @@ pub struct Args {
     /// The GGUF file to write
     #[arg(value_name = "OUT.gguf")]
     out: PathBuf,
-    /// The model that it has the shape of
+    /// Model whose shape it has
     #[arg(long, value_enum, default_value_t = Shape::Post)]
     shape: Shape,
-    /// How its matrices are stored
-    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Stored::Q8)]
-    stored: Stored,
-    /// What the weights are drawn from: the same seed gives the same file
+    /// Type of its matrices
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = WeightType::Q8)]
+    weight_type: WeightType,
+    /// Seed of the weights: the same seed gives the same file
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// The GGUF file whose tokenizer and chat template it gets [default: models/bespoke-tiny.gguf]
+    /// GGUF file to take the tokenizer and chat template from [default: models/bespoke-tiny.gguf]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }
@@ -28,10 +28,10 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// A tokenizer that doesn't fit; the disk.
+/// A tokenizer that doesn't fit; I/O errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = args.tokenizer.clone().unwrap_or_else(config::default_model);
-    stand_in::write(args.shape, args.stored, args.seed, &tokenizer, &args.out)?;
+    synthetic_model::write(args.shape, args.weight_type, args.seed, &tokenizer, &args.out)?;
     let parameters = args.shape.config().parameter_count() as f64 / 1e6;
     eprintln!("{}: {parameters:.1} million random parameters", args.out.display());
     Ok(())

@@ -12,7 +12,7 @@ use super::table;
 use crate::atomic_file;
 use crate::cli::client::{Client, Daemon};
 use crate::eval::rows;
-use crate::eval::speed::head::HeadReport;
+use crate::eval::speed::shared_prefix::SharedPrefixReport;
 use crate::eval::speed::{Level, Report, Requests, Round, Workload, plot};
 
 /// Arguments.
@@ -20,50 +20,53 @@ use crate::eval::speed::{Level, Report, Requests, Round, Workload, plot};
 pub struct Args {
     #[command(flatten)]
     daemon: Daemon,
-    /// What requests name as their model, such as a spoke [default: the first that the endpoint lists]
+    /// Model that requests name, such as a spoke [default: the first that the endpoint lists]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// A second endpoint; rounds take turns, and each pair of rounds gives a ratio
+    /// A second endpoint to compare with; rounds alternate, and each pair of rounds gives a ratio
     #[arg(long, value_name = "URL")]
     against: Option<String>,
-    /// What requests to the second endpoint name; without --against, a second model of the first endpoint
+    /// Model that requests to the second endpoint name; without --against, a second model of the
+    /// first endpoint
     #[arg(long, value_name = "NAME")]
     against_model: Option<String>,
-    /// What is asked
+    /// Kind of requests
     #[arg(long, value_enum, default_value_t = Workload::Encoding)]
     workload: Workload,
-    /// Events to encode, rows {raw_input, source, type}, instead of generated ones; each is used once
+    /// Rows {raw_input, source, type} to encode instead of generated events; each is used once
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
-    /// Requests under way at once, one measurement for each number
+    /// Concurrent requests; one measurement for each number
     #[arg(long, value_name = "N,N..", value_delimiter = ',', default_value = "1,4,16",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: Vec<u16>,
-    /// Requests of a round
+    /// Requests per round
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
-    /// Rounds to each endpoint at each concurrency
+    /// Rounds per endpoint and concurrency
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Requests to each endpoint before the first round at each concurrency, not counted
+    /// Warm-up requests per endpoint and concurrency, not counted
     #[arg(long, value_name = "N", default_value_t = 4)]
     warmup: u32,
-    /// Tokens of an encoding at most
+    /// Maximum tokens of an encoding
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
     /// Tokens of a chat answer
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     chat_tokens: u32,
-    /// What the requests are drawn from [default: drawn, and reported: a server may remember the prompts of an earlier run]
+    /// Seed of the requests [default: random, and reported, because a server may have cached the
+    /// prompts of an earlier run]
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
-    /// Also measure what a known head saves: pairs of requests that begin alike, `--requests` of them
+    /// Also measure the benefit of a cached prefix, with `--requests` pairs of requests that begin
+    /// alike
     #[arg(long)]
     head_test: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Draw the figures as bars
+    /// Draw the figures as a bar chart
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -71,7 +74,8 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// An endpoint that does not answer or fails every request, too few events, a drawing that can't be written.
+/// An endpoint that doesn't answer or fails every request, too few events, a drawing that can't be
+/// written.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut requests = args.requests()?;
     let mut targets = vec![Target::find(args.daemon.client()?, args.model.as_deref())?];
@@ -87,7 +91,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut run = Run { args, requests: &requests, targets: &targets, next: 0 };
     let levels: Vec<Level> =
         args.concurrency.iter().map(|&concurrency| run.level(concurrency)).collect::<anyhow::Result<_>>()?;
-    let head = if args.head_test { Some(run.head()?) } else { None };
+    let shared_prefix = if args.head_test { Some(run.shared_prefix()?) } else { None };
     let report = Report {
         workload: args.workload,
         requests: args.requests,
@@ -97,7 +101,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         fixed_length: requests.fixed_length,
         endpoints: targets.iter().map(Target::endpoint).collect(),
         levels,
-        head,
+        shared_prefix,
     };
     if let Some(path) = &args.svg {
         atomic_file::write(path, plot::svg(&report).as_bytes())
@@ -126,7 +130,7 @@ impl Args {
             let level = u64::from(self.warmup) + u64::from(self.rounds) * u64::from(self.requests);
             let (found, needed) =
                 (events.len() as u64, requests.events_of(level * self.concurrency.len() as u64));
-            // An event that comes again would be answered from a cache of prompts.
+            // A repeated event would be answered from a prompt cache.
             ensure!(
                 found >= needed,
                 "{} has {found} events, this run takes {needed}\nhint: ask for less with --requests, --rounds, \
@@ -138,25 +142,26 @@ impl Args {
     }
 }
 
-/// A run under way.
+/// A running measurement.
 struct Run<'a> {
     args: &'a Args,
     requests: &'a Requests,
     targets: &'a [Target],
-    /// Number of the next request that nobody has been asked.
+    /// Number of the next unused request.
     next: u64,
 }
 
 impl Run<'_> {
-    /// Numbers of requests that nobody has been asked.
+    /// Takes the numbers of unused requests.
     fn fresh(&mut self, count: u32) -> std::ops::Range<u64> {
         let first = self.next;
         self.next += u64::from(count);
         first..self.next
     }
 
-    /// All rounds at one concurrency. A pair of rounds asks both endpoints the same; who begins changes from pair to pair,
-    /// so that a machine that gets slower or faster treats both alike.
+    /// All rounds at one concurrency. A pair of rounds sends both endpoints the same requests.
+    /// Which one begins alternates, so that a machine that gets slower or faster affects both
+    /// alike.
     fn level(&mut self, concurrency: u16) -> anyhow::Result<Level> {
         let Args { rounds, requests, warmup, .. } = *self.args;
         let numbers = self.fresh(warmup);
@@ -193,18 +198,18 @@ impl Run<'_> {
         Ok(Level::new(concurrency, &measured))
     }
 
-    fn head(&mut self) -> anyhow::Result<HeadReport> {
+    fn shared_prefix(&mut self) -> anyhow::Result<SharedPrefixReport> {
         let mut trials: Vec<Vec<_>> = self.targets.iter().map(|_| Vec::new()).collect();
         for number in 0..self.args.requests {
             for which in in_turn(self.targets.len(), number) {
                 trials[which].push(self.targets[which].trial(self.requests, u64::from(number))?);
             }
         }
-        Ok(HeadReport::new(&trials))
+        Ok(SharedPrefixReport::new(&trials))
     }
 }
 
-/// The targets of a pair in the order in which they are asked: swapped in every other pair.
+/// The targets of a pair in the order of their rounds, which is swapped in every other pair.
 fn in_turn(targets: usize, pair: u32) -> Vec<usize> {
     let order = 0..targets;
     if pair.is_multiple_of(2) { order.collect() } else { order.rev().collect() }

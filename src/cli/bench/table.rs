@@ -1,11 +1,11 @@
-//! How a run looks on a terminal.
+//! Prints a run to the terminal.
 
 use comfy_table::Table;
 
 use crate::cli::table::plain;
 use crate::eval::speed::Report;
-use crate::eval::speed::head::HeadReport;
 use crate::eval::speed::report::{Endpoint, Measured, Ratio};
+use crate::eval::speed::shared_prefix::SharedPrefixReport;
 use crate::eval::speed::statistics::{Percentiles, Spread};
 
 /// Prints a report to stdout.
@@ -22,15 +22,15 @@ pub fn print(report: &Report) {
             }
         }
     }
-    if let Some(report_of_heads) = &report.head {
-        println!("{}", heads(report, report_of_heads));
-        if let Some(spread) = report_of_heads.second_ttft {
-            println!("first piece with a known head: {}", times(spread));
+    if let Some(shared_prefix) = &report.shared_prefix {
+        println!("{}", shared_prefixes(report, shared_prefix));
+        if let Some(spread) = shared_prefix.second_ttft {
+            println!("first piece with a cached prefix: {}", times(spread));
         }
     }
 }
 
-/// An endpoint in short; two of one address are told apart by what they were asked for.
+/// A short name of an endpoint; two with the same address are distinguished by their models.
 fn name(report: &Report, endpoint: &Endpoint) -> String {
     let short = endpoint.url.trim_start_matches("http://");
     let twin = report.endpoints.iter().filter(|other| other.url == endpoint.url).count() > 1;
@@ -74,9 +74,9 @@ fn levels(report: &Report) -> Table {
     table
 }
 
-fn heads(report: &Report, heads: &HeadReport) -> Table {
-    let mut table = plain(&["endpoint", "new head ms", "known head ms", "known over new", "cached"]);
-    for (endpoint, figures) in report.endpoints.iter().zip(&heads.endpoints) {
+fn shared_prefixes(report: &Report, shared: &SharedPrefixReport) -> Table {
+    let mut table = plain(&["endpoint", "new prefix ms", "cached prefix ms", "cached over new", "cached"]);
+    for (endpoint, figures) in report.endpoints.iter().zip(&shared.endpoints) {
         table.add_row([
             name(report, endpoint),
             percentiles(figures.first_ttft_ms),
@@ -111,7 +111,7 @@ fn percentiles(percentiles: Option<Percentiles>) -> String {
     })
 }
 
-/// One digit behind the point where it says something.
+/// One decimal for small values.
 fn short(ms: f64) -> String {
     if ms < 10.0 { format!("{ms:.1}") } else { format!("{ms:.0}") }
 }

@@ -1,4 +1,4 @@
-//! `bespoke bench train`: how fast this machine takes training steps of a model's shape.
+//! `bespoke bench train`: measures the speed of training steps for a model's shape.
 
 use std::time::Instant;
 
@@ -6,13 +6,13 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::memory::watched;
-use crate::model::stand_in::Shape;
+use crate::model::synthetic_model::Shape;
 use crate::model::{Decoder, DecoderConfig, Family, Parameters, init};
 use crate::train::adapter::{self, Adapter};
 use crate::train::batch::PackedRow;
 use crate::train::clip::clip;
 use crate::train::cost;
-use crate::train::device::Place;
+use crate::train::device::ComputeDevice;
 use crate::train::gradient::Workers;
 use crate::train::objective::Student;
 use crate::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
@@ -22,40 +22,41 @@ use candle_core::DType;
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The Llama that is trained: one of the shape of Qwen2.5-1.5B, or a tiny one
+    /// Shape of the Llama to train: that of Qwen2.5-1.5B, or a tiny one
     #[arg(long, value_enum, default_value_t = Shape::Post)]
     shape: Shape,
-    /// Train a LoRA of this rank on every matrix of its blocks, beside the frozen model
+    /// Train a LoRA of this rank on every matrix of the blocks, with the model frozen
     #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u32).range(1..=1024))]
     lora: Option<u32>,
-    /// Where
+    /// Device to compute on
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
-    /// In which type
+    /// Type to compute in
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     precision: Precision,
-    /// Rows of a step, each one document
+    /// Rows per step, each a single document
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     rows: u32,
-    /// Tokens of a row
+    /// Tokens per row
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
     seq: u32,
-    /// Tokens of a part of a step (`train.micro_tokens`)
+    /// Tokens per part of a step (`train.micro_tokens`)
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     micro_tokens: u32,
-    /// Keep the activations of all blocks instead of computing them again (`train.recompute = false`)
+    /// Keep the activations of all blocks instead of recomputing them (`train.recompute = false`)
     #[arg(long)]
     keep: bool,
-    /// Move the matrices of blocks by Muon, not by AdamW
+    /// Use Muon instead of AdamW for the matrices of blocks
     #[arg(long)]
     muon: bool,
-    /// Steps that are measured
+    /// Measured steps
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Steps before them
+    /// Warm-up steps
     #[arg(long, value_name = "N", default_value_t = 3)]
     warmup: u32,
-    /// What the device could do at most in this type, in TFLOP/s [default: 989 on a GPU in bf16, an H100's (SXM) or H200's]
+    /// Peak of the device in this type, in TFLOP/s [default: 989 on a GPU in bf16, that of an H100
+    /// (SXM) or H200]
     #[arg(long, value_name = "TFLOPS")]
     peak: Option<f64>,
     /// Print one JSON object
@@ -63,7 +64,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Dense bf16 of H100 SXM and H200, by their data sheets.
+/// Dense bf16 peak of H100 SXM and H200, from their data sheets.
 const PEAK: f64 = 989.0;
 
 #[derive(Debug, Serialize)]
@@ -74,11 +75,11 @@ struct Report {
     tokens_per_step: usize,
     first_loss: f64,
     last_loss: f64,
-    /// Median, least and largest.
+    /// Median, minimum and maximum.
     seconds_per_step: [f64; 3],
     tokens_per_second: f64,
     peak_bytes: Option<u64>,
-    /// Arithmetic that the model asks for; what is computed again is not counted.
+    /// The arithmetic of the model itself; recomputation isn't counted.
     tflops: f64,
     share_of_peak: Option<f64>,
 }
@@ -86,10 +87,10 @@ struct Report {
 /// Runs the command.
 ///
 /// # Errors
-/// A device that isn't there, memory that does not suffice.
+/// A device that doesn't exist, too little memory.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let place = Place::new(args.device, args.precision)?;
-    let (report, peak_bytes) = watched(&place.device, || measure(args, &place));
+    let compute = ComputeDevice::new(args.device, args.precision)?;
+    let (report, peak_bytes) = watched(&compute.device, || measure(args, &compute));
     let report = Report { peak_bytes, ..report? };
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
@@ -104,11 +105,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let share =
         report.share_of_peak.map_or(String::new(), |share| format!(", {:.1} % of the peak", share * 100.0));
     println!("{:.2} TFLOP/s{share}", report.tflops);
-    println!("loss {:.4} at first, {:.4} at last", report.first_loss, report.last_loss);
+    println!("loss {:.4} at the first step, {:.4} at the last", report.first_loss, report.last_loss);
     Ok(())
 }
 
-fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
+fn measure(args: &Args, compute: &ComputeDevice) -> anyhow::Result<Report> {
     let config = llama(args.shape);
     let (rows, seq) = (rows(args, config.vocab_size), args.seq as usize);
     anyhow::ensure!(
@@ -119,31 +120,31 @@ fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
     let whole = init::initialise(&config, 1)?;
     let (decoder, adapter, trained) = match args.lora {
         None => {
-            let whole = whole.to(&place.device, DType::F32)?;
+            let whole = whole.to(&compute.device, DType::F32)?;
             (Decoder::new(config.clone(), &whole)?, None, whole)
         }
         Some(rank) => {
-            let whole = whole.to_frozen(&place.device, place.dtype)?;
+            let whole = whole.to_frozen(&compute.device, compute.dtype)?;
             let recipe: AdapterRecipe =
                 toml::from_str(&format!("lora = {{ rank = {rank}, alpha = {}.0 }}", 2 * rank))?;
-            let trained = adapter::initial(&recipe, &config, 1)?.to(&place.device, DType::F32)?;
+            let trained = adapter::initial(&recipe, &config, 1)?.to(&compute.device, DType::F32)?;
             let adapter = Adapter::new(&recipe, &config, &trained)?;
             (Decoder::frozen(config.clone(), &whole)?, Some(adapter), trained)
         }
     };
-    let decoder = decoder.recomputing(!args.keep).computing_in(place.dtype);
+    let decoder = decoder.recomputing(!args.keep).computing_in(compute.dtype);
     let matrices = if args.muon { Matrices::Muon } else { Matrices::AdamW };
     let adamw = AdamWConfig { lr: 1e-5, ..AdamWConfig::default() };
     let muon = MuonConfig { lr: 1e-4, ..MuonConfig::default() };
     let mut optimiser = Optimiser::new(&trained, matrices, muon, adamw)?;
-    let workers = Workers::new(place.threads(0))?;
+    let workers = Workers::new(compute.threads(0))?;
     let student = Student { decoder: &decoder, adapter: adapter.as_ref() };
     let mut step = || -> anyhow::Result<(f64, f64)> {
         let began = Instant::now();
         let outcome = workers.run(&student, Some(&trained), &rows, args.micro_tokens as usize)?;
         clip(&outcome.gradients, 1.0, &workers)?;
         optimiser.step(&outcome.gradients, 1.0, &workers)?;
-        place.device.synchronize()?;
+        compute.device.synchronize()?;
         Ok((outcome.loss, began.elapsed().as_secs_f64()))
     };
     let mut losses = Vec::new();
@@ -160,11 +161,11 @@ fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
     let median = seconds[seconds.len() / 2];
     let tokens = args.rows as usize * seq;
     let tflops = cost::of_token(&config, seq, args.lora.is_some()) * tokens as f64 / median / 1e12;
-    let on_gpu_in_bf16 = !place.device.is_cpu() && place.dtype == DType::BF16;
+    let on_gpu_in_bf16 = !compute.device.is_cpu() && compute.dtype == DType::BF16;
     let peak = args.peak.or(on_gpu_in_bf16.then_some(PEAK));
     let count = |parameters: &Parameters| parameters.iter().map(|(_, var)| var.elem_count()).sum();
     Ok(Report {
-        place: place.to_string(),
+        place: compute.to_string(),
         parameters: config.parameter_count(),
         trained: count(&trained),
         tokens_per_step: tokens,
@@ -178,14 +179,15 @@ fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
     })
 }
 
-/// A Llama of the stand-in's shape: the architecture that every other trainer has.
+/// A Llama of the synthetic model's shape, because every other trainer supports that architecture.
 fn llama(shape: Shape) -> DecoderConfig {
     let config = shape.config();
     let features = Family::Llama.features(config.layers, config.heads, config.head_dim);
     DecoderConfig { family: Family::Llama, features, ..config }
 }
 
-/// One document a row, every token but the first a target; the same as those of the peer (`benches/gpu_peer.py`).
+/// One document per row, every token but the first a target; the same rows as in
+/// `benches/gpu_peer.py`.
 fn rows(args: &Args, vocabulary: usize) -> Vec<PackedRow> {
     let row = |row: u64| {
         let ids: Vec<u32> = (0..u64::from(args.seq))

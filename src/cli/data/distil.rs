@@ -1,4 +1,5 @@
-//! `bespoke data distil`: a teacher's words on disk, so that many students learn from one pass of a slow teacher.
+//! `bespoke data distil`: caches a teacher's outputs on disk, so that many students learn from one
+//! pass of a slow teacher.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use indicatif::ProgressBar;
 use crate::cli::train;
 use crate::train::distil;
 
-/// Time between lines about how far it is, where nobody sees a bar.
+/// Interval of progress lines if no progress bar is shown.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Arguments.
@@ -27,16 +28,16 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// A wrong recipe (exit code 78), a teacher that gives no answer, the disk.
+/// A wrong recipe (exit code 78), a teacher that gives no answer, I/O errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let recipe = train::load(&args.recipe, &args.set)?;
     let ask = train::ask(&recipe)?;
     let steps = recipe.train.steps;
     let bar = ProgressBar::new(steps);
     let mut told = Instant::now();
-    let (documents, before) = distil::store(&recipe, &args.out, ask, |step| {
+    let (documents, before) = distil::write_cache(&recipe, &args.out, ask, |step| {
         bar.set_position(step);
-        // Where no bar is seen, a line now and then.
+        // Without a visible bar, a line now and then.
         if bar.is_hidden() && told.elapsed() > LINE_EVERY {
             eprintln!("rows of step {step} of {steps} are written");
             told = Instant::now();

@@ -1,11 +1,11 @@
-//! What the program was made with.
+//! How the program was built.
 
 use serde_json::json;
 
 use super::Item;
 use crate::engine::ffi::{compiled_features, llama_features};
 
-/// Compilers, and what they were told about the processor.
+/// The compilers, and the processor features that they were allowed to use.
 pub(super) fn program() -> Item {
     let compilers = std::env::current_exe().ok().and_then(|path| fs_err::read(path).ok());
     let compilers = compilers.as_deref().and_then(comment).unwrap_or_default();
@@ -24,7 +24,7 @@ pub(super) fn program() -> Item {
         "llama_cpp_features": llama,
     });
     let item = if cfg!(debug_assertions) {
-        Item::warning("program", found, "a debug build is slow: `make build` makes a quick one")
+        Item::warning("program", found, "a debug build is slow: `make build` makes a fast one")
     } else {
         Item::ok("program", found)
     };
@@ -37,13 +37,13 @@ pub(super) fn allocator() -> Item {
     Item::ok("allocator", name).with(json!({"name": if cfg!(fuzzing) { "system" } else { "jemalloc" }}))
 }
 
-/// What compilers and linkers leave in a program about themselves: the section `.comment` of an ELF file, of which each
-/// text stands once. `None`: not such a file.
+/// The section `.comment` of an ELF file, in which compilers and linkers leave their versions,
+/// each text once. `None` for other files.
 fn comment(file: &[u8]) -> Option<Vec<String>> {
     let u16_at = |at: usize| Some(usize::from(u16::from_le_bytes(*file.get(at..)?.first_chunk()?)));
     let u32_at = |at: usize| Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?) as usize);
     let u64_at = |at: usize| usize::try_from(u64::from_le_bytes(*file.get(at..)?.first_chunk()?)).ok();
-    // 64 bits, little-endian; places by the System V ABI.
+    // 64 bits, little-endian; offsets by the System V ABI.
     if file.get(..6)? != b"\x7fELF\x02\x01" {
         return None;
     }

@@ -1,4 +1,4 @@
-//! Folders: what the daemon keeps, where spokes are dropped, and what is left of the last run.
+//! Folders: the daemon's state, the folder of spokes, and the traces of the last run.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -12,20 +12,20 @@ use crate::config::Settings;
 use crate::last_run::{self, LastRun};
 use crate::spokes::folder::counts;
 
-/// Space that the daemon should find.
+/// Free space that the daemon should have.
 const ROOM: u64 = 256 << 20;
 /// How often a write is timed.
 const TIMES: usize = 5;
-/// A write that takes longer makes each change of spokes slow.
+/// Longer writes make every change of spokes slow.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// The state folder: can it be written, how much room is there, how long does a durable write take?
+/// The state folder: whether it can be written, its free space, and the time of a durable write.
 pub(super) fn state(settings: &Settings) -> Item {
     const NAME: &str = "state folder";
     let path = &settings.paths.state;
     if !path.exists() {
         let parent = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
-        let made = format!("{}: will be made at the first start", path.display());
+        let made = format!("{}: will be created at the first start", path.display());
         return match tempfile::tempfile_in(parent) {
             Ok(_) => Item::ok(NAME, made).with(json!({"path": path, "exists": false})),
             Err(error) => Item::failure(
@@ -70,7 +70,7 @@ fn free(path: &Path) -> Option<u64> {
     about.f_bavail.checked_mul(about.f_frsize)
 }
 
-/// How long a durable write takes, in the median.
+/// The median time of a durable write.
 fn fsync(folder: &Path) -> std::io::Result<Duration> {
     let mut times = Vec::new();
     for _ in 0..TIMES {
@@ -89,9 +89,9 @@ pub(super) fn spokes(settings: &Settings) -> Item {
     const NAME: &str = "spokes folder";
     let path = &settings.paths.spokes;
     if !path.exists() {
-        let found = format!("{}: isn't there", path.display());
+        let found = format!("{}: doesn't exist", path.display());
         return if settings.paths.spokes_named {
-            Item::ok(NAME, format!("{found}; the daemon makes it"))
+            Item::ok(NAME, format!("{found}; the daemon will create it"))
         } else {
             Item::ok(NAME, format!("{found}; spokes dropped there later are noticed"))
         }
@@ -107,7 +107,7 @@ pub(super) fn spokes(settings: &Settings) -> Item {
             let item = if mode & 0o002 == 0 {
                 Item::ok(NAME, found)
             } else {
-                let hint = "everybody on this machine can have the daemon serve a spoke: chmod o-w";
+                let hint = "every user of this machine can make the daemon serve a spoke: chmod o-w";
                 Item::warning(NAME, format!("{found}; others may write to it"), hint)
             };
             item.with(details)
@@ -120,7 +120,7 @@ pub(super) fn spokes(settings: &Settings) -> Item {
 pub(super) fn last_run(settings: &Settings) -> Item {
     const NAME: &str = "last run";
     let Some(found) = last_run::read(&settings.paths.state) else {
-        return Item::ok(NAME, "nothing is known of one");
+        return Item::ok(NAME, "there is no record of one");
     };
     let since = |seconds: u64| {
         let at = std::time::UNIX_EPOCH + Duration::from_secs(seconds);
@@ -131,10 +131,14 @@ pub(super) fn last_run(settings: &Settings) -> Item {
     let item = match (ended, crash) {
         _ if found.runs() => match crash {
             Some(at) => {
-                let text = format!("a daemon runs since {}; before it, {}", since(*started), crashed(*at));
+                let text = format!(
+                    "a daemon has been running since {}; before it, {}",
+                    since(*started),
+                    crashed(*at)
+                );
                 Item::warning(NAME, text, CRASHED)
             }
-            None => Item::ok(NAME, format!("a daemon runs since {}", since(*started))),
+            None => Item::ok(NAME, format!("a daemon has been running since {}", since(*started))),
         },
         (None, _) => Item::warning(NAME, crashed(*started), CRASHED),
         (Some(end), _) => match error {
@@ -142,10 +146,10 @@ pub(super) fn last_run(settings: &Settings) -> Item {
                 let text = format!("it ended at {} with an error: {error}", since(*end));
                 Item::warning(NAME, text, "the log says more")
             }
-            None => Item::ok(NAME, format!("it ended in peace at {}", since(*end))),
+            None => Item::ok(NAME, format!("it ended cleanly at {}", since(*end))),
         },
     };
     item.with(json!(found))
 }
 
-const CRASHED: &str = "it was killed or crashed, or the machine lost power: `journalctl -u bespoke` (or the log), `coredumpctl` and `dmesg` may know why";
+const CRASHED: &str = "it was killed or crashed, or the machine lost power: `journalctl -u bespoke` (or the log), `coredumpctl` and `dmesg` may show why";

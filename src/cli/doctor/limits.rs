@@ -1,4 +1,4 @@
-//! What the system lets a process have: memory, open files, watches of folders.
+//! Limits of the system: memory, open files, folder watches.
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +8,9 @@ use serde_json::json;
 use super::{Item, bytes};
 use crate::config::Settings;
 
-/// Memory for everything but weights, at least.
+/// Minimum memory for everything but weights.
 const BASE: u64 = 256 << 20;
-/// Files that the daemon has open besides connections: database, log, model, watches, pipes of children.
+/// Open files of the daemon besides connections: database, log, model, watches, pipes of children.
 const FILES: u64 = 64;
 
 /// Memory of the machine and of the control group that the process is in.
@@ -37,8 +37,7 @@ pub(super) fn memory(settings: &Settings) -> Item {
         let hint = format!("the model's weights take {}: serve a smaller one, or give it more", bytes(model));
         Item::failure(NAME, found, hint)
     } else if usable < 2 * model + 2 * BASE {
-        let hint =
-            "there is little beyond the model: model.lanes and model.context take memory for each request";
+        let hint = "there is little memory left beyond the model: model.lanes and model.context take memory for each request";
         Item::warning(NAME, found, hint)
     } else {
         Item::ok(NAME, found)
@@ -52,7 +51,7 @@ fn meminfo(name: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// The least memory that a control group around this process may have, and how much of it is used.
+/// The smallest memory limit of the control groups around this process, and the usage.
 fn group_limit() -> Option<(u64, u64)> {
     let groups = fs_err::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
@@ -74,7 +73,7 @@ fn group_limit() -> Option<(u64, u64)> {
     least
 }
 
-/// Open files: each connection is one.
+/// The limit of open files; each connection is one.
 pub(super) fn files(settings: &Settings) -> Item {
     const NAME: &str = "open files";
     let limit = getrlimit(Resource::Nofile);
@@ -110,7 +109,7 @@ pub(super) fn inotify() -> Item {
         Ok(()) => Item::ok(NAME, found),
         Err(error) => Item::warning(
             NAME,
-            format!("{found}; no watch can be had: {error}"),
+            format!("{found}; no watch can be created: {error}"),
             "raise fs.inotify.max_user_instances and max_user_watches, or set spokes.watch = \"poll\"",
         ),
     }

@@ -1,7 +1,7 @@
-//! `bespoke doctor`: what the daemon needs from this machine, and whether it is there.
+//! `bespoke doctor`: checks whether this machine has what the daemon needs.
 //!
-//! Each thing is looked at as the daemon would meet it, whether one runs or not, and becomes one item: good, worth
-//! a look, or in the way.
+//! Each check sees what the daemon would see, whether one is running or not, and gives one item:
+//! ok, warning or failure.
 
 mod build;
 mod folders;
@@ -18,7 +18,7 @@ use crate::config::{self, DEFAULT_CONFIG, Overrides, Settings};
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Configuration of the daemon [default: config/bespoke.toml, if it is there]
+    /// Configuration of the daemon [default: config/bespoke.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
     config: Option<PathBuf>,
     /// Print JSON
@@ -26,29 +26,29 @@ pub struct Args {
     json: bool,
 }
 
-/// How something is.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
-    /// As it should be.
+    /// All is well.
     Ok,
-    /// The daemon runs, but worse than it could.
+    /// The daemon runs, but not as well as it could.
     Warning,
-    /// The daemon can't run or do all that it should.
+    /// The daemon can't run, or can't do everything that it should.
     Failure,
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Item {
     name: &'static str,
     state: State,
     /// What was found, in words.
     found: String,
-    /// What can be done.
+    /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
-    /// What was found, for programs.
+    /// The same for programs.
     #[serde(skip_serializing_if = "serde_json::Value::is_null")]
     details: serde_json::Value,
 }
@@ -78,7 +78,7 @@ impl Item {
 /// Runs the command.
 ///
 /// # Errors
-/// Something is in the way.
+/// A check failed.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let items = examine(args);
     let worst = items.iter().map(|item| item.state).max().unwrap_or(State::Ok);
@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         print!("{}", in_words(&items));
     }
     let failures = items.iter().filter(|item| item.state == State::Failure).count();
-    anyhow::ensure!(failures == 0, "{failures} of {} things are in the way", items.len());
+    anyhow::ensure!(failures == 0, "{failures} of {} checks failed", items.len());
     Ok(())
 }
 
@@ -114,25 +114,25 @@ fn examine(args: &Args) -> Vec<Item> {
     items
 }
 
-/// The settings, if they are any, and what there is to say about their file.
+/// The settings, if they are valid, and the item of their file.
 fn configuration(args: &Args) -> (Option<Settings>, Item) {
     const NAME: &str = "configuration";
     match config::load(args.config.as_deref(), Overrides::default()) {
         Ok(settings) => {
             let found = match &args.config {
                 Some(path) => path.display().to_string(),
-                None => format!("{DEFAULT_CONFIG} if it is there, else the defaults"),
+                None => format!("{DEFAULT_CONFIG} if it exists, else the defaults"),
             };
             (Some(settings), Item::ok(NAME, found))
         }
         Err(error) => {
-            let hint = "the rest is looked at when this is right";
+            let hint = "the other checks need a valid configuration";
             (None, Item::failure(NAME, error.to_string(), hint))
         }
     }
 }
 
-/// A line for each item, and its hint under it.
+/// A line for each item, with its hint below.
 fn in_words(items: &[Item]) -> String {
     use std::fmt::Write;
     let width = items.iter().map(|item| item.name.len()).max().unwrap_or(0);
@@ -152,7 +152,7 @@ fn in_words(items: &[Item]) -> String {
     text
 }
 
-/// Bytes as people read them.
+/// Bytes in human-readable form.
 fn bytes(count: u64) -> String {
     bytesize::ByteSize(count).to_string()
 }

@@ -1,4 +1,4 @@
-//! The processor and what of it is used.
+//! The processor, and which of its features are used.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::engine::ffi::{compiled_features, missing_features};
 
 const NAME: &str = "processor";
 
-/// What the processor can do, and what of it kernels use.
+/// The features of the processor, and those that kernels use.
 pub(super) fn features() -> Item {
     let processor = cpu_features::processor();
     let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

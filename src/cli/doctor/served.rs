@@ -1,4 +1,4 @@
-//! What is served: the port and who answers there, the model, and with which kernels it is computed.
+//! What is served: the port and who answers there, the model, and its kernels.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -13,25 +13,25 @@ use crate::engine::{ComputingReport, Outcome, computing_report};
 use crate::gguf::{self, Gguf};
 use crate::hub;
 
-/// Longest that an answer of whoever has the port is waited for.
+/// Time limit for an answer at the port.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of a model that are hashed.
+/// Size up to which a model is hashed.
 const HASHED: u64 = 8 << 30;
 
-/// Who has the port.
+/// The owner of the port.
 pub(super) enum Daemon {
-    /// Nobody: a daemon could listen there.
+    /// The port is free: a daemon could listen there.
     Free(SocketAddr),
-    /// A daemon of this program; what it says of itself, if it has a model.
+    /// A daemon of this program, with its description if it has a model.
     Bespoke(SocketAddr, Value),
-    /// Somebody else.
+    /// Another program.
     Other(SocketAddr, String),
-    /// Nobody may listen there.
+    /// The system refuses to let us listen there.
     Refused(SocketAddr, std::io::Error),
 }
 
 impl Daemon {
-    /// Looks who has the port that the settings name.
+    /// Finds the owner of the configured port.
     pub(super) fn find(settings: &Settings) -> Self {
         let address = settings.server.listen;
         if address.port() == 0 {
@@ -67,7 +67,7 @@ impl Daemon {
             let body = answer.body_mut().read_json::<Value>().map_err(|error| error.to_string())?;
             Ok::<_, String>((answer.status().as_u16(), body))
         };
-        // Its description needs no key and no model.
+        // The API description needs no key and no model.
         match get("/openapi.json") {
             Ok((200, text))
                 if text["info"]["title"].as_str().is_some_and(|title| title.contains("bespoke")) =>
@@ -76,7 +76,7 @@ impl Daemon {
                 Self::Bespoke(address, props.map_or(Value::Null, |(_, props)| props))
             }
             Ok((status, _)) => {
-                Self::Other(address, format!("it answers {status}, as no daemon of this program does"))
+                Self::Other(address, format!("it answers {status}, unlike a daemon of this program"))
             }
             Err(error) => Self::Other(address, error),
         }
@@ -86,7 +86,7 @@ impl Daemon {
     pub(super) fn port(&self) -> Item {
         const NAME: &str = "port";
         match self {
-            Self::Free(address) => Item::ok(NAME, format!("{address} is free: no daemon runs"))
+            Self::Free(address) => Item::ok(NAME, format!("{address} is free: no daemon is running"))
                 .with(json!({"address": address, "by": null})),
             Self::Bespoke(address, props) => {
                 let model = props["model_alias"].as_str();
@@ -98,26 +98,26 @@ impl Daemon {
                 if model.is_some() {
                     Item::ok(NAME, found).with(details)
                 } else {
-                    let hint = "it may still read its model, or want a key (BESPOKE_API_KEY)";
+                    let hint = "it may still be reading its model, or require a key (BESPOKE_API_KEY)";
                     Item::warning(NAME, found, hint).with(details)
                 }
             }
             Self::Other(address, why) => Item::failure(
                 NAME,
-                format!("{address} is another program's: {why}"),
+                format!("{address} belongs to another program: {why}"),
                 "server.listen and --listen name another address",
             )
             .with(json!({"address": address, "by": "another program"})),
             Self::Refused(address, error) => Item::failure(
                 NAME,
                 format!("{address}: {error}"),
-                "server.listen and --listen name another address; ports below 1024 are the system's",
+                "server.listen and --listen name another address; ports below 1024 need privileges",
             )
             .with(json!({"address": address, "by": null})),
         }
     }
 
-    /// The kernels: what the daemon says of them, or what the self-test says now.
+    /// The kernels, as the daemon reports them, or as a self-test does now.
     pub(super) fn kernels(&self, settings: &Settings) -> Item {
         const NAME: &str = "kernels";
         let said = match self {
@@ -147,7 +147,7 @@ impl Daemon {
             Outcome::Faulty => Item::warning(
                 NAME,
                 format!("{found}; {}", faults.join("; ")),
-                "what has a fault is switched off, and answers are slower; please report it with `bespoke doctor --json`",
+                "faulty kernels are switched off, and answers are slower; please report it with `bespoke doctor --json`",
             ),
             Outcome::Unfinished => Item::warning(
                 NAME,
@@ -160,9 +160,9 @@ impl Daemon {
     }
 }
 
-/// What the self-test says of the model that would be served.
+/// The self-test of the model that would be served.
 fn tried(settings: &Settings) -> Result<ComputingReport, String> {
-    // Nothing is remembered where no daemon has made its folder.
+    // Without a state folder the result isn't stored.
     let test = hub::self_test(settings, &settings.paths.state).map(|mut test| {
         test.remembered = test.remembered.filter(|_| settings.paths.state.exists());
         test
@@ -170,7 +170,7 @@ fn tried(settings: &Settings) -> Result<ComputingReport, String> {
     computing_report(&settings.model, test)
 }
 
-/// The model's file.
+/// The model file.
 pub(super) fn model(settings: &Settings) -> Item {
     const NAME: &str = "model";
     let path = &settings.model.path;

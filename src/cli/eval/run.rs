@@ -1,4 +1,5 @@
-//! `bespoke eval run`: events through the daemon, as `bespoke encode` sends them, and their answers judged.
+//! `bespoke eval run`: sends events to the daemon as `bespoke encode` does, and judges the
+//! answers.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -22,16 +23,17 @@ use crate::eval::speed::statistics::percentile;
 pub struct Args {
     #[command(flatten)]
     daemon: Daemon,
-    /// Rows {id, raw_input} with optional source, type and must (texts that the answer has to contain); `-` is standard input
+    /// Rows {id, raw_input} with optional source, type and must (texts that the answer has to
+    /// contain); `-` is standard input
     #[arg(long, value_name = "FILE")]
     events: PathBuf,
-    /// Tokens of an answer at most [default: what the context has room for]
+    /// Maximum tokens of an answer [default: as many as fit in the context]
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
-    /// The spoke that answers [default: what the daemon's configuration says; `post` is the post alone]
+    /// Spoke that answers; `post` is the post alone [default: as the daemon's configuration says]
     #[arg(long, value_name = "NAME")]
     spoke: Option<String>,
-    /// Requests under way at once
+    /// Concurrent requests
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
     /// Save the answers as rows for `bespoke eval score`
@@ -40,12 +42,12 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// End with exit code 1 if EPR, NP, TED, SC or a row's `must` miss their targets
+    /// Exit with code 1 if EPR, NP, TED, SC or a row's `must` miss their targets
     #[arg(long)]
     gate: bool,
 }
 
-/// What the daemon said to one event.
+/// The daemon's answer to one event.
 struct Answer {
     output: String,
     finish_reason: String,
@@ -53,18 +55,18 @@ struct Answer {
     latency: Duration,
 }
 
-/// The run as a whole.
+/// Figures of the whole run.
 #[derive(Debug, Serialize)]
 struct Report {
     #[serde(flatten)]
     summary: Summary,
-    /// Answers that ended because tokens ran out.
+    /// Answers that reached the token limit.
     ended_by_length: usize,
     latency_p50_s: f64,
     latency_p95_s: f64,
-    /// Tokens of all answers over the wall-clock time of the run.
+    /// Tokens of all answers per second of wall-clock time.
     tokens_per_second: f64,
-    /// Rows that lack a text of their `must`.
+    /// Rows whose answers lack a text of their `must`.
     must_missed: Vec<Missed>,
 }
 
@@ -77,7 +79,8 @@ struct Missed {
 /// Runs the command.
 ///
 /// # Errors
-/// Events that can't be read, a daemon that does not answer or refuses an event, a missed gate.
+/// Events that can't be read, a daemon that doesn't answer or refuses an event, a missed target
+/// with `--gate`.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let probes = rows::read_probes(&args.events)?;
     let client = args.daemon.client()?;
@@ -99,12 +102,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         missed.extend(
             report.must_missed.iter().map(|m| format!("{} lacks {:?}", table::id_text(&m.id), m.lacks)),
         );
-        anyhow::ensure!(missed.is_empty(), "the gate is closed: {}", missed.join("; "));
+        anyhow::ensure!(missed.is_empty(), "missed targets: {}", missed.join("; "));
     }
     Ok(())
 }
 
-/// Asks for all answers, in the order of the events; the first error ends the run.
+/// Requests all answers, in the order of the events; the first error ends the run.
 fn ask_all(client: &Client, probes: &[Probe], args: &Args) -> anyhow::Result<Vec<Answer>> {
     let bar = ProgressBar::new(probes.len() as u64).with_style(
         ProgressStyle::with_template("{bar:30} {pos}/{len} events, {eta} left").expect("a constant"),
@@ -133,7 +136,7 @@ fn ask_all(client: &Client, probes: &[Probe], args: &Args) -> anyhow::Result<Vec
         }
     });
     bar.finish_and_clear();
-    // What no thread took stands behind the error that stopped them.
+    // Events that no thread took come after the error that stopped the threads.
     answers.into_inner().expect("no thread panics while it stores").into_iter().flatten().collect()
 }
 
@@ -202,7 +205,7 @@ fn missed((probe, answer): (&Probe, &Answer)) -> Option<Missed> {
 
 fn print(report: &Report) {
     println!("{}", table::summary(&report.summary));
-    println!("ended because tokens ran out: {} of {}", report.ended_by_length, report.summary.rows);
+    println!("reached the token limit: {} of {}", report.ended_by_length, report.summary.rows);
     println!(
         "latency p50 {:.2} s, p95 {:.2} s; {:.0} tokens/s",
         report.latency_p50_s, report.latency_p95_s, report.tokens_per_second

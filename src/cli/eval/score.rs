@@ -1,4 +1,4 @@
-//! `bespoke eval score`: rows of answers in, rows of metrics out.
+//! `bespoke eval score`: scores rows of answers.
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     let written = if args.json { write_rows(&judged, &mut out) } else { write_table(&judged, &mut out) };
     match written.and_then(|()| out.flush()) {
-        // The reader has seen enough (`| head`).
+        // The reader closed the pipe (`| head`).
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("stdout: can't be written"),
     }

@@ -1,4 +1,4 @@
-//! How judgements look on a terminal.
+//! Prints judgements to the terminal.
 
 use comfy_table::Table;
 
@@ -43,7 +43,7 @@ pub fn id_text(id: &serde_json::Value) -> String {
     id.as_str().map_or_else(|| id.to_string(), str::to_owned)
 }
 
-/// A share with three digits.
+/// A share with three decimals.
 pub fn three(value: f64) -> String {
     format!("{value:.3}")
 }

@@ -1,4 +1,4 @@
-//! `bespoke eval task`: held-out rows of a task through the daemon, and their answers judged.
+//! `bespoke eval task`: sends held-out rows of a task to the daemon and judges the answers.
 
 use std::collections::BTreeMap;
 
@@ -20,16 +20,16 @@ use crate::task::synthesis::{self, Synthesis};
 pub struct Args {
     #[command(flatten)]
     daemon: Daemon,
-    /// Which task; encodings are judged by `eval run`
+    /// Task to judge; `eval run` judges encodings
     #[arg(value_enum)]
     task: Task,
-    /// Held-out rows
+    /// Number of held-out rows
     #[arg(long, default_value_t = 100)]
     rows: u64,
     /// Seed of the generator
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The spoke that answers; without it, the post alone
+    /// Spoke that answers; without it, the post alone
     #[arg(long, value_name = "NAME")]
     spoke: Option<String>,
     /// Print one JSON object
@@ -37,20 +37,20 @@ pub struct Args {
     json: bool,
 }
 
-/// Tasks that are judged here.
+/// Tasks that this command judges.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Task {
     Synthesis,
     Retrieval,
 }
 
-/// Tokens of an answer at most: longer than any right one.
+/// Token limit of an answer, above any right one.
 const MAX_TOKENS: u32 = 400;
 
 /// Runs the command.
 ///
 /// # Errors
-/// A daemon that does not answer or has no such spoke.
+/// A daemon that doesn't answer or has no such spoke.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let client = args.daemon.client()?;
     let bar = ProgressBar::new(args.rows);
@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks a row and judges the answer: scores by name.
+/// Sends a row and judges the answer; returns scores by name.
 fn judged(args: &Args, client: &Client, row: u64) -> anyhow::Result<BTreeMap<String, f64>> {
     match args.task {
         Task::Synthesis => {
@@ -108,7 +108,7 @@ fn ask(args: &Args, client: &Client, messages: &[Message], format: Option<Value>
     let mut request = json!({"messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0});
     match &args.spoke {
         Some(name) => request["model"] = json!(format!("bespoke:{name}")),
-        // Whatever spoke the configuration has for the task.
+        // Overrides the spoke that the configuration has for the task.
         None => request["lora"] = json!([]),
     }
     if let Some(format) = format {

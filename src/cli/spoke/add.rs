@@ -1,4 +1,4 @@
-//! `bespoke spoke add`: a file into the folder of spokes, whole and at once, and what becomes of it.
+//! `bespoke spoke add`: copies a file atomically into the folder of spokes and reports its state.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,17 +16,17 @@ use crate::model::gguf_file::kinship::compare;
 use crate::spokes::folder::{counts, spoke_name};
 use crate::spokes::store::{Kinship, Store};
 
-/// Longest that the daemon is waited for.
+/// How long to wait for the daemon.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long one that waits is watched: after that, the daemon tries it again by itself.
+/// How long to follow a waiting spoke; the daemon retries it by itself later.
 const WAITING: Duration = Duration::from_secs(10);
-/// How often it is asked.
+/// Interval between requests.
 const PACE: Duration = Duration::from_millis(200);
 
-/// Where the folder of spokes is.
+/// The folder of spokes.
 #[derive(Debug, clap::Args)]
 pub struct Destination {
-    /// Configuration of the daemon [default: config/bespoke.toml, if it is there]
+    /// Configuration of the daemon [default: config/bespoke.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "BESPOKE_CONFIG")]
     config: Option<PathBuf>,
     /// The folder of spokes [default: that of the configuration]
@@ -54,23 +54,25 @@ pub struct Args {
     place: Destination,
     #[command(flatten)]
     daemon: Daemon,
-    /// A spoke: a GGUF, safetensors or zip file, or a folder of PEFT's
+    /// A spoke: a GGUF, safetensors or zip file, or a PEFT folder
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The name to serve it under [default: the file's own]
+    /// Name to serve it under [default: that of the file]
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
-    /// The Hugging Face folder that it was trained on: if the served post holds the same model, tensor by tensor within what
-    /// its quantisation explains, spokes of this folder are accepted from now on
+    /// Hugging Face folder that it was trained on. If the served post holds the same model, with
+    /// every tensor within the error of its quantisation, spokes of this folder are accepted from
+    /// now on
     #[arg(long, value_name = "FOLDER")]
     trained_on: Option<PathBuf>,
-    /// The post that the daemon serves, to be compared with that folder [default: that of the configuration]
+    /// The post that the daemon serves, to compare with that folder [default: that of the
+    /// configuration]
     #[arg(long, value_name = "MODEL.gguf", requires = "trained_on")]
     model: Option<PathBuf>,
     /// Don't wait for the daemon
     #[arg(long)]
     no_wait: bool,
-    /// Print what became of it as JSON
+    /// Print its state as JSON
     #[arg(long)]
     json: bool,
 }
@@ -82,7 +84,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let settings = args.place.settings()?;
     let entry = entry(&args.file, args.name.as_deref())?;
-    // What is no spoke must not take the place of one that is.
+    // An invalid file must not replace a valid spoke.
     let limits = settings.spokes.limits();
     let found = inspect(&args.file, None, &limits)?;
     if let Some(folder) = &args.trained_on {
@@ -105,17 +107,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Err(error) => return Err(error),
     };
     tell(&row, args.json);
-    let message = || row["reason"]["message"].as_str().unwrap_or("it does not serve").to_owned();
+    let message = || row["reason"]["message"].as_str().unwrap_or("it isn't served").to_owned();
     ensure!(row["state"] == "serving", "{}", message());
     Ok(())
 }
 
-/// Compares a folder with the post, and has the daemon accept what was trained on it.
+/// Compares a folder with the post, and makes the daemon accept spokes that were trained on it.
 fn befriend(args: &Args, settings: &Settings, folder: &Path, named: Option<Digest>) -> anyhow::Result<()> {
     let model = args.model.as_ref().unwrap_or(&settings.model.path);
     let kin = compare(folder, model)?;
     eprintln!(
-        "{}: {} tensors compared with {}; the furthest: {}",
+        "{}: {} tensors compared with {}; the largest difference: {}",
         model.display(),
         kin.tensors,
         folder.display(),
@@ -134,7 +136,7 @@ fn befriend(args: &Args, settings: &Settings, folder: &Path, named: Option<Diges
     let kinship = Kinship { post_sha256: kin.post, trained_on: kin.folder, folder };
     match args.daemon.client()?.post("/v1/spokes/trained-on", &kinship) {
         Ok(_) => Ok(()),
-        // The state is ours then, unless another daemon has it.
+        // Then we may write the state, unless another daemon holds it.
         Err(ClientError::Unreachable { .. }) => {
             let state = StateDirectory::open(&settings.paths.state)?;
             Store::open(state.database()?)?.set_kin(&kinship)?;
@@ -144,7 +146,7 @@ fn befriend(args: &Args, settings: &Settings, folder: &Path, named: Option<Diges
     }
 }
 
-/// Says what a spoke is now.
+/// Prints the state of a spoke.
 pub(super) fn tell(row: &Value, json: bool) {
     if json {
         println!("{row}");
@@ -158,10 +160,10 @@ pub(super) fn tell(row: &Value, json: bool) {
     }
 }
 
-/// The entry that the folder gets.
+/// The name of the entry in the folder.
 fn entry(file: &Path, name: Option<&str>) -> anyhow::Result<String> {
     let own = file.file_name().and_then(|name| name.to_str());
-    let own = own.with_context(|| format!("{}: has no name in UTF-8", file.display()))?;
+    let own = own.with_context(|| format!("{}: its name is not UTF-8", file.display()))?;
     let entry = match name {
         None => own.to_owned(),
         Some(name) => {
@@ -175,10 +177,11 @@ fn entry(file: &Path, name: Option<&str>) -> anyhow::Result<String> {
     Ok(entry)
 }
 
-/// Copies so that nobody ever sees a part of it.
+/// Copies so that no partial copy is ever visible.
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     if !from.is_dir() {
-        // The configuration of a safetensors file first: the file is looked at as soon as it is there.
+        // The configuration of a safetensors file first, because the file is inspected as soon as
+        // it exists.
         let (from_beside, to_beside) = (from.with_extension("json"), to.with_extension("json"));
         if from.extension().is_some_and(|end| end == "safetensors") && from_beside.is_file() {
             copy_file(&from_beside, &to_beside)?;
@@ -203,9 +206,9 @@ fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {
     staged.commit()
 }
 
-/// The row of this content once nothing is under way any more. What is refused before it is read (its name is taken, there
-/// are too many) has no content that is known. What became of it now is told from what became of it before by its time,
-/// unless it serves: then it goes on.
+/// Waits until the state of this content is final and returns its row. A file that is refused
+/// before it is read (its name is taken, there are too many) has no known content. The time
+/// distinguishes a new state from an earlier one, unless the content keeps serving.
 fn followed(
     client: &Client,
     entry: &str,
@@ -221,7 +224,7 @@ fn followed(
         let answer = client.get("/v1/spokes")?;
         let rows = answer["data"].as_array().map(Vec::as_slice).unwrap_or_default();
         let mut own = rows.iter().filter(|row| row["file"] == entry);
-        // Until it is copied, its content isn't known.
+        // Before it is copied, its content isn't known.
         let is_new = |row: &Value| row["since"].as_u64().is_some_and(|since| since >= copied);
         let is_over = |state: &str| matches!(state, "serving" | "inert" | "quarantined" | "retired");
         let counts = |row: &Value| {
@@ -232,7 +235,7 @@ fn followed(
         };
         if let Some(row) = own.find(|row| counts(row)) {
             let state = row["state"].as_str().unwrap_or_default();
-            // It is tried again, perhaps a second later.
+            // It is retried, perhaps a second later.
             let waits = (state == "waiting").then(|| *waiting.get_or_insert_with(Instant::now));
             if is_over(state) || waits.is_some_and(|since| since.elapsed() > WAITING) {
                 return Ok(row.clone());
@@ -247,7 +250,7 @@ fn followed(
         }
         std::thread::sleep(PACE);
     }
-    bail!("{}: the daemon does not say what became of it; is this its folder of spokes?", client.endpoint())
+    bail!("{}: the daemon doesn't report its state; is this its folder of spokes?", client.endpoint())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! `bespoke spoke rollback`, `enable` and `disable`: what serves under a name is changed by the daemon.
+//! `bespoke spoke rollback`, `enable` and `disable`: let the daemon change what serves under a
+//! name.
 
 use serde_json::json;
 
@@ -10,18 +11,18 @@ use crate::cli::client::Daemon;
 pub struct Args {
     #[command(flatten)]
     daemon: Daemon,
-    /// The name that it is served under
+    /// Name that it is served under
     #[arg(value_name = "NAME")]
     name: String,
-    /// Print what serves then as JSON
+    /// Print what is served afterwards as JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Runs the command; `verb` is the daemon's word for it.
+/// Runs the command; `verb` is its name in the API.
 ///
 /// # Errors
-/// The daemon refuses: nothing has this name, or there is nothing to change.
+/// The daemon refuses: the name is unknown, or there is nothing to change.
 pub fn run(args: &Args, verb: &str) -> anyhow::Result<()> {
     let row = args.daemon.client()?.post(&format!("/v1/spokes/{}:{verb}", args.name), &json!({}))?;
     tell(&row, args.json);

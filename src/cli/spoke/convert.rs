@@ -1,5 +1,5 @@
-//! `bespoke spoke convert`: PEFT adapters and llama.cpp's LoRA files become one another, and so do the two forms of Felix
-//! spokes.
+//! `bespoke spoke convert`: converts between PEFT adapters and llama.cpp's LoRA files, and between
+//! the two formats of Felix spokes.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub struct Args {
     /// Where to write: NAME.gguf, NAME.safetensors (Felix) or a folder (PEFT)
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// The post, which PEFT adapters need: its architecture decides how rows are ordered
+    /// The post; required for PEFT adapters, because its architecture determines the order of rows
     #[arg(long, value_name = "MODEL.gguf")]
     post: Option<PathBuf>,
 }
@@ -25,7 +25,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// Why the file is no spoke, or can't have the other format; the disk.
+/// Why the file is no spoke or can't have the other format; I/O errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let limits = Limits::default();
     let post = args.post.as_deref().map(Post::open).transpose()?;
@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The format that a name asks for.
+/// The format that a file name implies.
 fn target(kind: Kind, output: &Path) -> Format {
     match output.extension().and_then(|end| end.to_str()) {
         Some("gguf") if kind == Kind::Lora => Format::LoraGguf,

@@ -1,4 +1,4 @@
-//! `bespoke spoke import`: a file that is post and Felix spoke in one becomes two.
+//! `bespoke spoke import`: splits a file that contains a post and a Felix spoke.
 
 use std::path::PathBuf;
 
@@ -22,13 +22,13 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// A file without a spoke in it, or whose rest is no model; the disk.
+/// A file without a spoke, or whose rest is no model; I/O errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let Split { post, spoke } =
         adapter::split(&args.file, &args.post_out, &args.spoke_out, &Limits::default())?;
     let (architecture, layers, sha256) = (&post.architecture, post.layers, post.identity());
     println!("{}: a {architecture} of {layers} blocks, content {sha256}", args.post_out.display());
     let blocks = spoke.layers.len();
-    println!("{}: {} behind {blocks} blocks", args.spoke_out.display(), format(spoke.format));
+    println!("{}: {} after {blocks} blocks", args.spoke_out.display(), format(spoke.format));
     Ok(())
 }

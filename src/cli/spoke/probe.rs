@@ -1,5 +1,6 @@
-//! `bespoke spoke probe`: does it run on this post, is all that it computes finite, does it change anything? The daemon
-//! has each content tried so, in a child process, before it loads it.
+//! `bespoke spoke probe`: does the spoke run on this post, is everything that it computes finite,
+//! does it change anything? The daemon probes each spoke this way in a child process before it
+//! loads it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::engine::{Engine, LlamaEngine, LoadSpoke};
 use crate::spokes::life::Reason;
 use crate::spokes::probe::{Confinement, Finding, Stage, Verdict, trial_in_stages};
 
-/// Tokens of the probe's context: its texts are short.
+/// Tokens of the probe's context; its texts are short.
 const CONTEXT: u32 = 256;
 
 /// Arguments.
@@ -27,10 +28,10 @@ pub struct Args {
     /// The post [default: models/bespoke-tiny.gguf]
     #[arg(long, value_name = "MODEL.gguf")]
     model: Option<PathBuf>,
-    /// Memory that this process may take for itself
+    /// Memory that this process may use
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
-    /// Print one line of JSON, also for a spoke that is refused
+    /// Print one line of JSON, even if the spoke is refused
     #[arg(long)]
     json: bool,
 }
@@ -38,16 +39,16 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// A file that is no spoke for this post, or does not work with it; a post that can't be run.
+/// A file that is no spoke for this post or doesn't work with it; a post that can't be run.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let least = ByteSize(LEAST_PROBE_MEMORY);
     ensure!(
         args.memory.is_none_or(|bytes| bytes >= LEAST_PROBE_MEMORY),
         "--memory: a probe needs at least {least}"
     );
-    Confinement { memory: args.memory }.enter().context("this process can't be held to its memory")?;
+    Confinement { memory: args.memory }.enter().context("can't limit the memory of this process")?;
     let finding = match probe(args) {
-        // The daemon must not take for the file's what is our own trouble.
+        // The daemon must not blame the file for our own problems.
         Err(error) if args.json => Finding::undecided(crate::cli::told(&error).join(": ")),
         finding => finding?,
     };
@@ -59,7 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Verdict::Differs => "it works and changes answers",
         Verdict::Same => "it works and changes nothing",
         Verdict::Refused => "it does not work",
-        Verdict::Undecided => "it could not be tried",
+        Verdict::Undecided => "it could not be tested",
     };
     println!("{}: {verdict} ({} tokens compared)", args.file.display(), finding.tokens);
     if let Some(why) = &finding.why {
@@ -70,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     match finding.verdict {
         Verdict::Refused => bail!("{} is refused", args.file.display()),
-        Verdict::Undecided => bail!("{} could not be tried", args.file.display()),
+        Verdict::Undecided => bail!("{} could not be tested", args.file.display()),
         Verdict::Differs | Verdict::Same => {}
     }
     Ok(())
@@ -81,7 +82,7 @@ fn probe(args: &Args) -> anyhow::Result<Finding> {
     let limits = Limits { max_bytes: u64::MAX, max_resident_bytes: u64::MAX, ..Limits::default() };
     let found = match inspect(&args.file, None, &limits) {
         Ok(found) => found,
-        // Whoever asks for JSON asks what is wrong; whoever doesn't gets it as an error.
+        // With `--json` the refusal is the result; otherwise it is an error.
         Err(refusal) if args.json && !refusal.is_trouble() => {
             return Ok(Finding::refused(Reason::from(refusal)));
         }
@@ -102,7 +103,7 @@ fn probe(args: &Args) -> anyhow::Result<Finding> {
         name: "probe".to_owned(),
     };
     let tell = |stage: Stage| {
-        // Whoever started us learns so how far we came, should we die.
+        // If we die, the parent knows how far we came.
         if args.json {
             eprintln!("{}", json!({ "stage": stage }));
         }
@@ -110,7 +111,7 @@ fn probe(args: &Args) -> anyhow::Result<Finding> {
     Ok(trial_in_stages(engine(model).as_ref(), spoke, tell)?)
 }
 
-/// An engine of this process's own, as small as it can be.
+/// An engine in this process, as small as possible.
 fn engine(path: PathBuf) -> Arc<dyn Engine> {
     #[cfg(feature = "test-support")]
     if let Some(fake) = crate::engine::FakeEngine::from_environment() {
@@ -121,7 +122,8 @@ fn engine(path: PathBuf) -> Arc<dyn Engine> {
         lanes: 1,
         queue: 4,
         queue_tokens: u64::MAX,
-        // Several would wait for each other where the machine is busy, spinning: hundreds of times as long.
+        // On a busy machine, several threads would spin while they wait for each other, and take
+        // hundreds of times longer.
         threads: 1,
         draft: false,
         ..ModelSettings::of(path)

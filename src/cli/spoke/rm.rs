@@ -1,4 +1,4 @@
-//! `bespoke spoke rm`: a spoke's file out of the folder; the daemon retires it.
+//! `bespoke spoke rm`: removes a spoke's file from the folder; the daemon then retires it.
 
 use anyhow::{Context, bail};
 use serde_json::json;
@@ -14,7 +14,7 @@ pub struct Args {
     place: Destination,
     #[command(flatten)]
     daemon: Daemon,
-    /// The name that it is served under
+    /// Name that it is served under
     #[arg(value_name = "NAME")]
     name: String,
 }
@@ -22,7 +22,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// No file has this name, and nothing that was loaded by request either.
+/// Neither a file nor a spoke that was loaded by request has this name.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.place.folder()?;
     let listing = folder::list(&folder).with_context(|| folder.display().to_string());

@@ -1,4 +1,4 @@
-//! `bespoke spoke show`: the facts of a spoke's file.
+//! `bespoke spoke show`: prints the properties of a spoke's file.
 
 use std::path::PathBuf;
 
@@ -11,9 +11,10 @@ use crate::cli::table;
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A LoRA or Felix spoke as GGUF, a Felix spoke as safetensors, a PEFT folder or its zip archive
+    /// A LoRA or Felix spoke as GGUF, a Felix spoke as safetensors, a PEFT folder or its zip
+    /// archive
     file: PathBuf,
-    /// Hold it to this post too
+    /// Also check it against this post
     #[arg(long, value_name = "MODEL.gguf")]
     post: Option<PathBuf>,
     /// Print one JSON object
@@ -32,7 +33,7 @@ struct Shown {
 /// Runs the command.
 ///
 /// # Errors
-/// Why the file is no spoke, or none for the post.
+/// Why the file is no spoke, or not one for the post.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let limits = Limits::default();
     let post = args.post.as_deref().map(Post::open).transpose()?;
@@ -66,7 +67,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a format is called.
+/// The name of a format.
 pub(super) fn format(format: Format) -> &'static str {
     match format {
         Format::LoraGguf => "a LoRA (llama.cpp's GGUF)",
@@ -96,7 +97,7 @@ fn describe(spoke: &Spoke) -> String {
     }
 }
 
-/// Numbers in ascending order, runs as `first-last`.
+/// Ascending numbers, with ranges as `first-last`.
 fn ranges(numbers: impl Iterator<Item = u32>) -> String {
     let mut runs: Vec<(u32, u32)> = Vec::new();
     for number in numbers {

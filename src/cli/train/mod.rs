@@ -24,19 +24,20 @@ use crate::train::{TrainError, adapter};
 pub struct Args {
     /// The recipe, a TOML file
     recipe: PathBuf,
-    /// Where the result, logs and checkpoints go [default: runs/<recipe's name>]
+    /// Folder for the result, logs and checkpoints [default: runs/<recipe's name>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on from the newest checkpoint in the output folder
+    /// Continue from the newest checkpoint in the output folder
     #[arg(long)]
     resume: bool,
     /// Change a key of the recipe: `--set train.steps=100`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print the resolved recipe and what it costs, and stop
+    /// Print the resolved recipe and its cost, and exit
     #[arg(long)]
     dry_run: bool,
-    /// Dollars per hour of each GPU, or of one, for `--dry-run`: `2.5`, `H200=3.1` [default: 3]
+    /// Price of all GPUs or of one in dollars per hour, for `--dry-run`: `2.5`, `H200=3.1`
+    /// [default: 3]
     #[arg(long, value_name = "[GPU=]DOLLARS", requires = "dry_run")]
     gpu_price: Vec<plan::Price>,
 }
@@ -71,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// Reads a recipe.
 ///
 /// # Errors
-/// A wrong one is wrong configuration.
+/// A wrong recipe counts as wrong configuration.
 pub(super) fn load(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> {
     let recipe = Recipe::load(path, overrides).map_err(|error| match error {
         TrainError::Recipe { .. } => WrongConfiguration(error.to_string()).into(),
@@ -80,7 +81,7 @@ pub(super) fn load(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> 
     let missing = recipe.files().into_iter().find(|(_, file)| !file.exists());
     if let Some((key, file)) = missing {
         return Err(WrongConfiguration(format!(
-            "{}: {key}: {} is not there",
+            "{}: {key}: {} doesn't exist",
             path.display(),
             file.display()
         ))
@@ -89,10 +90,10 @@ pub(super) fn load(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> 
     Ok(recipe)
 }
 
-/// How a served teacher is asked.
+/// How to send requests to a remote teacher.
 ///
 /// # Errors
-/// An endpoint that is no address.
+/// An endpoint that is not an address.
 pub(super) fn ask(recipe: &Recipe) -> anyhow::Result<Option<Ask>> {
     let Some(endpoint) = recipe.distil.as_ref().and_then(|distil| distil.endpoint.as_ref()) else {
         return Ok(None);
@@ -101,7 +102,7 @@ pub(super) fn ask(recipe: &Recipe) -> anyhow::Result<Option<Ask>> {
     let answered = AtomicBool::new(false);
     Ok(Some(Arc::new(move |path, body| {
         let ask = || if body.is_null() { client.get(path) } else { client.post(path, body) };
-        // Who never answered is not there, or not meant.
+        // A server that has never answered isn't retried.
         let patience = if answered.load(Ordering::Relaxed) { &PAUSES[..] } else { &[] };
         let answer = patiently(patience, ask).map_err(|error| error.to_string())?;
         answered.store(true, Ordering::Relaxed);
@@ -109,14 +110,14 @@ pub(super) fn ask(recipe: &Recipe) -> anyhow::Result<Option<Ask>> {
     })))
 }
 
-/// Pauses before a question is repeated: a daemon that is busy or being restarted is no reason to end a run of hours.
+/// Pauses before a request is repeated: a busy or restarting daemon must not end a run of hours.
 const PAUSES: [u64; 5] = [1, 2, 4, 8, 16];
 
 fn patiently<T>(pauses: &[u64], ask: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
     for pause in pauses {
         match ask() {
             Err(error) if error.may_pass() => {
-                eprintln!("{error}; once more in {pause} s");
+                eprintln!("{error}; retrying in {pause} s");
                 std::thread::sleep(Duration::from_secs(*pause));
             }
             answered => return answered,
@@ -127,14 +128,14 @@ fn patiently<T>(pauses: &[u64], ask: impl Fn() -> Result<T, ClientError>) -> Res
 
 /// What an adapter is trained for.
 enum Target {
-    /// A file that is served.
+    /// A GGUF file.
     Post(Box<Post>),
-    /// A Hugging Face folder that is not exported yet; llama.cpp's name of its architecture.
+    /// A Hugging Face folder that isn't exported yet, with llama.cpp's name of its architecture.
     Unexported(&'static str),
 }
 
 impl Target {
-    /// None of a recipe that trains a whole model.
+    /// The target of a recipe; `None` if it trains a whole model.
     fn of(recipe: &Recipe) -> anyhow::Result<Option<Self>> {
         let (Some(_), Some(base)) = (&recipe.adapter, &recipe.base) else { return Ok(None) };
         Ok(Some(if base.path.is_file() {
@@ -145,7 +146,7 @@ impl Target {
         }))
     }
 
-    /// What the adapter says of where it comes from.
+    /// The metadata about the origin of the adapter.
     fn origin(&self, recipe: &Recipe) -> Origin {
         let adapter = recipe.adapter.as_ref();
         let prompt = adapter.and_then(|adapter| adapter.prompt.clone());
@@ -162,21 +163,21 @@ impl Target {
     }
 }
 
-/// Makes the adapter as it is before the first step into a file and inspects it: what the daemon refuses for its kind, matrices
-/// or size is known then, not after the training.
+/// Writes the initial adapter to a file and inspects it, so that an adapter whose kind, matrices
+/// or size the daemon would refuse fails before training, not after it.
 fn try_out(recipe: &Recipe, adapter: &AdapterRecipe, post: &Post, out: &Path) -> anyhow::Result<()> {
     let config = plan::decoder(recipe)?;
-    // Where the run will write, there is room for it.
-    let beside = out.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix(".trial-").tempdir_in(beside);
-    let folder = folder.context("a folder for a trial of the adapter")?;
+    // The temporary folder is where the run will write, where there should be room.
+    let parent = out.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+    let folder = tempfile::Builder::new().prefix(".trial-").tempdir_in(parent);
+    let folder = folder.context("can't create a folder to test the adapter")?;
     let parameters = adapter::initial(adapter, &config, recipe.train.seed)?;
     let written = adapter::write(folder.path(), adapter, &config, &parameters, &BTreeMap::new())?;
-    served(&written, folder.path(), post).context("the daemon would not take what this recipe trains")?;
+    served(&written, folder.path(), post).context("the daemon would refuse the adapter of this recipe")?;
     Ok(())
 }
 
-/// Writes the adapter as the file that the daemon loads, inspected as the daemon does.
+/// Writes the adapter as the file that the daemon loads, and inspects it as the daemon does.
 fn served(adapter: &Path, out: &Path, post: &Post) -> anyhow::Result<PathBuf> {
     let name = out.file_name().map_or_else(|| "spoke".into(), |name| name.to_string_lossy().into_owned());
     let target = out.join(format!("{name}.gguf"));

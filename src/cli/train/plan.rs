@@ -1,4 +1,4 @@
-//! `bespoke train --dry-run`: the resolved recipe, and what it will take.
+//! `bespoke train --dry-run`: prints the resolved recipe and its cost.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -7,14 +7,14 @@ use std::str::FromStr;
 use candle_core::{DType, Tensor};
 
 use crate::model::{DecoderConfig, gguf_file, hugging_face};
-use crate::train::device::Place;
+use crate::train::device::ComputeDevice;
 use crate::train::recipe::{Recipe, Stage};
 use crate::train::{adapter, cost};
 
-/// A GPU that a run may be rented for: name, dense bf16 peak in FLOP/s, memory in bytes (data sheets).
+/// GPUs for rent: name, dense bf16 peak in FLOP/s, memory in bytes (from data sheets).
 const GPUS: [(&str, f64, f64); 2] = [("MI300X", 1307e12, 192e9), ("H200", 989e12, 141e9)];
 
-/// Dollars per hour, of one GPU or of each.
+/// Dollars per hour, of one GPU or of all.
 #[derive(Debug, Clone)]
 pub struct Price {
     gpu: Option<&'static str>,
@@ -30,7 +30,7 @@ impl FromStr for Price {
         let gpu = name
             .map(|name| {
                 let found = GPUS.into_iter().map(|(gpu, ..)| gpu).find(|gpu| gpu.eq_ignore_ascii_case(name));
-                found.ok_or_else(|| format!("{name} is none of the GPUs of the estimate: {}", known()))
+                found.ok_or_else(|| format!("{name} is not a GPU of the estimate: {}", known()))
             })
             .transpose()?;
         let dollars = dollars.parse().ok().filter(|dollars: &f64| *dollars >= 0.0 && dollars.is_finite());
@@ -39,26 +39,27 @@ impl FromStr for Price {
     }
 }
 
-/// What a GPU costs in an hour where nobody says otherwise.
+/// The default price of a GPU per hour.
 const DOLLARS: f64 = 3.0;
 
-/// What a GPU costs in an hour: the last price that is its own, or else the last for each.
+/// The price of a GPU per hour: the last one for this GPU, or else the last one for all.
 fn price(prices: &[Price], gpu: &str) -> f64 {
     let last = |own: Option<&str>| prices.iter().rfind(|price| price.gpu == own).map(|price| price.dollars);
     last(Some(gpu)).or_else(|| last(None)).unwrap_or(DOLLARS)
 }
-/// Share of its peak that training reaches on a GPU: what well-kept code bases report for dense models of this size.
+/// Share of the peak that training reaches on a GPU, as good code bases report it for dense models
+/// of this size.
 const GPU_SHARE: f64 = 0.4;
-/// Share of a bare matrix product's speed that a training step reaches on the CPU (`cargo bench --bench train`), and is taken
-/// to reach on a GPU.
+/// Share of the speed of a plain matrix product that a training step reaches on the CPU
+/// (`cargo bench --bench train`), and is assumed to reach on a GPU.
 const PRODUCT_SHARE: f64 = 0.55;
 
-/// The resolved recipe, and below it as comments what follows from it.
+/// The resolved recipe, followed by its cost as comments.
 ///
 /// # Errors
 /// A base that can't be read.
 pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
-    let place = Place::of(&recipe.train)?;
+    let compute = ComputeDevice::of(&recipe.train)?;
     let config = decoder(recipe)?;
     let teacher = match recipe.distil.as_ref().and_then(|distil| distil.teacher.as_deref()) {
         Some(path) => Some(of_files(path)?),
@@ -84,9 +85,9 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
     };
     let mut out = format!("{}\n", recipe.to_toml());
     let mut say = |line: std::fmt::Arguments| writeln!(out, "# {line}").expect("a String takes every text");
-    say(format_args!("{place}"));
+    say(format_args!("{compute}"));
     say(format_args!(
-        "parameters: {whole} with a vocabulary of {}, {} of them or beside them are trained",
+        "parameters: {whole} with a vocabulary of {}, {} trained",
         config.vocab_size, counts.trained
     ));
     let Work { tokens, flops } = work(recipe, &config, teacher.as_ref(), &mut say);
@@ -97,9 +98,9 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
         threads => threads,
     };
     let memory = |dtype, threads| Memory::of(recipe, &config, &counts, dtype, threads);
-    // One part at a time there, whatever this machine does.
+    // A GPU computes one part at a time, whatever this machine does.
     let rented = memory(DType::BF16, 1);
-    let memory = memory(place.dtype, place.threads(threads));
+    let memory = memory(compute.dtype, compute.threads(threads));
     say(format_args!(
         "memory here, about {}: weights {}, teacher {}, gradients {}, moments {}, averages {}, activations {}",
         bytes(memory.total()),
@@ -110,9 +111,9 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
         bytes(memory.averages),
         bytes(memory.activations),
     ));
-    let here = matrix_speed(&place)? * PRODUCT_SHARE;
+    let here = matrix_speed(&compute)? * PRODUCT_SHARE;
     say(format_args!(
-        "time here: about {} at {:.0} GFLOP/s ({:.0} % of a bare matrix product)",
+        "time here: about {} at {:.0} GFLOP/s ({:.0} % of a plain matrix product)",
         time(flops / here),
         here / 1e9,
         PRODUCT_SHARE * 100.0
@@ -132,7 +133,8 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
     Ok(out)
 }
 
-/// The decoder that is trained: of the recipe, or of the base's files, whose weights are not read.
+/// The configuration of the trained decoder, from the recipe or from the files of the base,
+/// without reading weights.
 pub(super) fn decoder(recipe: &Recipe) -> anyhow::Result<DecoderConfig> {
     Ok(match (&recipe.model, &recipe.base) {
         (Some(model), _) => model.decoder_config(recipe.data.vocabulary),
@@ -141,7 +143,7 @@ pub(super) fn decoder(recipe: &Recipe) -> anyhow::Result<DecoderConfig> {
     })
 }
 
-/// The decoder of a model's files, whose weights are not read.
+/// The decoder configuration of a model's files, without reading weights.
 fn of_files(path: &Path) -> anyhow::Result<DecoderConfig> {
     Ok(if path.is_dir() { hugging_face::load_config(path)?.0 } else { gguf_file::load_config(path)? })
 }
@@ -172,7 +174,8 @@ fn work(
     work
 }
 
-/// Operations for one token. `train.recompute` costs one more forward pass of the blocks, and a teacher one of its own size.
+/// Operations per token. `train.recompute` adds a forward pass of the blocks, a teacher one of its
+/// own.
 fn flops_per_token(
     recipe: &Recipe,
     config: &DecoderConfig,
@@ -184,7 +187,7 @@ fn flops_per_token(
     once + again + teacher.map_or(0.0, |teacher| cost::of_forward(teacher, seq_len))
 }
 
-/// Numbers that lie in memory.
+/// Counts of values in memory.
 struct Counts {
     whole: f64,
     trained: f64,
@@ -192,7 +195,7 @@ struct Counts {
     teacher: f64,
 }
 
-/// What lies in memory, in bytes.
+/// Memory in bytes.
 struct Memory {
     weights: f64,
     teacher: f64,
@@ -211,14 +214,16 @@ impl Memory {
         threads: usize,
     ) -> Self {
         const F32: f64 = 4.0;
-        // What is trained and all that belongs to it is f32; the rest has the type that is computed in.
+        // Trained parameters and their state are f32; the rest has the type of the computation.
         let computed = dtype.size_in_bytes() as f64;
         let weights = if recipe.adapter.is_some() { computed * whole + F32 * trained } else { F32 * whole };
         let averages = if recipe.train.ema > 0.0 { trained } else { 0.0 };
-        // Per token and block: the residual stream about eight times, heads five, the intermediate four.
+        // Per token and block: the residual stream about eight times, heads five times, the
+        // intermediate four times.
         let heads = config.heads * config.head_dim;
         let of_block = 8 * config.hidden_size + 5 * heads + 4 * config.ffn;
-        // Recomputed, a block leaves only its input, and one at a time is there whole.
+        // With recomputation, each block keeps only its input, and one block at a time has all its
+        // activations.
         let per_token = if recipe.train.recompute {
             config.layers * config.hidden_size + of_block
         } else {
@@ -229,7 +234,7 @@ impl Memory {
         Self {
             weights,
             teacher: computed * teacher,
-            // One sum and one part a thread.
+            // One sum, and one part per thread.
             gradients: F32 * trained * (1 + threads) as f64,
             moments: F32 * moments,
             averages: F32 * averages,
@@ -242,15 +247,16 @@ impl Memory {
     }
 }
 
-/// FLOP/s of a product of two square matrices where a run computes, all threads: the best of three.
-fn matrix_speed(place: &Place) -> candle_core::Result<f64> {
-    let side = if place.device.is_cpu() { 1024 } else { 8192 };
-    let x = Tensor::ones((side, side), place.dtype, &place.device)?;
+/// FLOP/s of a product of two square matrices on the device of a run, with all threads: the best
+/// of three.
+fn matrix_speed(compute: &ComputeDevice) -> candle_core::Result<f64> {
+    let side = if compute.device.is_cpu() { 1024 } else { 8192 };
+    let x = Tensor::ones((side, side), compute.dtype, &compute.device)?;
     let mut best = f64::INFINITY;
     for _ in 0..3 {
         let began = std::time::Instant::now();
         x.matmul(&x)?;
-        place.device.synchronize()?;
+        compute.device.synchronize()?;
         best = best.min(began.elapsed().as_secs_f64());
     }
     Ok(2.0 * (side * side * side) as f64 / best)

@@ -1,45 +1,45 @@
-//! One streamed answer: server-sent events with the moment at which each came.
+//! A streamed answer: server-sent events with their arrival times.
 
 use std::io::BufRead;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// Why a stream is no answer.
+/// Why a stream is not an answer.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The connection broke.
     #[error("the stream broke off: {0}")]
     Io(#[from] std::io::Error),
-    /// Not an event.
+    /// A line that is not an event.
     #[error("the stream has the line {0:?}, expected server-sent events of JSON")]
     Line(String),
-    /// The server gave up in the middle.
+    /// The server reported an error.
     #[error("the stream ended with an error: {0}")]
     Refused(String),
-    /// No end was announced.
+    /// The stream stopped without a finish reason.
     #[error("the stream ended without [DONE]")]
     Unfinished,
 }
 
-/// What an answer was and when its pieces came, counted from the moment at which the request was sent.
+/// An answer with the times at which its pieces arrived, counted from when the request was sent.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Answer {
-    /// Until the first piece with text in it.
+    /// Time to the first piece with text.
     pub first: Duration,
-    /// Between a piece and the next.
+    /// Times between consecutive pieces.
     pub gaps: Vec<Duration>,
-    /// Until the end of the stream.
+    /// Time to the end of the stream.
     pub latency: Duration,
-    /// The text, without what a model thinks aloud.
+    /// The text, without reasoning.
     pub text: String,
     /// `stop`, `length` or what the server says.
     pub finish_reason: String,
-    /// By the server's `usage`; where there is none, the number of pieces.
+    /// From the server's `usage`, or else the number of pieces.
     pub completion_tokens: u64,
-    /// By the server's `usage`.
+    /// From the server's `usage`.
     pub prompt_tokens: Option<u64>,
-    /// Of the prompt, what the server had computed before.
+    /// Tokens of the prompt that were in the server's cache.
     pub cached_tokens: Option<u64>,
 }
 
@@ -47,7 +47,7 @@ impl Answer {
     /// Reads a stream to its end; `begun` is when the request was sent.
     ///
     /// # Errors
-    /// A broken connection, an error in the stream, anything that is no event.
+    /// A broken connection, an error in the stream, a line that is not an event.
     pub fn read(stream: impl BufRead, begun: Instant) -> Result<Self, StreamError> {
         let mut answer = Self::default();
         let mut last: Option<Duration> = None;
@@ -55,7 +55,7 @@ impl Answer {
         for line in stream.lines() {
             let line = line?;
             let now = begun.elapsed();
-            // Comments keep a connection open; names and numbers of events say nothing here.
+            // Comments keep a connection open; names and ids of events don't matter here.
             let Some(data) = line.strip_prefix("data:").map(str::trim_start) else {
                 if line.is_empty() || [":", "event:", "id:", "retry:"].iter().any(|p| line.starts_with(p)) {
                     continue;
@@ -92,27 +92,28 @@ impl Answer {
         Err(StreamError::Unfinished)
     }
 
-    /// Takes the text of a piece; whether there is any.
+    /// Appends the text of a piece; returns whether there was any.
     fn piece(&mut self, delta: &Value) -> bool {
         let text = |key: &str| delta[key].as_str().unwrap_or_default();
         self.text += text("content");
         !(text("content").is_empty() && text("reasoning_content").is_empty())
     }
 
-    /// Takes what a chunk says of the prompt; gives the tokens of the answer, if the chunk has them.
+    /// Records what a chunk says about the prompt; returns the number of tokens of the answer, if
+    /// the chunk has it.
     fn counts(&mut self, chunk: &Value) -> Option<u64> {
         let usage = &chunk["usage"];
         self.prompt_tokens = usage["prompt_tokens"].as_u64().or(self.prompt_tokens);
         let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
-        // Older llama-servers tell in `timings` alone.
+        // Older llama-servers report it in `timings` only.
         self.cached_tokens = cached.or(chunk["timings"]["cache_n"].as_u64()).or(self.cached_tokens);
         usage["completion_tokens"].as_u64()
     }
 
-    /// Time per token behind the first piece; `None` of an answer of one token.
+    /// Time per token after the first piece; `None` for an answer of one token.
     pub fn per_token(&self) -> Option<Duration> {
-        let behind = u32::try_from(self.completion_tokens.saturating_sub(1)).ok().filter(|&n| n > 0)?;
-        Some(self.gaps.iter().sum::<Duration>() / behind)
+        let later_tokens = u32::try_from(self.completion_tokens.saturating_sub(1)).ok().filter(|&n| n > 0)?;
+        Some(self.gaps.iter().sum::<Duration>() / later_tokens)
     }
 }
 
@@ -138,7 +139,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((answer.text.as_str(), answer.finish_reason.as_str()), ("{\"a\":1}", "length"));
-        // The chunk that only names the role is no piece of an answer.
+        // The chunk that only names the role isn't part of the answer.
         assert_eq!(answer.gaps.len(), 2);
         assert_eq!(
             (answer.completion_tokens, answer.prompt_tokens, answer.cached_tokens),

@@ -1,11 +1,12 @@
-//! How fast an endpoint of the OpenAI API answers: what is asked, what one streamed answer took, and what many took together.
+//! Measures the speed of an endpoint of the OpenAI API: the requests, the timing of one streamed
+//! answer, and the figures of many.
 //!
-//! Nothing here sends anything: `cli::bench` does, and hands over what came back.
+//! Nothing here sends requests; `cli::bench` does, and passes in the results.
 
 pub mod answer;
-pub mod head;
 pub mod plot;
 pub mod report;
+pub mod shared_prefix;
 pub mod statistics;
 pub mod workload;
 

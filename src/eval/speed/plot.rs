@@ -1,4 +1,5 @@
-//! A run as an SVG: answers per second, tokens per second and time to the first piece, as bars by concurrency.
+//! Draws a run as SVG: answers per second, tokens per second and time to the first piece, as bars
+//! by concurrency.
 
 use std::fmt::Write;
 
@@ -8,13 +9,13 @@ use crate::svg;
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 380.0;
-/// Of one panel: left of its axis, and right of its last bar.
+/// Margins of a panel: left of its axis, and right of its last bar.
 const MARGINS: [f64; 2] = [56.0, 14.0];
 const TOP: f64 = 86.0;
 const BASE: f64 = 330.0;
 const COLOURS: [&str; 2] = ["#4269d0", "#d6541a"];
 
-/// A panel: its title and what is drawn of a round and of all rounds.
+/// A panel: its title, and its value for one round and for all rounds.
 type Panel = (&'static str, fn(&RoundFigures) -> f64, fn(&Measured) -> f64);
 
 const PANELS: [Panel; 3] = [
@@ -23,7 +24,8 @@ const PANELS: [Panel; 3] = [
     ("first piece, p50 (ms)", |round| round.ttft_p50_ms, |all| all.ttft_ms.map_or(0.0, |ttft| ttft.p50)),
 ];
 
-/// Draws a report. Bars are the values over all rounds, the thin lines reach from the lowest to the highest round.
+/// Draws a report. Bars are values over all rounds; thin lines reach from the lowest to the
+/// highest round.
 pub fn svg(report: &Report) -> String {
     let workload = format!("{:?}", report.workload).to_lowercase();
     let mut out = svg::open(WIDTH, HEIGHT, &format!("bespoke bench serve, {workload}"));
@@ -52,7 +54,7 @@ pub fn svg(report: &Report) -> String {
         add(format_args!("<text x=\"{left}\" y=\"{}\" font-weight=\"bold\">{title}</text>", TOP - 16.0));
         let spacing = svg::nice_step(high / 5.0);
         for tick in 0..=(high / spacing) as usize {
-            // Rounded: 3 * 0.1 is not 0.3 in binary.
+            // Rounded, because 3 * 0.1 is not 0.3 in binary.
             let value = (tick as f64 * spacing * 1e6).round() / 1e6;
             let at = y(value);
             add(format_args!(
@@ -122,7 +124,7 @@ mod tests {
             fixed_length: true,
             endpoints: vec![endpoint.clone(), endpoint],
             levels,
-            head: None,
+            shared_prefix: None,
         };
         let drawn = svg(&report);
         let bars: Vec<&str> = drawn.split("class=\"bar\"").skip(1).collect();

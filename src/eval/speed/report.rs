@@ -1,4 +1,4 @@
-//! What many answers took together: rounds, their sums, and ratios of pairs of rounds.
+//! Figures of many answers: rounds, their totals, and ratios of pairs of rounds.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::answer::Answer;
-use super::head::HeadReport;
+use super::shared_prefix::SharedPrefixReport;
 use super::statistics::{Percentiles, Spread};
 use super::workload::{Kind, Workload};
 
-/// What came back in one round: a fixed number of requests, so many at once, to one endpoint.
+/// The results of one round: a fixed number of requests to one endpoint at a given concurrency.
 #[derive(Debug, Clone, Default)]
 pub struct Round {
     /// From the first request to the end of the last answer.
     pub elapsed: Duration,
-    /// Answers that ended.
+    /// The complete answers.
     pub answers: Vec<(Kind, Answer)>,
-    /// Requests that got none, in words.
+    /// Errors of requests without an answer.
     pub errors: Vec<String>,
 }
 
@@ -47,22 +47,22 @@ impl Round {
     }
 }
 
-/// All rounds of one endpoint at one concurrency.
+/// The figures of all rounds of one endpoint at one concurrency.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measured {
     /// Requests sent.
     pub requests: usize,
-    /// Of these, the ones that got no answer.
+    /// How many of them got no answer.
     pub errors: usize,
-    /// The first of these errors.
+    /// The first error.
     pub first_error: Option<String>,
-    /// Answers to encodings that are no JSON.
+    /// Answers to encodings that are not JSON.
     pub invalid: usize,
-    /// Answers to encodings that ended because tokens ran out, whether they are JSON or not.
+    /// Answers to encodings that reached the token limit, whether they are JSON or not.
     pub ended_by_length: usize,
-    /// Tokens of all prompts, if the server tells.
+    /// Tokens of all prompts, if the server reports them.
     pub prompt_tokens: Option<u64>,
-    /// Of these, the ones that the server had computed before, if it tells.
+    /// How many of them were in the server's cache, if it reports that.
     pub cached_tokens: Option<u64>,
     /// Tokens of all answers.
     pub completion_tokens: u64,
@@ -70,19 +70,19 @@ pub struct Measured {
     pub seconds: f64,
     /// Answers per second.
     pub requests_per_second: f64,
-    /// Answers per second that can be used: those to encodings count only as JSON.
+    /// Usable answers per second: answers to encodings count only if they are JSON.
     pub valid_per_second: f64,
-    /// Tokens of answers per second, all requests together.
+    /// Tokens of answers per second, over all requests.
     pub tokens_per_second: f64,
-    /// Until the first piece of an answer.
+    /// Time to the first piece of an answer.
     pub ttft_ms: Option<Percentiles>,
-    /// Between one piece and the next. A piece may hold several tokens.
+    /// Time between consecutive pieces. A piece may hold several tokens.
     pub itl_ms: Option<Percentiles>,
-    /// Per token behind the first piece, one value per answer.
+    /// Time per token after the first piece, one value per answer.
     pub per_token_ms: Option<Percentiles>,
-    /// Whole answers.
+    /// Time to the end of an answer.
     pub latency_ms: Option<Percentiles>,
-    /// The rounds one by one.
+    /// The individual rounds.
     pub rounds: Vec<RoundFigures>,
 }
 
@@ -98,14 +98,14 @@ pub struct RoundFigures {
 }
 
 impl Measured {
-    /// Sums up rounds.
+    /// Combines rounds.
     pub fn new(rounds: &[Round]) -> Self {
         let answers = || rounds.iter().flat_map(|round| &round.answers).map(|(_, answer)| answer);
         let encodings = || {
             let all = rounds.iter().flat_map(|round| &round.answers);
             all.filter(|(kind, _)| *kind == Kind::Encoding).map(|(_, answer)| answer)
         };
-        // A server that does not tell for each answer does not tell.
+        // `None` unless the server reports it for each answer.
         let sum = |of: fn(&Answer) -> Option<u64>| {
             answers().map(of).sum::<Option<u64>>().filter(|_| answers().next().is_some())
         };
@@ -135,7 +135,7 @@ impl Measured {
         }
     }
 
-    /// Of the tokens of all prompts, the share that the server had computed before, if it tells.
+    /// The share of prompt tokens that were in the server's cache, if it reports that.
     pub fn cached_share(&self) -> Option<f64> {
         Some(self.cached_tokens? as f64 / (self.prompt_tokens? as f64).max(1.0))
     }
@@ -151,19 +151,19 @@ impl RoundFigures {
     }
 }
 
-/// The endpoint over what it is measured against, pair of rounds by pair of rounds.
+/// Ratios of the endpoint to the one that it is compared with, by pairs of rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Ratio {
-    /// Of answers per second: above 1 the endpoint is faster.
+    /// Ratio of answers per second: above 1 the endpoint is faster.
     pub requests_per_second: Option<Spread>,
-    /// Of tokens per second: above 1 the endpoint is faster.
+    /// Ratio of tokens per second: above 1 the endpoint is faster.
     pub tokens_per_second: Option<Spread>,
-    /// Of the median time to the first piece: below 1 the endpoint is faster.
+    /// Ratio of the median times to the first piece: below 1 the endpoint is faster.
     pub ttft_p50: Option<Spread>,
 }
 
 impl Ratio {
-    /// Of rounds in the order of their pairs.
+    /// The ratios of rounds in the order of their pairs.
     pub fn new(ours: &[RoundFigures], theirs: &[RoundFigures]) -> Self {
         let spread =
             |of: fn(&RoundFigures) -> f64| Spread::of_ratios(ours.iter().map(of).zip(theirs.iter().map(of)));
@@ -175,10 +175,10 @@ impl Ratio {
     }
 }
 
-/// What was measured at one concurrency.
+/// The results at one concurrency.
 #[derive(Debug, Clone, Serialize)]
 pub struct Level {
-    /// Requests under way at once.
+    /// Number of concurrent requests.
     pub concurrency: u16,
     /// In the order of [`Report::endpoints`].
     pub measured: Vec<Measured>,
@@ -187,7 +187,7 @@ pub struct Level {
 }
 
 impl Level {
-    /// Sums up the rounds of each endpoint.
+    /// Combines the rounds of each endpoint.
     pub fn new(concurrency: u16, rounds: &[Vec<Round>]) -> Self {
         let measured: Vec<Measured> = rounds.iter().map(|rounds| Measured::new(rounds)).collect();
         let ratio = match measured.as_slice() {
@@ -198,7 +198,7 @@ impl Level {
     }
 }
 
-/// Who is measured.
+/// An endpoint that is measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Endpoint {
     /// Its address.
@@ -210,24 +210,25 @@ pub struct Endpoint {
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// What was asked.
+    /// The kind of requests.
     pub workload: Workload,
-    /// Requests of a round.
+    /// Requests per round.
     pub requests: u32,
-    /// Where everything random came from: the same seed asks the same.
+    /// Seed of the requests: the same seed gives the same requests.
     pub seed: u64,
-    /// Tokens of an encoding at most.
+    /// Token limit of an encoding.
     pub max_tokens: u32,
     /// Tokens of a chat answer.
     pub chat_tokens: u32,
-    /// Whether chat answers went on behind the model's own end.
+    /// Whether chat answers continued after the model's end token.
     pub fixed_length: bool,
-    /// One, or two whose rounds took turns.
+    /// One endpoint, or two whose rounds alternate.
     pub endpoints: Vec<Endpoint>,
-    /// By concurrency, in the order asked for.
+    /// Results by concurrency, in the requested order.
     pub levels: Vec<Level>,
-    /// What a known head saves, if that was asked for.
-    pub head: Option<HeadReport>,
+    /// The benefit of a cached prefix, if it was measured.
+    #[serde(rename = "head")]
+    pub shared_prefix: Option<SharedPrefixReport>,
 }
 
 /// Milliseconds.

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-/// The smallest value that at least `percent` of the sorted values do not exceed (nearest rank); 0 of none.
+/// The smallest value that at least `percent` of the sorted values don't exceed (nearest rank); 0
+/// if there are none.
 pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
     let rank = (percent * sorted.len() as f64 / 100.0).ceil() as usize;
     let last = sorted.len().saturating_sub(1);
@@ -15,14 +16,14 @@ fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
     sorted
 }
 
-/// What is reported of a distribution.
+/// The reported percentiles of a distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Percentiles {
     /// The median.
     pub p50: f64,
-    /// One in ten is above.
+    /// The 90th percentile.
     pub p90: f64,
-    /// One in a hundred is above.
+    /// The 99th percentile.
     pub p99: f64,
 }
 
@@ -35,10 +36,10 @@ impl Percentiles {
     }
 }
 
-/// A few values of the same thing, such as the ratios of several pairs of rounds.
+/// The spread of a few values, such as the ratios of pairs of rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// The one in the middle; of an even number the mean of the two.
+    /// The median; for an even number of values, the mean of the middle two.
     pub median: f64,
     /// The smallest.
     pub min: f64,
@@ -60,7 +61,8 @@ impl Spread {
         Some(Self { median, min, max })
     }
 
-    /// Of the ratios of pairs; a pair that has no ratio (nothing measured on one side) counts for nothing.
+    /// The spread of the ratios of pairs; pairs without a ratio (nothing measured on one side) are
+    /// ignored.
     pub fn of_ratios(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
         let usable = |(above, below): &(f64, f64)| *above > 0.0 && *below > 0.0;
         Self::of(pairs.into_iter().filter(usable).map(|(above, below)| above / below))
@@ -91,7 +93,8 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_pair_by_pair() {
-        // The ratio of the medians would be 20 / 10: only pair by pair does the machine's slow minute cancel out.
+        // The ratio of the medians would be 20 / 10. Only ratios per pair cancel out a slow phase
+        // of the machine.
         let pairs = [(30.0, 10.0), (3.0, 2.0), (20.0, 20.0), (0.0, 5.0), (5.0, 0.0)];
         assert_eq!(Spread::of_ratios(pairs), Some(Spread { median: 1.5, min: 1.0, max: 3.0 }));
     }

@@ -1,4 +1,5 @@
-//! What is asked: bodies of chat requests, each other than all before it, and the same for every endpoint.
+//! The requests: bodies of chat requests that differ from each other and are the same for every
+//! endpoint.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -9,20 +10,21 @@ use crate::task::generator::{Generator, Limits, Split, words};
 use crate::task::prompt::{self, Wording};
 use crate::task::wording::Length;
 
-/// What sort of requests are sent.
+/// The kind of requests that are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Workload {
-    /// Events to encode: a head that repeats, an event that does not, an answer held to the schema
+    /// Events to encode: the same prompt head, a new event each time, an answer constrained by the
+    /// schema
     Encoding,
     /// Free text, a different prompt each time, a fixed number of tokens
     Chat,
-    /// One of each in turn
+    /// Both in turn
     Mixed,
 }
 
 impl Workload {
-    /// Whether there is a request of this kind in it.
+    /// Whether the workload has requests of this kind.
     pub fn has(self, kind: Kind) -> bool {
         match self {
             Self::Encoding => kind == Kind::Encoding,
@@ -32,44 +34,45 @@ impl Workload {
     }
 }
 
-/// What one request asks for.
+/// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The encoding of an event: the answer has to be JSON.
+    /// The encoding of an event; the answer must be JSON.
     Encoding,
-    /// Text.
+    /// Free text.
     Chat,
 }
 
 /// One request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// What it asks for.
+    /// Its kind.
     pub kind: Kind,
-    /// What is sent, but for the model's name.
+    /// The body without the name of the model.
     pub body: Value,
 }
 
 /// The requests of a run: number `index` is a pure function of these fields and `index`.
 #[derive(Debug, Clone)]
 pub struct Requests {
-    /// What is asked.
+    /// The kind of requests.
     pub workload: Workload,
-    /// Where everything random comes from.
+    /// Seed of everything random.
     pub seed: u64,
     /// Events to encode instead of generated ones.
     pub events: Option<Vec<Event>>,
-    /// Tokens of an encoding at most.
+    /// Token limit of an encoding.
     pub max_tokens: u32,
     /// Tokens of a chat answer.
     pub chat_tokens: u32,
-    /// Whether a chat answer goes on behind the model's own end (`ignore_eos`), so that all have the same length.
+    /// Whether chat answers continue after the model's end token (`ignore_eos`), so that all have
+    /// the same length.
     pub fixed_length: bool,
 }
 
-/// Chat prompts are made from other rows than encodings, so that none shares its text with one.
+/// Chat prompts are made from other rows than encodings, so that they share no text.
 const CHAT_ROWS: u64 = 1 << 32;
-/// Tokens of an answer where only the time to the first counts.
+/// Token limit of answers of which only the first piece is timed.
 const HEAD_TOKENS: u32 = 8;
 
 impl Requests {
@@ -83,7 +86,7 @@ impl Requests {
         }
     }
 
-    /// Events that `count` requests take.
+    /// Number of events that `count` requests use.
     pub fn events_of(&self, count: u64) -> u64 {
         match self.workload {
             Workload::Encoding => count,
@@ -99,7 +102,7 @@ impl Requests {
 
     fn chat(&self, index: u64) -> Request {
         let text = Generator::new(self.seed, Split::Eval).row(CHAT_ROWS + index).event.content;
-        // The question stands behind the text: in front of it, it would be a head that all prompts share.
+        // The question follows the text; before it, it would be a prefix that all prompts share.
         let content = format!("{text}\n\nWhat does this mean, and what should be done about it?");
         let mut body = json!({"messages": [{"role": "user", "content": content}]});
         if self.fixed_length {
@@ -115,11 +118,11 @@ impl Requests {
         }
     }
 
-    /// Two requests that begin with the same long head, which no request before them had.
-    pub fn same_head(&self, index: u64) -> [Request; 2] {
+    /// Two requests with the same long prefix, which no earlier request had.
+    pub fn same_prefix(&self, index: u64) -> [Request; 2] {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut wording = Wording::varied(&mut rng, Length::Long);
-        // At the very front: a cache of beginnings ends where the first token differs.
+        // At the very start, because a prefix cache ends at the first token that differs.
         let sentence: Vec<&str> = (0..12).map(|_| words::any(&mut rng)).collect();
         wording.system = format!("{}. {}", sentence.join(" "), wording.system);
         let short = Generator::new(self.seed, Split::Eval).with_limits(Limits { max_event_chars: 200 });
@@ -131,7 +134,8 @@ impl Requests {
     }
 }
 
-/// Adds what every request says. Temperature 0 is said: where nothing is said, some servers draw.
+/// Adds the fields of every request. The temperature of 0 is explicit because the default of some
+/// servers samples.
 fn streamed(mut body: Value, tokens: u32) -> Value {
     body["max_tokens"] = json!(tokens);
     body["temperature"] = json!(0);
@@ -196,8 +200,8 @@ mod tests {
     fn a_head_is_long_new_and_shared_by_two() {
         let requests = requests(Workload::Encoding);
         let system = |request: &Request| request.body["messages"][0]["content"].as_str().unwrap().to_owned();
-        let [first, second] = requests.same_head(0);
-        let [other, _] = requests.same_head(1);
+        let [first, second] = requests.same_prefix(0);
+        let [other, _] = requests.same_prefix(1);
         assert_eq!(system(&first), system(&second));
         assert_ne!(user(&first), user(&second));
         assert!(user(&first).split_whitespace().count() > 200);

@@ -1,4 +1,5 @@
-//! Endless training data for the encoding task: row `i` is a pure function of seed, split, limits and `i`.
+//! Endless training data for the encoding task: row `i` is a pure function of seed, split, limits
+//! and `i`.
 
 mod draw;
 mod kinds;
@@ -20,14 +21,14 @@ use draw::Draw;
 pub(super) use draw::stream;
 use kinds::{KINDS, Kind, SHORT};
 
-/// Which half of the facts a row is made from. The name counts as a fact's owner: no name, path, identifier, version or
-/// number of three digits or more that the generator draws for one split is ever drawn for the other.
+/// The half of the facts that an example is made from. No name, path, identifier, version or
+/// number of three digits or more is ever drawn for both splits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// To learn from.
+    /// For training.
     Train,
-    /// To be judged by.
+    /// For evaluation.
     Eval,
 }
 
@@ -41,15 +42,16 @@ impl Split {
     }
 }
 
-/// How hard rows may be: the handle for a curriculum.
+/// Limits on the difficulty of examples, for a curriculum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Characters of an event at most. Long wordings are used from [`Limits::LONG_PROMPTS_FROM`] on.
+    /// Maximum characters of an event. Long wordings are used from [`Limits::LONG_PROMPTS_FROM`]
+    /// on.
     pub max_event_chars: usize,
 }
 
 impl Limits {
-    /// Below this event length a prompt of 600 words would be most of a row.
+    /// With shorter events a prompt of 600 words would dominate the example.
     pub const LONG_PROMPTS_FROM: usize = 800;
 }
 
@@ -62,14 +64,14 @@ impl Default for Limits {
 
 /// One example: an event, its right encoding, and the conversation that a model learns from.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// Unique among rows of the same seed.
+pub struct Example {
+    /// Unique among examples of the same seed.
     pub id: String,
     /// Name of the kind of event.
     pub kind: &'static str,
-    /// The row of the same shape with opposite facts, if there is one.
+    /// Id of the example of the same shape with opposite facts, if there is one.
     pub twin: Option<String>,
-    /// What is encoded.
+    /// The event to encode.
     pub event: Event,
     /// The right answer.
     pub encoding: Encoding,
@@ -77,7 +79,7 @@ pub struct Row {
     pub messages: Vec<Message>,
 }
 
-/// Makes rows.
+/// Generates examples.
 #[derive(Debug, Clone, Copy)]
 pub struct Generator {
     seed: u64,
@@ -85,11 +87,12 @@ pub struct Generator {
     limits: Limits,
 }
 
-/// Of each dozen rows the last two are twins.
+/// Of each dozen examples the last two are twins.
 const DOZEN: u64 = 12;
-/// Twins whose encodings are more alike than this (cosine of word counts) are drawn again; the metric's line is 0.7.
+/// Twins whose encodings are more similar than this (cosine of word counts) are redrawn; the limit
+/// of the metric is 0.7.
 const ALIKE: f64 = 0.65;
-/// Twins need some length, or the words around the facts make them alike.
+/// Shorter twins would be too similar, because of the words around the facts.
 const TWIN_CHARS: usize = 160;
 
 impl Generator {
@@ -104,8 +107,8 @@ impl Generator {
         Self { limits, ..self }
     }
 
-    /// Row number `index`; any order, any number of times, always the same.
-    pub fn row(&self, index: u64) -> Row {
+    /// Example number `index`: always the same, in any order.
+    pub fn row(&self, index: u64) -> Example {
         if index % DOZEN >= DOZEN - 2
             && let Some(row) = self.twin(index)
         {
@@ -116,8 +119,8 @@ impl Generator {
         self.finish(index, kind, None, event, encoding)
     }
 
-    /// One of a pair of twins, if a pair that is different enough is found in a few attempts.
-    fn twin(&self, index: u64) -> Option<Row> {
+    /// One of a pair of twins, if a few attempts give a pair that is different enough.
+    fn twin(&self, index: u64) -> Option<Example> {
         let (first, side) = (index - index % DOZEN + DOZEN - 2, index % 2 == 1);
         (1..=6).find_map(|attempt| {
             let (kind, event) = self.event(first, attempt, Some(side));
@@ -134,7 +137,7 @@ impl Generator {
         format!("{}-{}-{index:07}", self.split.name(), self.seed)
     }
 
-    /// The event of a row, or of one side of a pair of twins.
+    /// The event of an example, or of one side of a pair of twins.
     fn event(&self, number: u64, attempt: u64, side: Option<bool>) -> (&'static Kind, Event) {
         let shape = stream("shape", self.seed, self.split, number, attempt);
         let label = if side == Some(true) { "other fact" } else { "fact" };
@@ -153,7 +156,14 @@ impl Generator {
         (kind, Event::new(source, sort, clip(&apart(&text), limit)))
     }
 
-    fn finish(&self, index: u64, kind: &Kind, twin: Option<String>, event: Event, encoding: Encoding) -> Row {
+    fn finish(
+        &self,
+        index: u64,
+        kind: &Kind,
+        twin: Option<String>,
+        event: Event,
+        encoding: Encoding,
+    ) -> Example {
         let mut rng = stream("wording", self.seed, self.split, index, 0);
         let wide = self.limits.max_event_chars >= Limits::LONG_PROMPTS_FROM;
         let wording = match rng.random_range(0..100) {
@@ -164,11 +174,12 @@ impl Generator {
         };
         let mut messages = prompt::messages(&event, &wording);
         messages.push(Message { role: "assistant".to_owned(), content: encoding.to_compact_json() });
-        Row { id: self.id(index), kind: kind.name, twin, event, encoding, messages }
+        Example { id: self.id(index), kind: kind.name, twin, event, encoding, messages }
     }
 }
 
-/// Length that an event should have: like real ones, a quarter titles and remarks, half a paragraph, a long tail.
+/// Target length of an event. As with real events, a quarter are titles and remarks, half are
+/// paragraphs, and there is a long tail.
 fn target(draw: &mut Draw, limit: usize) -> usize {
     let (low, high) = match draw.count(0, 99) {
         0..=4 => (12, 30),
@@ -182,7 +193,7 @@ fn target(draw: &mut Draw, limit: usize) -> usize {
     if wanted <= limit { wanted } else { draw.count(limit / 4, limit) }
 }
 
-/// A kind by the shares for this length.
+/// A kind by the weights for this length.
 fn kind(draw: &mut Draw, target: usize, twins: bool) -> &'static Kind {
     let share = |kind: &Kind| match (twins && !kind.twins, target < SHORT) {
         (true, _) => 0,
@@ -200,8 +211,8 @@ fn kind(draw: &mut Draw, target: usize, twins: bool) -> &'static Kind {
         .expect("the shares add up to the range drawn from")
 }
 
-/// Separates two capitalised words that only a line break or a run of blanks divides: read as one name across the
-/// break, they could not be found again in a text whose blanks are condensed.
+/// Separates two capitalised words that have only a line break or several blanks between them.
+/// Read as one name, they couldn't be found in a text with condensed blanks.
 fn apart(text: &str) -> String {
     let bytes = text.as_bytes();
     let letter = |at: usize| {
@@ -237,7 +248,7 @@ fn apart(text: &str) -> String {
     separated + &text[copied..]
 }
 
-/// At most `most` characters, ending with a whole word where there is one.
+/// At most `most` characters, cut after a whole word if possible.
 fn clip(text: &str, most: usize) -> &str {
     let Some((end, _)) = text.char_indices().nth(most) else { return text };
     match text[..end].rfind(char::is_whitespace) {
@@ -254,7 +265,7 @@ fn likeness(a: &Encoding, b: &Encoding) -> f64 {
     dot / (norm(&a) * norm(&b))
 }
 
-/// How often each lower-case word stands in the values of an encoding.
+/// Counts of the lower-case words in the values of an encoding.
 fn word_counts(encoding: &Encoding) -> HashMap<String, f64> {
     let deep = &encoding.structured_concepts;
     let texts = [&encoding.gist, &encoding.summary, &encoding.content, &encoding.narrative]

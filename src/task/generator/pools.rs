@@ -1,4 +1,4 @@
-//! Names that facts are drawn from. Each belongs to the training or the evaluation half by its hash.
+//! Pools of names. The hash of a name decides whether it is for training or evaluation.
 
 /// Given names.
 #[rustfmt::skip]
@@ -67,7 +67,7 @@ pub const TOOLS: &[&str] = &[
     "make", "ninja", "npm", "pip", "pnpm", "pytest", "rustc", "serde", "tmux", "uv", "vLLM", "wgpu", "yarn",
 ];
 
-/// Folders that paths begin with.
+/// Root folders of paths.
 #[rustfmt::skip]
 pub const ROOTS: &[&str] = &[
     "src", "lib", "app", "internal", "pkg", "cmd", "tests", "test", "docs", "scripts", "crates", "packages",
@@ -76,7 +76,7 @@ pub const ROOTS: &[&str] = &[
     "/etc", "/opt", "/usr/local", "/tmp", "/srv/www", "/static", "frontend/src", "backend",
 ];
 
-/// File endings.
+/// File extensions.
 #[rustfmt::skip]
 pub const ENDINGS: &[&str] = &[
     "rs", "rs", "go", "go", "py", "py", "js", "ts", "tsx", "svelte", "html", "css", "yaml", "yml", "json",

@@ -1,9 +1,10 @@
-//! What must hold for generated rows: determinism, faithful golds, different twins, varied lengths.
+//! Properties of generated examples: determinism, faithful gold answers, different twins, varied
+//! lengths.
 
 use super::*;
 use fancy_regex::Regex;
 
-/// Numbers, paths, versions and proper nouns as the faithfulness metrics find them.
+/// Numbers, paths, versions and proper nouns, like the faithfulness metrics find them.
 fn facts(text: &str) -> Vec<String> {
     const PATTERNS: [&str; 9] = [
         r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d+\.\d+[eE][+-]?\d+|-?\d+\.\d+%|-?\d+%|-?\d+\.\d+|-?\d+(?:/\d+)|\d+",
@@ -68,8 +69,9 @@ fn golds_keep_every_fact_and_echo_no_instruction() {
 #[test]
 fn a_row_depends_on_its_number_alone() {
     let generator = Generator::new(3, Split::Train);
-    let forwards: Vec<Row> = (0..40).map(|index| generator.row(index)).collect();
-    let backwards: Vec<Row> = (0..40).rev().map(|index| Generator::new(3, Split::Train).row(index)).collect();
+    let forwards: Vec<Example> = (0..40).map(|index| generator.row(index)).collect();
+    let backwards: Vec<Example> =
+        (0..40).rev().map(|index| Generator::new(3, Split::Train).row(index)).collect();
     assert!(forwards.iter().eq(backwards.iter().rev()));
     assert_ne!(forwards[0].event, Generator::new(4, Split::Train).row(0).event);
     assert_ne!(forwards[0].event, Generator::new(3, Split::Eval).row(0).event);

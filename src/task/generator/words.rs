@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-/// Words by part of speech, and all of them.
+/// Words by part of speech, and all together.
 struct Words {
     nouns: Vec<&'static str>,
     verbs: Vec<&'static str>,
@@ -21,7 +21,7 @@ static WORDS: LazyLock<Words> = LazyLock::new(|| {
     };
     let (nouns, verbs) = (section("[noun]"), section("[verb]"));
     let (adjectives, other, more) = (section("[adjective]"), section("[other]"), section("[more]"));
-    // The small words hold sentences together, so they come up more often.
+    // Function words hold sentences together, so they are more frequent.
     let all = [&nouns[..], &verbs, &adjectives, &other, &other, &more].concat();
     Words { nouns, verbs, adjectives, all }
 });
@@ -35,7 +35,7 @@ pub fn any(rng: &mut impl Rng) -> &'static str {
     one_of(&WORDS.all, rng)
 }
 
-/// A word with an ending or a beginning that English words have, whether or not this word has it.
+/// A word with a prefix or suffix of English, whether or not the result is a word.
 pub fn inflected(rng: &mut impl Rng) -> String {
     const ENDINGS: [&str; 16] = [
         "ing", "s", "ed", "er", "ly", "ing", "s", "es", "able", "ness", "ment", "less", "ation", "ity",
@@ -69,7 +69,8 @@ pub fn adjective(rng: &mut impl Rng) -> &'static str {
     one_of(&WORDS.adjectives, rng)
 }
 
-/// The past form of a regular verb (English doubles some consonants; here it is good enough not to).
+/// The past form of a regular verb (without the doubled consonants of some verbs, which is good
+/// enough here).
 pub fn past(verb: &str) -> String {
     let before_y = verb.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'i', 'o', 'u']));
     match before_y {

@@ -1,4 +1,4 @@
-//! LoRA (Hu et al. 2021): `y + alpha / r B A x` beside a frozen matrix.
+//! LoRA (Hu et al. 2021): `y + alpha / r B A x` on a frozen matrix.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use rand::Rng;
 
 use crate::model::ops::{linear, low_rank};
-use crate::model::{Again, DecoderConfig, Parameters, Projection, Taps};
+use crate::model::{DecoderConfig, Parameters, Projection, Recompute, Taps};
 use crate::train::recipe::LoraRecipe;
 
 /// A LoRA over shared parameters.
@@ -50,17 +50,17 @@ impl Taps for Lora {
         }
     }
 
-    fn again(&self, layer: usize) -> Option<Again> {
+    fn recompute(&self, layer: usize) -> Option<Recompute> {
         let same = self.clone();
-        // In the order of projections: a HashMap's would differ from run to run.
+        // In the order of projections; the order of a HashMap would differ between runs.
         let mut pairs: Vec<_> = self.pairs.iter().filter(|((_, at), _)| *at == layer).collect();
         pairs.sort_unstable_by_key(|(place, _)| **place);
         let variables = pairs.into_iter().flat_map(|(_, (a, b))| [a.clone(), b.clone()]).collect();
-        Some(Again { taps: Arc::new(move || Box::new(same.clone())), variables })
+        Some(Recompute { taps: Arc::new(move || Box::new(same.clone())), variables })
     }
 }
 
-/// A matrix that is changed.
+/// A matrix that the LoRA changes.
 struct Target {
     projection: Projection,
     layer: usize,
@@ -118,7 +118,7 @@ fn projection(module: &str) -> Option<Projection> {
     all.into_iter().find(|(_, end)| module.ends_with(end)).map(|(projection, _)| projection)
 }
 
-/// A ~ U(-1/sqrt(in), 1/sqrt(in)) as PEFT draws it, B = 0.
+/// A ~ U(-1/sqrt(in), 1/sqrt(in)) as in PEFT, B = 0.
 pub(super) fn initial(recipe: &LoraRecipe, config: &DecoderConfig, rng: &mut impl Rng) -> Result<Parameters> {
     let mut parameters = Parameters::default();
     for Target { module, rows, columns, .. } in targets(recipe, config)? {

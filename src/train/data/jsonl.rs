@@ -1,4 +1,4 @@
-//! JSONL files, read where they lie: only where each row begins is in memory.
+//! JSONL files, read on demand: only the offsets of rows are in memory.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
@@ -11,17 +11,17 @@ use super::source::Source;
 use crate::digest::Digest;
 use crate::train::TrainError;
 
-/// Rows of JSONL files in order; empty lines are passed over.
+/// Rows of JSONL files in order; empty lines are skipped.
 #[derive(Debug)]
 pub struct Jsonl {
     files: Vec<(PathBuf, std::fs::File)>,
-    rows: Vec<Place>,
+    rows: Vec<RowLocation>,
     digest: Digest,
 }
 
-/// Where a row stands.
+/// The location of a row.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct RowLocation {
     offset: u64,
     bytes: u32,
     file: u32,
@@ -29,10 +29,10 @@ struct Place {
 }
 
 impl Jsonl {
-    /// Opens files and reads each once: every row is checked before anything is learnt from one.
+    /// Opens files and reads each once, so that every row is checked before training starts.
     ///
     /// # Errors
-    /// A file that can't be read, a row that is none (file, line and key are named), no rows at all.
+    /// A file that can't be read, an invalid row (file, line and key are named), no rows at all.
     pub fn open(paths: &[PathBuf]) -> Result<Self, TrainError> {
         let (mut files, mut rows, mut hasher) = (vec![], vec![], Sha256::new());
         for (number, path) in paths.iter().enumerate() {
@@ -55,7 +55,7 @@ impl Jsonl {
                 if !text.trim().is_empty() {
                     Row::parse(text).map_err(wrong)?;
                     let size = u32::try_from(read).map_err(|_| wrong(format!("{read} bytes: too long")))?;
-                    rows.push(Place { offset, bytes: size, file: number as u32, line });
+                    rows.push(RowLocation { offset, bytes: size, file: number as u32, line });
                 }
                 offset += read as u64;
             }
@@ -71,12 +71,12 @@ impl Jsonl {
 
 impl Source for Jsonl {
     fn row(&self, index: u64, _max_event_chars: Option<usize>) -> Result<Row, TrainError> {
-        let Place { offset, bytes, file, .. } = self.rows[index as usize];
+        let RowLocation { offset, bytes, file, .. } = self.rows[index as usize];
         let (path, file) = &self.files[file as usize];
         let mut text = vec![0; bytes as usize];
         file.read_exact_at(&mut text, offset).map_err(TrainError::file(path))?;
         let row = String::from_utf8(text).map_err(|e| e.to_string()).and_then(|text| Row::parse(&text));
-        // It was a row when the file was opened.
+        // The row was valid when the file was opened.
         row.map_err(|message| TrainError::Row {
             place: self.place(index),
             message: format!("{message}; the file has changed since the run began"),
@@ -88,7 +88,7 @@ impl Source for Jsonl {
     }
 
     fn place(&self, index: u64) -> String {
-        let Place { file, line, .. } = self.rows[index as usize];
+        let RowLocation { file, line, .. } = self.rows[index as usize];
         format!("{}, line {line}", self.files[file as usize].0.display())
     }
 

@@ -1,9 +1,9 @@
-//! What a version control system says: titles, messages with bullets, diffstats, pull requests.
+//! Version control: titles, messages with bullets, diffstats, pull requests.
 
 use super::extend;
 use crate::task::generator::draw::{Draw, capitalised};
 
-/// What is done, as the body of a title or a bullet.
+/// Changes, as the body of a title or a bullet.
 const DEEDS: &[&str] = &[
     "{=add|Add|introduce|support|Support} {id} {=to|for|in} {np}",
     "{=fix|Fix|fixed|fixes} {np} {=in|when|for} {id}",
@@ -36,7 +36,7 @@ const DEEDS: &[&str] = &[
     "{adj} {nouns} {=now|no longer|always} {verb} {np}",
 ];
 
-/// Sentences of an explanation.
+/// Sentences that explain a change.
 const REASONS: &[&str] = &[
     "The {np} {=was|is} {adj} {=because|when|whenever|if} {id} {past} {np}.",
     "{Noun} {nouns} {=would|could|did} {verb} the {np} {=without|before|after} `{fn}`.",
@@ -73,7 +73,7 @@ const TRAILERS: &[&str] = &[
     "(cherry picked from commit {hash})",
 ];
 
-/// A title, at times with a scope and a number.
+/// A title, sometimes with a scope and a number.
 pub(super) fn title(draw: &mut Draw) -> String {
     let scope = match draw.count(0, 9) {
         0..=2 => draw.fill("{scope}: "),
@@ -93,7 +93,7 @@ pub(super) fn title(draw: &mut Draw) -> String {
     scope + &deed + &end
 }
 
-/// Bullets until `target`, with blank lines, wraps or indentation as people leave them.
+/// Bullets until `target`, with the blank lines, line breaks or indentation that people leave.
 fn bullets(draw: &mut Draw, text: &mut String, target: usize) {
     let mark = draw.pick(&["* ", "* ", "- ", "* ", "- ", "* ", "+ ", "1. ", "  - ", "• "]);
     let gap = draw.pick(&["\n", "\n\n", "\n"]);
@@ -113,7 +113,7 @@ fn bullets(draw: &mut Draw, text: &mut String, target: usize) {
     }
 }
 
-/// Broken at about 72 columns, in half of the cases.
+/// The text, in half of the cases wrapped at about 72 columns.
 fn wrapped(draw: &mut Draw, text: &str) -> String {
     if !draw.chance(0.5) {
         return text.to_owned();
@@ -134,7 +134,7 @@ fn wrapped(draw: &mut Draw, text: &str) -> String {
     lines
 }
 
-/// A commit message: a title, and if there is room a body.
+/// A commit message: a title, and a body if there is room.
 pub fn commit(draw: &mut Draw, target: usize) -> String {
     let mut text = title(draw);
     if text.len() + 40 > target {
@@ -160,7 +160,7 @@ pub fn commit(draw: &mut Draw, target: usize) -> String {
     text
 }
 
-/// A title and what it changed, file by file, as `git show --stat` draws it.
+/// A title and the changes per file, in the format of `git show --stat`.
 pub fn diffstat(draw: &mut Draw, target: usize) -> String {
     let prefix = draw.pick(&["commit: ", "commit: ", "", "commit "]);
     let prefix = if prefix == "commit " { draw.fill("commit {hash}\n") } else { prefix.to_owned() };

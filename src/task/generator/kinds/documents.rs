@@ -1,9 +1,9 @@
-//! What has nothing to do with software, and files taken in whole.
+//! Texts that have nothing to do with software, and ingested files.
 
 use super::extend;
 use crate::task::generator::draw::Draw;
 
-/// The beginning of a file that was taken in.
+/// The beginning of an ingested file.
 pub fn ingest(draw: &mut Draw, target: usize) -> String {
     let head = draw.pick(&[
         "File: {path}\nSize: {size}\n\n",
@@ -32,7 +32,7 @@ pub fn ingest(draw: &mut Draw, target: usize) -> String {
     text + &body
 }
 
-/// Food.
+/// Recipes.
 pub fn recipe(draw: &mut Draw, target: usize) -> String {
     const FOODS: &[&str] = &[
         "rye flour",

@@ -1,9 +1,9 @@
-//! What goes wrong: compiler output, stack traces, logs, incidents.
+//! Failures: compiler output, stack traces, logs, incidents.
 
 use super::extend;
 use crate::task::generator::draw::Draw;
 
-/// A build, test run or linker that says no (or, for the twin, yes).
+/// A build, test run or linker that fails (or, for the twin, succeeds).
 pub fn build(draw: &mut Draw, target: usize) -> String {
     let head = draw.pick(&[
         "$ {=cargo|make|npm run|go|ninja|mvn} {=build|test|check} {flag}\n",
@@ -33,7 +33,7 @@ pub fn build(draw: &mut Draw, target: usize) -> String {
     text
 }
 
-/// An exception with its frames.
+/// An exception with its stack.
 pub fn trace(draw: &mut Draw, target: usize) -> String {
     let styles: [(&str, &[&str]); 4] = [
         (
@@ -72,7 +72,7 @@ pub fn trace(draw: &mut Draw, target: usize) -> String {
     text.trim_end().to_owned()
 }
 
-/// Lines of a log, of one of several forms.
+/// Lines of a log, in one of several formats.
 pub fn log(draw: &mut Draw, target: usize) -> String {
     let form = draw.pick(&[
         "{date}T{time}Z {LEVEL} {id}: ",
@@ -106,7 +106,7 @@ pub fn log(draw: &mut Draw, target: usize) -> String {
     text.trim_end().to_owned()
 }
 
-/// Prose about something that broke and what came of it.
+/// Prose about something that broke and its outcome.
 pub fn incident(draw: &mut Draw, target: usize) -> String {
     let says = [
         "{=Outage|Incident|Problem|Bug}: {host} {~stopped answering|recovered} at {time} {=because|after} {id} {past} {np}.",

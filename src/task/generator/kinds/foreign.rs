@@ -1,8 +1,9 @@
-//! Notes in other languages: their words in random order around facts, so that copying needs no knowledge of the language.
+//! Notes in other languages: their words in random order around facts, so that copying needs no
+//! knowledge of the language.
 
 use crate::task::generator::draw::{Draw, capitalised};
 
-/// Common words of a language, and whether it writes spaces.
+/// Common words of a language, and whether it separates words by spaces.
 struct Language {
     words: &'static str,
     spaced: bool,

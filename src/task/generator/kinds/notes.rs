@@ -1,4 +1,5 @@
-//! What people write to each other and to themselves: decisions, meetings, chat, corrections, insights, remarks.
+//! What people write to each other and to themselves: decisions, meetings, chat, corrections,
+//! insights, remarks.
 
 use super::extend;
 use crate::task::generator::draw::{Draw, capitalised};
@@ -85,7 +86,7 @@ pub fn chat(draw: &mut Draw, target: usize) -> String {
     text.trim_end().to_owned()
 }
 
-/// Something believed that turns out otherwise.
+/// A belief that turns out to be wrong.
 pub fn correction(draw: &mut Draw, target: usize) -> String {
     let says = [
         "{=Correction|Update|Erratum|Wrong before}: {id} {=is|was|has} {num}, not {num}.",
@@ -101,7 +102,7 @@ pub fn correction(draw: &mut Draw, target: usize) -> String {
     text
 }
 
-/// Things learned, on one topic or on several.
+/// Lessons on one topic or several.
 pub fn insight(draw: &mut Draw, target: usize) -> String {
     let says = [
         "{=Learned|Found|Noticed|TIL}: {id} {=only|never|always} {verb}s {np} {=when|if|while} {noun} {=is|was} {adj}.",
@@ -122,7 +123,7 @@ pub fn insight(draw: &mut Draw, target: usize) -> String {
     text
 }
 
-/// Hardly anything.
+/// A minimal remark.
 pub fn minimal(draw: &mut Draw, _target: usize) -> String {
     let says = draw.pick(&[
         "{w} {w}",

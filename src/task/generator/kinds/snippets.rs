@@ -106,7 +106,8 @@ fn code(draw: &mut Draw, text: &mut String, target: usize) {
         ],
     ];
     let language = languages[draw.count(0, languages.len() - 1)];
-    // Templates can't hold literal braces, so these languages write theirs as angle brackets around spaces or at line ends.
+    // Templates can't contain literal braces, so these languages use angle brackets around spaces
+    // or at line ends instead.
     let braces = |line: String| {
         let line = line.replace(" < ", " { ").replace(" > ", " } ").replace(" >", " }");
         if let Some(start) = line.strip_suffix(" <") { format!("{start} {{") } else { line }

@@ -70,7 +70,8 @@ pub fn config(draw: &mut Draw, target: usize) -> String {
     let style = styles[draw.count(0, styles.len() - 1)];
     while text.is_empty() || text.len() < target {
         let line = draw.pick(style);
-        // Literal braces stand only in this one place: the block's own are put in after filling.
+        // Templates can't contain literal braces, so those of the block are inserted after
+        // filling.
         let line = match line.split_once("{\n") {
             Some((before, after)) => {
                 let after = after.strip_suffix("\n}").unwrap_or(after);

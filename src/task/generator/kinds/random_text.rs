@@ -1,8 +1,9 @@
-//! Text without sense: common words, facts and random strings in random order, so that copying can't lean on content.
+//! Random text: common words, facts and random strings in random order, so that copying can't rely
+//! on meaning.
 
 use crate::task::generator::draw::{Draw, capitalised};
 
-/// Facts that stand among the words.
+/// Facts that are mixed with the words.
 const FACTS: &[&str] = &[
     "{id}",
     "{id}",
@@ -93,7 +94,7 @@ pub fn prose(draw: &mut Draw, target: usize) -> String {
     text.trim_end().to_owned()
 }
 
-/// Lines of strings that nobody has ever seen.
+/// Lines of random strings.
 pub fn strings(draw: &mut Draw, target: usize) -> String {
     let separator = draw.pick(&[" ", ", ", "\n", "; ", " | ", "\t", " - "]);
     let slots: &[&str] = match draw.count(0, 5) {

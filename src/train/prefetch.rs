@@ -1,4 +1,4 @@
-//! Batches made in a thread of their own, ahead of the steps that need them.
+//! Prefetching: a separate thread makes batches ahead of the steps that need them.
 
 use std::sync::mpsc::{self, Receiver, Sender};
 
@@ -7,20 +7,20 @@ use super::batch::{Batch, batch};
 use super::data::{Mixture, Position};
 use super::recipe::Recipe;
 
-/// Batches that are made ahead of the step that needs them.
-const AHEAD: u64 = 2;
+/// Number of batches that are made ahead.
+const PREFETCHED: u64 = 2;
 
-/// Asks for batches in time.
-pub(super) struct Ahead {
+/// Requests batches ahead of time.
+pub(super) struct Prefetch {
     ask: Sender<(u64, Vec<f64>)>,
     made: Receiver<Result<(Batch, Position), TrainError>>,
     asked: u64,
-    /// Evaluations between which the domains' weights stay; none: always.
+    /// Steps between evaluations, if these change the weights of domains.
     weights_until: Option<u64>,
     last: u64,
 }
 
-impl Ahead {
+impl Prefetch {
     /// Starts the thread; the first batch will be that of step `from` + 1, whose data begins at
     /// `position`.
     pub fn start<'scope>(
@@ -38,7 +38,7 @@ impl Ahead {
                 if let Ok((_, after)) = &made {
                     position.clone_from(after);
                 }
-                // The loop has ended when nobody receives.
+                // If the receiver is gone, the loop has ended.
                 if sender.send(made).is_err() {
                     return;
                 }
@@ -51,12 +51,12 @@ impl Ahead {
     /// The batch of a step, with these weights of the domains, and the position in the data after
     /// it.
     pub fn batch(&mut self, step: u64, weights: &[f64]) -> Result<(Batch, Position), TrainError> {
-        // Behind the next evaluation the weights may be others.
+        // The next evaluation may change the weights.
         let known = self.weights_until.map_or(u64::MAX, |every| step.div_ceil(every) * every);
-        let until = (step + AHEAD).min(known).min(self.last);
+        let until = (step + PREFETCHED).min(known).min(self.last);
         while self.asked < until {
             self.asked += 1;
-            // It ends only with an error, which is on its way.
+            // The thread ends only with an error, which the receiver will get.
             let _ = self.ask.send((self.asked, weights.to_vec()));
         }
         self.made.recv().unwrap_or_else(|_| {

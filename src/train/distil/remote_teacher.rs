@@ -1,22 +1,24 @@
-//! A teacher that somebody serves: asked for the likeliest tokens behind every token of an answer, one request each.
+//! A teacher on a server: one request per answer token asks for the most likely tokens.
 //!
-//! `POST /completion` with token ids, `n_predict` 1 and `n_probs`, as llama-server and this program's daemon have it. The
-//! server keeps the beginning that it has read, so a request costs it one token.
+//! `POST /completion` with token ids, `n_predict` 1 and `n_probs`, as llama-server and this
+//! program's daemon support it. The server caches the prefix, so a request costs it one token.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::stored::{Answer, no_tokens};
+use super::logit_cache::{TopTokens, no_tokens};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
 
-/// Posts JSON to a path of the endpoint, or gets it where there is nothing to post (null); gives the answer or what went wrong.
+/// Posts JSON to a path of the endpoint, or sends a GET if the value is null; returns the reply or
+/// what went wrong.
 pub type Ask = Arc<dyn Fn(&str, &Value) -> Result<Value, String> + Send + Sync>;
 
 const PATH: &str = "/completion";
-/// Texts that tokenizers cut differently: numbers, spaces, code, other scripts, signs of two code units.
+/// Texts that tokenizers split differently: numbers, spaces, code, other scripts, characters of
+/// two UTF-16 units.
 const TEXTS: [&str; 4] = [
     "The retry at 14:05 took 1240 ms (503).",
     "    if x != 0x3fA2 {\n\t\treturn;\n    }\n\n",
@@ -24,7 +26,7 @@ const TEXTS: [&str; 4] = [
     "\u{1f469}\u{200d}\u{1f4bb} \u{2014} isn't `src/main.rs`",
 ];
 
-pub(super) struct Served {
+pub(super) struct RemoteTeacher {
     endpoint: String,
     top: usize,
     /// Entries of the student's vocabulary.
@@ -32,7 +34,7 @@ pub(super) struct Served {
     ask: Ask,
 }
 
-impl Served {
+impl RemoteTeacher {
     pub fn new(endpoint: &str, top: usize, vocabulary: usize, ask: Option<Ask>) -> Result<Self, TrainError> {
         let none = || candle_core::Error::Msg("distil.endpoint needs an HTTP client".into());
         Ok(Self { endpoint: endpoint.to_owned(), top, vocabulary, ask: ask.ok_or_else(none)? })
@@ -42,7 +44,7 @@ impl Served {
         TrainError::Teacher { endpoint: self.endpoint.clone(), message }
     }
 
-    /// Sees that the teacher reads texts as the student does.
+    /// Checks that the teacher tokenises texts as the student does.
     ///
     /// # Errors
     /// The first text whose tokens differ.
@@ -62,22 +64,22 @@ impl Served {
         Ok(())
     }
 
-    /// What tells this teacher from others that may be served there.
+    /// Distinguishes this teacher from others that the server may have.
     ///
     /// # Errors
-    /// It names no models.
+    /// The server names no models.
     pub fn identity(&self) -> Result<String, TrainError> {
         let reply = (self.ask)("/v1/models", &Value::Null).map_err(|message| self.wrong(message))?;
         let models = reply["data"].as_array();
         let models = models.ok_or_else(|| self.wrong("/v1/models answers without data".into()))?;
-        // Not the whole: some say when they were started.
+        // Not the whole entry, because some servers include their start time.
         let models: Vec<String> =
             models.iter().map(|model| format!("{} {}", model["id"], model["meta"])).collect();
         Ok(format!("{}\n{}", self.endpoint, models.join("\n")))
     }
 
-    /// What the teacher says before each answer token of the rows, in their order.
-    pub fn answers(&self, rows: &[PackedRow]) -> Result<Vec<Answer>, TrainError> {
+    /// The teacher's predictions of each answer token of the rows, in order.
+    pub fn top_tokens(&self, rows: &[PackedRow]) -> Result<Vec<TopTokens>, TrainError> {
         let mut answers = Vec::new();
         for row in rows {
             for &(position, _) in &row.targets {
@@ -89,7 +91,7 @@ impl Served {
         Ok(answers)
     }
 
-    fn answer(&self, ids: &[u32]) -> Result<Answer, TrainError> {
+    fn answer(&self, ids: &[u32]) -> Result<TopTokens, TrainError> {
         let wrong = |message: String| self.wrong(message);
         let request = json!({
             "prompt": ids, "n_predict": 1, "n_probs": self.top, "temperature": 0, "cache_prompt": true,
@@ -116,6 +118,6 @@ impl Served {
         if let Some(message) = no_tokens(&tokens, self.vocabulary) {
             return Err(wrong(message));
         }
-        Ok(Answer::new(tokens, probabilities))
+        Ok(TopTokens::new(tokens, probabilities))
     }
 }

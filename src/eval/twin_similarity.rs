@@ -1,18 +1,19 @@
-//! Cross-contamination (CCS): how alike the answers to two twin inputs are that have the same shape and opposite facts.
+//! Cross-contamination (CCS): the similarity of the answers to twin inputs, which have the same
+//! shape and opposite facts.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::echo::visit_texts;
 use super::entities::words;
+use super::prompt_leakage::visit_texts;
 use super::schema::is_key;
 
 /// A pair passes below this.
 pub const LIMIT: f64 = 0.70;
 
-/// Cosine of the word counts of two answers, in `0..=1`. Words equal to a schema key are left out, as keys are.
-/// An answer without any word is like nothing: 0.
+/// Cosine of the word counts of two answers, in `0..=1`. Keys and words equal to a key of the
+/// schema don't count. For an answer without words the result is 0.
 pub fn similarity(a: &Value, b: &Value) -> f64 {
     let (a, b) = (counts(a), counts(b));
     let dot: f64 = a.iter().map(|(word, n)| n * b.get(word).unwrap_or(&0.0)).sum();
@@ -29,7 +30,7 @@ fn counts(answer: &Value) -> HashMap<String, f64> {
         }
     };
     visit_texts(answer, &mut add);
-    // The one number of an encoding is part of what it says.
+    // The salience, the only number of an encoding, counts as a word.
     if let Some(salience) = answer.get("salience").filter(|v| v.is_number()) {
         add(&salience.to_string());
     }

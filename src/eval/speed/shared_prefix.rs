@@ -1,4 +1,5 @@
-//! What a known head saves: the time to the first piece of two requests that begin alike, where nobody began so before.
+//! The benefit of a cached prefix: the time to the first piece of two requests with the same new
+//! prefix.
 
 use std::time::Duration;
 
@@ -7,32 +8,32 @@ use serde::Serialize;
 use super::report::ms;
 use super::statistics::{Percentiles, Spread};
 
-/// Two requests with the same new head, one after the other.
+/// Two consecutive requests with the same new prefix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Trial {
-    /// Until the first piece of the first answer.
+    /// Time to the first piece of the first answer.
     pub first: Duration,
-    /// Until the first piece of the second answer.
+    /// Time to the first piece of the second answer.
     pub second: Duration,
-    /// Of the second prompt, the share that the server had computed before, if it tells.
+    /// The share of the second prompt that was in the server's cache, if it reports that.
     pub cached_share: Option<f64>,
 }
 
 /// All trials of one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct HeadFigures {
-    /// With a new head.
+pub struct SharedPrefixFigures {
+    /// Time with a new prefix.
     pub first_ttft_ms: Option<Percentiles>,
-    /// With the head that the request before had.
+    /// Time with the prefix of the request before.
     pub second_ttft_ms: Option<Percentiles>,
-    /// Second over first, trial by trial.
+    /// Second over first, per trial.
     pub second_over_first: Option<Spread>,
-    /// Mean share of the second prompt that the server had computed before, if it tells.
+    /// Mean share of the second prompt that was in the server's cache, if it reports that.
     pub cached_share: Option<f64>,
 }
 
-impl HeadFigures {
-    /// Sums up trials.
+impl SharedPrefixFigures {
+    /// Combines trials.
     pub fn new(trials: &[Trial]) -> Self {
         let shares: Option<Vec<f64>> = trials.iter().map(|trial| trial.cached_share).collect();
         Self {
@@ -48,17 +49,18 @@ impl HeadFigures {
     }
 }
 
-/// Head figures of each endpoint.
+/// The figures of each endpoint.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct HeadReport {
+pub struct SharedPrefixReport {
     /// In the order of the endpoints.
-    pub endpoints: Vec<HeadFigures>,
-    /// First over second endpoint of the time to the first piece with a known head, trial by trial, if there are two.
+    pub endpoints: Vec<SharedPrefixFigures>,
+    /// Ratio of the first to the second endpoint's time with a cached prefix, per trial, if there
+    /// are two.
     pub second_ttft: Option<Spread>,
 }
 
-impl HeadReport {
-    /// Sums up the trials of each endpoint.
+impl SharedPrefixReport {
+    /// Combines the trials of each endpoint.
     pub fn new(trials: &[Vec<Trial>]) -> Self {
         let second_ttft = match trials {
             [ours, theirs] => {
@@ -68,7 +70,10 @@ impl HeadReport {
             }
             _ => None,
         };
-        Self { endpoints: trials.iter().map(|trials| HeadFigures::new(trials)).collect(), second_ttft }
+        Self {
+            endpoints: trials.iter().map(|trials| SharedPrefixFigures::new(trials)).collect(),
+            second_ttft,
+        }
     }
 }
 
@@ -86,7 +91,7 @@ mod tests {
         let ours = vec![trial(100, 10), trial(200, 40), trial(100, 30)];
         let theirs =
             ours.iter().map(|trial| Trial { second: trial.second * 2, cached_share: None, ..*trial });
-        let report = HeadReport::new(&[ours.clone(), theirs.collect()]);
+        let report = SharedPrefixReport::new(&[ours.clone(), theirs.collect()]);
         let figures = report.endpoints[0];
         assert_eq!(figures.second_over_first, Some(Spread { median: 0.2, min: 0.1, max: 0.3 }));
         assert_eq!((figures.cached_share, report.endpoints[1].cached_share), (Some(0.5), None));
