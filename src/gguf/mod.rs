@@ -23,7 +23,7 @@ pub use dequantise::quantise_rows;
 pub use error::{GgufError, Rule};
 pub use reader::{Gguf, TensorInfo};
 pub use types::GgmlType;
-pub use value::{Array, FromValue, Value, ValueType};
+pub use value::{Array, FromValue, PerBlock, Value, ValueType};
 pub use writer::Writer;
 
 /// Key under which an export records the hash of the F32 tensors that it was made from. Quantised

@@ -1,12 +1,10 @@
 //! The one forward pass, of every architecture, with taps.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::block::{Block, Norm, Weights};
+use super::block::{Block, Norm, RotaryTables, Weights};
 use super::layout::BatchLayout;
-use super::ops::{CrossEntropy, RotaryTable, linear, linear_cross_entropy};
+use super::ops::{CrossEntropy, linear, linear_cross_entropy};
 use super::taps::{Point, Taps};
 use super::{DecoderConfig, Parameters};
 
@@ -26,7 +24,7 @@ impl Decoder {
     /// Builds a decoder on parameters named and shaped as in [`DecoderConfig::parameter_shapes`].
     ///
     /// # Errors
-    /// A parameter that is missing or has another shape; another number of mixers than of layers.
+    /// A parameter that is missing or has another shape.
     pub fn new(config: DecoderConfig, parameters: &Parameters) -> Result<Self> {
         Self::over(config, parameters, false)
     }
@@ -40,26 +38,20 @@ impl Decoder {
     }
 
     fn over(config: DecoderConfig, parameters: &Parameters, frozen: bool) -> Result<Self> {
-        let mixers = config.features.mixers.len();
-        if mixers != config.layers {
-            candle_core::bail!("{mixers} mixers for a decoder of {} layers", config.layers);
-        }
         for (name, shape) in config.parameter_shapes() {
             let found = parameters.get(&name)?.dims();
             if found != shape {
                 candle_core::bail!("parameter {name} has shape {found:?}, expected {shape:?}");
             }
         }
-        let rotary = Arc::new(RotaryTable::new(
-            config.max_position,
-            config.features.rotary_dim,
-            config.rope_theta,
-            config.rope_scaling.as_ref(),
-        ));
-        let blocks = (0..config.layers)
-            .map(|layer| {
+        let mut tables = RotaryTables::new(config.max_position);
+        let blocks = config
+            .blocks
+            .iter()
+            .enumerate()
+            .map(|(layer, spec)| {
                 let weights = Weights::new(parameters, format!("model.layers.{layer}."), frozen);
-                Block::new(&config, layer, &weights, &rotary)
+                Block::new(&config, layer, spec, &weights, &mut tables)
             })
             .collect::<Result<_>>()?;
         let weights = Weights::new(parameters, "", frozen);
@@ -112,7 +104,7 @@ impl Decoder {
         for block in &self.blocks {
             x = block.forward(x, layout, taps, self.recompute)?;
         }
-        taps.tap(Point::FinalNorm, self.config.layers, self.norm.forward(&x)?)
+        taps.tap(Point::FinalNorm, self.config.layers(), self.norm.forward(&x)?)
     }
 
     /// Logits `[..., V]` of hidden states `[..., D]`.

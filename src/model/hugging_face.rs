@@ -263,11 +263,13 @@ pub fn save_parts(
     values: impl FnMut(&str) -> Result<Vec<f32>, FileError>,
 ) -> Result<(), FileError> {
     superseded::refuse_adapter(folder)?;
+    let path = folder.join("config.json");
+    let described = hugging_face_config::render(config, &text.ids, &path)?;
     safetensors_file::write_parts(&folder.join(WEIGHTS), config.parameter_shapes(), values)?;
     hugging_face_text::save(folder, text)?;
     superseded::remove(folder)?;
     // Last: a folder with a configuration is complete.
-    write_json(folder.join("config.json"), &hugging_face_config::render(config, &text.ids))
+    write_json(path, &described)
 }
 
 pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> {

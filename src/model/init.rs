@@ -38,7 +38,7 @@ fn standard_deviation(config: &DecoderConfig, name: &str, shape: &[usize]) -> f6
         return EMBEDDING_STD;
     }
     let writes = ["o_proj", "out_proj", "down_proj"].iter().any(|part| name.contains(part));
-    let depth = if writes { 2.0 * config.layers as f64 } else { 1.0 };
+    let depth = if writes { 2.0 * config.layers() as f64 } else { 1.0 };
     let inputs = shape.last().copied().unwrap_or(1);
     1.0 / (inputs as f64 * depth).sqrt()
 }

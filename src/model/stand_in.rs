@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::gguf_file::names::{gguf_dims, gguf_name};
 use super::gguf_file::{stored_as, write_config};
-use super::{DecoderConfig, Family, FileError};
+use super::{DecoderConfig, Family, FileError, Uniform};
 use crate::gguf::{Array, GgmlType, Gguf, GgufError, Value, Writer, check_model};
 
 /// llama.cpp's type of an ordinary token.
@@ -72,10 +72,10 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// The decoder of this shape.
-    pub fn config(self) -> DecoderConfig {
+    /// The sizes of this shape, of a Qwen 3.
+    pub fn sizes(self) -> Uniform {
         match self {
-            Self::Post => DecoderConfig {
+            Self::Post => Uniform {
                 family: Family::Qwen3,
                 vocab_size: 151_936,
                 hidden_size: 1536,
@@ -89,9 +89,8 @@ impl Shape {
                 rope_scaling: None,
                 tied: true,
                 max_position: 32_768,
-                features: Family::Qwen3.features(28, 12, 128),
             },
-            Self::Tiny => DecoderConfig {
+            Self::Tiny => Uniform {
                 // More than the shipped tokenizer has, so that this shape needs filler tokens too.
                 vocab_size: 4_352,
                 hidden_size: 64,
@@ -101,18 +100,21 @@ impl Shape {
                 head_dim: 32,
                 ffn: 128,
                 max_position: 2048,
-                features: Family::Qwen3.features(2, 4, 32),
-                ..Self::Post.config()
+                ..Self::Post.sizes()
             },
-            Self::Wide => DecoderConfig {
+            Self::Wide => Uniform {
                 vocab_size: 1 << 18,
                 kv_heads: 4,
                 head_dim: 128,
                 max_position: 1 << 17,
-                features: Family::Qwen3.features(2, 4, 128),
-                ..Self::Tiny.config()
+                ..Self::Tiny.sizes()
             },
         }
+    }
+
+    /// The decoder of this shape.
+    pub fn config(self) -> DecoderConfig {
+        self.sizes().config()
     }
 }
 

@@ -1,7 +1,6 @@
 //! What training a token costs in arithmetic.
 
 use crate::model::DecoderConfig;
-use crate::model::features::Mixer;
 
 /// Floating-point operations of a token's forward and backward pass: 6 per weight of a matrix (4 where it is frozen beside an
 /// adapter: it needs no gradient of its own), and attention over half the row on average. What is recomputed counts once.
@@ -34,7 +33,7 @@ fn forward(config: &DecoderConfig, seq_len: usize) -> (f64, f64) {
         .map(|(_, shape)| shape[0])
         .sum();
     let matrices = config.parameter_count() as f64 - (embedding + vectors) as f64;
-    let attending = config.features.mixers.iter().filter(|mixer| matches!(mixer, Mixer::Attention { .. }));
-    let attention = 2.0 * (attending.count() * config.heads * config.head_dim * seq_len) as f64;
+    let widths: usize = config.attention().map(|attention| attention.heads * attention.head_dim).sum();
+    let attention = 2.0 * (widths * seq_len) as f64;
     (matrices, attention)
 }

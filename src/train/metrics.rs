@@ -86,10 +86,11 @@ impl Metrics {
         outcome: &Outcome,
         batch: &Batch,
     ) -> std::result::Result<Measurement, TrainError> {
-        let mut layers = vec![LayerMetrics::default(); config.layers];
+        let mut layers = vec![LayerMetrics::default(); config.layers()];
         for (layer, metrics) in layers.iter_mut().enumerate() {
             let prefix = format!("model.layers.{layer}.");
-            let mut heads = vec![0.0; config.heads];
+            let count = config.blocks[layer].attention().map_or(0, |attention| attention.heads);
+            let mut heads = vec![0.0; count];
             let mut attends = false;
             for ((name, _), gradient) in trained.iter().zip(&outcome.gradients) {
                 let Some(part) = name.strip_prefix(&prefix) else { continue };
@@ -102,7 +103,7 @@ impl Metrics {
                 };
                 if let Some(dim) = by_head {
                     attends = true;
-                    let width = gradient.dim(dim)? / config.heads;
+                    let width = gradient.dim(dim)? / count;
                     for (head, sum) in heads.iter_mut().enumerate() {
                         *sum += squares(&gradient.narrow(dim, head * width, width)?.contiguous()?)?;
                     }

@@ -24,7 +24,7 @@ pub(in crate::adapter) struct Module {
 /// An architecture whose linear layers differ in names or row order from the dense families.
 pub(in crate::adapter) fn check_family(post: &Post) -> Result<(), Defect> {
     match post.architecture.as_str() {
-        "llama" | "qwen2" | "qwen3" | "gemma2" | "qwen35" => Ok(()),
+        "llama" | "deci" | "qwen2" | "qwen3" | "gemma2" | "qwen35" => Ok(()),
         other => Err(Defect::Unsupported {
             code: "peft_architecture",
             what: format!("the post is a {other:?}"),

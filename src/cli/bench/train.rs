@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::memory::watched;
 use crate::model::stand_in::Shape;
-use crate::model::{Decoder, DecoderConfig, Family, Parameters, init};
+use crate::model::{Decoder, DecoderConfig, Family, Parameters, Uniform, init};
 use crate::train::adapter::{self, Adapter};
 use crate::train::batch::PackedRow;
 use crate::train::clip::clip;
@@ -180,9 +180,7 @@ fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
 
 /// A Llama of the stand-in's shape: the architecture that every other trainer has.
 fn llama(shape: Shape) -> DecoderConfig {
-    let config = shape.config();
-    let features = Family::Llama.features(config.layers, config.heads, config.head_dim);
-    DecoderConfig { family: Family::Llama, features, ..config }
+    Uniform { family: Family::Llama, ..shape.sizes() }.config()
 }
 
 /// One document a row, every token but the first a target; the same as those of the peer (`benches/gpu_peer.py`).

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use candle_core::{DType, Tensor};
 
-use crate::model::{DecoderConfig, gguf_file, hugging_face};
+use crate::model::spec::Mixer;
+use crate::model::{BlockSpec, DecoderConfig, gguf_file, hugging_face};
 use crate::train::device::Place;
 use crate::train::recipe::{Recipe, Stage};
 use crate::train::{adapter, cost};
@@ -216,13 +217,19 @@ impl Memory {
         let weights = if recipe.adapter.is_some() { computed * whole + F32 * trained } else { F32 * whole };
         let averages = if recipe.train.ema > 0.0 { trained } else { 0.0 };
         // Per token and block: the residual stream about eight times, heads five, the intermediate four.
-        let heads = config.heads * config.head_dim;
-        let of_block = 8 * config.hidden_size + 5 * heads + 4 * config.ffn;
+        let of_block = |block: &BlockSpec| {
+            let heads = match &block.mixer {
+                Mixer::Attention(attention) => attention.heads * attention.head_dim,
+                Mixer::DeltaNet(shape) => shape.values(),
+            };
+            8 * config.hidden_size + 5 * heads + 4 * block.ffn.width
+        };
+        let of_blocks = config.blocks.iter().map(of_block);
         // Recomputed, a block leaves only its input, and one at a time is there whole.
         let per_token = if recipe.train.recompute {
-            config.layers * config.hidden_size + of_block
+            config.layers() * config.hidden_size + of_blocks.max().unwrap_or(0)
         } else {
-            config.layers * of_block
+            of_blocks.sum()
         };
         let longest = recipe.stages().iter().map(|stage| stage.seq_len).max().unwrap_or(1);
         let tokens = recipe.train.micro_tokens.max(longest) * threads;

@@ -9,6 +9,7 @@ use crate::model::DecoderConfig;
 use crate::model::features::AttentionBias;
 use crate::model::layout::BatchLayout;
 use crate::model::ops::{RotaryTable, Scoring, attention, rotary, sigmoid_gate};
+use crate::model::spec::AttentionSpec;
 use crate::model::taps::{Point, Projection, Taps};
 
 #[derive(Debug, Clone)]
@@ -30,34 +31,32 @@ pub(super) struct Attention {
 impl Attention {
     pub(super) fn new(
         config: &DecoderConfig,
-        window: Option<usize>,
+        spec: &AttentionSpec,
         weights: &Weights,
-        rotary: &Arc<RotaryTable>,
+        rotary: Arc<RotaryTable>,
     ) -> Result<Self> {
-        let features = &config.features;
-        let bias = features.attention_bias;
         let linear = |name: &str, bias| weights.linear(&format!("self_attn.{name}"), bias);
         let norm = |name: &str| {
-            let norm = || weights.norm(&format!("self_attn.{name}"), features.norm, config.rms_eps);
-            features.qk_norm.then(norm).transpose()
+            let norm = || weights.norm(&format!("self_attn.{name}"), config.features.norm, config.rms_eps);
+            spec.qk_norm.then(norm).transpose()
         };
         Ok(Self {
-            query: linear("q_proj", bias != AttentionBias::None)?,
-            key: linear("k_proj", bias != AttentionBias::None)?,
-            value: linear("v_proj", bias != AttentionBias::None)?,
-            output: linear("o_proj", bias == AttentionBias::All)?,
+            query: linear("q_proj", spec.bias != AttentionBias::None)?,
+            key: linear("k_proj", spec.bias != AttentionBias::None)?,
+            value: linear("v_proj", spec.bias != AttentionBias::None)?,
+            output: linear("o_proj", spec.bias == AttentionBias::All)?,
             query_norm: norm("q_norm")?,
             key_norm: norm("k_norm")?,
-            output_gate: features.output_gate,
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
+            output_gate: spec.output_gate,
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
             scoring: Scoring {
-                scale: 1.0 / (features.query_scalar as f32).sqrt(),
-                cap: features.attention_cap.map(|cap| cap as f32),
-                window,
+                scale: 1.0 / (spec.query_scalar as f32).sqrt(),
+                cap: spec.cap.map(|cap| cap as f32),
+                window: spec.window,
             },
-            rotary: rotary.clone(),
+            rotary,
         })
     }
 

@@ -3,9 +3,9 @@
 use candle_core::{Result, Tensor};
 
 use super::layers::{Linear, Weights};
-use crate::model::DecoderConfig;
 use crate::model::features::Activation;
 use crate::model::ops::{geglu, swiglu};
+use crate::model::spec::FeedForwardSpec;
 use crate::model::taps::{Point, Projection, Taps};
 
 #[derive(Debug, Clone)]
@@ -17,13 +17,13 @@ pub(super) struct FeedForward {
 }
 
 impl FeedForward {
-    pub(super) fn new(config: &DecoderConfig, weights: &Weights) -> Result<Self> {
-        let linear = |name: &str| weights.linear(&format!("mlp.{name}"), config.features.ffn_bias);
+    pub(super) fn new(spec: FeedForwardSpec, weights: &Weights) -> Result<Self> {
+        let linear = |name: &str| weights.linear(&format!("mlp.{name}"), spec.bias);
         Ok(Self {
             gate: linear("gate_proj")?,
             up: linear("up_proj")?,
             down: linear("down_proj")?,
-            activation: config.features.activation,
+            activation: spec.activation,
         })
     }
 

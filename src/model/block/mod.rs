@@ -5,8 +5,7 @@ mod checkpoint;
 mod delta_net;
 mod feed_forward;
 mod layers;
-
-use std::sync::Arc;
+mod rotary_tables;
 
 use candle_core::{Result, Tensor};
 
@@ -14,11 +13,11 @@ use attention::Attention;
 use delta_net::DeltaNet;
 use feed_forward::FeedForward;
 pub(super) use layers::{Norm, Weights};
+pub(super) use rotary_tables::RotaryTables;
 
 use super::DecoderConfig;
-use super::features::Mixer;
 use super::layout::BatchLayout;
-use super::ops::RotaryTable;
+use super::spec::{BlockSpec, Mixer};
 use super::taps::{Point, Taps};
 
 /// A block over shared parameters.
@@ -46,20 +45,21 @@ impl Block {
     pub(super) fn new(
         config: &DecoderConfig,
         layer: usize,
+        spec: &BlockSpec,
         weights: &Weights,
-        rotary: &Arc<RotaryTable>,
+        tables: &mut RotaryTables,
     ) -> Result<Self> {
-        let features = &config.features;
-        let norm = |name: &str| weights.norm(name, features.norm, config.rms_eps);
-        let mixer = match features.mixers[layer] {
-            Mixer::Attention { window } => {
-                MixerPart::Attention(Attention::new(config, window, weights, rotary)?)
+        let norm = |name: &str| weights.norm(name, config.features.norm, config.rms_eps);
+        let mixer = match &spec.mixer {
+            Mixer::Attention(attention) => {
+                let rotary = tables.of(attention);
+                MixerPart::Attention(Attention::new(config, attention, weights, rotary)?)
             }
-            Mixer::DeltaNet(shape) => MixerPart::DeltaNet(DeltaNet::new(config, shape, weights)?),
+            Mixer::DeltaNet(shape) => MixerPart::DeltaNet(DeltaNet::new(config, *shape, weights)?),
         };
         // With norms on both sides, Hugging Face's `post_attention_layernorm` is the one after attention; without, it
         // is the one before the feed-forward part.
-        let (after_mixer, ffn_norm, after_ffn) = if features.post_norms {
+        let (after_mixer, ffn_norm, after_ffn) = if spec.post_norms {
             (
                 Some(norm("post_attention_layernorm")?),
                 norm("pre_feedforward_layernorm")?,
@@ -74,7 +74,7 @@ impl Block {
             mixer,
             after_mixer,
             ffn_norm,
-            ffn: FeedForward::new(config, weights)?,
+            ffn: FeedForward::new(spec.ffn, weights)?,
             after_ffn,
             variables: weights.variables(),
         })

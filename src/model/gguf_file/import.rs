@@ -97,22 +97,16 @@ mod tests {
     use crate::gguf::{Dequantise, quantise_rows};
     use crate::gguf::{GgmlType, Value, Writer};
     use crate::model::gguf_file::{Precision, encode, export};
-    use crate::model::{Family, hugging_face, init};
+    use crate::model::{Uniform, hugging_face, init};
 
     /// A small Llama whose rows are whole blocks of every type, as an F32 file.
     fn full(folder: &Path) -> Gguf {
         let source = Path::new("tests/fixtures/hf/llama_tied");
         let Model { config, text, .. } = hugging_face::load(source).unwrap();
-        let config = DecoderConfig {
-            hidden_size: 256,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 64,
-            ffn: 256,
-            layers: 1,
-            features: Family::Llama.features(1, 4, 64),
-            ..config
-        };
+        let vocab_size = config.vocab_size;
+        let config =
+            Uniform { vocab_size, hidden_size: 256, layers: 1, head_dim: 64, ffn: 256, ..Uniform::small() };
+        let config = config.config();
         let parameters = init::initialise(&config, 7).unwrap();
         let path = folder.join("full.gguf");
         export(&Model { config, parameters, text }, "full", source, &path, Precision::F32).unwrap();

@@ -107,11 +107,13 @@ struct Tensor {
 
 /// The tensors of a decoder, in the order in which they are written.
 fn tensors(config: &DecoderConfig) -> Vec<Tensor> {
-    let scaling = config.rope_scaling.iter().map(|scaling| Tensor {
+    let attention = config.attention().next();
+    let scaled = attention.and_then(|attention| Some((attention, attention.rope_scaling.as_ref()?)));
+    let scaling = scaled.map(|(attention, scaling)| Tensor {
         name: ROPE_FREQS.to_owned(),
-        dims: vec![config.head_dim as u64 / 2],
+        dims: vec![attention.head_dim as u64 / 2],
         matrix: false,
-        source: Source::Values(scaling::factors(config, scaling)),
+        source: Source::Values(scaling::factors(attention, scaling)),
     });
     let parameter = |(ours, shape): (String, Vec<usize>)| Tensor {
         name: gguf_name(config.family, &ours).expect(NAMED),
@@ -119,7 +121,7 @@ fn tensors(config: &DecoderConfig) -> Vec<Tensor> {
         matrix: shape.len() == 2,
         source: Source::Parameter(ours),
     };
-    scaling.chain(config.parameter_shapes().into_iter().map(parameter)).collect()
+    scaling.into_iter().chain(config.parameter_shapes().into_iter().map(parameter)).collect()
 }
 
 const NAMED: &str = "every parameter of a decoder has a name in llama.cpp";

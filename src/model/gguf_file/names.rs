@@ -1,6 +1,6 @@
 //! What llama.cpp calls the parameters, and the dimensions that they have in its files.
 
-use crate::model::Family;
+use crate::model::{BlockSpec, DecoderConfig, Family};
 
 /// llama.cpp's name of a module of a block (without `model.layers.N.` and `blk.N.`) for each of ours.
 const BLOCK: [(&str, &str); 18] = [
@@ -33,6 +33,30 @@ pub fn architecture(family: Family) -> &'static str {
         Family::Gemma2 => "gemma2",
         Family::Qwen3_5 => "qwen35",
     }
+}
+
+/// llama.cpp's graph of a Llama whose blocks may each have another number of heads and another feed-forward width. Its graph
+/// of `llama` reads these of the first block.
+const LLAMA_PER_BLOCK: &str = "deci";
+
+/// llama.cpp's name of the architecture that computes a decoder.
+pub fn architecture_of(config: &DecoderConfig) -> &'static str {
+    let sizes = |block: &BlockSpec| (block.attention().map(|a| (a.heads, a.kv_heads)), block.ffn.width);
+    let alike = config.blocks.windows(2).all(|pair| sizes(&pair[0]) == sizes(&pair[1]));
+    if config.family == Family::Llama && !alike { LLAMA_PER_BLOCK } else { architecture(config.family) }
+}
+
+/// The family that llama.cpp's architecture of this name computes.
+pub fn family_of(architecture_name: &str) -> Option<Family> {
+    if architecture_name == LLAMA_PER_BLOCK {
+        return Some(Family::Llama);
+    }
+    Family::ALL.into_iter().find(|family| architecture(*family) == architecture_name)
+}
+
+/// Whether llama.cpp reads numbers of heads and feed-forward widths for each block of an architecture.
+pub fn is_per_block(architecture: &str) -> bool {
+    architecture == LLAMA_PER_BLOCK
 }
 
 /// llama.cpp's name of the parameter with this Hugging Face name, if it has one.

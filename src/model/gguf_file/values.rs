@@ -2,10 +2,10 @@
 //! matrices of a LoRA, whose product is added to them.
 
 use super::config_keys::QUERY_SCALAR_KEY;
-use super::names::architecture;
-use crate::gguf::{Gguf, GgufError};
-use crate::model::DecoderConfig;
+use super::names::{family_of, is_per_block};
+use crate::gguf::{Gguf, GgufError, PerBlock};
 use crate::model::features::{DeltaNetShape, Family, NormWeight};
+use crate::model::{BlockSpec, DecoderConfig};
 
 /// A difference between the two files.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,8 +38,8 @@ struct Tile {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Order {
     family: Family,
-    heads: usize,
-    kv_heads: usize,
+    /// Query heads and key/value heads of each block; none of blocks without attention.
+    heads: Vec<Option<[usize; 2]>>,
     head_dim: usize,
     /// What query weights are multiplied by, because llama.cpp divides scores by the square root of another number.
     query_factor: f32,
@@ -57,14 +57,16 @@ pub(crate) enum Half {
 
 impl Order {
     pub(crate) fn of(config: &DecoderConfig) -> Self {
+        let attention = config.attention().next();
         let assumed = assumed_query_scalar(config);
+        let scalar = attention.map_or(assumed, |attention| attention.query_scalar);
+        let heads = |block: &BlockSpec| block.attention().map(|a| [a.heads, a.kv_heads]);
         Self {
             family: config.family,
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            query_factor: (assumed / config.features.query_scalar).sqrt() as f32,
-            delta_net: config.features.delta_net(),
+            heads: config.blocks.iter().map(heads).collect(),
+            head_dim: attention.map_or(0, |attention| attention.head_dim),
+            query_factor: (assumed / scalar).sqrt() as f32,
+            delta_net: config.delta_net(),
         }
     }
 
@@ -75,14 +77,27 @@ impl Order {
     /// Keys that are missing, or of another type.
     pub(crate) fn of_file(file: &Gguf) -> Result<Option<Self>, GgufError> {
         let found: &str = file.get("general.architecture")?;
-        let Some(family) = Family::ALL.into_iter().find(|family| architecture(*family) == found) else {
-            return Ok(None);
-        };
+        let Some(family) = family_of(found) else { return Ok(None) };
         let find = |name: &str| Ok(file.find::<u32>(&format!("{found}.{name}"))?.map(|n| n as usize));
         let count = |name: &str| Ok::<_, GgufError>(file.get::<u32>(&format!("{found}.{name}"))? as usize);
-        let (hidden, heads) = (count("embedding_length")?, count("attention.head_count")?);
-        let head_dim = find("attention.key_length")?.unwrap_or(hidden / heads.max(1));
-        let assumed = assumed(family, count("block_count")?, hidden, heads, head_dim);
+        let (hidden, layers) = (count("embedding_length")?, count("block_count")?);
+        let counts = |name: &str| -> Result<Option<Vec<usize>>, GgufError> {
+            let key = format!("{found}.{name}");
+            let numbers = if is_per_block(found) {
+                file.find::<PerBlock>(&key)?.and_then(|numbers| numbers.of(layers))
+            } else {
+                file.find::<u32>(&key)?.map(|number| vec![number; layers])
+            };
+            Ok(numbers.map(|numbers| numbers.into_iter().map(|number| number as usize).collect()))
+        };
+        let heads = match counts("attention.head_count")? {
+            Some(heads) => heads,
+            None => vec![count("attention.head_count")?; layers],
+        };
+        let kv_heads = counts("attention.head_count_kv")?.unwrap_or_else(|| heads.clone());
+        let first = heads.first().copied().unwrap_or(1).max(1);
+        let head_dim = find("attention.key_length")?.unwrap_or(hidden / first);
+        let assumed = assumed(family, layers, hidden, first, head_dim);
         let scalar = file.find::<f64>(QUERY_SCALAR_KEY)?.unwrap_or(assumed);
         let delta_net = match find("ssm.time_step_rank")?.filter(|_| family == Family::Qwen3_5) {
             None => None,
@@ -95,8 +110,8 @@ impl Order {
             }),
         };
         let query_factor = (assumed / scalar).sqrt() as f32;
-        let kv_heads = find("attention.head_count_kv")?.unwrap_or(heads);
-        Ok(Some(Self { family, heads, kv_heads, head_dim, query_factor, delta_net }))
+        let heads = heads.into_iter().zip(kv_heads).map(|(heads, kv_heads)| Some([heads, kv_heads])).collect();
+        Ok(Some(Self { family, heads, head_dim, query_factor, delta_net }))
     }
 
     /// A matrix of a LoRA on the parameter `name` (Hugging Face's) as llama.cpp's file of the weights wants it.
@@ -116,17 +131,19 @@ impl Order {
     }
 
     fn steps(&self, name: &str) -> Vec<Step> {
-        let (part, last) = parts(name);
+        let (layer, part, last) = parts(name);
         match part {
             "self_attn.q_proj" | "self_attn.k_proj" if self.family == Family::Llama => {
-                let heads = if part == "self_attn.q_proj" { self.heads } else { self.kv_heads };
+                let heads = layer.and_then(|layer| *self.heads.get(layer)?);
+                let [heads, kv_heads] = heads.unwrap_or_default();
+                let heads = if part == "self_attn.q_proj" { heads } else { kv_heads };
                 vec![Step::Interleave { heads, head_dim: self.head_dim }]
             }
             "self_attn.q_proj" if (self.query_factor - 1.0).abs() > 0.0 => {
                 vec![Step::Scale(self.query_factor)]
             }
             "linear_attn.norm" => vec![],
-            _ if is_norm(part) => match self.family.features(1, self.heads, self.head_dim).norm {
+            _ if is_norm(part) => match self.family.features().norm {
                 NormWeight::Plain => vec![],
                 NormWeight::OnePlus => vec![Step::AddOne],
             },
@@ -141,19 +158,21 @@ impl Order {
 /// Whether models of an architecture may store what a LoRA on this parameter changes in another order or scale than Hugging
 /// Face: then the model must be known.
 pub(crate) fn needs_order(found: &str, name: &str) -> bool {
-    let (part, _) = parts(name);
-    let is = |family: Family| architecture(family) == found;
+    let (_, part, _) = parts(name);
+    let is = |family: Family| family_of(found) == Some(family);
     (is(Family::Llama) && matches!(part, "self_attn.q_proj" | "self_attn.k_proj"))
         || (is(Family::Gemma2) && part == "self_attn.q_proj")
         || (is(Family::Qwen3_5) && part.starts_with("linear_attn."))
 }
 
-/// A parameter's module in its block (or in the model), and the last part of its name.
-fn parts(name: &str) -> (&str, &str) {
+/// A parameter's block, its module in there (or in the model), and the last part of its name.
+fn parts(name: &str) -> (Option<usize>, &str, &str) {
     let (module, last) = name.rsplit_once('.').unwrap_or((name, name));
     let module = module.strip_prefix("model.").unwrap_or(module);
-    let part = module.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
-    (part.map_or(module, |(_, part)| part), last)
+    match module.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
+        Some((layer, part)) => (layer.parse().ok(), part, last),
+        None => (None, module, last),
+    }
 }
 
 fn is_norm(part: &str) -> bool {
@@ -178,7 +197,8 @@ pub(super) fn from_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>
 
 /// What llama.cpp's graph divides scores by the square root of.
 pub(super) fn assumed_query_scalar(config: &DecoderConfig) -> f64 {
-    assumed(config.family, config.layers, config.hidden_size, config.heads, config.head_dim)
+    let (heads, head_dim) = config.attention().next().map_or((1, 1), |a| (a.heads, a.head_dim));
+    assumed(config.family, config.layers(), config.hidden_size, heads, head_dim)
 }
 
 fn assumed(family: Family, layers: usize, hidden: usize, heads: usize, head_dim: usize) -> f64 {

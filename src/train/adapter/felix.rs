@@ -23,7 +23,7 @@ pub(super) fn over(recipe: &FelixRecipe, config: &DecoderConfig, parameters: &Pa
             |part| Ok::<Tensor, candle_core::Error>(parameters.get(&name(at, part))?.as_tensor().clone());
         Ok((at, FelixLayer { gate_bias: get(GATE)?, w_down: get(DOWN)?, w_up: get(UP)?, norm: None }))
     };
-    let layers = (0..config.layers).map(layer).collect::<Result<_>>()?;
+    let layers = (0..config.layers()).map(layer).collect::<Result<_>>()?;
     Felix::new(layers, recipe.spokes, config.hidden_size, config.rms_eps)
 }
 
@@ -36,8 +36,8 @@ pub(super) fn initial(
     let (rows, width) = (recipe.spokes * recipe.rank, config.hidden_size);
     let bound = 1.0 / (width as f32).sqrt();
     let mut parameters = Parameters::default();
-    for layer in 0..config.layers {
-        let depth = layer as f32 / (config.layers.max(2) - 1) as f32;
+    for layer in 0..config.layers() {
+        let depth = layer as f32 / (config.layers().max(2) - 1) as f32;
         let gate = match recipe.gate {
             GateStart::Uniform => 0.0,
             GateStart::Progressive => 4.0f32.mul_add(depth, -2.0),

@@ -81,7 +81,7 @@ fn trained(
 ) -> Result<PathBuf, TrainError> {
     let (rank, width) = (recipe.rank, config.hidden_size);
     let mut tensors = Vec::new();
-    for layer in 0..config.layers {
+    for layer in 0..config.layers() {
         let values = |part| f32_values(parameters.get(&name(layer, part))?);
         let mut add = |name: String, shape: Vec<usize>, values: Vec<f32>| {
             tensors.push(NewTensor { name: format!("{layer}.{name}"), shape, values });

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::config_keys::read_config;
-use super::names::architecture;
+use super::names::architecture_of;
 use super::{Source, Tensor, encode, tensors, values};
 use crate::digest::Digest;
 use crate::gguf::{GgmlType, Gguf, GgufError, TensorHasher, check_model};
@@ -213,7 +213,7 @@ fn check_constants(folder: &Path, config: &DecoderConfig, file: &Gguf) -> Result
         found,
         expected,
     };
-    let (found, wanted) = (file.get::<&str>("general.architecture")?, architecture(config.family));
+    let (found, wanted) = (file.get::<&str>("general.architecture")?, architecture_of(config));
     if found != wanted {
         return Err(differ("general.architecture".to_owned(), format!("{found:?}"), format!("{wanted:?}")));
     }

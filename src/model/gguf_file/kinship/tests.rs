@@ -9,23 +9,23 @@ use crate::gguf::quantise_rows;
 use crate::gguf::{TensorInfo, Writer};
 use crate::model::gguf_file::{Precision, content_hash, export};
 use crate::model::safetensors_file::f32_values;
-use crate::model::{Family, Model, Parameters};
+use crate::model::spec::AttentionSpec;
+use crate::model::{Model, Parameters, Uniform};
 
 /// A small model whose rows are whole blocks of every type, with weights that have heavy tails, as trained ones do.
 fn model(tied: bool) -> Model {
     let source = Path::new("tests/fixtures/hf/llama_tied");
     let Model { config, text, .. } = hugging_face::load(source).unwrap();
-    let config = DecoderConfig {
+    let config = Uniform {
+        vocab_size: config.vocab_size,
         hidden_size: 256,
-        heads: 4,
-        kv_heads: 2,
+        layers: 1,
         head_dim: 64,
         ffn: 256,
-        layers: 1,
         tied,
-        features: Family::Llama.features(1, 4, 64),
-        ..config
+        ..Uniform::small()
     };
+    let config = config.config();
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let mut normal = || (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
     let mut parameters = Parameters::default();
@@ -39,6 +39,11 @@ fn model(tied: bool) -> Model {
         parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap();
     }
     Model { config, parameters, text }
+}
+
+/// The attention of the only block.
+fn attention(config: &mut DecoderConfig) -> &mut AttentionSpec {
+    config.blocks[0].attention_mut().unwrap()
 }
 
 /// The model with other values of one parameter.
@@ -200,13 +205,19 @@ fn what_can_not_be_compared_is_never_taken_for_equal() {
     // Constants that no tensor shows.
     let post = quantised(root.path(), &tied, GgmlType::Q8_0, as_it_is);
     for (change, key) in [
-        ((|config| config.rope_theta *= 2.0) as fn(&mut DecoderConfig), "rope_theta"),
+        ((|config| attention(config).rope_theta *= 2.0) as fn(&mut DecoderConfig), "rope_theta"),
         (|config| config.rms_eps *= 10.0, "rms_eps"),
-        (|config| (config.heads, config.kv_heads, config.head_dim) = (8, 4, 32), "head"),
+        (
+            |config| {
+                let AttentionSpec { heads, kv_heads, head_dim, rotary_dim, query_scalar, .. } =
+                    attention(config);
+                (*heads, *kv_heads, *head_dim, *rotary_dim, *query_scalar) = (8, 4, 32, 32, 32.0);
+            },
+            "head",
+        ),
     ] {
         let mut other = tied.clone();
         change(&mut other.config);
-        other.config.features = Family::Llama.features(1, other.config.heads, other.config.head_dim);
         let folder = saved(root.path(), "constants", &other);
         assert!(refused(&folder, &post).contains(key), "{key}: {}", refused(&folder, &post));
     }

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::features::{AttentionBias, DeltaNetShape, Family, Features, Mixer};
+use super::{AttentionSpec, BlockSpec, Mixer};
+use crate::model::features::{AttentionBias, DeltaNetShape, Family, Features};
 
 /// Shape and constants of a decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,70 +14,66 @@ pub struct DecoderConfig {
     pub vocab_size: usize,
     /// Width D of the residual stream.
     pub hidden_size: usize,
-    /// Number L of decoder blocks.
-    pub layers: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Width of one head.
-    pub head_dim: usize,
-    /// Width F of the feed-forward intermediate.
-    pub ffn: usize,
+    /// The decoder blocks, from the first to the last.
+    pub blocks: Vec<BlockSpec>,
     /// Epsilon of every RMS norm.
     pub rms_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// Llama-3 frequency scaling, if any.
-    pub rope_scaling: Option<RopeScaling>,
     /// Whether the head shares the embedding matrix.
     pub tied: bool,
     /// Positions that the model was trained for.
     pub max_position: usize,
-    /// What sets its architecture apart.
+    /// What sets its architecture apart, outside the blocks.
     pub features: Features,
 }
 
-/// Llama-3's piecewise scaling of rotary frequencies.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RopeScaling {
-    /// Divisor of the low frequencies.
-    pub factor: f64,
-    /// Wavelengths above `original_max_position / low_freq_factor` are divided in full.
-    pub low_freq_factor: f64,
-    /// Wavelengths below `original_max_position / high_freq_factor` are left alone.
-    pub high_freq_factor: f64,
-    /// Context of the original training.
-    pub original_max_position: usize,
-}
-
 impl DecoderConfig {
+    /// Number L of decoder blocks.
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Attention of the blocks that have it, in order.
+    pub fn attention(&self) -> impl Iterator<Item = &AttentionSpec> {
+        self.blocks.iter().filter_map(BlockSpec::attention)
+    }
+
+    /// Windows of the attention blocks that have one.
+    pub fn windows(&self) -> impl Iterator<Item = usize> {
+        self.attention().filter_map(|attention| attention.window)
+    }
+
+    /// Sizes of the first `DeltaNet` block, where there are any.
+    pub fn delta_net(&self) -> Option<DeltaNetShape> {
+        self.blocks.iter().find_map(BlockSpec::delta_net)
+    }
+
     /// Names (Hugging Face) and shapes of all parameters, in their fixed order: embedding, blocks, final norm, head.
     pub fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)> {
         let d = self.hidden_size;
         let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];
-        for (layer, &mixer) in self.features.mixers.iter().enumerate() {
+        for (layer, block) in self.blocks.iter().enumerate() {
             let mut add = |name: &str, shape: Vec<usize>| {
                 shapes.push((format!("model.layers.{layer}.{name}"), shape));
             };
+            let f = block.ffn.width;
             add("input_layernorm.weight", vec![d]);
-            match mixer {
-                Mixer::Attention { .. } => self.attention_shapes(&mut add),
-                Mixer::DeltaNet(shape) => self.delta_net_shapes(shape, &mut add),
+            match &block.mixer {
+                Mixer::Attention(attention) => self.attention_shapes(attention, &mut add),
+                Mixer::DeltaNet(shape) => self.delta_net_shapes(*shape, &mut add),
             }
             add("post_attention_layernorm.weight", vec![d]);
-            if self.features.post_norms {
+            if block.post_norms {
                 add("pre_feedforward_layernorm.weight", vec![d]);
             }
             for (name, outputs, inputs) in
-                [("gate_proj", self.ffn, d), ("up_proj", self.ffn, d), ("down_proj", d, self.ffn)]
+                [("gate_proj", f, d), ("up_proj", f, d), ("down_proj", d, f)]
             {
                 add(&format!("mlp.{name}.weight"), vec![outputs, inputs]);
-                if self.features.ffn_bias {
+                if block.ffn.bias {
                     add(&format!("mlp.{name}.bias"), vec![outputs]);
                 }
             }
-            if self.features.post_norms {
+            if block.post_norms {
                 add("post_feedforward_layernorm.weight", vec![d]);
             }
         }
@@ -87,11 +84,11 @@ impl DecoderConfig {
         shapes
     }
 
-    fn attention_shapes(&self, add: &mut impl FnMut(&str, Vec<usize>)) {
+    fn attention_shapes(&self, attention: &AttentionSpec, add: &mut impl FnMut(&str, Vec<usize>)) {
         let d = self.hidden_size;
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let gated = if self.features.output_gate { 2 * q } else { q };
-        let bias = self.features.attention_bias;
+        let &AttentionSpec { heads, kv_heads, head_dim, bias, .. } = attention;
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let gated = if attention.output_gate { 2 * q } else { q };
         let projections = [
             ("q_proj", gated, d, bias != AttentionBias::None),
             ("k_proj", kv, d, bias != AttentionBias::None),
@@ -104,9 +101,9 @@ impl DecoderConfig {
                 add(&format!("self_attn.{name}.bias"), vec![outputs]);
             }
         }
-        if self.features.qk_norm {
-            add("self_attn.q_norm.weight", vec![self.head_dim]);
-            add("self_attn.k_norm.weight", vec![self.head_dim]);
+        if attention.qk_norm {
+            add("self_attn.q_norm.weight", vec![head_dim]);
+            add("self_attn.k_norm.weight", vec![head_dim]);
         }
     }
 
