@@ -6,7 +6,7 @@ use super::block::{Block, Norm, RotaryTables, Weights};
 use super::layout::BatchLayout;
 use super::ops::{CrossEntropy, linear, linear_cross_entropy};
 use super::taps::{Point, Taps};
-use super::{DecoderConfig, Parameters};
+use super::{DecoderConfig, Parameters, Role};
 
 /// A decoder over shared parameters: changing a [`Parameters`] variable in place changes the decoder.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Builds a decoder on parameters named and shaped as in [`DecoderConfig::parameter_shapes`].
+    /// Builds a decoder on parameters named and shaped as in [`DecoderConfig::parameters`].
     ///
     /// # Errors
     /// A parameter that is missing or has another shape.
@@ -38,26 +38,25 @@ impl Decoder {
     }
 
     fn over(config: DecoderConfig, parameters: &Parameters, frozen: bool) -> Result<Self> {
-        for (name, shape) in config.parameter_shapes() {
-            let found = parameters.get(&name)?.dims();
+        for parameter in config.parameters() {
+            let (found, shape) = (parameters.of(parameter.role)?.dims(), parameter.shape());
             if found != shape {
-                candle_core::bail!("parameter {name} has shape {found:?}, expected {shape:?}");
+                candle_core::bail!("parameter {} has shape {found:?}, expected {shape:?}", parameter.name);
             }
         }
+        let weights = Weights::new(parameters, frozen);
         let mut tables = RotaryTables::new(config.max_position);
         let blocks = config
             .blocks
             .iter()
             .enumerate()
             .map(|(layer, spec)| {
-                let weights = Weights::new(parameters, format!("model.layers.{layer}."), frozen);
-                Block::new(&config, layer, spec, &weights, &mut tables)
+                Block::new(&config, spec, weights.of_block(layer), &mut tables)
             })
             .collect::<Result<_>>()?;
-        let weights = Weights::new(parameters, "", frozen);
-        let embedding = weights.get("model.embed_tokens.weight")?;
-        let head = if config.tied { embedding.clone() } else { weights.get("lm_head.weight")? };
-        let norm = weights.norm("model.norm", config.features.norm, config.rms_eps)?;
+        let embedding = weights.get(Role::Embedding)?;
+        let head = if config.tied { embedding.clone() } else { weights.get(Role::Head)? };
+        let norm = weights.norm(Role::FinalNorm, config.features.norm, config.rms_eps)?;
         Ok(Self { config, embedding, blocks, norm, head, recompute: false, dtype: DType::F32 })
     }
 

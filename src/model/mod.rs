@@ -28,5 +28,5 @@ pub use file_error::FileError;
 pub use hugging_face::{Model, TextSide};
 pub use layout::{BatchLayout, Document};
 pub use parameters::Parameters;
-pub use spec::{BlockSpec, DecoderConfig, RopeScaling, Uniform};
+pub use spec::{BlockSpec, DecoderConfig, ParameterSpec, Role, RopeScaling, Uniform};
 pub use taps::{Again, NoTaps, Point, Projection, Taps};

@@ -143,8 +143,9 @@ pub fn write(
         &mut writer,
     );
     write_tokenizer(&source, config.vocab_size, &mut writer)?;
-    for (ours, shape) in config.parameter_shapes() {
-        let theirs = gguf_name(config.family, &ours).expect("every parameter has a name in llama.cpp");
+    for parameter in config.parameters() {
+        let theirs = gguf_name(config.family, parameter.role);
+        let (theirs, shape) = (theirs.expect("every parameter has a name in llama.cpp"), parameter.shape());
         writer.tensor(theirs, &gguf_dims(&shape), stored_as(&shape, stored.kind()));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

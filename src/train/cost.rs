@@ -26,12 +26,9 @@ pub fn of_forward(config: &DecoderConfig, seq_len: usize) -> f64 {
 /// counts as its matrices: its state costs little beside them.
 fn forward(config: &DecoderConfig, seq_len: usize) -> (f64, f64) {
     let embedding = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
-    let vectors: usize = config
-        .parameter_shapes()
-        .iter()
-        .filter(|(_, shape)| shape.len() == 1)
-        .map(|(_, shape)| shape[0])
-        .sum();
+    let parameters = config.parameters();
+    let vectors = parameters.iter().filter(|parameter| parameter.axes.len() == 1);
+    let vectors: usize = vectors.map(|parameter| parameter.axes[0].size()).sum();
     let matrices = config.parameter_count() as f64 - (embedding + vectors) as f64;
     let widths: usize = config.attention().map(|attention| attention.heads * attention.head_dim).sum();
     let attention = 2.0 * (widths * seq_len) as f64;

@@ -16,7 +16,8 @@ use super::log::{read_lines, reopened};
 use super::objective::Student;
 use crate::atomic_file;
 use crate::model::ops::{Scoring, on_host, with_floats};
-use crate::model::{Again, BatchLayout, DecoderConfig, Parameters, Point, Taps};
+use crate::model::spec::Part;
+use crate::model::{Again, BatchLayout, DecoderConfig, Parameters, Point, Projection, Taps};
 
 /// Name of the file of [`Measurement`]s.
 pub const METRICS: &str = "metrics.jsonl";
@@ -88,17 +89,18 @@ impl Metrics {
     ) -> std::result::Result<Measurement, TrainError> {
         let mut layers = vec![LayerMetrics::default(); config.layers()];
         for (layer, metrics) in layers.iter_mut().enumerate() {
-            let prefix = format!("model.layers.{layer}.");
             let count = config.blocks[layer].attention().map_or(0, |attention| attention.heads);
             let mut heads = vec![0.0; count];
             let mut attends = false;
-            for ((name, _), gradient) in trained.iter().zip(&outcome.gradients) {
-                let Some(part) = name.strip_prefix(&prefix) else { continue };
+            for (entry, gradient) in trained.entries().iter().zip(&outcome.gradients) {
+                if entry.role.layer() != Some(layer) {
+                    continue;
+                }
                 metrics.gradient += squares(gradient)?;
                 // Each head's rows of the one matrix, columns of the other.
-                let by_head = match part {
-                    "self_attn.q_proj.weight" => Some(0),
-                    "self_attn.o_proj.weight" => Some(1),
+                let by_head = match entry.role.part() {
+                    Some(Part::Weight(Projection::Query)) => Some(0),
+                    Some(Part::Weight(Projection::Output)) => Some(1),
                     _ => None,
                 };
                 if let Some(dim) = by_head {

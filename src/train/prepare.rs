@@ -17,7 +17,8 @@ use super::{TrainError, base, distil, vocabulary};
 use crate::atomic_file;
 use crate::digest::Digest;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Decoder, DecoderConfig, Model, Parameters, TextSide, init};
+use crate::model::parameters::Parameter;
+use crate::model::{Decoder, DecoderConfig, Model, Parameters, Role, TextSide, init};
 
 /// A run before its first step.
 pub(super) struct Prepared {
@@ -135,8 +136,8 @@ impl Prepared {
 /// Parameters without those that only the training needs.
 pub(super) fn result(trained: &Parameters) -> Result<Parameters, TrainError> {
     let mut kept = Parameters::default();
-    for (name, var) in trained.iter().filter(|(name, _)| !name.starts_with(distil::MAP_PREFIX)) {
-        kept.insert(name, var.clone())?;
+    for Parameter { name, role, var } in trained.entries().iter().filter(|entry| entry.role != Role::Outside) {
+        kept.insert(name.clone(), *role, var.clone())?;
     }
     Ok(kept)
 }
@@ -222,8 +223,8 @@ pub(super) fn lock(out: &Path) -> Result<std::fs::File, TrainError> {
 /// Parameters of their own with the same values.
 pub(super) fn copy(parameters: &Parameters) -> Result<Parameters, TrainError> {
     let mut copied = Parameters::default();
-    for (name, var) in parameters.iter() {
-        copied.insert(name, Var::from_tensor(&var.as_tensor().copy()?)?)?;
+    for Parameter { name, role, var } in parameters.entries() {
+        copied.insert(name.clone(), *role, Var::from_tensor(&var.as_tensor().copy()?)?)?;
     }
     Ok(copied)
 }

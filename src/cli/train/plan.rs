@@ -7,7 +7,7 @@ use std::str::FromStr;
 use candle_core::{DType, Tensor};
 
 use crate::model::spec::Mixer;
-use crate::model::{BlockSpec, DecoderConfig, gguf_file, hugging_face};
+use crate::model::{BlockSpec, DecoderConfig, Role, gguf_file, hugging_face};
 use crate::train::device::Place;
 use crate::train::recipe::{Recipe, Stage};
 use crate::train::{adapter, cost};
@@ -66,21 +66,21 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
         None => None,
     };
     let whole = config.parameter_count() as f64;
-    let shapes: Vec<(String, Vec<usize>)> = match &recipe.adapter {
-        None => config.parameter_shapes(),
+    let shapes: Vec<(Role, Vec<usize>)> = match &recipe.adapter {
+        None => config.parameters().iter().map(|spec| (spec.role, spec.shape())).collect(),
         Some(recipe) => {
             let parameters = adapter::initial(recipe, &config, 0)?;
-            parameters.iter().map(|(name, var)| (name.to_owned(), var.dims().to_vec())).collect()
+            parameters.entries().iter().map(|entry| (entry.role, entry.var.dims().to_vec())).collect()
         }
     };
-    let elements = |of: &dyn Fn(&str, &[usize]) -> usize| -> f64 {
-        let each = shapes.iter().map(|(name, dims)| dims.iter().product::<usize>() * of(name, dims));
+    let elements = |of: &dyn Fn(Role, &[usize]) -> usize| -> f64 {
+        let each = shapes.iter().map(|(role, dims)| dims.iter().product::<usize>() * of(*role, dims));
         each.sum::<usize>() as f64
     };
     let counts = Counts {
         whole,
         trained: elements(&|_, _| 1),
-        moments: elements(&|name, dims| recipe.train.matrices.moments(name, dims)),
+        moments: elements(&|role, dims| recipe.train.matrices.moments(role, dims)),
         teacher: teacher.as_ref().map_or(0.0, |teacher| teacher.parameter_count() as f64),
     };
     let mut out = format!("{}\n", recipe.to_toml());

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::layers::{Linear, Norm, Weights};
+use super::layers::{BlockWeights, Linear, Norm};
 use crate::model::DecoderConfig;
 use crate::model::features::AttentionBias;
 use crate::model::layout::BatchLayout;
 use crate::model::ops::{RotaryTable, Scoring, attention, rotary, sigmoid_gate};
-use crate::model::spec::AttentionSpec;
+use crate::model::spec::{AttentionSpec, NormAt};
 use crate::model::taps::{Point, Projection, Taps};
 
 #[derive(Debug, Clone)]
@@ -32,21 +32,21 @@ impl Attention {
     pub(super) fn new(
         config: &DecoderConfig,
         spec: &AttentionSpec,
-        weights: &Weights,
+        weights: BlockWeights,
         rotary: Arc<RotaryTable>,
     ) -> Result<Self> {
-        let linear = |name: &str, bias| weights.linear(&format!("self_attn.{name}"), bias);
-        let norm = |name: &str| {
-            let norm = || weights.norm(&format!("self_attn.{name}"), config.features.norm, config.rms_eps);
+        let linear = |projection, bias| weights.linear(projection, bias);
+        let norm = |at| {
+            let norm = || weights.norm(at, config.features.norm, config.rms_eps);
             spec.qk_norm.then(norm).transpose()
         };
         Ok(Self {
-            query: linear("q_proj", spec.bias != AttentionBias::None)?,
-            key: linear("k_proj", spec.bias != AttentionBias::None)?,
-            value: linear("v_proj", spec.bias != AttentionBias::None)?,
-            output: linear("o_proj", spec.bias == AttentionBias::All)?,
-            query_norm: norm("q_norm")?,
-            key_norm: norm("k_norm")?,
+            query: linear(Projection::Query, spec.bias != AttentionBias::None)?,
+            key: linear(Projection::Key, spec.bias != AttentionBias::None)?,
+            value: linear(Projection::Value, spec.bias != AttentionBias::None)?,
+            output: linear(Projection::Output, spec.bias == AttentionBias::All)?,
+            query_norm: norm(NormAt::Query)?,
+            key_norm: norm(NormAt::Key)?,
             output_gate: spec.output_gate,
             heads: spec.heads,
             kv_heads: spec.kv_heads,

@@ -2,11 +2,12 @@
 
 use candle_core::{Result, Tensor};
 
-use super::layers::{Linear, Norm, Weights};
+use super::layers::{BlockWeights, Linear, Norm};
 use crate::model::DecoderConfig;
 use crate::model::features::{DeltaNetShape, NormWeight};
 use crate::model::layout::BatchLayout;
 use crate::model::ops::{decay, delta_rule, short_convolution, swiglu};
+use crate::model::spec::{NormAt, Part};
 use crate::model::taps::{Point, Projection, Taps};
 
 #[derive(Debug, Clone)]
@@ -24,21 +25,20 @@ pub(super) struct DeltaNet {
 }
 
 impl DeltaNet {
-    pub(super) fn new(config: &DecoderConfig, shape: DeltaNetShape, weights: &Weights) -> Result<Self> {
-        let get = |name: &str| weights.get(&format!("linear_attn.{name}"));
-        let linear = |name: &str| weights.linear(&format!("linear_attn.{name}"), false);
+    pub(super) fn new(config: &DecoderConfig, shape: DeltaNetShape, weights: BlockWeights) -> Result<Self> {
+        let linear = |projection| weights.linear(projection, false);
         Ok(Self {
             shape,
-            mixed: linear("in_proj_qkv")?,
-            gate: linear("in_proj_z")?,
-            strength: linear("in_proj_b")?,
-            time: linear("in_proj_a")?,
-            output: linear("out_proj")?,
-            convolution: get("conv1d.weight")?,
-            rate: get("A_log")?,
-            time_bias: get("dt_bias")?,
+            mixed: linear(Projection::DeltaMixed)?,
+            gate: linear(Projection::DeltaGate)?,
+            strength: linear(Projection::DeltaStrength)?,
+            time: linear(Projection::DeltaTime)?,
+            output: linear(Projection::DeltaOutput)?,
+            convolution: weights.get(Part::Convolution)?,
+            rate: weights.get(Part::DecayRate)?,
+            time_bias: weights.get(Part::TimeBias)?,
             // The one norm that multiplies by its weight as it is, in every architecture.
-            norm: weights.norm("linear_attn.norm", NormWeight::Plain, config.rms_eps)?,
+            norm: weights.norm(NormAt::DeltaRead, NormWeight::Plain, config.rms_eps)?,
         })
     }
 

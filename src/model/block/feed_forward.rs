@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::layers::{Linear, Weights};
+use super::layers::{BlockWeights, Linear};
 use crate::model::features::Activation;
 use crate::model::ops::{geglu, swiglu};
 use crate::model::spec::FeedForwardSpec;
@@ -17,12 +17,12 @@ pub(super) struct FeedForward {
 }
 
 impl FeedForward {
-    pub(super) fn new(spec: FeedForwardSpec, weights: &Weights) -> Result<Self> {
-        let linear = |name: &str| weights.linear(&format!("mlp.{name}"), spec.bias);
+    pub(super) fn new(spec: FeedForwardSpec, weights: BlockWeights) -> Result<Self> {
+        let linear = |projection| weights.linear(projection, spec.bias);
         Ok(Self {
-            gate: linear("gate_proj")?,
-            up: linear("up_proj")?,
-            down: linear("down_proj")?,
+            gate: linear(Projection::Gate)?,
+            up: linear(Projection::Up)?,
+            down: linear(Projection::Down)?,
             activation: spec.activation,
         })
     }

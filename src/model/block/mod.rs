@@ -12,12 +12,13 @@ use candle_core::{Result, Tensor};
 use attention::Attention;
 use delta_net::DeltaNet;
 use feed_forward::FeedForward;
+use layers::BlockWeights;
 pub(super) use layers::{Norm, Weights};
 pub(super) use rotary_tables::RotaryTables;
 
 use super::DecoderConfig;
 use super::layout::BatchLayout;
-use super::spec::{BlockSpec, Mixer};
+use super::spec::{BlockSpec, Mixer, NormAt};
 use super::taps::{Point, Taps};
 
 /// A block over shared parameters.
@@ -41,15 +42,14 @@ enum MixerPart {
 }
 
 impl Block {
-    /// The block of a layer; `weights` are those below `model.layers.N.`.
+    /// The block over its weights.
     pub(super) fn new(
         config: &DecoderConfig,
-        layer: usize,
         spec: &BlockSpec,
-        weights: &Weights,
+        weights: BlockWeights,
         tables: &mut RotaryTables,
     ) -> Result<Self> {
-        let norm = |name: &str| weights.norm(name, config.features.norm, config.rms_eps);
+        let norm = |at: NormAt| weights.norm(at, config.features.norm, config.rms_eps);
         let mixer = match &spec.mixer {
             Mixer::Attention(attention) => {
                 let rotary = tables.of(attention);
@@ -57,25 +57,15 @@ impl Block {
             }
             Mixer::DeltaNet(shape) => MixerPart::DeltaNet(DeltaNet::new(config, *shape, weights)?),
         };
-        // With norms on both sides, Hugging Face's `post_attention_layernorm` is the one after attention; without, it
-        // is the one before the feed-forward part.
-        let (after_mixer, ffn_norm, after_ffn) = if spec.post_norms {
-            (
-                Some(norm("post_attention_layernorm")?),
-                norm("pre_feedforward_layernorm")?,
-                Some(norm("post_feedforward_layernorm")?),
-            )
-        } else {
-            (None, norm("post_attention_layernorm")?, None)
-        };
+        let after = |at: NormAt| spec.post_norms.then(|| norm(at)).transpose();
         Ok(Self {
-            layer,
-            mixer_norm: norm("input_layernorm")?,
+            layer: weights.layer(),
+            mixer_norm: norm(NormAt::BeforeMixer)?,
             mixer,
-            after_mixer,
-            ffn_norm,
+            after_mixer: after(NormAt::AfterMixer)?,
+            ffn_norm: norm(NormAt::BeforeFfn)?,
             ffn: FeedForward::new(spec.ffn, weights)?,
-            after_ffn,
+            after_ffn: after(NormAt::AfterFfn)?,
             variables: weights.variables(),
         })
     }

@@ -1,12 +1,12 @@
 //! A decoder's shape and constants as metadata of a GGUF file, the keys that llama.cpp's own converter writes, and back.
 
-use super::names::{architecture, architecture_of, family_of, is_per_block};
+use super::names::{architecture, architecture_of, family_of, gguf_name, is_per_block};
 use super::values::assumed_query_scalar;
 use super::{foreign_keys, scaling};
 use crate::gguf::{Array, Gguf, PerBlock, Rule, Value, Writer};
 use crate::model::features::{AttentionBias, DEFAULT_WINDOW, DeltaNetShape, Family};
-use crate::model::spec::{AttentionSpec, Mixer};
-use crate::model::{BlockSpec, DecoderConfig, FileError, Uniform};
+use crate::model::spec::{AttentionSpec, Mixer, Part};
+use crate::model::{BlockSpec, DecoderConfig, FileError, Projection, Role, Uniform};
 
 /// Version of ggml's quantised formats (`GGML_QNT_VERSION`); every converter writes it.
 const QUANTISATION_VERSION: u32 = 2;
@@ -261,14 +261,17 @@ impl Keys<'_> {
     fn read_features(&self, attention: &AttentionSpec, config: &mut DecoderConfig) -> Result<(), FileError> {
         match config.family {
             Family::Llama => {
-                let has = |name: &str| self.file.tensor(&format!("blk.0.{name}.bias")).is_some();
-                let bias = match (has("attn_q"), has("attn_output")) {
+                let has = |projection| {
+                    let role = Role::Block { layer: 0, part: Part::Bias(projection) };
+                    gguf_name(Family::Llama, role).is_some_and(|name| self.file.tensor(&name).is_some())
+                };
+                let bias = match (has(Projection::Query), has(Projection::Output)) {
                     (false, false) => AttentionBias::None,
                     (_, true) => AttentionBias::All,
                     (true, false) => AttentionBias::QueryKeyValue,
                 };
                 for block in &mut config.blocks {
-                    block.ffn.bias = has("ffn_up");
+                    block.ffn.bias = has(Projection::Up);
                     block.attention_mut().into_iter().for_each(|attention| attention.bias = bias);
                 }
                 Ok(())

@@ -12,7 +12,7 @@ use super::{NAMED, values};
 use crate::gguf::{Gguf, TensorInfo, check_readable};
 use crate::model::file_error::FileError;
 use crate::model::hugging_face::{Model, TextSide};
-use crate::model::{DecoderConfig, Parameters, gguf_tokenizer};
+use crate::model::{DecoderConfig, Parameters, Role, gguf_tokenizer};
 
 /// Reads what a GGUF file of a known architecture says of its decoder; no weights.
 ///
@@ -31,8 +31,9 @@ pub fn load_config(path: &Path) -> Result<DecoderConfig, FileError> {
 pub fn import(path: &Path) -> Result<Model, FileError> {
     let file = Imported::open(path)?;
     let mut parameters = Parameters::default();
-    for (name, shape) in file.config.parameter_shapes() {
-        parameters.insert(name.clone(), Var::from_vec(file.values(&name)?, shape, &Device::Cpu)?)?;
+    for parameter in file.config.parameters() {
+        let values = Var::from_vec(file.values(parameter.role)?, parameter.shape(), &Device::Cpu)?;
+        parameters.insert(parameter.name, parameter.role, values)?;
     }
     Ok(Model { config: file.config, parameters, text: file.text })
 }
@@ -58,9 +59,9 @@ impl Imported {
         let config = read_config(&file)?;
         let mut rest: HashMap<&str, &TensorInfo> =
             file.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-        for (name, shape) in config.parameter_shapes() {
-            let theirs = gguf_name(config.family, &name).expect(NAMED);
-            let (expected, path) = (gguf_dims(&shape), || path.to_owned());
+        for parameter in config.parameters() {
+            let theirs = gguf_name(config.family, parameter.role).expect(NAMED);
+            let (expected, path) = (gguf_dims(&parameter.shape()), || path.to_owned());
             let as_sizes = |dims: &[u64]| dims.iter().map(|&dim| dim as usize).collect::<Vec<_>>();
             let Some(tensor) = rest.remove(theirs.as_str()) else {
                 let expected = as_sizes(&expected);
@@ -81,13 +82,13 @@ impl Imported {
         Ok(Self { file, config, text })
     }
 
-    /// The values of the parameter with this Hugging Face name, in Hugging Face's order.
+    /// The values of a parameter, in Hugging Face's order.
     ///
     /// # Errors
     /// A type that can't be read as floats; the file can't be read.
-    pub fn values(&self, name: &str) -> Result<Vec<f32>, FileError> {
-        let theirs = gguf_name(self.config.family, name).unwrap_or_else(|| name.to_owned());
-        Ok(values::from_gguf(&self.config, name, self.file.tensor_f32(&theirs)?))
+    pub fn values(&self, role: Role) -> Result<Vec<f32>, FileError> {
+        let theirs = gguf_name(self.config.family, role).expect(NAMED);
+        Ok(values::from_gguf(&self.config, role, self.file.tensor_f32(&theirs)?))
     }
 }
 
@@ -168,7 +169,7 @@ mod tests {
             let tensor = file.tensor("blk.0.attn_q.weight").unwrap();
             let mut expected = Vec::new();
             Dequantise::of(kind).unwrap().append(&file.tensor_bytes(tensor).unwrap(), &mut expected);
-            assert_eq!(found, values::from_gguf(&exact.config, name, expected), "{kind}");
+            assert_eq!(found, values::from_gguf(&exact.config, Role::of(name).unwrap(), expected), "{kind}");
         }
         assert_eq!(read, 29);
     }

@@ -5,7 +5,8 @@ use super::config_keys::QUERY_SCALAR_KEY;
 use super::names::{family_of, is_per_block};
 use crate::gguf::{Gguf, GgufError, PerBlock};
 use crate::model::features::{DeltaNetShape, Family, NormWeight};
-use crate::model::{BlockSpec, DecoderConfig};
+use crate::model::spec::{LoraSide, NormAt, Part};
+use crate::model::{BlockSpec, DecoderConfig, Projection, Role};
 
 /// A difference between the two files.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,15 +45,6 @@ pub(crate) struct Order {
     /// What query weights are multiplied by, because llama.cpp divides scores by the square root of another number.
     query_factor: f32,
     delta_net: Option<DeltaNetShape>,
-}
-
-/// The two matrices of a LoRA: `B A` is added to a weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Half {
-    /// `[rank, inputs]`
-    A,
-    /// `[outputs, rank]`
-    B,
 }
 
 impl Order {
@@ -114,42 +106,51 @@ impl Order {
         Ok(Some(Self { family, heads, head_dim, query_factor, delta_net }))
     }
 
-    /// A matrix of a LoRA on the parameter `name` (Hugging Face's) as llama.cpp's file of the weights wants it.
-    pub(crate) fn half_to_gguf(&self, name: &str, half: Half, mut values: Vec<f32>) -> Vec<f32> {
-        for step in self.steps(name).into_iter().filter(|step| step.acts_on(half)) {
+    /// A matrix of a LoRA on a parameter as llama.cpp's file of the weights wants it.
+    pub(crate) fn half_to_gguf(&self, role: Role, half: LoraSide, mut values: Vec<f32>) -> Vec<f32> {
+        for step in self.steps(role).into_iter().filter(|step| step.acts_on(half)) {
             values = step.apply(values);
         }
         values
     }
 
     /// The inverse of [`Self::half_to_gguf`].
-    pub(crate) fn half_from_gguf(&self, name: &str, half: Half, mut values: Vec<f32>) -> Vec<f32> {
-        for step in self.steps(name).into_iter().rev().filter(|step| step.acts_on(half)) {
+    pub(crate) fn half_from_gguf(&self, role: Role, half: LoraSide, mut values: Vec<f32>) -> Vec<f32> {
+        for step in self.steps(role).into_iter().rev().filter(|step| step.acts_on(half)) {
             values = step.undo(values);
         }
         values
     }
 
-    fn steps(&self, name: &str) -> Vec<Step> {
-        let (layer, part, last) = parts(name);
+    fn steps(&self, role: Role) -> Vec<Step> {
+        let norm = || match self.family.features().norm {
+            NormWeight::Plain => vec![],
+            NormWeight::OnePlus => vec![Step::AddOne],
+        };
+        let (layer, part) = match role {
+            Role::FinalNorm => return norm(),
+            Role::Embedding | Role::Head | Role::Outside => return vec![],
+            Role::Block { layer, part } => (layer, part),
+        };
         match part {
-            "self_attn.q_proj" | "self_attn.k_proj" if self.family == Family::Llama => {
-                let heads = layer.and_then(|layer| *self.heads.get(layer)?);
-                let [heads, kv_heads] = heads.unwrap_or_default();
-                let heads = if part == "self_attn.q_proj" { heads } else { kv_heads };
+            Part::Norm(NormAt::DeltaRead) => vec![],
+            Part::Norm(_) => norm(),
+            Part::Weight(of @ (Projection::Query | Projection::Key))
+            | Part::Bias(of @ (Projection::Query | Projection::Key))
+                if self.family == Family::Llama =>
+            {
+                let [heads, kv_heads] = self.heads.get(layer).copied().flatten().unwrap_or_default();
+                let heads = if of == Projection::Query { heads } else { kv_heads };
                 vec![Step::Interleave { heads, head_dim: self.head_dim }]
             }
-            "self_attn.q_proj" if (self.query_factor - 1.0).abs() > 0.0 => {
+            Part::Weight(Projection::Query) | Part::Bias(Projection::Query)
+                if (self.query_factor - 1.0).abs() > 0.0 =>
+            {
                 vec![Step::Scale(self.query_factor)]
             }
-            "linear_attn.norm" => vec![],
-            _ if is_norm(part) => match self.family.features().norm {
-                NormWeight::Plain => vec![],
-                NormWeight::OnePlus => vec![Step::AddOne],
-            },
-            _ => self.delta_net.map_or_else(Vec::new, |shape| {
-                let rate = (last == "A_log").then_some(Step::MinusExp);
-                delta_tile(shape, part, last).into_iter().chain(rate).collect()
+            part => self.delta_net.map_or_else(Vec::new, |shape| {
+                let rate = (part == Part::DecayRate).then_some(Step::MinusExp);
+                delta_tile(shape, part).into_iter().chain(rate).collect()
             }),
         }
     }
@@ -157,39 +158,32 @@ impl Order {
 
 /// Whether models of an architecture may store what a LoRA on this parameter changes in another order or scale than Hugging
 /// Face: then the model must be known.
-pub(crate) fn needs_order(found: &str, name: &str) -> bool {
-    let (_, part, _) = parts(name);
-    let is = |family: Family| family_of(found) == Some(family);
-    (is(Family::Llama) && matches!(part, "self_attn.q_proj" | "self_attn.k_proj"))
-        || (is(Family::Gemma2) && part == "self_attn.q_proj")
-        || (is(Family::Qwen3_5) && part.starts_with("linear_attn."))
-}
-
-/// A parameter's block, its module in there (or in the model), and the last part of its name.
-fn parts(name: &str) -> (Option<usize>, &str, &str) {
-    let (module, last) = name.rsplit_once('.').unwrap_or((name, name));
-    let module = module.strip_prefix("model.").unwrap_or(module);
-    match module.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
-        Some((layer, part)) => (layer.parse().ok(), part, last),
-        None => (None, module, last),
+pub(crate) fn needs_order(found: &str, role: Role) -> bool {
+    use Projection::{DeltaGate, DeltaMixed, DeltaOutput, DeltaStrength, DeltaTime, Key, Query};
+    let Some(part) = role.part() else { return false };
+    let weight = if let Part::Weight(projection) = part { Some(projection) } else { None };
+    match family_of(found) {
+        Some(Family::Llama) => matches!(weight, Some(Query | Key)),
+        Some(Family::Gemma2) => weight == Some(Query),
+        Some(Family::Qwen3_5) => {
+            matches!(weight, Some(DeltaMixed | DeltaGate | DeltaStrength | DeltaTime | DeltaOutput))
+                || matches!(part, Part::Convolution | Part::Norm(NormAt::DeltaRead))
+        }
+        Some(Family::Qwen2 | Family::Qwen3) | None => false,
     }
 }
 
-fn is_norm(part: &str) -> bool {
-    matches!(part, "norm" | "self_attn.q_norm" | "self_attn.k_norm") || part.ends_with("layernorm")
-}
-
 /// The parameter's values as llama.cpp stores them.
-pub(super) fn to_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>) -> Vec<f32> {
-    for step in Order::of(config).steps(name) {
+pub(super) fn to_gguf(config: &DecoderConfig, role: Role, mut values: Vec<f32>) -> Vec<f32> {
+    for step in Order::of(config).steps(role) {
         values = step.apply(values);
     }
     values
 }
 
 /// The inverse of [`to_gguf`].
-pub(super) fn from_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>) -> Vec<f32> {
-    for step in Order::of(config).steps(name).into_iter().rev() {
+pub(super) fn from_gguf(config: &DecoderConfig, role: Role, mut values: Vec<f32>) -> Vec<f32> {
+    for step in Order::of(config).steps(role).into_iter().rev() {
         values = step.undo(values);
     }
     values
@@ -207,32 +201,32 @@ fn assumed(family: Family, layers: usize, hidden: usize, heads: usize, head_dim:
 }
 
 /// How a parameter of a DeltaNet block is tiled, if it is.
-fn delta_tile(shape: DeltaNetShape, part: &str, last: &str) -> Option<Step> {
+fn delta_tile(shape: DeltaNetShape, part: Part) -> Option<Step> {
     let DeltaNetShape { key_heads, value_heads, value_dim, .. } = shape;
     let per_key = value_heads / key_heads;
     if key_heads <= 1 || per_key <= 1 {
         return None;
     }
     let tile = |skip: usize, block: usize| Tile { skip, key_heads, per_key, block };
-    match (part, last) {
-        ("linear_attn", "A_log" | "dt_bias") | ("linear_attn.in_proj_a" | "linear_attn.in_proj_b", _) => {
+    match part {
+        Part::DecayRate | Part::TimeBias | Part::Weight(Projection::DeltaTime | Projection::DeltaStrength) => {
             Some(Step::Rows(tile(0, 1)))
         }
-        ("linear_attn.in_proj_qkv" | "linear_attn.conv1d", _) => {
+        Part::Weight(Projection::DeltaMixed) | Part::Convolution => {
             Some(Step::Rows(tile(shape.channels() - shape.values(), value_dim)))
         }
-        ("linear_attn.in_proj_z", _) => Some(Step::Rows(tile(0, value_dim))),
-        ("linear_attn.out_proj", _) => Some(Step::Columns(tile(0, value_dim))),
+        Part::Weight(Projection::DeltaGate) => Some(Step::Rows(tile(0, value_dim))),
+        Part::Weight(Projection::DeltaOutput) => Some(Step::Columns(tile(0, value_dim))),
         _ => None,
     }
 }
 
 impl Step {
     /// Whether it is taken on this matrix of a LoRA: B has the rows of the weight, A its columns, and a factor is on one.
-    fn acts_on(self, half: Half) -> bool {
+    fn acts_on(self, half: LoraSide) -> bool {
         match self {
-            Self::Interleave { .. } | Self::Scale(_) | Self::Rows(_) => half == Half::B,
-            Self::Columns(_) => half == Half::A,
+            Self::Interleave { .. } | Self::Scale(_) | Self::Rows(_) => half == LoraSide::B,
+            Self::Columns(_) => half == LoraSide::A,
             // Of vectors, which no LoRA changes.
             Self::AddOne | Self::MinusExp => false,
         }

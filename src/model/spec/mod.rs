@@ -2,6 +2,8 @@
 
 mod config;
 mod difference;
+mod parameters;
+mod role;
 mod uniform;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::features::{Activation, AttentionBias, DeltaNetShape};
 pub use config::DecoderConfig;
 pub use difference::{Difference, first_difference};
+pub use parameters::ParameterSpec;
+pub use role::{Axis, FelixTensor, LoraSide, NormAt, Part, Role};
 pub use uniform::Uniform;
 
 /// One decoder block: a mixer between tokens, then a feed-forward part, each after a norm.

@@ -4,24 +4,22 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::Rng;
 
 use crate::model::felix::{Felix, FelixLayer};
-use crate::model::{DecoderConfig, Parameters};
+use crate::model::spec::{FelixTensor, Part};
+use crate::model::{DecoderConfig, Parameters, Role};
 use crate::train::recipe::{FelixRecipe, GateStart};
 
-pub(super) const GATE: &str = "gate_bias";
-pub(super) const DOWN: &str = "w_down";
-pub(super) const UP: &str = "w_up";
-
-/// Name of a parameter.
-pub(super) fn name(layer: usize, part: &str) -> String {
-    format!("model.layers.{layer}.felix.{part}")
+/// The role of a tensor of a layer.
+pub(super) fn role(layer: usize, tensor: FelixTensor) -> Role {
+    Role::Block { layer, part: Part::Felix(tensor) }
 }
 
 /// The spoke over parameters as [`initial`] makes them.
 pub(super) fn over(recipe: &FelixRecipe, config: &DecoderConfig, parameters: &Parameters) -> Result<Felix> {
     let layer = |at| {
-        let get =
-            |part| Ok::<Tensor, candle_core::Error>(parameters.get(&name(at, part))?.as_tensor().clone());
-        Ok((at, FelixLayer { gate_bias: get(GATE)?, w_down: get(DOWN)?, w_up: get(UP)?, norm: None }))
+        let get = |tensor| -> Result<Tensor> { Ok(parameters.of(role(at, tensor))?.as_tensor().clone()) };
+        let (gate_bias, w_down, w_up) =
+            (get(FelixTensor::Gate)?, get(FelixTensor::Down)?, get(FelixTensor::Up)?);
+        Ok((at, FelixLayer { gate_bias, w_down, w_up, norm: None }))
     };
     let layers = (0..config.layers()).map(layer).collect::<Result<_>>()?;
     Felix::new(layers, recipe.spokes, config.hidden_size, config.rms_eps)
@@ -42,10 +40,14 @@ pub(super) fn initial(
             GateStart::Uniform => 0.0,
             GateStart::Progressive => 4.0f32.mul_add(depth, -2.0),
         };
-        parameters.insert(name(layer, GATE), Var::from_vec(vec![gate], 1, &Device::Cpu)?)?;
+        let mut insert = |tensor, var| {
+            let role = role(layer, tensor);
+            parameters.insert(role.name(false), role, var)
+        };
+        insert(FelixTensor::Gate, Var::from_vec(vec![gate], 1, &Device::Cpu)?)?;
         let down: Vec<f32> = (0..rows * width).map(|_| rng.random_range(-bound..bound)).collect();
-        parameters.insert(name(layer, DOWN), Var::from_vec(down, (rows, width), &Device::Cpu)?)?;
-        parameters.insert(name(layer, UP), Var::zeros((width, rows), DType::F32, &Device::Cpu)?)?;
+        insert(FelixTensor::Down, Var::from_vec(down, (rows, width), &Device::Cpu)?)?;
+        insert(FelixTensor::Up, Var::zeros((width, rows), DType::F32, &Device::Cpu)?)?;
     }
     Ok(parameters)
 }

@@ -7,12 +7,12 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::model::ops::linear;
-use crate::model::{Again, Decoder, DecoderConfig, Parameters, Point, Taps};
+use crate::model::{Again, Decoder, DecoderConfig, Parameters, Point, Role, Taps};
 use crate::train::TrainError;
 use crate::train::recipe::HiddenRecipe;
 
 /// Names of the maps begin so; they are trained with the model and are no part of it.
-pub const MAP_PREFIX: &str = "distil.map.";
+const MAP_PREFIX: &str = "distil.map.";
 
 /// Added to the product of lengths.
 const EPS: f64 = 1e-8;
@@ -102,7 +102,8 @@ pub(super) fn add_maps(
             (false, _) => rng.random_range(-bound..bound),
         };
         let values: Vec<f32> = (0..rows * columns).map(|index| value(index, &mut rng)).collect();
-        trained.insert(format!("{MAP_PREFIX}{at}"), Var::from_vec(values, (rows, columns), &Device::Cpu)?)?;
+        let map = Var::from_vec(values, (rows, columns), &Device::Cpu)?;
+        trained.insert(format!("{MAP_PREFIX}{at}"), Role::Outside, map)?;
     }
     Ok(())
 }

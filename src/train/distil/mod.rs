@@ -25,7 +25,6 @@ use crate::digest::Digest;
 use crate::failpoints;
 use crate::model::ops::distillation::{Taught, Teaching, Weights, distillation};
 use crate::model::{Decoder, NoTaps, Parameters};
-pub use hidden::MAP_PREFIX;
 use hidden::{Capture, Hidden};
 pub use served::Ask;
 use served::Served;

@@ -11,7 +11,8 @@ pub use adamw::{AdamW, AdamWConfig};
 pub use muon::{Muon, MuonConfig};
 
 use super::gradient::Workers;
-use crate::model::Parameters;
+use crate::model::parameters::Parameter;
+use crate::model::{Parameters, Role};
 
 /// Who moves the matrices of blocks and adapters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -26,9 +27,41 @@ pub enum Matrices {
 
 impl Matrices {
     /// Moments that are kept of each element of a parameter.
-    pub fn moments(self, name: &str, dims: &[usize]) -> usize {
-        if self == Self::Muon && is_block_matrix(name, dims) { 1 } else { 2 }
+    pub fn moments(self, role: Role, dims: &[usize]) -> usize {
+        if self == Self::Muon && Group::of(role, dims) == Group::Matrix { 1 } else { 2 }
     }
+}
+
+/// Parameters that are moved alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    /// Matrices of blocks and adapters.
+    Matrix,
+    /// Embedding and head.
+    Embedding,
+    /// Norms, biases, gates.
+    Vector,
+    /// Kernels of convolutions, and what is trained beside a model.
+    Other,
+}
+
+impl Group {
+    fn of(role: Role, dims: &[usize]) -> Self {
+        match role {
+            _ if dims.len() == 1 => Self::Vector,
+            Role::Embedding | Role::Head => Self::Embedding,
+            role if role.is_block_matrix() => Self::Matrix,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A parameter to be moved, which shares its storage with the model.
+#[derive(Debug)]
+struct Moved {
+    name: String,
+    group: Group,
+    weight: Tensor,
 }
 
 /// Both optimisers over one set of parameters.
@@ -47,11 +80,6 @@ enum Place {
     AdamW(usize),
 }
 
-/// Whether a parameter is a matrix of a block, or of an adapter beside one.
-fn is_block_matrix(name: &str, dims: &[usize]) -> bool {
-    dims.len() == 2 && name.starts_with("model.layers.")
-}
-
 impl Optimiser {
     /// Moments of zero for every parameter.
     ///
@@ -59,9 +87,10 @@ impl Optimiser {
     /// Memory that is not there.
     pub fn new(parameters: &Parameters, who: Matrices, muon: MuonConfig, adamw: AdamWConfig) -> Result<Self> {
         let (mut matrices, mut rest, mut places) = (vec![], vec![], vec![]);
-        for (name, var) in parameters.iter() {
-            let entry = (name.to_owned(), var.as_tensor().clone());
-            if who.moments(name, var.dims()) == 1 {
+        for Parameter { name, role, var } in parameters.entries() {
+            let group = Group::of(*role, var.dims());
+            let entry = Moved { name: name.clone(), group, weight: var.as_tensor().clone() };
+            if who == Matrices::Muon && group == Group::Matrix {
                 places.push(Place::Muon(matrices.len()));
                 matrices.push(entry);
             } else {
@@ -119,19 +148,21 @@ impl Optimiser {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Projection;
+    use crate::model::spec::Part;
     use crate::train::clip::clip;
     use candle_core::{DType, Device, Var};
 
     fn parameters(dtype: DType) -> Parameters {
         let mut parameters = Parameters::default();
-        let shapes = [("model.embed_tokens.weight", vec![7, 4]), ("model.layers.0.up.weight", vec![6, 4])];
-        for (name, shape) in shapes.into_iter().chain([("model.norm.weight", vec![4])]) {
+        let up = Role::Block { layer: 0, part: Part::Weight(Projection::Up) };
+        for (role, shape) in [(Role::Embedding, vec![7, 4]), (up, vec![6, 4]), (Role::FinalNorm, vec![4])] {
             let count: usize = shape.iter().product();
             // No pattern: Muon would make much of what rounding leaves of a matrix whose rows depend on each other.
             let values: Vec<f32> =
                 (0..count).map(|i| ((i * i * 7919 + 31 * i) % 1009) as f32 / 504.5 - 1.0).collect();
             let value = Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
-            parameters.insert(name, Var::from_tensor(&value).unwrap()).unwrap();
+            parameters.insert(role.name(false), role, Var::from_tensor(&value).unwrap()).unwrap();
         }
         parameters
     }

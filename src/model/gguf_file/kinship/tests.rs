@@ -29,14 +29,15 @@ fn model(tied: bool) -> Model {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let mut normal = || (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
     let mut parameters = Parameters::default();
-    for (name, shape) in config.parameter_shapes() {
+    for parameter in config.parameters() {
+        let (name, shape) = (parameter.name.clone(), parameter.shape());
         let count: usize = shape.iter().product();
         let values: Vec<f32> = match shape.len() {
             1 => (0..count).map(|_| 1.0 + 0.1 * normal()).collect(),
             // One in a hundred is several times as large.
             _ => (0..count).map(|at| 0.02 * normal() * if at % 97 == 5 { 5.0 } else { 1.0 }).collect(),
         };
-        parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap();
+        parameters.insert(name, parameter.role, Var::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap();
     }
     Model { config, parameters, text }
 }
@@ -49,12 +50,13 @@ fn attention(config: &mut DecoderConfig) -> &mut AttentionSpec {
 /// The model with other values of one parameter.
 fn changed(model: &Model, name: &str, change: impl Fn(&mut [f32])) -> Model {
     let mut parameters = Parameters::default();
-    for (of, shape) in model.config.parameter_shapes() {
-        let mut values = f32_values(model.parameters.get(&of).unwrap()).unwrap();
-        if of == name {
+    for parameter in model.config.parameters() {
+        let mut values = f32_values(model.parameters.of(parameter.role).unwrap()).unwrap();
+        if parameter.name == name {
             change(&mut values);
         }
-        parameters.insert(of, Var::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap();
+        let var = Var::from_vec(values, parameter.shape(), &Device::Cpu).unwrap();
+        parameters.insert(parameter.name, parameter.role, var).unwrap();
     }
     Model { parameters, ..model.clone() }
 }
