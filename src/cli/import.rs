@@ -20,7 +20,9 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // Weights pass through one at a time: a large model needs no memory of its size.
     let file = gguf_file::Imported::open(&args.file)?;
-    hugging_face::save_parts(&args.output, &file.config, &file.text, |parameter| file.values(parameter.role))?;
+    hugging_face::save_parts(&args.output, &file.config, &file.text, |parameter| {
+        file.values(parameter.role)
+    })?;
     println!("{}: {} parameters as F32", args.output.display(), file.config.parameter_count());
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Architectures, and the values in which they differ: the forward pass reads these (here and in `spec/`) and knows no family.
+//! Architectures, and the values in which they differ: the forward pass reads these (here and in
+//! `spec/`) and knows no family.
 
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::ops::{gated_update, linear, rms_norm, silu};
-use super::taps::{Again, NoTaps, Point, Taps};
+use super::taps::{Again, Context, NoTaps, Point, Taps};
 
 /// The tensors of one layer, f32. Those of a [`candle_core::Var`] collect gradients.
 #[derive(Debug, Clone)]
@@ -79,9 +79,9 @@ impl<T: Taps> Taps for Felix<T> {
         Some(&mut self.before)
     }
 
-    fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
-        let tensor = self.before.tap(point, layer, tensor)?;
-        match self.layers.get(&layer).filter(|_| point == Point::BlockOutput) {
+    fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> Result<Tensor> {
+        let tensor = self.before.tap(point, at, tensor)?;
+        match self.layers.get(&at.layer).filter(|_| point == Point::BlockOutput) {
             Some(spoke) => self.apply(spoke, &tensor),
             None => Ok(tensor),
         }
@@ -98,6 +98,7 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
+    use crate::model::BatchLayout;
 
     /// A fixed spread of values in -1..1.
     fn values(shape: &[usize], salt: usize) -> Var {
@@ -113,7 +114,9 @@ mod tests {
     }
 
     fn loss(felix: &mut Felix, h: &Var) -> Tensor {
-        let out = felix.tap(Point::BlockOutput, 1, h.as_tensor().clone()).unwrap();
+        let layout = BatchLayout::whole(2, 3);
+        let at = Context { layer: 1, pass: (&layout).into() };
+        let out = felix.tap(Point::BlockOutput, at, h.as_tensor().clone()).unwrap();
         (out * values(&[2, 3, 6], 77).as_tensor()).unwrap().sum_all().unwrap()
     }
 
@@ -150,7 +153,9 @@ mod tests {
         let h = values(&[2, 3, 6], 5);
         let mut felix = spoke(&variables);
         for (point, layer) in [(Point::BlockOutput, 1), (Point::BlockOutput, 0), (Point::Residual, 1)] {
-            let out = felix.tap(point, layer, h.as_tensor().clone()).unwrap();
+            let layout = BatchLayout::whole(2, 3);
+            let at = Context { layer, pass: (&layout).into() };
+            let out = felix.tap(point, at, h.as_tensor().clone()).unwrap();
             let [out, h] = [&out, h.as_tensor()].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
             assert_eq!(out, h);
         }

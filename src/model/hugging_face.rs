@@ -147,7 +147,9 @@ impl Weights {
             (name, (shape, &files[index]))
         };
         let weights = |name: &str| files[at[name]].f32(name);
-        refuse_rest(rest.into_iter().map(described).collect(), config, || weights(&Role::Embedding.name(false)))?;
+        refuse_rest(rest.into_iter().map(described).collect(), config, || {
+            weights(&Role::Embedding.name(false))
+        })?;
         Ok(Self { files, at })
     }
 

@@ -20,6 +20,8 @@ pub mod spec;
 pub mod stand_in;
 mod superseded;
 pub mod taps;
+#[cfg(test)]
+mod tests;
 pub mod tokenizer;
 
 pub use decoder::Decoder;
@@ -29,4 +31,4 @@ pub use hugging_face::{Model, TextSide};
 pub use layout::{BatchLayout, Document};
 pub use parameters::Parameters;
 pub use spec::{BlockSpec, DecoderConfig, ParameterSpec, Role, RopeScaling, Uniform};
-pub use taps::{Again, NoTaps, Point, Projection, Taps};
+pub use taps::{Again, Context, NoTaps, Pass, Point, Projection, Taps};

@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::Role;
 
-/// Variables, each with its name and role, in the order of [`super::DecoderConfig::parameters`]: optimisers, checkpoints and
-/// hashes rely on it.
+/// Variables, each with its name and role, in the order of [`super::DecoderConfig::parameters`]:
+/// optimisers, checkpoints and hashes rely on it.
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {
     entries: Vec<Parameter>,
@@ -20,21 +20,29 @@ pub struct Parameters {
 pub struct Parameter {
     /// Its name in files.
     pub name: String,
-    /// What it is for.
-    pub role: Role,
+    /// What it is for; none for what is no part of a decoder or adapter, but brought along by an
+    /// objective to be trained.
+    pub role: Option<Role>,
     /// Its values.
     pub var: Var,
+}
+
+impl Parameter {
+    /// The block that it belongs to.
+    pub fn layer(&self) -> Option<usize> {
+        self.role?.layer()
+    }
 }
 
 impl Parameters {
     /// Adds a parameter at the end.
     ///
     /// # Errors
-    /// A name or role that is there already; only [`Role::Outside`] may come several times.
-    pub fn insert(&mut self, name: impl Into<String>, role: Role, var: Var) -> Result<()> {
-        let (name, at) = (name.into(), self.entries.len());
+    /// A name or role that is there already.
+    pub fn insert(&mut self, name: impl Into<String>, role: impl Into<Option<Role>>, var: Var) -> Result<()> {
+        let (name, role, at) = (name.into(), role.into(), self.entries.len());
         let again = self.by_name.insert(name.clone(), at).is_some();
-        if again || (role != Role::Outside && self.by_role.insert(role, at).is_some()) {
+        if again || role.is_some_and(|role| self.by_role.insert(role, at).is_some()) {
             candle_core::bail!("parameter {name} ({role:?}) is there twice");
         }
         self.entries.push(Parameter { name, role, var });

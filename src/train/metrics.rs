@@ -17,7 +17,7 @@ use super::objective::Student;
 use crate::atomic_file;
 use crate::model::ops::{Scoring, on_host, with_floats};
 use crate::model::spec::Part;
-use crate::model::{Again, BatchLayout, DecoderConfig, Parameters, Point, Projection, Taps};
+use crate::model::{Again, BatchLayout, Context, DecoderConfig, Parameters, Point, Projection, Role, Taps};
 
 /// Name of the file of [`Measurement`]s.
 pub const METRICS: &str = "metrics.jsonl";
@@ -93,12 +93,12 @@ impl Metrics {
             let mut heads = vec![0.0; count];
             let mut attends = false;
             for (entry, gradient) in trained.entries().iter().zip(&outcome.gradients) {
-                if entry.role.layer() != Some(layer) {
+                if entry.layer() != Some(layer) {
                     continue;
                 }
                 metrics.gradient += squares(gradient)?;
                 // Each head's rows of the one matrix, columns of the other.
-                let by_head = match entry.role.part() {
+                let by_head = match entry.role.and_then(Role::part) {
                     Some(Part::Weight(Projection::Query)) => Some(0),
                     Some(Part::Weight(Projection::Output)) => Some(1),
                     _ => None,
@@ -188,28 +188,21 @@ impl Taps for Measuring {
         self.inner.again(layer)
     }
 
-    fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
-        let tensor = self.inner.tap(point, layer, tensor)?;
+    fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> Result<Tensor> {
+        let tensor = self.inner.tap(point, at, tensor)?;
         match point {
-            Point::BlockOutput => self.layers[layer].variance = variance(&tensor, 1)?[0],
+            Point::BlockOutput => self.layers[at.layer].variance = variance(&tensor, 1)?[0],
             Point::AttentionContext => {
-                self.layers[layer].variance_by_head = variance(&tensor, tensor.dim(2)?)?;
+                self.layers[at.layer].variance_by_head = variance(&tensor, tensor.dim(2)?)?;
             }
             _ => {}
         }
         Ok(tensor)
     }
 
-    fn attend(
-        &mut self,
-        layer: usize,
-        query: &Tensor,
-        key: &Tensor,
-        scoring: Scoring,
-        layout: &BatchLayout,
-    ) -> Result<()> {
-        self.layers[layer].entropy_by_head = entropies(query, key, scoring, layout)?;
-        self.inner.attend(layer, query, key, scoring, layout)
+    fn attend(&mut self, at: Context, query: &Tensor, key: &Tensor, scoring: Scoring) -> Result<()> {
+        self.layers[at.layer].entropy_by_head = entropies(query, key, scoring, at.layout())?;
+        self.inner.attend(at, query, key, scoring)
     }
 }
 

@@ -75,8 +75,14 @@ fn gradients_of_a_felix_spoke_are_those_of_pytorch() {
     compare("felix", "felix = { spokes = 2, rank = 3 }", |name| weights[&format!("felix.{name}")].clone());
 }
 
-/// Three steps from the fixture's start, of parameters with such roles that the right optimiser moves them.
-fn moved(matrices: Matrices, role: fn(usize) -> Role, names: &[&str], adamw: AdamWConfig) -> Vec<Var> {
+/// Three steps from the fixture's start, of parameters with such roles that the right optimiser
+/// moves them.
+fn moved(
+    matrices: Matrices,
+    role: fn(usize) -> Option<Role>,
+    names: &[&str],
+    adamw: AdamWConfig,
+) -> Vec<Var> {
     let fixture = tensors("train/optimisers.safetensors");
     let mut parameters = Parameters::default();
     for (layer, name) in names.iter().enumerate() {
@@ -100,10 +106,10 @@ fn optimisers_step_as_pytorchs_do() {
     let off = AdamWConfig { lr: 1e3, ..adamw };
     let rate = Some(adamw.lr);
     let (all, matrices) = (&["wide", "tall", "vector"][..], &["wide", "tall"][..]);
-    let outside: fn(usize) -> Role = |_| Role::Outside;
-    let of_block: fn(usize) -> Role =
-        |layer| Role::Block { layer, part: Part::Weight(Projection::Up) };
-    let of_ends: fn(usize) -> Role = |at| if at == 0 { Role::Embedding } else { Role::Head };
+    let outside: fn(usize) -> Option<Role> = |_| None;
+    let of_block: fn(usize) -> Option<Role> =
+        |layer| Some(Role::Block { layer, part: Part::Weight(Projection::Up) });
+    let of_ends: fn(usize) -> Option<Role> = |at| Some(if at == 0 { Role::Embedding } else { Role::Head });
     // Each group at the fixture's rate, by the general one and by its own.
     let cases = [
         ("adamw", Matrices::Muon, outside, all, adamw),

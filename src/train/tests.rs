@@ -55,7 +55,8 @@ fn made(stage: Stage, step: u64, long_rows: LongRows) -> Result<Batch, TrainErro
     batch(&Mixture::new(vec![domain()], 1), &[1.0], stage, step, long_rows)
 }
 
-/// A model whose every part matters in short documents: windows are short, both kinds of mixers are there.
+/// A model whose every part matters in short documents: windows are short, both kinds of mixers are
+/// there.
 pub(super) fn model(family: Family, tied: bool, vocab_size: usize) -> (Decoder, Parameters) {
     let shape = Uniform {
         family,

@@ -43,7 +43,7 @@ pub(super) fn to_gguf(
     let mut sources = sources.into_iter();
     writer.write(target, |tensor| {
         let (pair, side, factor) = sources.next().expect("each tensor was announced with its source");
-        let role = parameter(pair);
+        let role = role_of(&pair.target);
         let values = match side {
             // PEFT keeps a column for each token, llama.cpp a row.
             Side::A if pair.target == EMBEDDING => transpose(&container.values(&pair.a)?, pair.rank as usize),
@@ -73,12 +73,6 @@ fn order(post: &Post) -> Result<&Order, Defect> {
     post.order.as_ref().ok_or_else(|| Defect::NotConvertible { why: why() })
 }
 
-/// The parameter that a pair changes.
-fn parameter(pair: &Pair) -> Role {
-    // A target without a role was refused before, or will be refused under its own name.
-    role_of(&pair.target).unwrap_or(Role::Outside)
-}
-
 /// Writes a PEFT folder from llama.cpp's LoRA file.
 pub(super) fn to_peft(
     file: &Gguf,
@@ -98,7 +92,7 @@ pub(super) fn to_peft(
             let none = || Defect::UnknownTarget { tensor: pair.a.name.clone(), target: pair.target.clone() };
             peft::names::write(&pair.target, side).ok_or_else(|| refuse(none()))
         };
-        let parameter = parameter(pair);
+        let parameter = role_of(&pair.target);
         if order.is_none() && architecture.is_none_or(|found| needs_order(found, parameter)) {
             let why = "rows of some matrices are ordered, or scaled, by the post's shape";
             return Err(refuse(Defect::PostNeeded { why }));

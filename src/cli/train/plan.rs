@@ -66,14 +66,14 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
         None => None,
     };
     let whole = config.parameter_count() as f64;
-    let shapes: Vec<(Role, Vec<usize>)> = match &recipe.adapter {
-        None => config.parameters().iter().map(|spec| (spec.role, spec.shape())).collect(),
+    let shapes: Vec<(Option<Role>, Vec<usize>)> = match &recipe.adapter {
+        None => config.parameters().iter().map(|spec| (Some(spec.role), spec.shape())).collect(),
         Some(recipe) => {
             let parameters = adapter::initial(recipe, &config, 0)?;
             parameters.entries().iter().map(|entry| (entry.role, entry.var.dims().to_vec())).collect()
         }
     };
-    let elements = |of: &dyn Fn(Role, &[usize]) -> usize| -> f64 {
+    let elements = |of: &dyn Fn(Option<Role>, &[usize]) -> usize| -> f64 {
         let each = shapes.iter().map(|(role, dims)| dims.iter().product::<usize>() * of(*role, dims));
         each.sum::<usize>() as f64
     };

@@ -8,8 +8,8 @@ use crate::gguf::{Array, FromValue as _, PerBlock, Rule, Value};
 /// Architectures that are checked.
 pub(super) const KNOWN: [&str; 6] = ["llama", "deci", "qwen2", "qwen3", "gemma2", "qwen35"];
 
-/// A Llama whose blocks may have other numbers of heads and other feed-forward widths, or no attention
-/// or feed-forward part at all.
+/// A Llama whose blocks may have other numbers of heads and other feed-forward widths, or no
+/// attention or feed-forward part at all.
 const PER_BLOCK: &str = "deci";
 
 /// The sizes that determine the tensors of a dense decoder.
@@ -60,7 +60,8 @@ impl Check<'_> {
         let key = |name: &str| format!("{architecture}.{name}");
         let embedding = self.positive(&key("embedding_length"))?;
         let counts = self.counts(architecture, blocks)?;
-        // llama.cpp derives the width of a head from the first block, and has none without one there.
+        // llama.cpp derives the width of a head from the first block, and has none without one
+        // there.
         let heads = counts[0].heads as u32;
         if heads == 0 {
             let expected = "more than 0 in the first block";
@@ -164,13 +165,12 @@ impl Check<'_> {
     fn per_block(&self, key: &str, blocks: u32) -> Checked<Option<Vec<u32>>> {
         let Some(numbers) = self.optional::<PerBlock>(key)? else { return Ok(None) };
         let found = if let PerBlock::Each(numbers) = &numbers { numbers.len() as u64 } else { 1 };
-        match numbers.of(blocks as usize) {
-            Some(numbers) => Ok(Some(numbers)),
-            None => {
-                let (key, expected) = (key.to_owned(), blocks.into());
-                Err(Rule::ArrayLength { key, found, expected, why: "one per block" }.into())
-            }
-        }
+        let counts = numbers.of(blocks as usize);
+        let wrong = || {
+            let (key, expected) = (key.to_owned(), blocks.into());
+            Rule::ArrayLength { key, found, expected, why: "one per block" }.into()
+        };
+        counts.map(Some).ok_or_else(wrong)
     }
 
     fn finite_above_0(&self, key: &str) -> Checked {

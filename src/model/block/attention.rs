@@ -7,10 +7,9 @@ use candle_core::{Result, Tensor};
 use super::layers::{BlockWeights, Linear, Norm};
 use crate::model::DecoderConfig;
 use crate::model::features::AttentionBias;
-use crate::model::layout::BatchLayout;
 use crate::model::ops::{RotaryTable, Scoring, attention, rotary, sigmoid_gate};
 use crate::model::spec::{AttentionSpec, NormAt};
-use crate::model::taps::{Point, Projection, Taps};
+use crate::model::taps::{Context, Point, Projection, Taps};
 
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
@@ -61,17 +60,10 @@ impl Attention {
     }
 
     /// `[B, S, D]` of the normalised residual stream `[B, S, D]`.
-    pub(super) fn forward(
-        &self,
-        layer: usize,
-        x: &Tensor,
-        layout: &BatchLayout,
-        taps: &mut dyn Taps,
-    ) -> Result<Tensor> {
+    pub(super) fn forward(&self, at: Context, x: &Tensor, taps: &mut dyn Taps) -> Result<Tensor> {
         let &Self { heads, kv_heads, head_dim, .. } = self;
         let (batch, seq, _) = x.dims3()?;
-        let mut project =
-            |projection, weights: &Linear| taps.project(projection, layer, x, weights.forward(x)?);
+        let mut project = |projection, weights: &Linear| taps.project(projection, at, x, weights.forward(x)?);
         let q = project(Projection::Query, &self.query)?;
         let k = project(Projection::Key, &self.key)?.reshape((batch, seq, kv_heads, head_dim))?;
         let v = project(Projection::Value, &self.value)?.reshape((batch, seq, kv_heads, head_dim))?;
@@ -85,16 +77,16 @@ impl Attention {
         let turn = |x: &Tensor, norm: &Option<Norm>| {
             let factor = norm.as_ref().map(Norm::factor).transpose()?;
             let norm = factor.as_ref().zip(norm.as_ref().map(Norm::eps));
-            rotary(x, norm, &self.rotary, layout.positions())
+            rotary(x, norm, &self.rotary, at.layout().positions())
         };
         let (q, k) = (turn(&q, &self.query_norm)?, turn(&k, &self.key_norm)?);
-        taps.attend(layer, &q, &k, self.scoring, layout)?;
-        let mut context = attention(&q, &k, &v, self.scoring, layout)?;
+        taps.attend(at, &q, &k, self.scoring)?;
+        let mut context = attention(&q, &k, &v, self.scoring, at.layout())?;
         if let Some(gate) = gate {
             context = sigmoid_gate(&gate, &context)?;
         }
-        let context = taps.tap(Point::AttentionContext, layer, context)?;
+        let context = taps.tap(Point::AttentionContext, at, context)?;
         let context = context.reshape((batch, seq, heads * head_dim))?;
-        taps.project(Projection::Output, layer, &context, self.output.forward(&context)?)
+        taps.project(Projection::Output, at, &context, self.output.forward(&context)?)
     }
 }

@@ -13,17 +13,19 @@ use candle_core::{DType, Result, Tensor, TensorId, Var};
 use super::Block;
 use crate::model::layout::BatchLayout;
 use crate::model::ops::given::{given1, given2};
-use crate::model::taps::{Again, Taps};
+use crate::model::taps::{Again, Pass, Taps};
 
 /// [`Block::inner`] of x `[B, S, D]`, with nothing kept but x.
 pub(super) fn inner(
     block: &Block,
     x: Tensor,
-    layout: &BatchLayout,
+    pass: Pass,
     taps: &mut dyn Taps,
     again: Again,
 ) -> Result<Tensor> {
-    let result = block.inner(x.detach(), layout, taps)?.detach();
+    let result = block.inner(x.detach(), pass, taps)?;
+    check_named(block, &again, &result)?;
+    let result = result.detach();
     let variables = block.variables.iter().chain(&again.variables).filter(|tensor| tensor.is_variable());
     let variables: Vec<Tensor> = variables.cloned().collect();
     if variables.is_empty() && !x.track_op() {
@@ -38,12 +40,45 @@ pub(super) fn inner(
     let again = Recomputed {
         block: block.clone(),
         x: x.detach(),
-        layout: layout.clone(),
+        layout: pass.layout.clone(),
+        step: pass.step,
         again,
         variables,
         gradients,
     };
     given2("checkpoint", &x, &chain, result, move |grad| Ok([again.backward(grad)?, Some(zero.clone())]))
+}
+
+/// Refuses taps that name other variables than those from which they compute: gradients would be
+/// lost without a word.
+fn check_named(block: &Block, again: &Again, result: &Tensor) -> Result<()> {
+    let layer = block.layer;
+    let known = |variables: &[Tensor], id: TensorId| variables.iter().any(|variable| variable.id() == id);
+    let reached: Vec<&Tensor> = result.sorted_nodes().into_iter().filter(|node| node.is_variable()).collect();
+    for variable in &reached {
+        if !known(&block.variables, variable.id()) && !known(&again.variables, variable.id()) {
+            candle_core::bail!(
+                "block {layer} is computed again in the backward pass, and its taps compute from a variable of shape {:?} \
+                 that Taps::again doesn't name; its gradient would be lost",
+                variable.dims()
+            );
+        }
+    }
+    for named in &again.variables {
+        let root = named.is_variable() || !named.track_op();
+        if !root || (named.is_variable() && !reached.iter().any(|variable| variable.id() == named.id())) {
+            candle_core::bail!(
+                "block {layer} is computed again in the backward pass, and Taps::again names a tensor of shape {:?} {}",
+                named.dims(),
+                if root {
+                    "from which nothing in the block is computed"
+                } else {
+                    "that is no variable but computed from one"
+                }
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Where a block leaves the gradients of its variables.
@@ -70,6 +105,7 @@ struct Recomputed {
     block: Block,
     x: Tensor,
     layout: BatchLayout,
+    step: u64,
     again: Again,
     variables: Vec<Tensor>,
     gradients: Gradients,
@@ -80,7 +116,8 @@ impl Recomputed {
     fn backward(&self, grad: &Tensor) -> Result<Option<Tensor>> {
         let input = Var::from_tensor(&self.x)?;
         let mut taps = (self.again.taps)();
-        let result = self.block.inner(input.as_tensor().clone(), &self.layout, &mut *taps)?;
+        let pass = Pass { layout: &self.layout, step: self.step };
+        let result = self.block.inner(input.as_tensor().clone(), pass, &mut *taps)?;
         let mut store = begin(&result, grad)?.backward()?;
         let mut gradients = self.gradients.lock();
         for variable in &self.variables {

@@ -5,10 +5,9 @@ use candle_core::{Result, Tensor};
 use super::layers::{BlockWeights, Linear, Norm};
 use crate::model::DecoderConfig;
 use crate::model::features::{DeltaNetShape, NormWeight};
-use crate::model::layout::BatchLayout;
 use crate::model::ops::{decay, delta_rule, short_convolution, swiglu};
 use crate::model::spec::{NormAt, Part};
-use crate::model::taps::{Point, Projection, Taps};
+use crate::model::taps::{Context, Point, Projection, Taps};
 
 #[derive(Debug, Clone)]
 pub(super) struct DeltaNet {
@@ -43,29 +42,22 @@ impl DeltaNet {
     }
 
     /// `[B, S, D]` of the normalised residual stream `[B, S, D]`.
-    pub(super) fn forward(
-        &self,
-        layer: usize,
-        x: &Tensor,
-        layout: &BatchLayout,
-        taps: &mut dyn Taps,
-    ) -> Result<Tensor> {
+    pub(super) fn forward(&self, at: Context, x: &Tensor, taps: &mut dyn Taps) -> Result<Tensor> {
         let DeltaNetShape { value_heads, value_dim, .. } = self.shape;
         let (batch, seq, _) = x.dims3()?;
-        let mut project =
-            |projection, weights: &Linear| taps.project(projection, layer, x, weights.forward(x)?);
+        let mut project = |projection, weights: &Linear| taps.project(projection, at, x, weights.forward(x)?);
         let mixed = project(Projection::DeltaMixed, &self.mixed)?;
         let gate = project(Projection::DeltaGate, &self.gate)?;
         let strength = project(Projection::DeltaStrength, &self.strength)?;
         let time = project(Projection::DeltaTime, &self.time)?;
-        let mixed = short_convolution(&mixed, &self.convolution, layout)?;
+        let mixed = short_convolution(&mixed, &self.convolution, at.layout())?;
         let strength = candle_nn::ops::sigmoid(&strength)?; // [B, S, value heads]
         let decay = decay(&time, &self.rate, &self.time_bias)?; // [B, S, value heads]
-        let read = delta_rule(&mixed, &decay, &strength, self.shape, layout)?;
+        let read = delta_rule(&mixed, &decay, &strength, self.shape, at.layout())?;
         let gate = gate.reshape((batch, seq, value_heads, value_dim))?;
         let context = swiglu(&gate, &self.norm.forward(&read)?)?;
-        let context = taps.tap(Point::AttentionContext, layer, context)?;
+        let context = taps.tap(Point::AttentionContext, at, context)?;
         let context = context.reshape((batch, seq, value_heads * value_dim))?;
-        taps.project(Projection::DeltaOutput, layer, &context, self.output.forward(&context)?)
+        taps.project(Projection::DeltaOutput, at, &context, self.output.forward(&context)?)
     }
 }

@@ -58,7 +58,7 @@ impl BlockWeights<'_> {
     /// Those that collect gradients.
     pub(super) fn variables(self) -> Vec<Tensor> {
         let Weights { parameters, frozen } = self.weights;
-        let of_block = parameters.entries().iter().filter(|entry| entry.role.layer() == Some(self.layer));
+        let of_block = parameters.entries().iter().filter(|entry| entry.layer() == Some(self.layer));
         of_block.filter(|_| !frozen).map(|entry| entry.var.as_tensor().clone()).collect()
     }
 

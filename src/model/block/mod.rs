@@ -17,9 +17,8 @@ pub(super) use layers::{Norm, Weights};
 pub(super) use rotary_tables::RotaryTables;
 
 use super::DecoderConfig;
-use super::layout::BatchLayout;
 use super::spec::{BlockSpec, Mixer, NormAt};
-use super::taps::{Point, Taps};
+use super::taps::{Context, Pass, Point, Taps};
 
 /// A block over shared parameters.
 #[derive(Debug, Clone)]
@@ -75,33 +74,33 @@ impl Block {
     pub(super) fn forward(
         &self,
         x: Tensor,
-        layout: &BatchLayout,
+        pass: Pass,
         taps: &mut dyn Taps,
         recompute: bool,
     ) -> Result<Tensor> {
-        let layer = self.layer;
-        let x = taps.tap(Point::Residual, layer, x)?;
-        let again = if recompute { taps.again(layer) } else { None };
+        let at = Context { layer: self.layer, pass };
+        let x = taps.tap(Point::Residual, at, x)?;
+        let again = if recompute { taps.again(self.layer) } else { None };
         let x = match again {
-            Some(again) => checkpoint::inner(self, x, layout, taps, again)?,
-            None => self.inner(x, layout, taps)?,
+            Some(again) => checkpoint::inner(self, x, pass, taps, again)?,
+            None => self.inner(x, pass, taps)?,
         };
-        taps.tap(Point::BlockOutput, layer, x)
+        taps.tap(Point::BlockOutput, at, x)
     }
 
     /// What lies between the taps of the residual stream.
-    fn inner(&self, x: Tensor, layout: &BatchLayout, taps: &mut dyn Taps) -> Result<Tensor> {
-        let layer = self.layer;
-        let normed = taps.tap(Point::AttentionNorm, layer, self.mixer_norm.forward(&x)?)?;
+    fn inner(&self, x: Tensor, pass: Pass, taps: &mut dyn Taps) -> Result<Tensor> {
+        let at = Context { layer: self.layer, pass };
+        let normed = taps.tap(Point::AttentionNorm, at, self.mixer_norm.forward(&x)?)?;
         let mixed = match &self.mixer {
-            MixerPart::Attention(attention) => attention.forward(layer, &normed, layout, taps)?,
-            MixerPart::DeltaNet(delta_net) => delta_net.forward(layer, &normed, layout, taps)?,
+            MixerPart::Attention(attention) => attention.forward(at, &normed, taps)?,
+            MixerPart::DeltaNet(delta_net) => delta_net.forward(at, &normed, taps)?,
         };
         let mixed = Norm::after(self.after_mixer.as_ref(), mixed)?;
-        let x = (x + taps.tap(Point::AttentionOutput, layer, mixed)?)?;
-        let normed = taps.tap(Point::FfnNorm, layer, self.ffn_norm.forward(&x)?)?;
-        let fed = self.ffn.forward(layer, &normed, taps)?;
+        let x = (x + taps.tap(Point::AttentionOutput, at, mixed)?)?;
+        let normed = taps.tap(Point::FfnNorm, at, self.ffn_norm.forward(&x)?)?;
+        let fed = self.ffn.forward(at, &normed, taps)?;
         let fed = Norm::after(self.after_ffn.as_ref(), fed)?;
-        x + taps.tap(Point::FfnOutput, layer, fed)?
+        x + taps.tap(Point::FfnOutput, at, fed)?
     }
 }

@@ -21,7 +21,8 @@ const DEFAULT_SECTIONS: [usize; 3] = [11, 11, 10];
 /// into the query weights, and an import needs to know.
 pub(super) const QUERY_SCALAR_KEY: &str = "bespoke.attention.query_scalar";
 
-/// Writes what a decoder is, of which [`super::limits`] has nothing to refuse; `file_type` is llama.cpp's `LLAMA_FTYPE_*`.
+/// Writes what a decoder is, of which [`super::limits`] has nothing to refuse; `file_type` is
+/// llama.cpp's `LLAMA_FTYPE_*`.
 pub(in crate::model) fn write_config(
     config: &DecoderConfig,
     name: &str,
@@ -257,7 +258,8 @@ impl Keys<'_> {
         FileError::key(self.file.path(), self.name(name), found, expected)
     }
 
-    /// Reads what sets the architecture apart into its usual configuration; `attention` is its usual one.
+    /// Reads what sets the architecture apart into its usual configuration; `attention` is its
+    /// usual one.
     fn read_features(&self, attention: &AttentionSpec, config: &mut DecoderConfig) -> Result<(), FileError> {
         match config.family {
             Family::Llama => {

@@ -1,4 +1,5 @@
-//! What llama.cpp's graphs do not compute: such decoders stay Hugging Face folders, and an export says why.
+//! What llama.cpp's graphs do not compute: such decoders stay Hugging Face folders, and an export
+//! says why.
 
 use std::path::Path;
 
@@ -10,7 +11,8 @@ use crate::model::{DecoderConfig, FileError};
 /// What each block of a Llama may have another number of, by the names of `config.json`.
 const LLAMA_PER_BLOCK: [&str; 3] = ["num_attention_heads", "num_key_value_heads", "intermediate_size"];
 
-/// Refuses a decoder that llama.cpp would compute otherwise, or not load. `path` is its `config.json`.
+/// Refuses a decoder that llama.cpp would compute otherwise, or not load. `path` is its
+/// `config.json`.
 ///
 /// # Errors
 /// The key, its value, and what llama.cpp's graph of this architecture has instead.

@@ -3,7 +3,8 @@
 use crate::model::spec::{NormAt, Part, Role};
 use crate::model::{BlockSpec, DecoderConfig, Family, Projection};
 
-/// llama.cpp's name of each part of a block (without `blk.N.`), but for biases, and for norms that families name otherwise.
+/// llama.cpp's name of each part of a block (without `blk.N.`), but for biases, and for norms that
+/// families name otherwise.
 const PARTS: [(Part, &str); 22] = [
     (Part::Norm(NormAt::BeforeMixer), "attn_norm.weight"),
     (Part::Weight(Projection::Query), "attn_q.weight"),
@@ -47,8 +48,8 @@ pub fn architecture(family: Family) -> &'static str {
     }
 }
 
-/// llama.cpp's graph of a Llama whose blocks may each have another number of heads and another feed-forward width. Its graph
-/// of `llama` reads these of the first block.
+/// llama.cpp's graph of a Llama whose blocks may each have another number of heads and another
+/// feed-forward width. Its graph of `llama` reads these of the first block.
 const LLAMA_PER_BLOCK: &str = "deci";
 
 /// llama.cpp's name of the architecture that computes a decoder.
@@ -66,7 +67,8 @@ pub fn family_of(architecture_name: &str) -> Option<Family> {
     Family::ALL.into_iter().find(|family| architecture(*family) == architecture_name)
 }
 
-/// Whether llama.cpp reads numbers of heads and feed-forward widths for each block of an architecture.
+/// Whether llama.cpp reads numbers of heads and feed-forward widths for each block of an
+/// architecture.
 pub fn is_per_block(architecture: &str) -> bool {
     architecture == LLAMA_PER_BLOCK
 }
@@ -104,8 +106,8 @@ pub fn role_of(name: &str) -> Option<Role> {
     Some(Role::Block { layer: layer.parse::<u32>().ok()? as usize, part }).filter(|_| !ambiguous)
 }
 
-/// Dimensions in ggml's order (row length first) of a parameter of this shape. A depthwise kernel has no dimension for its
-/// one input channel.
+/// Dimensions in ggml's order (row length first) of a parameter of this shape. A depthwise kernel
+/// has no dimension for its one input channel.
 pub fn gguf_dims(shape: &[usize]) -> Vec<u64> {
     let dims = shape.iter().rev().map(|&dim| dim as u64);
     match shape {
@@ -136,10 +138,7 @@ mod tests {
         assert_eq!(role_of("blk.7.attn_q.bias"), None);
         assert_eq!(name("model.layers.7.mlp.up_proj.scale"), None);
         assert_eq!(name("model.layers.7.other.weight"), None);
-        assert_eq!(
-            name("model.layers.0.post_attention_layernorm.weight").unwrap(),
-            "blk.0.ffn_norm.weight"
-        );
+        assert_eq!(name("model.layers.0.post_attention_layernorm.weight").unwrap(), "blk.0.ffn_norm.weight");
         let norm = |family, at| gguf_name(family, Role::Block { layer: 0, part: Part::Norm(at) }).unwrap();
         assert_eq!(norm(Family::Gemma2, NormAt::AfterMixer), "blk.0.post_attention_norm.weight");
         assert_eq!(norm(Family::Qwen3_5, NormAt::BeforeFfn), "blk.0.post_attention_norm.weight");

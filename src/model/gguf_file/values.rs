@@ -102,24 +102,35 @@ impl Order {
             }),
         };
         let query_factor = (assumed / scalar).sqrt() as f32;
-        let heads = heads.into_iter().zip(kv_heads).map(|(heads, kv_heads)| Some([heads, kv_heads])).collect();
+        let heads =
+            heads.into_iter().zip(kv_heads).map(|(heads, kv_heads)| Some([heads, kv_heads])).collect();
         Ok(Some(Self { family, heads, head_dim, query_factor, delta_net }))
     }
 
     /// A matrix of a LoRA on a parameter as llama.cpp's file of the weights wants it.
-    pub(crate) fn half_to_gguf(&self, role: Role, half: LoraSide, mut values: Vec<f32>) -> Vec<f32> {
-        for step in self.steps(role).into_iter().filter(|step| step.acts_on(half)) {
+    pub(crate) fn half_to_gguf(&self, role: Option<Role>, half: LoraSide, mut values: Vec<f32>) -> Vec<f32> {
+        for step in self.half_steps(role, half) {
             values = step.apply(values);
         }
         values
     }
 
     /// The inverse of [`Self::half_to_gguf`].
-    pub(crate) fn half_from_gguf(&self, role: Role, half: LoraSide, mut values: Vec<f32>) -> Vec<f32> {
-        for step in self.steps(role).into_iter().rev().filter(|step| step.acts_on(half)) {
+    pub(crate) fn half_from_gguf(
+        &self,
+        role: Option<Role>,
+        half: LoraSide,
+        mut values: Vec<f32>,
+    ) -> Vec<f32> {
+        for step in self.half_steps(role, half).into_iter().rev() {
             values = step.undo(values);
         }
         values
+    }
+
+    fn half_steps(&self, role: Option<Role>, half: LoraSide) -> Vec<Step> {
+        let steps = role.map(|role| self.steps(role)).unwrap_or_default();
+        steps.into_iter().filter(|step| step.acts_on(half)).collect()
     }
 
     fn steps(&self, role: Role) -> Vec<Step> {
@@ -129,7 +140,7 @@ impl Order {
         };
         let (layer, part) = match role {
             Role::FinalNorm => return norm(),
-            Role::Embedding | Role::Head | Role::Outside => return vec![],
+            Role::Embedding | Role::Head => return vec![],
             Role::Block { layer, part } => (layer, part),
         };
         match part {
@@ -158,9 +169,9 @@ impl Order {
 
 /// Whether models of an architecture may store what a LoRA on this parameter changes in another order or scale than Hugging
 /// Face: then the model must be known.
-pub(crate) fn needs_order(found: &str, role: Role) -> bool {
+pub(crate) fn needs_order(found: &str, role: Option<Role>) -> bool {
     use Projection::{DeltaGate, DeltaMixed, DeltaOutput, DeltaStrength, DeltaTime, Key, Query};
-    let Some(part) = role.part() else { return false };
+    let Some(part) = role.and_then(Role::part) else { return false };
     let weight = if let Part::Weight(projection) = part { Some(projection) } else { None };
     match family_of(found) {
         Some(Family::Llama) => matches!(weight, Some(Query | Key)),
@@ -209,9 +220,9 @@ fn delta_tile(shape: DeltaNetShape, part: Part) -> Option<Step> {
     }
     let tile = |skip: usize, block: usize| Tile { skip, key_heads, per_key, block };
     match part {
-        Part::DecayRate | Part::TimeBias | Part::Weight(Projection::DeltaTime | Projection::DeltaStrength) => {
-            Some(Step::Rows(tile(0, 1)))
-        }
+        Part::DecayRate
+        | Part::TimeBias
+        | Part::Weight(Projection::DeltaTime | Projection::DeltaStrength) => Some(Step::Rows(tile(0, 1))),
         Part::Weight(Projection::DeltaMixed) | Part::Convolution => {
             Some(Step::Rows(tile(shape.channels() - shape.values(), value_dim)))
         }

@@ -10,8 +10,8 @@ use crate::model::features::{AttentionBias, Family};
 use crate::model::file_error::FileError;
 use crate::model::spec::{AttentionSpec, BlockSpec, DecoderConfig, Mixer, first_difference};
 
-/// Keys that get a list, one entry per block, where blocks differ. transformers' own models take one number only, and
-/// refuse a list; nothing else could load such weights.
+/// Keys that get a list, one entry per block, where blocks differ. transformers' own models take
+/// one number only, and refuse a list; nothing else could load such weights.
 const PER_BLOCK: [&str; 3] = ["num_attention_heads", "num_key_value_heads", "intermediate_size"];
 
 /// The object of a `config.json`, which will be at this path.
@@ -30,9 +30,8 @@ pub fn render(config: &DecoderConfig, ids: &TokenIds, path: &Path) -> Result<Val
         several => json!(several),
     };
     let attention = attention(config);
-    let of_attention = |block: &BlockSpec, of: fn(&AttentionSpec) -> usize| {
-        of(block.attention().unwrap_or(&attention))
-    };
+    let of_attention =
+        |block: &BlockSpec, of: fn(&AttentionSpec) -> usize| of(block.attention().unwrap_or(&attention));
     let mut object = json!({
         "architectures": [architecture],
         "model_type": model_type,
@@ -59,8 +58,8 @@ pub fn render(config: &DecoderConfig, ids: &TokenIds, path: &Path) -> Result<Val
     Ok(object)
 }
 
-/// The decoder's attention. Where no block has any, numbers that transformers wants to see all the same: those that the sizes
-/// of a DeltaNet follow from where a recipe has no others.
+/// The decoder's attention. Where no block has any, numbers that transformers wants to see all the
+/// same: those that the sizes of a DeltaNet follow from where a recipe has no others.
 fn attention(config: &DecoderConfig) -> AttentionSpec {
     if let Some(attention) = config.attention().next() {
         return attention.clone();

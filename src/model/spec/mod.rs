@@ -1,4 +1,5 @@
-//! What a decoder is, block by block. Blocks of one decoder may differ in everything but the width of the residual stream.
+//! What a decoder is, block by block. Blocks of one decoder may differ in everything but the width
+//! of the residual stream.
 
 mod config;
 mod difference;
@@ -83,7 +84,8 @@ pub struct AttentionSpec {
     pub bias: AttentionBias,
     /// Whether q and k are normalised per head before rotation.
     pub qk_norm: bool,
-    /// Whether the context is multiplied by a sigmoid gate, which the query projection gives together with each head.
+    /// Whether the context is multiplied by a sigmoid gate, which the query projection gives
+    /// together with each head.
     pub output_gate: bool,
     /// Scores are divided by the square root of this: the width of a head, but for some models.
     pub query_scalar: f64,

@@ -24,8 +24,8 @@ impl ParameterSpec {
 }
 
 impl DecoderConfig {
-    /// All parameters in their fixed order: embedding, blocks, final norm, head. Optimisers, checkpoints, hashes and the
-    /// random numbers of initial values rely on it.
+    /// All parameters in their fixed order: embedding, blocks, final norm, head. Optimisers,
+    /// checkpoints, hashes and the random numbers of initial values rely on it.
     pub fn parameters(&self) -> Vec<ParameterSpec> {
         let d = Axis::Residual(self.hidden_size);
         let vocabulary = Axis::Vocabulary(self.vocab_size);
@@ -92,7 +92,13 @@ fn attention_entries(attention: &AttentionSpec, d: Axis, entries: &mut Vec<Entry
     matrix(Projection::Query, Axis::Heads { heads, width }, d, some, entries);
     matrix(Projection::Key, kv, d, some, entries);
     matrix(Projection::Value, kv, d, some, entries);
-    matrix(Projection::Output, d, Axis::heads(attention), bias == AttentionBias::All, entries);
+    matrix(
+        Projection::Output,
+        d,
+        Axis::Heads { heads, width: head_dim },
+        bias == AttentionBias::All,
+        entries,
+    );
     if attention.qk_norm {
         for at in [NormAt::Query, NormAt::Key] {
             entries.push((Part::Norm(at), vec![Axis::HeadWidth(head_dim)]));

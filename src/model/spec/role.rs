@@ -1,6 +1,6 @@
 //! What parameters are for, and their names: the only place that knows Hugging Face's.
 
-use super::AttentionSpec;
+use crate::model::features::DeltaNetShape;
 use crate::model::taps::Projection;
 
 /// What a parameter is for.
@@ -19,8 +19,6 @@ pub enum Role {
     FinalNorm,
     /// The output matrix.
     Head,
-    /// No part of a decoder or adapter: what an objective brings along to be trained.
-    Outside,
 }
 
 /// A part of a block.
@@ -129,7 +127,7 @@ impl Role {
     pub fn layer(self) -> Option<usize> {
         match self {
             Self::Block { layer, .. } => Some(layer),
-            Self::Embedding | Self::FinalNorm | Self::Head | Self::Outside => None,
+            Self::Embedding | Self::FinalNorm | Self::Head => None,
         }
     }
 
@@ -137,7 +135,7 @@ impl Role {
     pub fn part(self) -> Option<Part> {
         match self {
             Self::Block { part, .. } => Some(part),
-            Self::Embedding | Self::FinalNorm | Self::Head | Self::Outside => None,
+            Self::Embedding | Self::FinalNorm | Self::Head => None,
         }
     }
 
@@ -147,17 +145,13 @@ impl Role {
         matches!(self.part(), Some(Part::Weight(_) | Part::Lora(..) | Part::Felix(Down | Up)))
     }
 
-    /// Its name among the parameters of a model, as Hugging Face has it. `post_norms`: whether its block has norms after its
-    /// parts too, which changes what one name means.
-    ///
-    /// # Panics
-    /// [`Role::Outside`], whose names others give.
+    /// Its name among the parameters of a model, as Hugging Face has it. `post_norms`: whether its
+    /// block has norms after its parts too, which changes what one name means.
     pub fn name(self, post_norms: bool) -> String {
         let (layer, part) = match self {
             Self::Embedding => return "model.embed_tokens.weight".to_owned(),
             Self::FinalNorm => return "model.norm.weight".to_owned(),
             Self::Head => return "lm_head.weight".to_owned(),
-            Self::Outside => panic!("what is outside of a decoder has no name in one"),
             Self::Block { layer, part } => (layer, part),
         };
         let within = match part {
@@ -179,7 +173,8 @@ impl Role {
         format!("model.layers.{layer}.{within}")
     }
 
-    /// The role of a parameter with this name in a model without norms after the parts of its blocks; none for other names.
+    /// The role of a parameter with this name in a model without norms after the parts of its
+    /// blocks; none for other names.
     pub fn of(name: &str) -> Option<Self> {
         let outer = [Self::Embedding, Self::FinalNorm, Self::Head];
         if let Some(role) = outer.into_iter().find(|role| role.name(false) == name) {
@@ -202,7 +197,8 @@ impl Role {
     }
 }
 
-/// One dimension of a parameter: which of the decoder's widths it has. Pruning cuts all axes of a width together.
+/// One dimension of a parameter: which of the decoder's widths it has. Pruning cuts all axes of a
+/// width together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Axis {
     /// Vocabulary entries.
@@ -227,10 +223,11 @@ pub enum Axis {
     HeadWidth(usize),
     /// Width F of the feed-forward intermediate.
     Ffn(usize),
-    /// Channels of a DeltaNet's short convolution: q and k of all key heads, then v of all value heads.
-    DeltaChannels(super::DeltaNetShape),
+    /// Channels of a DeltaNet's short convolution: q and k of all key heads, then v of all value
+    /// heads.
+    DeltaChannels(DeltaNetShape),
     /// Value heads of a DeltaNet, each as wide as its values.
-    DeltaValues(super::DeltaNetShape),
+    DeltaValues(DeltaNetShape),
     /// One for each value head of a DeltaNet.
     DeltaHeads(usize),
     /// Width of one value head of a DeltaNet.
@@ -242,11 +239,6 @@ pub enum Axis {
 }
 
 impl Axis {
-    /// Query heads of an attention.
-    pub(super) fn heads(attention: &AttentionSpec) -> Self {
-        Self::Heads { heads: attention.heads, width: attention.head_dim }
-    }
-
     /// Elements along it.
     pub fn size(self) -> usize {
         match self {
@@ -283,7 +275,9 @@ mod tests {
                 assert_eq!(found, Some(parameter.role), "{}", parameter.name);
             }
         }
-        for other in ["model.layers.07.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.scale", "lm_head.bias"] {
+        for other in
+            ["model.layers.07.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.scale", "lm_head.bias"]
+        {
             assert_eq!(Role::of(other), None, "{other}");
         }
     }

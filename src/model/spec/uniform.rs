@@ -1,4 +1,5 @@
-//! Decoders as most are: one shape for all blocks, with the features that the architecture's published models have.
+//! Decoders as most are: one shape for all blocks, with the features that the architecture's
+//! published models have.
 
 use super::{AttentionSpec, BlockSpec, DecoderConfig, FeedForwardSpec, Mixer, RopeScaling};
 use crate::model::features::{Activation, AttentionBias, DEFAULT_WINDOW, DeltaNetShape, Family};

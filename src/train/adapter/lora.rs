@@ -8,7 +8,7 @@ use rand::Rng;
 
 use crate::model::ops::{linear, low_rank};
 use crate::model::spec::{LoraSide, Part};
-use crate::model::{Again, DecoderConfig, Parameters, Projection, Role, Taps};
+use crate::model::{Again, Context, DecoderConfig, Parameters, Projection, Role, Taps};
 use crate::train::recipe::LoraRecipe;
 
 /// A LoRA over shared parameters.
@@ -37,11 +37,11 @@ impl Taps for Lora {
     fn project(
         &mut self,
         projection: Projection,
-        layer: usize,
+        at: Context,
         input: &Tensor,
         output: Tensor,
     ) -> Result<Tensor> {
-        match self.pairs.get(&(projection, layer)) {
+        match self.pairs.get(&(projection, at.layer)) {
             None => Ok(output),
             Some((a, b)) => low_rank(&output, &linear(input, a)?, b, self.scale),
         }

@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::model::ops::linear;
-use crate::model::{Again, Decoder, DecoderConfig, Parameters, Point, Role, Taps};
+use crate::model::{Again, Context, Decoder, DecoderConfig, Parameters, Point, Taps};
 use crate::train::TrainError;
 use crate::train::recipe::HiddenRecipe;
 
@@ -81,7 +81,8 @@ pub(super) fn add_maps(
 ) -> std::result::Result<(), TrainError> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x6d61_7073);
     for (at, &[ours, theirs]) in recipe.layers.iter().enumerate() {
-        for (whose, layer, layers) in [("student", ours, student.layers()), ("teacher", theirs, teacher.layers())]
+        for (whose, layer, layers) in
+            [("student", ours, student.layers()), ("teacher", theirs, teacher.layers())]
         {
             if layer >= layers {
                 let message = format!(
@@ -103,7 +104,7 @@ pub(super) fn add_maps(
         };
         let values: Vec<f32> = (0..rows * columns).map(|index| value(index, &mut rng)).collect();
         let map = Var::from_vec(values, (rows, columns), &Device::Cpu)?;
-        trained.insert(format!("{MAP_PREFIX}{at}"), Role::Outside, map)?;
+        trained.insert(format!("{MAP_PREFIX}{at}"), None, map)?;
     }
     Ok(())
 }
@@ -132,9 +133,9 @@ impl Taps for Capture {
         Some(&mut *self.inner)
     }
 
-    fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
-        let tensor = self.inner.tap(point, layer, tensor)?;
-        if let (Point::BlockOutput, Some(place)) = (point, self.found.get_mut(&layer)) {
+    fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> Result<Tensor> {
+        let tensor = self.inner.tap(point, at, tensor)?;
+        if let (Point::BlockOutput, Some(place)) = (point, self.found.get_mut(&at.layer)) {
             *place = Some(tensor.clone());
         }
         Ok(tensor)

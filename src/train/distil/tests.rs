@@ -242,7 +242,7 @@ fn a_padded_teacher_teaches_what_it_does_without_padding() {
     let mut padded = Parameters::default();
     for Parameter { name, role, var } in parameters.entries() {
         let tensor = match role {
-            Role::Embedding => {
+            Some(Role::Embedding) => {
                 let rows = Tensor::full(0.7f32, (8, var.dims()[1]), &Device::Cpu).unwrap();
                 Tensor::cat(&[var.as_tensor(), &rows], 0).unwrap()
             }

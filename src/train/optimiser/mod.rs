@@ -27,7 +27,7 @@ pub enum Matrices {
 
 impl Matrices {
     /// Moments that are kept of each element of a parameter.
-    pub fn moments(self, role: Role, dims: &[usize]) -> usize {
+    pub fn moments(self, role: Option<Role>, dims: &[usize]) -> usize {
         if self == Self::Muon && Group::of(role, dims) == Group::Matrix { 1 } else { 2 }
     }
 }
@@ -46,11 +46,11 @@ enum Group {
 }
 
 impl Group {
-    fn of(role: Role, dims: &[usize]) -> Self {
+    fn of(role: Option<Role>, dims: &[usize]) -> Self {
         match role {
             _ if dims.len() == 1 => Self::Vector,
-            Role::Embedding | Role::Head => Self::Embedding,
-            role if role.is_block_matrix() => Self::Matrix,
+            Some(Role::Embedding | Role::Head) => Self::Embedding,
+            Some(role) if role.is_block_matrix() => Self::Matrix,
             _ => Self::Other,
         }
     }
