@@ -9,6 +9,7 @@ mod check;
 mod content;
 mod dequantise;
 mod error;
+mod per_block;
 mod reader;
 mod tensor;
 mod types;
@@ -21,9 +22,10 @@ pub use dequantise::Dequantise;
 #[cfg(test)]
 pub use dequantise::quantise_rows;
 pub use error::{GgufError, Rule};
+pub use per_block::PerBlock;
 pub use reader::{Gguf, TensorInfo};
 pub use types::GgmlType;
-pub use value::{Array, FromValue, PerBlock, Value, ValueType};
+pub use value::{Array, FromValue, Value, ValueType};
 pub use writer::Writer;
 
 /// Key under which an export records the hash of the F32 tensors that it was made from. Quantised

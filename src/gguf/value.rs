@@ -231,59 +231,6 @@ impl<'a> FromValue<'a> for &'a [String] {
         if let Value::Array(Array::String(texts)) = value { Some(texts) } else { None }
     }
 }
-/// One number for all blocks, or one for each.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PerBlock {
-    /// For all.
-    Same(u32),
-    /// From the first block to the last.
-    Each(Vec<u32>),
-}
-
-impl PerBlock {
-    /// The number of each of so many blocks; none for another number of entries.
-    pub fn of(self, blocks: usize) -> Option<Vec<u32>> {
-        match self {
-            Self::Same(number) => Some(vec![number; blocks]),
-            Self::Each(numbers) => (numbers.len() == blocks).then_some(numbers),
-        }
-    }
-}
-
-impl<'a> FromValue<'a> for PerBlock {
-    const EXPECTED: &'static str = "u32, or an array of u32";
-    fn from_value(value: &'a Value) -> Option<Self> {
-        match value {
-            Value::U32(number) => Some(Self::Same(*number)),
-            Value::Array(Array::U32(numbers)) => Some(Self::Each(numbers.clone())),
-            // What llama.cpp's own converter writes.
-            Value::Array(Array::I32(numbers)) => {
-                numbers.iter().map(|&n| u32::try_from(n).ok()).collect::<Option<_>>().map(Self::Each)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// A number where all blocks have the same, which every reader knows; else an array.
-impl From<Vec<u32>> for PerBlock {
-    fn from(numbers: Vec<u32>) -> Self {
-        match numbers.first() {
-            Some(&first) if numbers.iter().all(|&n| n == first) => Self::Same(first),
-            _ => Self::Each(numbers),
-        }
-    }
-}
-
-impl From<PerBlock> for Value {
-    fn from(numbers: PerBlock) -> Self {
-        match numbers {
-            PerBlock::Same(number) => number.into(),
-            PerBlock::Each(numbers) => numbers.into(),
-        }
-    }
-}
-
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
         Self::String(text.to_owned())

@@ -276,9 +276,10 @@ fn blocks_of_other_widths_are_computed_by_llama_cpp_too() {
 /// llama.cpp would read every block with the sizes of the first.
 #[test]
 fn blocks_that_llama_cpp_takes_for_alike_are_refused_by_key_and_block() {
+    type Change = fn(&mut DecoderConfig);
     let out = tempfile::tempdir().unwrap();
     let target = out.path().join("model.gguf");
-    let cases: [(&str, &str, fn(&mut DecoderConfig)); 3] = [
+    let cases: [(&str, &str, Change); 3] = [
         ("qwen3_tied", "\"intermediate_size\" is 8 in block 1", |config| config.blocks[1].ffn.width = 8),
         ("qwen3_tied", "\"num_key_value_heads\" is 1 in block 1", |config| {
             config.blocks[1].attention_mut().unwrap().kv_heads = 1;

@@ -125,10 +125,11 @@ impl Check<'_> {
     fn counts(&self, architecture: &str, blocks: u32) -> Checked<Vec<Counts>> {
         let key = |name: &str| format!("{architecture}.{name}");
         if architecture == PER_BLOCK {
-            let ffn = self.per_block(&key("feed_forward_length"), blocks)?.unwrap_or_default();
-            let heads = self.per_block(&key("attention.head_count"), blocks)?.unwrap_or_default();
+            let per_block = |name: &str| self.file.per_block(&key(name), blocks as usize);
+            let ffn = per_block("feed_forward_length")?.unwrap_or_default();
+            let heads = per_block("attention.head_count")?.unwrap_or_default();
             let kv_key = key("attention.head_count_kv");
-            let kv_heads = self.per_block(&kv_key, blocks)?.unwrap_or_else(|| heads.clone());
+            let kv_heads = per_block("attention.head_count_kv")?.unwrap_or_else(|| heads.clone());
             if ffn.is_empty() || heads.is_empty() {
                 let key = key(if ffn.is_empty() { "feed_forward_length" } else { "attention.head_count" });
                 return Err(Rule::MissingKey { key, expected: PerBlock::EXPECTED }.into());
@@ -159,18 +160,6 @@ impl Check<'_> {
         };
         let counts = Counts { ffn: ffn.into(), heads: heads.into(), kv_heads: kv_heads.into() };
         Ok(vec![counts; blocks as usize])
-    }
-
-    /// One number for all blocks, or one for each.
-    fn per_block(&self, key: &str, blocks: u32) -> Checked<Option<Vec<u32>>> {
-        let Some(numbers) = self.optional::<PerBlock>(key)? else { return Ok(None) };
-        let found = if let PerBlock::Each(numbers) = &numbers { numbers.len() as u64 } else { 1 };
-        let counts = numbers.of(blocks as usize);
-        let wrong = || {
-            let (key, expected) = (key.to_owned(), blocks.into());
-            Rule::ArrayLength { key, found, expected, why: "one per block" }.into()
-        };
-        counts.map(Some).ok_or_else(wrong)
     }
 
     fn finite_above_0(&self, key: &str) -> Checked {

@@ -3,7 +3,7 @@
 use super::names::{architecture, architecture_of, family_of, gguf_name, is_per_block};
 use super::values::assumed_query_scalar;
 use super::{foreign_keys, scaling};
-use crate::gguf::{Array, Gguf, PerBlock, Rule, Value, Writer};
+use crate::gguf::{Array, FromValue as _, Gguf, PerBlock, Rule, Value, Writer};
 use crate::model::features::{AttentionBias, DEFAULT_WINDOW, DeltaNetShape, Family};
 use crate::model::spec::{AttentionSpec, Mixer, Part};
 use crate::model::{BlockSpec, DecoderConfig, FileError, Projection, Role, Uniform};
@@ -237,12 +237,8 @@ impl Keys<'_> {
             return Ok(vec![self.count(name)?; self.layers]);
         }
         let key = self.name(name);
-        let found = self.file.get::<PerBlock>(&key)?;
-        let entries = if let PerBlock::Each(numbers) = &found { numbers.len() as u64 } else { 1 };
-        let counts = found.of(self.layers).ok_or_else(|| {
-            let expected = self.layers as u64;
-            self.file.error(Rule::ArrayLength { key, found: entries, expected, why: "one per block" })
-        })?;
+        let missing = || self.file.error(Rule::MissingKey { key: key.clone(), expected: PerBlock::EXPECTED });
+        let counts = self.file.per_block(&key, self.layers)?.ok_or_else(missing)?;
         if let Some(layer) = counts.iter().position(|&count| count == 0) {
             let expected = "more than 0: blocks without attention or a feed-forward part are not computed";
             return Err(self.wrong(name, format!("0 in block {layer}"), expected));

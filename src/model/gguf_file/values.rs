@@ -3,7 +3,7 @@
 
 use super::config_keys::QUERY_SCALAR_KEY;
 use super::names::{family_of, is_per_block};
-use crate::gguf::{Gguf, GgufError, PerBlock};
+use crate::gguf::{Gguf, GgufError};
 use crate::model::features::{DeltaNetShape, Family, NormWeight};
 use crate::model::spec::{LoraSide, NormAt, Part};
 use crate::model::{BlockSpec, DecoderConfig, Projection, Role};
@@ -76,7 +76,7 @@ impl Order {
         let counts = |name: &str| -> Result<Option<Vec<usize>>, GgufError> {
             let key = format!("{found}.{name}");
             let numbers = if is_per_block(found) {
-                file.find::<PerBlock>(&key)?.and_then(|numbers| numbers.of(layers))
+                file.per_block(&key, layers)?
             } else {
                 file.find::<u32>(&key)?.map(|number| vec![number; layers])
             };
