@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bespoke::model::ops::{
     RotaryTable, Scoring, attention, linear, linear_cross_entropy, rms_norm, rotary, swiglu,
 };
-use bespoke::model::{BatchLayout, Decoder, DecoderConfig, Document, Family, Parameters, init};
+use bespoke::model::{BatchLayout, Decoder, Document, Family, Parameters, Uniform, init};
 use bespoke::train::batch::PackedRow;
 use bespoke::train::gradient::Workers;
 use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
@@ -18,8 +18,8 @@ const BATCH: usize = 8;
 /// Tokens that one thread processes at a time.
 const MICRO: usize = 1024;
 
-fn default_model() -> DecoderConfig {
-    DecoderConfig {
+fn default_model() -> Uniform {
+    Uniform {
         family: Family::Qwen3,
         vocab_size: 4096,
         hidden_size: 256,
@@ -33,12 +33,11 @@ fn default_model() -> DecoderConfig {
         rope_scaling: None,
         tied: true,
         max_position: 2048,
-        features: Family::Qwen3.features(6, 4, 64),
     }
 }
 
-fn ten_million() -> DecoderConfig {
-    DecoderConfig { hidden_size: 384, heads: 6, ffn: 896, ..default_model() }
+fn ten_million() -> Uniform {
+    Uniform { hidden_size: 384, heads: 6, ffn: 896, ..default_model() }
 }
 
 /// Rows of two conversations, of which 45 % of the tokens are answers.
@@ -53,7 +52,8 @@ fn rows() -> Vec<PackedRow> {
     (0..BATCH as u32).map(row).collect()
 }
 
-fn step(criterion: &mut Criterion, name: &str, config: DecoderConfig) {
+fn step(criterion: &mut Criterion, name: &str, shape: &Uniform) {
+    let config = shape.config();
     let parameters = init::initialise(&config, 1).unwrap();
     let decoder = Decoder::new(config, &parameters).unwrap();
     let workers = Workers::new(0).unwrap();
@@ -77,8 +77,8 @@ fn step(criterion: &mut Criterion, name: &str, config: DecoderConfig) {
 }
 
 fn steps(criterion: &mut Criterion) {
-    step(criterion, "step of the default model (5.8M)", default_model());
-    step(criterion, "step of a model of 10M", ten_million());
+    step(criterion, "step of the default model (5.8M)", &default_model());
+    step(criterion, "step of a model of 10M", &ten_million());
 }
 
 fn values(shape: &[usize]) -> Var {

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use bespoke::model::{Decoder, DecoderConfig, Family, Parameters, init};
+use bespoke::model::{Decoder, Family, Parameters, Uniform, init};
 use bespoke::train::adapter::{self, Adapter};
 use bespoke::train::batch::PackedRow;
 use bespoke::train::clip::clip;
@@ -22,14 +22,14 @@ const SEQ: usize = 512;
 /// A shape, how many rows a step has, and how many tokens a part.
 struct Case {
     name: &'static str,
-    config: DecoderConfig,
+    shape: Uniform,
     rows: usize,
     micro_tokens: usize,
     adapter: Option<&'static str>,
 }
 
-fn llama(vocab_size: usize, hidden_size: usize, layers: usize, heads: usize, ffn: usize) -> DecoderConfig {
-    DecoderConfig {
+fn llama(vocab_size: usize, hidden_size: usize, layers: usize, heads: usize, ffn: usize) -> Uniform {
+    Uniform {
         family: Family::Llama,
         vocab_size,
         hidden_size,
@@ -43,14 +43,13 @@ fn llama(vocab_size: usize, hidden_size: usize, layers: usize, heads: usize, ffn
         rope_scaling: None,
         tied: true,
         max_position: 2048,
-        features: Family::Llama.features(layers, heads, 64),
     }
 }
 
 fn cases() -> Vec<Case> {
     let ten = || llama(4096, 384, 6, 6, 1024);
     let hundred = || llama(32_000, 768, 12, 12, 2048);
-    let case = |name, config, rows, micro_tokens, adapter| Case { name, config, rows, micro_tokens, adapter };
+    let case = |name, shape, rows, micro_tokens, adapter| Case { name, shape, rows, micro_tokens, adapter };
     vec![
         case("10M", ten(), 8, 2048, None),
         case("100M", hundred(), 4, 2048, None),
@@ -81,7 +80,7 @@ struct Ours {
 
 impl Ours {
     fn new(case: &Case, recompute: bool) -> anyhow::Result<Self> {
-        let config = case.config.clone();
+        let config = case.shape.config();
         let whole = init::initialise(&config, 1)?;
         let (decoder, adapter, trained) = match case.adapter {
             None => (Decoder::new(config, &whole)?, None, whole),
@@ -123,7 +122,7 @@ struct Peer {
 
 impl Peer {
     fn start(python: &str, case: &Case) -> anyhow::Result<Self> {
-        let c = &case.config;
+        let c = &case.shape;
         let shape = serde_json::json!({"vocab": c.vocab_size, "hidden": c.hidden_size, "layers": c.layers, "heads": c.heads,
             "kv_heads": c.kv_heads, "head_dim": c.head_dim, "ffn": c.ffn, "rows": case.rows, "seq": SEQ});
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/train_peer.py");
@@ -215,7 +214,7 @@ fn peak(recompute: bool) -> anyhow::Result<f64> {
 
 /// 12 layers whose activations outweigh their weights: long rows of a narrow model.
 fn memory_case() -> Case {
-    Case { name: "memory", config: llama(4096, 384, 12, 6, 1024), rows: 8, micro_tokens: 4096, adapter: None }
+    Case { name: "memory", shape: llama(4096, 384, 12, 6, 1024), rows: 8, micro_tokens: 4096, adapter: None }
 }
 
 fn memory_of(recompute: bool) -> anyhow::Result<()> {

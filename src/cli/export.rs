@@ -12,7 +12,7 @@ use crate::engine::reference::Reference;
 use crate::model::features::Activation;
 use crate::model::gguf_file::{self, Precision};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{BatchLayout, Decoder, Model, NoTaps, TextSide, hugging_face};
+use crate::model::{BatchLayout, BlockSpec, Decoder, Model, NoTaps, TextSide, hugging_face};
 use crate::text::ChatTemplate;
 
 /// Arguments.
@@ -62,14 +62,12 @@ const EXACT_GELU: f32 = 5e-3;
 /// The allowed root mean square difference of a type for this model. A DeltaNet normalises queries
 /// and keys, which amplifies the rounding of short ones; damage still shows as 1 or more.
 fn allowed(model: &Model, bound: f32) -> f32 {
-    if model.config.features.delta_net().is_some() { (5.0 * bound).min(0.8) } else { bound }
+    if model.config.delta_net().is_some() { (5.0 * bound).min(0.8) } else { bound }
 }
 
 fn exact(model: &Model) -> f32 {
-    match model.config.features.activation {
-        Activation::Silu => EXACT,
-        Activation::GeluTanh => EXACT_GELU,
-    }
+    let gelu = |block: &BlockSpec| block.ffn.activation == Activation::GeluTanh;
+    if model.config.blocks.iter().any(gelu) { EXACT_GELU } else { EXACT }
 }
 
 /// How the file of a type is made from the F32 file.

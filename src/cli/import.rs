@@ -21,7 +21,9 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // Weights are converted one at a time, so a large model doesn't have to fit in memory.
     let file = gguf_file::Imported::open(&args.file)?;
-    hugging_face::save_parts(&args.output, &file.config, &file.text, |name| file.values(name))?;
+    hugging_face::save_parts(&args.output, &file.config, &file.text, |parameter| {
+        file.values(parameter.role)
+    })?;
     println!("{}: {} parameters as F32", args.output.display(), file.config.parameter_count());
     Ok(())
 }

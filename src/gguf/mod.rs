@@ -9,6 +9,7 @@ mod check;
 mod content;
 mod dequantise;
 mod error;
+mod per_block;
 mod reader;
 mod tensor;
 mod types;
@@ -21,6 +22,7 @@ pub use dequantise::Dequantise;
 #[cfg(test)]
 pub use dequantise::quantise_rows;
 pub use error::{GgufError, Rule};
+pub use per_block::PerBlock;
 pub use reader::{Gguf, TensorInfo};
 pub use types::GgmlType;
 pub use value::{Array, FromValue, Value, ValueType};

@@ -1,14 +1,11 @@
 //! The one forward pass, shared by every architecture, with taps.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::block::{Block, Norm, Weights};
-use super::layout::BatchLayout;
-use super::ops::{CrossEntropy, RotaryTable, linear, linear_cross_entropy};
-use super::taps::{Point, Taps};
-use super::{DecoderConfig, Parameters};
+use super::block::{Block, Norm, RotaryTables, Weights};
+use super::ops::{CrossEntropy, linear, linear_cross_entropy};
+use super::taps::{Context, Pass, Point, Taps};
+use super::{DecoderConfig, Parameters, Role};
 
 /// A decoder over shared parameters: changing a [`Parameters`] variable in place changes the
 /// decoder.
@@ -42,32 +39,23 @@ impl Decoder {
     }
 
     fn over(config: DecoderConfig, parameters: &Parameters, frozen: bool) -> Result<Self> {
-        let mixers = config.features.mixers.len();
-        if mixers != config.layers {
-            candle_core::bail!("{mixers} mixers for a decoder of {} layers", config.layers);
-        }
-        for (name, shape) in config.parameter_shapes() {
-            let found = parameters.get(&name)?.dims();
+        for parameter in config.parameters() {
+            let (found, shape) = (parameters.of(parameter.role)?.dims(), parameter.shape());
             if found != shape {
-                candle_core::bail!("parameter {name} has shape {found:?}, expected {shape:?}");
+                candle_core::bail!("parameter {} has shape {found:?}, expected {shape:?}", parameter.name);
             }
         }
-        let rotary = Arc::new(RotaryTable::new(
-            config.max_position,
-            config.features.rotary_dim,
-            config.rope_theta,
-            config.rope_scaling.as_ref(),
-        ));
-        let blocks = (0..config.layers)
-            .map(|layer| {
-                let weights = Weights::new(parameters, format!("model.layers.{layer}."), frozen);
-                Block::new(&config, layer, &weights, &rotary)
-            })
+        let weights = Weights::new(parameters, frozen);
+        let mut tables = RotaryTables::new(config.max_position);
+        let blocks = config
+            .blocks
+            .iter()
+            .enumerate()
+            .map(|(layer, spec)| Block::new(&config, spec, weights.of_block(layer), &mut tables))
             .collect::<Result<_>>()?;
-        let weights = Weights::new(parameters, "", frozen);
-        let embedding = weights.get("model.embed_tokens.weight")?;
-        let head = if config.tied { embedding.clone() } else { weights.get("lm_head.weight")? };
-        let norm = weights.norm("model.norm", config.features.norm, config.rms_eps)?;
+        let embedding = weights.get(Role::Embedding)?;
+        let head = if config.tied { embedding.clone() } else { weights.get(Role::Head)? };
+        let norm = weights.norm(Role::FinalNorm, config.features.norm, config.rms_eps)?;
         Ok(Self { config, embedding, blocks, norm, head, recompute: false, dtype: DType::F32 })
     }
 
@@ -102,22 +90,65 @@ impl Decoder {
         &self.head
     }
 
-    /// Normalised hidden states `[B, S, D]` of token ids `[B, S]` (u32).
+    /// Normalised hidden states `[B, S, D]` of token ids `[B, S]` (u32): [`Self::embed`], each
+    /// [`Self::block`], [`Self::finish`].
     ///
     /// # Errors
-    /// Ids of another shape than the layout, ids outside the vocabulary, positions beyond
-    /// `max_position`, errors of taps.
-    pub fn forward(&self, ids: &Tensor, layout: &BatchLayout, taps: &mut dyn Taps) -> Result<Tensor> {
+    /// Ids whose shape is not the layout's, ids outside the vocabulary, positions beyond `max_position`, errors of taps.
+    pub fn forward<'a>(
+        &self,
+        ids: &Tensor,
+        pass: impl Into<Pass<'a>>,
+        taps: &mut dyn Taps,
+    ) -> Result<Tensor> {
+        let pass = pass.into();
+        let mut x = self.embed(ids)?;
+        for layer in 0..self.blocks.len() {
+            x = self.block(layer, x, pass, taps)?;
+        }
+        self.finish(&x, pass, taps)
+    }
+
+    /// The residual stream `[B, S, D]` that enters the first block, of token ids `[B, S]` (u32).
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, seq) = ids.dims2()?;
         let embedded = self.embedding.index_select(&ids.flatten_all()?, 0)?.to_dtype(self.dtype)?;
-        let mut x = embedded.reshape((batch, seq, self.config.hidden_size))?;
+        let x = embedded.reshape((batch, seq, self.config.hidden_size))?;
         if self.config.features.scaled_embedding {
-            x = (x * (self.config.hidden_size as f64).sqrt())?;
+            return x * (self.config.hidden_size as f64).sqrt();
         }
-        for block in &self.blocks {
-            x = block.forward(x, layout, taps, self.recompute)?;
-        }
-        taps.tap(Point::FinalNorm, self.config.layers, self.norm.forward(&x)?)
+        Ok(x)
+    }
+
+    /// The residual stream `[B, S, D]` that leaves a block, of the one that enters it: blocks can
+    /// be run one at a time.
+    ///
+    /// # Errors
+    /// No such block; shapes that are not the layout's, positions beyond `max_position`, errors of
+    /// taps.
+    pub fn block<'a>(
+        &self,
+        layer: usize,
+        x: Tensor,
+        pass: impl Into<Pass<'a>>,
+        taps: &mut dyn Taps,
+    ) -> Result<Tensor> {
+        let Some(block) = self.blocks.get(layer) else {
+            candle_core::bail!("block {layer} of a decoder that has {} (the first is 0)", self.blocks.len());
+        };
+        block.forward(x, pass.into(), taps, self.recompute)
+    }
+
+    /// Normalised hidden states `[B, S, D]` of the residual stream that leaves the last block.
+    ///
+    /// # Errors
+    /// Another width than D, errors of taps.
+    pub fn finish<'a>(&self, x: &Tensor, pass: impl Into<Pass<'a>>, taps: &mut dyn Taps) -> Result<Tensor> {
+        let at = Context { layer: self.blocks.len(), pass: pass.into() };
+        taps.tap(Point::FinalNorm, at, self.norm.forward(x)?)
     }
 
     /// Logits `[..., V]` of hidden states `[..., D]`.

@@ -50,18 +50,6 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// How a block moves information between tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Mixer {
-    /// Softmax attention over the last `window` tokens, including the token itself, or over all.
-    Attention {
-        /// Number of visible tokens; `None` is all.
-        window: Option<usize>,
-    },
-    /// Gated DeltaNet (Yang et al. 2024): a matrix-valued state, updated by the delta rule.
-    DeltaNet(DeltaNetShape),
-}
-
 /// Sizes of the Gated DeltaNet blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaNetShape {
@@ -89,58 +77,18 @@ impl DeltaNetShape {
     }
 }
 
-/// The differences between architectures.
+/// What sets an architecture apart outside its blocks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(clippy::struct_excessive_bools)] // independent of each other: any combination is a decoder
 pub struct Features {
     /// What the norms of blocks and heads and the final norm multiply by.
     pub norm: NormWeight,
-    /// Whether the output of attention and of the feed-forward part is normalised too.
-    pub post_norms: bool,
-    /// Whether q and k are normalised per head before rotation.
-    pub qk_norm: bool,
-    /// Biases of attention.
-    pub attention_bias: AttentionBias,
-    /// Whether the feed-forward part has biases.
-    pub ffn_bias: bool,
-    /// The nonlinearity of the feed-forward part.
-    pub activation: Activation,
-    /// Whether the attention context is multiplied by a sigmoid gate, which the query projection
-    /// computes along with each head.
-    pub output_gate: bool,
     /// Whether embeddings are multiplied by the square root of their width.
     pub scaled_embedding: bool,
-    /// Leading dimensions of each head that are rotated; even.
-    pub rotary_dim: usize,
-    /// Sections of the rotary pairs for positions in time, height and width. Text has the same
-    /// position in all three, so they change nothing here, but files carry them.
+    /// Sections of the rotary pairs for positions in time, height and width. Text has the same position in all three, so
+    /// they change nothing here; files carry them.
     pub rotary_sections: Option<Vec<usize>>,
-    /// Scores are divided by the square root of this: the width of a head in most models.
-    pub query_scalar: f64,
-    /// Soft cap c of scores: `c tanh(score / c)`.
-    pub attention_cap: Option<f64>,
     /// Soft cap of logits.
     pub logit_cap: Option<f64>,
-    /// One per block; all `DeltaNet` blocks have the same sizes.
-    pub mixers: Vec<Mixer>,
-}
-
-impl Features {
-    /// Sizes of the `DeltaNet` blocks, where there are any.
-    pub fn delta_net(&self) -> Option<DeltaNetShape> {
-        self.mixers.iter().find_map(|mixer| match mixer {
-            Mixer::DeltaNet(shape) => Some(*shape),
-            Mixer::Attention { .. } => None,
-        })
-    }
-
-    /// Windows of the attention blocks that have one.
-    pub fn windows(&self) -> impl Iterator<Item = usize> {
-        self.mixers.iter().filter_map(|mixer| match mixer {
-            Mixer::Attention { window } => *window,
-            Mixer::DeltaNet(_) => None,
-        })
-    }
 }
 
 /// Window of Gemma 2, and the default that Qwen's configurations declare.
@@ -150,64 +98,16 @@ impl Family {
     /// All families.
     pub const ALL: [Self; 5] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma2, Self::Qwen3_5];
 
-    /// The architecture's usual features for a decoder of this size; the numbers are those of its
-    /// published models.
-    pub fn features(self, layers: usize, heads: usize, head_dim: usize) -> Features {
-        let llama = Features {
-            norm: NormWeight::Plain,
-            post_norms: false,
-            qk_norm: false,
-            attention_bias: AttentionBias::None,
-            ffn_bias: false,
-            activation: Activation::Silu,
-            output_gate: false,
-            scaled_embedding: false,
-            rotary_dim: head_dim,
+    /// The architecture's usual features; the numbers are those of its published models.
+    pub fn features(self) -> Features {
+        Features {
+            norm: match self {
+                Self::Llama | Self::Qwen2 | Self::Qwen3 => NormWeight::Plain,
+                Self::Gemma2 | Self::Qwen3_5 => NormWeight::OnePlus,
+            },
+            scaled_embedding: self == Self::Gemma2,
             rotary_sections: None,
-            query_scalar: head_dim as f64,
-            attention_cap: None,
-            logit_cap: None,
-            mixers: vec![Mixer::Attention { window: None }; layers],
-        };
-        match self {
-            Self::Llama => llama,
-            Self::Qwen2 => Features { attention_bias: AttentionBias::QueryKeyValue, ..llama },
-            Self::Qwen3 => Features { qk_norm: true, ..llama },
-            Self::Gemma2 => {
-                let window = |layer: usize| layer.is_multiple_of(2).then_some(DEFAULT_WINDOW);
-                Features {
-                    norm: NormWeight::OnePlus,
-                    post_norms: true,
-                    activation: Activation::GeluTanh,
-                    scaled_embedding: true,
-                    attention_cap: Some(50.0),
-                    logit_cap: Some(30.0),
-                    mixers: (0..layers).map(|layer| Mixer::Attention { window: window(layer) }).collect(),
-                    ..llama
-                }
-            }
-            Self::Qwen3_5 => {
-                let shape = DeltaNetShape {
-                    key_heads: heads,
-                    value_heads: heads,
-                    key_dim: head_dim,
-                    value_dim: head_dim,
-                    kernel: 4,
-                };
-                let mixer = |layer: usize| match (layer + 1) % 4 {
-                    0 => Mixer::Attention { window: None },
-                    _ => Mixer::DeltaNet(shape),
-                };
-                Features {
-                    norm: NormWeight::OnePlus,
-                    qk_norm: true,
-                    output_gate: true,
-                    // A quarter of each head.
-                    rotary_dim: (head_dim / 8).max(1) * 2,
-                    mixers: (0..layers).map(mixer).collect(),
-                    ..llama
-                }
-            }
+            logit_cap: (self == Self::Gemma2).then_some(30.0),
         }
     }
 }

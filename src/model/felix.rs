@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::ops::{gated_update, linear, rms_norm, silu};
-use super::taps::{NoTaps, Point, Recompute, Taps};
+use super::taps::{Context, NoTaps, Point, Recompute, Taps};
 
 /// The tensors of one layer, f32. Those of a [`candle_core::Var`] collect gradients.
 #[derive(Debug, Clone)]
@@ -82,9 +82,9 @@ impl<T: Taps> Taps for Felix<T> {
         Some(&mut self.before)
     }
 
-    fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
-        let tensor = self.before.tap(point, layer, tensor)?;
-        match self.layers.get(&layer).filter(|_| point == Point::BlockOutput) {
+    fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> Result<Tensor> {
+        let tensor = self.before.tap(point, at, tensor)?;
+        match self.layers.get(&at.layer).filter(|_| point == Point::BlockOutput) {
             Some(spoke) => self.apply(spoke, &tensor),
             None => Ok(tensor),
         }
@@ -101,6 +101,7 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
+    use crate::model::BatchLayout;
 
     /// Fixed, spread-out values in -1..1.
     fn values(shape: &[usize], salt: usize) -> Var {
@@ -116,7 +117,9 @@ mod tests {
     }
 
     fn loss(felix: &mut Felix, h: &Var) -> Tensor {
-        let out = felix.tap(Point::BlockOutput, 1, h.as_tensor().clone()).unwrap();
+        let layout = BatchLayout::whole(2, 3);
+        let at = Context { layer: 1, pass: (&layout).into() };
+        let out = felix.tap(Point::BlockOutput, at, h.as_tensor().clone()).unwrap();
         (out * values(&[2, 3, 6], 77).as_tensor()).unwrap().sum_all().unwrap()
     }
 
@@ -153,7 +156,9 @@ mod tests {
         let h = values(&[2, 3, 6], 5);
         let mut felix = spoke(&variables);
         for (point, layer) in [(Point::BlockOutput, 1), (Point::BlockOutput, 0), (Point::Residual, 1)] {
-            let out = felix.tap(point, layer, h.as_tensor().clone()).unwrap();
+            let layout = BatchLayout::whole(2, 3);
+            let at = Context { layer, pass: (&layout).into() };
+            let out = felix.tap(point, at, h.as_tensor().clone()).unwrap();
             let [out, h] = [&out, h.as_tensor()].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
             assert_eq!(out, h);
         }

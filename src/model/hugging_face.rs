@@ -11,7 +11,7 @@ use super::file_error::FileError;
 use super::hugging_face_config::{self, TokenIds};
 use super::safetensors_file::{self, SafetensorsFile};
 use super::tokenizer::{BOS, CHAT_TEMPLATE, END, PAD, Tokenizer, TokenizerError};
-use super::{DecoderConfig, Family, Parameters, hugging_face_text, superseded};
+use super::{DecoderConfig, Family, ParameterSpec, Parameters, Role, hugging_face_text, superseded};
 
 /// All weights in one file.
 const WEIGHTS: &str = "model.safetensors";
@@ -93,7 +93,8 @@ pub fn load_parameters(folder: &Path, config: &DecoderConfig) -> Result<Paramete
         }
     }
     let mut parameters = Parameters::default();
-    for (name, expected) in config.parameter_shapes() {
+    for parameter in config.parameters() {
+        let (name, role, expected) = (parameter.name.clone(), parameter.role, parameter.shape());
         let Some((shape, file)) = found.remove(&name) else {
             return Err(FileError::MissingTensor { path: folder.to_owned(), tensor: name, expected });
         };
@@ -102,9 +103,9 @@ pub fn load_parameters(folder: &Path, config: &DecoderConfig) -> Result<Paramete
             return Err(FileError::Shape { path, tensor: name, found: shape, expected });
         }
         let values = file.f32(&name)?;
-        parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu)?)?;
+        parameters.insert(name, role, Var::from_vec(values, shape, &Device::Cpu)?)?;
     }
-    let embedding = || Ok(safetensors_file::f32_values(parameters.get(EMBEDDING)?)?);
+    let embedding = || Ok(safetensors_file::f32_values(parameters.of(Role::Embedding)?)?);
     refuse_rest(found, config, embedding)?;
     Ok(parameters)
 }
@@ -149,7 +150,9 @@ impl Weights {
             (name, (shape, &files[index]))
         };
         let weights = |name: &str| files[at[name]].f32(name);
-        refuse_rest(rest.into_iter().map(described).collect(), config, || weights(EMBEDDING))?;
+        refuse_rest(rest.into_iter().map(described).collect(), config, || {
+            weights(&Role::Embedding.name(false))
+        })?;
         Ok(Self { files, at })
     }
 
@@ -167,9 +170,7 @@ impl Weights {
     }
 }
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-
-/// Refuses tensors that are no parameters, except kinds that don't affect the forward pass.
+/// Refuses tensors that are no parameters, but for kinds that have no part in what is computed.
 fn refuse_rest(
     rest: HashMap<String, (Vec<usize>, &SafetensorsFile)>,
     config: &DecoderConfig,
@@ -188,7 +189,7 @@ fn refuse_rest(
             continue;
         }
         // A tied head may be stored as a copy of the embedding.
-        if config.tied && name == "lm_head.weight" {
+        if config.tied && Role::of(&name) == Some(Role::Head) {
             let embedding = embedding()?;
             let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
             let head = file.f32(&name)?;
@@ -251,8 +252,8 @@ pub fn save(folder: &Path, model: &Model) -> Result<(), FileError> {
             return Err(FileError::Shape { path: folder.to_owned(), tensor: name, found, expected });
         }
     }
-    save_parts(folder, &model.config, &model.text, |name| {
-        Ok(safetensors_file::f32_values(model.parameters.get(name)?)?)
+    save_parts(folder, &model.config, &model.text, |parameter| {
+        Ok(safetensors_file::f32_values(model.parameters.of(parameter.role)?)?)
     })
 }
 
@@ -265,14 +266,20 @@ pub fn save_parts(
     folder: &Path,
     config: &DecoderConfig,
     text: &TextSide,
-    values: impl FnMut(&str) -> Result<Vec<f32>, FileError>,
+    mut values: impl FnMut(&ParameterSpec) -> Result<Vec<f32>, FileError>,
 ) -> Result<(), FileError> {
     superseded::refuse_adapter(folder)?;
-    safetensors_file::write_parts(&folder.join(WEIGHTS), config.parameter_shapes(), values)?;
+    let path = folder.join("config.json");
+    let described = hugging_face_config::render(config, &text.ids, &path)?;
+    let parameters = config.parameters();
+    let named: HashMap<&str, &ParameterSpec> =
+        parameters.iter().map(|parameter| (parameter.name.as_str(), parameter)).collect();
+    let shapes = config.parameter_shapes();
+    safetensors_file::write_parts(&folder.join(WEIGHTS), shapes, |name| values(named[name]))?;
     hugging_face_text::save(folder, text)?;
     superseded::remove(folder)?;
     // Last: a folder with a configuration is complete.
-    write_json(folder.join("config.json"), &hugging_face_config::render(config, &text.ids))
+    write_json(path, &described)
 }
 
 pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> {

@@ -5,7 +5,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::features::NormWeight;
-use super::{DecoderConfig, Parameters};
+use super::spec::{NormAt, Part};
+use super::{DecoderConfig, Parameters, Projection, Role};
 
 /// Standard deviation of the embedding, as in GPT-2.
 const EMBEDDING_STD: f64 = 0.02;
@@ -20,40 +21,47 @@ const EMBEDDING_STD: f64 = 0.02;
 pub fn initialise(config: &DecoderConfig, seed: u64) -> Result<Parameters> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut parameters = Parameters::default();
-    for (name, shape) in config.parameter_shapes() {
+    for parameter in config.parameters() {
+        let (role, shape) = (parameter.role, parameter.shape());
         let count = shape.iter().product();
         let values = if shape.len() == 1 {
-            vector(config, &name, count, &mut rng)
+            vector(config, role, count, &mut rng)
         } else {
-            let std = standard_deviation(config, &name, &shape);
+            let std = standard_deviation(config, role, &shape);
             (0..count).map(|_| (normal(&mut rng) * std) as f32).collect()
         };
-        parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu)?)?;
+        parameters.insert(parameter.name, role, Var::from_vec(values, shape, &Device::Cpu)?)?;
     }
     Ok(parameters)
 }
 
-/// Standard deviation of a matrix.
-fn standard_deviation(config: &DecoderConfig, name: &str, shape: &[usize]) -> f64 {
-    if name.starts_with("model.embed_tokens") || name.starts_with("lm_head") {
+/// Spread of a matrix.
+fn standard_deviation(config: &DecoderConfig, role: Role, shape: &[usize]) -> f64 {
+    if matches!(role, Role::Embedding | Role::Head) {
         return EMBEDDING_STD;
     }
-    let writes = ["o_proj", "out_proj", "down_proj"].iter().any(|part| name.contains(part));
-    let depth = if writes { 2.0 * config.layers as f64 } else { 1.0 };
+    let writes = matches!(
+        role.part(),
+        Some(Part::Weight(Projection::Output | Projection::DeltaOutput | Projection::Down))
+    );
+    let depth = if writes { 2.0 * config.layers() as f64 } else { 1.0 };
     let inputs = shape.last().copied().unwrap_or(1);
     1.0 / (inputs as f64 * depth).sqrt()
 }
 
 /// Values of a norm, a bias, or a rate of decay.
-fn vector(config: &DecoderConfig, name: &str, count: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
-    if name.ends_with("A_log") {
-        return (0..count).map(|_| rng.random_range(0.01..16.0f64).ln() as f32).collect();
-    }
-    let bias = name.rsplit('.').next() == Some("bias");
-    // The norm inside a DeltaNet multiplies by its weight in every architecture.
-    let one = name.ends_with("linear_attn.norm.weight") || name.ends_with("dt_bias");
-    let zero = bias || config.features.norm == NormWeight::OnePlus && !one;
-    vec![if zero { 0.0 } else { 1.0 }; count]
+fn vector(config: &DecoderConfig, role: Role, count: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let value = match role.part() {
+        Some(Part::DecayRate) => {
+            return (0..count).map(|_| rng.random_range(0.01..16.0f64).ln() as f32).collect();
+        }
+        Some(Part::Bias(_)) => 0.0,
+        // The norm inside a DeltaNet multiplies by its weight in every architecture.
+        Some(Part::TimeBias | Part::Norm(NormAt::DeltaRead)) => 1.0,
+        _ if config.features.norm == NormWeight::OnePlus => 0.0,
+        _ => 1.0,
+    };
+    vec![value; count]
 }
 
 /// A standard normal value (Box-Muller).

@@ -72,6 +72,17 @@ impl BatchLayout {
         &self.documents
     }
 
+    /// Tokens that are not padding, as indices into `[batch * seq]`, in order.
+    pub fn tokens(&self) -> Vec<u32> {
+        let of_document = |document: &Document| {
+            let first = document.row * self.seq + document.start;
+            (first..first + document.len).map(|token| token as u32)
+        };
+        let mut tokens: Vec<u32> = self.documents.iter().flat_map(of_document).collect();
+        tokens.sort_unstable();
+        tokens
+    }
+
     /// Position of every token in its document, `[batch * seq]`; 0 for padding.
     pub fn positions(&self) -> &Arc<[u32]> {
         &self.positions
@@ -87,6 +98,7 @@ mod tests {
         let document = |start, len| Document { row: 0, start, len };
         let layout = BatchLayout::packed(1, 6, vec![document(0, 2), document(2, 3)]).unwrap();
         assert_eq!(layout.positions()[..], [0, 1, 0, 1, 2, 0]);
+        assert_eq!(layout.tokens(), [0, 1, 2, 3, 4]);
         for wrong in [document(1, 1), document(5, 2), document(5, 0)] {
             assert!(BatchLayout::packed(1, 6, vec![document(0, 2), wrong]).is_err(), "{wrong:?}");
         }

@@ -1,7 +1,6 @@
 //! The Candle decoder family: one forward pass with taps, its parameters, and its files.
 
 mod block;
-pub mod config;
 mod control_texts;
 pub mod decoder;
 pub mod features;
@@ -17,16 +16,19 @@ pub mod layout;
 pub mod ops;
 pub mod parameters;
 pub mod safetensors_file;
+pub mod spec;
 mod superseded;
 pub mod synthetic_model;
 pub mod taps;
+#[cfg(test)]
+mod tests;
 pub mod tokenizer;
 
-pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::Decoder;
 pub use features::{Family, Features};
 pub use file_error::FileError;
 pub use hugging_face::{Model, TextSide};
 pub use layout::{BatchLayout, Document};
 pub use parameters::Parameters;
-pub use taps::{NoTaps, Point, Projection, Recompute, Taps};
+pub use spec::{BlockSpec, DecoderConfig, ParameterSpec, Role, RopeScaling, Uniform};
+pub use taps::{Context, NoTaps, Pass, Point, Projection, Recompute, Taps};

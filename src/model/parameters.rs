@@ -4,25 +4,48 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-/// Named variables in the order of [`super::DecoderConfig::parameter_shapes`]: optimisers,
-/// checkpoints and hashes rely on that order.
+use super::Role;
+
+/// Variables, each with its name and role, in the order of [`super::DecoderConfig::parameters`]:
+/// optimisers, checkpoints and hashes rely on it.
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {
-    entries: Vec<(String, Var)>,
-    index: HashMap<String, usize>,
+    entries: Vec<Parameter>,
+    by_name: HashMap<String, usize>,
+    by_role: HashMap<Role, usize>,
+}
+
+/// A variable, and what it is.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Its name in files.
+    pub name: String,
+    /// What it is for; none for what is no part of a decoder or adapter, but brought along by an
+    /// objective to be trained.
+    pub role: Option<Role>,
+    /// Its values.
+    pub var: Var,
+}
+
+impl Parameter {
+    /// The block that it belongs to.
+    pub fn layer(&self) -> Option<usize> {
+        self.role?.layer()
+    }
 }
 
 impl Parameters {
     /// Adds a parameter at the end.
     ///
     /// # Errors
-    /// The name is taken.
-    pub fn insert(&mut self, name: impl Into<String>, value: Var) -> Result<()> {
-        let name = name.into();
-        if self.index.insert(name.clone(), self.entries.len()).is_some() {
-            candle_core::bail!("parameter {name} is there twice");
+    /// A name or role that is there already.
+    pub fn insert(&mut self, name: impl Into<String>, role: impl Into<Option<Role>>, var: Var) -> Result<()> {
+        let (name, role, at) = (name.into(), role.into(), self.entries.len());
+        let again = self.by_name.insert(name.clone(), at).is_some();
+        if again || role.is_some_and(|role| self.by_role.insert(role, at).is_some()) {
+            candle_core::bail!("parameter {name} ({role:?}) is there twice");
         }
-        self.entries.push((name, value));
+        self.entries.push(Parameter { name, role, var });
         Ok(())
     }
 
@@ -31,15 +54,31 @@ impl Parameters {
     /// # Errors
     /// No such parameter.
     pub fn get(&self, name: &str) -> Result<&Var> {
-        match self.index.get(name) {
-            Some(&at) => Ok(&self.entries[at].1),
+        match self.by_name.get(name) {
+            Some(&at) => Ok(&self.entries[at].var),
             None => candle_core::bail!("parameter {name} is missing"),
         }
     }
 
-    /// All, in order.
+    /// The variable of this role.
+    ///
+    /// # Errors
+    /// No such parameter.
+    pub fn of(&self, role: Role) -> Result<&Var> {
+        match self.by_role.get(&role) {
+            Some(&at) => Ok(&self.entries[at].var),
+            None => candle_core::bail!("parameter {role:?} is missing"),
+        }
+    }
+
+    /// Names and variables, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
-        self.entries.iter().map(|(name, var)| (name.as_str(), var))
+        self.entries.iter().map(|entry| (entry.name.as_str(), &entry.var))
+    }
+
+    /// All, in order.
+    pub fn entries(&self) -> &[Parameter] {
+        &self.entries
     }
 
     /// Copies on this device and of this type; variables that already match are shared.
@@ -62,14 +101,14 @@ impl Parameters {
 
     fn moved(&self, device: &Device, dtype: impl Fn(&Var) -> DType) -> Result<Self> {
         let mut moved = Self::default();
-        for (name, var) in self.iter() {
+        for Parameter { name, role, var } in &self.entries {
             let dtype = dtype(var);
             let there = if var.device().same_device(device) && var.dtype() == dtype {
                 var.clone()
             } else {
                 Var::from_tensor(&var.as_detached_tensor().to_device(device)?.to_dtype(dtype)?)?
             };
-            moved.insert(name, there)?;
+            moved.insert(name.clone(), *role, there)?;
         }
         Ok(moved)
     }

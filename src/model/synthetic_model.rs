@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::gguf_file::names::{gguf_dims, gguf_name};
 use super::gguf_file::{stored_as, write_config};
-use super::{DecoderConfig, Family, FileError};
+use super::{DecoderConfig, Family, FileError, Uniform};
 use crate::gguf::{Array, GgmlType, Gguf, GgufError, Value, Writer, check_model};
 
 /// llama.cpp's type of an ordinary token.
@@ -73,10 +73,10 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// The decoder of this shape.
-    pub fn config(self) -> DecoderConfig {
+    /// The sizes of this shape, of a Qwen 3.
+    pub fn sizes(self) -> Uniform {
         match self {
-            Self::Post => DecoderConfig {
+            Self::Post => Uniform {
                 family: Family::Qwen3,
                 vocab_size: 151_936,
                 hidden_size: 1536,
@@ -90,10 +90,9 @@ impl Shape {
                 rope_scaling: None,
                 tied: true,
                 max_position: 32_768,
-                features: Family::Qwen3.features(28, 12, 128),
             },
-            Self::Tiny => DecoderConfig {
-                // More than the shipped tokenizer has, so that this shape gets filler tokens too.
+            Self::Tiny => Uniform {
+                // More than the shipped tokenizer has, so that this shape needs filler tokens too.
                 vocab_size: 4_352,
                 hidden_size: 64,
                 layers: 2,
@@ -102,18 +101,21 @@ impl Shape {
                 head_dim: 32,
                 ffn: 128,
                 max_position: 2048,
-                features: Family::Qwen3.features(2, 4, 32),
-                ..Self::Post.config()
+                ..Self::Post.sizes()
             },
-            Self::Wide => DecoderConfig {
+            Self::Wide => Uniform {
                 vocab_size: 1 << 18,
                 kv_heads: 4,
                 head_dim: 128,
                 max_position: 1 << 17,
-                features: Family::Qwen3.features(2, 4, 128),
-                ..Self::Tiny.config()
+                ..Self::Tiny.sizes()
             },
         }
+    }
+
+    /// The decoder of this shape.
+    pub fn config(self) -> DecoderConfig {
+        self.sizes().config()
     }
 }
 
@@ -144,8 +146,9 @@ pub fn write(
         &mut writer,
     );
     write_tokenizer(&source, config.vocab_size, &mut writer)?;
-    for (ours, shape) in config.parameter_shapes() {
-        let theirs = gguf_name(config.family, &ours).expect("every parameter has a name in llama.cpp");
+    for parameter in config.parameters() {
+        let theirs = gguf_name(config.family, parameter.role);
+        let (theirs, shape) = (theirs.expect("every parameter has a name in llama.cpp"), parameter.shape());
         writer.tensor(theirs, &gguf_dims(&shape), stored_as(&shape, weight_type.kind()));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

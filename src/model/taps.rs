@@ -62,18 +62,51 @@ pub enum Projection {
     Down,
 }
 
-/// What a caller does at the points. By default each method forwards to the taps before these, if
-/// any, and changes nothing.
+/// What a forward pass is of, for those who look into it.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass<'a> {
+    /// Documents, positions and padding of the batch.
+    pub layout: &'a BatchLayout,
+    /// Training step that the pass is a part of; 0 outside of training. What is random in a tap
+    /// follows from it, so that all parts of a step see the same.
+    pub step: u64,
+}
+
+impl<'a> From<&'a BatchLayout> for Pass<'a> {
+    /// Outside of training.
+    fn from(layout: &'a BatchLayout) -> Self {
+        Self { layout, step: 0 }
+    }
+}
+
+/// Where in a forward pass a tap is.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The block; after the last one, the number of blocks.
+    pub layer: usize,
+    /// The pass.
+    pub pass: Pass<'a>,
+}
+
+impl<'a> Context<'a> {
+    /// Documents, positions and padding of the batch.
+    pub fn layout(&self) -> &'a BatchLayout {
+        self.pass.layout
+    }
+}
+
+/// What a caller does at the points; each method does what the taps before these do, or leaves the forward pass as it is,
+/// unless overridden.
 pub trait Taps {
     /// Taps that act before these; an overridden method has to call them itself.
     fn before(&mut self) -> Option<&mut dyn Taps> {
         None
     }
 
-    /// Sees the tensor at a point of a layer and returns its replacement (same shape).
-    fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
+    /// Sees the tensor at a point of a layer; what it returns goes on instead (same shape).
+    fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> Result<Tensor> {
         match self.before() {
-            Some(before) => before.tap(point, layer, tensor),
+            Some(before) => before.tap(point, at, tensor),
             None => Ok(tensor),
         }
     }
@@ -83,35 +116,30 @@ pub trait Taps {
     fn project(
         &mut self,
         projection: Projection,
-        layer: usize,
+        at: Context,
         input: &Tensor,
         output: Tensor,
     ) -> Result<Tensor> {
         match self.before() {
-            Some(before) => before.project(projection, layer, input, output),
+            Some(before) => before.project(projection, at, input, output),
             None => Ok(output),
         }
     }
 
-    /// Sees the queries `[B, S, H, head_dim]` and keys `[B, S, H_kv, head_dim]` that attention
-    /// compares, normed and rotated.
-    fn attend(
-        &mut self,
-        layer: usize,
-        query: &Tensor,
-        key: &Tensor,
-        scoring: Scoring,
-        layout: &BatchLayout,
-    ) -> Result<()> {
+    /// Sees the queries `[B, S, H, head_dim]` and keys `[B, S, H_kv, head_dim]` that attention compares, normed and rotated.
+    fn attend(&mut self, at: Context, query: &Tensor, key: &Tensor, scoring: Scoring) -> Result<()> {
         match self.before() {
-            Some(before) => before.attend(layer, query, key, scoring, layout),
+            Some(before) => before.attend(at, query, key, scoring),
             None => Ok(()),
         }
     }
 
-    /// Taps that repeat what these do between [`Point::Residual`] and [`Point::BlockOutput`] of a
-    /// layer, for a decoder that recomputes blocks in the backward pass. `None` keeps the block's
-    /// activations instead: the right answer for taps that store what they see there.
+    /// What does the same between [`Point::Residual`] and [`Point::BlockOutput`] of a layer once more, for a decoder that
+    /// computes blocks again in the backward pass. None keeps the block's activations instead: the right answer for taps
+    /// that keep what they see there.
+    ///
+    /// They must name the variables from which they compute, or the forward pass fails: nothing
+    /// else tells the backward pass where gradients go.
     fn recompute(&self, _layer: usize) -> Option<Recompute> {
         None
     }

@@ -1,7 +1,6 @@
 //! The arithmetic cost of training a token.
 
 use crate::model::DecoderConfig;
-use crate::model::features::Mixer;
 
 /// Floating-point operations of a token's forward and backward pass: 6 per weight of a matrix (4
 /// if it is frozen, because it needs no gradient), and attention over half the row on average.
@@ -28,14 +27,11 @@ pub fn of_forward(config: &DecoderConfig, seq_len: usize) -> f64 {
 /// average. A DeltaNet block counts as its matrices; the cost of its state is small in comparison.
 fn forward(config: &DecoderConfig, seq_len: usize) -> (f64, f64) {
     let embedding = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
-    let vectors: usize = config
-        .parameter_shapes()
-        .iter()
-        .filter(|(_, shape)| shape.len() == 1)
-        .map(|(_, shape)| shape[0])
-        .sum();
+    let parameters = config.parameters();
+    let vectors = parameters.iter().filter(|parameter| parameter.axes.len() == 1);
+    let vectors: usize = vectors.map(|parameter| parameter.axes[0].size()).sum();
     let matrices = config.parameter_count() as f64 - (embedding + vectors) as f64;
-    let attending = config.features.mixers.iter().filter(|mixer| matches!(mixer, Mixer::Attention { .. }));
-    let attention = 2.0 * (attending.count() * config.heads * config.head_dim * seq_len) as f64;
+    let widths: usize = config.attention().map(|attention| attention.heads * attention.head_dim).sum();
+    let attention = 2.0 * (widths * seq_len) as f64;
     (matrices, attention)
 }

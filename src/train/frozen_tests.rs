@@ -10,13 +10,14 @@ use super::objective::Objective;
 use super::prepare::{Prepared, Trainee};
 use super::recipe::{LongRows, Recipe};
 use super::tests::{model, small_run, tokenizer};
+use crate::model::parameters::Parameter;
 use crate::model::{Family, Model, Parameters, TextSide, hugging_face};
 
 /// A model of Gemma 2's form in `folder/base`, with norms whose digits bf16 doesn't have.
 pub(super) fn base(folder: &Path) -> Model {
     let (decoder, drawn) = model(Family::Gemma2, true, tokenizer().vocab_size());
     let mut parameters = Parameters::default();
-    for (name, var) in drawn.iter() {
+    for Parameter { name, role, var } in drawn.entries() {
         let tensor = match var.dims() {
             &[width] => {
                 let values = (0..width).map(|at| 0.1 + at as f32 / 997.0).collect::<Vec<_>>();
@@ -24,7 +25,7 @@ pub(super) fn base(folder: &Path) -> Model {
             }
             _ => var.as_detached_tensor(),
         };
-        parameters.insert(name, Var::from_tensor(&tensor).unwrap()).unwrap();
+        parameters.insert(name, *role, Var::from_tensor(&tensor).unwrap()).unwrap();
     }
     let text = TextSide::of_post(&tokenizer()).unwrap();
     let model = Model { config: decoder.config().clone(), parameters, text };

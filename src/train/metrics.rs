@@ -17,7 +17,10 @@ use super::log::{read_lines, reopened};
 use super::objective::Student;
 use crate::atomic_file;
 use crate::model::ops::{Scoring, on_host, with_floats};
-use crate::model::{BatchLayout, DecoderConfig, Parameters, Point, Recompute, Taps};
+use crate::model::spec::Part;
+use crate::model::{
+    BatchLayout, Context, DecoderConfig, Parameters, Point, Projection, Recompute, Role, Taps,
+};
 
 /// Name of the file of [`Measurement`]s.
 pub const METRICS: &str = "metrics.jsonl";
@@ -90,23 +93,25 @@ impl Metrics {
         outcome: &Outcome,
         batch: &Batch,
     ) -> std::result::Result<Measurement, TrainError> {
-        let mut layers = vec![LayerMetrics::default(); config.layers];
+        let mut layers = vec![LayerMetrics::default(); config.layers()];
         for (layer, metrics) in layers.iter_mut().enumerate() {
-            let prefix = format!("model.layers.{layer}.");
-            let mut heads = vec![0.0; config.heads];
+            let count = config.blocks[layer].attention().map_or(0, |attention| attention.heads);
+            let mut heads = vec![0.0; count];
             let mut attends = false;
-            for ((name, _), gradient) in trained.iter().zip(&outcome.gradients) {
-                let Some(part) = name.strip_prefix(&prefix) else { continue };
+            for (entry, gradient) in trained.entries().iter().zip(&outcome.gradients) {
+                if entry.layer() != Some(layer) {
+                    continue;
+                }
                 metrics.gradient += squares(gradient)?;
                 // Each head's rows of the one matrix, columns of the other.
-                let by_head = match part {
-                    "self_attn.q_proj.weight" => Some(0),
-                    "self_attn.o_proj.weight" => Some(1),
+                let by_head = match entry.role.and_then(Role::part) {
+                    Some(Part::Weight(Projection::Query)) => Some(0),
+                    Some(Part::Weight(Projection::Output)) => Some(1),
                     _ => None,
                 };
                 if let Some(dim) = by_head {
                     attends = true;
-                    let width = gradient.dim(dim)? / config.heads;
+                    let width = gradient.dim(dim)? / count;
                     for (head, sum) in heads.iter_mut().enumerate() {
                         *sum += squares(&gradient.narrow(dim, head * width, width)?.contiguous()?)?;
                     }
@@ -119,7 +124,7 @@ impl Metrics {
         }
         if let Some(row) = batch.rows.first() {
             let inputs = Inputs::new(std::slice::from_ref(row), student.decoder.device())?;
-            let mut taps = Measuring { inner: student.taps(), layout: inputs.layout.clone(), layers };
+            let mut taps = Measuring { inner: student.taps(), layers };
             student.decoder.forward(&inputs.ids, &inputs.layout, &mut taps)?;
             layers = taps.layers;
         }
@@ -177,8 +182,6 @@ fn squares(tensor: &Tensor) -> Result<f64> {
 /// Taps that measure, after other taps.
 struct Measuring {
     inner: Box<dyn Taps>,
-    /// Which tokens count: padding has no meaning.
-    layout: BatchLayout,
     layers: Vec<LayerMetrics>,
 }
 
@@ -192,28 +195,21 @@ impl Taps for Measuring {
         self.inner.recompute(layer)
     }
 
-    fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
-        let tensor = self.inner.tap(point, layer, tensor)?;
+    fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> Result<Tensor> {
+        let tensor = self.inner.tap(point, at, tensor)?;
         match point {
-            Point::BlockOutput => self.layers[layer].variance = variance(&tensor, 1, &self.layout)?[0],
+            Point::BlockOutput => self.layers[at.layer].variance = variance(&tensor, 1, at.layout())?[0],
             Point::AttentionContext => {
-                self.layers[layer].variance_by_head = variance(&tensor, tensor.dim(2)?, &self.layout)?;
+                self.layers[at.layer].variance_by_head = variance(&tensor, tensor.dim(2)?, at.layout())?;
             }
             _ => {}
         }
         Ok(tensor)
     }
 
-    fn attend(
-        &mut self,
-        layer: usize,
-        query: &Tensor,
-        key: &Tensor,
-        scoring: Scoring,
-        layout: &BatchLayout,
-    ) -> Result<()> {
-        self.layers[layer].entropy_by_head = entropies(query, key, scoring, layout)?;
-        self.inner.attend(layer, query, key, scoring, layout)
+    fn attend(&mut self, at: Context, query: &Tensor, key: &Tensor, scoring: Scoring) -> Result<()> {
+        self.layers[at.layer].entropy_by_head = entropies(query, key, scoring, at.layout())?;
+        self.inner.attend(at, query, key, scoring)
     }
 }
 

@@ -16,6 +16,7 @@ use super::recipe::{AdapterRecipe, LongRows, Recipe};
 use super::{TrainError, base, distil, vocabulary};
 use crate::atomic_file;
 use crate::digest::Digest;
+use crate::model::parameters::Parameter;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Decoder, DecoderConfig, Model, Parameters, TextSide, init};
 
@@ -148,8 +149,8 @@ impl Prepared {
 /// The parameters without those that only training needs.
 pub(super) fn result(trained: &Parameters) -> Result<Parameters, TrainError> {
     let mut kept = Parameters::default();
-    for (name, var) in trained.iter().filter(|(name, _)| !name.starts_with(distil::MAP_PREFIX)) {
-        kept.insert(name, var.clone())?;
+    for Parameter { name, role, var } in trained.entries().iter().filter(|entry| entry.role.is_some()) {
+        kept.insert(name.clone(), *role, var.clone())?;
     }
     Ok(kept)
 }
@@ -237,8 +238,8 @@ pub(super) fn lock(out: &Path) -> Result<std::fs::File, TrainError> {
 /// Independent parameters with the same values.
 pub(super) fn copy(parameters: &Parameters) -> Result<Parameters, TrainError> {
     let mut copied = Parameters::default();
-    for (name, var) in parameters.iter() {
-        copied.insert(name, Var::from_tensor(&var.as_tensor().copy()?)?)?;
+    for Parameter { name, role, var } in parameters.entries() {
+        copied.insert(name.clone(), *role, Var::from_tensor(&var.as_tensor().copy()?)?)?;
     }
     Ok(copied)
 }

@@ -13,7 +13,8 @@ use super::objective::Student;
 use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::recipe::AdapterRecipe;
 use super::schedule::Schedule;
-use crate::model::{Decoder, Parameters, hugging_face};
+use crate::model::spec::Part;
+use crate::model::{Decoder, Parameters, Projection, Role, hugging_face};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -75,14 +76,19 @@ fn gradients_of_a_felix_spoke_are_those_of_pytorch() {
     compare("felix", "felix = { spokes = 2, rank = 3 }", |name| weights[&format!("felix.{name}")].clone());
 }
 
-/// Three steps from the fixture's start, with parameters named so that the right optimiser updates
-/// them.
-fn moved(matrices: Matrices, prefix: &str, names: &[&str], adamw: AdamWConfig) -> Vec<Var> {
+/// Three steps from the fixture's start, of parameters with such roles that the right optimiser
+/// moves them.
+fn moved(
+    matrices: Matrices,
+    role: fn(usize) -> Option<Role>,
+    names: &[&str],
+    adamw: AdamWConfig,
+) -> Vec<Var> {
     let fixture = tensors("train/optimisers.safetensors");
     let mut parameters = Parameters::default();
-    for name in names {
+    for (layer, name) in names.iter().enumerate() {
         let var = Var::from_tensor(&fixture[&format!("start.{name}")]).unwrap();
-        parameters.insert(format!("{prefix}{name}"), var).unwrap();
+        parameters.insert(*name, role(layer), var).unwrap();
     }
     let muon = MuonConfig { lr: 0.02, momentum: 0.95, weight_decay: 0.1 };
     let mut optimiser = Optimiser::new(&parameters, matrices, muon, adamw).unwrap();
@@ -101,17 +107,21 @@ fn optimisers_step_as_pytorchs_do() {
     let off = AdamWConfig { lr: 1e3, ..adamw };
     let rate = Some(adamw.lr);
     let (all, matrices) = (&["wide", "tall", "vector"][..], &["wide", "tall"][..]);
-    // Each group at the fixture's rate, set by the general rate and by its own.
+    let outside: fn(usize) -> Option<Role> = |_| None;
+    let of_block: fn(usize) -> Option<Role> =
+        |layer| Some(Role::Block { layer, part: Part::Weight(Projection::Up) });
+    let of_ends: fn(usize) -> Option<Role> = |at| Some(if at == 0 { Role::Embedding } else { Role::Head });
+    // Each group at the fixture's rate, by the general one and by its own.
     let cases = [
-        ("adamw", Matrices::Muon, "head.", all, adamw),
-        ("muon", Matrices::Muon, "model.layers.", matrices, adamw),
-        ("adamw", Matrices::AdamW, "model.layers.", all, adamw),
-        ("adamw", Matrices::AdamW, "model.layers.", matrices, AdamWConfig { matrix_lr: rate, ..off }),
-        ("adamw", Matrices::Muon, "lm_head.", matrices, AdamWConfig { embedding_lr: rate, ..off }),
-        ("adamw", Matrices::Muon, "model.layers.", &["vector"], AdamWConfig { vector_lr: rate, ..off }),
+        ("adamw", Matrices::Muon, outside, all, adamw),
+        ("muon", Matrices::Muon, of_block, matrices, adamw),
+        ("adamw", Matrices::AdamW, of_block, all, adamw),
+        ("adamw", Matrices::AdamW, of_block, matrices, AdamWConfig { matrix_lr: rate, ..off }),
+        ("adamw", Matrices::Muon, of_ends, matrices, AdamWConfig { embedding_lr: rate, ..off }),
+        ("adamw", Matrices::Muon, of_block, &["vector"], AdamWConfig { vector_lr: rate, ..off }),
     ];
-    for (kind, who, prefix, names, config) in cases {
-        for (name, found) in names.iter().zip(moved(who, prefix, names, config)) {
+    for (kind, who, role, names, config) in cases {
+        for (name, found) in names.iter().zip(moved(who, role, names, config)) {
             assert_close(name, &found, &fixture[&format!("{kind}.{name}")], 1e-5);
         }
     }

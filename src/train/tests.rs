@@ -16,9 +16,10 @@ use super::metrics::METRICS;
 use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::recipe::{LongRows, Recipe, Stage};
 use super::{TrainError, clip, log, vocabulary};
-use crate::model::features::{DeltaNetShape, Mixer};
+use crate::model::features::DeltaNetShape;
+use crate::model::spec::Mixer;
 use crate::model::tokenizer::{END, Message, Tokenizer};
-use crate::model::{Decoder, DecoderConfig, Family, Features, NoTaps, Parameters, init};
+use crate::model::{Decoder, Family, NoTaps, Parameters, Uniform, init};
 
 /// Conversations that ask to copy short words.
 pub(super) struct Copies;
@@ -62,20 +63,10 @@ impl Source for Later {
     }
 }
 
-/// Features that all matter in short documents: windows are short, and both kinds of mixers occur.
-fn features(family: Family) -> Features {
-    let usual = family.features(2, 4, 8);
-    let attention = Mixer::Attention { window: None };
-    let shape = DeltaNetShape { key_heads: 2, value_heads: 4, key_dim: 6, value_dim: 5, kernel: 3 };
-    match family {
-        Family::Gemma2 => Features { mixers: vec![Mixer::Attention { window: Some(5) }, attention], ..usual },
-        Family::Qwen3_5 => Features { mixers: vec![Mixer::DeltaNet(shape), attention], ..usual },
-        _ => usual,
-    }
-}
-
+/// A model whose every part matters in short documents: windows are short, both kinds of mixers are
+/// there.
 pub(super) fn model(family: Family, tied: bool, vocab_size: usize) -> (Decoder, Parameters) {
-    let config = DecoderConfig {
+    let shape = Uniform {
         family,
         vocab_size,
         hidden_size: 24,
@@ -89,8 +80,17 @@ pub(super) fn model(family: Family, tied: bool, vocab_size: usize) -> (Decoder, 
         rope_scaling: None,
         tied,
         max_position: 128,
-        features: features(family),
     };
+    let mut config = shape.config();
+    let delta_net = DeltaNetShape { key_heads: 2, value_heads: 4, key_dim: 6, value_dim: 5, kernel: 3 };
+    match family {
+        Family::Gemma2 => config.blocks[0].attention_mut().unwrap().window = Some(5),
+        Family::Qwen3_5 => {
+            config.blocks[0].mixer = Mixer::DeltaNet(delta_net);
+            config.blocks[1].mixer = Mixer::Attention(shape.attention());
+        }
+        _ => {}
+    }
     let parameters = init::initialise(&config, 3).unwrap();
     (Decoder::new(config, &parameters).unwrap(), parameters)
 }

@@ -7,7 +7,9 @@ use assert_cmd::Command;
 use bespoke::cli::export::{candle_logits, check, relative_difference};
 use bespoke::gguf::Gguf;
 use bespoke::model::safetensors_file::{SafetensorsFile, f32_values};
-use bespoke::model::{BatchLayout, Decoder, Model, NoTaps, gguf_file, hugging_face};
+use bespoke::model::{
+    BatchLayout, Decoder, DecoderConfig, Family, Model, NoTaps, Uniform, gguf_file, hugging_face, init,
+};
 use candle_core::{Device, Tensor};
 
 const CASES: [&str; 4] = ["llama_gqa", "llama_tied", "llama3_rope", "qwen3_tied"];
@@ -216,6 +218,82 @@ fn a_file_with_which_llama_cpp_computes_something_else_is_noticed() {
     gguf_file::export(&model, "x", &folder, &gguf, gguf_file::Precision::F32).unwrap();
     assert!(check(&model, &gguf).unwrap().max <= 1e-3);
     // A small mistake: a rotary base that is 5 % off.
-    model.config.rope_theta = 10_500.0;
+    for block in &mut model.config.blocks {
+        block.attention_mut().unwrap().rope_theta = 10_500.0;
+    }
     assert!(check(&model, &gguf).unwrap().max > 1e-3);
+}
+
+/// A Llama of the fixture's vocabulary whose blocks have other widths and numbers of heads.
+fn uneven(folder: &Path) -> Model {
+    let Model { config, text, .. } = hugging_face::load(&fixture("llama_tied")).unwrap();
+    let shape = Uniform {
+        family: Family::Llama,
+        vocab_size: config.vocab_size,
+        hidden_size: 64,
+        layers: 3,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        ffn: 96,
+        rms_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        tied: true,
+        max_position: 128,
+    };
+    let mut config = shape.config();
+    (config.blocks[1].ffn.width, config.blocks[2].ffn.width) = (32, 160);
+    let attention = config.blocks[1].attention_mut().unwrap();
+    (attention.heads, attention.kv_heads) = (6, 3);
+    let parameters = init::initialise(&config, 9).unwrap();
+    let model = Model { config, parameters, text };
+    hugging_face::save(folder, &model).unwrap();
+    model
+}
+
+#[test]
+fn blocks_of_other_widths_are_computed_by_llama_cpp_too() {
+    let out = tempfile::tempdir().unwrap();
+    let (folder, gguf) = (out.path().join("folder"), out.path().join("model.gguf"));
+    let model = uneven(&folder);
+    bespoke().arg("export").arg(&folder).arg(&gguf).assert().success();
+    let file = Gguf::open(&gguf).unwrap();
+    assert_eq!(file.get::<&str>("general.architecture").unwrap(), "deci");
+    assert_eq!(file.get::<&[u32]>("deci.feed_forward_length").unwrap(), [96, 32, 160]);
+    assert_eq!(file.get::<&[u32]>("deci.attention.head_count").unwrap(), [4, 6, 4]);
+    assert_eq!(file.get::<&[u32]>("deci.attention.head_count_kv").unwrap(), [2, 3, 2]);
+
+    let ids: Vec<u32> = (0..48).map(|at| (at * 37 + 11) % model.config.vocab_size as u32).collect();
+    let reference = bespoke::engine::reference::Reference::open(&gguf).unwrap().logits(&ids).unwrap();
+    let difference = relative_difference(&candle_logits(&model, &ids).unwrap(), &reference).unwrap().0;
+    assert!(difference <= 1e-3, "{difference:e}");
+    // Both ways back are exact.
+    assert_bit_equal(&model, &hugging_face::load(&folder).unwrap());
+    assert_bit_equal(&model, &gguf_file::import(&gguf).unwrap());
+}
+
+/// llama.cpp would read every block with the sizes of the first.
+#[test]
+fn blocks_that_llama_cpp_takes_for_alike_are_refused_by_key_and_block() {
+    type Change = fn(&mut DecoderConfig);
+    let out = tempfile::tempdir().unwrap();
+    let target = out.path().join("model.gguf");
+    let cases: [(&str, &str, Change); 3] = [
+        ("qwen3_tied", "\"intermediate_size\" is 8 in block 1", |config| config.blocks[1].ffn.width = 8),
+        ("qwen3_tied", "\"num_key_value_heads\" is 1 in block 1", |config| {
+            config.blocks[1].attention_mut().unwrap().kv_heads = 1;
+        }),
+        ("llama_tied", "\"rope_theta\" is 7 in block 1", |config| {
+            config.blocks[1].attention_mut().unwrap().rope_theta = 7.0;
+        }),
+    ];
+    for (case, expected, change) in cases {
+        let folder = fixture(case);
+        let mut model = hugging_face::load(&folder).unwrap();
+        change(&mut model.config);
+        model.parameters = init::initialise(&model.config, 1).unwrap();
+        let error = gguf_file::export(&model, case, &folder, &target, gguf_file::Precision::F32).unwrap_err();
+        assert!(error.to_string().contains(expected) && !target.exists(), "{error}");
+    }
 }

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use bespoke::cli::export::{candle_logits, relative_difference};
 use bespoke::engine::reference::Reference;
 use bespoke::gguf::{Array, Gguf, Value};
-use bespoke::model::features::Mixer;
 use bespoke::model::safetensors_file::{SafetensorsFile, f32_values};
 use bespoke::model::tokenizer::Tokenizer;
 use bespoke::model::{BatchLayout, Decoder, Family, Model, NoTaps, TextSide, gguf_file, hugging_face};
@@ -390,7 +389,9 @@ fn a_gemma_without_windows_makes_no_gguf_file() {
     }
     let folder = complete(case);
     let mut model = hugging_face::load(folder.path()).unwrap();
-    model.config.features.mixers.fill(Mixer::Attention { window: None });
+    for block in &mut model.config.blocks {
+        block.attention_mut().unwrap().window = None;
+    }
     let target = folder.path().join("model.gguf");
     let error =
         gguf_file::export(&model, case, folder.path(), &target, gguf_file::Precision::F32).unwrap_err();

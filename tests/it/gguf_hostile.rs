@@ -1,6 +1,8 @@
 //! Tests of hostile GGUF files: each kind is refused by the rule that names it, before llama.cpp
 //! sees a byte.
 
+mod per_block;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
@@ -262,6 +264,14 @@ impl Model {
         self.keys.retain(|(other, _)| other != key);
         self.keys.push((key.to_owned(), value.into()));
         self
+    }
+
+    /// The same as llama.cpp's Llama whose blocks may differ.
+    fn per_block(mut self) -> Self {
+        for (key, _) in &mut self.keys {
+            *key = key.replace("llama.", "deci.");
+        }
+        self.set("general.architecture", "deci")
     }
 
     fn without(mut self, key: &str) -> Self {

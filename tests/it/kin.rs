@@ -92,16 +92,17 @@ fn what_is_compared_while_no_daemon_runs_counts_when_one_does() {
 fn with_noise(model: &Model, name: &str) -> Model {
     let parameters = bespoke::model::Parameters::default();
     let mut changed = Model { parameters, ..model.clone() };
-    for (of, shape) in model.config.parameter_shapes() {
-        let tensor = model.parameters.get(&of).unwrap().as_tensor().clone();
+    for parameter in model.config.parameters() {
+        let tensor = model.parameters.of(parameter.role).unwrap().as_tensor().clone();
         let mut values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
-        if of == name {
+        if parameter.name == name {
             values.iter_mut().enumerate().for_each(|(at, value)| {
                 *value *= if at % 2 == 0 { 1.3 } else { 0.7 };
             });
         }
-        let tensor = candle_core::Var::from_vec(values, shape, &candle_core::Device::Cpu).unwrap();
-        changed.parameters.insert(of, tensor).unwrap();
+        let tensor =
+            candle_core::Var::from_vec(values, parameter.shape(), &candle_core::Device::Cpu).unwrap();
+        changed.parameters.insert(parameter.name, parameter.role, tensor).unwrap();
     }
     changed
 }

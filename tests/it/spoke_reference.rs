@@ -10,7 +10,7 @@ use bespoke::engine::reference::Reference;
 use bespoke::gguf::{GgmlType, Gguf, TensorInfo, Writer};
 use bespoke::model::gguf_file::{self, Precision};
 use bespoke::model::safetensors_file::SafetensorsFile;
-use bespoke::model::{BatchLayout, Decoder, FileError, hugging_face};
+use bespoke::model::{BatchLayout, Context, Decoder, FileError, Point, Taps, hugging_face};
 use candle_core::{Device, Tensor};
 
 use crate::families::complete;
@@ -212,8 +212,9 @@ fn a_folded_spoke_computes_what_the_taps_do() {
     }
     let mut taps = trained.taps().unwrap();
     let input = Tensor::from_vec(h.clone(), (1, 1, width), &Device::Cpu).unwrap();
-    let point = bespoke::model::Point::BlockOutput;
-    let expected = bespoke::model::Taps::tap(&mut taps, point, 2, input).unwrap();
+    let layout = BatchLayout::whole(1, 1);
+    let at = Context { layer: 2, pass: (&layout).into() };
+    let expected = Taps::tap(&mut taps, Point::BlockOutput, at, input).unwrap();
     let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
     let difference = relative_difference(&expected, &out).unwrap().0;
     assert!(difference < 1e-3, "{difference:e}");

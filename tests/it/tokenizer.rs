@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use bespoke::engine::reference::Reference;
 use bespoke::gguf::Gguf;
 use bespoke::model::tokenizer::{Message, Tokenizer};
-use bespoke::model::{DecoderConfig, Family, Model, TextSide, gguf_file, init};
+use bespoke::model::{Family, Model, TextSide, Uniform, gguf_file, init};
 use bespoke::train::vocabulary::{self, SKELETON};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -89,7 +89,7 @@ fn exported(tokenizer: &Tokenizer, folder: &std::path::Path) -> Reference {
 }
 
 pub fn exported_text(text: TextSide, vocab_size: usize, folder: &std::path::Path) -> Reference {
-    let config = DecoderConfig {
+    let shape = Uniform {
         family: Family::Qwen3,
         vocab_size,
         hidden_size: 8,
@@ -103,8 +103,8 @@ pub fn exported_text(text: TextSide, vocab_size: usize, folder: &std::path::Path
         rope_scaling: None,
         tied: true,
         max_position: 64,
-        features: Family::Qwen3.features(1, 1, 8),
     };
+    let config = shape.config();
     let parameters = init::initialise(&config, 1).unwrap();
     let model = Model { config, parameters, text };
     let path = folder.join("model.gguf");

@@ -14,9 +14,10 @@ use crate::adapter::peft::{self, Peft};
 use crate::adapter::{Defect, Limits, Post, Refusal, metadata};
 use crate::gguf::{GgmlType, Gguf, Writer};
 use crate::model::gguf_file::encode;
-use crate::model::gguf_file::names::hugging_face_name;
-use crate::model::gguf_file::values::{Half, Order, needs_order};
+use crate::model::gguf_file::names::role_of;
+use crate::model::gguf_file::values::{Order, needs_order};
 use crate::model::safetensors_file::{self, NewTensor};
+use crate::model::spec::{LoraSide, Role};
 
 /// Writes llama.cpp's LoRA file from a PEFT adapter, always as F32. With BF16 matrices llama.cpp
 /// would round the activations to eight significant bits, which moves logits by half a percent.
@@ -42,17 +43,17 @@ pub(super) fn to_gguf(
     let mut sources = sources.into_iter();
     writer.write(target, |tensor| {
         let (pair, side, factor) = sources.next().expect("each tensor was announced with its source");
-        let name = parameter(pair);
+        let role = role_of(&pair.target);
         let values = match side {
             // PEFT keeps a column for each token, llama.cpp a row.
             Side::A if pair.target == EMBEDDING => transpose(&container.values(&pair.a)?, pair.rank as usize),
-            Side::A => order.half_to_gguf(&name, Half::A, container.values(&pair.a)?),
+            Side::A => order.half_to_gguf(role, LoraSide::A, container.values(&pair.a)?),
             Side::B => {
                 let mut values = container.values(&pair.b)?;
                 for value in &mut values {
                     *value *= factor;
                 }
-                order.half_to_gguf(&name, Half::B, values)
+                order.half_to_gguf(role, LoraSide::B, values)
             }
         };
         Ok::<_, Refusal>(encode(&values, tensor.kind))
@@ -70,12 +71,6 @@ fn order(post: &Post) -> Result<&Order, Defect> {
     peft::names::check_family(post)?;
     let why = || format!("the order of values of a {:?} is not known here", post.architecture);
     post.order.as_ref().ok_or_else(|| Defect::NotConvertible { why: why() })
-}
-
-/// Hugging Face's name of the parameter that a pair changes.
-fn parameter(pair: &Pair) -> String {
-    // A target without such a name was refused before, or will be refused under its own name.
-    hugging_face_name(&pair.target).unwrap_or_else(|| pair.target.clone())
 }
 
 /// Writes a PEFT folder from llama.cpp's LoRA file.
@@ -97,8 +92,8 @@ pub(super) fn to_peft(
             let none = || Defect::UnknownTarget { tensor: pair.a.name.clone(), target: pair.target.clone() };
             peft::names::write(&pair.target, side).ok_or_else(|| refuse(none()))
         };
-        let parameter = parameter(pair);
-        if order.is_none() && architecture.is_none_or(|found| needs_order(found, &parameter)) {
+        let parameter = role_of(&pair.target);
+        if order.is_none() && architecture.is_none_or(|found| needs_order(found, parameter)) {
             let why = "rows of some matrices are ordered, or scaled, by the post's shape";
             return Err(refuse(Defect::PostNeeded { why }));
         }
@@ -108,8 +103,8 @@ pub(super) fn to_peft(
             a = transpose(&a, a_dims[1] as usize);
             a_dims.swap(0, 1);
         } else if let Some(order) = order {
-            a = order.half_from_gguf(&parameter, Half::A, a);
-            b = order.half_from_gguf(&parameter, Half::B, b);
+            a = order.half_from_gguf(parameter, LoraSide::A, a);
+            b = order.half_from_gguf(parameter, LoraSide::B, b);
         }
         tensors.push(NewTensor { name: name(Side::A)?, shape: shape(a_dims), values: a });
         tensors.push(NewTensor {
@@ -137,7 +132,7 @@ fn shape(dims: [u64; 2]) -> Vec<usize> {
 /// Builds `adapter_config.json`: one alpha, the most common rank, and a table of the other ranks.
 fn peft_config(alpha: f32, pairs: &[Pair], post: Option<&Post>) -> Value {
     let module = |pair: &Pair| {
-        let name = parameter(pair);
+        let name = role_of(&pair.target).map_or_else(|| pair.target.clone(), |role| role.name(false));
         name.strip_suffix(".weight").unwrap_or(&name).to_owned()
     };
     let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
@@ -180,7 +175,8 @@ fn target_modules(modules: BTreeSet<String>, post: Option<&Post>) -> Vec<String>
         by_end.entry(end).or_default().push(module);
     }
     let whole = |(end, names): (String, Vec<String>)| {
-        let single = names.len() == 1 && !names[0].starts_with("model.layers.");
+        let in_block = |name: &String| Role::of(&format!("{name}.weight")).and_then(Role::layer).is_some();
+        let single = names.len() == 1 && !names.iter().any(in_block);
         if single || post.is_some_and(|post| names.len() as u64 == u64::from(post.layers)) {
             vec![end]
         } else {

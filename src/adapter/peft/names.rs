@@ -2,8 +2,8 @@
 
 use crate::adapter::lora::{EMBEDDING, Side};
 use crate::adapter::{Defect, Post};
-use crate::model::Family;
-use crate::model::gguf_file::names::{gguf_name, hugging_face_name};
+use crate::model::gguf_file::names::{gguf_name, role_of};
+use crate::model::{Family, Role};
 
 /// Prefix of a module's name in a saved adapter.
 const PREFIX: &str = "base_model.model.";
@@ -24,7 +24,7 @@ pub(in crate::adapter) struct Module {
 /// An architecture whose linear layers differ in names or row order from the dense families.
 pub(in crate::adapter) fn check_family(post: &Post) -> Result<(), Defect> {
     match post.architecture.as_str() {
-        "llama" | "qwen2" | "qwen3" | "gemma2" | "qwen35" => Ok(()),
+        "llama" | "deci" | "qwen2" | "qwen3" | "gemma2" | "qwen35" => Ok(()),
         other => Err(Defect::Unsupported {
             code: "peft_architecture",
             what: format!("the post is a {other:?}"),
@@ -73,26 +73,14 @@ pub(in crate::adapter) fn read(name: &str) -> Result<Module, Defect> {
     let unknown = || Defect::UnknownTarget { tensor: name.to_owned(), target: module.to_owned() };
     let module = module.strip_prefix(PREFIX).ok_or_else(unknown)?;
     // The linear layers of all known families share their names.
-    let target = gguf_name(Family::Llama, &format!("{module}.weight")).ok_or_else(unknown)?;
-    // A layer has one name: "07" would be a second one of block 7.
-    if hugging_face_name(&target).as_deref() != Some(&format!("{module}.weight"))
-        || !target
-            .strip_prefix("blk.")
-            .is_none_or(|rest| is_number(rest.split('.').next().unwrap_or_default()))
-        || embedding != (target == EMBEDDING)
-    {
-        return Err(unknown());
-    }
+    let target = Role::of(&format!("{module}.weight")).and_then(|role| gguf_name(Family::Llama, role));
+    let target = target.filter(|target| embedding == (target == EMBEDDING)).ok_or_else(unknown)?;
     Ok(Module { module: module.to_owned(), target, side })
-}
-
-fn is_number(text: &str) -> bool {
-    text.parse::<u32>().is_ok_and(|number| number.to_string() == text)
 }
 
 /// PEFT's tensor name for a change of llama.cpp's tensor `target`, if the family has it.
 pub(in crate::adapter) fn write(target: &str, side: Side) -> Option<String> {
-    let parameter = hugging_face_name(target)?;
+    let parameter = role_of(target)?.name(false);
     let module = parameter.strip_suffix(".weight")?;
     let end = match (target == EMBEDDING, side) {
         (false, Side::A) => ".lora_A.weight",

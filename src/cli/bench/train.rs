@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::memory::watched;
 use crate::model::synthetic_model::Shape;
-use crate::model::{Decoder, DecoderConfig, Family, Parameters, init};
+use crate::model::{Decoder, DecoderConfig, Family, Parameters, Uniform, init};
 use crate::train::adapter::{self, Adapter};
 use crate::train::batch::PackedRow;
 use crate::train::clip::clip;
@@ -181,9 +181,7 @@ fn measure(args: &Args, compute: &ComputeDevice) -> anyhow::Result<Report> {
 
 /// A Llama of the synthetic model's shape, because every other trainer supports that architecture.
 fn llama(shape: Shape) -> DecoderConfig {
-    let config = shape.config();
-    let features = Family::Llama.features(config.layers, config.heads, config.head_dim);
-    DecoderConfig { family: Family::Llama, features, ..config }
+    Uniform { family: Family::Llama, ..shape.sizes() }.config()
 }
 
 /// One document per row, every token but the first a target; the same rows as in

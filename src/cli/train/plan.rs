@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use candle_core::{DType, Tensor};
 
-use crate::model::{DecoderConfig, gguf_file, hugging_face};
+use crate::model::spec::Mixer;
+use crate::model::{BlockSpec, DecoderConfig, Role, gguf_file, hugging_face};
 use crate::train::device::ComputeDevice;
 use crate::train::recipe::{Recipe, Stage};
 use crate::train::{adapter, cost};
@@ -66,21 +67,21 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
         None => None,
     };
     let whole = config.parameter_count() as f64;
-    let shapes: Vec<(String, Vec<usize>)> = match &recipe.adapter {
-        None => config.parameter_shapes(),
+    let shapes: Vec<(Option<Role>, Vec<usize>)> = match &recipe.adapter {
+        None => config.parameters().iter().map(|spec| (Some(spec.role), spec.shape())).collect(),
         Some(recipe) => {
             let parameters = adapter::initial(recipe, &config, 0)?;
-            parameters.iter().map(|(name, var)| (name.to_owned(), var.dims().to_vec())).collect()
+            parameters.entries().iter().map(|entry| (entry.role, entry.var.dims().to_vec())).collect()
         }
     };
-    let elements = |of: &dyn Fn(&str, &[usize]) -> usize| -> f64 {
-        let each = shapes.iter().map(|(name, dims)| dims.iter().product::<usize>() * of(name, dims));
+    let elements = |of: &dyn Fn(Option<Role>, &[usize]) -> usize| -> f64 {
+        let each = shapes.iter().map(|(role, dims)| dims.iter().product::<usize>() * of(*role, dims));
         each.sum::<usize>() as f64
     };
     let counts = Counts {
         whole,
         trained: elements(&|_, _| 1),
-        moments: elements(&|name, dims| recipe.train.matrices.moments(name, dims)),
+        moments: elements(&|role, dims| recipe.train.matrices.moments(role, dims)),
         teacher: teacher.as_ref().map_or(0.0, |teacher| teacher.parameter_count() as f64),
     };
     let mut out = format!("{}\n", recipe.to_toml());
@@ -218,16 +219,20 @@ impl Memory {
         let computed = dtype.size_in_bytes() as f64;
         let weights = if recipe.adapter.is_some() { computed * whole + F32 * trained } else { F32 * whole };
         let averages = if recipe.train.ema > 0.0 { trained } else { 0.0 };
-        // Per token and block: the residual stream about eight times, heads five times, the
-        // intermediate four times.
-        let heads = config.heads * config.head_dim;
-        let of_block = 8 * config.hidden_size + 5 * heads + 4 * config.ffn;
-        // With recomputation, each block keeps only its input, and one block at a time has all its
-        // activations.
+        // Per token and block: the residual stream about eight times, heads five, the intermediate four.
+        let of_block = |block: &BlockSpec| {
+            let heads = match &block.mixer {
+                Mixer::Attention(attention) => attention.heads * attention.head_dim,
+                Mixer::DeltaNet(shape) => shape.values(),
+            };
+            8 * config.hidden_size + 5 * heads + 4 * block.ffn.width
+        };
+        let of_blocks = config.blocks.iter().map(of_block);
+        // Recomputed, a block leaves only its input, and one at a time is there whole.
         let per_token = if recipe.train.recompute {
-            config.layers * config.hidden_size + of_block
+            config.layers() * config.hidden_size + of_blocks.max().unwrap_or(0)
         } else {
-            config.layers * of_block
+            of_blocks.sum()
         };
         let longest = recipe.stages().iter().map(|stage| stage.seq_len).max().unwrap_or(1);
         let tokens = recipe.train.micro_tokens.max(longest) * threads;

@@ -3,20 +3,29 @@
 use std::collections::HashMap;
 
 use super::{Check, Checked, bad_value};
-use crate::gguf::{Array, Rule, Value};
+use crate::gguf::{Array, FromValue as _, PerBlock, Rule, Value};
 
 /// Architectures that are checked.
-pub(super) const KNOWN: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "qwen35"];
+pub(super) const KNOWN: [&str; 6] = ["llama", "deci", "qwen2", "qwen3", "gemma2", "qwen35"];
+
+/// A Llama whose blocks may have other numbers of heads and other feed-forward widths, or no
+/// attention or feed-forward part at all.
+const PER_BLOCK: &str = "deci";
 
 /// The sizes that determine the tensors of a dense decoder.
 struct Shape {
     embedding: u64,
+    head: u64,
+    vocabulary: u64,
+    blocks: Vec<Counts>,
+}
+
+/// The sizes of one block.
+#[derive(Clone, Copy)]
+struct Counts {
     ffn: u64,
     heads: u64,
     kv_heads: u64,
-    head: u64,
-    vocabulary: u64,
-    blocks: u32,
 }
 
 /// The sizes of the recurrent blocks of `qwen35`, and which blocks are recurrent.
@@ -50,19 +59,14 @@ impl Check<'_> {
     fn decoder_shape(&self, architecture: &str, vocabulary: u64, blocks: u32) -> Checked<Shape> {
         let key = |name: &str| format!("{architecture}.{name}");
         let embedding = self.positive(&key("embedding_length"))?;
-        let ffn = self.positive(&key("feed_forward_length"))?;
-        let heads = self.positive(&key("attention.head_count"))?;
-        let kv_heads = match self.optional::<u32>(&key("attention.head_count_kv"))? {
-            None => heads,
-            Some(kv) if kv > 0 && heads.is_multiple_of(kv) => kv,
-            Some(kv) => {
-                return Err(bad_value(
-                    key("attention.head_count_kv"),
-                    kv,
-                    format!("a divisor of {heads} (head_count)"),
-                ));
-            }
-        };
+        let counts = self.counts(architecture, blocks)?;
+        // llama.cpp derives the width of a head from the first block, and has none without one
+        // there.
+        let heads = counts[0].heads as u32;
+        if heads == 0 {
+            let expected = "more than 0 in the first block";
+            return Err(bad_value(key("attention.head_count"), 0, expected));
+        }
         let head = match self.optional::<u32>(&key("attention.key_length"))? {
             Some(head) => head,
             None if embedding.is_multiple_of(heads) => embedding / heads,
@@ -114,9 +118,48 @@ impl Check<'_> {
                 format!("{vocabulary} (entries of the vocabulary)"),
             ));
         }
-        let (embedding, ffn, heads, kv_heads, head) =
-            (embedding.into(), ffn.into(), heads.into(), kv_heads.into(), head.into());
-        Ok(Shape { embedding, ffn, heads, kv_heads, head, vocabulary, blocks })
+        Ok(Shape { embedding: embedding.into(), head: head.into(), vocabulary, blocks: counts })
+    }
+
+    /// Sizes of each block.
+    fn counts(&self, architecture: &str, blocks: u32) -> Checked<Vec<Counts>> {
+        let key = |name: &str| format!("{architecture}.{name}");
+        if architecture == PER_BLOCK {
+            let per_block = |name: &str| self.file.per_block(&key(name), blocks as usize);
+            let ffn = per_block("feed_forward_length")?.unwrap_or_default();
+            let heads = per_block("attention.head_count")?.unwrap_or_default();
+            let kv_key = key("attention.head_count_kv");
+            let kv_heads = per_block("attention.head_count_kv")?.unwrap_or_else(|| heads.clone());
+            if ffn.is_empty() || heads.is_empty() {
+                let key = key(if ffn.is_empty() { "feed_forward_length" } else { "attention.head_count" });
+                return Err(Rule::MissingKey { key, expected: PerBlock::EXPECTED }.into());
+            }
+            let counts = |block: usize| {
+                let (ffn, heads, kv_heads) = (ffn[block], heads[block], kv_heads[block]);
+                let fits = kv_heads == 0 || (heads > 0 && heads.is_multiple_of(kv_heads));
+                if !fits {
+                    let expected = format!("0, or a divisor of {heads} (head_count), in block {block}");
+                    return Err(bad_value(kv_key.clone(), kv_heads, expected));
+                }
+                Ok(Counts { ffn: ffn.into(), heads: heads.into(), kv_heads: kv_heads.into() })
+            };
+            return (0..blocks as usize).map(counts).collect();
+        }
+        let ffn = self.positive(&key("feed_forward_length"))?;
+        let heads = self.positive(&key("attention.head_count"))?;
+        let kv_heads = match self.optional::<u32>(&key("attention.head_count_kv"))? {
+            None => heads,
+            Some(kv) if kv > 0 && heads.is_multiple_of(kv) => kv,
+            Some(kv) => {
+                return Err(bad_value(
+                    key("attention.head_count_kv"),
+                    kv,
+                    format!("a divisor of {heads} (head_count)"),
+                ));
+            }
+        };
+        let counts = Counts { ffn: ffn.into(), heads: heads.into(), kv_heads: kv_heads.into() };
+        Ok(vec![counts; blocks as usize])
     }
 
     fn finite_above_0(&self, key: &str) -> Checked {
@@ -203,14 +246,14 @@ impl Check<'_> {
         // Additional blocks after the last one predict tokens beyond the next. They are left to
         // llama.cpp.
         let further = self.optional::<u32>(&format!("{architecture}.nextn_predict_layers"))?.unwrap_or(0);
-        let own = shape.blocks.saturating_sub(further);
+        let own = (shape.blocks.len() as u32).saturating_sub(further);
         let mut expected = shape.outer(architecture);
         for block in 0..own {
             expected.extend(shape.block(architecture, block, recurrent));
         }
         let mut expected: HashMap<String, (Vec<u64>, bool)> =
             expected.into_iter().map(|(name, dims, needed)| (name, (dims, needed))).collect();
-        let closed = matches!(architecture, "llama" | "qwen3");
+        let closed = matches!(architecture, "llama" | "deci" | "qwen3");
         for tensor in self.file.tensors() {
             match expected.remove(&tensor.name) {
                 None if closed => {
@@ -242,21 +285,24 @@ impl Shape {
             ("output_norm.weight".into(), vec![d], true),
             ("output.weight".into(), vec![d, vocabulary], false),
         ];
-        if architecture == "llama" {
+        if matches!(architecture, "llama" | "deci") {
             tensors.push(("rope_freqs.weight".into(), vec![self.head / 2], false));
         }
         tensors
     }
 
     fn block(&self, architecture: &str, block: u32, recurrent: Option<&Recurrent>) -> Vec<Tensor> {
-        let (d, f) = (self.embedding, self.ffn);
-        let (q, kv) = (self.heads.saturating_mul(self.head), self.kv_heads.saturating_mul(self.head));
+        let (d, Counts { ffn: f, heads, kv_heads }) = (self.embedding, self.blocks[block as usize]);
+        let (q, kv) = (heads.saturating_mul(self.head), kv_heads.saturating_mul(self.head));
         let mut tensors = Vec::new();
         let mut add = |part: &str, dims: &[u64], needed: bool| {
             tensors.push((format!("blk.{block}.{part}"), dims.to_vec(), needed));
         };
-        add("attn_norm.weight", &[d], true);
+        if heads > 0 {
+            add("attn_norm.weight", &[d], true);
+        }
         match architecture {
+            _ if f == 0 => {}
             "gemma2" => {
                 for name in ["post_attention_norm.weight", "ffn_norm.weight", "post_ffw_norm.weight"] {
                     add(name, &[d], true);
@@ -265,10 +311,16 @@ impl Shape {
             "qwen35" => add("post_attention_norm.weight", &[d], true),
             _ => add("ffn_norm.weight", &[d], true),
         }
-        let mut matrices = vec![("ffn_gate", d, f), ("ffn_up", d, f), ("ffn_down", f, d)];
+        let mut matrices =
+            if f == 0 { vec![] } else { vec![("ffn_gate", d, f), ("ffn_up", d, f), ("ffn_down", f, d)] };
         if let Some(recurrent) = recurrent.filter(|recurrent| recurrent.blocks[block as usize]) {
             for (part, dims) in recurrent.tensors(d) {
                 add(part, &dims, true);
+            }
+        } else if kv_heads == 0 {
+            // Without heads of keys, the block has a matrix in place of attention, or nothing.
+            if heads > 0 {
+                matrices.push(("attn_output", d, d));
             }
         } else {
             // With a gate for each head of q.

@@ -2,11 +2,11 @@
 
 use candle_core::{Result, Tensor};
 
-use super::layers::{Linear, Weights};
-use crate::model::DecoderConfig;
+use super::layers::{BlockWeights, Linear};
 use crate::model::features::Activation;
 use crate::model::ops::{geglu, swiglu};
-use crate::model::taps::{Point, Projection, Taps};
+use crate::model::spec::FeedForwardSpec;
+use crate::model::taps::{Context, Point, Projection, Taps};
 
 #[derive(Debug, Clone)]
 pub(super) struct FeedForward {
@@ -17,25 +17,25 @@ pub(super) struct FeedForward {
 }
 
 impl FeedForward {
-    pub(super) fn new(config: &DecoderConfig, weights: &Weights) -> Result<Self> {
-        let linear = |name: &str| weights.linear(&format!("mlp.{name}"), config.features.ffn_bias);
+    pub(super) fn new(spec: FeedForwardSpec, weights: BlockWeights) -> Result<Self> {
+        let linear = |projection| weights.linear(projection, spec.bias);
         Ok(Self {
-            gate: linear("gate_proj")?,
-            up: linear("up_proj")?,
-            down: linear("down_proj")?,
-            activation: config.features.activation,
+            gate: linear(Projection::Gate)?,
+            up: linear(Projection::Up)?,
+            down: linear(Projection::Down)?,
+            activation: spec.activation,
         })
     }
 
     /// `[B, S, D]` of the normalised residual stream `[B, S, D]`.
-    pub(super) fn forward(&self, layer: usize, x: &Tensor, taps: &mut dyn Taps) -> Result<Tensor> {
-        let gate = taps.project(Projection::Gate, layer, x, self.gate.forward(x)?)?;
-        let up = taps.project(Projection::Up, layer, x, self.up.forward(x)?)?;
+    pub(super) fn forward(&self, at: Context, x: &Tensor, taps: &mut dyn Taps) -> Result<Tensor> {
+        let gate = taps.project(Projection::Gate, at, x, self.gate.forward(x)?)?;
+        let up = taps.project(Projection::Up, at, x, self.up.forward(x)?)?;
         let inner = match self.activation {
             Activation::Silu => swiglu(&gate, &up)?,
             Activation::GeluTanh => geglu(&gate, &up)?,
         };
-        let inner = taps.tap(Point::FfnIntermediate, layer, inner)?;
-        taps.project(Projection::Down, layer, &inner, self.down.forward(&inner)?)
+        let inner = taps.tap(Point::FfnIntermediate, at, inner)?;
+        taps.project(Projection::Down, at, &inner, self.down.forward(&inner)?)
     }
 }

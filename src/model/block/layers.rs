@@ -2,44 +2,75 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::model::Parameters;
 use crate::model::features::NormWeight;
 use crate::model::ops::{add_bias, linear, rms_norm};
+use crate::model::spec::{NormAt, Part};
+use crate::model::{Parameters, Projection, Role};
 
-/// Parameters below a common prefix.
+/// Where a decoder's weights come from.
+#[derive(Clone, Copy)]
 pub(in crate::model) struct Weights<'a> {
     parameters: &'a Parameters,
-    prefix: String,
     frozen: bool,
 }
 
 impl<'a> Weights<'a> {
-    /// The parameters whose names begin with `prefix`; frozen ones collect no gradients.
-    pub(in crate::model) fn new(parameters: &'a Parameters, prefix: impl Into<String>, frozen: bool) -> Self {
-        Self { parameters, prefix: prefix.into(), frozen }
+    /// All of these; frozen ones collect no gradients.
+    pub(in crate::model) fn new(parameters: &'a Parameters, frozen: bool) -> Self {
+        Self { parameters, frozen }
     }
 
-    /// The parameter of this name below the prefix.
-    pub(in crate::model) fn get(&self, name: &str) -> Result<Tensor> {
-        let tensor = self.parameters.get(&format!("{}{name}", self.prefix))?.as_tensor();
+    /// Those of one block.
+    pub(in crate::model) fn of_block(self, layer: usize) -> BlockWeights<'a> {
+        BlockWeights { weights: self, layer }
+    }
+
+    /// The parameter of this role.
+    pub(in crate::model) fn get(self, role: Role) -> Result<Tensor> {
+        let tensor = self.parameters.of(role)?.as_tensor();
         Ok(if self.frozen { tensor.detach() } else { tensor.clone() })
     }
 
-    /// The weights that collect gradients.
-    pub(super) fn variables(&self) -> Vec<Tensor> {
-        let below = self.parameters.iter().filter(|(name, _)| !self.frozen && name.starts_with(&self.prefix));
-        below.map(|(_, var)| var.as_tensor().clone()).collect()
+    /// An RMS norm.
+    pub(in crate::model) fn norm(self, role: Role, kind: NormWeight, eps: f64) -> Result<Norm> {
+        Ok(Norm { weight: self.get(role)?, kind, eps })
+    }
+}
+
+/// Where a block's weights come from.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct BlockWeights<'a> {
+    weights: Weights<'a>,
+    layer: usize,
+}
+
+impl BlockWeights<'_> {
+    /// The block.
+    pub(super) fn layer(self) -> usize {
+        self.layer
+    }
+
+    /// A part of the block.
+    pub(super) fn get(self, part: Part) -> Result<Tensor> {
+        self.weights.get(Role::Block { layer: self.layer, part })
+    }
+
+    /// Those that collect gradients.
+    pub(super) fn variables(self) -> Vec<Tensor> {
+        let Weights { parameters, frozen } = self.weights;
+        let of_block = parameters.entries().iter().filter(|entry| entry.layer() == Some(self.layer));
+        of_block.filter(|_| !frozen).map(|entry| entry.var.as_tensor().clone()).collect()
     }
 
     /// An RMS norm.
-    pub(in crate::model) fn norm(&self, name: &str, kind: NormWeight, eps: f64) -> Result<Norm> {
-        Ok(Norm { weight: self.get(&format!("{name}.weight"))?, kind, eps })
+    pub(super) fn norm(self, at: NormAt, kind: NormWeight, eps: f64) -> Result<Norm> {
+        self.weights.norm(Role::Block { layer: self.layer, part: Part::Norm(at) }, kind, eps)
     }
 
     /// A projection, with its bias if it has one.
-    pub(super) fn linear(&self, name: &str, bias: bool) -> Result<Linear> {
-        let weight = self.get(&format!("{name}.weight"))?;
-        Ok(Linear { weight, bias: bias.then(|| self.get(&format!("{name}.bias"))).transpose()? })
+    pub(super) fn linear(self, projection: Projection, bias: bool) -> Result<Linear> {
+        let weight = self.get(Part::Weight(projection))?;
+        Ok(Linear { weight, bias: bias.then(|| self.get(Part::Bias(projection))).transpose()? })
     }
 }
 

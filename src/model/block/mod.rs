@@ -5,21 +5,20 @@ mod delta_net;
 mod feed_forward;
 mod layers;
 mod recompute;
-
-use std::sync::Arc;
+mod rotary_tables;
 
 use candle_core::{Result, Tensor};
 
 use attention::Attention;
 use delta_net::DeltaNet;
 use feed_forward::FeedForward;
+use layers::BlockWeights;
 pub(super) use layers::{Norm, Weights};
+pub(super) use rotary_tables::RotaryTables;
 
 use super::DecoderConfig;
-use super::features::Mixer;
-use super::layout::BatchLayout;
-use super::ops::RotaryTable;
-use super::taps::{Point, Taps};
+use super::spec::{BlockSpec, Mixer, NormAt};
+use super::taps::{Context, Pass, Point, Taps};
 
 /// A block over shared parameters.
 #[derive(Debug, Clone)]
@@ -45,37 +44,27 @@ impl Block {
     /// The block of a layer; `weights` are those under `model.layers.N.`.
     pub(super) fn new(
         config: &DecoderConfig,
-        layer: usize,
-        weights: &Weights,
-        rotary: &Arc<RotaryTable>,
+        spec: &BlockSpec,
+        weights: BlockWeights,
+        tables: &mut RotaryTables,
     ) -> Result<Self> {
-        let features = &config.features;
-        let norm = |name: &str| weights.norm(name, features.norm, config.rms_eps);
-        let mixer = match features.mixers[layer] {
-            Mixer::Attention { window } => {
-                MixerPart::Attention(Attention::new(config, window, weights, rotary)?)
+        let norm = |at: NormAt| weights.norm(at, config.features.norm, config.rms_eps);
+        let mixer = match &spec.mixer {
+            Mixer::Attention(attention) => {
+                let rotary = tables.of(attention);
+                MixerPart::Attention(Attention::new(config, attention, weights, rotary)?)
             }
-            Mixer::DeltaNet(shape) => MixerPart::DeltaNet(DeltaNet::new(config, shape, weights)?),
+            Mixer::DeltaNet(shape) => MixerPart::DeltaNet(DeltaNet::new(config, *shape, weights)?),
         };
-        // With norms on both sides, Hugging Face's `post_attention_layernorm` is the one after
-        // attention; without, it is the one before the feed-forward part.
-        let (after_mixer, ffn_norm, after_ffn) = if features.post_norms {
-            (
-                Some(norm("post_attention_layernorm")?),
-                norm("pre_feedforward_layernorm")?,
-                Some(norm("post_feedforward_layernorm")?),
-            )
-        } else {
-            (None, norm("post_attention_layernorm")?, None)
-        };
+        let after = |at: NormAt| spec.post_norms.then(|| norm(at)).transpose();
         Ok(Self {
-            layer,
-            mixer_norm: norm("input_layernorm")?,
+            layer: weights.layer(),
+            mixer_norm: norm(NormAt::BeforeMixer)?,
             mixer,
-            after_mixer,
-            ffn_norm,
-            ffn: FeedForward::new(config, weights)?,
-            after_ffn,
+            after_mixer: after(NormAt::AfterMixer)?,
+            ffn_norm: norm(NormAt::BeforeFfn)?,
+            ffn: FeedForward::new(spec.ffn, weights)?,
+            after_ffn: after(NormAt::AfterFfn)?,
             variables: weights.variables(),
         })
     }
@@ -85,33 +74,33 @@ impl Block {
     pub(super) fn forward(
         &self,
         x: Tensor,
-        layout: &BatchLayout,
+        pass: Pass,
         taps: &mut dyn Taps,
         recompute: bool,
     ) -> Result<Tensor> {
-        let layer = self.layer;
-        let x = taps.tap(Point::Residual, layer, x)?;
-        let repeated = if recompute { taps.recompute(layer) } else { None };
+        let at = Context { layer: self.layer, pass };
+        let x = taps.tap(Point::Residual, at, x)?;
+        let repeated = if recompute { taps.recompute(self.layer) } else { None };
         let x = match repeated {
-            Some(repeated) => recompute::inner(self, x, layout, taps, repeated)?,
-            None => self.inner(x, layout, taps)?,
+            Some(repeated) => recompute::inner(self, x, pass, taps, repeated)?,
+            None => self.inner(x, pass, taps)?,
         };
-        taps.tap(Point::BlockOutput, layer, x)
+        taps.tap(Point::BlockOutput, at, x)
     }
 
-    /// The part between the taps on the residual stream.
-    fn inner(&self, x: Tensor, layout: &BatchLayout, taps: &mut dyn Taps) -> Result<Tensor> {
-        let layer = self.layer;
-        let normed = taps.tap(Point::AttentionNorm, layer, self.mixer_norm.forward(&x)?)?;
+    /// What lies between the taps of the residual stream.
+    fn inner(&self, x: Tensor, pass: Pass, taps: &mut dyn Taps) -> Result<Tensor> {
+        let at = Context { layer: self.layer, pass };
+        let normed = taps.tap(Point::AttentionNorm, at, self.mixer_norm.forward(&x)?)?;
         let mixed = match &self.mixer {
-            MixerPart::Attention(attention) => attention.forward(layer, &normed, layout, taps)?,
-            MixerPart::DeltaNet(delta_net) => delta_net.forward(layer, &normed, layout, taps)?,
+            MixerPart::Attention(attention) => attention.forward(at, &normed, taps)?,
+            MixerPart::DeltaNet(delta_net) => delta_net.forward(at, &normed, taps)?,
         };
         let mixed = Norm::after(self.after_mixer.as_ref(), mixed)?;
-        let x = (x + taps.tap(Point::AttentionOutput, layer, mixed)?)?;
-        let normed = taps.tap(Point::FfnNorm, layer, self.ffn_norm.forward(&x)?)?;
-        let fed = self.ffn.forward(layer, &normed, taps)?;
+        let x = (x + taps.tap(Point::AttentionOutput, at, mixed)?)?;
+        let normed = taps.tap(Point::FfnNorm, at, self.ffn_norm.forward(&x)?)?;
+        let fed = self.ffn.forward(at, &normed, taps)?;
         let fed = Norm::after(self.after_ffn.as_ref(), fed)?;
-        x + taps.tap(Point::FfnOutput, layer, fed)?
+        x + taps.tap(Point::FfnOutput, at, fed)?
     }
 }

@@ -14,17 +14,19 @@ use candle_core::{DType, Result, Tensor, TensorId, Var};
 use super::Block;
 use crate::model::layout::BatchLayout;
 use crate::model::ops::custom_grad::{custom_grad1, custom_grad2};
-use crate::model::taps::{Recompute, Taps};
+use crate::model::taps::{Pass, Recompute, Taps};
 
 /// [`Block::inner`] of x `[B, S, D]`, that keeps nothing but x.
 pub(super) fn inner(
     block: &Block,
     x: Tensor,
-    layout: &BatchLayout,
+    pass: Pass,
     taps: &mut dyn Taps,
     recompute: Recompute,
 ) -> Result<Tensor> {
-    let result = block.inner(x.detach(), layout, taps)?.detach();
+    let result = block.inner(x.detach(), pass, taps)?;
+    check_named(block, &recompute, &result)?;
+    let result = result.detach();
     let variables = block.variables.iter().chain(&recompute.variables).filter(|tensor| tensor.is_variable());
     let variables: Vec<Tensor> = variables.cloned().collect();
     if variables.is_empty() && !x.track_op() {
@@ -39,7 +41,8 @@ pub(super) fn inner(
     let recomputed = Recomputed {
         block: block.clone(),
         x: x.detach(),
-        layout: layout.clone(),
+        layout: pass.layout.clone(),
+        step: pass.step,
         recompute,
         variables,
         gradients,
@@ -49,7 +52,39 @@ pub(super) fn inner(
     })
 }
 
-/// Where a block stores the gradients of its variables.
+/// Refuses taps that name other variables than those from which they compute: gradients would be
+/// lost without a word.
+fn check_named(block: &Block, recompute: &Recompute, result: &Tensor) -> Result<()> {
+    let layer = block.layer;
+    let known = |variables: &[Tensor], id: TensorId| variables.iter().any(|variable| variable.id() == id);
+    let reached: Vec<&Tensor> = result.sorted_nodes().into_iter().filter(|node| node.is_variable()).collect();
+    for variable in &reached {
+        if !known(&block.variables, variable.id()) && !known(&recompute.variables, variable.id()) {
+            candle_core::bail!(
+                "block {layer} is computed again in the backward pass, and its taps compute from a variable of shape {:?} \
+                 that Taps::recompute doesn't name; its gradient would be lost",
+                variable.dims()
+            );
+        }
+    }
+    for named in &recompute.variables {
+        let root = named.is_variable() || !named.track_op();
+        if !root || (named.is_variable() && !reached.iter().any(|variable| variable.id() == named.id())) {
+            candle_core::bail!(
+                "block {layer} is computed again in the backward pass, and Taps::recompute names a tensor of shape {:?} {}",
+                named.dims(),
+                if root {
+                    "from which nothing in the block is computed"
+                } else {
+                    "that is no variable but computed from one"
+                }
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Where a block leaves the gradients of its variables.
 #[derive(Clone, Default)]
 struct Gradients(Arc<Mutex<HashMap<TensorId, Tensor>>>);
 
@@ -73,6 +108,7 @@ struct Recomputed {
     block: Block,
     x: Tensor,
     layout: BatchLayout,
+    step: u64,
     recompute: Recompute,
     variables: Vec<Tensor>,
     gradients: Gradients,
@@ -83,7 +119,8 @@ impl Recomputed {
     fn backward(&self, grad: &Tensor) -> Result<Option<Tensor>> {
         let input = Var::from_tensor(&self.x)?;
         let mut taps = (self.recompute.taps)();
-        let result = self.block.inner(input.as_tensor().clone(), &self.layout, &mut *taps)?;
+        let pass = Pass { layout: &self.layout, step: self.step };
+        let result = self.block.inner(input.as_tensor().clone(), pass, &mut *taps)?;
         let mut store = begin(&result, grad)?.backward()?;
         let mut gradients = self.gradients.lock();
         for variable in &self.variables {

@@ -1,12 +1,13 @@
 //! Converts the shape and constants of a decoder to GGUF metadata, with the keys of llama.cpp's
 //! converter, and back.
 
-use super::names::architecture;
+use super::names::{architecture, architecture_of, family_of, gguf_name, is_per_block};
 use super::values::assumed_query_scalar;
 use super::{foreign_keys, scaling};
-use crate::gguf::{Array, Gguf, Value, Writer};
-use crate::model::features::{AttentionBias, DeltaNetShape, Family, Features, Mixer};
-use crate::model::{DecoderConfig, FileError};
+use crate::gguf::{Array, FromValue as _, Gguf, PerBlock, Rule, Value, Writer};
+use crate::model::features::{AttentionBias, DEFAULT_WINDOW, DeltaNetShape, Family};
+use crate::model::spec::{AttentionSpec, Mixer, Part};
+use crate::model::{BlockSpec, DecoderConfig, FileError, Projection, Role, Uniform};
 
 /// Version of ggml's quantised formats (`GGML_QNT_VERSION`); every converter writes it.
 const QUANTISATION_VERSION: u32 = 2;
@@ -28,72 +29,75 @@ pub(in crate::model) fn write_config(
     file_type: u32,
     writer: &mut Writer,
 ) {
-    let architecture = architecture(config.family);
-    let features = &config.features;
+    let architecture = architecture_of(config);
     let key = |name: &str| format!("{architecture}.{name}");
     writer.set("general.architecture", architecture).set("general.type", "model");
     writer.set("general.name", told_name(name));
     writer.set("general.size_label", size_label(config.parameter_count()));
-    let mut counts = vec![
-        ("block_count", config.layers),
-        ("context_length", config.max_position),
-        ("embedding_length", config.hidden_size),
-        ("feed_forward_length", config.ffn),
-        ("attention.head_count", config.heads),
-        ("attention.head_count_kv", config.kv_heads),
-    ];
-    match config.family {
-        Family::Llama => {
-            counts.extend([("vocab_size", config.vocab_size), ("rope.dimension_count", config.head_dim)]);
+    writer.set(key("block_count"), config.layers() as u32);
+    writer.set(key("context_length"), config.max_position as u32);
+    writer.set(key("embedding_length"), config.hidden_size as u32);
+    let counts = |of: &dyn Fn(&BlockSpec) -> Option<usize>| -> PerBlock {
+        config.blocks.iter().filter_map(|block| Some(of(block)? as u32)).collect::<Vec<_>>().into()
+    };
+    writer.set(key("feed_forward_length"), counts(&|block| Some(block.ffn.width)));
+    let attention = config.attention().next();
+    if let Some(attention) = attention {
+        writer.set(key("attention.head_count"), counts(&|block| Some(block.attention()?.heads)));
+        writer.set(key("attention.head_count_kv"), counts(&|block| Some(block.attention()?.kv_heads)));
+        let head_dim = attention.head_dim as u32;
+        match config.family {
+            Family::Llama => {
+                writer.set(key("vocab_size"), config.vocab_size as u32);
+                writer.set(key("rope.dimension_count"), head_dim);
+            }
+            Family::Qwen3_5 => {
+                writer.set(key("rope.dimension_count"), attention.rotary_dim as u32);
+            }
+            _ => {}
         }
-        Family::Qwen3_5 => counts.push(("rope.dimension_count", features.rotary_dim)),
-        _ => {}
-    }
-    // Qwen 2 has no such key; the width follows from the others.
-    if config.family != Family::Qwen2 {
-        counts
-            .extend([("attention.key_length", config.head_dim), ("attention.value_length", config.head_dim)]);
-    }
-    for (name, value) in counts {
-        writer.set(key(name), value as u32);
+        // Qwen 2 has no such key: the width follows from the others.
+        if config.family != Family::Qwen2 {
+            writer.set(key("attention.key_length"), head_dim).set(key("attention.value_length"), head_dim);
+        }
     }
     writer.set(key("attention.layer_norm_rms_epsilon"), config.rms_eps as f32);
-    if config.family != Family::Gemma2 || (config.rope_theta - DEFAULT_THETA).abs() > 0.0 {
-        writer.set(key("rope.freq_base"), config.rope_theta as f32);
+    if let Some(AttentionSpec { rope_theta, .. }) = attention
+        && (config.family != Family::Gemma2 || (rope_theta - DEFAULT_THETA).abs() > 0.0)
+    {
+        writer.set(key("rope.freq_base"), *rope_theta as f32);
     }
-    match config.family {
-        Family::Gemma2 => gemma2(config, writer),
-        Family::Qwen3_5 => qwen3_5(config, writer),
+    match (config.family, attention) {
+        (Family::Gemma2, Some(attention)) => gemma2(config, attention, writer),
+        (Family::Qwen3_5, Some(attention)) => qwen3_5(config, attention, writer),
         _ => {}
     }
     writer.set("general.file_type", file_type).set("general.quantization_version", QUANTISATION_VERSION);
-    if (assumed_query_scalar(config) - features.query_scalar).abs() > 0.0 {
-        writer.set(QUERY_SCALAR_KEY, features.query_scalar);
+    if let Some(&AttentionSpec { query_scalar, .. }) = attention
+        && (assumed_query_scalar(config) - query_scalar).abs() > 0.0
+    {
+        writer.set(QUERY_SCALAR_KEY, query_scalar);
     }
     scaling::write(config, writer);
 }
 
-fn gemma2(config: &DecoderConfig, writer: &mut Writer) {
-    let features = &config.features;
-    writer.set("gemma2.attn_logit_softcapping", features.attention_cap.unwrap_or(NO_CAP) as f32);
-    writer.set("gemma2.final_logit_softcapping", features.logit_cap.unwrap_or(NO_CAP) as f32);
-    let window = features.windows().next().unwrap_or(config.max_position);
+fn gemma2(config: &DecoderConfig, attention: &AttentionSpec, writer: &mut Writer) {
+    writer.set("gemma2.attn_logit_softcapping", attention.cap.unwrap_or(NO_CAP) as f32);
+    writer.set("gemma2.final_logit_softcapping", config.features.logit_cap.unwrap_or(NO_CAP) as f32);
+    let window = config.windows().next().unwrap_or(config.max_position);
     writer.set("gemma2.attention.sliding_window", window as u32);
-    // Without a pattern, llama.cpp applies the window to every other block, starting with the
-    // first.
-    let windowed: Vec<bool> =
-        features.mixers.iter().map(|mixer| matches!(mixer, Mixer::Attention { window: Some(_) })).collect();
+    // Without a pattern, llama.cpp takes every other block, from the first on.
+    let windowed: Vec<bool> = config.attention().map(|attention| attention.window.is_some()).collect();
     if windowed.iter().enumerate().any(|(layer, windowed)| *windowed != (layer % 2 == 0)) {
         writer.set("gemma2.attention.sliding_window_pattern", windowed);
     }
 }
 
-fn qwen3_5(config: &DecoderConfig, writer: &mut Writer) {
-    let features = &config.features;
-    let sections = features.rotary_sections.as_deref().unwrap_or(&DEFAULT_SECTIONS);
-    let sections = fitting_sections(sections, features.rotary_dim / 2, config.head_dim);
+fn qwen3_5(config: &DecoderConfig, attention: &AttentionSpec, writer: &mut Writer) {
+    let sections = config.features.rotary_sections.as_deref().unwrap_or(&DEFAULT_SECTIONS);
+    let sections = fitting_sections(sections, attention.rotary_dim / 2, attention.head_dim);
     writer.set("qwen35.rope.dimension_sections", sections);
-    if let Some(shape) = features.delta_net() {
+    if let Some(shape) = config.delta_net() {
         for (name, value) in [
             ("conv_kernel", shape.kernel),
             ("state_size", shape.key_dim),
@@ -104,8 +108,7 @@ fn qwen3_5(config: &DecoderConfig, writer: &mut Writer) {
             writer.set(format!("qwen35.ssm.{name}"), value as u32);
         }
     }
-    let recurrent: Vec<bool> =
-        features.mixers.iter().map(|mixer| matches!(mixer, Mixer::DeltaNet(_))).collect();
+    let recurrent: Vec<bool> = config.blocks.iter().map(|block| block.delta_net().is_some()).collect();
     writer.set("qwen35.attention.recurrent_layers", recurrent);
     writer.set("qwen35.full_attention_interval", 4u32);
 }
@@ -154,37 +157,50 @@ fn size_label(parameters: u64) -> String {
 /// compute.
 pub(super) fn read_config(file: &Gguf) -> Result<DecoderConfig, FileError> {
     let found: &str = file.get("general.architecture")?;
-    let family = Family::ALL.into_iter().find(|family| architecture(*family) == found).ok_or_else(|| {
+    let family = family_of(found).ok_or_else(|| {
         let all = Family::ALL.map(architecture).join(", ");
         FileError::key(file.path(), "general.architecture", format!("{found:?}"), format!("one of {all}"))
     })?;
-    let keys = Keys { file, architecture: architecture(family) };
+    let layers = file.get::<u32>(&format!("{found}.block_count"))? as usize;
+    let keys = Keys { file, architecture: found, layers };
     foreign_keys::refuse(file, keys.architecture, family)?;
-    let (hidden_size, heads) = (keys.count("embedding_length")?, keys.count("attention.head_count")?);
-    let layers = keys.count("block_count")?;
+    let heads = keys.counts("attention.head_count")?;
+    let has_kv_heads = keys.has("attention.head_count_kv");
+    let kv_heads = if has_kv_heads { keys.counts("attention.head_count_kv")? } else { heads.clone() };
+    let ffn = keys.counts("feed_forward_length")?;
+    let hidden_size = keys.count("embedding_length")?;
     let head_dim = match keys.optional("attention.key_length")? {
         Some(head_dim) => head_dim,
-        None => hidden_size / heads,
+        None => hidden_size / heads[0],
     };
-    let mut config = DecoderConfig {
+    let shape = Uniform {
         family,
         vocab_size: file.get::<&[String]>("tokenizer.ggml.tokens")?.len(),
         hidden_size,
         layers,
-        heads,
-        kv_heads: keys.optional("attention.head_count_kv")?.unwrap_or(heads),
+        heads: heads[0],
+        kv_heads: kv_heads[0],
         head_dim,
-        ffn: keys.count("feed_forward_length")?,
+        ffn: ffn[0],
         rms_eps: widen(file.get(&keys.name("attention.layer_norm_rms_epsilon"))?),
         rope_theta: keys.float("rope.freq_base")?.unwrap_or(DEFAULT_THETA),
         rope_scaling: None,
         tied: file.tensor("output.weight").is_none(),
         max_position: keys.count("context_length")?,
-        features: keys.features(family, layers, heads, head_dim)?,
     };
-    config.features.query_scalar =
-        file.find::<f64>(QUERY_SCALAR_KEY)?.unwrap_or_else(|| assumed_query_scalar(&config));
-    config.rope_scaling = scaling::read(file, &config)?;
+    let mut config = shape.config();
+    keys.read_features(&shape.attention(), &mut config)?;
+    let query_scalar = file.find::<f64>(QUERY_SCALAR_KEY)?;
+    let query_scalar = query_scalar.unwrap_or_else(|| assumed_query_scalar(&config));
+    let rope_scaling = scaling::read(file, &config)?;
+    for (layer, block) in config.blocks.iter_mut().enumerate() {
+        block.ffn.width = ffn[layer];
+        if let Some(attention) = block.attention_mut() {
+            (attention.heads, attention.kv_heads) = (heads[layer], kv_heads[layer]);
+            attention.query_scalar = query_scalar;
+            attention.rope_scaling.clone_from(&rope_scaling);
+        }
+    }
     Ok(config)
 }
 
@@ -196,12 +212,18 @@ fn widen(value: f32) -> f64 {
 /// The keys of one architecture.
 struct Keys<'a> {
     file: &'a Gguf,
-    architecture: &'static str,
+    architecture: &'a str,
+    layers: usize,
 }
 
 impl Keys<'_> {
     fn name(&self, name: &str) -> String {
         format!("{}.{name}", self.architecture)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let key = self.name(name);
+        self.file.metadata().iter().any(|(found, _)| *found == key)
     }
 
     fn count(&self, name: &str) -> Result<usize, FileError> {
@@ -212,6 +234,21 @@ impl Keys<'_> {
         Ok(self.file.find::<u32>(&self.name(name))?.map(|n| n as usize))
     }
 
+    /// A number above 0 for each block. Only some architectures may have more than one.
+    fn counts(&self, name: &str) -> Result<Vec<usize>, FileError> {
+        if !is_per_block(self.architecture) {
+            return Ok(vec![self.count(name)?; self.layers]);
+        }
+        let key = self.name(name);
+        let missing = || self.file.error(Rule::MissingKey { key: key.clone(), expected: PerBlock::EXPECTED });
+        let counts = self.file.per_block(&key, self.layers)?.ok_or_else(missing)?;
+        if let Some(layer) = counts.iter().position(|&count| count == 0) {
+            let expected = "more than 0: blocks without attention or a feed-forward part are not computed";
+            return Err(self.wrong(name, format!("0 in block {layer}"), expected));
+        }
+        Ok(counts.into_iter().map(|count| count as usize).collect())
+    }
+
     fn float(&self, name: &str) -> Result<Option<f64>, FileError> {
         Ok(self.file.find::<f32>(&self.name(name))?.map(widen))
     }
@@ -220,52 +257,54 @@ impl Keys<'_> {
         FileError::key(self.file.path(), self.name(name), found, expected)
     }
 
-    fn features(
-        &self,
-        family: Family,
-        layers: usize,
-        heads: usize,
-        head_dim: usize,
-    ) -> Result<Features, FileError> {
-        let mut features = family.features(layers, heads, head_dim);
-        match family {
+    /// Reads what sets the architecture apart into its usual configuration; `attention` is its
+    /// usual one.
+    fn read_features(&self, attention: &AttentionSpec, config: &mut DecoderConfig) -> Result<(), FileError> {
+        match config.family {
             Family::Llama => {
-                let has = |name: &str| self.file.tensor(&format!("blk.0.{name}.bias")).is_some();
-                features.ffn_bias = has("ffn_up");
-                features.attention_bias = match (has("attn_q"), has("attn_output")) {
+                let has = |projection| {
+                    let role = Role::Block { layer: 0, part: Part::Bias(projection) };
+                    gguf_name(Family::Llama, role).is_some_and(|name| self.file.tensor(&name).is_some())
+                };
+                let bias = match (has(Projection::Query), has(Projection::Output)) {
                     (false, false) => AttentionBias::None,
                     (_, true) => AttentionBias::All,
                     (true, false) => AttentionBias::QueryKeyValue,
                 };
+                for block in &mut config.blocks {
+                    block.ffn.bias = has(Projection::Up);
+                    block.attention_mut().into_iter().for_each(|attention| attention.bias = bias);
+                }
+                Ok(())
             }
-            Family::Qwen2 | Family::Qwen3 => {}
-            Family::Gemma2 => self.gemma2(layers, &mut features)?,
-            Family::Qwen3_5 => self.qwen3_5(layers, &mut features)?,
+            Family::Qwen2 | Family::Qwen3 => Ok(()),
+            Family::Gemma2 => self.gemma2(attention, config),
+            Family::Qwen3_5 => self.qwen3_5(attention, config),
         }
-        Ok(features)
     }
 
-    fn gemma2(&self, layers: usize, features: &mut Features) -> Result<(), FileError> {
-        let cap = |name: &str, usual: Option<f64>| -> Result<Option<f64>, FileError> {
+    fn gemma2(&self, usual: &AttentionSpec, config: &mut DecoderConfig) -> Result<(), FileError> {
+        let read_cap = |name: &str, usual: Option<f64>| -> Result<Option<f64>, FileError> {
             Ok(self.float(name)?.or(usual).filter(|cap| (*cap as f32) < NO_CAP as f32))
         };
-        features.attention_cap = cap("attn_logit_softcapping", features.attention_cap)?;
-        features.logit_cap = cap("final_logit_softcapping", features.logit_cap)?;
+        let cap = read_cap("attn_logit_softcapping", usual.cap)?;
+        config.features.logit_cap = read_cap("final_logit_softcapping", config.features.logit_cap)?;
         if let Some(base) = self.float("rope.freq_base_swa")? {
             let expected = "nothing: the decoder has one base for all blocks";
             return Err(self.wrong("rope.freq_base_swa", base.to_string(), expected));
         }
-        let window = self.optional("attention.sliding_window")?;
-        let window = window.unwrap_or(crate::model::features::DEFAULT_WINDOW);
-        let windowed = self.flags("attention.sliding_window_pattern", layers)?;
-        let windowed = windowed.unwrap_or_else(|| (0..layers).map(|layer| layer % 2 == 0).collect());
-        let mixer = |windowed: bool| Mixer::Attention { window: windowed.then_some(window) };
-        features.mixers = windowed.into_iter().map(mixer).collect();
+        let window = self.optional("attention.sliding_window")?.unwrap_or(DEFAULT_WINDOW);
+        let windowed = self.flags("attention.sliding_window_pattern")?;
+        let windowed = windowed.unwrap_or_else(|| (0..self.layers).map(|layer| layer % 2 == 0).collect());
+        for (block, windowed) in config.blocks.iter_mut().zip(windowed) {
+            let window = windowed.then_some(window);
+            block.mixer = Mixer::Attention(AttentionSpec { window, cap, ..usual.clone() });
+        }
         Ok(())
     }
 
-    fn qwen3_5(&self, layers: usize, features: &mut Features) -> Result<(), FileError> {
-        features.rotary_dim = self.count("rope.dimension_count")?;
+    fn qwen3_5(&self, usual: &AttentionSpec, config: &mut DecoderConfig) -> Result<(), FileError> {
+        let rotary_dim = self.count("rope.dimension_count")?;
         let sections: &[i32] = self.file.get(&self.name("rope.dimension_sections"))?;
         let whole = |n: &i32| usize::try_from(*n).ok();
         let sections: Option<Vec<usize>> = sections.iter().map(whole).collect();
@@ -275,7 +314,7 @@ impl Keys<'_> {
         if sections.len() == 4 && sections[3] == 0 {
             sections.pop(); // the fourth is llama.cpp's own; Hugging Face has three
         }
-        features.rotary_sections = Some(sections);
+        config.features.rotary_sections = Some(sections);
         let value_heads = self.count("ssm.time_step_rank")?;
         let shape = DeltaNetShape {
             key_heads: self.count("ssm.group_count")?,
@@ -285,17 +324,20 @@ impl Keys<'_> {
             kernel: self.count("ssm.conv_kernel")?,
         };
         let interval = self.optional("full_attention_interval")?.unwrap_or(4);
-        let recurrent = self.flags("attention.recurrent_layers", layers)?;
-        let recurrent = recurrent.unwrap_or_else(|| (1..=layers).map(|n| n % interval != 0).collect());
-        let mixer = |recurrent: bool| {
-            if recurrent { Mixer::DeltaNet(shape) } else { Mixer::Attention { window: None } }
-        };
-        features.mixers = recurrent.into_iter().map(mixer).collect();
+        let recurrent = self.flags("attention.recurrent_layers")?;
+        let recurrent = recurrent.unwrap_or_else(|| (1..=self.layers).map(|n| n % interval != 0).collect());
+        for (block, recurrent) in config.blocks.iter_mut().zip(recurrent) {
+            block.mixer = if recurrent {
+                Mixer::DeltaNet(shape)
+            } else {
+                Mixer::Attention(AttentionSpec { rotary_dim, ..usual.clone() })
+            };
+        }
         Ok(())
     }
 
-    /// One boolean per layer.
-    fn flags(&self, name: &str, layers: usize) -> Result<Option<Vec<bool>>, FileError> {
+    /// One truth value per layer.
+    fn flags(&self, name: &str) -> Result<Option<Vec<bool>>, FileError> {
         let key = self.name(name);
         let value = self.file.metadata().iter().find(|(found, _)| *found == key).map(|(_, value)| value);
         let flags = match value {
@@ -305,7 +347,7 @@ impl Keys<'_> {
             Some(Value::Array(Array::U32(numbers))) => numbers.iter().map(|&n| n != 0).collect(),
             Some(other) => return Err(self.wrong(name, other.type_name(), "array of bool")),
         };
-        if flags.len() != layers {
+        if flags.len() != self.layers {
             return Err(self.wrong(name, format!("{} entries", flags.len()), "one per block"));
         }
         Ok(Some(flags))

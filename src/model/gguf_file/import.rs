@@ -12,7 +12,7 @@ use super::{NAMED, values};
 use crate::gguf::{Gguf, TensorInfo, check_readable};
 use crate::model::file_error::FileError;
 use crate::model::hugging_face::{Model, TextSide};
-use crate::model::{DecoderConfig, Parameters, gguf_tokenizer};
+use crate::model::{DecoderConfig, Parameters, Role, gguf_tokenizer};
 
 /// Reads the decoder configuration of a GGUF file of a known architecture, without weights.
 ///
@@ -32,8 +32,9 @@ pub fn load_config(path: &Path) -> Result<DecoderConfig, FileError> {
 pub fn import(path: &Path) -> Result<Model, FileError> {
     let file = Imported::open(path)?;
     let mut parameters = Parameters::default();
-    for (name, shape) in file.config.parameter_shapes() {
-        parameters.insert(name.clone(), Var::from_vec(file.values(&name)?, shape, &Device::Cpu)?)?;
+    for parameter in file.config.parameters() {
+        let values = Var::from_vec(file.values(parameter.role)?, parameter.shape(), &Device::Cpu)?;
+        parameters.insert(parameter.name, parameter.role, values)?;
     }
     Ok(Model { config: file.config, parameters, text: file.text })
 }
@@ -60,9 +61,9 @@ impl Imported {
         let config = read_config(&file)?;
         let mut rest: HashMap<&str, &TensorInfo> =
             file.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-        for (name, shape) in config.parameter_shapes() {
-            let theirs = gguf_name(config.family, &name).expect(NAMED);
-            let (expected, path) = (gguf_dims(&shape), || path.to_owned());
+        for parameter in config.parameters() {
+            let theirs = gguf_name(config.family, parameter.role).expect(NAMED);
+            let (expected, path) = (gguf_dims(&parameter.shape()), || path.to_owned());
             let as_sizes = |dims: &[u64]| dims.iter().map(|&dim| dim as usize).collect::<Vec<_>>();
             let Some(tensor) = rest.remove(theirs.as_str()) else {
                 let expected = as_sizes(&expected);
@@ -83,13 +84,13 @@ impl Imported {
         Ok(Self { file, config, text })
     }
 
-    /// The values of the parameter with this Hugging Face name, in Hugging Face's order.
+    /// The values of a parameter, in Hugging Face's order.
     ///
     /// # Errors
     /// A type that can't be read as floats; the file can't be read.
-    pub fn values(&self, name: &str) -> Result<Vec<f32>, FileError> {
-        let theirs = gguf_name(self.config.family, name).unwrap_or_else(|| name.to_owned());
-        Ok(values::from_gguf(&self.config, name, self.file.tensor_f32(&theirs)?))
+    pub fn values(&self, role: Role) -> Result<Vec<f32>, FileError> {
+        let theirs = gguf_name(self.config.family, role).expect(NAMED);
+        Ok(values::from_gguf(&self.config, role, self.file.tensor_f32(&theirs)?))
     }
 }
 
@@ -99,22 +100,16 @@ mod tests {
     use crate::gguf::{Dequantise, quantise_rows};
     use crate::gguf::{GgmlType, Value, Writer};
     use crate::model::gguf_file::{Precision, encode, export};
-    use crate::model::{Family, hugging_face, init};
+    use crate::model::{Uniform, hugging_face, init};
 
     /// A small Llama whose rows are whole blocks of every type, as an F32 file.
     fn full(folder: &Path) -> Gguf {
         let source = Path::new("tests/fixtures/hf/llama_tied");
         let Model { config, text, .. } = hugging_face::load(source).unwrap();
-        let config = DecoderConfig {
-            hidden_size: 256,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 64,
-            ffn: 256,
-            layers: 1,
-            features: Family::Llama.features(1, 4, 64),
-            ..config
-        };
+        let vocab_size = config.vocab_size;
+        let config =
+            Uniform { vocab_size, hidden_size: 256, layers: 1, head_dim: 64, ffn: 256, ..Uniform::small() };
+        let config = config.config();
         let parameters = init::initialise(&config, 7).unwrap();
         let path = folder.join("full.gguf");
         export(&Model { config, parameters, text }, "full", source, &path, Precision::F32).unwrap();
@@ -176,7 +171,7 @@ mod tests {
             let tensor = file.tensor("blk.0.attn_q.weight").unwrap();
             let mut expected = Vec::new();
             Dequantise::of(kind).unwrap().append(&file.tensor_bytes(tensor).unwrap(), &mut expected);
-            assert_eq!(found, values::from_gguf(&exact.config, name, expected), "{kind}");
+            assert_eq!(found, values::from_gguf(&exact.config, Role::of(name).unwrap(), expected), "{kind}");
         }
         assert_eq!(read, 29);
     }

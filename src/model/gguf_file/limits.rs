@@ -3,10 +3,15 @@
 
 use std::path::Path;
 
-use crate::model::features::{AttentionBias, Family, Mixer};
+use super::names::architecture;
+use crate::model::features::{AttentionBias, Family};
+use crate::model::spec::first_difference;
 use crate::model::{DecoderConfig, FileError};
 
-/// Refuses a decoder that llama.cpp would compute differently or not load. `path` is its
+/// What each block of a Llama may have another number of, by the names of `config.json`.
+const LLAMA_PER_BLOCK: [&str; 3] = ["num_attention_heads", "num_key_value_heads", "intermediate_size"];
+
+/// Refuses a decoder that llama.cpp would compute otherwise, or not load. `path` is its
 /// `config.json`.
 ///
 /// # Errors
@@ -15,13 +20,25 @@ pub(super) fn check(config: &DecoderConfig, path: &Path) -> Result<(), FileError
     let refuse = |key: &str, found: String, expected: &str| {
         Err(FileError::key(path, key, found, format!("for a GGUF file {expected}")))
     };
-    let features = &config.features;
     let family = config.family;
-    if features.attention_bias == AttentionBias::All && family != Family::Llama {
+    let may_differ: &[&str] = if family == Family::Llama { &LLAMA_PER_BLOCK } else { &[] };
+    if let Some(difference) = first_difference(&config.blocks, may_differ) {
+        let expected = format!(
+            "{}: llama.cpp has one value for all blocks of the architecture {}",
+            difference.expected(),
+            architecture(family)
+        );
+        return refuse(difference.key, difference.found(), &expected);
+    }
+    let Some(attention) = config.attention().next() else {
+        let expected = "\"full_attention\" at least once: llama.cpp has no graph without attention";
+        return refuse("layer_types", "\"linear_attention\" alone".into(), expected);
+    };
+    if attention.bias == AttentionBias::All && family != Family::Llama {
         let expected = "false: llama.cpp has no bias on the attention output of this architecture";
         return refuse("attention_bias", "true".into(), expected);
     }
-    if config.rope_scaling.is_some() && family != Family::Llama {
+    if attention.rope_scaling.is_some() && family != Family::Llama {
         let expected = "\"default\": llama.cpp reads Llama 3's factors for the architecture llama alone";
         return refuse("rope_type", "\"llama3\"".into(), expected);
     }
@@ -29,15 +46,15 @@ pub(super) fn check(config: &DecoderConfig, path: &Path) -> Result<(), FileError
     match family {
         Family::Llama => {}
         Family::Qwen2 | Family::Qwen3 => {
-            if let Some(window) = features.windows().find(short) {
+            if let Some(window) = config.windows().find(short) {
                 let expected =
                     "none, or max_position_embeddings and more: llama.cpp's graph attends to all tokens";
                 return refuse("sliding_window", window.to_string(), expected);
             }
-            if family == Family::Qwen2 && config.heads * config.head_dim != config.hidden_size {
+            if family == Family::Qwen2 && attention.heads * attention.head_dim != config.hidden_size {
                 let expected =
                     "hidden_size / num_attention_heads: llama.cpp derives it for the architecture qwen2";
-                return refuse("head_dim", config.head_dim.to_string(), expected);
+                return refuse("head_dim", attention.head_dim.to_string(), expected);
             }
         }
         Family::Gemma2 => {
@@ -45,17 +62,16 @@ pub(super) fn check(config: &DecoderConfig, path: &Path) -> Result<(), FileError
                 let expected = "true: llama.cpp has no head of its own for the architecture gemma2";
                 return refuse("tie_word_embeddings", "false".into(), expected);
             }
-            if features.windows().next().is_none() {
+            if config.windows().next().is_none() {
                 let expected =
                     "\"sliding_attention\" at least once: llama.cpp ends the process without a window";
                 return refuse("layer_types", "\"full_attention\" alone".into(), expected);
             }
         }
         Family::Qwen3_5 => {
-            let attends = features.mixers.iter().any(|mixer| matches!(mixer, Mixer::Attention { .. }));
-            let (Some(shape), true) = (features.delta_net(), attends) else {
-                let expected = "\"full_attention\" and \"linear_attention\", each at least once: llama.cpp's graph is a hybrid";
-                return refuse("layer_types", "one kind alone".into(), expected);
+            let Some(shape) = config.delta_net() else {
+                let expected = "\"linear_attention\" at least once: llama.cpp's graph is a hybrid";
+                return refuse("layer_types", "\"full_attention\" alone".into(), expected);
             };
             if shape.key_dim != shape.value_dim {
                 let expected =

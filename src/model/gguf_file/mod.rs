@@ -16,7 +16,7 @@ use half::{bf16, f16};
 use super::file_error::FileError;
 use super::hugging_face::Model;
 use super::safetensors_file::f32_values;
-use super::{DecoderConfig, gguf_tokenizer};
+use super::{DecoderConfig, ParameterSpec, gguf_tokenizer};
 use crate::digest::Digest;
 use crate::gguf::{GgmlType, ORIGIN_KEY, TensorHasher, Writer};
 pub(super) use config_keys::write_config;
@@ -110,19 +110,24 @@ struct Tensor {
 
 /// The tensors of a decoder in file order.
 fn tensors(config: &DecoderConfig) -> Vec<Tensor> {
-    let scaling = config.rope_scaling.iter().map(|scaling| Tensor {
+    let attention = config.attention().next();
+    let scaled = attention.and_then(|attention| Some((attention, attention.rope_scaling.as_ref()?)));
+    let scaling = scaled.map(|(attention, scaling)| Tensor {
         name: ROPE_FREQS.to_owned(),
-        dims: vec![config.head_dim as u64 / 2],
+        dims: vec![attention.head_dim as u64 / 2],
         matrix: false,
-        source: Source::Values(scaling::factors(config, scaling)),
+        source: Source::Values(scaling::factors(attention, scaling)),
     });
-    let parameter = |(ours, shape): (String, Vec<usize>)| Tensor {
-        name: gguf_name(config.family, &ours).expect(NAMED),
-        dims: gguf_dims(&shape),
-        matrix: shape.len() == 2,
-        source: Source::Parameter(ours),
+    let parameter = |parameter: ParameterSpec| {
+        let shape = parameter.shape();
+        Tensor {
+            name: gguf_name(config.family, parameter.role).expect(NAMED),
+            dims: gguf_dims(&shape),
+            matrix: shape.len() == 2,
+            source: Source::Parameter(parameter),
+        }
     };
-    scaling.chain(config.parameter_shapes().into_iter().map(parameter)).collect()
+    scaling.into_iter().chain(config.parameters().into_iter().map(parameter)).collect()
 }
 
 const NAMED: &str = "every parameter of a decoder has a name in llama.cpp";
@@ -135,7 +140,7 @@ pub(super) fn stored_as(shape: &[usize], matrices: GgmlType) -> GgmlType {
 
 /// The source of a tensor's values.
 enum Source {
-    Parameter(String),
+    Parameter(ParameterSpec),
     Values(Vec<f32>),
 }
 
@@ -144,8 +149,8 @@ impl Source {
     fn values(self, model: &Model) -> Result<Vec<f32>, FileError> {
         match self {
             Self::Values(values) => Ok(values),
-            Self::Parameter(name) => {
-                Ok(values::to_gguf(&model.config, &name, f32_values(model.parameters.get(&name)?)?))
+            Self::Parameter(ParameterSpec { role, .. }) => {
+                Ok(values::to_gguf(&model.config, role, f32_values(model.parameters.of(role)?)?))
             }
         }
     }

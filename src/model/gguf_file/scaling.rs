@@ -2,6 +2,7 @@
 //! needs the parameters.
 
 use crate::gguf::{Gguf, Writer};
+use crate::model::spec::AttentionSpec;
 use crate::model::{DecoderConfig, FileError, RopeScaling};
 
 /// Keys in which an export stores the scaling.
@@ -17,7 +18,7 @@ pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// Writes the keys, if there is a scaling.
 pub(super) fn write(config: &DecoderConfig, writer: &mut Writer) {
-    if let Some(scaling) = &config.rope_scaling {
+    if let Some(scaling) = config.attention().find_map(|attention| attention.rope_scaling.as_ref()) {
         let RopeScaling { factor, low_freq_factor, high_freq_factor, original_max_position } = *scaling;
         let values = [factor, low_freq_factor, high_freq_factor, original_max_position as f64];
         for (key, value) in KEYS.into_iter().zip(values) {
@@ -26,14 +27,14 @@ pub(super) fn write(config: &DecoderConfig, writer: &mut Writer) {
     }
 }
 
-/// Divisors of the rotary frequencies, `[head_dim / 2]` (the piecewise rule of Llama 3.1).
-pub(super) fn factors(config: &DecoderConfig, scaling: &RopeScaling) -> Vec<f32> {
+/// Divisors of the rotary frequencies, `[head_dim / 2]` (Llama 3.1's piecewise rule).
+pub(super) fn factors(attention: &AttentionSpec, scaling: &RopeScaling) -> Vec<f32> {
     let RopeScaling { factor, low_freq_factor: low, high_freq_factor: high, original_max_position } =
         *scaling;
     let context = original_max_position as f64;
     let one = |pair: usize| {
-        let exponent = 2.0 * pair as f64 / config.head_dim as f64;
-        let wavelength = 2.0 * std::f64::consts::PI * config.rope_theta.powf(exponent);
+        let exponent = 2.0 * pair as f64 / attention.head_dim as f64;
+        let wavelength = 2.0 * std::f64::consts::PI * attention.rope_theta.powf(exponent);
         if wavelength < context / high {
             1.0
         } else if wavelength > context / low {
@@ -43,18 +44,18 @@ pub(super) fn factors(config: &DecoderConfig, scaling: &RopeScaling) -> Vec<f32>
             1.0 / ((1.0 - smooth) / factor + smooth)
         }
     };
-    (0..config.head_dim / 2).map(|pair| one(pair) as f32).collect()
+    (0..attention.head_dim / 2).map(|pair| one(pair) as f32).collect()
 }
 
 /// Reads Llama 3's scaling from this program's own keys, or recognises it by the factors of
 /// published models.
 pub(super) fn read(file: &Gguf, config: &DecoderConfig) -> Result<Option<RopeScaling>, FileError> {
-    if file.tensor(ROPE_FREQS).is_none() {
+    let (Some(attention), Some(_)) = (config.attention().next(), file.tensor(ROPE_FREQS)) else {
         return Ok(None);
-    }
+    };
     let found = file.tensor_f32(ROPE_FREQS)?;
     let close = |scaling: &RopeScaling| {
-        let expected = factors(config, scaling);
+        let expected = factors(attention, scaling);
         expected.iter().zip(&found).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs())
     };
     let scaling = |factor, low_freq_factor, high_freq_factor, original_max_position| RopeScaling {

@@ -2,10 +2,11 @@
 //! weights and for the two matrices of a LoRA.
 
 use super::config_keys::QUERY_SCALAR_KEY;
-use super::names::architecture;
+use super::names::{family_of, is_per_block};
 use crate::gguf::{Gguf, GgufError};
-use crate::model::DecoderConfig;
 use crate::model::features::{DeltaNetShape, Family, NormWeight};
+use crate::model::spec::{LoraSide, NormAt, Part};
+use crate::model::{BlockSpec, DecoderConfig, Projection, Role};
 
 /// A difference between the two formats.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,8 +41,8 @@ struct Tile {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Order {
     family: Family,
-    heads: usize,
-    kv_heads: usize,
+    /// Query heads and key/value heads of each block; none of blocks without attention.
+    heads: Vec<Option<[usize; 2]>>,
     head_dim: usize,
     /// Factor of the query weights, because llama.cpp divides scores by the square root of another
     /// number.
@@ -49,25 +50,18 @@ pub(crate) struct Order {
     delta_net: Option<DeltaNetShape>,
 }
 
-/// One of the two matrices of a LoRA, whose product `B A` is added to a weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Half {
-    /// `[rank, inputs]`
-    A,
-    /// `[outputs, rank]`
-    B,
-}
-
 impl Order {
     pub(crate) fn of(config: &DecoderConfig) -> Self {
+        let attention = config.attention().next();
         let assumed = assumed_query_scalar(config);
+        let scalar = attention.map_or(assumed, |attention| attention.query_scalar);
+        let heads = |block: &BlockSpec| block.attention().map(|a| [a.heads, a.kv_heads]);
         Self {
             family: config.family,
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            query_factor: (assumed / config.features.query_scalar).sqrt() as f32,
-            delta_net: config.features.delta_net(),
+            heads: config.blocks.iter().map(heads).collect(),
+            head_dim: attention.map_or(0, |attention| attention.head_dim),
+            query_factor: (assumed / scalar).sqrt() as f32,
+            delta_net: config.delta_net(),
         }
     }
 
@@ -78,14 +72,27 @@ impl Order {
     /// Keys that are missing or of another type.
     pub(crate) fn of_file(file: &Gguf) -> Result<Option<Self>, GgufError> {
         let found: &str = file.get("general.architecture")?;
-        let Some(family) = Family::ALL.into_iter().find(|family| architecture(*family) == found) else {
-            return Ok(None);
-        };
+        let Some(family) = family_of(found) else { return Ok(None) };
         let find = |name: &str| Ok(file.find::<u32>(&format!("{found}.{name}"))?.map(|n| n as usize));
         let count = |name: &str| Ok::<_, GgufError>(file.get::<u32>(&format!("{found}.{name}"))? as usize);
-        let (hidden, heads) = (count("embedding_length")?, count("attention.head_count")?);
-        let head_dim = find("attention.key_length")?.unwrap_or(hidden / heads.max(1));
-        let assumed = assumed(family, count("block_count")?, hidden, heads, head_dim);
+        let (hidden, layers) = (count("embedding_length")?, count("block_count")?);
+        let counts = |name: &str| -> Result<Option<Vec<usize>>, GgufError> {
+            let key = format!("{found}.{name}");
+            let numbers = if is_per_block(found) {
+                file.per_block(&key, layers)?
+            } else {
+                file.find::<u32>(&key)?.map(|number| vec![number; layers])
+            };
+            Ok(numbers.map(|numbers| numbers.into_iter().map(|number| number as usize).collect()))
+        };
+        let heads = match counts("attention.head_count")? {
+            Some(heads) => heads,
+            None => vec![count("attention.head_count")?; layers],
+        };
+        let kv_heads = counts("attention.head_count_kv")?.unwrap_or_else(|| heads.clone());
+        let first = heads.first().copied().unwrap_or(1).max(1);
+        let head_dim = find("attention.key_length")?.unwrap_or(hidden / first);
+        let assumed = assumed(family, layers, hidden, first, head_dim);
         let scalar = file.find::<f64>(QUERY_SCALAR_KEY)?.unwrap_or(assumed);
         let delta_net = match find("ssm.time_step_rank")?.filter(|_| family == Family::Qwen3_5) {
             None => None,
@@ -98,83 +105,99 @@ impl Order {
             }),
         };
         let query_factor = (assumed / scalar).sqrt() as f32;
-        let kv_heads = find("attention.head_count_kv")?.unwrap_or(heads);
-        Ok(Some(Self { family, heads, kv_heads, head_dim, query_factor, delta_net }))
+        let heads =
+            heads.into_iter().zip(kv_heads).map(|(heads, kv_heads)| Some([heads, kv_heads])).collect();
+        Ok(Some(Self { family, heads, head_dim, query_factor, delta_net }))
     }
 
-    /// Converts a matrix of a LoRA on the parameter `name` (Hugging Face's) to the order of a GGUF
-    /// file.
-    pub(crate) fn half_to_gguf(&self, name: &str, half: Half, mut values: Vec<f32>) -> Vec<f32> {
-        for step in self.steps(name).into_iter().filter(|step| step.acts_on(half)) {
+    /// A matrix of a LoRA on a parameter as llama.cpp's file of the weights wants it.
+    pub(crate) fn half_to_gguf(&self, role: Option<Role>, half: LoraSide, mut values: Vec<f32>) -> Vec<f32> {
+        for step in self.half_steps(role, half) {
             values = step.apply(values);
         }
         values
     }
 
     /// The inverse of [`Self::half_to_gguf`].
-    pub(crate) fn half_from_gguf(&self, name: &str, half: Half, mut values: Vec<f32>) -> Vec<f32> {
-        for step in self.steps(name).into_iter().rev().filter(|step| step.acts_on(half)) {
+    pub(crate) fn half_from_gguf(
+        &self,
+        role: Option<Role>,
+        half: LoraSide,
+        mut values: Vec<f32>,
+    ) -> Vec<f32> {
+        for step in self.half_steps(role, half).into_iter().rev() {
             values = step.undo(values);
         }
         values
     }
 
-    fn steps(&self, name: &str) -> Vec<Step> {
-        let (part, last) = parts(name);
+    fn half_steps(&self, role: Option<Role>, half: LoraSide) -> Vec<Step> {
+        let steps = role.map(|role| self.steps(role)).unwrap_or_default();
+        steps.into_iter().filter(|step| step.acts_on(half)).collect()
+    }
+
+    fn steps(&self, role: Role) -> Vec<Step> {
+        let norm = || match self.family.features().norm {
+            NormWeight::Plain => vec![],
+            NormWeight::OnePlus => vec![Step::AddOne],
+        };
+        let (layer, part) = match role {
+            Role::FinalNorm => return norm(),
+            Role::Embedding | Role::Head => return vec![],
+            Role::Block { layer, part } => (layer, part),
+        };
         match part {
-            "self_attn.q_proj" | "self_attn.k_proj" if self.family == Family::Llama => {
-                let heads = if part == "self_attn.q_proj" { self.heads } else { self.kv_heads };
+            Part::Norm(NormAt::DeltaRead) => vec![],
+            Part::Norm(_) => norm(),
+            Part::Weight(of @ (Projection::Query | Projection::Key))
+            | Part::Bias(of @ (Projection::Query | Projection::Key))
+                if self.family == Family::Llama =>
+            {
+                let [heads, kv_heads] = self.heads.get(layer).copied().flatten().unwrap_or_default();
+                let heads = if of == Projection::Query { heads } else { kv_heads };
                 vec![Step::Interleave { heads, head_dim: self.head_dim }]
             }
-            "self_attn.q_proj" if (self.query_factor - 1.0).abs() > 0.0 => {
+            Part::Weight(Projection::Query) | Part::Bias(Projection::Query)
+                if (self.query_factor - 1.0).abs() > 0.0 =>
+            {
                 vec![Step::Scale(self.query_factor)]
             }
-            "linear_attn.norm" => vec![],
-            _ if is_norm(part) => match self.family.features(1, self.heads, self.head_dim).norm {
-                NormWeight::Plain => vec![],
-                NormWeight::OnePlus => vec![Step::AddOne],
-            },
-            _ => self.delta_net.map_or_else(Vec::new, |shape| {
-                let rate = (last == "A_log").then_some(Step::MinusExp);
-                delta_tile(shape, part, last).into_iter().chain(rate).collect()
+            part => self.delta_net.map_or_else(Vec::new, |shape| {
+                let rate = (part == Part::DecayRate).then_some(Step::MinusExp);
+                delta_tile(shape, part).into_iter().chain(rate).collect()
             }),
         }
     }
 }
 
-/// Whether models of an architecture may store this parameter in another order or scale than
-/// Hugging Face, so that converting a LoRA on it needs the model.
-pub(crate) fn needs_order(found: &str, name: &str) -> bool {
-    let (part, _) = parts(name);
-    let is = |family: Family| architecture(family) == found;
-    (is(Family::Llama) && matches!(part, "self_attn.q_proj" | "self_attn.k_proj"))
-        || (is(Family::Gemma2) && part == "self_attn.q_proj")
-        || (is(Family::Qwen3_5) && part.starts_with("linear_attn."))
+/// Whether models of an architecture may store what a LoRA on this parameter changes in another order or scale than Hugging
+/// Face: then the model must be known.
+pub(crate) fn needs_order(found: &str, role: Option<Role>) -> bool {
+    use Projection::{DeltaGate, DeltaMixed, DeltaOutput, DeltaStrength, DeltaTime, Key, Query};
+    let Some(part) = role.and_then(Role::part) else { return false };
+    let weight = if let Part::Weight(projection) = part { Some(projection) } else { None };
+    match family_of(found) {
+        Some(Family::Llama) => matches!(weight, Some(Query | Key)),
+        Some(Family::Gemma2) => weight == Some(Query),
+        Some(Family::Qwen3_5) => {
+            matches!(weight, Some(DeltaMixed | DeltaGate | DeltaStrength | DeltaTime | DeltaOutput))
+                || matches!(part, Part::Convolution | Part::Norm(NormAt::DeltaRead))
+        }
+        Some(Family::Qwen2 | Family::Qwen3) | None => false,
+    }
 }
 
-/// The module of a parameter in its block (or in the model), and the last part of its name.
-fn parts(name: &str) -> (&str, &str) {
-    let (module, last) = name.rsplit_once('.').unwrap_or((name, name));
-    let module = module.strip_prefix("model.").unwrap_or(module);
-    let part = module.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
-    (part.map_or(module, |(_, part)| part), last)
-}
-
-fn is_norm(part: &str) -> bool {
-    matches!(part, "norm" | "self_attn.q_norm" | "self_attn.k_norm") || part.ends_with("layernorm")
-}
-
-/// Converts the values of a parameter to llama.cpp's storage.
-pub(super) fn to_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>) -> Vec<f32> {
-    for step in Order::of(config).steps(name) {
+/// The parameter's values as llama.cpp stores them.
+pub(super) fn to_gguf(config: &DecoderConfig, role: Role, mut values: Vec<f32>) -> Vec<f32> {
+    for step in Order::of(config).steps(role) {
         values = step.apply(values);
     }
     values
 }
 
 /// The inverse of [`to_gguf`].
-pub(super) fn from_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>) -> Vec<f32> {
-    for step in Order::of(config).steps(name).into_iter().rev() {
+pub(super) fn from_gguf(config: &DecoderConfig, role: Role, mut values: Vec<f32>) -> Vec<f32> {
+    for step in Order::of(config).steps(role).into_iter().rev() {
         values = step.undo(values);
     }
     values
@@ -182,7 +205,8 @@ pub(super) fn from_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>
 
 /// The number by whose square root llama.cpp's graph divides scores.
 pub(super) fn assumed_query_scalar(config: &DecoderConfig) -> f64 {
-    assumed(config.family, config.layers, config.hidden_size, config.heads, config.head_dim)
+    let (heads, head_dim) = config.attention().next().map_or((1, 1), |a| (a.heads, a.head_dim));
+    assumed(config.family, config.layers(), config.hidden_size, heads, head_dim)
 }
 
 fn assumed(family: Family, layers: usize, hidden: usize, heads: usize, head_dim: usize) -> f64 {
@@ -191,34 +215,33 @@ fn assumed(family: Family, layers: usize, hidden: usize, heads: usize, head_dim:
 }
 
 /// How a parameter of a DeltaNet block is tiled, if it is.
-fn delta_tile(shape: DeltaNetShape, part: &str, last: &str) -> Option<Step> {
+fn delta_tile(shape: DeltaNetShape, part: Part) -> Option<Step> {
     let DeltaNetShape { key_heads, value_heads, value_dim, .. } = shape;
     let per_key = value_heads / key_heads;
     if key_heads <= 1 || per_key <= 1 {
         return None;
     }
     let tile = |skip: usize, block: usize| Tile { skip, key_heads, per_key, block };
-    match (part, last) {
-        ("linear_attn", "A_log" | "dt_bias") | ("linear_attn.in_proj_a" | "linear_attn.in_proj_b", _) => {
-            Some(Step::Rows(tile(0, 1)))
-        }
-        ("linear_attn.in_proj_qkv" | "linear_attn.conv1d", _) => {
+    match part {
+        Part::DecayRate
+        | Part::TimeBias
+        | Part::Weight(Projection::DeltaTime | Projection::DeltaStrength) => Some(Step::Rows(tile(0, 1))),
+        Part::Weight(Projection::DeltaMixed) | Part::Convolution => {
             Some(Step::Rows(tile(shape.channels() - shape.values(), value_dim)))
         }
-        ("linear_attn.in_proj_z", _) => Some(Step::Rows(tile(0, value_dim))),
-        ("linear_attn.out_proj", _) => Some(Step::Columns(tile(0, value_dim))),
+        Part::Weight(Projection::DeltaGate) => Some(Step::Rows(tile(0, value_dim))),
+        Part::Weight(Projection::DeltaOutput) => Some(Step::Columns(tile(0, value_dim))),
         _ => None,
     }
 }
 
 impl Step {
-    /// Whether the step applies to this matrix of a LoRA: B has the rows of the weight, A its
-    /// columns, and a factor goes on one of them.
-    fn acts_on(self, half: Half) -> bool {
+    /// Whether it is taken on this matrix of a LoRA: B has the rows of the weight, A its columns, and a factor is on one.
+    fn acts_on(self, half: LoraSide) -> bool {
         match self {
-            Self::Interleave { .. } | Self::Scale(_) | Self::Rows(_) => half == Half::B,
-            Self::Columns(_) => half == Half::A,
-            // These are vectors, which no LoRA changes.
+            Self::Interleave { .. } | Self::Scale(_) | Self::Rows(_) => half == LoraSide::B,
+            Self::Columns(_) => half == LoraSide::A,
+            // Of vectors, which no LoRA changes.
             Self::AddOne | Self::MinusExp => false,
         }
     }

@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use super::keys::Keys;
 use super::rope;
-use crate::model::features::{AttentionBias, DEFAULT_WINDOW, DeltaNetShape, Family, Features, Mixer};
+use crate::model::features::{AttentionBias, DEFAULT_WINDOW, DeltaNetShape, Family};
 use crate::model::file_error::FileError;
+use crate::model::spec::{AttentionSpec, DecoderConfig, Mixer, Uniform};
 
 /// The architecture's name in `architectures`, and its `model_type`.
 pub(super) fn names(family: Family) -> (&'static str, &'static str) {
@@ -71,37 +72,48 @@ const NEUTRAL: [(&str, f64); 4] = [
     ("logit_scale", 1.0),
 ];
 
-/// The features of the file's decoder.
-pub(super) fn features(
-    keys: &Keys,
-    family: Family,
-    layers: usize,
-    heads: usize,
-    head_dim: usize,
-) -> Result<Features, FileError> {
+/// Reads what sets the file's decoder apart into its family's usual one.
+pub(super) fn read(keys: &Keys, shape: &Uniform, config: &mut DecoderConfig) -> Result<(), FileError> {
+    let family = shape.family;
     refuse_foreign(keys, family)?;
-    let usual = family.features(layers, heads, head_dim);
-    let attention_bias = match family {
+    let mut attention = shape.attention();
+    attention.bias = match family {
         Family::Qwen2 => AttentionBias::QueryKeyValue,
         _ if keys.flag("attention_bias", false)? => AttentionBias::All,
         _ => AttentionBias::None,
     };
-    let mut features = Features { attention_bias, mixers: mixers(keys, family, layers)?, ..usual };
+    let kinds = kinds(keys, family, shape.layers)?;
+    let mut ffn_bias = false;
     match family {
-        Family::Llama => features.ffn_bias = keys.flag("mlp_bias", false)?,
+        Family::Llama => ffn_bias = keys.flag("mlp_bias", false)?,
         Family::Qwen2 | Family::Qwen3 => {}
         Family::Gemma2 => {
-            // Not the width of a head but the value of the larger published models.
-            features.query_scalar = keys.optional_positive("query_pre_attn_scalar")?.unwrap_or(256.0);
-            features.attention_cap = cap(keys, "attn_logit_softcapping", features.attention_cap)?;
-            features.logit_cap = cap(keys, "final_logit_softcapping", features.logit_cap)?;
+            // Not the width of a head: the value of the larger published models.
+            attention.query_scalar = keys.optional_positive("query_pre_attn_scalar")?.unwrap_or(256.0);
+            attention.cap = cap(keys, "attn_logit_softcapping", attention.cap)?;
+            let logit_cap = config.features.logit_cap;
+            config.features.logit_cap = cap(keys, "final_logit_softcapping", logit_cap)?;
         }
         Family::Qwen3_5 => {
-            features.rotary_dim = rotary_dim(keys, head_dim)?;
-            features.rotary_sections = rotary_sections(keys)?;
+            attention.rotary_dim = rotary_dim(keys, shape.head_dim)?;
+            config.features.rotary_sections = rotary_sections(keys)?;
         }
     }
-    Ok(features)
+    for (block, kind) in config.blocks.iter_mut().zip(kinds) {
+        block.ffn.bias = ffn_bias;
+        block.mixer = match kind {
+            Kind::Attention { window } => Mixer::Attention(AttentionSpec { window, ..attention.clone() }),
+            Kind::DeltaNet(shape) => Mixer::DeltaNet(shape),
+        };
+    }
+    Ok(())
+}
+
+/// How a block mixes tokens.
+#[derive(Clone, Copy)]
+enum Kind {
+    Attention { window: Option<usize> },
+    DeltaNet(DeltaNetShape),
 }
 
 /// A soft cap; a missing key means the default, `null` none.
@@ -147,23 +159,23 @@ fn refuse_foreign(keys: &Keys, family: Family) -> Result<(), FileError> {
     Ok(())
 }
 
-/// How each block mixes tokens, from `layer_types` or the keys that determine it.
-fn mixers(keys: &Keys, family: Family, layers: usize) -> Result<Vec<Mixer>, FileError> {
+/// How each block mixes tokens: `layer_types`, or what it follows from.
+fn kinds(keys: &Keys, family: Family, layers: usize) -> Result<Vec<Kind>, FileError> {
     let window = window(keys, family)?;
-    let kinds = match keys.texts("layer_types")? {
-        Some(kinds) if kinds.len() == layers => kinds,
-        Some(kinds) => {
-            let found = format!("{} entries", kinds.len());
+    let names = match keys.texts("layer_types")? {
+        Some(names) if names.len() == layers => names,
+        Some(names) => {
+            let found = format!("{} entries", names.len());
             let expected = format!("{layers}, one per layer (num_hidden_layers)");
             return Err(FileError::key(keys.path, "layer_types", found, expected));
         }
         None => default_kinds(keys, family, layers, window.is_some())?,
     };
     let delta_net = (family == Family::Qwen3_5).then(|| delta_net(keys)).transpose()?;
-    let kind = |kind: &str| match (kind, window, delta_net) {
-        ("full_attention", ..) => Some(Mixer::Attention { window: None }),
-        ("sliding_attention", Some(window), _) => Some(Mixer::Attention { window: Some(window) }),
-        ("linear_attention", _, Some(shape)) => Some(Mixer::DeltaNet(shape)),
+    let kind = |name: &str| match (name, window, delta_net) {
+        ("full_attention", ..) => Some(Kind::Attention { window: None }),
+        ("sliding_attention", Some(window), _) => Some(Kind::Attention { window: Some(window) }),
+        ("linear_attention", _, Some(shape)) => Some(Kind::DeltaNet(shape)),
         _ => None,
     };
     let expected = match (window, delta_net) {
@@ -171,7 +183,7 @@ fn mixers(keys: &Keys, family: Family, layers: usize) -> Result<Vec<Mixer>, File
         (Some(_), _) => "only \"full_attention\" and \"sliding_attention\"",
         _ => "only \"full_attention\": no sliding window is in use",
     };
-    kinds.into_iter().map(kind).collect::<Option<_>>().ok_or_else(|| keys.wrong("layer_types", expected))
+    names.into_iter().map(kind).collect::<Option<_>>().ok_or_else(|| keys.wrong("layer_types", expected))
 }
 
 /// The sliding window, if one is used.

@@ -51,6 +51,17 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// As [`Self::count`], for each of so many blocks: one number for all, or a list.
+    pub(super) fn counts(&self, key: &str, layers: usize) -> Result<Vec<usize>, FileError> {
+        let Some(Value::Array(values)) = self.get(key) else { return Ok(vec![self.count(key)?; layers]) };
+        let each = |value: &Value| value.as_u64().filter(|n| (1..=1 << 31).contains(n)).map(|n| n as usize);
+        let counts: Option<Vec<usize>> = values.iter().map(each).collect();
+        let counts = counts.filter(|counts| counts.len() == layers);
+        counts.ok_or_else(|| {
+            self.wrong(key, format!("a whole number above 0, or {layers} of them, one per layer"))
+        })
+    }
+
     /// A number above 0.
     pub(super) fn positive(&self, key: &str) -> Result<f64, FileError> {
         let value = self.get(key).and_then(Value::as_f64).filter(|n| *n > 0.0 && n.is_finite());

@@ -11,7 +11,7 @@ mod rope;
 use serde_json::{Map, Value};
 
 use super::file_error::FileError;
-use super::{DecoderConfig, Family};
+use super::{DecoderConfig, Family, Uniform};
 use keys::Keys;
 pub use render::render;
 
@@ -39,42 +39,50 @@ pub struct TokenIds {
 pub fn parse(path: &Path, object: &Map<String, Value>) -> Result<(DecoderConfig, TokenIds), FileError> {
     let keys = Keys { path, object, prefix: "" };
     let family = features::family(&keys)?;
-    let (hidden_size, heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
-    // Defaults that follow from other keys. Defaults of one model size are never meant.
+    let layers = keys.count("num_hidden_layers")?;
+    if layers > MAX_LAYERS {
+        return Err(keys.wrong("num_hidden_layers", format!("at most {MAX_LAYERS}")));
+    }
+    let hidden_size = keys.count("hidden_size")?;
+    let heads = keys.counts("num_attention_heads", layers)?;
+    // Defaults that follow from other keys; those of one model size are never meant.
     let plain = matches!(family, Family::Llama | Family::Qwen2);
     let null = object.get("num_key_value_heads") == Some(&Value::Null);
-    let kv_heads =
-        keys.count_or("num_key_value_heads", (family == Family::Llama || null).then_some(heads))?;
-    let even = plain && hidden_size.is_multiple_of(heads);
-    let head_dim = keys.count_or("head_dim", even.then(|| hidden_size / heads))?;
-    if heads % kv_heads != 0 {
+    let as_many = (family == Family::Llama || null) && keys.get("num_key_value_heads").is_none();
+    let kv_heads = if as_many { heads.clone() } else { keys.counts("num_key_value_heads", layers)? };
+    let even = plain && heads.iter().all(|n| *n == heads[0]) && hidden_size.is_multiple_of(heads[0]);
+    let head_dim = keys.count_or("head_dim", even.then(|| hidden_size / heads[0]))?;
+    if let Some((heads, _)) = heads.iter().zip(&kv_heads).find(|(heads, kv)| !heads.is_multiple_of(**kv)) {
         return Err(keys.wrong("num_key_value_heads", format!("a divisor of {heads} (num_attention_heads)")));
     }
     if head_dim % 2 != 0 {
         return Err(keys.wrong("head_dim", "an even number (rotary pairs)"));
     }
-    let layers = keys.count("num_hidden_layers")?;
-    if layers > MAX_LAYERS {
-        return Err(keys.wrong("num_hidden_layers", format!("at most {MAX_LAYERS}")));
-    }
-    let features = features::features(&keys, family, layers, heads, head_dim)?;
+    let ffn = keys.counts("intermediate_size", layers)?;
     let (rope_theta, rope_scaling) = rope::read(&keys, family)?;
-    let config = DecoderConfig {
+    let shape = Uniform {
         family,
         vocab_size: keys.count("vocab_size")?,
         hidden_size,
         layers,
-        heads,
-        kv_heads,
+        heads: heads[0],
+        kv_heads: kv_heads[0],
         head_dim,
-        ffn: keys.count("intermediate_size")?,
+        ffn: ffn[0],
         rms_eps: keys.positive("rms_norm_eps")?,
         rope_theta,
         rope_scaling,
         tied: keys.flag("tie_word_embeddings", family == Family::Gemma2)?,
         max_position: keys.count("max_position_embeddings")?,
-        features,
     };
+    let mut config = shape.config();
+    features::read(&keys, &shape, &mut config)?;
+    for (layer, block) in config.blocks.iter_mut().enumerate() {
+        block.ffn.width = ffn[layer];
+        if let Some(attention) = block.attention_mut() {
+            (attention.heads, attention.kv_heads) = (heads[layer], kv_heads[layer]);
+        }
+    }
     Ok((config, token_ids(&keys)?))
 }
 
@@ -115,17 +123,8 @@ mod tests {
     use super::*;
     use crate::model::RopeScaling;
 
-    fn config() -> DecoderConfig {
-        DecoderConfig {
-            family: Family::Llama,
-            vocab_size: 300,
-            hidden_size: 64,
-            layers: 2,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 16,
-            ffn: 96,
-            rms_eps: 1e-5,
+    fn shape() -> Uniform {
+        Uniform {
             rope_theta: 500_000.0,
             rope_scaling: Some(RopeScaling {
                 factor: 8.0,
@@ -133,10 +132,16 @@ mod tests {
                 high_freq_factor: 4.0,
                 original_max_position: 64,
             }),
-            tied: true,
-            max_position: 512,
-            features: Family::Llama.features(2, 4, 16),
+            ..Uniform::small()
         }
+    }
+
+    fn config() -> DecoderConfig {
+        shape().config()
+    }
+
+    fn render(config: &DecoderConfig, ids: &TokenIds) -> Value {
+        super::render(config, ids, Path::new("config.json")).unwrap()
     }
 
     fn read(value: &Value) -> Result<(DecoderConfig, TokenIds), String> {
@@ -147,9 +152,37 @@ mod tests {
     fn what_is_written_is_read_again() {
         let ids = TokenIds { bos: Some(1), eos: vec![2, 3], pad: None, unk: None };
         for family in Family::ALL {
-            let config = DecoderConfig { family, features: family.features(2, 4, 16), ..config() };
-            assert_eq!(read(&render(&config, &ids)).unwrap(), (config, ids.clone()));
+            for layers in [2, 4] {
+                let config = Uniform { family, layers, ..shape() }.config();
+                assert_eq!(read(&render(&config, &ids)).unwrap(), (config, ids.clone()));
+            }
         }
+    }
+
+    #[test]
+    fn blocks_may_have_other_widths_and_heads() {
+        let mut config = config();
+        config.blocks[1].ffn.width = 32;
+        let written = render(&config, &TokenIds::default());
+        assert_eq!(written["intermediate_size"], json!([96, 32]));
+        assert_eq!(written["num_attention_heads"], json!(4));
+        assert_eq!(read(&written).unwrap().0, config);
+        let attention = config.blocks[0].attention_mut().unwrap();
+        (attention.heads, attention.kv_heads) = (6, 3);
+        let mut written = render(&config, &TokenIds::default());
+        assert_eq!(written["num_key_value_heads"], json!([3, 2]));
+        assert_eq!(read(&written).unwrap().0, config);
+        written["num_key_value_heads"] = json!([2, 2, 2]);
+        let message = read(&written).unwrap_err();
+        assert!(
+            message.contains("\"num_key_value_heads\"") && message.contains("one per layer"),
+            "{message}"
+        );
+        // What no key can say.
+        config.blocks[1].attention_mut().unwrap().rope_theta = 7.0;
+        let message =
+            super::render(&config, &TokenIds::default(), Path::new("config.json")).unwrap_err().to_string();
+        assert!(message.contains("\"rope_theta\"") && message.contains("7 in block 1"), "{message}");
     }
 
     #[test]
@@ -169,7 +202,10 @@ mod tests {
         let read_with = |change: &dyn Fn(&mut Map<String, Value>)| {
             let mut value = render(&config(), &TokenIds::default());
             change(value.as_object_mut().unwrap());
-            read(&value).map(|(config, _)| (config.rope_theta, config.rope_scaling))
+            read(&value).map(|(config, _)| {
+                let attention = config.attention().next().unwrap();
+                (attention.rope_theta, attention.rope_scaling.clone())
+            })
         };
         let both = |parameters: Value, scaling: Value| {
             read_with(&move |object| {
@@ -178,7 +214,7 @@ mod tests {
             })
         };
         let plain = json!({"rope_type": "default", "rope_theta": 20_000.0});
-        let llama3 = config().rope_scaling;
+        let llama3 = shape().rope_scaling;
         assert_eq!(both(plain.clone(), scaling.clone()).unwrap(), (500_000.0, llama3.clone()));
         for kind in ["yarn", "dynamic", "longrope", "linear"] {
             let message = both(plain.clone(), json!({"rope_type": kind, "factor": 4.0})).unwrap_err();

@@ -7,7 +7,8 @@ use candle_core::{Device, Result, Tensor, Var};
 use rand::Rng;
 
 use crate::model::ops::{linear, low_rank};
-use crate::model::{DecoderConfig, Parameters, Projection, Recompute, Taps};
+use crate::model::spec::{LoraSide, Part};
+use crate::model::{Context, DecoderConfig, Parameters, Projection, Recompute, Role, Taps};
 use crate::train::recipe::LoraRecipe;
 
 /// A LoRA over shared parameters.
@@ -18,19 +19,19 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// The pairs of a recipe over parameters as [`initial`] makes them, which `get` gives by name.
+    /// The pairs of a recipe over parameters as [`initial`] makes them, which `get` gives by role.
     ///
     /// # Errors
     /// Parameters that are missing.
     pub(super) fn new(
         recipe: &LoraRecipe,
         config: &DecoderConfig,
-        get: impl Fn(&str) -> Result<Tensor>,
+        get: impl Fn(Role) -> Result<Tensor>,
     ) -> Result<Self> {
         let mut pairs = HashMap::new();
-        for Target { projection, layer, module, .. } in targets(recipe, config)? {
-            let side = |side: &str| get(&format!("{module}.{side}.weight"));
-            pairs.insert((projection, layer), (side("lora_A")?, side("lora_B")?));
+        for target in targets(recipe, config)? {
+            let get = |side| get(target.role(side));
+            pairs.insert((target.projection, target.layer), (get(LoraSide::A)?, get(LoraSide::B)?));
         }
         Ok(Self { pairs: pairs.into(), scale: recipe.alpha / recipe.rank as f64 })
     }
@@ -40,11 +41,11 @@ impl Taps for Lora {
     fn project(
         &mut self,
         projection: Projection,
-        layer: usize,
+        at: Context,
         input: &Tensor,
         output: Tensor,
     ) -> Result<Tensor> {
-        match self.pairs.get(&(projection, layer)) {
+        match self.pairs.get(&(projection, at.layer)) {
             None => Ok(output),
             Some((a, b)) => low_rank(&output, &linear(input, a)?, b, self.scale),
         }
@@ -64,70 +65,56 @@ impl Taps for Lora {
 struct Target {
     projection: Projection,
     layer: usize,
-    /// Its name in Hugging Face's models, without `.weight`.
-    module: String,
     rows: usize,
     columns: usize,
+}
+
+impl Target {
+    /// The role of a matrix of the pair on it.
+    fn role(&self, side: LoraSide) -> Role {
+        Role::Block { layer: self.layer, part: Part::Lora(self.projection, side) }
+    }
 }
 
 /// The matrices that a recipe names, in the order of the decoder's parameters.
 fn targets(recipe: &LoraRecipe, config: &DecoderConfig) -> Result<Vec<Target>> {
     let mut found = Vec::new();
     let mut known = vec![];
-    for (name, shape) in config.parameter_shapes() {
-        let Some((module, layer)) = block_module(&name) else { continue };
-        let (end, &[rows, columns]) = (module.rsplit('.').next().unwrap_or(module), &shape[..]) else {
+    for parameter in config.parameters() {
+        let (Role::Block { layer, part: Part::Weight(projection) }, &[rows, columns]) =
+            (parameter.role, &parameter.shape()[..])
+        else {
             continue;
         };
-        let Some(projection) = projection(module) else { continue };
-        known.push(end.to_owned());
-        if recipe.targets.iter().any(|target| target == end) {
-            found.push(Target { projection, layer, module: module.to_owned(), rows, columns });
+        let name = projection.short_name();
+        known.push(name);
+        if recipe.targets.iter().any(|target| target == name) {
+            found.push(Target { projection, layer, rows, columns });
         }
     }
     known.sort_unstable();
     known.dedup();
-    if let Some(unknown) = recipe.targets.iter().find(|target| !known.contains(target)) {
+    if let Some(unknown) = recipe.targets.iter().find(|target| !known.contains(&target.as_str())) {
         candle_core::bail!("adapter.lora.targets has {unknown:?}; this decoder has {}", known.join(", "));
     }
     Ok(found)
 }
 
-/// Module and layer of a block's weight.
-fn block_module(name: &str) -> Option<(&str, usize)> {
-    let module = name.strip_suffix(".weight")?;
-    let layer = module.strip_prefix("model.layers.")?.split('.').next()?;
-    Some((module, layer.parse().ok()?))
-}
-
-fn projection(module: &str) -> Option<Projection> {
-    let all = [
-        (Projection::Query, "self_attn.q_proj"),
-        (Projection::Key, "self_attn.k_proj"),
-        (Projection::Value, "self_attn.v_proj"),
-        (Projection::Output, "self_attn.o_proj"),
-        (Projection::DeltaMixed, "linear_attn.in_proj_qkv"),
-        (Projection::DeltaGate, "linear_attn.in_proj_z"),
-        (Projection::DeltaStrength, "linear_attn.in_proj_b"),
-        (Projection::DeltaTime, "linear_attn.in_proj_a"),
-        (Projection::DeltaOutput, "linear_attn.out_proj"),
-        (Projection::Gate, "mlp.gate_proj"),
-        (Projection::Up, "mlp.up_proj"),
-        (Projection::Down, "mlp.down_proj"),
-    ];
-    all.into_iter().find(|(_, end)| module.ends_with(end)).map(|(projection, _)| projection)
-}
-
-/// A ~ U(-1/sqrt(in), 1/sqrt(in)) as in PEFT, B = 0.
+/// A ~ U(-1/sqrt(in), 1/sqrt(in)) as PEFT draws it, B = 0.
 pub(super) fn initial(recipe: &LoraRecipe, config: &DecoderConfig, rng: &mut impl Rng) -> Result<Parameters> {
     let mut parameters = Parameters::default();
-    for Target { module, rows, columns, .. } in targets(recipe, config)? {
+    for target in targets(recipe, config)? {
+        let Target { rows, columns, .. } = target;
+        let mut insert = |side, var| {
+            let role = target.role(side);
+            parameters.insert(role.name(false), role, var)
+        };
         let bound = 1.0 / (columns as f32).sqrt();
         let a: Vec<f32> = (0..recipe.rank * columns).map(|_| rng.random_range(-bound..bound)).collect();
         let a = Var::from_vec(a, (recipe.rank, columns), &Device::Cpu)?;
-        parameters.insert(format!("{module}.lora_A.weight"), a)?;
+        insert(LoraSide::A, a)?;
         let b = Var::zeros((rows, recipe.rank), candle_core::DType::F32, &Device::Cpu)?;
-        parameters.insert(format!("{module}.lora_B.weight"), b)?;
+        insert(LoraSide::B, b)?;
     }
     Ok(parameters)
 }

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::recipe::AdapterRecipe;
 use crate::model::felix::Felix;
-use crate::model::{DecoderConfig, Parameters, Taps};
+use crate::model::{DecoderConfig, Parameters, Role, Taps};
 use lora::Lora;
 
 /// An adapter over its parameters: changing a parameter in place changes the adapter.
@@ -31,7 +31,7 @@ impl Adapter {
     /// # Errors
     /// Parameters that are missing or have the wrong shape.
     pub fn new(recipe: &AdapterRecipe, config: &DecoderConfig, parameters: &Parameters) -> Result<Self> {
-        Self::over(recipe, config, |name| Ok(parameters.get(name)?.as_tensor().clone()))
+        Self::over(recipe, config, |role| Ok(parameters.of(role)?.as_tensor().clone()))
     }
 
     /// The same adapter, whose parameters collect no gradients.
@@ -39,13 +39,13 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::new`].
     pub fn frozen(recipe: &AdapterRecipe, config: &DecoderConfig, parameters: &Parameters) -> Result<Self> {
-        Self::over(recipe, config, |name| Ok(parameters.get(name)?.as_detached_tensor()))
+        Self::over(recipe, config, |role| Ok(parameters.of(role)?.as_detached_tensor()))
     }
 
     fn over(
         recipe: &AdapterRecipe,
         config: &DecoderConfig,
-        get: impl Fn(&str) -> Result<Tensor>,
+        get: impl Fn(Role) -> Result<Tensor>,
     ) -> Result<Self> {
         match (&recipe.lora, &recipe.felix) {
             (Some(lora), None) => Ok(Self::Lora(Lora::new(lora, config, get)?)),

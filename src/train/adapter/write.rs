@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::felix::{DOWN, GATE, UP, name};
+use super::felix::role;
 use crate::atomic_file;
 use crate::model::safetensors_file::{NewTensor, f32_values, write_tensors};
+use crate::model::spec::FelixTensor;
 use crate::model::{DecoderConfig, Parameters};
 use crate::train::TrainError;
 use crate::train::recipe::{AdapterRecipe, FelixRecipe, LoraRecipe};
@@ -82,19 +83,19 @@ fn trained(
 ) -> Result<PathBuf, TrainError> {
     let (rank, width) = (recipe.rank, config.hidden_size);
     let mut tensors = Vec::new();
-    for layer in 0..config.layers {
-        let values = |part| f32_values(parameters.get(&name(layer, part))?);
+    for layer in 0..config.layers() {
+        let values = |tensor| f32_values(parameters.of(role(layer, tensor))?);
         let mut add = |name: String, shape: Vec<usize>, values: Vec<f32>| {
             tensors.push(NewTensor { name: format!("{layer}.{name}"), shape, values });
         };
-        add(GATE.to_owned(), vec![], values(GATE)?);
-        let (down, up) = (values(DOWN)?, values(UP)?);
+        add("gate_bias".to_owned(), vec![], values(FelixTensor::Gate)?);
+        let (down, up) = (values(FelixTensor::Down)?, values(FelixTensor::Up)?);
         for s in 0..recipe.spokes {
             let rows = down[s * rank * width..(s + 1) * rank * width].to_vec();
-            add(format!("{DOWN}.{s}.weight"), vec![rank, width], rows);
+            add(format!("w_down.{s}.weight"), vec![rank, width], rows);
             let columns =
                 up.chunks_exact(recipe.spokes * rank).flat_map(|row| &row[s * rank..(s + 1) * rank]);
-            add(format!("{UP}.{s}.weight"), vec![width, rank], columns.copied().collect());
+            add(format!("w_up.{s}.weight"), vec![width, rank], columns.copied().collect());
         }
     }
     let mut texts = texts.clone();

@@ -7,12 +7,12 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::model::ops::linear;
-use crate::model::{Decoder, DecoderConfig, Parameters, Point, Recompute, Taps};
+use crate::model::{Context, Decoder, DecoderConfig, Parameters, Point, Recompute, Taps};
 use crate::train::TrainError;
 use crate::train::recipe::HiddenRecipe;
 
-/// Prefix of the names of the maps, which are trained with the model but aren't part of it.
-pub const MAP_PREFIX: &str = "distil.map.";
+/// Names of the maps begin so; they are trained with the model and are no part of it.
+const MAP_PREFIX: &str = "distil.map.";
 
 /// Added to the product of the two lengths.
 const EPS: f64 = 1e-8;
@@ -83,7 +83,8 @@ pub(super) fn add_maps(
 ) -> std::result::Result<(), TrainError> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x6d61_7073);
     for (at, &[ours, theirs]) in recipe.layers.iter().enumerate() {
-        for (whose, layer, layers) in [("student", ours, student.layers), ("teacher", theirs, teacher.layers)]
+        for (whose, layer, layers) in
+            [("student", ours, student.layers()), ("teacher", theirs, teacher.layers())]
         {
             if layer >= layers {
                 let message = format!(
@@ -104,7 +105,8 @@ pub(super) fn add_maps(
             (false, _) => rng.random_range(-bound..bound),
         };
         let values: Vec<f32> = (0..rows * columns).map(|index| value(index, &mut rng)).collect();
-        trained.insert(format!("{MAP_PREFIX}{at}"), Var::from_vec(values, (rows, columns), &Device::Cpu)?)?;
+        let map = Var::from_vec(values, (rows, columns), &Device::Cpu)?;
+        trained.insert(format!("{MAP_PREFIX}{at}"), None, map)?;
     }
     Ok(())
 }
@@ -133,9 +135,9 @@ impl Taps for Capture {
         Some(&mut *self.inner)
     }
 
-    fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
-        let tensor = self.inner.tap(point, layer, tensor)?;
-        if let (Point::BlockOutput, Some(place)) = (point, self.found.get_mut(&layer)) {
+    fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> Result<Tensor> {
+        let tensor = self.inner.tap(point, at, tensor)?;
+        if let (Point::BlockOutput, Some(place)) = (point, self.found.get_mut(&at.layer)) {
             *place = Some(tensor.clone());
         }
         Ok(tensor)

@@ -27,7 +27,6 @@ use crate::digest::Digest;
 use crate::failpoints;
 use crate::model::ops::distillation::{TeacherOutput, TeacherSource, Weights, distillation};
 use crate::model::{Decoder, NoTaps, Parameters};
-pub use hidden::MAP_PREFIX;
 use hidden::{Capture, Hidden};
 pub use logit_cache::{LogitCache, TopTokens};
 pub use logit_writer::LogitWriter;

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::{Group, Moved};
 use crate::train::in_place::{blend, blend_square, is_elsewhere, update};
 
 /// Constants of AdamW.
@@ -44,15 +45,12 @@ impl Default for AdamWConfig {
 
 impl AdamWConfig {
     /// The peak learning rate of a parameter.
-    fn rate_of(&self, name: &str, dims: &[usize]) -> f64 {
-        let own = if dims.len() == 1 {
-            self.vector_lr
-        } else if super::is_block_matrix(name, dims) {
-            self.matrix_lr
-        } else if name.starts_with("model.embed_tokens.") || name.starts_with("lm_head.") {
-            self.embedding_lr
-        } else {
-            None
+    fn rate_of(&self, group: Group) -> f64 {
+        let own = match group {
+            Group::Vector => self.vector_lr,
+            Group::Matrix => self.matrix_lr,
+            Group::Embedding => self.embedding_lr,
+            Group::Other => None,
         };
         own.unwrap_or(self.lr)
     }
@@ -71,6 +69,8 @@ struct Entry {
     name: String,
     /// Peak learning rate.
     lr: f64,
+    /// Whether weights decay.
+    decays: bool,
     weight: Tensor,
     first: Tensor,
     second: Tensor,
@@ -78,10 +78,10 @@ struct Entry {
 
 impl AdamW {
     /// Zero moments for parameters that share their storage with the model.
-    pub(super) fn new(config: AdamWConfig, parameters: Vec<(String, Tensor)>) -> Result<Self> {
-        let entry = |(name, weight): (String, Tensor)| {
-            let lr = config.rate_of(&name, weight.dims());
-            Ok(Entry { first: weight.zeros_like()?, second: weight.zeros_like()?, name, lr, weight })
+    pub(super) fn new(config: AdamWConfig, parameters: Vec<Moved>) -> Result<Self> {
+        let entry = |Moved { name, group, weight }: Moved| {
+            let (lr, decays) = (config.rate_of(group), group != Group::Vector);
+            Ok(Entry { first: weight.zeros_like()?, second: weight.zeros_like()?, name, lr, decays, weight })
         };
         Ok(Self { config, steps: 0, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
     }
@@ -100,7 +100,7 @@ impl AdamW {
         let lr = entry.lr * factor;
         blend(&entry.first, beta1, 1.0 - beta1, gradient)?;
         blend_square(&entry.second, beta2, 1.0 - beta2, gradient)?;
-        let decay = if entry.weight.rank() > 1 { lr * weight_decay } else { 0.0 };
+        let decay = if entry.decays { lr * weight_decay } else { 0.0 };
         let (rate, keep) = ((lr / bias1) as f32, (1.0 - decay) as f32);
         let (inverse_bias2, eps) = ((1.0 / bias2) as f32, eps as f32);
         if is_elsewhere(&entry.weight) {
@@ -136,7 +136,8 @@ mod tests {
     fn two_steps_match_numbers_computed_by_hand() {
         let weight = Var::from_vec(vec![1.0f32, -2.0], (1, 2), &Device::Cpu).unwrap();
         let config = AdamWConfig { lr: 0.1, beta2: 0.99, weight_decay: 0.5, ..AdamWConfig::default() };
-        let mut adamw = AdamW::new(config, vec![("w".into(), weight.as_tensor().clone())]).unwrap();
+        let moved = Moved { name: "w".into(), group: Group::Other, weight: weight.as_tensor().clone() };
+        let mut adamw = AdamW::new(config, vec![moved]).unwrap();
         let gradient = |values: [f32; 2]| Tensor::new(&[values], &Device::Cpu).unwrap();
         // Step 1: m/bias = g and sqrt(v/bias) = |g|, so w = 0.95 w - 0.1 sign(g).
         adamw.count_step();

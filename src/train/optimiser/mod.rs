@@ -12,7 +12,8 @@ pub use adamw::{AdamW, AdamWConfig};
 pub use muon::{Muon, MuonConfig};
 
 use super::gradient::Workers;
-use crate::model::Parameters;
+use crate::model::parameters::Parameter;
+use crate::model::{Parameters, Role};
 
 /// The optimiser of the matrices of blocks and adapters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -26,10 +27,42 @@ pub enum Matrices {
 }
 
 impl Matrices {
-    /// Number of moments per element of a parameter.
-    pub fn moments(self, name: &str, dims: &[usize]) -> usize {
-        if self == Self::Muon && is_block_matrix(name, dims) { 1 } else { 2 }
+    /// Moments that are kept of each element of a parameter.
+    pub fn moments(self, role: Option<Role>, dims: &[usize]) -> usize {
+        if self == Self::Muon && Group::of(role, dims) == Group::Matrix { 1 } else { 2 }
     }
+}
+
+/// Parameters that are moved alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    /// Matrices of blocks and adapters.
+    Matrix,
+    /// Embedding and head.
+    Embedding,
+    /// Norms, biases, gates.
+    Vector,
+    /// Kernels of convolutions, and what is trained beside a model.
+    Other,
+}
+
+impl Group {
+    fn of(role: Option<Role>, dims: &[usize]) -> Self {
+        match role {
+            _ if dims.len() == 1 => Self::Vector,
+            Some(Role::Embedding | Role::Head) => Self::Embedding,
+            Some(role) if role.is_block_matrix() => Self::Matrix,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A parameter to be moved, which shares its storage with the model.
+#[derive(Debug)]
+struct Moved {
+    name: String,
+    group: Group,
+    weight: Tensor,
 }
 
 /// Both optimisers over one set of parameters.
@@ -48,11 +81,6 @@ enum Assignment {
     AdamW(usize),
 }
 
-/// Whether a parameter is a matrix of a block or of an adapter on one.
-fn is_block_matrix(name: &str, dims: &[usize]) -> bool {
-    dims.len() == 2 && name.starts_with("model.layers.")
-}
-
 impl Optimiser {
     /// Starts with zero moments for every parameter.
     ///
@@ -60,9 +88,10 @@ impl Optimiser {
     /// Out of memory.
     pub fn new(parameters: &Parameters, who: Matrices, muon: MuonConfig, adamw: AdamWConfig) -> Result<Self> {
         let (mut matrices, mut rest, mut assignments) = (vec![], vec![], vec![]);
-        for (name, var) in parameters.iter() {
-            let entry = (name.to_owned(), var.as_tensor().clone());
-            if who.moments(name, var.dims()) == 1 {
+        for Parameter { name, role, var } in parameters.entries() {
+            let group = Group::of(*role, var.dims());
+            let entry = Moved { name: name.clone(), group, weight: var.as_tensor().clone() };
+            if who == Matrices::Muon && group == Group::Matrix {
                 assignments.push(Assignment::Muon(matrices.len()));
                 matrices.push(entry);
             } else {
@@ -120,20 +149,22 @@ impl Optimiser {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Projection;
+    use crate::model::spec::Part;
     use crate::train::clip::clip;
     use candle_core::{DType, Device, Var};
 
     fn parameters(dtype: DType) -> Parameters {
         let mut parameters = Parameters::default();
-        let shapes = [("model.embed_tokens.weight", vec![7, 4]), ("model.layers.0.up.weight", vec![6, 4])];
-        for (name, shape) in shapes.into_iter().chain([("model.norm.weight", vec![4])]) {
+        let up = Role::Block { layer: 0, part: Part::Weight(Projection::Up) };
+        for (role, shape) in [(Role::Embedding, vec![7, 4]), (up, vec![6, 4]), (Role::FinalNorm, vec![4])] {
             let count: usize = shape.iter().product();
             // No regular pattern: Muon would amplify the rounding errors of a matrix with
             // dependent rows.
             let values: Vec<f32> =
                 (0..count).map(|i| ((i * i * 7919 + 31 * i) % 1009) as f32 / 504.5 - 1.0).collect();
             let value = Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
-            parameters.insert(name, Var::from_tensor(&value).unwrap()).unwrap();
+            parameters.insert(role.name(false), role, Var::from_tensor(&value).unwrap()).unwrap();
         }
         parameters
     }

@@ -8,6 +8,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use super::Moved;
 use crate::model::ops::matmul;
 use crate::train::in_place::blend;
 
@@ -52,12 +53,12 @@ struct Entry {
 
 impl Muon {
     /// Zero momentum for matrices that share their storage with the model.
-    pub(super) fn new(config: MuonConfig, parameters: Vec<(String, Tensor)>) -> Result<Self> {
+    pub(super) fn new(config: MuonConfig, parameters: Vec<Moved>) -> Result<Self> {
         let entry =
-            |(name, weight): (String, Tensor)| Ok(Entry { momentum: weight.zeros_like()?, name, weight });
+            |Moved { name, weight, .. }: Moved| Ok(Entry { momentum: weight.zeros_like()?, name, weight });
         // On a GPU as in the author's implementation: bf16 is precise enough for a direction, and
         // much faster.
-        let on_gpu = parameters.first().is_some_and(|(_, weight)| !weight.device().is_cpu());
+        let on_gpu = parameters.first().is_some_and(|moved| !moved.weight.device().is_cpu());
         let iterate_in = if on_gpu { DType::BF16 } else { DType::F32 };
         Ok(Self { config, iterate_in, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
     }
@@ -106,6 +107,7 @@ fn orthogonalise(matrix: &Tensor, iterate_in: DType) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::optimiser::Group;
     use candle_core::{Device, Var};
 
     /// The quintic on one singular value, as plain numbers.
@@ -143,7 +145,8 @@ mod tests {
     #[test]
     fn a_step_is_scaled_by_the_shape_and_uses_nesterov_momentum() {
         let weight = Var::zeros((4, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let muon = Muon::new(MuonConfig::default(), vec![("w".into(), weight.as_tensor().clone())]).unwrap();
+        let moved = Moved { name: "w".into(), group: Group::Matrix, weight: weight.as_tensor().clone() };
+        let muon = Muon::new(MuonConfig::default(), vec![moved]).unwrap();
         let gradient = |values: [f32; 4]| Tensor::from_slice(&values, (4, 1), &Device::Cpu).unwrap();
         // A column is its own singular vector: step = lr * sqrt(4) * quintic(1) * direction.
         muon.step(0, &gradient([0.0, 2.0, 0.0, 0.0]), 0.5).unwrap();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DecoderConfig, Family};
+use crate::model::{DecoderConfig, Family, Uniform};
 
 /// `[model]`: the decoder without its vocabulary, which follows from the tokenizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ fn yes() -> bool {
 impl ModelRecipe {
     /// The decoder for a vocabulary of this size.
     pub fn decoder_config(&self, vocab_size: usize) -> DecoderConfig {
-        DecoderConfig {
+        let shape = Uniform {
             family: self.family,
             vocab_size,
             hidden_size: self.hidden_size,
@@ -64,8 +64,8 @@ impl ModelRecipe {
             rope_scaling: None,
             tied: self.tied,
             max_position: self.max_position,
-            features: self.family.features(self.layers, self.heads, self.head_dim),
-        }
+        };
+        shape.config()
     }
 }
 

@@ -198,7 +198,7 @@ fn felix_spokes_give_each_sequence_of_a_batch_the_logits_of_their_formula() {
     let folder = tempfile::tempdir().unwrap();
     for exact in posts(folder.path()) {
         let (model, computed) = (load(&exact), import(&exact).unwrap());
-        let (hidden, blocks) = (computed.config.hidden_size, computed.config.layers as u32);
+        let (hidden, blocks) = (computed.config.hidden_size, computed.config.layers() as u32);
         let all: Vec<u32> = (0..blocks).collect();
         let one = spoke(hidden, 5, &all, false, 1);
         let two = spoke(hidden, 16, &[blocks - 1], true, 2);
@@ -276,7 +276,7 @@ fn equal_tokens_with_different_felix_spokes_get_each_its_own_spoke_in_every_orde
     let folder = tempfile::tempdir().unwrap();
     let [exact, _] = posts(folder.path());
     let (model, computed) = (load(&exact), import(&exact).unwrap());
-    let (hidden, blocks) = (computed.config.hidden_size, computed.config.layers as u32);
+    let (hidden, blocks) = (computed.config.hidden_size, computed.config.layers() as u32);
     let all: Vec<u32> = (0..blocks).collect();
     let spokes = [spoke(hidden, 5, &all, false, 1), spoke(hidden, 16, &all, true, 2)];
     let folded = spokes.each_ref().map(|trained| Rc::new(Weights::new(&trained.fold())));

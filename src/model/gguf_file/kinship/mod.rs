@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::config_keys::read_config;
-use super::names::architecture;
+use super::names::architecture_of;
 use super::{Source, Tensor, encode, tensors, values};
 use crate::digest::Digest;
 use crate::gguf::{GgmlType, Gguf, GgufError, TensorHasher, check_model};
@@ -174,7 +174,7 @@ pub fn compare(folder: &Path, post: &Path) -> Result<Kin, Unlike> {
     for Tensor { name, dims, source, .. } in expected {
         let theirs = match source {
             Source::Values(values) => values,
-            Source::Parameter(ours) => values::to_gguf(&config, &ours, weights.values(&ours)?),
+            Source::Parameter(ours) => values::to_gguf(&config, ours.role, weights.values(&ours.name)?),
         };
         hasher.add(&name, &dims, GgmlType::F32, &encode(&theirs, GgmlType::F32));
         for stored in counterparts(&file, &config, &name) {
@@ -219,7 +219,7 @@ fn check_constants(folder: &Path, config: &DecoderConfig, file: &Gguf) -> Result
         found,
         expected,
     };
-    let (found, wanted) = (file.get::<&str>("general.architecture")?, architecture(config.family));
+    let (found, wanted) = (file.get::<&str>("general.architecture")?, architecture_of(config));
     if found != wanted {
         return Err(differ("general.architecture".to_owned(), format!("{found:?}"), format!("{wanted:?}")));
     }

@@ -9,48 +9,55 @@ use crate::gguf::quantise_rows;
 use crate::gguf::{TensorInfo, Writer};
 use crate::model::gguf_file::{Precision, content_hash, export};
 use crate::model::safetensors_file::f32_values;
-use crate::model::{Family, Model, Parameters};
+use crate::model::spec::AttentionSpec;
+use crate::model::{Model, Parameters, Uniform};
 
 /// A small model whose rows are whole blocks of every type, with heavy-tailed weights, like
 /// trained ones.
 fn model(tied: bool) -> Model {
     let source = Path::new("tests/fixtures/hf/llama_tied");
     let Model { config, text, .. } = hugging_face::load(source).unwrap();
-    let config = DecoderConfig {
+    let config = Uniform {
+        vocab_size: config.vocab_size,
         hidden_size: 256,
-        heads: 4,
-        kv_heads: 2,
+        layers: 1,
         head_dim: 64,
         ffn: 256,
-        layers: 1,
         tied,
-        features: Family::Llama.features(1, 4, 64),
-        ..config
+        ..Uniform::small()
     };
+    let config = config.config();
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let mut normal = || (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
     let mut parameters = Parameters::default();
-    for (name, shape) in config.parameter_shapes() {
+    for parameter in config.parameters() {
+        let (name, shape) = (parameter.name.clone(), parameter.shape());
         let count: usize = shape.iter().product();
         let values: Vec<f32> = match shape.len() {
             1 => (0..count).map(|_| 1.0 + 0.1 * normal()).collect(),
             // One in a hundred is several times larger.
             _ => (0..count).map(|at| 0.02 * normal() * if at % 97 == 5 { 5.0 } else { 1.0 }).collect(),
         };
-        parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap();
+        parameters.insert(name, parameter.role, Var::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap();
     }
     Model { config, parameters, text }
+}
+
+/// The attention of the only block.
+fn attention(config: &mut DecoderConfig) -> &mut AttentionSpec {
+    config.blocks[0].attention_mut().unwrap()
 }
 
 /// The model with other values of one parameter.
 fn changed(model: &Model, name: &str, change: impl Fn(&mut [f32])) -> Model {
     let mut parameters = Parameters::default();
-    for (of, shape) in model.config.parameter_shapes() {
-        let mut values = f32_values(model.parameters.get(&of).unwrap()).unwrap();
-        if of == name {
+    for parameter in model.config.parameters() {
+        let mut values = f32_values(model.parameters.of(parameter.role).unwrap()).unwrap();
+        if parameter.name == name {
             change(&mut values);
         }
-        parameters.insert(of, Var::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap();
+        let var = Var::from_vec(values, parameter.shape(), &Device::Cpu).unwrap();
+        parameters.insert(parameter.name, parameter.role, var).unwrap();
     }
     Model { parameters, ..model.clone() }
 }
@@ -201,13 +208,19 @@ fn what_can_not_be_compared_is_never_taken_for_equal() {
     // Constants that don't show in any tensor.
     let post = quantised(root.path(), &tied, GgmlType::Q8_0, as_it_is);
     for (change, key) in [
-        ((|config| config.rope_theta *= 2.0) as fn(&mut DecoderConfig), "rope_theta"),
+        ((|config| attention(config).rope_theta *= 2.0) as fn(&mut DecoderConfig), "rope_theta"),
         (|config| config.rms_eps *= 10.0, "rms_eps"),
-        (|config| (config.heads, config.kv_heads, config.head_dim) = (8, 4, 32), "head"),
+        (
+            |config| {
+                let AttentionSpec { heads, kv_heads, head_dim, rotary_dim, query_scalar, .. } =
+                    attention(config);
+                (*heads, *kv_heads, *head_dim, *rotary_dim, *query_scalar) = (8, 4, 32, 32, 32.0);
+            },
+            "head",
+        ),
     ] {
         let mut other = tied.clone();
         change(&mut other.config);
-        other.config.features = Family::Llama.features(1, other.config.heads, other.config.head_dim);
         let folder = saved(root.path(), "constants", &other);
         assert!(refused(&folder, &post).contains(key), "{key}: {}", refused(&folder, &post));
     }
