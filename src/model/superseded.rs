@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::file_error::FileError;
-use super::hugging_face::INDEX;
+use super::hugging_face::{INDEX, WEIGHTS};
 use super::hugging_face_text::{GENERATION, NAMED_TEMPLATES, SPECIAL_TOKENS, TEMPLATE};
 
 /// An adapter in a folder is applied by transformers to the model that it names, and the folder's own weights are not read.
@@ -11,7 +11,8 @@ const ADAPTER: &str = "adapter_config.json";
 
 /// Files that programs read before, or together with, those that are written: an index of other weights; templates, names of
 /// tokens and ends; another form of the tokenizer.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
+    WEIGHTS,
     INDEX,
     TEMPLATE,
     "chat_template.json",
@@ -35,17 +36,18 @@ pub(super) fn refuse_adapter(folder: &Path) -> Result<(), FileError> {
     Err(FileError::TwoPlaces { one: adapter, other: folder.join("config.json"), why })
 }
 
-/// Removes such files.
+/// Removes such files, but for those that were written just now.
 ///
 /// # Errors
 /// The operating system says no.
-pub(super) fn remove(folder: &Path) -> Result<(), FileError> {
+pub(super) fn remove(folder: &Path, written: &[String]) -> Result<(), FileError> {
     let mut found: Vec<PathBuf> = FILES.iter().map(|name| folder.join(name)).collect();
     found.extend(entries(folder, is_shard)?);
     found.extend(entries(&folder.join(NAMED_TEMPLATES), |name| {
         Path::new(name).extension().is_some_and(|form| form == "jinja")
     })?);
-    for path in found {
+    let is_new = |path: &PathBuf| written.iter().any(|name| folder.join(name) == *path);
+    for path in found.into_iter().filter(|path| !is_new(path)) {
         match std::fs::remove_file(&path) {
             Ok(()) => tracing::warn!(path = %path.display(), "a file of an earlier model was removed"),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
