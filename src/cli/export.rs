@@ -11,7 +11,10 @@ use crate::engine::reference::Reference;
 use crate::model::features::Activation;
 use crate::model::gguf_file::{self, Precision};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{BatchLayout, BlockSpec, Decoder, Model, NoTaps, TextSide, hugging_face};
+use crate::model::{
+    BatchLayout, BlockSpec, Decoder, DecoderConfig, Model, ModelSource, NoTaps, TextSide, hugging_face,
+    logits_by_block,
+};
 use crate::text::ChatTemplate;
 
 /// Arguments.

@@ -50,9 +50,7 @@ impl Decoder {
             .blocks
             .iter()
             .enumerate()
-            .map(|(layer, spec)| {
-                Block::new(&config, spec, weights.of_block(layer), &mut tables)
-            })
+            .map(|(layer, spec)| Block::new(&config, spec, weights.of_block(layer), &mut tables))
             .collect::<Result<_>>()?;
         let embedding = weights.get(Role::Embedding)?;
         let head = if config.tied { embedding.clone() } else { weights.get(Role::Head)? };
@@ -94,12 +92,7 @@ impl Decoder {
     /// # Errors
     /// Ids whose shape is not the layout's, ids outside the vocabulary, positions beyond `max_position`, errors of taps.
     pub fn forward(&self, ids: &Tensor, layout: &BatchLayout, taps: &mut dyn Taps) -> Result<Tensor> {
-        let (batch, seq) = ids.dims2()?;
-        let embedded = self.embedding.index_select(&ids.flatten_all()?, 0)?.to_dtype(self.dtype)?;
-        let mut x = embedded.reshape((batch, seq, self.config.hidden_size))?;
-        if self.config.features.scaled_embedding {
-            x = (x * (self.config.hidden_size as f64).sqrt())?;
-        }
+        let mut x = embed(&self.config, &self.embedding, ids, self.dtype)?;
         for block in &self.blocks {
             x = block.forward(x, layout, taps, self.recompute)?;
         }
@@ -111,11 +104,7 @@ impl Decoder {
     /// # Errors
     /// Another width than D.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = linear(hidden, &self.head)?;
-        match self.config.features.logit_cap {
-            None => Ok(logits),
-            Some(cap) => (logits / cap)?.tanh()? * cap,
-        }
+        output(&self.config, hidden, &self.head)
     }
 
     /// `scale` times the sum of the losses of hidden states `[rows, D]` at their target tokens, without logits of all rows
@@ -132,5 +121,27 @@ impl Decoder {
     ) -> Result<CrossEntropy> {
         let cap = self.config.features.logit_cap.map(|cap| cap as f32);
         linear_cross_entropy(hidden, &self.head, targets, scale, cap, with_gradient)
+    }
+}
+
+/// The residual stream `[B, S, D]` that enters the first block, of token ids `[B, S]` (u32).
+pub(super) fn embed(
+    config: &DecoderConfig,
+    embedding: &Tensor,
+    ids: &Tensor,
+    dtype: DType,
+) -> Result<Tensor> {
+    let (batch, seq) = ids.dims2()?;
+    let embedded = embedding.index_select(&ids.flatten_all()?, 0)?.to_dtype(dtype)?;
+    let x = embedded.reshape((batch, seq, config.hidden_size))?;
+    if config.features.scaled_embedding { x * (config.hidden_size as f64).sqrt() } else { Ok(x) }
+}
+
+/// Logits `[..., V]` of hidden states `[..., D]`.
+pub(super) fn output(config: &DecoderConfig, hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
+    let logits = linear(hidden, head)?;
+    match config.features.logit_cap {
+        None => Ok(logits),
+        Some(cap) => (logits / cap)?.tanh()? * cap,
     }
 }

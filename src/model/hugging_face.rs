@@ -153,7 +153,9 @@ impl Weights {
             (name, (shape, &files[index]))
         };
         let weights = |name: &str| files[at[name]].f32(name);
-        refuse_rest(rest.into_iter().map(described).collect(), config, || weights(&Role::Embedding.name(false)))?;
+        refuse_rest(rest.into_iter().map(described).collect(), config, || {
+            weights(&Role::Embedding.name(false))
+        })?;
         Ok(Self { files, at })
     }
 
@@ -341,4 +343,75 @@ pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> 
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FileError> {
     let bytes = fs_err::read(path).map_err(FileError::io(path))?;
     serde_json::from_slice(&bytes).map_err(|source| FileError::Json { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    fn fixture() -> Model {
+        load(Path::new("tests/fixtures/hf/llama_gqa")).unwrap()
+    }
+
+    #[test]
+    fn shards_are_full_and_hold_each_parameter_once() {
+        let parameters = fixture().config.parameters();
+        let total: u64 = parameters.iter().map(|parameter| bytes(parameter, Dtype::F32)).sum();
+        let largest = parameters.iter().map(|parameter| bytes(parameter, Dtype::F32)).max().unwrap();
+        for file_bytes in [1, largest, largest + 4, total / 3, total - 1, total, u64::MAX] {
+            let found = shards(&parameters, Storage { dtype: Dtype::F32, file_bytes });
+            assert_eq!(found.concat(), parameters);
+            let sizes: Vec<u64> = found
+                .iter()
+                .map(|shard| shard.iter().map(|parameter| bytes(parameter, Dtype::F32)).sum())
+                .collect();
+            assert_eq!(sizes.len() == 1, file_bytes >= total, "{file_bytes}: {sizes:?}");
+            assert!(
+                found.iter().zip(&sizes).all(|(shard, size)| shard.len() == 1 || *size <= file_bytes),
+                "{file_bytes}: {sizes:?}"
+            );
+            // The first parameter of the next file wouldn't have fit.
+            for (next, size) in found.iter().skip(1).zip(&sizes) {
+                assert!(size + bytes(&next[0], Dtype::F32) > file_bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_of_rounded_shards_is_read_back_and_replaces_one_file_and_is_replaced() {
+        let (model, folder) = (fixture(), tempfile::tempdir().unwrap());
+        let names = || {
+            let mut names: Vec<String> = fs_err::read_dir(folder.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .filter(|name| name.contains("safetensors"))
+                .collect();
+            names.sort();
+            names
+        };
+        save(folder.path(), &model).unwrap();
+        assert_eq!(names(), ["model.safetensors"]);
+        let storage = Storage { dtype: Dtype::BF16, file_bytes: 20_000 };
+        save_as(folder.path(), &model, storage).unwrap();
+        let sharded = names();
+        assert!(sharded.len() > 2 && sharded[0].starts_with("model-00001-of-000"), "{sharded:?}");
+        assert!(!sharded.contains(&WEIGHTS.to_owned()), "{sharded:?}");
+        let index = read_object(&folder.path().join(INDEX)).unwrap();
+        assert_eq!(index["metadata"]["total_size"], 2 * model.config.parameter_count());
+        let again = load(folder.path()).unwrap();
+        assert_eq!(again.config, model.config);
+        for parameter in model.config.parameters() {
+            let rounded: Vec<f32> = model
+                .values(&parameter)
+                .unwrap()
+                .into_iter()
+                .map(|value| bf16::from_f32(value).to_f32())
+                .collect();
+            assert_eq!(again.values(&parameter).unwrap(), rounded, "{}", parameter.name);
+        }
+        save(folder.path(), &model).unwrap();
+        assert_eq!(names(), ["model.safetensors"]);
+    }
 }

@@ -1,6 +1,7 @@
 //! The Candle decoder family: one forward pass with taps, its parameters, and its files.
 
 mod block;
+mod by_block;
 mod control_texts;
 pub mod decoder;
 pub mod features;
@@ -23,6 +24,7 @@ mod superseded;
 pub mod taps;
 pub mod tokenizer;
 
+pub use by_block::logits_by_block;
 pub use decoder::Decoder;
 pub use features::{Family, Features};
 pub use file_error::FileError;

@@ -16,8 +16,8 @@ use super::recipe::{LongRows, Recipe};
 use super::{TrainError, base, distil, vocabulary};
 use crate::atomic_file;
 use crate::digest::Digest;
-use crate::model::tokenizer::Tokenizer;
 use crate::model::parameters::Parameter;
+use crate::model::tokenizer::Tokenizer;
 use crate::model::{Decoder, DecoderConfig, Model, Parameters, Role, TextSide, init};
 
 /// A run before its first step.
@@ -136,7 +136,8 @@ impl Prepared {
 /// Parameters without those that only the training needs.
 pub(super) fn result(trained: &Parameters) -> Result<Parameters, TrainError> {
     let mut kept = Parameters::default();
-    for Parameter { name, role, var } in trained.entries().iter().filter(|entry| entry.role != Role::Outside) {
+    for Parameter { name, role, var } in trained.entries().iter().filter(|entry| entry.role != Role::Outside)
+    {
         kept.insert(name.clone(), *role, var.clone())?;
     }
     Ok(kept)

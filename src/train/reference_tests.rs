@@ -101,8 +101,7 @@ fn optimisers_step_as_pytorchs_do() {
     let rate = Some(adamw.lr);
     let (all, matrices) = (&["wide", "tall", "vector"][..], &["wide", "tall"][..]);
     let outside: fn(usize) -> Role = |_| Role::Outside;
-    let of_block: fn(usize) -> Role =
-        |layer| Role::Block { layer, part: Part::Weight(Projection::Up) };
+    let of_block: fn(usize) -> Role = |layer| Role::Block { layer, part: Part::Weight(Projection::Up) };
     let of_ends: fn(usize) -> Role = |at| if at == 0 { Role::Embedding } else { Role::Head };
     // Each group at the fixture's rate, by the general one and by its own.
     let cases = [

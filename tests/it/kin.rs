@@ -100,7 +100,8 @@ fn with_noise(model: &Model, name: &str) -> Model {
                 *value *= if at % 2 == 0 { 1.3 } else { 0.7 };
             });
         }
-        let tensor = candle_core::Var::from_vec(values, parameter.shape(), &candle_core::Device::Cpu).unwrap();
+        let tensor =
+            candle_core::Var::from_vec(values, parameter.shape(), &candle_core::Device::Cpu).unwrap();
         changed.parameters.insert(parameter.name, parameter.role, tensor).unwrap();
     }
     changed

@@ -100,7 +100,7 @@ mod tests {
     use crate::gguf::{Dequantise, quantise_rows};
     use crate::gguf::{GgmlType, Value, Writer};
     use crate::model::gguf_file::{Precision, encode, export};
-    use crate::model::{Uniform, hugging_face, init};
+    use crate::model::{Role, Uniform, hugging_face, init};
 
     /// A small Llama whose rows are whole blocks of every type, as an F32 file.
     fn full(folder: &Path) -> Gguf {

@@ -136,10 +136,7 @@ mod tests {
         assert_eq!(role_of("blk.7.attn_q.bias"), None);
         assert_eq!(name("model.layers.7.mlp.up_proj.scale"), None);
         assert_eq!(name("model.layers.7.other.weight"), None);
-        assert_eq!(
-            name("model.layers.0.post_attention_layernorm.weight").unwrap(),
-            "blk.0.ffn_norm.weight"
-        );
+        assert_eq!(name("model.layers.0.post_attention_layernorm.weight").unwrap(), "blk.0.ffn_norm.weight");
         let norm = |family, at| gguf_name(family, Role::Block { layer: 0, part: Part::Norm(at) }).unwrap();
         assert_eq!(norm(Family::Gemma2, NormAt::AfterMixer), "blk.0.post_attention_norm.weight");
         assert_eq!(norm(Family::Qwen3_5, NormAt::BeforeFfn), "blk.0.post_attention_norm.weight");

@@ -102,7 +102,8 @@ impl Order {
             }),
         };
         let query_factor = (assumed / scalar).sqrt() as f32;
-        let heads = heads.into_iter().zip(kv_heads).map(|(heads, kv_heads)| Some([heads, kv_heads])).collect();
+        let heads =
+            heads.into_iter().zip(kv_heads).map(|(heads, kv_heads)| Some([heads, kv_heads])).collect();
         Ok(Some(Self { family, heads, head_dim, query_factor, delta_net }))
     }
 
@@ -209,9 +210,9 @@ fn delta_tile(shape: DeltaNetShape, part: Part) -> Option<Step> {
     }
     let tile = |skip: usize, block: usize| Tile { skip, key_heads, per_key, block };
     match part {
-        Part::DecayRate | Part::TimeBias | Part::Weight(Projection::DeltaTime | Projection::DeltaStrength) => {
-            Some(Step::Rows(tile(0, 1)))
-        }
+        Part::DecayRate
+        | Part::TimeBias
+        | Part::Weight(Projection::DeltaTime | Projection::DeltaStrength) => Some(Step::Rows(tile(0, 1))),
         Part::Weight(Projection::DeltaMixed) | Part::Convolution => {
             Some(Step::Rows(tile(shape.channels() - shape.values(), value_dim)))
         }

@@ -171,7 +171,10 @@ mod tests {
         assert_eq!(read(&written).unwrap().0, config);
         written["num_key_value_heads"] = json!([2, 2, 2]);
         let message = read(&written).unwrap_err();
-        assert!(message.contains("\"num_key_value_heads\"") && message.contains("one per layer"), "{message}");
+        assert!(
+            message.contains("\"num_key_value_heads\"") && message.contains("one per layer"),
+            "{message}"
+        );
         // What no key can say.
         config.blocks[1].attention_mut().unwrap().rope_theta = 7.0;
         let message =

@@ -30,9 +30,8 @@ pub fn render(config: &DecoderConfig, ids: &TokenIds, path: &Path) -> Result<Val
         several => json!(several),
     };
     let attention = attention(config);
-    let of_attention = |block: &BlockSpec, of: fn(&AttentionSpec) -> usize| {
-        of(block.attention().unwrap_or(&attention))
-    };
+    let of_attention =
+        |block: &BlockSpec, of: fn(&AttentionSpec) -> usize| of(block.attention().unwrap_or(&attention));
     let mut object = json!({
         "architectures": [architecture],
         "model_type": model_type,

@@ -60,8 +60,7 @@ fn attention(block: &BlockSpec, shown: impl Fn(&AttentionSpec) -> Option<String>
 /// The first difference between blocks in anything but the keys that may differ.
 pub fn first_difference(blocks: &[BlockSpec], may_differ: &[&str]) -> Option<Difference> {
     FIELDS.iter().filter(|(key, _)| !may_differ.contains(key)).find_map(|&(key, shown)| {
-        let mut having =
-            blocks.iter().enumerate().filter_map(|(layer, block)| Some((layer, shown(block)?)));
+        let mut having = blocks.iter().enumerate().filter_map(|(layer, block)| Some((layer, shown(block)?)));
         let (first, expected) = having.next()?;
         let (layer, found) = having.find(|(_, found)| *found != expected)?;
         Some(Difference { key, layer, found, first, expected })

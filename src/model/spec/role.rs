@@ -283,7 +283,9 @@ mod tests {
                 assert_eq!(found, Some(parameter.role), "{}", parameter.name);
             }
         }
-        for other in ["model.layers.07.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.scale", "lm_head.bias"] {
+        for other in
+            ["model.layers.07.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.scale", "lm_head.bias"]
+        {
             assert_eq!(Role::of(other), None, "{other}");
         }
     }

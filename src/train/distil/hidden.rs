@@ -81,7 +81,8 @@ pub(super) fn add_maps(
 ) -> std::result::Result<(), TrainError> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x6d61_7073);
     for (at, &[ours, theirs]) in recipe.layers.iter().enumerate() {
-        for (whose, layer, layers) in [("student", ours, student.layers()), ("teacher", theirs, teacher.layers())]
+        for (whose, layer, layers) in
+            [("student", ours, student.layers()), ("teacher", theirs, teacher.layers())]
         {
             if layer >= layers {
                 let message = format!(

@@ -50,9 +50,8 @@ struct Entry {
 impl Muon {
     /// Zero momentum for matrices that share their storage with the model.
     pub(super) fn new(config: MuonConfig, parameters: Vec<Moved>) -> Result<Self> {
-        let entry = |Moved { name, weight, .. }: Moved| {
-            Ok(Entry { momentum: weight.zeros_like()?, name, weight })
-        };
+        let entry =
+            |Moved { name, weight, .. }: Moved| Ok(Entry { momentum: weight.zeros_like()?, name, weight });
         // On a GPU as the author's implementation: bf16 is enough for a direction, and much faster there.
         let on_gpu = parameters.first().is_some_and(|moved| !moved.weight.device().is_cpu());
         let iterate_in = if on_gpu { DType::BF16 } else { DType::F32 };
