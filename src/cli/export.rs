@@ -12,7 +12,10 @@ use crate::engine::reference::Reference;
 use crate::model::features::Activation;
 use crate::model::gguf_file::{self, Precision};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{BatchLayout, BlockSpec, Decoder, Model, NoTaps, TextSide, hugging_face};
+use crate::model::{
+    BatchLayout, BlockSpec, Decoder, DecoderConfig, Model, ModelSource, NoTaps, TextSide, hugging_face,
+    logits_by_block,
+};
 use crate::text::ChatTemplate;
 
 /// Arguments.
@@ -61,13 +64,13 @@ const EXACT_GELU: f32 = 5e-3;
 
 /// The allowed root mean square difference of a type for this model. A DeltaNet normalises queries
 /// and keys, which amplifies the rounding of short ones; damage still shows as 1 or more.
-fn allowed(model: &Model, bound: f32) -> f32 {
-    if model.config.delta_net().is_some() { (5.0 * bound).min(0.8) } else { bound }
+fn allowed(config: &DecoderConfig, bound: f32) -> f32 {
+    if config.delta_net().is_some() { (5.0 * bound).min(0.8) } else { bound }
 }
 
-fn exact(model: &Model) -> f32 {
+fn exact(config: &DecoderConfig) -> f32 {
     let gelu = |block: &BlockSpec| block.ffn.activation == Activation::GeluTanh;
-    if model.config.blocks.iter().any(gelu) { EXACT_GELU } else { EXACT }
+    if config.blocks.iter().any(gelu) { EXACT_GELU } else { EXACT }
 }
 
 /// How the file of a type is made from the F32 file.
@@ -117,19 +120,19 @@ impl Kind {
 /// A folder that can't be read or exported; a file with which llama.cpp computes something
 /// different.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let model = hugging_face::load(&args.folder)?;
-    for warning in template_warnings(&model.text, &args.folder) {
+    let model = hugging_face::Folder::open(&args.folder)?;
+    for warning in template_warnings(model.text(), &args.folder) {
         eprintln!("warning: {warning}");
     }
     let report = export(&model, &args.folder, &args.output, args.kind)?;
     let bytes = fs_err::metadata(&args.output)?.len();
-    println!("{}: {} parameters, {bytes} bytes", args.output.display(), model.config.parameter_count());
+    println!("{}: {} parameters, {bytes} bytes", args.output.display(), model.config().parameter_count());
     let Report { tokens, exact, stored } = report;
     println!("{tokens} token ids are equal in Candle and llama.cpp");
-    let most = self::exact(&model);
+    let most = self::exact(model.config());
     println!("logits as F32: max |difference| / max |logit| is {exact:.1e} (at most {most:.0e})");
     if args.kind != Kind::F32 {
-        let bound = allowed(&model, args.kind.plan().1);
+        let bound = allowed(model.config(), args.kind.plan().1);
         println!(
             "logits as {:?}: RMS difference / RMS logit is {stored:.1e} (at most {bound:.0e})",
             args.kind
@@ -169,7 +172,7 @@ pub struct Report {
 ///
 /// # Errors
 /// As [`run`].
-pub fn export(model: &Model, folder: &Path, output: &Path, kind: Kind) -> anyhow::Result<Report> {
+pub fn export(model: &impl ModelSource, folder: &Path, output: &Path, kind: Kind) -> anyhow::Result<Report> {
     let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let name = name.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
     let stage = || Staged::new(output).with_context(|| output.display().to_string());
@@ -178,7 +181,7 @@ pub fn export(model: &Model, folder: &Path, output: &Path, kind: Kind) -> anyhow
     write(full.path(), Precision::F32)?;
     let parity = check(model, full.path()).context("the export was checked and not kept")?;
     let Parity { tokens, max: exact, .. } = parity;
-    let most = self::exact(model);
+    let most = self::exact(model.config());
     // Not `>`, because a NaN must fail.
     ensure!(
         exact <= most,
@@ -186,7 +189,7 @@ pub fn export(model: &Model, folder: &Path, output: &Path, kind: Kind) -> anyhow
          expected at most {most:.0e}"
     );
     let (maker, bound) = kind.plan();
-    let bound = allowed(model, bound);
+    let bound = allowed(model.config(), bound);
     let last = match maker {
         Maker::Nothing => {
             full.commit().with_context(|| output.display().to_string())?;
@@ -233,9 +236,9 @@ pub struct Parity {
 ///
 /// # Errors
 /// Different ids; either side fails to compute.
-pub fn check(model: &Model, gguf: &Path) -> anyhow::Result<Parity> {
+pub fn check(model: &impl ModelSource, gguf: &Path) -> anyhow::Result<Parity> {
     let reference = Reference::open(gguf)?;
-    let json = serde_json::to_vec(&model.text.tokenizer)?;
+    let json = serde_json::to_vec(&model.text().tokenizer)?;
     let inner =
         tokenizers::Tokenizer::from_bytes(&json).map_err(|e| anyhow::anyhow!("tokenizer.json: {e}"))?;
     let tokenizer = Tokenizer::new(inner);
@@ -262,9 +265,9 @@ pub fn check(model: &Model, gguf: &Path) -> anyhow::Result<Parity> {
         let ids_there = (ids.get(at), found.get(at));
         bail!("from token {at} on, tokenizer.json and llama.cpp read the prompt differently: {ids_there:?}");
     }
-    ids.truncate(model.config.max_position);
+    ids.truncate(model.config().max_position);
     let theirs = reference.logits(&ids)?;
-    let ours = candle_logits(model, &ids)?;
+    let ours = logits_by_block(model, &ids)?;
     let (max, rms) = relative_difference(&ours, &theirs)?;
     Ok(Parity { tokens: ids.len(), max, rms })
 }

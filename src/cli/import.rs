@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::model::{gguf_file, hugging_face};
+use bytesize::ByteSize;
+use safetensors::Dtype;
+
+use crate::model::hugging_face::{self, Storage};
+use crate::model::{ModelSource, gguf_file};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -12,6 +16,20 @@ pub struct Args {
     file: PathBuf,
     /// Folder to write
     output: PathBuf,
+    /// How weights are stored. BF16 rounds them and takes half the room
+    #[arg(long = "type", value_name = "TYPE", default_value = "F32", ignore_case = true)]
+    kind: Kind,
+    /// Most bytes of one file of weights, such as 5GB; more are divided among several files [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    file_size: Option<ByteSize>,
+}
+
+/// How the weights of a folder are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[clap(rename_all = "verbatim")]
+enum Kind {
+    F32,
+    BF16,
 }
 
 /// Runs the command.
@@ -19,11 +37,14 @@ pub struct Args {
 /// # Errors
 /// A file that breaks a rule or has parts that the decoder doesn't compute; I/O errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    // Weights are converted one at a time, so a large model doesn't have to fit in memory.
+    let dtype = match args.kind {
+        Kind::F32 => Dtype::F32,
+        Kind::BF16 => Dtype::BF16,
+    };
+    let file_bytes = args.file_size.map_or(Storage::F32.file_bytes, |size| size.as_u64());
     let file = gguf_file::Imported::open(&args.file)?;
-    hugging_face::save_parts(&args.output, &file.config, &file.text, |parameter| {
-        file.values(parameter.role)
-    })?;
-    println!("{}: {} parameters as F32", args.output.display(), file.config.parameter_count());
+    hugging_face::save_as(&args.output, &file, Storage { dtype, file_bytes })?;
+    let count = file.config().parameter_count();
+    println!("{}: {count} parameters as {:?}", args.output.display(), args.kind);
     Ok(())
 }

@@ -114,13 +114,7 @@ impl Decoder {
     /// # Errors
     /// Ids outside the vocabulary.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        let (batch, seq) = ids.dims2()?;
-        let embedded = self.embedding.index_select(&ids.flatten_all()?, 0)?.to_dtype(self.dtype)?;
-        let x = embedded.reshape((batch, seq, self.config.hidden_size))?;
-        if self.config.features.scaled_embedding {
-            return x * (self.config.hidden_size as f64).sqrt();
-        }
-        Ok(x)
+        embed(&self.config, &self.embedding, ids, self.dtype)
     }
 
     /// The residual stream `[B, S, D]` that leaves a block, of the one that enters it: blocks can
@@ -156,11 +150,7 @@ impl Decoder {
     /// # Errors
     /// Another width than D.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = linear(hidden, &self.head)?;
-        match self.config.features.logit_cap {
-            None => Ok(logits),
-            Some(cap) => (logits / cap)?.tanh()? * cap,
-        }
+        output(&self.config, hidden, &self.head)
     }
 
     /// `scale` times the sum of the losses of hidden states `[rows, D]` at their target tokens,
@@ -178,5 +168,27 @@ impl Decoder {
     ) -> Result<CrossEntropy> {
         let cap = self.config.features.logit_cap.map(|cap| cap as f32);
         linear_cross_entropy(hidden, &self.head, targets, scale, cap, with_gradient)
+    }
+}
+
+/// The residual stream `[B, S, D]` that enters the first block, of token ids `[B, S]` (u32).
+pub(super) fn embed(
+    config: &DecoderConfig,
+    embedding: &Tensor,
+    ids: &Tensor,
+    dtype: DType,
+) -> Result<Tensor> {
+    let (batch, seq) = ids.dims2()?;
+    let embedded = embedding.index_select(&ids.flatten_all()?, 0)?.to_dtype(dtype)?;
+    let x = embedded.reshape((batch, seq, config.hidden_size))?;
+    if config.features.scaled_embedding { x * (config.hidden_size as f64).sqrt() } else { Ok(x) }
+}
+
+/// Logits `[..., V]` of hidden states `[..., D]`.
+pub(super) fn output(config: &DecoderConfig, hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
+    let logits = linear(hidden, head)?;
+    match config.features.logit_cap {
+        None => Ok(logits),
+        Some(cap) => (logits / cap)?.tanh()? * cap,
     }
 }

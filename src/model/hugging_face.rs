@@ -5,16 +5,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Var};
-use serde_json::{Map, Value};
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
 
 use super::file_error::FileError;
 use super::hugging_face_config::{self, TokenIds};
 use super::safetensors_file::{self, SafetensorsFile};
 use super::tokenizer::{BOS, CHAT_TEMPLATE, END, PAD, Tokenizer, TokenizerError};
-use super::{DecoderConfig, Family, ParameterSpec, Parameters, Role, hugging_face_text, superseded};
+use super::{
+    DecoderConfig, Family, ModelSource, ParameterSpec, Parameters, Role, hugging_face_text, superseded,
+};
 
 /// All weights in one file.
-const WEIGHTS: &str = "model.safetensors";
+pub(super) const WEIGHTS: &str = "model.safetensors";
 /// Maps each weight to its file if there are several.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
@@ -57,14 +60,50 @@ impl TextSide {
     }
 }
 
-/// Reads a folder.
+/// Reads a folder into memory.
 ///
 /// # Errors
 /// Names the file and the key or tensor, what was found and what was expected.
 pub fn load(folder: &Path) -> Result<Model, FileError> {
-    let (config, ids) = load_config(folder)?;
-    let parameters = load_parameters(folder, &config)?;
-    Ok(Model { config, parameters, text: hugging_face_text::load(folder, ids)? })
+    let folder = Folder::open(folder)?;
+    let mut parameters = Parameters::default();
+    for parameter in folder.config.parameters() {
+        let values = Var::from_vec(folder.values(&parameter)?, parameter.shape(), &Device::Cpu)?;
+        parameters.insert(parameter.name, parameter.role, values)?;
+    }
+    Ok(Model { config: folder.config, parameters, text: folder.text })
+}
+
+/// A folder whose weights are read one at a time.
+#[derive(Debug)]
+pub struct Folder {
+    config: DecoderConfig,
+    text: TextSide,
+    weights: Weights,
+}
+
+impl Folder {
+    /// Opens a folder: its tensors are the parameters of its configuration, with their shapes.
+    ///
+    /// # Errors
+    /// As [`load`], but for types of weights, which are read later.
+    pub fn open(folder: &Path) -> Result<Self, FileError> {
+        let (config, ids) = load_config(folder)?;
+        let weights = Weights::open(folder, &config)?;
+        Ok(Self { config, text: hugging_face_text::load(folder, ids)?, weights })
+    }
+}
+
+impl ModelSource for Folder {
+    fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+    fn text(&self) -> &TextSide {
+        &self.text
+    }
+    fn values(&self, parameter: &ParameterSpec) -> Result<Vec<f32>, FileError> {
+        self.weights.values(&parameter.name)
+    }
 }
 
 /// Reads `config.json` of a folder.
@@ -74,40 +113,6 @@ pub fn load(folder: &Path) -> Result<Model, FileError> {
 pub fn load_config(folder: &Path) -> Result<(DecoderConfig, TokenIds), FileError> {
     let path = folder.join("config.json");
     hugging_face_config::parse(&path, &read_object(&path)?)
-}
-
-/// Reads the weights of a folder: exactly the parameters of `config`, in their order, as f32.
-///
-/// # Errors
-/// Files that are missing or not safetensors; a tensor that is missing, extra, or of the wrong
-/// shape or type.
-pub fn load_parameters(folder: &Path, config: &DecoderConfig) -> Result<Parameters, FileError> {
-    let files = open_shards(folder)?;
-    let mut found: HashMap<String, (Vec<usize>, &SafetensorsFile)> = HashMap::new();
-    for file in &files {
-        for (name, shape) in file.shapes() {
-            if found.insert(name.clone(), (shape, file)).is_some() {
-                let message = format!("tensor {name:?} is also in another shard");
-                return Err(FileError::Safetensors { path: file.path().to_owned(), message });
-            }
-        }
-    }
-    let mut parameters = Parameters::default();
-    for parameter in config.parameters() {
-        let (name, role, expected) = (parameter.name.clone(), parameter.role, parameter.shape());
-        let Some((shape, file)) = found.remove(&name) else {
-            return Err(FileError::MissingTensor { path: folder.to_owned(), tensor: name, expected });
-        };
-        if shape != expected {
-            let path = file.path().to_owned();
-            return Err(FileError::Shape { path, tensor: name, found: shape, expected });
-        }
-        let values = file.f32(&name)?;
-        parameters.insert(name, role, Var::from_vec(values, shape, &Device::Cpu)?)?;
-    }
-    let embedding = || Ok(safetensors_file::f32_values(parameters.of(Role::Embedding)?)?);
-    refuse_rest(found, config, embedding)?;
-    Ok(parameters)
 }
 
 /// The weights of a folder, read one tensor at a time.
@@ -122,7 +127,7 @@ impl Weights {
     /// Opens the files of a folder, which hold exactly the parameters of `config`.
     ///
     /// # Errors
-    /// As [`load_parameters`].
+    /// Files that are not there or not safetensors; a tensor that is missing, extra, or of another shape.
     pub fn open(folder: &Path, config: &DecoderConfig) -> Result<Self, FileError> {
         let files = open_shards(folder)?;
         let mut at = HashMap::new();
@@ -239,47 +244,97 @@ fn open_shards(folder: &Path) -> Result<Vec<SafetensorsFile>, FileError> {
     names.into_iter().map(|name| SafetensorsFile::open(&folder.join(name))).collect()
 }
 
-/// Writes a folder that transformers loads: `config.json`, `model.safetensors` (f32),
-/// `tokenizer.json`, `tokenizer_config.json`. Each file is replaced atomically, and files of an
-/// earlier model that would take precedence are removed.
-///
-/// # Errors
-/// Parameters that don't fit the configuration; I/O errors.
-pub fn save(folder: &Path, model: &Model) -> Result<(), FileError> {
-    for (name, expected) in model.config.parameter_shapes() {
-        let found = model.parameters.get(&name)?.dims().to_vec();
-        if found != expected {
-            return Err(FileError::Shape { path: folder.to_owned(), tensor: name, found, expected });
-        }
-    }
-    save_parts(folder, &model.config, &model.text, |parameter| {
-        Ok(safetensors_file::f32_values(model.parameters.of(parameter.role)?)?)
-    })
+/// How the weights of a folder are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    /// F32 or BF16.
+    pub dtype: Dtype,
+    /// Most bytes of weights in one file. A larger parameter has a file of its own.
+    pub file_bytes: u64,
 }
 
-/// As [`save`], with one parameter at a time in memory: `values` returns the values of the named
-/// parameter.
+impl Storage {
+    /// Everything as F32 in one file.
+    pub const F32: Self = Self { dtype: Dtype::F32, file_bytes: u64::MAX };
+}
+
+/// Writes a folder that transformers loads, with all weights as F32 in one file.
 ///
 /// # Errors
-/// Those of `values`; a parameter whose size isn't that of its shape; I/O errors.
-pub fn save_parts(
-    folder: &Path,
-    config: &DecoderConfig,
-    text: &TextSide,
-    mut values: impl FnMut(&ParameterSpec) -> Result<Vec<f32>, FileError>,
-) -> Result<(), FileError> {
+/// As [`save_as`].
+pub fn save(folder: &Path, model: &impl ModelSource) -> Result<(), FileError> {
+    save_as(folder, model, Storage::F32)
+}
+
+/// Writes a folder that transformers loads: `config.json`, weights, `tokenizer.json`,
+/// `tokenizer_config.json`. One parameter is in memory at a time. Each file is replaced atomically,
+/// and files of an earlier model that would win over these are removed.
+///
+/// # Errors
+/// A parameter that is missing or of another size than its shape; the disk.
+pub fn save_as(folder: &Path, model: &impl ModelSource, storage: Storage) -> Result<(), FileError> {
     superseded::refuse_adapter(folder)?;
     let path = folder.join("config.json");
-    let described = hugging_face_config::render(config, &text.ids, &path)?;
-    let parameters = config.parameters();
-    let named: HashMap<&str, &ParameterSpec> =
-        parameters.iter().map(|parameter| (parameter.name.as_str(), parameter)).collect();
-    let shapes = config.parameter_shapes();
-    safetensors_file::write_parts(&folder.join(WEIGHTS), shapes, |name| values(named[name]))?;
-    hugging_face_text::save(folder, text)?;
-    superseded::remove(folder)?;
+    let described = hugging_face_config::render(model.config(), &model.text().ids, &path)?;
+    let written = write_weights(folder, model, storage)?;
+    hugging_face_text::save(folder, model.text())?;
+    superseded::remove(folder, &written)?;
     // Last: a folder with a configuration is complete.
     write_json(path, &described)
+}
+
+/// Writes the weights: `model.safetensors`, or shards with an index. Gives the names of the files.
+fn write_weights(
+    folder: &Path,
+    model: &impl ModelSource,
+    storage: Storage,
+) -> Result<Vec<String>, FileError> {
+    let parameters = model.config().parameters();
+    let shards = shards(&parameters, storage);
+    let write = |file: &str, parameters: &[ParameterSpec]| {
+        let named: HashMap<&str, &ParameterSpec> =
+            parameters.iter().map(|parameter| (parameter.name.as_str(), parameter)).collect();
+        let shapes = parameters.iter().map(|parameter| (parameter.name.clone(), parameter.shape()));
+        let values = |name: &str| model.values(named[name]);
+        safetensors_file::write_parts(&folder.join(file), shapes.collect(), storage.dtype, values)
+    };
+    if let [all] = shards.as_slice() {
+        write(WEIGHTS, all)?;
+        return Ok(vec![WEIGHTS.to_owned()]);
+    }
+    let (mut written, mut map, mut total) = (Vec::new(), Map::new(), 0);
+    for (at, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", at + 1, shards.len());
+        write(&file, shard)?;
+        for parameter in *shard {
+            map.insert(parameter.name.clone(), file.clone().into());
+            total += bytes(parameter, storage.dtype);
+        }
+        written.push(file);
+    }
+    let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+    write_json(folder.join(INDEX), &index)?;
+    written.push(INDEX.to_owned());
+    Ok(written)
+}
+
+/// The parameters of each file, in their order.
+fn shards(parameters: &[ParameterSpec], storage: Storage) -> Vec<&[ParameterSpec]> {
+    let (mut shards, mut from, mut size) = (Vec::new(), 0, 0u64);
+    for (at, parameter) in parameters.iter().enumerate() {
+        let more = bytes(parameter, storage.dtype);
+        if at > from && size.saturating_add(more) > storage.file_bytes {
+            shards.push(&parameters[from..at]);
+            (from, size) = (at, 0);
+        }
+        size = size.saturating_add(more);
+    }
+    shards.push(&parameters[from..]);
+    shards
+}
+
+fn bytes(parameter: &ParameterSpec, dtype: Dtype) -> u64 {
+    (parameter.shape().iter().product::<usize>() * dtype.bitsize() / 8) as u64
 }
 
 pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> {
@@ -291,4 +346,75 @@ pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<(), FileError> 
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FileError> {
     let bytes = fs_err::read(path).map_err(FileError::io(path))?;
     serde_json::from_slice(&bytes).map_err(|source| FileError::Json { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    fn fixture() -> Model {
+        load(Path::new("tests/fixtures/hf/llama_gqa")).unwrap()
+    }
+
+    #[test]
+    fn shards_are_full_and_hold_each_parameter_once() {
+        let parameters = fixture().config.parameters();
+        let total: u64 = parameters.iter().map(|parameter| bytes(parameter, Dtype::F32)).sum();
+        let largest = parameters.iter().map(|parameter| bytes(parameter, Dtype::F32)).max().unwrap();
+        for file_bytes in [1, largest, largest + 4, total / 3, total - 1, total, u64::MAX] {
+            let found = shards(&parameters, Storage { dtype: Dtype::F32, file_bytes });
+            assert_eq!(found.concat(), parameters);
+            let sizes: Vec<u64> = found
+                .iter()
+                .map(|shard| shard.iter().map(|parameter| bytes(parameter, Dtype::F32)).sum())
+                .collect();
+            assert_eq!(sizes.len() == 1, file_bytes >= total, "{file_bytes}: {sizes:?}");
+            assert!(
+                found.iter().zip(&sizes).all(|(shard, size)| shard.len() == 1 || *size <= file_bytes),
+                "{file_bytes}: {sizes:?}"
+            );
+            // The first parameter of the next file wouldn't have fit.
+            for (next, size) in found.iter().skip(1).zip(&sizes) {
+                assert!(size + bytes(&next[0], Dtype::F32) > file_bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_of_rounded_shards_is_read_back_and_replaces_one_file_and_is_replaced() {
+        let (model, folder) = (fixture(), tempfile::tempdir().unwrap());
+        let names = || {
+            let mut names: Vec<String> = fs_err::read_dir(folder.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .filter(|name| name.contains("safetensors"))
+                .collect();
+            names.sort();
+            names
+        };
+        save(folder.path(), &model).unwrap();
+        assert_eq!(names(), ["model.safetensors"]);
+        let storage = Storage { dtype: Dtype::BF16, file_bytes: 20_000 };
+        save_as(folder.path(), &model, storage).unwrap();
+        let sharded = names();
+        assert!(sharded.len() > 2 && sharded[0].starts_with("model-00001-of-000"), "{sharded:?}");
+        assert!(!sharded.contains(&WEIGHTS.to_owned()), "{sharded:?}");
+        let index = read_object(&folder.path().join(INDEX)).unwrap();
+        assert_eq!(index["metadata"]["total_size"], 2 * model.config.parameter_count());
+        let again = load(folder.path()).unwrap();
+        assert_eq!(again.config, model.config);
+        for parameter in model.config.parameters() {
+            let rounded: Vec<f32> = model
+                .values(&parameter)
+                .unwrap()
+                .into_iter()
+                .map(|value| bf16::from_f32(value).to_f32())
+                .collect();
+            assert_eq!(again.values(&parameter).unwrap(), rounded, "{}", parameter.name);
+        }
+        save(folder.path(), &model).unwrap();
+        assert_eq!(names(), ["model.safetensors"]);
+    }
 }

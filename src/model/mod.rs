@@ -1,6 +1,7 @@
 //! The Candle decoder family: one forward pass with taps, its parameters, and its files.
 
 mod block;
+mod by_block;
 mod control_texts;
 pub mod decoder;
 pub mod features;
@@ -16,6 +17,7 @@ pub mod layout;
 pub mod ops;
 pub mod parameters;
 pub mod safetensors_file;
+mod source;
 pub mod spec;
 mod superseded;
 pub mod synthetic_model;
@@ -24,11 +26,13 @@ pub mod taps;
 mod tests;
 pub mod tokenizer;
 
+pub use by_block::logits_by_block;
 pub use decoder::Decoder;
 pub use features::{Family, Features};
 pub use file_error::FileError;
 pub use hugging_face::{Model, TextSide};
 pub use layout::{BatchLayout, Document};
 pub use parameters::Parameters;
+pub use source::ModelSource;
 pub use spec::{BlockSpec, DecoderConfig, ParameterSpec, Role, RopeScaling, Uniform};
 pub use taps::{Context, NoTaps, Pass, Point, Projection, Recompute, Taps};

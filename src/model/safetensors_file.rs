@@ -290,26 +290,29 @@ pub fn f32_values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
 }
 
-/// Writes parameters of these names and shapes as f32, atomically, with one at a time in memory.
+/// Writes parameters of these names and shapes as F32 or BF16, atomically, with one at a time in
+/// memory.
 ///
 /// # Errors
 /// Those of `values`, which must return as many values as the shape has; I/O errors.
 pub fn write_parts(
     target: &Path,
     mut shapes: Vec<(String, Vec<usize>)>,
+    dtype: Dtype,
     mut values: impl FnMut(&str) -> Result<Vec<f32>, FileError>,
 ) -> Result<(), FileError> {
     // The order of `write_views`.
     shapes.sort();
     let tensors: Vec<(&str, Dtype, Vec<usize>)> =
-        shapes.iter().map(|(name, shape)| (name.as_str(), Dtype::F32, shape.clone())).collect();
+        shapes.iter().map(|(name, shape)| (name.as_str(), dtype, shape.clone())).collect();
+    let encode: fn(&[f32]) -> Vec<u8> = match dtype {
+        Dtype::BF16 => |part| part.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        _ => |part| part.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    };
     let mut told = None;
     let format = [("format", "pt".to_owned())];
     let written = write_streamed(target, &format, &tensors, |name, out| match values(name) {
-        Ok(values) => values.chunks(PART).try_for_each(|part| {
-            let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
-            out.write_all(&bytes)
-        }),
+        Ok(values) => values.chunks(PART).try_for_each(|part| out.write_all(&encode(part))),
         Err(error) => {
             let message = error.to_string();
             told = Some(error);

@@ -4,16 +4,17 @@
 use std::path::{Path, PathBuf};
 
 use super::file_error::FileError;
-use super::hugging_face::INDEX;
+use super::hugging_face::{INDEX, WEIGHTS};
 use super::hugging_face_text::{GENERATION, NAMED_TEMPLATES, SPECIAL_TOKENS, TEMPLATE};
 
 /// If a folder has an adapter, transformers applies it to the model that it names and ignores the
 /// folder's own weights.
 const ADAPTER: &str = "adapter_config.json";
 
-/// Files that programs read instead of the written ones or along with them: an index of other
-/// weights; templates, names of special tokens; another form of the tokenizer.
-const FILES: [&str; 8] = [
+/// Files that programs read instead of the written ones or along with them: other weights and
+/// their index; templates, names of special tokens; another form of the tokenizer.
+const FILES: [&str; 9] = [
+    WEIGHTS,
     INDEX,
     TEMPLATE,
     "chat_template.json",
@@ -37,17 +38,18 @@ pub(super) fn refuse_adapter(folder: &Path) -> Result<(), FileError> {
     Err(FileError::TwoPlaces { one: adapter, other: folder.join("config.json"), why })
 }
 
-/// Removes the files of an earlier model.
+/// Removes the files of an earlier model, but not those that were just written.
 ///
 /// # Errors
 /// The operating system refuses.
-pub(super) fn remove(folder: &Path) -> Result<(), FileError> {
+pub(super) fn remove(folder: &Path, written: &[String]) -> Result<(), FileError> {
     let mut found: Vec<PathBuf> = FILES.iter().map(|name| folder.join(name)).collect();
     found.extend(entries(folder, is_shard)?);
     found.extend(entries(&folder.join(NAMED_TEMPLATES), |name| {
         Path::new(name).extension().is_some_and(|form| form == "jinja")
     })?);
-    for path in found {
+    let is_new = |path: &PathBuf| written.iter().any(|name| folder.join(name) == *path);
+    for path in found.into_iter().filter(|path| !is_new(path)) {
         match std::fs::remove_file(&path) {
             Ok(()) => tracing::warn!(path = %path.display(), "a file of an earlier model was removed"),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -12,7 +12,7 @@ use super::{NAMED, values};
 use crate::gguf::{Gguf, TensorInfo, check_readable};
 use crate::model::file_error::FileError;
 use crate::model::hugging_face::{Model, TextSide};
-use crate::model::{DecoderConfig, Parameters, Role, gguf_tokenizer};
+use crate::model::{DecoderConfig, ModelSource, ParameterSpec, Parameters, gguf_tokenizer};
 
 /// Reads the decoder configuration of a GGUF file of a known architecture, without weights.
 ///
@@ -33,7 +33,7 @@ pub fn import(path: &Path) -> Result<Model, FileError> {
     let file = Imported::open(path)?;
     let mut parameters = Parameters::default();
     for parameter in file.config.parameters() {
-        let values = Var::from_vec(file.values(parameter.role)?, parameter.shape(), &Device::Cpu)?;
+        let values = Var::from_vec(file.values(&parameter)?, parameter.shape(), &Device::Cpu)?;
         parameters.insert(parameter.name, parameter.role, values)?;
     }
     Ok(Model { config: file.config, parameters, text: file.text })
@@ -43,10 +43,8 @@ pub fn import(path: &Path) -> Result<Model, FileError> {
 #[derive(Debug)]
 pub struct Imported {
     file: Gguf,
-    /// Shape and constants.
-    pub config: DecoderConfig,
-    /// Tokenizer and chat templates.
-    pub text: TextSide,
+    config: DecoderConfig,
+    text: TextSide,
 }
 
 impl Imported {
@@ -83,14 +81,18 @@ impl Imported {
         let text = gguf_tokenizer::read(&file)?;
         Ok(Self { file, config, text })
     }
+}
 
-    /// The values of a parameter, in Hugging Face's order.
-    ///
-    /// # Errors
-    /// A type that can't be read as floats; the file can't be read.
-    pub fn values(&self, role: Role) -> Result<Vec<f32>, FileError> {
-        let theirs = gguf_name(self.config.family, role).expect(NAMED);
-        Ok(values::from_gguf(&self.config, role, self.file.tensor_f32(&theirs)?))
+impl ModelSource for Imported {
+    fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+    fn text(&self) -> &TextSide {
+        &self.text
+    }
+    fn values(&self, parameter: &ParameterSpec) -> Result<Vec<f32>, FileError> {
+        let theirs = gguf_name(self.config.family, parameter.role).expect(NAMED);
+        Ok(values::from_gguf(&self.config, parameter.role, self.file.tensor_f32(&theirs)?))
     }
 }
 
@@ -100,7 +102,7 @@ mod tests {
     use crate::gguf::{Dequantise, quantise_rows};
     use crate::gguf::{GgmlType, Value, Writer};
     use crate::model::gguf_file::{Precision, encode, export};
-    use crate::model::{Uniform, hugging_face, init};
+    use crate::model::{Role, Uniform, hugging_face, init};
 
     /// A small Llama whose rows are whole blocks of every type, as an F32 file.
     fn full(folder: &Path) -> Gguf {

@@ -14,9 +14,7 @@ use std::path::Path;
 use half::{bf16, f16};
 
 use super::file_error::FileError;
-use super::hugging_face::Model;
-use super::safetensors_file::f32_values;
-use super::{DecoderConfig, ParameterSpec, gguf_tokenizer};
+use super::{DecoderConfig, ModelSource, ParameterSpec, gguf_tokenizer};
 use crate::digest::Digest;
 use crate::gguf::{GgmlType, ORIGIN_KEY, TensorHasher, Writer};
 pub(super) use config_keys::write_config;
@@ -62,17 +60,17 @@ impl Precision {
 /// A decoder or tokenizer that llama.cpp would treat differently; parameters that don't fit; I/O
 /// errors.
 pub fn export(
-    model: &Model,
+    model: &impl ModelSource,
     name: &str,
     folder: &Path,
     target: &Path,
     precision: Precision,
 ) -> Result<(), FileError> {
-    let config = &model.config;
+    let config = model.config();
     limits::check(config, &folder.join("config.json"))?;
     let mut writer = Writer::new();
     write_config(config, name, precision.file_type(), &mut writer);
-    gguf_tokenizer::write(&model.text, config.vocab_size, &folder.join("tokenizer.json"), &mut writer)?;
+    gguf_tokenizer::write(model.text(), config.vocab_size, &folder.join("tokenizer.json"), &mut writer)?;
     writer.set(ORIGIN_KEY, content_hash(model)?.to_string());
     let tensors = tensors(config);
     for Tensor { name, dims, matrix, .. } in &tensors {
@@ -89,8 +87,8 @@ pub fn export(
 ///
 /// # Errors
 /// Parameters that don't fit.
-pub fn content_hash(model: &Model) -> Result<Digest, FileError> {
-    let mut tensors = tensors(&model.config);
+pub fn content_hash(model: &impl ModelSource) -> Result<Digest, FileError> {
+    let mut tensors = tensors(model.config());
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let mut hasher = TensorHasher::default();
     for Tensor { name, dims, source, .. } in tensors {
@@ -146,11 +144,11 @@ enum Source {
 
 impl Source {
     /// The values in llama.cpp's order.
-    fn values(self, model: &Model) -> Result<Vec<f32>, FileError> {
+    fn values(self, model: &impl ModelSource) -> Result<Vec<f32>, FileError> {
         match self {
             Self::Values(values) => Ok(values),
-            Self::Parameter(ParameterSpec { role, .. }) => {
-                Ok(values::to_gguf(&model.config, role, f32_values(model.parameters.of(role)?)?))
+            Self::Parameter(parameter) => {
+                Ok(values::to_gguf(model.config(), parameter.role, model.values(&parameter)?))
             }
         }
     }
