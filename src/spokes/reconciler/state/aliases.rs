@@ -144,15 +144,12 @@ impl Aliases {
     pub fn serving(&self, slot: impl Fn(Generation) -> Option<Arc<Leases>>) -> Serving {
         let mut serving = Serving::default();
         for (name, alias) in &self.names {
-            match alias.current().filter(|_| !alias.disabled).and_then(&slot) {
-                Some(slot) => {
-                    let served = Served { id: alias.id, slot, before: alias.before() };
-                    serving.names.insert(name.clone(), served);
-                }
-                None => {
-                    let why = if alias.disabled { Some(disabled()) } else { alias.left_for.clone() };
-                    serving.past.insert(name.clone(), why);
-                }
+            if let Some(slot) = alias.current().filter(|_| !alias.disabled).and_then(&slot) {
+                let served = Served { id: alias.id, slot, before: alias.before() };
+                serving.names.insert(name.clone(), served);
+            } else {
+                let why = if alias.disabled { Some(disabled()) } else { alias.left_for.clone() };
+                serving.past.insert(name.clone(), why);
             }
         }
         serving

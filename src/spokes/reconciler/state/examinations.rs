@@ -65,11 +65,11 @@ impl Examinations {
     /// Whether its copy has to be inspected after a failed load. If so, that is done now.
     pub fn begin_inspection(&mut self, generation: Generation, now: Instant) -> bool {
         let holds = |inspected: &Instant| now.saturating_duration_since(*inspected) < INSPECTION_HOLDS;
-        let is_due = !self.inspected.get(&generation).is_some_and(holds);
-        if is_due {
-            self.inspected.insert(generation, now);
+        if self.inspected.get(&generation).is_some_and(holds) {
+            return false;
         }
-        is_due
+        self.inspected.insert(generation, now);
+        true
     }
 
     /// Bans a generation in this process.

@@ -232,15 +232,12 @@ impl Instance {
         // Results of work still in progress are obsolete.
         self.attempt += u64::from(is_withdrawn);
         let before = std::mem::replace(&mut self.state, state);
-        let is_same_wait = match &self.state {
-            State::Waiting(why) => self.backoff.waits_for(&why.code),
-            state => {
-                if !state.is_open() {
-                    self.backoff.reset();
-                }
-                false
-            }
-        };
+        let mut is_same_wait = false;
+        if let State::Waiting(why) = &self.state {
+            is_same_wait = self.backoff.waits_for(&why.code);
+        } else if !self.state.is_open() {
+            self.backoff.reset();
+        }
         // Repeated tries for the same reason are one line of the journal.
         let is_known = is_another_try || is_same_wait;
         let before = (before != self.state && !is_known).then_some(before);

@@ -80,7 +80,7 @@ impl Instances {
     }
 
     /// Those with this name, the oldest first.
-    pub fn named<'a>(&'a self, name: &str) -> impl DoubleEndedIterator<Item = (InstanceId, &'a Instance)> {
+    pub fn named(&self, name: &str) -> impl DoubleEndedIterator<Item = (InstanceId, &Instance)> {
         self.iter().filter(move |(_, instance)| instance.name() == name)
     }
 
