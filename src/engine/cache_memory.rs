@@ -19,7 +19,7 @@ pub struct Wish {
     /// Context length that the model was trained for.
     pub trained: u32,
     /// Context length that is configured, if any.
-    pub asked: Option<u32>,
+    pub requested: Option<u32>,
     /// Number of sequences that have keys and values at the same time.
     pub sequences: u32,
     /// Bytes of keys and values per token.
@@ -44,7 +44,7 @@ pub struct Granted {
 impl Granted {
     /// Whether sequences are shorter than the model allows because memory is short.
     pub fn is_cut(&self, wish: &Wish) -> bool {
-        wish.asked.is_none() && self.tokens < wish.trained
+        wish.requested.is_none() && self.tokens < wish.trained
     }
 
     /// Whether the configured context may exceed the share of memory that is meant for it.
@@ -61,19 +61,19 @@ pub fn grant(wish: &Wish) -> Result<Granted, String> {
     let bytes =
         |tokens: u32| u64::from(tokens.next_multiple_of(STEP)) * u64::from(wish.sequences) * wish.place_bytes;
     let limit = wish.limit.or(wish.available.map(|available| available / SHARE));
-    let wanted = wish.asked.unwrap_or(wish.trained).max(2);
+    let wanted = wish.requested.unwrap_or(wish.trained).max(2);
     let granted = |tokens| Granted { tokens, limit, most: bytes(tokens) };
     let fits = |tokens| limit.is_none_or(|limit| bytes(tokens) <= limit);
-    if fits(wanted) || (wish.asked.is_some() && wish.limit.is_none()) {
+    if fits(wanted) || (wish.requested.is_some() && wish.limit.is_none()) {
         return Ok(granted(wanted));
     }
     let size = |bytes: u64| ByteSize(bytes).display().iec();
     let given = size(limit.unwrap_or(u64::MAX));
-    if let Some(asked) = wish.asked {
+    if let Some(requested) = wish.requested {
         return Err(format!(
-            "model.context = {asked}: {} sequences of so many tokens take up to {}, and model.cache_memory allows {given}",
+            "model.context = {requested}: {} sequences of so many tokens take up to {}, and model.cache_memory allows {given}",
             wish.sequences,
-            size(bytes(asked)),
+            size(bytes(requested)),
         ));
     }
     let steps = limit.unwrap_or(u64::MAX) / bytes(STEP).max(1);
@@ -128,7 +128,7 @@ mod tests {
     /// 18 KiB per token, as in a model of 18 layers with one head of 256.
     const WISH: Wish = Wish {
         trained: 32_768,
-        asked: None,
+        requested: None,
         sequences: 4,
         place_bytes: 18 << 10,
         limit: None,
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_context_that_somebody_has_asked_for_is_given_or_refused_but_never_cut() {
-        let wish = Wish { asked: Some(20_000), available: Some(2 * GIB), ..WISH };
+        let wish = Wish { requested: Some(20_000), available: Some(2 * GIB), ..WISH };
         let granted = grant(&wish).unwrap();
         assert_eq!(granted.tokens, 20_000);
         assert!(granted.is_bold() && !granted.is_cut(&wish));

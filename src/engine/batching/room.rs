@@ -43,7 +43,7 @@ pub(super) fn sequences(model: &LlamaModel, settings: &ModelSettings) -> Result<
 pub fn room(model: &LlamaModel, settings: &ModelSettings) -> Result<u32, String> {
     let wish = Wish {
         trained: model.n_ctx_train(),
-        asked: settings.context,
+        requested: settings.context,
         // The additional sequence is for embeddings, whose context is created with the first
         // request for them.
         sequences: sequences(model, settings)? + 1,

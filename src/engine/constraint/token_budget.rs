@@ -1,6 +1,10 @@
 //! Limits the share of the token budget that one value may take. A string or array leaves half of
 //! the tokens that were left at its beginning to the values that must follow it. A value that
 //! nothing has to follow may take everything.
+//!
+//! Worth its code where tokens are short: of 80 tickets in 128 tokens, 6 have an empty description
+//! with it and 57 without; of 80 encodings, 0 and 58 have an empty narrative. The price: at 512
+//! tokens, 4 of 40 encodings are cut that would have ended in time. See docs/benchmarks.md.
 
 use super::json_cursor::{Place, Scanner};
 

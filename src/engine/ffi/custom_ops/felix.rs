@@ -40,7 +40,7 @@ pub enum FelixError {
     Block(u32),
     /// Tokens, positions or sequences of a graph are not those of the batch in the expected order.
     #[error(
-        "llama.cpp divided the batch in an unknown order, so nobody knows which row has which Felix spoke"
+        "llama.cpp divided the batch in an unknown order, so it is unknown which row has which Felix spoke"
     )]
     Order,
     /// Two sequences could have been exchanged unnoticed.

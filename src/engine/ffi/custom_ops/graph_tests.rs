@@ -171,7 +171,7 @@ fn each_node_has_a_task_of_its_own_however_many_there_are_and_however_often_they
         }
     }
     // SAFETY: nothing is being computed.
-    assert_eq!(unsafe { ops.0.as_ref() }.slots.len(), NODES, "slots are used again by the next run");
+    assert_eq!(unsafe { ops.0.as_ref() }.nodes.len(), NODES, "states are used again by the next run");
 }
 
 #[test]
@@ -225,11 +225,11 @@ fn activations_are_packed_once_in_a_graph_and_again_in_the_next() {
     for scale in [1.0, 4.0, 0.5, 1.0] {
         put(columns[0], &column(scale));
         graph.ask(&ops);
-        let packs = |slot: &NonNull<Slot>| {
+        let packs = |state: &NonNull<NodeState>| {
             // SAFETY: nothing is being computed.
-            matches!(unsafe { &slot.as_ref().task }, Task::Product(task) if task.packs())
+            matches!(unsafe { &state.as_ref().task }, Task::Product(task) if task.packs())
         };
-        assert_eq!(ops.inner().slots.iter().map(packs).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(ops.inner().nodes.iter().map(packs).collect::<Vec<_>>(), [true, false]);
         graph.compute();
         let [first, second] = [0, 1].map(|node| floats(graph.nodes[node]));
         assert_eq!(first, second);

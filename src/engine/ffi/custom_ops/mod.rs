@@ -37,11 +37,10 @@ struct Inner {
     threads: usize,
     placement: Placement,
     template: Template,
-    /// One slot for each node that was rewritten in the longest run so far. Each run uses them
-    /// again.
-    slots: Vec<NonNull<Slot>>,
-    /// How many of them nodes of this run have.
-    taken: usize,
+    /// One for each node that was rewritten in the longest run so far. Each run uses them again.
+    nodes: Vec<NonNull<NodeState>>,
+    /// Number of them that this run uses.
+    used: usize,
     shared: NonNull<Shared>,
     /// The activations that the last product packs or uses. The next product can use them again.
     packed: *const sys::ggml_tensor,
@@ -52,8 +51,8 @@ struct Inner {
     divided: bool,
 }
 
-/// The state that slots use. It is a separate allocation, so that no reference to [`Inner`] covers
-/// it.
+/// The state that all nodes share. It is a separate allocation, so that no reference to [`Inner`]
+/// covers it.
 #[derive(Debug, Default)]
 struct Shared {
     /// Memory for the node that is being computed. Only one is at a time.
@@ -69,7 +68,7 @@ type Parameters = [i32; 16];
 
 /// The state of a rewritten node.
 #[derive(Debug)]
-struct Slot {
+struct NodeState {
     task: Task,
     /// The node's original parameters.
     given: Parameters,
@@ -93,8 +92,8 @@ impl CustomOps {
             threads: threads.max(1),
             placement: Placement::new(),
             template: Template::new(),
-            slots: Vec::new(),
-            taken: 0,
+            nodes: Vec::new(),
+            used: 0,
             shared: pin(Shared::default()),
             packed: std::ptr::null(),
             felix: felix::Plan::default(),
@@ -152,7 +151,7 @@ impl Drop for Inner {
         // SAFETY: created by `pin`, and nothing else frees them. The nodes that pointed to them are
         // gone with the context.
         unsafe {
-            self.slots.drain(..).for_each(|slot| drop(Box::from_raw(slot.as_ptr())));
+            self.nodes.drain(..).for_each(|state| drop(Box::from_raw(state.as_ptr())));
             drop(Box::from_raw(self.shared.as_ptr()));
         }
     }
@@ -162,7 +161,7 @@ impl Inner {
     /// Starts a run. Nodes of earlier runs won't be computed any more.
     fn begin_run(&mut self) {
         self.shared().has_begun.store(false, Ordering::Relaxed);
-        self.taken = 0;
+        self.used = 0;
         self.packed = std::ptr::null();
     }
 
@@ -172,13 +171,13 @@ impl Inner {
         unsafe { self.shared.as_mut() }
     }
 
-    /// The slot of the next node that is rewritten.
-    fn slot(&mut self) -> NonNull<Slot> {
-        if self.taken == self.slots.len() {
-            let slot = Slot { task: Task::Nothing, given: [0; 16], shared: self.shared };
-            self.slots.push(pin(slot));
+    /// The state for the next node that is rewritten.
+    fn next_node(&mut self) -> NonNull<NodeState> {
+        if self.used == self.nodes.len() {
+            let state = NodeState { task: Task::Nothing, given: [0; 16], shared: self.shared };
+            self.nodes.push(pin(state));
         }
-        self.slots[self.taken]
+        self.nodes[self.used]
     }
 
     /// Rewrites a node that is about to be computed, if a kernel supports it.
@@ -201,10 +200,10 @@ impl Inner {
             sys::GGML_OP_FLASH_ATTN_EXT | sys::GGML_OP_MUL_MAT => {}
             _ => return,
         }
-        let slot = self.slot();
+        let state = self.next_node();
         let is_empty = size(node).contains(&0);
         let custom = if is_empty || self.placement.computes(node) {
-            self.template.parameters(slot.as_ptr().cast(), node)
+            self.template.parameters(state.as_ptr().cast(), node)
         } else {
             None
         };
@@ -214,13 +213,13 @@ impl Inner {
             self.divided |= unsafe { node.src[0].as_ref() }.is_none_or(|queries| size(queries)[1] == 1);
         }
         let (Some(task), Some(custom)) = (task, custom) else { return };
-        // SAFETY: nothing is being computed, and no other node of this run has the slot.
-        let slot = unsafe { &mut *slot.as_ptr() };
-        (slot.task, slot.given) = (task, node.op_params);
+        // SAFETY: nothing is being computed, and no other node of this run has this state.
+        let state = unsafe { &mut *state.as_ptr() };
+        (state.task, state.given) = (task, node.op_params);
         (node.op, node.op_params) = (sys::GGML_OP_CUSTOM, custom);
-        // Only rewritten nodes take a slot. The nodes of adapters, of which there may be many, take
-        // none.
-        self.taken += 1;
+        // Only rewritten nodes take a state. The nodes of adapters, of which there may be many,
+        // take none.
+        self.used += 1;
     }
 
     /// The task for a node, if a kernel supports it.
@@ -247,7 +246,7 @@ impl Inner {
     }
 }
 
-impl Slot {
+impl NodeState {
     /// Takes part in computing the node.
     ///
     /// # Safety
@@ -388,10 +387,10 @@ unsafe extern "C" fn compute(
     _threads: c_int,
     data: *mut c_void,
 ) {
-    // SAFETY: the data is the node's slot, which `CustomOps` owns. `see` has set its task for this
-    // run, and gives it to no other node before the run is over. ggml computes nodes one after the
-    // other: all threads finish a node before any begins the next.
-    unsafe { (*data.cast::<Slot>()).work(&*node) };
+    // SAFETY: the data is the state of the node, which `CustomOps` owns. `see` has set its task for
+    // this run, and gives it to no other node before the run is over. ggml computes nodes one after
+    // the other: all threads finish a node before any begins the next.
+    unsafe { (*data.cast::<NodeState>()).work(&*node) };
 }
 
 #[cfg(test)]
