@@ -123,7 +123,9 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     if let Some(sane) = &prepared.sane {
         log.say(sane);
     }
-    notes.iter().for_each(|note| log.say(note));
+    for note in &notes {
+        log.say(note);
+    }
     let judge_all = || -> Result<Vec<Evaluation>, TrainError> {
         held_out
             .iter()

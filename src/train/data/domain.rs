@@ -181,7 +181,9 @@ impl Cuts {
             count += 1;
         }
         // Now that the number of rows is known.
-        long.iter_mut().for_each(|(_, second)| *second += count);
+        for (_, second) in &mut long {
+            *second += count;
+        }
         Self { seq_len, rows: count, pieces: count + more, long }
     }
 
