@@ -106,7 +106,7 @@ mod tests {
         let cases: [(&str, Value, &str); 11] = [
             ("/gist", json!("é".repeat(61)), "gist: 61 characters"),
             ("/summary", json!("é".repeat(401)), "summary: 401 characters"),
-            ("/outcome", json!("done"), "outcome: \"done\" is none of success"),
+            ("/outcome", json!("done"), "outcome: \"done\" is not one of success"),
             ("/salience", json!(true), "salience: found boolean, expected number"),
             ("/salience", json!(1.01), "salience: 1.01 is not between"),
             ("/concepts", json!([1]), "concepts[0]: found number, expected string"),
