@@ -312,7 +312,10 @@ mod tests {
             let (domain, _folder) = file(&rows, &chat);
             let mixture = Mixture::new(vec![domain], seed);
             let drawn = drawn(&mixture, &mut Position::default(), &[1.0], 180);
-            drawn.chunks(60).map(|pass| pass.iter().map(|piece| piece.row).collect()).collect::<Vec<Vec<u64>>>()
+            drawn
+                .chunks(60)
+                .map(|pass| pass.iter().map(|piece| piece.row).collect())
+                .collect::<Vec<Vec<u64>>>()
         };
         let one = passes(1);
         for pass in &one {
