@@ -75,14 +75,20 @@ fn felix(writer: &mut Writer, rank: u32, post: &Post) {
 mod tests {
     use super::*;
     use crate::adapter::Adapter;
-    use crate::model::stand_in::{self, Shape, Stored};
+    use crate::model::synthetic_model::{self, Shape, WeightType};
 
     #[test]
     fn a_stand_in_is_a_spoke_for_its_post_in_every_block() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        stand_in::write(Shape::Tiny, Stored::Q8, 1, &crate::config::default_model(), &path("post.gguf"))
-            .unwrap();
+        synthetic_model::write(
+            Shape::Tiny,
+            WeightType::Q8,
+            1,
+            &crate::config::default_model(),
+            &path("post.gguf"),
+        )
+        .unwrap();
         let post = Post::open(&path("post.gguf")).unwrap();
         for kind in [Kind::Lora, Kind::Felix] {
             let spoke = write(kind, 3, 1, &post, &path("a.gguf")).unwrap();

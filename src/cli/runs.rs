@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::table::plain;
 use crate::atomic_file;
-use crate::train::curve;
 use crate::train::log::{self, SPEED, Speed, Step};
+use crate::train::loss_curve;
 use crate::train::recipe::Recipe;
 
 /// Subcommands.
@@ -24,7 +24,7 @@ pub enum Command {
 
 /// Where runs are.
 #[derive(Debug, clap::Args)]
-pub struct Place {
+pub struct RunsArgs {
     /// Folder of runs
     #[arg(long, value_name = "DIR", default_value = "runs")]
     runs: PathBuf,
@@ -37,7 +37,7 @@ pub struct Place {
 #[derive(Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
-    place: Place,
+    shared: RunsArgs,
 }
 
 /// Arguments of `show`.
@@ -46,7 +46,7 @@ pub struct Show {
     /// The run: its folder's name below `--runs`, or a path
     id: String,
     #[command(flatten)]
-    place: Place,
+    shared: RunsArgs,
     /// Draw the loss curves, raw and smoothed
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
@@ -60,7 +60,7 @@ pub struct Compare {
     /// Another
     b: String,
     #[command(flatten)]
-    place: Place,
+    shared: RunsArgs,
     /// Draw the loss curves of both, raw and smoothed
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
@@ -94,7 +94,7 @@ struct Run {
 /// Folders that are no runs, files that can't be read or written.
 pub fn run(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::List(args) => list(&args.place),
+        Command::List(args) => list(&args.shared),
         Command::Show(args) => show(args),
         Command::Compare(args) => compare(args),
     }
@@ -132,7 +132,7 @@ impl Run {
             seconds,
             tokens_per_s: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
             loss: last.map(|step| step.loss),
-            smoothed: curve::smoothed(&log).last().map(|(_, loss)| *loss),
+            smoothed: loss_curve::smoothed(&log).last().map(|(_, loss)| *loss),
             held_out: evals().next_back().map(|(loss, _)| loss),
             best: evals().min_by(|a, b| a.0.total_cmp(&b.0)),
             log,
@@ -141,13 +141,13 @@ impl Run {
     }
 
     /// The run of an id: a name below the folder of runs, or a path.
-    fn find(place: &Place, id: &str) -> anyhow::Result<Self> {
-        let below = place.runs.join(id);
+    fn find(shared: &RunsArgs, id: &str) -> anyhow::Result<Self> {
+        let below = shared.runs.join(id);
         let folder = if below.is_dir() { below } else { PathBuf::from(id) };
         if !folder.is_dir() {
-            let known = names(&place.runs)?;
+            let known = names(&shared.runs)?;
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            bail!("{id}: no such run; {} has: {known}", place.runs.display());
+            bail!("{id}: no such run; {} has: {known}", shared.runs.display());
         }
         Self::open(&folder, id.to_owned())
     }
@@ -179,13 +179,13 @@ enum Listed {
 }
 
 /// A folder that can't be read keeps nobody from the others.
-fn list(place: &Place) -> anyhow::Result<()> {
-    let open = |name: String| match Run::open(&place.runs.join(&name), name.clone()) {
+fn list(shared: &RunsArgs) -> anyhow::Result<()> {
+    let open = |name: String| match Run::open(&shared.runs.join(&name), name.clone()) {
         Ok(run) => Listed::Run(run.into()),
         Err(error) => Listed::Unreadable { id: name, error: super::told(&error).join(": ") },
     };
-    let runs: Vec<Listed> = names(&place.runs)?.into_iter().map(open).collect();
-    if place.json {
+    let runs: Vec<Listed> = names(&shared.runs)?.into_iter().map(open).collect();
+    if shared.json {
         println!("{}", serde_json::to_string(&runs)?);
         return Ok(());
     }
@@ -217,9 +217,9 @@ fn list(place: &Place) -> anyhow::Result<()> {
 }
 
 fn show(args: &Show) -> anyhow::Result<()> {
-    let run = Run::find(&args.place, &args.id)?;
+    let run = Run::find(&args.shared, &args.id)?;
     draw(args.svg.as_deref(), &[&run])?;
-    if args.place.json {
+    if args.shared.json {
         let evaluations: Vec<&Step> = run.log.iter().filter(|step| step.eval.is_some()).collect();
         println!("{}", serde_json::json!({"run": run, "recipe": run.recipe, "evaluations": evaluations}));
         return Ok(());
@@ -234,7 +234,7 @@ fn show(args: &Show) -> anyhow::Result<()> {
         time(run.seconds),
         run.tokens_per_s
     );
-    let smoothed = curve::smoothed(&run.log);
+    let smoothed = loss_curve::smoothed(&run.log);
     let mut table =
         plain(&["step", "tokens", "loss", "smoothed", "held out", "token accuracy", "whole answers"]);
     for step in &run.log {
@@ -256,11 +256,11 @@ fn show(args: &Show) -> anyhow::Result<()> {
 }
 
 fn compare(args: &Compare) -> anyhow::Result<()> {
-    let (a, b) = (Run::find(&args.place, &args.a)?, Run::find(&args.place, &args.b)?);
+    let (a, b) = (Run::find(&args.shared, &args.a)?, Run::find(&args.shared, &args.b)?);
     draw(args.svg.as_deref(), &[&a, &b])?;
     let (mine, theirs) = (a.recipe.to_toml(), b.recipe.to_toml());
     let differences = differences(&mine, &theirs)?;
-    if args.place.json {
+    if args.shared.json {
         println!("{}", serde_json::json!({"a": a, "b": b, "recipes": differences}));
         return Ok(());
     }
@@ -331,8 +331,8 @@ fn draw(path: Option<&Path>, runs: &[&Run]) -> anyhow::Result<()> {
     let Some(path) = path else { return Ok(()) };
     let name = |run: &Run| if runs.len() > 1 { run.id.clone() } else { String::new() };
     let names: Vec<String> = runs.iter().map(|run| name(run)).collect();
-    let runs = runs.iter().zip(&names).map(|(run, name)| curve::Run { name, steps: &run.log });
-    let drawn = curve::svg(&runs.collect::<Vec<_>>());
+    let runs = runs.iter().zip(&names).map(|(run, name)| loss_curve::Run { name, steps: &run.log });
+    let drawn = loss_curve::svg(&runs.collect::<Vec<_>>());
     atomic_file::write(path, drawn.as_bytes()).with_context(|| path.display().to_string())
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{echo, entities, schema};
+use super::{entities, prompt_leakage, schema};
 
 /// The fields in which a model tells of the event in its own order; FR and the stress test look at these.
 pub const CONTENT_BEARING: [&str; 5] = ["gist", "summary", "content", "narrative", "outcome"];
@@ -90,7 +90,7 @@ pub fn judge(raw_input: &str, output: &str, prompt: &[&str]) -> Judgement {
     let fabricated: Vec<String> = said.iter().filter(|e| !input_text.has_any_case(e)).cloned().collect();
     let numbers = entities::numbers(raw_input);
     let missing_numbers: Vec<String> = numbers.iter().filter(|n| !answer_text.has(n)).cloned().collect();
-    let echoes = echo::echoes(prompt, raw_input, &answer);
+    let echoes = prompt_leakage::leaked_phrases(prompt, raw_input, &answer);
     let fields = answer.as_object().expect("built from an object above");
     let breaches = schema::breaches(&answer);
 

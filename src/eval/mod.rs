@@ -2,14 +2,14 @@
 //!
 //! The definitions and the decisions where they leave room are in `docs/evaluation.md`.
 
-pub mod cross;
-pub mod echo;
 pub mod entities;
 pub mod metrics;
+pub mod prompt_leakage;
 pub mod report;
 pub mod rows;
 pub mod schema;
 pub mod speed;
 pub mod tasks;
+pub mod twin_similarity;
 
 pub use metrics::{Judgement, Scores, judge};

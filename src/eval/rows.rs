@@ -55,7 +55,7 @@ pub enum RowError {
 
 /// A line of a file and where it stands.
 #[derive(Debug, Clone)]
-pub struct Row {
+pub struct JsonRow {
     file: String,
     line: usize,
     fields: Map<String, Value>,
@@ -104,7 +104,7 @@ pub fn standard_prompt(event: &Event) -> Vec<String> {
 
 /// Reads a file of pairs.
 pub fn read_pairs(path: &Path) -> Result<Vec<Pair>, RowError> {
-    let row = |row: &Row| {
+    let row = |row: &JsonRow| {
         Ok(Pair {
             id: row.id()?,
             event: row.event()?,
@@ -117,7 +117,7 @@ pub fn read_pairs(path: &Path) -> Result<Vec<Pair>, RowError> {
 
 /// Reads a file of probes.
 pub fn read_probes(path: &Path) -> Result<Vec<Probe>, RowError> {
-    let row = |row: &Row| {
+    let row = |row: &JsonRow| {
         Ok(Probe {
             id: row.id()?,
             event: row.event()?,
@@ -128,7 +128,7 @@ pub fn read_probes(path: &Path) -> Result<Vec<Probe>, RowError> {
     open(path, row)
 }
 
-fn open<T>(path: &Path, parse: impl Fn(&Row) -> Result<T, RowError>) -> Result<Vec<T>, RowError> {
+fn open<T>(path: &Path, parse: impl Fn(&JsonRow) -> Result<T, RowError>) -> Result<Vec<T>, RowError> {
     if path == Path::new("-") {
         return read("stdin", std::io::stdin().lock(), parse);
     }
@@ -144,7 +144,7 @@ fn open<T>(path: &Path, parse: impl Fn(&Row) -> Result<T, RowError>) -> Result<V
 pub fn read<T>(
     file: &str,
     text: impl BufRead,
-    parse: impl Fn(&Row) -> Result<T, RowError>,
+    parse: impl Fn(&JsonRow) -> Result<T, RowError>,
 ) -> Result<Vec<T>, RowError> {
     let mut rows = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
@@ -158,12 +158,12 @@ pub fn read<T>(
             Ok(other) => return Err(wrong(format!("found {}, expected an object", kind(&other)))),
             Err(error) => return Err(wrong(format!("not JSON: {error}"))),
         };
-        rows.push(parse(&Row { file: file.to_owned(), line, fields })?);
+        rows.push(parse(&JsonRow { file: file.to_owned(), line, fields })?);
     }
     if rows.is_empty() { Err(RowError::Empty { file: file.to_owned() }) } else { Ok(rows) }
 }
 
-impl Row {
+impl JsonRow {
     /// The row's `id`: a string or a number.
     pub fn id(&self) -> Result<Value, RowError> {
         match self.fields.get("id") {
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     fn mistake(text: &str) -> String {
-        let parse = |row: &Row| Ok((row.id()?, row.event()?, row.text("output")?, row.texts("must")?));
+        let parse = |row: &JsonRow| Ok((row.id()?, row.event()?, row.text("output")?, row.texts("must")?));
         read("pairs", text.as_bytes(), parse).unwrap_err().to_string()
     }
 

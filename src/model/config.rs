@@ -1,4 +1,5 @@
-//! What a decoder looks like: the numbers of a Hugging Face `config.json`, validated, and the parameters that follow from them.
+//! The configuration of a decoder: the validated numbers of a Hugging Face `config.json` and the
+//! parameters that follow from them.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,9 +32,9 @@ pub struct DecoderConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// Whether the head shares the embedding matrix.
     pub tied: bool,
-    /// Positions that the model was trained for.
+    /// Number of positions that the model was trained for.
     pub max_position: usize,
-    /// What sets its architecture apart.
+    /// What distinguishes its architecture.
     pub features: Features,
 }
 
@@ -51,7 +52,8 @@ pub struct RopeScaling {
 }
 
 impl DecoderConfig {
-    /// Names (Hugging Face) and shapes of all parameters, in their fixed order: embedding, blocks, final norm, head.
+    /// Names (Hugging Face) and shapes of all parameters, in their fixed order: embedding, blocks,
+    /// final norm, head.
     pub fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)> {
         let d = self.hidden_size;
         let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];

@@ -1,10 +1,11 @@
-//! Texts that llama.cpp takes for control tokens wherever a vocabulary has them, whatever the model's files say of them: ends of
-//! generation, and the marks of code that is filled in (the tables of `llama-vocab.cpp`).
+//! Texts that llama.cpp treats as control tokens in every vocabulary that has them, whatever the
+//! model's files say: ends of generation, and the markers of fill-in-the-middle (the tables of
+//! `llama-vocab.cpp`).
 //!
-//! In a text that a person wrote, llama.cpp reads a control token letter by letter. Training has to do the same: a token that an
-//! event has only there would be one that the daemon never gives the model.
+//! Inside user text, llama.cpp tokenises the spelling of a control token letter by letter.
+//! Training has to do the same, or the model would learn from tokens that the daemon never sends.
 
-/// The texts.
+/// The texts themselves.
 const CONTROL: [&str; 57] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -28,7 +29,7 @@ const CONTROL: [&str; 57] = [
     "<|tool_response>",
     "<｜end▁of▁sentence｜>",
     "[e~[",
-    // What is filled in: before, behind, between; padding; the parts of a repository.
+    // Fill-in-the-middle: prefix, suffix, middle; padding; the parts of a repository.
     "<|fim_prefix|>",
     "<fim-prefix>",
     "<fim_prefix>",

@@ -1,4 +1,4 @@
-//! The one forward pass, of every architecture, with taps.
+//! The one forward pass, shared by every architecture, with taps.
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use super::ops::{CrossEntropy, RotaryTable, linear, linear_cross_entropy};
 use super::taps::{Point, Taps};
 use super::{DecoderConfig, Parameters};
 
-/// A decoder over shared parameters: changing a [`Parameters`] variable in place changes the decoder.
+/// A decoder over shared parameters: changing a [`Parameters`] variable in place changes the
+/// decoder.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     config: DecoderConfig,
@@ -23,15 +24,16 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Builds a decoder on parameters named and shaped as in [`DecoderConfig::parameter_shapes`].
+    /// Builds a decoder from parameters named and shaped as in
+    /// [`DecoderConfig::parameter_shapes`].
     ///
     /// # Errors
-    /// A parameter that is missing or has another shape; another number of mixers than of layers.
+    /// A parameter is missing or has the wrong shape; the numbers of mixers and layers differ.
     pub fn new(config: DecoderConfig, parameters: &Parameters) -> Result<Self> {
         Self::over(config, parameters, false)
     }
 
-    /// The same decoder, whose parameters collect no gradients: for what is trained beside it.
+    /// The same decoder with parameters that collect no gradients, for training an adapter.
     ///
     /// # Errors
     /// As [`Decoder::new`].
@@ -69,21 +71,23 @@ impl Decoder {
         Ok(Self { config, embedding, blocks, norm, head, recompute: false, dtype: DType::F32 })
     }
 
-    /// The same decoder with activation checkpointing: of each block only the input is kept for the backward pass, which
-    /// computes the rest again, for one block at a time. The numbers stay the same, bit for bit.
+    /// The same decoder with activation checkpointing: each block keeps only its input for the
+    /// backward pass, which recomputes the rest one block at a time. The results are the same, bit
+    /// for bit.
     #[must_use]
     pub fn recomputing(self, recompute: bool) -> Self {
         Self { recompute, ..self }
     }
 
-    /// The same decoder with activations of another type: f32, or bf16 (on a GPU twice as fast or more, on the CPU slow).
-    /// Its parameters may be f32 all the same: they are cast where they are used, and their gradients are f32.
+    /// The same decoder with activations in f32 or bf16 (on a GPU at least twice as fast, on the
+    /// CPU slow). Parameters may stay f32: they are cast where they are used, and their gradients
+    /// are f32.
     #[must_use]
     pub fn computing_in(self, dtype: DType) -> Self {
         Self { dtype, ..self }
     }
 
-    /// Where its parameters are, and its inputs must be.
+    /// The device of its parameters; inputs must be on it too.
     pub fn device(&self) -> &Device {
         self.embedding.device()
     }
@@ -93,7 +97,7 @@ impl Decoder {
         &self.config
     }
 
-    /// The output matrix `[V, D]` (the embedding where tied).
+    /// The output matrix `[V, D]` (the embedding if tied).
     pub fn head(&self) -> &Tensor {
         &self.head
     }
@@ -101,7 +105,8 @@ impl Decoder {
     /// Normalised hidden states `[B, S, D]` of token ids `[B, S]` (u32).
     ///
     /// # Errors
-    /// Ids whose shape is not the layout's, ids outside the vocabulary, positions beyond `max_position`, errors of taps.
+    /// Ids of another shape than the layout, ids outside the vocabulary, positions beyond
+    /// `max_position`, errors of taps.
     pub fn forward(&self, ids: &Tensor, layout: &BatchLayout, taps: &mut dyn Taps) -> Result<Tensor> {
         let (batch, seq) = ids.dims2()?;
         let embedded = self.embedding.index_select(&ids.flatten_all()?, 0)?.to_dtype(self.dtype)?;
@@ -127,8 +132,9 @@ impl Decoder {
         }
     }
 
-    /// `scale` times the sum of the losses of hidden states `[rows, D]` at their target tokens, without logits of all rows
-    /// in memory; a gradient only if asked for (see [`linear_cross_entropy`]).
+    /// `scale` times the sum of the losses of hidden states `[rows, D]` at their target tokens,
+    /// without logits of all rows in memory; a gradient only if asked for (see
+    /// [`linear_cross_entropy`]).
     ///
     /// # Errors
     /// Another width than D, another number of targets than rows, a target outside the vocabulary.

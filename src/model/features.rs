@@ -1,8 +1,9 @@
-//! What sets one decoder architecture apart from another, one field per difference: the forward pass reads these and knows no family.
+//! The differences between decoder architectures, one field each. The forward pass reads these
+//! fields and knows no family.
 
 use serde::{Deserialize, Serialize};
 
-/// Architectures with a llama.cpp counterpart of the same graph.
+/// Architectures that llama.cpp computes with the same graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
@@ -12,9 +13,11 @@ pub enum Family {
     Qwen2,
     /// `Qwen3ForCausalLM`; llama.cpp `qwen3`: RMS norm on each head of q and k before rotation.
     Qwen3,
-    /// `Gemma2ForCausalLM`; llama.cpp `gemma2`: norms around each part, soft caps, alternating windows.
+    /// `Gemma2ForCausalLM`; llama.cpp `gemma2`: norms around each part, soft caps, alternating
+    /// windows.
     Gemma2,
-    /// `Qwen3_5ForCausalLM`; llama.cpp `qwen35`: Gated DeltaNet in most blocks, gated attention in the others.
+    /// `Qwen3_5ForCausalLM`; llama.cpp `qwen35`: Gated DeltaNet in most blocks, gated attention in
+    /// the others.
     Qwen3_5,
 }
 
@@ -43,16 +46,16 @@ pub enum AttentionBias {
 pub enum Activation {
     /// `x sigmoid(x)`.
     Silu,
-    /// GELU's approximation with a hyperbolic tangent (`gelu_pytorch_tanh`).
+    /// The tanh approximation of GELU (`gelu_pytorch_tanh`).
     GeluTanh,
 }
 
 /// How a block moves information between tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mixer {
-    /// Softmax attention over the last `window` tokens, a token itself included, or over all.
+    /// Softmax attention over the last `window` tokens, including the token itself, or over all.
     Attention {
-        /// Tokens that can be seen; `None` is all.
+        /// Number of visible tokens; `None` is all.
         window: Option<usize>,
     },
     /// Gated DeltaNet (Yang et al. 2024): a matrix-valued state, updated by the delta rule.
@@ -70,7 +73,7 @@ pub struct DeltaNetShape {
     pub key_dim: usize,
     /// Width of a head of v.
     pub value_dim: usize,
-    /// Tokens that the short convolution sees, a token itself included.
+    /// Tokens that the short convolution sees, including the token itself.
     pub kernel: usize,
 }
 
@@ -80,7 +83,7 @@ impl DeltaNetShape {
         self.value_heads * self.value_dim
     }
 
-    /// Channels of the short convolution: q, k and v side by side.
+    /// Channels of the short convolution: q, k and v concatenated.
     pub fn channels(&self) -> usize {
         2 * self.key_heads * self.key_dim + self.values()
     }
@@ -90,9 +93,9 @@ impl DeltaNetShape {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools)] // independent of each other: any combination is a decoder
 pub struct Features {
-    /// What norms of blocks, heads and the end multiply by.
+    /// What the norms of blocks and heads and the final norm multiply by.
     pub norm: NormWeight,
-    /// Whether what a part adds to the residual stream is normalised too.
+    /// Whether the output of attention and of the feed-forward part is normalised too.
     pub post_norms: bool,
     /// Whether q and k are normalised per head before rotation.
     pub qk_norm: bool,
@@ -100,18 +103,19 @@ pub struct Features {
     pub attention_bias: AttentionBias,
     /// Whether the feed-forward part has biases.
     pub ffn_bias: bool,
-    /// Nonlinearity of the feed-forward part.
+    /// The nonlinearity of the feed-forward part.
     pub activation: Activation,
-    /// Whether the attention context is multiplied by a sigmoid gate, which the query projection gives beside each head.
+    /// Whether the attention context is multiplied by a sigmoid gate, which the query projection
+    /// computes along with each head.
     pub output_gate: bool,
     /// Whether embeddings are multiplied by the square root of their width.
     pub scaled_embedding: bool,
-    /// Dimensions of each head that are rotated, the first ones; even.
+    /// Leading dimensions of each head that are rotated; even.
     pub rotary_dim: usize,
-    /// Sections of the rotary pairs for positions in time, height and width. Text has the same position in all three, so
-    /// they change nothing here; files carry them.
+    /// Sections of the rotary pairs for positions in time, height and width. Text has the same
+    /// position in all three, so they change nothing here, but files carry them.
     pub rotary_sections: Option<Vec<usize>>,
-    /// Scores are divided by the square root of this: the width of a head, but for some models.
+    /// Scores are divided by the square root of this: the width of a head in most models.
     pub query_scalar: f64,
     /// Soft cap c of scores: `c tanh(score / c)`.
     pub attention_cap: Option<f64>,
@@ -139,14 +143,15 @@ impl Features {
     }
 }
 
-/// Window of Gemma 2, and the one that Qwen's configurations declare.
+/// Window of Gemma 2, and the default that Qwen's configurations declare.
 pub const DEFAULT_WINDOW: usize = 4096;
 
 impl Family {
-    /// All, as `config.json` names them.
+    /// All families.
     pub const ALL: [Self; 5] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma2, Self::Qwen3_5];
 
-    /// The architecture's usual features for a decoder of this size; the numbers are those of its published models.
+    /// The architecture's usual features for a decoder of this size; the numbers are those of its
+    /// published models.
     pub fn features(self, layers: usize, heads: usize, head_dim: usize) -> Features {
         let llama = Features {
             norm: NormWeight::Plain,

@@ -1,29 +1,31 @@
-//! Felix spokes in the forward pass: a gated bottleneck behind decoder blocks, as taps, with gradients through it.
+//! Felix spokes in the forward pass: a gated bottleneck after decoder blocks, as taps that
+//! gradients pass through.
 
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::ops::{gated_update, linear, rms_norm, silu};
-use super::taps::{Again, NoTaps, Point, Taps};
+use super::taps::{NoTaps, Point, Recompute, Taps};
 
 /// The tensors of one layer, f32. Those of a [`candle_core::Var`] collect gradients.
 #[derive(Debug, Clone)]
 pub struct FelixLayer {
     /// b, one number in any shape; the gate is sigmoid(b).
     pub gate_bias: Tensor,
-    /// All W_down, one below the other: `[S r, D]`.
+    /// All W_down, stacked by rows: `[S r, D]`.
     pub w_down: Tensor,
-    /// All W_up, one beside the other: `[D, S r]`.
+    /// All W_up, stacked by columns: `[D, S r]`.
     pub w_up: Tensor,
-    /// Weights of the norm, `[D]`; none are ones.
+    /// Weights of the norm, `[D]`; `None` means ones.
     pub norm: Option<Tensor>,
 }
 
-/// A Felix spoke as taps: `h + sigmoid(b) / S * W_up silu(W_down norm(h))` behind each of its blocks.
+/// A Felix spoke as taps: `h + sigmoid(b) / S * W_up silu(W_down norm(h))` after each of its
+/// blocks.
 ///
-/// SiLU works on each number alone, so S bottlenecks of rank r are computed as one of rank S r. Other taps can go before
-/// it: they see the block's output first.
+/// SiLU is elementwise, so S bottlenecks of rank r are computed as one of rank S r. Other taps can
+/// come first: they see the block's output before the spoke.
 #[derive(Debug, Clone)]
 pub struct Felix<T = NoTaps> {
     layers: BTreeMap<usize, FelixLayer>,
@@ -34,7 +36,8 @@ pub struct Felix<T = NoTaps> {
 }
 
 impl Felix {
-    /// A spoke of `spokes` bottlenecks for a decoder of width `hidden`, whose norm has this epsilon.
+    /// A spoke of `spokes` bottlenecks for a decoder of width `hidden`, whose norm has this
+    /// epsilon.
     ///
     /// # Errors
     /// Tensors whose shapes don't fit each other or the width.
@@ -58,7 +61,7 @@ impl Felix {
         Ok(Self { layers, spokes, eps, ones, before: NoTaps })
     }
 
-    /// The same spoke behind other taps.
+    /// The same spoke after other taps.
     pub fn behind<T>(self, before: T) -> Felix<T> {
         let Self { layers, spokes, eps, ones, .. } = self;
         Felix { layers, spokes, eps, ones, before }
@@ -87,9 +90,9 @@ impl<T: Taps> Taps for Felix<T> {
         }
     }
 
-    /// The spoke stands behind the block: only what comes before it is repeated.
-    fn again(&self, layer: usize) -> Option<Again> {
-        self.before.again(layer)
+    /// The spoke acts after the block, so only the taps before it are repeated.
+    fn recompute(&self, layer: usize) -> Option<Recompute> {
+        self.before.recompute(layer)
     }
 }
 
@@ -99,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    /// A fixed spread of values in -1..1.
+    /// Fixed, spread-out values in -1..1.
     fn values(shape: &[usize], salt: usize) -> Var {
         let count: usize = shape.iter().product();
         let value = |i: usize| (((i * 7919 + salt * 104_729) % 1009) as f32 / 1009.0).mul_add(2.0, -1.0);

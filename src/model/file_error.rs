@@ -7,12 +7,12 @@ use crate::gguf::GgufError;
 /// Why a model can't be read from files or written to them.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The operating system says no.
+    /// The operating system refuses.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// Its error.
         source: std::io::Error,
     },
     /// Not JSON, or not of the expected form.
@@ -23,16 +23,16 @@ pub enum FileError {
         /// Where and why.
         source: serde_json::Error,
     },
-    /// A key that is missing or has a value that can't be used.
+    /// A key is missing or has an unusable value.
     #[error("{}: key {key:?} is {found}, expected {expected}", path.display())]
     Key {
         /// The file.
         path: PathBuf,
-        /// The key, with the keys that lead to it.
+        /// The key, with its parents.
         key: String,
         /// Its value, or `missing`.
         found: String,
-        /// What is wanted.
+        /// What was expected.
         expected: String,
     },
     /// Not a safetensors file.
@@ -53,7 +53,7 @@ pub enum FileError {
         /// Its shape by the configuration.
         expected: Vec<usize>,
     },
-    /// A tensor that no parameter of the configuration is.
+    /// A tensor that is no parameter of the configuration.
     #[error("{}: tensor {tensor:?} of shape {found:?} is no parameter of this configuration", path.display())]
     ExtraTensor {
         /// The file or folder.
@@ -63,7 +63,7 @@ pub enum FileError {
         /// Its shape.
         found: Vec<usize>,
     },
-    /// A parameter of another shape than the configuration says.
+    /// A parameter whose shape differs from the configuration's.
     #[error("{}: tensor {tensor:?} has shape {found:?}, expected {expected:?}", path.display())]
     Shape {
         /// The file or folder.
@@ -75,26 +75,26 @@ pub enum FileError {
         /// Its shape by the configuration.
         expected: Vec<usize>,
     },
-    /// A tensor stored in a way that is not read.
+    /// A tensor of an unsupported type.
     #[error("{}: tensor {tensor:?} is stored as {found}, expected {expected}", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// How it is stored.
+        /// Its type.
         found: String,
-        /// What is read.
+        /// The supported types.
         expected: &'static str,
     },
-    /// Two files that say the same thing, of which only one can be meant.
+    /// Two files for the same thing, of which only one can be meant.
     #[error("{} and {} stand side by side, and only one can be meant: {why}", one.display(), other.display())]
     TwoPlaces {
         /// The first.
         one: PathBuf,
         /// The second.
         other: PathBuf,
-        /// What happens with both.
+        /// What goes wrong with both.
         why: String,
     },
     /// A broken rule of GGUF.
@@ -105,7 +105,7 @@ pub enum FileError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// How a text model comes out of one that does more.
+/// How to extract the text model from a multimodal one.
 const TEXT_ALONE: &str = "save the text model alone, in transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)";
 
 impl FileError {
@@ -122,7 +122,7 @@ impl FileError {
                     "the folder can be trained and judged as it is; only a GGUF file can't be made of it",
                 ),
                 "vision_config" | "audio_config" | "text_config" => Some(TEXT_ALONE),
-                // A model that sees, or hears, beside reading.
+                // A multimodal model.
                 "architectures" if found.contains("ForConditionalGeneration") => Some(TEXT_ALONE),
                 "architectures" | "model_type" => Some("docs/formats.md lists the architectures"),
                 _ => None,
@@ -142,7 +142,7 @@ impl FileError {
         }
     }
 
-    /// A key with a value that can't be used.
+    /// An error about a key with an unusable value.
     pub fn key(
         path: &Path,
         key: impl Into<String>,

@@ -1,4 +1,5 @@
-//! A Hugging Face folder: `config.json`, safetensors (one file or shards), `tokenizer.json`, chat template.
+//! A Hugging Face folder: `config.json`, safetensors (one file or shards), `tokenizer.json`, chat
+//! template.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use super::{DecoderConfig, Family, Parameters, hugging_face_text, superseded};
 
 /// All weights in one file.
 const WEIGHTS: &str = "model.safetensors";
-/// Which file has which weight, where there are several.
+/// Maps each weight to its file if there are several.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// A model as its files describe it.
@@ -24,16 +25,17 @@ pub struct Model {
     pub config: DecoderConfig,
     /// Weights, as f32.
     pub parameters: Parameters,
-    /// Tokenizer and what belongs to it.
+    /// Tokenizer and chat templates.
     pub text: TextSide,
 }
 
-/// How a model's text becomes tokens: what a GGUF holds of it, and the small files of a Hugging Face folder.
+/// How text becomes tokens: what a GGUF stores about it, and the small files of a Hugging Face
+/// folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextSide {
     /// `tokenizer.json`.
     pub tokenizer: Value,
-    /// Jinja template of a conversation.
+    /// Jinja template of conversations.
     pub chat_template: Option<String>,
     /// Further templates, by name (for tools, for retrieval).
     pub named_templates: Vec<(String, String)>,
@@ -42,7 +44,7 @@ pub struct TextSide {
 }
 
 impl TextSide {
-    /// The text side of a post that was made here: its markers, its template.
+    /// The text side of a post trained by this program: its markers and its template.
     ///
     /// # Errors
     /// The tokenizer can't be written as JSON.
@@ -77,7 +79,8 @@ pub fn load_config(folder: &Path) -> Result<(DecoderConfig, TokenIds), FileError
 /// Reads the weights of a folder: exactly the parameters of `config`, in their order, as f32.
 ///
 /// # Errors
-/// Files that are not there or not safetensors; a tensor that is missing, extra, or of another shape or type.
+/// Files that are missing or not safetensors; a tensor that is missing, extra, or of the wrong
+/// shape or type.
 pub fn load_parameters(folder: &Path, config: &DecoderConfig) -> Result<Parameters, FileError> {
     let files = open_shards(folder)?;
     let mut found: HashMap<String, (Vec<usize>, &SafetensorsFile)> = HashMap::new();
@@ -106,11 +109,11 @@ pub fn load_parameters(folder: &Path, config: &DecoderConfig) -> Result<Paramete
     Ok(parameters)
 }
 
-/// The weights of a folder, to be read one tensor at a time.
+/// The weights of a folder, read one tensor at a time.
 #[derive(Debug)]
 pub struct Weights {
     files: Vec<SafetensorsFile>,
-    /// Which file has a tensor.
+    /// The file of each tensor.
     at: HashMap<String, usize>,
 }
 
@@ -153,7 +156,7 @@ impl Weights {
     /// The values of a parameter, as f32.
     ///
     /// # Errors
-    /// No such parameter; a type that isn't one of floats.
+    /// No such parameter; a type that is no float.
     pub fn values(&self, name: &str) -> Result<Vec<f32>, FileError> {
         if let Some(&index) = self.at.get(name) {
             self.files[index].f32(name)
@@ -166,7 +169,7 @@ impl Weights {
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// Refuses tensors that are no parameters, but for kinds that have no part in what is computed.
+/// Refuses tensors that are no parameters, except kinds that don't affect the forward pass.
 fn refuse_rest(
     rest: HashMap<String, (Vec<usize>, &SafetensorsFile)>,
     config: &DecoderConfig,
@@ -175,11 +178,12 @@ fn refuse_rest(
     // Sorted, so that the same folder always gives the same message.
     let rest: BTreeMap<_, _> = rest.into_iter().collect();
     for (name, (shape, file)) in rest {
-        // Old transformers versions stored this table, which follows from the configuration.
+        // Old versions of transformers stored this table, which follows from the configuration.
         if name.ends_with(".rotary_emb.inv_freq") {
             continue;
         }
-        // Predicts tokens beyond the next one, beside the model proper; transformers passes over it too.
+        // The head for multi-token prediction, not part of the model proper; transformers skips it
+        // too.
         if config.family == Family::Qwen3_5 && (name.starts_with("mtp.") || name.starts_with("model.mtp.")) {
             continue;
         }
@@ -197,8 +201,8 @@ fn refuse_rest(
     Ok(())
 }
 
-/// Opens `model.safetensors`, or else all files that `model.safetensors.index.json` names: the order of transformers, which
-/// matters where a model was saved into the folder of another.
+/// Opens `model.safetensors`, or else all files that `model.safetensors.index.json` names.
+/// transformers looks in the same order, which matters if a model was saved into another's folder.
 fn open_shards(folder: &Path) -> Result<Vec<SafetensorsFile>, FileError> {
     superseded::refuse_adapter(folder)?;
     let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
@@ -216,7 +220,7 @@ fn open_shards(folder: &Path) -> Result<Vec<SafetensorsFile>, FileError> {
     };
     let mut names = Vec::new();
     for (tensor, file) in map {
-        // A name with a path in it could point anywhere.
+        // A name that contains a path could point anywhere.
         let plain =
             file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|base| base == *name));
         let Some(name) = plain else {
@@ -234,12 +238,12 @@ fn open_shards(folder: &Path) -> Result<Vec<SafetensorsFile>, FileError> {
     names.into_iter().map(|name| SafetensorsFile::open(&folder.join(name))).collect()
 }
 
-/// Writes a folder that transformers loads: `config.json`, `model.safetensors` (f32), `tokenizer.json`,
-/// `tokenizer_config.json`. Each file is replaced atomically, and files of an earlier model that would win over these are
-/// removed.
+/// Writes a folder that transformers loads: `config.json`, `model.safetensors` (f32),
+/// `tokenizer.json`, `tokenizer_config.json`. Each file is replaced atomically, and files of an
+/// earlier model that would take precedence are removed.
 ///
 /// # Errors
-/// Parameters that do not fit the configuration; the disk.
+/// Parameters that don't fit the configuration; I/O errors.
 pub fn save(folder: &Path, model: &Model) -> Result<(), FileError> {
     for (name, expected) in model.config.parameter_shapes() {
         let found = model.parameters.get(&name)?.dims().to_vec();
@@ -252,10 +256,11 @@ pub fn save(folder: &Path, model: &Model) -> Result<(), FileError> {
     })
 }
 
-/// As [`save`], with one parameter at a time in memory: `values` gives those of the parameter with this name.
+/// As [`save`], with one parameter at a time in memory: `values` returns the values of the named
+/// parameter.
 ///
 /// # Errors
-/// What `values` says; a parameter of another size than its shape; the disk.
+/// Those of `values`; a parameter whose size isn't that of its shape; I/O errors.
 pub fn save_parts(
     folder: &Path,
     config: &DecoderConfig,

@@ -1,4 +1,5 @@
-//! The small files beside a Hugging Face model: `tokenizer.json`, `tokenizer_config.json`, chat templates.
+//! The small files of a Hugging Face model: `tokenizer.json`, `tokenizer_config.json`, chat
+//! templates.
 
 use std::path::{Path, PathBuf};
 
@@ -9,24 +10,24 @@ use super::hugging_face::{TextSide, read_object, write_json};
 use super::hugging_face_config::{self, TokenIds};
 
 const CONFIG: &str = "tokenizer_config.json";
-/// Names of special tokens, where `tokenizer_config.json` does not describe each token itself.
+/// Names of special tokens, for folders whose `tokenizer_config.json` doesn't describe each token.
 pub(super) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
-/// How answers are generated; its ends go before those of `config.json`.
+/// How answers are generated; its end tokens take precedence over those of `config.json`.
 pub(super) const GENERATION: &str = "generation_config.json";
-/// The template, before that of `tokenizer_config.json`.
+/// The template; takes precedence over that of `tokenizer_config.json`.
 pub(super) const TEMPLATE: &str = "chat_template.jinja";
-/// Folder of templates with names of their own.
+/// Folder of named templates.
 pub(super) const NAMED_TEMPLATES: &str = "additional_chat_templates";
-/// Name of the template that is meant where none is named.
+/// Name of the template that is used by default.
 const DEFAULT_TEMPLATE: &str = "default";
 
 /// Reads the text side of a folder; `ids` are those that its `config.json` names.
 ///
 /// # Errors
-/// Files that are not there or not JSON, templates that are no texts.
+/// Files that are missing or not JSON, templates that are not strings.
 pub(super) fn load(folder: &Path, mut ids: TokenIds) -> Result<TextSide, FileError> {
     let mut tokenizer = read_object(&folder.join("tokenizer.json"))?;
-    // Left over from one use of it: not meant for any other.
+    // Settings left over from one use of the tokenizer, not meant for others.
     for key in ["truncation", "padding"] {
         tokenizer.insert(key.to_owned(), Value::Null);
     }
@@ -35,7 +36,7 @@ pub(super) fn load(folder: &Path, mut ids: TokenIds) -> Result<TextSide, FileErr
     let optional = |path: &Path| if path.exists() { read_object(path) } else { Ok(Map::new()) };
     let mut config = optional(&path)?;
     if !config.contains_key("added_tokens_decoder") {
-        // As transformers, which takes these names for those of older files.
+        // As in transformers, which reads these names for older files.
         let names = optional(&folder.join(SPECIAL_TOKENS))?;
         config.extend(names.into_iter().filter(|(_, token)| !token.is_null()));
     }
@@ -49,8 +50,8 @@ pub(super) fn load(folder: &Path, mut ids: TokenIds) -> Result<TextSide, FileErr
     Ok(TextSide { tokenizer, chat_template, named_templates, ids })
 }
 
-/// The ids of the tokens that `tokenizer_config.json` names go before those of `config.json`: a model that was trained for
-/// conversations often names the end of a turn only there.
+/// The tokens that `tokenizer_config.json` names take precedence over the ids of `config.json`:
+/// chat models often name the end of a turn only there.
 fn with_named(ids: TokenIds, config: &Map<String, Value>, tokenizer: &Value) -> TokenIds {
     let added = tokenizer["added_tokens"].as_array();
     let named = |key: &str| {
@@ -75,7 +76,8 @@ fn with_named(ids: TokenIds, config: &Map<String, Value>, tokenizer: &Value) -> 
 
 type Templates = (Option<String>, Vec<(String, String)>);
 
-/// The template of `chat_template.jinja` and those beside it, or else what `tokenizer_config.json` has.
+/// The template of `chat_template.jinja` with the named ones next to it, or else those of
+/// `tokenizer_config.json`.
 fn templates(folder: &Path, path: &Path, config: &Map<String, Value>) -> Result<Templates, FileError> {
     let file = folder.join(TEMPLATE);
     if file.exists() {
@@ -103,7 +105,7 @@ fn templates(folder: &Path, path: &Path, config: &Map<String, Value>) -> Result<
     }
 }
 
-/// The templates in a folder, by name.
+/// The templates of a folder, by name.
 fn named_files(folder: &Path) -> Result<Vec<(String, String)>, FileError> {
     if !folder.exists() {
         return Ok(vec![]);

@@ -1,4 +1,4 @@
-//! Starting values of a decoder that is trained from nothing.
+//! Initial values of a decoder that is trained from scratch.
 
 use candle_core::{Device, Result, Var};
 use rand::{Rng, SeedableRng};
@@ -10,12 +10,13 @@ use super::{DecoderConfig, Parameters};
 /// Standard deviation of the embedding, as in GPT-2.
 const EMBEDDING_STD: f64 = 0.02;
 
-/// Parameters drawn from a seed: norms multiply by 1, biases are 0, embedding and head N(0, 0.02), matrices N(0, 1 / in), and
-/// those that write to the residual stream a further `sqrt(2 layers)` smaller, so that its variance does not grow with depth
-/// (GPT-2). A DeltaNet forgets as transformers lets it begin: rates from nearly 0 to 16, a bias of 1.
+/// Parameters drawn from a seed: norms multiply by 1, biases are 0, embedding and head are N(0,
+/// 0.02), matrices N(0, 1 / in). Matrices that write to the residual stream are a further
+/// `sqrt(2 layers)` smaller, so that its variance doesn't grow with depth (GPT-2). The decay of a
+/// DeltaNet starts as in transformers: rates from nearly 0 to 16, a bias of 1.
 ///
 /// # Errors
-/// Shapes that do not fit memory.
+/// Shapes that don't fit in memory.
 pub fn initialise(config: &DecoderConfig, seed: u64) -> Result<Parameters> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut parameters = Parameters::default();
@@ -32,7 +33,7 @@ pub fn initialise(config: &DecoderConfig, seed: u64) -> Result<Parameters> {
     Ok(parameters)
 }
 
-/// Spread of a matrix.
+/// Standard deviation of a matrix.
 fn standard_deviation(config: &DecoderConfig, name: &str, shape: &[usize]) -> f64 {
     if name.starts_with("model.embed_tokens") || name.starts_with("lm_head") {
         return EMBEDDING_STD;

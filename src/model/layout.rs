@@ -1,22 +1,23 @@
-//! Which tokens of a packed batch belong together: documents attend only to themselves and count their positions from 0.
+//! Which tokens of a packed batch belong together: documents attend only to themselves and count
+//! their positions from 0.
 
 use std::sync::Arc;
 
 use candle_core::Result;
 
-/// A run of tokens in one row of a batch.
+/// Consecutive tokens in one row of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Document {
-    /// Row of the batch.
+    /// Its row in the batch.
     pub row: usize,
-    /// First token in the row.
+    /// Its first token in the row.
     pub start: usize,
     /// Tokens.
     pub len: usize,
 }
 
-/// The documents of a `[batch, seq]` matrix of token ids. Tokens outside every document are padding: their attention
-/// context is zero, and nothing attends to them.
+/// The documents of a `[batch, seq]` matrix of token ids. Tokens outside every document are
+/// padding: their attention context is zero, and nothing attends to them.
 #[derive(Debug, Clone)]
 pub struct BatchLayout {
     batch: usize,
@@ -36,7 +37,7 @@ impl BatchLayout {
     /// Rows packed with several documents.
     ///
     /// # Errors
-    /// A document that is empty, leaves its row, or shares a token with another.
+    /// A document that is empty, exceeds its row, or overlaps another.
     pub fn packed(batch: usize, seq: usize, documents: Vec<Document>) -> Result<Self> {
         let mut positions = vec![0; batch * seq];
         let mut taken = vec![false; batch * seq];

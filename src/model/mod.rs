@@ -17,8 +17,8 @@ pub mod layout;
 pub mod ops;
 pub mod parameters;
 pub mod safetensors_file;
-pub mod stand_in;
 mod superseded;
+pub mod synthetic_model;
 pub mod taps;
 pub mod tokenizer;
 
@@ -29,4 +29,4 @@ pub use file_error::FileError;
 pub use hugging_face::{Model, TextSide};
 pub use layout::{BatchLayout, Document};
 pub use parameters::Parameters;
-pub use taps::{Again, NoTaps, Point, Projection, Taps};
+pub use taps::{NoTaps, Point, Projection, Recompute, Taps};

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-/// Named variables in the order of [`super::DecoderConfig::parameter_shapes`]: optimisers, checkpoints and hashes rely on it.
+/// Named variables in the order of [`super::DecoderConfig::parameter_shapes`]: optimisers,
+/// checkpoints and hashes rely on that order.
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {
     entries: Vec<(String, Var)>,
@@ -15,7 +16,7 @@ impl Parameters {
     /// Adds a parameter at the end.
     ///
     /// # Errors
-    /// A name that is there already.
+    /// The name is taken.
     pub fn insert(&mut self, name: impl Into<String>, value: Var) -> Result<()> {
         let name = name.into();
         if self.index.insert(name.clone(), self.entries.len()).is_some() {
@@ -41,10 +42,10 @@ impl Parameters {
         self.entries.iter().map(|(name, var)| (name.as_str(), var))
     }
 
-    /// Copies on this device and of this type; the variables themselves where both are so already.
+    /// Copies on this device and of this type; variables that already match are shared.
     ///
     /// # Errors
-    /// Memory that is not there.
+    /// Out of memory.
     pub fn to(&self, device: &Device, dtype: DType) -> Result<Self> {
         let mut moved = Self::default();
         for (name, var) in self.iter() {
@@ -68,7 +69,7 @@ impl Parameters {
         self.entries.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no tensors.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

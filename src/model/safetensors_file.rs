@@ -1,4 +1,5 @@
-//! One safetensors file: its header checked, its tensors read as f32 on demand; and f32 parameters written.
+//! A safetensors file: checks its header and reads its tensors as f32 on demand; writes f32
+//! parameters.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -14,10 +15,10 @@ use safetensors::{Dtype, View};
 use super::file_error::FileError;
 use crate::atomic_file::Staged;
 
-/// Longest header that is read (the format's own limit).
+/// Longest header that is accepted (the format's own limit).
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Bytes of a tensor that are read at once; whole elements of every type.
+/// Bytes of a tensor that are read at once: a whole number of elements of every type.
 const PART: usize = 1 << 18;
 
 /// An open file. Only the header is in memory.
@@ -30,17 +31,18 @@ pub struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Opens a file and checks its header: tensors fill the data section one after the other, each with the length of its
-    /// shape.
+    /// Opens a file and checks its header: tensors must fill the data section without gaps, each
+    /// as long as its shape says.
     ///
     /// # Errors
-    /// A file that can't be read, or breaks one of these rules.
+    /// A file that can't be read or breaks one of these rules.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let file = std::fs::File::open(path).map_err(FileError::io(path))?;
         Self::from_file(path, file, MAX_HEADER_BYTES)
     }
 
-    /// Takes a file that is open already; its header may have at most `max_header` bytes. `path` is for errors.
+    /// Reads the header of an open file, which may have at most `max_header` bytes. `path` is for
+    /// errors.
     ///
     /// # Errors
     /// As [`SafetensorsFile::open`].
@@ -55,7 +57,7 @@ impl SafetensorsFile {
         }
         let mut header = vec![0; size as usize];
         file.read_exact_at(&mut header, 8).map_err(FileError::io(path))?;
-        // Holes, overlaps and wrong lengths are found here.
+        // This finds gaps, overlaps and wrong lengths.
         let header: Metadata =
             serde_json::from_slice(&header).map_err(|e| wrong(format!("the header: {e}")))?;
         let (data_start, data) = (size + 8, header.data_len() as u64);
@@ -76,7 +78,7 @@ impl SafetensorsFile {
         self.header.tensors().into_iter().map(|(name, info)| (name, info.shape.clone()))
     }
 
-    /// Shape and type of a tensor, if it is there.
+    /// Shape and type of a tensor, if it exists.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.header.info(name)
     }
@@ -86,10 +88,10 @@ impl SafetensorsFile {
         self.header.metadata().as_ref()
     }
 
-    /// Fills a buffer with the bytes of a tensor from byte `from` of it on.
+    /// Fills a buffer with the bytes of a tensor, starting at its byte `from`.
     ///
     /// # Errors
-    /// No such tensor; more bytes than it has.
+    /// No such tensor; it has fewer bytes.
     pub fn read_bytes(&self, name: &str, from: usize, buffer: &mut [u8]) -> Result<(), FileError> {
         let path = || self.path.clone();
         let missing = || FileError::MissingTensor { path: path(), tensor: name.to_owned(), expected: vec![] };
@@ -116,10 +118,10 @@ impl SafetensorsFile {
         Ok(values)
     }
 
-    /// Hands the elements of a tensor to `see` as f32, row-major, a part at a time.
+    /// Passes the elements of a tensor to `see` as f32, row-major, a part at a time.
     ///
     /// # Errors
-    /// As [`SafetensorsFile::f32`]; what `see` says.
+    /// As [`SafetensorsFile::f32`]; those of `see`.
     pub fn scan_f32<E: From<FileError>>(
         &self,
         name: &str,
@@ -157,10 +159,10 @@ impl SafetensorsFile {
     }
 }
 
-/// An f32 tensor as the safetensors package wants to see it; its bytes are made when they are written.
-pub struct Stored<'a>(pub &'a Tensor);
+/// An f32 tensor as a `View` of the safetensors crate; its bytes are made when they are written.
+pub struct F32View<'a>(pub &'a Tensor);
 
-impl View for Stored<'_> {
+impl View for F32View<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
@@ -176,7 +178,7 @@ impl View for Stored<'_> {
     }
 }
 
-/// A tensor to be written, in memory.
+/// A tensor in memory that is to be written.
 #[derive(Debug, Clone)]
 pub struct NewTensor {
     /// Name.
@@ -215,7 +217,7 @@ pub fn write_tensors(
     write_views(target, views, metadata)
 }
 
-/// Writes what can be seen as tensors, atomically.
+/// Writes views as tensors, atomically.
 ///
 /// # Errors
 /// The disk.
@@ -225,7 +227,7 @@ pub fn write_views<S: AsRef<str> + Ord, V: View>(
     metadata: impl IntoIterator<Item = (String, String)>,
 ) -> Result<(), FileError> {
     let mut views: Vec<(S, V)> = views.into_iter().collect();
-    // Wide types first, as the format's own library has it: each begins at a multiple of its width.
+    // Wide types first, as in the safetensors crate, so that each tensor is aligned to its type.
     views.sort_by(|(a, left), (b, right)| right.dtype().cmp(&left.dtype()).then(a.cmp(b)));
     let metadata: BTreeMap<String, String> = metadata.into_iter().collect();
     let metadata: Vec<(&str, String)> =
@@ -239,11 +241,12 @@ pub fn write_views<S: AsRef<str> + Ord, V: View>(
     })
 }
 
-/// Writes tensors whose bytes `fill` brings one after the other, atomically: for those that memory has no room for. Texts and
-/// tensors come in the order that they are given in, so that equal content is equal bytes.
+/// Writes tensors whose bytes `fill` supplies one tensor at a time, atomically, for data that
+/// doesn't fit in memory. Texts and tensors keep the given order, so equal content gives equal
+/// bytes.
 ///
 /// # Errors
-/// The disk; `fill`, also where it brings another number of bytes than the shape has.
+/// I/O errors; those of `fill`, which must write as many bytes as the shape has.
 pub fn write_streamed(
     target: &Path,
     metadata: &[(&str, String)],
@@ -261,7 +264,7 @@ pub fn write_streamed(
         header.insert((*name).to_owned(), serde_json::to_value(info).expect("a description has a JSON form"));
     }
     let mut header = serde_json::Value::Object(header).to_string();
-    // The data begins at a multiple of 8.
+    // The data section must be aligned to 8 bytes.
     header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
     let io = || FileError::io(target);
     let mut staged = Staged::new(target).map_err(io())?;
@@ -290,13 +293,13 @@ pub fn f32_values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
 /// Writes parameters of these names and shapes as f32, atomically, with one at a time in memory.
 ///
 /// # Errors
-/// What `values` says; values that are not as many as the shape has; the disk.
+/// Those of `values`, which must return as many values as the shape has; I/O errors.
 pub fn write_parts(
     target: &Path,
     mut shapes: Vec<(String, Vec<usize>)>,
     mut values: impl FnMut(&str) -> Result<Vec<f32>, FileError>,
 ) -> Result<(), FileError> {
-    // In the order of `write_views`.
+    // The order of `write_views`.
     shapes.sort();
     let tensors: Vec<(&str, Dtype, Vec<usize>)> =
         shapes.iter().map(|(name, shape)| (name.as_str(), Dtype::F32, shape.clone())).collect();
@@ -313,7 +316,7 @@ pub fn write_parts(
             Err(std::io::Error::other(message))
         }
     });
-    // The reader's error, not that nothing was written.
+    // Report the error of the reader, not the write that it stopped.
     told.map_or(written, Err)
 }
 

@@ -1,4 +1,5 @@
-//! Files of an earlier model in a folder: what would win over what is written, or be added to it, must not stay.
+//! Files of an earlier model in a folder. Those that would take precedence over the new files, or
+//! be read along with them, must go.
 
 use std::path::{Path, PathBuf};
 
@@ -6,11 +7,12 @@ use super::file_error::FileError;
 use super::hugging_face::INDEX;
 use super::hugging_face_text::{GENERATION, NAMED_TEMPLATES, SPECIAL_TOKENS, TEMPLATE};
 
-/// An adapter in a folder is applied by transformers to the model that it names, and the folder's own weights are not read.
+/// If a folder has an adapter, transformers applies it to the model that it names and ignores the
+/// folder's own weights.
 const ADAPTER: &str = "adapter_config.json";
 
-/// Files that programs read before, or together with, those that are written: an index of other weights; templates, names of
-/// tokens and ends; another form of the tokenizer.
+/// Files that programs read instead of the written ones or along with them: an index of other
+/// weights; templates, names of special tokens; another form of the tokenizer.
 const FILES: [&str; 8] = [
     INDEX,
     TEMPLATE,
@@ -22,10 +24,10 @@ const FILES: [&str; 8] = [
     "pytorch_model.bin.index.json",
 ];
 
-/// Refuses a folder in which an adapter would take the place of the model's weights.
+/// Refuses a folder whose adapter would replace the model's weights.
 ///
 /// # Errors
-/// The folder has a configuration of an adapter.
+/// The folder has the configuration of an adapter.
 pub(super) fn refuse_adapter(folder: &Path) -> Result<(), FileError> {
     let adapter = folder.join(ADAPTER);
     if !adapter.exists() {
@@ -35,10 +37,10 @@ pub(super) fn refuse_adapter(folder: &Path) -> Result<(), FileError> {
     Err(FileError::TwoPlaces { one: adapter, other: folder.join("config.json"), why })
 }
 
-/// Removes such files.
+/// Removes the files of an earlier model.
 ///
 /// # Errors
-/// The operating system says no.
+/// The operating system refuses.
 pub(super) fn remove(folder: &Path) -> Result<(), FileError> {
     let mut found: Vec<PathBuf> = FILES.iter().map(|name| folder.join(name)).collect();
     found.extend(entries(folder, is_shard)?);
@@ -62,7 +64,7 @@ fn is_shard(name: &str) -> bool {
     numbers.and_then(|numbers| numbers.split_once("-of-")).is_some_and(|(at, of)| digits(at) && digits(of))
 }
 
-/// Files of a folder with such names; none where there is no folder.
+/// Files of a folder whose names are wanted; none if there is no folder.
 fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, FileError> {
     if !folder.is_dir() {
         return Ok(vec![]);

@@ -1,4 +1,4 @@
-//! Taps: the named points of the forward pass where a caller may read a tensor or put another in its place.
+//! Taps: named points of the forward pass where a caller may read a tensor or replace it.
 
 use std::sync::Arc;
 
@@ -14,16 +14,18 @@ pub enum Point {
     Residual,
     /// Output of the norm before attention or DeltaNet, `[B, S, D]`.
     AttentionNorm,
-    /// Context of every head, gated where the architecture has a gate, before the output projection,
-    /// `[B, S, H, head_dim]`; of a DeltaNet block `[B, S, value heads, value width]`.
+    /// Context of every head, gated where the architecture has a gate, before the output
+    /// projection, `[B, S, H, head_dim]`; of a DeltaNet block `[B, S, value heads, value width]`.
     AttentionContext,
-    /// What attention or DeltaNet adds to the residual stream, after its own norm if it has one, `[B, S, D]`.
+    /// What attention or DeltaNet adds to the residual stream, after its own norm if it has one,
+    /// `[B, S, D]`.
     AttentionOutput,
     /// Output of the norm before the feed-forward part, `[B, S, D]`.
     FfnNorm,
-    /// Gated product between the projections up and down, `[B, S, F]`.
+    /// Gated product before the down projection, `[B, S, F]`.
     FfnIntermediate,
-    /// What the feed-forward part adds to the residual stream, after its own norm if it has one, `[B, S, D]`.
+    /// What the feed-forward part adds to the residual stream, after its own norm if it has one,
+    /// `[B, S, D]`.
     FfnOutput,
     /// The residual stream that leaves a block, `[B, S, D]`.
     BlockOutput,
@@ -60,15 +62,15 @@ pub enum Projection {
     Down,
 }
 
-/// What a caller does at the points; each method does what the taps before these do, or leaves the forward pass as it is,
-/// unless overridden.
+/// What a caller does at the points. By default each method forwards to the taps before these, if
+/// any, and changes nothing.
 pub trait Taps {
-    /// Taps that stand before these; a method that is overridden asks them itself.
+    /// Taps that act before these; an overridden method has to call them itself.
     fn before(&mut self) -> Option<&mut dyn Taps> {
         None
     }
 
-    /// Sees the tensor at a point of a layer; what it returns goes on instead (same shape).
+    /// Sees the tensor at a point of a layer and returns its replacement (same shape).
     fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {
         match self.before() {
             Some(before) => before.tap(point, layer, tensor),
@@ -76,7 +78,8 @@ pub trait Taps {
         }
     }
 
-    /// Sees the input `[B, S, in]` and the output `[B, S, out]` of a weight matrix; what it returns goes on as the output.
+    /// Sees the input `[B, S, in]` and the output `[B, S, out]` of a weight matrix and returns the
+    /// new output.
     fn project(
         &mut self,
         projection: Projection,
@@ -90,7 +93,8 @@ pub trait Taps {
         }
     }
 
-    /// Sees the queries `[B, S, H, head_dim]` and keys `[B, S, H_kv, head_dim]` that attention compares, normed and rotated.
+    /// Sees the queries `[B, S, H, head_dim]` and keys `[B, S, H_kv, head_dim]` that attention
+    /// compares, normed and rotated.
     fn attend(
         &mut self,
         layer: usize,
@@ -105,29 +109,29 @@ pub trait Taps {
         }
     }
 
-    /// What does the same between [`Point::Residual`] and [`Point::BlockOutput`] of a layer once more, for a decoder that
-    /// computes blocks again in the backward pass. None keeps the block's activations instead: the right answer for taps
-    /// that keep what they see there.
-    fn again(&self, _layer: usize) -> Option<Again> {
+    /// Taps that repeat what these do between [`Point::Residual`] and [`Point::BlockOutput`] of a
+    /// layer, for a decoder that recomputes blocks in the backward pass. `None` keeps the block's
+    /// activations instead: the right answer for taps that store what they see there.
+    fn recompute(&self, _layer: usize) -> Option<Recompute> {
         None
     }
 }
 
-/// Taps that repeat others (see [`Taps::again`]).
+/// Taps that repeat others (see [`Taps::recompute`]).
 #[derive(Clone)]
-pub struct Again {
-    /// Makes them.
+pub struct Recompute {
+    /// Makes the taps.
     pub taps: Arc<dyn Fn() -> Box<dyn Taps> + Send + Sync>,
-    /// Variables that they bring into the layer.
+    /// Variables that they add to the layer.
     pub variables: Vec<Tensor>,
 }
 
-/// Looks at nothing and changes nothing.
+/// Taps that read and change nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoTaps;
 
 impl Taps for NoTaps {
-    fn again(&self, _layer: usize) -> Option<Again> {
-        Some(Again { taps: Arc::new(|| Box::new(NoTaps)), variables: vec![] })
+    fn recompute(&self, _layer: usize) -> Option<Recompute> {
+        Some(Recompute { taps: Arc::new(|| Box::new(NoTaps)), variables: vec![] })
     }
 }

@@ -1,4 +1,5 @@
-//! Text to token ids and back: a Hugging Face `tokenizer.json` with the chat markers of a post.
+//! Converts text to token ids and back: a Hugging Face `tokenizer.json` with the chat markers of a
+//! post.
 
 use std::path::Path;
 
@@ -11,12 +12,12 @@ pub const MARKERS: [&str; 7] =
     ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"];
 /// Padding.
 pub const PAD: u32 = 0;
-/// Beginning of sequence (declared for tools that want one; no prompt starts with it).
+/// Beginning of sequence (declared for tools that need one; no prompt starts with it).
 pub const BOS: u32 = 1;
 /// End of a turn, and of generation.
 pub const END: u32 = 2;
 
-/// The conversation as the model reads it: markers stand directly at the text, so that no token spans both.
+/// The conversation as the model reads it. Markers adjoin the text, and no token spans both.
 pub const CHAT_TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}\
     {% if add_generation_prompt %}<|assistant|>{% endif %}";
 
@@ -49,7 +50,7 @@ pub enum TokenizerError {
     /// A text can't be encoded or ids can't be decoded.
     #[error("tokenizer: {0}")]
     Text(String),
-    /// A tokenizer that is none of a post, for a model that is to be one.
+    /// A post needs a tokenizer with the markers, and this one lacks them.
     #[error(
         "{path}: token {id} is {}, expected {marker:?}: a model from nothing reads conversations by a post's markers; \
          leave data.tokenizer out, or start from a [base] that has this tokenizer",
@@ -79,26 +80,26 @@ impl Tokenizer {
         Ok(Self::new(inner))
     }
 
-    /// The first marker of a post that is not at its place, with its id.
+    /// The first marker of a post that doesn't have its id, with that id.
     pub fn foreign_marker(&self) -> Option<(u32, &'static str)> {
         (0..).zip(MARKERS).find(|(id, marker)| self.inner.token_to_id(marker) != Some(*id))
     }
 
-    /// Holds a file's tokenizer to the markers of a post.
+    /// Checks that a file's tokenizer has the markers of a post.
     ///
     /// # Errors
-    /// The first marker that is not at its place.
+    /// The first marker that doesn't have its id.
     pub fn check_markers(&self, path: &Path) -> Result<(), TokenizerError> {
         let Some((id, marker)) = self.foreign_marker() else { return Ok(()) };
         let found = self.inner.id_to_token(id);
         Err(TokenizerError::NoPost { path: path.to_owned(), id, found, marker })
     }
 
-    /// Wraps a tokenizer made in memory. What a file asks for besides, for one use of it, is off: cutting and filling texts
-    /// to a length, and leaving out merges by chance.
+    /// Wraps a tokenizer. Settings that its file made for one use are turned off: truncation,
+    /// padding, and BPE dropout.
     pub fn new(mut inner: tokenizers::Tokenizer) -> Self {
         inner.with_padding(None);
-        // Can only fail for a length that does not fit: `None` has no length.
+        // Fails only for a length that doesn't fit, and `None` has no length.
         let _ = inner.with_truncation(None);
         if let ModelWrapper::BPE(model) = inner.get_model()
             && model.dropout.is_some()
@@ -107,16 +108,18 @@ impl Tokenizer {
             model.dropout = None;
             inner.with_model(model);
         }
-        // Without this, special tokens are looked for in any text; a person's text must never become a marker.
+        // Without this, special tokens are recognised in any text; user text must never become a
+        // marker.
         inner.set_encode_special_tokens(true);
-        // Some files mark the markers of their templates as ordinary; llama.cpp takes them for what they look like.
+        // Some files declare the markers of their templates as ordinary tokens; llama.cpp goes by
+        // their looks.
         let added = inner.get_added_tokens_decoder();
         let mut markers: Vec<_> = added
             .values()
             .filter(|token| !token.special && looks_special(&token.content))
             .map(|token| AddedToken { special: true, ..token.clone() })
             .collect();
-        // Entries of the vocabulary that are no added tokens.
+        // Vocabulary entries that are not added tokens.
         let is_added = |text: &str| added.values().any(|token| token.content == text);
         let entries =
             control_texts::all().filter(|text| inner.token_to_id(text).is_some() && !is_added(text));
@@ -135,14 +138,15 @@ impl Tokenizer {
         &self.inner
     }
 
-    /// Ids of a text in which markers are only text.
+    /// Ids of a text; markers in it are treated as text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoding =
             self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Text(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Ids of a JSON answer, cut at the borders and escapes of its string values (see [`answer_pieces`]).
+    /// Ids of a JSON answer, split at the boundaries and escapes of its string values (see
+    /// [`answer_pieces`]).
     pub fn encode_answer(&self, json: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::new();
         for piece in answer_pieces(json) {
@@ -179,13 +183,14 @@ impl Tokenizer {
         }
     }
 
-    /// Entries, added tokens included.
+    /// Number of entries, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 }
 
-/// Whether a token is a marker by its looks, although its file does not say so (the rules of llama.cpp and its converter).
+/// Whether a token looks like a marker although its file doesn't say so (the rules of llama.cpp
+/// and its converter).
 pub fn looks_special(token: &str) -> bool {
     let between = |open: &str, close: &str| token.starts_with(open) && token.ends_with(close);
     matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
@@ -195,10 +200,12 @@ pub fn looks_special(token: &str) -> bool {
         || control_texts::contains(token)
 }
 
-/// Cuts compact JSON into pieces that are tokenised apart: what stands between string values (keys, brackets and the
-/// opening quotation mark), each run of plain text inside a value, each escape sequence, and the closing mark.
+/// Splits compact JSON into pieces that are tokenised separately: what is between string values
+/// (keys, brackets and the opening quotation mark), each run of plain text inside a value, each
+/// escape sequence, and the closing mark.
 ///
-/// So a value that is copied from an event has the event's own tokens, whatever punctuation stands around it.
+/// So a value that is copied from an event has the same tokens as in the event, whatever
+/// punctuation surrounds it.
 pub fn answer_pieces(json: &str) -> Vec<&str> {
     let bytes = json.as_bytes();
     let mut pieces = Vec::new();
@@ -225,7 +232,8 @@ pub fn answer_pieces(json: &str) -> Vec<&str> {
     pieces
 }
 
-/// Index after the closing mark of the string literal that opens at `open`, or the text's end.
+/// Index after the closing mark of the string literal that opens at `open`, or the end of the
+/// text.
 fn string_end(bytes: &[u8], open: usize) -> usize {
     let mut at = open + 1;
     while at < bytes.len() {
@@ -238,7 +246,7 @@ fn string_end(bytes: &[u8], open: usize) -> usize {
     bytes.len()
 }
 
-/// The runs and escapes of a literal's inside.
+/// Adds the runs and escapes inside a literal.
 fn value_pieces<'a>(json: &'a str, from: usize, to: usize, pieces: &mut Vec<&'a str>) {
     let bytes = json.as_bytes();
     let (mut from, mut at) = (from, from);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::event::Event;
-use super::generator::{Row, Split};
+use super::generator::{Example, Split};
 use crate::model::tokenizer::Message;
 
 /// A line of a dataset file.
@@ -55,8 +55,8 @@ pub enum DatasetError {
 
 impl Record {
     /// The record of a generated row.
-    pub fn new(row: Row, split: Split) -> Self {
-        let Row { id, kind, twin, event, messages, .. } = row;
+    pub fn new(row: Example, split: Split) -> Self {
+        let Example { id, kind, twin, event, messages, .. } = row;
         Self { id, kind: kind.to_owned(), split, twin, event, messages }
     }
 

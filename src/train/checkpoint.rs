@@ -15,7 +15,7 @@ use crate::atomic_file;
 use crate::digest::Digest;
 use crate::failpoints;
 use crate::model::Parameters;
-use crate::model::safetensors_file::{Stored, write_views};
+use crate::model::safetensors_file::{F32View, write_views};
 
 /// Newest checkpoints that are kept, beside the best.
 const KEEP: usize = 3;
@@ -110,7 +110,7 @@ impl Checkpoint {
             return Err(error);
         }
         failpoints::point("checkpoint.named", &step);
-        prune(folder)?;
+        retain(folder)?;
         Ok(target)
     }
 
@@ -239,8 +239,8 @@ pub fn check<'a>(
 
 /// Writes tensors, f32 and sorted by name; gives the file's hash.
 fn write_tensors(path: &Path, tensors: &Tensors) -> Result<Digest, TrainError> {
-    let views: BTreeMap<&String, Stored> =
-        tensors.iter().map(|(name, tensor)| (name, Stored(tensor))).collect();
+    let views: BTreeMap<&String, F32View> =
+        tensors.iter().map(|(name, tensor)| (name, F32View(tensor))).collect();
     // The format's metadata tells transformers which library's tensors these are.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     write_views(path, views, metadata)?;
@@ -260,7 +260,7 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
 }
 
 /// Removes all but the newest, and what is the best to one of these: whoever goes on from an older one needs its best.
-fn prune(folder: &Path) -> Result<(), TrainError> {
+fn retain(folder: &Path) -> Result<(), TrainError> {
     let newest_first: Vec<u64> = steps(folder)?.into_iter().rev().collect();
     let (kept, rest) = newest_first.split_at(KEEP.min(newest_first.len()));
     let best: Vec<u64> = kept.iter().filter_map(|step| best_of(&folder.join(step.to_string()))).collect();

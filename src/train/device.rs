@@ -7,7 +7,7 @@ use super::recipe::{DeviceChoice, Precision, TrainRecipe};
 
 /// A device and the type of activations on it.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct ComputeDevice {
     /// The CPU or a GPU.
     pub device: Device,
     /// f32 or bf16.
@@ -16,7 +16,7 @@ pub struct Place {
     missed: Option<String>,
 }
 
-impl Place {
+impl ComputeDevice {
     /// What a recipe asks for.
     ///
     /// # Errors
@@ -28,7 +28,7 @@ impl Place {
     /// The place of a choice.
     ///
     /// # Errors
-    /// As [`Place::of`].
+    /// As [`ComputeDevice::of`].
     pub fn new(device: DeviceChoice, precision: Precision) -> Result<Self, TrainError> {
         let (device, missed) = match device {
             DeviceChoice::Cpu => (Device::Cpu, None),
@@ -54,7 +54,7 @@ impl Place {
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for ComputeDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let device = if self.device.is_cpu() { "the CPU" } else { "the GPU" };
         write!(f, "computes on {device} in {}", self.dtype.as_str())?;
@@ -83,19 +83,19 @@ mod tests {
 
     #[test]
     fn the_cpu_computes_in_f32_unless_told_otherwise() {
-        let place = |precision| Place::new(DeviceChoice::Cpu, precision).unwrap();
-        assert_eq!(place(Precision::Auto).dtype, DType::F32);
-        assert_eq!(place(Precision::Bf16).to_string(), "computes on the CPU in bf16");
-        assert_eq!(place(Precision::F32).threads(3), 3);
+        let compute = |precision| ComputeDevice::new(DeviceChoice::Cpu, precision).unwrap();
+        assert_eq!(compute(Precision::Auto).dtype, DType::F32);
+        assert_eq!(compute(Precision::Bf16).to_string(), "computes on the CPU in bf16");
+        assert_eq!(compute(Precision::F32).threads(3), 3);
     }
 
     #[test]
     #[cfg(not(feature = "cuda"))]
     fn a_gpu_that_this_program_is_not_built_for_is_an_error_or_passed_over() {
-        let error = Place::new(DeviceChoice::Cuda, Precision::Auto).unwrap_err();
+        let error = ComputeDevice::new(DeviceChoice::Cuda, Precision::Auto).unwrap_err();
         assert!(error.to_string().contains("built for the CPU alone"), "{error}");
         assert!(error.hint().is_some_and(|hint| hint.contains("make cuda")));
-        let place = Place::new(DeviceChoice::Auto, Precision::Auto).unwrap();
-        assert!(place.device.is_cpu() && place.to_string().contains("built for the CPU alone"));
+        let compute = ComputeDevice::new(DeviceChoice::Auto, Precision::Auto).unwrap();
+        assert!(compute.device.is_cpu() && compute.to_string().contains("built for the CPU alone"));
     }
 }

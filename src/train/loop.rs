@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::ahead::Ahead;
 use super::batch::{Batch, eval_rows};
 use super::checkpoint::{self, Checkpoint, Exact, State};
 use super::data::{Domain, next_weights};
@@ -15,9 +14,10 @@ use super::log::{DomainNumbers, Log, Speed, Step};
 use super::metrics::Metrics;
 use super::objective::Objective;
 use super::optimiser::Optimiser;
+use super::prefetch::Prefetch;
 use super::prepare::{Prepared, copy, lock, result};
 use super::recipe::Recipe;
-use super::{TrainError, adapter, clip, curve, log};
+use super::{TrainError, adapter, clip, log, loss_curve};
 use crate::digest::Digest;
 use crate::model::{Model, Parameters, hugging_face};
 use crate::{atomic_file, failpoints};
@@ -49,7 +49,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         return Err(TrainError::Occupied { path: out.to_owned(), step: *step });
     }
     let prepared = Prepared::new(recipe, out, found.is_some())?;
-    let (place, workers) = (&prepared.place, &prepared.workers);
+    let (compute, workers) = (&prepared.compute, &prepared.workers);
     let trained = &prepared.trained;
     let averaged = (recipe.train.ema > 0.0).then(|| copy(trained)).transpose()?;
     let mut optimiser =
@@ -91,7 +91,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         })
         .collect::<Result<_, TrainError>>()?;
     let objective: Box<dyn Objective> = match &teacher {
-        Some(teacher) => Box::new(teacher.teaching(trainee.student())),
+        Some(teacher) => Box::new(teacher.objective(trainee.student())),
         None => Box::new(trainee.student()),
     };
 
@@ -104,7 +104,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     atomic_file::write(&path, recipe.to_toml().as_bytes()).map_err(TrainError::file(path))?;
     let mut log = Log::open(out, state.step, recipe.train.steps)?;
     let mut metrics = Metrics::open(out, recipe.train.metrics_every, state.step)?;
-    log.say(&place.to_string());
+    log.say(&compute.to_string());
     if resume && state.step == 0 {
         log.say(&format!("{} has no checkpoint yet: from the beginning", out.display()));
     }
@@ -143,11 +143,11 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
     let mut too_long = 0;
 
     std::thread::scope(|scope| {
-        let mut ahead = Ahead::start(scope, recipe, &prepared.train, state.step);
+        let mut prefetch = Prefetch::start(scope, recipe, &prepared.train, state.step);
         while state.step < recipe.train.steps && !state.stopped {
             let step = state.step + 1;
             let began = Instant::now();
-            let batch = ahead.batch(step, &state.weights())?;
+            let batch = prefetch.batch(step, &state.weights())?;
 
             let outcome = workers.run(&*objective, Some(trained), &batch.rows, micro_tokens)?;
             let measured = metrics.is_due(step).then(|| {
@@ -244,7 +244,7 @@ pub fn train(recipe: &Recipe, out: &Path, resume: bool, outside: &Outside) -> Re
         log.say(&format!("the result is that of step {step}, held-out loss {:.4}", loss.0));
     }
     let path = out.join("loss.svg");
-    let drawn = curve::svg(&[curve::Run { name: "", steps: &log::read(out)? }]);
+    let drawn = loss_curve::svg(&[loss_curve::Run { name: "", steps: &log::read(out)? }]);
     atomic_file::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
     metrics.draw(out)?;
     let parameters = result(judged)?;

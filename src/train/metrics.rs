@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::TrainError;
 use super::batch::{Batch, Inputs};
 use super::gradient::Outcome;
-use super::heat;
+use super::heatmap;
 use super::log::{read_lines, reopened};
 use super::objective::Student;
 use crate::atomic_file;
 use crate::model::ops::{Scoring, on_host, with_floats};
-use crate::model::{Again, BatchLayout, DecoderConfig, Parameters, Point, Taps};
+use crate::model::{BatchLayout, DecoderConfig, Parameters, Point, Recompute, Taps};
 
 /// Name of the file of [`Measurement`]s.
 pub const METRICS: &str = "metrics.jsonl";
@@ -151,7 +151,7 @@ impl Metrics {
         if measured.is_empty() {
             return Ok(());
         }
-        for (name, drawn) in heat::maps(&measured) {
+        for (name, drawn) in heatmap::maps(&measured) {
             let path = out.join("metrics").join(format!("{name}.svg"));
             atomic_file::write(&path, drawn.as_bytes()).map_err(TrainError::file(path))?;
         }
@@ -181,8 +181,8 @@ impl Taps for Measuring {
     }
 
     // Nobody walks back through what is measured: of a block that would be computed again, nothing need stay.
-    fn again(&self, layer: usize) -> Option<Again> {
-        self.inner.again(layer)
+    fn recompute(&self, layer: usize) -> Option<Recompute> {
+        self.inner.recompute(layer)
     }
 
     fn tap(&mut self, point: Point, layer: usize, tensor: Tensor) -> Result<Tensor> {

@@ -1,25 +1,25 @@
 //! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a loop that reads top to bottom (`loop.rs`).
 
 pub mod adapter;
-mod ahead;
 pub mod base;
 pub mod batch;
 pub mod checkpoint;
 pub mod clip;
 pub mod cost;
-pub mod curve;
 pub mod data;
 pub mod device;
 pub mod distil;
 pub mod evaluate;
 pub mod gradient;
-pub mod heat;
+pub mod heatmap;
 mod in_place;
 pub mod log;
 pub mod r#loop;
+pub mod loss_curve;
 pub mod metrics;
 pub mod objective;
 pub mod optimiser;
+mod prefetch;
 mod prepare;
 pub mod recipe;
 pub mod schedule;

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::adapter::{self, Adapter};
 use super::batch::{Batch, check_lengths};
 use super::data::{Chat, Domain, Mixture, Sources};
-use super::device::Place;
+use super::device::ComputeDevice;
 use super::gradient::Workers;
 use super::objective::Student;
 use super::recipe::{LongRows, Recipe};
@@ -32,7 +32,7 @@ pub(super) struct Prepared {
     pub train: Mixture,
     pub eval: Vec<Domain>,
     /// Where all of it is computed.
-    pub place: Place,
+    pub compute: ComputeDevice,
     /// The threads that compute it.
     pub workers: Workers,
     /// The base's loss on a text that it must know, in words; none without a base.
@@ -49,7 +49,7 @@ pub(super) struct Identity {
 impl Prepared {
     /// Reads and makes all that the recipe names. A `resumed` run takes the tokenizer that it has written before.
     pub fn new(recipe: &Recipe, out: &Path, resumed: bool) -> Result<Self, TrainError> {
-        let place = Place::of(&recipe.train)?;
+        let compute = ComputeDevice::of(&recipe.train)?;
         let sources = Sources::open(&recipe.data)?;
         let (model, base) = match &recipe.base {
             Some(base) => base::load(&base.path).map(|(model, digest)| (model, Some(digest)))?,
@@ -68,15 +68,15 @@ impl Prepared {
             return Err(TrainError::Base { path, message });
         }
         // What is trained is f32 everywhere; what is frozen has the type that it is computed in.
-        let kind = if recipe.adapter.is_some() { place.dtype } else { DType::F32 };
-        let whole = whole.to(&place.device, kind)?;
+        let kind = if recipe.adapter.is_some() { compute.dtype } else { DType::F32 };
+        let whole = whole.to(&compute.device, kind)?;
         let chat = Arc::new(chat);
-        let workers = Workers::new(place.threads(recipe.train.threads))?;
+        let workers = Workers::new(compute.threads(recipe.train.threads))?;
         // Before rows are tokenised, which may take long.
         let sane = match &recipe.base {
             None => None,
             Some(base) => {
-                let decoder = Decoder::new(config.clone(), &whole)?.computing_in(place.dtype);
+                let decoder = Decoder::new(config.clone(), &whole)?.computing_in(compute.dtype);
                 Some(base::check_loss(base, &decoder, &chat, &workers)?)
             }
         };
@@ -85,7 +85,7 @@ impl Prepared {
             None => whole.clone(),
         };
         distil::add_maps(recipe, &config, &mut trained)?;
-        let trained = trained.to(&place.device, DType::F32)?;
+        let trained = trained.to(&compute.device, DType::F32)?;
         let tokens_of = Digest(Sha256::digest(chat.identity()?).into());
         let own_cache = out.join("cache");
         let cache = recipe.data.cache.as_deref().unwrap_or(&own_cache);
@@ -95,7 +95,7 @@ impl Prepared {
             train.domains().iter().chain(&eval).try_for_each(|domain| check_lengths(domain, longest))?;
         }
         let identity = Identity { base, tokens_of };
-        Ok(Self { config, text, chat, identity, whole, trained, train, eval, place, workers, sane })
+        Ok(Self { config, text, chat, identity, whole, trained, train, eval, compute, workers, sane })
     }
 
     /// What is trained on what, in a line.
@@ -116,7 +116,7 @@ impl Prepared {
     /// The model that is trained, over these values of what is trained.
     pub fn over(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
         let config = self.config.clone();
-        let (recompute, dtype) = (recipe.train.recompute, self.place.dtype);
+        let (recompute, dtype) = (recipe.train.recompute, self.compute.dtype);
         Ok(match &recipe.adapter {
             None => {
                 let decoder = Decoder::new(config, trained)?.recomputing(recompute).computing_in(dtype);

@@ -9,7 +9,7 @@ use assert_cmd::Command;
 use bespoke::engine::reference::Reference;
 use bespoke::engine::{EngineError, FakeEngine, Script};
 use bespoke::gguf::{Gguf, check_model};
-use bespoke::model::stand_in::{self, Shape, Stored};
+use bespoke::model::synthetic_model::{self, Shape, WeightType};
 use serde_json::Value;
 
 use crate::daemon::Daemon;
@@ -206,7 +206,12 @@ fn the_shape_of_the_post_is_that_of_its_namesake() {
     let config = Shape::Post.config();
     // 1.54 billion with the tied embedding counted once.
     assert_eq!(config.parameter_count() / 10_000_000, 154);
-    let missing =
-        stand_in::write(Shape::Tiny, Stored::Q8, 1, Path::new("no/such.gguf"), Path::new("/nowhere/x.gguf"));
+    let missing = synthetic_model::write(
+        Shape::Tiny,
+        WeightType::Q8,
+        1,
+        Path::new("no/such.gguf"),
+        Path::new("/nowhere/x.gguf"),
+    );
     assert!(missing.unwrap_err().to_string().contains("no/such.gguf"));
 }

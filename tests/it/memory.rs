@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use bespoke::atomic_file;
-use bespoke::model::stand_in::{self, Shape, Stored};
+use bespoke::model::synthetic_model::{self, Shape, WeightType};
 use serde_json::{Value, json};
 
 use crate::program::{MODEL, Program};
@@ -34,7 +34,7 @@ fn the_allocator_has_its_settings() {
 /// A model of which only the memory matters.
 fn wide(folder: &Path) -> PathBuf {
     let path = folder.join("wide.gguf");
-    stand_in::write(Shape::Wide, Stored::Q8, 3, Path::new(MODEL), &path).unwrap();
+    synthetic_model::write(Shape::Wide, WeightType::Q8, 3, Path::new(MODEL), &path).unwrap();
     path
 }
 

@@ -9,8 +9,8 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::cli::client::{Client, ClientError};
-use crate::eval::speed::head::Trial;
 use crate::eval::speed::report::Endpoint;
+use crate::eval::speed::shared_prefix::Trial;
 use crate::eval::speed::{Answer, Kind, Request, Requests, Round, Workload};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -97,7 +97,7 @@ impl Target {
 
     /// Two requests with the same new head, one after the other.
     pub fn trial(&self, requests: &Requests, number: u64) -> anyhow::Result<Trial> {
-        let [first, second] = requests.same_head(number);
+        let [first, second] = requests.same_prefix(number);
         let ask =
             |request| self.ask(request).with_context(|| format!("head test at {}", self.client.endpoint()));
         let (first, second) = (ask(&first)?, ask(&second)?);

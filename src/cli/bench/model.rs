@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config;
-use crate::model::stand_in::{self, Shape, Stored};
+use crate::model::synthetic_model::{self, Shape, WeightType};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -15,8 +15,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Shape::Post)]
     shape: Shape,
     /// How its matrices are stored
-    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Stored::Q8)]
-    stored: Stored,
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = WeightType::Q8)]
+    weight_type: WeightType,
     /// What the weights are drawn from: the same seed gives the same file
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -31,7 +31,7 @@ pub struct Args {
 /// A tokenizer that doesn't fit; the disk.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = args.tokenizer.clone().unwrap_or_else(config::default_model);
-    stand_in::write(args.shape, args.stored, args.seed, &tokenizer, &args.out)?;
+    synthetic_model::write(args.shape, args.weight_type, args.seed, &tokenizer, &args.out)?;
     let parameters = args.shape.config().parameter_count() as f64 / 1e6;
     eprintln!("{}: {parameters:.1} million random parameters", args.out.display());
     Ok(())

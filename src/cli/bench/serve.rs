@@ -12,7 +12,7 @@ use super::table;
 use crate::atomic_file;
 use crate::cli::client::{Client, Daemon};
 use crate::eval::rows;
-use crate::eval::speed::head::HeadReport;
+use crate::eval::speed::shared_prefix::SharedPrefixReport;
 use crate::eval::speed::{Level, Report, Requests, Round, Workload, plot};
 
 /// Arguments.
@@ -87,7 +87,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut run = Run { args, requests: &requests, targets: &targets, next: 0 };
     let levels: Vec<Level> =
         args.concurrency.iter().map(|&concurrency| run.level(concurrency)).collect::<anyhow::Result<_>>()?;
-    let head = if args.head_test { Some(run.head()?) } else { None };
+    let shared_prefix = if args.head_test { Some(run.shared_prefix()?) } else { None };
     let report = Report {
         workload: args.workload,
         requests: args.requests,
@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         fixed_length: requests.fixed_length,
         endpoints: targets.iter().map(Target::endpoint).collect(),
         levels,
-        head,
+        shared_prefix,
     };
     if let Some(path) = &args.svg {
         atomic_file::write(path, plot::svg(&report).as_bytes())
@@ -193,14 +193,14 @@ impl Run<'_> {
         Ok(Level::new(concurrency, &measured))
     }
 
-    fn head(&mut self) -> anyhow::Result<HeadReport> {
+    fn shared_prefix(&mut self) -> anyhow::Result<SharedPrefixReport> {
         let mut trials: Vec<Vec<_>> = self.targets.iter().map(|_| Vec::new()).collect();
         for number in 0..self.args.requests {
             for which in in_turn(self.targets.len(), number) {
                 trials[which].push(self.targets[which].trial(self.requests, u64::from(number))?);
             }
         }
-        Ok(HeadReport::new(&trials))
+        Ok(SharedPrefixReport::new(&trials))
     }
 }
 

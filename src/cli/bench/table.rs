@@ -4,8 +4,8 @@ use comfy_table::Table;
 
 use crate::cli::table::plain;
 use crate::eval::speed::Report;
-use crate::eval::speed::head::HeadReport;
 use crate::eval::speed::report::{Endpoint, Measured, Ratio};
+use crate::eval::speed::shared_prefix::SharedPrefixReport;
 use crate::eval::speed::statistics::{Percentiles, Spread};
 
 /// Prints a report to stdout.
@@ -22,9 +22,9 @@ pub fn print(report: &Report) {
             }
         }
     }
-    if let Some(report_of_heads) = &report.head {
-        println!("{}", heads(report, report_of_heads));
-        if let Some(spread) = report_of_heads.second_ttft {
+    if let Some(shared_prefix) = &report.shared_prefix {
+        println!("{}", shared_prefixes(report, shared_prefix));
+        if let Some(spread) = shared_prefix.second_ttft {
             println!("first piece with a known head: {}", times(spread));
         }
     }
@@ -74,9 +74,9 @@ fn levels(report: &Report) -> Table {
     table
 }
 
-fn heads(report: &Report, heads: &HeadReport) -> Table {
+fn shared_prefixes(report: &Report, shared: &SharedPrefixReport) -> Table {
     let mut table = plain(&["endpoint", "new head ms", "known head ms", "known over new", "cached"]);
-    for (endpoint, figures) in report.endpoints.iter().zip(&heads.endpoints) {
+    for (endpoint, figures) in report.endpoints.iter().zip(&shared.endpoints) {
         table.add_row([
             name(report, endpoint),
             percentiles(figures.first_ttft_ms),

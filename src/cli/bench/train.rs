@@ -6,13 +6,13 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::memory::watched;
-use crate::model::stand_in::Shape;
+use crate::model::synthetic_model::Shape;
 use crate::model::{Decoder, DecoderConfig, Family, Parameters, init};
 use crate::train::adapter::{self, Adapter};
 use crate::train::batch::PackedRow;
 use crate::train::clip::clip;
 use crate::train::cost;
-use crate::train::device::Place;
+use crate::train::device::ComputeDevice;
 use crate::train::gradient::Workers;
 use crate::train::objective::Student;
 use crate::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
@@ -88,8 +88,8 @@ struct Report {
 /// # Errors
 /// A device that isn't there, memory that does not suffice.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let place = Place::new(args.device, args.precision)?;
-    let (report, peak_bytes) = watched(&place.device, || measure(args, &place));
+    let compute = ComputeDevice::new(args.device, args.precision)?;
+    let (report, peak_bytes) = watched(&compute.device, || measure(args, &compute));
     let report = Report { peak_bytes, ..report? };
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
@@ -108,7 +108,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
+fn measure(args: &Args, compute: &ComputeDevice) -> anyhow::Result<Report> {
     let config = llama(args.shape);
     let (rows, seq) = (rows(args, config.vocab_size), args.seq as usize);
     anyhow::ensure!(
@@ -119,31 +119,31 @@ fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
     let whole = init::initialise(&config, 1)?;
     let (decoder, adapter, trained) = match args.lora {
         None => {
-            let whole = whole.to(&place.device, DType::F32)?;
+            let whole = whole.to(&compute.device, DType::F32)?;
             (Decoder::new(config.clone(), &whole)?, None, whole)
         }
         Some(rank) => {
-            let whole = whole.to(&place.device, place.dtype)?;
+            let whole = whole.to(&compute.device, compute.dtype)?;
             let recipe: AdapterRecipe =
                 toml::from_str(&format!("lora = {{ rank = {rank}, alpha = {}.0 }}", 2 * rank))?;
-            let trained = adapter::initial(&recipe, &config, 1)?.to(&place.device, DType::F32)?;
+            let trained = adapter::initial(&recipe, &config, 1)?.to(&compute.device, DType::F32)?;
             let adapter = Adapter::new(&recipe, &config, &trained)?;
             (Decoder::frozen(config.clone(), &whole)?, Some(adapter), trained)
         }
     };
-    let decoder = decoder.recomputing(!args.keep).computing_in(place.dtype);
+    let decoder = decoder.recomputing(!args.keep).computing_in(compute.dtype);
     let matrices = if args.muon { Matrices::Muon } else { Matrices::AdamW };
     let adamw = AdamWConfig { lr: 1e-5, ..AdamWConfig::default() };
     let muon = MuonConfig { lr: 1e-4, ..MuonConfig::default() };
     let mut optimiser = Optimiser::new(&trained, matrices, muon, adamw)?;
-    let workers = Workers::new(place.threads(0))?;
+    let workers = Workers::new(compute.threads(0))?;
     let student = Student { decoder: &decoder, adapter: adapter.as_ref() };
     let mut step = || -> anyhow::Result<(f64, f64)> {
         let began = Instant::now();
         let outcome = workers.run(&student, Some(&trained), &rows, args.micro_tokens as usize)?;
         clip(&outcome.gradients, 1.0, &workers)?;
         optimiser.step(&outcome.gradients, 1.0, &workers)?;
-        place.device.synchronize()?;
+        compute.device.synchronize()?;
         Ok((outcome.loss, began.elapsed().as_secs_f64()))
     };
     let mut losses = Vec::new();
@@ -160,11 +160,11 @@ fn measure(args: &Args, place: &Place) -> anyhow::Result<Report> {
     let median = seconds[seconds.len() / 2];
     let tokens = args.rows as usize * seq;
     let tflops = cost::of_token(&config, seq, args.lora.is_some()) * tokens as f64 / median / 1e12;
-    let on_gpu_in_bf16 = !place.device.is_cpu() && place.dtype == DType::BF16;
+    let on_gpu_in_bf16 = !compute.device.is_cpu() && compute.dtype == DType::BF16;
     let peak = args.peak.or(on_gpu_in_bf16.then_some(PEAK));
     let count = |parameters: &Parameters| parameters.iter().map(|(_, var)| var.elem_count()).sum();
     Ok(Report {
-        place: place.to_string(),
+        place: compute.to_string(),
         parameters: config.parameter_count(),
         trained: count(&trained),
         tokens_per_step: tokens,

@@ -34,7 +34,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let steps = recipe.train.steps;
     let bar = ProgressBar::new(steps);
     let mut told = Instant::now();
-    let (documents, before) = distil::store(&recipe, &args.out, ask, |step| {
+    let (documents, before) = distil::write_cache(&recipe, &args.out, ask, |step| {
         bar.set_position(step);
         // Where no bar is seen, a line now and then.
         if bar.is_hidden() && told.elapsed() > LINE_EVERY {

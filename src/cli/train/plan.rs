@@ -7,7 +7,7 @@ use std::str::FromStr;
 use candle_core::{DType, Tensor};
 
 use crate::model::{DecoderConfig, gguf_file, hugging_face};
-use crate::train::device::Place;
+use crate::train::device::ComputeDevice;
 use crate::train::recipe::{Recipe, Stage};
 use crate::train::{adapter, cost};
 
@@ -58,7 +58,7 @@ const PRODUCT_SHARE: f64 = 0.55;
 /// # Errors
 /// A base that can't be read.
 pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
-    let place = Place::of(&recipe.train)?;
+    let compute = ComputeDevice::of(&recipe.train)?;
     let config = decoder(recipe)?;
     let teacher = match recipe.distil.as_ref().and_then(|distil| distil.teacher.as_deref()) {
         Some(path) => Some(of_files(path)?),
@@ -84,7 +84,7 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
     };
     let mut out = format!("{}\n", recipe.to_toml());
     let mut say = |line: std::fmt::Arguments| writeln!(out, "# {line}").expect("a String takes every text");
-    say(format_args!("{place}"));
+    say(format_args!("{compute}"));
     say(format_args!(
         "parameters: {whole} with a vocabulary of {}, {} of them or beside them are trained",
         config.vocab_size, counts.trained
@@ -99,7 +99,7 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
     let memory = |dtype, threads| Memory::of(recipe, &config, &counts, dtype, threads);
     // One part at a time there, whatever this machine does.
     let rented = memory(DType::BF16, 1);
-    let memory = memory(place.dtype, place.threads(threads));
+    let memory = memory(compute.dtype, compute.threads(threads));
     say(format_args!(
         "memory here, about {}: weights {}, teacher {}, gradients {}, moments {}, averages {}, activations {}",
         bytes(memory.total()),
@@ -110,7 +110,7 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
         bytes(memory.averages),
         bytes(memory.activations),
     ));
-    let here = matrix_speed(&place)? * PRODUCT_SHARE;
+    let here = matrix_speed(&compute)? * PRODUCT_SHARE;
     say(format_args!(
         "time here: about {} at {:.0} GFLOP/s ({:.0} % of a bare matrix product)",
         time(flops / here),
@@ -243,14 +243,14 @@ impl Memory {
 }
 
 /// FLOP/s of a product of two square matrices where a run computes, all threads: the best of three.
-fn matrix_speed(place: &Place) -> candle_core::Result<f64> {
-    let side = if place.device.is_cpu() { 1024 } else { 8192 };
-    let x = Tensor::ones((side, side), place.dtype, &place.device)?;
+fn matrix_speed(compute: &ComputeDevice) -> candle_core::Result<f64> {
+    let side = if compute.device.is_cpu() { 1024 } else { 8192 };
+    let x = Tensor::ones((side, side), compute.dtype, &compute.device)?;
     let mut best = f64::INFINITY;
     for _ in 0..3 {
         let began = std::time::Instant::now();
         x.matmul(&x)?;
-        place.device.synchronize()?;
+        compute.device.synchronize()?;
         best = best.min(began.elapsed().as_secs_f64());
     }
     Ok(2.0 * (side * side * side) as f64 / best)

@@ -3,9 +3,9 @@
 //! Nothing here sends anything: `cli::bench` does, and hands over what came back.
 
 pub mod answer;
-pub mod head;
 pub mod plot;
 pub mod report;
+pub mod shared_prefix;
 pub mod statistics;
 pub mod workload;
 

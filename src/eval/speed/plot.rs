@@ -122,7 +122,7 @@ mod tests {
             fixed_length: true,
             endpoints: vec![endpoint.clone(), endpoint],
             levels,
-            head: None,
+            shared_prefix: None,
         };
         let drawn = svg(&report);
         let bars: Vec<&str> = drawn.split("class=\"bar\"").skip(1).collect();

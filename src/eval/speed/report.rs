@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::answer::Answer;
-use super::head::HeadReport;
+use super::shared_prefix::SharedPrefixReport;
 use super::statistics::{Percentiles, Spread};
 use super::workload::{Kind, Workload};
 
@@ -227,7 +227,8 @@ pub struct Report {
     /// By concurrency, in the order asked for.
     pub levels: Vec<Level>,
     /// What a known head saves, if that was asked for.
-    pub head: Option<HeadReport>,
+    #[serde(rename = "head")]
+    pub shared_prefix: Option<SharedPrefixReport>,
 }
 
 /// Milliseconds.

@@ -116,7 +116,7 @@ impl Requests {
     }
 
     /// Two requests that begin with the same long head, which no request before them had.
-    pub fn same_head(&self, index: u64) -> [Request; 2] {
+    pub fn same_prefix(&self, index: u64) -> [Request; 2] {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut wording = Wording::varied(&mut rng, Length::Long);
         // At the very front: a cache of beginnings ends where the first token differs.
@@ -196,8 +196,8 @@ mod tests {
     fn a_head_is_long_new_and_shared_by_two() {
         let requests = requests(Workload::Encoding);
         let system = |request: &Request| request.body["messages"][0]["content"].as_str().unwrap().to_owned();
-        let [first, second] = requests.same_head(0);
-        let [other, _] = requests.same_head(1);
+        let [first, second] = requests.same_prefix(0);
+        let [other, _] = requests.same_prefix(1);
         assert_eq!(system(&first), system(&second));
         assert_ne!(user(&first), user(&second));
         assert!(user(&first).split_whitespace().count() > 200);

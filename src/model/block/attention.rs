@@ -1,4 +1,5 @@
-//! Softmax attention with rotary positions: grouped heads, and per head a norm, a window, a cap or a gate where the architecture has one.
+//! Softmax attention with rotary positions: grouped heads, and per head a norm, a window, a cap or
+//! a gate where the architecture has one.
 
 use std::sync::Arc;
 
@@ -77,7 +78,7 @@ impl Attention {
         let k = project(Projection::Key, &self.key)?.reshape((batch, seq, kv_heads, head_dim))?;
         let v = project(Projection::Value, &self.value)?.reshape((batch, seq, kv_heads, head_dim))?;
         let (q, gate) = if self.output_gate {
-            // Each head's query and its gate stand side by side.
+            // Each head's query is followed by its gate.
             let both = q.reshape((batch, seq, heads, 2 * head_dim))?;
             (both.narrow(3, 0, head_dim)?.contiguous()?, Some(both.narrow(3, head_dim, head_dim)?))
         } else {

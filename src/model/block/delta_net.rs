@@ -1,4 +1,5 @@
-//! Gated DeltaNet (Yang, Kautz & Hatamizadeh 2024): linear attention whose state forgets by a gate and learns by the delta rule.
+//! Gated DeltaNet (Yang, Kautz & Hatamizadeh 2024): linear attention whose state decays by a gate
+//! and is updated by the delta rule.
 
 use candle_core::{Result, Tensor};
 
@@ -37,7 +38,8 @@ impl DeltaNet {
             convolution: get("conv1d.weight")?,
             rate: get("A_log")?,
             time_bias: get("dt_bias")?,
-            // The one norm that multiplies by its weight as it is, in every architecture.
+            // In every architecture this norm multiplies by the weight itself, never by 1 +
+            // weight.
             norm: weights.norm("linear_attn.norm", NormWeight::Plain, config.rms_eps)?,
         })
     }

@@ -14,7 +14,7 @@ pub(in crate::model) struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// Those whose names begin with `prefix`; frozen ones collect no gradients.
+    /// The parameters whose names begin with `prefix`; frozen ones collect no gradients.
     pub(in crate::model) fn new(parameters: &'a Parameters, prefix: impl Into<String>, frozen: bool) -> Self {
         Self { parameters, prefix: prefix.into(), frozen }
     }
@@ -25,7 +25,7 @@ impl<'a> Weights<'a> {
         Ok(if self.frozen { tensor.detach() } else { tensor.clone() })
     }
 
-    /// Those that collect gradients.
+    /// The weights that collect gradients.
     pub(super) fn variables(&self) -> Vec<Tensor> {
         let below = self.parameters.iter().filter(|(name, _)| !self.frozen && name.starts_with(&self.prefix));
         below.map(|(_, var)| var.as_tensor().clone()).collect()
@@ -57,7 +57,7 @@ impl Norm {
         rms_norm(x, &self.factor()?, self.eps)
     }
 
-    /// What the normalised values are multiplied by, `[D]`.
+    /// The factor of the normalised values, `[D]`.
     pub(super) fn factor(&self) -> Result<Tensor> {
         match self.kind {
             NormWeight::Plain => Ok(self.weight.clone()),
@@ -70,13 +70,13 @@ impl Norm {
         self.eps
     }
 
-    /// `x`, normalised where there is a norm.
+    /// `x`, normalised if there is a norm.
     pub(super) fn after(norm: Option<&Self>, x: Tensor) -> Result<Tensor> {
         norm.map_or(Ok(x.clone()), |norm| norm.forward(&x))
     }
 }
 
-/// A weight matrix `[out, in]` and perhaps a bias `[out]`.
+/// A weight matrix `[out, in]` with an optional bias `[out]`.
 #[derive(Debug, Clone)]
 pub(super) struct Linear {
     weight: Tensor,
@@ -84,7 +84,7 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// `[..., out]` of `[..., in]`.
+    /// Maps `[..., in]` to `[..., out]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = linear(x, &self.weight)?;
         match &self.bias {

@@ -1,10 +1,10 @@
 //! One decoder block: a mixer between tokens, a feed-forward part, and the norms around them.
 
 mod attention;
-mod checkpoint;
 mod delta_net;
 mod feed_forward;
 mod layers;
+mod recompute;
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub(super) struct Block {
     ffn_norm: Norm,
     ffn: FeedForward,
     after_ffn: Option<Norm>,
-    /// Its weights, as far as they collect gradients.
+    /// Those of its weights that collect gradients.
     variables: Vec<Tensor>,
 }
 
@@ -42,7 +42,7 @@ enum MixerPart {
 }
 
 impl Block {
-    /// The block of a layer; `weights` are those below `model.layers.N.`.
+    /// The block of a layer; `weights` are those under `model.layers.N.`.
     pub(super) fn new(
         config: &DecoderConfig,
         layer: usize,
@@ -57,8 +57,8 @@ impl Block {
             }
             Mixer::DeltaNet(shape) => MixerPart::DeltaNet(DeltaNet::new(config, shape, weights)?),
         };
-        // With norms on both sides, Hugging Face's `post_attention_layernorm` is the one after attention; without, it
-        // is the one before the feed-forward part.
+        // With norms on both sides, Hugging Face's `post_attention_layernorm` is the one after
+        // attention; without, it is the one before the feed-forward part.
         let (after_mixer, ffn_norm, after_ffn) = if features.post_norms {
             (
                 Some(norm("post_attention_layernorm")?),
@@ -80,8 +80,8 @@ impl Block {
         })
     }
 
-    /// The residual stream `[B, S, D]` that leaves the block. With `recompute`, only its input is kept for the backward pass,
-    /// if the taps can be repeated (see [`Taps::again`]).
+    /// The residual stream `[B, S, D]` that leaves the block. With `recompute`, only its input is
+    /// kept for the backward pass, if the taps can be repeated (see [`Taps::recompute`]).
     pub(super) fn forward(
         &self,
         x: Tensor,
@@ -91,15 +91,15 @@ impl Block {
     ) -> Result<Tensor> {
         let layer = self.layer;
         let x = taps.tap(Point::Residual, layer, x)?;
-        let again = if recompute { taps.again(layer) } else { None };
-        let x = match again {
-            Some(again) => checkpoint::inner(self, x, layout, taps, again)?,
+        let repeated = if recompute { taps.recompute(layer) } else { None };
+        let x = match repeated {
+            Some(repeated) => recompute::inner(self, x, layout, taps, repeated)?,
             None => self.inner(x, layout, taps)?,
         };
         taps.tap(Point::BlockOutput, layer, x)
     }
 
-    /// What lies between the taps of the residual stream.
+    /// The part between the taps on the residual stream.
     fn inner(&self, x: Tensor, layout: &BatchLayout, taps: &mut dyn Taps) -> Result<Tensor> {
         let layer = self.layer;
         let normed = taps.tap(Point::AttentionNorm, layer, self.mixer_norm.forward(&x)?)?;

@@ -1,19 +1,20 @@
 //! Causal attention inside documents, block by block: the `[heads, seq, seq]` matrix never exists.
 //!
-//! FlashAttention's recomputation (Dao et al. 2022, algorithms 2 and 4) at the scale of a CPU cache: a block of queries meets
-//! all keys before it in one matrix product, and the backward pass computes the probabilities again from the stored
-//! log-sum-exp. Each task is one key/value head of one document.
+//! FlashAttention's recomputation (Dao et al. 2022, algorithms 2 and 4) at the scale of a CPU
+//! cache: a block of queries meets all keys before it in one matrix product, and the backward pass
+//! recomputes the probabilities from the stored log-sum-exp. Each task is one key/value head of one
+//! document.
 
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Matrix, floats, lanes, plain, with_floats};
+use super::{Matrix, composite, floats, lanes, with_floats};
 use crate::model::layout::{BatchLayout, Document};
 
-/// Queries in a block, of each head of a group. Smaller blocks waste less above the diagonal, larger ones make better
-/// matrix products.
+/// Queries of each head of a group in a block. Smaller blocks waste less above the diagonal,
+/// larger ones make better matrix products.
 const BLOCK: usize = 64;
 
 /// How queries and keys become scores, and which of them count.
@@ -23,17 +24,18 @@ pub struct Scoring {
     pub scale: f32,
     /// Soft cap c: a score s becomes `c tanh(s / c)` (Gemma 2).
     pub cap: Option<f32>,
-    /// How many tokens a query sees, the last of them at its own position; `None` is all before it.
+    /// How many tokens a query sees, up to and including its own position; `None` is all of them.
     pub window: Option<usize>,
 }
 
 impl Scoring {
-    /// The usual one: scores divided by the root of the width of a head.
+    /// The usual scaling: scores divided by the square root of the width of a head.
     pub fn of_width(width: usize) -> Self {
         Self { scale: 1.0 / (width as f32).sqrt(), cap: None, window: None }
     }
 
-    /// Bends a row of inner products under the cap, if there is one; gives the factor that still makes them scores.
+    /// Applies the soft cap, if any, to a row of inner products; returns the factor that turns the
+    /// result into scores.
     #[inline]
     fn cap_row(&self, row: &mut [f32]) -> f32 {
         let Some(cap) = self.cap else { return self.scale };
@@ -53,16 +55,18 @@ struct Attention {
     documents: Arc<[Document]>,
     seq: usize,
     scoring: Scoring,
-    /// log sum exp of each query's scaled scores, per task `[len, group]`; written by the forward pass.
+    /// log sum exp of each query's scaled scores, per task `[len, group]`; written by the forward
+    /// pass.
     log_sums: OnceLock<Vec<Vec<f32>>>,
 }
 
-/// Softmax attention of q `[batch, seq, heads, head_dim]` over k and v `[batch, seq, kv_heads, head_dim]`, each query over
-/// its own document's keys up to its own position, as `scoring` says. Gives `[batch, seq, heads, head_dim]`; zero for
-/// padding.
+/// Softmax attention of q `[batch, seq, heads, head_dim]` over k and v
+/// `[batch, seq, kv_heads, head_dim]`, each query over its own document's keys up to its own
+/// position, as `scoring` says. Returns `[batch, seq, heads, head_dim]`, zero for padding.
 ///
 /// # Errors
-/// Shapes that do not agree with each other or the layout, operands of different types or devices, an empty window.
+/// Shapes that do not agree with each other or the layout, operands of different types or devices,
+/// an empty window.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -89,8 +93,8 @@ pub fn attention(
             layout.seq()
         );
     }
-    if plain::is_needed(q) {
-        return plain::attention(q, k, v, scoring, layout);
+    if composite::is_needed(q) {
+        return composite::attention(q, k, v, scoring, layout);
     }
     let op = Attention { documents: layout.documents().clone(), seq, scoring, log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
@@ -162,7 +166,7 @@ impl Attention {
         let mut log_sums = vec![0.0; task.len * group];
         for from in (0..task.len).step_by(BLOCK) {
             let queries = BLOCK.min(task.len - from);
-            // Keys before the first query's window are no part of the block.
+            // The block leaves out keys before the window of its first query.
             let first = self.scoring.first_key(from);
             let (keys, rows) = (from + queries - first, group * queries);
             let q_rows =
@@ -200,8 +204,8 @@ impl Attention {
         Ok((context, log_sums))
     }
 
-    /// Gradients of a task: q's `[len, group, head_dim]`, k's and v's `[len, head_dim]`; `deltas` are the inner products of
-    /// each context and its gradient, `[tokens, heads]`.
+    /// Gradients of a task: q's `[len, group, head_dim]`, k's and v's `[len, head_dim]`; `deltas`
+    /// are the inner products of each context with its gradient, `[tokens, heads]`.
     fn task_backward(
         &self,
         task: Task,
@@ -224,7 +228,8 @@ impl Attention {
             let g_rows = Matrix::dense(&g_rows, 0, rows, width);
             let k_block = k.block(task.kv_head, task.token + first, keys);
             let v_block = v.block(task.kv_head, task.token + first, keys);
-            // P = exp(scores - log sum), dP = g V^T, dS = scale P (dP - g.o); under a cap c, times 1 - (S / c)^2
+            // P = exp(scores - log sum), dP = g V^T, dS = scale P (dP - g.o); under a cap c, times
+            // 1 - (S / c)^2
             let mut weights = q_rows.matmul(&k_block.t())?;
             let mut d_scores = g_rows.matmul(&v_block.t())?;
             let both = weights.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys));
@@ -238,7 +243,8 @@ impl Attention {
                 let log_sum = log_sums[at * group + head];
                 let delta = deltas[(task.token + at) * q.count + first_head + head];
                 let (weights, d_scores) = (&mut weights[seen.clone()], &mut d_scores[seen]);
-                // One key has all the weight whatever its score: what would be left of dP - g.o is rounding.
+                // A single key has all the weight whatever its score: the remainder of dP - g.o is
+                // rounding error.
                 if let ([weight], [d_score]) = (&mut *weights, &mut *d_scores) {
                     (*weight, *d_score) = (1.0, 0.0);
                     continue;
@@ -277,7 +283,7 @@ impl Attention {
     }
 }
 
-/// Copies a task's heads `[len, count, head_dim]` to their places in `[batch, seq, heads, head_dim]`.
+/// Copies a task's heads `[len, count, head_dim]` into `[batch, seq, heads, head_dim]`.
 fn place(into: &mut [f32], from: &[f32], task: Task, first_head: usize, heads: usize, width: usize) {
     let count = from.len() / task.len;
     for (at, rows) in from.chunks_exact(count).enumerate() {
@@ -333,7 +339,7 @@ impl CustomOp3 for Attention {
         };
         let grad = grad.contiguous()?;
         let (count, width) = (q.dim(2)?, q.dim(3)?);
-        // The inner product of context and its gradient, per query and head.
+        // The inner product of each context with its gradient, per query and head.
         let deltas: Vec<f32> = with_floats([context, &grad], self.name(), |[context, grad]| {
             let pairs = context.par_chunks(width).zip(grad.par_chunks(width));
             Ok(pairs.with_min_len(256).map(|(context, grad)| lanes::dot(context, grad)).collect())

@@ -5,32 +5,33 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::head::{LinearHead, bend};
-use super::{lanes, plain};
+use super::fused_linear_loss::{FusedLinearLoss, soft_cap};
+use super::{composite, lanes};
 
-/// What the head said about the target tokens.
+/// The loss of the head at the target tokens.
 #[derive(Debug, Clone)]
 pub struct CrossEntropy {
     /// Scaled sum of the losses in nats, a scalar with a gradient.
     pub loss: Tensor,
-    /// Whether the likeliest token was the target, per row.
+    /// Whether the most likely token was the target, per row.
     pub hits: Vec<bool>,
 }
 
 struct LinearCrossEntropy {
-    head: LinearHead,
+    head: FusedLinearLoss,
     scale: f32,
     cap: Option<f32>,
     hits: Arc<Mutex<Vec<bool>>>,
 }
 
-/// `scale * sum of -log softmax(hidden head^T)[target]` for hidden `[rows, D]` and head `[V, D]`, one target a row. With a
-/// `cap` c, a logit l counts as `c tanh(l / c)`.
+/// `scale * sum of -log softmax(hidden head^T)[target]` for hidden `[rows, D]` and head `[V, D]`,
+/// one target a row. With a `cap` c, a logit l counts as `c tanh(l / c)`.
 ///
 /// Without `with_gradient`, a backward pass is an error.
 ///
 /// # Errors
-/// Shapes that do not agree, a target outside the vocabulary, operands of different types or devices.
+/// Shapes that do not agree, a target outside the vocabulary, operands of different types or
+/// devices.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
     head: &Tensor,
@@ -39,13 +40,13 @@ pub fn linear_cross_entropy(
     cap: Option<f32>,
     with_gradient: bool,
 ) -> Result<CrossEntropy> {
-    if plain::is_needed(hidden) {
-        let how = (plain::rows_at_once(head), with_gradient);
-        return plain::cross_entropy(hidden, head, &targets, scale, cap, how);
+    if composite::is_needed(hidden) {
+        let how = (composite::rows_at_once(head), with_gradient);
+        return composite::cross_entropy(hidden, head, &targets, scale, cap, how);
     }
     let hits = Arc::new(Mutex::new(Vec::with_capacity(targets.len())));
     let op = LinearCrossEntropy {
-        head: LinearHead::new("linear-cross-entropy", head, targets, with_gradient),
+        head: FusedLinearLoss::new("linear-cross-entropy", head, targets, with_gradient),
         scale,
         cap,
         hits: hits.clone(),
@@ -55,7 +56,8 @@ pub fn linear_cross_entropy(
     Ok(CrossEntropy { loss, hits })
 }
 
-/// Turns a row of logits into `scale (softmax - onehot(target))`; gives the loss and whether the target was the likeliest.
+/// Turns a row of logits into `scale (softmax - onehot(target))`; returns the loss and whether the
+/// target was the most likely token.
 fn row_loss(row: &mut [f32], target: usize, scale: f32) -> (f64, bool) {
     let top = lanes::max(row);
     let at_target = row[target];
@@ -73,9 +75,10 @@ fn row_loss(row: &mut [f32], target: usize, scale: f32) -> (f64, bool) {
     (f64::from(sum.ln() + top - at_target), at_target >= top)
 }
 
-/// As [`row_loss`], of logits that a cap bends first: what is left in the row is the gradient of the unbent logits.
+/// As [`row_loss`] with a soft cap: the row becomes the gradient with respect to the uncapped
+/// logits.
 fn capped_row_loss(row: &mut [f32], target: usize, scale: f32, cap: f32) -> (f64, bool) {
-    let slopes = bend(row, cap);
+    let slopes = soft_cap(row, cap);
     let result = row_loss(row, target, scale);
     for (gradient, slope) in row.iter_mut().zip(&slopes) {
         *gradient *= slope;

@@ -1,18 +1,20 @@
-//! How fast a DeltaNet forgets: the logarithm of the factor that a token leaves of the state before it.
+//! The decay of a DeltaNet: the logarithm of the factor by which a token scales the state before
+//! it.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
-use super::{floats, plain, with_floats};
+use super::{composite, floats, with_floats};
 
 struct Decay;
 
-/// `-exp(rate) softplus(time + bias)`, never above 0, for time `[..., H]`, rate and bias `[H]` (Mamba 2's parametrisation).
+/// `-exp(rate) softplus(time + bias)`, never above 0, for time `[..., H]`, rate and bias `[H]`
+/// (Mamba 2's parametrisation).
 ///
 /// # Errors
-/// operands of different types or devices or whose H differ.
+/// Operands of different types or devices, or with different H.
 pub fn decay(time: &Tensor, rate: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(time) {
-        return plain::decay(time, rate, bias);
+    if composite::is_needed(time) {
+        return composite::decay(time, rate, bias);
     }
     time.contiguous()?.apply_op3(rate, bias, Decay)
 }

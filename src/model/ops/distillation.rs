@@ -1,40 +1,46 @@
-//! Distillation through a linear head, fused: cross-entropy with the data and divergence from a teacher in one pass over the
-//! logits.
+//! Distillation through a linear head, fused: cross-entropy with the data and divergence from a
+//! teacher in one pass over the logits.
 
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::head::{LinearHead, bend};
-use super::{lanes, plain};
+use super::fused_linear_loss::{FusedLinearLoss, soft_cap};
+use super::{composite, lanes};
 
-/// What a teacher says of one row.
+/// What a teacher predicts for one row.
 #[derive(Debug, Clone, Copy)]
-pub enum Taught<'a> {
-    /// All logits, `[V]`; V may be another than the student's where the embedding of one is padded. Both distributions are
-    /// then those over the entries that both have.
+pub enum TeacherOutput<'a> {
+    /// All logits, `[V]`. V may differ from the student's if one embedding is padded; both
+    /// distributions are then over the entries that both have.
     Logits(&'a [f32]),
-    /// The likeliest tokens with their probabilities at the temperature, and the probability of all others together.
+    /// The most likely tokens with their probabilities at the temperature, and the total
+    /// probability of all others.
     Top {
-        /// Different tokens.
+        /// Distinct tokens.
         ids: &'a [u32],
-        /// One for each.
+        /// One per token.
         probabilities: &'a [f32],
-        /// What is left of 1.
+        /// The rest of 1.
         tail: f32,
     },
 }
 
-/// A teacher's words on many rows.
-pub trait Teaching: Send + Sync {
-    /// Hands rows `from..from + count` to `see`, in order, with their numbers counted from 0.
+/// The predictions of a teacher for many rows.
+pub trait TeacherSource: Send + Sync {
+    /// Passes rows `from..from + count` to `see`, in order, numbered from 0.
     ///
     /// # Errors
     /// The teacher's.
-    fn rows(&self, from: usize, count: usize, see: &mut dyn FnMut(usize, Taught) -> Result<()>)
-    -> Result<()>;
+    fn rows(
+        &self,
+        from: usize,
+        count: usize,
+        see: &mut dyn FnMut(usize, TeacherOutput) -> Result<()>,
+    ) -> Result<()>;
 
-    /// All logits `[count, V]` of these rows as a tensor, of a teacher that has them as one: they need not leave its device.
+    /// All logits `[count, V]` of these rows as one tensor, if the teacher has them, so that they
+    /// can stay on its device.
     ///
     /// # Errors
     /// The teacher's.
@@ -43,14 +49,15 @@ pub trait Teaching: Send + Sync {
     }
 }
 
-/// How the two losses count.
+/// How the two losses are weighed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weights {
     /// Factor of the sum over rows.
     pub scale: f32,
     /// Weight of the cross-entropy.
     pub cross_entropy: f32,
-    /// Weight of the divergence, which is multiplied by the temperature's square besides (Hinton et al. 2015).
+    /// Weight of the divergence, which is also multiplied by the square of the temperature (Hinton
+    /// et al. 2015).
     pub divergence: f32,
     /// Temperature tau of both distributions in the divergence.
     pub temperature: f32,
@@ -58,7 +65,7 @@ pub struct Weights {
     pub cap: Option<f32>,
 }
 
-/// What came out.
+/// The result.
 #[derive(Debug, Clone)]
 pub struct Distillation {
     /// `scale` times the weighted sum of both losses, a scalar with a gradient.
@@ -67,7 +74,7 @@ pub struct Distillation {
     pub cross_entropy: f64,
     /// `scale` times the sum of `tau^2 KL(teacher ‖ student)`.
     pub divergence: f64,
-    /// Whether the likeliest token was the target, per row.
+    /// Whether the most likely token was the target, per row.
     pub hits: Vec<bool>,
 }
 
@@ -79,32 +86,33 @@ struct Seen {
 }
 
 struct Op {
-    head: LinearHead,
-    teacher: Arc<dyn Teaching>,
+    head: FusedLinearLoss,
+    teacher: Arc<dyn TeacherSource>,
     weights: Weights,
     seen: Arc<Mutex<Seen>>,
 }
 
 /// The losses of hidden `[rows, D]` through a head `[V, D]`: `-ln softmax(l)[target]` and
-/// `tau^2 KL(p ‖ softmax(l / tau))`, p the teacher's distribution at tau. Where the teacher names only its likeliest tokens,
-/// all others count as one token, whose probability the student has too: KL = sum p ln(p / q) + tail ln(tail / q_tail).
+/// `tau^2 KL(p ‖ softmax(l / tau))`, p the teacher's distribution at tau. If the teacher names
+/// only its most likely tokens, all others count as one token for both models: KL = sum p ln(p / q)
+/// + tail ln(tail / q_tail).
 ///
 /// # Errors
-/// As [`super::linear_cross_entropy`]; likeliest tokens outside the student's vocabulary.
+/// As [`super::linear_cross_entropy`]; tokens of the teacher outside the student's vocabulary.
 pub fn distillation(
     hidden: &Tensor,
     head: &Tensor,
     targets: Vec<u32>,
-    teacher: Arc<dyn Teaching>,
+    teacher: Arc<dyn TeacherSource>,
     weights: Weights,
     with_gradient: bool,
 ) -> Result<Distillation> {
-    if plain::is_needed(hidden) {
-        let how = (plain::rows_at_once(head), with_gradient);
-        return plain::distillation(hidden, head, &targets, &*teacher, weights, how);
+    if composite::is_needed(hidden) {
+        let how = (composite::rows_at_once(head), with_gradient);
+        return composite::distillation(hidden, head, &targets, &*teacher, weights, how);
     }
     let seen = Arc::new(Mutex::new(Seen::default()));
-    let linear = LinearHead::new("distillation", head, targets, with_gradient);
+    let linear = FusedLinearLoss::new("distillation", head, targets, with_gradient);
     let op = Op { head: linear, teacher, weights, seen: seen.clone() };
     let loss = hidden.contiguous()?.apply_op2(&head.contiguous()?, op)?;
     let seen = std::mem::take(&mut *seen.lock().expect("no thread panics while it holds the lock"));
@@ -117,7 +125,8 @@ pub fn distillation(
     })
 }
 
-/// Softmax of `logits / tau` in place; gives the logarithm of its normaliser, with the largest logit taken out, and that.
+/// Softmax of `logits / tau` in place; returns the logarithm of its normaliser without the largest
+/// logit, and that logit.
 fn softmax(logits: &mut [f32], inverse_tau: f32) -> (f32, f32) {
     let top = lanes::max(logits);
     lanes::vectorised(|| {
@@ -133,18 +142,19 @@ fn softmax(logits: &mut [f32], inverse_tau: f32) -> (f32, f32) {
     (sum.ln(), top)
 }
 
-/// `p ln(p / q)`, 0 where p is 0. A q that has vanished counts as the smallest number.
+/// `p ln(p / q)`, 0 where p is 0. A q that underflows counts as the smallest number.
 fn relative(p: f32, q: f32) -> f64 {
     if p > 0.0 { f64::from(p) * (f64::from(p).ln() - f64::from(q.max(f32::MIN_POSITIVE)).ln()) } else { 0.0 }
 }
 
 impl Op {
-    /// KL(p ‖ q) with q the student's distribution at the temperature, which becomes the gradient q - p of its logits
-    /// divided by the temperature.
-    fn diverge(&self, q: &mut [f32], taught: Taught) -> Result<f64> {
+    /// KL(p ‖ q), where q is the student's distribution at the temperature; q becomes q - p, the
+    /// gradient with respect to the logits divided by the temperature.
+    fn diverge(&self, q: &mut [f32], taught: TeacherOutput) -> Result<f64> {
         match taught {
-            Taught::Logits(logits) => {
-                // Behind the tokens that both have is padding of embeddings, which neither ever says.
+            TeacherOutput::Logits(logits) => {
+                // Beyond the tokens that both have there is only padding of the embedding, which
+                // stands for no token.
                 let common = logits.len().min(q.len());
                 let (q, padding) = q.split_at_mut(common);
                 if !padding.is_empty() {
@@ -162,9 +172,9 @@ impl Op {
                 }
                 Ok(sum)
             }
-            Taught::Top { ids, probabilities, tail } => {
+            TeacherOutput::Top { ids, probabilities, tail } => {
                 let mut sum = 0.0;
-                // Taken out first, so that what is left is the tail: 1 minus a sum near 1 would be noise.
+                // Removed before the rest is summed, because 1 minus a sum near 1 would be noise.
                 let mut of_top = Vec::with_capacity(ids.len());
                 for &id in ids {
                     let Some(q) = q.get_mut(id as usize) else {
@@ -191,10 +201,10 @@ impl Op {
         }
     }
 
-    /// Turns a row of logits into the gradient of both losses; adds the losses to what was seen.
-    fn row(&self, row: &mut [f32], target: usize, taught: Taught, seen: &mut Seen) -> Result<()> {
+    /// Turns a row of logits into the gradient of both losses; adds the losses to `seen`.
+    fn row(&self, row: &mut [f32], target: usize, taught: TeacherOutput, seen: &mut Seen) -> Result<()> {
         let Weights { scale, cross_entropy, divergence, temperature, cap } = self.weights;
-        let slopes = cap.map(|cap| bend(row, cap));
+        let slopes = cap.map(|cap| soft_cap(row, cap));
         let at_target = row[target];
         let mut q = row.to_vec();
         let (log_sum, top) = softmax(row, 1.0);
@@ -258,7 +268,7 @@ mod tests {
     use candle_core::{Device, Var};
     use std::collections::HashMap;
 
-    /// Numbers of PyTorch (`tests/tools/distillation_reference.py`).
+    /// Reference values of PyTorch (`tests/tools/distillation_reference.py`).
     fn fixture() -> HashMap<String, Tensor> {
         let bytes = include_bytes!("../../../tests/fixtures/train/distillation.safetensors");
         candle_core::safetensors::load_buffer(bytes, &Device::Cpu).unwrap()
@@ -266,34 +276,34 @@ mod tests {
 
     struct Dense(Vec<f32>, usize);
 
-    impl Teaching for Dense {
+    impl TeacherSource for Dense {
         fn rows(
             &self,
             from: usize,
             count: usize,
-            see: &mut dyn FnMut(usize, Taught) -> Result<()>,
+            see: &mut dyn FnMut(usize, TeacherOutput) -> Result<()>,
         ) -> Result<()> {
             let rows = self.0.chunks(self.1).skip(from).take(count).enumerate();
-            rows.into_iter().try_for_each(|(at, logits)| see(at, Taught::Logits(logits)))
+            rows.into_iter().try_for_each(|(at, logits)| see(at, TeacherOutput::Logits(logits)))
         }
     }
 
     struct Tops(Vec<(Vec<u32>, Vec<f32>, f32)>);
 
-    impl Teaching for Tops {
+    impl TeacherSource for Tops {
         fn rows(
             &self,
             from: usize,
             count: usize,
-            see: &mut dyn FnMut(usize, Taught) -> Result<()>,
+            see: &mut dyn FnMut(usize, TeacherOutput) -> Result<()>,
         ) -> Result<()> {
             self.0[from..from + count].iter().enumerate().try_for_each(|(at, (ids, probabilities, tail))| {
-                see(at, Taught::Top { ids, probabilities, tail: *tail })
+                see(at, TeacherOutput::Top { ids, probabilities, tail: *tail })
             })
         }
     }
 
-    fn compare(prefix: &str, teacher: Arc<dyn Teaching>, cap: Option<f32>) {
+    fn compare(prefix: &str, teacher: Arc<dyn TeacherSource>, cap: Option<f32>) {
         let fixture = fixture();
         let [hidden, head] = ["hidden", "head"].map(|name| Var::from_tensor(&fixture[name]).unwrap());
         let targets = fixture["targets"].to_vec1::<u32>().unwrap();
@@ -321,7 +331,7 @@ mod tests {
         }
     }
 
-    fn dense() -> Arc<dyn Teaching> {
+    fn dense() -> Arc<dyn TeacherSource> {
         let logits = fixture()["teacher_logits"].clone();
         let vocab = logits.dim(1).unwrap();
         Arc::new(Dense(logits.flatten_all().unwrap().to_vec1().unwrap(), vocab))
@@ -367,7 +377,8 @@ mod tests {
         let targets = vec![0; rows];
         let weights =
             Weights { scale: 1.0, cross_entropy: 0.0, divergence: 1.0, temperature: 2.0, cap: None };
-        // The same distribution with likely padding behind it, and without the student's last entries.
+        // The same distribution followed by padding with large logits, and without the student's
+        // last entries.
         for width in [vocab + 3, vocab - 2] {
             let row = |row: &Vec<f32>| {
                 let mut row = row.clone();

@@ -1,4 +1,5 @@
-//! Gated products (Shazeer 2020): `f(gate) * up` in one pass, with what the gradient needs computed again in the backward pass.
+//! Gated products (Shazeer 2020): `f(gate) * up` in one pass, recomputing in the backward pass
+//! what the gradient needs.
 
 use std::marker::PhantomData;
 
@@ -6,17 +7,17 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::lanes::{fma, sigmoid, vectorised};
-use super::{floats, plain, with_floats};
+use super::{composite, floats, with_floats};
 
 /// Values that one rayon task works on.
 const TASK: usize = 1 << 15;
 
-/// A nonlinearity of one value, joined with the product so that the compiler sees one loop.
+/// A nonlinearity of one value, combined with the product so that the compiler sees one loop.
 trait Gate: Send + Sync + 'static {
     const NAME: &'static str;
     /// `f(gate) up`.
     fn product(gate: f32, up: f32) -> f32;
-    /// Gradients of gate and up for the gradient of the product.
+    /// Gradients of gate and up, given the gradient of the product.
     fn gradients(gate: f32, up: f32, grad: f32) -> (f32, f32);
 }
 
@@ -39,7 +40,8 @@ impl Gate for Silu {
     }
 }
 
-/// `f(x) = x/2 (1 + tanh(u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)` (Hendrycks & Gimpel 2016, the approximation).
+/// `f(x) = x/2 (1 + tanh(u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)` (the approximation of
+/// Hendrycks & Gimpel 2016).
 struct GeluTanh;
 
 impl GeluTanh {
@@ -131,36 +133,36 @@ fn gated<G: Gate>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.contiguous()?.apply_op2(&up.contiguous()?, Gated::<G>(PhantomData))
 }
 
-/// `gate * sigmoid(gate) * up`, element by element; both of one shape.
+/// `gate * sigmoid(gate) * up`, elementwise; both have the same shape.
 ///
 /// # Errors
-/// operands of different types or devices or differ in shape.
+/// Operands of different types, devices or shapes.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(gate) { plain::swiglu(gate, up) } else { gated::<Silu>(gate, up) }
+    if composite::is_needed(gate) { composite::swiglu(gate, up) } else { gated::<Silu>(gate, up) }
 }
 
-/// `x sigmoid(x)`, element by element.
+/// `x sigmoid(x)`, elementwise.
 ///
 /// # Errors
-/// Memory that is not there.
+/// Out of memory.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(x) { plain::silu(x) } else { x.contiguous()?.apply_op1(Silu) }
+    if composite::is_needed(x) { composite::silu(x) } else { x.contiguous()?.apply_op1(Silu) }
 }
 
-/// `gelu(gate) * up` with GELU's tanh approximation, element by element; both of one shape.
+/// `gelu(gate) * up` with the tanh approximation of GELU, elementwise; both have the same shape.
 ///
 /// # Errors
 /// As [`swiglu`].
 pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(gate) { plain::geglu(gate, up) } else { gated::<GeluTanh>(gate, up) }
+    if composite::is_needed(gate) { composite::geglu(gate, up) } else { gated::<GeluTanh>(gate, up) }
 }
 
-/// `sigmoid(gate) * up`, element by element; both of one shape.
+/// `sigmoid(gate) * up`, elementwise; both have the same shape.
 ///
 /// # Errors
 /// As [`swiglu`].
 pub fn sigmoid_gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if plain::is_needed(gate) { plain::sigmoid_gate(gate, up) } else { gated::<Sigmoid>(gate, up) }
+    if composite::is_needed(gate) { composite::sigmoid_gate(gate, up) } else { gated::<Sigmoid>(gate, up) }
 }
 
 impl<G: Gate> CustomOp2 for Gated<G> {

@@ -1,22 +1,24 @@
-//! Product with a weight matrix in its `[out, in]` layout: one GEMM forward, two backward, no transposed copy.
+//! Product with a weight matrix in its `[out, in]` layout: one GEMM forward, two backward, no
+//! transposed copy.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
-use super::collect::hand_over;
+use super::grad_sink::hand_over;
 
 struct Linear;
 
-/// `x W^T` for x `[..., in]` and W `[out, in]`, giving `[..., out]` in the type of x. Another type of W (f32, where x is bf16)
-/// is cast for the product alone, and its gradient has W's type.
+/// `x W^T` for x `[..., in]` and W `[out, in]`, giving `[..., out]` in the type of x. A W of
+/// another type (f32 when x is bf16) is cast for the product only, and its gradient has W's type.
 ///
 /// # Errors
-/// Operands whose `in` or whose devices differ.
+/// Operands with different `in` or on different devices.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&weight.contiguous()?, Linear)
 }
 
-/// `y + bias` for y `[..., out]` and a bias `[out]`. In f32 throughout: the bias's gradient is a sum over all rows.
+/// `y + bias` for y `[..., out]` and a bias `[out]`. Computed in f32, because the gradient of the
+/// bias is a sum over all rows.
 ///
 /// # Errors
 /// Shapes that do not agree.
@@ -94,7 +96,7 @@ impl CustomOp2 for Linear {
         let grad = grad.contiguous()?;
         let grad = grad.reshape(as_matrix(grad.dims()))?; // [rows, out]
         let x_grad = grad.matmul(&weight.to_dtype(grad.dtype())?)?.reshape(x.dims())?;
-        // A frozen weight needs none: half of the work.
+        // A frozen weight needs no gradient, which saves half of the work.
         if !weight.track_op() {
             return Ok((Some(x_grad), None));
         }

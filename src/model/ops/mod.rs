@@ -1,33 +1,34 @@
-//! Operations of the decoder with exact backward passes. In f32 on the CPU they are fused and rayon-threaded; on a GPU, and in
-//! bf16, they are tensor operations of Candle's (`plain/`). Each is checked against the other form.
+//! Operations of the decoder with exact backward passes. In f32 on the CPU they are fused and run
+//! on rayon's threads; on a GPU, and in bf16, they are composed of Candle's tensor operations
+//! (`composite/`). Tests check the two forms against each other.
 //!
-//! Candle's own autograd walks the graph; each operation here is one node of it and reads its operands as plain slices.
-//! Threads are those of the rayon pool that the caller runs in, so a caller that splits a batch itself runs each part in a
-//! pool of its own and nothing here competes with it.
+//! Autograd is Candle's; each operation here is one node of its graph and reads its operands as
+//! slices. Operations use the rayon pool of the caller, so a caller that splits a batch itself runs
+//! each part in its own pool without competition.
 
+pub mod adapter;
 pub mod attention;
-pub mod beside;
-pub mod collect;
+mod composite;
 pub mod cross_entropy;
+pub(super) mod custom_grad;
 pub mod decay;
 pub mod delta_rule;
 pub mod distillation;
+mod fused_linear_loss;
 pub mod gated;
-pub(super) mod given;
-mod head;
+pub mod grad_sink;
 pub mod linear;
-mod plain;
 pub mod rms_norm;
 pub mod rotary;
 pub mod short_convolution;
 
+pub use adapter::{gated_update, low_rank};
 pub use attention::{Scoring, attention};
-pub use beside::{gated_update, low_rank};
-pub use collect::Gradients;
 pub use cross_entropy::{CrossEntropy, linear_cross_entropy};
 pub use decay::decay;
 pub use delta_rule::delta_rule;
 pub use gated::{geglu, sigmoid_gate, silu, swiglu};
+pub use grad_sink::Gradients;
 pub use linear::{add_bias, linear};
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
@@ -37,10 +38,10 @@ use crate::simd_math as lanes;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
 
-/// Rows that one rayon task works on: enough to pay for handing them over.
+/// Rows that one rayon task works on: enough to outweigh the cost of a task.
 const ROWS_PER_TASK: usize = 64;
 
-/// The contiguous f32 values behind a storage.
+/// The contiguous f32 values of a storage.
 fn floats<'a>(storage: &'a CpuStorage, layout: &Layout, op: &str) -> Result<&'a [f32]> {
     let Some((from, to)) = layout.contiguous_offsets() else {
         candle_core::bail!("{op}: operand of shape {:?} is not contiguous", layout.shape());
@@ -65,12 +66,12 @@ pub(crate) fn with_floats<const N: usize, R>(
     f(slices)
 }
 
-/// The values of a tensor on any device, as f32 in CPU memory; the tensor itself where they are that already.
+/// The values of a tensor as f32 in CPU memory; the tensor itself if they already are.
 pub(crate) fn on_host(tensor: &Tensor) -> Result<Tensor> {
     tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)
 }
 
-/// Row-major matrix inside a storage: where it begins and how far its rows and columns are apart.
+/// A strided matrix inside a storage.
 #[derive(Clone, Copy)]
 struct Matrix<'a> {
     storage: &'a CpuStorage,
@@ -81,12 +82,12 @@ struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// A dense matrix that fills its storage from `offset`.
+    /// A dense row-major matrix that begins at `offset`.
     fn dense(storage: &'a CpuStorage, offset: usize, rows: usize, columns: usize) -> Self {
         Self { storage, offset, rows, columns, strides: [columns, 1] }
     }
 
-    /// The transpose, without moving a value.
+    /// The transpose, without copying.
     fn t(self) -> Self {
         let [row, column] = self.strides;
         Self { rows: self.columns, columns: self.rows, strides: [column, row], ..self }

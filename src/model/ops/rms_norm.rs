@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{ROWS_PER_TASK, floats, lanes, plain, with_floats};
+use super::{ROWS_PER_TASK, composite, floats, lanes, with_floats};
 
 struct RmsNorm {
     eps: f32,
@@ -12,10 +12,10 @@ struct RmsNorm {
 /// `x / sqrt(mean(x^2) + eps) * weight` for x `[..., D]` and weight `[D]`.
 ///
 /// # Errors
-/// operands of different types or devices or whose D differ.
+/// Operands of different types or devices, or with different D.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if plain::is_needed(x) {
-        return plain::rms_norm(x, weight, eps);
+    if composite::is_needed(x) {
+        return composite::rms_norm(x, weight, eps);
     }
     x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 })
 }
@@ -42,7 +42,8 @@ pub(super) fn row_gradient(x: &[f32], weight: &[f32], g: &[f32], eps: f32, dx: &
     }
 }
 
-/// Sum of per-task gradients in task order, so that it does not depend on which thread finished first.
+/// Sums per-task gradients in task order, so that the result doesn't depend on which thread
+/// finished first.
 pub(super) fn ordered_sum(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
     let mut total = vec![0.0; len];
     for part in parts {

@@ -1,5 +1,5 @@
-//! Rotary positions (Su et al. 2021) in Hugging Face's half-rotation layout, of whole heads or their first dimensions, fused
-//! with an RMS norm per head.
+//! Rotary positions (Su et al. 2021) in Hugging Face's half-rotation layout, of whole heads or
+//! their first dimensions, fused with an RMS norm per head.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shap
 use rayon::prelude::*;
 
 use super::rms_norm::{inverse_rms, ordered_sum, row_gradient};
-use super::{ROWS_PER_TASK, floats, plain, with_floats};
+use super::{ROWS_PER_TASK, composite, floats, with_floats};
 use crate::model::RopeScaling;
 
 /// Cosines and sines of every position, each `[positions, rotary_dim / 2]`.
@@ -16,12 +16,13 @@ pub struct RotaryTable {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
-    /// Both as tensors on the device that asked first.
+    /// Both as tensors on the first device that asked.
     elsewhere: OnceLock<(Tensor, Tensor)>,
 }
 
 impl RotaryTable {
-    /// The angles `position * theta^(-2 i / rotary_dim)`, computed in f64; with Llama-3's scaling of the low frequencies if given.
+    /// The angles `position * theta^(-2 i / rotary_dim)`, computed in f64; with Llama 3's scaling
+    /// of the low frequencies if given.
     pub fn new(positions: usize, rotary_dim: usize, theta: f64, scaling: Option<&RopeScaling>) -> Self {
         let half = rotary_dim / 2;
         let frequencies: Vec<f64> = (0..half)
@@ -30,7 +31,8 @@ impl RotaryTable {
                 scaling.map_or(frequency, |scaling| scaling.apply(frequency))
             })
             .collect();
-        // Angles are products of f32 values as in transformers: with f64 products the two drift apart at long positions.
+        // Angles are products of f32 values as in transformers; f64 products would drift from it
+        // at large positions.
         let angle = |position: usize, frequency: f64| f64::from(position as f32 * frequency as f32);
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |&f| angle(p, f)));
         let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
@@ -42,14 +44,15 @@ impl RotaryTable {
         self.cos.len() / self.half.max(1)
     }
 
-    /// Cosines and sines as tensors `[positions, rotary_dim / 2]`, kept on the first device that asks: a run has one.
+    /// Cosines and sines as tensors `[positions, rotary_dim / 2]`, cached for the first device
+    /// that asks, since a run uses one.
     pub(super) fn on(&self, device: &Device) -> Result<(Tensor, Tensor)> {
         let tensor = |values: &[f32]| Tensor::from_slice(values, (self.positions(), self.half), device);
         if let Some(kept) = self.elsewhere.get().filter(|kept| kept.0.device().same_device(device)) {
             return Ok(kept.clone());
         }
         let both = (tensor(&self.cos)?, tensor(&self.sin)?);
-        // Somebody else may have been first: then these are used once.
+        // Another thread may have been first; then these are used once.
         let _ = self.elsewhere.set(both.clone());
         Ok(both)
     }
@@ -61,7 +64,8 @@ impl RotaryTable {
 }
 
 impl RopeScaling {
-    /// The scaled frequency: long wavelengths divided by the factor, short ones kept, a ramp between them.
+    /// The scaled frequency: long wavelengths divided by the factor, short ones kept, a ramp
+    /// between them.
     fn apply(&self, frequency: f64) -> f64 {
         let wavelength = 2.0 * std::f64::consts::PI / frequency;
         let context = self.original_max_position as f64;
@@ -84,8 +88,9 @@ struct Rotary {
     eps: f32,
 }
 
-/// Turns the first `rotary_dim` dimensions of heads `[batch, seq, heads, head_dim]` by their positions (`[batch * seq]`),
-/// after an RMS norm per head with `norm` (`[head_dim]` and epsilon) where there is one.
+/// Rotates the first `rotary_dim` dimensions of heads `[batch, seq, heads, head_dim]` by their
+/// positions (`[batch * seq]`), after an RMS norm per head with `norm` (`[head_dim]` and epsilon)
+/// if there is one.
 ///
 /// # Errors
 /// Shapes that do not agree, positions beyond the table, operands of different types or devices.
@@ -107,8 +112,8 @@ pub fn rotary(
     if let Some(&beyond) = positions.iter().find(|&&p| p as usize >= table.positions()) {
         candle_core::bail!("rotary: position {beyond}, the table ends at {}", table.positions());
     }
-    if plain::is_needed(x) {
-        return plain::rotary(x, norm, table, positions);
+    if composite::is_needed(x) {
+        return composite::rotary(x, norm, table, positions);
     }
     let op = Rotary { table: table.clone(), positions: positions.clone(), eps: 0.0 };
     let x = x.contiguous()?;
@@ -119,7 +124,8 @@ pub fn rotary(
 }
 
 impl Rotary {
-    /// Runs `f` on every head of every token: (table row, output, input heads); tokens are shared out to threads.
+    /// Runs `f` on every head of every token: (table row, output, input heads); in parallel over
+    /// tokens.
     fn forward(&self, x: &[f32], dims: &[usize], weight: Option<&[f32]>) -> Vec<f32> {
         let (heads, width) = (dims[2], dims[3]);
         let token = heads * width;
@@ -187,7 +193,8 @@ impl Rotary {
     }
 }
 
-/// Turns one head in place: dimension i is paired with i + rotary_dim / 2. `sign` -1 turns back.
+/// Rotates one head in place: dimension i is paired with i + rotary_dim / 2. `sign` -1 rotates
+/// back.
 #[inline]
 fn turn(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
     let (first, second) = head.split_at_mut(cos.len());

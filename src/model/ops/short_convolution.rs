@@ -1,4 +1,5 @@
-//! The short causal convolution before a DeltaNet: each channel over its last few tokens inside a document, then SiLU.
+//! The short causal convolution before a DeltaNet: a depthwise convolution over the last few
+//! tokens inside a document, then SiLU.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use rayon::prelude::*;
 
 use super::lanes::{self, sigmoid};
 use super::rms_norm::ordered_sum;
-use super::{floats, plain, with_floats};
+use super::{composite, floats, with_floats};
 use crate::model::layout::{BatchLayout, Document};
 
 struct ShortConvolution {
@@ -15,8 +16,9 @@ struct ShortConvolution {
     seq: usize,
 }
 
-/// `silu(sum over j of weight[c, j] x[t - kernel + 1 + j, c])` for x `[B, S, C]` and weight `[C, 1, kernel]` (as torch has a
-/// depthwise kernel); tokens before a document count as zero, and padding gives zero.
+/// `silu(sum over j of weight[c, j] x[t - kernel + 1 + j, c])` for x `[B, S, C]` and weight
+/// `[C, 1, kernel]` (the layout of a depthwise kernel in torch). Tokens before a document count as
+/// zero, and padding gives zero.
 ///
 /// # Errors
 /// Shapes that do not agree with each other or the layout, operands of different types or devices.
@@ -27,20 +29,21 @@ pub fn short_convolution(x: &Tensor, weight: &Tensor, layout: &BatchLayout) -> R
         let (x, weight) = (x.shape(), weight.shape());
         candle_core::bail!("short convolution: x {x:?}, weight {weight:?}, layout [{batch}, {seq}]");
     }
-    if plain::is_needed(x) {
-        return plain::short_convolution(x, weight, layout);
+    if composite::is_needed(x) {
+        return composite::short_convolution(x, weight, layout);
     }
     let op = ShortConvolution { documents: layout.documents().clone(), seq };
     x.contiguous()?.apply_op2(&weight.contiguous()?, op)
 }
 
-/// The kernel `[C, kernel]` with its taps as rows: `[kernel, C]`.
+/// The kernel `[C, kernel]` transposed to `[kernel, C]`, a row per tap.
 fn transposed(weight: &[f32], channels: usize) -> Vec<f32> {
     let kernel = weight.len() / channels;
     (0..kernel).flat_map(|tap| (0..channels).map(move |c| weight[c * kernel + tap])).collect()
 }
 
-/// What tap `tap` of a kernel of `kernel` sees at token `at`, if that is in the document.
+/// The token that tap `tap` of a kernel of `kernel` taps sees at token `at`, if it is in the
+/// document.
 fn seen(at: usize, tap: usize, kernel: usize) -> Option<usize> {
     (at + tap + 1).checked_sub(kernel)
 }
@@ -86,7 +89,7 @@ fn gradients(x: &[f32], taps: &[f32], grad: &[f32], channels: usize) -> (Vec<f32
 }
 
 impl ShortConvolution {
-    /// Where each document's values stand in `[B, S, C]`.
+    /// The range of each document's values in `[B, S, C]`.
     fn places(&self, channels: usize) -> Vec<std::ops::Range<usize>> {
         let place = |document: &Document| {
             let from = (document.row * self.seq + document.start) * channels;

@@ -62,7 +62,7 @@ impl Default for Limits {
 
 /// One example: an event, its right encoding, and the conversation that a model learns from.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct Example {
     /// Unique among rows of the same seed.
     pub id: String,
     /// Name of the kind of event.
@@ -105,7 +105,7 @@ impl Generator {
     }
 
     /// Row number `index`; any order, any number of times, always the same.
-    pub fn row(&self, index: u64) -> Row {
+    pub fn row(&self, index: u64) -> Example {
         if index % DOZEN >= DOZEN - 2
             && let Some(row) = self.twin(index)
         {
@@ -117,7 +117,7 @@ impl Generator {
     }
 
     /// One of a pair of twins, if a pair that is different enough is found in a few attempts.
-    fn twin(&self, index: u64) -> Option<Row> {
+    fn twin(&self, index: u64) -> Option<Example> {
         let (first, side) = (index - index % DOZEN + DOZEN - 2, index % 2 == 1);
         (1..=6).find_map(|attempt| {
             let (kind, event) = self.event(first, attempt, Some(side));
@@ -153,7 +153,14 @@ impl Generator {
         (kind, Event::new(source, sort, clip(&apart(&text), limit)))
     }
 
-    fn finish(&self, index: u64, kind: &Kind, twin: Option<String>, event: Event, encoding: Encoding) -> Row {
+    fn finish(
+        &self,
+        index: u64,
+        kind: &Kind,
+        twin: Option<String>,
+        event: Event,
+        encoding: Encoding,
+    ) -> Example {
         let mut rng = stream("wording", self.seed, self.split, index, 0);
         let wide = self.limits.max_event_chars >= Limits::LONG_PROMPTS_FROM;
         let wording = match rng.random_range(0..100) {
@@ -164,7 +171,7 @@ impl Generator {
         };
         let mut messages = prompt::messages(&event, &wording);
         messages.push(Message { role: "assistant".to_owned(), content: encoding.to_compact_json() });
-        Row { id: self.id(index), kind: kind.name, twin, event, encoding, messages }
+        Example { id: self.id(index), kind: kind.name, twin, event, encoding, messages }
     }
 }
 

@@ -68,8 +68,9 @@ fn golds_keep_every_fact_and_echo_no_instruction() {
 #[test]
 fn a_row_depends_on_its_number_alone() {
     let generator = Generator::new(3, Split::Train);
-    let forwards: Vec<Row> = (0..40).map(|index| generator.row(index)).collect();
-    let backwards: Vec<Row> = (0..40).rev().map(|index| Generator::new(3, Split::Train).row(index)).collect();
+    let forwards: Vec<Example> = (0..40).map(|index| generator.row(index)).collect();
+    let backwards: Vec<Example> =
+        (0..40).rev().map(|index| Generator::new(3, Split::Train).row(index)).collect();
     assert!(forwards.iter().eq(backwards.iter().rev()));
     assert_ne!(forwards[0].event, Generator::new(4, Split::Train).row(0).event);
     assert_ne!(forwards[0].event, Generator::new(3, Split::Eval).row(0).event);

@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use rand::Rng;
 
 use crate::model::ops::{linear, low_rank};
-use crate::model::{Again, DecoderConfig, Parameters, Projection, Taps};
+use crate::model::{DecoderConfig, Parameters, Projection, Recompute, Taps};
 use crate::train::recipe::LoraRecipe;
 
 /// A LoRA over shared parameters.
@@ -49,13 +49,13 @@ impl Taps for Lora {
         }
     }
 
-    fn again(&self, layer: usize) -> Option<Again> {
+    fn recompute(&self, layer: usize) -> Option<Recompute> {
         let same = self.clone();
         // In the order of projections: a HashMap's would differ from run to run.
         let mut pairs: Vec<_> = self.pairs.iter().filter(|((_, at), _)| *at == layer).collect();
         pairs.sort_unstable_by_key(|(place, _)| **place);
         let variables = pairs.into_iter().flat_map(|(_, (a, b))| [a.clone(), b.clone()]).collect();
-        Some(Again { taps: Arc::new(move || Box::new(same.clone())), variables })
+        Some(Recompute { taps: Arc::new(move || Box::new(same.clone())), variables })
     }
 }
 

@@ -15,13 +15,13 @@ use crate::train::TrainError;
 #[derive(Debug)]
 pub struct Jsonl {
     files: Vec<(PathBuf, std::fs::File)>,
-    rows: Vec<Place>,
+    rows: Vec<RowLocation>,
     digest: Digest,
 }
 
 /// Where a row stands.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct RowLocation {
     offset: u64,
     bytes: u32,
     file: u32,
@@ -55,7 +55,7 @@ impl Jsonl {
                 if !text.trim().is_empty() {
                     Row::parse(text).map_err(wrong)?;
                     let size = u32::try_from(read).map_err(|_| wrong(format!("{read} bytes: too long")))?;
-                    rows.push(Place { offset, bytes: size, file: number as u32, line });
+                    rows.push(RowLocation { offset, bytes: size, file: number as u32, line });
                 }
                 offset += read as u64;
             }
@@ -71,7 +71,7 @@ impl Jsonl {
 
 impl Source for Jsonl {
     fn row(&self, index: u64, _max_event_chars: Option<usize>) -> Result<Row, TrainError> {
-        let Place { offset, bytes, file, .. } = self.rows[index as usize];
+        let RowLocation { offset, bytes, file, .. } = self.rows[index as usize];
         let (path, file) = &self.files[file as usize];
         let mut text = vec![0; bytes as usize];
         file.read_exact_at(&mut text, offset).map_err(TrainError::file(path))?;
@@ -88,7 +88,7 @@ impl Source for Jsonl {
     }
 
     fn place(&self, index: u64) -> String {
-        let Place { file, line, .. } = self.rows[index as usize];
+        let RowLocation { file, line, .. } = self.rows[index as usize];
         format!("{}, line {line}", self.files[file as usize].0.display())
     }
 

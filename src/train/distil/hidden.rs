@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::model::ops::linear;
-use crate::model::{Again, Decoder, DecoderConfig, Parameters, Point, Taps};
+use crate::model::{Decoder, DecoderConfig, Parameters, Point, Recompute, Taps};
 use crate::train::TrainError;
 use crate::train::recipe::HiddenRecipe;
 
@@ -140,7 +140,7 @@ impl Taps for Capture {
     }
 
     /// It looks only at what leaves blocks.
-    fn again(&self, layer: usize) -> Option<Again> {
-        self.inner.again(layer)
+    fn recompute(&self, layer: usize) -> Option<Recompute> {
+        self.inner.recompute(layer)
     }
 }

@@ -3,9 +3,9 @@
 //! The teacher runs beside the student, or is served by somebody else, or has spoken before and was written down.
 
 mod hidden;
-mod served;
-mod spool;
-mod stored;
+mod logit_cache;
+mod logit_writer;
+mod remote_teacher;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use super::TrainError;
 use super::base;
 use super::batch::{Inputs, PackedRow, batch};
 use super::data::{Chat, Mixture};
-use super::device::Place;
+use super::device::ComputeDevice;
 use super::objective::{Objective, PartLoss, Student, Terms};
 use super::prepare::{Prepared, lock};
 use super::recipe::{DistilRecipe, Recipe};
 use crate::digest::Digest;
 use crate::failpoints;
-use crate::model::ops::distillation::{Taught, Teaching, Weights, distillation};
+use crate::model::ops::distillation::{TeacherOutput, TeacherSource, Weights, distillation};
 use crate::model::{Decoder, NoTaps, Parameters};
 pub use hidden::MAP_PREFIX;
 use hidden::{Capture, Hidden};
-pub use served::Ask;
-use served::Served;
-pub use spool::Writer;
-pub use stored::{Answer, Store};
+pub use logit_cache::{LogitCache, TopTokens};
+pub use logit_writer::LogitWriter;
+pub use remote_teacher::Ask;
+use remote_teacher::RemoteTeacher;
 
 /// A teacher and how much it counts.
 pub struct Teacher {
@@ -43,9 +43,9 @@ pub struct Teacher {
 }
 
 enum Kind {
-    Beside(Arc<Decoder>),
-    Served(Served),
-    Stored(Store),
+    Local(Arc<Decoder>),
+    Remote(RemoteTeacher),
+    Cached(LogitCache),
 }
 
 impl Teacher {
@@ -62,23 +62,23 @@ impl Teacher {
         let vocabulary = student.config.vocab_size;
         let (kind, digest) = match (&recipe.teacher, &recipe.endpoint, &recipe.stored) {
             (Some(path), ..) => {
-                let (decoder, digest) = beside(path, &student.chat, &student.place)?;
-                (Kind::Beside(decoder.into()), Some(digest))
+                let (decoder, digest) = open_local(path, &student.chat, &student.compute)?;
+                (Kind::Local(decoder.into()), Some(digest))
             }
             (None, Some(endpoint), _) => {
-                let served = Served::new(endpoint, recipe.top, vocabulary, ask)?;
-                served.check_tokens(student.chat.tokenizer())?;
-                (Kind::Served(served), None)
+                let remote = RemoteTeacher::new(endpoint, recipe.top, vocabulary, ask)?;
+                remote.check_tokens(student.chat.tokenizer())?;
+                (Kind::Remote(remote), None)
             }
             (None, None, Some(folder)) => {
-                let store = Store::open(folder, recipe.temperature as f32, vocabulary)?;
-                let digest = store.speaker();
-                (Kind::Stored(store), Some(digest))
+                let cache = LogitCache::open(folder, recipe.temperature as f32, vocabulary)?;
+                let digest = cache.fingerprint();
+                (Kind::Cached(cache), Some(digest))
             }
             (None, None, None) => return Err(candle_core::Error::Msg("no teacher is named".into()).into()),
         };
         let hidden = match (&recipe.hidden, &kind) {
-            (Some(pairs), Kind::Beside(teacher)) => Some(Hidden::new(pairs, teacher, &student.trained)?),
+            (Some(pairs), Kind::Local(teacher)) => Some(Hidden::new(pairs, teacher, &student.trained)?),
             _ => None,
         };
         Ok(Self { kind, recipe: recipe.clone(), hidden, digest, vocabulary })
@@ -90,10 +90,10 @@ impl Teacher {
     /// # Errors
     /// The first row of which it says nothing.
     pub(super) fn check_rows(&self, recipe: &Recipe, rows: &Mixture, from: u64) -> Result<(), TrainError> {
-        let (Kind::Stored(store), None) = (&self.kind, &recipe.data.loading) else { return Ok(()) };
+        let (Kind::Cached(cache), None) = (&self.kind, &recipe.data.loading) else { return Ok(()) };
         let weights = recipe.domain_weights();
         (from + 1..=recipe.train.steps).try_for_each(|step| {
-            store.check(&batch(rows, &weights, recipe.stage(step), step, recipe.data.long_rows)?.rows)
+            cache.check(&batch(rows, &weights, recipe.stage(step), step, recipe.data.long_rows)?.rows)
         })
     }
 
@@ -103,10 +103,10 @@ impl Teacher {
     }
 
     /// Hash of whatever decides what it says of a document: itself, or what is served where; the tokens; how much is kept.
-    fn speaker(&self, tokens_of: Digest) -> Result<Digest, TrainError> {
+    fn fingerprint(&self, tokens_of: Digest) -> Result<Digest, TrainError> {
         let DistilRecipe { top, temperature, .. } = &self.recipe;
         let who = match (&self.kind, self.digest) {
-            (Kind::Served(served), _) => served.identity()?,
+            (Kind::Remote(remote), _) => remote.identity()?,
             (_, digest) => digest.map_or_else(String::new, |digest| digest.to_string()),
         };
         Ok(Digest(Sha256::digest(format!("{who}\n{tokens_of}\n{top}\n{temperature}")).into()))
@@ -115,27 +115,31 @@ impl Teacher {
     /// Where it computes what it says.
     fn device(&self) -> &Device {
         match &self.kind {
-            Kind::Beside(decoder) => decoder.device(),
-            Kind::Served(_) | Kind::Stored(_) => &Device::Cpu,
+            Kind::Local(decoder) => decoder.device(),
+            Kind::Remote(_) | Kind::Cached(_) => &Device::Cpu,
         }
     }
 
     /// The student's lessons.
-    pub fn teaching<'a>(&'a self, student: Student<'a>) -> Lessons<'a> {
-        Lessons { teacher: self, student }
+    pub fn objective<'a>(&'a self, student: Student<'a>) -> DistilObjective<'a> {
+        DistilObjective { teacher: self, student }
     }
 
     /// What the teacher says of the answer tokens of rows, and its hidden states where they are learnt.
-    fn speak(&self, rows: &[PackedRow], inputs: &Inputs) -> Result<(Arc<dyn Teaching>, Capture), TrainError> {
+    fn output(
+        &self,
+        rows: &[PackedRow],
+        inputs: &Inputs,
+    ) -> Result<(Arc<dyn TeacherSource>, Capture), TrainError> {
         let mut capture = Capture::new(Box::new(NoTaps), self.hidden.iter().flat_map(Hidden::of_teacher));
-        let taught: Arc<dyn Teaching> = match &self.kind {
-            Kind::Beside(decoder) => {
+        let taught: Arc<dyn TeacherSource> = match &self.kind {
+            Kind::Local(decoder) => {
                 let student = Student { decoder, adapter: None };
                 let hidden = student.predicting(inputs, &mut capture)?;
-                Arc::new(Beside { decoder: decoder.clone(), hidden })
+                Arc::new(LocalTeacher { decoder: decoder.clone(), hidden })
             }
-            Kind::Served(served) => Arc::new(Said(served.answers(rows)?)),
-            Kind::Stored(store) => Arc::new(Said(store.answers(rows)?)),
+            Kind::Remote(remote) => Arc::new(CachedTeacher(remote.top_tokens(rows)?)),
+            Kind::Cached(cache) => Arc::new(CachedTeacher(cache.top_tokens(rows)?)),
         };
         Ok((taught, capture))
     }
@@ -144,24 +148,26 @@ impl Teacher {
     ///
     /// # Errors
     /// The teacher's.
-    pub fn answers(&self, rows: &[PackedRow]) -> Result<Vec<Answer>, TrainError> {
+    pub fn top_tokens(&self, rows: &[PackedRow]) -> Result<Vec<TopTokens>, TrainError> {
         let inputs = Inputs::new(rows, self.device())?;
-        let (taught, _) = self.speak(rows, &inputs)?;
-        let mut answers = Vec::with_capacity(inputs.targets.len());
+        let (taught, _) = self.output(rows, &inputs)?;
+        let mut top_tokens = Vec::with_capacity(inputs.targets.len());
         let (top, temperature) = (self.recipe.top, self.recipe.temperature as f32);
         for from in (0..inputs.targets.len()).step_by(ROWS) {
             let count = ROWS.min(inputs.targets.len() - from);
             taught.rows(from, count, &mut |_, taught| {
                 // What pads a teacher's embedding beyond the student's is no token.
                 let taught = match taught {
-                    Taught::Logits(logits) => Taught::Logits(&logits[..logits.len().min(self.vocabulary)]),
-                    top @ Taught::Top { .. } => top,
+                    TeacherOutput::Logits(logits) => {
+                        TeacherOutput::Logits(&logits[..logits.len().min(self.vocabulary)])
+                    }
+                    top @ TeacherOutput::Top { .. } => top,
                 };
-                answers.push(Answer::of(taught, top, temperature));
+                top_tokens.push(TopTokens::of(taught, top, temperature));
                 Ok(())
             })?;
         }
-        Ok(answers)
+        Ok(top_tokens)
     }
 }
 
@@ -169,7 +175,7 @@ impl Teacher {
 const ROWS: usize = 256;
 
 /// Reads a teacher and the hash of its tensors, and holds its tokenizer to the student's.
-fn beside(path: &Path, chat: &Chat, place: &Place) -> Result<(Decoder, Digest), TrainError> {
+fn open_local(path: &Path, chat: &Chat, compute: &ComputeDevice) -> Result<(Decoder, Digest), TrainError> {
     let (model, digest) = base::load(path)?;
     let its = Chat::of_model(&model.text)?;
     let vocabularies = [&its, chat].map(|chat| chat.tokenizer().inner().get_vocab(true));
@@ -185,24 +191,24 @@ fn beside(path: &Path, chat: &Chat, place: &Place) -> Result<(Decoder, Digest), 
     }
     // Its embedding may be padded to another size than the student's; it must have every token.
     base::check_vocabulary(path, &its, model.config.vocab_size)?;
-    let parameters = model.parameters.to(&place.device, place.dtype)?;
-    Ok((Decoder::frozen(model.config, &parameters)?.computing_in(place.dtype), digest))
+    let parameters = model.parameters.to(&compute.device, compute.dtype)?;
+    Ok((Decoder::frozen(model.config, &parameters)?.computing_in(compute.dtype), digest))
 }
 
 /// Logits of a teacher that runs beside the student, a few rows at a time.
-struct Beside {
+struct LocalTeacher {
     decoder: Arc<Decoder>,
     /// `[targets, D]`
     hidden: Tensor,
 }
 
-impl Beside {
+impl LocalTeacher {
     fn of(&self, from: usize, count: usize) -> candle_core::Result<Tensor> {
         self.decoder.logits(&self.hidden.narrow(0, from, count)?.contiguous()?)
     }
 }
 
-impl Teaching for Beside {
+impl TeacherSource for LocalTeacher {
     fn logits(&self, from: usize, count: usize) -> candle_core::Result<Option<Tensor>> {
         self.of(from, count).map(Some)
     }
@@ -211,45 +217,52 @@ impl Teaching for Beside {
         &self,
         from: usize,
         count: usize,
-        see: &mut dyn FnMut(usize, Taught) -> candle_core::Result<()>,
+        see: &mut dyn FnMut(usize, TeacherOutput) -> candle_core::Result<()>,
     ) -> candle_core::Result<()> {
         let logits = self.of(from, count)?;
         let width = logits.dim(1)?;
         let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        logits.chunks_exact(width).enumerate().try_for_each(|(at, row)| see(at, Taught::Logits(row)))
+        logits.chunks_exact(width).enumerate().try_for_each(|(at, row)| see(at, TeacherOutput::Logits(row)))
     }
 }
 
 /// Answers that are there already.
-struct Said(Vec<Answer>);
+struct CachedTeacher(Vec<TopTokens>);
 
-impl Teaching for Said {
+impl TeacherSource for CachedTeacher {
     fn rows(
         &self,
         from: usize,
         count: usize,
-        see: &mut dyn FnMut(usize, Taught) -> candle_core::Result<()>,
+        see: &mut dyn FnMut(usize, TeacherOutput) -> candle_core::Result<()>,
     ) -> candle_core::Result<()> {
         let rows = self.0[from..from + count].iter().enumerate();
         rows.into_iter().try_for_each(|(at, answer)| {
-            see(at, Taught::Top { ids: &answer.ids, probabilities: &answer.probabilities, tail: answer.tail })
+            see(
+                at,
+                TeacherOutput::Top {
+                    ids: &answer.ids,
+                    probabilities: &answer.probabilities,
+                    tail: answer.tail,
+                },
+            )
         })
     }
 }
 
 /// A student before its teacher.
-pub struct Lessons<'a> {
+pub struct DistilObjective<'a> {
     teacher: &'a Teacher,
     student: Student<'a>,
 }
 
-impl Objective for Lessons<'_> {
+impl Objective for DistilObjective<'_> {
     fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
         let inputs = Inputs::new(rows, self.student.decoder.device())?;
         let Teacher { recipe, hidden: pairs, .. } = self.teacher;
         let mut capture = Capture::new(self.student.taps(), pairs.iter().flat_map(Hidden::of_student));
         let hidden = self.student.predicting(&inputs, &mut capture)?;
-        let (taught, of_teacher) = self.teacher.speak(rows, &inputs)?;
+        let (taught, of_teacher) = self.teacher.output(rows, &inputs)?;
         let weights = Weights {
             scale,
             cross_entropy: recipe.ce as f32,
@@ -298,7 +311,7 @@ pub fn add_maps(
 ///
 /// # Errors
 /// A recipe without a teacher that can be asked, or with rows that depend on losses; the teacher's; the disk.
-pub fn store(
+pub fn write_cache(
     recipe: &Recipe,
     out: &Path,
     ask: Option<Ask>,
@@ -315,14 +328,14 @@ pub fn store(
     let prepared = Prepared::new(recipe, out, false)?;
     let teacher = Teacher::open(distil, &prepared, ask)?;
     let weights = recipe.domain_weights();
-    let speaker = teacher.speaker(prepared.identity.tokens_of)?;
-    let mut writer = Writer::open(out, speaker, distil.top, distil.temperature as f32)?;
+    let fingerprint = teacher.fingerprint(prepared.identity.tokens_of)?;
+    let mut writer = LogitWriter::open(out, fingerprint, distil.top, distil.temperature as f32)?;
     let before = writer.documents();
     for step in 1..=recipe.train.steps {
         let batch = batch(&prepared.train, &weights, recipe.stage(step), step, recipe.data.long_rows)?;
         for row in &batch.rows {
             if !writer.has(row) {
-                writer.add(row, teacher.answers(std::slice::from_ref(row))?)?;
+                writer.add(row, teacher.top_tokens(std::slice::from_ref(row))?)?;
                 failpoints::point("distil.said", "");
             }
         }

@@ -24,7 +24,8 @@ fn server(decoder: Decoder, asked: Arc<Mutex<usize>>) -> Ask {
         let hidden = decoder.forward(&ids, &layout, &mut NoTaps).unwrap();
         let logits = decoder.logits(&hidden.narrow(1, count - 1, 1).unwrap().contiguous().unwrap()).unwrap();
         let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let answer = Answer::of(Taught::Logits(&logits), body["n_probs"].as_u64().unwrap() as usize, 1.0);
+        let answer =
+            TopTokens::of(TeacherOutput::Logits(&logits), body["n_probs"].as_u64().unwrap() as usize, 1.0);
         let top: Vec<Value> = answer
             .ids
             .iter()
@@ -65,12 +66,12 @@ fn noisy() -> (Decoder, Parameters) {
     (decoder, parameters)
 }
 
-fn lessons(teacher: &Teacher) -> (Terms, Vec<Vec<f32>>) {
+fn learnt(teacher: &Teacher) -> (Terms, Vec<Vec<f32>>) {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
     let student = Student { decoder: &decoder, adapter: None };
     let workers = Workers::new(1).unwrap();
     let rows = packed(2);
-    let outcome = workers.run(&teacher.teaching(student), Some(&parameters), &rows[..2], 96).unwrap();
+    let outcome = workers.run(&teacher.objective(student), Some(&parameters), &rows[..2], 96).unwrap();
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     (outcome.terms, outcome.gradients.iter().map(values).collect())
 }
@@ -89,42 +90,42 @@ fn close(a: &(Terms, Vec<Vec<f32>>), b: &(Terms, Vec<Vec<f32>>), bound: f32) {
 fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
     // All tokens are named, so that nothing is left to the tail.
     let text = "teacher = \"x\"\ntop = 320\nce = 0.3\n";
-    let beside = of(Kind::Beside(teacher().into()), text);
-    let expected = lessons(&beside);
+    let local = of(Kind::Local(teacher().into()), text);
+    let expected = learnt(&local);
     assert!(expected.0.divergence > 0.01, "{:?}", expected.0);
 
     let asked = Arc::new(Mutex::new(0));
-    let served = Served::new("http://x", 320, 320, Some(server(teacher(), asked.clone()))).unwrap();
-    let served = of(Kind::Served(served), text);
-    close(&lessons(&served), &expected, 1e-3);
+    let remote = RemoteTeacher::new("http://x", 320, 320, Some(server(teacher(), asked.clone()))).unwrap();
+    let remote = of(Kind::Remote(remote), text);
+    close(&learnt(&remote), &expected, 1e-3);
     assert_eq!(*asked.lock().unwrap(), packed(2)[..2].iter().map(|row| row.targets.len()).sum::<usize>());
 
     let folder = tempfile::tempdir().unwrap();
-    let mut writer = Writer::open(folder.path(), Digest([1; 32]), 320, 1.0).unwrap();
+    let mut writer = LogitWriter::open(folder.path(), Digest([1; 32]), 320, 1.0).unwrap();
     for row in &packed(2)[..2] {
-        writer.add(row, beside.answers(std::slice::from_ref(row)).unwrap()).unwrap();
+        writer.add(row, local.top_tokens(std::slice::from_ref(row)).unwrap()).unwrap();
         assert!(writer.has(row));
     }
     let documents: usize = packed(2)[..2].iter().map(|row| row.documents.len()).sum();
     assert!(writer.finish().unwrap() <= documents);
-    let store = Store::open(folder.path(), 1.0, 320).unwrap();
-    let unknown = store.answers(&packed(3)[..1]).unwrap_err().to_string();
+    let cache = LogitCache::open(folder.path(), 1.0, 320).unwrap();
+    let unknown = cache.top_tokens(&packed(3)[..1]).unwrap_err().to_string();
     assert!(unknown.contains("has nothing about a row"), "{unknown}");
-    let stored = of(Kind::Stored(store), text);
-    close(&lessons(&stored), &expected, 1e-5);
+    let cached = of(Kind::Cached(cache), text);
+    close(&learnt(&cached), &expected, 1e-5);
 
-    let other = Store::open(folder.path(), 2.0, 320).err().unwrap().to_string();
+    let other = LogitCache::open(folder.path(), 2.0, 320).err().unwrap().to_string();
     assert!(other.contains("temperature 1, distil.temperature is 2"), "{other}");
     // Fewer tokens: what they lack is in the tail.
-    let head = beside.answers(&packed(2)[..1]).unwrap();
-    let few = Answer::of(
-        Taught::Top { ids: &head[0].ids, probabilities: &head[0].probabilities, tail: head[0].tail },
+    let head = local.top_tokens(&packed(2)[..1]).unwrap();
+    let few = TopTokens::of(
+        TeacherOutput::Top { ids: &head[0].ids, probabilities: &head[0].probabilities, tail: head[0].tail },
         3,
         1.0,
     );
     assert_eq!(few, head[0]);
     let logits = [0.0, 3.0, 1.0, 2.0];
-    let top = Answer::of(Taught::Logits(&logits), 2, 1.0);
+    let top = TopTokens::of(TeacherOutput::Logits(&logits), 2, 1.0);
     let sum: f32 = logits.iter().map(|l: &f32| l.exp()).sum();
     assert_eq!(top.ids, [1, 3]);
     assert!((top.tail - (0f32.exp() + 1f32.exp()) / sum).abs() < 1e-6, "{top:?}");
@@ -150,8 +151,8 @@ fn an_answer_without_numbers_is_refused() {
             "names token 320, the student has 320",
         ),
     ] {
-        let served = Served::new("http://x", 4, 320, Some(ask(reply))).unwrap();
-        let error = served.answers(&packed(1)[..1]).unwrap_err().to_string();
+        let remote = RemoteTeacher::new("http://x", 4, 320, Some(ask(reply))).unwrap();
+        let error = remote.top_tokens(&packed(1)[..1]).unwrap_err().to_string();
         assert!(error.contains("http://x") && error.contains(part), "{error}");
     }
 }
@@ -159,17 +160,17 @@ fn an_answer_without_numbers_is_refused() {
 #[test]
 fn a_served_teacher_that_reads_texts_otherwise_is_refused() {
     let own = tokenizer();
-    let served = |shift: u32| {
+    let remote = |shift: u32| {
         let own = own.clone();
         let ask: Ask = Arc::new(move |path, body| {
             assert_eq!(path, "/tokenize");
             let ids = own.encode(body["content"].as_str().unwrap()).unwrap();
             Ok(json!({"tokens": ids.into_iter().map(|id| id + shift).collect::<Vec<u32>>()}))
         });
-        Served::new("http://x", 4, 320, Some(ask)).unwrap()
+        RemoteTeacher::new("http://x", 4, 320, Some(ask)).unwrap()
     };
-    served(0).check_tokens(&own).unwrap();
-    let error = served(1).check_tokens(&own).unwrap_err().to_string();
+    remote(0).check_tokens(&own).unwrap();
+    let error = remote(1).check_tokens(&own).unwrap_err().to_string();
     assert!(error.contains("http://x") && error.contains("The retry at 14:05"), "{error}");
 }
 
@@ -181,11 +182,11 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
     hidden::add_maps(&pairs, decoder.config(), teacher.config(), 1, &mut trained).unwrap();
     let hidden = Hidden::new(&pairs, &teacher, &trained).unwrap();
     let text = "teacher = \"x\"\nkl = 0.0\nce = 1.0\n";
-    let teacher = Teacher { hidden: Some(hidden), ..of(Kind::Beside(teacher.into()), text) };
-    let lessons = teacher.teaching(Student { decoder: &decoder, adapter: None });
+    let teacher = Teacher { hidden: Some(hidden), ..of(Kind::Local(teacher.into()), text) };
+    let objective = teacher.objective(Student { decoder: &decoder, adapter: None });
     let workers = Workers::new(1).unwrap();
     let rows = packed(2);
-    let outcome = workers.run(&lessons, Some(&trained), &rows[..2], 96).unwrap();
+    let outcome = workers.run(&objective, Some(&trained), &rows[..2], 96).unwrap();
     assert!(outcome.terms.hidden > 1e-3, "{:?}", outcome.terms);
     let expected = outcome.terms.cross_entropy + 0.5 * outcome.terms.hidden;
     assert!((outcome.loss - expected).abs() < 1e-5, "{} {expected}", outcome.loss);
@@ -200,7 +201,7 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
         let loss = |sign: f64| {
             let step = (gradient * (sign * 3e-3 / f64::from(length))).unwrap();
             var.set(&(&original + step).unwrap()).unwrap();
-            workers.run(&lessons, None, &rows[..2], 96).unwrap().loss
+            workers.run(&objective, None, &rows[..2], 96).unwrap().loss
         };
         let slope = ((loss(1.0) - loss(-1.0)) / 6e-3) as f32;
         var.set(&original).unwrap();
@@ -220,15 +221,15 @@ fn a_teacher_with_other_tokens_is_refused() {
     let written = crate::model::Model { config: decoder.config().clone(), parameters, text };
     hugging_face::save(folder.path(), &written).unwrap();
     let own = Chat::of_post(tokenizer());
-    let place = Place::new(DeviceChoice::Cpu, Precision::Auto).unwrap();
-    beside(folder.path(), &own, &place).unwrap();
+    let compute = ComputeDevice::new(DeviceChoice::Cpu, Precision::Auto).unwrap();
+    open_local(folder.path(), &own, &compute).unwrap();
     let other = crate::train::vocabulary::train(
         (0..50).map(|i| {
             vec![crate::model::tokenizer::Message { role: "user".into(), content: format!("zz{i} yy{i}") }]
         }),
         310,
     );
-    let error = beside(folder.path(), &Chat::of_post(other.unwrap()), &place).unwrap_err().to_string();
+    let error = open_local(folder.path(), &Chat::of_post(other.unwrap()), &compute).unwrap_err().to_string();
     let said =
         format!("a teacher needs the student's tokenizer: it has {} entries", tokenizer().vocab_size());
     assert!(error.contains(&said), "{error}");
@@ -253,9 +254,9 @@ fn a_padded_teacher_teaches_what_it_does_without_padding() {
     let text = crate::model::TextSide::of_post(&tokenizer()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     hugging_face::save(folder.path(), &crate::model::Model { config, parameters: padded, text }).unwrap();
-    let place = Place::new(DeviceChoice::Cpu, Precision::Auto).unwrap();
-    let (opened, _) = beside(folder.path(), &Chat::of_post(tokenizer()), &place).unwrap();
+    let compute = ComputeDevice::new(DeviceChoice::Cpu, Precision::Auto).unwrap();
+    let (opened, _) = open_local(folder.path(), &Chat::of_post(tokenizer()), &compute).unwrap();
     assert_eq!(opened.config().vocab_size, 328);
-    let lessons = |decoder: Decoder| lessons(&of(Kind::Beside(decoder.into()), "teacher = \"x\"\n"));
-    close(&lessons(opened), &lessons(decoder), 1e-5);
+    let learnt_from = |decoder: Decoder| learnt(&of(Kind::Local(decoder.into()), "teacher = \"x\"\n"));
+    close(&learnt_from(opened), &learnt_from(decoder), 1e-5);
 }

@@ -35,14 +35,14 @@ impl Matrices {
 #[derive(Debug)]
 pub struct Optimiser {
     /// For each parameter, in order, who moves it.
-    places: Vec<Place>,
+    assignments: Vec<Assignment>,
     muon: Muon,
     adamw: AdamW,
 }
 
 /// Who moves a parameter, and its index there.
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum Assignment {
     Muon(usize),
     AdamW(usize),
 }
@@ -58,18 +58,18 @@ impl Optimiser {
     /// # Errors
     /// Memory that is not there.
     pub fn new(parameters: &Parameters, who: Matrices, muon: MuonConfig, adamw: AdamWConfig) -> Result<Self> {
-        let (mut matrices, mut rest, mut places) = (vec![], vec![], vec![]);
+        let (mut matrices, mut rest, mut assignments) = (vec![], vec![], vec![]);
         for (name, var) in parameters.iter() {
             let entry = (name.to_owned(), var.as_tensor().clone());
             if who.moments(name, var.dims()) == 1 {
-                places.push(Place::Muon(matrices.len()));
+                assignments.push(Assignment::Muon(matrices.len()));
                 matrices.push(entry);
             } else {
-                places.push(Place::AdamW(rest.len()));
+                assignments.push(Assignment::AdamW(rest.len()));
                 rest.push(entry);
             }
         }
-        Ok(Self { places, muon: Muon::new(muon, matrices)?, adamw: AdamW::new(adamw, rest)? })
+        Ok(Self { assignments, muon: Muon::new(muon, matrices)?, adamw: AdamW::new(adamw, rest)? })
     }
 
     /// Moves every parameter, each on one thread; `gradients` are in the order of the parameters, `factor` scales both
@@ -78,13 +78,13 @@ impl Optimiser {
     /// # Errors
     /// Gradients that differ in number or shape from the parameters.
     pub fn step(&mut self, gradients: &[Tensor], factor: f64, workers: &Workers) -> Result<()> {
-        if gradients.len() != self.places.len() {
-            candle_core::bail!("{} gradients for {} parameters", gradients.len(), self.places.len());
+        if gradients.len() != self.assignments.len() {
+            candle_core::bail!("{} gradients for {} parameters", gradients.len(), self.assignments.len());
         }
         self.adamw.count_step();
-        workers.each(gradients.len(), |at| match self.places[at] {
-            Place::Muon(index) => self.muon.step(index, &gradients[at], factor),
-            Place::AdamW(index) => self.adamw.step(index, &gradients[at], factor),
+        workers.each(gradients.len(), |at| match self.assignments[at] {
+            Assignment::Muon(index) => self.muon.step(index, &gradients[at], factor),
+            Assignment::AdamW(index) => self.adamw.step(index, &gradients[at], factor),
         })
     }
 

@@ -14,7 +14,7 @@ use crate::engine::backend::backend;
 use crate::engine::ffi::{Batch, Context, ContextSettings, DecodeError, FelixError};
 use crate::engine::kernels::{self, Form, Kernels, felix::Weights};
 use crate::model::gguf_file::{Precision, export, import};
-use crate::model::stand_in::{self, Shape, Stored};
+use crate::model::synthetic_model::{self, Shape, WeightType};
 use crate::model::{BatchLayout, Decoder, Model};
 
 fn load(path: &Path) -> LlamaModel {
@@ -28,9 +28,9 @@ fn shipped() -> PathBuf {
 /// The shipped model and a random one. Not in Q8_0: rounding what goes into a product would make
 /// much of a small difference.
 fn posts(folder: &Path) -> [PathBuf; 2] {
-    let stand_in = folder.join("stand-in.gguf");
-    stand_in::write(Shape::Tiny, Stored::Q8, 7, &shipped(), &stand_in).unwrap();
-    [(shipped(), "shipped-f32.gguf"), (stand_in, "stand-in-f32.gguf")].map(|(path, name)| {
+    let synthetic = folder.join("stand-in.gguf");
+    synthetic_model::write(Shape::Tiny, WeightType::Q8, 7, &shipped(), &synthetic).unwrap();
+    [(shipped(), "shipped-f32.gguf"), (synthetic, "stand-in-f32.gguf")].map(|(path, name)| {
         let exact = folder.join(name);
         export(&import(&path).unwrap(), "exact", folder, &exact, Precision::F32).unwrap();
         exact
@@ -121,8 +121,8 @@ fn logits_are_those_of_the_other_kernel() {
 #[test]
 fn fewer_threads_compute_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    let [_, stand_in] = posts(folder.path());
-    for path in [shipped(), stand_in] {
+    let [_, synthetic] = posts(folder.path());
+    for path in [shipped(), synthetic] {
         let model = load(&path);
         let all = logits(&model, 3, Kernels::best());
         for crews in [&[1][..], &[2, 1, 3], &[3, 1]] {

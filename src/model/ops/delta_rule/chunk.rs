@@ -1,11 +1,12 @@
 //! The gated delta rule over one chunk of tokens, as matrix products, and its gradient.
 //!
-//! Token by token the rule is `S <- a S; S <- S + k (b (v - k^T S))^T; o = q^T S`, with a = exp(g) the decay, b the strength and
-//! S the state `[key width, value width]`. Over a chunk that begins in state S, with G the cumulative sums of g and
-//! `D_ij = exp(G_i - G_j)` for j <= i (Yang et al. 2024, equations 8 and 10, solved instead of inverted):
+//! Token by token the rule is `S <- a S; S <- S + k (b (v - k^T S))^T; o = q^T S`, with a = exp(g)
+//! the decay, b the strength and S the state `[key width, value width]`. Over a chunk that begins
+//! in state S, with G the cumulative sums of g and `D_ij = exp(G_i - G_j)` for j <= i (Yang et al.
+//! 2024, equations 8 and 10, solved instead of inverted):
 //!
 //! ```text
-//! A = strictly lower part of (b K K^T) D         what earlier tokens have written under a key
+//! A = strictly lower part of (b K K^T) D         what earlier tokens wrote under a key
 //! P = lower part of (Q K^T) D
 //! (1 + A) X = b (V - exp(G) K S)                 what each token writes
 //! O = exp(G) Q S + P X
@@ -16,7 +17,8 @@ use candle_core::{CpuStorage, Result};
 
 use super::super::{Matrix, lanes};
 
-/// Queries and keys of a chunk, and their inner products: the same for all value heads that share them.
+/// Queries and keys of a chunk, and their inner products: the same for all value heads that share
+/// them.
 pub(super) struct Keys<'a> {
     q: Matrix<'a>,
     k: Matrix<'a>,
@@ -62,7 +64,7 @@ pub(super) struct Chunk<'a> {
     written: Vec<f32>,
 }
 
-/// Gradients of a chunk's operands.
+/// Gradients of the operands of a chunk.
 pub(super) struct ChunkGradient {
     pub(super) q: Vec<f32>,
     pub(super) k: Vec<f32>,
@@ -143,7 +145,7 @@ impl<'a> Chunk<'a> {
         Matrix::dense(self.state, 0, self.keys.k.columns, self.width)
     }
 
-    /// What of the keys is left at the end of the chunk: `exp(G_n - G) K`.
+    /// The keys as they have decayed by the end of the chunk: `exp(G_n - G) K`.
     fn fading_keys(&self) -> Result<(Vec<f32>, Vec<f32>)> {
         let last = self.sums[self.sums.len() - 1];
         let left: Vec<f32> = self.sums.iter().map(|sum| lanes::exp(last - sum)).collect();
@@ -154,7 +156,7 @@ impl<'a> Chunk<'a> {
         Ok((keys, left))
     }
 
-    /// What is read, `[len, value width]`, and the state after the chunk.
+    /// Returns what is read, `[len, value width]`, and the state after the chunk.
     pub(super) fn forward(self) -> Result<(Vec<f32>, Vec<f32>)> {
         let (len, width) = (self.keys.len(), self.width);
         let key_width = self.keys.k.columns;
@@ -174,7 +176,8 @@ impl<'a> Chunk<'a> {
         Ok((read, state))
     }
 
-    /// Gradients for those of what is read, `[len, value width]`, and of the state after the chunk.
+    /// Returns the operands' gradients, given those of what is read, `[len, value width]`, and of
+    /// the state after the chunk.
     pub(super) fn backward(self, d_read: Vec<f32>, d_after: Vec<f32>) -> Result<ChunkGradient> {
         let (len, width, key_width) = (self.keys.len(), self.width, self.keys.k.columns);
         debug_assert_eq!(self.v.len(), len * width);
@@ -190,7 +193,8 @@ impl<'a> Chunk<'a> {
         let fading_s = storage(fading);
         let fading_m = Matrix::dense(&fading_s, 0, len, key_width);
 
-        // X: from the reads of the chunk and from the state after it; then through (1 + A)^-T, last token first.
+        // X: from the reads of the chunk and from the state after it; then through (1 + A)^-T, last
+        // token first.
         let mut d_written = Matrix::dense(&p, 0, len, len).t().matmul(&d_read_m)?;
         lanes::add(&mut d_written, &fading_m.matmul(&d_after_m)?);
         for i in (1..len).rev() {
@@ -283,7 +287,7 @@ impl<'a> Chunk<'a> {
         d_sums[last] += self.kept[last] * lanes::dot(before, after);
         add_scaled(&mut d_state, self.kept[last], after);
 
-        // Each g is in its own sum and all later ones.
+        // Each g is part of its own sum and all later ones.
         let mut sum = 0.0;
         let mut decay: Vec<f32> = d_sums
             .into_iter()

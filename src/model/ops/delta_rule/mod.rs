@@ -1,7 +1,8 @@
 //! The gated delta rule inside documents, chunk by chunk, with its exact gradient.
 //!
-//! Each task is one key head of one document, with the value heads that share it; its chunks follow each other, because the state
-//! goes from one to the next. Only the states between chunks are kept for the backward pass.
+//! Each task is one key head of one document, with the value heads that share it. Its chunks are
+//! computed in order, because each needs the state of the one before. Only the states between
+//! chunks are kept for the backward pass.
 
 mod chunk;
 
@@ -10,31 +11,34 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Matrix, floats, lanes, plain, with_floats};
+use super::{Matrix, composite, floats, lanes, with_floats};
 use crate::model::features::DeltaNetShape;
 use crate::model::layout::{BatchLayout, Document};
 use chunk::{Chunk, Keys};
 
-/// Tokens in a chunk: matrix products grow with it, and the triangle that is solved token by token too.
+/// Tokens in a chunk. Longer chunks make larger matrix products, but also a larger triangle that
+/// is solved token by token.
 const CHUNK: usize = 64;
-/// Added to the square sum of a query or key before its root is taken.
+/// Added to the squared length of a query or key before the root is taken.
 pub(super) const EPS: f32 = 1e-6;
 
 struct DeltaRule {
     documents: Arc<[Document]>,
     seq: usize,
     shape: DeltaNetShape,
-    /// States at the beginning of each chunk, per task `[chunks][group]`; written by the forward pass.
+    /// States at the beginning of each chunk, per task `[chunks][group]`; written by the forward
+    /// pass.
     states: OnceLock<Vec<Vec<Vec<CpuStorage>>>>,
 }
 
-/// Reads of the state, `[B, S, value heads, value width]`, for q, k and v side by side in `mixed`
-/// `[B, S, 2 key heads x key width + value heads x value width]`, log decays and strengths `[B, S, value heads]`. Queries and
-/// keys are brought to length 1, and queries divided by the root of their width. Each document begins with a state of
-/// zero; padding gives zero.
+/// Reads of the state, `[B, S, value heads, value width]`, for q, k and v concatenated in `mixed`
+/// `[B, S, 2 key heads x key width + value heads x value width]`, log decays and strengths
+/// `[B, S, value heads]`. Queries and keys are normalised to length 1, and queries divided by the
+/// root of their width. Each document starts with a zero state; padding gives zero.
 ///
 /// # Errors
-/// Shapes that do not agree with each other, `shape` or the layout; operands of different types or devices.
+/// Shapes that do not agree with each other, `shape` or the layout; operands of different types or
+/// devices.
 pub fn delta_rule(
     mixed: &Tensor,
     decay: &Tensor,
@@ -55,8 +59,8 @@ pub fn delta_rule(
             "delta rule: mixed {mixed:?}, decay {decay:?}, strength {strength:?}, {shape:?}, layout [{batch}, {seq}]"
         );
     }
-    if plain::is_needed(mixed) {
-        return plain::delta_rule(mixed, decay, strength, shape, layout);
+    if composite::is_needed(mixed) {
+        return composite::delta_rule(mixed, decay, strength, shape, layout);
     }
     let op = DeltaRule { documents: layout.documents().clone(), seq, shape, states: OnceLock::new() };
     let y = mixed.contiguous()?.apply_op3(&decay.contiguous()?, &strength.contiguous()?, op)?;
@@ -86,7 +90,7 @@ fn gather(rows: &[f32], columns: usize, task: Task, from: usize, width: usize) -
     rows.flat_map(|row| &row[from..from + width]).copied().collect()
 }
 
-/// Adds columns to their places; the inverse of [`gather`].
+/// Adds columns back where [`gather`] took them from.
 fn scatter(into: &mut [f32], columns: usize, task: Task, from: usize, values: &[f32]) {
     let width = values.len() / task.len;
     let rows = into[task.token * columns..(task.token + task.len) * columns].chunks_exact_mut(columns);
@@ -95,7 +99,7 @@ fn scatter(into: &mut [f32], columns: usize, task: Task, from: usize, values: &[
     }
 }
 
-/// Rows brought to length `length`.
+/// Rows scaled to length `length`.
 fn normalised(rows: &[f32], width: usize, length: f32) -> Vec<f32> {
     let mut out = rows.to_vec();
     for row in out.chunks_exact_mut(width) {
@@ -121,7 +125,7 @@ fn normalised_gradient(rows: &[f32], grad: &mut [f32], width: usize, length: f32
 
 /// A task's operands, gathered.
 struct Gathered {
-    /// As they came, for the gradient of their normalisation.
+    /// The raw q and k, for the gradient of their normalisation.
     raw: [Vec<f32>; 2],
     q: CpuStorage,
     k: CpuStorage,
@@ -131,7 +135,8 @@ struct Gathered {
     strength: Vec<Vec<f32>>,
 }
 
-/// Gradients of a task: q's and k's `[len, key width]`, and per value head v's, decay's and strength's.
+/// Gradients of a task: q's and k's `[len, key width]`, and per value head v's, decay's and
+/// strength's.
 struct TaskGradient {
     q: Vec<f32>,
     k: Vec<f32>,
@@ -152,7 +157,7 @@ impl DeltaRule {
         self.shape.value_heads / self.shape.key_heads
     }
 
-    /// Where in a row of `mixed` the q, k, and the first v of a key head stand.
+    /// Columns of `mixed` at which the q, the k, and the first v of a key head begin.
     fn columns(&self, head: usize) -> [usize; 3] {
         let DeltaNetShape { key_heads, key_dim, value_dim, .. } = self.shape;
         let keys = key_heads * key_dim;

@@ -1,4 +1,5 @@
-//! The operations of a DeltaNet block against the recurrence that they are a fast form of, token by token in plain Candle.
+//! The operations of a DeltaNet block against the recurrence that they speed up, token by token in
+//! plain Candle.
 
 use super::*;
 use crate::model::features::DeltaNetShape;
@@ -85,7 +86,7 @@ fn the_chunked_delta_rule_is_the_recurrence() {
         let shape = DeltaNetShape { key_heads, value_heads, key_dim, value_dim, kernel: 4 };
         let mixed = values(&[2, 90, shape.channels()], 1);
         let (g, b) = (values(&[2, 90, value_heads], 2), values(&[2, 90, value_heads], 3));
-        // Decays from next to nothing to everything.
+        // Decays from almost none to complete.
         let decays = || (&*g - 1.0)?.sqr()?.neg();
         let strengths = || (&*b + 1.0)? / 2.0;
         compare(

@@ -1,7 +1,7 @@
 //! Every fused operation against the same formula in plain Candle: values and gradients.
 
+mod composite;
 mod delta_net;
-mod plain;
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use candle_core::{D, DType, Device, Result, Tensor, Var};
 use super::*;
 use crate::model::layout::{BatchLayout, Document};
 
-/// A fixed spread of values in -1..1 that differ from operand to operand.
+/// Fixed, spread-out values in -1..1 that differ between operands.
 fn values(shape: &[usize], salt: usize) -> Var {
     let count: usize = shape.iter().product();
     let value = |i: usize| (((i * 7919 + salt * 104_729) % 1009) as f32 / 1009.0).mul_add(2.0, -1.0);

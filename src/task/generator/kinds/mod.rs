@@ -5,7 +5,7 @@ mod documents;
 mod failures;
 mod foreign;
 mod notes;
-mod salad;
+mod random_text;
 mod snippets;
 mod tables;
 
@@ -38,8 +38,8 @@ const ANY: &[&str] = &["mcp", "terminal", "filesystem", "clipboard"];
 /// All kinds.
 #[rustfmt::skip]
 pub const KINDS: &[Kind] = &[
-    Kind { name: "salad", short: 26, long: 24, sources: ANY, types: &["general", "note", "insight"], twins: false, write: salad::prose },
-    Kind { name: "strings", short: 10, long: 9, sources: ANY, types: &["general", "note"], twins: false, write: salad::strings },
+    Kind { name: "salad", short: 26, long: 24, sources: ANY, types: &["general", "note", "insight"], twins: false, write: random_text::prose },
+    Kind { name: "strings", short: 10, long: 9, sources: ANY, types: &["general", "note"], twins: false, write: random_text::strings },
     Kind { name: "commit", short: 22, long: 12, sources: &["git", "terminal", "mcp"], types: &["commit", "change", "decision"], twins: true, write: commits::commit },
     Kind { name: "diffstat", short: 0, long: 7, sources: &["git", "mcp"], types: &["commit", "change"], twins: true, write: commits::diffstat },
     Kind { name: "pull_request", short: 0, long: 8, sources: &["git", "filesystem", "mcp"], types: &["insight", "change", "general"], twins: true, write: commits::pull_request },

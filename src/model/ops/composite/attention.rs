@@ -1,22 +1,22 @@
-//! Attention by tensor operations, block of queries by block: the scores of one block exist at a time, and the backward pass
-//! makes them again.
+//! Attention in tensor operations, one block of queries at a time: only the scores of one block
+//! exist, and the backward pass recomputes them.
 
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
 use super::super::Scoring;
-use super::super::given::given3;
+use super::super::custom_grad::custom_grad3;
 use super::{document_starts, f32};
 use crate::model::layout::BatchLayout;
 
-/// Most scores that exist at a time (128 MiB): what bounds the queries of a block.
+/// Most scores that exist at a time (128 MiB); this bounds the queries of a block.
 const MOST_SCORES: usize = 1 << 25;
-/// Queries of a block are a multiple of this.
+/// The number of queries of a block is a multiple of this.
 const STEP: usize = 64;
-/// The score of a key that a query does not see: its exponential is 0 beside any other.
+/// The score of a key that a query doesn't see: its exponential is 0 relative to any other.
 const HIDDEN: f32 = -1e30;
 
-/// See [`super::super::attention`], whose checks went before.
+/// See [`super::super::attention`], which has checked the operands.
 pub(in super::super) fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -29,17 +29,18 @@ pub(in super::super) fn attention(
     in_blocks(q, k, v, Blocks::new(scoring, layout, k.dim(2)?, queries.max(STEP)))
 }
 
-/// Attention whose blocks have so many queries.
+/// Attention in the given blocks.
 pub(in super::super) fn in_blocks(q: &Tensor, k: &Tensor, v: &Tensor, blocks: Blocks) -> Result<Tensor> {
     let operands = [q, k, v].map(Tensor::detach);
     let context = blocks.forward(&operands)?;
     let kept = context.clone();
-    given3("plain-attention", [q, k, v], context, move |grad| {
+    custom_grad3("composite-attention", [q, k, v], context, move |grad| {
         Ok(blocks.backward(&operands, &kept, grad)?.map(Some))
     })
 }
 
-/// How a batch of attention is divided. Shapes: B batch, S seq, H heads, K key/value heads, G = H / K, D head_dim.
+/// How a batch of attention is divided. Shapes: B batch, S seq, H heads, K key/value heads, G = H /
+/// K, D head_dim.
 pub(in super::super) struct Blocks {
     scoring: Scoring,
     batch: usize,
@@ -50,7 +51,7 @@ pub(in super::super) struct Blocks {
     first: Vec<u32>,
 }
 
-/// Some queries of every row and the keys that any of them sees.
+/// Some queries of every row, with the keys that any of them sees.
 struct Block {
     from: usize,
     len: usize,
@@ -127,15 +128,15 @@ impl Blocks {
         x.narrow(2, block.from, block.len)?.contiguous()?.flatten(1, 2)
     }
 
-    /// Those with 0 where the query sees nothing.
+    /// `x` with 0 for queries that see nothing.
     fn seen(&self, x: &Tensor, block: &Block) -> Result<Tensor> {
         let (width, shape) = (x.dim(D::Minus1)?, x.shape());
         let x = x.reshape((self.batch, (), block.len, width))?;
         x.broadcast_mul(&block.sees)?.reshape(shape)
     }
 
-    /// Probabilities of a block `[B K, G len, keys]` (uniform where a query sees nothing), and under a cap the slopes of its
-    /// scores.
+    /// Probabilities of a block `[B K, G len, keys]` (uniform where a query sees nothing), and
+    /// with a cap the slopes of its scores.
     fn probabilities(&self, q: &Tensor, k: &Tensor, block: &Block) -> Result<(Tensor, Option<Tensor>)> {
         let mut scores = q.matmul(&k.t()?)?;
         let mut slopes = None;
@@ -168,14 +169,15 @@ impl Blocks {
         let [q, k, v] = self.arranged(operands)?;
         let (grad, context) = (self.by_head(grad)?, self.by_head(context)?);
         let (pairs, group, seq, width) = q.dims4()?;
-        // The inner product of context and its gradient, per query and head.
+        // The inner product of each context with its gradient, per query and head.
         let deltas = (&context * &grad)?.sum_keepdim(3)?;
         let (mut dq, mut dk, mut dv) = (vec![], k.zeros_like()?, v.zeros_like()?);
         for block in self.blocks(q.device())? {
             let of_keys = |x: &Tensor| x.narrow(1, block.first_key, block.keys());
             let (q, k, v) = (Self::rows(&q, &block)?, of_keys(&k)?, of_keys(&v)?);
             let (weights, slopes) = self.probabilities(&q, &k, &block)?;
-            // A query that sees nothing has no gradient, and so none goes on from its uniform probabilities.
+            // A query that sees nothing has no gradient, so its uniform probabilities pass none
+            // on.
             let grad = self.seen(&Self::rows(&grad, &block)?, &block)?;
             let deltas = self.seen(&Self::rows(&deltas, &block)?, &block)?;
             // dP = g V^T, dS = P (dP - g.o); under a cap c, times 1 - (S / c)^2

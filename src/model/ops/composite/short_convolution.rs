@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::{document_starts, f32, inside};
 use crate::model::layout::BatchLayout;
 
-/// See [`super::super::short_convolution`], whose checks went before.
+/// See [`super::super::short_convolution`], which has checked the operands.
 pub(in super::super) fn short_convolution(
     x: &Tensor,
     weight: &Tensor,
@@ -17,7 +17,7 @@ pub(in super::super) fn short_convolution(
     let tap = |at: usize| weight.narrow(2, at, 1)?.reshape((1, 1, channels));
     let mut sum = wide.broadcast_mul(&tap(kernel - 1)?)?;
     for back in 1..kernel.min(seq) {
-        // A token sees the one so many before it only inside its document.
+        // A token sees an earlier one only inside its own document.
         let sees: Vec<f32> =
             layout.positions().iter().map(|&at| f32::from(u8::from(at as usize >= back))).collect();
         let sees = Tensor::from_vec(sees, (batch, seq, 1), device)?;

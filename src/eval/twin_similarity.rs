@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::echo::visit_texts;
 use super::entities::words;
+use super::prompt_leakage::visit_texts;
 use super::schema::is_key;
 
 /// A pair passes below this.

@@ -8,10 +8,10 @@ use super::data::Mixture;
 use super::recipe::Recipe;
 
 /// Batches that are made ahead of the step that needs them.
-const AHEAD: u64 = 2;
+const PREFETCHED: u64 = 2;
 
 /// Asks for batches in time.
-pub(super) struct Ahead {
+pub(super) struct Prefetch {
     ask: Sender<(u64, Vec<f64>)>,
     made: Receiver<Result<Batch, TrainError>>,
     asked: u64,
@@ -20,7 +20,7 @@ pub(super) struct Ahead {
     last: u64,
 }
 
-impl Ahead {
+impl Prefetch {
     /// Starts the thread; the first batch will be that of step `from` + 1.
     pub fn start<'scope>(
         scope: &'scope std::thread::Scope<'scope, '_>,
@@ -47,7 +47,7 @@ impl Ahead {
     pub fn batch(&mut self, step: u64, weights: &[f64]) -> Result<Batch, TrainError> {
         // Behind the next evaluation the weights may be others.
         let known = self.weights_until.map_or(u64::MAX, |every| step.div_ceil(every) * every);
-        let until = (step + AHEAD).min(known).min(self.last);
+        let until = (step + PREFETCHED).min(known).min(self.last);
         while self.asked < until {
             self.asked += 1;
             // It ends only with an error, which is on its way.

@@ -1,7 +1,8 @@
-//! Stand-ins: models with the shape of a real one and random weights, to measure speed where nobody can fetch the real one.
+//! Synthetic models: the shape of a real one with random weights, to measure speed where the real
+//! one can't be downloaded.
 //!
-//! Speed follows from shapes and types, not from values, so a stand-in is as fast as the model that it stands for. What
-//! it says is noise.
+//! Speed depends on shapes and types, not on values, so a synthetic model is as fast as the real
+//! one. Its answers are noise.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,9 +22,9 @@ const NORMAL: i32 = 1;
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 
-/// How a stand-in's matrices are stored.
+/// How the matrices of a synthetic model are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Stored {
+pub enum WeightType {
     /// Blocks of 32 signed bytes.
     #[value(name = "Q8_0", alias = "q8_0")]
     Q8,
@@ -32,7 +33,7 @@ pub enum Stored {
     Q4,
 }
 
-impl Stored {
+impl WeightType {
     fn kind(self) -> GgmlType {
         match self {
             Self::Q8 => GgmlType::Q8_0,
@@ -48,8 +49,8 @@ impl Stored {
         }
     }
 
-    /// Scale of every block: numbers are uniform over 256 or 16 values, with a standard deviation of so many / sqrt(12), and
-    /// weights get one of 0.02.
+    /// Scale of every block. Numbers are uniform over 256 or 16 values, a standard deviation of
+    /// that count / sqrt(12); the scale makes it 0.02 for the weights.
     fn scale(self) -> f32 {
         match self {
             Self::Q8 => 0.02 / 73.9,
@@ -58,7 +59,7 @@ impl Stored {
     }
 }
 
-/// Which model is stood in for.
+/// The model whose shape is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Shape {
     /// Qwen2.5-1.5B: 1.54 billion parameters, 1.6 GB.
@@ -92,7 +93,7 @@ impl Shape {
                 features: Family::Qwen3.features(28, 12, 128),
             },
             Self::Tiny => DecoderConfig {
-                // More than the shipped tokenizer has, so that this shape needs filler tokens too.
+                // More than the shipped tokenizer has, so that this shape gets filler tokens too.
                 vocab_size: 4_352,
                 hidden_size: 64,
                 layers: 2,
@@ -116,16 +117,18 @@ impl Shape {
     }
 }
 
-/// Writes the stand-in of a shape; the seed decides every byte. One tensor at a time is in memory.
+/// Writes a synthetic model of a shape; the seed determines every byte. One tensor at a time is in
+/// memory.
 ///
-/// The tokenizer is that of the model file `tokenizer`, with filler tokens up to the size of the vocabulary. No merge makes
-/// them, so a text has the same tokens as with that file; they appear in answers alone.
+/// The tokenizer is that of the model file `tokenizer`, with filler tokens up to the size of the
+/// vocabulary. No merge produces them, so texts have the same tokens as with that file; fillers
+/// appear only in answers.
 ///
 /// # Errors
-/// A file that is no model or has more tokens than the shape; the disk.
+/// A file that is no model or has more tokens than the shape; I/O errors.
 pub fn write(
     shape: Shape,
-    stored: Stored,
+    weight_type: WeightType,
     seed: u64,
     tokenizer: &Path,
     target: &Path,
@@ -137,39 +140,39 @@ pub fn write(
     write_config(
         &config,
         &format!("stand-in-{}m", config.parameter_count() / 1_000_000),
-        stored.file_type(),
+        weight_type.file_type(),
         &mut writer,
     );
     write_tokenizer(&source, config.vocab_size, &mut writer)?;
     for (ours, shape) in config.parameter_shapes() {
         let theirs = gguf_name(config.family, &ours).expect("every parameter has a name in llama.cpp");
-        writer.tensor(theirs, &gguf_dims(&shape), stored_as(&shape, stored.kind()));
+        writer.tensor(theirs, &gguf_dims(&shape), stored_as(&shape, weight_type.kind()));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     writer.write::<GgufError>(target, |tensor| {
         Ok(match tensor.kind {
-            // Vectors are the norms' weights.
+            // Vectors are the weights of norms.
             GgmlType::F32 => 1f32.to_le_bytes().repeat(tensor.bytes as usize / 4),
-            _ => random_blocks(&mut rng, stored, tensor.bytes as usize),
+            _ => random_blocks(&mut rng, weight_type, tensor.bytes as usize),
         })
     })?;
     Ok(())
 }
 
 /// `bytes` bytes of blocks: an f16 scale, then 32 numbers.
-fn random_blocks(rng: &mut impl RngCore, stored: Stored, bytes: usize) -> Vec<u8> {
-    let scale = f16::from_f32(stored.scale()).to_le_bytes();
+fn random_blocks(rng: &mut impl RngCore, weight_type: WeightType, bytes: usize) -> Vec<u8> {
+    let scale = f16::from_f32(weight_type.scale()).to_le_bytes();
     let mut blocks = vec![0; bytes];
     rng.fill_bytes(&mut blocks);
-    let block = match stored {
-        Stored::Q8 => 2 + 32,
-        Stored::Q4 => 2 + 16,
+    let block = match weight_type {
+        WeightType::Q8 => 2 + 32,
+        WeightType::Q4 => 2 + 16,
     };
     for block in blocks.chunks_exact_mut(block) {
         block[..2].copy_from_slice(&scale);
         for byte in &mut block[2..] {
-            // -128 is in no file that ggml quantises to Q8_0, and its kernels negate bytes in place.
-            if stored == Stored::Q8 && *byte == 0x80 {
+            // ggml never quantises to -128 in Q8_0, and its kernels negate bytes in place.
+            if weight_type == WeightType::Q8 && *byte == 0x80 {
                 *byte = 0x81;
             }
         }
@@ -201,7 +204,8 @@ fn write_tokenizer(source: &Gguf, vocabulary: usize, writer: &mut Writer) -> Res
     Ok(())
 }
 
-/// The tokens and, behind them, words of four letters that are not among them, every other one with the space before it.
+/// The tokens, followed by words of four letters that are not among them, every other one with a
+/// leading space.
 fn filled(source: &Gguf, tokens: &[String], vocabulary: usize) -> Result<Vec<String>, FileError> {
     if tokens.len() > vocabulary {
         let (found, expected) = (format!("{} entries", tokens.len()), format!("at most {vocabulary}"));

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::{Digest, NotADigest};
-use crate::model::ops::distillation::Taught;
+use crate::model::ops::distillation::TeacherOutput;
 use crate::model::safetensors_file::SafetensorsFile;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
@@ -21,7 +21,7 @@ pub(super) const FILE: &str = "teacher.safetensors";
 
 /// What a teacher says before one token.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
+pub struct TopTokens {
     /// The likeliest tokens.
     pub ids: Vec<u32>,
     /// One for each.
@@ -30,7 +30,7 @@ pub struct Answer {
     pub tail: f32,
 }
 
-impl Answer {
+impl TopTokens {
     /// Tokens with their probabilities; what is left of 1 is the tail.
     pub fn new(ids: Vec<u32>, probabilities: Vec<f32>) -> Self {
         let sum: f64 = probabilities.iter().map(|&p| f64::from(p)).sum();
@@ -38,12 +38,12 @@ impl Answer {
     }
 
     /// The `top` likeliest of what a teacher says, at a temperature.
-    pub fn of(taught: Taught, top: usize, temperature: f32) -> Self {
+    pub fn of(taught: TeacherOutput, top: usize, temperature: f32) -> Self {
         match taught {
-            Taught::Top { ids, probabilities, tail } => {
+            TeacherOutput::Top { ids, probabilities, tail } => {
                 Self { ids: ids.to_vec(), probabilities: probabilities.to_vec(), tail }
             }
-            Taught::Logits(logits) => {
+            TeacherOutput::Logits(logits) => {
                 let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let raised = |logit: f32| f64::from((logit - most) / temperature).exp();
                 let sum: f64 = logits.iter().map(|&logit| raised(logit)).sum();
@@ -92,17 +92,17 @@ pub(super) fn documents(row: &PackedRow) -> impl Iterator<Item = (Digest, usize)
 }
 
 /// What a teacher said before. In memory is where each document lies in the file.
-pub struct Store {
+pub struct LogitCache {
     file: SafetensorsFile,
-    speaker: Digest,
+    fingerprint: Digest,
     top: usize,
     /// Entries of the student's vocabulary.
     vocabulary: usize,
     index: BTreeMap<Digest, Range<usize>>,
 }
 
-impl Store {
-    /// Opens a folder that [`Writer`](super::Writer) wrote for this temperature; its tokens must be among the `vocabulary`
+impl LogitCache {
+    /// Opens a folder that [`LogitWriter`](super::LogitWriter) wrote for this temperature; its tokens must be among the `vocabulary`
     /// first.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl Store {
                 "it was written at temperature {stored}, distil.temperature is {temperature}"
             )));
         }
-        let speaker = text("speaker")
+        let fingerprint = text("speaker")
             .parse()
             .map_err(|error: NotADigest| refuse(format!("metadata \"speaker\": {error}")))?;
         let all = [
@@ -158,12 +158,12 @@ impl Store {
         let keys = keys.as_chunks::<32>().0.iter().map(|key| Digest(*key));
         let ranges = offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
         let index = keys.zip(ranges).collect();
-        Ok(Self { file, speaker, top, vocabulary, index })
+        Ok(Self { file, fingerprint, top, vocabulary, index })
     }
 
     /// Hash of who said it: the same of two stores means the same words of the same documents.
-    pub(super) fn speaker(&self) -> Digest {
-        self.speaker
+    pub(super) fn fingerprint(&self) -> Digest {
+        self.fingerprint
     }
 
     /// Hands over what was said of each document, in the order of their hashes.
@@ -172,7 +172,7 @@ impl Store {
     /// The file's; what `see` says.
     pub(super) fn each(
         &self,
-        mut see: impl FnMut(Digest, Vec<Answer>) -> Result<(), TrainError>,
+        mut see: impl FnMut(Digest, Vec<TopTokens>) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         self.index.iter().try_for_each(|(key, range)| {
             let mut answers = Vec::new();
@@ -190,7 +190,7 @@ impl Store {
     }
 
     /// What was said of the rows' answers.
-    pub(super) fn answers(&self, rows: &[PackedRow]) -> Result<Vec<Answer>, TrainError> {
+    pub(super) fn top_tokens(&self, rows: &[PackedRow]) -> Result<Vec<TopTokens>, TrainError> {
         let mut answers = Vec::new();
         for (key, count) in rows.iter().flat_map(documents) {
             self.read(self.find(key, count)?, &mut answers)?;
@@ -215,7 +215,7 @@ impl Store {
     }
 
     /// The answers of these tokens.
-    fn read(&self, range: Range<usize>, answers: &mut Vec<Answer>) -> Result<(), TrainError> {
+    fn read(&self, range: Range<usize>, answers: &mut Vec<TopTokens>) -> Result<(), TrainError> {
         let part = |name: &str, width: usize| -> Result<Vec<[u8; 4]>, TrainError> {
             let mut bytes = vec![0; range.len() * width * 4];
             self.file.read_bytes(name, range.start * width * 4, &mut bytes)?;
@@ -238,7 +238,7 @@ impl Store {
                     self.wrong(format!("answer token {token} has a probability of {p}, expected 0 to 1"))
                 );
             }
-            answers.push(Answer { ids, probabilities, tail });
+            answers.push(TopTokens { ids, probabilities, tail });
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! The tensor-operation forms against the fused ones, in f32 on the CPU, where both can be asked.
+//! The composite forms against the fused ones, in f32 on the CPU, where both can run.
 
-use super::super::distillation::{Taught, Teaching, Weights, distillation};
-use super::super::{decay, delta_rule, plain, short_convolution};
+use super::super::distillation::{TeacherOutput, TeacherSource, Weights, distillation};
+use super::super::{composite, decay, delta_rule, short_convolution};
 use super::*;
 use crate::model::features::DeltaNetShape;
 
@@ -9,7 +9,8 @@ fn document(row: usize, start: usize, len: usize) -> Document {
     Document { row, start, len }
 }
 
-/// Documents longer and shorter than a chunk or a block, of one token, at the very end; padding between two and behind.
+/// Documents longer and shorter than a chunk or a block, of one token, at the very end; padding
+/// between and after documents.
 fn layout() -> BatchLayout {
     let documents = vec![
         document(0, 0, 150),
@@ -26,7 +27,7 @@ fn layout() -> BatchLayout {
 #[test]
 fn norms_and_rotary_positions_match() {
     let (x, w) = (values(&[3, 50, 36], 1), values(&[36], 2));
-    compare("rms norm", &[&x, &w], || rms_norm(&x, &w, 1e-6), || plain::rms_norm(&x, &w, 1e-6));
+    compare("rms norm", &[&x, &w], || rms_norm(&x, &w, 1e-6), || composite::rms_norm(&x, &w, 1e-6));
     let (x, w) = (values(&[2, 70, 3, 16], 1), values(&[16], 2));
     let positions: Arc<[u32]> = (0..140).map(|i| i % 41).collect();
     for rotary_dim in [16, 4] {
@@ -36,7 +37,7 @@ fn norms_and_rotary_positions_match() {
                 &format!("{rotary_dim} rotated, {} operands", operands.len()),
                 &operands,
                 || rotary(&x, norm, &table, &positions),
-                || plain::rotary(&x, norm, &table, &positions),
+                || composite::rotary(&x, norm, &table, &positions),
             );
         }
     }
@@ -47,17 +48,19 @@ fn gated_products_and_what_adapters_add_match() {
     let (gate, up) = (values(&[4, 33], 1), values(&[4, 33], 2));
     let wide = || &*gate * 8.0;
     let both = [&gate, &up];
-    compare("swiglu", &both, || swiglu(&wide()?, &up), || plain::swiglu(&wide()?, &up));
-    compare("geglu", &both, || geglu(&wide()?, &up), || plain::geglu(&wide()?, &up));
-    compare("sigmoid gate", &both, || sigmoid_gate(&wide()?, &up), || plain::sigmoid_gate(&wide()?, &up));
-    compare("silu", &[&gate], || silu(&wide()?), || plain::silu(&wide()?));
+    compare("swiglu", &both, || swiglu(&wide()?, &up), || composite::swiglu(&wide()?, &up));
+    compare("geglu", &both, || geglu(&wide()?, &up), || composite::geglu(&wide()?, &up));
+    compare("sigmoid gate", &both, || sigmoid_gate(&wide()?, &up), || composite::sigmoid_gate(&wide()?, &up));
+    compare("silu", &[&gate], || silu(&wide()?), || composite::silu(&wide()?));
 
     let (y, inner, b) = (values(&[2, 5, 12], 1), values(&[2, 5, 3], 2), values(&[12, 3], 3));
     let fused = || low_rank(&y, &inner, &b, 1.5);
-    compare("low rank", &[&y, &inner, &b], fused, || plain::low_rank(&y, &inner, &b, 1.5));
+    compare("low rank", &[&y, &inner, &b], fused, || composite::low_rank(&y, &inner, &b, 1.5));
     let (update, bias) = (values(&[2, 5, 12], 5), values(&[1], 6));
     let fused = || gated_update(&y, &update, &bias, 0.25);
-    compare("gated update", &[&y, &update, &bias], fused, || plain::gated_update(&y, &update, &bias, 0.25));
+    compare("gated update", &[&y, &update, &bias], fused, || {
+        composite::gated_update(&y, &update, &bias, 0.25)
+    });
 }
 
 #[test]
@@ -81,8 +84,8 @@ fn attention_matches_in_blocks_of_any_size() {
                 &[&q, &k, &v],
                 || attention(&(&*q * 4.0)?, &k, &v, scoring, &layout),
                 || {
-                    let blocks = plain::Blocks::new(scoring, &layout, kv_heads, queries);
-                    plain::attention_in(&(&*q * 4.0)?, &k, &v, blocks)
+                    let blocks = composite::Blocks::new(scoring, &layout, kv_heads, queries);
+                    composite::attention_in(&(&*q * 4.0)?, &k, &v, blocks)
                 },
             );
         }
@@ -95,7 +98,7 @@ fn the_parts_of_a_delta_net_match() {
     let wide = || &*time * 30.0;
     let operands = [&time, &rate, &bias];
     let fused = || decay(&wide()?, &rate, &bias);
-    compare("decay", &operands, fused, || plain::decay(&wide()?, &rate, &bias));
+    compare("decay", &operands, fused, || composite::decay(&wide()?, &rate, &bias));
     let layout = layout();
     for kernel in [1, 4] {
         let (x, w) = (values(&[3, 150, 10], 1), values(&[10, 1, kernel], 2));
@@ -103,28 +106,29 @@ fn the_parts_of_a_delta_net_match() {
             &format!("kernel {kernel}"),
             &[&x, &w],
             || short_convolution(&x, &w, &layout),
-            || plain::short_convolution(&x, &w, &layout),
+            || composite::short_convolution(&x, &w, &layout),
         );
     }
     for (key_heads, value_heads, key_dim, value_dim) in [(1, 1, 4, 4), (2, 4, 6, 3), (2, 2, 3, 8)] {
         let shape = DeltaNetShape { key_heads, value_heads, key_dim, value_dim, kernel: 4 };
         let mixed = values(&[3, 150, shape.channels()], 1);
         let (g, b) = (values(&[3, 150, value_heads], 2), values(&[3, 150, value_heads], 3));
-        // Decays from next to nothing to everything.
+        // Decays from almost none to complete.
         let decays = || (&*g - 1.0)?.sqr()?.neg();
         let strengths = || (&*b + 1.0)? / 2.0;
         compare(
             &format!("{shape:?}"),
             &[&mixed, &g, &b],
             || delta_rule(&mixed, &decays()?, &strengths()?, shape, &layout),
-            || plain::delta_rule(&mixed, &decays()?, &strengths()?, shape, &layout),
+            || composite::delta_rule(&mixed, &decays()?, &strengths()?, shape, &layout),
         );
     }
 }
 
 #[test]
 fn keys_that_repeat_lose_no_digits() {
-    // Without decay, and every token writing under the same key: the triangle is all ones, and powers of it are huge.
+    // No decay, and every token writes under the same key: the triangle is all ones, and its
+    // powers are huge.
     let shape = DeltaNetShape { key_heads: 1, value_heads: 1, key_dim: 4, value_dim: 4, kernel: 4 };
     let layout = BatchLayout::whole(1, 128);
     let same = values(&[1, 1, 8], 1).broadcast_as((1, 128, 8)).unwrap().contiguous().unwrap();
@@ -137,7 +141,7 @@ fn keys_that_repeat_lose_no_digits() {
         "one key",
         &[&v],
         || delta_rule(&mixed()?, &none, &strengths()?, shape, &layout),
-        || plain::delta_rule(&mixed()?, &none, &strengths()?, shape, &layout),
+        || composite::delta_rule(&mixed()?, &none, &strengths()?, shape, &layout),
     );
 }
 
@@ -150,20 +154,21 @@ fn cross_entropy_matches_in_chunks_of_any_size() {
         let wide = || &*x * 8.0;
         let fused = || linear_cross_entropy(&wide()?, &w, targets.clone(), 0.01, cap, true);
         for at_once in [33, 100, 500] {
-            let plain = || plain::cross_entropy(&wide()?, &w, &targets, 0.01, cap, (at_once, true));
+            let composite = || composite::cross_entropy(&wide()?, &w, &targets, 0.01, cap, (at_once, true));
             compare(
                 &format!("{at_once} rows at a time, cap {cap:?}"),
                 &[&x, &w],
                 || Ok(fused()?.loss),
-                || Ok(plain()?.loss),
+                || Ok(composite()?.loss),
             );
-            assert_eq!(fused().unwrap().hits, plain().unwrap().hits);
+            assert_eq!(fused().unwrap().hits, composite().unwrap().hits);
         }
     }
-    let without = plain::cross_entropy(&x, &w, &targets, 1.0, None, (64, false)).unwrap();
+    let without = composite::cross_entropy(&x, &w, &targets, 1.0, None, (64, false)).unwrap();
     let error = without.loss.backward().unwrap_err().to_string();
     assert!(error.contains("with_gradient is false"), "{error}");
-    let error = plain::cross_entropy(&x, &w, &targets[1..], 1.0, None, (64, false)).unwrap_err().to_string();
+    let error =
+        composite::cross_entropy(&x, &w, &targets[1..], 1.0, None, (64, false)).unwrap_err().to_string();
     assert!(error.contains("99 targets"), "{error}");
     // A frozen head.
     let head = w.as_detached_tensor();
@@ -172,36 +177,36 @@ fn cross_entropy_matches_in_chunks_of_any_size() {
         if fused {
             linear_cross_entropy(&x, &head, targets, 0.1, None, true)
         } else {
-            plain::cross_entropy(&x, &head, &targets, 0.1, None, (64, true))
+            composite::cross_entropy(&x, &head, &targets, 0.1, None, (64, true))
         }
     };
     compare("frozen head", &[&x], || Ok(frozen(true)?.loss), || Ok(frozen(false)?.loss));
 }
 
-/// A teacher of as many logits as it has, or of its likeliest tokens and a tail.
+/// A teacher that gives all logits, or some tokens and a tail.
 struct Says {
     logits: Tensor,
     top: Option<usize>,
 }
 
-impl Teaching for Says {
+impl TeacherSource for Says {
     fn rows(
         &self,
         from: usize,
         count: usize,
-        see: &mut dyn FnMut(usize, Taught) -> Result<()>,
+        see: &mut dyn FnMut(usize, TeacherOutput) -> Result<()>,
     ) -> Result<()> {
         for (at, row) in self.logits.narrow(0, from, count)?.to_vec2::<f32>()?.into_iter().enumerate() {
             let Some(top) = self.top else {
-                see(at, Taught::Logits(&row))?;
+                see(at, TeacherOutput::Logits(&row))?;
                 continue;
             };
-            // Not the likeliest, but some; another number of them in every other row.
+            // Some tokens, not the most likely; their number alternates from row to row.
             let ids: Vec<u32> = (0..(top - at % 2) as u32).map(|id| id * 3 + 1).collect();
             let probabilities: Vec<f32> =
                 ids.iter().map(|id| 0.9 / ids.len() as f32 / (1 + id % 2) as f32).collect();
             let tail = 1.0 - probabilities.iter().sum::<f32>();
-            see(at, Taught::Top { ids: &ids, probabilities: &probabilities, tail })?;
+            see(at, TeacherOutput::Top { ids: &ids, probabilities: &probabilities, tail })?;
         }
         Ok(())
     }
@@ -220,16 +225,18 @@ fn distillation_matches_whatever_the_teacher_says() {
         (vocab, Some(8), None),
     ] {
         let logits = (values(&[rows, entries], 7).as_detached_tensor() * 3.0).unwrap();
-        let teacher: Arc<dyn Teaching> = Arc::new(Says { logits, top });
+        let teacher: Arc<dyn TeacherSource> = Arc::new(Says { logits, top });
         let weights = Weights { scale: 0.02, cross_entropy: 0.3, divergence: 0.9, temperature: 1.7, cap };
         let wide = || &*x * 4.0;
         let fused = || distillation(&wide()?, &w, targets.clone(), teacher.clone(), weights, true);
-        let plain = || plain::distillation(&wide()?, &w, &targets, &*teacher, weights, (40, true));
+        let composite = || composite::distillation(&wide()?, &w, &targets, &*teacher, weights, (40, true));
         let what = format!("{entries} entries, top {top:?}, cap {cap:?}");
-        compare(&what, &[&x, &w], || Ok(fused()?.loss), || Ok(plain()?.loss));
-        let (fused, plain) = (fused().unwrap(), plain().unwrap());
-        assert_eq!(fused.hits, plain.hits);
-        for (a, b) in [(fused.cross_entropy, plain.cross_entropy), (fused.divergence, plain.divergence)] {
+        compare(&what, &[&x, &w], || Ok(fused()?.loss), || Ok(composite()?.loss));
+        let (fused, composite) = (fused().unwrap(), composite().unwrap());
+        assert_eq!(fused.hits, composite.hits);
+        for (a, b) in
+            [(fused.cross_entropy, composite.cross_entropy), (fused.divergence, composite.divergence)]
+        {
             assert!((a - b).abs() < 1e-5 * a.abs(), "{what}: {a}, {b}");
         }
     }

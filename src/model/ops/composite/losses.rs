@@ -1,21 +1,22 @@
-//! Losses through a linear head by tensor operations. As in the fused form, logits exist only for a chunk of rows, and
-//! gradients are made along with them.
+//! Losses of a linear head in tensor operations. As in the fused form, logits exist only for a
+//! chunk of rows, and gradients are computed along with them.
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
-use super::super::collect::hand_over;
 use super::super::cross_entropy::CrossEntropy;
-use super::super::distillation::{Distillation, Taught, Teaching, Weights};
-use super::super::given::given2;
-use super::super::head::{check, no_gradients};
+use super::super::custom_grad::custom_grad2;
+use super::super::distillation::{Distillation, TeacherOutput, TeacherSource, Weights};
+use super::super::fused_linear_loss::{check, no_gradients};
+use super::super::grad_sink::hand_over;
 use super::f32;
 
-/// Most logits that exist at a time (512 MiB in f32): more than in the fused form, because a GPU needs larger products.
+/// Most logits that exist at a time (512 MiB in f32): more than in the fused form, because GPUs
+/// need larger products.
 const MOST_LOGITS: usize = 1 << 27;
-/// Beyond this many rows a product gains nothing.
+/// More rows don't make a product faster.
 const MOST_ROWS: usize = 4096;
 
 /// Rows whose logits exist at a time.
@@ -23,16 +24,17 @@ pub(in super::super) fn rows_at_once(head: &Tensor) -> usize {
     (MOST_LOGITS / head.dims()[0].max(1)).clamp(32, MOST_ROWS)
 }
 
-/// What a loss says of some rows.
+/// The loss of some rows.
 struct Judged {
     /// Sum of their losses, scaled.
     loss: f64,
-    /// Its gradient by their logits, f32.
+    /// Its gradient with respect to their logits, f32.
     d_logits: Tensor,
 }
 
-/// The loss, a scalar in f32, of hidden `[rows, D]` through a head `[V, D]`. `judge` is handed the logits `[rows, V]` of
-/// `at_once` rows, in f32, with the number of the first and their targets `[rows, 1]`.
+/// The loss, a scalar in f32, of hidden `[rows, D]` through a head `[V, D]`. `judge` gets the
+/// logits `[rows, V]` of `at_once` rows at a time, in f32, with the number of the first row and the
+/// targets `[rows, 1]`.
 fn through_head(
     op: &'static str,
     hidden: &Tensor,
@@ -65,14 +67,14 @@ fn through_head(
     }
     let loss = Tensor::new(total as f32, hidden.device())?;
     let gradients = with_gradient.then(|| -> Result<_> {
-        // No rows: no part.
+        // There were no rows.
         let d_hidden = if d_hidden.is_empty() { x.zeros_like()? } else { Tensor::cat(&d_hidden, 0)? };
         let none = || Tensor::zeros(weight.shape(), DType::F32, x.device());
         Ok((d_hidden, of_head.then(|| d_head.map_or_else(none, Ok)).transpose()?))
     });
     let gradients = Mutex::new(gradients.transpose()?);
     let head_itself = head.clone();
-    given2(op, hidden, head, loss, move |grad| {
+    custom_grad2(op, hidden, head, loss, move |grad| {
         let taken = gradients.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((d_hidden, d_head)) = taken else { return Err(no_gradients(op)) };
         let grad = f64::from(grad.to_scalar::<f32>()?);
@@ -86,20 +88,21 @@ fn through_head(
     })
 }
 
-/// A loss's sum, on the host.
+/// The sum of losses, on the host.
 fn sum(values: &Tensor) -> Result<f64> {
     Ok(f64::from(values.sum_all()?.to_scalar::<f32>()?))
 }
 
-/// Bends logits by a soft cap, if there is one; gives the slopes too.
-fn bend(logits: Tensor, cap: Option<f32>) -> Result<(Tensor, Option<Tensor>)> {
+/// Applies a soft cap to logits, if there is one; returns the slopes too.
+fn soft_cap(logits: Tensor, cap: Option<f32>) -> Result<(Tensor, Option<Tensor>)> {
     let Some(cap) = cap.map(f64::from) else { return Ok((logits, None)) };
     let bent = (logits / cap)?.tanh()?;
     let slopes = bent.sqr()?.affine(-1.0, 1.0)?;
     Ok(((bent * cap)?, Some(slopes)))
 }
 
-/// Sum of the cross-entropies of rows, `softmax - onehot(target)`, and whether each target was the likeliest.
+/// Sum of the cross-entropies of rows, `softmax - onehot(target)`, and whether each target was the
+/// most likely token.
 fn against_targets(logits: &Tensor, targets: &Tensor) -> Result<(f64, Tensor, Vec<bool>)> {
     let top = logits.max_keepdim(D::Minus1)?;
     let at_target = logits.gather(targets, 1)?;
@@ -122,9 +125,9 @@ pub(in super::super) fn cross_entropy(
     (at_once, with_gradient): (usize, bool),
 ) -> Result<CrossEntropy> {
     let mut hits = Vec::with_capacity(targets.len());
-    let op = "plain-cross-entropy";
+    let op = "composite-cross-entropy";
     let loss = through_head(op, hidden, head, targets, (at_once, with_gradient), |_, logits, targets| {
-        let (logits, slopes) = bend(logits, cap)?;
+        let (logits, slopes) = soft_cap(logits, cap)?;
         let (loss, mut d_logits, hit) = against_targets(&logits, &targets)?;
         hits.extend(hit);
         if with_gradient {
@@ -138,25 +141,31 @@ pub(in super::super) fn cross_entropy(
     Ok(CrossEntropy { loss, hits })
 }
 
-/// A teacher's words on some rows.
+/// The output of a teacher for some rows.
 enum Words {
     /// Logits `[rows, V]`.
     Dense(Tensor),
-    /// The likeliest tokens, their probabilities, 1 for each that is one and 0 for padding (all `[rows, most]`), and the
-    /// probability of all others `[rows, 1]`.
+    /// The most likely tokens, their probabilities, 1 for each token and 0 for padding (all
+    /// `[rows, most]`), and the probability of all others `[rows, 1]`.
     Top { ids: Tensor, probabilities: Tensor, real: Tensor, tail: Tensor },
 }
 
 impl Words {
-    fn of(teacher: &dyn Teaching, from: usize, count: usize, vocab: usize, device: &Device) -> Result<Self> {
+    fn of(
+        teacher: &dyn TeacherSource,
+        from: usize,
+        count: usize,
+        vocab: usize,
+        device: &Device,
+    ) -> Result<Self> {
         if let Some(logits) = teacher.logits(from, count)? {
             return Ok(Self::Dense(f32(&logits.to_device(device)?)?));
         }
         let (mut dense, mut tops) = (vec![], vec![]);
         teacher.rows(from, count, &mut |_, taught| {
             match taught {
-                Taught::Logits(row) => dense.extend_from_slice(row),
-                Taught::Top { ids, probabilities, tail } => {
+                TeacherOutput::Logits(row) => dense.extend_from_slice(row),
+                TeacherOutput::Top { ids, probabilities, tail } => {
                     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
                         candle_core::bail!(
                             "distillation: token {id} of a teacher, the student has {vocab} entries"
@@ -188,12 +197,13 @@ impl Words {
         })
     }
 
-    /// Sum of KL(teacher ‖ q) for the student's distributions q `[rows, V]`, and the gradient by logits that are divided by
-    /// the temperature.
+    /// Sum of KL(teacher ‖ q) for the student's distributions q `[rows, V]`, and the gradient with
+    /// respect to the logits divided by the temperature.
     fn diverge(self, q: Tensor, temperature: f64) -> Result<(f64, Tensor)> {
         match self {
             Self::Dense(logits) => {
-                // Behind the tokens that both have is padding of embeddings, which neither ever says.
+                // Beyond the tokens that both have there is only padding of the embedding, which
+                // stands for no token.
                 let (own, theirs) = (q.dim(1)?, logits.dim(1)?);
                 let common = own.min(theirs);
                 let p = softmax_last_dim(&(logits.narrow(1, 0, common)?.contiguous()? / temperature)?)?;
@@ -206,7 +216,7 @@ impl Words {
             }
             Self::Top { ids, probabilities, real, tail } => {
                 let top = (q.gather(&ids, 1)? * real)?;
-                // Taken out, so that what is left is the tail: 1 minus a sum near 1 would be noise.
+                // Removed before the rest is summed, because 1 minus a sum near 1 would be noise.
                 let rest = q.scatter_add(&ids, &top.neg()?, 1)?;
                 let of_tail = rest.sum_keepdim(1)?;
                 let loss = sum(&relative(&probabilities, &top)?)? + sum(&relative(&tail, &of_tail)?)?;
@@ -220,7 +230,7 @@ impl Words {
     }
 }
 
-/// `p ln(p / q)`, 0 where p is 0. A q that has vanished counts as the smallest number.
+/// `p ln(p / q)`, 0 where p is 0. A q that underflows counts as the smallest number.
 fn relative(p: &Tensor, q: &Tensor) -> Result<Tensor> {
     let log = |x: &Tensor| x.maximum(f32::MIN_POSITIVE)?.log();
     p * (log(p)? - log(q)?)?
@@ -231,17 +241,17 @@ pub(in super::super) fn distillation(
     hidden: &Tensor,
     head: &Tensor,
     targets: &[u32],
-    teacher: &dyn Teaching,
+    teacher: &dyn TeacherSource,
     weights: Weights,
     (at_once, with_gradient): (usize, bool),
 ) -> Result<Distillation> {
     let Weights { scale, cross_entropy, divergence, temperature, cap } = weights;
     let [scale, of_data, of_teacher, tau] = [scale, cross_entropy, divergence, temperature].map(f64::from);
     let (mut hits, mut apart, mut diverging) = (Vec::with_capacity(targets.len()), 0.0, 0.0);
-    let op = "plain-distillation";
+    let op = "composite-distillation";
     let loss =
         through_head(op, hidden, head, targets, (at_once, with_gradient), |first, logits, targets| {
-            let (logits, slopes) = bend(logits, cap)?;
+            let (logits, slopes) = soft_cap(logits, cap)?;
             let (rows, vocab) = logits.dims2()?;
             let (loss, d_data, hit) = against_targets(&logits, &targets)?;
             let words = Words::of(teacher, first, rows, vocab, logits.device())?;

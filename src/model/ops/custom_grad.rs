@@ -1,5 +1,6 @@
-//! Operations whose result is there already: computed from detached operands by tensor operations, on whatever device these
-//! are. Candle's walk of the graph asks them for gradients, which they make by tensor operations too.
+//! Operations with a custom gradient. Their result has been computed from detached operands by
+//! tensor operations on any device; in the backward pass a closure computes the gradients, by
+//! tensor operations too.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,16 +9,16 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor,
 };
 
-/// Gradients of N operands, none where one needs none.
+/// Gradients of N operands, `None` for operands that need none.
 pub(in crate::model) type Operands<const N: usize> = [Option<Tensor>; N];
 
-struct Given<F> {
+struct CustomGrad<F> {
     name: &'static str,
     result: Mutex<Option<Tensor>>,
     backward: F,
 }
 
-impl<F> Given<F> {
+impl<F> CustomGrad<F> {
     fn new(name: &'static str, result: Tensor, backward: F) -> Self {
         Self { name, result: Mutex::new(Some(result)), backward }
     }
@@ -51,13 +52,14 @@ impl<F> Given<F> {
     }
 }
 
-/// The values of a layout in a storage of their own. A cast to the type that they have keeps every bit.
+/// Copies the values of a layout to a storage of their own. The cast to the same type changes no
+/// bit.
 fn dense<S: BackendStorage>(storage: &S, layout: &Layout) -> Result<(S, Shape)> {
     Ok((storage.to_dtype(layout, storage.dtype())?, layout.shape().clone()))
 }
 
-/// `result` as an operation on `x`, with the gradient that `backward` makes of its own.
-pub(in crate::model) fn given1(
+/// `result` as an operation on `x`, whose gradient `backward` computes from its own.
+pub(in crate::model) fn custom_grad1(
     name: &'static str,
     x: &Tensor,
     result: Tensor,
@@ -66,11 +68,11 @@ pub(in crate::model) fn given1(
     if !x.track_op() {
         return Ok(result);
     }
-    x.apply_op1(Given::new(name, result, backward))
+    x.apply_op1(CustomGrad::new(name, result, backward))
 }
 
-/// As [`given1`], of two operands.
-pub(in crate::model) fn given2(
+/// As [`custom_grad1`], of two operands.
+pub(in crate::model) fn custom_grad2(
     name: &'static str,
     a: &Tensor,
     b: &Tensor,
@@ -80,11 +82,11 @@ pub(in crate::model) fn given2(
     if !a.track_op() && !b.track_op() {
         return Ok(result);
     }
-    a.apply_op2(b, Given::new(name, result, backward))
+    a.apply_op2(b, CustomGrad::new(name, result, backward))
 }
 
-/// As [`given1`], of three operands.
-pub(in crate::model) fn given3(
+/// As [`custom_grad1`], of three operands.
+pub(in crate::model) fn custom_grad3(
     name: &'static str,
     [a, b, c]: [&Tensor; 3],
     result: Tensor,
@@ -93,10 +95,10 @@ pub(in crate::model) fn given3(
     if !a.track_op() && !b.track_op() && !c.track_op() {
         return Ok(result);
     }
-    a.apply_op3(b, c, Given::new(name, result, backward))
+    a.apply_op3(b, c, CustomGrad::new(name, result, backward))
 }
 
-impl<F: Fn(&Tensor) -> Result<Operands<1>>> CustomOp1 for Given<F> {
+impl<F: Fn(&Tensor) -> Result<Operands<1>>> CustomOp1 for CustomGrad<F> {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -115,7 +117,7 @@ impl<F: Fn(&Tensor) -> Result<Operands<1>>> CustomOp1 for Given<F> {
     }
 }
 
-impl<F: Fn(&Tensor) -> Result<Operands<2>>> CustomOp2 for Given<F> {
+impl<F: Fn(&Tensor) -> Result<Operands<2>>> CustomOp2 for CustomGrad<F> {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -146,7 +148,7 @@ impl<F: Fn(&Tensor) -> Result<Operands<2>>> CustomOp2 for Given<F> {
     }
 }
 
-impl<F: Fn(&Tensor) -> Result<Operands<3>>> CustomOp3 for Given<F> {
+impl<F: Fn(&Tensor) -> Result<Operands<3>>> CustomOp3 for CustomGrad<F> {
     fn name(&self) -> &'static str {
         self.name
     }

@@ -1,15 +1,16 @@
-//! What adapters add to a tensor that passes by, in one pass over it: a low-rank product (LoRA), a gated update (Felix).
+//! What adapters add to a tensor, in one pass over it: a low-rank product (LoRA) or a gated update
+//! (Felix).
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::lanes::{dot, fma, sigmoid};
-use super::{Matrix, floats, plain, with_floats};
+use super::{Matrix, composite, floats, with_floats};
 
 /// Values that one rayon task works on.
 const TASK: usize = 1 << 15;
 
-/// `y += factor x`, shared out to threads.
+/// `y += factor x`, in parallel.
 fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
     y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| {
         for (y, x) in y.iter_mut().zip(x) {
@@ -18,7 +19,7 @@ fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
     });
 }
 
-/// `factor x`, shared out to threads.
+/// `factor x`, in parallel.
 fn scaled(factor: f32, x: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; x.len()];
     add_scaled(&mut y, factor, x);
@@ -29,13 +30,14 @@ struct LowRank {
     scale: f32,
 }
 
-/// `y + scale inner B^T` for y `[..., out]`, inner `[..., r]` and B `[out, r]`: LoRA's second product with its sum.
+/// `y + scale inner B^T` for y `[..., out]`, inner `[..., r]` and B `[out, r]`: the second product
+/// of a LoRA and its addition.
 ///
 /// # Errors
 /// Shapes that do not agree, operands of different types or devices.
 pub fn low_rank(y: &Tensor, inner: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    if plain::is_needed(y) {
-        return plain::low_rank(y, inner, b, scale);
+    if composite::is_needed(y) {
+        return composite::low_rank(y, inner, b, scale);
     }
     let op = LowRank { scale: scale as f32 };
     y.contiguous()?.apply_op3(&inner.contiguous()?, &b.contiguous()?, op)
@@ -91,7 +93,7 @@ impl CustomOp3 for LowRank {
         let rows = grad.reshape(((), outputs))?; // [rows, out]
         let inner_rows = inner.reshape(((), rank))?; // [rows, r]
         let scale = f64::from(self.scale);
-        // Both results are narrow: scaling them costs nothing.
+        // Both results are small, so scaling them is cheap.
         let d_inner = (rows.matmul(b)? * scale)?.reshape(inner.shape())?;
         let d_b = (rows.t()?.matmul(&inner_rows)? * scale)?;
         Ok((Some(grad), Some(d_inner), Some(d_b)))
@@ -102,13 +104,13 @@ struct GatedUpdate {
     share: f32,
 }
 
-/// `h + share sigmoid(bias) update` for h and update of one shape and a bias of one number.
+/// `h + share sigmoid(bias) update` for h and update of equal shape and a single bias.
 ///
 /// # Errors
 /// Shapes that do not agree, operands of different types or devices.
 pub fn gated_update(h: &Tensor, update: &Tensor, bias: &Tensor, share: f64) -> Result<Tensor> {
-    if plain::is_needed(h) {
-        return plain::gated_update(h, update, bias, share);
+    if composite::is_needed(h) {
+        return composite::gated_update(h, update, bias, share);
     }
     let op = GatedUpdate { share: share as f32 };
     h.contiguous()?.apply_op3(&update.contiguous()?, bias, op)
@@ -151,7 +153,7 @@ impl CustomOp3 for GatedUpdate {
         let grad = grad.contiguous()?;
         let (d_update, d_bias) = with_floats([update, bias, &grad], self.name(), |[update, bias, grad]| {
             let gate = sigmoid(bias[0]);
-            // Summed in the order of the tasks, whichever ended first.
+            // Summed in the order of the tasks, whichever finished first.
             let pairs = grad.par_chunks(TASK).zip(update.par_chunks(TASK));
             let parts: Vec<f32> = pairs.map(|(grad, update)| dot(grad, update)).collect();
             let d_bias = parts.iter().sum::<f32>() * self.share * gate * (1.0 - gate);

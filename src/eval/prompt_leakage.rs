@@ -16,7 +16,7 @@ const PHRASE: usize = 4;
 ///
 /// The event is taken out where it stands last in a message; phrases that would bridge the gap are not formed. Each
 /// text value of the answer is looked at on its own: keys are the schema's words, not the model's.
-pub fn echoes(prompt: &[&str], event: &str, answer: &Value) -> Vec<String> {
+pub fn leaked_phrases(prompt: &[&str], event: &str, answer: &Value) -> Vec<String> {
     let mut instructions = HashSet::new();
     for message in prompt {
         // The last occurrence: the event ends the prompt, and a short one ("on") may stand in the instructions too.
@@ -64,26 +64,26 @@ mod tests {
     fn instructions_in_an_answer_are_found_whatever_their_case_and_spacing() {
         let prompt = format!("{HEAD}disk full on node-7");
         let answer = json!({"gist": "disk full", "content": "KEEP every  number, exactly"});
-        assert_eq!(echoes(&[&prompt], "disk full on node-7", &answer), ["keep every number exactly"]);
+        assert_eq!(leaked_phrases(&[&prompt], "disk full on node-7", &answer), ["keep every number exactly"]);
     }
 
     #[test]
     fn words_of_the_event_are_no_echo() {
         let event = "The rule is: keep every number exactly, always";
         let prompt = format!("{HEAD}{event}");
-        assert!(echoes(&[&prompt], event, &json!({"content": event})).is_empty());
+        assert!(leaked_phrases(&[&prompt], event, &json!({"content": event})).is_empty());
     }
 
     #[test]
     fn keys_and_neighbouring_values_form_no_phrase() {
         let prompt = "structured_concepts topics entities actions causality";
         let answer = json!({"structured_concepts": {"topics": [], "entities": ["topics entities"], "actions": ["actions causality"]}});
-        assert!(echoes(&[prompt], "x", &answer).is_empty());
+        assert!(leaked_phrases(&[prompt], "x", &answer).is_empty());
     }
 
     #[test]
     fn a_short_event_does_not_cut_the_instructions_apart() {
         let answer = json!({"gist": "keep every number exactly"});
-        assert_eq!(echoes(&[&format!("{HEAD}e")], "e", &answer).len(), 1);
+        assert_eq!(leaked_phrases(&[&format!("{HEAD}e")], "e", &answer).len(), 1);
     }
 }

@@ -1,9 +1,10 @@
-//! Activation checkpointing (Chen et al. 2016): a block that keeps only its input and is computed again for its gradients.
+//! Activation checkpointing (Chen et al. 2016): a block keeps only its input and is recomputed for
+//! its gradients.
 //!
-//! The gradients of its variables must reach Candle's walk of the graph, but an operation has at most three operands. So
-//! each variable gets a link of its own in a chain of scalars, and the block takes the chain's end as its second operand.
-//! The walk meets the block first, which leaves the gradients in a place of their own, and then the links, which hand
-//! them over.
+//! Candle's backward pass must see the gradients of the block's variables, but an operation has at
+//! most three operands. So each variable gets a link in a chain of scalars, and the block takes the
+//! end of that chain as its second operand. The backward pass reaches the block first, which stores
+//! the gradients, and then the links, each of which returns the gradient of its variable.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,19 +13,19 @@ use candle_core::{DType, Result, Tensor, TensorId, Var};
 
 use super::Block;
 use crate::model::layout::BatchLayout;
-use crate::model::ops::given::{given1, given2};
-use crate::model::taps::{Again, Taps};
+use crate::model::ops::custom_grad::{custom_grad1, custom_grad2};
+use crate::model::taps::{Recompute, Taps};
 
-/// [`Block::inner`] of x `[B, S, D]`, with nothing kept but x.
+/// [`Block::inner`] of x `[B, S, D]`, that keeps nothing but x.
 pub(super) fn inner(
     block: &Block,
     x: Tensor,
     layout: &BatchLayout,
     taps: &mut dyn Taps,
-    again: Again,
+    recompute: Recompute,
 ) -> Result<Tensor> {
     let result = block.inner(x.detach(), layout, taps)?.detach();
-    let variables = block.variables.iter().chain(&again.variables).filter(|tensor| tensor.is_variable());
+    let variables = block.variables.iter().chain(&recompute.variables).filter(|tensor| tensor.is_variable());
     let variables: Vec<Tensor> = variables.cloned().collect();
     if variables.is_empty() && !x.track_op() {
         return Ok(result);
@@ -35,51 +36,53 @@ pub(super) fn inner(
     for variable in &variables {
         chain = link(&chain, variable, &zero, &gradients)?;
     }
-    let again = Recomputed {
+    let recomputed = Recomputed {
         block: block.clone(),
         x: x.detach(),
         layout: layout.clone(),
-        again,
+        recompute,
         variables,
         gradients,
     };
-    given2("checkpoint", &x, &chain, result, move |grad| Ok([again.backward(grad)?, Some(zero.clone())]))
+    custom_grad2("recompute", &x, &chain, result, move |grad| {
+        Ok([recomputed.backward(grad)?, Some(zero.clone())])
+    })
 }
 
-/// Where a block leaves the gradients of its variables.
+/// Where a block stores the gradients of its variables.
 #[derive(Clone, Default)]
 struct Gradients(Arc<Mutex<HashMap<TensorId, Tensor>>>);
 
 impl Gradients {
     fn lock(&self) -> MutexGuard<'_, HashMap<TensorId, Tensor>> {
-        // Tensors are put in and taken out whole.
+        // A panic can't leave a tensor half stored.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The chain and one more link, which hands a variable its gradient.
+/// Extends the chain by a link that returns the gradient of a variable.
 fn link(chain: &Tensor, variable: &Tensor, zero: &Tensor, gradients: &Gradients) -> Result<Tensor> {
     let (id, gradients) = (variable.id(), gradients.clone());
-    given2("checkpoint-variable", chain, variable, zero.clone(), move |grad| {
+    custom_grad2("recompute-variable", chain, variable, zero.clone(), move |grad| {
         Ok([Some(grad.clone()), gradients.lock().remove(&id)])
     })
 }
 
-/// A block and all that its forward pass needs once more.
+/// A block with everything that a second forward pass needs.
 struct Recomputed {
     block: Block,
     x: Tensor,
     layout: BatchLayout,
-    again: Again,
+    recompute: Recompute,
     variables: Vec<Tensor>,
     gradients: Gradients,
 }
 
 impl Recomputed {
-    /// Gradient of x; those of the variables are left in their place.
+    /// Returns the gradient of x and stores those of the variables.
     fn backward(&self, grad: &Tensor) -> Result<Option<Tensor>> {
         let input = Var::from_tensor(&self.x)?;
-        let mut taps = (self.again.taps)();
+        let mut taps = (self.recompute.taps)();
         let result = self.block.inner(input.as_tensor().clone(), &self.layout, &mut *taps)?;
         let mut store = begin(&result, grad)?.backward()?;
         let mut gradients = self.gradients.lock();
@@ -88,13 +91,14 @@ impl Recomputed {
                 gradients.insert(variable.id(), gradient.detach());
             }
         }
-        // Detached: what Candle records of it would keep the block's activations.
+        // Detached: its recorded operations would keep the block's activations alive.
         Ok(store.remove(&input).map(|gradient| gradient.detach()))
     }
 }
 
-/// A scalar whose gradient with respect to its operand is given: a backward pass begins in the middle of a graph.
+/// A scalar with a prescribed gradient with respect to its operand, so that a backward pass can
+/// begin in the middle of a graph.
 fn begin(operand: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let (zero, grad) = (Tensor::zeros((), DType::F32, operand.device())?, grad.clone());
-    given1("seed", operand, zero, move |_| Ok([Some(grad.clone())]))
+    custom_grad1("seed", operand, zero, move |_| Ok([Some(grad.clone())]))
 }

@@ -20,7 +20,7 @@ pub struct Trial {
 
 /// All trials of one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct HeadFigures {
+pub struct SharedPrefixFigures {
     /// With a new head.
     pub first_ttft_ms: Option<Percentiles>,
     /// With the head that the request before had.
@@ -31,7 +31,7 @@ pub struct HeadFigures {
     pub cached_share: Option<f64>,
 }
 
-impl HeadFigures {
+impl SharedPrefixFigures {
     /// Sums up trials.
     pub fn new(trials: &[Trial]) -> Self {
         let shares: Option<Vec<f64>> = trials.iter().map(|trial| trial.cached_share).collect();
@@ -50,14 +50,14 @@ impl HeadFigures {
 
 /// Head figures of each endpoint.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct HeadReport {
+pub struct SharedPrefixReport {
     /// In the order of the endpoints.
-    pub endpoints: Vec<HeadFigures>,
+    pub endpoints: Vec<SharedPrefixFigures>,
     /// First over second endpoint of the time to the first piece with a known head, trial by trial, if there are two.
     pub second_ttft: Option<Spread>,
 }
 
-impl HeadReport {
+impl SharedPrefixReport {
     /// Sums up the trials of each endpoint.
     pub fn new(trials: &[Vec<Trial>]) -> Self {
         let second_ttft = match trials {
@@ -68,7 +68,10 @@ impl HeadReport {
             }
             _ => None,
         };
-        Self { endpoints: trials.iter().map(|trials| HeadFigures::new(trials)).collect(), second_ttft }
+        Self {
+            endpoints: trials.iter().map(|trials| SharedPrefixFigures::new(trials)).collect(),
+            second_ttft,
+        }
     }
 }
 
@@ -86,7 +89,7 @@ mod tests {
         let ours = vec![trial(100, 10), trial(200, 40), trial(100, 30)];
         let theirs =
             ours.iter().map(|trial| Trial { second: trial.second * 2, cached_share: None, ..*trial });
-        let report = HeadReport::new(&[ours.clone(), theirs.collect()]);
+        let report = SharedPrefixReport::new(&[ours.clone(), theirs.collect()]);
         let figures = report.endpoints[0];
         assert_eq!(figures.second_over_first, Some(Spread { median: 0.2, min: 0.1, max: 0.3 }));
         assert_eq!((figures.cached_share, report.endpoints[1].cached_share), (Some(0.5), None));

@@ -1,8 +1,8 @@
-//! The same operations in Candle's own tensor operations, for tensors that the fused ones can't read: those on a GPU, and
-//! bf16 anywhere.
+//! The same operations composed of Candle's tensor operations, for tensors that the fused ones
+//! can't read: those on a GPU, and bf16 anywhere.
 //!
-//! Activations are f32 or bf16 (the type of the first operand, which the result has too), weights f32 or that type.
-//! Whatever sums over many values or takes exponentials does so in f32.
+//! Activations are f32 or bf16 (the result has the type of the first operand), weights f32 or that
+//! type. Sums over many values and exponentials are computed in f32.
 
 mod attention;
 mod delta_rule;
@@ -24,7 +24,8 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::model::layout::BatchLayout;
 
-/// Whether the fused operations can read a tensor. This one question decides for each of them which form it has.
+/// Whether the composite form is needed because the fused operations can't read a tensor. Every
+/// operation asks this one question.
 pub(super) fn is_needed(x: &Tensor) -> bool {
     !x.device().is_cpu() || x.dtype() != DType::F32
 }
@@ -33,8 +34,8 @@ fn f32(x: &Tensor) -> Result<Tensor> {
     x.to_dtype(DType::F32)
 }
 
-/// For each token of a batch `[B, S]`, the first token of its row that belongs to the same document; S for padding, which
-/// belongs to none.
+/// For each token of a batch `[B, S]`, the first token of its row that belongs to the same
+/// document; S for padding.
 fn document_starts(layout: &BatchLayout) -> Vec<u32> {
     let seq = layout.seq();
     let mut starts = vec![seq as u32; layout.batch() * seq];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::stored::{Answer, no_tokens};
+use super::logit_cache::{TopTokens, no_tokens};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
@@ -24,7 +24,7 @@ const TEXTS: [&str; 4] = [
     "\u{1f469}\u{200d}\u{1f4bb} \u{2014} isn't `src/main.rs`",
 ];
 
-pub(super) struct Served {
+pub(super) struct RemoteTeacher {
     endpoint: String,
     top: usize,
     /// Entries of the student's vocabulary.
@@ -32,7 +32,7 @@ pub(super) struct Served {
     ask: Ask,
 }
 
-impl Served {
+impl RemoteTeacher {
     pub fn new(endpoint: &str, top: usize, vocabulary: usize, ask: Option<Ask>) -> Result<Self, TrainError> {
         let none = || candle_core::Error::Msg("distil.endpoint needs an HTTP client".into());
         Ok(Self { endpoint: endpoint.to_owned(), top, vocabulary, ask: ask.ok_or_else(none)? })
@@ -77,7 +77,7 @@ impl Served {
     }
 
     /// What the teacher says before each answer token of the rows, in their order.
-    pub fn answers(&self, rows: &[PackedRow]) -> Result<Vec<Answer>, TrainError> {
+    pub fn top_tokens(&self, rows: &[PackedRow]) -> Result<Vec<TopTokens>, TrainError> {
         let mut answers = Vec::new();
         for row in rows {
             for &(position, _) in &row.targets {
@@ -89,7 +89,7 @@ impl Served {
         Ok(answers)
     }
 
-    fn answer(&self, ids: &[u32]) -> Result<Answer, TrainError> {
+    fn answer(&self, ids: &[u32]) -> Result<TopTokens, TrainError> {
         let wrong = |message: String| self.wrong(message);
         let request = json!({
             "prompt": ids, "n_predict": 1, "n_probs": self.top, "temperature": 0, "cache_prompt": true,
@@ -116,6 +116,6 @@ impl Served {
         if let Some(message) = no_tokens(&tokens, self.vocabulary) {
             return Err(wrong(message));
         }
-        Ok(Answer::new(tokens, probabilities))
+        Ok(TopTokens::new(tokens, probabilities))
     }
 }

@@ -1,15 +1,16 @@
-//! RMS norm and rotary positions by tensor operations.
+//! RMS norm and rotary positions in tensor operations.
 
 use candle_core::{D, Result, Tensor};
 
 use super::super::RotaryTable;
-use super::super::given::{given1, given2};
+use super::super::custom_grad::{custom_grad1, custom_grad2};
 use super::f32;
 
 /// See [`super::super::rms_norm`].
 pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (operand, factor) = (x.detach(), f32(&weight.detach())?);
-    // x in f32, and 1 / sqrt(mean(x^2) + eps): made again for the gradient, so that nothing but x is kept.
+    // x in f32, and 1 / sqrt(mean(x^2) + eps): recomputed for the gradient, so that only x is
+    // kept.
     let parts = move |x: &Tensor| -> Result<(Tensor, Tensor)> {
         let x = f32(x)?;
         let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
@@ -18,7 +19,7 @@ pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Resul
     let (wide, inverse) = parts(&operand)?;
     let y = wide.broadcast_mul(&inverse)?.broadcast_mul(&factor)?.to_dtype(x.dtype())?;
     let (kind, of_weight) = (weight.dtype(), weight.track_op());
-    given2("plain-rms-norm", x, weight, y, move |grad| {
+    custom_grad2("composite-rms-norm", x, weight, y, move |grad| {
         let (x, inverse) = parts(&operand)?;
         let (grad, unit) = (f32(grad)?, x.broadcast_mul(&inverse)?);
         // With u = g w and n = x / rms: dx = (u - n mean(u n)) / rms, dw = sum of g n over rows.
@@ -30,7 +31,7 @@ pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Resul
     })
 }
 
-/// See [`super::super::rotary`], whose checks went before.
+/// See [`super::super::rotary`], which has checked the operands.
 pub(in super::super) fn rotary(
     x: &Tensor,
     norm: Option<(&Tensor, f64)>,
@@ -47,10 +48,10 @@ pub(in super::super) fn rotary(
     let of_tokens = |table: &Tensor| table.index_select(&positions, 0)?.reshape((batch, seq, 1, ()));
     let (cos, sin) = (of_tokens(&cos)?, of_tokens(&sin)?); // [B, S, 1, rotary_dim / 2]
     let y = turn(&x.detach(), &cos, &sin)?;
-    given1("plain-rotary", x, y, move |grad| Ok([Some(turn(grad, &cos, &sin.neg()?)?)]))
+    custom_grad1("composite-rotary", x, y, move |grad| Ok([Some(turn(grad, &cos, &sin.neg()?)?)]))
 }
 
-/// Dimension i of each head is paired with i + rotary_dim / 2; what lies behind both stays.
+/// Dimension i of each head is paired with i + rotary_dim / 2; dimensions beyond both stay.
 fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (half, width) = (cos.dim(3)?, x.dim(3)?);
     let wide = f32(x)?;

@@ -1,15 +1,16 @@
-//! What losses through a linear head share: logits exist only for a chunk of rows, and gradients are made along with them.
+//! What losses of a linear head share: logits exist only for a chunk of rows, and gradients are
+//! computed along with them.
 
 use std::sync::Mutex;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor};
 
-use super::collect::hand_over;
+use super::grad_sink::hand_over;
 use super::{Matrix, floats, lanes};
 
 /// Most rows whose logits exist at a time.
 const MOST_ROWS: usize = 512;
-/// Most logits that exist at a time (128 MiB): what bounds the rows where the vocabulary is large.
+/// Most logits that exist at a time (128 MiB); this bounds the rows for large vocabularies.
 const MOST_LOGITS: usize = 1 << 25;
 
 /// Rows whose logits exist at a time; fewer than 32 would make poor matrix products.
@@ -17,29 +18,31 @@ fn chunk_rows(vocab: usize) -> usize {
     (MOST_LOGITS / vocab.max(1)).clamp(32, MOST_ROWS)
 }
 
-/// A head `[V, D]` behind hidden `[rows, D]`, one target a row.
-pub(super) struct LinearHead {
+/// A head `[V, D]` after hidden `[rows, D]`, with one target per row.
+pub(super) struct FusedLinearLoss {
     pub(super) op: &'static str,
     targets: Vec<u32>,
     with_gradient: bool,
-    /// Whether the head needs a gradient too; a frozen one saves a third of the work.
+    /// Whether the head needs a gradient too; a frozen head saves a third of the work.
     head_gradient: bool,
-    /// Gradients of hidden rows and head for a loss gradient of 1.
+    /// Gradients of the hidden rows and the head for a loss gradient of 1.
     gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
 }
 
-impl LinearHead {
-    /// For an operation of this name. With `with_gradient`, the forward pass also makes both gradients (three products a
-    /// chunk, none of them twice); without it, a backward pass is an error.
+impl FusedLinearLoss {
+    /// For an operation of this name. With `with_gradient`, the forward pass also computes both
+    /// gradients (three products per chunk, none of them twice); without it, a backward pass is an
+    /// error.
     pub(super) fn new(op: &'static str, head: &Tensor, targets: Vec<u32>, with_gradient: bool) -> Self {
         Self { op, targets, with_gradient, head_gradient: head.track_op(), gradients: Mutex::new(None) }
     }
 
-    /// Hands `see` the logits `[rows, V]` of some rows at a time, with the number of the first row and the targets; it turns
-    /// them into the gradient of the loss by them.
+    /// Passes `see` the logits `[rows, V]` of some rows at a time, with the number of the first
+    /// row and the targets. `see` replaces them by the gradient of the loss with respect to them.
     ///
     /// # Errors
-    /// Shapes that do not agree, a target outside the vocabulary, operands that are not f32; what `see` says.
+    /// Shapes that do not agree, a target outside the vocabulary, operands that are not f32; those
+    /// of `see`.
     pub(super) fn forward(
         &self,
         (hidden, hidden_layout): (&CpuStorage, &Layout),
@@ -78,7 +81,7 @@ impl LinearHead {
         Ok(())
     }
 
-    /// Gradients of hidden rows and head for the gradient of the loss, a scalar.
+    /// Gradients of the hidden rows and the head, given the gradient of the loss, a scalar.
     ///
     /// # Errors
     /// A forward pass without gradients.
@@ -106,7 +109,7 @@ impl LinearHead {
     }
 }
 
-/// Rows, entries of the vocabulary and width of hidden `[rows, D]`, a head `[V, D]` and one target a row.
+/// Rows, vocabulary size and width of hidden `[rows, D]`, a head `[V, D]` and one target per row.
 ///
 /// # Errors
 /// Shapes that do not agree, a target outside the vocabulary.
@@ -124,14 +127,14 @@ pub(super) fn check(op: &str, hidden: &[usize], head: &[usize], targets: &[u32])
     Ok([rows, vocab, width])
 }
 
-/// What a backward pass says that can't be.
+/// The error of a backward pass without gradients.
 pub(super) fn no_gradients(op: &str) -> candle_core::Error {
     let message = format!("{op}: no gradients: with_gradient is false, or backward ran before");
     candle_core::Error::Msg(message)
 }
 
-/// Bends logits by a soft cap c, `c tanh(l / c)`; gives the slope at each.
-pub(super) fn bend(logits: &mut [f32], cap: f32) -> Vec<f32> {
+/// Applies a soft cap c to logits, `c tanh(l / c)`; returns the slope at each.
+pub(super) fn soft_cap(logits: &mut [f32], cap: f32) -> Vec<f32> {
     let one = |logit: &mut f32| {
         let bent = lanes::tanh(*logit / cap);
         *logit = cap * bent;

@@ -1,5 +1,5 @@
 //! What a teacher says, on disk as soon as it is said: a file that grows document by document and outlives a kill, and in the end
-//! becomes the `teacher.safetensors` that [`Store`](super::Store) reads.
+//! becomes the `teacher.safetensors` that [`LogitCache`](super::LogitCache) reads.
 //!
 //! `teacher.partial`, little-endian: 8 bytes magic, the SHA-256 of who speaks; then for each document its hash (32 bytes), its
 //! u32 number m of answer tokens, `m * top` u32 ids, `m * top` f32 probabilities, m f32 tails, and the first 8 bytes of the
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use sha2::{Digest as _, Sha256};
 
-use super::stored::{Answer, FILE, Store, documents};
+use super::logit_cache::{FILE, LogitCache, TopTokens, documents};
 use crate::atomic_file;
 use crate::digest::Digest;
 use crate::model::safetensors_file::write_streamed;
@@ -31,10 +31,10 @@ const RECORD_HEAD: usize = 36;
 const CHECK: usize = 8;
 
 /// Writes down what a teacher says.
-pub struct Writer {
+pub struct LogitWriter {
     folder: PathBuf,
     path: PathBuf,
-    speaker: Digest,
+    fingerprint: Digest,
     file: File,
     /// Where the next document goes.
     end: u64,
@@ -49,20 +49,25 @@ fn parts(count: usize, top: usize) -> [usize; 3] {
     [count * top * 4, count * top * 4, count * 4]
 }
 
-impl Writer {
+impl LogitWriter {
     /// A store of this many likeliest tokens at this temperature, to be written to a folder. Goes on with what is there of the
     /// same `speaker`, a hash of whatever decides what is said of a document: in the growing file, or in a finished store.
     ///
     /// # Errors
     /// A file of another speaker; the disk.
-    pub fn open(folder: &Path, speaker: Digest, top: usize, temperature: f32) -> Result<Self, TrainError> {
+    pub fn open(
+        folder: &Path,
+        fingerprint: Digest,
+        top: usize,
+        temperature: f32,
+    ) -> Result<Self, TrainError> {
         let path = folder.join(PARTIAL);
         let file = atomic_file::grow(&path).map_err(TrainError::file(&path))?;
         let length = file.metadata().map_err(TrainError::file(&path))?.len();
         let (folder, found) = (folder.to_owned(), BTreeMap::new());
-        let mut writer = Self { folder, path, speaker, file, end: HEAD, top, temperature, found };
+        let mut writer = Self { folder, path, fingerprint, file, end: HEAD, top, temperature, found };
         if length < HEAD {
-            let head = [&MAGIC[..], &speaker.0].concat();
+            let head = [&MAGIC[..], &fingerprint.0].concat();
             writer.file.write_all_at(&head, 0).map_err(TrainError::file(&writer.path))?;
             writer.take_finished()?;
             return Ok(writer);
@@ -75,7 +80,7 @@ impl Writer {
             let message = "it is no file of a teacher's words: remove it, or write to another folder".into();
             return Err(TrainError::Teacher { endpoint: writer.path.display().to_string(), message });
         }
-        writer.check_speaker(&writer.path, begun_by)?;
+        writer.check_fingerprint(&writer.path, begun_by)?;
         writer.scan(length).map_err(TrainError::file(&writer.path))?;
         Ok(writer)
     }
@@ -85,20 +90,20 @@ impl Writer {
         if !self.folder.join(FILE).exists() {
             return Ok(());
         }
-        let store = Store::open(&self.folder, self.temperature, usize::MAX)?;
-        self.check_speaker(&self.folder.join(FILE), store.speaker())?;
-        store.each(|key, said| self.put(key, &said))
+        let cache = LogitCache::open(&self.folder, self.temperature, usize::MAX)?;
+        self.check_fingerprint(&self.folder.join(FILE), cache.fingerprint())?;
+        cache.each(|key, answers| self.put(key, &answers))
     }
 
     /// What another one said is neither mixed with this one's words nor thrown away.
-    fn check_speaker(&self, path: &Path, speaker: Digest) -> Result<(), TrainError> {
-        if speaker == self.speaker {
+    fn check_fingerprint(&self, path: &Path, fingerprint: Digest) -> Result<(), TrainError> {
+        if fingerprint == self.fingerprint {
             return Ok(());
         }
         let message = format!(
-            "it was written with another teacher, tokenizer, distil.top or distil.temperature ({speaker}, now {}): remove it to \
+            "it was written with another teacher, tokenizer, distil.top or distil.temperature ({fingerprint}, now {}): remove it to \
              begin anew, or write to another folder",
-            self.speaker
+            self.fingerprint
         );
         Err(TrainError::Teacher { endpoint: path.display().to_string(), message })
     }
@@ -121,8 +126,8 @@ impl Writer {
             }
             record.resize(whole as usize, 0);
             reader.read_exact(&mut record[RECORD_HEAD..])?;
-            let (said, check) = record.split_at(record.len() - CHECK);
-            if Sha256::digest(said)[..CHECK] != *check {
+            let (content, check) = record.split_at(record.len() - CHECK);
+            if Sha256::digest(content)[..CHECK] != *check {
                 break;
             }
             self.found.insert(key, (self.end + RECORD_HEAD as u64, count));
@@ -145,43 +150,43 @@ impl Writer {
     ///
     /// # Errors
     /// The disk; then nothing of the document is there.
-    pub fn add(&mut self, row: &PackedRow, answers: Vec<Answer>) -> Result<(), TrainError> {
+    pub fn add(&mut self, row: &PackedRow, answers: Vec<TopTokens>) -> Result<(), TrainError> {
         let mut answers = answers.into_iter();
         for (key, count) in documents(row) {
-            let said: Vec<Answer> = answers.by_ref().take(count).collect();
+            let answers: Vec<TopTokens> = answers.by_ref().take(count).collect();
             if self.found.contains_key(&key) {
                 continue;
             }
-            self.put(key, &said)?;
+            self.put(key, &answers)?;
         }
         Ok(())
     }
 
-    fn put(&mut self, key: Digest, said: &[Answer]) -> Result<(), TrainError> {
-        let record = self.record(key, said);
+    fn put(&mut self, key: Digest, answers: &[TopTokens]) -> Result<(), TrainError> {
+        let record = self.record(key, answers);
         if let Err(error) = self.file.write_all_at(&record, self.end) {
             // What stopped the writing may stop this too; the next start cuts it.
             let _ = self.file.set_len(self.end);
             return Err(TrainError::file(&self.path)(error));
         }
-        self.found.insert(key, (self.end + RECORD_HEAD as u64, said.len()));
+        self.found.insert(key, (self.end + RECORD_HEAD as u64, answers.len()));
         self.end += record.len() as u64;
         Ok(())
     }
 
-    fn record(&self, key: Digest, said: &[Answer]) -> Vec<u8> {
+    fn record(&self, key: Digest, answers: &[TopTokens]) -> Vec<u8> {
         let mut record = key.0.to_vec();
-        record.extend((said.len() as u32).to_le_bytes());
-        for answer in said {
+        record.extend((answers.len() as u32).to_le_bytes());
+        for answer in answers {
             // A teacher that named fewer: tokens without probability.
             let id = |at| answer.ids.get(at).copied().unwrap_or(u32::MAX).to_le_bytes();
             record.extend((0..self.top).flat_map(id));
         }
-        for answer in said {
+        for answer in answers {
             let probability = |at| answer.probabilities.get(at).copied().unwrap_or(0.0f32).to_le_bytes();
             record.extend((0..self.top).flat_map(probability));
         }
-        record.extend(said.iter().flat_map(|answer| answer.tail.to_le_bytes()));
+        record.extend(answers.iter().flat_map(|answer| answer.tail.to_le_bytes()));
         let check = Sha256::digest(&record);
         record.extend(&check[..CHECK]);
         record
@@ -195,7 +200,7 @@ impl Writer {
         let (n, top) = (self.found.len(), self.top);
         let m: usize = self.found.values().map(|(_, count)| count).sum();
         let texts = [
-            ("speaker", self.speaker.to_string()),
+            ("speaker", self.fingerprint.to_string()),
             ("temperature", self.temperature.to_string()),
             ("top", top.to_string()),
         ];
@@ -251,17 +256,17 @@ mod tests {
         }
     }
 
-    fn said(seed: u32) -> Vec<Answer> {
-        let answer = |at: u32| Answer::new(vec![seed + at, at], vec![0.5, 0.125 * at as f32]);
+    fn answers(seed: u32) -> Vec<TopTokens> {
+        let answer = |at: u32| TopTokens::new(vec![seed + at, at], vec![0.5, 0.125 * at as f32]);
         (1..=3).map(answer).collect()
     }
 
-    const SPEAKER: Digest = Digest([7; 32]);
+    const FINGERPRINT: Digest = Digest([7; 32]);
 
-    fn store(folder: &Path, seeds: impl IntoIterator<Item = u32>) -> Writer {
-        let mut writer = Writer::open(folder, SPEAKER, 3, 1.0).unwrap();
+    fn store(folder: &Path, seeds: impl IntoIterator<Item = u32>) -> LogitWriter {
+        let mut writer = LogitWriter::open(folder, FINGERPRINT, 3, 1.0).unwrap();
         for seed in seeds {
-            writer.add(&row(seed), said(seed)).unwrap();
+            writer.add(&row(seed), answers(seed)).unwrap();
             assert!(writer.has(&row(seed)));
         }
         writer
@@ -278,8 +283,9 @@ mod tests {
         let more = store(whole.path(), [40]);
         assert_eq!((more.documents(), more.finish().unwrap()), (8, 8));
         assert_eq!(store(whole.path(), [10, 20, 30]).finish().unwrap(), 8);
-        let answers = Store::open(whole.path(), 1.0, 320).unwrap().answers(&[row(20), row(10)]).unwrap();
-        assert_eq!(answers, [said(20), said(10)].concat());
+        let found =
+            LogitCache::open(whole.path(), 1.0, 320).unwrap().top_tokens(&[row(20), row(10)]).unwrap();
+        assert_eq!(found, [answers(20), answers(10)].concat());
 
         let begun = tempfile::tempdir().unwrap();
         drop(store(begun.path(), [10, 20]));
@@ -303,14 +309,18 @@ mod tests {
     fn a_store_that_names_no_tokens_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         store(folder.path(), [10]).finish().unwrap();
-        let small = Store::open(folder.path(), 1.0, 12).unwrap().answers(&[row(10)]).unwrap_err().to_string();
+        let small =
+            LogitCache::open(folder.path(), 1.0, 12).unwrap().top_tokens(&[row(10)]).unwrap_err().to_string();
         assert!(small.contains("it names token 12, the student has 12"), "{small}");
         let mut writer = store(folder.path(), []);
-        let twice = [vec![Answer::new(vec![3, 3], vec![0.5, 0.5])], said(20)[1..].to_vec()].concat();
+        let twice = [vec![TopTokens::new(vec![3, 3], vec![0.5, 0.5])], answers(20)[1..].to_vec()].concat();
         writer.add(&row(20), twice).unwrap();
         writer.finish().unwrap();
-        let twice =
-            Store::open(folder.path(), 1.0, 320).unwrap().answers(&[row(20)]).unwrap_err().to_string();
+        let twice = LogitCache::open(folder.path(), 1.0, 320)
+            .unwrap()
+            .top_tokens(&[row(20)])
+            .unwrap_err()
+            .to_string();
         assert!(twice.contains("names token 3 twice"), "{twice}");
     }
 
@@ -319,7 +329,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         drop(store(folder.path(), [10]));
         let another = Digest([8; 32]);
-        let other = Writer::open(folder.path(), another, 3, 1.0).err().unwrap().to_string();
+        let other = LogitWriter::open(folder.path(), another, 3, 1.0).err().unwrap().to_string();
         assert!(other.contains("teacher.partial") && other.contains(&another.to_string()), "{other}");
         assert_eq!(store(folder.path(), []).documents(), 2);
     }

@@ -1,4 +1,5 @@
-//! Gated products, adapters' sums and decays: each a line of tensor operations, with Candle's own gradients.
+//! Gated products, sums of adapters and decays: each a line of tensor operations, with Candle's
+//! own gradients.
 
 use candle_core::{Result, Tensor};
 use candle_nn::ops::sigmoid;
@@ -31,7 +32,8 @@ pub(in super::super) fn low_rank(y: &Tensor, inner: &Tensor, b: &Tensor, scale: 
     y + (linear(inner, b)? * scale)?
 }
 
-/// See [`super::super::gated_update`]. In f32: the gate's gradient is a sum over everything.
+/// See [`super::super::gated_update`]. In f32, because the gradient of the gate is a sum over all
+/// values.
 pub(in super::super) fn gated_update(
     h: &Tensor,
     update: &Tensor,
@@ -42,7 +44,7 @@ pub(in super::super) fn gated_update(
     (f32(h)? + f32(update)?.broadcast_mul(&gate)?)?.to_dtype(h.dtype())
 }
 
-/// See [`super::super::decay`]. Stays f32: cumulative sums are taken of it.
+/// See [`super::super::decay`]. Stays f32, because cumulative sums are taken of it.
 pub(in super::super) fn decay(time: &Tensor, rate: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let x = f32(time)?.broadcast_add(&f32(bias)?)?;
     // ln(1 + exp(x)) without overflow.

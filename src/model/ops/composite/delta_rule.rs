@@ -1,5 +1,5 @@
-//! The gated delta rule by tensor operations: the chunks of all documents side by side, with Candle's own gradients. The
-//! formulas are those of `delta_rule/chunk.rs`, whose letters are used here.
+//! The gated delta rule in tensor operations: the chunks of all documents at once, with Candle's
+//! own gradients. The formulas and symbols are those of `delta_rule/chunk.rs`.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -8,10 +8,10 @@ use crate::model::features::DeltaNetShape;
 use crate::model::layout::BatchLayout;
 use crate::model::ops::delta_rule::EPS;
 
-/// Tokens in a chunk, a power of two: the triangles are inverted by halves.
+/// Tokens in a chunk; a power of two, because the triangles are inverted by halves.
 const CHUNK: usize = 64;
 
-/// See [`super::super::delta_rule`], whose checks went before.
+/// See [`super::super::delta_rule`], which has checked the operands.
 pub(in super::super) fn delta_rule(
     mixed: &Tensor,
     decay: &Tensor,
@@ -23,9 +23,9 @@ pub(in super::super) fn delta_rule(
     let (batch, seq, _) = mixed.dims3()?;
     let chunks = seq.div_ceil(CHUNK);
     let device = mixed.device();
-    // Four dimensions: products of more are refused on a GPU.
+    // Four dimensions, because Candle refuses products of more on a GPU.
     let all = batch * value_heads;
-    // `[B, S, H W]` to `[B H, N, C, W]`, with zeros behind the last token.
+    // `[B, S, H W]` to `[B H, N, C, W]`, padded with zeros after the last token.
     let chunked = |x: &Tensor, heads: usize, width: usize| -> Result<Tensor> {
         let x = f32(x)?.pad_with_zeros(1, 0, chunks * CHUNK - seq)?;
         let x = x.reshape((batch, chunks, CHUNK, heads, width))?.permute((0, 3, 1, 2, 4))?;
@@ -53,7 +53,8 @@ pub(in super::super) fn delta_rule(
     let a = (k.matmul(&k.t()?)?.broadcast_mul(&b)? * &d)?.broadcast_mul(&known.strictly)?;
     let p = (q.matmul(&k.t()?)? * d)?;
     let solve = inverse(&a)?;
-    // What does not depend on the state is made for all chunks at once: X = from_values - from_state S.
+    // Everything that doesn't depend on the state is computed for all chunks at once: X =
+    // from_values - from_state S.
     let from_values = solve.matmul(&v.broadcast_mul(&b)?)?;
     let from_state = solve.matmul(&k.broadcast_mul(&(kept.clone() * b)?)?)?;
     let asking = q.broadcast_mul(&kept)?;
@@ -72,13 +73,14 @@ pub(in super::super) fn delta_rule(
     reads.transpose(1, 2)?.narrow(1, 0, seq)?.broadcast_mul(&inside)?.to_dtype(mixed.dtype())
 }
 
-/// Vectors of the last dimension brought to length 1.
+/// The vectors of the last dimension, normalised to length 1.
 fn unit(x: &Tensor) -> Result<Tensor> {
     x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + f64::from(EPS))?.sqrt()?)
 }
 
-/// `(1 + A)^-1` of strictly lower triangular A `[..., n, n]`, n a power of two: the inverses of both halves at once, and of
-/// what stands below them `-(lower half) M (upper half)`. A series in A would lose all digits where keys repeat.
+/// `(1 + A)^-1` of strictly lower triangular A `[..., n, n]`, n a power of two: inverts both
+/// halves at once; below them the inverse has `-(lower half) M (upper half)`. A series in A would
+/// lose all digits where keys repeat.
 fn inverse(a: &Tensor) -> Result<Tensor> {
     let n = a.dim(D::Minus1)?;
     let dims = a.dims().to_vec();
@@ -95,33 +97,33 @@ fn inverse(a: &Tensor) -> Result<Tensor> {
     Tensor::cat(&[Tensor::cat(&[upper, below], 1)?, right], 2)?.reshape(dims)
 }
 
-/// Which tokens know of each other, as factors 0 and 1 in f32; but for the triangles `[B H, N, ..]`.
+/// Which tokens interact, as factors 0 and 1 in f32. All but the triangles are `[B H, N, ..]`.
 struct Documents {
-    /// On or below the diagonal, `[C, C]`: above it exponents would be positive.
+    /// On or below the diagonal, `[C, C]`; above it exponents would be positive.
     lower: Tensor,
     /// Below the diagonal, `[C, C]`.
     strictly: Tensor,
     /// Pairs of one document, on or below the diagonal, `[.., C, C]`.
     together: Tensor,
-    /// The document was there before the chunk, `[.., C, 1]`.
+    /// The document began before the chunk, `[.., C, 1]`.
     continues: Tensor,
-    /// The document is there at the chunk's end, `[.., C, 1]`.
+    /// The document includes the end of the chunk, `[.., C, 1]`.
     reaches: Tensor,
-    /// One document from before the chunk to its end, `[.., 1, 1]`.
+    /// A single document spans the chunk and began before it, `[.., 1, 1]`.
     carries: Tensor,
 }
 
 impl Documents {
     fn new(layout: &BatchLayout, heads: usize, chunks: usize, device: &Device) -> Result<Self> {
         let (batch, seq) = (layout.batch(), layout.seq());
-        // Documents of a row by their first token, which no other shares; padding is one of its own.
+        // The documents of a row are identified by their first token; padding counts as one more.
         let starts = document_starts(layout);
         let mut ids = Vec::with_capacity(batch * chunks * CHUNK);
         let mut before = Vec::with_capacity(batch * chunks);
         for row in starts.chunks_exact(seq) {
             let mut padded = row.to_vec();
             padded.resize(chunks * CHUNK, seq as u32);
-            // Before the first chunk nothing is: a number that no document has.
+            // Nothing precedes the first chunk: a number that no document has.
             before.extend(
                 (0..chunks).map(|n| n.checked_sub(1).map_or(u32::MAX, |n| padded[n * CHUNK + CHUNK - 1])),
             );
