@@ -78,7 +78,7 @@ impl Workers {
         if parts.len() < self.pools.len() {
             let mut sum = OrderedSum::default();
             for (index, rows) in parts.into_iter().enumerate() {
-                sum.add(index, self.together.install(|| part(objective, parameters, rows, scale))?)?;
+                sum.add(index, self.together(|| part(objective, parameters, rows, scale))?)?;
             }
             return Ok(sum.total);
         }
@@ -88,6 +88,11 @@ impl Workers {
             sum.lock().expect("no thread panics while it adds").add(index, part)
         })?;
         Ok(sum.into_inner().expect("no thread panics while it adds").total)
+    }
+
+    /// Does work of which each operation is shared by all threads.
+    pub fn together<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.together.install(work)
     }
 
     /// Does pieces 0..count of work, each on one thread, as threads become free.

@@ -121,17 +121,14 @@ impl Metrics {
         Ok(Measurement { step, layers: taps.layers })
     }
 
-    /// Appends a measurement, if there is one.
+    /// Appends a measurement.
     ///
     /// # Errors
     /// The disk.
-    pub fn write(&mut self, measured: Option<Measurement>) -> std::result::Result<(), TrainError> {
-        match (&mut self.file, measured) {
-            (Some(file), Some(measured)) => {
-                file.write_all(line(&measured).as_bytes()).map_err(TrainError::file(&self.path))
-            }
-            _ => Ok(()),
-        }
+    pub fn write(&mut self, measured: &Measurement) -> std::result::Result<(), TrainError> {
+        self.file.as_mut().map_or(Ok(()), |file| {
+            file.write_all(line(measured).as_bytes()).map_err(TrainError::file(&self.path))
+        })
     }
 
     /// Puts all lines on disk.

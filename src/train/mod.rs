@@ -1,4 +1,4 @@
-//! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a loop that reads top to bottom (`loop.rs`).
+//! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a run that tells an observer what happens (`run/`).
 
 pub mod adapter;
 pub mod base;
@@ -14,7 +14,6 @@ pub mod gradient;
 pub mod heatmap;
 mod in_place;
 pub mod log;
-pub mod r#loop;
 pub mod loss_curve;
 pub mod metrics;
 pub mod objective;
@@ -22,6 +21,7 @@ pub mod optimiser;
 mod prefetch;
 mod prepare;
 pub mod recipe;
+pub mod run;
 pub mod schedule;
 pub mod vocabulary;
 

@@ -7,12 +7,13 @@ use candle_core::{DType, Var};
 use sha2::{Digest as _, Sha256};
 
 use super::adapter::{self, Adapter};
-use super::batch::{Batch, check_lengths};
+use super::batch::check_lengths;
 use super::data::{Chat, Domain, Mixture, Sources};
 use super::device::ComputeDevice;
 use super::gradient::Workers;
 use super::objective::Student;
 use super::recipe::{LongRows, Recipe};
+use super::run::{Event, Observer};
 use super::{TrainError, base, distil, vocabulary};
 use crate::atomic_file;
 use crate::digest::Digest;
@@ -48,12 +49,17 @@ pub(super) struct Identity {
 
 impl Prepared {
     /// Reads and makes all that the recipe names. A `resumed` run takes the tokenizer that it has written before.
-    pub fn new(recipe: &Recipe, out: &Path, resumed: bool) -> Result<Self, TrainError> {
+    pub fn new(
+        recipe: &Recipe,
+        out: &Path,
+        resumed: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, TrainError> {
         let compute = ComputeDevice::of(&recipe.train)?;
         let sources = Sources::open(&recipe.data)?;
         let (model, base) = match &recipe.base {
             Some(base) => base::load(&base.path).map(|(model, digest)| (model, Some(digest)))?,
-            None => (from_nothing(recipe, &sources, out, resumed)?, None),
+            None => (from_nothing(recipe, &sources, out, resumed, observer)?, None),
         };
         let Model { config, parameters: whole, text } = model;
         let chat = Chat::of_model(&text)?;
@@ -90,27 +96,15 @@ impl Prepared {
         let own_cache = out.join("cache");
         let cache = recipe.data.cache.as_deref().unwrap_or(&own_cache);
         let (train, eval) = sources.tokenised(&chat, cache, recipe.train.seed)?;
+        for path in train.domains().iter().chain(&eval).filter_map(Domain::remade) {
+            observer.event(&Event::TokensRemade { path });
+        }
         if recipe.data.long_rows == LongRows::Error {
             let longest = recipe.stages().into_iter().map(|stage| stage.seq_len).max().unwrap_or(0);
             train.domains().iter().chain(&eval).try_for_each(|domain| check_lengths(domain, longest))?;
         }
         let identity = Identity { base, tokens_of };
         Ok(Self { config, text, chat, identity, whole, trained, train, eval, compute, workers, sane })
-    }
-
-    /// What is trained on what, in a line.
-    pub fn summary(&self, held_out: &[Batch], from: u64) -> String {
-        let count =
-            |parameters: &Parameters| -> usize { parameters.iter().map(|(_, var)| var.elem_count()).sum() };
-        let (whole, trained) = (count(&self.whole), count(&self.trained));
-        let share = 100.0 * trained as f64 / whole as f64;
-        format!(
-            "{trained} parameters are trained ({share:.2} % of {whole}), vocabulary {}, {} held-out answers ({} too long), \
-             from step {from}",
-            self.config.vocab_size,
-            held_out.iter().map(Batch::documents).sum::<usize>(),
-            held_out.iter().map(|batch| batch.too_long).sum::<usize>(),
-        )
     }
 
     /// The model that is trained, over these values of what is trained.
@@ -155,8 +149,14 @@ impl Trainee {
 }
 
 /// A model of the recipe's shape with starting values, for the tokenizer of the recipe or one that is trained on its data.
-fn from_nothing(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> Result<Model, TrainError> {
-    let tokenizer = tokenizer(recipe, sources, out, resumed)?;
+fn from_nothing(
+    recipe: &Recipe,
+    sources: &Sources,
+    out: &Path,
+    resumed: bool,
+    observer: &mut dyn Observer,
+) -> Result<Model, TrainError> {
+    let tokenizer = tokenizer(recipe, sources, out, resumed, observer)?;
     let model = recipe.model.as_ref().expect("a recipe without a base has a model: it was checked");
     let config = model.decoder_config(tokenizer.vocab_size());
     let parameters = init::initialise(&config, recipe.train.seed)?;
@@ -164,7 +164,13 @@ fn from_nothing(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -
 }
 
 /// The run's tokenizer: of the run that is resumed, of the recipe, or trained on the data; written to `out` for the next time.
-fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> Result<Tokenizer, TrainError> {
+fn tokenizer(
+    recipe: &Recipe,
+    sources: &Sources,
+    out: &Path,
+    resumed: bool,
+    observer: &mut dyn Observer,
+) -> Result<Tokenizer, TrainError> {
     let path = out.join("tokenizer.json");
     if resumed {
         return Ok(Tokenizer::from_file(&path)?);
@@ -176,7 +182,7 @@ fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> R
     } else {
         let stage = recipe.stage(u64::MAX);
         let texts = sources.texts(recipe.data.vocabulary_rows, stage.max_event_chars)?;
-        eprintln!("training a vocabulary of {} entries on {} rows", recipe.data.vocabulary, texts.len());
+        observer.event(&Event::VocabularyBegun { entries: recipe.data.vocabulary, rows: texts.len() });
         vocabulary::train(texts.into_iter(), recipe.data.vocabulary)?
     };
     atomic_file::write(&path, tokenizer.to_json()?.as_bytes()).map_err(TrainError::file(&path))?;

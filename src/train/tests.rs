@@ -11,10 +11,10 @@ use super::checkpoint::{self, Checkpoint};
 use super::data::{Chat, Domain, Mixture, Row, Source};
 use super::gradient::Workers;
 use super::log::LOG;
-use super::r#loop::{self, Outside};
 use super::metrics::METRICS;
 use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::recipe::{LongRows, Recipe, Stage};
+use super::run::{End, Outside, train};
 use super::{TrainError, clip, log, vocabulary};
 use crate::model::features::{DeltaNetShape, Mixer};
 use crate::model::tokenizer::{END, Message, Tokenizer};
@@ -279,8 +279,8 @@ pub(super) fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
     Recipe::load(&path, &overrides).unwrap()
 }
 
-pub(super) fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<std::path::PathBuf, TrainError> {
-    r#loop::train(recipe, out, resume, &Outside::default())
+pub(super) fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<End, TrainError> {
+    train(recipe, out, resume, &Outside::default(), &mut ())
 }
 
 /// The bytes of everything in a run's last checkpoint and of what it wrote beside.

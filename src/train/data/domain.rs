@@ -125,6 +125,11 @@ impl Domain {
         self.tokens.iter().flat_map(TokenFile::inputs)
     }
 
+    /// Its file of tokens, if that was damaged and has been made again.
+    pub fn remade(&self) -> Option<&Path> {
+        self.tokens.as_ref().and_then(TokenFile::remade)
+    }
+
     /// Rows, if there is an end.
     pub fn rows(&self) -> Option<u64> {
         self.source.rows()

@@ -21,6 +21,7 @@ use super::device::ComputeDevice;
 use super::objective::{Objective, PartLoss, Student, Terms};
 use super::prepare::{Prepared, lock};
 use super::recipe::{DistilRecipe, Recipe};
+use super::run::Observer;
 use crate::digest::Digest;
 use crate::failpoints;
 use crate::model::ops::distillation::{TeacherOutput, TeacherSource, Weights, distillation};
@@ -307,7 +308,8 @@ pub fn add_maps(
 }
 
 /// Writes down what the teacher of a recipe says of the rows of all its steps; gives the number of documents, and how many of
-/// them were written before: by a call that was interrupted, or for fewer steps.
+/// them were written before: by a call that was interrupted, or for fewer steps. `progress` gets each step whose rows are
+/// written; the observer sees what happens before them.
 ///
 /// # Errors
 /// A recipe without a teacher that can be asked, or with rows that depend on losses; the teacher's; the disk.
@@ -315,6 +317,7 @@ pub fn write_cache(
     recipe: &Recipe,
     out: &Path,
     ask: Option<Ask>,
+    observer: &mut dyn Observer,
     mut progress: impl FnMut(u64),
 ) -> Result<(usize, usize), TrainError> {
     let refuse = |message: &str| Err(candle_core::Error::Msg(message.to_owned()).into());
@@ -325,7 +328,7 @@ pub fn write_cache(
         return refuse("with data.loading the rows depend on losses: nobody knows them before the run");
     }
     let _lock = lock(out)?;
-    let prepared = Prepared::new(recipe, out, false)?;
+    let prepared = Prepared::new(recipe, out, false, observer)?;
     let teacher = Teacher::open(distil, &prepared, ask)?;
     let weights = recipe.domain_weights();
     let fingerprint = teacher.fingerprint(prepared.identity.tokens_of)?;
