@@ -1,4 +1,5 @@
-//! The base of a run: read, checked, and asked for its loss on a text that it must know, before the first step.
+//! The base of a run. Before the first step it is read, checked, and its loss measured on a
+//! reference text.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,14 +14,15 @@ use crate::gguf::Gguf;
 use crate::model::{Decoder, FileError, Model, gguf_file, hugging_face};
 use crate::task::generator::{Generator, Split};
 
-/// Share of a uniform guess's loss, ln V, that a base may have at most where the recipe says nothing.
+/// The largest loss of a base, relative to the loss ln V of a uniform guess, unless the recipe
+/// sets a bound.
 const SANE: f64 = 0.6;
-/// Generated encodings that a post made here is asked for.
+/// Generated encodings that are the reference for a post trained by this program.
 const ROWS: usize = 4;
-/// Tokens of a text that are looked at.
+/// Tokens of a text that are used.
 const TOKENS: usize = 512;
 
-/// What every model of English knows how to go on with.
+/// A text that every model of English predicts well.
 const ENGLISH: &str = "It was a bright cold day in the north, and the people of the small town had gathered in the square \
     to hear the news. The mayor, a tall woman with grey hair, climbed the steps and asked for silence. She said that the \
     road to the coast would be open again before the end of the week, and that the train would run twice a day from Monday \
@@ -53,17 +55,17 @@ pub fn load(path: &Path) -> Result<(Model, Digest), TrainError> {
     Ok((model, digest))
 }
 
-/// Refuses a tokenizer that knows tokens which the base does not, or not half of those that it does.
+/// Refuses a tokenizer with more tokens than the base, or with fewer than half as many.
 ///
 /// # Errors
-/// Both numbers.
+/// Names both numbers.
 pub fn check_vocabulary(path: &Path, chat: &Chat, vocabulary: usize) -> Result<(), TrainError> {
     let tokens = chat.tokenizer().vocab_size();
     if tokens > vocabulary {
         let message = format!("its tokenizer has {tokens} entries, its embedding {vocabulary}");
         return Err(TrainError::Base { path: path.to_owned(), message });
     }
-    // Embeddings are padded by some hundred rows for a GPU's sake, never to twice their size.
+    // Embeddings are padded by a few hundred rows for GPUs, never to twice their size.
     if tokens < vocabulary.div_ceil(2) {
         let message = format!(
             "its tokenizer has {tokens} entries, its embedding {vocabulary}: more than half of the rows have no token; expected \
@@ -74,10 +76,11 @@ pub fn check_vocabulary(path: &Path, chat: &Chat, vocabulary: usize) -> Result<(
     Ok(())
 }
 
-/// Measures the loss per token on the reference text, and refuses to go on if it is none that a trained model has.
+/// Measures the loss per token on the reference text, and fails if it is too high for a trained
+/// model.
 ///
 /// # Errors
-/// A loss above the bound, or no number; a reference that can't be read.
+/// A loss above the bound or not finite; a reference that can't be read.
 pub fn check_loss(
     recipe: &BaseRecipe,
     decoder: &Decoder,

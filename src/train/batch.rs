@@ -12,21 +12,22 @@ use crate::model::{BatchLayout, Document};
 const DRAWS: u64 = 1 << 12;
 /// Packed rows that one step may have.
 pub(super) const ROWS: u64 = 1 << 12;
-/// A row is full when this many conversations wait for the next because they did not fit.
+/// A row is full when this many conversations that didn't fit wait for the next one.
 const MISSES: usize = 4;
-/// This many draws that no row has room for, one after the other, are taken for all that there is.
+/// After this many consecutive draws that no row has room for, the data counts as having no
+/// shorter rows.
 const ALL_LONG: usize = 256;
-/// ... or when this few tokens are left.
+/// A row is also full when only this many tokens are left.
 const CRUMBS: usize = 24;
 
 /// One row of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackedRow {
-    /// What the model reads, padded to the row's length.
+    /// The tokens that the model reads, padded to the length of the row.
     pub ids: Vec<u32>,
     /// Start and length of each conversation.
     pub documents: Vec<(usize, usize)>,
-    /// Positions that predict a token of an answer, and that token.
+    /// Positions that predict a token of an answer, with that token.
     pub targets: Vec<(u32, u32)>,
 }
 
@@ -59,7 +60,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// One row, as long as its sample.
+    /// A batch of one row that is as long as its sample.
     pub fn of_sample(sample: &Sample) -> Self {
         let mut row = PackedRow::new(sample.inputs());
         row.push(sample);
@@ -71,7 +72,7 @@ impl Batch {
         self.rows.iter().map(|row| row.targets.len()).sum()
     }
 
-    /// Rows of data.
+    /// Conversations.
     pub fn documents(&self) -> usize {
         self.rows.iter().map(|row| row.documents.len()).sum()
     }
@@ -88,9 +89,9 @@ pub struct Inputs {
     pub ids: Tensor,
     /// Documents and positions.
     pub layout: BatchLayout,
-    /// Indices into the flattened batch of the tokens that predict an answer, `[targets]`.
+    /// Indices (into the flattened batch) of the tokens that predict an answer, `[targets]`.
     pub predicting: Tensor,
-    /// What they should predict.
+    /// The tokens to predict.
     pub targets: Vec<u32>,
 }
 
@@ -98,7 +99,7 @@ impl Inputs {
     /// Tensors of rows of one length, on a device.
     ///
     /// # Errors
-    /// Documents that overlap (a defect of the packing).
+    /// Documents that overlap (a bug in the packing).
     pub fn new(rows: &[PackedRow], device: &Device) -> Result<Self, TrainError> {
         let seq = rows.first().map_or(0, |row| row.ids.len());
         let ids: Vec<u32> = rows.iter().flat_map(|row| row.ids.iter().copied()).collect();
@@ -182,10 +183,10 @@ pub fn batch(
     Ok(Batch { rows, too_long })
 }
 
-/// Sees before the first step that every row of a file fits the longest packed rows.
+/// Checks before the first step that every row of a file fits in the longest packed rows.
 ///
 /// # Errors
-/// The first that doesn't.
+/// The first row that doesn't.
 pub fn check_lengths(domain: &Domain, seq_len: usize) -> Result<(), TrainError> {
     let first = domain.lengths().enumerate().find(|(_, inputs)| *inputs > seq_len);
     first.map_or(Ok(()), |(index, inputs)| Err(longer(domain, index as u64, inputs, seq_len)))

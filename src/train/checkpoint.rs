@@ -1,8 +1,9 @@
 //! Checkpoints: one folder per step, complete or absent, from which a run continues bit for bit.
 //!
-//! `weights.safetensors` (what is trained), `averaged.safetensors` (with `train.ema`), `moments.safetensors`, `recipe.toml`,
-//! `state.json`, and last `manifest.json`, the SHA-256 of each of the others. The folder gets its name only when all are on
-//! disk; until then the older ones stay as they are.
+//! `weights.safetensors` (what is trained), `averaged.safetensors` (with `train.ema`),
+//! `moments.safetensors`, `recipe.toml`, `state.json`, and last `manifest.json`, the SHA-256 of
+//! each of the others. The folder gets its name only when all files are on disk; older checkpoints
+//! stay until then.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use crate::failpoints;
 use crate::model::Parameters;
 use crate::model::safetensors_file::{F32View, write_views};
 
-/// Newest checkpoints that are kept, beside the best.
+/// Number of newest checkpoints that are kept, in addition to the best.
 const KEEP: usize = 3;
 const WEIGHTS: &str = "weights.safetensors";
 const AVERAGED: &str = "averaged.safetensors";
@@ -26,7 +27,8 @@ const STATE: &str = "state.json";
 const RECIPE: &str = "recipe.toml";
 const MANIFEST: &str = "manifest.json";
 
-/// What a run has to remember beside tensors. The order of the data and all random numbers follow from seed and step.
+/// What a run has to remember beside tensors. The order of the data and all random numbers follow
+/// from seed and step.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -34,35 +36,36 @@ pub struct State {
     pub step: u64,
     /// Seed of every random number.
     pub seed: u64,
-    /// Tokens read, padding aside.
+    /// Tokens read, excluding padding.
     pub tokens: u64,
     /// Weights of the domains, in the order of their names.
     pub weights: Vec<Exact>,
     /// Best held-out loss so far and its step.
     pub best: Option<(Exact, u64)>,
-    /// Evaluations since held-out loss last fell by `train.stop.least`, and the loss then.
+    /// Evaluations since held-out loss last fell by `train.stop.least`.
     pub waiting: u64,
     /// Held-out loss that the next one is compared with for early stopping.
     pub mark: Option<Exact>,
     /// Whether early stopping has ended the run.
     pub stopped: bool,
-    /// Hash of the base's tensors, if there is a base.
+    /// Hash of the tensors of the base, if there is one.
     pub base: Option<Digest>,
-    /// Hash of the tokenizer and the form of conversations.
+    /// Hash of the tokenizer and the chat template.
     pub tokens_of: Digest,
-    /// Hashes of what is read, by key of the recipe: rows of files, a teacher beside the student or stored. None in a
-    /// checkpoint of before they were kept: nobody knows then what it learnt from, and it is refused.
+    /// Hashes of what is read, by key of the recipe: rows of files, a local or cached teacher. Old
+    /// checkpoints don't have them and are refused, because it is unknown what they learnt from.
     #[serde(default)]
     pub read: Option<BTreeMap<String, Digest>>,
 }
 
-/// A number that comes back bit for bit: JSON numbers may lose their last digit when they are read, texts don't.
+/// A number that survives JSON bit for bit: it is stored as text, because parsing a JSON number
+/// may change its last digit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Exact(pub f64);
 
 impl serde::Serialize for Exact {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // Rust prints the shortest text that is read as the same number.
+        // Rust prints the shortest text that parses to the same number.
         serializer.collect_str(&self.0)
     }
 }
@@ -77,11 +80,11 @@ impl<'de> serde::Deserialize<'de> for Exact {
 /// A checkpoint in memory.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// Where the run is.
+    /// The state of the run.
     pub state: State,
-    /// What is trained, by name.
+    /// The trained parameters, by name.
     pub weights: Tensors,
-    /// The averages of that, if the recipe wants them.
+    /// Their averages, if the recipe wants them.
     pub averaged: Option<Tensors>,
     /// Optimiser state, by name.
     pub moments: Tensors,
@@ -94,7 +97,8 @@ impl Checkpoint {
     /// Writes `folder/<step>/` and removes what is no longer needed.
     ///
     /// # Errors
-    /// A folder that can't be written; then nothing of this checkpoint is left, and the older ones are untouched.
+    /// A folder that can't be written; then nothing of this checkpoint remains, and older ones are
+    /// untouched.
     pub fn save(&self, folder: &Path, recipe: &Recipe) -> Result<PathBuf, TrainError> {
         let target = folder.join(self.state.step.to_string());
         let temporary = folder.join(format!(".{}.tmp", self.state.step));
@@ -105,7 +109,7 @@ impl Checkpoint {
             atomic_file::rename_folder(&temporary, &target).map_err(TrainError::file(&target))
         });
         if let Err(error) = written {
-            // What stopped the writing may stop the removal too; the next start removes it.
+            // The cause may prevent the removal too; the next start removes the rest.
             let _ = remove(&temporary);
             return Err(error);
         }
@@ -135,10 +139,11 @@ impl Checkpoint {
         atomic_file::write(&path, &bytes).map_err(TrainError::file(path))
     }
 
-    /// The newest checkpoint of a run, or none. What a dying run left unfinished is removed.
+    /// The newest checkpoint of a run, if there is one. Unfinished remains of a killed run are
+    /// removed.
     ///
     /// # Errors
-    /// A newest checkpoint whose files are not what its manifest says, or that another recipe made.
+    /// The newest checkpoint doesn't match its manifest, or another recipe made it.
     pub fn newest(folder: &Path, recipe: &Recipe) -> Result<Option<Self>, TrainError> {
         if folder.exists() {
             for entry in fs_err::read_dir(folder).map_err(TrainError::file(folder))? {
@@ -194,10 +199,10 @@ impl Checkpoint {
     }
 }
 
-/// Overwrites parameters with saved values; `path` is the checkpoint's, for errors.
+/// Overwrites parameters with saved values; `path` is that of the checkpoint, for errors.
 ///
 /// # Errors
-/// A tensor that is missing, extra, or of another shape or type; then nothing is overwritten.
+/// A tensor that is missing, extra, or of the wrong shape or type; then nothing is overwritten.
 pub fn restore(parameters: &Parameters, saved: &Tensors, path: &Path) -> Result<(), TrainError> {
     let expected: Vec<(String, &Var)> = parameters.iter().map(|(name, var)| (name.to_owned(), var)).collect();
     check(expected.iter().map(|(name, var)| (name.as_str(), var.as_tensor())), saved, path)?;
@@ -207,10 +212,10 @@ pub fn restore(parameters: &Parameters, saved: &Tensors, path: &Path) -> Result<
     Ok(())
 }
 
-/// Holds saved tensors against those that they are to replace.
+/// Compares saved tensors with those that they will replace.
 ///
 /// # Errors
-/// The first tensor that is missing, extra, or of another shape or type.
+/// The first tensor that is missing, extra, or of the wrong shape or type.
 pub fn check<'a>(
     expected: impl Iterator<Item = (&'a str, &'a Tensor)>,
     saved: &Tensors,
@@ -237,11 +242,11 @@ pub fn check<'a>(
     }
 }
 
-/// Writes tensors, f32 and sorted by name; gives the file's hash.
+/// Writes tensors as f32, sorted by name; returns the hash of the file.
 fn write_tensors(path: &Path, tensors: &Tensors) -> Result<Digest, TrainError> {
     let views: BTreeMap<&String, F32View> =
         tensors.iter().map(|(name, tensor)| (name, F32View(tensor))).collect();
-    // The format's metadata tells transformers which library's tensors these are.
+    // transformers requires the framework in the metadata.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     write_views(path, views, metadata)?;
     hash(path)
@@ -259,7 +264,8 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// Removes all but the newest, and what is the best to one of these: whoever goes on from an older one needs its best.
+/// Removes all but the newest checkpoints and those that one of them names as the best, which a
+/// run that resumes from it may need.
 fn retain(folder: &Path) -> Result<(), TrainError> {
     let newest_first: Vec<u64> = steps(folder)?.into_iter().rev().collect();
     let (kept, rest) = newest_first.split_at(KEEP.min(newest_first.len()));
@@ -270,7 +276,8 @@ fn retain(folder: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// The step that a checkpoint knows as the best; none of one that can't be read, which nobody can go on from.
+/// The best step according to a checkpoint; `None` for one that can't be read, from which no run
+/// can resume.
 fn best_of(folder: &Path) -> Option<u64> {
     let state: State = serde_json::from_slice(&fs_err::read(folder.join(STATE)).ok()?).ok()?;
     state.best.map(|(_, step)| step)
@@ -293,7 +300,7 @@ pub fn steps(folder: &Path) -> Result<Vec<u64>, TrainError> {
     Ok(steps)
 }
 
-/// The recipe that a checkpoint was made by.
+/// The recipe that made a checkpoint.
 fn saved_recipe(folder: &Path) -> Result<Recipe, TrainError> {
     let path = folder.join(RECIPE);
     let text = fs_err::read_to_string(&path).map_err(TrainError::file(&path))?;
@@ -301,8 +308,8 @@ fn saved_recipe(folder: &Path) -> Result<Recipe, TrainError> {
         .map_err(|e| TrainError::Checkpoint { path: folder.to_owned(), message: format!("{RECIPE}: {e}") })
 }
 
-/// Rates of the steps to come, which a person may change when a run broke down: key, value in the checkpoint, value now; none
-/// where a recipe does not say it.
+/// Rates of the steps to come, which a person may change when a run broke down: key, value in the
+/// checkpoint, value now; none where a recipe does not say it.
 ///
 /// # Errors
 /// A recipe in the checkpoint that can't be read.
@@ -330,11 +337,11 @@ fn rates(recipe: &Recipe) -> [(&'static str, Option<f64>); 8] {
     ]
 }
 
-/// How a recipe differs from that of a checkpoint in a way that a continued run may not: the first line of both.
+/// The first line of both recipes that differs in a way that a resumed run may not.
 fn difference(saved: &Recipe, now: &Recipe) -> Option<(String, String)> {
     let mut aligned = saved.clone();
-    // These change how long and how visibly a run trains, not what a step does to the weights (but for the schedule,
-    // which a longer run stretches on purpose).
+    // These change how long and how visibly a run trains, not what a step does to the weights
+    // (except for the schedule, which a longer run stretches on purpose).
     aligned.train.steps = now.train.steps;
     aligned.train.checkpoint_every = now.train.checkpoint_every;
     aligned.train.metrics_every = now.train.metrics_every;
@@ -344,7 +351,7 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<(String, String)> {
     aligned.train.recompute = now.train.recompute;
     aligned.train.max_loss = now.train.max_loss;
     aligned.data.cache.clone_from(&now.data.cache);
-    // What helps a run that broke down; it is said when it changes.
+    // These may help a run that diverged; changes are reported.
     aligned.train.muon.lr = now.train.muon.lr;
     let (adamw, rates) = (&mut aligned.train.adamw, now.train.adamw);
     adamw.lr = rates.lr;
@@ -354,7 +361,8 @@ fn difference(saved: &Recipe, now: &Recipe) -> Option<(String, String)> {
     aligned.train.warmup = now.train.warmup;
     aligned.train.floor = now.train.floor;
     aligned.train.clip = now.train.clip;
-    // How often and on what a run is judged decides which weights are the best, when it stops, and the domains' weights.
+    // The evaluation determines which weights are the best, when the run stops, and the weights of
+    // domains.
     if now.train.stop.is_none() && now.data.loading.is_none() {
         aligned.train.eval_every = now.train.eval_every;
         aligned.data.eval_rows = now.data.eval_rows;

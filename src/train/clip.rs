@@ -12,7 +12,7 @@ use crate::simd_math::dot;
 /// Values whose squares are summed in f32.
 const BLOCK: usize = 1024;
 
-/// Euclidean norm over all gradients, summed in f64 in their order, whichever thread has which.
+/// Euclidean norm over all gradients, summed in f64 in a fixed order.
 ///
 /// # Errors
 /// Tensors that are not contiguous or not f32.
@@ -23,7 +23,7 @@ pub fn global_norm(gradients: &[Tensor], workers: &Workers) -> Result<f64> {
     let squares = Mutex::new(vec![0.0; gradients.len()]);
     workers.each(gradients.len(), |at| {
         let square = with_floats([&gradients[at]], "gradient norm", |[values]| {
-            // Blocks keep the inner sum in vector registers.
+            // Blocks let the inner sum stay in vector registers.
             let block = |values: &[f32]| f64::from(dot(values, values));
             Ok(values.chunks(BLOCK).map(block).sum::<f64>())
         })?;
@@ -33,7 +33,8 @@ pub fn global_norm(gradients: &[Tensor], workers: &Workers) -> Result<f64> {
     Ok(squares.into_inner().unwrap_or_else(PoisonError::into_inner).iter().sum::<f64>().sqrt())
 }
 
-/// The same of tensors on any device: each sum of squares is rounded to its type, and all come to the host at once.
+/// The same for tensors on any device: each sum of squares is rounded to the type of the tensor,
+/// and all are copied to the host at once.
 fn norm_by_tensors(gradients: &[Tensor]) -> Result<f64> {
     let squares: Vec<Tensor> = gradients
         .iter()
@@ -42,7 +43,7 @@ fn norm_by_tensors(gradients: &[Tensor]) -> Result<f64> {
     Ok(Tensor::stack(&squares, 0)?.to_vec1::<f64>()?.iter().sum::<f64>().sqrt())
 }
 
-/// Scales all gradients so that their norm is at most `limit`; gives the norm before.
+/// Scales all gradients so that their norm is at most `limit`; returns the original norm.
 ///
 /// # Errors
 /// As [`global_norm`].

@@ -1,17 +1,18 @@
-//! What training a token costs in arithmetic.
+//! The arithmetic cost of training a token.
 
 use crate::model::DecoderConfig;
 use crate::model::features::Mixer;
 
-/// Floating-point operations of a token's forward and backward pass: 6 per weight of a matrix (4 where it is frozen beside an
-/// adapter: it needs no gradient of its own), and attention over half the row on average. What is recomputed counts once.
+/// Floating-point operations of a token's forward and backward pass: 6 per weight of a matrix (4
+/// if it is frozen, because it needs no gradient), and attention over half the row on average.
+/// Recomputed operations count once.
 pub fn of_token(config: &DecoderConfig, seq_len: usize, frozen: bool) -> f64 {
     let (matrices, attention) = forward(config, seq_len);
     let per_weight = if frozen { 4.0 } else { 6.0 };
     per_weight * matrices + 3.0 * attention
 }
 
-/// What `train.recompute` adds: one more forward pass of the blocks.
+/// The cost that `train.recompute` adds: another forward pass of the blocks.
 pub fn of_recomputing(config: &DecoderConfig, seq_len: usize) -> f64 {
     let (matrices, attention) = forward(config, seq_len);
     2.0 * (matrices - (config.vocab_size * config.hidden_size) as f64) + attention
@@ -23,8 +24,8 @@ pub fn of_forward(config: &DecoderConfig, seq_len: usize) -> f64 {
     2.0 * matrices + attention
 }
 
-/// Weights of the matrices that a token meets, and the cost of its attention over half the row on average. A DeltaNet block
-/// counts as its matrices: its state costs little beside them.
+/// Weights of the matrices that a token passes, and the cost of its attention over half the row on
+/// average. A DeltaNet block counts as its matrices; the cost of its state is small in comparison.
 fn forward(config: &DecoderConfig, seq_len: usize) -> (f64, f64) {
     let embedding = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
     let vectors: usize = config

@@ -1,4 +1,4 @@
-//! Where a run computes, and in which type.
+//! The device that a run computes on, and the type that it computes in.
 
 use candle_core::{DType, Device};
 
@@ -12,12 +12,12 @@ pub struct ComputeDevice {
     pub device: Device,
     /// f32 or bf16.
     pub dtype: DType,
-    /// Why it is the CPU, where a GPU was looked for.
+    /// Why the CPU is used although a GPU was looked for.
     missed: Option<String>,
 }
 
 impl ComputeDevice {
-    /// What a recipe asks for.
+    /// The device that a recipe asks for.
     ///
     /// # Errors
     /// `cuda` in a program that is not built for it, or on a machine without a GPU.
@@ -25,7 +25,7 @@ impl ComputeDevice {
         Self::new(recipe.device, recipe.precision)
     }
 
-    /// The place of a choice.
+    /// The device and type of a choice.
     ///
     /// # Errors
     /// As [`ComputeDevice::of`].
@@ -42,13 +42,14 @@ impl ComputeDevice {
             (Precision::F32, _) | (Precision::Auto, true) => DType::F32,
             (Precision::Bf16, _) | (Precision::Auto, false) => DType::BF16,
         };
-        // Where bf16 is good enough, products of f32 (scores of attention) may use the tensor cores too, with 10 bits behind
-        // the point in place of 23.
+        // If bf16 is precise enough, products in f32 (attention scores) may use the tensor cores
+        // too, with 10 bits of mantissa instead of 23.
         candle_core::cuda::set_gemm_reduced_precision_f32(dtype == DType::BF16);
         Ok(Self { device, dtype, missed })
     }
 
-    /// Threads that compute at a time. A GPU has its parts one after the other: each would fill its memory.
+    /// Threads that compute at a time. A GPU computes parts one at a time, because each would fill
+    /// its memory.
     pub fn threads(&self, on_cpu: usize) -> usize {
         if self.device.is_cpu() { on_cpu } else { 1 }
     }
@@ -71,7 +72,7 @@ fn gpu() -> Result<Device, String> {
         return Err("this program is built for the CPU alone".into());
     }
     Device::new_cuda(0).map_err(|error| {
-        // Behind its first line stands where in the library it happened.
+        // The lines after the first are a backtrace.
         let error = error.to_string();
         format!("no GPU answers: {}", error.lines().next().unwrap_or_default())
     })

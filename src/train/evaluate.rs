@@ -1,23 +1,25 @@
-//! Held-out judgement during training: loss, token accuracy, and how many whole answers greedy decoding would reproduce.
+//! Evaluation on held-out rows during training: loss, token accuracy, and the share of answers
+//! that greedy decoding would reproduce.
 
 use super::TrainError;
 use super::batch::Batch;
 use super::gradient::Workers;
 use super::objective::Objective;
 
-/// What held-out rows say.
+/// The result on held-out rows.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Evaluation {
     /// Mean loss over answer tokens, in nats.
     pub loss: f64,
-    /// Share of answer tokens that were the likeliest, given the right ones before them.
+    /// Share of answer tokens that were the most likely, given the right ones before them.
     pub accuracy: f64,
-    /// Share of answers of which every token was the likeliest: exactly those that greedy decoding reproduces.
+    /// Share of answers whose tokens were all the most likely: exactly those that greedy decoding
+    /// reproduces.
     pub exact: f64,
 }
 
 impl Evaluation {
-    /// The numbers of several batches together: means over all their tokens and all their answers.
+    /// Combines several batches: means over all their tokens and answers.
     pub fn together(parts: &[(Self, &Batch)]) -> Self {
         let mean = |of: fn(&Self) -> f64, size: fn(&Batch) -> usize| {
             let sizes: f64 = parts.iter().map(|(_, batch)| size(batch) as f64).sum();
@@ -40,7 +42,7 @@ impl std::fmt::Display for Evaluation {
     }
 }
 
-/// Judges a model on packed rows.
+/// Evaluates a model on packed rows.
 ///
 /// # Errors
 /// Tensor errors.

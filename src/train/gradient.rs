@@ -1,9 +1,10 @@
-//! Gradients of a batch: its rows in parts, summed in a fixed order.
+//! Gradients of a batch: its rows are divided into parts, whose gradients are summed in a fixed
+//! order.
 //!
-//! Where there is a part for every thread, each part is done by one: it needs no agreement with others inside an operation,
-//! and the part's tensors fit its cache. Fewer parts are done one after the other by all threads, which share every
-//! operation: right for large models, of whose gradients memory should hold one set. The order of all sums is fixed, so the
-//! result depends on neither.
+//! If there is a part for every thread, each part runs on a single thread: operations need no
+//! synchronisation, and the tensors of a part fit in its cache. Fewer parts run one after the
+//! other, with all threads sharing every operation; this suits large models, because memory holds
+//! only one set of gradients. The order of all sums is fixed, so the result is the same either way.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -18,37 +19,37 @@ use super::objective::{Objective, Terms};
 use crate::model::Parameters;
 use crate::model::ops::Gradients;
 
-/// What a batch gave.
+/// The result of a batch.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// What is minimised: mean loss over answer tokens, in nats.
+    /// The objective: mean loss over answer tokens, in nats.
     pub loss: f64,
-    /// What it is made of.
+    /// Its terms.
     pub terms: Terms,
-    /// Whether each answer token was the likeliest, in the rows' order.
+    /// Whether each answer token was the most likely, in the order of the rows.
     pub hits: Vec<bool>,
     /// One gradient per parameter, in order; empty if none were asked for.
     pub gradients: Vec<Tensor>,
 }
 
 impl Outcome {
-    /// Share of answer tokens that were the likeliest.
+    /// Share of answer tokens that were the most likely.
     pub fn accuracy(&self) -> f64 {
         self.hits.iter().filter(|&&hit| hit).count() as f64 / self.hits.len().max(1) as f64
     }
 }
 
-/// Threads that each work alone, one rayon pool of one thread per core, and a pool of as many that work together.
+/// A pool of one thread for each worker, and a pool in which all threads work together.
 pub struct Workers {
     pools: Vec<rayon::ThreadPool>,
     together: rayon::ThreadPool,
 }
 
 impl Workers {
-    /// Starts `threads` threads; 0 is one per core.
+    /// Starts `threads` threads; 0 means one per core.
     ///
     /// # Errors
-    /// The system gives no more threads.
+    /// The system refuses more threads.
     pub fn new(threads: usize) -> Result<Self, TrainError> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores() } else { threads };
@@ -60,7 +61,8 @@ impl Workers {
         Ok(Self { pools, together: pool(threads)? })
     }
 
-    /// Loss, and with `parameters` its gradients, over rows of one length; parts have about `micro_tokens` tokens.
+    /// The loss over rows of equal length, and with `parameters` its gradients; parts have about
+    /// `micro_tokens` tokens.
     ///
     /// # Errors
     /// The first error of any part.
@@ -90,12 +92,12 @@ impl Workers {
         Ok(sum.into_inner().expect("no thread panics while it adds").total)
     }
 
-    /// Does work of which each operation is shared by all threads.
+    /// Runs work whose operations are each shared by all threads.
     pub fn together<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.together.install(work)
     }
 
-    /// Does pieces 0..count of work, each on one thread, as threads become free.
+    /// Runs tasks 0..count, each on one thread, as threads become free.
     ///
     /// # Errors
     /// The first error of any thread; the other threads finish what they can.
@@ -125,7 +127,7 @@ impl Workers {
     }
 }
 
-/// Adds parts in the order of their indices, whenever they arrive.
+/// Adds parts in the order of their indices, whatever order they arrive in.
 #[derive(Default)]
 struct OrderedSum {
     next: usize,
@@ -153,7 +155,7 @@ impl OrderedSum {
     }
 }
 
-/// One part: forward, loss over answer tokens, and backward if parameters are given.
+/// One part: forward pass, loss over answer tokens, and backward pass if parameters are given.
 fn part(
     objective: &dyn Objective,
     parameters: Option<&Parameters>,
@@ -186,7 +188,7 @@ pub(super) mod tests {
     use crate::train::recipe::AdapterRecipe;
     use crate::train::tests::{model, packed, tokenizer};
 
-    /// All that a run gave, bit for bit.
+    /// The results of a run, bit for bit.
     fn bits(outcome: &Outcome) -> Vec<u64> {
         let values = outcome.gradients.iter().flat_map(|gradient| {
             let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -195,7 +197,8 @@ pub(super) mod tests {
         std::iter::once(outcome.loss.to_bits()).chain(values).collect()
     }
 
-    /// An adapter none of whose parameters are zero: zeros would hide the gradients of what stands before them.
+    /// An adapter without zero parameters, because zeros would hide the gradients of the
+    /// parameters before them.
     pub fn adapter_of(recipe: &str, config: &DecoderConfig) -> (Adapter, Parameters) {
         let recipe: AdapterRecipe = toml::from_str(recipe).unwrap();
         let trained = adapter::initial(&recipe, config, 5).unwrap();
@@ -245,7 +248,7 @@ pub(super) mod tests {
             let workers = Workers::new(threads).unwrap();
             bits(&workers.run(&decoder, Some(&parameters), &packed(1), micro_tokens).unwrap())
         };
-        // Two parts: one thread has both, two have one each, three share each of them.
+        // Two parts: one thread computes both, two compute one each, three share each of them.
         assert!(run(1, 192) == run(2, 192) && run(1, 192) == run(3, 192));
         assert!(run(1, 192) != run(1, 384), "parts of another size add up in another order");
     }

@@ -1,4 +1,5 @@
-//! Heat maps of measurements as SVG: layers and heads downwards, steps to the right, logarithmic in the value.
+//! Heat maps of measurements as SVG: layers and heads from top to bottom, steps from left to
+//! right, a logarithmic colour scale.
 
 use std::fmt::Write;
 
@@ -10,7 +11,7 @@ const WIDTH: f64 = 640.0;
 const CELL: f64 = 14.0;
 /// Left, right, top and bottom margins.
 const MARGINS: [f64; 4] = [84.0, 96.0, 40.0, 44.0];
-/// Measurements that are drawn at most; of more, evenly spaced ones.
+/// Most measurements that are drawn; longer runs are sampled evenly.
 const COLUMNS: usize = 200;
 /// Dark to bright: evenly spaced colours of viridis (van der Walt & Smith 2015).
 const COLOURS: [[f64; 3]; 6] = [
@@ -22,7 +23,7 @@ const COLOURS: [[f64; 3]; 6] = [
     [253.0, 231.0, 37.0],
 ];
 
-/// Name and drawing of every quantity that was measured.
+/// Draws every quantity that was measured; returns names and SVGs.
 pub fn maps(measured: &[Measurement]) -> Vec<(&'static str, String)> {
     let every = measured.len().div_ceil(COLUMNS).max(1);
     let shown: Vec<&Measurement> = measured.iter().step_by(every).collect();
@@ -44,7 +45,7 @@ pub fn maps(measured: &[Measurement]) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// What is drawn of a layer: one value, or one for each head.
+/// The values of a layer: one, or one per head.
 type Values = fn(&LayerMetrics) -> Vec<f64>;
 
 /// A label and a value for each measurement.
@@ -91,7 +92,7 @@ fn draw(title: &str, steps: &[u64], rows: &[(String, Vec<f64>)]) -> String {
             ));
         }
     }
-    // The scale: dark below, bright above.
+    // The legend: dark at the bottom, bright at the top.
     let scale = left + WIDTH + 16.0;
     for part in 0..20 {
         let y = top + depth * f64::from(19 - part) / 20.0;
@@ -114,7 +115,7 @@ fn draw(title: &str, steps: &[u64], rows: &[(String, Vec<f64>)]) -> String {
     out + "</svg>\n"
 }
 
-/// A colour of the scale, for 0 to 1.
+/// The colour of a value from 0 to 1.
 fn colour(share: f64) -> String {
     let place = share.clamp(0.0, 1.0) * (COLOURS.len() - 1) as f64;
     let below = (place as usize).min(COLOURS.len() - 2);

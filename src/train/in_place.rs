@@ -1,5 +1,5 @@
-//! In-place updates: what an optimiser does to every value a step. In CPU memory without temporaries; elsewhere by tensor
-//! operations, whose result then takes the place of what was there.
+//! In-place updates, which an optimiser makes to every value in a step. In CPU memory they need no
+//! temporaries; elsewhere they are tensor operations whose result is copied over the old values.
 
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 
@@ -27,23 +27,24 @@ pub(super) fn blend_square(y: &Tensor, keep: f64, add: f64, x: &Tensor) -> Resul
     y.inplace_op2(x, &Elementwise2(move |y: &mut f32, x| *y = keep as f32 * *y + add as f32 * x * x))
 }
 
-/// `y = f(y, a, b)`, element by element.
+/// `y = f(y, a, b)`, elementwise.
 pub(super) fn update(y: &Tensor, a: &Tensor, b: &Tensor, f: impl Fn(f32, f32, f32) -> f32) -> Result<()> {
     y.inplace_op3(a, b, &Elementwise3(f))
 }
 
-/// Whether a tensor is none of f32 in CPU memory, whose values can be changed where they are.
+/// Whether a tensor is not f32 in CPU memory, so its values can't be changed in place.
 pub(super) fn is_elsewhere(y: &Tensor) -> bool {
     !y.device().is_cpu() || y.dtype() != DType::F32
 }
 
 /// `keep * y + add * x`.
 pub(super) fn blended(y: &Tensor, keep: f64, add: f64, x: &Tensor) -> Result<Tensor> {
-    // Detached: of a variable, Candle would record it.
+    // Detached, because Candle would record operations on a variable.
     (y.detach() * keep)? + (x.detach() * add)?
 }
 
-/// Puts values in the place of those of `y`, which has at least one dimension: whoever shares its memory sees them.
+/// Overwrites the values of `y`, which has at least one dimension, for everything that shares its
+/// memory.
 pub(super) fn replace(y: &Tensor, values: &Tensor) -> Result<()> {
     y.slice_set(&values.detach().contiguous()?, 0, 0)
 }

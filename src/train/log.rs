@@ -1,6 +1,7 @@
 //! What a run writes down of each step: `log.jsonl` and `speed.jsonl`.
 //!
-//! Nothing in `log.jsonl` depends on time, so an interrupted run ends with the same bytes as one that was not.
+//! Nothing in `log.jsonl` depends on time, so an interrupted run ends with the same bytes as an
+//! uninterrupted one.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -13,28 +14,28 @@ use super::evaluate::Evaluation;
 use super::objective::Terms;
 use crate::atomic_file;
 
-/// Numbers of one step.
+/// The figures of one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Which, from 1.
+    /// Number of the step, from 1.
     pub step: u64,
-    /// What is minimised: mean loss over answer tokens, in nats.
+    /// The objective: mean loss over answer tokens, in nats.
     pub loss: f64,
-    /// What the loss is made of, where that is more than cross-entropy.
+    /// Terms of the loss, if there are others than cross-entropy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub terms: Option<Terms>,
-    /// Share of answer tokens that were the likeliest.
+    /// Share of answer tokens that were the most likely.
     pub accuracy: f64,
     /// Factor of the learning rates.
     pub lr: f64,
     /// Gradient norm before clipping.
     pub grad_norm: f64,
-    /// Tokens so far, padding aside.
+    /// Tokens so far, excluding padding.
     pub tokens: u64,
-    /// Held-out numbers over all domains, where this step ended with an evaluation.
+    /// Held-out figures over all domains, if this step ended with an evaluation.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval: Option<Evaluation>,
-    /// Held-out numbers of each domain, where there are several, with its weight behind this step.
+    /// Held-out figures of each domain, if there are several, with its weight after this step.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub domains: BTreeMap<String, DomainNumbers>,
 }
@@ -44,17 +45,17 @@ pub struct Step {
 pub struct DomainNumbers {
     /// Share of the rows that are drawn from it.
     pub weight: f64,
-    /// Held-out numbers.
+    /// Held-out figures.
     #[serde(flatten)]
     pub eval: Evaluation,
 }
 
-/// How fast a step was.
+/// The speed of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
-    /// Which.
+    /// Number of the step.
     pub step: u64,
-    /// Seconds of training so far, over all sittings.
+    /// Seconds of training so far, over all sessions.
     pub seconds: f64,
     /// Tokens per second.
     pub tokens_per_s: f64,
@@ -73,7 +74,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the files in `out`; lines after step `from` (of a run that died after its checkpoint) are dropped.
+    /// Opens the files in `out`; lines after step `from` (from a run that died after its
+    /// checkpoint) are dropped.
     ///
     /// # Errors
     /// A file that can't be read or written.
@@ -84,17 +86,17 @@ impl Log {
         Ok(Self { files: [log, speed], seconds, kept: kept.len() as u64 })
     }
 
-    /// Steps before this sitting that have a line.
+    /// Number of steps with a line from before this session.
     pub fn kept(&self) -> u64 {
         self.kept
     }
 
-    /// Seconds of training in sittings before this one.
+    /// Seconds of training in earlier sessions.
     pub fn seconds_before(&self) -> f64 {
         self.seconds
     }
 
-    /// The step's lines.
+    /// Writes the lines of a step.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -105,7 +107,7 @@ impl Log {
         Ok(())
     }
 
-    /// Puts all lines on disk: before a checkpoint that goes on from them counts.
+    /// Syncs all lines to disk; must happen before the checkpoint that continues from them.
     ///
     /// # Errors
     /// The disk.
@@ -118,24 +120,24 @@ fn line(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("finite numbers have a JSON form") + "\n"
 }
 
-/// What every line says whatever else it says.
+/// The field that every line has.
 #[derive(Deserialize)]
 struct Numbered {
     step: u64,
 }
 
-/// A file of lines, cut to those up to step `from` and opened for more, and the values of these lines. What is kept stays
-/// byte for byte: read as numbers and written again, a last digit could change. What is cut need not be readable: it may be
-/// what a run that broke down wrote last.
+/// Truncates a file to the lines up to step `from` and opens it for appending; returns the values
+/// of the kept lines. Kept lines stay byte for byte, because rewriting a number could change its
+/// last digit. Dropped lines need not parse: they may be the last words of a run that failed.
 ///
 /// # Errors
-/// As [`read_lines`], of the lines that are kept; a file that can't be written.
+/// As [`read_lines`], for the lines that are kept; a file that can't be written.
 pub(super) fn reopened<T: DeserializeOwned>(
     path: PathBuf,
     from: u64,
 ) -> Result<((PathBuf, std::fs::File), Vec<T>), TrainError> {
     let mut lines = whole_lines(&path)?;
-    // Steps ascend: behind the first that does not count, none does.
+    // Steps ascend, so everything after the first late line is dropped.
     let late = |line: &str| serde_json::from_str(line).is_ok_and(|line: Numbered| line.step > from);
     lines.truncate(lines.split_inclusive('\n').take_while(|line| !late(line)).map(str::len).sum());
     let values = parse::<T>(&path, &lines)?;
@@ -144,7 +146,7 @@ pub(super) fn reopened<T: DeserializeOwned>(
     Ok(((path, file), values))
 }
 
-/// All steps of a run's `log.jsonl`; none if there is no file.
+/// All steps of a run's `log.jsonl`; empty if there is no file.
 ///
 /// # Errors
 /// As [`read_lines`].
@@ -152,15 +154,16 @@ pub fn read(out: &Path) -> Result<Vec<Step>, TrainError> {
     read_lines(&out.join(LOG))
 }
 
-/// All values of a file of lines; none if there is no file. A last line that a dying run cut is left out.
+/// All values of a JSONL file; empty if there is no file. An incomplete last line of a killed run
+/// is ignored.
 ///
 /// # Errors
-/// A file that can't be read, a line in it that is none.
+/// A file that can't be read, a line that can't be parsed.
 pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, TrainError> {
     parse(path, &whole_lines(path)?)
 }
 
-/// The lines of a file whose end is there.
+/// The complete lines of a file.
 fn whole_lines(path: &Path) -> Result<String, TrainError> {
     if !path.exists() {
         return Ok(String::new());

@@ -1,4 +1,4 @@
-//! Loss curves of runs as an SVG: training loss raw and smoothed, held-out loss, over tokens.
+//! Loss curves of runs as SVG: raw and smoothed training loss and held-out loss over tokens.
 
 use std::fmt::Write;
 
@@ -12,13 +12,13 @@ const MARGINS: [f64; 4] = [64.0, 20.0, 40.0, 52.0];
 /// Training and held-out loss of each run.
 const COLOURS: [(&str, &str); 4] =
     [("#4269d0", "#d6541a"), ("#3ca951", "#a463f2"), ("#6f6f6f", "#b8860b"), ("#2aa1b3", "#c2185b")];
-/// Points of a curve at most.
+/// Most points of a curve.
 const POINTS: usize = 400;
 
 /// A run to be drawn.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
-    /// Named in the legend; empty where there is only one.
+    /// Name in the legend; empty if there is only one run.
     pub name: &'a str,
     /// Its log.
     pub steps: &'a [Step],
@@ -35,7 +35,8 @@ struct Series {
     label: Option<String>,
 }
 
-/// Draws the curves; logarithmic in the loss, because learning to copy takes it down by orders of magnitude.
+/// Draws the curves on a logarithmic scale, because learning to copy reduces the loss by orders of
+/// magnitude.
 pub fn svg(runs: &[Run]) -> String {
     let all: Vec<Series> =
         runs.iter().zip(COLOURS.iter().cycle()).flat_map(|(run, colours)| series(run, *colours)).collect();
@@ -66,7 +67,7 @@ pub fn svg(runs: &[Run]) -> String {
                 WIDTH - right,
                 left - 8.0,
                 at + 4.0,
-                // Rounded: 5 * 0.01 is not 0.05 in binary.
+                // Rounded, because 5 * 0.01 is not 0.05 in binary.
                 (loss * 1e6).round() / 1e6
             ));
         }
@@ -99,7 +100,7 @@ pub fn svg(runs: &[Run]) -> String {
         if let Some(label) = label {
             let text = svg::escaped(label);
             add(format_args!("<text x=\"{label_at}\" y=\"24\" fill=\"{colour}\">{text}</text>"));
-            // About seven units a letter at this size.
+            // About seven units per letter at this size.
             label_at += 20.0 + 7.0 * label.chars().count() as f64;
         }
     }
@@ -134,13 +135,14 @@ fn series(run: &Run, (train, eval): (&'static str, &'static str)) -> [Series; 3]
     ]
 }
 
-/// The losses themselves; of a long run evenly spaced ones.
+/// The raw losses; long runs are sampled evenly.
 fn raw(steps: &[Step]) -> Points {
     let every = steps.len().div_ceil(4 * POINTS).max(1);
     steps.iter().step_by(every).map(|step| (step.tokens as f64 / 1e6, step.loss)).collect()
 }
 
-/// An exponential average over a hundredth of the run (at least ten steps), corrected for its start as Adam's are.
+/// An exponential average over a hundredth of the run (at least ten steps), with the bias
+/// correction of Adam.
 pub fn smoothed(steps: &[Step]) -> Points {
     let keep = 1.0 - 1.0 / (steps.len() as f64 / 100.0).max(10.0);
     let (mut sum, mut weight) = (0.0, 0.0);

@@ -1,6 +1,7 @@
-//! What training does to a model's parts: gradients, activations and attention, per layer and head, every so many steps.
+//! Measurements of gradients, activations and attention, per layer and head, every few steps.
 //!
-//! `metrics.jsonl` has a line per measurement, `metrics/*.svg` a heat map per quantity: parts downwards, steps to the right.
+//! `metrics.jsonl` has a line per measurement, `metrics/*.svg` a heat map per quantity: parts from
+//! top to bottom, steps from left to right.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use crate::model::{BatchLayout, DecoderConfig, Parameters, Point, Recompute, Tap
 
 /// Name of the file of [`Measurement`]s.
 pub const METRICS: &str = "metrics.jsonl";
-/// Queries of a document whose attention is looked at.
+/// Queries of a document whose attention is measured.
 const QUERIES: usize = 512;
 
 /// One step's measurement.
@@ -32,12 +33,13 @@ pub struct Measurement {
     pub layers: Vec<LayerMetrics>,
 }
 
-/// What is measured of a block.
+/// The measurements of a block.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LayerMetrics {
     /// Euclidean norm of the gradient of all that is trained in the block, before clipping.
     pub gradient: f64,
-    /// The same of each query head's part of the projections of queries and outputs; empty for adapters and DeltaNets.
+    /// The same for each query head's part of the query and output projections; empty for adapters
+    /// and DeltaNets.
     pub gradient_by_head: Vec<f64>,
     /// Variance of the residual stream behind the block.
     pub variance: f64,
@@ -73,7 +75,8 @@ impl Metrics {
         self.every > 0 && step.is_multiple_of(self.every)
     }
 
-    /// Measures the gradients of a step, and activations and attention on the first row of its batch.
+    /// Measures the gradients of a step, and activations and attention on the first row of its
+    /// batch.
     ///
     /// # Errors
     /// Tensor errors.
@@ -131,7 +134,7 @@ impl Metrics {
         })
     }
 
-    /// Puts all lines on disk.
+    /// Syncs all lines to disk.
     ///
     /// # Errors
     /// The disk.
@@ -166,7 +169,7 @@ fn squares(tensor: &Tensor) -> Result<f64> {
     with_floats([&on_host(tensor)?], "metrics", |[values]| Ok(sum(values)))
 }
 
-/// Looks at what passes, behind other taps.
+/// Taps that measure, after other taps.
 struct Measuring {
     inner: Box<dyn Taps>,
     layers: Vec<LayerMetrics>,
@@ -177,7 +180,7 @@ impl Taps for Measuring {
         Some(&mut *self.inner)
     }
 
-    // Nobody walks back through what is measured: of a block that would be computed again, nothing need stay.
+    // No backward pass goes through the measurement, so a recomputed block need not keep anything.
     fn recompute(&self, layer: usize) -> Option<Recompute> {
         self.inner.recompute(layer)
     }
@@ -225,7 +228,8 @@ fn variance(tensor: &Tensor, groups: usize) -> Result<Vec<f64>> {
     })
 }
 
-/// Mean entropy of each query head's attention over the first queries of every document: -sum p ln p.
+/// Mean entropy of each query head's attention over the first queries of every document: -sum p ln
+/// p.
 fn entropies(query: &Tensor, key: &Tensor, scoring: Scoring, layout: &BatchLayout) -> Result<Vec<f64>> {
     let (_, seq, heads, width) = query.dims4()?;
     let kv_heads = key.dim(2)?;
@@ -303,7 +307,8 @@ mod tests {
 
     #[test]
     fn attention_is_measured_per_head_inside_documents_and_windows() {
-        // Two documents of 3 and 2 tokens; head 0 asks nothing (uniform), head 1 asks for its own key's direction.
+        // Two documents of 3 and 2 tokens; the queries of head 0 are zero (uniform attention),
+        // those of head 1 point along its own key.
         let q: Vec<f32> = (0..5).flat_map(|_| [0.0, 0.0, 40.0, 0.0]).collect();
         let k: Vec<f32> = [[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]].concat();
         let q = Tensor::from_vec(q, (1, 5, 2, 2), &Device::Cpu).unwrap();
@@ -316,7 +321,7 @@ mod tests {
         let uniform = (2.0 * 2f64.ln() + 3f64.ln()) / 5.0;
         assert!((found[0] - uniform).abs() < 1e-6 && found[1].abs() < 1e-6, "{found:?}");
         let found = entropies(&q, &k, Scoring { window: Some(2), ..all }, &layout).unwrap();
-        // The third query sees the last two keys only, which are alike.
+        // The third query sees only the last two keys, which are equal.
         assert!((found[0] - 3.0 * 2f64.ln() / 5.0).abs() < 1e-6, "{found:?}");
         assert!((found[1] - 2f64.ln() / 5.0).abs() < 1e-6, "{found:?}");
     }

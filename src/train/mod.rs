@@ -1,4 +1,5 @@
-//! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a run that tells an observer what happens (`run/`).
+//! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a run that tells an
+//! observer what happens (`run/`).
 
 pub mod adapter;
 pub mod base;
@@ -37,7 +38,7 @@ use std::path::PathBuf;
 /// Why a training run can't start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The recipe is wrong: every mistake, one a line.
+    /// The recipe is wrong: every mistake, one per line.
     #[error("{path}: {}", .mistakes.join("\n  "))]
     Recipe {
         /// The recipe file.
@@ -48,7 +49,7 @@ pub enum TrainError {
     /// A model's files can't be read or written.
     #[error(transparent)]
     Model(#[from] crate::model::FileError),
-    /// The base can't be trained on.
+    /// The base can't be used.
     #[error("base {path}: {message}")]
     Base {
         /// The file or folder.
@@ -56,7 +57,7 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
-    /// The base's loss is none of a trained model.
+    /// The loss of the base is too high for a trained model.
     #[error("base {path}: {message}")]
     Reference {
         /// The file or folder.
@@ -69,10 +70,10 @@ pub enum TrainError {
     Occupied {
         /// The folder.
         path: PathBuf,
-        /// The newest.
+        /// The step of the newest checkpoint.
         step: u64,
     },
-    /// Another process works in the output folder.
+    /// Another process is writing to the output folder.
     #[error("{path}: another process is writing there")]
     Busy {
         /// The folder.
@@ -86,7 +87,7 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
-    /// A domain has no held-out row that could be judged.
+    /// A domain has no usable held-out row.
     #[error(
         "data.domains.{domain}: {too_long} of {rows} held-out rows are longer than seq_len, {seq_len}; expected at least \
          one with an answer that fits"
@@ -94,9 +95,9 @@ pub enum TrainError {
     HeldOut {
         /// The domain's name.
         domain: String,
-        /// Rows that are longer.
+        /// Rows that are too long.
         too_long: usize,
-        /// Rows that were looked at.
+        /// All rows that were read.
         rows: usize,
         /// Tokens of a packed row.
         seq_len: usize,
@@ -139,7 +140,7 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
-    /// A teacher gives no usable answer.
+    /// A teacher gave no usable answer.
     #[error("teacher {endpoint}: {message}")]
     Teacher {
         /// Its address or file.
@@ -147,19 +148,19 @@ pub enum TrainError {
         /// What was found and what was expected.
         message: String,
     },
-    /// The numbers broke down; the last checkpoint is intact.
+    /// A loss or gradient is not finite; the last checkpoint is intact.
     #[error("step {step}: {what} {loss}, gradient norm {norm}: not finite")]
     NotFinite {
         /// The step that failed.
         step: u64,
-        /// Whose loss: that of the step, or the held-out one behind it.
+        /// Which loss: that of the step, or the held-out loss after it.
         what: &'static str,
         /// That loss.
         loss: f64,
         /// Its gradient norm.
         norm: f64,
     },
-    /// The loss is beyond its bound; the last checkpoint is intact.
+    /// The loss is above its bound; the last checkpoint is intact.
     #[error("step {step}: loss {loss:.4} is above train.max_loss, {bound}")]
     AboveBound {
         /// The step that failed.
@@ -169,7 +170,7 @@ pub enum TrainError {
         /// The bound.
         bound: f64,
     },
-    /// The device that a recipe names can't compute.
+    /// The device that the recipe names can't be used.
     #[error("train.device is \"cuda\": {0}")]
     Device(String),
     /// The tokenizer failed.
@@ -220,7 +221,7 @@ impl TrainError {
         }
     }
 
-    /// Puts the path to an I/O error.
+    /// Adds a path to an I/O error.
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { path, source }

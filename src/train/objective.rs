@@ -1,4 +1,4 @@
-//! What is minimised: a loss over rows, of a decoder with an adapter or without.
+//! Objectives: losses over rows, of a decoder with or without an adapter.
 
 use std::ops::AddAssign;
 
@@ -9,12 +9,12 @@ use super::adapter::Adapter;
 use super::batch::{Inputs, PackedRow};
 use crate::model::{Decoder, NoTaps, Taps};
 
-/// What a loss is made of; each a mean over answer tokens, in nats, before its weight.
+/// The terms of a loss, each a mean over answer tokens, in nats, before weighting.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Terms {
     /// Cross-entropy with the data.
     pub cross_entropy: f64,
-    /// Divergence from the teacher, times the temperature's square.
+    /// Divergence from the teacher, times the square of the temperature.
     pub divergence: f64,
     /// 1 - cosine of hidden states.
     pub hidden: f64,
@@ -31,30 +31,30 @@ impl AddAssign for Terms {
 /// The loss of one part of a batch.
 #[derive(Debug)]
 pub struct PartLoss {
-    /// Scaled sum, a scalar with a gradient.
+    /// The scaled sum, a scalar with a gradient.
     pub loss: Tensor,
-    /// What it is made of, scaled alike.
+    /// Its terms, scaled the same way.
     pub terms: Terms,
-    /// Whether each answer token was the likeliest, in the rows' order.
+    /// Whether each answer token was the most likely, in the order of the rows.
     pub hits: Vec<bool>,
 }
 
 /// A loss over rows.
 pub trait Objective: Sync {
-    /// `scale` times the sum of the losses of the rows' answer tokens; a backward pass is possible only if a gradient was
-    /// asked for.
+    /// `scale` times the sum of the losses of the rows' answer tokens. A backward pass needs
+    /// `with_gradient`.
     ///
     /// # Errors
     /// Tensor errors.
     fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError>;
 }
 
-/// A decoder, seen through an adapter if there is one.
+/// A decoder with an optional adapter.
 #[derive(Debug, Clone, Copy)]
 pub struct Student<'a> {
     /// The decoder.
     pub decoder: &'a Decoder,
-    /// What stands beside it.
+    /// Its adapter.
     pub adapter: Option<&'a Adapter>,
 }
 
@@ -70,7 +70,7 @@ impl Student<'_> {
     /// Tensor errors.
     pub fn predicting(&self, inputs: &Inputs, taps: &mut dyn Taps) -> Result<Tensor, TrainError> {
         let hidden = self.decoder.forward(&inputs.ids, &inputs.layout, taps)?;
-        // Logits are needed only where an answer's token is predicted.
+        // Only tokens that predict an answer need logits.
         Ok(hidden.flatten(0, 1)?.index_select(&inputs.predicting, 0)?)
     }
 }

@@ -1,4 +1,4 @@
-//! Training in bf16 with f32 masters: the code that a GPU runs, on the CPU.
+//! Training in bf16 with f32 master weights: the code path of a GPU, run on the CPU.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -10,7 +10,7 @@ use super::tests::{content, model, packed, run, small_run, tokenizer};
 use super::{checkpoint, log};
 use crate::model::{Decoder, Family};
 
-/// Cosine of all gradients of two outcomes, as one vector.
+/// Cosine of the gradients of two outcomes, each as one vector.
 fn cosine(a: &Outcome, b: &Outcome) -> f64 {
     let product = |a: &Outcome, b: &Outcome| -> f64 {
         let pairs = a.gradients.iter().zip(&b.gradients);
@@ -89,7 +89,8 @@ fn the_loss_follows_that_of_f32() {
         (1..=60).map(step).collect()
     };
     let (wide, narrow) = (losses(DType::F32), losses(DType::BF16));
-    // What is rounded differently sends two runs apart little by little: at first they are one, later they are as good.
+    // Different rounding makes two runs drift apart: at first their losses are equal, later
+    // equally good.
     for (step, (wide, narrow)) in wide.iter().zip(&narrow).enumerate().take(20) {
         assert!((wide - narrow).abs() < 0.02 * wide, "step {step}: {wide} in f32, {narrow} in bf16");
     }
@@ -111,10 +112,10 @@ fn a_resumed_run_in_bf16_ends_as_an_uninterrupted_one_and_goes_on_in_f32() {
     for ((name, expected), (_, found)) in content(&one, 6).iter().zip(&content(&two, 6)) {
         assert!(expected == found, "{name} differs");
     }
-    // What is saved are the masters.
+    // The master weights are saved.
     let saved = checkpoint::Checkpoint::load(&two.join("checkpoints/6"), &recipe).unwrap();
     assert!(saved.weights.values().all(|weight| weight.dtype() == DType::F32));
-    // On another device the run goes on in that one's type.
+    // On another device the run continues in the type of that device.
     let longer = small_run(folder.path(), &["train.precision=f32", "train.steps=8"]);
     run(&longer, &two, true).unwrap();
     let losses: Vec<f64> = log::read(&two).unwrap().iter().map(|step| step.loss).collect();

@@ -1,4 +1,4 @@
-//! Batches made in a thread of their own, ahead of the steps that need them.
+//! Prefetching: a separate thread makes batches ahead of the steps that need them.
 
 use std::sync::mpsc::{self, Receiver, Sender};
 
@@ -7,15 +7,15 @@ use super::batch::{Batch, batch};
 use super::data::Mixture;
 use super::recipe::Recipe;
 
-/// Batches that are made ahead of the step that needs them.
+/// Number of batches that are made ahead.
 const PREFETCHED: u64 = 2;
 
-/// Asks for batches in time.
+/// Requests batches ahead of time.
 pub(super) struct Prefetch {
     ask: Sender<(u64, Vec<f64>)>,
     made: Receiver<Result<Batch, TrainError>>,
     asked: u64,
-    /// Evaluations between which the domains' weights stay; none: always.
+    /// Steps between evaluations, if these change the weights of domains.
     weights_until: Option<u64>,
     last: u64,
 }
@@ -33,7 +33,7 @@ impl Prefetch {
         scope.spawn(move || {
             for (step, weights) in asked_for {
                 let made = batch(mixture, &weights, recipe.stage(step), step, recipe.data.long_rows);
-                // The loop has ended when nobody receives.
+                // If the receiver is gone, the loop has ended.
                 if sender.send(made).is_err() {
                     return;
                 }
@@ -45,12 +45,12 @@ impl Prefetch {
 
     /// The batch of a step, with these weights of the domains.
     pub fn batch(&mut self, step: u64, weights: &[f64]) -> Result<Batch, TrainError> {
-        // Behind the next evaluation the weights may be others.
+        // The next evaluation may change the weights.
         let known = self.weights_until.map_or(u64::MAX, |every| step.div_ceil(every) * every);
         let until = (step + PREFETCHED).min(known).min(self.last);
         while self.asked < until {
             self.asked += 1;
-            // It ends only with an error, which is on its way.
+            // The thread ends only with an error, which the receiver will get.
             let _ = self.ask.send((self.asked, weights.to_vec()));
         }
         self.made.recv().unwrap_or_else(|_| {

@@ -1,4 +1,4 @@
-//! Everything that a run needs before its first step: tokenizer, data, model, and what of it is trained.
+//! Everything that a run needs before its first step: tokenizer, data, model, trained parameters.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::digest::Digest;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Decoder, DecoderConfig, Model, Parameters, TextSide, init};
 
-/// A run before its first step.
+/// A run that is ready for its first step.
 pub(super) struct Prepared {
     pub config: DecoderConfig,
     pub text: TextSide,
@@ -28,19 +28,19 @@ pub(super) struct Prepared {
     pub identity: Identity,
     /// Weights of the decoder.
     pub whole: Parameters,
-    /// What the optimiser moves: the weights, or an adapter beside them.
+    /// The trained parameters: the weights, or those of an adapter.
     pub trained: Parameters,
     pub train: Mixture,
     pub eval: Vec<Domain>,
-    /// Where all of it is computed.
+    /// The device of the computation.
     pub compute: ComputeDevice,
-    /// The threads that compute it.
+    /// Its threads.
     pub workers: Workers,
-    /// The base's loss on a text that it must know, in words; none without a base.
+    /// A sentence about the base's loss on the reference text; `None` without a base.
     pub sane: Option<String>,
 }
 
-/// What a checkpoint must agree with.
+/// The hashes that a checkpoint must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     pub base: Option<Digest>,
@@ -48,7 +48,8 @@ pub(super) struct Identity {
 }
 
 impl Prepared {
-    /// Reads and makes all that the recipe names. A `resumed` run takes the tokenizer that it has written before.
+    /// Reads and makes everything that the recipe names. A `resumed` run uses the tokenizer that
+    /// it wrote before.
     pub fn new(
         recipe: &Recipe,
         out: &Path,
@@ -107,7 +108,7 @@ impl Prepared {
         Ok(Self { config, text, chat, identity, whole, trained, train, eval, compute, workers, sane })
     }
 
-    /// The model that is trained, over these values of what is trained.
+    /// The model with these values of the trained parameters.
     pub fn over(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
         let config = self.config.clone();
         let (recompute, dtype) = (recipe.train.recompute, self.compute.dtype);
@@ -126,7 +127,7 @@ impl Prepared {
     }
 }
 
-/// Parameters without those that only the training needs.
+/// The parameters without those that only training needs.
 pub(super) fn result(trained: &Parameters) -> Result<Parameters, TrainError> {
     let mut kept = Parameters::default();
     for (name, var) in trained.iter().filter(|(name, _)| !name.starts_with(distil::MAP_PREFIX)) {
@@ -135,20 +136,21 @@ pub(super) fn result(trained: &Parameters) -> Result<Parameters, TrainError> {
     Ok(kept)
 }
 
-/// A decoder and what stands beside it.
+/// A decoder with its adapter, if there is one.
 pub(super) struct Trainee {
     decoder: Decoder,
     adapter: Option<Adapter>,
 }
 
 impl Trainee {
-    /// Both, to be asked.
+    /// Borrows both.
     pub fn student(&self) -> Student<'_> {
         Student { decoder: &self.decoder, adapter: self.adapter.as_ref() }
     }
 }
 
-/// A model of the recipe's shape with starting values, for the tokenizer of the recipe or one that is trained on its data.
+/// A model of the recipe's shape with initial values, for the recipe's tokenizer or one that is
+/// trained on its data.
 fn from_nothing(
     recipe: &Recipe,
     sources: &Sources,
@@ -163,7 +165,8 @@ fn from_nothing(
     Ok(Model { config, parameters, text: TextSide::of_post(&tokenizer)? })
 }
 
-/// The run's tokenizer: of the run that is resumed, of the recipe, or trained on the data; written to `out` for the next time.
+/// The tokenizer of the run: that of the resumed run, that of the recipe, or one trained on the
+/// data. It is written to `out` for a later resume.
 fn tokenizer(
     recipe: &Recipe,
     sources: &Sources,
@@ -189,12 +192,12 @@ fn tokenizer(
     Ok(tokenizer)
 }
 
-/// Refuses a tokenizer of the recipe that is not the base's.
+/// Refuses a tokenizer of the recipe that differs from the base's.
 fn check_tokenizer(recipe: &Recipe, base: &Path, chat: &Chat) -> Result<(), TrainError> {
     let Some(path) = &recipe.data.tokenizer else { return Ok(()) };
     let named = Tokenizer::from_file(path)?;
     let hash = |tokenizer: &Tokenizer| {
-        // Vocabulary and merges, not the order of keys in a file.
+        // Compares vocabulary and merges, not the order of keys in the file.
         let json: serde_json::Value = serde_json::from_str(&tokenizer.to_json()?).unwrap_or_default();
         let entries = (tokenizer.vocab_size(), Digest(Sha256::digest(json["model"].to_string()).into()));
         Ok::<_, TrainError>(entries)
@@ -214,10 +217,10 @@ fn check_tokenizer(recipe: &Recipe, base: &Path, chat: &Chat) -> Result<(), Trai
     Ok(())
 }
 
-/// Keeps a folder from being written by two at a time, as long as what is given lives.
+/// Locks a folder against other writers until the returned file is dropped.
 ///
 /// # Errors
-/// Another process that writes there; a folder that can't be made.
+/// Another process is writing there; the folder can't be created.
 pub(super) fn lock(out: &Path) -> Result<std::fs::File, TrainError> {
     atomic_file::make_folder(out).map_err(TrainError::file(out))?;
     let path = out.join(".lock");
@@ -225,7 +228,7 @@ pub(super) fn lock(out: &Path) -> Result<std::fs::File, TrainError> {
     held.ok_or_else(|| TrainError::Busy { path: out.to_owned() })
 }
 
-/// Parameters of their own with the same values.
+/// Independent parameters with the same values.
 pub(super) fn copy(parameters: &Parameters) -> Result<Parameters, TrainError> {
     let mut copied = Parameters::default();
     for (name, var) in parameters.iter() {

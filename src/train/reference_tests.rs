@@ -1,4 +1,5 @@
-//! Adapters' gradients, optimisers and schedule beside PEFT, PyTorch and transformers (`tests/tools/training_reference.py`).
+//! Gradients of adapters, optimisers and the schedule against PEFT, PyTorch and transformers
+//! (`tests/tools/training_reference.py`).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -74,7 +75,8 @@ fn gradients_of_a_felix_spoke_are_those_of_pytorch() {
     compare("felix", "felix = { spokes = 2, rank = 3 }", |name| weights[&format!("felix.{name}")].clone());
 }
 
-/// Three steps from the fixture's start, of parameters that are named so that the right optimiser moves them.
+/// Three steps from the fixture's start, with parameters named so that the right optimiser updates
+/// them.
 fn moved(matrices: Matrices, prefix: &str, names: &[&str], adamw: AdamWConfig) -> Vec<Var> {
     let fixture = tensors("train/optimisers.safetensors");
     let mut parameters = Parameters::default();
@@ -99,7 +101,7 @@ fn optimisers_step_as_pytorchs_do() {
     let off = AdamWConfig { lr: 1e3, ..adamw };
     let rate = Some(adamw.lr);
     let (all, matrices) = (&["wide", "tall", "vector"][..], &["wide", "tall"][..]);
-    // Each group at the fixture's rate, by the general one and by its own.
+    // Each group at the fixture's rate, set by the general rate and by its own.
     let cases = [
         ("adamw", Matrices::Muon, "head.", all, adamw),
         ("muon", Matrices::Muon, "model.layers.", matrices, adamw),

@@ -1,13 +1,14 @@
-//! The learning rate over a run: linear warm-up, then a cosine down to a floor (Loshchilov & Hutter 2017, without restarts).
+//! The learning rate over a run: linear warm-up, then cosine decay to a floor (Loshchilov & Hutter
+//! 2017, without restarts).
 
-/// Warm-up and cosine; what it gives is multiplied with each optimiser's own rate.
+/// Warm-up and cosine decay; the factor multiplies the rate of each optimiser.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// Steps of the run.
     pub steps: u64,
-    /// Steps of linear warm-up; the first step already moves.
+    /// Steps of linear warm-up; the first step already has a rate above 0.
     pub warmup: u64,
-    /// What is left at the last step, as a share of the peak.
+    /// The rate at the last step, as a share of the peak.
     pub floor: f64,
 }
 

@@ -20,7 +20,7 @@ use crate::model::features::{DeltaNetShape, Mixer};
 use crate::model::tokenizer::{END, Message, Tokenizer};
 use crate::model::{Decoder, DecoderConfig, Family, Features, NoTaps, Parameters, init};
 
-/// Conversations that ask for a copy of short words.
+/// Conversations that ask to copy short words.
 pub(super) struct Copies;
 
 impl Copies {
@@ -54,7 +54,7 @@ fn made(stage: Stage, step: u64, long_rows: LongRows) -> Result<Batch, TrainErro
     batch(&Mixture::new(vec![domain()], 1), &[1.0], stage, step, long_rows)
 }
 
-/// Features whose every part matters in short documents: windows are short, both kinds of mixers are there.
+/// Features that all matter in short documents: windows are short, and both kinds of mixers occur.
 fn features(family: Family) -> Features {
     let usual = family.features(2, 4, 8);
     let attention = Mixer::Attention { window: None };
@@ -182,7 +182,7 @@ fn does_not_feel_its_neighbours(decoder: &Decoder) {
     assert_ne!(part(&before, row.documents[0]), part(&after, row.documents[0]));
     for &document in &row.documents[1..] {
         assert_eq!(part(&before, document), part(&after, document));
-        // Nor the place where it stands.
+        // Its position in the row doesn't matter either.
         let (start, len) = document;
         let alone = PackedRow {
             ids: row.ids[start..start + len].to_vec(),
@@ -202,7 +202,7 @@ fn gradients_agree_with_finite_differences_through_the_whole_decoder() {
         let tied = family != Family::Llama;
         let (decoder, parameters) = model(family, tied, 320);
         if family == Family::Qwen3_5 {
-            // Near zero, norms of q and k bend the loss too sharply for any step.
+            // Near zero, the loss curves too sharply in the norms of q and k for any step size.
             let embedding = parameters.get("model.embed_tokens.weight").unwrap();
             embedding.set(&(embedding.as_tensor() * 20.0).unwrap()).unwrap();
         }
@@ -223,7 +223,8 @@ fn gradients_agree_with_finite_differences_through_the_whole_decoder() {
             // Along the gradient itself the loss must rise by its squared norm.
             let length = clip::global_norm(std::slice::from_ref(gradient), &workers).unwrap();
             let original = var.as_tensor().copy().unwrap();
-            // Small: the first norm makes the loss bend sharply in the embedding, and the lengths of q and k in theirs.
+            // Small, because the loss curves sharply in the embedding (by the first norm) and in q
+            // and k (by their normalisation).
             let size = match name {
                 _ if family == Family::Qwen3_5 => 3e-4,
                 "model.embed_tokens.weight" => 1e-3,
@@ -283,7 +284,7 @@ pub(super) fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<End, Trai
     train(recipe, out, resume, &Outside::default(), &mut ())
 }
 
-/// The bytes of everything in a run's last checkpoint and of what it wrote beside.
+/// The bytes of a run's last checkpoint and of its other files.
 pub(super) fn content(out: &Path, step: u64) -> Vec<(String, Vec<u8>)> {
     let checkpoint =
         ["weights.safetensors", "averaged.safetensors", "moments.safetensors", "state.json", "manifest.json"];
@@ -310,7 +311,7 @@ fn a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does() {
     assert_eq!(log::read(&two).unwrap().len(), 6);
     assert!(fs_err::read_to_string(one.join("loss.svg")).unwrap().contains("<polyline"));
     assert!(fs_err::read_to_string(one.join("metrics/entropy-by-head.svg")).unwrap().contains("step 6"));
-    // Only what came last had been lost.
+    // Only the last file was lost.
     fs_err::remove_file(two.join("model.safetensors")).unwrap();
     run(&recipe, &two, true).unwrap();
     assert_eq!(content(&two, 6), found);
@@ -360,7 +361,8 @@ fn a_damaged_or_foreign_checkpoint_is_refused() {
 fn the_newest_three_checkpoints_and_the_best_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    // Of what is judged nothing is learnt: with large steps it only gets less likely, so an early evaluation stays the best.
+    // The held-out rows can't be learnt: large steps only make them less likely, so an early
+    // evaluation stays the best.
     let other = folder.path().join("other.jsonl");
     crate::atomic_file::write(&other, b"{\"text\":\"QQ@@##~~ZZ\"}\n").unwrap();
     let eval = format!("data.domains.rows.eval=[{other:?}]");
@@ -432,7 +434,7 @@ fn a_loss_above_its_bound_stops_the_run_before_it_moves_anything() {
 fn a_held_out_loss_that_is_no_number_ends_the_run_before_it_is_logged_or_saved() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    // The first step's own loss is sound; it moves the weights beyond every f32.
+    // The loss of the first step is sound, but the step overflows the weights.
     let set = ["train.eval_every=1", "train.ema=0", "train.warmup=0", "train.adamw.lr=1e300"];
     let error = run(&small_run(folder.path(), &set), &out, false).unwrap_err();
     assert!(error.to_string().starts_with("step 1: held-out loss "), "{error}");
@@ -471,7 +473,7 @@ fn a_run_that_broke_down_goes_on_with_lower_rates() {
     let changed = checkpoint::changed_rates(&out.join("checkpoints/2"), &recipe).unwrap();
     assert_eq!(changed.len(), 5);
     assert_eq!(changed[4], ("train.clip", Some(1.0), Some(0.5)));
-    // Of a group only what a recipe says.
+    // Rates of groups are listed only if a recipe sets them.
     let own = small_run(folder.path(), &[&lower[..], &["train.adamw.vector_lr=0.0001"]].concat());
     let changed = checkpoint::changed_rates(&out.join("checkpoints/2"), &own).unwrap();
     assert_eq!((changed.len(), changed[2]), (6, ("train.adamw.vector_lr", None, Some(0.0001))));
@@ -507,11 +509,11 @@ fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
     };
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let whole = gradients(1);
-    // However many threads there are.
+    // Whatever the number of threads.
     for (a, b) in whole.gradients.iter().zip(&gradients(3).gradients) {
         assert_eq!(values(a), values(b));
     }
-    // One row at a time, each weighed by its share of the batch's answer tokens, added in order.
+    // One row at a time, weighted by its share of the batch's answer tokens, added in order.
     let scale = 1.0 / rows.iter().map(|row| row.targets.len()).sum::<usize>() as f32;
     let mut sums: Vec<Vec<f32>> = vec![];
     for row in rows.chunks(1) {

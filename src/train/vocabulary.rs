@@ -1,4 +1,5 @@
-//! The vocabulary of a post made from scratch: byte-level BPE, chat markers, and the skeleton of an encoding as single tokens.
+//! The vocabulary of a post made from scratch: byte-level BPE with chat markers and the skeleton
+//! of an encoding as single tokens.
 
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -12,13 +13,15 @@ use tokenizers::{
 
 use crate::model::tokenizer::{MARKERS, Message, Tokenizer, TokenizerError, answer_pieces};
 
-/// The pre-tokenizer that llama.cpp knows as `qwen2`: words with one leading punctuation mark, single digits, punctuation
-/// runs, line ends, spaces. Single digits let a small model copy numbers that it has never seen.
+/// The pre-tokenizer that llama.cpp knows as `qwen2`: words with one leading punctuation mark,
+/// single digits, punctuation runs, line ends, spaces. Single digits let a small model copy numbers
+/// that it has never seen.
 pub const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// What stands between the values of an encoding. Each piece ends where the schema leaves a choice, so the text that a
-/// constraint forces is cut into exactly these tokens. No proper suffix of one is a proper prefix of another: llama.cpp
-/// looks for the longest first, `tokenizers` for the leftmost first, and only then do both always agree.
+/// The text between the values of an encoding. Each piece ends where the schema leaves a choice,
+/// so the text that a constraint forces is tokenised into exactly these pieces. No proper suffix of
+/// one is a proper prefix of another: llama.cpp matches the longest token first, `tokenizers` the
+/// leftmost, and only then do both always agree.
 pub const SKELETON: [&str; 27] = [
     r#"{"gist":""#,
     r#","summary":""#,
@@ -49,14 +52,15 @@ pub const SKELETON: [&str; 27] = [
     r#","salience":"#,
 ];
 
-/// Trains a vocabulary of at most `size` entries (bytes, markers and skeleton included) on conversations.
+/// Trains a vocabulary of at most `size` entries (bytes, markers and skeleton included) on
+/// conversations.
 ///
-/// Quotation marks, backslashes and line ends never merge with their neighbours: they are the characters that JSON
-/// escapes, and so the tokens between them are the same in an event and in the answer that copies it. The escapes
-/// themselves (`\n`, `\"`) merge, because an answer is cut at them.
+/// Quotation marks, backslashes and line breaks never merge with their neighbours. JSON escapes
+/// these characters, so the tokens between them are the same in an event and in the answer that
+/// copies it. The escapes themselves (`\n`, `\"`) merge, because answers are split at them.
 ///
 /// # Errors
-/// `size` below what bytes, markers and skeleton need.
+/// `size` is too small for bytes, markers and skeleton.
 pub fn train(
     conversations: impl Iterator<Item = Vec<Message>> + Send,
     size: usize,
@@ -105,7 +109,8 @@ pub fn train(
     Ok(Tokenizer::new(inner))
 }
 
-/// The pieces of a text between the characters that must not merge, and those characters themselves.
+/// The pieces of a text between the characters that must not merge, and those characters
+/// themselves.
 fn isolated(text: &str) -> Vec<String> {
     let mut pieces = vec![];
     let mut from = 0;

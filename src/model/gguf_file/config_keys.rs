@@ -1,4 +1,5 @@
-//! A decoder's shape and constants as metadata of a GGUF file, the keys that llama.cpp's own converter writes, and back.
+//! Converts the shape and constants of a decoder to GGUF metadata, with the keys of llama.cpp's
+//! converter, and back.
 
 use super::names::architecture;
 use super::values::assumed_query_scalar;
@@ -9,18 +10,18 @@ use crate::model::{DecoderConfig, FileError};
 
 /// Version of ggml's quantised formats (`GGML_QNT_VERSION`); every converter writes it.
 const QUANTISATION_VERSION: u32 = 2;
-/// A soft cap that bends no f32: `tanh(x / 2^30) 2^30` is x. For decoders without one, because llama.cpp's graph of
-/// Gemma 2 always has both.
+/// A soft cap that changes no f32: `tanh(x / 2^30) 2^30` is x. For decoders without one, because
+/// llama.cpp's graph of Gemma 2 always has both.
 const NO_CAP: f64 = (1u64 << 30) as f64;
-/// llama.cpp's rotary base where a file has none.
+/// llama.cpp's rotary base for files that have none.
 const DEFAULT_THETA: f64 = 10_000.0;
-/// Sections of Qwen 3.5's rotary pairs where a configuration has none.
+/// Sections of Qwen 3.5's rotary pairs for configurations that have none.
 const DEFAULT_SECTIONS: [usize; 3] = [11, 11, 10];
-/// What scores are divided by the square root of, if llama.cpp would divide by something else: an export folds the ratio
-/// into the query weights, and an import needs to know.
+/// The number whose square root divides scores, if llama.cpp would use another one. An export
+/// folds the ratio into the query weights, and an import has to undo that.
 pub(super) const QUERY_SCALAR_KEY: &str = "bespoke.attention.query_scalar";
 
-/// Writes what a decoder is; `file_type` is llama.cpp's `LLAMA_FTYPE_*`.
+/// Writes the configuration of a decoder; `file_type` is llama.cpp's `LLAMA_FTYPE_*`.
 pub(in crate::model) fn write_config(
     config: &DecoderConfig,
     name: &str,
@@ -48,7 +49,7 @@ pub(in crate::model) fn write_config(
         Family::Qwen3_5 => counts.push(("rope.dimension_count", features.rotary_dim)),
         _ => {}
     }
-    // Qwen 2 has no such key: the width follows from the others.
+    // Qwen 2 has no such key; the width follows from the others.
     if config.family != Family::Qwen2 {
         counts
             .extend([("attention.key_length", config.head_dim), ("attention.value_length", config.head_dim)]);
@@ -78,7 +79,8 @@ fn gemma2(config: &DecoderConfig, writer: &mut Writer) {
     writer.set("gemma2.final_logit_softcapping", features.logit_cap.unwrap_or(NO_CAP) as f32);
     let window = features.windows().next().unwrap_or(config.max_position);
     writer.set("gemma2.attention.sliding_window", window as u32);
-    // Without a pattern, llama.cpp takes every other block, from the first on.
+    // Without a pattern, llama.cpp applies the window to every other block, starting with the
+    // first.
     let windowed: Vec<bool> =
         features.mixers.iter().map(|mixer| matches!(mixer, Mixer::Attention { window: Some(_) })).collect();
     if windowed.iter().enumerate().any(|(layer, windowed)| *windowed != (layer % 2 == 0)) {
@@ -108,8 +110,9 @@ fn qwen3_5(config: &DecoderConfig, writer: &mut Writer) {
     writer.set("qwen35.full_attention_interval", 4u32);
 }
 
-/// Sections that give every rotary pair its token's position. Pair p takes the position of section p mod 3, if that is longer
-/// than p / 3; else one that text does not have. llama.cpp ends the process where they are wider than a head together.
+/// Sections that give every rotary pair its token's position. Pair p takes the position of section
+/// p mod 3 if that is longer than p / 3, else one that text doesn't have. llama.cpp aborts if the
+/// sections together are wider than a head.
 fn fitting_sections(found: &[usize], pairs: usize, head_dim: usize) -> Vec<i32> {
     let needed: Vec<usize> = (0..3).map(|section| (pairs + 2 - section) / 3).collect();
     let covers = needed.iter().enumerate().all(|(at, needed)| found.get(at).is_some_and(|n| n >= needed));
@@ -118,7 +121,8 @@ fn fitting_sections(found: &[usize], pairs: usize, head_dim: usize) -> Vec<i32> 
     chosen.iter().map(|&n| n as i32).chain(std::iter::repeat(0)).take(4).collect()
 }
 
-/// A model's name for `general.name`. llama.cpp knows some models by it, and eats spaces behind their control tokens.
+/// A model's name for `general.name`. llama.cpp recognises some models by it and swallows spaces
+/// after their control tokens.
 fn told_name(name: &str) -> String {
     let lower = name.to_ascii_lowercase();
     if ["phi-3", "phi3", "modern-bert"].iter().any(|known| lower.contains(known)) {
@@ -127,7 +131,7 @@ fn told_name(name: &str) -> String {
     name.to_owned()
 }
 
-/// The number of parameters in short, as model files are labelled: two digits at least, and a letter.
+/// The number of parameters as in the labels of model files: at least two digits, and a letter.
 fn size_label(parameters: u64) -> String {
     let (scale, letter) = match parameters {
         n if n > 1_000_000_000_000 => (1e12, "T"),
@@ -143,10 +147,11 @@ fn size_label(parameters: u64) -> String {
     format!("{scaled:.digits$}{letter}")
 }
 
-/// Reads what a decoder is from a file that has passed `check_model`.
+/// Reads the configuration of a decoder from a file that has passed `check_model`.
 ///
 /// # Errors
-/// Another architecture; keys that are missing or say what the decoder does not compute.
+/// Another architecture; keys that are missing or ask for something that the decoder doesn't
+/// compute.
 pub(super) fn read_config(file: &Gguf) -> Result<DecoderConfig, FileError> {
     let found: &str = file.get("general.architecture")?;
     let family = Family::ALL.into_iter().find(|family| architecture(*family) == found).ok_or_else(|| {
@@ -183,7 +188,7 @@ pub(super) fn read_config(file: &Gguf) -> Result<DecoderConfig, FileError> {
     Ok(config)
 }
 
-/// The f64 that is written like this f32: 1e-5 is 1e-5 again, not 9.99999974737875e-6.
+/// The f64 with the same shortest decimal form as this f32: 1e-5, not 9.99999974737875e-6.
 fn widen(value: f32) -> f64 {
     value.to_string().parse().expect("what Rust prints for an f32 is a number")
 }
@@ -268,7 +273,7 @@ impl Keys<'_> {
             self.wrong("rope.dimension_sections", "a number below 0", "0 or more in each entry")
         })?;
         if sections.len() == 4 && sections[3] == 0 {
-            sections.pop(); // the fourth is llama.cpp's, for models that Hugging Face has three of
+            sections.pop(); // the fourth is llama.cpp's own; Hugging Face has three
         }
         features.rotary_sections = Some(sections);
         let value_heads = self.count("ssm.time_step_rank")?;
@@ -289,7 +294,7 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// One truth value per layer.
+    /// One boolean per layer.
     fn flags(&self, name: &str, layers: usize) -> Result<Option<Vec<bool>>, FileError> {
         let key = self.name(name);
         let value = self.file.metadata().iter().find(|(found, _)| *found == key).map(|(_, value)| value);

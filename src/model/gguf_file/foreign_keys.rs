@@ -1,5 +1,6 @@
-//! Keys of an architecture that an import does not read: each must say what the decoder does anyway, or the file is refused. So
-//! nothing that llama.cpp computes is lost, also of keys that nobody thought of.
+//! Keys of an architecture that an import doesn't read: each must have a value that changes
+//! nothing, or the file is refused. So an import never drops something that llama.cpp computes, not
+//! even for unknown keys.
 
 use crate::gguf::{Gguf, Value};
 use crate::model::features::Family;
@@ -20,7 +21,7 @@ const READ: [&str; 13] = [
     "rope.freq_base",
     // Compared with the width of a head.
     "rope.dimension_count",
-    // Below.
+    // Checked by `refuse`.
     "rope.scaling.type",
 ];
 
@@ -29,7 +30,7 @@ const GEMMA2: [&str; 5] = [
     "attention.sliding_window_pattern",
     "attn_logit_softcapping",
     "final_logit_softcapping",
-    // Refused with a reason of its own.
+    // Refused with its own reason.
     "rope.freq_base_swa",
 ];
 
@@ -44,7 +45,7 @@ const QWEN3_5: [&str; 8] = [
     "attention.recurrent_layers",
 ];
 
-/// Values with which a key changes nothing; truth counts as 0 or 1.
+/// Values with which a key changes nothing; booleans count as 0 or 1.
 const NEUTRAL: [(&str, &[f64]); 23] = [
     ("attention.causal", &[1.0]),
     ("attention.sliding_window", &[0.0]),
@@ -71,11 +72,12 @@ const NEUTRAL: [(&str, &[f64]); 23] = [
     ("rope.scaling.yarn_log_multiplier", &[0.0]),
 ];
 
-/// Keys that only tell where a model comes from, or are used by scalings that are refused.
+/// Keys that are only informative, or used by scalings that are refused.
 const TOLD: [&str; 3] =
     ["tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"];
 
-/// Refuses a file with a key of its architecture that the decoder does not compute.
+/// Refuses a file if a key of its architecture asks for something that the decoder doesn't
+/// compute.
 ///
 /// # Errors
 /// The first such key of the file, with its value.
@@ -87,7 +89,7 @@ pub(super) fn refuse(file: &Gguf, architecture: &str, family: Family) -> Result<
     };
     let scaling = file.find::<&str>(&format!("{architecture}.rope.scaling.type"))?;
     let nothing = "nothing: the decoder does not compute it";
-    // Linear is what llama.cpp takes where no type is named: it is the factor that counts.
+    // llama.cpp defaults to linear scaling, so only the factor counts.
     if let Some(kind) = scaling.filter(|kind| !matches!(*kind, "none" | "linear")) {
         let key = format!("{architecture}.rope.scaling.type");
         return Err(FileError::key(file.path(), key, format!("{kind:?}"), nothing));

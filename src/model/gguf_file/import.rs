@@ -1,4 +1,4 @@
-//! A GGUF file read as a model.
+//! Reads a GGUF file as a model.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::model::file_error::FileError;
 use crate::model::hugging_face::{Model, TextSide};
 use crate::model::{DecoderConfig, Parameters, gguf_tokenizer};
 
-/// Reads what a GGUF file of a known architecture says of its decoder; no weights.
+/// Reads the decoder configuration of a GGUF file of a known architecture, without weights.
 ///
 /// # Errors
 /// As [`import`].
@@ -24,10 +24,11 @@ pub fn load_config(path: &Path) -> Result<DecoderConfig, FileError> {
     read_config(&file)
 }
 
-/// Reads a GGUF file of a known architecture, with weights of any type that ggml turns back into floats.
+/// Reads a GGUF file of a known architecture, with weights of any type that ggml converts to
+/// floats.
 ///
 /// # Errors
-/// A file that breaks a rule; parts that the decoder does not compute.
+/// A file that breaks a rule of GGUF; parts that the decoder doesn't compute.
 pub fn import(path: &Path) -> Result<Model, FileError> {
     let file = Imported::open(path)?;
     let mut parameters = Parameters::default();
@@ -43,15 +44,16 @@ pub struct Imported {
     file: Gguf,
     /// Shape and constants.
     pub config: DecoderConfig,
-    /// Tokenizer and what belongs to it.
+    /// Tokenizer and chat templates.
     pub text: TextSide,
 }
 
 impl Imported {
-    /// Opens a file: its tensors are the parameters of its configuration, with their shapes.
+    /// Opens a file and checks that its tensors are the parameters of its configuration, with
+    /// their shapes.
     ///
     /// # Errors
-    /// As [`import`], but for types of weights, which are read later.
+    /// As [`import`], except for types of weights, which are read later.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let file = Gguf::open(path)?;
         check_readable(&file)?;
@@ -72,7 +74,7 @@ impl Imported {
             }
         }
         rest.remove(ROPE_FREQS); // read with the configuration
-        // The first by name, so that the same file always gives the same message.
+        // The first by name, so that a file always gives the same message.
         if let Some(tensor) = rest.into_values().min_by(|a, b| a.name.cmp(&b.name)) {
             let found = tensor.dims.iter().map(|&dim| dim as usize).collect();
             return Err(FileError::ExtraTensor { path: path.to_owned(), tensor: tensor.name.clone(), found });
@@ -119,7 +121,7 @@ mod tests {
         Gguf::open(&path).unwrap()
     }
 
-    /// A copy of a file with one matrix of another type, and further keys.
+    /// A copy of a file with one matrix of another type and additional keys.
     fn copy(full: &Gguf, target: &Path, kind: GgmlType, keys: &[(&str, Value)]) {
         let mut writer = Writer::new();
         for (key, value) in full.metadata().iter().filter(|(key, _)| keys.iter().all(|(k, _)| k != key)) {
@@ -137,7 +139,7 @@ mod tests {
             Ok::<_, FileError>(match tensor.kind {
                 GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => encode(&values, tensor.kind),
                 GgmlType::F64 => values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect(),
-                // No weights, but as many bytes.
+                // Not weights, just the right number of bytes.
                 GgmlType::Q8_1 | GgmlType::Q8_K => vec![0; tensor.bytes as usize],
                 kind => quantise_rows(kind, &values, tensor.dims[0] as usize),
             })
@@ -169,7 +171,7 @@ mod tests {
                 assert_eq!(found, values(&exact), "{kind}");
                 continue;
             }
-            // What ggml makes of the stored bytes, in Hugging Face's order.
+            // What ggml decodes from the stored bytes, in Hugging Face's order.
             let file = Gguf::open(&path).unwrap();
             let tensor = file.tensor("blk.0.attn_q.weight").unwrap();
             let mut expected = Vec::new();
@@ -226,7 +228,7 @@ mod tests {
         ] {
             import_with(&[(key, value)]).unwrap();
         }
-        // A factor without a scaling to use it.
+        // A factor without a scaling that uses it.
         import_with(&[
             ("llama.rope.scaling.type", Value::String("none".into())),
             ("llama.rope.scaling.factor", Value::F32(4.0)),

@@ -1,11 +1,13 @@
-//! What llama.cpp's graphs do not compute: such decoders stay Hugging Face folders, and an export says why.
+//! The limits of llama.cpp's graphs: decoders beyond them stay Hugging Face folders, and an export
+//! says why.
 
 use std::path::Path;
 
 use crate::model::features::{AttentionBias, Family, Mixer};
 use crate::model::{DecoderConfig, FileError};
 
-/// Refuses a decoder that llama.cpp would compute otherwise, or not load. `path` is its `config.json`.
+/// Refuses a decoder that llama.cpp would compute differently or not load. `path` is its
+/// `config.json`.
 ///
 /// # Errors
 /// The key, its value, and what llama.cpp's graph of this architecture has instead.

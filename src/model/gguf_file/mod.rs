@@ -1,4 +1,4 @@
-//! A model as a GGUF file that llama.cpp serves, and back.
+//! Converts models to GGUF files that llama.cpp serves, and back.
 
 mod config_keys;
 mod foreign_keys;
@@ -24,14 +24,15 @@ pub use import::{Imported, import, load_config};
 use names::{gguf_dims, gguf_name};
 use scaling::ROPE_FREQS;
 
-/// How the matrices of an export are stored. Vectors are always f32: llama.cpp multiplies them in nothing else.
+/// How the matrices of an export are stored. Vectors are always f32: llama.cpp supports nothing
+/// else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// As trained.
     F32,
-    /// Half.
+    /// Half precision.
     F16,
-    /// Brain float.
+    /// bfloat16.
     Bf16,
 }
 
@@ -54,10 +55,12 @@ impl Precision {
     }
 }
 
-/// Writes a model as a GGUF file, atomically. `folder` is where its Hugging Face files are, for errors.
+/// Writes a model as a GGUF file, atomically. `folder` is the folder of its Hugging Face files,
+/// for errors.
 ///
 /// # Errors
-/// A decoder or a tokenizer that llama.cpp would treat otherwise; parameters that do not fit; the disk.
+/// A decoder or tokenizer that llama.cpp would treat differently; parameters that don't fit; I/O
+/// errors.
 pub fn export(
     model: &Model,
     name: &str,
@@ -82,10 +85,10 @@ pub fn export(
     })
 }
 
-/// The hash of a model's tensors as its F32 file has them: what a spoke that is trained on it names.
+/// The hash of a model's tensors in its F32 file, which spokes that are trained on it refer to.
 ///
 /// # Errors
-/// Parameters that do not fit.
+/// Parameters that don't fit.
 pub fn content_hash(model: &Model) -> Result<Digest, FileError> {
     let mut tensors = tensors(&model.config);
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -96,16 +99,16 @@ pub fn content_hash(model: &Model) -> Result<Digest, FileError> {
     Ok(hasher.finish())
 }
 
-/// A tensor of a file to be, in ggml's terms.
+/// A tensor to be written, in ggml's terms.
 struct Tensor {
     name: String,
     dims: Vec<u64>,
-    /// Whether it is stored as matrices are (see [`stored_as`]).
+    /// Whether it is stored like a matrix (see [`stored_as`]).
     matrix: bool,
     source: Source,
 }
 
-/// The tensors of a decoder, in the order in which they are written.
+/// The tensors of a decoder in file order.
 fn tensors(config: &DecoderConfig) -> Vec<Tensor> {
     let scaling = config.rope_scaling.iter().map(|scaling| Tensor {
         name: ROPE_FREQS.to_owned(),
@@ -124,13 +127,13 @@ fn tensors(config: &DecoderConfig) -> Vec<Tensor> {
 
 const NAMED: &str = "every parameter of a decoder has a name in llama.cpp";
 
-/// How a parameter of this shape is stored where matrices are stored as `matrices`: llama.cpp multiplies by vectors, and by
-/// the kernels of short convolutions, in f32 alone.
+/// The type of a parameter of this shape if matrices are stored as `matrices`: llama.cpp needs
+/// vectors and the kernels of short convolutions in f32.
 pub(super) fn stored_as(shape: &[usize], matrices: GgmlType) -> GgmlType {
     if shape.len() == 2 { matrices } else { GgmlType::F32 }
 }
 
-/// Where a tensor's values come from.
+/// The source of a tensor's values.
 enum Source {
     Parameter(String),
     Values(Vec<f32>),
@@ -148,7 +151,7 @@ impl Source {
     }
 }
 
-/// The stored bytes of values of a type of floats: F16, BF16 or else F32.
+/// Encodes values as F16, BF16 or else F32.
 pub(crate) fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
     match kind {
         GgmlType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),

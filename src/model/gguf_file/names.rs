@@ -1,8 +1,9 @@
-//! What llama.cpp calls the parameters, and the dimensions that they have in its files.
+//! llama.cpp's names of the parameters, and their dimensions in its files.
 
 use crate::model::Family;
 
-/// llama.cpp's name of a module of a block (without `model.layers.N.` and `blk.N.`) for each of ours.
+/// Hugging Face's and llama.cpp's name of each module of a block (without `model.layers.N.` and
+/// `blk.N.`).
 const BLOCK: [(&str, &str); 18] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
@@ -51,7 +52,7 @@ pub fn gguf_name(family: Family, name: &str) -> Option<String> {
     }
     let (module, kind) = part.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
     let theirs = match (module, family) {
-        // The norm before the feed-forward part, unless the file has another for that.
+        // The norm before the feed-forward part, unless the file has a separate one.
         ("post_attention_layernorm", Family::Gemma2 | Family::Qwen3_5) => "post_attention_norm",
         ("post_attention_layernorm", _) | ("pre_feedforward_layernorm", Family::Gemma2) => "ffn_norm",
         _ => BLOCK.iter().find(|(ours, _)| *ours == module)?.1,
@@ -59,7 +60,7 @@ pub fn gguf_name(family: Family, name: &str) -> Option<String> {
     Some(format!("blk.{layer}.{theirs}.{kind}"))
 }
 
-/// The inverse of [`gguf_name`] for matrices, whose names all families share.
+/// The inverse of [`gguf_name`] for matrices, which have the same names in all families.
 pub fn hugging_face_name(name: &str) -> Option<String> {
     match name {
         "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
@@ -76,8 +77,8 @@ pub fn hugging_face_name(name: &str) -> Option<String> {
     Some(format!("model.layers.{layer}.{ours}.weight"))
 }
 
-/// Dimensions in ggml's order (row length first) of a parameter of this shape. A depthwise kernel has no dimension for its
-/// one input channel.
+/// Dimensions in ggml's order (row length first) of a parameter of this shape. A depthwise kernel
+/// loses the dimension of its single input channel.
 pub fn gguf_dims(shape: &[usize]) -> Vec<u64> {
     let dims = shape.iter().rev().map(|&dim| dim as u64);
     match shape {

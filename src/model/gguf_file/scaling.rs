@@ -1,9 +1,10 @@
-//! Llama-3's rotary scaling in a GGUF file: llama.cpp reads the divisors that follow from it, an import wants the numbers.
+//! Llama 3's rotary scaling in a GGUF file: llama.cpp reads the resulting divisors, an import
+//! needs the parameters.
 
 use crate::gguf::{Gguf, Writer};
 use crate::model::{DecoderConfig, FileError, RopeScaling};
 
-/// Keys in which an export keeps the scaling.
+/// Keys in which an export stores the scaling.
 const KEYS: [&str; 4] = [
     "bespoke.rope_scaling.factor",
     "bespoke.rope_scaling.low_freq_factor",
@@ -25,7 +26,7 @@ pub(super) fn write(config: &DecoderConfig, writer: &mut Writer) {
     }
 }
 
-/// Divisors of the rotary frequencies, `[head_dim / 2]` (Llama 3.1's piecewise rule).
+/// Divisors of the rotary frequencies, `[head_dim / 2]` (the piecewise rule of Llama 3.1).
 pub(super) fn factors(config: &DecoderConfig, scaling: &RopeScaling) -> Vec<f32> {
     let RopeScaling { factor, low_freq_factor: low, high_freq_factor: high, original_max_position } =
         *scaling;
@@ -45,7 +46,8 @@ pub(super) fn factors(config: &DecoderConfig, scaling: &RopeScaling) -> Vec<f32>
     (0..config.head_dim / 2).map(|pair| one(pair) as f32).collect()
 }
 
-/// Llama-3's scaling: from this program's own keys, or recognised by the factors of a published model.
+/// Reads Llama 3's scaling from this program's own keys, or recognises it by the factors of
+/// published models.
 pub(super) fn read(file: &Gguf, config: &DecoderConfig) -> Result<Option<RopeScaling>, FileError> {
     if file.tensor(ROPE_FREQS).is_none() {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! How llama.cpp stores the values of some parameters otherwise than Hugging Face, there and back: of weights, and of the two
-//! matrices of a LoRA, whose product is added to them.
+//! Converts between Hugging Face's and llama.cpp's storage of parameters where they differ, for
+//! weights and for the two matrices of a LoRA.
 
 use super::config_keys::QUERY_SCALAR_KEY;
 use super::names::architecture;
@@ -7,25 +7,27 @@ use crate::gguf::{Gguf, GgufError};
 use crate::model::DecoderConfig;
 use crate::model::features::{DeltaNetShape, Family, NormWeight};
 
-/// A difference between the two files.
+/// A difference between the two formats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Step {
-    /// Rows of each head: Hugging Face rotates dimension j with j + half, llama.cpp's `llama` graph 2j with 2j + 1.
+    /// Rows of each head: Hugging Face rotates dimension j with j + half, llama.cpp's `llama` graph
+    /// 2j with 2j + 1.
     Interleave { heads: usize, head_dim: usize },
-    /// Norms that multiply by one plus their weight are stored as what they multiply by.
+    /// Norms that multiply by one plus their weight are stored with the one added.
     AddOne,
-    /// The rate of decay is stored as `-exp`.
+    /// The rate of decay is stored as `-exp(rate)`.
     MinusExp,
     /// A factor that llama.cpp's graph lacks, folded into the weights.
     Scale(f32),
     /// Rows in the order of value heads.
     Rows(Tile),
-    /// Columns in the order of value heads: each row on its own.
+    /// Columns in the order of value heads, within each row.
     Columns(Tile),
 }
 
-/// Value heads, in blocks of so many rows or columns after the first `skip`, `key_heads` x `per_key` at a time: Hugging Face has
-/// those of one key head side by side, llama.cpp the first of each key head, then the second of each.
+/// Value heads as blocks of `block` rows or columns after the first `skip`, `key_heads` x
+/// `per_key` at a time. Hugging Face groups them by key head; llama.cpp has the first of each key
+/// head, then the second of each.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Tile {
     skip: usize,
@@ -34,19 +36,20 @@ struct Tile {
     block: usize,
 }
 
-/// What of a model decides the order and the scale of its values in a GGUF file.
+/// The properties of a model that determine the order and scale of its values in a GGUF file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Order {
     family: Family,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    /// What query weights are multiplied by, because llama.cpp divides scores by the square root of another number.
+    /// Factor of the query weights, because llama.cpp divides scores by the square root of another
+    /// number.
     query_factor: f32,
     delta_net: Option<DeltaNetShape>,
 }
 
-/// The two matrices of a LoRA: `B A` is added to a weight.
+/// One of the two matrices of a LoRA, whose product `B A` is added to a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Half {
     /// `[rank, inputs]`
@@ -68,11 +71,11 @@ impl Order {
         }
     }
 
-    /// The order of a file that has passed `check_model`; none for an architecture that is not computed here. Unlike a whole
-    /// configuration, it is there for files that ask for what only llama.cpp computes.
+    /// The order of a file that has passed `check_model`; `None` for unknown architectures. Unlike
+    /// a whole configuration, it exists for files that need features that only llama.cpp computes.
     ///
     /// # Errors
-    /// Keys that are missing, or of another type.
+    /// Keys that are missing or of another type.
     pub(crate) fn of_file(file: &Gguf) -> Result<Option<Self>, GgufError> {
         let found: &str = file.get("general.architecture")?;
         let Some(family) = Family::ALL.into_iter().find(|family| architecture(*family) == found) else {
@@ -99,7 +102,8 @@ impl Order {
         Ok(Some(Self { family, heads, kv_heads, head_dim, query_factor, delta_net }))
     }
 
-    /// A matrix of a LoRA on the parameter `name` (Hugging Face's) as llama.cpp's file of the weights wants it.
+    /// Converts a matrix of a LoRA on the parameter `name` (Hugging Face's) to the order of a GGUF
+    /// file.
     pub(crate) fn half_to_gguf(&self, name: &str, half: Half, mut values: Vec<f32>) -> Vec<f32> {
         for step in self.steps(name).into_iter().filter(|step| step.acts_on(half)) {
             values = step.apply(values);
@@ -138,8 +142,8 @@ impl Order {
     }
 }
 
-/// Whether models of an architecture may store what a LoRA on this parameter changes in another order or scale than Hugging
-/// Face: then the model must be known.
+/// Whether models of an architecture may store this parameter in another order or scale than
+/// Hugging Face, so that converting a LoRA on it needs the model.
 pub(crate) fn needs_order(found: &str, name: &str) -> bool {
     let (part, _) = parts(name);
     let is = |family: Family| architecture(family) == found;
@@ -148,7 +152,7 @@ pub(crate) fn needs_order(found: &str, name: &str) -> bool {
         || (is(Family::Qwen3_5) && part.starts_with("linear_attn."))
 }
 
-/// A parameter's module in its block (or in the model), and the last part of its name.
+/// The module of a parameter in its block (or in the model), and the last part of its name.
 fn parts(name: &str) -> (&str, &str) {
     let (module, last) = name.rsplit_once('.').unwrap_or((name, name));
     let module = module.strip_prefix("model.").unwrap_or(module);
@@ -160,7 +164,7 @@ fn is_norm(part: &str) -> bool {
     matches!(part, "norm" | "self_attn.q_norm" | "self_attn.k_norm") || part.ends_with("layernorm")
 }
 
-/// The parameter's values as llama.cpp stores them.
+/// Converts the values of a parameter to llama.cpp's storage.
 pub(super) fn to_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>) -> Vec<f32> {
     for step in Order::of(config).steps(name) {
         values = step.apply(values);
@@ -176,13 +180,13 @@ pub(super) fn from_gguf(config: &DecoderConfig, name: &str, mut values: Vec<f32>
     values
 }
 
-/// What llama.cpp's graph divides scores by the square root of.
+/// The number by whose square root llama.cpp's graph divides scores.
 pub(super) fn assumed_query_scalar(config: &DecoderConfig) -> f64 {
     assumed(config.family, config.layers, config.hidden_size, config.heads, config.head_dim)
 }
 
 fn assumed(family: Family, layers: usize, hidden: usize, heads: usize, head_dim: usize) -> f64 {
-    // It tells Gemma 2 27B by its number of layers.
+    // llama.cpp recognises Gemma 2 27B by its number of layers.
     if family == Family::Gemma2 && layers == 46 { hidden as f64 / heads as f64 } else { head_dim as f64 }
 }
 
@@ -208,12 +212,13 @@ fn delta_tile(shape: DeltaNetShape, part: &str, last: &str) -> Option<Step> {
 }
 
 impl Step {
-    /// Whether it is taken on this matrix of a LoRA: B has the rows of the weight, A its columns, and a factor is on one.
+    /// Whether the step applies to this matrix of a LoRA: B has the rows of the weight, A its
+    /// columns, and a factor goes on one of them.
     fn acts_on(self, half: Half) -> bool {
         match self {
             Self::Interleave { .. } | Self::Scale(_) | Self::Rows(_) => half == Half::B,
             Self::Columns(_) => half == Half::A,
-            // Of vectors, which no LoRA changes.
+            // These are vectors, which no LoRA changes.
             Self::AddOne | Self::MinusExp => false,
         }
     }
@@ -252,17 +257,17 @@ impl Tile {
         self.key_heads * self.per_key
     }
 
-    /// The block that becomes block `to` of llama.cpp's.
+    /// The block that becomes block `to` in llama.cpp's order.
     fn from(self, to: usize) -> usize {
         (to % self.key_heads) * self.per_key + to / self.key_heads
     }
 
-    /// The block of llama.cpp's that becomes block `to`.
+    /// The block in llama.cpp's order that becomes block `to`.
     fn back(self, to: usize) -> usize {
         (to % self.per_key) * self.key_heads + to / self.per_key
     }
 
-    /// Rows of any width in another order.
+    /// Reorders rows of any width.
     fn rows(self, values: &[f32], from: impl Fn(usize) -> usize) -> Vec<f32> {
         let width = values.len() / (self.skip + self.count() * self.block);
         tile(values, self.skip * width, self.block * width, self.count(), from)
@@ -273,7 +278,7 @@ impl Tile {
     }
 }
 
-/// Row r of each head becomes what row `from(r)` was.
+/// Moves row `from(r)` of each head to row r.
 fn reorder(values: &[f32], heads: usize, head_dim: usize, from: impl Fn(usize) -> usize) -> Vec<f32> {
     let width = values.len() / (heads * head_dim);
     let mut out = Vec::with_capacity(values.len());
@@ -285,7 +290,7 @@ fn reorder(values: &[f32], heads: usize, head_dim: usize, from: impl Fn(usize) -
     out
 }
 
-/// After `skip` values, block b of each run of `count` becomes what block `from(b)` was.
+/// After `skip` values, moves block `from(b)` of each run of `count` to block b.
 fn tile(values: &[f32], skip: usize, block: usize, count: usize, from: impl Fn(usize) -> usize) -> Vec<f32> {
     let (kept, tiled) = values.split_at(skip);
     let mut out = kept.to_vec();
@@ -312,7 +317,7 @@ mod tests {
             (Step::AddOne, vec![0.5, -0.25], vec![1.5, 0.75]),
             (Step::MinusExp, vec![0.0], vec![-1.0]),
             (Step::Scale(2.0), vec![0.5], vec![1.0]),
-            // One value kept, then 2 key heads of 3 value heads each.
+            // One value that stays, then 2 key heads with 3 value heads each.
             (
                 Step::Rows(Tile { skip: 1, key_heads: 2, per_key: 3, block: 1 }),
                 vec![9.0, 0.0, 1.0, 2.0, 10.0, 11.0, 12.0],

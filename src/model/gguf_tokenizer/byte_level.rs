@@ -1,4 +1,5 @@
-//! Byte-level BPE (Llama 3, Qwen): texts are cut by a pattern, their bytes written as letters, and merged.
+//! Byte-level BPE (Llama 3, Qwen): texts are split by a pattern, their bytes mapped to characters,
+//! and merged.
 
 use serde_json::{Map, Value, json};
 
@@ -11,7 +12,7 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How a text is cut before merges apply.
+/// How a text is split before merges apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
     /// At the matches of a pattern.
@@ -22,7 +23,8 @@ enum Cut {
     DigitsGpt2,
 }
 
-/// llama.cpp's names, how they cut, and whether a word that is a token is taken whole, whatever the merges say.
+/// llama.cpp's names, how they split, and whether a word that is a token stays whole whatever the
+/// merges say.
 const KNOWN: [(&str, Cut, bool); 6] = [
     ("gpt-2", Cut::Gpt2, false),
     ("smollm", Cut::DigitsGpt2, false),
@@ -37,7 +39,7 @@ pub(super) fn is_byte_level(json: Json) -> bool {
     json.root["decoder"]["type"] == "ByteLevel"
 }
 
-/// Writes what is of this kind alone; tokens and types have been written.
+/// Writes the keys that only this kind has; tokens and types have been written.
 pub(super) fn write(json: Json, writer: &mut Writer) -> Result<(), FileError> {
     let normalizer = normalizer(json)?;
     let pre = pre_tokenizer(json)?;
@@ -63,7 +65,7 @@ fn normalizer(json: Json) -> Result<Option<&'static str>, FileError> {
     }
 }
 
-/// llama.cpp's name of the way texts are cut.
+/// llama.cpp's name of the pre-tokenizer.
 fn pre_tokenizer(json: Json) -> Result<&'static str, FileError> {
     let found = &json.root["pre_tokenizer"];
     let whole = json.root["model"]["ignore_merges"] == true;
@@ -77,7 +79,7 @@ fn pre_tokenizer(json: Json) -> Result<&'static str, FileError> {
     }
 }
 
-/// The parts of a `tokenizer.json` that this kind of file says.
+/// Reads the parts of a `tokenizer.json` that are specific to this kind.
 pub(super) fn read(file: &Gguf) -> Result<Rebuilt, FileError> {
     let wrong = |key: &str, found: String, expected: &str| FileError::key(file.path(), key, found, expected);
     let pre: &str = file.get("tokenizer.ggml.pre")?;
@@ -133,7 +135,7 @@ impl Cut {
         }
     }
 
-    /// Whether a `pre_tokenizer` cuts like this. `trim_offsets` only concerns positions, not ids.
+    /// Whether a `pre_tokenizer` splits like this. `trim_offsets` affects positions, not ids.
     fn is(self, found: &Value) -> bool {
         fn without_offsets(value: &Value) -> Value {
             match value {

@@ -1,4 +1,4 @@
-//! A `tokenizer.json`, read part by part: what llama.cpp would do otherwise is refused by key.
+//! Reads a `tokenizer.json` part by part and refuses, by key, what llama.cpp would do differently.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -25,14 +25,15 @@ pub(super) struct Vocabulary {
     pub(super) types: Vec<i32>,
 }
 
-/// What stands around a text, by the post-processor.
+/// What the post-processor puts around a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ends {
     /// The beginning of a sequence before it.
     pub(super) bos: bool,
-    /// The end of a sequence behind it.
+    /// The end of a sequence after it.
     pub(super) eos: bool,
-    /// Whether a pair of texts has anything between them; the converter says then that it is no separator.
+    /// Whether a pair of texts has anything between them; the converter then says that it is no
+    /// separator.
     pub(super) parted_pair: bool,
 }
 
@@ -46,10 +47,10 @@ impl<'a> Json<'a> {
         FileError::key(self.path, key, found, expected)
     }
 
-    /// Options of the model that llama.cpp does not have.
+    /// Refuses options of the model that llama.cpp doesn't have.
     pub(super) fn no_surprises(&self) -> Result<(), FileError> {
         let model = &self.root["model"];
-        // Old files name no type; only BPE has merges.
+        // Old files don't name the type, but only BPE has merges.
         if !model["type"].is_null() && model["type"] != "BPE" {
             return Err(self.wrong("model.type", &model["type"], "\"BPE\""));
         }
@@ -90,7 +91,7 @@ impl<'a> Json<'a> {
         for (token, id) in vocabulary {
             let kind = match () {
                 () if bytes && byte_of(token).is_some() => BYTE,
-                // llama.cpp makes it one all the same.
+                // llama.cpp makes it a control token regardless.
                 () if control_texts::contains(token) => CONTROL,
                 () => NORMAL,
             };
@@ -127,7 +128,7 @@ impl<'a> Json<'a> {
         Ok(found)
     }
 
-    /// Merges as pairs; a part must not have the space that parts them in a GGUF file.
+    /// Merges as pairs. A part must not contain a space, which separates the parts in a GGUF file.
     pub(super) fn merges(&self) -> Result<Vec<(&'a str, &'a str)>, FileError> {
         let found = &self.root["model"]["merges"];
         let Some(merges) = found.as_array() else { return Err(self.wrong("model.merges", found, "a list")) };
@@ -178,7 +179,7 @@ impl<'a> Json<'a> {
                     };
                     match (is(&single[..at], ids.bos), is(&single[at + 1..], ids.eos.first().copied())) {
                         (Some(bos), Some(eos)) => {
-                            // Inside what already stands around a single text.
+                            // Inside what surrounds a single text.
                             let pair = list("pair");
                             let inner = pair.len().saturating_sub(usize::from(bos) + usize::from(eos));
                             ends = Ends { bos, eos, parted_pair: inner > 2 };
@@ -193,7 +194,7 @@ impl<'a> Json<'a> {
     }
 }
 
-/// The byte that a token such as `<0x0A>` stands for.
+/// The byte of a token such as `<0x0A>`.
 pub(super) fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     let hexadecimal = digits.len() == 2 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));

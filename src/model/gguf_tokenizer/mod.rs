@@ -1,4 +1,5 @@
-//! A BPE tokenizer as GGUF metadata, and back: the same ids in llama.cpp as in `tokenizers`.
+//! Converts a BPE tokenizer to GGUF metadata and back, so that llama.cpp gives the same ids as
+//! `tokenizers`.
 
 mod byte_level;
 mod json;
@@ -22,14 +23,14 @@ const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 
-/// Where a `tokenizer.json` says whether its texts are put in Unicode normal form C first. llama.cpp does not do that
-/// itself; the key keeps the import exact.
+/// Whether a `tokenizer.json` normalises texts to Unicode normal form C first. llama.cpp doesn't;
+/// the key keeps the import exact.
 const NORMALIZER_KEY: &str = "bespoke.tokenizer.normalizer";
 
 /// Adds the tokenizer's keys. `path` is the `tokenizer.json`, for errors.
 ///
 /// # Errors
-/// Anything in the tokenizer that llama.cpp would do otherwise, by key.
+/// Anything that llama.cpp would do differently, by key.
 pub fn write(text: &TextSide, vocab_size: usize, path: &Path, writer: &mut Writer) -> Result<(), FileError> {
     let json = Json { path, root: &text.tokenizer };
     json.no_surprises()?;
@@ -71,7 +72,7 @@ fn special_ids(ids: &TokenIds, vocab_size: usize, path: &Path, writer: &mut Writ
             set(name, key, id)?;
         }
     }
-    // Without an end of its own, llama.cpp would take token 11 for it.
+    // Without an end token, llama.cpp would assume token 11.
     match ids.eos.as_slice() {
         [] => return Err(FileError::key(path, "eos_token_id (of config.json)", "missing", "a token id")),
         ends @ ([_] | [_, _] | [_, _, _]) => {
@@ -84,9 +85,9 @@ fn special_ids(ids: &TokenIds, vocab_size: usize, path: &Path, writer: &mut Writ
     ids.pad.map_or(Ok(()), |id| set("padding", "pad_token_id", id))
 }
 
-/// The chat template, and those with names of their own.
+/// The chat template, and the named ones.
 fn templates(text: &TextSide, writer: &mut Writer) {
-    // llama.cpp's converter allows no other characters in the name of a key.
+    // llama.cpp's converter allows only these characters in the name of a key.
     let plain = |name: &str| name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
     let named: Vec<(String, &str)> =
         text.named_templates.iter().map(|(name, template)| (plain(name), template.as_str())).collect();
@@ -101,22 +102,22 @@ fn templates(text: &TextSide, writer: &mut Writer) {
     }
 }
 
-/// What the two kinds of files say in ways of their own.
+/// The parts that the two kinds of files store differently.
 struct Rebuilt {
     normalizer: Value,
     pre_tokenizer: Value,
     decoder: Value,
-    /// Keys of the model, but for vocabulary and merges.
+    /// Keys of the model, except vocabulary and merges.
     model: Map<String, Value>,
     merges: Vec<Vec<String>>,
-    /// Whether llama.cpp puts the beginning of a sequence before a text where the file does not say.
+    /// Whether llama.cpp puts the beginning of a sequence before a text by default.
     adds_bos: bool,
 }
 
 /// Rebuilds the text side from the keys of a file that has passed `check_model`.
 ///
 /// # Errors
-/// Another kind of tokenizer than those that are written.
+/// A kind of tokenizer that this program doesn't write.
 pub fn read(file: &Gguf) -> Result<TextSide, FileError> {
     let rebuilt = match file.get("tokenizer.ggml.model")? {
         "gpt2" => byte_level::read(file)?,
@@ -171,7 +172,8 @@ pub fn read(file: &Gguf) -> Result<TextSide, FileError> {
     Ok(TextSide { tokenizer, chat_template, named_templates, ids })
 }
 
-/// `model.vocab` and `added_tokens`. With `pieces`, spaces in tokens that are looked for in a text stand for what spaces become.
+/// `model.vocab` and `added_tokens`. With `pieces`, spaces in user-defined tokens stand for the
+/// character that replaces spaces.
 fn vocabulary(
     file: &Gguf,
     tokens: &[String],
@@ -236,12 +238,12 @@ fn template_processing(ends: Ends, ids: &TokenIds, tokens: &[String]) -> Value {
     json!({"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": tokens})
 }
 
-/// Text of an id that has no token: vocabularies are often padded to a round size.
+/// Text of an id that has no token; vocabularies are often padded to a round size.
 fn filler(id: usize) -> String {
     format!("[PAD{id}]")
 }
 
-/// Merges as llama.cpp wants them: two tokens with a space between.
+/// Merges in llama.cpp's form: two tokens separated by a space.
 fn string_merges(merges: &[(&str, &str)]) -> Vec<String> {
     merges.iter().map(|(left, right)| format!("{left} {right}")).collect()
 }

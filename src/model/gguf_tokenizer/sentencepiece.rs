@@ -1,8 +1,10 @@
-//! SentencePiece's BPE as `tokenizers` runs it (Gemma): spaces become `▁`, the whole text is merged, what has no token becomes bytes.
+//! SentencePiece's BPE as `tokenizers` runs it (Gemma): spaces become `▁`, the whole text is
+//! merged, and characters without a token become bytes.
 //!
-//! llama.cpp has two forms of it. In files of its kind `llama`, any two neighbours whose texts together are a token merge, the
-//! token with the best score first: published vocabularies mean that, and their merges list every such pair. A vocabulary
-//! whose merges are only some of them is written as kind `gemma4`, which has merges of its own.
+//! llama.cpp has two forms of it. In files of kind `llama`, two neighbours merge if their joined
+//! text is a token, the best score first. Published vocabularies work that way, and their merges
+//! list every such pair. A vocabulary whose merges are a subset is written as kind `gemma4`, which
+//! has explicit merges.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,9 +15,9 @@ use super::{CONTROL, NORMAL, Rebuilt, USER_DEFINED, string_merges};
 use crate::gguf::{Gguf, Writer};
 use crate::model::file_error::FileError;
 
-/// What stands for a space.
+/// The replacement of a space.
 const SPACE: char = '▁';
-/// Score of tokens that no merge makes, below all others.
+/// Score of tokens that no merge produces, below all others.
 const UNMERGED: f32 = -1e9;
 
 /// Whether a `tokenizer.json` is of this kind.
@@ -23,13 +25,13 @@ pub(super) fn is_sentencepiece(json: Json) -> bool {
     json.root["model"]["byte_fallback"] == true
 }
 
-/// Writes what is of this kind alone, with the tokens and their types, which it may change.
+/// Writes the keys that only this kind has, with the tokens and their types, which it may change.
 pub(super) fn write(json: Json, mut vocabulary: Vocabulary, writer: &mut Writer) -> Result<(), FileError> {
     let expected = normalizer();
     if json.root["normalizer"] != expected {
         return Err(json.wrong("normalizer", &json.root["normalizer"], expected.to_string()));
     }
-    // Never cuts: the normaliser has left no space.
+    // Never splits, because the normaliser leaves no space.
     let (cut, expected) = (&json.root["pre_tokenizer"], pre_tokenizer());
     if !cut.is_null() && *cut != expected {
         return Err(json.wrong("pre_tokenizer", cut, format!("null or {expected}")));
@@ -52,10 +54,10 @@ pub(super) fn write(json: Json, mut vocabulary: Vocabulary, writer: &mut Writer)
     for (text, kind) in vocabulary.texts.iter_mut().zip(&mut vocabulary.types) {
         if *kind == USER_DEFINED && text.contains(SPACE) {
             if normalised.contains(text.as_str()) || !made.contains(text.as_str()) {
-                // Found in a text before its spaces are replaced, and printed as it is.
+                // Matched before the text's spaces are replaced, and printed verbatim.
                 *text = text.replace(SPACE, " ");
             } else {
-                // Only merges make it of spaces, as in `tokenizers`.
+                // Only merges produce it from spaces, as in `tokenizers`.
                 *kind = NORMAL;
             }
         }
@@ -78,7 +80,7 @@ pub(super) fn write(json: Json, mut vocabulary: Vocabulary, writer: &mut Writer)
     Ok(())
 }
 
-/// Every byte has a token: `<0x0A>`, or for ASCII the character itself.
+/// Checks that every byte has a token: `<0x0A>`, or for ASCII the character itself.
 fn every_byte(json: Json, vocabulary: &Vocabulary) -> Result<(), FileError> {
     let texts: HashSet<&str> = vocabulary.texts.iter().map(String::as_str).collect();
     for byte in 0..=255u8 {
@@ -91,7 +93,7 @@ fn every_byte(json: Json, vocabulary: &Vocabulary) -> Result<(), FileError> {
     Ok(())
 }
 
-/// A score for every token, so that merging by scores is merging by `merges`; `None` if there are no such scores.
+/// Scores with which merging by score equals merging by `merges`; `None` if there are none.
 fn scores(vocabulary: &Vocabulary, merges: &[(&str, &str)]) -> Option<Vec<f32>> {
     let ids: HashMap<&str, usize> =
         vocabulary.texts.iter().enumerate().map(|(id, text)| (text.as_str(), id)).collect();
@@ -100,7 +102,7 @@ fn scores(vocabulary: &Vocabulary, merges: &[(&str, &str)]) -> Option<Vec<f32>> 
     for (left, right) in merges {
         let id = *ids.get(format!("{left}{right}").as_str())?;
         if last != Some(id) {
-            // Made before, and something else in between: its ways have no common rank.
+            // An earlier merge produced it with others in between: its merges have no common rank.
             if scores[id] > UNMERGED {
                 return None;
             }
@@ -109,18 +111,18 @@ fn scores(vocabulary: &Vocabulary, merges: &[(&str, &str)]) -> Option<Vec<f32>> 
             last = Some(id);
         }
     }
-    // f32 tells whole numbers apart up to here.
+    // f32 distinguishes integers up to here.
     if made > 1 << 24 {
         return None;
     }
     let listed: HashSet<(&str, &str)> = merges.iter().copied().collect();
-    // A symbol in llama.cpp's list is a token or a single character.
+    // A symbol of llama.cpp is a token or a single character.
     let symbol = |text: &str| ids.contains_key(text) || text.chars().nth(1).is_none();
     let all_listed = |text: &str| {
         let borders = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
         borders.filter(|(left, right)| symbol(left) && symbol(right)).all(|way| listed.contains(&way))
     };
-    // What is found in a text before it is merged is not there to be merged.
+    // Tokens that are matched before merging can't be merged.
     let merged = vocabulary.texts.iter().zip(&vocabulary.types).filter(|(_, kind)| **kind != USER_DEFINED);
     merged.into_iter().all(|(text, _)| all_listed(text)).then_some(scores)
 }
@@ -138,7 +140,7 @@ fn decoder() -> Value {
     json!({"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}]})
 }
 
-/// The parts of a `tokenizer.json` that this kind of file says.
+/// Reads the parts of a `tokenizer.json` that are specific to this kind.
 pub(super) fn read(file: &Gguf) -> Result<Rebuilt, FileError> {
     let wrong = |key: &str, found: String, expected: &str| FileError::key(file.path(), key, found, expected);
     let listed = file.get::<&str>("tokenizer.ggml.model")? == "gemma4";
@@ -174,14 +176,14 @@ pub(super) fn read(file: &Gguf) -> Result<Rebuilt, FileError> {
     })
 }
 
-/// All ways to make a token of two, the best token first, as transformers lists them.
+/// All pairs that make a token, the best token first, as transformers lists them.
 fn ways(tokens: &[String], types: &[i32], scores: &[f32]) -> Vec<Vec<String>> {
     let ids: HashMap<String, usize> =
         tokens.iter().enumerate().map(|(id, text)| (text.replace(' ', &SPACE.to_string()), id)).collect();
     let mut found = Vec::new();
     for (text, &id) in &ids {
         let kind = types.get(id).copied().unwrap_or(NORMAL);
-        // llama.cpp merges by text, whatever the token's type.
+        // llama.cpp merges by text, whatever the type of the token.
         if !matches!(kind, NORMAL | USER_DEFINED | CONTROL) || byte_of(text).is_some() {
             continue;
         }

@@ -1,4 +1,5 @@
-//! Which architecture a `config.json` is of, and its features: every key that changes the mathematics is read or refused.
+//! The architecture of a `config.json` and its features. Every key that changes the mathematics is
+//! read or refused.
 
 use serde_json::Value;
 
@@ -18,12 +19,12 @@ pub(super) fn names(family: Family) -> (&'static str, &'static str) {
     }
 }
 
-/// Keys of mixtures of experts: how many there are.
+/// Keys with the number of experts in a mixture of experts.
 const EXPERTS: [&str; 3] = ["num_experts", "num_local_experts", "n_routed_experts"];
-/// Objects that describe other parts than the text model.
+/// Objects that describe parts other than the text model.
 const OTHER_PARTS: [&str; 3] = ["vision_config", "audio_config", "text_config"];
 
-/// The family that a file is of.
+/// The family of a file.
 pub(super) fn family(keys: &Keys) -> Result<Family, FileError> {
     let key = if keys.get("architectures").is_some() { "architectures" } else { "model_type" };
     let name = match keys.get(key) {
@@ -62,7 +63,7 @@ pub(super) fn family(keys: &Keys) -> Result<Family, FileError> {
     })
 }
 
-/// Keys of related architectures that change the forward pass wherever they have another value than this.
+/// Keys of related architectures that change the forward pass unless they have this value.
 const NEUTRAL: [(&str, f64); 4] = [
     ("embedding_multiplier", 1.0),
     ("residual_multiplier", 1.0),
@@ -70,7 +71,7 @@ const NEUTRAL: [(&str, f64); 4] = [
     ("logit_scale", 1.0),
 ];
 
-/// The features, and the way that the file spells them out.
+/// The features of the file's decoder.
 pub(super) fn features(
     keys: &Keys,
     family: Family,
@@ -90,7 +91,7 @@ pub(super) fn features(
         Family::Llama => features.ffn_bias = keys.flag("mlp_bias", false)?,
         Family::Qwen2 | Family::Qwen3 => {}
         Family::Gemma2 => {
-            // Not the width of a head: the value of the larger published models.
+            // Not the width of a head but the value of the larger published models.
             features.query_scalar = keys.optional_positive("query_pre_attn_scalar")?.unwrap_or(256.0);
             features.attention_cap = cap(keys, "attn_logit_softcapping", features.attention_cap)?;
             features.logit_cap = cap(keys, "final_logit_softcapping", features.logit_cap)?;
@@ -103,12 +104,12 @@ pub(super) fn features(
     Ok(features)
 }
 
-/// A soft cap: missing is the usual one, `null` is none.
+/// A soft cap; a missing key means the default, `null` none.
 fn cap(keys: &Keys, key: &str, usual: Option<f64>) -> Result<Option<f64>, FileError> {
     if keys.object.contains_key(key) { keys.optional_positive(key) } else { Ok(usual) }
 }
 
-/// Refuses what this family's decoder does not compute.
+/// Refuses what the decoder of this family doesn't compute.
 fn refuse_foreign(keys: &Keys, family: Family) -> Result<(), FileError> {
     if keys.get("quantization_config").is_some() {
         return Err(keys.wrong("quantization_config", "nothing: weights must be F32, F16 or BF16"));
@@ -146,7 +147,7 @@ fn refuse_foreign(keys: &Keys, family: Family) -> Result<(), FileError> {
     Ok(())
 }
 
-/// How each block mixes tokens: `layer_types`, or what it follows from.
+/// How each block mixes tokens, from `layer_types` or the keys that determine it.
 fn mixers(keys: &Keys, family: Family, layers: usize) -> Result<Vec<Mixer>, FileError> {
     let window = window(keys, family)?;
     let kinds = match keys.texts("layer_types")? {
@@ -173,10 +174,10 @@ fn mixers(keys: &Keys, family: Family, layers: usize) -> Result<Vec<Mixer>, File
     kinds.into_iter().map(kind).collect::<Option<_>>().ok_or_else(|| keys.wrong("layer_types", expected))
 }
 
-/// The sliding window, where one is in use.
+/// The sliding window, if one is used.
 fn window(keys: &Keys, family: Family) -> Result<Option<usize>, FileError> {
     match family {
-        // Qwen declares a window that is only meant with a flag beside it.
+        // Qwen declares a window that only applies if a flag is set.
         Family::Qwen2 | Family::Qwen3 if keys.flag("use_sliding_window", false)? => {
             keys.get("sliding_window").map(|_| keys.count("sliding_window")).transpose()
         }
@@ -196,7 +197,7 @@ fn window(keys: &Keys, family: Family) -> Result<Option<usize>, FileError> {
     }
 }
 
-/// `layer_types` where the file has none.
+/// `layer_types` for files without it.
 fn default_kinds(
     keys: &Keys,
     family: Family,
@@ -205,7 +206,7 @@ fn default_kinds(
 ) -> Result<Vec<&'static str>, FileError> {
     let windows_from = match family {
         Family::Qwen2 | Family::Qwen3 if windowed => match keys.get("max_window_layers") {
-            // A published default that means none of the layers of a small model.
+            // The published default, which excludes all layers of a small model.
             None => 28,
             Some(value) => {
                 value.as_u64().ok_or_else(|| keys.wrong("max_window_layers", "a whole number"))? as usize
@@ -242,7 +243,7 @@ fn delta_net(keys: &Keys) -> Result<DeltaNetShape, FileError> {
     Ok(shape)
 }
 
-/// Rotated dimensions of a head: a share of it, a quarter unless the file says otherwise.
+/// Rotated dimensions of a head: a fraction of it, a quarter by default.
 fn rotary_dim(keys: &Keys, head_dim: usize) -> Result<usize, FileError> {
     let nested = rope::holder(keys)?;
     let key = "partial_rotary_factor";

@@ -1,4 +1,5 @@
-//! An object of a `config.json`, read key by key with errors that name the key, what was found and what was expected.
+//! Reads an object of a `config.json` key by key. Errors name the key, what was found and what was
+//! expected.
 
 use std::path::Path;
 
@@ -6,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::model::file_error::FileError;
 
-/// An object of the file, and the way to it.
+/// An object of the file, and its path.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
     pub(super) path: &'a Path,
@@ -15,12 +16,12 @@ pub(super) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// The value; `null` counts as nothing.
+    /// The value; `null` counts as missing.
     pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    /// The error that a key is not as it must be.
+    /// The error for a key with a wrong value.
     pub(super) fn wrong(&self, key: &str, expected: impl Into<String>) -> FileError {
         let found = self.get(key).map_or("missing".to_owned(), found);
         let dot = if self.prefix.is_empty() { "" } else { "." };
@@ -42,7 +43,7 @@ impl<'a> Keys<'a> {
         value.map(|n| n as usize).ok_or_else(|| self.wrong(key, "a whole number above 0"))
     }
 
-    /// As [`Self::count`], with a value for a key that is not there.
+    /// As [`Self::count`], with a default for a missing key.
     pub(super) fn count_or(&self, key: &str, default: Option<usize>) -> Result<usize, FileError> {
         match (self.get(key), default) {
             (None, Some(value)) => Ok(value),
@@ -61,7 +62,7 @@ impl<'a> Keys<'a> {
         self.get(key).map(|_| self.positive(key)).transpose()
     }
 
-    /// True or false; `default` where there is no such key.
+    /// True or false; `default` if the key is missing.
     pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool, FileError> {
         match self.get(key) {
             None => Ok(default),
@@ -70,7 +71,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Texts, or nothing.
+    /// A list of strings, if the key exists.
     pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>, FileError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let texts = value.as_array().and_then(|values| values.iter().map(Value::as_str).collect());

@@ -1,4 +1,5 @@
-//! `config.json` of a Hugging Face folder: read with a refusal for everything that changes the mathematics, and written.
+//! Reads and writes the `config.json` of a Hugging Face folder; reading refuses everything unknown
+//! that changes the mathematics.
 
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use super::{DecoderConfig, Family};
 use keys::Keys;
 pub use render::render;
 
-/// Most blocks: as many as llama.cpp has room for.
+/// The largest number of blocks, that of llama.cpp.
 const MAX_LAYERS: usize = 512;
 
 /// Token ids that `config.json` names.
@@ -26,19 +27,20 @@ pub struct TokenIds {
     pub eos: Vec<u32>,
     /// Padding.
     pub pad: Option<u32>,
-    /// What stands for text that has no token. Only `tokenizer_config.json` names it.
+    /// The token for unknown text. Only `tokenizer_config.json` names it.
     pub unk: Option<u32>,
 }
 
 /// Reads the object of a `config.json`.
 ///
 /// # Errors
-/// The first key that is missing, has the wrong type, or asks for something that the decoder does not compute.
+/// The first key that is missing, has the wrong type, or asks for something that the decoder
+/// doesn't compute.
 pub fn parse(path: &Path, object: &Map<String, Value>) -> Result<(DecoderConfig, TokenIds), FileError> {
     let keys = Keys { path, object, prefix: "" };
     let family = features::family(&keys)?;
     let (hidden_size, heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
-    // Defaults that follow from other keys; those of one model size are never meant.
+    // Defaults that follow from other keys. Defaults of one model size are never meant.
     let plain = matches!(family, Family::Llama | Family::Qwen2);
     let null = object.get("num_key_value_heads") == Some(&Value::Null);
     let kv_heads =
@@ -76,10 +78,11 @@ pub fn parse(path: &Path, object: &Map<String, Value>) -> Result<(DecoderConfig,
     Ok((config, token_ids(&keys)?))
 }
 
-/// The ids under `eos_token_id` of another file, such as `generation_config.json`; none where there is no such key.
+/// The ids under `eos_token_id` of another file, such as `generation_config.json`; empty if the
+/// key is missing.
 ///
 /// # Errors
-/// What is no id.
+/// Values that are no ids.
 pub fn ends(path: &Path, object: &Map<String, Value>) -> Result<Vec<u32>, FileError> {
     end_ids(&Keys { path, object, prefix: "" })
 }
@@ -159,7 +162,7 @@ mod tests {
         assert_eq!(read(&value).unwrap().0, config());
     }
 
-    /// transformers takes `rope_scaling` where both are there, and then knows nothing of what stands in the other.
+    /// If both are there, transformers takes `rope_scaling` and ignores the other entirely.
     #[test]
     fn one_of_two_places_for_rotary_keys_counts() {
         let scaling = render(&config(), &TokenIds::default())["rope_scaling"].clone();
@@ -183,14 +186,14 @@ mod tests {
             let message = both(plain.clone(), json!({"type": kind, "factor": 4.0})).unwrap_err();
             assert!(message.contains("\"rope_scaling.type\""), "{message}");
         }
-        // Nothing in it: the other counts, with its own base.
+        // If it is empty, the other counts, with its own base.
         for nothing in [Value::Null, json!({})] {
             assert_eq!(both(plain.clone(), nothing).unwrap(), (20_000.0, None));
         }
         let mut own = scaling.clone();
         own["rope_theta"] = json!(300.0);
         assert_eq!(both(plain, own).unwrap(), (300.0, llama3));
-        // By kind of layer, as Gemma 3 has it.
+        // By kind of layer, as in Gemma 3.
         let message = both(json!({"full_attention": {"rope_type": "yarn"}}), Value::Null).unwrap_err();
         assert!(message.contains("\"rope_parameters.full_attention\""), "{message}");
         let message = read_with(&|object| {

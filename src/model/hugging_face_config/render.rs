@@ -1,4 +1,4 @@
-//! A decoder as the `config.json` that transformers loads as this decoder.
+//! Writes the `config.json` with which transformers loads a decoder.
 
 use serde_json::{Map, Value, json};
 
@@ -57,7 +57,7 @@ fn rope(config: &DecoderConfig, object: &mut Map<String, Value>) {
         object.insert("rope_scaling".into(), json!(scaling));
         return;
     }
-    // Younger than the two keys above: transformers has only ever read this one for it.
+    // Newer than the two keys above; transformers has only ever read this key for it.
     let rope = scaling.get_or_insert_with(|| json!({"rope_type": "default"}));
     rope["rope_theta"] = json!(config.rope_theta);
     rope["partial_rotary_factor"] = json!(config.features.rotary_dim as f64 / config.head_dim as f64);
@@ -93,7 +93,7 @@ fn family_keys(config: &DecoderConfig, object: &mut Map<String, Value>) {
         }
         Family::Gemma2 => {
             set("hidden_activation", json!("gelu_pytorch_tanh"));
-            // An integer in transformers, which refuses 256.0.
+            // An integer in transformers, which rejects 256.0.
             let scalar = features.query_scalar;
             let whole = scalar.fract() == 0.0;
             set("query_pre_attn_scalar", if whole { json!(scalar as u64) } else { json!(scalar) });

@@ -1,4 +1,4 @@
-//! Rotary base and scaling of a `config.json`, from the place that transformers reads.
+//! Rotary base and scaling of a `config.json`, read where transformers reads them.
 
 use serde_json::Value;
 
@@ -6,17 +6,17 @@ use super::keys::Keys;
 use crate::model::file_error::FileError;
 use crate::model::{Family, RopeScaling};
 
-/// Base of the rotary frequencies where a file names none.
+/// Base of the rotary frequencies for files that name none.
 const DEFAULT_THETA: f64 = 10_000.0;
 const SHARE: &str = "partial_rotary_factor";
 
-/// The object with the rotary keys. transformers 5 writes `rope_parameters`, older versions `rope_scaling`. All versions read
-/// the second where there is something in it, and then nothing of the first.
+/// The object with the rotary keys. transformers 5 writes `rope_parameters`, older versions
+/// `rope_scaling`. All versions read the second unless it is empty, and then ignore the first.
 pub(super) fn holder<'a>(keys: &Keys<'a>) -> Result<Option<Keys<'a>>, FileError> {
     let scaling = keys.inner("rope_scaling")?.filter(|scaling| !scaling.object.is_empty());
     let parameters = keys.inner("rope_parameters")?;
     let Some(holder) = scaling.or(parameters) else { return Ok(None) };
-    // Objects in it are for kinds of layers, each with its own.
+    // It contains objects if each kind of layer has its own.
     if let Some(key) = holder.object.iter().find(|(_, value)| value.is_object()).map(|(key, _)| key) {
         return Err(holder.wrong(key, "no object: all layers have one base and one scaling"));
     }
@@ -42,7 +42,7 @@ pub(super) fn read(keys: &Keys, family: Family) -> Result<(f64, Option<RopeScali
     let kind = if keys.get("rope_type").is_some() { "rope_type" } else { "type" };
     match keys.get(kind).map(Value::as_str) {
         None | Some(Some("default")) => Ok((theta, None)),
-        // Qwen's name for positions in three dimensions, which are one for text.
+        // Qwen's name for three-dimensional positions, which are equal for text.
         Some(Some("mrope")) if family == Family::Qwen3_5 => Ok((theta, None)),
         Some(Some("llama3")) => {
             let scaling = RopeScaling {

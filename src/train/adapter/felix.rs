@@ -1,4 +1,5 @@
-//! Felix spokes as trainable parameters: `model.layers.N.felix.{gate_bias, w_down, w_up}`, matrices fused over bottlenecks.
+//! Felix spokes as trainable parameters: `model.layers.N.felix.{gate_bias, w_down, w_up}`, with
+//! the matrices of all bottlenecks fused.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::Rng;
@@ -27,7 +28,7 @@ pub(super) fn over(recipe: &FelixRecipe, config: &DecoderConfig, parameters: &Pa
     Felix::new(layers, recipe.spokes, config.hidden_size, config.rms_eps)
 }
 
-/// W_up = 0, so that the decoder stays as it is; W_down ~ U(-1/sqrt(d), 1/sqrt(d)).
+/// W_up = 0, so that the decoder starts unchanged; W_down ~ U(-1/sqrt(d), 1/sqrt(d)).
 pub(super) fn initial(
     recipe: &FelixRecipe,
     config: &DecoderConfig,

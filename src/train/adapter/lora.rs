@@ -1,4 +1,4 @@
-//! LoRA (Hu et al. 2021): `y + alpha / r B A x` beside a frozen matrix.
+//! LoRA (Hu et al. 2021): `y + alpha / r B A x` on a frozen matrix.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ impl Taps for Lora {
 
     fn recompute(&self, layer: usize) -> Option<Recompute> {
         let same = self.clone();
-        // In the order of projections: a HashMap's would differ from run to run.
+        // In the order of projections; the order of a HashMap would differ between runs.
         let mut pairs: Vec<_> = self.pairs.iter().filter(|((_, at), _)| *at == layer).collect();
         pairs.sort_unstable_by_key(|(place, _)| **place);
         let variables = pairs.into_iter().flat_map(|(_, (a, b))| [a.clone(), b.clone()]).collect();
@@ -59,7 +59,7 @@ impl Taps for Lora {
     }
 }
 
-/// A matrix that is changed.
+/// A matrix that the LoRA changes.
 struct Target {
     projection: Projection,
     layer: usize,
@@ -117,7 +117,7 @@ fn projection(module: &str) -> Option<Projection> {
     all.into_iter().find(|(_, end)| module.ends_with(end)).map(|(projection, _)| projection)
 }
 
-/// A ~ U(-1/sqrt(in), 1/sqrt(in)) as PEFT draws it, B = 0.
+/// A ~ U(-1/sqrt(in), 1/sqrt(in)) as in PEFT, B = 0.
 pub(super) fn initial(recipe: &LoraRecipe, config: &DecoderConfig, rng: &mut impl Rng) -> Result<Parameters> {
     let mut parameters = Parameters::default();
     for Target { module, rows, columns, .. } in targets(recipe, config)? {

@@ -1,4 +1,4 @@
-//! Adapters as sets of trainable parameters beside a frozen decoder: LoRA and Felix spokes, as taps.
+//! Adapters, sets of trainable parameters on a frozen decoder: LoRA and Felix spokes, as taps.
 
 mod felix;
 mod lora;
@@ -15,20 +15,21 @@ use crate::model::felix::Felix;
 use crate::model::{DecoderConfig, Parameters, Taps};
 use lora::Lora;
 
-/// An adapter over its parameters: changing one in place changes the adapter.
+/// An adapter over its parameters: changing a parameter in place changes the adapter.
 #[derive(Debug, Clone)]
 pub enum Adapter {
     /// Low-rank changes of weight matrices.
     Lora(Lora),
-    /// Gated bottlenecks behind blocks.
+    /// Gated bottlenecks after blocks.
     Felix(Felix),
 }
 
 impl Adapter {
-    /// The adapter of a recipe for a decoder, over parameters named and shaped as [`initial`] makes them.
+    /// The adapter of a recipe for a decoder, over parameters with the names and shapes of
+    /// [`initial`].
     ///
     /// # Errors
-    /// Parameters that are missing or have another shape.
+    /// Parameters that are missing or have the wrong shape.
     pub fn new(recipe: &AdapterRecipe, config: &DecoderConfig, parameters: &Parameters) -> Result<Self> {
         match (&recipe.lora, &recipe.felix) {
             (Some(lora), None) => Ok(Self::Lora(Lora::new(lora, config, parameters)?)),
@@ -46,10 +47,10 @@ impl Adapter {
     }
 }
 
-/// Parameters that leave the decoder as it is, drawn from a seed.
+/// Parameters that don't change the decoder's output, drawn from a seed.
 ///
 /// # Errors
-/// Targets that the decoder does not have.
+/// Targets that the decoder doesn't have.
 pub fn initial(recipe: &AdapterRecipe, config: &DecoderConfig, seed: u64) -> Result<Parameters> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     match (&recipe.lora, &recipe.felix) {

@@ -1,4 +1,5 @@
-//! A trained adapter as a file that others read: a PEFT folder, or safetensors with the names of Felix training.
+//! Writes a trained adapter in a format that other programs read: a PEFT folder, or safetensors
+//! with the names of Felix training.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,11 @@ use crate::model::{DecoderConfig, Parameters};
 use crate::train::TrainError;
 use crate::train::recipe::{AdapterRecipe, FelixRecipe, LoraRecipe};
 
-/// Writes the adapter below `out`, with texts about where it comes from; gives the folder (`adapter/`) or the file
-/// (`adapter.safetensors`).
+/// Writes the adapter to `out`, with metadata about its origin; returns the folder (`adapter/`) or
+/// the file (`adapter.safetensors`).
 ///
 /// # Errors
-/// Parameters that are missing; the disk.
+/// Parameters that are missing; I/O errors.
 pub fn write(
     out: &Path,
     recipe: &AdapterRecipe,
@@ -65,13 +66,13 @@ fn peft(
         "use_dora": false,
         "use_rslora": false,
     });
-    // Last: a folder with a configuration is complete.
+    // Written last, because a folder with a configuration counts as complete.
     let path = folder.join("adapter_config.json");
     atomic_file::write(&path, format!("{config:#}\n").as_bytes()).map_err(TrainError::file(path))?;
     Ok(folder)
 }
 
-/// One pair of matrices for each bottleneck, F32.
+/// One pair of matrices per bottleneck, in F32.
 fn trained(
     out: &Path,
     recipe: &FelixRecipe,

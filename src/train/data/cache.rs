@@ -1,7 +1,8 @@
-//! Files of tokenised rows, named by the hash of what they were made from, so that a run tokenises a file once.
+//! Cached tokenised rows in files named by the hash of their input, so that a file is tokenised
+//! once.
 //!
-//! Format, little-endian: 8 bytes magic, u64 rows, rows + 1 u64 offsets (in tokens), rows u32 answer starts, u32 ids, and the
-//! SHA-256 of all that. A file whose hash is wrong is made again.
+//! Format, little-endian: 8 bytes magic, u64 rows, rows + 1 u64 offsets (in tokens), rows u32
+//! answer starts, u32 ids, and the SHA-256 of all that. A file with a wrong hash is rebuilt.
 
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -18,7 +19,7 @@ use crate::train::TrainError;
 const MAGIC: &[u8; 8] = b"bsptok01";
 const HASH_BYTES: u64 = 32;
 
-/// Tokenised rows on disk; where each begins is in memory.
+/// Tokenised rows on disk; their offsets are in memory.
 #[derive(Debug)]
 pub(super) struct TokenFile {
     path: PathBuf,
@@ -30,10 +31,11 @@ pub(super) struct TokenFile {
 }
 
 impl TokenFile {
-    /// Opens the file of a source, making it if it is not there or damaged. `identity` is what decides tokens beside the rows.
+    /// Opens the file of a source, building it if it is missing or damaged. `identity` stands for
+    /// everything but the rows that determines the tokens.
     ///
     /// # Errors
-    /// A row that has no tokens in this form (its place is named), the disk.
+    /// A row that can't be tokenised (its place is named); I/O errors.
     pub fn of(
         source: &dyn Source,
         rows: u64,
@@ -59,7 +61,7 @@ impl TokenFile {
         Ok(Self { remade, ..made })
     }
 
-    /// Opens a file; none if it is damaged.
+    /// Opens a file; `None` if it is damaged.
     fn open(path: &Path) -> Result<Option<Self>, TrainError> {
         let io = || TrainError::file(path);
         let file = fs_err::File::open(path).map_err(io())?.into_parts().0;
@@ -79,7 +81,7 @@ impl TokenFile {
         if magic != MAGIC {
             return Ok(None);
         }
-        // The hash says that the rest is as it was written.
+        // The hash proves that the rest is intact.
         let mut bytes = vec![0; (rows + 1) * 8];
         file.read_exact_at(&mut bytes, 16).map_err(io())?;
         let offsets = bytes.as_chunks().0.iter().map(|&b| u64::from_le_bytes(b)).collect();
@@ -113,7 +115,8 @@ impl TokenFile {
 
 const DAMAGED: &str = "what was written is not what is read; is the disk sound?";
 
-/// Tokenises all rows. Ids are staged in a file of their own, for the table of offsets stands before them.
+/// Tokenises all rows. Ids are staged in a separate file, because the table of offsets precedes
+/// them.
 fn write(source: &dyn Source, rows: u64, chat: &Chat, path: &Path) -> Result<(), TrainError> {
     let io = || TrainError::file(path);
     let (mut offsets, mut answers) = (vec![0u64], Vec::new());
@@ -144,7 +147,7 @@ fn write(source: &dyn Source, rows: u64, chat: &Chat, path: &Path) -> Result<(),
     to.commit().map_err(io())
 }
 
-/// Hashes what goes through.
+/// Hashes what is written through it.
 struct Hashing {
     to: Staged,
     hasher: Sha256,
@@ -191,7 +194,7 @@ mod tests {
         assert_eq!(read(&open()), expected);
         crate::atomic_file::write(&made.path, b"short").unwrap();
         assert_eq!(read(&open()), expected);
-        // One file, nothing staged left beside it.
+        // A single file; nothing staged is left.
         assert_eq!(fs_err::read_dir(folder.path().join("cache")).unwrap().count(), 1);
     }
 }

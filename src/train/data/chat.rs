@@ -1,4 +1,5 @@
-//! How rows become tokens: by the markers of a post that was made here, or by a model's own chat template.
+//! Turns rows into tokens, with the markers of a post trained by this program or with a model's
+//! own chat template.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ use crate::text::{ChatTemplate, Dialogue, Prompt, Turn};
 pub struct Sample {
     /// Prompt, answer, end marker.
     pub ids: Vec<u32>,
-    /// Index of the first token that is learnt; at least 1.
+    /// Index of the first token to learn; at least 1.
     pub answer: usize,
 }
 
@@ -26,29 +27,30 @@ impl Sample {
     }
 }
 
-/// A tokenizer and the form of a conversation.
+/// A tokenizer with its format of conversations.
 pub struct Chat {
     tokenizer: Tokenizer,
-    /// The same, but for the template's own text, in which control tokens count.
+    /// The same tokenizer for the template's own text, in which control tokens are recognised.
     markup: tokenizers::Tokenizer,
-    /// None: a post's markers (see [`Tokenizer::encode_chat`]).
+    /// `None` means the markers of a post (see [`Tokenizer::encode_chat`]).
     template: Option<ChatTemplate>,
-    /// Closes an answer in a conversation.
+    /// Ends an answer in a conversation.
     end: u32,
-    /// Closes a text that is none.
+    /// Ends other texts.
     end_of_text: u32,
 }
 
 impl Chat {
-    /// The form of a post that was made here.
+    /// The format of a post trained by this program.
     pub fn of_post(tokenizer: Tokenizer) -> Self {
         Self { markup: tokenizer.inner().clone(), tokenizer, template: None, end: END, end_of_text: END }
     }
 
-    /// The form of a model from its files; conversations are rendered as the daemon renders them.
+    /// The format of a model, read from its files; conversations are rendered as the daemon
+    /// renders them.
     ///
     /// # Errors
-    /// A tokenizer that can't be read, a template that is none, no end token.
+    /// A tokenizer that can't be read, an invalid template, no end token.
     pub fn of_model(text: &TextSide) -> Result<Self, TokenizerError> {
         let wrong = |message: String| TokenizerError::Text(message);
         let inner = tokenizers::Tokenizer::from_bytes(text.tokenizer.to_string().as_bytes());
@@ -65,7 +67,7 @@ impl Chat {
         let (bos, eos) = (named(text.ids.bos), named(Some(end_of_text)));
         let template = text.chat_template.as_ref().map(|source| ChatTemplate::new(source, &bos, &eos));
         let template = template.transpose().map_err(|e| wrong(e.to_string()))?;
-        // As the daemon does for a model without a template.
+        // What the daemon does for a model without a template.
         let known = markup.token_to_id("<|im_start|>").is_some();
         let usual = || if known { ChatTemplate::chat_ml() } else { ChatTemplate::plain_text() };
         let template = template.unwrap_or_else(usual).with_clock(day);
@@ -78,17 +80,17 @@ impl Chat {
         &self.tokenizer
     }
 
-    /// Whether this is the form of a post that was made here.
+    /// Whether this is the format of a post trained by this program.
     pub fn is_post(&self) -> bool {
         self.template.is_none()
     }
 
-    /// Everything that decides how a row becomes tokens, for hashes.
+    /// Everything that determines the tokens of a row, for hashes.
     ///
     /// # Errors
     /// The tokenizer can't be written as JSON.
     pub fn identity(&self) -> Result<String, TokenizerError> {
-        // The number counts the ways in which templates were rendered.
+        // The number is the version of template rendering.
         let template =
             self.template.as_ref().map_or_else(|| "markers".into(), |it| format!("2 {}", it.source()));
         Ok(format!("{}\n{template}\n{} {}", self.tokenizer.to_json()?, self.end, self.end_of_text))
@@ -97,14 +99,15 @@ impl Chat {
     /// A row as tokens.
     ///
     /// # Errors
-    /// A role or a conversation that the form does not know.
+    /// A role or a conversation that the format doesn't support.
     pub fn sample(&self, row: &Row) -> Result<Sample, TokenizerError> {
         let (mut ids, learnt) = match row {
             Row::Chat(messages) => {
                 let Some((answer, prompt)) = messages.split_last() else {
                     return Err(TokenizerError::Text("a conversation without messages".into()));
                 };
-                // A post's answers are cut at the borders of JSON values; so it has learnt to write them.
+                // The answers of a post are split at the boundaries of JSON values, as they were
+                // when it was trained.
                 let learnt = match self.template {
                     None => self.tokenizer.encode_answer(&answer.content)?,
                     Some(_) => self.tokenizer.encode(&answer.content)?,
@@ -117,14 +120,14 @@ impl Chat {
             }
             Row::Text(text) => (vec![], self.beginning(text)?),
         };
-        // The first token of all is predicted by nothing.
+        // Nothing predicts the very first token.
         let answer = ids.len().max(1);
         ids.extend(learnt);
         ids.push(if matches!(row, Row::Chat(_)) { self.end } else { self.end_of_text });
         Ok(Sample { ids, answer })
     }
 
-    /// Ids of a conversation up to where the assistant's answer begins.
+    /// Ids of a conversation up to the start of the assistant's answer.
     ///
     /// # Errors
     /// As [`Chat::sample`].
@@ -138,7 +141,7 @@ impl Chat {
         self.ids(&prompt.map_err(|e| TokenizerError::Text(e.to_string()))?)
     }
 
-    /// A conversation of more than texts.
+    /// A conversation with more than text.
     fn dialogue(&self, row: &Dialogue) -> Result<Sample, TokenizerError> {
         let Some(template) = &self.template else {
             dialogue::check_learnable(row)?;
@@ -148,7 +151,7 @@ impl Chat {
         let mut ids = self.ids(&prompt)?;
         let answer = ids.len().max(1);
         let mut learnt = self.ids(&learnt)?;
-        // What a template writes behind the end of a turn is not said by the model.
+        // The model doesn't generate what a template writes after the end of a turn.
         let end = learnt.iter().rposition(|&id| id == self.end);
         learnt.truncate(end.unwrap_or(learnt.len()));
         ids.extend(learnt);
@@ -169,12 +172,12 @@ impl Chat {
         Ok(ids)
     }
 
-    /// Ids of a text that begins a sequence, with what the tokenizer puts before one.
+    /// Ids of a text at the start of a sequence, with what the tokenizer puts before it.
     fn beginning(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = self.tokenizer.encode(text)?;
         let empty = self.markup.encode_fast("", true);
         let before = empty.map_err(|e| TokenizerError::Text(e.to_string()))?;
-        // What stands around an empty text may include an end.
+        // What the tokenizer puts around an empty text may include an end token.
         let before: Vec<u32> =
             before.get_ids().iter().copied().filter(|&id| id != self.end_of_text).collect();
         ids.splice(0..0, before);
@@ -182,15 +185,18 @@ impl Chat {
     }
 }
 
-/// The day on which all conversations of training are, for templates that name one: rows are the same whenever they are read.
+/// The date of all training conversations, for templates that print one, so that rows are the same
+/// whenever they are read.
 fn day() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_721_995_200)
 }
 
-/// The control token that a template puts behind an answer: what ends a turn is often not what ends a text.
+/// The control token that a template puts after an answer; the end of a turn is often another
+/// token than the end of a text.
 fn turn_end(template: &ChatTemplate, markup: &tokenizers::Tokenizer) -> Result<Option<u32>, TokenizerError> {
     let turns = [Turn::new("user", "question"), Turn::new("assistant", "answer")];
-    // A template that wants other turns refuses these too; then its conversations will say so.
+    // A template that requires other turns refuses these, and will refuse its conversations with a
+    // reason.
     let Ok(prompt) = template.render(&turns, &[], &Map::new()) else { return Ok(None) };
     let behind = prompt.iter().skip_while(|segment| segment.markup || segment.text != "answer").nth(1);
     let Some(segment) = behind.filter(|segment| segment.markup) else { return Ok(None) };
@@ -212,7 +218,7 @@ mod tests {
     use super::*;
     use crate::model::hugging_face_config::TokenIds;
 
-    /// The text side of a family's small stand-in tokenizer.
+    /// The text side of a family's small test tokenizer.
     fn text(family: &str) -> TextSide {
         let folder = std::path::Path::new("tests/fixtures/families/tokenizers").join(family);
         let json = |name: &str| -> serde_json::Value {
@@ -249,7 +255,7 @@ mod tests {
                 Row::Chat(vec![message("user", asked.clone()), message("assistant", "yes it is".into())]);
             let sample = chat.sample(&row).unwrap();
             let id = chat.tokenizer().inner().token_to_id(end).unwrap();
-            // One ends the question, one the answer; the one in the question is text.
+            // One ends the question, one the answer; the one inside the question is text.
             assert_eq!(sample.ids.iter().filter(|&&found| found == id).count(), 2, "{family}");
             assert_eq!(sample.ids.last(), Some(&id), "{family}");
             let learnt = &sample.ids[sample.answer..];
@@ -286,7 +292,7 @@ mod tests {
     const THOUGHT: &str = r#"{"messages": [{"role": "user", "content": "go"},
         {"role": "assistant", "content": "yes", "reasoning_content": "hm"}]}"#;
 
-    /// What is read and what is learnt, as texts.
+    /// The prompt and what is learnt, as texts.
     fn halves(chat: &Chat, row: &str) -> Result<(String, String), String> {
         let sample = chat.sample(&Row::parse(row).unwrap()).map_err(|error| error.to_string())?;
         let text = |ids: &[u32]| chat.tokenizer().decode(ids).unwrap();

@@ -1,12 +1,13 @@
-//! Conversations with tools, calls and thinking: what of them is read, and what is learnt.
+//! Conversations with tools, calls and thinking, split into what is read and what is learnt.
 
 use crate::model::tokenizer::TokenizerError;
 use crate::text::{ChatTemplate, Dialogue, Prompt, Segment, TemplateError};
 
-/// What stands before the last message of a conversation, and that message as the template writes it.
+/// The prompt before the last message of a conversation, and that message as the template writes
+/// it.
 ///
 /// # Errors
-/// A conversation that the template refuses, or whose last message it doesn't show as it is.
+/// A conversation that the template refuses, or whose last message it doesn't show unchanged.
 pub(super) fn prompt_and_answer(
     template: &ChatTemplate,
     row: &Dialogue,
@@ -22,7 +23,7 @@ pub(super) fn prompt_and_answer(
     };
     let mut parameters = row.parameters.clone();
     if last.reasoning.is_some() {
-        // Who learns to think is asked to.
+        // If thinking is learnt, the prompt asks for it.
         parameters.entry("enable_thinking").or_insert_with(|| true.into());
     }
     let prompt = template.render(before, tools, &parameters).map_err(wrong)?;
@@ -48,7 +49,7 @@ pub(super) fn prompt_and_answer(
     Ok((prompt, answer))
 }
 
-/// Whether the texts of a conversation are all there is to learn: a post's markers know nothing else.
+/// Checks that there is nothing to learn but texts, because a post's markers support nothing else.
 ///
 /// # Errors
 /// Thinking in the last message.
@@ -66,7 +67,7 @@ fn unlearnable(at: usize, field: &str) -> TokenizerError {
     ))
 }
 
-/// The rest of a rendering that begins with another one.
+/// The part of a rendering that follows another one.
 fn behind(beginning: &Prompt, whole: Prompt) -> Option<Prompt> {
     let text = |prompt: &Prompt| prompt.iter().map(|segment| segment.text.as_str()).collect::<String>();
     let mut skip = text(beginning).len();

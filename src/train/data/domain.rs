@@ -13,7 +13,7 @@ use crate::task::generator::Split;
 use crate::train::TrainError;
 use crate::train::recipe::{DataRecipe, DomainRecipe};
 
-/// Training and held-out rows of all domains, before there is a tokenizer.
+/// Training and held-out rows of all domains, before they are tokenised.
 pub struct Sources {
     domains: Vec<Opened>,
 }
@@ -25,10 +25,10 @@ struct Opened {
 }
 
 impl Sources {
-    /// Opens what the recipe names, in the order of names.
+    /// Opens the sources of a recipe, in the order of their names.
     ///
     /// # Errors
-    /// Files that can't be read or hold a row that is none.
+    /// Files that can't be read or contain an invalid row.
     pub fn open(recipe: &DataRecipe) -> Result<Self, TrainError> {
         let open = |(name, domain): (&String, &DomainRecipe)| {
             let (train, eval) = match domain.generator {
@@ -45,7 +45,7 @@ impl Sources {
         Ok(Self { domains: recipe.domains.iter().map(open).collect::<Result<_, TrainError>>()? })
     }
 
-    /// Texts of up to `count` training rows, from all domains alike: what a vocabulary is trained on.
+    /// Texts of up to `count` training rows, taken evenly from all domains, to train a vocabulary on.
     ///
     /// # Errors
     /// A source that fails.
@@ -60,7 +60,7 @@ impl Sources {
         Ok(texts)
     }
 
-    /// The mixture to learn from and the domains to be judged by. Files are tokenised once, into `cache`.
+    /// The mixture for training and the domains for evaluation. Files are tokenised once, into `cache`.
     ///
     /// # Errors
     /// A row that has no tokens; the disk.
@@ -106,7 +106,7 @@ impl Domain {
         Ok(Self { name: name.into(), source, chat: chat.clone(), tokens })
     }
 
-    /// Row `index` in order.
+    /// Row `index`.
     ///
     /// # Errors
     /// A source that fails, a row without tokens.
@@ -130,17 +130,17 @@ impl Domain {
         self.tokens.as_ref().and_then(TokenFile::remade)
     }
 
-    /// Rows, if there is an end.
+    /// Number of rows, unless they are endless.
     pub fn rows(&self) -> Option<u64> {
         self.source.rows()
     }
 
-    /// Hash of its rows, if there is an end.
+    /// Hash of its rows, unless they are endless.
     pub fn digest(&self) -> Option<Digest> {
         self.source.digest()
     }
 
-    /// Where a row stands, for people.
+    /// The place of a row, for messages.
     pub fn place(&self, index: u64) -> String {
         self.source.place(index)
     }

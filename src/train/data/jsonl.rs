@@ -1,4 +1,4 @@
-//! JSONL files, read where they lie: only where each row begins is in memory.
+//! JSONL files, read on demand: only the offsets of rows are in memory.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
@@ -11,7 +11,7 @@ use super::source::Source;
 use crate::digest::Digest;
 use crate::train::TrainError;
 
-/// Rows of JSONL files in order; empty lines are passed over.
+/// Rows of JSONL files in order; empty lines are skipped.
 #[derive(Debug)]
 pub struct Jsonl {
     files: Vec<(PathBuf, std::fs::File)>,
@@ -19,7 +19,7 @@ pub struct Jsonl {
     digest: Digest,
 }
 
-/// Where a row stands.
+/// The location of a row.
 #[derive(Debug, Clone, Copy)]
 struct RowLocation {
     offset: u64,
@@ -29,10 +29,10 @@ struct RowLocation {
 }
 
 impl Jsonl {
-    /// Opens files and reads each once: every row is checked before anything is learnt from one.
+    /// Opens files and reads each once, so that every row is checked before training starts.
     ///
     /// # Errors
-    /// A file that can't be read, a row that is none (file, line and key are named), no rows at all.
+    /// A file that can't be read, an invalid row (file, line and key are named), no rows at all.
     pub fn open(paths: &[PathBuf]) -> Result<Self, TrainError> {
         let (mut files, mut rows, mut hasher) = (vec![], vec![], Sha256::new());
         for (number, path) in paths.iter().enumerate() {
@@ -76,7 +76,7 @@ impl Source for Jsonl {
         let mut text = vec![0; bytes as usize];
         file.read_exact_at(&mut text, offset).map_err(TrainError::file(path))?;
         let row = String::from_utf8(text).map_err(|e| e.to_string()).and_then(|text| Row::parse(&text));
-        // It was a row when the file was opened.
+        // The row was valid when the file was opened.
         row.map_err(|message| TrainError::Row {
             place: self.place(index),
             message: format!("{message}; the file has changed since the run began"),

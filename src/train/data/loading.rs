@@ -1,9 +1,10 @@
-//! Dynamic batch loading (Xia et al. 2023, algorithm 1): domains that lag behind their reference are read more often.
+//! Dynamic batch loading (Xia et al. 2023, algorithm 1): domains that lag behind their reference
+//! are read more often.
 
 use crate::train::recipe::LoadingRecipe;
 
-/// `w' = (1 - c) softmax(ln w + eta (loss - reference)) + c / n`; with `clip`, a domain that is better than its reference
-/// counts as just as good.
+/// `w' = (1 - c) softmax(ln w + eta (loss - reference)) + c / n`; with `clip`, a domain that is
+/// better than its reference counts as equal to it.
 pub fn next_weights(
     weights: &[f64],
     losses: &[f64],
@@ -16,7 +17,7 @@ pub fn next_weights(
     };
     let excess = losses.iter().zip(references).map(excess);
     let scores: Vec<f64> = weights.iter().zip(excess).map(|(w, e)| w.ln() + loading.eta * e).collect();
-    // The largest is taken out, so that no exponential overflows.
+    // The largest score is subtracted, so that no exponential overflows.
     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let raised: Vec<f64> = scores.iter().map(|score| (score - top).exp()).collect();
     let sum: f64 = raised.iter().sum();
@@ -32,7 +33,7 @@ mod tests {
         LoadingRecipe { every: 1, eta: 1.0, c: 1e-4, clip }
     }
 
-    /// Numbers of the public implementation (`princeton-nlp/LLM-Shearing`), of its seven domains.
+    /// Results of the public implementation (`princeton-nlp/LLM-Shearing`) for its seven domains.
     #[test]
     fn weights_are_those_of_the_reference_implementation() {
         let bytes = include_bytes!("../../../tests/fixtures/parity/shearing_dynamic_loading.safetensors");
@@ -45,7 +46,7 @@ mod tests {
         for (round, losses) in losses.chunks(7).enumerate() {
             weights = next_weights(&weights, losses, &reference, &loading(false));
             for (found, expected) in weights.iter().zip(values(&format!("after.{round}"))) {
-                // The reference takes its softmax in f32.
+                // The reference computes its softmax in f32.
                 assert!((found - expected).abs() < 1e-7, "round {round}: {found}, expected {expected}");
             }
         }

@@ -1,35 +1,35 @@
-//! One row of training data, in any of its three forms.
+//! A row of training data, in any of its three forms.
 
 use serde_json::{Map, Value};
 
 use crate::model::tokenizer::Message;
 use crate::text::{ChatTemplate, Dialogue};
 
-/// What a row says, and which part of it is learnt.
+/// The content of a row, and which part of it is learnt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Row {
     /// A conversation; its last message, the assistant's, is learnt.
     Chat(Vec<Message>),
-    /// A conversation of more than texts: with tools, calls, thinking, names.
+    /// A conversation with tools, calls, thinking or names.
     Dialogue(Box<Dialogue>),
-    /// A text and how it goes on; only that is learnt.
+    /// A text with its completion; only the completion is learnt.
     Completion {
-        /// What is read.
+        /// The text that is read.
         prompt: String,
-        /// What is learnt.
+        /// The text that is learnt.
         completion: String,
     },
-    /// Every token is learnt.
+    /// A text whose every token is learnt.
     Text(String),
 }
 
 const FORMS: &str = "\"messages\", or \"prompt\" and \"completion\", or \"text\"";
 
 impl Row {
-    /// Reads a line of JSONL: an object with [`FORMS`]; other keys are passed over.
+    /// Reads a line of JSONL: an object with [`FORMS`]; other keys are ignored.
     ///
     /// # Errors
-    /// What is wrong, by key, with what was found and what was expected.
+    /// What is wrong with which key, what was found and what was expected.
     pub fn parse(line: &str) -> Result<Self, String> {
         let object: Map<String, Value> = serde_json::from_str(line).map_err(|e| e.to_string())?;
         let has = |key: &str| object.contains_key(key);
@@ -48,7 +48,7 @@ impl Row {
         }
     }
 
-    /// Texts that a vocabulary is trained on, and whether each is an answer.
+    /// The texts of the row, with their roles, to train a vocabulary on.
     pub fn texts(self) -> Vec<Message> {
         let message = |role: &str, content: String| Message { role: role.to_owned(), content };
         match self {
@@ -93,10 +93,10 @@ fn conversation(object: &Map<String, Value>) -> Result<Row, String> {
     Ok(Row::Chat(messages))
 }
 
-/// Fields of a row, beside its messages, that make the prompt.
+/// Fields of a row that affect the prompt, other than its messages.
 const MORE: [&str; 3] = ["tools", "chat_template_kwargs", "reasoning_effort"];
 
-/// Whether a message is a role and a text, or tries to be.
+/// Whether a message is only a role and a text, perhaps a malformed one.
 fn is_text(message: &Value) -> bool {
     message.as_object().is_none_or(|message| {
         message.iter().all(|(key, value)| match key.as_str() {
@@ -107,7 +107,7 @@ fn is_text(message: &Value) -> bool {
     })
 }
 
-/// A conversation of more than texts, whose last message is number `at`.
+/// Parses a conversation with more than texts, whose last message is number `at`.
 fn dialogue(object: &Map<String, Value>, at: usize) -> Result<Row, String> {
     let dialogue = Dialogue::parse(object.clone())?;
     let last = &dialogue.turns[at];
@@ -123,7 +123,7 @@ fn dialogue(object: &Map<String, Value>, at: usize) -> Result<Row, String> {
     Ok(Row::Dialogue(Box::new(dialogue)))
 }
 
-/// A conversation as texts alone.
+/// A conversation reduced to texts.
 pub(super) fn in_text(dialogue: &Dialogue) -> Vec<Message> {
     let turns = ChatTemplate::plain_text().in_text(&dialogue.turns, &dialogue.tools).unwrap_or_default();
     let message = |turn: crate::text::Turn| Message { role: turn.role.to_owned(), content: turn.content };

@@ -1,4 +1,4 @@
-//! Where rows come from.
+//! Sources of rows.
 
 use super::row::Row;
 use crate::digest::Digest;
@@ -7,23 +7,23 @@ use crate::task::{retrieval::Retrieval, synthesis::Synthesis};
 use crate::train::TrainError;
 use crate::train::recipe::GeneratorName;
 
-/// Rows at random access: the same index always gives the same one.
+/// Rows with random access: an index always gives the same row.
 pub trait Source: Send + Sync {
     /// Row `index`; `max_event_chars` limits a generator.
     ///
     /// # Errors
-    /// What is no row; its file and line are named.
+    /// An invalid row; its file and line are named.
     fn row(&self, index: u64, max_event_chars: Option<usize>) -> Result<Row, TrainError>;
 
-    /// Rows, if there is an end.
+    /// Number of rows, unless they are endless.
     fn rows(&self) -> Option<u64> {
         None
     }
 
-    /// Where a row stands, for people.
+    /// The place of a row, for messages.
     fn place(&self, index: u64) -> String;
 
-    /// Hash of everything that there is, if there is an end.
+    /// Hash of all rows, unless they are endless.
     fn digest(&self) -> Option<Digest> {
         None
     }

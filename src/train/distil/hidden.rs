@@ -11,17 +11,17 @@ use crate::model::{Decoder, DecoderConfig, Parameters, Point, Recompute, Taps};
 use crate::train::TrainError;
 use crate::train::recipe::HiddenRecipe;
 
-/// Names of the maps begin so; they are trained with the model and are no part of it.
+/// Prefix of the names of the maps, which are trained with the model but aren't part of it.
 pub const MAP_PREFIX: &str = "distil.map.";
 
-/// Added to the product of lengths.
+/// Added to the product of the two lengths.
 const EPS: f64 = 1e-8;
 
 /// The pairs of blocks that are compared.
 pub(super) struct Hidden {
     pub weight: f64,
     pairs: Vec<[usize; 2]>,
-    /// From the student's width to the teacher's, `[D_teacher, D_student]`.
+    /// Maps from the student's width to the teacher's, `[D_teacher, D_student]`.
     maps: Vec<Tensor>,
 }
 
@@ -39,17 +39,18 @@ impl Hidden {
         Ok(Self { weight: recipe.weight, pairs: recipe.layers.clone(), maps })
     }
 
-    /// Blocks of the student that are looked at.
+    /// The student's blocks of all pairs.
     pub fn of_student(&self) -> impl Iterator<Item = usize> {
         self.pairs.iter().map(|pair| pair[0])
     }
 
-    /// Blocks of the teacher that are looked at.
+    /// The teacher's blocks of all pairs.
     pub fn of_teacher(&self) -> impl Iterator<Item = usize> {
         self.pairs.iter().map(|pair| pair[1])
     }
 
-    /// Sum over tokens of the mean over pairs of 1 - cos, a scalar with a gradient; `tokens` are indices into the batch.
+    /// Sum over tokens of the mean over pairs of 1 - cos, a scalar with a gradient; `tokens` are
+    /// indices into the batch.
     pub fn apart(&self, student: &Capture, teacher: &Capture, tokens: &Tensor) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for ([ours, theirs], map) in self.pairs.iter().zip(&self.maps) {
@@ -71,7 +72,8 @@ impl Hidden {
     }
 }
 
-/// Adds a map for each pair: the identity where both are as wide, else N(0, 1 / D).
+/// Adds a map for each pair: the identity if both have the same width, else random values of
+/// variance 1 / D.
 pub(super) fn add_maps(
     recipe: &HiddenRecipe,
     student: &DecoderConfig,
@@ -107,7 +109,7 @@ pub(super) fn add_maps(
     Ok(())
 }
 
-/// Keeps the outputs of some blocks, behind other taps.
+/// Captures the outputs of some blocks, after other taps.
 pub(super) struct Capture {
     inner: Box<dyn Taps>,
     found: BTreeMap<usize, Option<Tensor>>,
@@ -139,7 +141,7 @@ impl Taps for Capture {
         Ok(tensor)
     }
 
-    /// It looks only at what leaves blocks.
+    /// It reads only the outputs of blocks.
     fn recompute(&self, layer: usize) -> Option<Recompute> {
         self.inner.recompute(layer)
     }

@@ -1,8 +1,9 @@
-//! What a teacher said, on disk: for every answer token the likeliest tokens with their probabilities, and the rest as one.
+//! The outputs of a teacher on disk: for every answer token the most likely tokens with their
+//! probabilities, and the total of the rest.
 //!
-//! `teacher.safetensors`: per document its hash (`keys`, U8 `[n, 32]`, sorted) and where its tokens begin (`offsets`, I64
-//! `[n + 1]`); per answer token `ids` (U32 `[m, k]`), `probabilities` (F32 `[m, k]`) and `tail` (F32 `[m]`). Temperature and k
-//! stand in the metadata.
+//! `teacher.safetensors`: per document its hash (`keys`, U8 `[n, 32]`, sorted) and the index of
+//! its first token (`offsets`, I64 `[n + 1]`); per answer token `ids` (U32 `[m, k]`),
+//! `probabilities` (F32 `[m, k]`) and `tail` (F32 `[m]`). Temperature and k are in the metadata.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -19,25 +20,25 @@ use crate::train::batch::PackedRow;
 
 pub(super) const FILE: &str = "teacher.safetensors";
 
-/// What a teacher says before one token.
+/// A teacher's prediction of one token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopTokens {
-    /// The likeliest tokens.
+    /// The most likely tokens.
     pub ids: Vec<u32>,
-    /// One for each.
+    /// One per token.
     pub probabilities: Vec<f32>,
-    /// The probability of all others together.
+    /// The total probability of all others.
     pub tail: f32,
 }
 
 impl TopTokens {
-    /// Tokens with their probabilities; what is left of 1 is the tail.
+    /// Tokens with their probabilities; the rest of 1 is the tail.
     pub fn new(ids: Vec<u32>, probabilities: Vec<f32>) -> Self {
         let sum: f64 = probabilities.iter().map(|&p| f64::from(p)).sum();
         Self { ids, probabilities, tail: (1.0 - sum).max(0.0) as f32 }
     }
 
-    /// The `top` likeliest of what a teacher says, at a temperature.
+    /// The `top` most likely tokens of a teacher's output, at a temperature.
     pub fn of(taught: TeacherOutput, top: usize, temperature: f32) -> Self {
         match taught {
             TeacherOutput::Top { ids, probabilities, tail } => {
@@ -63,7 +64,7 @@ impl TopTokens {
     }
 }
 
-/// What keeps ids from being different tokens of a vocabulary, in words.
+/// Why ids are not distinct tokens of a vocabulary, if they aren't.
 pub(super) fn no_tokens(ids: &[u32], vocabulary: usize) -> Option<String> {
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
         return Some(format!("it names token {id}, the student has {vocabulary}"));
@@ -74,7 +75,8 @@ pub(super) fn no_tokens(ids: &[u32], vocabulary: usize) -> Option<String> {
     Some(format!("it names token {} twice", twice[0]))
 }
 
-/// Documents of a row: the hash of what is read and learnt of each, and how many answer tokens it has.
+/// The documents of a row: the hash of what each reads and learns, and its number of answer
+/// tokens.
 pub(super) fn documents(row: &PackedRow) -> impl Iterator<Item = (Digest, usize)> {
     row.documents.iter().map(|&(start, len)| {
         let mut hasher = Sha256::new();
@@ -91,7 +93,7 @@ pub(super) fn documents(row: &PackedRow) -> impl Iterator<Item = (Digest, usize)
     })
 }
 
-/// What a teacher said before. In memory is where each document lies in the file.
+/// Cached outputs of a teacher. Memory holds the index of documents only.
 pub struct LogitCache {
     file: SafetensorsFile,
     fingerprint: Digest,
@@ -102,11 +104,11 @@ pub struct LogitCache {
 }
 
 impl LogitCache {
-    /// Opens a folder that [`LogitWriter`](super::LogitWriter) wrote for this temperature; its tokens must be among the `vocabulary`
-    /// first.
+    /// Opens a folder that [`LogitWriter`](super::LogitWriter) wrote for this temperature; its
+    /// tokens must be among the `vocabulary` first.
     ///
     /// # Errors
-    /// A file that is none; another temperature.
+    /// A file of another format; another temperature.
     pub fn open(folder: &Path, temperature: f32, vocabulary: usize) -> Result<Self, TrainError> {
         let path = folder.join(FILE);
         let file = SafetensorsFile::open(&path)?;
@@ -161,15 +163,16 @@ impl LogitCache {
         Ok(Self { file, fingerprint, top, vocabulary, index })
     }
 
-    /// Hash of who said it: the same of two stores means the same words of the same documents.
+    /// Hash of the teacher and its settings: equal fingerprints mean equal outputs for equal
+    /// documents.
     pub(super) fn fingerprint(&self) -> Digest {
         self.fingerprint
     }
 
-    /// Hands over what was said of each document, in the order of their hashes.
+    /// Passes the outputs for each document to `see`, in the order of their hashes.
     ///
     /// # Errors
-    /// The file's; what `see` says.
+    /// Those of the file and of `see`.
     pub(super) fn each(
         &self,
         mut see: impl FnMut(Digest, Vec<TopTokens>) -> Result<(), TrainError>,
@@ -181,15 +184,15 @@ impl LogitCache {
         })
     }
 
-    /// Sees that something was said of every answer of these rows.
+    /// Checks that the cache has outputs for every answer of these rows.
     ///
     /// # Errors
-    /// The first of which nothing was.
+    /// The first answer that it lacks.
     pub(super) fn check(&self, rows: &[PackedRow]) -> Result<(), TrainError> {
         rows.iter().flat_map(documents).try_for_each(|(key, count)| self.find(key, count).map(drop))
     }
 
-    /// What was said of the rows' answers.
+    /// The outputs for the answers of rows.
     pub(super) fn top_tokens(&self, rows: &[PackedRow]) -> Result<Vec<TopTokens>, TrainError> {
         let mut answers = Vec::new();
         for (key, count) in rows.iter().flat_map(documents) {
@@ -198,7 +201,7 @@ impl LogitCache {
         Ok(answers)
     }
 
-    /// Where the answers of a document lie.
+    /// The range of a document's outputs.
     fn find(&self, key: Digest, count: usize) -> Result<Range<usize>, TrainError> {
         let found = self.index.get(&key).filter(|range| range.len() == count);
         found.cloned().ok_or_else(|| {
@@ -214,7 +217,7 @@ impl LogitCache {
         TrainError::Teacher { endpoint: self.file.path().display().to_string(), message }
     }
 
-    /// The answers of these tokens.
+    /// Reads the outputs for a range of tokens.
     fn read(&self, range: Range<usize>, answers: &mut Vec<TopTokens>) -> Result<(), TrainError> {
         let part = |name: &str, width: usize| -> Result<Vec<[u8; 4]>, TrainError> {
             let mut bytes = vec![0; range.len() * width * 4];

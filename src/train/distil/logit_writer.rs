@@ -1,9 +1,11 @@
-//! What a teacher says, on disk as soon as it is said: a file that grows document by document and outlives a kill, and in the end
-//! becomes the `teacher.safetensors` that [`LogitCache`](super::LogitCache) reads.
+//! Writes the outputs of a teacher as they are computed. A file grows document by document,
+//! survives a kill, and finally becomes the `teacher.safetensors` that
+//! [`LogitCache`](super::LogitCache) reads.
 //!
-//! `teacher.partial`, little-endian: 8 bytes magic, the SHA-256 of who speaks; then for each document its hash (32 bytes), its
-//! u32 number m of answer tokens, `m * top` u32 ids, `m * top` f32 probabilities, m f32 tails, and the first 8 bytes of the
-//! SHA-256 of all that. In memory is where each document lies.
+//! `teacher.partial`, little-endian: 8 bytes magic, the fingerprint of the teacher (SHA-256); then
+//! for each document its hash (32 bytes), its u32 number m of answer tokens, `m * top` u32 ids,
+//! `m * top` f32 probabilities, m f32 tails, and the first 8 bytes of the SHA-256 of all that.
+//! Memory holds the index of documents only.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,24 +25,24 @@ use crate::train::batch::PackedRow;
 
 const PARTIAL: &str = "teacher.partial";
 const MAGIC: &[u8; 8] = b"bspkd001";
-/// Magic and who speaks.
+/// Magic and fingerprint.
 const HEAD: u64 = 40;
 /// A document's hash and its number of tokens.
 const RECORD_HEAD: usize = 36;
-/// The checksum behind a document.
+/// The checksum after a document.
 const CHECK: usize = 8;
 
-/// Writes down what a teacher says.
+/// Writes the outputs of a teacher.
 pub struct LogitWriter {
     folder: PathBuf,
     path: PathBuf,
     fingerprint: Digest,
     file: File,
-    /// Where the next document goes.
+    /// Offset of the next document.
     end: u64,
     top: usize,
     temperature: f32,
-    /// Where each document's ids begin, and its tokens.
+    /// Offset of each document's ids, and its number of tokens.
     found: BTreeMap<Digest, (u64, usize)>,
 }
 
@@ -50,11 +52,12 @@ fn parts(count: usize, top: usize) -> [usize; 3] {
 }
 
 impl LogitWriter {
-    /// A store of this many likeliest tokens at this temperature, to be written to a folder. Goes on with what is there of the
-    /// same `speaker`, a hash of whatever decides what is said of a document: in the growing file, or in a finished store.
+    /// Starts writing a cache with the `top` most likely tokens at this temperature to a folder.
+    /// Continues a partial file or a finished cache with the same `fingerprint`, the hash of
+    /// everything that determines the outputs for a document.
     ///
     /// # Errors
-    /// A file of another speaker; the disk.
+    /// A file with another fingerprint; I/O errors.
     pub fn open(
         folder: &Path,
         fingerprint: Digest,
@@ -85,7 +88,7 @@ impl LogitWriter {
         Ok(writer)
     }
 
-    /// Takes over a finished store of the same speaker: rows of more steps come to those that it has.
+    /// Takes over a finished cache with the same fingerprint, to add rows of more steps.
     fn take_finished(&mut self) -> Result<(), TrainError> {
         if !self.folder.join(FILE).exists() {
             return Ok(());
@@ -95,7 +98,7 @@ impl LogitWriter {
         cache.each(|key, answers| self.put(key, &answers))
     }
 
-    /// What another one said is neither mixed with this one's words nor thrown away.
+    /// Outputs of another teacher are neither mixed with these nor deleted.
     fn check_fingerprint(&self, path: &Path, fingerprint: Digest) -> Result<(), TrainError> {
         if fingerprint == self.fingerprint {
             return Ok(());
@@ -108,7 +111,7 @@ impl LogitWriter {
         Err(TrainError::Teacher { endpoint: path.display().to_string(), message })
     }
 
-    /// Finds the documents that are whole, and cuts what comes behind them.
+    /// Indexes the complete documents and truncates the rest.
     fn scan(&mut self, length: u64) -> std::io::Result<()> {
         self.file.seek(SeekFrom::Start(HEAD))?;
         let mut reader = BufReader::with_capacity(1 << 20, &self.file);
@@ -136,20 +139,21 @@ impl LogitWriter {
         self.file.set_len(self.end)
     }
 
-    /// Documents that are there.
+    /// Number of documents.
     pub fn documents(&self) -> usize {
         self.found.len()
     }
 
-    /// Whether all documents of a row are there.
+    /// Whether all documents of a row have been written.
     pub fn has(&self, row: &PackedRow) -> bool {
         documents(row).all(|(key, _)| self.found.contains_key(&key))
     }
 
-    /// Takes the answers of a row, in the order of its targets. What was said before of a document stays.
+    /// Adds the outputs for a row, in the order of its targets. Documents that exist stay as they
+    /// are.
     ///
     /// # Errors
-    /// The disk; then nothing of the document is there.
+    /// I/O errors; then nothing of the document is kept.
     pub fn add(&mut self, row: &PackedRow, answers: Vec<TopTokens>) -> Result<(), TrainError> {
         let mut answers = answers.into_iter();
         for (key, count) in documents(row) {
@@ -165,7 +169,7 @@ impl LogitWriter {
     fn put(&mut self, key: Digest, answers: &[TopTokens]) -> Result<(), TrainError> {
         let record = self.record(key, answers);
         if let Err(error) = self.file.write_all_at(&record, self.end) {
-            // What stopped the writing may stop this too; the next start cuts it.
+            // The cause may prevent the truncation too; the next start repeats it.
             let _ = self.file.set_len(self.end);
             return Err(TrainError::file(&self.path)(error));
         }
@@ -178,7 +182,7 @@ impl LogitWriter {
         let mut record = key.0.to_vec();
         record.extend((answers.len() as u32).to_le_bytes());
         for answer in answers {
-            // A teacher that named fewer: tokens without probability.
+            // If the teacher named fewer tokens, the rest have no probability.
             let id = |at| answer.ids.get(at).copied().unwrap_or(u32::MAX).to_le_bytes();
             record.extend((0..self.top).flat_map(id));
         }
@@ -192,10 +196,10 @@ impl LogitWriter {
         record
     }
 
-    /// Makes the store of all that is there and removes the growing file; gives the number of documents.
+    /// Writes the finished cache and removes the partial file; returns the number of documents.
     ///
     /// # Errors
-    /// The disk; then the growing file is as it was.
+    /// I/O errors; then the partial file is unchanged.
     pub fn finish(self) -> Result<usize, TrainError> {
         let (n, top) = (self.found.len(), self.top);
         let m: usize = self.found.values().map(|(_, count)| count).sum();
@@ -204,7 +208,7 @@ impl LogitWriter {
             ("temperature", self.temperature.to_string()),
             ("top", top.to_string()),
         ];
-        // Wide types first: each begins at a multiple of its width.
+        // Wide types first, so that each tensor is aligned to its type.
         let tensors = [
             ("offsets", Dtype::I64, vec![n + 1]),
             ("ids", Dtype::U32, vec![m, top]),
@@ -232,7 +236,7 @@ impl LogitWriter {
         })
     }
 
-    /// One part of every document: in memory is that of one.
+    /// Writes one part of every document, with one document at a time in memory.
     fn write_part(&self, part: usize, out: &mut dyn Write) -> std::io::Result<()> {
         let mut buffer = Vec::new();
         self.found.values().try_for_each(|&(from, count)| {
@@ -272,14 +276,15 @@ mod tests {
         writer
     }
 
-    /// Cut at every byte, or with any byte of the last document wrong, the file is gone on with to the same result.
+    /// A file that was cut at any byte, or has any wrong byte in its last document, is continued
+    /// to the same result.
     #[test]
     fn a_writer_that_was_killed_goes_on_and_ends_with_the_same_bytes() {
         let whole = tempfile::tempdir().unwrap();
         assert_eq!(store(whole.path(), [10, 20, 30]).finish().unwrap(), 6);
         let expected = fs_err::read(whole.path().join(FILE)).unwrap();
         assert!(!whole.path().join(PARTIAL).exists());
-        // For more rows, what is finished is gone on with.
+        // A finished cache is continued for more rows.
         let more = store(whole.path(), [40]);
         assert_eq!((more.documents(), more.finish().unwrap()), (8, 8));
         assert_eq!(store(whole.path(), [10, 20, 30]).finish().unwrap(), 8);
@@ -293,7 +298,7 @@ mod tests {
         for cut in 0..=grown.len() {
             let folder = tempfile::tempdir().unwrap();
             let mut left = grown[..cut].to_vec();
-            // One half of the cases are damaged instead.
+            // Half of the cases have a damaged byte instead.
             if cut % 2 == 1 && cut > HEAD as usize {
                 left[cut - 1] ^= 0x55;
                 left.extend(&grown[cut..]);

@@ -1,6 +1,7 @@
-//! Distillation: a student learns a teacher's distributions beside the data, and its hidden states through taps.
+//! Distillation: in addition to the data, a student learns a teacher's distributions, and its
+//! hidden states through taps.
 //!
-//! The teacher runs beside the student, or is served by somebody else, or has spoken before and was written down.
+//! The teacher runs locally with the student, or on a server, or its outputs were cached before.
 
 mod hidden;
 mod logit_cache;
@@ -33,7 +34,7 @@ pub use logit_writer::LogitWriter;
 pub use remote_teacher::Ask;
 use remote_teacher::RemoteTeacher;
 
-/// A teacher and how much it counts.
+/// A teacher with the weights of its losses.
 pub struct Teacher {
     kind: Kind,
     recipe: DistilRecipe,
@@ -50,11 +51,11 @@ enum Kind {
 }
 
 impl Teacher {
-    /// Opens the teacher of a recipe for the student of a run, among whose trained parameters are the maps of hidden states.
-    /// `ask` posts JSON to the endpoint.
+    /// Opens the teacher of a recipe for the student of a run, whose trained parameters include
+    /// the maps of hidden states. `ask` posts JSON to the endpoint.
     ///
     /// # Errors
-    /// A teacher that can't be read or asked, or that has other tokens than the student.
+    /// A teacher that can't be read or reached, or that has other tokens than the student.
     pub(super) fn open(
         recipe: &DistilRecipe,
         student: &Prepared,
@@ -85,8 +86,8 @@ impl Teacher {
         Ok(Self { kind, recipe: recipe.clone(), hidden, digest, vocabulary })
     }
 
-    /// Sees that a stored teacher said something about every row of the steps behind `from`, as far as it is known what rows
-    /// these are.
+    /// Sees that a stored teacher said something about every row of the steps behind `from`, as far
+    /// as it is known what rows these are.
     ///
     /// # Errors
     /// The first row of which it says nothing.
@@ -98,12 +99,13 @@ impl Teacher {
         })
     }
 
-    /// Hash of what it is, or of who said what is stored: none of one that is served.
+    /// Hash of the teacher, or of the one whose outputs are cached; `None` for a remote teacher.
     pub fn digest(&self) -> Option<Digest> {
         self.digest
     }
 
-    /// Hash of whatever decides what it says of a document: itself, or what is served where; the tokens; how much is kept.
+    /// Hash of everything that determines its outputs for a document: the teacher or its server,
+    /// the tokens, how much is kept.
     fn fingerprint(&self, tokens_of: Digest) -> Result<Digest, TrainError> {
         let DistilRecipe { top, temperature, .. } = &self.recipe;
         let who = match (&self.kind, self.digest) {
@@ -113,7 +115,7 @@ impl Teacher {
         Ok(Digest(Sha256::digest(format!("{who}\n{tokens_of}\n{top}\n{temperature}")).into()))
     }
 
-    /// Where it computes what it says.
+    /// The device of its outputs.
     fn device(&self) -> &Device {
         match &self.kind {
             Kind::Local(decoder) => decoder.device(),
@@ -121,12 +123,13 @@ impl Teacher {
         }
     }
 
-    /// The student's lessons.
+    /// The objective of a student of this teacher.
     pub fn objective<'a>(&'a self, student: Student<'a>) -> DistilObjective<'a> {
         DistilObjective { teacher: self, student }
     }
 
-    /// What the teacher says of the answer tokens of rows, and its hidden states where they are learnt.
+    /// The teacher's outputs for the answer tokens of rows, and its hidden states if these are
+    /// learnt.
     fn output(
         &self,
         rows: &[PackedRow],
@@ -145,7 +148,7 @@ impl Teacher {
         Ok((taught, capture))
     }
 
-    /// The likeliest tokens of the rows' answers with their probabilities at the temperature.
+    /// The most likely tokens at the rows' answers, with their probabilities at the temperature.
     ///
     /// # Errors
     /// The teacher's.
@@ -157,7 +160,7 @@ impl Teacher {
         for from in (0..inputs.targets.len()).step_by(ROWS) {
             let count = ROWS.min(inputs.targets.len() - from);
             taught.rows(from, count, &mut |_, taught| {
-                // What pads a teacher's embedding beyond the student's is no token.
+                // Padding of a teacher's embedding beyond the student's is no token.
                 let taught = match taught {
                     TeacherOutput::Logits(logits) => {
                         TeacherOutput::Logits(&logits[..logits.len().min(self.vocabulary)])
@@ -175,7 +178,7 @@ impl Teacher {
 /// Rows whose logits exist at a time.
 const ROWS: usize = 256;
 
-/// Reads a teacher and the hash of its tensors, and holds its tokenizer to the student's.
+/// Reads a teacher with the hash of its tensors, and checks its tokenizer against the student's.
 fn open_local(path: &Path, chat: &Chat, compute: &ComputeDevice) -> Result<(Decoder, Digest), TrainError> {
     let (model, digest) = base::load(path)?;
     let its = Chat::of_model(&model.text)?;
@@ -190,13 +193,13 @@ fn open_local(path: &Path, chat: &Chat, compute: &ComputeDevice) -> Result<(Deco
         );
         return Err(TrainError::Teacher { endpoint: path.display().to_string(), message });
     }
-    // Its embedding may be padded to another size than the student's; it must have every token.
+    // Its embedding may be padded to another size than the student's, but must have every token.
     base::check_vocabulary(path, &its, model.config.vocab_size)?;
     let parameters = model.parameters.to(&compute.device, compute.dtype)?;
     Ok((Decoder::frozen(model.config, &parameters)?.computing_in(compute.dtype), digest))
 }
 
-/// Logits of a teacher that runs beside the student, a few rows at a time.
+/// Logits of a teacher that runs locally, a few rows at a time.
 struct LocalTeacher {
     decoder: Arc<Decoder>,
     /// `[targets, D]`
@@ -227,7 +230,7 @@ impl TeacherSource for LocalTeacher {
     }
 }
 
-/// Answers that are there already.
+/// Outputs that are already in memory.
 struct CachedTeacher(Vec<TopTokens>);
 
 impl TeacherSource for CachedTeacher {
@@ -251,7 +254,7 @@ impl TeacherSource for CachedTeacher {
     }
 }
 
-/// A student before its teacher.
+/// The losses of a student against its teacher.
 pub struct DistilObjective<'a> {
     teacher: &'a Teacher,
     student: Student<'a>,
@@ -286,10 +289,10 @@ impl Objective for DistilObjective<'_> {
     }
 }
 
-/// Adds the maps of hidden states to what is trained, where the recipe wants them.
+/// Adds the maps of hidden states to the trained parameters, if the recipe wants them.
 ///
 /// # Errors
-/// A teacher whose configuration can't be read, blocks that are not there.
+/// A teacher whose configuration can't be read; blocks that don't exist.
 pub fn add_maps(
     recipe: &Recipe,
     student: &crate::model::DecoderConfig,
@@ -307,12 +310,13 @@ pub fn add_maps(
     hidden::add_maps(pairs, student, &teacher, recipe.train.seed, trained)
 }
 
-/// Writes down what the teacher of a recipe says of the rows of all its steps; gives the number of documents, and how many of
-/// them were written before: by a call that was interrupted, or for fewer steps. `progress` gets each step whose rows are
-/// written; the observer sees what happens before them.
+/// Caches the outputs of a recipe's teacher for the rows of all steps; returns the number of
+/// documents, and how many of them were there before, from an interrupted call or for fewer steps.
+/// `progress` gets each step whose rows are written; the observer sees what happens before them.
 ///
 /// # Errors
-/// A recipe without a teacher that can be asked, or with rows that depend on losses; the teacher's; the disk.
+/// A recipe without a local or remote teacher, or with rows that depend on losses; errors of the
+/// teacher; I/O errors.
 pub fn write_cache(
     recipe: &Recipe,
     out: &Path,

@@ -1,7 +1,7 @@
-//! A teacher that somebody serves: asked for the likeliest tokens behind every token of an answer, one request each.
+//! A teacher on a server: one request per answer token asks for the most likely tokens.
 //!
-//! `POST /completion` with token ids, `n_predict` 1 and `n_probs`, as llama-server and this program's daemon have it. The
-//! server keeps the beginning that it has read, so a request costs it one token.
+//! `POST /completion` with token ids, `n_predict` 1 and `n_probs`, as llama-server and this
+//! program's daemon support it. The server caches the prefix, so a request costs it one token.
 
 use std::sync::Arc;
 
@@ -12,11 +12,13 @@ use crate::model::tokenizer::Tokenizer;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
 
-/// Posts JSON to a path of the endpoint, or gets it where there is nothing to post (null); gives the answer or what went wrong.
+/// Posts JSON to a path of the endpoint, or sends a GET if the value is null; returns the reply or
+/// what went wrong.
 pub type Ask = Arc<dyn Fn(&str, &Value) -> Result<Value, String> + Send + Sync>;
 
 const PATH: &str = "/completion";
-/// Texts that tokenizers cut differently: numbers, spaces, code, other scripts, signs of two code units.
+/// Texts that tokenizers split differently: numbers, spaces, code, other scripts, characters of
+/// two UTF-16 units.
 const TEXTS: [&str; 4] = [
     "The retry at 14:05 took 1240 ms (503).",
     "    if x != 0x3fA2 {\n\t\treturn;\n    }\n\n",
@@ -42,7 +44,7 @@ impl RemoteTeacher {
         TrainError::Teacher { endpoint: self.endpoint.clone(), message }
     }
 
-    /// Sees that the teacher reads texts as the student does.
+    /// Checks that the teacher tokenises texts as the student does.
     ///
     /// # Errors
     /// The first text whose tokens differ.
@@ -62,21 +64,21 @@ impl RemoteTeacher {
         Ok(())
     }
 
-    /// What tells this teacher from others that may be served there.
+    /// Distinguishes this teacher from others that the server may have.
     ///
     /// # Errors
-    /// It names no models.
+    /// The server names no models.
     pub fn identity(&self) -> Result<String, TrainError> {
         let reply = (self.ask)("/v1/models", &Value::Null).map_err(|message| self.wrong(message))?;
         let models = reply["data"].as_array();
         let models = models.ok_or_else(|| self.wrong("/v1/models answers without data".into()))?;
-        // Not the whole: some say when they were started.
+        // Not the whole entry, because some servers include their start time.
         let models: Vec<String> =
             models.iter().map(|model| format!("{} {}", model["id"], model["meta"])).collect();
         Ok(format!("{}\n{}", self.endpoint, models.join("\n")))
     }
 
-    /// What the teacher says before each answer token of the rows, in their order.
+    /// The teacher's predictions of each answer token of the rows, in order.
     pub fn top_tokens(&self, rows: &[PackedRow]) -> Result<Vec<TopTokens>, TrainError> {
         let mut answers = Vec::new();
         for row in rows {

@@ -1,4 +1,4 @@
-//! A student learns from each kind of teacher, and the same from all of them.
+//! A student learns from every kind of teacher, and the same from all of them.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use crate::train::gradient::Workers;
 use crate::train::recipe::{DeviceChoice, HiddenRecipe, Precision};
 use crate::train::tests::{model, packed, tokenizer};
 
-/// Answers of a decoder as a server gives them.
+/// The outputs of a decoder in the form of a server.
 fn server(decoder: Decoder, asked: Arc<Mutex<usize>>) -> Ask {
     Arc::new(move |path: &str, body: &Value| {
         assert_eq!(path, "/completion");
@@ -88,7 +88,7 @@ fn close(a: &(Terms, Vec<Vec<f32>>), b: &(Terms, Vec<Vec<f32>>), bound: f32) {
 
 #[test]
 fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
-    // All tokens are named, so that nothing is left to the tail.
+    // All tokens are named, so that the tail is empty.
     let text = "teacher = \"x\"\ntop = 320\nce = 0.3\n";
     let local = of(Kind::Local(teacher().into()), text);
     let expected = learnt(&local);
@@ -116,7 +116,7 @@ fn a_served_and_a_stored_teacher_teach_what_one_beside_the_student_does() {
 
     let other = LogitCache::open(folder.path(), 2.0, 320).err().unwrap().to_string();
     assert!(other.contains("temperature 1, distil.temperature is 2"), "{other}");
-    // Fewer tokens: what they lack is in the tail.
+    // With fewer tokens, the rest is in the tail.
     let head = local.top_tokens(&packed(2)[..1]).unwrap();
     let few = TopTokens::of(
         TeacherOutput::Top { ids: &head[0].ids, probabilities: &head[0].probabilities, tail: head[0].tail },
@@ -190,7 +190,7 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
     assert!(outcome.terms.hidden > 1e-3, "{:?}", outcome.terms);
     let expected = outcome.terms.cross_entropy + 0.5 * outcome.terms.hidden;
     assert!((outcome.loss - expected).abs() < 1e-5, "{} {expected}", outcome.loss);
-    // Along the gradient the whole loss rises by the gradient's length, maps and model alike.
+    // Along the gradient, the whole loss rises at a rate of its length, for maps and model alike.
     for (at, (name, var)) in trained.iter().enumerate() {
         if !name.contains("map") && !name.contains("layers.1.mlp.up") && !name.contains("q_proj") {
             continue;
@@ -235,7 +235,7 @@ fn a_teacher_with_other_tokens_is_refused() {
     assert!(error.contains(&said), "{error}");
 }
 
-/// An embedding that is padded for a GPU's sake has rows of no token: they have no part in what is taught.
+/// Rows of an embedding that is padded for GPUs stand for no token and are ignored.
 #[test]
 fn a_padded_teacher_teaches_what_it_does_without_padding() {
     let (decoder, parameters) = noisy();

@@ -8,13 +8,13 @@ use crate::train::in_place::{blend, blend_square, is_elsewhere, update};
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
-    /// Peak learning rate of what has none of its own below.
+    /// Peak learning rate of the groups that have no rate of their own.
     pub lr: f64,
-    /// Of matrices of blocks and adapters, where AdamW moves them (`train.matrices`).
+    /// Rate of the matrices of blocks and adapters, if AdamW updates them (`train.matrices`).
     pub matrix_lr: Option<f64>,
-    /// Of the embedding and the head.
+    /// Rate of the embedding and the head.
     pub embedding_lr: Option<f64>,
-    /// Of vectors: norms, biases, gates.
+    /// Rate of vectors: norms, biases, gates.
     pub vector_lr: Option<f64>,
     /// Decay of the first moment.
     pub beta1: f64,
@@ -22,7 +22,7 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled decay of the weights, times the learning rate; norms (vectors) do not decay.
+    /// Decoupled weight decay, times the learning rate; vectors don't decay.
     pub weight_decay: f64,
 }
 
@@ -86,12 +86,12 @@ impl AdamW {
         Ok(Self { config, steps: 0, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
     }
 
-    /// Begins a step: the bias corrections depend on how many there were.
+    /// Begins a step; the bias corrections depend on their number.
     pub(super) fn count_step(&mut self) {
         self.steps += 1;
     }
 
-    /// Moves parameter `index`.
+    /// Updates parameter `index`.
     pub(super) fn step(&self, index: usize, gradient: &Tensor, factor: f64) -> Result<()> {
         let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
@@ -142,8 +142,8 @@ mod tests {
         adamw.count_step();
         adamw.step(0, &gradient([0.5, -1.0]), 1.0).unwrap();
         assert_close(&weight, [0.85, -1.8]);
-        // Step 2, g = (0.5, 2): m = 0.9 * 0.1 g1 + 0.1 g2 = (0.095, 0.11), bias1 = 0.19;
-        // v = 0.99 * 0.01 g1^2 + 0.01 g2^2 = (0.004975, 0.0499), bias2 = 0.0199; rate halved by the factor.
+        // Step 2, g = (0.5, 2): m = 0.9 * 0.1 g1 + 0.1 g2 = (0.095, 0.11), bias1 = 0.19; v = 0.99 *
+        // 0.01 g1^2 + 0.01 g2^2 = (0.004975, 0.0499), bias2 = 0.0199; rate halved by the factor.
         adamw.count_step();
         adamw.step(0, &gradient([0.5, 2.0]), 0.5).unwrap();
         let expected = |w: f64, m: f64, v: f64| 0.975 * w - 0.05 * (m / 0.19) / (v / 0.0199).sqrt();

@@ -1,4 +1,5 @@
-//! Optimisers with visible state: AdamW for embeddings, norms and head, and Muon for the matrices of the blocks, or AdamW too.
+//! Optimisers with visible state: AdamW for embeddings, norms and head, and Muon or AdamW for the
+//! matrices of blocks.
 
 pub mod adamw;
 pub mod muon;
@@ -13,19 +14,19 @@ pub use muon::{Muon, MuonConfig};
 use super::gradient::Workers;
 use crate::model::Parameters;
 
-/// Who moves the matrices of blocks and adapters.
+/// The optimiser of the matrices of blocks and adapters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Matrices {
-    /// Muon: one moment, and fewer steps.
+    /// Muon: one moment, fewer steps.
     #[default]
     Muon,
-    /// AdamW, as most recipes of the literature.
+    /// AdamW, as in most published recipes.
     AdamW,
 }
 
 impl Matrices {
-    /// Moments that are kept of each element of a parameter.
+    /// Number of moments per element of a parameter.
     pub fn moments(self, name: &str, dims: &[usize]) -> usize {
         if self == Self::Muon && is_block_matrix(name, dims) { 1 } else { 2 }
     }
@@ -34,29 +35,29 @@ impl Matrices {
 /// Both optimisers over one set of parameters.
 #[derive(Debug)]
 pub struct Optimiser {
-    /// For each parameter, in order, who moves it.
+    /// The optimiser of each parameter, in order.
     assignments: Vec<Assignment>,
     muon: Muon,
     adamw: AdamW,
 }
 
-/// Who moves a parameter, and its index there.
+/// The optimiser of a parameter, and its index there.
 #[derive(Debug, Clone, Copy)]
 enum Assignment {
     Muon(usize),
     AdamW(usize),
 }
 
-/// Whether a parameter is a matrix of a block, or of an adapter beside one.
+/// Whether a parameter is a matrix of a block or of an adapter on one.
 fn is_block_matrix(name: &str, dims: &[usize]) -> bool {
     dims.len() == 2 && name.starts_with("model.layers.")
 }
 
 impl Optimiser {
-    /// Moments of zero for every parameter.
+    /// Starts with zero moments for every parameter.
     ///
     /// # Errors
-    /// Memory that is not there.
+    /// Out of memory.
     pub fn new(parameters: &Parameters, who: Matrices, muon: MuonConfig, adamw: AdamWConfig) -> Result<Self> {
         let (mut matrices, mut rest, mut assignments) = (vec![], vec![], vec![]);
         for (name, var) in parameters.iter() {
@@ -72,8 +73,8 @@ impl Optimiser {
         Ok(Self { assignments, muon: Muon::new(muon, matrices)?, adamw: AdamW::new(adamw, rest)? })
     }
 
-    /// Moves every parameter, each on one thread; `gradients` are in the order of the parameters, `factor` scales both
-    /// learning rates.
+    /// Updates every parameter, each on one thread; `gradients` are in the order of the
+    /// parameters, `factor` scales both learning rates.
     ///
     /// # Errors
     /// Gradients that differ in number or shape from the parameters.
@@ -93,10 +94,10 @@ impl Optimiser {
         self.muon.state().chain(self.adamw.state()).collect()
     }
 
-    /// Takes the state that [`Optimiser::state`] gave; `steps` are those taken so far.
+    /// Restores the state of [`Optimiser::state`]; `steps` is the number of steps taken so far.
     ///
     /// # Errors
-    /// A moment that is missing or has another shape.
+    /// A moment that is missing or has the wrong shape.
     pub fn restore(&mut self, state: &HashMap<String, Tensor>, steps: u64) -> Result<()> {
         self.muon.state().chain(self.adamw.state()).try_for_each(|(name, moment)| {
             let Some(saved) = state.get(&name) else {
@@ -127,7 +128,8 @@ mod tests {
         let shapes = [("model.embed_tokens.weight", vec![7, 4]), ("model.layers.0.up.weight", vec![6, 4])];
         for (name, shape) in shapes.into_iter().chain([("model.norm.weight", vec![4])]) {
             let count: usize = shape.iter().product();
-            // No pattern: Muon would make much of what rounding leaves of a matrix whose rows depend on each other.
+            // No regular pattern: Muon would amplify the rounding errors of a matrix with
+            // dependent rows.
             let values: Vec<f32> =
                 (0..count).map(|i| ((i * i * 7919 + 31 * i) % 1009) as f32 / 504.5 - 1.0).collect();
             let value = Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
@@ -136,7 +138,7 @@ mod tests {
         parameters
     }
 
-    /// Ten clipped steps. Tensors that are not f32 take the way of those on a GPU.
+    /// Ten clipped steps. Tensors that are not f32 take the code path of a GPU.
     fn trained(dtype: DType) -> Vec<Vec<f32>> {
         let (parameters, workers) = (parameters(dtype), Workers::new(2).unwrap());
         let adamw = AdamWConfig { weight_decay: 0.1, ..Default::default() };
@@ -149,7 +151,7 @@ mod tests {
             clip(&gradients, 0.5, &workers).unwrap();
             optimiser.step(&gradients, 1.0, &workers).unwrap();
         }
-        // A state that is read again goes on as it was.
+        // A restored state equals the saved one.
         let state = optimiser.state();
         let mut again = Optimiser::new(&parameters, Matrices::Muon, muon, adamw).unwrap();
         again.restore(&state, 10).unwrap();

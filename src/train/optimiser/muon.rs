@@ -1,14 +1,17 @@
-//! Muon (Jordan et al. 2024): momentum, made nearly orthogonal by Newton-Schulz iterations, as the step of a matrix.
+//! Muon (Jordan et al. 2024): the step of a matrix is its momentum, made nearly orthogonal by
+//! Newton-Schulz iterations.
 //!
-//! The variant: Nesterov momentum as an exponential average (`m <- mu m + (1 - mu) g`, step from `mu m + (1 - mu) g`), five
-//! iterations of the quintic with coefficients 3.4445, -4.7750, 2.0315, and the step scaled by `sqrt(max(1, rows / columns))`
-//! for a weight `[rows, columns]` = `[out, in]`, as in the author's reference implementation.
+//! The variant: Nesterov momentum as an exponential average (`m <- mu m + (1 - mu) g`, step from
+//! `mu m + (1 - mu) g`), five iterations of the quintic with coefficients 3.4445, -4.7750, 2.0315,
+//! and the step scaled by `sqrt(max(1, rows / columns))` for a weight `[rows, columns]` =
+//! `[out, in]`, as in the author's reference implementation.
 
 use candle_core::{DType, Result, Tensor};
 
 use crate::train::in_place::blend;
 
-/// Coefficients of the quintic: steep at 0, so that small singular values reach 0.7..1.2 in five iterations.
+/// Coefficients of the quintic: steep at 0, so that small singular values reach 0.7..1.2 in five
+/// iterations.
 const QUINTIC: (f64, f64, f64) = (3.4445, -4.7750, 2.0315);
 const ITERATIONS: usize = 5;
 
@@ -20,7 +23,7 @@ pub struct MuonConfig {
     pub lr: f64,
     /// Decay of the momentum.
     pub momentum: f64,
-    /// Decoupled decay of the weights, times the learning rate.
+    /// Decoupled weight decay, times the learning rate.
     pub weight_decay: f64,
 }
 
@@ -51,13 +54,14 @@ impl Muon {
     pub(super) fn new(config: MuonConfig, parameters: Vec<(String, Tensor)>) -> Result<Self> {
         let entry =
             |(name, weight): (String, Tensor)| Ok(Entry { momentum: weight.zeros_like()?, name, weight });
-        // On a GPU as the author's implementation: bf16 is enough for a direction, and much faster there.
+        // On a GPU as in the author's implementation: bf16 is precise enough for a direction, and
+        // much faster.
         let on_gpu = parameters.first().is_some_and(|(_, weight)| !weight.device().is_cpu());
         let iterate_in = if on_gpu { DType::BF16 } else { DType::F32 };
         Ok(Self { config, iterate_in, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
     }
 
-    /// Moves matrix `index`; matrices are independent of each other.
+    /// Updates matrix `index`; matrices are independent of each other.
     pub(super) fn step(&self, index: usize, gradient: &Tensor, factor: f64) -> Result<()> {
         let MuonConfig { lr, momentum, weight_decay } = self.config;
         let lr = lr * factor;
@@ -76,11 +80,12 @@ impl Muon {
     }
 }
 
-/// A matrix with the singular vectors of `matrix` and all singular values near 1, by iterations in a type of their own.
+/// A matrix with the singular vectors of `matrix` and all singular values near 1, by iterations in
+/// the type `iterate_in`.
 fn orthogonalise(matrix: &Tensor, iterate_in: DType) -> Result<Tensor> {
     let (rows, columns) = matrix.dims2()?;
     let tall = rows > columns;
-    // The Gram matrix is made on the short side.
+    // The Gram matrix is taken of the shorter side.
     let mut x = if tall { matrix.t()?.contiguous()? } else { matrix.clone() };
     let norm = x.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?.sqrt();
     x = (x / f64::from(norm + 1e-7))?.to_dtype(iterate_in)?;
@@ -125,7 +130,8 @@ mod tests {
         let wide = orthogonalise(&tall.t().unwrap().contiguous().unwrap(), DType::F32).unwrap();
         let back = wide.t().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(found, back);
-        // In bf16, as on a GPU: the iterations are steep, and what was rounded in one grows in the next.
+        // In bf16, as on a GPU: the iterations are steep, so rounding errors grow from one to the
+        // next.
         let half =
             orthogonalise(&tall, DType::BF16).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for (half, found) in half.iter().zip(found) {

@@ -1,4 +1,4 @@
-//! `[adapter]`: a small set of parameters that is trained beside a frozen base.
+//! `[adapter]`: a small set of parameters that is trained on a frozen base.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ pub struct AdapterRecipe {
     pub prompt: Option<String>,
     /// Low-rank changes of weight matrices.
     pub lora: Option<LoraRecipe>,
-    /// Gated bottlenecks behind blocks.
+    /// Gated bottlenecks after blocks.
     pub felix: Option<FelixRecipe>,
 }
 
@@ -24,7 +24,7 @@ pub struct LoraRecipe {
     pub rank: usize,
     /// The change is multiplied by alpha / r.
     pub alpha: f64,
-    /// Names of matrices: `q_proj`, `down_proj` ...
+    /// Names of the matrices: `q_proj`, `down_proj` ...
     #[serde(default = "all_projections")]
     pub targets: Vec<String>,
 }
@@ -37,11 +37,11 @@ fn all_projections() -> Vec<String> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FelixRecipe {
-    /// Bottlenecks S behind each block.
+    /// Bottlenecks S after each block.
     pub spokes: usize,
     /// Rank r of each.
     pub rank: usize,
-    /// How the gates begin.
+    /// Initial values of the gates.
     pub gate: GateStart,
 }
 
@@ -51,13 +51,13 @@ impl Default for FelixRecipe {
     }
 }
 
-/// How the gates of a Felix spoke begin.
+/// Initial values of the gates of a Felix spoke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GateStart {
     /// Half open everywhere: b = 0.
     #[default]
     Uniform,
-    /// From nearly shut to nearly open: b = -2 + 4 l / (L - 1).
+    /// From nearly closed to nearly open: b = -2 + 4 l / (L - 1).
     Progressive,
 }

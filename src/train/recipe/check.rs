@@ -1,9 +1,9 @@
-//! Everything in a recipe that can't be meant, by key, all at once.
+//! Validates a recipe and reports all mistakes at once, by key.
 
 use super::{AdapterRecipe, DistilRecipe, Recipe};
 use crate::train::optimiser::Matrices;
 
-/// Bounds of sizes: above what any model or spoke has.
+/// Bounds of sizes, above those of any real model or spoke.
 const WIDTH: usize = 1 << 20;
 const LAYERS: usize = 4096;
 const POSITIONS: usize = 1 << 24;
@@ -28,7 +28,7 @@ impl Mistakes {
         self.check(value > 0, || format!("{key} is 0; expected at least 1"));
     }
 
-    /// Sizes: at least 1, and no more than anything real has, so that what is multiplied of them stays a number.
+    /// Checks a size: at least 1, and below any real one, so that products don't overflow.
     fn size(&mut self, key: &str, value: usize, most: usize) {
         self.check((1..=most).contains(&value), || format!("{key} is {value}; expected 1 to {most}"));
     }
@@ -45,7 +45,7 @@ impl Mistakes {
         });
     }
 
-    /// Decays of averages: at 1 nothing new would ever count.
+    /// Checks the decay of an average; at 1 new values would never count.
     fn decay(&mut self, key: &str, value: f64) {
         self.check((0.0..1.0).contains(&value), || {
             format!("{key} is {value}; expected at least 0 and less than 1")
@@ -60,7 +60,7 @@ impl Mistakes {
 }
 
 impl Recipe {
-    /// Everything that can't be meant, by key.
+    /// All mistakes, by key.
     pub fn mistakes(&self) -> Vec<String> {
         let mut found = Mistakes::default();
         found.check(self.model.is_some() != self.base.is_some(), || {
@@ -140,7 +140,7 @@ impl Recipe {
         }
         let rates =
             [("train.adamw.embedding_lr", adamw.embedding_lr), ("train.adamw.vector_lr", adamw.vector_lr)];
-        // A LoRA has matrices of blocks alone, a Felix spoke gates too.
+        // A LoRA has only matrices of blocks, a Felix spoke has gates too.
         let idle = match &self.adapter {
             None => &rates[..0],
             Some(adapter) if adapter.lora.is_some() => &rates[..],
@@ -214,7 +214,7 @@ impl Recipe {
             });
             found.size(&format!("{key}.batch"), stage.batch.unwrap_or(1), BATCH);
         }
-        // Of a base, the limit is known when it is read.
+        // The limit of a base is known when it is read.
         let most = self.model.as_ref().map_or(usize::MAX, |model| model.max_position);
         let bound = self.model.as_ref().map_or("2 or more".to_owned(), |model| {
             format!("2 to model.max_position, {}", model.max_position)

@@ -1,4 +1,4 @@
-//! `[data]`: what is learnt from.
+//! `[data]`: the training data.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,14 +9,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataRecipe {
-    /// Where rows come from, by name.
+    /// Sources of rows, by name.
     pub domains: BTreeMap<String, DomainRecipe>,
-    /// Moves the domains' weights by their losses.
+    /// Adjusts the weights of domains by their losses.
     pub loading: Option<LoadingRecipe>,
     /// Held-out rows of each domain per evaluation.
     #[serde(default = "default_eval_rows")]
     pub eval_rows: usize,
-    /// A `tokenizer.json`; without it, that of the base, or else a vocabulary is trained on the data first.
+    /// A `tokenizer.json`; by default that of the base, or else a vocabulary that is first trained
+    /// on the data.
     pub tokenizer: Option<PathBuf>,
     /// Entries of the vocabulary that is trained.
     #[serde(default = "default_vocabulary")]
@@ -24,12 +25,12 @@ pub struct DataRecipe {
     /// Rows that it is trained on.
     #[serde(default = "default_vocabulary_rows")]
     pub vocabulary_rows: u64,
-    /// Folder of tokenised files; without it, `cache/` beside the run's log.
+    /// Folder of tokenised files; by default `cache/` in the folder of the run.
     pub cache: Option<PathBuf>,
     /// What becomes of a row longer than `seq_len`.
     #[serde(default)]
     pub long_rows: LongRows,
-    /// Curriculum: each stage lasts until its step, the last one to the end.
+    /// Curriculum: each stage lasts until its step, the last one until the end.
     #[serde(default)]
     pub stages: Vec<StageRecipe>,
 }
@@ -46,17 +47,18 @@ pub struct DomainRecipe {
     /// Seed of the generator.
     #[serde(default = "default_seed")]
     pub seed: u64,
-    /// JSONL files: each row has `messages`, or `prompt` and `completion`, or `text`.
+    /// JSONL files. Each row has `messages`, or `prompt` and `completion`, or `text`.
     #[serde(default)]
     pub train: Vec<PathBuf>,
     /// Held-out JSONL files.
     #[serde(default)]
     pub eval: Vec<PathBuf>,
-    /// Loss that the domain should reach, for `[data.loading]`: the teacher's, or that of a model of the same size.
+    /// Loss that the domain should reach, for `[data.loading]`: that of the teacher, or of a model
+    /// of the same size.
     pub reference_loss: Option<f64>,
 }
 
-/// Tasks whose rows are generated.
+/// Tasks whose rows can be generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GeneratorName {
@@ -78,26 +80,27 @@ pub struct LoadingRecipe {
     /// Step size eta.
     #[serde(default = "one")]
     pub eta: f64,
-    /// Share c of the weights that is spread evenly.
+    /// Share c of the weights that is distributed evenly.
     #[serde(default = "default_smoothing")]
     pub c: f64,
-    /// Whether a domain that is better than its reference counts as just as good (the paper's form; its code differs).
+    /// Whether a domain that is better than its reference counts as equal to it (as in the paper;
+    /// its code differs).
     #[serde(default)]
     pub clip: bool,
 }
 
-/// What becomes of a row longer than a packed row.
+/// What happens to a row longer than a packed row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LongRows {
-    /// It is left out and counted.
+    /// It is skipped and counted.
     #[default]
     Skip,
     /// It ends the run.
     Error,
 }
 
-/// `[[data.stages]]`: what is left out is as in `[train]`.
+/// `[[data.stages]]`: missing values are those of `[train]`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageRecipe {
@@ -111,7 +114,7 @@ pub struct StageRecipe {
     pub batch: Option<usize>,
 }
 
-/// A stage with nothing left out.
+/// A stage with all values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage {
     /// Last step.

@@ -1,14 +1,15 @@
-//! `[distil]`: a teacher whose distributions and hidden states are learnt beside the data.
+//! `[distil]`: a teacher whose distributions and hidden states are learnt in addition to the data.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Exactly one of `teacher`, `endpoint` and `stored`. Loss = `kl` tau^2 KL(teacher ‖ student) + `ce` CE + hidden states.
+/// Exactly one of `teacher`, `endpoint` and `stored`. Loss = `kl` tau^2 KL(teacher ‖ student) +
+/// `ce` CE + hidden states.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DistilRecipe {
-    /// A model that runs beside the student: a GGUF file or a Hugging Face folder with the student's tokenizer.
+    /// A local model: a GGUF file or a Hugging Face folder with the student's tokenizer.
     pub teacher: Option<PathBuf>,
     /// A server that answers `/completion` with `n_probs`: llama-server, or this program's own.
     pub endpoint: Option<String>,
@@ -20,13 +21,14 @@ pub struct DistilRecipe {
     /// Weight of the divergence.
     #[serde(default = "one")]
     pub kl: f64,
-    /// Weight of the data's own cross-entropy.
+    /// Weight of the cross-entropy with the data.
     #[serde(default = "default_ce")]
     pub ce: f64,
-    /// Likeliest tokens that a served teacher is asked for, or that are written down of one beside the student.
+    /// Number of most likely tokens that are requested from a remote teacher or cached of any
+    /// teacher.
     #[serde(default = "default_top")]
     pub top: usize,
-    /// Hidden states of a teacher that runs beside the student.
+    /// Hidden states of a local teacher.
     pub hidden: Option<HiddenRecipe>,
 }
 

@@ -1,4 +1,5 @@
-//! The recipe of a training run: a TOML file, overrides, and the checks that find every mistake before the first step.
+//! The recipe of a training run: a TOML file, overrides, and checks that find every mistake before
+//! the first step.
 
 mod adapter;
 mod check;
@@ -21,33 +22,34 @@ pub use train::{DeviceChoice, Precision, StopRecipe, TrainRecipe};
 use super::TrainError;
 use super::schedule::Schedule;
 
-/// Everything that determines a run. Exactly one of `model` and `base` is there.
+/// Everything that determines a run. Exactly one of `model` and `base` is set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Shape of a model that is made from nothing.
+    /// Shape of a model that is trained from scratch.
     pub model: Option<ModelRecipe>,
     /// A model to start from.
     pub base: Option<BaseRecipe>,
-    /// What is trained beside the frozen base; without it, the whole model is trained.
+    /// An adapter to train on the frozen base; without it, the whole model is trained.
     pub adapter: Option<AdapterRecipe>,
-    /// A teacher to learn from beside the data.
+    /// A teacher to learn from in addition to the data.
     pub distil: Option<DistilRecipe>,
-    /// The loop.
+    /// The training loop.
     pub train: TrainRecipe,
-    /// What it learns from.
+    /// The data.
     pub data: DataRecipe,
 }
 
 impl Recipe {
-    /// Reads a recipe and applies `KEY=VALUE` overrides (dotted keys, TOML values; bare words are strings).
+    /// Reads a recipe and applies `KEY=VALUE` overrides (dotted keys, TOML values; bare words are
+    /// strings).
     ///
     /// # Errors
     /// All mistakes at once, each with its key; a syntax error with its line.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
         let text = fs_err::read_to_string(path).map_err(TrainError::file(path))?;
         let wrong = |mistake: String| TrainError::Recipe { path: path.to_owned(), mistakes: vec![mistake] };
-        // First as it stands: only then do messages have line numbers.
+        // The file itself first, so that messages have line numbers.
         let recipe: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
         let recipe = if overrides.is_empty() {
             recipe
@@ -56,7 +58,7 @@ impl Recipe {
             for setting in overrides {
                 overrides::set(&mut table, setting).map_err(wrong)?;
             }
-            // Written and read again, so that a message shows the line that it means.
+            // Written and parsed again, so that messages show the line.
             let text = toml::to_string(&table).map_err(|e| wrong(e.to_string()))?;
             toml::from_str(&text).map_err(|e| wrong(format!("after --set: {e}")))?
         };
@@ -94,7 +96,7 @@ impl Recipe {
         *stage.expect("the last stage has no end")
     }
 
-    /// Every file and folder that it reads, with its key.
+    /// Every file and folder that the recipe reads, with its key.
     pub fn files(&self) -> Vec<(String, &Path)> {
         let distil = self.distil.as_ref();
         let mut files: Vec<(String, &Path)> = [
@@ -116,14 +118,14 @@ impl Recipe {
         files
     }
 
-    /// The domains' weights at the beginning, in the order of their names; their sum is 1.
+    /// The initial weights of the domains, in the order of their names; their sum is 1.
     pub fn domain_weights(&self) -> Vec<f64> {
         let weights = || self.data.domains.values().map(|domain| domain.weight);
         let total: f64 = weights().sum();
         weights().map(|weight| weight / total).collect()
     }
 
-    /// The learning rate's course.
+    /// The schedule of the learning rate.
     pub fn schedule(&self) -> Schedule {
         let TrainRecipe { steps, warmup, floor, .. } = self.train;
         Schedule { steps, warmup: (steps as f64 * warmup).ceil() as u64, floor }
@@ -191,7 +193,7 @@ mod tests {
             assert!(error.contains(part), "{set}: {error}");
         }
         load(SMALL, &["train.matrices=adamw", "train.adamw.matrix_lr=0.001"]).unwrap();
-        // A rate of 0 freezes what the optimiser moves.
+        // A rate of 0 freezes the optimiser's parameters.
         load(SMALL, &["train.muon.lr=0.0"]).unwrap();
     }
 

@@ -1,4 +1,4 @@
-//! `[model]` and `[base]`: what is trained.
+//! `[model]` and `[base]`: the model that is trained.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{DecoderConfig, Family};
 
-/// `[model]`: the decoder without its vocabulary, which the tokenizer decides.
+/// `[model]`: the decoder without its vocabulary, which follows from the tokenizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelRecipe {
@@ -24,7 +24,7 @@ pub struct ModelRecipe {
     pub head_dim: usize,
     /// Width of the SwiGLU intermediate.
     pub ffn: usize,
-    /// Positions that the model can use.
+    /// Number of positions that the model supports.
     pub max_position: usize,
     /// Base of the rotary frequencies.
     #[serde(default = "default_rope_theta")]
@@ -48,7 +48,7 @@ fn yes() -> bool {
 }
 
 impl ModelRecipe {
-    /// The decoder for a vocabulary of this many entries.
+    /// The decoder for a vocabulary of this size.
     pub fn decoder_config(&self, vocab_size: usize) -> DecoderConfig {
         DecoderConfig {
             family: self.family,
@@ -69,15 +69,16 @@ impl ModelRecipe {
     }
 }
 
-/// `[base]`: a model to start from, and how it proves that it was read rightly.
+/// `[base]`: a model to start from, and how to check that it was read correctly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseRecipe {
     /// A GGUF file (F32, F16, BF16 or Q8_0) or a Hugging Face folder.
     pub path: PathBuf,
-    /// A text whose loss is measured before the first step; without it, generated encodings for a post that was made here,
-    /// a paragraph of English for every other model.
+    /// A text whose loss is measured before the first step. The default is generated encodings for
+    /// a post trained by this program, and a paragraph of English for every other model.
     pub reference: Option<PathBuf>,
-    /// Loss per token (nats) above which the run does not start; without it, six tenths of a uniform guess, `0.6 ln V`.
+    /// Loss per token (nats) above which the run doesn't start; by default six tenths of a uniform
+    /// guess, `0.6 ln V`.
     pub reference_bound: Option<f64>,
 }

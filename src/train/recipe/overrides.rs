@@ -1,6 +1,7 @@
 //! `--set KEY=VALUE` on a recipe's table.
 
-/// Applies one `KEY=VALUE`: dotted keys, numbers for places in lists, TOML values; what is no TOML value is a string.
+/// Applies one `KEY=VALUE`: dotted keys, numbers for indices of lists, TOML values; anything else
+/// is a string.
 pub(super) fn set(table: &mut toml::Table, setting: &str) -> Result<(), String> {
     let Some((key, value)) = setting.split_once('=') else {
         return Err(format!("--set {setting}: expected KEY=VALUE"));

@@ -1,4 +1,4 @@
-//! `[train]`: the loop.
+//! `[train]`: the training loop.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,34 +14,35 @@ pub struct TrainRecipe {
     pub batch: usize,
     /// Tokens per packed row.
     pub seq_len: usize,
-    /// Seed of starting values and of the order of the data.
+    /// Seed of initial values and of the order of the data.
     pub seed: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// Steps between evaluations.
     pub eval_every: u64,
-    /// Steps between measurements of gradients, activations and attention; 0 is never.
+    /// Steps between measurements of gradients, activations and attention; 0 means never.
     #[serde(default)]
     pub metrics_every: u64,
-    /// Tokens that one thread takes at a time; smaller parts stay in its cache, and gradients of parts are accumulated. The
-    /// sum follows this, not the number of threads.
+    /// Tokens that one thread processes at a time. Smaller parts stay in its cache; gradients of
+    /// parts are accumulated. The sum depends on this value, not on the number of threads.
     #[serde(default = "default_micro_tokens")]
     pub micro_tokens: usize,
-    /// Where it is computed.
+    /// The device that computes.
     #[serde(default)]
     pub device: DeviceChoice,
-    /// Type of activations and of the weights that they meet. What is trained, its gradients and its moments are f32.
+    /// Type of activations and of the weights that they are multiplied by. Trained parameters,
+    /// gradients and moments are f32.
     #[serde(default)]
     pub precision: Precision,
-    /// Threads; 0 is one per core.
+    /// Threads; 0 means one per core.
     #[serde(default)]
     pub threads: usize,
-    /// Activation checkpointing: of each block only the input is kept, and the rest is computed again for the gradients.
-    /// Memory grows with one block's activations instead of all; a step takes about a third longer; the numbers stay the
-    /// same.
+    /// Activation checkpointing: each block keeps only its input and recomputes the rest for its
+    /// gradients. Memory holds the activations of one block instead of all; a step takes about a
+    /// third longer; the results are the same.
     #[serde(default)]
     pub recompute: bool,
-    /// Share of the steps that warm up.
+    /// Share of the steps that are warm-up.
     #[serde(default = "default_warmup")]
     pub warmup: f64,
     /// Share of the peak learning rate at the last step.
@@ -50,26 +51,26 @@ pub struct TrainRecipe {
     /// Largest gradient norm.
     #[serde(default = "default_clip")]
     pub clip: f64,
-    /// Loss of a step above which the run stops, as it does when the loss is no number.
+    /// Loss of a step above which the run stops, as it does when the loss is not finite.
     #[serde(default = "default_max_loss")]
     pub max_loss: f64,
     /// Decay of the averaged weights that are evaluated and written; 0 writes the last weights.
     #[serde(default)]
     pub ema: f64,
-    /// Ends the run when held-out loss no longer falls; then the best weights are the result.
+    /// Ends the run when held-out loss no longer falls; the best weights are then the result.
     pub stop: Option<StopRecipe>,
-    /// Who moves the matrices of blocks and adapters.
+    /// The optimiser of the matrices of blocks and adapters.
     #[serde(default)]
     pub matrices: Matrices,
-    /// Muon, for these matrices.
+    /// Settings of Muon.
     #[serde(default)]
     pub muon: MuonConfig,
-    /// AdamW, for the rest.
+    /// Settings of AdamW.
     #[serde(default)]
     pub adamw: AdamWConfig,
 }
 
-/// Where a run computes.
+/// The device that a run computes on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
@@ -82,7 +83,7 @@ pub enum DeviceChoice {
     Cuda,
 }
 
-/// What a run computes in.
+/// The type that a run computes in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -101,7 +102,7 @@ pub enum Precision {
 pub struct StopRecipe {
     /// Evaluations without progress before the run ends.
     pub patience: u64,
-    /// By how much held-out loss must fall to count as progress, in nats.
+    /// How much held-out loss must fall to count as progress, in nats.
     #[serde(default)]
     pub least: f64,
 }

@@ -27,25 +27,26 @@ use crate::digest::Digest;
 use crate::model::{Model, Parameters, hugging_face};
 use crate::{atomic_file, failpoints};
 
-/// From the hash of a base's tensors, what an adapter says of where it comes from.
+/// Makes the metadata about the origin of an adapter from the hash of its base's tensors.
 pub type Origin = Box<dyn Fn(Digest) -> BTreeMap<String, String>>;
 
-/// What a run needs from those who know of spokes and daemons.
+/// What a run needs from rooms above this one, which know spokes and daemons.
 #[derive(Default)]
 pub struct Outside {
-    /// Texts for an adapter's metadata, from the hash of its base's tensors: what it was trained for.
+    /// Makes the metadata of an adapter: what it was trained for.
     pub origin: Option<Origin>,
-    /// Posts to the endpoint of a served teacher.
+    /// Posts to the endpoint of a remote teacher.
     pub ask: Option<Ask>,
 }
 
-/// Trains what the recipe says, before the eyes of an observer. `out` gets `recipe.toml`, the logs, `loss.svg`,
-/// `checkpoints/`, and in the end the result: a Hugging Face folder (`out` itself) or an adapter below it. With `resume`,
-/// goes on from the newest checkpoint if there is one.
+/// Runs a recipe. `out` gets `recipe.toml`, the logs, `loss.svg`, `checkpoints/`, and at the end
+/// the result: a Hugging Face folder (`out` itself) or an adapter in it. With `resume`, continues
+/// from the newest checkpoint if there is one.
 ///
 /// # Errors
-/// Unusable data or base, a domain without a held-out row that fits, numbers that are not finite or beyond their bound, files that can't be written; checkpoints of an
-/// earlier run in `out` without `resume`.
+/// Unusable data or base, a domain without a held-out row that fits, a loss that is not finite or
+/// above its bound, files that can't be written; checkpoints of an earlier run in `out` without
+/// `resume`; an error of the observer.
 pub fn train(
     recipe: &Recipe,
     out: &Path,
@@ -86,7 +87,7 @@ pub fn train(
         teacher.check_rows(recipe, &prepared.train, state.step)?;
     }
 
-    // Only now: what is refused leaves a run as it was.
+    // Only now, so that a refused recipe leaves an earlier run untouched.
     let path = out.join("recipe.toml");
     atomic_file::write(&path, recipe.to_toml().as_bytes()).map_err(TrainError::file(path))?;
     let log = Log::open(out, state.step)?;
@@ -121,7 +122,7 @@ pub fn train(
     Ok(end)
 }
 
-/// Puts a checkpoint's values in the place of those that a run begins with.
+/// Restores the values of a checkpoint.
 fn restored(
     checkpoint: Checkpoint,
     path: &Path,
@@ -141,11 +142,11 @@ fn restored(
 
 /// Held-out rows of each domain, packed.
 fn held_out(recipe: &Recipe, prepared: &Prepared) -> Result<Vec<Batch>, TrainError> {
-    // Always of the last stage: so that numbers of one run can be compared with each other.
+    // Always at the last stage, so that figures within a run are comparable.
     let stage = recipe.stage(u64::MAX);
     let packed = |domain| {
         let batch = eval_rows(domain, stage, recipe.data.eval_rows, recipe.data.long_rows)?;
-        // Nothing has a loss of 0, which would be the best of all.
+        // An empty batch would have a loss of 0, the best of all.
         if batch.targets() > 0 {
             return Ok(batch);
         }
@@ -162,7 +163,7 @@ struct Run<'a> {
     out: &'a Path,
     checkpoints: PathBuf,
     prepared: &'a Prepared,
-    /// The average of what is trained, if the recipe wants one.
+    /// The average of the trained parameters, if the recipe wants one.
     averaged: Option<&'a Parameters>,
     trainee: &'a Trainee,
     /// The model that is judged: over the averages, if there are some.
@@ -318,11 +319,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Judges the model on every domain, and takes from that what the state needs. `norm` is the step's, for an error.
+    /// Judges the model on every domain and updates the state. `norm` is the step's, for an error.
     fn judge(&mut self, norm: f64) -> Result<Judgement, TrainError> {
         let each = self.judge_each()?;
         let together = self.together(&each);
-        // Before it is logged or saved: no number compares with it, and JSON has none like it.
+        // Checked before it is logged or saved: NaN compares with nothing and has no JSON form.
         if !together.loss.is_finite() {
             let (step, what, loss) = (self.state.step, "held-out loss", together.loss);
             return Err(TrainError::NotFinite { step, what, loss, norm });
@@ -362,7 +363,7 @@ impl Run<'_> {
 
     /// Writes a checkpoint.
     fn save(&mut self) -> Result<(), TrainError> {
-        // The log first: a run that goes on from the checkpoint writes only what comes after it.
+        // The log first, because a run that resumes from the checkpoint only appends to it.
         self.log.sync()?;
         self.metrics.sync()?;
         let checkpoint = Checkpoint {
@@ -408,7 +409,8 @@ impl Run<'_> {
     }
 }
 
-/// Moves the averaged weights towards the current ones; early on faster, so that the start is forgotten.
+/// Moves the averaged weights towards the current ones; faster at first, so that the initial
+/// values are forgotten.
 fn average(averaged: &Parameters, parameters: &Parameters, decay: f64, step: u64) -> Result<(), TrainError> {
     let decay = decay.min((1.0 + step as f64) / (10.0 + step as f64));
     for ((_, average), (_, now)) in averaged.iter().zip(parameters.iter()) {

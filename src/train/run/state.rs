@@ -12,7 +12,7 @@ use crate::train::prepare::Prepared;
 use crate::train::recipe::Recipe;
 
 impl State {
-    /// Before the first step.
+    /// The state before the first step.
     pub(super) fn beginning(recipe: &Recipe, prepared: &Prepared, teacher: Option<Digest>) -> Self {
         Self {
             step: 0,
@@ -29,7 +29,7 @@ impl State {
         }
     }
 
-    /// Refuses a state of another base or tokenizer, other data or another teacher than now.
+    /// Refuses a state with another base, tokenizer, data or teacher than now.
     pub(super) fn check(&self, now: &Self, path: &Path) -> Result<(), TrainError> {
         let of = |state: &Self| {
             let mut all: BTreeMap<String, Digest> = state.read.clone().unwrap_or_default();
@@ -38,7 +38,7 @@ impl State {
             all
         };
         let (saved, now) = (of(self), of(now));
-        // Whatever else differs follows from these.
+        // Other differences follow from these.
         let first = ["base", "tokenizer"].map(str::to_owned);
         for what in first.into_iter().chain(saved.keys().chain(now.keys()).cloned()) {
             if saved.get(&what) != now.get(&what) {
@@ -50,7 +50,7 @@ impl State {
         Ok(())
     }
 
-    /// Takes a held-out loss: the best so far, and whether it is time to stop.
+    /// Records a held-out loss: whether it is the best so far, and whether it is time to stop.
     pub(super) fn judge(&mut self, loss: f64, recipe: &Recipe) {
         if self.best.is_none_or(|(best, _)| loss < best.0) {
             self.best = Some((Exact(loss), self.step));
@@ -65,7 +65,7 @@ impl State {
         }
     }
 
-    /// Moves the domains' weights by their losses, where the recipe says so and when it is time.
+    /// Updates the weights of domains by their losses, if the recipe says so and it is time.
     pub(super) fn weigh(&mut self, each: &[Evaluation], recipe: &Recipe) {
         let Some(loading) = &recipe.data.loading else { return };
         if !self.step.is_multiple_of(recipe.train.eval_every * loading.every) {
@@ -83,7 +83,8 @@ impl State {
     }
 }
 
-/// Hashes of what a run reads, by key of the recipe. What is generated follows from the recipe alone.
+/// Hashes of what a run reads, by key of the recipe. Generated data is determined by the recipe
+/// alone.
 fn read(prepared: &Prepared, teacher: Option<Digest>) -> BTreeMap<String, Digest> {
     let of = |part: &'static str| {
         move |domain: &Domain| Some((format!("data.domains.{}.{part}", domain.name), domain.digest()?))

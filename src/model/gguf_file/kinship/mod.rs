@@ -1,7 +1,9 @@
-//! Whether a GGUF file holds the model of a Hugging Face folder: each tensor as far from the folder's as its type explains.
+//! Decides whether a GGUF file holds the model of a Hugging Face folder: every tensor must be as
+//! close to the folder's as its type allows.
 //!
-//! Files that this program didn't export don't say what they were made from. What they compute says it: a quantisation is
-//! near its original in every tensor, and another training of the same shape is not.
+//! Files that this program didn't export don't say what they were made from, but their weights do:
+//! a quantisation is close to its original in every tensor, and another model of the same shape is
+//! not.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,9 +20,10 @@ use crate::model::DecoderConfig;
 use crate::model::file_error::FileError;
 use crate::model::hugging_face::{self, Weights};
 
-/// The largest relative root mean square error that a type explains in a whole tensor: one and a half times the most that
-/// ggml's quantiser gave on normal and heavy-tailed weights, with and without weights of importance (`docs/spokes.md` has the
-/// table, and a test holds it against ggml). Ternary types are missing: what they explain is next to anything.
+/// The largest relative root mean square error that a type explains in a whole tensor: one and a
+/// half times the largest that ggml's quantiser made on normal and heavy-tailed weights, with and
+/// without an importance matrix (`docs/spokes.md` has the table, and a test checks it against
+/// ggml). Ternary types are missing because they explain almost any error.
 const EXPLAINED: [(GgmlType, f64); 24] = [
     (GgmlType::F32, 2e-5),
     (GgmlType::F16, 5e-4),
@@ -48,29 +51,31 @@ const EXPLAINED: [(GgmlType, f64); 24] = [
     (GgmlType::IQ1_S, 0.93),
 ];
 
-/// Times the same that a single row may show: rows differ, and another row in its place shows 1.4.
+/// A single row may be off by this factor times as much. Rows vary, and an unrelated row would be
+/// off by 1.4.
 const ROW: f64 = 2.5;
-/// Rows are judged as if they were at least so large, relative to the root mean square of their tensor: those of tokens that
-/// nothing was trained on are next to zero.
+/// Rows are judged as if they were at least this large, relative to the root mean square of their
+/// tensor: rows of untrained tokens are almost zero.
 const FAINT: f64 = 0.5;
 
-/// The relative error that a type explains; none for types that hold no weights.
+/// The relative error that a type explains; `None` for types that hold no weights.
 pub fn explained(kind: GgmlType) -> Option<f64> {
     EXPLAINED.iter().find(|(of, _)| *of == kind).map(|(_, bound)| *bound)
 }
 
-/// How a tensor of the file agrees with the folder's.
+/// How well a tensor of the file agrees with the folder's.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Agreement {
     /// llama.cpp's name.
     pub tensor: String,
-    /// How it is stored.
+    /// Its type.
     pub kind: String,
-    /// Root mean square of the difference, relative to the folder's values; of a row, if that says more.
+    /// Root mean square of the difference, relative to the folder's values; of a row if that is
+    /// worse.
     pub found: f64,
-    /// What its type explains.
+    /// The error that its type explains.
     pub bound: f64,
-    /// The row that says more than the whole.
+    /// The row, if one is worse than the whole.
     pub row: Option<u64>,
 }
 
@@ -92,23 +97,23 @@ impl std::fmt::Display for Agreement {
     }
 }
 
-/// What a folder and a file that hold one model have in common.
+/// The result for a folder and a file that hold the same model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Kin {
-    /// Hash of the folder's tensors, as spokes that are trained on it name them.
+    /// Hash of the folder's tensors, as in spokes that were trained on it.
     pub folder: Digest,
-    /// Hash of the file's.
+    /// Hash of the file's tensors.
     pub post: Digest,
-    /// Tensors that were compared.
+    /// Number of compared tensors.
     pub tensors: usize,
-    /// The one that is nearest to what its type explains.
+    /// The tensor that comes closest to the error that its type explains.
     pub worst: Agreement,
 }
 
 /// Why a file does not hold a folder's model.
 #[derive(Debug, thiserror::Error)]
 pub enum Unlike {
-    /// A file can't be read, or not as a model.
+    /// A file can't be read as a model.
     #[error(transparent)]
     File(#[from] FileError),
     /// Another architecture or other constants.
@@ -118,21 +123,21 @@ pub enum Unlike {
         path: PathBuf,
         /// The folder.
         folder: PathBuf,
-        /// What of the configuration.
+        /// The key of the configuration.
         key: String,
-        /// In the file.
+        /// Its value in the file.
         found: String,
-        /// In the folder.
+        /// Its value in the folder.
         expected: String,
     },
-    /// A tensor has no counterpart, so that nothing can be said of it.
+    /// A tensor has no counterpart, so it can't be compared.
     #[error("{path}: tensor {tensor:?} {what}", path = path.display())]
     Alone {
         /// The GGUF file.
         path: PathBuf,
         /// llama.cpp's name.
         tensor: String,
-        /// Where it is, and where it isn't.
+        /// Which side has it, and which doesn't.
         what: String,
     },
     /// A tensor holds other weights.
@@ -142,7 +147,7 @@ pub enum Unlike {
         path: PathBuf,
         /// The folder.
         folder: PathBuf,
-        /// The tensor that is furthest off.
+        /// The tensor with the largest error.
         worst: Box<Agreement>,
     },
 }
@@ -192,8 +197,9 @@ pub fn compare(folder: &Path, post: &Path) -> Result<Kin, Unlike> {
     Ok(Kin { folder: hasher.finish(), post: file.content_hash()?, tensors, worst })
 }
 
-/// The tensors of the file that a tensor of the folder must agree with. An output matrix that one of the two files has and the
-/// other ties to the embedding is compared with that: it is what is computed with.
+/// The tensors of the file that a tensor of the folder must agree with. If only one of the two has
+/// an output matrix and the other ties it to the embedding, the matrix is compared with the
+/// embedding, which is what the other computes with.
 fn counterparts<'a>(file: &Gguf, config: &DecoderConfig, name: &'a str) -> Vec<&'a str> {
     const OUTPUT: &str = "output.weight";
     const EMBEDDING: &str = "token_embd.weight";
@@ -204,7 +210,7 @@ fn counterparts<'a>(file: &Gguf, config: &DecoderConfig, name: &'a str) -> Vec<&
     }
 }
 
-/// What no tensor shows: numbers of heads, the base of rotary positions, epsilon, windows.
+/// Compares what no tensor shows: numbers of heads, the rotary base, epsilon, windows.
 fn check_constants(folder: &Path, config: &DecoderConfig, file: &Gguf) -> Result<(), Unlike> {
     let differ = |key: String, found: String, expected: String| Unlike::Constant {
         path: file.path().to_owned(),
@@ -218,7 +224,7 @@ fn check_constants(folder: &Path, config: &DecoderConfig, file: &Gguf) -> Result
         return Err(differ("general.architecture".to_owned(), format!("{found:?}"), format!("{wanted:?}")));
     }
     let mut theirs = read_config(file)?;
-    // How far a file says that it may be used, and whether it has a copy of the embedding, changes no weight.
+    // The declared context length and a copy of the embedding don't change any weight.
     (theirs.max_position, theirs.tied) = (config.max_position, config.tied);
     let tree = |config: &DecoderConfig| serde_json::to_value(config).unwrap_or_default();
     match difference("", &tree(&theirs), &tree(config)) {
@@ -227,7 +233,7 @@ fn check_constants(folder: &Path, config: &DecoderConfig, file: &Gguf) -> Result
     }
 }
 
-/// The first place where two trees differ; numbers are those of f32.
+/// The first difference between two trees; numbers are compared as f32.
 fn difference(at: &str, a: &Value, b: &Value) -> Option<(String, String, String)> {
     let under = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
     match (a, b) {
@@ -276,15 +282,15 @@ fn agreement(file: &Gguf, name: &str, dims: &[u64], theirs: &[f32]) -> Result<Ag
     Ok(if row.ratio() > whole.ratio() { row } else { whole })
 }
 
-/// Sums over a tensor that comes in parts.
+/// Accumulates errors of a tensor that is read in parts.
 struct Meter<'a> {
     theirs: &'a [f32],
     width: usize,
-    /// Mean square of all of them.
+    /// Mean square of all values.
     mean: f64,
     at: usize,
     total: f64,
-    /// Of the row that is being read.
+    /// The same for the row being read.
     row: f64,
     /// The worst row, and its error relative to its size, squared.
     worst: (usize, f64),
@@ -311,7 +317,7 @@ impl<'a> Meter<'a> {
         let values = &self.theirs[self.at - self.width..self.at];
         let size = (squares(values) / self.width as f64).max(FAINT * FAINT * self.mean);
         let error = relative(self.row / self.width as f64, size);
-        // A NaN is the worst there is.
+        // NaN counts as the worst error.
         if error.is_nan() || error > self.worst.1 {
             self.worst = (self.at / self.width - 1, if error.is_nan() { f64::INFINITY } else { error });
         }
@@ -319,7 +325,7 @@ impl<'a> Meter<'a> {
         self.row = 0.0;
     }
 
-    /// Relative root mean square errors: of the whole, and of the worst row.
+    /// Relative root mean square errors of the whole tensor and of the worst row.
     fn errors(&self) -> (f64, (u64, f64)) {
         let whole = relative(self.total / self.theirs.len().max(1) as f64, self.mean);
         (whole.sqrt(), (self.worst.0 as u64, self.worst.1.sqrt()))
@@ -330,7 +336,7 @@ fn squares(values: &[f32]) -> f64 {
     values.iter().map(|&value| f64::from(value) * f64::from(value)).sum()
 }
 
-/// An error relative to a size, both squared; of nothing, anything is too much.
+/// An error relative to a size, both squared. If the size is 0, any error is infinite.
 fn relative(error: f64, size: f64) -> f64 {
     if error == 0.0 { 0.0 } else { error / size }
 }

@@ -1,4 +1,4 @@
-//! Folders and files that hold one model, and those that don't.
+//! Folders and files that hold the same model, and some that don't.
 
 use candle_core::{Device, Var};
 use rand::{Rng, SeedableRng};
@@ -11,7 +11,8 @@ use crate::model::gguf_file::{Precision, content_hash, export};
 use crate::model::safetensors_file::f32_values;
 use crate::model::{Family, Model, Parameters};
 
-/// A small model whose rows are whole blocks of every type, with weights that have heavy tails, as trained ones do.
+/// A small model whose rows are whole blocks of every type, with heavy-tailed weights, like
+/// trained ones.
 fn model(tied: bool) -> Model {
     let source = Path::new("tests/fixtures/hf/llama_tied");
     let Model { config, text, .. } = hugging_face::load(source).unwrap();
@@ -33,7 +34,7 @@ fn model(tied: bool) -> Model {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = match shape.len() {
             1 => (0..count).map(|_| 1.0 + 0.1 * normal()).collect(),
-            // One in a hundred is several times as large.
+            // One in a hundred is several times larger.
             _ => (0..count).map(|at| 0.02 * normal() * if at % 97 == 5 { 5.0 } else { 1.0 }).collect(),
         };
         parameters.insert(name, Var::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap();
@@ -61,8 +62,8 @@ fn saved(root: &Path, name: &str, model: &Model) -> PathBuf {
     folder
 }
 
-/// The model as a file whose matrices are of a type, as somebody else's converter writes it: it names no origin. `edit`
-/// may leave a tensor out, or add one of the same values under another name.
+/// The model as a file with matrices of a type, as another program's converter writes it, without
+/// an origin. `edit` may drop a tensor or add a copy under another name.
 fn quantised(root: &Path, model: &Model, kind: GgmlType, edit: impl Fn(&str) -> Vec<String>) -> PathBuf {
     let (full, target) = (root.join("full.gguf"), root.join(format!("{kind}.gguf")));
     export(model, "m", root, &full, Precision::F32).unwrap();
@@ -188,16 +189,16 @@ fn what_can_not_be_compared_is_never_taken_for_equal() {
     };
     let post = quantised(root.path(), &tied, GgmlType::Q4_K, with_output);
     assert_eq!(compare(&folder, &post).unwrap().tensors, Gguf::open(&post).unwrap().tensors().len());
-    // Another output matrix is not.
+    // A different output matrix is refused.
     let post = quantised(root.path(), &untied, GgmlType::Q4_K, as_it_is);
     assert!(refused(&folder, &post).contains("\"output.weight\" (Q4_K)"), "{}", refused(&folder, &post));
-    // A file without one computes with the embedding, which is not what the folder has.
+    // A file without one computes with the embedding, unlike the folder.
     let own = saved(root.path(), "untied", &untied);
     assert!(compare(&own, &post).is_ok());
     let without = |name: &str| if name == "output.weight" { vec![] } else { as_it_is(name) };
     let post = quantised(root.path(), &untied, GgmlType::Q4_K, without);
     assert!(refused(&own, &post).contains("\"token_embd.weight\" (Q4_K)"));
-    // Constants that no tensor shows.
+    // Constants that don't show in any tensor.
     let post = quantised(root.path(), &tied, GgmlType::Q8_0, as_it_is);
     for (change, key) in [
         ((|config| config.rope_theta *= 2.0) as fn(&mut DecoderConfig), "rope_theta"),
@@ -226,11 +227,12 @@ fn errors_are_those_of_the_whole_and_of_the_worst_row() {
         meter.errors()
     };
     assert_eq!(errors(&[&theirs]), (0.0, (0, 0.0)));
-    // One off in the last row, seen in parts that are no rows: 1/50 of the whole, 1/25 of the row.
+    // One value off by 1 in the last row, read in parts that aren't rows: 1/50 of the whole, 1/25
+    // of the row.
     let (whole, (row, error)) = errors(&[&[3.0, 4.0, 0.0], &[0.0, 3.0, -3.0]]);
     assert!((whole - (1.0f64 / 50.0).sqrt()).abs() < 1e-9 && row == 2);
     assert!((error - 0.2).abs() < 1e-9, "{error}");
-    // A row of zeros counts as half as large as the mean: 50 / 6 / 4.
+    // A row of zeros counts as half the mean: 50 / 6 / 4.
     let (_, (row, error)) = errors(&[&[3.0, 4.0, 1.0, 1.0, 3.0, -4.0]]);
     assert!(row == 1 && (error - (24.0f64 / 50.0).sqrt()).abs() < 1e-9, "{error}");
     let (whole, (row, error)) = errors(&[&[3.0, 4.0, f32::NAN, 0.0, 3.0, -4.0]]);
