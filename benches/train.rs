@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use bespoke::device::Workers;
 use bespoke::model::ops::{
     RotaryTable, Scoring, attention, linear, linear_cross_entropy, rms_norm, rotary, swiglu,
 };
 use bespoke::model::{BatchLayout, Decoder, DecoderConfig, Document, Family, Parameters, init};
 use bespoke::train::batch::PackedRow;
-use bespoke::train::gradient::Workers;
+use bespoke::train::gradient::accumulate;
 use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -59,7 +60,7 @@ fn step(criterion: &mut Criterion, name: &str, config: DecoderConfig) {
     let rows = rows();
     let mut group = criterion.benchmark_group(name);
     group.sample_size(10).throughput(Throughput::Elements((BATCH * SEQ) as u64));
-    let gradients = |with: Option<&Parameters>| workers.run(&decoder, with, &rows, MICRO).unwrap();
+    let gradients = |with: Option<&Parameters>| accumulate(&workers, &decoder, with, &rows, MICRO).unwrap();
     group.bench_function("forward", |b| b.iter(|| gradients(None).loss));
     group.bench_function("gradients", |b| b.iter(|| gradients(Some(&parameters)).loss));
     let mut optimiser =

@@ -6,11 +6,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
+use bespoke::device::Workers;
 use bespoke::model::{Decoder, DecoderConfig, Family, Parameters, init};
 use bespoke::train::adapter::{self, Adapter};
 use bespoke::train::batch::PackedRow;
 use bespoke::train::clip::clip;
-use bespoke::train::gradient::Workers;
+use bespoke::train::gradient::accumulate;
 use bespoke::train::objective::Student;
 use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use bespoke::train::recipe::AdapterRecipe;
@@ -106,7 +107,8 @@ impl Ours {
 
     fn step(&mut self) -> anyhow::Result<f64> {
         let student = Student { decoder: &self.decoder, adapter: self.adapter.as_ref() };
-        let outcome = self.workers.run(&student, Some(&self.trained), &self.rows, self.micro_tokens)?;
+        let outcome =
+            accumulate(&self.workers, &student, Some(&self.trained), &self.rows, self.micro_tokens)?;
         clip(&outcome.gradients, 1.0, &self.workers)?;
         self.optimiser.step(&outcome.gradients, 1.0, &self.workers)?;
         Ok(outcome.loss)

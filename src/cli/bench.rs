@@ -1,7 +1,6 @@
 //! `bespoke bench`: how fast an endpoint answers and a training step is, and a model and spokes to measure with.
 
 mod drive;
-mod memory;
 mod model;
 mod serve;
 mod spoke;

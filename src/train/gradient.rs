@@ -1,21 +1,13 @@
-//! Gradients of a batch: its rows are divided into parts, whose gradients are summed in a fixed
-//! order.
-//!
-//! If there is a part for every thread, each part runs on a single thread: operations need no
-//! synchronisation, and the tensors of a part fit in its cache. Fewer parts run one after the
-//! other, with all threads sharing every operation; this suits large models, because memory holds
-//! only one set of gradients. The order of all sums is fixed, so the result is the same either way.
+//! Gradients of a batch: its rows are divided into parts, whose gradients are accumulated in a fixed
+//! order, so that the result depends neither on the number of threads nor on their timing.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
 use super::TrainError;
 use super::batch::PackedRow;
 use super::in_place::blend;
 use super::objective::{Objective, Terms};
+use crate::device::Workers;
 use crate::model::Parameters;
 use crate::model::ops::Gradients;
 
@@ -39,117 +31,42 @@ impl Outcome {
     }
 }
 
-/// A pool of one thread for each worker, and a pool in which all threads work together.
-pub struct Workers {
-    pools: Vec<rayon::ThreadPool>,
-    together: rayon::ThreadPool,
+/// The loss over rows of equal length, and with `parameters` its gradients; parts have about
+/// `micro_tokens` tokens.
+///
+/// # Errors
+/// The first error of any part; a parameter without a gradient.
+pub fn accumulate(
+    workers: &Workers,
+    objective: &dyn Objective,
+    parameters: Option<&Parameters>,
+    rows: &[PackedRow],
+    micro_tokens: usize,
+) -> Result<Outcome, TrainError> {
+    let seq = rows.first().map_or(1, |row| row.ids.len());
+    let parts: Vec<&[PackedRow]> = rows.chunks((micro_tokens / seq).max(1)).collect();
+    let targets: usize = rows.iter().map(|row| row.targets.len()).sum();
+    let scale = 1.0 / targets.max(1) as f32;
+    let mut total = Outcome::default();
+    workers.ordered_reduce(
+        parts.len(),
+        |index| part(objective, parameters, parts[index], scale),
+        |part| total.add(part),
+    )?;
+    Ok(total)
 }
 
-impl Workers {
-    /// Starts `threads` threads; 0 means one per core.
-    ///
-    /// # Errors
-    /// The system refuses more threads.
-    pub fn new(threads: usize) -> Result<Self, TrainError> {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if threads == 0 { cores() } else { threads };
-        let pool = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.map_err(|e| candle_core::Error::Msg(format!("thread pool: {e}")))
-        };
-        let pools = (0..threads).map(|_| pool(1)).collect::<Result<_, _>>()?;
-        Ok(Self { pools, together: pool(threads)? })
-    }
-
-    /// The loss over rows of equal length, and with `parameters` its gradients; parts have about
-    /// `micro_tokens` tokens.
-    ///
-    /// # Errors
-    /// The first error of any part.
-    pub fn run(
-        &self,
-        objective: &dyn Objective,
-        parameters: Option<&Parameters>,
-        rows: &[PackedRow],
-        micro_tokens: usize,
-    ) -> Result<Outcome, TrainError> {
-        let seq = rows.first().map_or(1, |row| row.ids.len());
-        let parts: Vec<&[PackedRow]> = rows.chunks((micro_tokens / seq).max(1)).collect();
-        let targets: usize = rows.iter().map(|row| row.targets.len()).sum();
-        let scale = 1.0 / targets.max(1) as f32;
-        if parts.len() < self.pools.len() {
-            let mut sum = OrderedSum::default();
-            for (index, rows) in parts.into_iter().enumerate() {
-                sum.add(index, self.together(|| part(objective, parameters, rows, scale))?)?;
-            }
-            return Ok(sum.total);
+impl Outcome {
+    fn add(&mut self, part: Self) -> Result<(), TrainError> {
+        self.loss += part.loss;
+        self.terms += part.terms;
+        self.hits.extend(part.hits);
+        if self.gradients.is_empty() {
+            self.gradients = part.gradients;
+            return Ok(());
         }
-        let sum = Mutex::new(OrderedSum::default());
-        self.each(parts.len(), |index| {
-            let part = part(objective, parameters, parts[index], scale)?;
-            sum.lock().expect("no thread panics while it adds").add(index, part)
-        })?;
-        Ok(sum.into_inner().expect("no thread panics while it adds").total)
-    }
-
-    /// Runs work whose operations are each shared by all threads.
-    pub fn together<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.together.install(work)
-    }
-
-    /// Runs tasks 0..count, each on one thread, as threads become free.
-    ///
-    /// # Errors
-    /// The first error of any thread; the other threads finish what they can.
-    pub fn each<E: Send>(
-        &self,
-        count: usize,
-        piece: impl Fn(usize) -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<(), E> {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= count {
-                    return Ok(());
-                }
-                piece(index)?;
-            }
-        };
-        std::thread::scope(|scope| {
-            let pools = self.pools.iter().take(count);
-            let threads: Vec<_> = pools.map(|pool| scope.spawn(|| pool.install(work))).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().try_for_each(join)
-        })
-    }
-}
-
-/// Adds parts in the order of their indices, whatever order they arrive in.
-#[derive(Default)]
-struct OrderedSum {
-    next: usize,
-    waiting: BTreeMap<usize, Outcome>,
-    total: Outcome,
-}
-
-impl OrderedSum {
-    fn add(&mut self, index: usize, part: Outcome) -> Result<(), TrainError> {
-        self.waiting.insert(index, part);
-        while let Some(part) = self.waiting.remove(&self.next) {
-            self.next += 1;
-            self.total.loss += part.loss;
-            self.total.terms += part.terms;
-            self.total.hits.extend(part.hits);
-            if self.total.gradients.is_empty() {
-                self.total.gradients = part.gradients;
-            } else {
-                for (total, gradient) in self.total.gradients.iter().zip(&part.gradients) {
-                    blend(total, 1.0, 1.0, gradient)?;
-                }
-            }
+        for (total, gradient) in self.gradients.iter().zip(&part.gradients) {
+            blend(total, 1.0, 1.0, gradient)?;
         }
         Ok(())
     }
@@ -168,7 +85,7 @@ fn part(
         None => vec![],
         Some(parameters) => {
             let mut found = Gradients::of(&result.loss)?;
-            let mut take = |(name, var): (&str, &candle_core::Var)| {
+            let mut take = |(name, var): (&str, &Var)| {
                 found
                     .take(var)?
                     .ok_or_else(|| candle_core::Error::Msg(format!("parameter {name} has no gradient")))
@@ -214,7 +131,8 @@ pub(super) mod tests {
         let (adapter, trained) = adapter_of(recipe, &config);
         let decoder = Decoder::frozen(config, &whole).unwrap().recomputing(recompute);
         let student = Student { decoder: &decoder, adapter: Some(&adapter) };
-        let outcome = Workers::new(1).unwrap().run(&student, Some(&trained), &packed(1), 96).unwrap();
+        let outcome =
+            accumulate(&Workers::new(1).unwrap(), &student, Some(&trained), &packed(1), 96).unwrap();
         assert!(outcome.gradients.iter().all(|gradient| {
             let largest = gradient.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
             largest > 0.0 && largest.is_finite()
@@ -229,7 +147,7 @@ pub(super) mod tests {
             let run = |recompute: bool| {
                 let decoder = decoder.clone().recomputing(recompute);
                 let workers = Workers::new(2).unwrap();
-                bits(&workers.run(&decoder, Some(&parameters), &packed(1), 192).unwrap())
+                bits(&accumulate(&workers, &decoder, Some(&parameters), &packed(1), 192).unwrap())
             };
             assert!(run(true) == run(false), "{family:?}");
         }
@@ -246,7 +164,7 @@ pub(super) mod tests {
         let (decoder, parameters) = model(Family::Llama, true, tokenizer().vocab_size());
         let run = |threads, micro_tokens| {
             let workers = Workers::new(threads).unwrap();
-            bits(&workers.run(&decoder, Some(&parameters), &packed(1), micro_tokens).unwrap())
+            bits(&accumulate(&workers, &decoder, Some(&parameters), &packed(1), micro_tokens).unwrap())
         };
         // Two parts: one thread computes both, two compute one each, three share each of them.
         assert!(run(1, 192) == run(2, 192) && run(1, 192) == run(3, 192));

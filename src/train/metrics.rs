@@ -271,8 +271,9 @@ fn entropy(scores: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Workers;
     use crate::model::Family;
-    use crate::train::gradient::Workers;
+    use crate::train::gradient::accumulate;
     use crate::train::tests::{model, packed};
     use candle_core::Device;
 
@@ -283,7 +284,7 @@ mod tests {
             let decoder = decoder.recomputing(recompute);
             let batch = Batch { rows: packed(1), too_long: 0 };
             let workers = Workers::new(1).unwrap();
-            let outcome = workers.run(&decoder, Some(&parameters), &batch.rows, 96).unwrap();
+            let outcome = accumulate(&workers, &decoder, Some(&parameters), &batch.rows, 96).unwrap();
             let folder = tempfile::tempdir().unwrap();
             let metrics = Metrics::open(folder.path(), 1, 0).unwrap();
             let student = Student { decoder: &decoder, adapter: None };

@@ -8,7 +8,6 @@ pub mod checkpoint;
 pub mod clip;
 pub mod cost;
 pub mod data;
-pub mod device;
 pub mod distil;
 pub mod evaluate;
 pub mod gradient;
@@ -172,7 +171,7 @@ pub enum TrainError {
     },
     /// The device that the recipe names can't be used.
     #[error("train.device is \"cuda\": {0}")]
-    Device(String),
+    Device(#[from] crate::device::NoGpu),
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] crate::model::tokenizer::TokenizerError),

@@ -3,11 +3,12 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::gradient::tests::adapter_of;
-use super::gradient::{Outcome, Workers};
+use super::gradient::{Outcome, accumulate};
 use super::objective::Student;
 use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::tests::{content, model, packed, run, small_run, tokenizer};
 use super::{checkpoint, log};
+use crate::device::Workers;
 use crate::model::{Decoder, Family};
 
 /// Cosine of the gradients of two outcomes, each as one vector.
@@ -29,7 +30,8 @@ fn gradients_of_every_family_point_where_those_of_f32_do() {
     for family in Family::ALL {
         let (decoder, parameters) = model(family, family != Family::Llama, tokenizer().vocab_size());
         let workers = Workers::new(1).unwrap();
-        let run = |decoder: Decoder| workers.run(&decoder, Some(&parameters), &packed(2), 192).unwrap();
+        let run =
+            |decoder: Decoder| accumulate(&workers, &decoder, Some(&parameters), &packed(2), 192).unwrap();
         let (wide, narrow) = (run(decoder.clone()), run(decoder.clone().computing_in(DType::BF16)));
         assert!(
             (wide.loss - narrow.loss).abs() < 0.01 * wide.loss,
@@ -59,7 +61,7 @@ fn adapters_learn_beside_a_frozen_base_of_bf16() {
             let decoder = Decoder::frozen(config.clone(), &whole).unwrap().computing_in(dtype);
             let decoder = decoder.recomputing(recompute);
             let student = Student { decoder: &decoder, adapter: Some(&adapter) };
-            Workers::new(1).unwrap().run(&student, Some(&trained), &packed(1), 96).unwrap()
+            accumulate(&Workers::new(1).unwrap(), &student, Some(&trained), &packed(1), 96).unwrap()
         };
         let (wide, narrow) = (run(DType::F32, false), run(DType::BF16, false));
         let cosine = cosine(&wide, &narrow);
@@ -82,7 +84,7 @@ fn the_loss_follows_that_of_f32() {
         )
         .unwrap();
         let step = |step| {
-            let outcome = workers.run(&decoder, Some(&parameters), &packed(step), 192).unwrap();
+            let outcome = accumulate(&workers, &decoder, Some(&parameters), &packed(step), 192).unwrap();
             optimiser.step(&outcome.gradients, 1.0, &workers).unwrap();
             outcome.loss
         };

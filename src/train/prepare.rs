@@ -9,13 +9,12 @@ use sha2::{Digest as _, Sha256};
 use super::adapter::{self, Adapter};
 use super::batch::check_lengths;
 use super::data::{Chat, Domain, Mixture, Sources};
-use super::device::ComputeDevice;
-use super::gradient::Workers;
 use super::objective::Student;
 use super::recipe::{LongRows, Recipe};
 use super::run::{Event, Observer};
 use super::{TrainError, base, distil, vocabulary};
 use crate::atomic_file;
+use crate::device::{ComputeDevice, Workers};
 use crate::digest::Digest;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Decoder, DecoderConfig, Model, Parameters, TextSide, init};
@@ -56,7 +55,7 @@ impl Prepared {
         resumed: bool,
         observer: &mut dyn Observer,
     ) -> Result<Self, TrainError> {
-        let compute = ComputeDevice::of(&recipe.train)?;
+        let compute = ComputeDevice::new(recipe.train.device, recipe.train.precision)?;
         let sources = Sources::open(&recipe.data)?;
         let (model, base) = match &recipe.base {
             Some(base) => base::load(&base.path).map(|(model, digest)| (model, Some(digest)))?,

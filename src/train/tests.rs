@@ -9,13 +9,14 @@ use std::sync::Arc;
 use super::batch::{Batch, Inputs, PackedRow, batch, eval_rows};
 use super::checkpoint::{self, Checkpoint};
 use super::data::{Chat, Domain, Mixture, Row, Source};
-use super::gradient::Workers;
+use super::gradient::accumulate;
 use super::log::LOG;
 use super::metrics::METRICS;
 use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::recipe::{LongRows, Recipe, Stage};
 use super::run::{End, Outside, train};
 use super::{TrainError, clip, log, vocabulary};
+use crate::device::Workers;
 use crate::model::features::{DeltaNetShape, Mixer};
 use crate::model::tokenizer::{END, Message, Tokenizer};
 use crate::model::{Decoder, DecoderConfig, Family, Features, NoTaps, Parameters, init};
@@ -208,8 +209,8 @@ fn gradients_agree_with_finite_differences_through_the_whole_decoder() {
         }
         let workers = Workers::new(2).unwrap();
         let rows = packed(2);
-        let whole = workers.run(&decoder, Some(&parameters), &rows, 10_000).unwrap();
-        let parts = workers.run(&decoder, Some(&parameters), &rows, 96).unwrap();
+        let whole = accumulate(&workers, &decoder, Some(&parameters), &rows, 10_000).unwrap();
+        let parts = accumulate(&workers, &decoder, Some(&parameters), &rows, 96).unwrap();
         let norm = clip::global_norm(&whole.gradients, &workers).unwrap();
         assert!((whole.loss - parts.loss).abs() < 1e-5, "{} {}", whole.loss, parts.loss);
         for ((name, var), (gradient, of_parts)) in
@@ -232,7 +233,7 @@ fn gradients_agree_with_finite_differences_through_the_whole_decoder() {
             };
             let loss_at = |sign: f64| {
                 var.set(&(&original + (gradient * (sign * size / length)).unwrap()).unwrap()).unwrap();
-                workers.run(&decoder, None, &rows, 10_000).unwrap().loss
+                accumulate(&workers, &decoder, None, &rows, 10_000).unwrap().loss
             };
             let slope = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * size);
             var.set(&original).unwrap();
@@ -253,7 +254,7 @@ fn one_batch_is_learnt_by_heart() {
     let rows = packed(3);
     let mut last = (f64::INFINITY, 0.0);
     for _ in 0..150 {
-        let outcome = workers.run(&decoder, Some(&parameters), &rows, 192).unwrap();
+        let outcome = accumulate(&workers, &decoder, Some(&parameters), &rows, 192).unwrap();
         last = (outcome.loss, outcome.accuracy());
         optimiser.step(&outcome.gradients, 1.0, &workers).unwrap();
     }
@@ -505,7 +506,7 @@ fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
     let rows = packed(4);
     let gradients = |threads: usize| {
         let workers = Workers::new(threads).unwrap();
-        workers.run(&decoder, Some(&parameters), &rows, 96).unwrap()
+        accumulate(&workers, &decoder, Some(&parameters), &rows, 96).unwrap()
     };
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let whole = gradients(1);

@@ -5,18 +5,18 @@ use std::time::Instant;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::memory::watched;
+use crate::device::{ComputeDevice, DeviceChoice, Precision, Workers, watched};
 use crate::model::synthetic_model::Shape;
 use crate::model::{Decoder, DecoderConfig, Family, Parameters, init};
+use crate::train::TrainError;
 use crate::train::adapter::{self, Adapter};
 use crate::train::batch::PackedRow;
 use crate::train::clip::clip;
 use crate::train::cost;
-use crate::train::device::ComputeDevice;
-use crate::train::gradient::Workers;
+use crate::train::gradient::accumulate;
 use crate::train::objective::Student;
 use crate::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
-use crate::train::recipe::{AdapterRecipe, DeviceChoice, Precision};
+use crate::train::recipe::AdapterRecipe;
 use candle_core::DType;
 
 /// Arguments.
@@ -88,7 +88,7 @@ struct Report {
 /// # Errors
 /// A device that isn't there, memory that does not suffice.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let compute = ComputeDevice::new(args.device, args.precision)?;
+    let compute = ComputeDevice::new(args.device, args.precision).map_err(TrainError::from)?;
     let (report, peak_bytes) = watched(&compute.device, || measure(args, &compute));
     let report = Report { peak_bytes, ..report? };
     if args.json {
@@ -140,7 +140,7 @@ fn measure(args: &Args, compute: &ComputeDevice) -> anyhow::Result<Report> {
     let student = Student { decoder: &decoder, adapter: adapter.as_ref() };
     let mut step = || -> anyhow::Result<(f64, f64)> {
         let began = Instant::now();
-        let outcome = workers.run(&student, Some(&trained), &rows, args.micro_tokens as usize)?;
+        let outcome = accumulate(&workers, &student, Some(&trained), &rows, args.micro_tokens as usize)?;
         clip(&outcome.gradients, 1.0, &workers)?;
         optimiser.step(&outcome.gradients, 1.0, &workers)?;
         compute.device.synchronize()?;

@@ -11,7 +11,7 @@ use candle_core::{Result, Tensor};
 pub use adamw::{AdamW, AdamWConfig};
 pub use muon::{Muon, MuonConfig};
 
-use super::gradient::Workers;
+use crate::device::Workers;
 use crate::model::Parameters;
 
 /// The optimiser of the matrices of blocks and adapters.

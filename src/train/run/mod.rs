@@ -13,6 +13,7 @@ use super::batch::{Batch, eval_rows};
 use super::checkpoint::{self, ChangedRate, Checkpoint, State};
 use super::distil::{Ask, Teacher};
 use super::evaluate::{Evaluation, evaluate};
+use super::gradient::accumulate;
 use super::in_place::blend;
 use super::log::{DomainNumbers, Log, Speed, Step};
 use super::metrics::Metrics;
@@ -258,7 +259,7 @@ impl Run<'_> {
         let (trained, workers) = (&self.prepared.trained, &self.prepared.workers);
         let began = Instant::now();
         let batch = prefetch.batch(step, &self.state.weights())?;
-        let outcome = workers.run(self.objective, Some(trained), &batch.rows, train.micro_tokens)?;
+        let outcome = accumulate(workers, self.objective, Some(trained), &batch.rows, train.micro_tokens)?;
         // Before clipping; written only if the step is sound.
         let measured = self.metrics.is_due(step).then(|| {
             let (student, config) = (self.trainee.student(), &self.prepared.config);

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::device::ComputeDevice;
 use crate::model::Parameters;
 use crate::train::TrainError;
 use crate::train::checkpoint::ChangedRate;
-use crate::train::device::ComputeDevice;
 use crate::train::evaluate::Evaluation;
 use crate::train::log::{DomainNumbers, Speed, Step};
 use crate::train::metrics::Measurement;
