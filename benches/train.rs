@@ -9,6 +9,7 @@ use bespoke::model::ops::{
 use bespoke::model::{BatchLayout, Decoder, DecoderConfig, Document, Family, Parameters, init};
 use bespoke::train::batch::PackedRow;
 use bespoke::train::gradient::accumulate;
+use bespoke::train::objective::StepContext;
 use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -60,7 +61,9 @@ fn step(criterion: &mut Criterion, name: &str, config: DecoderConfig) {
     let rows = rows();
     let mut group = criterion.benchmark_group(name);
     group.sample_size(10).throughput(Throughput::Elements((BATCH * SEQ) as u64));
-    let gradients = |with: Option<&Parameters>| accumulate(&workers, &decoder, with, &rows, MICRO).unwrap();
+    let gradients = |with: Option<&Parameters>| {
+        accumulate(&workers, &decoder, StepContext::default(), with, &rows, MICRO).unwrap()
+    };
     group.bench_function("forward", |b| b.iter(|| gradients(None).loss));
     group.bench_function("gradients", |b| b.iter(|| gradients(Some(&parameters)).loss));
     let mut optimiser =

@@ -12,7 +12,7 @@ use bespoke::train::adapter::{self, Adapter};
 use bespoke::train::batch::PackedRow;
 use bespoke::train::clip::clip;
 use bespoke::train::gradient::accumulate;
-use bespoke::train::objective::Student;
+use bespoke::train::objective::{StepContext, Student};
 use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use bespoke::train::recipe::AdapterRecipe;
 
@@ -107,8 +107,14 @@ impl Ours {
 
     fn step(&mut self) -> anyhow::Result<f64> {
         let student = Student { decoder: &self.decoder, adapter: self.adapter.as_ref() };
-        let outcome =
-            accumulate(&self.workers, &student, Some(&self.trained), &self.rows, self.micro_tokens)?;
+        let outcome = accumulate(
+            &self.workers,
+            &student,
+            StepContext::default(),
+            Some(&self.trained),
+            &self.rows,
+            self.micro_tokens,
+        )?;
         clip(&outcome.gradients, 1.0, &self.workers)?;
         self.optimiser.step(&outcome.gradients, 1.0, &self.workers)?;
         Ok(outcome.loss)

@@ -8,6 +8,7 @@ use super::TrainError;
 use super::batch::{Batch, eval_rows};
 use super::data::{Chat, Domain, Row, Source};
 use super::gradient::accumulate;
+use super::objective::StepContext;
 use super::recipe::{BaseRecipe, LongRows, Stage};
 use crate::device::Workers;
 use crate::digest::Digest;
@@ -94,7 +95,7 @@ pub fn check_loss(
         let message = format!("none of {name} fits its {most} positions: base.reference names another text");
         return Err(TrainError::Reference { path: recipe.path.clone(), message });
     }
-    let outcome = accumulate(workers, decoder, None, &batch.rows, TOKENS)?;
+    let outcome = accumulate(workers, decoder, StepContext::default(), None, &batch.rows, TOKENS)?;
     let guess = (decoder.config().vocab_size as f64).ln();
     let bound = recipe.reference_bound.unwrap_or(SANE * guess);
     let loss = outcome.loss;

@@ -24,6 +24,9 @@ pub struct Step {
     /// Terms of the loss, if there are others than cross-entropy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub terms: Option<Terms>,
+    /// The term of the loss that belongs to the step and not to its rows, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub step_term: Option<f64>,
     /// Share of answer tokens that were the most likely.
     pub accuracy: f64,
     /// Factor of the learning rates.

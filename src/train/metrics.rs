@@ -274,6 +274,7 @@ mod tests {
     use crate::device::Workers;
     use crate::model::Family;
     use crate::train::gradient::accumulate;
+    use crate::train::objective::StepContext;
     use crate::train::tests::{model, packed};
     use candle_core::Device;
 
@@ -284,7 +285,9 @@ mod tests {
             let decoder = decoder.recomputing(recompute);
             let batch = Batch { rows: packed(1), too_long: 0 };
             let workers = Workers::new(1).unwrap();
-            let outcome = accumulate(&workers, &decoder, Some(&parameters), &batch.rows, 96).unwrap();
+            let outcome =
+                accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &batch.rows, 96)
+                    .unwrap();
             let folder = tempfile::tempdir().unwrap();
             let metrics = Metrics::open(folder.path(), 1, 0).unwrap();
             let student = Student { decoder: &decoder, adapter: None };

@@ -3,6 +3,8 @@
 use std::ops::AddAssign;
 
 use candle_core::Tensor;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 use super::TrainError;
 use super::adapter::Adapter;
@@ -28,6 +30,27 @@ impl AddAssign for Terms {
     }
 }
 
+/// The step that a loss belongs to. It is the same for all parts of a batch, and so is noise that is
+/// drawn from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepContext {
+    /// The step, from 1; for an evaluation, the number of steps before it.
+    pub step: u64,
+    /// The seed of the run.
+    pub seed: u64,
+    /// Whether the step trains. An evaluation draws no noise.
+    pub trains: bool,
+}
+
+impl StepContext {
+    /// Random numbers of the step for one purpose: different purposes have different numbers.
+    pub fn rng(&self, purpose: u64) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ purpose);
+        rng.set_stream(self.step);
+        rng
+    }
+}
+
 /// The loss of one part of a batch.
 #[derive(Debug)]
 pub struct PartLoss {
@@ -46,7 +69,22 @@ pub trait Objective: Sync {
     ///
     /// # Errors
     /// Tensor errors.
-    fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError>;
+    fn loss(
+        &self,
+        rows: &[PackedRow],
+        scale: f32,
+        context: StepContext,
+        with_gradient: bool,
+    ) -> Result<PartLoss, TrainError>;
+
+    /// A term of the loss that belongs to the step and not to its rows, a scalar with a gradient: a
+    /// constraint on parameters, for example. It counts once, however many parts the batch has.
+    ///
+    /// # Errors
+    /// Tensor errors.
+    fn step_term(&self, _context: StepContext) -> Result<Option<Tensor>, TrainError> {
+        Ok(None)
+    }
 }
 
 /// A decoder with an optional adapter.
@@ -76,7 +114,13 @@ impl Student<'_> {
 }
 
 impl Objective for Student<'_> {
-    fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
+    fn loss(
+        &self,
+        rows: &[PackedRow],
+        scale: f32,
+        _context: StepContext,
+        with_gradient: bool,
+    ) -> Result<PartLoss, TrainError> {
         let inputs = Inputs::new(rows, self.decoder.device())?;
         let hidden = self.predicting(&inputs, &mut *self.taps())?;
         let result = self.decoder.loss(&hidden, inputs.targets, scale, with_gradient)?;
@@ -87,7 +131,13 @@ impl Objective for Student<'_> {
 }
 
 impl Objective for Decoder {
-    fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
-        Student { decoder: self, adapter: None }.loss(rows, scale, with_gradient)
+    fn loss(
+        &self,
+        rows: &[PackedRow],
+        scale: f32,
+        context: StepContext,
+        with_gradient: bool,
+    ) -> Result<PartLoss, TrainError> {
+        Student { decoder: self, adapter: None }.loss(rows, scale, context, with_gradient)
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::gradient::tests::adapter_of;
 use super::gradient::{Outcome, accumulate};
-use super::objective::Student;
+use super::objective::{StepContext, Student};
 use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::tests::{content, model, packed, run, small_run, tokenizer};
 use super::{checkpoint, log};
@@ -30,8 +30,10 @@ fn gradients_of_every_family_point_where_those_of_f32_do() {
     for family in Family::ALL {
         let (decoder, parameters) = model(family, family != Family::Llama, tokenizer().vocab_size());
         let workers = Workers::new(1).unwrap();
-        let run =
-            |decoder: Decoder| accumulate(&workers, &decoder, Some(&parameters), &packed(2), 192).unwrap();
+        let run = |decoder: Decoder| {
+            accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &packed(2), 192)
+                .unwrap()
+        };
         let (wide, narrow) = (run(decoder.clone()), run(decoder.clone().computing_in(DType::BF16)));
         assert!(
             (wide.loss - narrow.loss).abs() < 0.01 * wide.loss,
@@ -61,7 +63,15 @@ fn adapters_learn_beside_a_frozen_base_of_bf16() {
             let decoder = Decoder::frozen(config.clone(), &whole).unwrap().computing_in(dtype);
             let decoder = decoder.recomputing(recompute);
             let student = Student { decoder: &decoder, adapter: Some(&adapter) };
-            accumulate(&Workers::new(1).unwrap(), &student, Some(&trained), &packed(1), 96).unwrap()
+            accumulate(
+                &Workers::new(1).unwrap(),
+                &student,
+                StepContext::default(),
+                Some(&trained),
+                &packed(1),
+                96,
+            )
+            .unwrap()
         };
         let (wide, narrow) = (run(DType::F32, false), run(DType::BF16, false));
         let cosine = cosine(&wide, &narrow);
@@ -84,7 +94,9 @@ fn the_loss_follows_that_of_f32() {
         )
         .unwrap();
         let step = |step| {
-            let outcome = accumulate(&workers, &decoder, Some(&parameters), &packed(step), 192).unwrap();
+            let outcome =
+                accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &packed(step), 192)
+                    .unwrap();
             optimiser.step(&outcome.gradients, 1.0, &workers).unwrap();
             outcome.loss
         };

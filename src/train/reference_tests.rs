@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor, Var};
 use super::adapter::{self, Adapter};
 use super::batch::PackedRow;
 use super::gradient::accumulate;
-use super::objective::Student;
+use super::objective::{StepContext, Student};
 use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use super::recipe::AdapterRecipe;
 use super::schedule::Schedule;
@@ -54,7 +54,15 @@ fn compare(kind: &str, recipe: &str, values: impl Fn(&str) -> Tensor) {
         let decoder = Decoder::frozen(model.config.clone(), &model.parameters).unwrap();
         let decoder = decoder.recomputing(recompute);
         let student = Student { decoder: &decoder, adapter: Some(&adapter) };
-        let outcome = accumulate(&Workers::new(1).unwrap(), &student, Some(&trained), &rows, 64).unwrap();
+        let outcome = accumulate(
+            &Workers::new(1).unwrap(),
+            &student,
+            StepContext::default(),
+            Some(&trained),
+            &rows,
+            64,
+        )
+        .unwrap();
         let loss = f64::from(flat(&expected[&format!("{kind}.loss")])[0]);
         assert!((outcome.loss - loss).abs() < 1e-5 * loss, "{kind}: loss {}, expected {loss}", outcome.loss);
         for ((name, _), gradient) in trained.iter().zip(&outcome.gradients) {

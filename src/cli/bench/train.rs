@@ -14,7 +14,7 @@ use crate::train::batch::PackedRow;
 use crate::train::clip::clip;
 use crate::train::cost;
 use crate::train::gradient::accumulate;
-use crate::train::objective::Student;
+use crate::train::objective::{StepContext, Student};
 use crate::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
 use crate::train::recipe::AdapterRecipe;
 use candle_core::DType;
@@ -140,7 +140,14 @@ fn measure(args: &Args, compute: &ComputeDevice) -> anyhow::Result<Report> {
     let student = Student { decoder: &decoder, adapter: adapter.as_ref() };
     let mut step = || -> anyhow::Result<(f64, f64)> {
         let began = Instant::now();
-        let outcome = accumulate(&workers, &student, Some(&trained), &rows, args.micro_tokens as usize)?;
+        let outcome = accumulate(
+            &workers,
+            &student,
+            StepContext::default(),
+            Some(&trained),
+            &rows,
+            args.micro_tokens as usize,
+        )?;
         clip(&outcome.gradients, 1.0, &workers)?;
         optimiser.step(&outcome.gradients, 1.0, &workers)?;
         compute.device.synchronize()?;

@@ -86,8 +86,9 @@ impl Progress {
                 terms.cross_entropy, terms.divergence, terms.hidden
             )
         });
+        let step_term = step.step_term.map_or_else(String::new, |term| format!(" (of the step {term:.4})"));
         self.say(&format!(
-            "step {}/{} | loss {:.4}{terms} | acc {:5.1} % | lr {:.3} | norm {:.3} | {:.0} tok/s | {:.2}M tokens | eta {}",
+            "step {}/{} | loss {:.4}{terms}{step_term} | acc {:5.1} % | lr {:.3} | norm {:.3} | {:.0} tok/s | {:.2}M tokens | eta {}",
             step.step,
             self.steps,
             step.loss,

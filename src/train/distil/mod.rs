@@ -18,7 +18,7 @@ use super::TrainError;
 use super::base;
 use super::batch::{Inputs, PackedRow, batch};
 use super::data::{Chat, Mixture};
-use super::objective::{Objective, PartLoss, Student, Terms};
+use super::objective::{Objective, PartLoss, StepContext, Student, Terms};
 use super::prepare::{Prepared, lock};
 use super::recipe::{DistilRecipe, Recipe};
 use super::run::Observer;
@@ -261,7 +261,13 @@ pub struct DistilObjective<'a> {
 }
 
 impl Objective for DistilObjective<'_> {
-    fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
+    fn loss(
+        &self,
+        rows: &[PackedRow],
+        scale: f32,
+        _context: StepContext,
+        with_gradient: bool,
+    ) -> Result<PartLoss, TrainError> {
         let inputs = Inputs::new(rows, self.student.decoder.device())?;
         let Teacher { recipe, hidden: pairs, .. } = self.teacher;
         let mut capture = Capture::new(self.student.taps(), pairs.iter().flat_map(Hidden::of_student));

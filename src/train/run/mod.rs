@@ -17,7 +17,7 @@ use super::gradient::accumulate;
 use super::in_place::blend;
 use super::log::{DomainNumbers, Log, Speed, Step};
 use super::metrics::Metrics;
-use super::objective::Objective;
+use super::objective::{Objective, StepContext};
 use super::optimiser::Optimiser;
 use super::prefetch::Prefetch;
 use super::prepare::{Prepared, Trainee, copy, lock, result};
@@ -259,7 +259,14 @@ impl Run<'_> {
         let (trained, workers) = (&self.prepared.trained, &self.prepared.workers);
         let began = Instant::now();
         let batch = prefetch.batch(step, &self.state.weights())?;
-        let outcome = accumulate(workers, self.objective, Some(trained), &batch.rows, train.micro_tokens)?;
+        let outcome = accumulate(
+            workers,
+            self.objective,
+            self.context(step, true),
+            Some(trained),
+            &batch.rows,
+            train.micro_tokens,
+        )?;
         // Before clipping; written only if the step is sound.
         let measured = self.metrics.is_due(step).then(|| {
             let (student, config) = (self.trainee.student(), &self.prepared.config);
@@ -299,6 +306,7 @@ impl Run<'_> {
             step,
             loss,
             terms: self.recipe.distil.as_ref().map(|_| outcome.terms),
+            step_term: outcome.step_term,
             accuracy: outcome.accuracy(),
             lr,
             grad_norm: norm,
@@ -342,8 +350,13 @@ impl Run<'_> {
 
     fn judge_each(&self) -> Result<Vec<Evaluation>, TrainError> {
         let (workers, student) = (&self.prepared.workers, self.judge.student());
-        let judge = |batch| evaluate(workers, &student, batch, self.recipe.train.micro_tokens);
+        let (context, micro_tokens) = (self.context(self.state.step, false), self.recipe.train.micro_tokens);
+        let judge = |batch| evaluate(workers, &student, context, batch, micro_tokens);
         self.held_out.iter().map(judge).collect()
+    }
+
+    fn context(&self, step: u64, trains: bool) -> StepContext {
+        StepContext { step, seed: self.recipe.train.seed, trains }
     }
 
     fn together(&self, each: &[Evaluation]) -> Evaluation {
