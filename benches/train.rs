@@ -10,7 +10,7 @@ use bespoke::model::{BatchLayout, Decoder, DecoderConfig, Document, Family, Para
 use bespoke::train::batch::PackedRow;
 use bespoke::train::gradient::accumulate;
 use bespoke::train::objective::StepContext;
-use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use bespoke::train::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -66,8 +66,11 @@ fn step(criterion: &mut Criterion, name: &str, config: DecoderConfig) {
     };
     group.bench_function("forward", |b| b.iter(|| gradients(None).loss));
     group.bench_function("gradients", |b| b.iter(|| gradients(Some(&parameters)).loss));
-    let mut optimiser =
-        Optimiser::new(&parameters, Matrices::Muon, MuonConfig::default(), AdamWConfig::default()).unwrap();
+    let mut optimiser = Optimiser::new(
+        &parameters,
+        Group::of_recipe(Matrices::Muon, MuonConfig::default(), AdamWConfig::default()),
+    )
+    .unwrap();
     let found = gradients(Some(&parameters)).gradients;
     group.bench_function("optimiser", |b| b.iter(|| optimiser.step(&found, 1e-6, &workers).unwrap()));
     group.bench_function("whole step", |b| {

@@ -13,7 +13,7 @@ use bespoke::train::batch::PackedRow;
 use bespoke::train::clip::clip;
 use bespoke::train::gradient::accumulate;
 use bespoke::train::objective::{StepContext, Student};
-use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use bespoke::train::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use bespoke::train::recipe::AdapterRecipe;
 
 const THREADS: usize = 2;
@@ -97,7 +97,10 @@ impl Ours {
             decoder: decoder.recomputing(recompute),
             adapter,
             // AdamW moves all of it, as at the peer's.
-            optimiser: Optimiser::new(&trained, Matrices::AdamW, MuonConfig::default(), adamw)?,
+            optimiser: Optimiser::new(
+                &trained,
+                Group::of_recipe(Matrices::AdamW, MuonConfig::default(), adamw),
+            )?,
             trained,
             workers: Workers::new(THREADS)?,
             rows: rows(case.rows),

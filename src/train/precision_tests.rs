@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use super::gradient::tests::adapter_of;
 use super::gradient::{Outcome, accumulate};
 use super::objective::{StepContext, Student};
-use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use super::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use super::tests::{content, model, packed, run, small_run, tokenizer};
 use super::{checkpoint, log};
 use crate::device::Workers;
@@ -86,13 +86,9 @@ fn the_loss_follows_that_of_f32() {
         let (decoder, parameters) = model(Family::Llama, true, tokenizer().vocab_size());
         let decoder = decoder.computing_in(dtype);
         let workers = Workers::new(1).unwrap();
-        let mut optimiser = Optimiser::new(
-            &parameters,
-            Matrices::Muon,
-            MuonConfig::default(),
-            AdamWConfig { lr: 1e-2, ..Default::default() },
-        )
-        .unwrap();
+        let adamw = AdamWConfig { lr: 1e-2, ..Default::default() };
+        let groups = Group::of_recipe(Matrices::Muon, MuonConfig::default(), adamw);
+        let mut optimiser = Optimiser::new(&parameters, groups).unwrap();
         let step = |step| {
             let outcome =
                 accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &packed(step), 192)

@@ -10,7 +10,7 @@ use super::adapter::{self, Adapter};
 use super::batch::PackedRow;
 use super::gradient::accumulate;
 use super::objective::{StepContext, Student};
-use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use super::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use super::recipe::AdapterRecipe;
 use super::schedule::Schedule;
 use crate::device::Workers;
@@ -94,7 +94,7 @@ fn moved(matrices: Matrices, prefix: &str, names: &[&str], adamw: AdamWConfig) -
         parameters.insert(format!("{prefix}{name}"), var).unwrap();
     }
     let muon = MuonConfig { lr: 0.02, momentum: 0.95, weight_decay: 0.1 };
-    let mut optimiser = Optimiser::new(&parameters, matrices, muon, adamw).unwrap();
+    let mut optimiser = Optimiser::new(&parameters, Group::of_recipe(matrices, muon, adamw)).unwrap();
     for step in 0..3 {
         let gradients: Vec<Tensor> =
             names.iter().map(|name| fixture[&format!("grad.{step}.{name}")].clone()).collect();

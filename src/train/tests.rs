@@ -13,7 +13,7 @@ use super::gradient::accumulate;
 use super::log::LOG;
 use super::metrics::METRICS;
 use super::objective::StepContext;
-use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use super::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use super::recipe::{LongRows, Recipe, Stage};
 use super::run::{End, Outside, train};
 use super::{TrainError, clip, log, vocabulary};
@@ -253,7 +253,8 @@ fn one_batch_is_learnt_by_heart() {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
     let workers = Workers::new(2).unwrap();
     let adamw = AdamWConfig { lr: 1e-2, ..Default::default() };
-    let mut optimiser = Optimiser::new(&parameters, Matrices::Muon, MuonConfig::default(), adamw).unwrap();
+    let mut optimiser =
+        Optimiser::new(&parameters, Group::of_recipe(Matrices::Muon, MuonConfig::default(), adamw)).unwrap();
     let rows = packed(3);
     let mut last = (f64::INFINITY, 0.0);
     for _ in 0..150 {

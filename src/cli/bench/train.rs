@@ -15,7 +15,7 @@ use crate::train::clip::clip;
 use crate::train::cost;
 use crate::train::gradient::accumulate;
 use crate::train::objective::{StepContext, Student};
-use crate::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use crate::train::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use crate::train::recipe::AdapterRecipe;
 use candle_core::DType;
 
@@ -135,7 +135,7 @@ fn measure(args: &Args, compute: &ComputeDevice) -> anyhow::Result<Report> {
     let matrices = if args.muon { Matrices::Muon } else { Matrices::AdamW };
     let adamw = AdamWConfig { lr: 1e-5, ..AdamWConfig::default() };
     let muon = MuonConfig { lr: 1e-4, ..MuonConfig::default() };
-    let mut optimiser = Optimiser::new(&trained, matrices, muon, adamw)?;
+    let mut optimiser = Optimiser::new(&trained, Group::of_recipe(matrices, muon, adamw))?;
     let workers = Workers::new(compute.threads(0))?;
     let student = Student { decoder: &decoder, adapter: adapter.as_ref() };
     let mut step = || -> anyhow::Result<(f64, f64)> {

@@ -18,7 +18,7 @@ use super::in_place::blend;
 use super::log::{DomainNumbers, Log, Speed, Step};
 use super::metrics::Metrics;
 use super::objective::{Objective, StepContext};
-use super::optimiser::Optimiser;
+use super::optimiser::{Group, Optimiser};
 use super::prefetch::Prefetch;
 use super::prepare::{Prepared, Trainee, copy, lock, result};
 use super::recipe::Recipe;
@@ -64,8 +64,10 @@ pub fn train(
     let prepared = Prepared::new(recipe, out, found.is_some(), observer)?;
     let trained = &prepared.trained;
     let averaged = (recipe.train.ema > 0.0).then(|| copy(trained)).transpose()?;
-    let mut optimiser =
-        Optimiser::new(trained, recipe.train.matrices, recipe.train.muon, recipe.train.adamw)?;
+    let mut optimiser = Optimiser::new(
+        trained,
+        Group::of_recipe(recipe.train.matrices, recipe.train.muon, recipe.train.adamw),
+    )?;
     let open = |distil| Teacher::open(distil, &prepared, outside.ask.clone());
     let teacher = recipe.distil.as_ref().map(open).transpose()?;
     let mut state = State::beginning(recipe, &prepared, teacher.as_ref().and_then(Teacher::digest));
@@ -267,6 +269,7 @@ impl Run<'_> {
             &batch.rows,
             train.micro_tokens,
         )?;
+        self.optimiser.mask_gradients(&outcome.gradients, workers)?;
         // Before clipping; written only if the step is sound.
         let measured = self.metrics.is_due(step).then(|| {
             let (student, config) = (self.trainee.student(), &self.prepared.config);
@@ -289,6 +292,7 @@ impl Run<'_> {
         self.observer.after_step(&mut Now { step, parameters: trained, optimiser: &mut self.optimiser })?;
         if let Some(averaged) = self.averaged {
             average(averaged, trained, train.ema, step)?;
+            self.optimiser.mask_values(averaged)?;
         }
         failpoints::point("train.stepped", &step.to_string());
 
