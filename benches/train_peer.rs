@@ -109,7 +109,7 @@ impl Ours {
     }
 
     fn step(&mut self) -> anyhow::Result<f64> {
-        let student = Student { decoder: &self.decoder, adapter: self.adapter.as_ref() };
+        let student = Student { decoder: &self.decoder, adapter: self.adapter.as_ref(), effect: None };
         let outcome = accumulate(
             &self.workers,
             &student,

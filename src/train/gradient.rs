@@ -156,7 +156,7 @@ pub(super) mod tests {
         let config = decoder.config().clone();
         let (adapter, trained) = adapter_of(recipe, &config);
         let decoder = Decoder::frozen(config, &whole).unwrap().recomputing(recompute);
-        let student = Student { decoder: &decoder, adapter: Some(&adapter) };
+        let student = Student { decoder: &decoder, adapter: Some(&adapter), effect: None };
         let outcome = accumulate(
             &Workers::new(1).unwrap(),
             &student,

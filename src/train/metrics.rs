@@ -14,7 +14,7 @@ use super::batch::{Batch, Inputs};
 use super::gradient::Outcome;
 use super::heatmap;
 use super::log::{read_lines, reopened};
-use super::objective::Student;
+use super::objective::{StepContext, Student};
 use crate::atomic_file;
 use crate::model::ops::{Scoring, on_host, with_floats};
 use crate::model::{BatchLayout, DecoderConfig, Parameters, Point, Recompute, Taps};
@@ -82,7 +82,7 @@ impl Metrics {
     /// Tensor errors.
     pub fn measure(
         &self,
-        step: u64,
+        context: StepContext,
         student: &Student,
         config: &DecoderConfig,
         trained: &Parameters,
@@ -116,12 +116,12 @@ impl Metrics {
                 metrics.gradient_by_head = heads.into_iter().map(f64::sqrt).collect();
             }
         }
-        let mut taps = Measuring { inner: student.taps(), layers };
+        let mut taps = Measuring { inner: student.taps(context), layers };
         if let Some(row) = batch.rows.first() {
             let inputs = Inputs::new(std::slice::from_ref(row), student.decoder.device())?;
             student.decoder.forward(&inputs.ids, &inputs.layout, &mut taps)?;
         }
-        Ok(Measurement { step, layers: taps.layers })
+        Ok(Measurement { step: context.step, layers: taps.layers })
     }
 
     /// Appends a measurement.
@@ -274,7 +274,6 @@ mod tests {
     use crate::device::Workers;
     use crate::model::Family;
     use crate::train::gradient::accumulate;
-    use crate::train::objective::StepContext;
     use crate::train::tests::{model, packed};
     use candle_core::Device;
 
@@ -290,8 +289,17 @@ mod tests {
                     .unwrap();
             let folder = tempfile::tempdir().unwrap();
             let metrics = Metrics::open(folder.path(), 1, 0).unwrap();
-            let student = Student { decoder: &decoder, adapter: None };
-            metrics.measure(1, &student, decoder.config(), &parameters, &outcome, &batch).unwrap()
+            let student = Student { decoder: &decoder, adapter: None, effect: None };
+            metrics
+                .measure(
+                    StepContext { step: 1, ..StepContext::default() },
+                    &student,
+                    decoder.config(),
+                    &parameters,
+                    &outcome,
+                    &batch,
+                )
+                .unwrap()
         };
         let kept = measured(false);
         assert_eq!(measured(true), kept);

@@ -15,6 +15,7 @@ pub mod heatmap;
 mod in_place;
 pub mod log;
 pub mod loss_curve;
+pub mod method;
 pub mod metrics;
 pub mod objective;
 pub mod optimiser;

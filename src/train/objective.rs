@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use super::TrainError;
 use super::adapter::Adapter;
 use super::batch::{Inputs, PackedRow};
+use super::method::Effect;
 use crate::model::{Decoder, NoTaps, Taps};
 
 /// The terms of a loss, each a mean over answer tokens, in nats, before weighting.
@@ -94,12 +95,18 @@ pub struct Student<'a> {
     pub decoder: &'a Decoder,
     /// Its adapter.
     pub adapter: Option<&'a Adapter>,
+    /// What a training method does to it.
+    pub effect: Option<&'a dyn Effect>,
 }
 
 impl Student<'_> {
     /// Taps for one forward pass.
-    pub fn taps(&self) -> Box<dyn Taps> {
-        self.adapter.map_or_else(|| Box::new(NoTaps) as Box<dyn Taps>, Adapter::taps)
+    pub fn taps(&self, context: StepContext) -> Box<dyn Taps> {
+        let own = self.adapter.map_or_else(|| Box::new(NoTaps) as Box<dyn Taps>, Adapter::taps);
+        match self.effect {
+            Some(effect) => effect.taps(own, context),
+            None => own,
+        }
     }
 
     /// Normalised hidden states of the tokens that predict an answer, `[targets, D]`.
@@ -118,15 +125,19 @@ impl Objective for Student<'_> {
         &self,
         rows: &[PackedRow],
         scale: f32,
-        _context: StepContext,
+        context: StepContext,
         with_gradient: bool,
     ) -> Result<PartLoss, TrainError> {
         let inputs = Inputs::new(rows, self.decoder.device())?;
-        let hidden = self.predicting(&inputs, &mut *self.taps())?;
+        let hidden = self.predicting(&inputs, &mut *self.taps(context))?;
         let result = self.decoder.loss(&hidden, inputs.targets, scale, with_gradient)?;
         let cross_entropy = f64::from(result.loss.to_scalar::<f32>()?);
         let terms = Terms { cross_entropy, ..Terms::default() };
         Ok(PartLoss { loss: result.loss, terms, hits: result.hits })
+    }
+
+    fn step_term(&self, context: StepContext) -> Result<Option<Tensor>, TrainError> {
+        self.effect.map_or(Ok(None), |effect| effect.step_term(context))
     }
 }
 
@@ -138,6 +149,6 @@ impl Objective for Decoder {
         context: StepContext,
         with_gradient: bool,
     ) -> Result<PartLoss, TrainError> {
-        Student { decoder: self, adapter: None }.loss(rows, scale, context, with_gradient)
+        Student { decoder: self, adapter: None, effect: None }.loss(rows, scale, context, with_gradient)
     }
 }

@@ -62,7 +62,7 @@ fn adapters_learn_beside_a_frozen_base_of_bf16() {
             let whole = whole.to(&Device::Cpu, dtype).unwrap();
             let decoder = Decoder::frozen(config.clone(), &whole).unwrap().computing_in(dtype);
             let decoder = decoder.recomputing(recompute);
-            let student = Student { decoder: &decoder, adapter: Some(&adapter) };
+            let student = Student { decoder: &decoder, adapter: Some(&adapter), effect: None };
             accumulate(
                 &Workers::new(1).unwrap(),
                 &student,

@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::adapter::{self, Adapter};
 use super::batch::check_lengths;
 use super::data::{Chat, Domain, Mixture, Sources};
+use super::method::{Effect, Method};
 use super::objective::Student;
 use super::recipe::{LongRows, Recipe};
 use super::run::{Event, Observer};
@@ -29,6 +30,8 @@ pub(super) struct Prepared {
     pub whole: Parameters,
     /// The trained parameters: the weights, or those of an adapter.
     pub trained: Parameters,
+    /// How many of these are the result: the first ones. Objectives and methods bring the others.
+    own: usize,
     pub train: Mixture,
     pub eval: Vec<Domain>,
     /// The device of the computation.
@@ -53,6 +56,7 @@ impl Prepared {
         recipe: &Recipe,
         out: &Path,
         resumed: bool,
+        method: Option<&dyn Method>,
         observer: &mut dyn Observer,
     ) -> Result<Self, TrainError> {
         let compute = ComputeDevice::new(recipe.train.device, recipe.train.precision)?;
@@ -90,7 +94,11 @@ impl Prepared {
             Some(adapter) => adapter::initial(adapter, &config, recipe.train.seed)?,
             None => whole.clone(),
         };
+        let own = trained.len();
         distil::add_maps(recipe, &config, &mut trained)?;
+        if let Some(method) = method {
+            method.add_variables(&config, recipe.train.seed, &mut trained)?;
+        }
         let trained = trained.to(&compute.device, DType::F32)?;
         let tokens_of = Digest(Sha256::digest(chat.identity()?).into());
         let own_cache = out.join("cache");
@@ -104,47 +112,54 @@ impl Prepared {
             train.domains().iter().chain(&eval).try_for_each(|domain| check_lengths(domain, longest))?;
         }
         let identity = Identity { base, tokens_of };
-        Ok(Self { config, text, chat, identity, whole, trained, train, eval, compute, workers, sane })
+        Ok(Self { config, text, chat, identity, whole, trained, own, train, eval, compute, workers, sane })
+    }
+
+    /// These values of the trained parameters without those that only training needs.
+    pub fn result(&self, trained: &Parameters) -> Result<Parameters, TrainError> {
+        let mut kept = Parameters::default();
+        for (name, var) in trained.iter().take(self.own) {
+            kept.insert(name, var.clone())?;
+        }
+        Ok(kept)
     }
 
     /// The model with these values of the trained parameters.
-    pub fn over(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
+    pub fn over(
+        &self,
+        recipe: &Recipe,
+        trained: &Parameters,
+        method: Option<&dyn Method>,
+    ) -> Result<Trainee, TrainError> {
         let config = self.config.clone();
+        let effect = method.map(|method| method.effect(&config, trained)).transpose()?;
         let (recompute, dtype) = (recipe.train.recompute, self.compute.dtype);
         Ok(match &recipe.adapter {
             None => {
                 let decoder = Decoder::new(config, trained)?.recomputing(recompute).computing_in(dtype);
-                Trainee { decoder, adapter: None }
+                Trainee { decoder, adapter: None, effect }
             }
             Some(adapter) => {
                 let adapter = Adapter::new(adapter, &config, trained)?;
                 let decoder =
                     Decoder::frozen(config, &self.whole)?.recomputing(recompute).computing_in(dtype);
-                Trainee { decoder, adapter: Some(adapter) }
+                Trainee { decoder, adapter: Some(adapter), effect }
             }
         })
     }
 }
 
-/// The parameters without those that only training needs.
-pub(super) fn result(trained: &Parameters) -> Result<Parameters, TrainError> {
-    let mut kept = Parameters::default();
-    for (name, var) in trained.iter().filter(|(name, _)| !name.starts_with(distil::MAP_PREFIX)) {
-        kept.insert(name, var.clone())?;
-    }
-    Ok(kept)
-}
-
-/// A decoder with its adapter, if there is one.
+/// A decoder with its adapter and the effect of a method, if there are such.
 pub(super) struct Trainee {
     decoder: Decoder,
     adapter: Option<Adapter>,
+    effect: Option<Box<dyn Effect>>,
 }
 
 impl Trainee {
-    /// Borrows both.
+    /// Borrows all of it.
     pub fn student(&self) -> Student<'_> {
-        Student { decoder: &self.decoder, adapter: self.adapter.as_ref() }
+        Student { decoder: &self.decoder, adapter: self.adapter.as_ref(), effect: self.effect.as_deref() }
     }
 }
 

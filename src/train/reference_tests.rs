@@ -53,7 +53,7 @@ fn compare(kind: &str, recipe: &str, values: impl Fn(&str) -> Tensor) {
     for recompute in [false, true] {
         let decoder = Decoder::frozen(model.config.clone(), &model.parameters).unwrap();
         let decoder = decoder.recomputing(recompute);
-        let student = Student { decoder: &decoder, adapter: Some(&adapter) };
+        let student = Student { decoder: &decoder, adapter: Some(&adapter), effect: None };
         let outcome = accumulate(
             &Workers::new(1).unwrap(),
             &student,

@@ -137,7 +137,7 @@ fn measure(args: &Args, compute: &ComputeDevice) -> anyhow::Result<Report> {
     let muon = MuonConfig { lr: 1e-4, ..MuonConfig::default() };
     let mut optimiser = Optimiser::new(&trained, Group::of_recipe(matrices, muon, adamw))?;
     let workers = Workers::new(compute.threads(0))?;
-    let student = Student { decoder: &decoder, adapter: adapter.as_ref() };
+    let student = Student { decoder: &decoder, adapter: adapter.as_ref(), effect: None };
     let mut step = || -> anyhow::Result<(f64, f64)> {
         let began = Instant::now();
         let outcome = accumulate(

@@ -60,7 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         try_out(&recipe, adapter, post, &out)?;
     }
     let origin = target.as_ref().map(|target| target.origin(&recipe));
-    let outside = Outside { origin, ask: ask(&recipe)? };
+    let outside = Outside { origin, ask: ask(&recipe)?, method: None };
     let end = run::train(&recipe, &out, args.resume, &outside, &mut Progress::default());
     let result = match end.context("training stopped")? {
         End::Finished { result } => result,

@@ -12,7 +12,7 @@ use crate::train::TrainError;
 use crate::train::recipe::HiddenRecipe;
 
 /// Prefix of the names of the maps, which are trained with the model but aren't part of it.
-pub const MAP_PREFIX: &str = "distil.map.";
+const MAP_PREFIX: &str = "distil.map.";
 
 /// Added to the product of the two lengths.
 const EPS: f64 = 1e-8;

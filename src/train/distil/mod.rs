@@ -27,7 +27,6 @@ use crate::digest::Digest;
 use crate::failpoints;
 use crate::model::ops::distillation::{TeacherOutput, TeacherSource, Weights, distillation};
 use crate::model::{Decoder, NoTaps, Parameters};
-pub use hidden::MAP_PREFIX;
 use hidden::{Capture, Hidden};
 pub use logit_cache::{LogitCache, TopTokens};
 pub use logit_writer::LogitWriter;
@@ -138,7 +137,7 @@ impl Teacher {
         let mut capture = Capture::new(Box::new(NoTaps), self.hidden.iter().flat_map(Hidden::of_teacher));
         let taught: Arc<dyn TeacherSource> = match &self.kind {
             Kind::Local(decoder) => {
-                let student = Student { decoder, adapter: None };
+                let student = Student { decoder, adapter: None, effect: None };
                 let hidden = student.predicting(inputs, &mut capture)?;
                 Arc::new(LocalTeacher { decoder: decoder.clone(), hidden })
             }
@@ -265,12 +264,12 @@ impl Objective for DistilObjective<'_> {
         &self,
         rows: &[PackedRow],
         scale: f32,
-        _context: StepContext,
+        context: StepContext,
         with_gradient: bool,
     ) -> Result<PartLoss, TrainError> {
         let inputs = Inputs::new(rows, self.student.decoder.device())?;
         let Teacher { recipe, hidden: pairs, .. } = self.teacher;
-        let mut capture = Capture::new(self.student.taps(), pairs.iter().flat_map(Hidden::of_student));
+        let mut capture = Capture::new(self.student.taps(context), pairs.iter().flat_map(Hidden::of_student));
         let hidden = self.student.predicting(&inputs, &mut capture)?;
         let (taught, of_teacher) = self.teacher.output(rows, &inputs)?;
         let weights = Weights {
@@ -292,6 +291,10 @@ impl Objective for DistilObjective<'_> {
             loss = (loss + (apart * pairs.weight)?)?;
         }
         Ok(PartLoss { loss, terms, hits: found.hits })
+    }
+
+    fn step_term(&self, context: StepContext) -> Result<Option<Tensor>, TrainError> {
+        self.student.step_term(context)
     }
 }
 
@@ -338,7 +341,7 @@ pub fn write_cache(
         return refuse("with data.loading the rows depend on losses: nobody knows them before the run");
     }
     let _lock = lock(out)?;
-    let prepared = Prepared::new(recipe, out, false, observer)?;
+    let prepared = Prepared::new(recipe, out, false, None, observer)?;
     let teacher = Teacher::open(distil, &prepared, ask)?;
     let weights = recipe.domain_weights();
     let fingerprint = teacher.fingerprint(prepared.identity.tokens_of)?;

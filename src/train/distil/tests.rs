@@ -70,7 +70,7 @@ fn noisy() -> (Decoder, Parameters) {
 
 fn learnt(teacher: &Teacher) -> (Terms, Vec<Vec<f32>>) {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
-    let student = Student { decoder: &decoder, adapter: None };
+    let student = Student { decoder: &decoder, adapter: None, effect: None };
     let workers = Workers::new(1).unwrap();
     let rows = packed(2);
     let outcome = accumulate(
@@ -193,7 +193,7 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
     let hidden = Hidden::new(&pairs, &teacher, &trained).unwrap();
     let text = "teacher = \"x\"\nkl = 0.0\nce = 1.0\n";
     let teacher = Teacher { hidden: Some(hidden), ..of(Kind::Local(teacher.into()), text) };
-    let objective = teacher.objective(Student { decoder: &decoder, adapter: None });
+    let objective = teacher.objective(Student { decoder: &decoder, adapter: None, effect: None });
     let workers = Workers::new(1).unwrap();
     let rows = packed(2);
     let outcome =

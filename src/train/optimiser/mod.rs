@@ -163,7 +163,7 @@ impl Optimiser {
         }
         let mask = mask.detach().to_device(entry.weight.device())?.to_dtype(entry.weight.dtype())?;
         let values = mask.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-        if let Some(value) = values.into_iter().find(|&value| value != 0.0 && value != 1.0) {
+        if let Some(value) = values.into_iter().find(|value| ![0.0, 1.0].contains(value)) {
             candle_core::bail!("mask of {name}: {value}, expected 0 or 1");
         }
         let mask = mask.contiguous()?;
