@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
+use bespoke::device::Workers;
 use bespoke::model::ops::{
     RotaryTable, Scoring, attention, linear, linear_cross_entropy, rms_norm, rotary, swiglu,
 };
 use bespoke::model::{BatchLayout, Decoder, Document, Family, Parameters, Uniform, init};
 use bespoke::train::batch::PackedRow;
-use bespoke::train::gradient::Workers;
-use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use bespoke::train::gradient::accumulate;
+use bespoke::train::objective::StepContext;
+use bespoke::train::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -60,11 +62,16 @@ fn step(criterion: &mut Criterion, name: &str, shape: &Uniform) {
     let rows = rows();
     let mut group = criterion.benchmark_group(name);
     group.sample_size(10).throughput(Throughput::Elements((BATCH * SEQ) as u64));
-    let gradients = |with: Option<&Parameters>| workers.run(&decoder, with, &rows, MICRO).unwrap();
+    let gradients = |with: Option<&Parameters>| {
+        accumulate(&workers, &decoder, StepContext::default(), with, &rows, MICRO).unwrap()
+    };
     group.bench_function("forward", |b| b.iter(|| gradients(None).loss));
     group.bench_function("gradients", |b| b.iter(|| gradients(Some(&parameters)).loss));
-    let mut optimiser =
-        Optimiser::new(&parameters, Matrices::Muon, MuonConfig::default(), AdamWConfig::default()).unwrap();
+    let mut optimiser = Optimiser::new(
+        &parameters,
+        Group::of_recipe(Matrices::Muon, MuonConfig::default(), AdamWConfig::default()),
+    )
+    .unwrap();
     let found = gradients(Some(&parameters)).gradients;
     group.bench_function("optimiser", |b| b.iter(|| optimiser.step(&found, 1e-6, &workers).unwrap()));
     group.bench_function("whole step", |b| {

@@ -7,13 +7,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
+use bespoke::device::Workers;
 use bespoke::model::{Decoder, Family, Parameters, Uniform, init};
 use bespoke::train::adapter::{self, Adapter};
 use bespoke::train::batch::PackedRow;
 use bespoke::train::clip::clip;
-use bespoke::train::gradient::Workers;
-use bespoke::train::objective::Student;
-use bespoke::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use bespoke::train::gradient::accumulate;
+use bespoke::train::objective::{StepContext, Student};
+use bespoke::train::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use bespoke::train::recipe::AdapterRecipe;
 
 const THREADS: usize = 2;
@@ -96,7 +97,10 @@ impl Ours {
             decoder: decoder.recomputing(recompute),
             adapter,
             // AdamW updates everything, as in the peer.
-            optimiser: Optimiser::new(&trained, Matrices::AdamW, MuonConfig::default(), adamw)?,
+            optimiser: Optimiser::new(
+                &trained,
+                Group::of_recipe(Matrices::AdamW, MuonConfig::default(), adamw),
+            )?,
             trained,
             workers: Workers::new(THREADS)?,
             rows: rows(case.rows),
@@ -105,8 +109,15 @@ impl Ours {
     }
 
     fn step(&mut self) -> anyhow::Result<f64> {
-        let student = Student { decoder: &self.decoder, adapter: self.adapter.as_ref() };
-        let outcome = self.workers.run(&student, Some(&self.trained), &self.rows, self.micro_tokens)?;
+        let student = Student { decoder: &self.decoder, adapter: self.adapter.as_ref(), effect: None };
+        let outcome = accumulate(
+            &self.workers,
+            &student,
+            StepContext::default(),
+            Some(&self.trained),
+            &self.rows,
+            self.micro_tokens,
+        )?;
         clip(&outcome.gradients, 1.0, &self.workers)?;
         self.optimiser.step(&outcome.gradients, 1.0, &self.workers)?;
         Ok(outcome.loss)

@@ -13,6 +13,7 @@ pub mod config;
 pub mod cpu_features;
 pub mod database;
 pub mod descriptors;
+pub mod device;
 pub mod digest;
 pub mod engine;
 pub mod eval;

@@ -2,7 +2,6 @@
 //! to measure with.
 
 mod drive;
-mod memory;
 mod model;
 mod serve;
 mod spoke;

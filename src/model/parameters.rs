@@ -21,7 +21,7 @@ pub struct Parameter {
     /// Its name in files.
     pub name: String,
     /// What it is for; none for what is no part of a decoder or adapter, but brought along by an
-    /// objective to be trained.
+    /// objective or a training method.
     pub role: Option<Role>,
     /// Its values.
     pub var: Var,

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use super::TrainError;
 use super::batch::{Batch, eval_rows};
 use super::data::{Chat, Domain, Row, Source};
-use super::gradient::Workers;
+use super::gradient::accumulate;
+use super::objective::StepContext;
 use super::recipe::{BaseRecipe, LongRows, Stage};
+use crate::device::Workers;
 use crate::digest::Digest;
 use crate::gguf::Gguf;
 use crate::model::{Decoder, FileError, Model, gguf_file, hugging_face};
@@ -94,7 +96,7 @@ pub fn check_loss(
             format!("no part of {name} fits its {most} positions: set base.reference to another text");
         return Err(TrainError::Reference { path: recipe.path.clone(), message });
     }
-    let outcome = workers.run(decoder, None, &batch.rows, TOKENS)?;
+    let outcome = accumulate(workers, decoder, StepContext::default(), None, &batch.rows, TOKENS)?;
     let guess = (decoder.config().vocab_size as f64).ln();
     let bound = recipe.reference_bound.unwrap_or(SANE * guess);
     let loss = outcome.loss;

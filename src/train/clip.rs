@@ -4,8 +4,8 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Result, Tensor};
 
-use super::gradient::Workers;
 use super::in_place::{is_elsewhere, scale};
+use crate::device::Workers;
 use crate::model::ops::with_floats;
 use crate::simd_math::dot;
 

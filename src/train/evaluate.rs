@@ -3,8 +3,9 @@
 
 use super::TrainError;
 use super::batch::Batch;
-use super::gradient::Workers;
-use super::objective::Objective;
+use super::gradient::accumulate;
+use super::objective::{Objective, StepContext};
+use crate::device::Workers;
 
 /// The result on held-out rows.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -49,10 +50,11 @@ impl std::fmt::Display for Evaluation {
 pub fn evaluate(
     workers: &Workers,
     objective: &dyn Objective,
+    context: StepContext,
     batch: &Batch,
     micro_tokens: usize,
 ) -> Result<Evaluation, TrainError> {
-    let outcome = workers.run(objective, None, &batch.rows, micro_tokens)?;
+    let outcome = accumulate(workers, objective, context, None, &batch.rows, micro_tokens)?;
     let (mut at, mut answers, mut exact) = (0, 0, 0);
     for row in &batch.rows {
         for &(start, len) in &row.documents {

@@ -6,12 +6,15 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::batch::batch;
 use super::data::Position;
-use super::objective::Objective;
+use super::method::{Effect, Method, Variable};
+use super::objective::{Objective, StepContext};
+use super::optimiser::Group;
 use super::prepare::{Prepared, Trainee};
 use super::recipe::{LongRows, Recipe};
 use super::tests::{model, small_run, tokenizer};
 use crate::model::parameters::Parameter;
-use crate::model::{Family, Model, Parameters, TextSide, hugging_face};
+use crate::model::{Context, DecoderConfig, Family, Model, Parameters, Point, Taps, TextSide, hugging_face};
+use crate::train::TrainError;
 
 /// A model of Gemma 2's form in `folder/base`, with norms whose digits bf16 doesn't have.
 pub(super) fn base(folder: &Path) -> Model {
@@ -57,7 +60,7 @@ fn vectors_of_a_frozen_base_keep_their_digits_in_bf16() {
     let folder = tempfile::tempdir().unwrap();
     let saved = base(folder.path());
     let recipe = adapted(folder.path(), LORA, &["train.precision=bf16"]);
-    let prepared = Prepared::new(&recipe, &folder.path().join("run"), false).unwrap();
+    let prepared = Prepared::new(&recipe, &folder.path().join("run"), false, None, &mut ()).unwrap();
     let mut vectors = 0;
     for (name, var) in prepared.whole.iter() {
         let expected = saved.parameters.get(name).unwrap();
@@ -71,21 +74,66 @@ fn vectors_of_a_frozen_base_keep_their_digits_in_bf16() {
     assert!(vectors > 4, "{vectors}");
 }
 
+/// A method that multiplies what each block gives by a variable.
+struct Scaled;
+
+impl Method for Scaled {
+    fn add_variables(&self, _: &DecoderConfig, _: u64, trained: &mut Parameters) -> Result<(), TrainError> {
+        Ok(trained.insert("scale", None, Var::new(&[1.5f32], &Device::Cpu)?)?)
+    }
+
+    fn effect(&self, _: &DecoderConfig, variable: &Variable) -> Result<Box<dyn Effect>, TrainError> {
+        Ok(Box::new(Scaling(variable("scale")?)))
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        vec![]
+    }
+}
+
+#[derive(Debug)]
+struct Scaling(Tensor);
+
+impl Effect for Scaling {
+    fn taps(&self, before: Box<dyn Taps>, _: StepContext) -> Box<dyn Taps> {
+        Box::new(ScaleTaps { before, scale: self.0.clone() })
+    }
+}
+
+struct ScaleTaps {
+    before: Box<dyn Taps>,
+    scale: Tensor,
+}
+
+impl Taps for ScaleTaps {
+    fn before(&mut self) -> Option<&mut dyn Taps> {
+        Some(&mut *self.before)
+    }
+
+    fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> candle_core::Result<Tensor> {
+        let tensor = self.before.tap(point, at, tensor)?;
+        if point == Point::BlockOutput { tensor.broadcast_mul(&self.scale) } else { Ok(tensor) }
+    }
+}
+
 #[test]
 fn what_is_judged_records_no_graph() {
     let folder = tempfile::tempdir().unwrap();
     base(folder.path());
     let from_nothing = small_run(folder.path(), &[]);
     let [lora, felix] = [LORA, FELIX].map(|adapter| adapted(folder.path(), adapter, &[]));
-    for (at, recipe) in [from_nothing, lora, felix].into_iter().enumerate() {
-        let prepared = Prepared::new(&recipe, &folder.path().join(format!("run{at}")), false).unwrap();
+    let scaled: Option<&dyn Method> = Some(&Scaled);
+    let runs = [(from_nothing.clone(), None), (from_nothing, scaled), (lora, None), (felix, scaled)];
+    for (at, (recipe, method)) in runs.into_iter().enumerate() {
+        let out = folder.path().join(format!("run{at}"));
+        let prepared = Prepared::new(&recipe, &out, false, method, &mut ()).unwrap();
         let (stage, from) = (recipe.stage(1), Position::default());
         let rows = batch(&prepared.train, &[1.0], stage, &from, LongRows::Skip).unwrap().0.rows;
         let loss = |trainee: &Trainee, with_gradient| {
-            trainee.student().loss(&rows, 1.0, with_gradient).unwrap().loss
+            trainee.student().loss(&rows, 1.0, StepContext::default(), with_gradient).unwrap().loss
         };
-        let trained = prepared.over(&recipe, &prepared.trained).unwrap();
-        let judged = prepared.frozen(&recipe, &prepared.trained).unwrap();
+        let trained = prepared.over(&recipe, &prepared.trained, method).unwrap();
+        let judged = prepared.frozen(&recipe, &prepared.trained, method).unwrap();
         let (learnt, seen) = (loss(&trained, true), loss(&judged, false));
         assert!(learnt.track_op() && !seen.track_op());
         let value = |loss: &Tensor| loss.to_scalar::<f32>().unwrap();

@@ -1,31 +1,25 @@
-//! Gradients of a batch: its rows are divided into parts, whose gradients are summed in a fixed
-//! order.
-//!
-//! If there is a part for every thread, each part runs on a single thread: operations need no
-//! synchronisation, and the tensors of a part fit in its cache. Fewer parts run one after the
-//! other, with all threads sharing every operation; this suits large models, because memory holds
-//! only one set of gradients. The order of all sums is fixed, so the result is the same either way.
-
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+//! Gradients of a batch: its rows are divided into parts, whose gradients are accumulated in a fixed
+//! order, so that the result depends neither on the number of threads nor on their timing.
 
 use candle_core::Tensor;
 
 use super::TrainError;
 use super::batch::PackedRow;
 use super::in_place::blend;
-use super::objective::{Objective, Terms};
+use super::objective::{Objective, StepContext, Terms};
+use crate::device::Workers;
 use crate::model::Parameters;
 use crate::model::ops::Gradients;
 
 /// The result of a batch.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// The objective: mean loss over answer tokens, in nats.
+    /// The objective: mean loss over answer tokens, in nats, and the term of the step.
     pub loss: f64,
     /// Its terms.
     pub terms: Terms,
+    /// The term that belongs to the step and not to its rows, if the objective has one.
+    pub step_term: Option<f64>,
     /// Whether each answer token was the most likely, in the order of the rows.
     pub hits: Vec<bool>,
     /// One gradient per parameter, in order; empty if none were asked for.
@@ -39,139 +33,93 @@ impl Outcome {
     }
 }
 
-/// A pool of one thread for each worker, and a pool in which all threads work together.
-pub struct Workers {
-    pools: Vec<rayon::ThreadPool>,
-    together: rayon::ThreadPool,
-}
-
-impl Workers {
-    /// Starts `threads` threads; 0 means one per core.
-    ///
-    /// # Errors
-    /// The system refuses more threads.
-    pub fn new(threads: usize) -> Result<Self, TrainError> {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if threads == 0 { cores() } else { threads };
-        let pool = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.map_err(|e| candle_core::Error::Msg(format!("thread pool: {e}")))
-        };
-        let pools = (0..threads).map(|_| pool(1)).collect::<Result<_, _>>()?;
-        Ok(Self { pools, together: pool(threads)? })
-    }
-
-    /// The loss over rows of equal length, and with `parameters` its gradients; parts have about
-    /// `micro_tokens` tokens.
-    ///
-    /// # Errors
-    /// The first error of any part.
-    pub fn run(
-        &self,
-        objective: &dyn Objective,
-        parameters: Option<&Parameters>,
-        rows: &[PackedRow],
-        micro_tokens: usize,
-    ) -> Result<Outcome, TrainError> {
-        let seq = rows.first().map_or(1, |row| row.ids.len());
-        let parts: Vec<&[PackedRow]> = rows.chunks((micro_tokens / seq).max(1)).collect();
-        let targets: usize = rows.iter().map(|row| row.targets.len()).sum();
-        let scale = 1.0 / targets.max(1) as f32;
-        if parts.len() < self.pools.len() {
-            let mut sum = OrderedSum::default();
-            for (index, rows) in parts.into_iter().enumerate() {
-                sum.add(index, self.together.install(|| part(objective, parameters, rows, scale))?)?;
-            }
-            return Ok(sum.total);
-        }
-        let sum = Mutex::new(OrderedSum::default());
-        self.each(parts.len(), |index| {
-            let part = part(objective, parameters, parts[index], scale)?;
-            sum.lock().expect("no thread panics while it adds").add(index, part)
+/// The loss over rows of equal length, and with `parameters` its gradients; parts have about
+/// `micro_tokens` tokens. The term of the step is added last, and only where gradients are asked for.
+///
+/// # Errors
+/// The first error of any part; a parameter that no part and no term of the loss depends on.
+pub fn accumulate(
+    workers: &Workers,
+    objective: &dyn Objective,
+    context: StepContext,
+    parameters: Option<&Parameters>,
+    rows: &[PackedRow],
+    micro_tokens: usize,
+) -> Result<Outcome, TrainError> {
+    let seq = rows.first().map_or(1, |row| row.ids.len());
+    let parts: Vec<&[PackedRow]> = rows.chunks((micro_tokens / seq).max(1)).collect();
+    let targets: usize = rows.iter().map(|row| row.targets.len()).sum();
+    let scale = 1.0 / targets.max(1) as f32;
+    let mut total = Part::default();
+    workers.ordered_reduce(
+        parts.len(),
+        |index| {
+            let part = objective.loss(parts[index], scale, context, parameters.is_some())?;
+            let gradients = gradients(&part.loss, parameters)?;
+            Ok(Part { loss: value(&part.loss)?, terms: part.terms, hits: part.hits, gradients })
+        },
+        |part| total.add(part),
+    )?;
+    let mut step_term = None;
+    if parameters.is_some() {
+        let term = workers.together(|| -> Result<_, TrainError> {
+            let Some(term) = objective.step_term(context)? else { return Ok(None) };
+            let gradients = gradients(&term, parameters)?;
+            Ok(Some(Part { loss: value(&term)?, gradients, ..Part::default() }))
         })?;
-        Ok(sum.into_inner().expect("no thread panics while it adds").total)
+        if let Some(term) = term {
+            step_term = Some(term.loss);
+            total.add(term)?;
+        }
     }
-
-    /// Runs tasks 0..count, each on one thread, as threads become free.
-    ///
-    /// # Errors
-    /// The first error of any thread; the other threads finish what they can.
-    pub fn each<E: Send>(
-        &self,
-        count: usize,
-        piece: impl Fn(usize) -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<(), E> {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= count {
-                    return Ok(());
-                }
-                piece(index)?;
-            }
-        };
-        std::thread::scope(|scope| {
-            let pools = self.pools.iter().take(count);
-            let threads: Vec<_> = pools.map(|pool| scope.spawn(|| pool.install(work))).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().try_for_each(join)
-        })
-    }
+    let Part { loss, terms, hits, gradients } = total;
+    let names = parameters.into_iter().flat_map(|parameters| parameters.iter().map(|(name, _)| name));
+    let needed = |(gradient, name): (Option<Tensor>, &str)| {
+        gradient.ok_or_else(|| candle_core::Error::Msg(format!("parameter {name} has no gradient")))
+    };
+    let gradients = gradients.into_iter().zip(names).map(needed).collect::<Result<_, _>>()?;
+    Ok(Outcome { loss, terms, step_term, hits, gradients })
 }
 
-/// Adds parts in the order of their indices, whatever order they arrive in.
+/// What a part of the loss gives. A parameter that it doesn't depend on has no gradient.
 #[derive(Default)]
-struct OrderedSum {
-    next: usize,
-    waiting: BTreeMap<usize, Outcome>,
-    total: Outcome,
+struct Part {
+    loss: f64,
+    terms: Terms,
+    hits: Vec<bool>,
+    gradients: Vec<Option<Tensor>>,
 }
 
-impl OrderedSum {
-    fn add(&mut self, index: usize, part: Outcome) -> Result<(), TrainError> {
-        self.waiting.insert(index, part);
-        while let Some(part) = self.waiting.remove(&self.next) {
-            self.next += 1;
-            self.total.loss += part.loss;
-            self.total.terms += part.terms;
-            self.total.hits.extend(part.hits);
-            if self.total.gradients.is_empty() {
-                self.total.gradients = part.gradients;
-            } else {
-                for (total, gradient) in self.total.gradients.iter().zip(&part.gradients) {
-                    blend(total, 1.0, 1.0, gradient)?;
-                }
+impl Part {
+    fn add(&mut self, part: Self) -> Result<(), TrainError> {
+        self.loss += part.loss;
+        self.terms += part.terms;
+        self.hits.extend(part.hits);
+        if self.gradients.is_empty() {
+            self.gradients = part.gradients;
+            return Ok(());
+        }
+        for (total, gradient) in self.gradients.iter_mut().zip(part.gradients) {
+            match (&total, gradient) {
+                (Some(total), Some(gradient)) => blend(total, 1.0, 1.0, &gradient)?,
+                (None, gradient) => *total = gradient,
+                (Some(_), None) => {}
             }
         }
         Ok(())
     }
 }
 
-/// One part: forward pass, loss over answer tokens, and backward pass if parameters are given.
-fn part(
-    objective: &dyn Objective,
-    parameters: Option<&Parameters>,
-    rows: &[PackedRow],
-    scale: f32,
-) -> Result<Outcome, TrainError> {
-    let result = objective.loss(rows, scale, parameters.is_some())?;
-    let loss = f64::from(result.loss.to_scalar::<f32>()?);
-    let gradients = match parameters {
-        None => vec![],
-        Some(parameters) => {
-            let mut found = Gradients::of(&result.loss)?;
-            let mut take = |(name, var): (&str, &candle_core::Var)| {
-                found
-                    .take(var)?
-                    .ok_or_else(|| candle_core::Error::Msg(format!("parameter {name} has no gradient")))
-            };
-            parameters.iter().map(&mut take).collect::<Result<_, _>>()?
-        }
-    };
-    Ok(Outcome { loss, terms: result.terms, hits: result.hits, gradients })
+fn value(loss: &Tensor) -> Result<f64, TrainError> {
+    Ok(loss.to_scalar::<f32>()?.into())
+}
+
+/// The gradients of a loss, in the order of the parameters; none without parameters.
+fn gradients(loss: &Tensor, parameters: Option<&Parameters>) -> Result<Vec<Option<Tensor>>, TrainError> {
+    let Some(parameters) = parameters else { return Ok(vec![]) };
+    let mut found = Gradients::of(loss)?;
+    let gradients = parameters.iter().map(|(_, var)| found.take(var)).collect::<Result<_, _>>()?;
+    Ok(gradients)
 }
 
 #[cfg(test)]
@@ -179,7 +127,7 @@ pub(super) mod tests {
     use super::*;
     use crate::model::{Decoder, DecoderConfig, Family};
     use crate::train::adapter::{self, Adapter};
-    use crate::train::objective::Student;
+    use crate::train::objective::{StepContext, Student};
     use crate::train::recipe::AdapterRecipe;
     use crate::train::tests::{model, packed, tokenizer};
 
@@ -208,8 +156,16 @@ pub(super) mod tests {
         let config = decoder.config().clone();
         let (adapter, trained) = adapter_of(recipe, &config);
         let decoder = Decoder::frozen(config, &whole).unwrap().recomputing(recompute);
-        let student = Student { decoder: &decoder, adapter: Some(&adapter) };
-        let outcome = Workers::new(1).unwrap().run(&student, Some(&trained), &packed(1), 96).unwrap();
+        let student = Student { decoder: &decoder, adapter: Some(&adapter), effect: None };
+        let outcome = accumulate(
+            &Workers::new(1).unwrap(),
+            &student,
+            StepContext::default(),
+            Some(&trained),
+            &packed(1),
+            96,
+        )
+        .unwrap();
         assert!(outcome.gradients.iter().all(|gradient| {
             let largest = gradient.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
             largest > 0.0 && largest.is_finite()
@@ -224,7 +180,17 @@ pub(super) mod tests {
             let run = |recompute: bool| {
                 let decoder = decoder.clone().recomputing(recompute);
                 let workers = Workers::new(2).unwrap();
-                bits(&workers.run(&decoder, Some(&parameters), &packed(1), 192).unwrap())
+                bits(
+                    &accumulate(
+                        &workers,
+                        &decoder,
+                        StepContext::default(),
+                        Some(&parameters),
+                        &packed(1),
+                        192,
+                    )
+                    .unwrap(),
+                )
             };
             assert!(run(true) == run(false), "{family:?}");
         }
@@ -241,7 +207,17 @@ pub(super) mod tests {
         let (decoder, parameters) = model(Family::Llama, true, tokenizer().vocab_size());
         let run = |threads, micro_tokens| {
             let workers = Workers::new(threads).unwrap();
-            bits(&workers.run(&decoder, Some(&parameters), &packed(1), micro_tokens).unwrap())
+            bits(
+                &accumulate(
+                    &workers,
+                    &decoder,
+                    StepContext::default(),
+                    Some(&parameters),
+                    &packed(1),
+                    micro_tokens,
+                )
+                .unwrap(),
+            )
         };
         // Two parts: one thread computes both, two compute one each, three share each of them.
         assert!(run(1, 192) == run(2, 192) && run(1, 192) == run(3, 192));

@@ -27,6 +27,14 @@ pub(super) fn blend_square(y: &Tensor, keep: f64, add: f64, x: &Tensor) -> Resul
     y.inplace_op2(x, &Elementwise2(move |y: &mut f32, x| *y = keep as f32 * *y + add as f32 * x * x))
 }
 
+/// `y = 0` where the mask is 0; elsewhere, where it is 1, `y` stays.
+pub(super) fn keep(y: &Tensor, mask: &Tensor) -> Result<()> {
+    if is_elsewhere(y) {
+        return replace(y, &(y.detach() * mask)?);
+    }
+    y.inplace_op2(mask, &Elementwise2(|y: &mut f32, mask| *y = if mask == 0.0 { 0.0 } else { *y }))
+}
+
 /// `y = f(y, a, b)`, elementwise.
 pub(super) fn update(y: &Tensor, a: &Tensor, b: &Tensor, f: impl Fn(f32, f32, f32) -> f32) -> Result<()> {
     y.inplace_op3(a, b, &Elementwise3(f))

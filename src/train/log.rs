@@ -1,10 +1,10 @@
-//! The output of a run: one line per step for people, `log.jsonl` and `speed.jsonl` for programs.
+//! What a run writes down of each step: `log.jsonl` and `speed.jsonl`.
 //!
 //! Nothing in `log.jsonl` depends on time, so an interrupted run ends with the same bytes as an
 //! uninterrupted one.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -24,6 +24,9 @@ pub struct Step {
     /// Terms of the loss, if there are others than cross-entropy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub terms: Option<Terms>,
+    /// The term of the loss that belongs to the step and not to its rows, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub step_term: Option<f64>,
     /// Share of answer tokens that were the most likely.
     pub accuracy: f64,
     /// Factor of the learning rates.
@@ -66,11 +69,9 @@ pub const LOG: &str = "log.jsonl";
 /// Name of the file of [`Speed`]s.
 pub const SPEED: &str = "speed.jsonl";
 
-/// Writes all output; on a terminal, a progress bar is below the lines.
+/// Writes both files.
 pub struct Log {
     files: [(PathBuf, std::fs::File); 2],
-    bar: Option<indicatif::ProgressBar>,
-    steps: u64,
     seconds: f64,
     kept: u64,
 }
@@ -81,16 +82,11 @@ impl Log {
     ///
     /// # Errors
     /// A file that can't be read or written.
-    pub fn open(out: &Path, from: u64, steps: u64) -> Result<Self, TrainError> {
+    pub fn open(out: &Path, from: u64) -> Result<Self, TrainError> {
         let (log, kept) = reopened::<Step>(out.join(LOG), from)?;
         let (speed, speeds) = reopened::<Speed>(out.join(SPEED), from)?;
         let seconds = speeds.last().map_or(0.0, |speed| speed.seconds);
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = indicatif::ProgressBar::new(steps);
-            bar.set_position(from);
-            bar
-        });
-        Ok(Self { files: [log, speed], bar, steps, seconds, kept: kept.len() as u64 })
+        Ok(Self { files: [log, speed], seconds, kept: kept.len() as u64 })
     }
 
     /// Number of steps with a line from before this session.
@@ -103,14 +99,6 @@ impl Log {
         self.seconds
     }
 
-    /// Prints a line for people.
-    pub fn say(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
-        }
-    }
-
     /// Writes the lines of a step.
     ///
     /// # Errors
@@ -118,34 +106,6 @@ impl Log {
     pub fn step(&mut self, step: &Step, speed: &Speed) -> Result<(), TrainError> {
         for ((path, file), line) in self.files.iter_mut().zip([line(step), line(speed)]) {
             file.write_all(line.as_bytes()).map_err(TrainError::file(&*path))?;
-        }
-        let eta = speed.seconds / step.step as f64 * self.steps.saturating_sub(step.step) as f64;
-        let terms = step.terms.map_or_else(String::new, |terms| {
-            format!(
-                " (ce {:.4}, kl {:.4}, hidden {:.4})",
-                terms.cross_entropy, terms.divergence, terms.hidden
-            )
-        });
-        self.say(&format!(
-            "step {}/{} | loss {:.4}{terms} | acc {:5.1} % | lr {:.3} | norm {:.3} | {:.0} tok/s | {:.2}M tokens | eta {}",
-            step.step,
-            self.steps,
-            step.loss,
-            step.accuracy * 100.0,
-            step.lr,
-            step.grad_norm,
-            speed.tokens_per_s,
-            step.tokens as f64 / 1e6,
-            humantime::format_duration(std::time::Duration::from_secs(eta as u64)),
-        ));
-        for (name, DomainNumbers { weight, eval }) in &step.domains {
-            self.say(&format!("  held out, {name}: {eval} | weight {weight:.3}"));
-        }
-        if let Some(eval) = &step.eval {
-            self.say(&format!("  held out: {eval}"));
-        }
-        if let Some(bar) = &self.bar {
-            bar.set_position(step.step);
         }
         Ok(())
     }
@@ -241,7 +201,7 @@ mod tests {
         atomic_file::write(&path, text.as_bytes()).unwrap();
         let error = reopened::<Speed>(path.clone(), 2).unwrap_err().to_string();
         assert!(error.contains("speed.jsonl, line 2"), "{error}");
-        let log = Log::open(folder.path(), 1, 9).unwrap();
+        let log = Log::open(folder.path(), 1).unwrap();
         assert!((log.seconds_before() - 0.5).abs() < 1e-12);
         assert_eq!(fs_err::read_to_string(&path).unwrap(), line(1, "0.5"));
     }

@@ -173,6 +173,7 @@ mod tests {
             step,
             loss: 8.0 / step as f64,
             terms: None,
+            step_term: None,
             accuracy: 0.5,
             lr: 1.0,
             grad_norm: 1.0,

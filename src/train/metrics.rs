@@ -14,7 +14,7 @@ use super::batch::{Batch, Inputs};
 use super::gradient::Outcome;
 use super::heatmap;
 use super::log::{read_lines, reopened};
-use super::objective::Student;
+use super::objective::{StepContext, Student};
 use crate::atomic_file;
 use crate::model::ops::{Scoring, on_host, with_floats};
 use crate::model::spec::Part;
@@ -86,7 +86,7 @@ impl Metrics {
     /// Tensor errors.
     pub fn measure(
         &self,
-        step: u64,
+        context: StepContext,
         student: &Student,
         config: &DecoderConfig,
         trained: &Parameters,
@@ -122,26 +122,22 @@ impl Metrics {
                 metrics.gradient_by_head = heads.into_iter().map(f64::sqrt).collect();
             }
         }
+        let mut taps = Measuring { inner: student.taps(context), layers };
         if let Some(row) = batch.rows.first() {
             let inputs = Inputs::new(std::slice::from_ref(row), student.decoder.device())?;
-            let mut taps = Measuring { inner: student.taps(), layers };
-            student.decoder.forward(&inputs.ids, &inputs.layout, &mut taps)?;
-            layers = taps.layers;
+            student.decoder.forward(&inputs.ids, context.pass(&inputs.layout), &mut taps)?;
         }
-        Ok(Measurement { step, layers })
+        Ok(Measurement { step: context.step, layers: taps.layers })
     }
 
-    /// Appends a measurement, if there is one.
+    /// Appends a measurement.
     ///
     /// # Errors
     /// The disk.
-    pub fn write(&mut self, measured: Option<Measurement>) -> std::result::Result<(), TrainError> {
-        match (&mut self.file, measured) {
-            (Some(file), Some(measured)) => {
-                file.write_all(line(&measured).as_bytes()).map_err(TrainError::file(&self.path))
-            }
-            _ => Ok(()),
-        }
+    pub fn write(&mut self, measured: &Measurement) -> std::result::Result<(), TrainError> {
+        self.file.as_mut().map_or(Ok(()), |file| {
+            file.write_all(line(measured).as_bytes()).map_err(TrainError::file(&self.path))
+        })
     }
 
     /// Syncs all lines to disk.
@@ -282,10 +278,11 @@ fn entropy(scores: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Workers;
     use crate::model::Family;
     use crate::model::tokenizer::PAD;
     use crate::train::batch::PackedRow;
-    use crate::train::gradient::Workers;
+    use crate::train::gradient::accumulate;
     use crate::train::tests::{model, packed};
     use candle_core::Device;
 
@@ -296,11 +293,22 @@ mod tests {
             let decoder = decoder.recomputing(recompute);
             let batch = Batch { rows: packed(1), too_long: 0 };
             let workers = Workers::new(1).unwrap();
-            let outcome = workers.run(&decoder, Some(&parameters), &batch.rows, 96).unwrap();
+            let outcome =
+                accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &batch.rows, 96)
+                    .unwrap();
             let folder = tempfile::tempdir().unwrap();
             let metrics = Metrics::open(folder.path(), 1, 0).unwrap();
-            let student = Student { decoder: &decoder, adapter: None };
-            metrics.measure(1, &student, decoder.config(), &parameters, &outcome, &batch).unwrap()
+            let student = Student { decoder: &decoder, adapter: None, effect: None };
+            metrics
+                .measure(
+                    StepContext { step: 1, ..StepContext::default() },
+                    &student,
+                    decoder.config(),
+                    &parameters,
+                    &outcome,
+                    &batch,
+                )
+                .unwrap()
         };
         let kept = measured(false);
         assert_eq!(measured(true), kept);
@@ -368,11 +376,13 @@ mod tests {
         let workers = Workers::new(1).unwrap();
         let measured = |row: PackedRow| {
             let batch = Batch { rows: vec![row], too_long: 0 };
-            let outcome = workers.run(&decoder, Some(&parameters), &batch.rows, 96).unwrap();
+            let context = StepContext { step: 1, trains: true, ..StepContext::default() };
+            let outcome =
+                accumulate(&workers, &decoder, context, Some(&parameters), &batch.rows, 96).unwrap();
             let folder = tempfile::tempdir().unwrap();
             let metrics = Metrics::open(folder.path(), 1, 0).unwrap();
-            let student = Student { decoder: &decoder, adapter: None };
-            metrics.measure(1, &student, decoder.config(), &parameters, &outcome, &batch).unwrap()
+            let student = Student { decoder: &decoder, adapter: None, effect: None };
+            metrics.measure(context, &student, decoder.config(), &parameters, &outcome, &batch).unwrap()
         };
         let row = packed(1).remove(0);
         let bare = PackedRow { ids: row.ids[..row.tokens()].to_vec(), ..row.clone() };

@@ -1,5 +1,5 @@
-//! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a loop that reads top to
-//! bottom (`loop.rs`).
+//! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a run that tells an
+//! observer what happens (`run/`).
 
 pub mod adapter;
 pub mod base;
@@ -8,21 +8,21 @@ pub mod checkpoint;
 pub mod clip;
 pub mod cost;
 pub mod data;
-pub mod device;
 pub mod distil;
 pub mod evaluate;
 pub mod gradient;
 pub mod heatmap;
 mod in_place;
 pub mod log;
-pub mod r#loop;
 pub mod loss_curve;
+pub mod method;
 pub mod metrics;
 pub mod objective;
 pub mod optimiser;
 mod prefetch;
 mod prepare;
 pub mod recipe;
+pub mod run;
 pub mod schedule;
 pub mod vocabulary;
 
@@ -178,7 +178,7 @@ pub enum TrainError {
     },
     /// The device that the recipe names can't be used.
     #[error("train.device is \"cuda\": {0}")]
-    Device(String),
+    Device(#[from] crate::device::NoGpu),
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] crate::model::tokenizer::TokenizerError),

@@ -3,11 +3,12 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::gradient::tests::adapter_of;
-use super::gradient::{Outcome, Workers};
-use super::objective::Student;
-use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use super::gradient::{Outcome, accumulate};
+use super::objective::{StepContext, Student};
+use super::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use super::tests::{content, model, packed, run, small_run, tokenizer};
 use super::{checkpoint, log};
+use crate::device::Workers;
 use crate::model::{Decoder, Family};
 
 /// Cosine of the gradients of two outcomes, each as one vector.
@@ -29,7 +30,10 @@ fn gradients_of_every_family_point_where_those_of_f32_do() {
     for family in Family::ALL {
         let (decoder, parameters) = model(family, family != Family::Llama, tokenizer().vocab_size());
         let workers = Workers::new(1).unwrap();
-        let run = |decoder: Decoder| workers.run(&decoder, Some(&parameters), &packed(2), 192).unwrap();
+        let run = |decoder: Decoder| {
+            accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &packed(2), 192)
+                .unwrap()
+        };
         let (wide, narrow) = (run(decoder.clone()), run(decoder.clone().computing_in(DType::BF16)));
         assert!(
             (wide.loss - narrow.loss).abs() < 0.01 * wide.loss,
@@ -58,8 +62,16 @@ fn adapters_learn_beside_a_frozen_base_of_bf16() {
             let whole = whole.to(&Device::Cpu, dtype).unwrap();
             let decoder = Decoder::frozen(config.clone(), &whole).unwrap().computing_in(dtype);
             let decoder = decoder.recomputing(recompute);
-            let student = Student { decoder: &decoder, adapter: Some(&adapter) };
-            Workers::new(1).unwrap().run(&student, Some(&trained), &packed(1), 96).unwrap()
+            let student = Student { decoder: &decoder, adapter: Some(&adapter), effect: None };
+            accumulate(
+                &Workers::new(1).unwrap(),
+                &student,
+                StepContext::default(),
+                Some(&trained),
+                &packed(1),
+                96,
+            )
+            .unwrap()
         };
         let (wide, narrow) = (run(DType::F32, false), run(DType::BF16, false));
         let cosine = cosine(&wide, &narrow);
@@ -74,15 +86,13 @@ fn the_loss_follows_that_of_f32() {
         let (decoder, parameters) = model(Family::Llama, true, tokenizer().vocab_size());
         let decoder = decoder.computing_in(dtype);
         let workers = Workers::new(1).unwrap();
-        let mut optimiser = Optimiser::new(
-            &parameters,
-            Matrices::Muon,
-            MuonConfig::default(),
-            AdamWConfig { lr: 1e-2, ..Default::default() },
-        )
-        .unwrap();
+        let adamw = AdamWConfig { lr: 1e-2, ..Default::default() };
+        let groups = Group::of_recipe(Matrices::Muon, MuonConfig::default(), adamw);
+        let mut optimiser = Optimiser::new(&parameters, groups).unwrap();
         let step = |step| {
-            let outcome = workers.run(&decoder, Some(&parameters), &packed(step), 192).unwrap();
+            let outcome =
+                accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &packed(step), 192)
+                    .unwrap();
             optimiser.step(&outcome.gradients, 1.0, &workers).unwrap();
             outcome.loss
         };

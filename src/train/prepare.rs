@@ -7,14 +7,15 @@ use candle_core::{DType, Var};
 use sha2::{Digest as _, Sha256};
 
 use super::adapter::{self, Adapter};
-use super::batch::{Batch, check_lengths};
+use super::batch::check_lengths;
 use super::data::{Chat, Domain, Mixture, Sources};
-use super::device::ComputeDevice;
-use super::gradient::Workers;
+use super::method::{Effect, Method, Variable};
 use super::objective::Student;
 use super::recipe::{AdapterRecipe, LongRows, Recipe};
+use super::run::{Event, Observer};
 use super::{TrainError, base, distil, vocabulary};
 use crate::atomic_file;
+use crate::device::{ComputeDevice, Workers};
 use crate::digest::Digest;
 use crate::model::parameters::Parameter;
 use crate::model::tokenizer::Tokenizer;
@@ -50,12 +51,18 @@ pub(super) struct Identity {
 impl Prepared {
     /// Reads and makes everything that the recipe names. A `resumed` run uses the tokenizer that
     /// it wrote before.
-    pub fn new(recipe: &Recipe, out: &Path, resumed: bool) -> Result<Self, TrainError> {
-        let compute = ComputeDevice::of(&recipe.train)?;
+    pub fn new(
+        recipe: &Recipe,
+        out: &Path,
+        resumed: bool,
+        method: Option<&dyn Method>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, TrainError> {
+        let compute = ComputeDevice::new(recipe.train.device, recipe.train.precision)?;
         let sources = Sources::open(&recipe.data)?;
         let (model, base) = match &recipe.base {
             Some(base) => base::load(&base.path).map(|(model, digest)| (model, Some(digest)))?,
-            None => (from_nothing(recipe, &sources, out, resumed)?, None),
+            None => (from_nothing(recipe, &sources, out, resumed, observer)?, None),
         };
         let Model { config, parameters: whole, text } = model;
         let chat = Chat::of_model(&text)?;
@@ -88,11 +95,17 @@ impl Prepared {
             None => whole.clone(),
         };
         distil::add_maps(recipe, &config, &mut trained)?;
+        if let Some(method) = method {
+            method.add_variables(&config, recipe.train.seed, &mut trained)?;
+        }
         let trained = trained.to(&compute.device, DType::F32)?;
         let tokens_of = Digest(Sha256::digest(chat.identity()?).into());
         let own_cache = out.join("cache");
         let cache = recipe.data.cache.as_deref().unwrap_or(&own_cache);
         let (train, eval) = sources.tokenised(&chat, cache, recipe.train.seed)?;
+        for path in train.domains().iter().chain(&eval).filter_map(Domain::remade) {
+            observer.event(&Event::TokensRemade { path });
+        }
         if recipe.data.long_rows == LongRows::Error {
             let longest = recipe.stages().into_iter().map(|stage| stage.seq_len).max().unwrap_or(0);
             train.domains().iter().chain(&eval).try_for_each(|domain| check_lengths(domain, longest))?;
@@ -101,29 +114,26 @@ impl Prepared {
         Ok(Self { config, text, chat, identity, whole, trained, train, eval, compute, workers, sane })
     }
 
-    /// A line that says what is trained on what.
-    pub fn summary(&self, held_out: &[Batch], from: u64) -> String {
-        let count =
-            |parameters: &Parameters| -> usize { parameters.iter().map(|(_, var)| var.elem_count()).sum() };
-        let (whole, trained) = (count(&self.whole), count(&self.trained));
-        let share = 100.0 * trained as f64 / whole as f64;
-        format!(
-            "{trained} parameters are trained ({share:.2} % of {whole}), vocabulary {}, {} held-out answers ({} too long), \
-             from step {from}",
-            self.config.vocab_size,
-            held_out.iter().map(Batch::documents).sum::<usize>(),
-            held_out.iter().map(|batch| batch.too_long).sum::<usize>(),
-        )
-    }
-
     /// The model with these values of the trained parameters.
-    pub fn over(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
-        self.trainee(recipe, trained, Decoder::new, Adapter::new)
+    pub fn over(
+        &self,
+        recipe: &Recipe,
+        trained: &Parameters,
+        method: Option<&dyn Method>,
+    ) -> Result<Trainee, TrainError> {
+        let variable = |name: &str| Ok(trained.get(name)?.as_tensor().clone());
+        self.trainee(recipe, trained, Decoder::new, Adapter::new, method, &variable)
     }
 
     /// The same model, of which nothing collects gradients: a forward pass keeps no activations.
-    pub fn frozen(&self, recipe: &Recipe, trained: &Parameters) -> Result<Trainee, TrainError> {
-        self.trainee(recipe, trained, Decoder::frozen, Adapter::frozen)
+    pub fn frozen(
+        &self,
+        recipe: &Recipe,
+        trained: &Parameters,
+        method: Option<&dyn Method>,
+    ) -> Result<Trainee, TrainError> {
+        let variable = |name: &str| Ok(trained.get(name)?.as_detached_tensor());
+        self.trainee(recipe, trained, Decoder::frozen, Adapter::frozen, method, &variable)
     }
 
     fn trainee(
@@ -132,8 +142,11 @@ impl Prepared {
         trained: &Parameters,
         decoder: fn(DecoderConfig, &Parameters) -> candle_core::Result<Decoder>,
         adapter: fn(&AdapterRecipe, &DecoderConfig, &Parameters) -> candle_core::Result<Adapter>,
+        method: Option<&dyn Method>,
+        variable: &Variable,
     ) -> Result<Trainee, TrainError> {
         let config = self.config.clone();
+        let effect = method.map(|method| method.effect(&config, variable)).transpose()?;
         let (decoder, adapter) = match &recipe.adapter {
             None => (decoder(config, trained)?, None),
             Some(recipe) => {
@@ -142,7 +155,7 @@ impl Prepared {
             }
         };
         let decoder = decoder.recomputing(recipe.train.recompute).computing_in(self.compute.dtype);
-        Ok(Trainee { decoder, adapter })
+        Ok(Trainee { decoder, adapter, effect })
     }
 }
 
@@ -155,23 +168,30 @@ pub(super) fn result(trained: &Parameters) -> Result<Parameters, TrainError> {
     Ok(kept)
 }
 
-/// A decoder with its adapter, if there is one.
+/// A decoder with its adapter and the effect of a method, if there are such.
 pub(super) struct Trainee {
     decoder: Decoder,
     adapter: Option<Adapter>,
+    effect: Option<Box<dyn Effect>>,
 }
 
 impl Trainee {
-    /// Borrows both.
+    /// Borrows all of it.
     pub fn student(&self) -> Student<'_> {
-        Student { decoder: &self.decoder, adapter: self.adapter.as_ref() }
+        Student { decoder: &self.decoder, adapter: self.adapter.as_ref(), effect: self.effect.as_deref() }
     }
 }
 
 /// A model of the recipe's shape with initial values, for the recipe's tokenizer or one that is
 /// trained on its data.
-fn from_nothing(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> Result<Model, TrainError> {
-    let tokenizer = tokenizer(recipe, sources, out, resumed)?;
+fn from_nothing(
+    recipe: &Recipe,
+    sources: &Sources,
+    out: &Path,
+    resumed: bool,
+    observer: &mut dyn Observer,
+) -> Result<Model, TrainError> {
+    let tokenizer = tokenizer(recipe, sources, out, resumed, observer)?;
     let model = recipe.model.as_ref().expect("a recipe without a base has a model: it was checked");
     let config = model.decoder_config(tokenizer.vocab_size());
     let parameters = init::initialise(&config, recipe.train.seed)?;
@@ -180,7 +200,13 @@ fn from_nothing(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -
 
 /// The tokenizer of the run: that of the resumed run, that of the recipe, or one trained on the
 /// data. It is written to `out` for a later resume.
-fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> Result<Tokenizer, TrainError> {
+fn tokenizer(
+    recipe: &Recipe,
+    sources: &Sources,
+    out: &Path,
+    resumed: bool,
+    observer: &mut dyn Observer,
+) -> Result<Tokenizer, TrainError> {
     let path = out.join("tokenizer.json");
     if resumed {
         return Ok(Tokenizer::from_file(&path)?);
@@ -192,7 +218,7 @@ fn tokenizer(recipe: &Recipe, sources: &Sources, out: &Path, resumed: bool) -> R
     } else {
         let stage = recipe.stage(u64::MAX);
         let texts = sources.texts(recipe.data.vocabulary_rows, stage.max_event_chars)?;
-        eprintln!("training a vocabulary of {} entries on {} rows", recipe.data.vocabulary, texts.len());
+        observer.event(&Event::VocabularyBegun { entries: recipe.data.vocabulary, rows: texts.len() });
         vocabulary::train(texts.into_iter(), recipe.data.vocabulary)?
     };
     atomic_file::write(&path, tokenizer.to_json()?.as_bytes()).map_err(TrainError::file(&path))?;

@@ -8,11 +8,12 @@ use candle_core::{Device, Tensor, Var};
 
 use super::adapter::{self, Adapter};
 use super::batch::PackedRow;
-use super::gradient::Workers;
-use super::objective::Student;
-use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use super::gradient::accumulate;
+use super::objective::{StepContext, Student};
+use super::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use super::recipe::AdapterRecipe;
 use super::schedule::Schedule;
+use crate::device::Workers;
 use crate::model::spec::Part;
 use crate::model::{Decoder, Parameters, Projection, Role, hugging_face};
 
@@ -53,8 +54,16 @@ fn compare(kind: &str, recipe: &str, values: impl Fn(&str) -> Tensor) {
     for recompute in [false, true] {
         let decoder = Decoder::frozen(model.config.clone(), &model.parameters).unwrap();
         let decoder = decoder.recomputing(recompute);
-        let student = Student { decoder: &decoder, adapter: Some(&adapter) };
-        let outcome = Workers::new(1).unwrap().run(&student, Some(&trained), &rows, 64).unwrap();
+        let student = Student { decoder: &decoder, adapter: Some(&adapter), effect: None };
+        let outcome = accumulate(
+            &Workers::new(1).unwrap(),
+            &student,
+            StepContext::default(),
+            Some(&trained),
+            &rows,
+            64,
+        )
+        .unwrap();
         let loss = f64::from(flat(&expected[&format!("{kind}.loss")])[0]);
         assert!((outcome.loss - loss).abs() < 1e-5 * loss, "{kind}: loss {}, expected {loss}", outcome.loss);
         for ((name, _), gradient) in trained.iter().zip(&outcome.gradients) {
@@ -91,7 +100,7 @@ fn moved(
         parameters.insert(*name, role(layer), var).unwrap();
     }
     let muon = MuonConfig { lr: 0.02, momentum: 0.95, weight_decay: 0.1 };
-    let mut optimiser = Optimiser::new(&parameters, matrices, muon, adamw).unwrap();
+    let mut optimiser = Optimiser::new(&parameters, Group::of_recipe(matrices, muon, adamw)).unwrap();
     for step in 0..3 {
         let gradients: Vec<Tensor> =
             names.iter().map(|name| fixture[&format!("grad.{step}.{name}")].clone()).collect();

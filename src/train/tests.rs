@@ -9,13 +9,15 @@ use std::sync::Arc;
 use super::batch::{Inputs, PackedRow, batch};
 use super::checkpoint::{self, Checkpoint};
 use super::data::{Chat, Domain, Mixture, Position, Row, Source};
-use super::gradient::Workers;
+use super::gradient::accumulate;
 use super::log::LOG;
-use super::r#loop::{self, Outside};
 use super::metrics::METRICS;
-use super::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
+use super::objective::StepContext;
+use super::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
 use super::recipe::{LongRows, Recipe, Stage};
+use super::run::{End, Outside, train};
 use super::{TrainError, clip, log, vocabulary};
+use crate::device::Workers;
 use crate::model::features::DeltaNetShape;
 use crate::model::spec::Mixer;
 use crate::model::tokenizer::{END, Message, Tokenizer};
@@ -172,8 +174,10 @@ fn gradients_agree_with_finite_differences_through_the_whole_decoder() {
         }
         let workers = Workers::new(2).unwrap();
         let rows = packed(2);
-        let whole = workers.run(&decoder, Some(&parameters), &rows, 10_000).unwrap();
-        let parts = workers.run(&decoder, Some(&parameters), &rows, 96).unwrap();
+        let whole =
+            accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &rows, 10_000).unwrap();
+        let parts =
+            accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &rows, 96).unwrap();
         let norm = clip::global_norm(&whole.gradients, &workers).unwrap();
         assert!((whole.loss - parts.loss).abs() < 1e-5, "{} {}", whole.loss, parts.loss);
         for ((name, var), (gradient, of_parts)) in
@@ -196,7 +200,7 @@ fn gradients_agree_with_finite_differences_through_the_whole_decoder() {
             };
             let loss_at = |sign: f64| {
                 var.set(&(&original + (gradient * (sign * size / length)).unwrap()).unwrap()).unwrap();
-                workers.run(&decoder, None, &rows, 10_000).unwrap().loss
+                accumulate(&workers, &decoder, StepContext::default(), None, &rows, 10_000).unwrap().loss
             };
             let slope = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * size);
             var.set(&original).unwrap();
@@ -213,11 +217,13 @@ fn one_batch_is_learnt_by_heart() {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
     let workers = Workers::new(2).unwrap();
     let adamw = AdamWConfig { lr: 1e-2, ..Default::default() };
-    let mut optimiser = Optimiser::new(&parameters, Matrices::Muon, MuonConfig::default(), adamw).unwrap();
+    let mut optimiser =
+        Optimiser::new(&parameters, Group::of_recipe(Matrices::Muon, MuonConfig::default(), adamw)).unwrap();
     let rows = packed(3);
     let mut last = (f64::INFINITY, 0.0);
     for _ in 0..150 {
-        let outcome = workers.run(&decoder, Some(&parameters), &rows, 192).unwrap();
+        let outcome =
+            accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &rows, 192).unwrap();
         last = (outcome.loss, outcome.accuracy());
         optimiser.step(&outcome.gradients, 1.0, &workers).unwrap();
     }
@@ -244,8 +250,8 @@ pub(super) fn small_run(folder: &Path, overrides: &[&str]) -> Recipe {
     Recipe::load(&path, &overrides).unwrap()
 }
 
-pub(super) fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<std::path::PathBuf, TrainError> {
-    r#loop::train(recipe, out, resume, &Outside::default())
+pub(super) fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<End, TrainError> {
+    train(recipe, out, resume, &Outside::default(), &mut ())
 }
 
 /// The bytes of a run's last checkpoint and of its other files.
@@ -473,7 +479,7 @@ fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
     let rows = packed(4);
     let gradients = |threads: usize| {
         let workers = Workers::new(threads).unwrap();
-        workers.run(&decoder, Some(&parameters), &rows, 96).unwrap()
+        accumulate(&workers, &decoder, StepContext::default(), Some(&parameters), &rows, 96).unwrap()
     };
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let whole = gradients(1);
@@ -485,7 +491,8 @@ fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
     let scale = 1.0 / rows.iter().map(|row| row.targets.len()).sum::<usize>() as f32;
     let mut sums: Vec<Vec<f32>> = vec![];
     for row in rows.chunks(1) {
-        let part = super::objective::Objective::loss(&decoder, row, scale, true).unwrap();
+        let part =
+            super::objective::Objective::loss(&decoder, row, scale, StepContext::default(), true).unwrap();
         let mut found = crate::model::ops::Gradients::of(&part.loss).unwrap();
         let gradients: Vec<Vec<f32>> =
             parameters.iter().map(|(_, var)| values(&found.take(var).unwrap().unwrap())).collect();

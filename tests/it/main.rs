@@ -61,4 +61,5 @@ mod terminal;
 mod tokenizer;
 mod tools;
 mod train;
+mod train_seams;
 mod trouble;

@@ -5,18 +5,18 @@ use std::time::Instant;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::memory::watched;
+use crate::device::{ComputeDevice, DeviceChoice, Precision, Workers, watched};
 use crate::model::synthetic_model::Shape;
 use crate::model::{Decoder, DecoderConfig, Family, Parameters, Uniform, init};
+use crate::train::TrainError;
 use crate::train::adapter::{self, Adapter};
 use crate::train::batch::PackedRow;
 use crate::train::clip::clip;
 use crate::train::cost;
-use crate::train::device::ComputeDevice;
-use crate::train::gradient::Workers;
-use crate::train::objective::Student;
-use crate::train::optimiser::{AdamWConfig, Matrices, MuonConfig, Optimiser};
-use crate::train::recipe::{AdapterRecipe, DeviceChoice, Precision};
+use crate::train::gradient::accumulate;
+use crate::train::objective::{StepContext, Student};
+use crate::train::optimiser::{AdamWConfig, Group, Matrices, MuonConfig, Optimiser};
+use crate::train::recipe::AdapterRecipe;
 use candle_core::DType;
 
 /// Arguments.
@@ -89,7 +89,7 @@ struct Report {
 /// # Errors
 /// A device that doesn't exist, too little memory.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let compute = ComputeDevice::new(args.device, args.precision)?;
+    let compute = ComputeDevice::new(args.device, args.precision).map_err(TrainError::from)?;
     let (report, peak_bytes) = watched(&compute.device, || measure(args, &compute));
     let report = Report { peak_bytes, ..report? };
     if args.json {
@@ -136,12 +136,19 @@ fn measure(args: &Args, compute: &ComputeDevice) -> anyhow::Result<Report> {
     let matrices = if args.muon { Matrices::Muon } else { Matrices::AdamW };
     let adamw = AdamWConfig { lr: 1e-5, ..AdamWConfig::default() };
     let muon = MuonConfig { lr: 1e-4, ..MuonConfig::default() };
-    let mut optimiser = Optimiser::new(&trained, matrices, muon, adamw)?;
+    let mut optimiser = Optimiser::new(&trained, Group::of_recipe(matrices, muon, adamw))?;
     let workers = Workers::new(compute.threads(0))?;
-    let student = Student { decoder: &decoder, adapter: adapter.as_ref() };
+    let student = Student { decoder: &decoder, adapter: adapter.as_ref(), effect: None };
     let mut step = || -> anyhow::Result<(f64, f64)> {
         let began = Instant::now();
-        let outcome = workers.run(&student, Some(&trained), &rows, args.micro_tokens as usize)?;
+        let outcome = accumulate(
+            &workers,
+            &student,
+            StepContext::default(),
+            Some(&trained),
+            &rows,
+            args.micro_tokens as usize,
+        )?;
         clip(&outcome.gradients, 1.0, &workers)?;
         optimiser.step(&outcome.gradients, 1.0, &workers)?;
         compute.device.synchronize()?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 
-use crate::cli::train;
+use crate::cli::train::{self, Progress};
 use crate::train::distil;
 
 /// Interval of progress lines if no progress bar is shown.
@@ -35,14 +35,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let steps = recipe.train.steps;
     let bar = ProgressBar::new(steps);
     let mut told = Instant::now();
-    let (documents, before) = distil::write_cache(&recipe, &args.out, ask, |step| {
-        bar.set_position(step);
-        // Without a visible bar, a line now and then.
-        if bar.is_hidden() && told.elapsed() > LINE_EVERY {
-            eprintln!("rows of step {step} of {steps} are written");
-            told = Instant::now();
-        }
-    })?;
+    let (documents, before) =
+        distil::write_cache(&recipe, &args.out, ask, &mut Progress::default(), |step| {
+            bar.set_position(step);
+            // Without a visible bar, a line now and then.
+            if bar.is_hidden() && told.elapsed() > LINE_EVERY {
+                eprintln!("rows of step {step} of {steps} are written");
+                told = Instant::now();
+            }
+        })?;
     bar.finish_and_clear();
     let before = if before > 0 { format!(", {before} of them written before") } else { String::new() };
     println!("{}: {documents} documents{before}", args.out.display());

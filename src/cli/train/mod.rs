@@ -1,6 +1,7 @@
 //! `bespoke train`: trains a model or an adapter from a recipe.
 
 mod plan;
+mod progress;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,9 +16,10 @@ use super::client::{Client, ClientError};
 use crate::adapter::{Limits, Post, origin_texts, to_served, unexported_origin_texts};
 use crate::model::{gguf_file, hugging_face};
 use crate::train::distil::Ask;
-use crate::train::r#loop::{self, Origin, Outside};
 use crate::train::recipe::{AdapterRecipe, Recipe};
-use crate::train::{TrainError, adapter};
+use crate::train::run::{End, Origin, Outside};
+use crate::train::{TrainError, adapter, run};
+pub(super) use progress::Progress;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -59,8 +61,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         try_out(&recipe, adapter, post, &out)?;
     }
     let origin = target.as_ref().map(|target| target.origin(&recipe));
-    let outside = Outside { origin, ask: ask(&recipe)? };
-    let result = r#loop::train(&recipe, &out, args.resume, &outside).context("training stopped")?;
+    let outside = Outside { origin, ask: ask(&recipe)?, method: None };
+    let end = run::train(&recipe, &out, args.resume, &outside, &mut Progress::default());
+    let result = match end.context("training stopped")? {
+        End::Finished { result } => result,
+        End::Cancelled { step } => anyhow::bail!("cancelled after step {step}: go on with --resume"),
+    };
     let result = match target {
         Some(Target::Post(post)) => served(&result, &out, &post)?,
         Some(Target::Unexported(_)) | None => result,

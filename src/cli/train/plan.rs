@@ -6,11 +6,11 @@ use std::str::FromStr;
 
 use candle_core::{DType, Tensor};
 
+use crate::device::{self, ComputeDevice};
 use crate::model::spec::Mixer;
 use crate::model::{BlockSpec, DecoderConfig, Role, gguf_file, hugging_face};
-use crate::train::device::ComputeDevice;
 use crate::train::recipe::{Recipe, Stage};
-use crate::train::{adapter, cost};
+use crate::train::{TrainError, adapter, cost};
 
 /// GPUs for rent: name, dense bf16 peak in FLOP/s, memory in bytes (from data sheets).
 const GPUS: [(&str, f64, f64); 2] = [("MI300X", 1307e12, 192e9), ("H200", 989e12, 141e9)];
@@ -60,7 +60,8 @@ const PRODUCT_SHARE: f64 = 0.55;
 /// # Errors
 /// A base that can't be read.
 pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
-    let compute = ComputeDevice::of(&recipe.train)?;
+    let compute =
+        ComputeDevice::new(recipe.train.device, recipe.train.precision).map_err(TrainError::from)?;
     let config = decoder(recipe)?;
     let teacher = match recipe.distil.as_ref().and_then(|distil| distil.teacher.as_deref()) {
         Some(path) => Some(of_files(path)?),
@@ -94,10 +95,7 @@ pub fn plan(recipe: &Recipe, prices: &[Price]) -> anyhow::Result<String> {
     let Work { tokens, flops } = work(recipe, &config, teacher.as_ref(), &mut say);
     say(format_args!("tokens: {:.2}M at most", tokens / 1e6));
     say(format_args!("arithmetic: about {flops:.2e} FLOPs"));
-    let threads = match recipe.train.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
+    let threads = device::thread_count(recipe.train.threads);
     let memory = |dtype, threads| Memory::of(recipe, &config, &counts, dtype, threads);
     // A GPU computes one part at a time, whatever this machine does.
     let rented = memory(DType::BF16, 1);

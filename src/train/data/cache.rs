@@ -23,6 +23,8 @@ const HASH_BYTES: u64 = 32;
 #[derive(Debug)]
 pub(super) struct TokenFile {
     path: PathBuf,
+    /// Whether it was damaged when it was opened.
+    remade: bool,
     file: std::fs::File,
     offsets: Vec<u64>,
     answers: Vec<u32>,
@@ -46,15 +48,17 @@ impl TokenFile {
         key.update(digest.0);
         key.update(chat.identity()?);
         let path = folder.join(format!("{}.tokens", Digest(key.finalize().into())));
+        let mut remade = false;
         if path.exists() {
             if let Some(found) = Self::open(&path)? {
                 return Ok(found);
             }
-            eprintln!("{}: damaged; rebuilding it", path.display());
+            remade = true;
         }
         write(source, rows, chat, &path)?;
         let damaged = || TrainError::Row { place: path.display().to_string(), message: DAMAGED.into() };
-        Self::open(&path)?.ok_or_else(damaged)
+        let made = Self::open(&path)?.ok_or_else(damaged)?;
+        Ok(Self { remade, ..made })
     }
 
     /// Opens a file; `None` if it is damaged.
@@ -84,7 +88,12 @@ impl TokenFile {
         let mut bytes = vec![0; rows * 4];
         file.read_exact_at(&mut bytes, 16 + (rows as u64 + 1) * 8).map_err(io())?;
         let answers = bytes.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
-        Ok(Some(Self { path: path.to_owned(), file, offsets, answers }))
+        Ok(Some(Self { path: path.to_owned(), remade: false, file, offsets, answers }))
+    }
+
+    /// Its path, if it was damaged and has been made again.
+    pub fn remade(&self) -> Option<&Path> {
+        self.remade.then_some(self.path.as_path())
     }
 
     /// Of each row, the tokens that the model reads, and whether it is a text (see

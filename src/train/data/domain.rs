@@ -133,6 +133,11 @@ impl Domain {
         rows.filter_map(move |((inputs, is_text), at)| (inputs > seq_len && !is_text).then_some((at, inputs)))
     }
 
+    /// Its file of tokens, if that was damaged and has been made again.
+    pub fn remade(&self) -> Option<&Path> {
+        self.tokens.as_ref().and_then(TokenFile::remade)
+    }
+
     /// Number of rows, unless they are endless.
     pub fn rows(&self) -> Option<u64> {
         self.source.rows()

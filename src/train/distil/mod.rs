@@ -19,10 +19,11 @@ use super::base;
 use super::batch::{Inputs, PackedRow, batch};
 use super::checkpoint::State;
 use super::data::{Chat, Mixture, Position};
-use super::device::ComputeDevice;
-use super::objective::{Objective, PartLoss, Student, Terms};
+use super::objective::{Objective, PartLoss, StepContext, Student, Terms};
 use super::prepare::{Prepared, lock};
 use super::recipe::{DistilRecipe, Recipe};
+use super::run::Observer;
+use crate::device::ComputeDevice;
 use crate::digest::Digest;
 use crate::failpoints;
 use crate::model::ops::distillation::{TeacherOutput, TeacherSource, Weights, distillation};
@@ -141,8 +142,8 @@ impl Teacher {
         let mut capture = Capture::new(Box::new(NoTaps), self.hidden.iter().flat_map(Hidden::of_teacher));
         let taught: Arc<dyn TeacherSource> = match &self.kind {
             Kind::Local(decoder) => {
-                let student = Student { decoder, adapter: None };
-                let hidden = student.predicting(inputs, &mut capture)?;
+                let student = Student { decoder, adapter: None, effect: None };
+                let hidden = student.predicting(inputs, StepContext::default(), &mut capture)?;
                 Arc::new(LocalTeacher { decoder: decoder.clone(), hidden })
             }
             Kind::Remote(remote) => Arc::new(CachedTeacher(remote.top_tokens(rows)?)),
@@ -264,11 +265,17 @@ pub struct DistilObjective<'a> {
 }
 
 impl Objective for DistilObjective<'_> {
-    fn loss(&self, rows: &[PackedRow], scale: f32, with_gradient: bool) -> Result<PartLoss, TrainError> {
+    fn loss(
+        &self,
+        rows: &[PackedRow],
+        scale: f32,
+        context: StepContext,
+        with_gradient: bool,
+    ) -> Result<PartLoss, TrainError> {
         let inputs = Inputs::new(rows, self.student.decoder.device())?;
         let Teacher { recipe, hidden: pairs, .. } = self.teacher;
-        let mut capture = Capture::new(self.student.taps(), pairs.iter().flat_map(Hidden::of_student));
-        let hidden = self.student.predicting(&inputs, &mut capture)?;
+        let mut capture = Capture::new(self.student.taps(context), pairs.iter().flat_map(Hidden::of_student));
+        let hidden = self.student.predicting(&inputs, context, &mut capture)?;
         let (taught, of_teacher) = self.teacher.output(rows, &inputs)?;
         let weights = Weights {
             scale,
@@ -289,6 +296,10 @@ impl Objective for DistilObjective<'_> {
             loss = (loss + (apart * pairs.weight)?)?;
         }
         Ok(PartLoss { loss, terms, hits: found.hits })
+    }
+
+    fn step_term(&self, context: StepContext) -> Result<Option<Tensor>, TrainError> {
+        self.student.step_term(context)
     }
 }
 
@@ -315,6 +326,7 @@ pub fn add_maps(
 
 /// Caches the outputs of a recipe's teacher for the rows of all steps; returns the number of
 /// documents, and how many of them were there before, from an interrupted call or for fewer steps.
+/// `progress` gets each step whose rows are written; the observer sees what happens before them.
 ///
 /// # Errors
 /// A recipe without a local or remote teacher, or with rows that depend on losses; errors of the
@@ -323,6 +335,7 @@ pub fn write_cache(
     recipe: &Recipe,
     out: &Path,
     ask: Option<Ask>,
+    observer: &mut dyn Observer,
     mut progress: impl FnMut(u64),
 ) -> Result<(usize, usize), TrainError> {
     let refuse = |message: &str| Err(candle_core::Error::Msg(message.to_owned()).into());
@@ -333,7 +346,7 @@ pub fn write_cache(
         return refuse("with data.loading the rows depend on losses, which are unknown before the run");
     }
     let _lock = lock(out)?;
-    let prepared = Prepared::new(recipe, out, false)?;
+    let prepared = Prepared::new(recipe, out, false, None, observer)?;
     let teacher = Teacher::open(distil, &prepared, ask)?;
     let weights = recipe.domain_weights();
     let fingerprint = teacher.fingerprint(prepared.identity.tokens_of)?;

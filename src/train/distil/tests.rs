@@ -6,11 +6,13 @@ use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::device::{DeviceChoice, Precision, Workers};
 use crate::model::ops::with_floats;
 use crate::model::parameters::Parameter;
 use crate::model::{Family, Role, hugging_face};
-use crate::train::gradient::Workers;
-use crate::train::recipe::{DeviceChoice, HiddenRecipe, Precision};
+use crate::train::gradient::accumulate;
+use crate::train::objective::StepContext;
+use crate::train::recipe::HiddenRecipe;
 use crate::train::tests::{model, packed, tokenizer};
 
 /// The outputs of a decoder in the form of a server.
@@ -69,10 +71,18 @@ fn noisy() -> (Decoder, Parameters) {
 
 fn learnt(teacher: &Teacher) -> (Terms, Vec<Vec<f32>>) {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
-    let student = Student { decoder: &decoder, adapter: None };
+    let student = Student { decoder: &decoder, adapter: None, effect: None };
     let workers = Workers::new(1).unwrap();
     let rows = packed(2);
-    let outcome = workers.run(&teacher.objective(student), Some(&parameters), &rows[..2], 96).unwrap();
+    let outcome = accumulate(
+        &workers,
+        &teacher.objective(student),
+        StepContext::default(),
+        Some(&parameters),
+        &rows[..2],
+        96,
+    )
+    .unwrap();
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     (outcome.terms, outcome.gradients.iter().map(values).collect())
 }
@@ -184,10 +194,11 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
     let hidden = Hidden::new(&pairs, &teacher, &trained).unwrap();
     let text = "teacher = \"x\"\nkl = 0.0\nce = 1.0\n";
     let teacher = Teacher { hidden: Some(hidden), ..of(Kind::Local(teacher.into()), text) };
-    let objective = teacher.objective(Student { decoder: &decoder, adapter: None });
+    let objective = teacher.objective(Student { decoder: &decoder, adapter: None, effect: None });
     let workers = Workers::new(1).unwrap();
     let rows = packed(2);
-    let outcome = workers.run(&objective, Some(&trained), &rows[..2], 96).unwrap();
+    let outcome =
+        accumulate(&workers, &objective, StepContext::default(), Some(&trained), &rows[..2], 96).unwrap();
     assert!(outcome.terms.hidden > 1e-3, "{:?}", outcome.terms);
     let expected = outcome.terms.cross_entropy + 0.5 * outcome.terms.hidden;
     assert!((outcome.loss - expected).abs() < 1e-5, "{} {expected}", outcome.loss);
@@ -202,7 +213,7 @@ fn hidden_states_pull_the_student_towards_the_teacher() {
         let loss = |sign: f64| {
             let step = (gradient * (sign * 3e-3 / f64::from(length))).unwrap();
             var.set(&(&original + step).unwrap()).unwrap();
-            workers.run(&objective, None, &rows[..2], 96).unwrap().loss
+            accumulate(&workers, &objective, StepContext::default(), None, &rows[..2], 96).unwrap().loss
         };
         let slope = ((loss(1.0) - loss(-1.0)) / 6e-3) as f32;
         var.set(&original).unwrap();

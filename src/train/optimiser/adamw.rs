@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Group, Moved};
+use super::{Algorithm, Stride};
 use crate::train::in_place::{blend, blend_square, is_elsewhere, update};
 
 /// Constants of AdamW.
@@ -44,109 +44,68 @@ impl Default for AdamWConfig {
 }
 
 impl AdamWConfig {
-    /// The peak learning rate of a parameter.
-    fn rate_of(&self, group: Group) -> f64 {
-        let own = match group {
-            Group::Vector => self.vector_lr,
-            Group::Matrix => self.matrix_lr,
-            Group::Embedding => self.embedding_lr,
-            Group::Other => None,
-        };
-        own.unwrap_or(self.lr)
+    /// The algorithm with these constants.
+    pub(super) fn algorithm(&self) -> Algorithm {
+        let &Self { beta1, beta2, eps, weight_decay, .. } = self;
+        Algorithm::AdamW { beta1, beta2, eps, weight_decay }
     }
 }
 
-/// AdamW over named parameters.
+/// AdamW of one parameter.
 #[derive(Debug)]
-pub struct AdamW {
-    config: AdamWConfig,
-    steps: u64,
-    entries: Vec<Entry>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    name: String,
-    /// Peak learning rate.
-    lr: f64,
-    /// Whether weights decay.
-    decays: bool,
-    weight: Tensor,
-    first: Tensor,
-    second: Tensor,
+pub(super) struct AdamW {
+    betas: [f64; 2],
+    eps: f64,
+    weight_decay: f64,
+    pub(super) first: Tensor,
+    pub(super) second: Tensor,
 }
 
 impl AdamW {
-    /// Zero moments for parameters that share their storage with the model.
-    pub(super) fn new(config: AdamWConfig, parameters: Vec<Moved>) -> Result<Self> {
-        let entry = |Moved { name, group, weight }: Moved| {
-            let (lr, decays) = (config.rate_of(group), group != Group::Vector);
-            Ok(Entry { first: weight.zeros_like()?, second: weight.zeros_like()?, name, lr, decays, weight })
-        };
-        Ok(Self { config, steps: 0, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
+    /// Zero moments.
+    pub(super) fn new(weight: &Tensor, betas: [f64; 2], eps: f64, weight_decay: f64) -> Result<Self> {
+        Ok(Self { betas, eps, weight_decay, first: weight.zeros_like()?, second: weight.zeros_like()? })
     }
 
-    /// Begins a step; the bias corrections depend on their number.
-    pub(super) fn count_step(&mut self) {
-        self.steps += 1;
-    }
-
-    /// Updates parameter `index`.
-    pub(super) fn step(&self, index: usize, gradient: &Tensor, factor: f64) -> Result<()> {
-        let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
-        let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
+    /// Updates the parameter.
+    pub(super) fn step(&self, weight: &Tensor, gradient: &Tensor, stride: Stride) -> Result<()> {
+        let [beta1, beta2] = self.betas;
+        let steps = i32::try_from(stride.step).unwrap_or(i32::MAX);
         let (bias1, bias2) = (1.0 - beta1.powi(steps), 1.0 - beta2.powi(steps));
-        let entry = &self.entries[index];
-        let lr = entry.lr * factor;
-        blend(&entry.first, beta1, 1.0 - beta1, gradient)?;
-        blend_square(&entry.second, beta2, 1.0 - beta2, gradient)?;
-        let decay = if entry.decays { lr * weight_decay } else { 0.0 };
-        let (rate, keep) = ((lr / bias1) as f32, (1.0 - decay) as f32);
-        let (inverse_bias2, eps) = ((1.0 / bias2) as f32, eps as f32);
-        if is_elsewhere(&entry.weight) {
-            let root = ((&entry.second * f64::from(inverse_bias2))?.sqrt()? + f64::from(eps))?;
-            let step = (&entry.first / root)?;
-            return blend(&entry.weight, f64::from(keep), -f64::from(rate), &step);
+        blend(&self.first, beta1, 1.0 - beta1, gradient)?;
+        blend_square(&self.second, beta2, 1.0 - beta2, gradient)?;
+        let rate = (stride.direction.sign() * stride.rate / bias1) as f32;
+        let keep = (1.0 - stride.rate * self.weight_decay) as f32;
+        let (inverse_bias2, eps) = ((1.0 / bias2) as f32, self.eps as f32);
+        if is_elsewhere(weight) {
+            let root = ((&self.second * f64::from(inverse_bias2))?.sqrt()? + f64::from(eps))?;
+            let step = (&self.first / root)?;
+            return blend(weight, f64::from(keep), -f64::from(rate), &step);
         }
-        update(&entry.weight, &entry.first, &entry.second, |weight, first, second| {
+        update(weight, &self.first, &self.second, |weight, first, second| {
             keep * weight - rate * first / ((second * inverse_bias2).sqrt() + eps)
         })
-    }
-
-    pub(super) fn state(&self) -> impl Iterator<Item = (String, Tensor)> {
-        self.entries.iter().flat_map(|entry| {
-            [
-                (format!("adamw.first.{}", entry.name), entry.first.clone()),
-                (format!("adamw.second.{}", entry.name), entry.second.clone()),
-            ]
-        })
-    }
-
-    pub(super) fn set_steps(&mut self, steps: u64) {
-        self.steps = steps;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::optimiser::Direction;
     use candle_core::{Device, Var};
 
     #[test]
     fn two_steps_match_numbers_computed_by_hand() {
         let weight = Var::from_vec(vec![1.0f32, -2.0], (1, 2), &Device::Cpu).unwrap();
-        let config = AdamWConfig { lr: 0.1, beta2: 0.99, weight_decay: 0.5, ..AdamWConfig::default() };
-        let moved = Moved { name: "w".into(), group: Group::Other, weight: weight.as_tensor().clone() };
-        let mut adamw = AdamW::new(config, vec![moved]).unwrap();
+        let adamw = AdamW::new(&weight, [0.9, 0.99], 1e-8, 0.5).unwrap();
+        let stride = |rate, step| Stride { rate, direction: Direction::Descend, step };
         let gradient = |values: [f32; 2]| Tensor::new(&[values], &Device::Cpu).unwrap();
         // Step 1: m/bias = g and sqrt(v/bias) = |g|, so w = 0.95 w - 0.1 sign(g).
-        adamw.count_step();
-        adamw.step(0, &gradient([0.5, -1.0]), 1.0).unwrap();
+        adamw.step(&weight, &gradient([0.5, -1.0]), stride(0.1, 1)).unwrap();
         assert_close(&weight, [0.85, -1.8]);
         // Step 2, g = (0.5, 2): m = 0.9 * 0.1 g1 + 0.1 g2 = (0.095, 0.11), bias1 = 0.19; v = 0.99 *
-        // 0.01 g1^2 + 0.01 g2^2 = (0.004975, 0.0499), bias2 = 0.0199; rate halved by the factor.
-        adamw.count_step();
-        adamw.step(0, &gradient([0.5, 2.0]), 0.5).unwrap();
+        // 0.01 g1^2 + 0.01 g2^2 = (0.004975, 0.0499), bias2 = 0.0199; rate halved.
+        adamw.step(&weight, &gradient([0.5, 2.0]), stride(0.05, 2)).unwrap();
         let expected = |w: f64, m: f64, v: f64| 0.975 * w - 0.05 * (m / 0.19) / (v / 0.0199).sqrt();
         assert_close(&weight, [expected(0.85, 0.095, 0.004_975), expected(-1.8, 0.11, 0.0499)]);
     }

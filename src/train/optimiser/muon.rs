@@ -8,7 +8,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::Moved;
+use super::{Algorithm, Stride};
 use crate::model::ops::matmul;
 use crate::train::in_place::blend;
 
@@ -35,50 +35,43 @@ impl Default for MuonConfig {
     }
 }
 
-/// Muon over named matrices.
-#[derive(Debug)]
-pub struct Muon {
-    config: MuonConfig,
-    /// Type of the iterations.
-    iterate_in: DType,
-    entries: Vec<Entry>,
+impl MuonConfig {
+    /// The algorithm with these constants.
+    pub(super) fn algorithm(&self) -> Algorithm {
+        let &Self { momentum, weight_decay, .. } = self;
+        Algorithm::Muon { momentum, weight_decay }
+    }
 }
 
+/// Muon of one matrix.
 #[derive(Debug)]
-struct Entry {
-    name: String,
-    weight: Tensor,
-    momentum: Tensor,
+pub(super) struct Muon {
+    decay: f64,
+    weight_decay: f64,
+    /// Type of the iterations.
+    iterate_in: DType,
+    pub(super) momentum: Tensor,
 }
 
 impl Muon {
-    /// Zero momentum for matrices that share their storage with the model.
-    pub(super) fn new(config: MuonConfig, parameters: Vec<Moved>) -> Result<Self> {
-        let entry =
-            |Moved { name, weight, .. }: Moved| Ok(Entry { momentum: weight.zeros_like()?, name, weight });
+    /// Zero momentum, of which a step leaves `decay`.
+    pub(super) fn new(weight: &Tensor, decay: f64, weight_decay: f64) -> Result<Self> {
         // On a GPU as in the author's implementation: bf16 is precise enough for a direction, and
         // much faster.
-        let on_gpu = parameters.first().is_some_and(|moved| !moved.weight.device().is_cpu());
-        let iterate_in = if on_gpu { DType::BF16 } else { DType::F32 };
-        Ok(Self { config, iterate_in, entries: parameters.into_iter().map(entry).collect::<Result<_>>()? })
+        let iterate_in = if weight.device().is_cpu() { DType::F32 } else { DType::BF16 };
+        Ok(Self { decay, weight_decay, iterate_in, momentum: weight.zeros_like()? })
     }
 
-    /// Updates matrix `index`; matrices are independent of each other.
-    pub(super) fn step(&self, index: usize, gradient: &Tensor, factor: f64) -> Result<()> {
-        let MuonConfig { lr, momentum, weight_decay } = self.config;
-        let lr = lr * factor;
-        let entry = &self.entries[index];
-        blend(&entry.momentum, momentum, 1.0 - momentum, gradient)?;
-        let direction = entry.momentum.copy()?;
-        blend(&direction, momentum, 1.0 - momentum, gradient)?;
-        let step = orthogonalise(&direction, self.iterate_in)?;
-        let (rows, columns) = entry.weight.dims2()?;
+    /// Updates the matrix.
+    pub(super) fn step(&self, weight: &Tensor, gradient: &Tensor, stride: Stride) -> Result<()> {
+        let Stride { rate, direction, .. } = stride;
+        blend(&self.momentum, self.decay, 1.0 - self.decay, gradient)?;
+        let nesterov = self.momentum.copy()?;
+        blend(&nesterov, self.decay, 1.0 - self.decay, gradient)?;
+        let step = orthogonalise(&nesterov, self.iterate_in)?;
+        let (rows, columns) = weight.dims2()?;
         let scale = (rows as f64 / columns as f64).max(1.0).sqrt();
-        blend(&entry.weight, 1.0 - lr * weight_decay, -lr * scale, &step)
-    }
-
-    pub(super) fn state(&self) -> impl Iterator<Item = (String, Tensor)> {
-        self.entries.iter().map(|entry| (format!("muon.momentum.{}", entry.name), entry.momentum.clone()))
+        blend(weight, 1.0 - rate * self.weight_decay, -rate * direction.sign() * scale, &step)
     }
 }
 
@@ -107,7 +100,7 @@ fn orthogonalise(matrix: &Tensor, iterate_in: DType) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::optimiser::Group;
+    use crate::train::optimiser::Direction;
     use candle_core::{Device, Var};
 
     /// The quintic on one singular value, as plain numbers.
@@ -145,16 +138,16 @@ mod tests {
     #[test]
     fn a_step_is_scaled_by_the_shape_and_uses_nesterov_momentum() {
         let weight = Var::zeros((4, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let moved = Moved { name: "w".into(), group: Group::Matrix, weight: weight.as_tensor().clone() };
-        let muon = Muon::new(MuonConfig::default(), vec![moved]).unwrap();
+        let muon = Muon::new(&weight, 0.95, 0.0).unwrap();
+        let stride = Stride { rate: 0.01, direction: Direction::Descend, step: 1 };
         let gradient = |values: [f32; 4]| Tensor::from_slice(&values, (4, 1), &Device::Cpu).unwrap();
         // A column is its own singular vector: step = lr * sqrt(4) * quintic(1) * direction.
-        muon.step(0, &gradient([0.0, 2.0, 0.0, 0.0]), 0.5).unwrap();
+        muon.step(&weight, &gradient([0.0, 2.0, 0.0, 0.0]), stride).unwrap();
         let size = 0.01 * 2.0 * iterate(1.0);
         let found = |at: usize| f64::from(weight.flatten_all().unwrap().to_vec1::<f32>().unwrap()[at]);
         assert!((found(1) + size).abs() < 1e-5 && found(0).abs() < 1e-9, "{} {size}", found(1));
         // Then m = 0.95 * 0.1 e1 + 0.05 e0, direction 0.95 m + 0.05 e0 = 0.0975 e0 + 0.09025 e1.
-        muon.step(0, &gradient([1.0, 0.0, 0.0, 0.0]), 0.5).unwrap();
+        muon.step(&weight, &gradient([1.0, 0.0, 0.0, 0.0]), stride).unwrap();
         let share = 0.0975 / 0.0975f64.hypot(0.09025);
         assert!((found(0) + size * share).abs() < 1e-5, "{} {}", found(0), size * share);
     }

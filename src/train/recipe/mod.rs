@@ -17,7 +17,7 @@ pub use adapter::{AdapterRecipe, FelixRecipe, GateStart, LoraRecipe};
 pub use data::{DataRecipe, DomainRecipe, GeneratorName, LoadingRecipe, LongRows, Stage, StageRecipe};
 pub use distil::{DistilRecipe, HiddenRecipe};
 pub use model::{BaseRecipe, ModelRecipe};
-pub use train::{DeviceChoice, Precision, StopRecipe, TrainRecipe};
+pub use train::{StopRecipe, TrainRecipe};
 
 use super::TrainError;
 use super::schedule::Schedule;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::{DeviceChoice, Precision};
 use crate::train::optimiser::{AdamWConfig, Matrices, MuonConfig};
 
 /// `[train]`.
@@ -68,32 +69,6 @@ pub struct TrainRecipe {
     /// Settings of AdamW.
     #[serde(default)]
     pub adamw: AdamWConfig,
-}
-
-/// The device that a run computes on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceChoice {
-    /// The first NVIDIA GPU, if this program is built for one and finds it; else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The first NVIDIA GPU.
-    Cuda,
-}
-
-/// The type that a run computes in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// bf16 on a GPU, f32 on the CPU.
-    #[default]
-    Auto,
-    /// f32.
-    F32,
-    /// bf16; on the CPU slower than f32.
-    Bf16,
 }
 
 /// `[train.stop]`: early stopping.

@@ -1,9 +1,39 @@
-//! The device that a run computes on, and the type that it computes in.
+//! The device that is computed on, and the type.
 
 use candle_core::{DType, Device};
 
-use super::TrainError;
-use super::recipe::{DeviceChoice, Precision, TrainRecipe};
+use serde::{Deserialize, Serialize};
+
+/// Which device to compute on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// The first NVIDIA GPU, if this program is built for one and finds it; else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
+}
+
+/// Which type to compute in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16 on a GPU, f32 on the CPU.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// bf16; on the CPU slower than f32.
+    Bf16,
+}
+
+/// There is no GPU to compute on, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoGpu(String);
 
 /// A device and the type of activations on it.
 #[derive(Debug, Clone)]
@@ -17,25 +47,17 @@ pub struct ComputeDevice {
 }
 
 impl ComputeDevice {
-    /// The device that a recipe asks for.
-    ///
-    /// # Errors
-    /// `cuda` in a program that is not built for it, or on a machine without a GPU.
-    pub fn of(recipe: &TrainRecipe) -> Result<Self, TrainError> {
-        Self::new(recipe.device, recipe.precision)
-    }
-
     /// The device and type of a choice.
     ///
     /// # Errors
-    /// As [`ComputeDevice::of`].
-    pub fn new(device: DeviceChoice, precision: Precision) -> Result<Self, TrainError> {
+    /// `cuda` in a program that is not built for it, or on a machine without a GPU.
+    pub fn new(device: DeviceChoice, precision: Precision) -> Result<Self, NoGpu> {
         let (device, missed) = match device {
             DeviceChoice::Cpu => (Device::Cpu, None),
-            DeviceChoice::Cuda => (gpu().map_err(TrainError::Device)?, None),
+            DeviceChoice::Cuda => (gpu()?, None),
             DeviceChoice::Auto => match gpu() {
                 Ok(device) => (device, None),
-                Err(why) => (Device::Cpu, Some(why)),
+                Err(NoGpu(why)) => (Device::Cpu, Some(why)),
             },
         };
         let dtype = match (precision, device.is_cpu()) {
@@ -72,14 +94,14 @@ impl std::fmt::Display for ComputeDevice {
 }
 
 /// The first GPU.
-fn gpu() -> Result<Device, String> {
+fn gpu() -> Result<Device, NoGpu> {
     if !candle_core::utils::cuda_is_available() {
-        return Err("this program is built for the CPU alone".into());
+        return Err(NoGpu("this program is built for the CPU alone".into()));
     }
     Device::new_cuda(0).map_err(|error| {
         // The lines after the first are a backtrace.
         let error = error.to_string();
-        format!("no GPU answers: {}", error.lines().next().unwrap_or_default())
+        NoGpu(format!("no GPU answers: {}", error.lines().next().unwrap_or_default()))
     })
 }
 
@@ -100,7 +122,6 @@ mod tests {
     fn a_gpu_that_this_program_is_not_built_for_is_an_error_or_passed_over() {
         let error = ComputeDevice::new(DeviceChoice::Cuda, Precision::Auto).unwrap_err();
         assert!(error.to_string().contains("built for the CPU alone"), "{error}");
-        assert!(error.hint().is_some_and(|hint| hint.contains("make cuda")));
         let compute = ComputeDevice::new(DeviceChoice::Auto, Precision::Auto).unwrap();
         assert!(compute.device.is_cpu() && compute.to_string().contains("built for the CPU alone"));
     }
