@@ -22,7 +22,7 @@ use crate::train::folder;
 
 /// A recipe of the tests of `bespoke train`, with absolute paths.
 fn recipe(folder: &Path, set: &[&str]) -> Recipe {
-    let rows = folder.join("rows.jsonl");
+    let rows = folder.join("rows.jsonl").display().to_string();
     let data = ["train", "eval"].map(|key| format!("data.domains.rows.{key}=[{rows:?}]"));
     let set: Vec<String> = set.iter().map(|&set| set.to_owned()).chain(data).collect();
     Recipe::load(&folder.join("recipe.toml"), &set).unwrap()

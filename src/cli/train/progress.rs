@@ -27,7 +27,7 @@ impl Observer for Progress {
             Event::Step { numbers, speed } => self.step(numbers, speed),
             Event::Evaluated(evaluated) => self.evaluated(evaluated),
             Event::StoppedEarly { evaluations, .. } => {
-                self.say(&format!("stopped: held-out loss has not fallen for {evaluations} evaluations"))
+                self.say(&format!("stopped: held-out loss has not fallen for {evaluations} evaluations"));
             }
             Event::BestTaken { step, loss } => {
                 self.say(&format!("the result is that of step {step}, held-out loss {loss:.4}"));
