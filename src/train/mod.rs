@@ -1,5 +1,5 @@
 //! Training: recipe -> data -> gradients -> optimiser -> checkpoints, in a run that tells an
-//! observer what happens (`run/`).
+//! observer what happens (`run/`, `observer.rs`).
 
 pub mod adapter;
 pub mod base;
@@ -18,6 +18,7 @@ pub mod loss_curve;
 pub mod method;
 pub mod metrics;
 pub mod objective;
+pub mod observer;
 pub mod optimiser;
 mod prefetch;
 mod prepare;

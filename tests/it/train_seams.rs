@@ -12,11 +12,12 @@ use bespoke::train::batch::PackedRow;
 use bespoke::train::gradient::accumulate;
 use bespoke::train::method::{Effect, Method, Variable};
 use bespoke::train::objective::{Objective, PartLoss, StepContext, Terms};
+use bespoke::train::observer::{End, Event, Now, Observer};
 use bespoke::train::optimiser::{
     AdamWConfig, Algorithm, Class, Direction, Group, Matrices, MuonConfig, Optimiser, Takes,
 };
 use bespoke::train::recipe::Recipe;
-use bespoke::train::run::{End, Event, Now, Observer, Outside, train};
+use bespoke::train::run::{Outside, train};
 use candle_core::{DType, Device, Tensor, Var};
 use rand::Rng;
 

@@ -16,8 +16,9 @@ use super::client::{Client, ClientError};
 use crate::adapter::{Limits, Post, origin_texts, to_served, unexported_origin_texts};
 use crate::model::{gguf_file, hugging_face};
 use crate::train::distil::Ask;
+use crate::train::observer::End;
 use crate::train::recipe::{AdapterRecipe, Recipe};
-use crate::train::run::{End, Origin, Outside};
+use crate::train::run::{Origin, Outside};
 use crate::train::{TrainError, adapter, run};
 pub(super) use progress::Progress;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 
 use crate::train::log::{DomainNumbers, LOG, Speed, Step};
-use crate::train::run::{Evaluated, Event, Observer, Started};
+use crate::train::observer::{Evaluated, Event, Observer, Started};
 
 /// Prints what happens to standard error.
 #[derive(Default)]

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::Outside;
-use super::observer::Event;
 use super::steps::Run;
 use crate::model::{Model, hugging_face};
 use crate::train::checkpoint::{self, Checkpoint};
+use crate::train::observer::Event;
 use crate::train::prepare::result;
 use crate::train::{TrainError, adapter, log, loss_curve};
 use crate::{atomic_file, failpoints};

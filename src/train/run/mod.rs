@@ -1,7 +1,6 @@
 //! A training run, from recipe to finished model or adapter.
 
 mod finish;
-mod observer;
 mod state;
 mod steps;
 
@@ -9,8 +8,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-
-pub use observer::{End, Evaluated, Event, Note, Now, Observer, Started};
 
 use super::TrainError;
 use super::batch::{Batch, eval_rows};
@@ -20,6 +17,7 @@ use super::log::Log;
 use super::method::Method;
 use super::metrics::Metrics;
 use super::objective::Objective;
+use super::observer::{End, Event, Observer};
 use super::optimiser::{Group, Optimiser};
 use super::prepare::{Prepared, copy, lock};
 use super::recipe::Recipe;

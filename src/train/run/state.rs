@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::observer::Note;
 use crate::digest::Digest;
 use crate::train::TrainError;
 use crate::train::checkpoint::{self, Exact, State};
 use crate::train::data::{Domain, Position, next_weights};
 use crate::train::evaluate::Evaluation;
+use crate::train::observer::Note;
 use crate::train::prepare::Prepared;
 use crate::train::recipe::Recipe;
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::observer::{Evaluated, Event, Note, Now, Observer, Started};
 use crate::failpoints;
 use crate::model::Parameters;
 use crate::train::batch::Batch;
@@ -15,6 +14,7 @@ use crate::train::in_place::blend;
 use crate::train::log::{DomainNumbers, Log, Speed, Step};
 use crate::train::metrics::Metrics;
 use crate::train::objective::{Objective, StepContext};
+use crate::train::observer::{Evaluated, Event, Note, Now, Observer, Started};
 use crate::train::optimiser::Optimiser;
 use crate::train::prefetch::Prefetch;
 use crate::train::prepare::{Prepared, Trainee};
