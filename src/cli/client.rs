@@ -81,8 +81,8 @@ pub enum ClientError {
         /// The daemon's message.
         message: String,
     },
-    /// The answer broke off.
-    #[error("the answer of {endpoint} broke off: {reason}")]
+    /// The answer ended early.
+    #[error("the answer of {endpoint} ended early: {reason}")]
     BrokenOff {
         /// The address.
         endpoint: String,

@@ -30,7 +30,7 @@ pub struct KernelState {
     /// Its form: `avx512vnni`, `avx512`, `avx2` or `portable`; `llama.cpp` if our kernel is not
     /// used.
     pub form: String,
-    /// Why it was switched off, if the self-test found a fault.
+    /// Why it was disabled, if the self-test found a fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
 }
@@ -60,7 +60,7 @@ pub enum Outcome {
     Passed,
     /// All kernels passed when this program last tested this post on this processor.
     Remembered,
-    /// A kernel of ours is faulty and was switched off.
+    /// A kernel of ours is faulty and was disabled.
     Faulty,
     /// The test could not be finished, so nothing is known.
     Unfinished,

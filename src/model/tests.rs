@@ -174,7 +174,7 @@ fn a_mask_is_learnt_through_a_tap_also_where_blocks_are_computed_again() {
     // A gradient is never lost in silence.
     let other = Var::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap();
     for (named, expected) in [
-        (vec![], "a variable of shape [16] that Taps::again doesn't name"),
+        (vec![], "a variable of shape [16] that Taps::recompute doesn't name"),
         (
             vec![&logits, other.as_tensor()],
             "a tensor of shape [3] from which nothing in the block is computed",

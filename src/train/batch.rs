@@ -180,7 +180,7 @@ pub fn batch(
         while waiting.len() < MISSES && (room(&row) >= CRUMBS || row.ids.is_empty()) {
             let piece = mixture.draw(&mut position, seq_len);
             let Some(sample) = read(piece)? else { continue };
-            position.count(piece.domain, sample.inputs(), weights);
+            position.count(piece.domain, weights);
             if sample.inputs() <= room(&row) {
                 row.push(&sample);
             } else {

@@ -248,3 +248,33 @@ fn picture(rooms: &Arrows) -> String {
     }
     out + "</svg>\n"
 }
+
+/// All files and folders of `src/`, folders with a slash at the end.
+fn paths(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.to_str().unwrap().to_owned();
+        if path.is_dir() {
+            found.extend(paths(&path));
+            found.push(name + "/");
+        } else {
+            found.push(name);
+        }
+    }
+    found
+}
+
+#[test]
+fn every_path_that_the_document_names_exists() {
+    let text = std::fs::read_to_string(TABLE).unwrap();
+    let path = regex::Regex::new(r"`([a-z_]+(?:/[a-z_0-9]+)*(?:/|\.rs))`").unwrap();
+    let named: Vec<&str> = path.captures_iter(&text).map(|found| found.get(1).unwrap().as_str()).collect();
+    assert!(named.len() > 40, "{named:?}");
+    let all = paths(Path::new("src"));
+    // After a folder was named, its files are named without it.
+    let exists =
+        |name: &str| Path::new(name).exists() || all.iter().any(|path| path.ends_with(&format!("/{name}")));
+    let missing: Vec<&str> = named.into_iter().filter(|name| !exists(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

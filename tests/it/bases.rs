@@ -99,7 +99,10 @@ fn an_adapter_in_the_folder_is_refused_by_both_names() {
     let folder = copy("llama_tied");
     write(&folder.path().join("adapter_config.json"), &json!({"peft_type": "LORA"}));
     let message = hugging_face::load(folder.path()).unwrap_err().to_string();
-    assert!(message.contains("adapter_config.json") && message.contains("config.json stand"), "{message}");
+    assert!(
+        message.contains("adapter_config.json") && message.contains("config.json both exist"),
+        "{message}"
+    );
     // Saving fails as well.
     let model = hugging_face::load(copy("llama_tied").path()).unwrap();
     let before = std::fs::read(folder.path().join("model.safetensors")).unwrap();

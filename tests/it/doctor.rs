@@ -81,7 +81,7 @@ fn people_get_a_line_for_each_item() {
         .map(|line| {
             let (head, found) = line.split_at(24);
             let known = found.starts_with("127.0.0.1")
-                || found.starts_with("nothing")
+                || found.starts_with("there is no record")
                 || found.starts_with("jemalloc");
             let machine = ["processor", "program", "memory", "open files", "inotify"];
             let state = if machine.iter().any(|name| head.contains(name)) { "[state] " } else { &head[..8] };

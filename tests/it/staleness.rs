@@ -82,8 +82,12 @@ fn answer(mut events: UnboundedReceiver<AnswerEvent>) -> Result<(Vec<(u32, f32)>
     }
 }
 
+/// llama.cpp multiplies LoRAs, and sums in another order for a batch of another size: up to 0.02 was
+/// seen. Which requests share a batch, and where drafts are tried, depends on time.
+const ROUNDING: f32 = 0.05;
+
 fn same(a: &[(u32, f32)], b: &[(u32, f32)]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.0 == b.0 && (a.1 - b.1).abs() < 0.01)
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.0 == b.0 && (a.1 - b.1).abs() < ROUNDING)
 }
 
 #[test]
@@ -153,7 +157,7 @@ fn no_answer_depends_on_what_another_spoke_has_computed() {
     let running: Vec<_> = (0..24).map(|i| (i % 8, ask(&engine, &sets[i % 8]))).collect();
     for (set, events) in running {
         let (tokens, _) = answer(events).unwrap();
-        assert!(same(&tokens, &fresh[set]), "set {set} beside others: {tokens:?}");
+        assert!(same(&tokens, &fresh[set]), "set {set} with others: {tokens:?}");
     }
 
     // Freed and loaded again: its cached keys and values are still valid, and only for it.

@@ -147,7 +147,7 @@ impl Daemon {
             Outcome::Faulty => Item::warning(
                 NAME,
                 format!("{found}; {}", faults.join("; ")),
-                "faulty kernels are switched off, and answers are slower; please report it with `bespoke doctor --json`",
+                "faulty kernels are disabled, and answers are slower; please report it with `bespoke doctor --json`",
             ),
             Outcome::Unfinished => Item::warning(
                 NAME,

@@ -9,7 +9,7 @@ use serde_json::Value;
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The connection broke.
-    #[error("the stream broke off: {0}")]
+    #[error("the stream ended early: {0}")]
     Io(#[from] std::io::Error),
     /// A line that is not an event.
     #[error("the stream has the line {0:?}, expected server-sent events of JSON")]

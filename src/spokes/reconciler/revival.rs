@@ -66,7 +66,7 @@ impl Reconciler {
             };
         };
         if alias.is_disabled() {
-            return conflict(format!("{name:?} is switched off: enable it before it can be rolled back"));
+            return conflict(format!("{name:?} is disabled: enable it before it can be rolled back"));
         }
         let Some(target) = alias.before().pop() else {
             return conflict(format!("no generation of {name:?} is kept that served before"));

@@ -47,7 +47,7 @@ impl Reconciler {
             return self.revive(name, last, replaced(), Over::Any).map_err(SpokeError::Refused);
         }
         Err(match self.instances.named(name).next() {
-            Some(_) => SpokeError::Conflict(format!("{name:?} is not switched off")),
+            Some(_) => SpokeError::Conflict(format!("{name:?} is not disabled")),
             None => SpokeError::NoSuch(name.to_owned()),
         })
     }

@@ -26,7 +26,7 @@ pub(super) struct Progress {
     pub(super) epoch: u64,
     /// Pieces that this pass has drawn.
     pub(super) drawn: u64,
-    /// Tokens that the domain is behind its share. Over all domains these add up to 0.
+    /// Rows that the domain is behind its share. Over all domains these add up to 0.
     behind: Exact,
 }
 
@@ -60,12 +60,12 @@ impl Position {
         (next, &mut self.domains[next])
     }
 
-    /// Counts tokens that were drawn from a domain. Each domain is owed its share of them.
-    pub(in crate::train) fn count(&mut self, domain: usize, tokens: usize, weights: &[f64]) {
-        let (tokens, total) = (tokens as f64, weights.iter().sum::<f64>());
+    /// Counts a row that was drawn from a domain. Each domain is owed its share of them.
+    pub(in crate::train) fn count(&mut self, domain: usize, weights: &[f64]) {
+        let total: f64 = weights.iter().sum();
         for (progress, weight) in self.domains.iter_mut().zip(weights) {
-            progress.behind.0 += tokens * weight / total;
+            progress.behind.0 += weight / total;
         }
-        self.domains[domain].behind.0 -= tokens;
+        self.domains[domain].behind.0 -= 1.0;
     }
 }

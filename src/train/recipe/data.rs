@@ -39,7 +39,7 @@ pub struct DataRecipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DomainRecipe {
-    /// Share of the tokens that are read, relative to the other domains.
+    /// Share of the rows, relative to the other domains.
     #[serde(default = "one")]
     pub weight: f64,
     /// Endless generated rows of a task.
