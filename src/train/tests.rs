@@ -432,49 +432,6 @@ fn a_domain_whose_held_out_rows_are_all_too_long_is_refused_at_the_start() {
 }
 
 #[test]
-fn a_run_that_broke_down_goes_on_with_lower_rates() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("run");
-    run(&small_run(folder.path(), &["train.steps=2"]), &out, false).unwrap();
-    let lower = [
-        "train.steps=4",
-        "train.muon.lr=0.001",
-        "train.adamw.lr=0.0001",
-        "train.clip=0.5",
-        "train.warmup=0.5",
-        "train.floor=0.0",
-    ];
-    let recipe = small_run(folder.path(), &lower);
-    let changed = checkpoint::changed(&out.join("checkpoints/2"), &recipe).unwrap();
-    assert_eq!(changed.len(), 5);
-    assert_eq!(changed[4], ("train.clip", Some(1.0), Some(0.5)));
-    // Rates of groups are listed only if a recipe sets them.
-    let own = small_run(folder.path(), &[&lower[..], &["train.adamw.vector_lr=0.0001"]].concat());
-    let changed = checkpoint::changed(&out.join("checkpoints/2"), &own).unwrap();
-    assert_eq!((changed.len(), changed[2]), (6, ("train.adamw.vector_lr", None, Some(0.0001))));
-    run(&recipe, &out, true).unwrap();
-    assert_eq!(log::read(&out).unwrap().len(), 4);
-}
-
-#[test]
-fn a_checkpoint_of_other_rows_is_refused_with_both_hashes() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("run");
-    let held_out = folder.path().join("held-out.jsonl");
-    crate::atomic_file::write(&held_out, b"{\"text\":\"one two\"}\n").unwrap();
-    let eval = format!("data.domains.rows.eval=[{held_out:?}]");
-    let recipe = |steps: &str| small_run(folder.path(), &[steps, &eval]);
-    run(&recipe("train.steps=2"), &out, false).unwrap();
-    crate::atomic_file::write(&held_out, b"{\"text\":\"one three\"}\n").unwrap();
-    let error = run(&recipe("train.steps=4"), &out, true).unwrap_err();
-    let said = "checkpoints/2: made with another data.domains.rows.eval: SHA-256 ";
-    assert!(error.to_string().contains(said), "{error}");
-    assert!(error.hint().unwrap().contains("--out"));
-    crate::atomic_file::write(&held_out, b"{\"text\":\"one two\"}\n").unwrap();
-    run(&recipe("train.steps=4"), &out, true).unwrap();
-}
-
-#[test]
 fn parts_of_a_batch_accumulate_to_the_gradient_of_the_whole_bit_for_bit() {
     let (decoder, parameters) = model(Family::Qwen3, true, 320);
     let rows = packed(4);

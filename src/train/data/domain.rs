@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn each_pass_over_a_file_reads_every_row_once_in_an_order_of_its_own() {
         let chat = chat();
-        let rows: String = (0..60).map(|i| format!("{{\"text\":\"w{i}\"}}\n")).collect();
+        let rows: String = (0..60).map(|i| format!("{{\"text\":\"w{i}\"}}\n")).collect::<Vec<_>>().concat();
         let passes = |seed: u64| {
             let (domain, _folder) = file(&rows, &chat);
             let mixture = Mixture::new(vec![domain], seed);
@@ -337,7 +337,8 @@ mod tests {
     fn texts_longer_than_a_packed_row_are_cut_and_every_token_is_learnt_once() {
         let chat = chat();
         let texts = ["Q".repeat(250), "short".into(), "R".repeat(96), "S".repeat(97)];
-        let rows: String = texts.iter().map(|text| format!("{{\"text\":\"{text}\"}}\n")).collect();
+        let rows: String =
+            texts.iter().map(|text| format!("{{\"text\":\"{text}\"}}\n")).collect::<Vec<_>>().concat();
         let (domain, _folder) = file(&rows, &chat);
         let whole: Vec<Sample> = (0..4).map(|row| domain.sample(row, None).unwrap()).collect();
         assert_eq!(domain.too_long(96).count(), 0);

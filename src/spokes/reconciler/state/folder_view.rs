@@ -234,9 +234,9 @@ mod tests {
         })
     }
 
-    fn listing(folder: (u64, u64), entries: &[&str]) -> io::Result<Listing> {
+    fn listing(folder: (u64, u64), entries: &[&str]) -> Listing {
         let entries = entries.iter().map(|name| ((*name).to_owned(), Fingerprint::default())).collect();
-        Ok(Listing { folder, entries, ..Listing::default() })
+        Listing { folder, entries, ..Listing::default() }
     }
 
     fn changes(view: &mut FolderView) -> Vec<Change> {
@@ -246,21 +246,21 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_read_or_is_unmounted_says_nothing_about_its_entries() {
         let (mut view, now) = (view(), Instant::now());
-        view.take_in(now, listing(HERE, &["a"]));
+        view.take_in(now, Ok(listing(HERE, &["a"])));
         assert!(view.is_readable && view.was_listed());
         assert_eq!(changes(&mut view), [Change::Moved("a".to_owned())]);
         let later = now + 10 * SECOND;
         view.take_in(later, Err(io::ErrorKind::PermissionDenied.into()));
         assert!(!view.is_readable);
         // The empty mount point is on another device.
-        view.take_in(later, listing((2, 10), &[]));
+        view.take_in(later, Ok(listing((2, 10), &[])));
         assert!(!view.is_readable);
         assert_eq!(changes(&mut view), []);
         // A folder on another device with files in it is the new folder.
-        view.take_in(later, listing((2, 10), &["a"]));
+        view.take_in(later, Ok(listing((2, 10), &["a"])));
         assert!(view.is_readable);
-        view.take_in(later, listing((2, 11), &[]));
-        view.take_in(later + SECOND, listing((2, 11), &[]));
+        view.take_in(later, Ok(listing((2, 11), &[])));
+        view.take_in(later + SECOND, Ok(listing((2, 11), &[])));
         assert_eq!(changes(&mut view).last(), Some(&Change::Gone("a".to_owned())));
     }
 
@@ -268,9 +268,9 @@ mod tests {
     fn the_next_look_is_at_what_is_due_first() {
         let (mut view, now) = (view(), Instant::now());
         assert_eq!(view.next_look(now), now, "it was never listed");
-        view.take_in(now, listing(HERE, &[]));
+        view.take_in(now, Ok(listing(HERE, &[])));
         assert_eq!(view.next_look(now), now + 2 * SECOND);
-        view.take_in(now, listing(HERE, &["a"]));
+        view.take_in(now, Ok(listing(HERE, &["a"])));
         assert_eq!(view.next_look(now), now, "there is a change");
         changes(&mut view);
         assert_eq!(view.next_look(now), now + SECOND / 2, "it may have settled by then");

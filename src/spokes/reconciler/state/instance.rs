@@ -95,7 +95,7 @@ impl Instance {
     /// Sets what it may displace, and the reason given to that.
     #[must_use]
     pub fn displacing(self, over: Over, displaces: Reason) -> Self {
-        Self { over, displaces, ..self }
+        Self { displaces, over, ..self }
     }
 
     /// Sets when its file was seen to change.

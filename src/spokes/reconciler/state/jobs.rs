@@ -231,6 +231,7 @@ mod tests {
     }
 
     async fn panics() -> Outcome {
+        std::future::ready(()).await;
         panic!("out of order")
     }
 
