@@ -74,7 +74,8 @@ fn vectors_of_a_frozen_base_keep_their_digits_in_bf16() {
     assert!(vectors > 4, "{vectors}");
 }
 
-/// A method that multiplies what each block gives by a variable.
+/// A method that multiplies the output of each attention by a variable. The output of a
+/// whole block would tell nothing: the norm after the last one takes factors out.
 struct Scaled;
 
 impl Method for Scaled {
@@ -112,7 +113,7 @@ impl Taps for ScaleTaps {
 
     fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> candle_core::Result<Tensor> {
         let tensor = self.before.tap(point, at, tensor)?;
-        if point == Point::BlockOutput { tensor.broadcast_mul(&self.scale) } else { Ok(tensor) }
+        if point == Point::AttentionOutput { tensor.broadcast_mul(&self.scale) } else { Ok(tensor) }
     }
 }
 
