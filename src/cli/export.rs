@@ -11,12 +11,12 @@ use crate::engine::ffi::{QuantType, quantise};
 use crate::engine::reference::Reference;
 use crate::model::features::Activation;
 use crate::model::gguf_file::{self, Precision};
-use crate::model::tokenizer::Tokenizer;
 use crate::model::{
     BatchLayout, BlockSpec, Decoder, DecoderConfig, Model, ModelSource, NoTaps, TextSide, hugging_face,
     logits_by_block,
 };
 use crate::text::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]

@@ -6,9 +6,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::schema::kind;
-use crate::model::tokenizer::Message;
 use crate::task::Event;
 use crate::task::prompt::{Wording, messages};
+use crate::text::tokenizer::Message;
 
 /// Why a file of rows can't be used.
 #[derive(Debug, thiserror::Error)]

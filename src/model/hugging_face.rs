@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 use super::file_error::FileError;
 use super::hugging_face_config::{self, TokenIds};
 use super::safetensors_file::{self, SafetensorsFile};
-use super::tokenizer::{BOS, CHAT_TEMPLATE, END, PAD, Tokenizer, TokenizerError};
 use super::{
     DecoderConfig, Family, ModelSource, ParameterSpec, Parameters, Role, hugging_face_text, superseded,
 };
+use crate::text::tokenizer::{BOS, CHAT_TEMPLATE, END, PAD, Tokenizer, TokenizerError};
 
 /// All weights in one file.
 pub(super) const WEIGHTS: &str = "model.safetensors";

@@ -2,7 +2,6 @@
 
 mod block;
 mod by_block;
-mod control_texts;
 pub mod decoder;
 pub mod features;
 pub mod felix;
@@ -24,7 +23,6 @@ pub mod synthetic_model;
 pub mod taps;
 #[cfg(test)]
 mod tests;
-pub mod tokenizer;
 
 pub use by_block::logits_by_block;
 pub use decoder::Decoder;

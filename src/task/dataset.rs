@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::Event;
 use super::generator::{Example, Split};
-use crate::model::tokenizer::Message;
+use crate::text::tokenizer::Message;
 
 /// A line of a dataset file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::event::Event;
 use super::schema::{SCHEMA_NAME, encoding_schema};
-use crate::model::tokenizer::Message;
+use crate::text::tokenizer::Message;
 
 /// The wording of a prompt: everything but the event.
 #[derive(Debug, Clone, PartialEq, Eq)]

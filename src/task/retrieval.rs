@@ -6,7 +6,7 @@ use rand::Rng;
 
 use super::generator::{Generator, Limits, Split, stream};
 use super::salient;
-use crate::model::tokenizer::Message;
+use crate::text::tokenizer::Message;
 
 /// Maximum number of memories to choose from.
 const MOST: u64 = 5;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::generator::{Generator, Limits, Split, stream};
-use crate::model::tokenizer::Message;
+use crate::text::tokenizer::Message;
 
 /// Name of the schema in `response_format.json_schema.name`.
 pub const SCHEMA_NAME: &str = "episode_synthesis";

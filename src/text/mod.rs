@@ -1,10 +1,12 @@
-//! Conversations as text: prompts, and the chat templates that render them, for serving and
-//! training.
+//! Conversations as text: prompts, the chat templates that render them, and tokenizers, for serving
+//! and training.
 
+pub mod control_texts;
 pub mod conversation;
 pub mod fields;
 mod prompt;
 pub mod template;
+pub mod tokenizer;
 
 pub use conversation::Dialogue;
 pub use prompt::{Prompt, Segment};

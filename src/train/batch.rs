@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 use super::TrainError;
 use super::data::{Domain, Mixture, Piece, Position, Sample};
 use super::recipe::{LongRows, Stage};
-use crate::model::tokenizer::PAD;
 use crate::model::{BatchLayout, Document};
+use crate::text::tokenizer::PAD;
 
 /// Packed rows that one step may have.
 pub(super) const ROWS: u64 = 1 << 12;

@@ -280,7 +280,7 @@ mod tests {
     use super::*;
     use crate::device::Workers;
     use crate::model::Family;
-    use crate::model::tokenizer::PAD;
+    use crate::text::tokenizer::PAD;
     use crate::train::batch::PackedRow;
     use crate::train::gradient::accumulate;
     use crate::train::tests::{model, packed};

@@ -182,7 +182,7 @@ pub enum TrainError {
     Device(#[from] crate::device::NoGpu),
     /// The tokenizer failed.
     #[error(transparent)]
-    Tokenizer(#[from] crate::model::tokenizer::TokenizerError),
+    Tokenizer(#[from] crate::text::tokenizer::TokenizerError),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -18,8 +18,8 @@ use crate::atomic_file;
 use crate::device::{ComputeDevice, Workers};
 use crate::digest::Digest;
 use crate::model::parameters::Parameter;
-use crate::model::tokenizer::Tokenizer;
 use crate::model::{Decoder, DecoderConfig, Model, Parameters, TextSide, init};
+use crate::text::tokenizer::Tokenizer;
 
 /// A run that is ready for its first step.
 pub(super) struct Prepared {

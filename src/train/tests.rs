@@ -21,8 +21,8 @@ use super::{TrainError, clip, log, vocabulary};
 use crate::device::Workers;
 use crate::model::features::DeltaNetShape;
 use crate::model::spec::Mixer;
-use crate::model::tokenizer::{END, Message, Tokenizer};
 use crate::model::{Decoder, Family, NoTaps, Parameters, Uniform, init};
+use crate::text::tokenizer::{END, Message, Tokenizer};
 
 /// Conversations that ask to copy short words.
 pub(super) struct Copies;

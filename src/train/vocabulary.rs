@@ -11,7 +11,7 @@ use tokenizers::{
     SplitDelimiterBehavior, TokenizerBuilder,
 };
 
-use crate::model::tokenizer::{MARKERS, Message, Tokenizer, TokenizerError, answer_pieces};
+use crate::text::tokenizer::{MARKERS, Message, Tokenizer, TokenizerError, answer_pieces};
 
 /// The pre-tokenizer that llama.cpp knows as `qwen2`: words with one leading punctuation mark,
 /// single digits, punctuation runs, line ends, spaces. Single digits let a small model copy numbers
@@ -148,7 +148,7 @@ mod tests {
             assert_eq!(tokenizer.inner().token_to_id(marker), Some(id as u32));
         }
         let ids = tokenizer.encode("a <|end|> b").unwrap();
-        assert!(!ids.contains(&crate::model::tokenizer::END));
+        assert!(!ids.contains(&crate::text::tokenizer::END));
         assert_eq!(tokenizer.decode(&ids).unwrap(), "a <|end|> b");
     }
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use bespoke::model::safetensors_file::{NewTensor, f32_values, write_tensors};
-use bespoke::model::tokenizer::Tokenizer;
 use bespoke::model::{Model, gguf_file, hugging_face};
+use bespoke::text::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 fn copy(name: &str) -> tempfile::TempDir {

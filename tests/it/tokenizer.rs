@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use bespoke::engine::reference::Reference;
 use bespoke::gguf::Gguf;
-use bespoke::model::tokenizer::{Message, Tokenizer};
 use bespoke::model::{Family, Model, TextSide, Uniform, gguf_file, init};
+use bespoke::text::tokenizer::{Message, Tokenizer};
 use bespoke::train::vocabulary::{self, SKELETON};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -142,7 +142,7 @@ fn markers_are_tokens_only_where_markup_is_meant() {
     theirs.extend(reference.tokenize("say <|end|> twice", false));
     theirs.extend(reference.tokenize("<|end|><|assistant|>", true));
     assert_eq!(ids, theirs);
-    assert_eq!(ids.iter().filter(|&&id| id == bespoke::model::tokenizer::END).count(), 1);
+    assert_eq!(ids.iter().filter(|&&id| id == bespoke::text::tokenizer::END).count(), 1);
 }
 
 #[test]

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use crate::cli::client::{Client, Daemon};
 use crate::cli::table::plain;
 use crate::eval::tasks;
-use crate::model::tokenizer::Message;
 use crate::task::generator::{Limits, Split};
 use crate::task::retrieval::Retrieval;
 use crate::task::synthesis::{self, Synthesis};
+use crate::text::tokenizer::Message;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]

@@ -6,10 +6,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, filler};
-use crate::model::control_texts;
 use crate::model::file_error::FileError;
 use crate::model::hugging_face_config::TokenIds;
-use crate::model::tokenizer::looks_special;
+use crate::text::control_texts;
+use crate::text::tokenizer::looks_special;
 
 /// A `tokenizer.json`, and its path for errors.
 #[derive(Clone, Copy)]

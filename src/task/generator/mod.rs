@@ -16,7 +16,7 @@ use super::gold;
 use super::prompt::{self, Wording};
 use super::schema::Encoding;
 use super::wording::Length;
-use crate::model::tokenizer::Message;
+use crate::text::tokenizer::Message;
 use draw::Draw;
 pub(super) use draw::stream;
 use kinds::{KINDS, Kind, SHORT};

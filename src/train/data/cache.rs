@@ -139,7 +139,7 @@ fn write(source: &dyn Source, rows: u64, chat: &Chat, path: &Path) -> Result<(),
     let (mut offsets, mut answers) = (vec![0u64], Vec::new());
     let mut ids = BufWriter::new(Staged::new(path).map_err(io())?);
     for index in 0..rows {
-        let wrong = |e: crate::model::tokenizer::TokenizerError| TrainError::Row {
+        let wrong = |e: crate::text::tokenizer::TokenizerError| TrainError::Row {
             place: source.place(index),
             message: e.to_string(),
         };

@@ -8,7 +8,7 @@ use serde_json::Map;
 use super::dialogue;
 use super::row::{Row, in_text};
 use crate::model::TextSide;
-use crate::model::tokenizer::{END, Message, Tokenizer, TokenizerError};
+use crate::text::tokenizer::{END, Message, Tokenizer, TokenizerError};
 use crate::text::{ChatTemplate, Dialogue, Prompt, Turn};
 
 /// One row as tokens. The model reads `ids[..n - 1]` and learns `ids[answer..]`.

@@ -1,6 +1,6 @@
 //! Conversations with tools, calls and thinking, split into what is read and what is learnt.
 
-use crate::model::tokenizer::TokenizerError;
+use crate::text::tokenizer::TokenizerError;
 use crate::text::{ChatTemplate, Dialogue, Prompt, Segment, TemplateError};
 
 /// The prompt before the last message of a conversation, and that message as the template writes

@@ -10,8 +10,8 @@ use super::order::{mix, shuffled};
 use super::position::{Piece, Position};
 use super::source::{Source, generated};
 use crate::digest::Digest;
-use crate::model::tokenizer::Message;
 use crate::task::generator::Split;
+use crate::text::tokenizer::Message;
 use crate::train::TrainError;
 use crate::train::recipe::{DataRecipe, DomainRecipe};
 

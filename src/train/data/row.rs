@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::model::tokenizer::Message;
+use crate::text::tokenizer::Message;
 use crate::text::{ChatTemplate, Dialogue};
 
 /// The content of a row, and which part of it is learnt.

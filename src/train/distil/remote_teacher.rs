@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::logit_cache::{TopTokens, no_tokens};
-use crate::model::tokenizer::Tokenizer;
+use crate::text::tokenizer::Tokenizer;
 use crate::train::TrainError;
 use crate::train::batch::PackedRow;
 

@@ -237,7 +237,7 @@ fn a_teacher_with_other_tokens_is_refused() {
     open_local(folder.path(), &own, &compute).unwrap();
     let other = crate::train::vocabulary::train(
         (0..50).map(|i| {
-            vec![crate::model::tokenizer::Message { role: "user".into(), content: format!("zz{i} yy{i}") }]
+            vec![crate::text::tokenizer::Message { role: "user".into(), content: format!("zz{i} yy{i}") }]
         }),
         310,
     );
