@@ -1,13 +1,14 @@
 //! The forward pass with the weights of one block in memory at a time: what checks a model that
 //! memory has no room for.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 
 use super::block::{Block, RotaryTables, Weights};
 use super::decoder::{embed, output};
 use super::file_error::FileError;
 use super::layout::BatchLayout;
-use super::{ModelSource, NoTaps, Parameters, Role};
+use super::source::read_parameters;
+use super::{ModelSource, NoTaps, Role};
 
 /// Logits after each token of a text, row-major `[ids, vocabulary]`, on the CPU.
 ///
@@ -15,22 +16,14 @@ use super::{ModelSource, NoTaps, Parameters, Role};
 /// Parameters that can't be read; ids outside the vocabulary.
 pub fn logits_by_block(source: &impl ModelSource, ids: &[u32]) -> Result<Vec<f32>, FileError> {
     let config = source.config();
-    let read = |wanted: &dyn Fn(Role) -> bool| {
-        let mut parameters = Parameters::default();
-        for parameter in config.parameters().into_iter().filter(|parameter| wanted(parameter.role)) {
-            let values = Var::from_vec(source.values(&parameter)?, parameter.shape(), &Device::Cpu)?;
-            parameters.insert(parameter.name, parameter.role, values)?;
-        }
-        Ok::<_, FileError>(parameters)
-    };
     let layout = BatchLayout::whole(1, ids.len());
     let input = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)?;
-    let embedding = read(&|role| role == Role::Embedding)?;
+    let embedding = read_parameters(source, |role| role == Role::Embedding)?;
     let mut x = embed(config, embedding.of(Role::Embedding)?, &input, DType::F32)?;
     drop(embedding);
     let mut tables = RotaryTables::new(config.max_position);
     for (layer, spec) in config.blocks.iter().enumerate() {
-        let parameters = read(&|role| role.layer() == Some(layer))?;
+        let parameters = read_parameters(source, |role| role.layer() == Some(layer))?;
         let weights = Weights::new(&parameters, true).of_block(layer);
         x = Block::new(config, spec, weights, &mut tables)?.forward(
             x,
@@ -40,7 +33,7 @@ pub fn logits_by_block(source: &impl ModelSource, ids: &[u32]) -> Result<Vec<f32
         )?;
     }
     let last = if config.tied { Role::Embedding } else { Role::Head };
-    let parameters = read(&|role| role == Role::FinalNorm || role == last)?;
+    let parameters = read_parameters(source, |role| role == Role::FinalNorm || role == last)?;
     let norm = Weights::new(&parameters, true).norm(Role::FinalNorm, config.features.norm, config.rms_eps)?;
     Ok(output(config, &norm.forward(&x)?, parameters.of(last)?)?.flatten_all()?.to_vec1()?)
 }

@@ -40,10 +40,7 @@ impl Decoder {
 
     fn over(config: DecoderConfig, parameters: &Parameters, frozen: bool) -> Result<Self> {
         for parameter in config.parameters() {
-            let (found, shape) = (parameters.of(parameter.role)?.dims(), parameter.shape());
-            if found != shape {
-                candle_core::bail!("parameter {} has shape {found:?}, expected {shape:?}", parameter.name);
-            }
+            parameters.fitting(&parameter)?;
         }
         let weights = Weights::new(parameters, frozen);
         let mut tables = RotaryTables::new(config.max_position);

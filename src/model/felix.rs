@@ -24,15 +24,13 @@ pub struct FelixLayer {
 /// A Felix spoke as taps: `h + sigmoid(b) / S * W_up silu(W_down norm(h))` after each of its
 /// blocks.
 ///
-/// SiLU is elementwise, so S bottlenecks of rank r are computed as one of rank S r. Other taps can
-/// come first: they see the block's output before the spoke.
+/// SiLU is elementwise, so S bottlenecks of rank r are computed as one of rank S r.
 #[derive(Debug, Clone)]
-pub struct Felix<T = NoTaps> {
+pub struct Felix {
     layers: BTreeMap<usize, FelixLayer>,
     spokes: usize,
     eps: f64,
     ones: Tensor,
-    before: T,
 }
 
 impl Felix {
@@ -58,17 +56,9 @@ impl Felix {
         }
         let device = layers.values().next().map_or(&Device::Cpu, |layer| layer.w_down.device());
         let ones = Tensor::ones(hidden, DType::F32, device)?;
-        Ok(Self { layers, spokes, eps, ones, before: NoTaps })
+        Ok(Self { layers, spokes, eps, ones })
     }
 
-    /// The same spoke after other taps.
-    pub fn behind<T>(self, before: T) -> Felix<T> {
-        let Self { layers, spokes, eps, ones, .. } = self;
-        Felix { layers, spokes, eps, ones, before }
-    }
-}
-
-impl<T> Felix<T> {
     /// What the layer makes of the residual stream `[..., D]`.
     fn apply(&self, layer: &FelixLayer, h: &Tensor) -> Result<Tensor> {
         let n = rms_norm(h, layer.norm.as_ref().unwrap_or(&self.ones), self.eps)?;
@@ -77,22 +67,17 @@ impl<T> Felix<T> {
     }
 }
 
-impl<T: Taps> Taps for Felix<T> {
-    fn before(&mut self) -> Option<&mut dyn Taps> {
-        Some(&mut self.before)
-    }
-
+impl Taps for Felix {
     fn tap(&mut self, point: Point, at: Context, tensor: Tensor) -> Result<Tensor> {
-        let tensor = self.before.tap(point, at, tensor)?;
         match self.layers.get(&at.layer).filter(|_| point == Point::BlockOutput) {
             Some(spoke) => self.apply(spoke, &tensor),
             None => Ok(tensor),
         }
     }
 
-    /// The spoke acts after the block, so only the taps before it are repeated.
+    /// The spoke acts after the block, so nothing of it is repeated within.
     fn recompute(&self, layer: usize) -> Option<Recompute> {
-        self.before.recompute(layer)
+        NoTaps.recompute(layer)
     }
 }
 

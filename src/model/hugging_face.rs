@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Var};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::file_error::FileError;
 use super::hugging_face_config::{self, TokenIds};
 use super::safetensors_file::{self, SafetensorsFile};
+use super::source::read_parameters;
 use super::{
     DecoderConfig, Family, ModelSource, ParameterSpec, Parameters, Role, hugging_face_text, superseded,
 };
@@ -66,11 +66,7 @@ impl TextSide {
 /// Names the file and the key or tensor, what was found and what was expected.
 pub fn load(folder: &Path) -> Result<Model, FileError> {
     let folder = Folder::open(folder)?;
-    let mut parameters = Parameters::default();
-    for parameter in folder.config.parameters() {
-        let values = Var::from_vec(folder.values(&parameter)?, parameter.shape(), &Device::Cpu)?;
-        parameters.insert(parameter.name, parameter.role, values)?;
-    }
+    let parameters = read_parameters(&folder, |_| true)?;
     Ok(Model { config: folder.config, parameters, text: folder.text })
 }
 

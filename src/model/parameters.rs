@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::Role;
+use super::{ParameterSpec, Role};
 
 /// Variables, each with its name and role, in the order of [`super::DecoderConfig::parameters`]:
 /// optimisers, checkpoints and hashes rely on it.
@@ -69,6 +69,19 @@ impl Parameters {
             Some(&at) => Ok(&self.entries[at].var),
             None => candle_core::bail!("parameter {role:?} is missing"),
         }
+    }
+
+    /// The variable of a parameter, with its shape.
+    ///
+    /// # Errors
+    /// No such parameter, or one of another shape.
+    pub fn fitting(&self, parameter: &ParameterSpec) -> Result<&Var> {
+        let (var, shape) = (self.of(parameter.role)?, parameter.shape());
+        if var.dims() != shape {
+            let (name, found) = (&parameter.name, var.dims());
+            candle_core::bail!("parameter {name} has shape {found:?}, expected {shape:?}");
+        }
+        Ok(var)
     }
 
     /// Names and variables, in order.

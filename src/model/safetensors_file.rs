@@ -171,7 +171,7 @@ impl View for F32View<'_> {
     }
     fn data(&self) -> Cow<'_, [u8]> {
         let values = f32_values(self.0).expect("callers pass f32 tensors");
-        values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into()
+        encode(&values, Dtype::F32).into()
     }
     fn data_len(&self) -> usize {
         self.0.elem_count() * size_of::<f32>()
@@ -197,7 +197,7 @@ impl View for &NewTensor {
         &self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        self.values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into()
+        encode(&self.values, Dtype::F32).into()
     }
     fn data_len(&self) -> usize {
         self.values.len() * size_of::<f32>()
@@ -285,6 +285,15 @@ pub fn write_streamed(
     staged.commit().map_err(io())
 }
 
+/// The stored bytes of values: F16, BF16 or else F32.
+pub fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
 /// The elements of an f32 tensor, row-major.
 pub fn f32_values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
@@ -305,14 +314,10 @@ pub fn write_parts(
     shapes.sort();
     let tensors: Vec<(&str, Dtype, Vec<usize>)> =
         shapes.iter().map(|(name, shape)| (name.as_str(), dtype, shape.clone())).collect();
-    let encode: fn(&[f32]) -> Vec<u8> = match dtype {
-        Dtype::BF16 => |part| part.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        _ => |part| part.iter().flat_map(|v| v.to_le_bytes()).collect(),
-    };
     let mut told = None;
     let format = [("format", "pt".to_owned())];
     let written = write_streamed(target, &format, &tensors, |name, out| match values(name) {
-        Ok(values) => values.chunks(PART).try_for_each(|part| out.write_all(&encode(part))),
+        Ok(values) => values.chunks(PART).try_for_each(|part| out.write_all(&encode(part, dtype))),
         Err(error) => {
             let message = error.to_string();
             told = Some(error);

@@ -1,9 +1,11 @@
 //! What a model is read from: a folder, a file, or memory.
 
+use candle_core::{Device, Var};
+
 use super::file_error::FileError;
 use super::hugging_face::{Model, TextSide};
 use super::safetensors_file::f32_values;
-use super::{DecoderConfig, ParameterSpec};
+use super::{DecoderConfig, ParameterSpec, Parameters, Role};
 
 /// A model whose weights are read one parameter at a time, so that a large one needs no memory of
 /// its size.
@@ -19,6 +21,22 @@ pub trait ModelSource {
     fn values(&self, parameter: &ParameterSpec) -> Result<Vec<f32>, FileError>;
 }
 
+/// Reads the wanted parameters of a model into memory, in their order.
+///
+/// # Errors
+/// A parameter that can't be read.
+pub(super) fn read_parameters(
+    source: &impl ModelSource,
+    wanted: impl Fn(Role) -> bool,
+) -> Result<Parameters, FileError> {
+    let mut parameters = Parameters::default();
+    for parameter in source.config().parameters().into_iter().filter(|parameter| wanted(parameter.role)) {
+        let values = Var::from_vec(source.values(&parameter)?, parameter.shape(), &Device::Cpu)?;
+        parameters.insert(parameter.name, parameter.role, values)?;
+    }
+    Ok(parameters)
+}
+
 impl ModelSource for Model {
     fn config(&self) -> &DecoderConfig {
         &self.config
@@ -27,12 +45,6 @@ impl ModelSource for Model {
         &self.text
     }
     fn values(&self, parameter: &ParameterSpec) -> Result<Vec<f32>, FileError> {
-        let (var, expected) = (self.parameters.of(parameter.role)?, parameter.shape());
-        if var.dims() != expected {
-            let (name, found) = (&parameter.name, var.dims());
-            let message = format!("parameter {name} has shape {found:?}, expected {expected:?}");
-            return Err(candle_core::Error::Msg(message).into());
-        }
-        Ok(f32_values(var)?)
+        Ok(f32_values(self.parameters.fitting(parameter)?)?)
     }
 }

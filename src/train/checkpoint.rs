@@ -28,8 +28,8 @@ const STATE: &str = "state.json";
 const RECIPE: &str = "recipe.toml";
 const MANIFEST: &str = "manifest.json";
 
-/// What a run has to remember beside tensors. The order of the data and all random numbers follow
-/// from seed and step.
+/// What a run has to remember in addition to tensors. All random numbers follow from seed and step,
+/// the order of the data from the seed and the position that is kept here.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -316,8 +316,9 @@ fn saved_recipe(folder: &Path) -> Result<Recipe, TrainError> {
         .map_err(|e| TrainError::Checkpoint { path: folder.to_owned(), message: format!("{RECIPE}: {e}") })
 }
 
-/// Rates of the steps to come, which a person may change when a run broke down: key, value in the
-/// checkpoint, value now; none where a recipe does not say it.
+/// What a person may change for the remaining steps: rates, if a run diverged, and the tokens of a
+/// part, for another device's memory. Key, value in the checkpoint, value now; none where a recipe
+/// does not set it.
 ///
 /// # Errors
 /// A recipe in the checkpoint that can't be read.

@@ -235,4 +235,4 @@ impl Stop {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::api) mod tests;

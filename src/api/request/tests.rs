@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::engine::{Constraint, Penalties, Sampling};
 
-const GREEDY: SamplingDefaults = SamplingDefaults {
+pub(in crate::api) const GREEDY: SamplingDefaults = SamplingDefaults {
     temperature: 0.0,
     top_p: 1.0,
     top_k: 0,

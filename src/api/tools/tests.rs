@@ -3,19 +3,9 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::SamplingDefaults;
+use crate::api::request::tests::GREEDY;
 use crate::text::conversation::Conversation;
 use crate::text::fields::take;
-
-const GREEDY: SamplingDefaults = SamplingDefaults {
-    temperature: 0.0,
-    top_p: 1.0,
-    top_k: 0,
-    min_p: 0.0,
-    seed: None,
-    thinking: false,
-    task_limits: true,
-};
 
 fn constrained(fields: Value) -> Result<AnswerOptions, String> {
     let mut body = json!({"messages": [{"role": "user", "content": "x"}]});

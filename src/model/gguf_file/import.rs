@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{Device, Var};
-
 use super::config_keys::read_config;
 use super::names::{gguf_dims, gguf_name};
 use super::scaling::ROPE_FREQS;
@@ -12,7 +10,8 @@ use super::{NAMED, values};
 use crate::gguf::{Gguf, TensorInfo, check_readable};
 use crate::model::file_error::FileError;
 use crate::model::hugging_face::{Model, TextSide};
-use crate::model::{DecoderConfig, ModelSource, ParameterSpec, Parameters, gguf_tokenizer};
+use crate::model::source::read_parameters;
+use crate::model::{DecoderConfig, ModelSource, ParameterSpec, gguf_tokenizer};
 
 /// Reads the decoder configuration of a GGUF file of a known architecture, without weights.
 ///
@@ -31,11 +30,7 @@ pub fn load_config(path: &Path) -> Result<DecoderConfig, FileError> {
 /// A file that breaks a rule of GGUF; parts that the decoder doesn't compute.
 pub fn import(path: &Path) -> Result<Model, FileError> {
     let file = Imported::open(path)?;
-    let mut parameters = Parameters::default();
-    for parameter in file.config.parameters() {
-        let values = Var::from_vec(file.values(&parameter)?, parameter.shape(), &Device::Cpu)?;
-        parameters.insert(parameter.name, parameter.role, values)?;
-    }
+    let parameters = read_parameters(&file, |_| true)?;
     Ok(Model { config: file.config, parameters, text: file.text })
 }
 

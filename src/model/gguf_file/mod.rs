@@ -11,10 +11,10 @@ pub(crate) mod values;
 
 use std::path::Path;
 
-use half::{bf16, f16};
+use safetensors::Dtype;
 
 use super::file_error::FileError;
-use super::{DecoderConfig, ModelSource, ParameterSpec, gguf_tokenizer};
+use super::{DecoderConfig, ModelSource, ParameterSpec, gguf_tokenizer, safetensors_file};
 use crate::digest::Digest;
 use crate::gguf::{GgmlType, ORIGIN_KEY, TensorHasher, Writer};
 pub(super) use config_keys::write_config;
@@ -156,9 +156,10 @@ impl Source {
 
 /// Encodes values as F16, BF16 or else F32.
 pub(crate) fn encode(values: &[f32], kind: GgmlType) -> Vec<u8> {
-    match kind {
-        GgmlType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        GgmlType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-    }
+    let dtype = match kind {
+        GgmlType::F16 => Dtype::F16,
+        GgmlType::BF16 => Dtype::BF16,
+        _ => Dtype::F32,
+    };
+    safetensors_file::encode(values, dtype)
 }

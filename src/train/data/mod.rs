@@ -1,5 +1,5 @@
 //! What is learnt from: rows of JSONL files and of generators, as tokens, mixed by weight, in an
-//! order that seed and step decide.
+//! order that the seed decides.
 
 mod cache;
 mod chat;
