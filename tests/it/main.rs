@@ -61,5 +61,6 @@ mod terminal;
 mod tokenizer;
 mod tools;
 mod train;
+mod train_groups;
 mod train_seams;
 mod trouble;

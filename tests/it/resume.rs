@@ -8,6 +8,8 @@ use bespoke::digest::Digest;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::train::{self, bespoke, stderr, write};
+
 const STEPS: u64 = 12;
 
 const RECIPE: &str = r#"
@@ -202,4 +204,43 @@ fn a_disk_that_is_full_costs_nothing_that_was_saved() {
     let output = command(folder.path(), "run", &["--resume"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(hashes(&folder.path().join("run")), expected);
+}
+
+/// A refused resumption must leave the run unchanged.
+#[test]
+fn a_refused_resumption_keeps_the_runs_recipe() {
+    let folder = train::folder();
+    bespoke(folder.path()).args(["train", "recipe.toml", "--out", "run"]).assert().success();
+    let recipe = || std::fs::read(folder.path().join("run/recipe.toml")).unwrap();
+    let before = recipe();
+    write(folder.path(), "rows.jsonl", "{\"text\":\"other rows\"}\n");
+    let more = ["train", "recipe.toml", "--out", "run", "--resume", "--set", "train.steps=9"];
+    let said = stderr(&bespoke(folder.path()).args(more).assert().code(1));
+    assert!(said.contains("made with another data.domains.rows"), "{said}");
+    assert!(recipe() == before);
+}
+
+/// What another device needs may change, and the run says what that means.
+#[test]
+fn a_run_that_goes_on_in_other_parts_and_another_type_says_so() {
+    let folder = train::folder();
+    bespoke(folder.path()).args(["train", "recipe.toml", "--out", "run"]).assert().success();
+    let resumed = |steps: &str, more: &[&str]| {
+        let command = ["train", "recipe.toml", "--out", "run", "--resume", "--set", steps];
+        stderr(&bespoke(folder.path()).args(command).args(more).assert().success())
+    };
+    let bits = "not bit for bit";
+    let said = resumed("train.steps=5", &[]);
+    assert!(!said.contains(bits) && !said.contains("train.micro_tokens"), "{said}");
+    let other = ["--set", "train.micro_tokens=64", "--set", "train.precision=bf16"];
+    let said = resumed("train.steps=6", &other);
+    for part in [
+        "train.micro_tokens is 64 from step 6 on; it was 1024",
+        "the steps before step 6 were computed on the CPU in f32",
+        bits,
+    ] {
+        assert!(said.contains(part), "{part} is missing in: {said}");
+    }
+    // Said once: from then on it is the run's own.
+    assert!(!resumed("train.steps=7", &other).contains(bits));
 }
